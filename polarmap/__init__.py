@@ -1,0 +1,1 @@
+"""A map with error correction built in."""

@@ -1,0 +1,273 @@
+"""Decoder: which arrivals determine the data, and how; bits first, blocks last."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import encode, integers, sequential
+from polarmap.code.design import Floats, Indices, power_of_two_above
+from polarmap.code.dtypes import DType, is_exact, real_dtype, working_dtype
+
+if TYPE_CHECKING:
+    from polarmap.code.polar import PolarCode
+
+Array = npt.NDArray[Any]
+Rows = Mapping[int, Array]
+
+# A parity system with a relative singular value below this is taken as singular: its solution
+# would have no correct digit left in float32, three in float64.
+SINGULAR = 1e-12
+
+
+class Decoder:
+    """Collects arrivals of one codeword and says when its data blocks are determined.
+
+    Parameters
+    ----------
+    code : PolarCode
+    exact : bool
+        Decode integers modulo 2^64 rather than real numbers.
+    max_amplification : float
+        Wait for more arrivals while a recovered block would multiply the relative error of the
+        received ones by more than this. All n arrivals are accepted at any amplification.
+
+    Examples
+    --------
+    >>> from polarmap.code.polar import PolarCode
+    >>> decoder = Decoder(PolarCode(4, 2))
+    >>> [decoder.add(i) for i in (3, 3, 0)]
+    [False, False, True]
+    >>> decoder.missing.tolist()
+    [1]
+    """
+
+    def __init__(
+        self, code: PolarCode, *, exact: bool = False, max_amplification: float = np.inf
+    ) -> None:
+        self.code, self.exact, self.max_amplification = code, exact, max_amplification
+        self.arrived = np.zeros(code.n, dtype=bool)
+        self.count = 0
+        self.ready = False
+        self._plan: Plan | None = None
+        self._data_missing = code.k
+        self._look_again_at = code.k
+        if code.decoder == "sequential":
+            self._progress = sequential.Progress(_frozen_mask(code))
+            self._determined = False
+
+    def add(self, index: int) -> bool:
+        """Note the arrival of block `index` (once); True when the data blocks are determined."""
+        if self.arrived[index]:
+            return self.ready
+        self.arrived[index] = True
+        self.count += 1
+        self._plan = None
+        self._data_missing -= index < self.code.k
+        if self.code.decoder == "sequential":
+            self._determined |= self._progress.arrive(int(self.code.order[index]))
+        self.ready = self._is_ready()
+        return self.ready
+
+    @property
+    def missing(self) -> Indices:
+        """The data blocks that have not arrived, ascending."""
+        return np.flatnonzero(~self.arrived[: self.code.k])
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over for verification."""
+        return max(0, self.count - self.code.k)
+
+    @property
+    def plan(self) -> Plan:
+        """How to recover the missing data blocks from the arrived ones."""
+        if self._plan is None:
+            self._plan = Plan(self.code, self.arrived.copy(), self.exact)
+        return self._plan
+
+    @property
+    def amplification(self) -> float:
+        """Largest error amplification of a recovered block; 0 if all arrived or exact, inf if undetermined."""
+        return self.plan.amplification if self.count >= self.code.k else np.inf
+
+    def _is_ready(self) -> bool:
+        if self._data_missing == 0 or self.count == self.code.n:
+            return True
+        if self.count < self._look_again_at:
+            return False
+        if self.code.decoder == "sequential":
+            return self._determined and self._is_accurate()
+        if self.exact:
+            deficit = self._data_missing - len(self.plan.pivots)
+            # One arrival adds at most one to the rank: no need to look before.
+            self._look_again_at = self.count + deficit
+            return deficit == 0 and self._is_accurate()
+        return self._is_accurate()
+
+    def _is_accurate(self) -> bool:
+        if self.exact and np.isinf(self.max_amplification):
+            return True
+        return self.plan.amplification <= self.max_amplification
+
+
+class Plan:
+    """How to recover the missing data blocks of one arrival pattern. Depends on bits only.
+
+    Attributes
+    ----------
+    missing : Indices
+        The data blocks to recover, ascending.
+    parity : Indices
+        The parity blocks that arrived, as rows of P.
+    """
+
+    def __init__(self, code: PolarCode, arrived: npt.NDArray[np.bool_], exact: bool) -> None:
+        self.code, self.exact = code, exact
+        self.arrived = np.flatnonzero(arrived)
+        self.missing = np.flatnonzero(~arrived[: code.k])
+        self.known = np.flatnonzero(arrived[: code.k])
+        self.parity = np.flatnonzero(arrived[code.k :])
+
+    @cached_property
+    def system(self) -> Array:
+        """P restricted to arrived parity (rows) and missing data (columns)."""
+        return self.code.coefficients[np.ix_(self.parity, self.missing)]
+
+    @cached_property
+    def pivots(self) -> Indices:
+        """Rows of `system` that determine the missing integers; fewer than those if too few do."""
+        return np.array(integers.independent_rows(self.system), dtype=np.intp)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
+        if self.code.decoder == "sequential":
+            return self._sequential_weights()
+        solver = left_inverse(self.system.astype(np.float64, copy=False))
+        known = self.code.coefficients[np.ix_(self.parity, self.known)]
+        return np.concatenate([-(solver @ known), solver], axis=1)
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`."""
+        if not len(self.missing):
+            return 0.0
+        if len(self.parity) < len(self.missing):
+            return np.inf
+        norms = np.linalg.norm(self.weights, axis=1)
+        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    def recover(self, rows: Rows, dtype: DType) -> Array:
+        """The missing data blocks (len(missing), b) from the flat blocks that arrived.
+
+        `rows` maps positions to arrays (b,) and must hold every arrived position. Integers of an
+        exact plan come back exactly, modulo 2^bits; integers of another are rounded.
+        """
+        width = next(iter(rows.values())).size
+        if dtype.kind == "c":
+            real = real_dtype(dtype)
+            halves = {index: rows[index].astype(dtype, copy=False).view(real) for index in self.arrived}
+            return self.recover(halves, real).view(dtype)
+        out = np.empty((len(self.missing), width), dtype)
+        if not len(self.missing) or not width:
+            return out
+        if self.code.decoder == "sequential":
+            self._recover_sequentially(rows, out)
+        elif is_exact(dtype) and self.exact:
+            self._recover_integers(rows, out)
+        else:
+            self._recover_floats(rows, out)
+        return out
+
+    def _recover_floats(self, rows: Rows, out: Array) -> None:
+        working = np.dtype(np.float64) if is_exact(out.dtype) else working_dtype(out.dtype)
+        weights = self.weights.astype(working, copy=False)
+        received = [rows[int(index)] for index in self.arrived]
+        for columns in encode.tiles(out.shape[1], len(received), working.itemsize):
+            product = weights @ encode.gather(received, columns, working)
+            out[:, columns] = np.rint(product) if is_exact(out.dtype) else product
+
+    def _recover_integers(self, rows: Rows, out: Array) -> None:
+        """Syndrome, then the inverse of the pivot rows, both modulo 2^64."""
+        parity = self.parity[self.pivots]
+        solver = integers.inverse(self.system[self.pivots])
+        coefficients = self.code.coefficients[np.ix_(parity, self.known)]
+        known = [rows[int(index)] for index in self.known]
+        received = [rows[int(index) + self.code.k] for index in parity]
+        for columns in encode.tiles(out.shape[1], len(self.arrived), 8):
+            syndrome = encode.gather(received, columns, np.int64).view(np.uint64)
+            if known:
+                syndrome -= integers.matmul(coefficients, encode.gather(known, columns, np.int64))
+            out[:, columns] = integers.matmul(solver, syndrome).astype(out.dtype)
+
+    def _recover_sequentially(self, rows: Rows, out: Array) -> None:
+        exact = is_exact(out.dtype)
+        working = np.dtype(np.int64) if exact else working_dtype(out.dtype)
+        received = [rows[int(index)] for index in self.arrived]
+        steps, leaves = self._schedule
+        length = power_of_two_above(self.code.n)
+        for columns in encode.tiles(out.shape[1], 2 * length, working.itemsize):
+            table = np.zeros((2 * length, columns.stop - columns.start), working)
+            table[leaves] = encode.gather(received, columns, working)
+            sequential.replay(steps, table)
+            out[:, columns] = table[self.code.order[self.missing]].astype(out.dtype)
+
+    @cached_property
+    def _schedule(self) -> tuple[list[sequential.Step], Indices]:
+        leaves = self.code.order[self.arrived]
+        known = np.zeros(power_of_two_above(self.code.n), bool)
+        known[leaves] = True
+        return sequential.schedule(_frozen_mask(self.code), known), leaves
+
+    def _sequential_weights(self) -> Floats:
+        """The schedule replayed on the identity."""
+        out = np.empty((len(self.missing), len(self.arrived)))
+        unit = np.eye(len(self.arrived))
+        self._recover_sequentially(dict(zip(self.arrived.tolist(), unit)), out)
+        return out
+
+
+def left_inverse(matrix: Floats) -> Floats:
+    """The pseudo-inverse of a matrix with full column rank; all inf when it has not.
+
+    >>> left_inverse(np.array([[2.0], [0.0]])).round(3) + 0.0
+    array([[0.5, 0. ]])
+    """
+    rows, columns = matrix.shape
+    singular = np.full((columns, rows), np.inf)
+    if rows < columns:
+        return singular
+    q, r = np.linalg.qr(matrix)
+    diagonal = np.abs(np.diag(r))
+    if diagonal.min() <= SINGULAR * diagonal.max():
+        return singular
+    return np.asarray(np.linalg.solve(r, q.T))
+
+
+def worst_amplification(coefficients: Floats, arrived: Indices) -> float:
+    """The largest amplification when exactly the blocks `arrived` have, for a code [P, -I]."""
+    k = coefficients.shape[1]
+    known = arrived[arrived < k]
+    missing = np.setdiff1d(np.arange(k), known)
+    if not len(missing):
+        return 0.0
+    rows = arrived[arrived >= k] - k
+    solver = left_inverse(coefficients[np.ix_(rows, missing)])
+    if not np.isfinite(solver).all():
+        return np.inf
+    weights = np.concatenate([solver, solver @ coefficients[np.ix_(rows, known)]], axis=1)
+    return float(np.linalg.norm(weights, axis=1).max())
+
+
+def _frozen_mask(code: PolarCode) -> npt.NDArray[np.bool_]:
+    """Frozen and punctured inputs of the arikan butterfly."""
+    length = power_of_two_above(code.n)
+    mask = np.zeros(length, bool)
+    mask[code.frozen] = True
+    mask[: length - code.n] = True
+    return mask

@@ -1,0 +1,137 @@
+"""Which inputs are frozen, by which angles the butterfly turns, how positions are shuffled.
+
+Everything here is a pure function of (n, k, seed), the same on every machine and numpy version.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.intp]
+
+# Angles near 0 or pi/2 barely mix; this range keeps every 2x2 kernel well mixed.
+ANGLE_RANGE = (0.3, 1.2)
+# A butterfly shorter than this has too few angles to be generic.
+SHORTEST_BUTTERFLY = 16
+
+
+def power_of_two_above(size: int) -> int:
+    """The smallest power of two >= size.
+
+    >>> [power_of_two_above(n) for n in (1, 2, 3, 1000)]
+    [1, 2, 4, 1024]
+    """
+    return 1 << max(0, size - 1).bit_length()
+
+
+def erasure_probabilities(leaves: npt.ArrayLike) -> Floats:
+    """Erasure probability of every input, given the erasure probability of every worker.
+
+    One butterfly of z -> a + b - ab (minus, the slow virtual worker) and ab (plus, the fast one);
+    Arikan (2009), eq. (35), for unequal workers.
+
+    >>> erasure_probabilities([0.5, 0.5]).tolist()
+    [0.75, 0.25]
+    """
+    z = np.array(leaves, dtype=np.float64)
+    half = z.size // 2
+    while half:
+        pairs = z.reshape(-1, 2, half)
+        first, second = pairs[:, 0].copy(), pairs[:, 1].copy()
+        pairs[:, 1] = first * second
+        pairs[:, 0] = first + second - pairs[:, 1]
+        half //= 2
+    return z
+
+
+def frozen_inputs(n: int, k: int, erasure: float) -> Indices:
+    """The n - k inputs to freeze, ascending, on a butterfly of the next power of two.
+
+    The first N - n positions are punctured (never sent), so the code keeps the all-ones word and
+    a constant survives decoding exactly. The set is closed downwards (an input below a frozen one
+    is frozen), which the two-pass systematic encoder needs.
+
+    >>> frozen_inputs(8, 4, 0.25).tolist()
+    [0, 1, 2, 4]
+    """
+    length = power_of_two_above(n)
+    leaves = np.full(length, erasure)
+    leaves[: length - n] = 1.0
+    z = erasure_probabilities(leaves)
+    envelope = z.copy()  # z'_j = min of z_i over all i whose bits are a subset of j's
+    half = length // 2
+    while half:
+        pairs = envelope.reshape(-1, 2, half)
+        np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
+        half //= 2
+    sent = np.arange(length - n, length)
+    worst_first = sent[np.argsort(-envelope[sent], kind="stable")]
+    return np.sort(worst_first[: n - k])
+
+
+class Rotations(NamedTuple):
+    """A folded orthogonal butterfly: k blocks in groups of `size`, out to r parity blocks.
+
+    Group g is transformed with `inward[g]`, the groups are added and shuffled with `shuffles[h]`,
+    transformed with `outward[h]`, and rows `rows` of the stacked result are kept. Row i is then
+    scaled and shifted: parity_i = scale_i (row i) + shift_i (sum of all data blocks), so that the
+    coefficients of every parity block have the same norm and sum to one.
+    """
+
+    size: int
+    inward: Floats  # (groups of data, stages, size / 2, 2): cosine and sine
+    outward: Floats  # (groups of parity, stages, size / 2, 2)
+    shuffles: Indices  # (groups of parity, size)
+    rows: Indices  # (r,) into the groups of parity, stacked
+    scale: Floats  # (r,)
+    shift: Floats  # (r,)
+
+
+def rotations(n: int, k: int, seed: int) -> Rotations:
+    """The angles and shuffles of the (n, k) rotation code; `scale` and `shift` are still 1 and 0."""
+    parity = n - k
+    size = max(power_of_two_above(min(k, parity)), SHORTEST_BUTTERFLY)
+    stages = size.bit_length() - 1
+    data_groups, parity_groups = -(-k // size), -(-parity // size)
+    stream = UniformStream(seed, n, k)
+
+    def angles(groups: int) -> Floats:
+        low, high = ANGLE_RANGE
+        angle = low + (high - low) * stream.take(groups * stages * size // 2)
+        turned = np.stack([np.cos(angle), np.sin(angle)], axis=-1)
+        return turned.reshape(groups, stages, size // 2, 2)
+
+    inward, outward = angles(data_groups), angles(parity_groups)
+    shuffles = np.stack([np.argsort(stream.take(size), kind="stable") for _ in range(parity_groups)])
+    rows = [
+        group * size + np.argsort(stream.take(size), kind="stable")[: min(size, parity - group * size)]
+        for group in range(parity_groups)
+    ]
+    return Rotations(
+        size, inward, outward, shuffles, np.concatenate(rows), np.ones(parity), np.zeros(parity)
+    )
+
+
+class UniformStream:
+    """A splitmix64 stream of uniforms in [0, 1): unlike numpy's generators, fixed for ever."""
+
+    def __init__(self, *seeds: int) -> None:
+        self._state = np.uint64(0)
+        for seed in seeds:
+            self._state = self._mix(np.array([self._state + np.uint64(seed + 1)], np.uint64))[0]
+
+    @staticmethod
+    def _mix(state: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+        state = state * np.uint64(0x9E3779B97F4A7C15)
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return state ^ (state >> np.uint64(31))
+
+    def take(self, count: int) -> Floats:
+        counters = self._state + np.arange(1, count + 1, dtype=np.uint64)
+        self._state = counters[-1]
+        return (self._mix(counters) >> np.uint64(11)) * 2.0**-53

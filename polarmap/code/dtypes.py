@@ -1,0 +1,81 @@
+"""Which dtypes a code carries, in what precision it computes, how accurate that can be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.errors import CodeError
+
+DType = np.dtype[Any]
+
+# float32 and complex64 are summed in float64: the rounding of the sums then never adds to the
+# rounding of the parity blocks themselves.
+_WORKING = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}
+_RTOL = {"f2": 1e-1, "f4": 1e-4, "f8": 1e-10}
+
+
+def check_dtype(dtype: npt.DTypeLike, what: str) -> DType:
+    """`dtype` if a code can carry it, in native byte order; `what` names the array in the error.
+
+    >>> check_dtype(bool, "the data")
+    Traceback (most recent call last):
+    polarmap.errors.CodeError: the data has dtype bool: linear codes carry float16/32/64, \
+complex64/128 and integers; convert it first, e.g. with .astype(float)
+    """
+    checked = np.dtype(dtype)
+    if checked.kind in "iu" or _name(checked) in _WORKING:
+        return checked.newbyteorder("=")
+    raise CodeError(
+        f"{what} has dtype {checked}: linear codes carry float16/32/64, complex64/128 and "
+        "integers; convert it first, e.g. with .astype(float)"
+    )
+
+
+def is_exact(dtype: DType) -> bool:
+    """Whether arithmetic on it is exact (integers, modulo 2^bits)."""
+    return dtype.kind in "iu"
+
+
+def real_dtype(dtype: DType) -> DType:
+    """The dtype of the real and imaginary parts; `dtype` itself when it is real."""
+    return np.dtype(f"f{dtype.itemsize // 2}") if dtype.kind == "c" else dtype
+
+
+def working_dtype(dtype: DType) -> DType:
+    """The real dtype in which blocks of an inexact `dtype` are added up."""
+    return np.dtype(_WORKING[_name(dtype)])
+
+
+def parity_dtype(dtype: DType, growth: int) -> DType:
+    """The dtype of parity blocks: the data's own, or for integers one that cannot overflow.
+
+    `growth` is the largest sum of absolute parity coefficients. int64 (and uint64, as int64) have
+    nothing wider: their parity wraps modulo 2^64, which integer results undo exactly.
+
+    >>> parity_dtype(np.dtype("u1"), 40), parity_dtype(np.dtype("u1"), 400)
+    (dtype('int16'), dtype('int32'))
+    """
+    if not is_exact(dtype):
+        return dtype
+    bits = 8 * dtype.itemsize - (dtype.kind == "i")
+    for size in (2, 4, 8):
+        if growth << bits < 1 << (8 * size - 1):
+            return np.dtype(f"i{size}")
+    return np.dtype("i8")
+
+
+def epsilon(dtype: DType) -> float:
+    """The spacing of floating numbers near 1; 0 for integers."""
+    return 0.0 if is_exact(dtype) else float(np.finfo(dtype).eps)
+
+
+def default_rtol(dtype: DType) -> float:
+    """The relative error up to which a decode is accepted: 1e-10, 1e-4, 0.1 for float64/32/16."""
+    return 0.0 if is_exact(dtype) else _RTOL[_name(real_dtype(dtype))]
+
+
+def _name(dtype: DType) -> str:
+    return f"{dtype.kind}{dtype.itemsize}"

@@ -1,0 +1,375 @@
+"""PolarCode: n coded blocks of which k are the data, bound by C x = 0."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, lru_cache
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import butterfly, encode
+from polarmap.code.decoder import Decoder, worst_amplification
+from polarmap.code.design import (
+    Floats,
+    Indices,
+    Rotations,
+    UniformStream,
+    frozen_inputs,
+    power_of_two_above,
+    rotations,
+)
+from polarmap.code.dtypes import check_dtype, is_exact, parity_dtype, real_dtype, working_dtype
+from polarmap.errors import CodeError, NotDecodableError
+
+Array = npt.NDArray[Any]
+
+MAX_WORKERS = 1 << 16
+# Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
+SEEDS, PATTERNS = 8, 64
+# Up to this many parity rows a BLAS product beats the butterfly (benchmarks/encode.py).
+DENSE_UP_TO = 24
+# Without the compiled kernel BLAS wins up to here.
+DENSE_UP_TO_UNCOMPILED = 128
+
+
+class PolarCode:
+    """A systematic polar code over the reals, or over the integers.
+
+    The coded blocks x satisfy C x = 0 with C = [P, -I]: blocks 0..k-1 are the data untouched,
+    blocks k..n-1 are parity. A linear f commutes with this, and since the rows of P sum to one
+    so does an affine f: f(x_j) obey the same equations, and lost results follow from the others.
+
+    Parameters
+    ----------
+    n : int
+        Coded blocks (workers), k < n <= 65,536.
+    k : int
+        Data blocks, at least 1.
+    kernel : {"rotation", "arikan"}
+        "rotation": an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
+        set; almost any k blocks decode, like an MDS code. "arikan": [[1, 1], [0, 1]] and the
+        frozen set of channel polarization (arXiv 1901.06811); small integer coefficients, so
+        integers decode exactly.
+    decoder : {"optimal", "sequential"}
+        "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
+        cancellation: additions and subtractions, n log n, when the bit pattern permits.
+    erasure : float, optional
+        Erasure probability for which the arikan frozen set is chosen; (n - k) / n by default.
+    seed : int, optional
+        Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
+        amplification it gives; 0 above.
+
+    Raises
+    ------
+    CodeError
+        For sizes or names out of range.
+
+    Examples
+    --------
+    >>> code = PolarCode(6, 4)
+    >>> coded = code.encode(np.arange(8.0).reshape(4, 2))
+    >>> np.allclose(code.parity_check @ coded, 0)
+    True
+    >>> code.decode({0: coded[0], 2: coded[2], 4: coded[4], 5: coded[5]}).round(9).tolist()
+    [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
+    """
+
+    def __init__(
+        self,
+        n: int,
+        k: int,
+        kernel: str = "rotation",
+        decoder: str = "optimal",
+        erasure: float | None = None,
+        seed: int | None = None,
+    ) -> None:
+        _check_sizes(n, k)
+        if kernel not in ("rotation", "arikan"):
+            raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
+        if decoder not in ("optimal", "sequential"):
+            raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
+        if decoder == "sequential" and kernel != "arikan":
+            raise CodeError("decoder='sequential' needs kernel='arikan'")
+        if erasure is not None and not 0 < erasure < 1:
+            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure}")
+        self.n, self.k = int(n), int(k)
+        self.kernel, self.decoder = kernel, decoder
+        self.erasure = (n - k) / n if erasure is None else erasure
+        self._seed = seed
+
+    def __repr__(self) -> str:
+        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r})"
+
+    @property
+    def rate(self) -> float:
+        """k / n."""
+        return self.k / self.n
+
+    @property
+    def systematic(self) -> Indices:
+        """The coded blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    @cached_property
+    def frozen(self) -> Indices:
+        """Inputs of the transform that are frozen to zero, ascending; n - k of them.
+
+        arikan: positions on the butterfly of the next power of two. rotation: the transform is
+        x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
+        """
+        if self.kernel == "arikan":
+            return frozen_inputs(self.n, self.k, self.erasure)
+        return np.arange(self.k, self.n)
+
+    @cached_property
+    def order(self) -> Indices:
+        """arikan: the leaf of the butterfly on which each coded block sits, data blocks first."""
+        if self.kernel != "arikan":
+            return np.arange(self.n)
+        length = power_of_two_above(self.n)
+        is_parity = np.zeros(length, bool)
+        is_parity[self.frozen] = True
+        sent = np.arange(length - self.n, length)
+        return np.concatenate([sent[~is_parity[sent]], self.frozen])
+
+    @cached_property
+    def seed(self) -> int:
+        """The seed of the rotation angles in use."""
+        if self._seed is not None or self.kernel == "arikan":
+            return self._seed or 0
+        return _best_seed(self.n, self.k) if self.n <= 64 else 0
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
+        if self.kernel == "rotation":
+            return _rotation_coefficients(self._rotations, self.k)
+        identity = np.eye(self.k, dtype=np.int64)
+        out = np.empty((self.n - self.k, self.k), np.int64)
+        encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, identity, out)
+        return out
+
+    @property
+    def parity_check(self) -> Array:
+        """C = [P, -I], shape (n - k, n): C x = 0 for every codeword x."""
+        return np.concatenate(
+            [self.coefficients, -np.eye(self.n - self.k, dtype=self.coefficients.dtype)], axis=1
+        )
+
+    @cached_property
+    def growth(self) -> int:
+        """The largest sum of absolute coefficients of a parity block, rounded up."""
+        return int(np.ceil(np.abs(self.coefficients).sum(axis=1).max()))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+        """The dtype of the parity blocks of data of `dtype` (wider, for integers)."""
+        checked = check_dtype(dtype, "the data")
+        if is_exact(checked) and self.kernel == "rotation":
+            raise CodeError(
+                f"the rotation kernel cannot carry {checked} blocks: use kernel='arikan' for exact "
+                "integers, or convert them to a floating dtype"
+            )
+        return parity_dtype(checked, self.growth) if is_exact(checked) else checked
+
+    def parity(self, rows: encode.Rows) -> Array:
+        """The n - k parity blocks of k flat data blocks.
+
+        Parameters
+        ----------
+        rows : array (k, b) or sequence of k arrays (b,)
+            One dtype for all.
+
+        Returns
+        -------
+        array (n - k, b), of `parity_dtype`.
+        """
+        if len(rows) != self.k:
+            raise CodeError(f"{self!r} encodes {self.k} blocks, got {len(rows)}")
+        dtype = self.parity_dtype(rows[0].dtype)
+        if dtype.kind == "c":
+            real = real_dtype(dtype)
+            halves = rows.view(real) if isinstance(rows, np.ndarray) else [row.view(real) for row in rows]
+            return self.parity(halves).view(dtype)
+        out = np.empty((self.n - self.k, rows[0].size), dtype)
+        if self.kernel == "arikan":
+            encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
+            return out
+        limit = DENSE_UP_TO if encode.has_compiled_kernels() else DENSE_UP_TO_UNCOMPILED
+        working = working_dtype(dtype)
+        if self.n - self.k <= limit or self.k <= limit:
+            encode.dense(self.coefficients.astype(working, copy=False), rows, out)
+        else:
+            encode.rotation_parity(self._rotations, rows, out, working)
+        return out
+
+    def encode(self, blocks: npt.ArrayLike) -> Array:
+        """All n coded blocks of k data blocks.
+
+        Parameters
+        ----------
+        blocks : array (k, ...)
+            Data blocks stacked on the first axis.
+
+        Returns
+        -------
+        array (n, ...)
+            The data blocks, then the parity blocks. Integers come back in a dtype wide enough
+            for the parity blocks.
+
+        Raises
+        ------
+        CodeError
+            If the first axis is not k long or the dtype cannot be coded.
+        """
+        data = np.ascontiguousarray(blocks)
+        if data.ndim == 0 or len(data) != self.k:
+            raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
+        rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
+        parity = self.parity(rows)
+        return np.concatenate([rows.astype(parity.dtype, copy=False), parity]).reshape(
+            (self.n, *data.shape[1:])
+        )
+
+    def decodable(self, arrived: npt.ArrayLike, exact: bool | None = None) -> bool:
+        """Whether a set of arrivals determines all k data blocks.
+
+        Parameters
+        ----------
+        arrived : boolean array (n,)
+        exact : bool, optional
+            Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
+            arikan kernel.
+        """
+        mask = np.asarray(arrived)
+        if mask.shape != (self.n,) or mask.dtype != bool:
+            raise CodeError(f"arrived must be a boolean mask of length {self.n}")
+        decoder = Decoder(self, exact=self.kernel == "arikan" if exact is None else exact)
+        for index in np.flatnonzero(mask):
+            decoder.add(int(index))
+        return decoder.ready
+
+    def decode(self, blocks: Mapping[int, npt.ArrayLike]) -> Array:
+        """The k data blocks from any decodable set of coded blocks.
+
+        Parameters
+        ----------
+        blocks : mapping from position (0..n-1) to block, all of one shape and dtype
+            Integer data blocks may be narrower than integer parity blocks.
+
+        Returns
+        -------
+        array (k, ...), in the dtype of the data blocks given (of the parity blocks if none is).
+
+        Raises
+        ------
+        NotDecodableError
+            If the set determines nothing more.
+        CodeError
+            If positions, shapes or dtypes do not fit.
+
+        Examples
+        --------
+        >>> code = PolarCode(4, 2, kernel="arikan")
+        >>> coded = code.encode(np.array([[2, 3], [5, 7]]))
+        >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
+        [[2, 3], [5, 7]]
+        """
+        arrays = {index: np.ascontiguousarray(block) for index, block in sorted(blocks.items())}
+        _check_blocks(self, arrays)
+        first = next(iter(arrays.values()))
+        dtype = check_dtype(first.dtype, "a block")
+        decoder = Decoder(self, exact=is_exact(dtype) and self.kernel == "arikan")
+        for index in arrays:
+            decoder.add(index)
+        if not decoder.ready:
+            raise NotDecodableError(
+                f"{len(arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
+                f"at least {max(1, self.k - len(arrays))} more needed"
+            )
+        rows = {index: array.reshape(-1) for index, array in arrays.items()}
+        recovered = decoder.plan.recover(rows, dtype)
+        result = np.empty((self.k, first.size), dtype)
+        for index in range(self.k):
+            if index in rows:
+                result[index] = rows[index]
+        result[decoder.plan.missing] = recovered
+        return result.reshape((self.k, *first.shape))
+
+    @cached_property
+    def _rotations(self) -> Rotations:
+        return _normalized(rotations(self.n, self.k, self.seed), self.k)
+
+
+def _normalized(plan: Rotations, k: int) -> Rotations:
+    """`plan` with scale and shift such that every row of P sums to one.
+
+    The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
+    blocks carry the same weight. With k = 2 the rest has one direction only and its length is
+    what tells the parity blocks apart: there it stays as it is.
+    """
+    raw = _rotation_coefficients(plan, k)
+    mean = raw.mean(axis=1)
+    scale = np.ones(len(raw))
+    if k > 2:
+        scale /= np.linalg.norm(raw - mean[:, None], axis=1)
+    return plan._replace(scale=scale, shift=1 / k - scale * mean)
+
+
+def _rotation_coefficients(plan: Rotations, k: int) -> Floats:
+    """P, by transforming the identity tile by tile."""
+    coefficients = np.empty((len(plan.rows), k))
+
+    def work(columns: slice) -> None:
+        identity = np.zeros((k, columns.stop - columns.start))
+        np.fill_diagonal(identity[columns], 1.0)
+        coefficients[:, columns] = butterfly.folded(identity, plan)
+
+    encode.over_cores(work, list(encode.tiles(k, 3 * plan.size, 8)))
+    return coefficients
+
+
+@lru_cache(maxsize=256)
+def _best_seed(n: int, k: int) -> int:
+    """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
+    patterns = _arrival_patterns(n, k)
+
+    def worst(seed: int) -> float:
+        plan = _normalized(rotations(n, k, seed), k)
+        coefficients = _rotation_coefficients(plan, k)
+        return max(worst_amplification(coefficients, arrived) for arrived in patterns)
+
+    return min(range(SEEDS), key=worst)
+
+
+def _arrival_patterns(n: int, k: int) -> list[Indices]:
+    """All sets of k arrivals when there are few, else a fixed sample."""
+    if comb(n, k) <= PATTERNS:
+        return [np.array(arrived) for arrived in combinations(range(n), k)]
+    stream = UniformStream(n, k)
+    return [np.sort(np.argsort(stream.take(n), kind="stable")[:k]) for _ in range(PATTERNS)]
+
+
+def _check_sizes(n: int, k: int) -> None:
+    for name, value in (("n", n), ("k", k)):
+        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+            raise CodeError(f"{name} must be an integer, not {value!r}")
+    if not 1 <= k < n <= MAX_WORKERS:
+        raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
+
+
+def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
+    if not arrays:
+        raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
+    first = next(iter(arrays.values()))
+    for index, array in arrays.items():
+        if not isinstance(index, (int, np.integer)) or not 0 <= index < code.n:
+            raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
+        if array.shape != first.shape:
+            raise CodeError(f"block {index} has shape {array.shape}, the first one {first.shape}")
+        same_kind = array.dtype.kind in "iu" and first.dtype.kind in "iu"
+        if array.dtype != first.dtype and not same_kind:
+            raise CodeError(f"block {index} has dtype {array.dtype}, the first one {first.dtype}")

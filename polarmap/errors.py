@@ -1,0 +1,35 @@
+"""Every error polarmap raises on purpose, one tree.
+
+    PolarmapError
+    ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
+    ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
+    ├── NotLinearError       (ValueError)    the results break the parity equations
+    ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
+    └── CodedTimeoutError    (TimeoutError)  the deadline passed first
+"""
+
+from __future__ import annotations
+
+
+class PolarmapError(Exception):
+    """The root: `except PolarmapError` catches everything below."""
+
+
+class CodeError(PolarmapError, ValueError):
+    """An argument, shape or dtype that no code can carry."""
+
+
+class ExecutorError(PolarmapError, RuntimeError):
+    """The executor cannot be built, reached or used."""
+
+
+class NotLinearError(PolarmapError, ValueError):
+    """f is not linear or affine in its block, or a worker returned garbage."""
+
+
+class NotDecodableError(PolarmapError, RuntimeError):
+    """Too few results arrived and no more can."""
+
+
+class CodedTimeoutError(PolarmapError, TimeoutError):
+    """The caller's `timeout` passed before the results were determined."""
