@@ -45,7 +45,7 @@ def arikan_inverse(x: Array) -> Array:
 
 
 def rotate(x: Array, turns: Floats) -> Array:
-    """x <- the orthogonal butterfly of x, in place; `turns` (stages, len(x) / 2, 2) are cos, sin."""
+    """x <- the orthogonal butterfly of x in place; `turns` (stages, len(x) / 2, 2): cos, sin."""
     for stage, turn in enumerate(turns):
         half = 1 << stage
         pairs = x.reshape(-1, 2, half, x.shape[1])
@@ -66,7 +66,10 @@ def folded(data: Array, plan: Rotations) -> Array:
         padded = np.zeros((plan.size, width), data.dtype)
         padded[: len(rows)] = rows
         added += rotate(padded, turns)
-    stacked = [rotate(added[shuffle], turns) for shuffle, turns in zip(plan.shuffles, plan.outward)]
+    stacked = [
+        rotate(added[shuffle], turns)
+        for shuffle, turns in zip(plan.shuffles, plan.outward, strict=True)
+    ]
     chosen = np.concatenate(stacked)[plan.rows]
     chosen *= plan.scale[:, None].astype(data.dtype)
     chosen += plan.shift[:, None].astype(data.dtype) * data.sum(axis=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
+from math import inf, isinf
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy.typing as npt
 from polarmap.code import encode, integers, sequential
 from polarmap.code.design import Floats, Indices, power_of_two_above
 from polarmap.code.dtypes import DType, is_exact, real_dtype, working_dtype
+from polarmap.errors import CodeError
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
@@ -47,7 +49,7 @@ class Decoder:
     """
 
     def __init__(
-        self, code: PolarCode, *, exact: bool = False, max_amplification: float = np.inf
+        self, code: PolarCode, *, exact: bool = False, max_amplification: float = inf
     ) -> None:
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)
@@ -62,6 +64,8 @@ class Decoder:
 
     def add(self, index: int) -> bool:
         """Note the arrival of block `index` (once); True when the data blocks are determined."""
+        if not 0 <= index < self.code.n:
+            raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {index!r}")
         if self.arrived[index]:
             return self.ready
         self.arrived[index] = True
@@ -70,7 +74,7 @@ class Decoder:
         self._data_missing -= index < self.code.k
         if self.code.decoder == "sequential":
             self._determined |= self._progress.arrive(int(self.code.order[index]))
-        self.ready = self._is_ready()
+        self.ready = self._is_determined() and self._is_accurate()
         return self.ready
 
     @property
@@ -92,27 +96,22 @@ class Decoder:
 
     @property
     def amplification(self) -> float:
-        """Largest error amplification of a recovered block; 0 if all arrived or exact, inf if undetermined."""
-        return self.plan.amplification if self.count >= self.code.k else np.inf
+        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
+        return self.plan.amplification if self._is_determined() else np.inf
 
-    def _is_ready(self) -> bool:
-        if self._data_missing == 0 or self.count == self.code.n:
+    def _is_determined(self) -> bool:
+        if self._data_missing == 0:
             return True
+        if self.code.decoder == "sequential":
+            return self._determined
         if self.count < self._look_again_at:
             return False
-        if self.code.decoder == "sequential":
-            return self._determined and self._is_accurate()
-        if self.exact:
-            deficit = self._data_missing - len(self.plan.pivots)
-            # One arrival adds at most one to the rank: no need to look before.
-            self._look_again_at = self.count + deficit
-            return deficit == 0 and self._is_accurate()
-        return self._is_accurate()
+        # One arrival lowers the deficit by at most one: no need to look before that many.
+        self._look_again_at = self.count + self.plan.deficit
+        return self.plan.deficit == 0
 
     def _is_accurate(self) -> bool:
-        if self.exact and np.isinf(self.max_amplification):
-            return True
-        return self.plan.amplification <= self.max_amplification
+        return isinf(self.max_amplification) or self.plan.amplification <= self.max_amplification
 
 
 class Plan:
@@ -124,6 +123,8 @@ class Plan:
         The data blocks to recover, ascending.
     parity : Indices
         The parity blocks that arrived, as rows of P.
+    known, arrived : Indices
+        The data blocks, and all blocks, that arrived.
     """
 
     def __init__(self, code: PolarCode, arrived: npt.NDArray[np.bool_], exact: bool) -> None:
@@ -144,23 +145,38 @@ class Plan:
         return np.array(integers.independent_rows(self.system), dtype=np.intp)
 
     @cached_property
+    def deficit(self) -> int:
+        """How many arrivals are still needed at the least; 0 when the data are determined."""
+        unknowns = len(self.missing)
+        if self.exact:
+            return unknowns - len(self.pivots)
+        if len(self.parity) < unknowns:
+            return unknowns - len(self.parity)
+        if np.isfinite(self._solver).all():
+            return 0
+        return max(1, unknowns - int(np.linalg.matrix_rank(self.system)))
+
+    @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
         if self.code.decoder == "sequential":
             return self._sequential_weights()
-        solver = left_inverse(self.system.astype(np.float64, copy=False))
         known = self.code.coefficients[np.ix_(self.parity, self.known)]
-        return np.concatenate([-(solver @ known), solver], axis=1)
+        return np.concatenate([-(self._solver @ known), self._solver], axis=1)
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`."""
-        if not len(self.missing):
+        """The largest 2-norm of a row of `weights`; 0 for an exact plan."""
+        if self.exact or not len(self.missing):
             return 0.0
         if len(self.parity) < len(self.missing):
             return np.inf
         norms = np.linalg.norm(self.weights, axis=1)
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    @cached_property
+    def _solver(self) -> Floats:
+        return left_inverse(self.system.astype(np.float64, copy=False))
 
     def recover(self, rows: Rows, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat blocks that arrived.
@@ -171,7 +187,10 @@ class Plan:
         width = next(iter(rows.values())).size
         if dtype.kind == "c":
             real = real_dtype(dtype)
-            halves = {index: rows[index].astype(dtype, copy=False).view(real) for index in self.arrived}
+            halves = {
+                index: np.ascontiguousarray(rows[index], dtype).view(real)
+                for index in self.arrived.tolist()
+            }
             return self.recover(halves, real).view(dtype)
         out = np.empty((len(self.missing), width), dtype)
         if not len(self.missing) or not width:
@@ -228,7 +247,7 @@ class Plan:
         """The schedule replayed on the identity."""
         out = np.empty((len(self.missing), len(self.arrived)))
         unit = np.eye(len(self.arrived))
-        self._recover_sequentially(dict(zip(self.arrived.tolist(), unit)), out)
+        self._recover_sequentially(dict(zip(self.arrived.tolist(), unit, strict=True)), out)
         return out
 
 

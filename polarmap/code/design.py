@@ -92,7 +92,7 @@ class Rotations(NamedTuple):
 
 
 def rotations(n: int, k: int, seed: int) -> Rotations:
-    """The angles and shuffles of the (n, k) rotation code; `scale` and `shift` are still 1 and 0."""
+    """The angles and shuffles of the (n, k) rotation code, scale and shift left at 1 and 0."""
     parity = n - k
     size = max(power_of_two_above(min(k, parity)), SHORTEST_BUTTERFLY)
     stages = size.bit_length() - 1
@@ -106,9 +106,9 @@ def rotations(n: int, k: int, seed: int) -> Rotations:
         return turned.reshape(groups, stages, size // 2, 2)
 
     inward, outward = angles(data_groups), angles(parity_groups)
-    shuffles = np.stack([np.argsort(stream.take(size), kind="stable") for _ in range(parity_groups)])
+    shuffles = np.stack([stream.permutation(size) for _ in range(parity_groups)])
     rows = [
-        group * size + np.argsort(stream.take(size), kind="stable")[: min(size, parity - group * size)]
+        group * size + stream.permutation(size)[: min(size, parity - group * size)]
         for group in range(parity_groups)
     ]
     return Rotations(
@@ -132,6 +132,11 @@ class UniformStream:
         return state ^ (state >> np.uint64(31))
 
     def take(self, count: int) -> Floats:
+        """The next `count` numbers."""
         counters = self._state + np.arange(1, count + 1, dtype=np.uint64)
         self._state = counters[-1]
-        return (self._mix(counters) >> np.uint64(11)) * 2.0**-53
+        return (self._mix(counters) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+    def permutation(self, size: int) -> Indices:
+        """A shuffle of range(size)."""
+        return np.argsort(self.take(size), kind="stable")

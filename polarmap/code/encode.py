@@ -31,7 +31,7 @@ def gather(rows: Rows, columns: slice, dtype: npt.DTypeLike, out: Array | None =
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, columns], casting="unsafe")
     else:
-        for target, row in zip(tile, rows):
+        for target, row in zip(tile, rows, strict=True):
             np.copyto(target, row[columns], casting="unsafe")
     return tile
 
@@ -64,7 +64,11 @@ def available_cores() -> int:
 
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:
     """out = matrix @ rows through BLAS, which brings its own threads."""
-    if isinstance(rows, np.ndarray) and rows.dtype == out.dtype == matrix.dtype and rows.flags.c_contiguous:
+    if (
+        isinstance(rows, np.ndarray)
+        and rows.dtype == out.dtype == matrix.dtype
+        and rows.flags.c_contiguous
+    ):
         np.matmul(matrix, rows, out=out)
         return
     for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
@@ -72,11 +76,15 @@ def dense(matrix: Floats, rows: Rows, out: Array) -> None:
 
 
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, working: npt.DTypeLike) -> None:
-    """out = the parity rows by two butterflies, compiled when numba is there and the job is large."""
+    """out = the parity rows by two butterflies, compiled if numba is there and the job large."""
     kernel = _compiled_folded() if np.dtype(working) == np.float64 and _is_large(rows) else None
 
     def work(columns: slice) -> None:
-        if kernel is not None and isinstance(rows, np.ndarray) and rows.dtype == out.dtype == np.float64:
+        if (
+            kernel is not None
+            and isinstance(rows, np.ndarray)
+            and rows.dtype == out.dtype == np.float64
+        ):
             kernel(rows, out, columns.start, columns.stop, *plan[1:])
         elif kernel is not None:
             tile = gather(rows, columns, np.float64)
@@ -96,7 +104,11 @@ def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out:
     `order` says on which leaf each of the n coded blocks sits, data first. The sums are taken in
     out's dtype, or in float64 when that is inexact.
     """
-    working = out.dtype if out.dtype.kind in "iu" else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
+    working = (
+        out.dtype
+        if out.dtype.kind in "iu"
+        else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
+    )
     k = len(rows)
 
     def work(columns: slice) -> None:

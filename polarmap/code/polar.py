@@ -187,12 +187,13 @@ class PolarCode:
         -------
         array (n - k, b), of `parity_dtype`.
         """
-        if len(rows) != self.k:
-            raise CodeError(f"{self!r} encodes {self.k} blocks, got {len(rows)}")
+        _check_rows(self, rows)
         dtype = self.parity_dtype(rows[0].dtype)
         if dtype.kind == "c":
             real = real_dtype(dtype)
-            halves = rows.view(real) if isinstance(rows, np.ndarray) else [row.view(real) for row in rows]
+            if isinstance(rows, np.ndarray):
+                return self.parity(np.ascontiguousarray(rows, dtype).view(real)).view(dtype)
+            halves = [np.ascontiguousarray(row, dtype).view(real) for row in rows]
             return self.parity(halves).view(dtype)
         out = np.empty((self.n - self.k, rows[0].size), dtype)
         if self.kernel == "arikan":
@@ -350,26 +351,46 @@ def _arrival_patterns(n: int, k: int) -> list[Indices]:
     if comb(n, k) <= PATTERNS:
         return [np.array(arrived) for arrived in combinations(range(n), k)]
     stream = UniformStream(n, k)
-    return [np.sort(np.argsort(stream.take(n), kind="stable")[:k]) for _ in range(PATTERNS)]
+    return [np.sort(stream.permutation(n)[:k]) for _ in range(PATTERNS)]
 
 
 def _check_sizes(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
-        if not isinstance(value, (int, np.integer)) or isinstance(value, bool):
+        if not _is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
 
 
+def _is_integer(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _check_rows(code: PolarCode, rows: encode.Rows) -> None:
+    if len(rows) != code.k:
+        raise CodeError(f"{code!r} encodes {code.k} blocks, not {len(rows)}")
+    if isinstance(rows, np.ndarray):
+        return
+    for index, row in enumerate(rows):
+        if row.shape != (rows[0].size,) or row.dtype != rows[0].dtype:
+            raise CodeError(
+                f"block {index} is {row.dtype} of shape {row.shape}, "
+                f"block 0 {rows[0].dtype} of shape {rows[0].shape}"
+            )
+
+
 def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
     if not arrays:
         raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
-    first = next(iter(arrays.values()))
+    first = next(iter(arrays))
     for index, array in arrays.items():
-        if not isinstance(index, (int, np.integer)) or not 0 <= index < code.n:
+        if not _is_integer(index) or not 0 <= index < code.n:
             raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
-        if array.shape != first.shape:
-            raise CodeError(f"block {index} has shape {array.shape}, the first one {first.shape}")
-        same_kind = array.dtype.kind in "iu" and first.dtype.kind in "iu"
-        if array.dtype != first.dtype and not same_kind:
-            raise CodeError(f"block {index} has dtype {array.dtype}, the first one {first.dtype}")
+        # Integer parity blocks are wider than integer data blocks; all else is alike.
+        model = arrays[first]
+        is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"
+        if array.shape != model.shape or (array.dtype != model.dtype and not is_wider):
+            raise CodeError(
+                f"block {index} is {array.dtype} of shape {array.shape}, "
+                f"block {first} {model.dtype} of shape {model.shape}"
+            )
