@@ -1,0 +1,69 @@
+# Every target sets up what it needs in .venv; nothing else on the machine is touched.
+# Paths are relative, so a checkout may lie anywhere, also below a folder with spaces.
+
+PYTHON  ?= python3
+BACKEND ?= localhost
+
+python := .venv/bin/python
+# As in an activated environment: Lithops looks for `python` on PATH.
+run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help demo test lint bench runtime venv clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+
+demo: .venv/.base  ## multiply a matrix by coded map, with two stragglers
+	@$(run) examples/matvec.py
+
+test: .venv/.test  ## run the whole test suite
+	@$(run) -m pytest
+
+test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
+	@files=$$(find tests -name 'test_$*.py'); \
+	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
+	$(run) -m pytest $$files
+
+lint: .venv/.dev  ## check style (ruff) and types (mypy)
+	@$(python) -m ruff check .
+	@$(python) -m mypy
+
+bench: .venv/.fast  ## measure speed and print the table of ratios
+	@$(run) -m benchmarks
+
+runtime: .venv/.base  ## build or check the worker runtime of BACKEND=localhost
+	@test -f "backends/$(BACKEND)/runtime.sh" || \
+	{ echo "make: no runtime is described for BACKEND=$(BACKEND); there are: $(notdir $(wildcard backends/*))." >&2; exit 2; }
+	@sh "backends/$(BACKEND)/runtime.sh" $(python)
+
+venv: .venv/.base  ## set up .venv with polarmap and its dependencies
+
+clean:  ## remove .venv, caches and build products
+	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# One stamp per set of dependencies. Each set holds the ones named before it,
+# so installing `dev` also stamps `test`, `fast` and `base`.
+stamped_base := base
+stamped_fast := base fast
+stamped_test := base fast test
+stamped_dev  := base fast test dev
+
+.venv/.%: setup.cfg pyproject.toml | .venv/.made
+	@echo "Installing polarmap ($*) into .venv ..."
+	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.$(if $(filter-out base,$*),[$*])'
+	@touch $(stamped_$*:%=.venv/.%)
+
+.venv/.made:
+	@command -v $(PYTHON) >/dev/null || \
+	{ echo "make: there is no '$(PYTHON)' here; install Python 3.10 or later, or name one with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	{ echo "make: polarmap needs Python 3.10 or later, but '$(PYTHON)' is older; name another with PYTHON=..." >&2; exit 2; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	{ echo "make: '$(PYTHON)' lacks the venv module; install it (Debian, Ubuntu: the package python3-venv)." >&2; exit 2; }
+	@echo "Creating .venv with $$($(PYTHON) --version) ..."
+	@$(PYTHON) -m venv .venv
+	@touch $@

@@ -1,0 +1,31 @@
+"""Every session has its own temporary and home directory, both gone afterwards.
+
+Lithops keeps its storage in the one and its cache and configuration in the other, reads both when
+it is imported, and removes a storage folder it finds: two sessions must not share them, nor a
+session with its user.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure() -> None:
+    own = Path(tempfile.mkdtemp(prefix="polarmap-tests-"))
+    # Registered before Lithops is imported, hence run after its own exit handler, which writes.
+    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():
+        (own / name).mkdir()
+        os.environ[variable] = str(own / name)
+    for variable in LITHOPS_SETTINGS:
+        os.environ.pop(variable, None)
+    tempfile.tempdir = None  # read TMPDIR again
