@@ -226,7 +226,7 @@ class PolarCode:
         CodeError
             If the first axis is not k long or the dtype cannot be coded.
         """
-        data = np.ascontiguousarray(blocks)
+        data = np.asarray(blocks, order="C")
         if data.ndim == 0 or len(data) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
@@ -279,7 +279,7 @@ class PolarCode:
         >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
         [[2, 3], [5, 7]]
         """
-        arrays = {index: np.ascontiguousarray(block) for index, block in sorted(blocks.items())}
+        arrays = {index: np.asarray(block, order="C") for index, block in sorted(blocks.items())}
         _check_blocks(self, arrays)
         first = next(iter(arrays.values()))
         dtype = check_dtype(first.dtype, "a block")

@@ -1,0 +1,44 @@
+"""The running half: starts tasks and tells as each ends. Knows no codes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.base import Executor, FaultyExecutor
+from polarmap.worker import Fault
+
+
+def open_executor(choice: Any) -> tuple[Executor, Mapping[int, Fault]]:
+    """The executor that `coded_map(executor=choice)` means, and the faults to inject."""
+    if isinstance(choice, FaultyExecutor):
+        return open_executor(choice.executor)[0], choice.faults
+    return _open(choice), {}
+
+
+def _open(choice: Any) -> Executor:
+    if choice is None or choice == "localhost":
+        from polarmap.executors.lithops import LocalhostExecutor
+
+        return LocalhostExecutor()
+    if isinstance(choice, (str, os.PathLike)):
+        from polarmap.executors.lithops import from_yaml
+
+        return from_yaml(choice)
+    if all(hasattr(choice, verb) for verb in ("start", "wait", "retry", "stop")):
+        executor: Executor = choice
+        return executor
+    if hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage"):
+        from polarmap.executors.lithops import ForeignExecutor
+
+        return ForeignExecutor(choice, owned=False)
+    if hasattr(choice, "submit"):
+        from polarmap.executors.futures import FuturesExecutor
+
+        return FuturesExecutor(choice)
+    raise ExecutorError(
+        f"executor={choice!r} is not an executor: pass None or 'localhost', the path of a Lithops "
+        "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
+    )

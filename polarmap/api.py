@@ -1,0 +1,238 @@
+"""coded_map and its result: the only place that sees the code and the executors."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, overload
+
+import numpy as np
+
+from polarmap import blocks as blocks_
+from polarmap.blocks import Blocks, CodedBlocks
+from polarmap.code.dtypes import epsilon, is_exact
+from polarmap.code.polar import PolarCode
+from polarmap.collect import Collected, Collector, Settings
+from polarmap.errors import CodeError
+from polarmap.executors import open_executor
+from polarmap.progress import open_bar
+from polarmap.report import Report, TaskReport
+from polarmap.tree import unflatten
+
+
+class CodedResult(Sequence[Any]):
+    """The k results of a coded map, in order, as `[f(block) for block in blocks]` gives them.
+
+    Attributes
+    ----------
+    report : Report
+        Who arrived when, what was decoded, how accurate it is.
+    """
+
+    def __init__(self, results: Sequence[Any], report: Report, blocks: Blocks) -> None:
+        self._results, self.report, self._blocks = list(results), report, blocks
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        return self._results[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        return f"<CodedResult of {len(self)} blocks, {len(self.report.recovered)} decoded>"
+
+    def concatenate(self, axis: int = 0) -> Any:
+        """The results as one array.
+
+        Parameters
+        ----------
+        axis : int
+            Along which results are joined. Scalars are stacked. Along axis 0, rows that come from
+            filler rows of the last block are cut off when f returns one row per row.
+
+        Raises
+        ------
+        CodeError
+            If the results are containers rather than arrays.
+        """
+        return blocks_.concatenate(self._results, self._blocks, axis)
+
+
+def coded_map(
+    f: Callable[[Any], Any],
+    data: Any,
+    *,
+    blocks: int | None = None,
+    workers: int | None = None,
+    code: str | PolarCode = "auto",
+    executor: Any = None,
+    verify: bool | str = "auto",
+    rtol: float | None = None,
+    timeout: float | None = None,
+    retries: int = 1,
+    progress: bool | None = None,
+) -> CodedResult:
+    """Map a linear or affine f over blocks of data, without waiting for stragglers.
+
+    The data is cut into k blocks, n - k parity blocks are added, n workers each apply f to one,
+    and the k results are returned as soon as those that have arrived determine them.
+
+    Parameters
+    ----------
+    f : callable
+        Linear or affine in its block: an array or a nested tuple, list or dict of arrays, in and
+        out. It runs elsewhere, so it must be picklable (cloudpickle) and deterministic.
+    data : array-like, or sequence of blocks
+        An array (numpy, memmap, zarr, h5py: shape, dtype, slicing) is cut along its first axis
+        into equal blocks; if it does not divide, the last block is filled up with rows of zeros,
+        which f sees. A sequence gives the blocks themselves, all of one structure and shape.
+    blocks : int, optional
+        k. By default the length of a sequence, 24 for an array (or its number of rows if that is
+        smaller), or what 3/4 of `workers` gives.
+    workers : int, optional
+        n, larger than k. By default k + ceil(k / 3): a third more work than a plain map.
+    code : {"auto", "rotation", "arikan"} or PolarCode
+        "auto" codes integers with the arikan kernel (exact), all else with the rotation kernel
+        (decodes at the k-th arrival).
+    executor : optional
+        None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
+        YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
+    verify : {"auto", True, False}
+        "auto": the first time a function has to be decoded, wait a little (at most one median
+        task time, between 0.2 and 10 s) for one result more than needed and check the parity
+        equations; if none comes, evaluate f here on one decoded block. Later uses check only what
+        arrived anyway. True: as if every use were the first. False: trust the caller.
+    rtol : float, optional
+        Relative error accepted from decoding, 1e-10 for float64, 1e-4 for float32, 0.1 for
+        float16: while eps times the error amplification exceeds it, one more result is awaited.
+    timeout : float, optional
+        Seconds after which to give up. By default the executor's own limit (localhost: 1 h a task).
+    retries : int
+        How often a failed task is started again when its result is needed.
+    progress : bool, optional
+        Show a bar; by default when standard error is a terminal.
+
+    Returns
+    -------
+    CodedResult
+
+    Raises
+    ------
+    CodeError
+        Data, sizes or dtypes that cannot be coded.
+    NotLinearError
+        The results contradict each other: f is not linear.
+    NotDecodableError
+        Too few results and nothing more can arrive; chained to the first task's exception.
+    CodedTimeoutError
+        `timeout` passed; says how many results had arrived.
+    ExecutorError
+        The executor cannot be used.
+
+    Examples
+    --------
+    >>> import numpy as np, polarmap
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> A = np.arange(24.0).reshape(8, 3)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     y = polarmap.coded_map(lambda block: block @ np.ones(3), A, blocks=4, executor=pool)
+    >>> y.concatenate().round(9).tolist()
+    [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
+    """
+    _check_options(f, verify, rtol, timeout, retries)
+    runner, faults = open_executor(executor)
+    began = runner.now()
+    cut, chosen = _plan_code(data, blocks, workers, code)
+    coded = CodedBlocks(cut, chosen)
+    with open_bar(chosen.n, sys.stderr.isatty() if progress is None else progress) as show:
+        settings = Settings(verify, rtol, timeout, retries)
+        collected = Collector(runner, f, coded, settings, show).run(faults)
+    report = _report(collected, coded, runner.name, runner.now() - began)
+    results = [unflatten(collected.structure, leaves) for leaves in collected.results]
+    return CodedResult(results, report, cut)
+
+
+def _plan_code(
+    data: Any, blocks: int | None, workers: int | None, code: str | PolarCode
+) -> tuple[Blocks, PolarCode]:
+    """The blocks of the data and the code that carries them."""
+    if isinstance(code, PolarCode):
+        blocks = code.k if blocks is None else blocks
+        workers = code.n if workers is None else workers
+    elif code not in ("auto", "rotation", "arikan"):
+        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
+    if blocks is None and workers is not None and hasattr(data, "shape"):
+        workers = blocks_.checked_count("workers", workers)
+        blocks = max(1, min(3 * workers // 4, data.shape[0] if data.shape else 1))
+    cut = blocks_.cut(data, blocks)
+    n = cut.k + math.ceil(cut.k / 3) if workers is None else blocks_.checked_count("workers", workers)
+    if isinstance(code, PolarCode):
+        if (code.n, code.k) != (n, cut.k):
+            raise CodeError(f"{code!r} does not fit {cut.k} blocks on {n} workers")
+        return cut, code
+    if code == "auto":
+        code = "arikan" if any(is_exact(dtype) for dtype in cut.dtypes) else "rotation"
+    if n <= cut.k:
+        raise CodeError(f"workers={n} leaves no parity for {cut.k} blocks: use workers > {cut.k}")
+    chosen = PolarCode(n, cut.k, kernel=code)
+    for dtype in cut.dtypes:
+        chosen.parity_dtype(dtype)
+    return cut, chosen
+
+
+def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
+    if not callable(f):
+        raise CodeError(f"f must be callable, not {type(f).__name__}")
+    if verify not in ("auto", True, False):
+        raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
+    for name, value in (("rtol", rtol), ("timeout", timeout)):
+        if value is not None and not value > 0:
+            raise CodeError(f"{name} must be positive, not {value!r}")
+    if not isinstance(retries, (int, np.integer)) or retries < 0:
+        raise CodeError(f"retries must be 0 or more, not {retries!r}")
+
+
+def _report(collected: Collected, coded: CodedBlocks, executor: str, seconds: float) -> Report:
+    decoder = collected.decoder
+    recovered = tuple(int(index) for index in decoder.missing)
+    amplification = decoder.amplification if recovered else 0.0
+    inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
+    relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
+    return Report(
+        n=coded.n,
+        k=coded.code.k,
+        code=f"{coded.code.kernel} {coded.code.decoder}",
+        executor=executor,
+        tasks=tuple(_task_report(collected, index) for index in range(coded.n)),
+        needed=collected.needed,
+        recovered=recovered,
+        seconds=seconds,
+        encode_seconds=coded.encode_seconds,
+        decode_seconds=collected.decode_seconds,
+        surplus_seconds=collected.surplus_seconds,
+        amplification=amplification,
+        error_bound=amplification * relative,
+        residual=collected.residual,
+        verified=collected.verified,
+        filler=coded.blocks.filler,
+    )
+
+
+def _task_report(collected: Collected, index: int) -> TaskReport:
+    task = collected.tasks[index]
+    if task.arrived is None:
+        state = "abandoned" if task.running else "failed"
+    else:
+        is_data = index < collected.decoder.code.k
+        state = "used" if is_data or len(collected.decoder.missing) else "surplus"
+    failures = tuple(str(failure) for failure in task.failures)
+    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)
+

@@ -1,0 +1,194 @@
+"""Data <-> k equal blocks, their parity blocks, and results <-> one array."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.dtypes import check_dtype
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
+from polarmap.tree import Structure, flatten
+
+Array = npt.NDArray[Any]
+
+DEFAULT_BLOCKS = 24
+
+
+class Blocks:
+    """k equal blocks, each a list of leaves of one structure.
+
+    Attributes
+    ----------
+    k : int
+    structure : Structure
+        Of every block.
+    filler : int
+        Rows of zeros added to the end of an array so that it cuts into equal blocks.
+    rows : int or None
+        Rows per block of an array that was cut, None for a sequence.
+    """
+
+    def __init__(
+        self,
+        leaves: Sequence[Sequence[Array]],
+        structure: Structure,
+        filler: int = 0,
+        rows: int | None = None,
+    ) -> None:
+        self._leaves, self.structure = leaves, structure
+        self.k, self.filler, self.rows = len(leaves), filler, rows
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of the leaves of a block."""
+        return [leaf.dtype for leaf in self._leaves[0]]
+
+    def leaves(self, index: int) -> list[Array]:
+        """The arrays of block `index`, shaped as f sees them."""
+        return list(self._leaves[index])
+
+    def stacked(self, leaf: int) -> Array | list[Array]:
+        """Leaf number `leaf` of all blocks as k flat rows: one array if memory allows a view."""
+        rows = [np.ascontiguousarray(block[leaf]).reshape(-1) for block in self._leaves]
+        return _adjoining(rows) if rows[0].nbytes else rows
+
+
+def cut(data: Any, blocks: int | None) -> Blocks:
+    """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
+        return _cut_array(data, blocks)
+    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__len__"):
+        raise CodeError(
+            f"data must be an array or a sequence of equally shaped blocks, not {type(data).__name__}"
+        )
+    return _from_sequence(data, blocks)
+
+
+def _cut_array(data: Any, blocks: int | None) -> Blocks:
+    if len(data.shape) == 0 or data.shape[0] == 0:
+        raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
+    check_dtype(data.dtype, "the data")
+    total = int(data.shape[0])
+    k = min(DEFAULT_BLOCKS, total) if blocks is None else checked_count("blocks", blocks)
+    if k > total:
+        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
+    rows = -(-total // k)
+    filler = rows * k - total
+    return Blocks([[_slice(data, rows, index)] for index in range(k)], ("array",), filler, rows)
+
+
+def _slice(data: Any, rows: int, index: int) -> Array:
+    """Rows index*rows.. of the data, contiguous, in native byte order, filled up with zeros."""
+    part = np.asarray(data[index * rows : (index + 1) * rows])
+    part = np.ascontiguousarray(part, dtype=check_dtype(part.dtype, "the data"))
+    if len(part) == rows:
+        return part
+    filled = np.zeros((rows, *part.shape[1:]), part.dtype)
+    filled[: len(part)] = part
+    return filled
+
+
+def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
+    if len(data) == 0:
+        raise CodeError("data is an empty sequence: at least one block is needed")
+    if blocks is not None and blocks != len(data):
+        raise CodeError(f"blocks={blocks}, but the sequence has {len(data)} blocks; leave blocks out")
+    flat = [flatten(block) for block in data]
+    structure = flat[0][1]
+    first = flat[0][0]
+    for index, (leaves, other) in enumerate(flat):
+        shapes = [(leaf.shape, leaf.dtype) for leaf in leaves]
+        if other != structure or shapes != [(leaf.shape, leaf.dtype) for leaf in first]:
+            raise CodeError(
+                f"block {index} differs from block 0 in structure, shape or dtype: "
+                f"{_describe(leaves)} against {_describe(first)}"
+            )
+    for leaf in first:
+        check_dtype(leaf.dtype, "a block")
+    native = [
+        [np.ascontiguousarray(leaf, leaf.dtype.newbyteorder("=")).reshape(leaf.shape) for leaf in leaves]
+        for leaves, _ in flat
+    ]
+    return Blocks(native, structure)
+
+
+class CodedBlocks:
+    """The n coded blocks of `Blocks`; parity is computed when the first of it is asked for."""
+
+    def __init__(self, blocks: Blocks, code: PolarCode) -> None:
+        self.blocks, self.code = blocks, code
+        self._parity: list[Array] | None = None
+        self.encode_seconds = 0.0
+
+    @property
+    def n(self) -> int:
+        """Coded blocks."""
+        return self.code.n
+
+    @property
+    def structure(self) -> Structure:
+        """Of every block."""
+        return self.blocks.structure
+
+    def leaves(self, index: int) -> list[Array]:
+        """The arrays of coded block `index`."""
+        if index < self.code.k:
+            return self.blocks.leaves(index)
+        if self._parity is None:
+            began = time.perf_counter()
+            count = len(self.blocks.dtypes)
+            self._parity = [self.code.parity(self.blocks.stacked(leaf)) for leaf in range(count)]
+            self.encode_seconds = time.perf_counter() - began
+        shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
+        return [
+            parity[index - self.code.k].reshape(shape) for parity, shape in zip(self._parity, shapes)
+        ]
+
+
+def concatenate(results: Sequence[Any], blocks: Blocks, axis: int) -> Any:
+    """Results joined along `axis`; rows that come from filler are cut off."""
+    flat = [flatten(result) for result in results]
+    structure = flat[0][1]
+    if structure != ("array",):
+        raise CodeError(
+            f"concatenate() joins results that are arrays; f returned {_describe(flat[0][0])} "
+            "in a container or as a scalar: use list(result)"
+        )
+    arrays = [leaves[0] for leaves, _ in flat]
+    if arrays[0].ndim == 0:
+        return np.stack(arrays)
+    joined = np.concatenate(arrays, axis=axis)
+    row_by_row = blocks.rows is not None and arrays[0].shape[0] == blocks.rows
+    if axis == 0 and blocks.filler and row_by_row:
+        return joined[: len(joined) - blocks.filler]
+    return joined
+
+
+def _adjoining(rows: list[Array]) -> Array | list[Array]:
+    """Rows that lie one after another in memory, as the 2-D array they are."""
+    size = rows[0].nbytes
+    start = rows[0].__array_interface__["data"][0]
+    for index, row in enumerate(rows):
+        if row.__array_interface__["data"][0] != start + index * size or row.base is None:
+            return rows
+    base = rows[0].base
+    if any(row.base is not base for row in rows):
+        return rows
+    shape, strides = (len(rows), rows[0].size), (size, rows[0].itemsize)
+    return np.lib.stride_tricks.as_strided(rows[0], shape, strides, writeable=False)
+
+
+def checked_count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; `name` stands in the error."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise CodeError(f"{name} must be a positive integer, not {value!r}")
+    return int(value)
+
+
+def _describe(leaves: Sequence[Array]) -> str:
+    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)

@@ -1,0 +1,140 @@
+"""The parity equations left over once the missing blocks are determined.
+
+With m > k arrivals the received blocks alone satisfy m - k equations. A residual means that f is
+not linear, or that a worker returned garbage; two equations or more can tell which worker.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import encode, integers
+from polarmap.code.decoder import Plan, Rows
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
+
+Array = npt.NDArray[Any]
+
+MOST_CHECKS = 8  # equations evaluated; more would cost time and tell nothing new
+NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
+MOST_COLUMNS = 64  # entries looked at to find a culprit
+
+
+class Residual(NamedTuple):
+    """What the left-over equations say of one leaf.
+
+    relative : largest residual of an entry, as a share of that entry's largest value.
+    broken : entries (flat positions) where it exceeds rounding; empty if the equations hold.
+    finite : whether the residual could be evaluated everywhere.
+    """
+
+    relative: float
+    broken: Indices
+    finite: bool
+
+
+def tolerance(dtype: DType) -> float:
+    """The relative residual above which an equation is broken: the square root of eps.
+
+    Below it lies the rounding of any sensible f; what it lets pass is in the reported bound.
+    """
+    return float(np.sqrt(epsilon(dtype)))
+
+
+def float_checks(plan: Plan) -> Floats:
+    """Up to 8 equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
+    system = plan.system.astype(np.float64)
+    surplus = len(plan.parity) - len(plan.missing)
+    if surplus <= 0:
+        return np.empty((0, len(plan.arrived)))
+    full, _ = np.linalg.qr(system, mode="complete")
+    null = full[:, system.shape[1] :]
+    if null.shape[1] > MOST_CHECKS:  # mix all equations into a few
+        turns = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, MOST_CHECKS + 1)) * 0.7)
+        null, _ = np.linalg.qr(null @ turns)
+    known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
+    return np.concatenate([-(null.T @ known), null.T], axis=1)
+
+
+def integer_checks(plan: Plan) -> npt.NDArray[np.uint64]:
+    """The same modulo 2^64: every parity row that is not a pivot, with the pivots eliminated."""
+    others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)[:MOST_CHECKS]
+    rows = np.zeros((len(others), len(plan.parity)), np.uint64)
+    rows[np.arange(len(others)), others] = 1
+    if len(plan.missing):
+        solved = integers.matmul(plan.system[others], integers.inverse(plan.system[plan.pivots]))
+        rows[:, plan.pivots] -= solved
+    known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
+    return np.concatenate([np.uint64(0) - integers.matmul(rows, known), rows], axis=1)
+
+
+def residual(plan: Plan, rows: Rows, dtype: DType, rtol: float | None = None) -> Residual:
+    """Evaluate the left-over equations on the arrived flat blocks of one leaf."""
+    if dtype.kind == "c":
+        real = real_dtype(dtype)
+        halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
+        return residual(plan, halves, real, rtol)
+    received = [rows[int(index)] for index in plan.arrived]
+    if is_exact(dtype) and plan.exact:
+        return _integer_residual(integer_checks(plan), received, dtype)
+    checks = float_checks(plan)
+    sized = np.dtype(np.float64) if is_exact(dtype) else dtype
+    limit = max(tolerance(sized), rtol or 0.0)
+    floor = NOISE_FLOOR * epsilon(sized) * max(float(np.abs(row).max(initial=0)) for row in received)
+    worst, broken, finite = 0.0, [], True
+    for columns in encode.tiles(received[0].size, len(received), 8):
+        tile = encode.gather(received, columns, np.float64)
+        misfit = np.abs(checks @ tile).max(axis=0, initial=0)
+        scale = np.abs(tile).max(axis=0)
+        finite &= bool(np.isfinite(misfit).all())
+        with np.errstate(invalid="ignore"):
+            over = misfit > limit * scale + floor
+            share = np.maximum(misfit - floor, 0) / np.where(scale > 0, scale, 1)
+        worst = max(worst, float(share.max(initial=0)))
+        broken.append(columns.start + np.flatnonzero(over))
+    return Residual(worst, np.concatenate(broken) if broken else np.empty(0, np.intp), finite)
+
+
+def culprits(plan: Plan, rows: Rows, broken: Indices, dtype: DType) -> list[int]:
+    """The blocks of which one alone can explain the broken entries; needs two equations or more."""
+    columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
+    if is_exact(dtype) and plan.exact:
+        few = {int(index): rows[int(index)][columns] for index in plan.arrived}
+        return [int(index) for index in plan.arrived if _holds_without(plan, few, int(index), dtype)]
+    if dtype.kind == "c":
+        received = np.stack([rows[int(index)][columns] for index in plan.arrived])
+        received = np.concatenate([received.real, received.imag], axis=1)
+    else:
+        received = np.stack([rows[int(index)][columns].astype(np.float64) for index in plan.arrived])
+    checks = float_checks(plan)
+    if len(checks) < 2:
+        return []
+    misfit = checks @ received.astype(np.float64)
+    sized = np.dtype(np.float64) if is_exact(dtype) else dtype
+    allowed = max(1e-6, 8 * tolerance(sized)) * np.linalg.norm(misfit)
+    directions = checks / np.linalg.norm(checks, axis=0)
+    left = [misfit - np.outer(one, one @ misfit) for one in directions.T]
+    return [int(i) for i, rest in zip(plan.arrived, left) if np.linalg.norm(rest) <= allowed]
+
+
+def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dtype: DType) -> Residual:
+    bits = np.uint64((1 << 8 * dtype.itemsize) - 1)
+    broken = []
+    for columns in encode.tiles(received[0].size, len(received), 8):
+        misfit = integers.matmul(checks, encode.gather(received, columns, np.int64)) & bits
+        broken.append(columns.start + np.flatnonzero(misfit.any(axis=0)))
+    found = np.concatenate(broken) if broken else np.empty(0, np.intp)
+    return Residual(float(len(found) > 0), found, True)
+
+
+def _holds_without(plan: Plan, rows: Rows, index: int, dtype: DType) -> bool:
+    mask = np.zeros(plan.code.n, bool)
+    mask[plan.arrived] = True
+    mask[index] = False
+    reduced = Plan(plan.code, mask, plan.exact)
+    if len(reduced.pivots) < len(reduced.missing) or len(reduced.parity) <= len(reduced.missing):
+        return False
+    return not len(residual(reduced, rows, dtype).broken)

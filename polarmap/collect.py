@@ -1,0 +1,513 @@
+"""Outcomes -> decoder -> results: the only loop."""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap import verified
+from polarmap.blocks import CodedBlocks
+from polarmap.code import checks
+from polarmap.code.decoder import Decoder
+from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
+from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Executor, Failure, Outcome
+from polarmap.tree import Structure, flatten, unflatten
+from polarmap.worker import Fault
+
+Array = npt.NDArray[Any]
+
+TICK_SECONDS = 0.25  # the longest the loop looks away from its deadlines
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
+STALL_SECONDS = 1.0  # without news, before failed tasks are started again
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the caller of coded_map chose."""
+
+    verify: bool | str = "auto"
+    rtol: float | None = None
+    timeout: float | None = None
+    retries: int = 1
+
+
+@dataclass
+class Task:
+    """What is known of one task."""
+
+    attempts: int = 1
+    running: bool = True
+    arrived: float | None = None
+    seconds: float | None = None
+    failures: list[Failure] = field(default_factory=list)
+
+
+@dataclass
+class Collected:
+    """What the loop hands back: flat results of the k data tasks and how they came about."""
+
+    results: list[list[Array]]
+    structure: Structure
+    tasks: list[Task]
+    decoder: Decoder
+    needed: int
+    started: float
+    decode_seconds: float
+    surplus_seconds: float
+    residual: float | None
+    verified: str
+    dtypes: list[DType]
+
+
+class Collector:
+    """Runs f on coded blocks until the results of the data blocks are determined."""
+
+    def __init__(
+        self,
+        executor: Executor,
+        f: Callable[[Any], Any],
+        coded: CodedBlocks,
+        settings: Settings,
+        show: Callable[[int, int], None],
+    ) -> None:
+        self._executor, self._f, self._coded, self._settings = executor, f, coded, settings
+        self._show = show
+        self._code = coded.code
+        self._tasks = [Task() for _ in range(coded.n)]
+        self._groups: dict[Any, dict[int, Outcome]] = {}
+        self._received: dict[int, Outcome] = {}
+        self._decoder: Decoder | None = None
+        self._ready_at: float | None = None
+        self._needed = 0
+        self._decode_seconds = 0.0
+        self._residual: float | None = None
+        self._local: _LocalRun | None = None
+        self._not_finite = False
+        self._results: list[list[Array]] | None = None
+        self._news_at = 0.0
+
+    def run(self, faults: Mapping[int, Fault]) -> Collected:
+        """Start, collect, decode, verify; always stop the executor."""
+        self._began = self._news_at = self._executor.now()
+        try:
+            self._executor.start(self._f, self._coded, faults)
+            while True:
+                for outcome in self._executor.wait(self._patience()):
+                    self._absorb(outcome)
+                how = self._settle()
+                if how is not None:
+                    return self._collected(how)
+                self._give_up_or_retry()
+        finally:
+            self._executor.stop()
+
+    # -- arrivals ---------------------------------------------------------------------------
+
+    def _absorb(self, outcome: Outcome) -> None:
+        task = self._tasks[outcome.task]
+        self._news_at = self._executor.now()
+        if task.arrived is not None:
+            return
+        if outcome.failure is not None:
+            task.running = False
+            task.failures.append(outcome.failure)
+            return
+        task.running, task.arrived = False, self._news_at - self._began
+        task.seconds = outcome.seconds
+        self._groups.setdefault(_signature(outcome), {})[outcome.task] = outcome
+        largest = max(self._groups.values(), key=len)
+        if largest is not self._received:
+            self._received = largest
+            self._restart_decoder()
+        elif outcome.task in largest:
+            self._add(outcome.task)
+        if len(self._groups) > 1:
+            self._reject_odd_shapes()
+        self._show(len(self._received), self._code.k)
+
+    def _restart_decoder(self) -> None:
+        dtypes = [leaf.dtype for leaf in _leaves(next(iter(self._received.values())))]
+        for dtype in dtypes:
+            check_dtype(dtype, "the result of f")
+        exact = self._code.kernel == "arikan" and any(
+            is_exact(dtype) for dtype in [*dtypes, *self._coded.blocks.dtypes]
+        )
+        inexact = [dtype for dtype in dtypes if not is_exact(dtype)]
+        if not exact and len(inexact) < len(dtypes):
+            inexact.append(np.dtype(np.float64))
+        limits = [self._rtol(dtype) / epsilon(dtype) for dtype in inexact]
+        self._decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
+        self._ready_at = None
+        for index in self._received:
+            self._add(index)
+
+    def _add(self, index: int) -> None:
+        assert self._decoder is not None
+        if self._decoder.add(index) and self._ready_at is None:
+            self._ready_at = self._executor.now()
+            self._needed = self._decoder.count
+
+    def _reject_odd_shapes(self) -> None:
+        """Results unlike most others are failures of their tasks."""
+        for group in list(self._groups.values()):
+            if group is not self._received:
+                for index, outcome in group.items():
+                    shapes = [leaf.shape for leaf in _leaves(outcome)]
+                    usual = [leaf.shape for leaf in _leaves(next(iter(self._received.values())))]
+                    self._reject(index, Failure("shape", "WrongShape", f"returned {shapes}, others {usual}"))
+        self._groups = {_signature(next(iter(self._received.values()))): self._received}
+
+    def _reject(self, index: int, failure: Failure) -> None:
+        task = self._tasks[index]
+        task.arrived = None
+        task.failures.append(failure)
+
+    # -- the end ----------------------------------------------------------------------------
+
+    def _settle(self) -> str | None:
+        """How the results are verified, once they are determined and that is settled."""
+        decoder = self._decoder
+        if decoder is None or not decoder.ready:
+            return None
+        if not len(decoder.missing):
+            self._decode()
+            return "not needed"
+        if self._not_finite:
+            return None
+        if self._settings.verify is False:
+            return "no" if self._decode() else None
+        if decoder.surplus:
+            return self._check_surplus(decoder)
+        if self._settings.verify == "auto" and verified.has_passed(self._f):
+            return "earlier" if self._decode() else None
+        return self._check_locally() if self._surplus_wait_is_over() else None
+
+    def _check_surplus(self, decoder: Decoder) -> str | None:
+        """The left-over parity equations: hold, name a culprit, or convict f."""
+        worst, broken, finite = 0.0, False, True
+        suspects: set[int] | None = None
+        for leaf, dtype in enumerate(self._dtypes()):
+            rows = self._rows(leaf)
+            found = checks.residual(decoder.plan, rows, dtype, self._settings.rtol)
+            worst, finite = max(worst, found.relative), finite and found.finite
+            if len(found.broken):
+                broken = True
+                if decoder.surplus > 1:
+                    named = set(checks.culprits(decoder.plan, rows, found.broken, dtype))
+                    suspects = named if suspects is None else suspects & named
+        self._residual = worst
+        if not finite:
+            self._not_finite = True
+            return None
+        if not broken:
+            if not self._decode():
+                return None
+            verified.note_passed(self._f)
+            return "parity"
+        if suspects is not None and len(suspects) == 1:
+            self._convict(suspects.pop())
+            return None
+        if decoder.surplus == 1 and self._more_may_come() and not self._surplus_wait_is_over():
+            return None
+        raise NotLinearError(self._not_linear(f"the parity equations are off by {worst:.2g} (relative)"))
+
+    def _convict(self, index: int) -> None:
+        """One result contradicts the others: garbage, unless f gives it here too."""
+        own = _run_here(self._f, self._block(index), self._remaining())
+        if own is not None and _agree(own, _leaves(self._received[index]), self._settings.rtol):
+            raise NotLinearError(
+                self._not_linear(f"f of block {index} does not fit the parity equations")
+            )
+        del self._received[index]
+        message = f"the result of task {index} contradicts the parity equations"
+        self._reject(index, Failure("garbage", "GarbageResult", message))
+        self._restart_decoder()
+
+    def _check_locally(self) -> str | None:
+        """Evaluate f on a block that was decoded, in a thread, while results may still come."""
+        assert self._decoder is not None
+        if self._local is None:
+            if not self._decode():
+                return None
+            self._local = _LocalRun(self._f, self._block(int(self._decoder.missing[0])))
+        if self._local.is_running:
+            return None
+        index = int(self._decoder.missing[0])
+        if self._local.error is not None:
+            if self._more_may_come():
+                return None
+            warnings.warn(
+                f"f could not be verified: no result beyond the {self._code.k} needed arrived, and on "
+                f"the driver it raised {type(self._local.error).__name__}: {self._local.error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+            return "no"
+        assert self._results is not None and self._local.leaves is not None
+        slack = max(1.0, self._decoder.amplification)
+        if not _agree(self._local.leaves, self._results[index], self._settings.rtol, slack):
+            raise NotLinearError(self._not_linear(f"f of block {index} differs from its decoded result"))
+        verified.note_passed(self._f)
+        return "local"
+
+    def _decode(self) -> bool:
+        """Fill in the results of all data tasks; False if NaN or inf got in the way."""
+        assert self._decoder is not None
+        began = self._executor.now()
+        plan = self._decoder.plan
+        recovered = []
+        for leaf, dtype in enumerate(self._dtypes()):
+            blocks = plan.recover(self._rows(leaf), dtype)
+            if dtype.kind in "fc" and not np.isfinite(blocks).all():
+                self._not_finite = True
+                return False
+            recovered.append(blocks)
+        shapes = [leaf.shape for leaf in _leaves(next(iter(self._received.values())))]
+        missing = {int(index): row for row, index in enumerate(plan.missing)}
+        self._results = [
+            [
+                recovered[leaf][missing[index]].reshape(shape)
+                if index in missing
+                else _leaves(self._received[index])[leaf]
+                for leaf, shape in enumerate(shapes)
+            ]
+            for index in range(self._code.k)
+        ]
+        self._decode_seconds = self._executor.now() - began
+        return True
+
+    def _collected(self, how: str) -> Collected:
+        assert self._decoder is not None and self._results is not None
+        first = self._received[min(self._received)]
+        ready = self._began if self._ready_at is None else self._ready_at
+        surplus = 0.0 if how in ("not needed", "no") else self._executor.now() - ready - self._decode_seconds
+        return Collected(
+            results=self._results,
+            structure=first.structure or ("array",),
+            tasks=self._tasks,
+            decoder=self._decoder,
+            needed=self._needed,
+            started=self._began,
+            decode_seconds=self._decode_seconds,
+            surplus_seconds=max(0.0, surplus),
+            residual=self._residual,
+            verified=how,
+            dtypes=self._dtypes(),
+        )
+
+    # -- deadlines, failures ----------------------------------------------------------------
+
+    def _patience(self) -> float:
+        """How long to look away."""
+        seconds = min(TICK_SECONDS, max(0.0, self._remaining()))
+        if self._ready_at is not None:
+            seconds = min(seconds, 0.02)
+        return seconds
+
+    def _remaining(self) -> float:
+        if self._settings.timeout is None:
+            return np.inf
+        return self._began + self._settings.timeout - self._executor.now()
+
+    def _surplus_wait_is_over(self) -> bool:
+        """At most one median task time, and always within SURPLUS_SECONDS."""
+        assert self._ready_at is not None
+        low, high = SURPLUS_SECONDS
+        usual = median(task.seconds for task in self._tasks if task.seconds is not None)
+        over = self._executor.now() - self._ready_at >= min(max(low, usual), high)
+        return over or not self._more_may_come()
+
+    def _more_may_come(self) -> bool:
+        return any(task.running for task in self._tasks)
+
+    def _give_up_or_retry(self) -> None:
+        if self._remaining() <= 0:
+            raise CodedTimeoutError(self._late())
+        failed = [i for i, task in enumerate(self._tasks) if task.arrived is None and not task.running]
+        if not failed:
+            return
+        self._fail_if_hopeless(failed)
+        if self._decoder is not None and self._decoder.ready and not self._not_finite:
+            return
+        idle = self._executor.now() - self._news_at > STALL_SECONDS
+        stuck = not self._could_finish()
+        again = [i for i in failed if self._tasks[i].attempts <= self._settings.retries]
+        if again and (idle or stuck):
+            for index in again:
+                self._tasks[index].attempts += 1
+                self._tasks[index].running = True
+            self._news_at = self._executor.now()
+            self._executor.retry(again)
+        elif stuck:
+            raise NotDecodableError(self._too_few()) from self._first_cause()
+
+    def _could_finish(self) -> bool:
+        """Whether what arrived and what still runs can determine the results."""
+        possible = np.array([task.arrived is not None or task.running for task in self._tasks])
+        if self._not_finite:
+            return bool(possible[: self._code.k].all())
+        if self._decoder is None:
+            return int(possible.sum()) >= self._code.k
+        if possible.sum() < self._code.k:
+            return False
+        trial = Decoder(
+            self._code, exact=self._decoder.exact, max_amplification=self._decoder.max_amplification
+        )
+        for index in np.flatnonzero(possible):
+            trial.add(int(index))
+        return trial.ready
+
+    def _fail_if_hopeless(self, failed: list[int]) -> None:
+        """More tasks than the code can lose failed in the same way and none succeeded."""
+        if self._received or len(failed) <= self._code.n - self._code.k:
+            return
+        (kind, text), count = Counter(
+            (self._tasks[i].failures[0].kind, str(self._tasks[i].failures[0])) for i in failed
+        ).most_common(1)[0]
+        if kind == "raised" and count == len(failed):
+            raise NotDecodableError(
+                f"f fails everywhere: the first {count} tasks to end all raised {text}"
+            ) from self._first_cause()
+
+    # -- words ------------------------------------------------------------------------------
+
+    def _first_cause(self) -> BaseException | None:
+        causes = (failure.cause for task in self._tasks for failure in task.failures)
+        return next((cause for cause in causes if cause is not None), None)
+
+    def _counted(self) -> str:
+        have = sum(task.arrived is not None for task in self._tasks)
+        return f"{have} of {self._code.k} needed results"
+
+    def _failures(self) -> str:
+        last = [str(task.failures[-1]) for task in self._tasks if task.arrived is None and task.failures]
+        if not last:
+            return ""
+        parts = [f"{count} task{'s'[: count > 1]}: {text}" for text, count in Counter(last).most_common(3)]
+        return "; failed " + "; ".join(parts)
+
+    def _late(self) -> str:
+        running = sum(task.running for task in self._tasks)
+        head = f"{self._counted()} arrived within {self._settings.timeout:g} s, {running} tasks still run"
+        if self._decoder is not None and self._decoder.ready:
+            head += "; they determine the rest, but f could not be verified in time (verify=False skips that)"
+        return head + self._failures()
+
+    def _too_few(self) -> str:
+        if self._not_finite:
+            return (
+                "results contain NaN or inf, which parity carries into every block that is decoded, and "
+                f"not all data tasks reported: {self._counted()}{self._failures()}"
+            )
+        have = sum(task.arrived is not None for task in self._tasks)
+        if have >= self._code.k:
+            return (
+                f"{have} results arrived, but decoding them would be too inaccurate for rtol or not "
+                f"possible with this code, and no more can come{self._failures()}"
+            )
+        return f"{self._counted()} arrived and no more can{self._failures()}"
+
+    def _not_linear(self, what: str) -> str:
+        return (
+            f"{what}: f is not linear or affine in its block (or not deterministic), so lost results cannot "
+            "be decoded. Use a plain map for such an f; if it is linear but badly conditioned, raise "
+            "rtol; verify=False trusts you and skips the check"
+        )
+
+    # -- arrays -----------------------------------------------------------------------------
+
+    def _block(self, index: int) -> Any:
+        return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.leaves(index)])
+
+    def _rows(self, leaf: int) -> dict[int, Array]:
+        """Leaf number `leaf` of every received result, flat."""
+        return {index: _leaves(one)[leaf].reshape(-1) for index, one in self._received.items()}
+
+    def _dtypes(self) -> list[DType]:
+        """Of the leaves of the results, as data tasks return them."""
+        first = min(self._received)
+        found = [leaf.dtype for leaf in _leaves(self._received[first])]
+        if first < self._code.k:
+            return found
+        wide = {self._code.parity_dtype(dtype): dtype for dtype in self._coded.blocks.dtypes}
+        return [wide.get(dtype, dtype) for dtype in found]
+
+    def _rtol(self, dtype: DType) -> float:
+        return default_rtol(dtype) if self._settings.rtol is None else self._settings.rtol
+
+
+class _LocalRun:
+    """f on one block, on a daemon thread of the driver."""
+
+    def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
+        self.leaves: list[Array] | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
+        self._thread.start()
+
+    def _run(self, f: Callable[[Any], Any], block: Any) -> None:
+        try:
+            self.leaves = flatten(f(block))[0]
+        except BaseException as error:
+            self.error = error
+
+    def join(self, timeout: float | None) -> None:
+        """Wait for it, at most `timeout` seconds."""
+        self._thread.join(timeout)
+
+    @property
+    def is_running(self) -> bool:
+        """Looks for a moment, so that a loop over it does not spin."""
+        self._thread.join(0.005)
+        return self._thread.is_alive()
+
+
+def _run_here(f: Callable[[Any], Any], block: Any, seconds: float) -> list[Array] | None:
+    run = _LocalRun(f, block)
+    run.join(min(seconds, 60.0))
+    return run.leaves
+
+
+def _leaves(outcome: Outcome) -> list[Array]:
+    assert outcome.leaves is not None
+    return outcome.leaves
+
+
+def _signature(outcome: Outcome) -> Any:
+    """What results of one f have in common; parity blocks of integers may be wider."""
+    kinds = tuple((_kind(leaf.dtype), leaf.shape) for leaf in _leaves(outcome))
+    return repr(outcome.structure), kinds
+
+
+def _kind(dtype: DType) -> str:
+    return "integer" if is_exact(dtype) else dtype.kind
+
+
+def _agree(one: list[Array], other: list[Array], rtol: float | None, slack: float = 1.0) -> bool:
+    """Whether two results are equal up to rounding (integers: equal)."""
+    if len(one) != len(other):
+        return False
+    return all(_leaf_agrees(a, b, rtol, slack) for a, b in zip(one, other))
+
+
+def _leaf_agrees(one: Array, other: Array, rtol: float | None, slack: float) -> bool:
+    if one.shape != other.shape or _kind(one.dtype) != _kind(other.dtype):
+        return False
+    if is_exact(other.dtype):
+        return bool((one.astype(other.dtype) == other).all())
+    limit = max(checks.tolerance(other.dtype), rtol or 0.0)
+    scale = np.maximum(np.abs(one), np.abs(other))
+    floor = checks.NOISE_FLOOR * slack * epsilon(other.dtype) * float(scale.max(initial=0))
+    with np.errstate(invalid="ignore"):
+        close = np.abs(one - other) <= limit * scale + floor
+    return bool((close | (np.isnan(one) & np.isnan(other))).all())
+

@@ -1,0 +1,136 @@
+"""The small interface between the collector and whatever runs tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.tree import Structure
+from polarmap.worker import Error, Fault, Reply
+
+Array = npt.NDArray[Any]
+Function = Callable[[Any], Any]
+
+
+class Failure(NamedTuple):
+    """Why a task gave nothing usable.
+
+    kind : "raised" (f did), "lost" (killed, exited, never reported), "shape" (of the result) or
+    "garbage" (a result that contradicts the others).
+    """
+
+    kind: str
+    type: str
+    message: str
+    cause: BaseException | None = None
+
+    def __str__(self) -> str:
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+
+class Outcome(NamedTuple):
+    """What became of one attempt of a task: leaves and structure of its result, or a failure."""
+
+    task: int
+    attempt: int
+    leaves: list[Array] | None
+    structure: Structure | None
+    failure: Failure | None
+    seconds: float  # that the worker spent; 0 if unknown
+
+
+class Coded(Protocol):
+    """The coded blocks, made as they are asked for: data first, parity from index k on."""
+
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def structure(self) -> Structure: ...
+
+    def leaves(self, index: int) -> list[Array]:
+        """The arrays of block `index`."""
+        ...
+
+
+class Executor(Protocol):
+    """Starts tasks, tells as each ends, stops the rest. Used for one map at a time."""
+
+    name: str
+
+    def now(self) -> float:
+        """Seconds on a clock that never goes back."""
+        ...
+
+    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+        """Start f on every coded block, lower indices first."""
+        ...
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What ended, as soon as anything did; empty after `timeout` seconds."""
+        ...
+
+    def retry(self, tasks: Sequence[int]) -> None:
+        """Start these tasks once more."""
+        ...
+
+    def stop(self) -> None:
+        """Abandon all that runs and remove all that was stored. Safe at any time, and twice."""
+        ...
+
+
+@dataclass(frozen=True)
+class FaultyExecutor:
+    """An executor with misfortunes injected, for tests, demonstrations and benchmarks.
+
+    Parameters
+    ----------
+    executor : whatever `coded_map` accepts
+    faults : mapping from task index to Fault
+
+    Examples
+    --------
+    >>> FaultyExecutor("localhost", {3: Fault("sleep", seconds=20), 7: Fault("kill")}).executor
+    'localhost'
+    """
+
+    executor: Any = None
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+
+
+def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
+    """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
+    seconds = reply.ended - reply.started
+    if reply.error is not None:
+        return Outcome(reply.task, reply.attempt, None, None, failure_of(reply.error), seconds)
+    assert reply.result is not None
+    packed = reply.result if data is None else reply.result._replace(data=data)
+    expected = sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in packed.layout)
+    if len(packed.data) != expected:
+        message = f"its result has {len(packed.data)} of {expected} bytes in storage"
+        return lost(reply.task, reply.attempt, message)
+    return Outcome(reply.task, reply.attempt, packed.unpack(), packed.structure, None, seconds)
+
+
+def failure_of(error: Error) -> Failure:
+    """A worker's error with its exception rebuilt, or replaced by one that shows its traceback."""
+    cause: BaseException | None = None
+    if error.pickled is not None:
+        try:
+            import pickle
+
+            cause = pickle.loads(error.pickled)
+        except Exception:
+            cause = None
+    if not isinstance(cause, Exception):
+        cause = RuntimeError(f"on the worker:\n{error.traceback}")
+    return Failure("raised", error.type, error.message, cause)
+
+
+def lost(task: int, attempt: int, message: str) -> Outcome:
+    """The outcome of a task whose worker disappeared."""
+    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)

@@ -1,0 +1,120 @@
+"""Any concurrent.futures.Executor: stdlib pools, dask.distributed, mpi4py."""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from typing import Any
+
+import cloudpickle
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of
+from polarmap.tree import unflatten
+from polarmap.worker import Fault, Reply, run_in_pool
+
+GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
+
+
+class FuturesExecutor:
+    """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
+
+    A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
+    are left through an event or a file: on another machine, which cannot see the file, an
+    abandoned task runs to its end and then ends unheard.
+    """
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._shares_memory = isinstance(pool, ThreadPoolExecutor)
+        self.name = type(pool).__name__
+        self._ended: queue.SimpleQueue[tuple[int, int, Future[Any]]] = queue.SimpleQueue()
+        self._futures: list[Future[Any]] = []
+        self._folder: str | None = None
+        self._event = threading.Event()
+
+    def now(self) -> float:
+        """The monotonic clock."""
+        return time.monotonic()
+
+    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+        """Submit every task, data first."""
+        self._coded, self._faults = coded, faults
+        self._attempts = [0] * coded.n
+        if self._shares_memory:
+            self._f: Function | bytes = f
+            self._cancelled: threading.Event | str = self._event
+        else:
+            self._f = cloudpickle.dumps(f)
+            self._folder = tempfile.mkdtemp(prefix="polarmap-")
+            self._cancelled = os.path.join(self._folder, "cancelled")
+        for task in range(coded.n):
+            self._submit(task)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Whatever futures are done."""
+        outcomes = []
+        try:
+            outcomes.append(self._outcome(*self._ended.get(timeout=timeout)))
+            while True:
+                outcomes.append(self._outcome(*self._ended.get_nowait()))
+        except queue.Empty:
+            return [outcome for outcome in outcomes if outcome is not None]
+
+    def retry(self, tasks: Sequence[int]) -> None:
+        """Submit them again."""
+        for task in tasks:
+            self._attempts[task] += 1
+            self._submit(task)
+
+    def stop(self) -> None:
+        """Cancel what is queued, leave what runs."""
+        self._event.set()
+        if self._folder is not None:
+            with open(os.path.join(self._folder, "cancelled"), "w"):
+                pass
+        for future in self._futures:
+            future.cancel()
+        wait_for(self._futures, GOODBYE_SECONDS)
+        self._futures = []
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _submit(self, task: int) -> None:
+        block = unflatten(self._coded.structure, [_frozen(leaf) for leaf in self._coded.leaves(task)])
+        attempt = self._attempts[task]
+        try:
+            future = self._pool.submit(
+                run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled
+            )
+        except RuntimeError as error:  # shut down, or broken by a worker that died
+            if not self._futures:
+                raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
+            future = Future()
+            future.set_exception(error)
+        self._futures.append(future)
+        future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
+
+    def _outcome(self, task: int, attempt: int, future: Future[Any]) -> Outcome | None:
+        if future.cancelled():
+            return None
+        error = future.exception()
+        if error is not None:
+            return lost(task, attempt, f"{type(error).__name__}: {error}")
+        plain = future.result()
+        return None if plain is None else outcome_of(Reply.parse(plain))
+
+
+def _frozen(leaf: Array) -> Array:
+    """A read-only view: f on a thread must not write into the caller's data."""
+    view = leaf.view()
+    view.flags.writeable = False
+    return view

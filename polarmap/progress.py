@@ -1,0 +1,24 @@
+"""One progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def open_bar(n: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function (arrived, needed) that shows "29/32 arrived, 24 needed", or nothing."""
+    if not wanted:
+        yield lambda arrived, needed: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=n, bar_format="{bar:20} {desc} [{elapsed}]", leave=False) as bar:
+
+        def show(arrived: int, needed: int) -> None:
+            bar.n = arrived
+            bar.set_description_str(f"{arrived}/{n} arrived, {needed} needed")
+
+        show(0, 0)
+        yield show

@@ -1,0 +1,87 @@
+"""What happened during one coded map, as data and as text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class TaskReport:
+    """One task: what it was, what became of it, when.
+
+    index : position in the codeword; data below k.
+    state : "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
+        "abandoned" (still running when the results were determined) or "failed".
+    arrived : seconds after the start of the map, None if it never did.
+    seconds : that the worker spent on it, None if unknown.
+    attempts : how often it was started.
+    failures : what its failed attempts reported.
+    """
+
+    index: int
+    state: str
+    arrived: float | None
+    seconds: float | None
+    attempts: int
+    failures: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened during one coded map.
+
+    n, k : workers and data blocks.
+    code, executor : what coded and what ran it.
+    tasks : one TaskReport per worker, by index.
+    needed : how many results had arrived when they were determined.
+    recovered : data blocks that were decoded rather than received.
+    seconds : from the call to the results; `encode_seconds` and `decode_seconds` are inside it.
+    surplus_seconds : extra wait for a result to check against.
+    amplification : largest factor by which decoding multiplies the relative error of results.
+    error_bound : amplification times the larger of eps and the residual; relative to the largest
+        result. 0 when nothing was decoded or everything is integer.
+    residual : largest relative misfit of the left-over parity equations, None if none was checked.
+    verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
+        (this function passed before) or "no" (verify=False).
+    filler : rows of zeros added to the data so that it cuts into equal blocks.
+    """
+
+    n: int
+    k: int
+    code: str
+    executor: str
+    tasks: tuple[TaskReport, ...]
+    needed: int
+    recovered: tuple[int, ...]
+    seconds: float
+    encode_seconds: float
+    decode_seconds: float
+    surplus_seconds: float
+    amplification: float
+    error_bound: float
+    residual: float | None
+    verified: str
+    filler: int = field(default=0)
+
+    def indices(self, state: str) -> list[int]:
+        """The tasks in a state: "used", "surplus", "abandoned" or "failed"."""
+        return [task.index for task in self.tasks if task.state == state]
+
+    def __str__(self) -> str:
+        arrived = sum(task.arrived is not None for task in self.tasks)
+        lines = [
+            f"{arrived} of {self.n} results arrived, {self.k} blocks determined after "
+            f"{self.needed} of them, {self.seconds:.2f} s ({self.executor}, {self.code})",
+            f"recovered by decoding: {_list(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
+            f"error bound {self.error_bound:.1g}; verified: {self.verified}",
+        ]
+        for state in ("abandoned", "failed"):
+            if self.indices(state):
+                lines.append(f"{state}: {_list(self.indices(state))}")
+        lines += [f"  task {task.index}: {task.failures[-1]}" for task in self.tasks if task.failures][:5]
+        return "\n".join(lines)
+
+
+def _list(indices: list[int] | tuple[int, ...]) -> str:
+    shown = ", ".join(map(str, indices[:12]))
+    return (shown + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"
