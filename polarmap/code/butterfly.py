@@ -67,8 +67,7 @@ def folded(data: Array, plan: Rotations) -> Array:
         padded[: len(rows)] = rows
         added += rotate(padded, turns)
     stacked = [
-        rotate(added[shuffle], turns)
-        for shuffle, turns in zip(plan.shuffles, plan.outward, strict=True)
+        rotate(added[shuffle], turns) for shuffle, turns in zip(plan.shuffles, plan.outward, strict=True)
     ]
     chosen = np.concatenate(stacked)[plan.rows]
     chosen *= plan.scale[:, None].astype(data.dtype)

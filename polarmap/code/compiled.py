@@ -101,7 +101,5 @@ def folded(
             while written < rows.shape[0] and rows[written] < (group + 1) * size:
                 source = rows[written] - group * size
                 for w in range(width):
-                    out[written, left + w] = (
-                        tile[source, w] * scale[written] + total[w] * shift[written]
-                    )
+                    out[written, left + w] = tile[source, w] * scale[written] + total[w] * shift[written]
                 written += 1

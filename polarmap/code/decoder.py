@@ -24,6 +24,9 @@ Rows = Mapping[int, Array]
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
 SINGULAR = 1e-12
+# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
+# so that the decision comes at most n / LOOKS arrivals late.
+LOOKS = 1000
 
 
 class Decoder:
@@ -48,9 +51,7 @@ class Decoder:
     [1]
     """
 
-    def __init__(
-        self, code: PolarCode, *, exact: bool = False, max_amplification: float = inf
-    ) -> None:
+    def __init__(self, code: PolarCode, *, exact: bool = False, max_amplification: float = inf) -> None:
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)
         self.count = 0
@@ -106,9 +107,12 @@ class Decoder:
             return self._determined
         if self.count < self._look_again_at:
             return False
+        deficit = self.plan.deficit
+        if deficit and not self.exact:
+            deficit = max(deficit, self.code.n // LOOKS)
         # One arrival lowers the deficit by at most one: no need to look before that many.
-        self._look_again_at = self.count + self.plan.deficit
-        return self.plan.deficit == 0
+        self._look_again_at = self.count + deficit
+        return deficit == 0
 
     def _is_accurate(self) -> bool:
         return isinf(self.max_amplification) or self.plan.amplification <= self.max_amplification
@@ -152,9 +156,7 @@ class Plan:
             return unknowns - len(self.pivots)
         if len(self.parity) < unknowns:
             return unknowns - len(self.parity)
-        if np.isfinite(self._solver).all():
-            return 0
-        return max(1, unknowns - int(np.linalg.matrix_rank(self.system)))
+        return 0 if np.isfinite(self._solver).all() else 1
 
     @cached_property
     def weights(self) -> Floats:
@@ -188,8 +190,7 @@ class Plan:
         if dtype.kind == "c":
             real = real_dtype(dtype)
             halves = {
-                index: np.ascontiguousarray(rows[index], dtype).view(real)
-                for index in self.arrived.tolist()
+                index: np.ascontiguousarray(rows[index], dtype).view(real) for index in self.arrived.tolist()
             }
             return self.recover(halves, real).view(dtype)
         out = np.empty((len(self.missing), width), dtype)

@@ -111,9 +111,7 @@ def rotations(n: int, k: int, seed: int) -> Rotations:
         group * size + stream.permutation(size)[: min(size, parity - group * size)]
         for group in range(parity_groups)
     ]
-    return Rotations(
-        size, inward, outward, shuffles, np.concatenate(rows), np.ones(parity), np.zeros(parity)
-    )
+    return Rotations(size, inward, outward, shuffles, np.concatenate(rows), np.ones(parity), np.zeros(parity))
 
 
 class UniformStream:

@@ -64,11 +64,7 @@ def available_cores() -> int:
 
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:
     """out = matrix @ rows through BLAS, which brings its own threads."""
-    if (
-        isinstance(rows, np.ndarray)
-        and rows.dtype == out.dtype == matrix.dtype
-        and rows.flags.c_contiguous
-    ):
+    if isinstance(rows, np.ndarray) and rows.dtype == out.dtype == matrix.dtype and rows.flags.c_contiguous:
         np.matmul(matrix, rows, out=out)
         return
     for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
@@ -80,11 +76,7 @@ def rotation_parity(plan: Rotations, rows: Rows, out: Array, working: npt.DTypeL
     kernel = _compiled_folded() if np.dtype(working) == np.float64 and _is_large(rows) else None
 
     def work(columns: slice) -> None:
-        if (
-            kernel is not None
-            and isinstance(rows, np.ndarray)
-            and rows.dtype == out.dtype == np.float64
-        ):
+        if kernel is not None and isinstance(rows, np.ndarray) and rows.dtype == out.dtype == np.float64:
             kernel(rows, out, columns.start, columns.stop, *plan[1:])
         elif kernel is not None:
             tile = gather(rows, columns, np.float64)
@@ -105,9 +97,7 @@ def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out:
     out's dtype, or in float64 when that is inexact.
     """
     working = (
-        out.dtype
-        if out.dtype.kind in "iu"
-        else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
+        out.dtype if out.dtype.kind in "iu" else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
     )
     k = len(rows)
 

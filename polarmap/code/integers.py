@@ -94,14 +94,10 @@ def _inverse_gf2(matrix: Array) -> Words:
         pivot = next(index for index in range(column, size) if rows[index] & bit)
         rows[column], rows[pivot] = rows[pivot], rows[column]
         lead = rows[column]
-        rows = [
-            row ^ lead if row & bit and index != column else row for index, row in enumerate(rows)
-        ]
+        rows = [row ^ lead if row & bit and index != column else row for index, row in enumerate(rows)]
     width = -(-size // 8)
     packed = b"".join((row >> size).to_bytes(width, "little") for row in rows)
-    bits = np.unpackbits(
-        np.frombuffer(packed, np.uint8).reshape(size, width), axis=1, bitorder="little"
-    )
+    bits = np.unpackbits(np.frombuffer(packed, np.uint8).reshape(size, width), axis=1, bitorder="little")
     return bits[:, :size].astype(np.uint64)
 
 

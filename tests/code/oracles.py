@@ -1,0 +1,121 @@
+"""Slow, plain answers to what the code does fast, written from the definitions, sharing nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from itertools import product
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.polar import PolarCode
+
+Array = npt.NDArray[Any]
+
+
+def power_of_two(n: int) -> int:
+    length = 1
+    while length < n:
+        length *= 2
+    return length
+
+
+def patterns(n: int) -> Iterator[Array]:
+    """All 2^n arrival patterns."""
+    for bits in product((False, True), repeat=n):
+        yield np.array(bits)
+
+
+def real_rank_decodable(check: Array, arrived: Array) -> bool:
+    """Whether C x = 0 determines the lost coordinates over the reals."""
+    lost = check[:, ~arrived].astype(float)
+    return lost.shape[1] == 0 or np.linalg.matrix_rank(lost, tol=1e-8) == lost.shape[1]
+
+
+def least_squares(check: Array, arrived: Array, coded: Array) -> Array:
+    """The data rows, from C[:, lost] x_lost = -C[:, arrived] x_arrived."""
+    whole = coded.astype(float)
+    right = -check[:, arrived] @ whole[arrived]
+    whole[~arrived] = np.linalg.lstsq(check[:, ~arrived].astype(float), right, rcond=None)[0]
+    return whole[: check.shape[1] - check.shape[0]]
+
+
+def gf2_decodable(check: Array, arrived: Array) -> bool:
+    """Whether C x = 0 determines the lost coordinates modulo 2, by elimination on a 0/1 array."""
+    rows = check[:, ~arrived] % 2 != 0
+    for step in range(rows.shape[1]):
+        pivots = step + np.flatnonzero(rows[step:, step])
+        if not len(pivots):
+            return False
+        rows[[step, pivots[0]]] = rows[[pivots[0], step]]
+        for below in range(step + 1, len(rows)):
+            if rows[below, step]:
+                rows[below] ^= rows[step]
+    return True
+
+
+def fraction_solve(check: Array, arrived: Array, coded: Sequence[int]) -> dict[int, Fraction]:
+    """The lost coordinates in rational arithmetic; assumes that they are determined."""
+    lost, kept = np.flatnonzero(~arrived), np.flatnonzero(arrived)
+    table = [
+        [Fraction(int(row[j])) for j in lost] + [-sum(int(row[j]) * int(coded[j]) for j in kept)]
+        for row in check
+    ]
+    for step in range(len(lost)):
+        pivot = next(i for i in range(step, len(table)) if table[i][step])
+        table[step], table[pivot] = table[pivot], table[step]
+        table[step] = [value / table[step][step] for value in table[step]]
+        for i, row in enumerate(table):
+            if i != step and row[step]:
+                table[i] = [a - row[step] * b for a, b in zip(row, table[step], strict=True)]
+    return {int(j): table[i][-1] for i, j in enumerate(lost)}
+
+
+def polar_check(code: PolarCode) -> Array:
+    """Frozen rows of the inverse of the Kronecker power of [[1, 1], [0, 1]], on sent leaves."""
+    inverse = np.ones((1, 1), int)
+    while len(inverse) < code.n:
+        inverse = np.kron(np.array([[1, -1], [0, 1]]), inverse)
+    return inverse[np.ix_(code.frozen, code.order)]
+
+
+def genie_determined(known: list[bool]) -> list[bool]:
+    """Which inputs a genie-aided sequential decoder determines: the paper's recursion on bits."""
+    if len(known) == 1:
+        return list(known)
+    half = len(known) // 2
+    pairs = list(zip(known[:half], known[half:], strict=True))
+    minus = [a and b for a, b in pairs]
+    plus = [a or b for a, b in pairs]
+    return genie_determined(minus) + genie_determined(plus)
+
+
+def sequential_decodable(code: PolarCode, arrived: Array) -> bool:
+    """Whether the genie determines every input that carries data."""
+    length = power_of_two(code.n)
+    known = [False] * length
+    for index in np.flatnonzero(arrived):
+        known[code.order[index]] = True
+    unsent = length - code.n
+    must = set(range(unsent, length)) - {int(i) for i in code.frozen}
+    determined = genie_determined(known)
+    return all(determined[i] for i in must)
+
+
+def dense_butterfly(turns: Array) -> Array:
+    """The matrix of an orthogonal butterfly, one plain 2x2 rotation at a time."""
+    stages, size = len(turns), 2 * turns.shape[1]
+    matrix = np.eye(size)
+    for stage in range(stages):
+        step, pair = np.eye(size), 0
+        for low in range(size):
+            high = low | 1 << stage
+            if high != low:  # node `pair` of the stage couples the two
+                cosine, sine = turns[stage, pair]
+                step[low, low] = step[high, high] = cosine
+                step[low, high], step[high, low] = sine, -sine
+                pair += 1
+        matrix = step @ matrix
+    return matrix

@@ -1,0 +1,281 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError, NotDecodableError
+
+FLOATS = ["f2", "f4", "f8", "c8", "c16"]
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-10, "c8": 1e-3, "c16": 1e-10}
+
+sizes = st.integers(2, 40).flatmap(lambda n: st.tuples(st.just(n), st.integers(1, n - 1)))
+shapes = npst.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
+
+
+def test_every_row_of_the_check_matrix_sums_to_zero() -> None:
+    for n, k in [(2, 1), (5, 2), (7, 6), (64, 48), (100, 37), (300, 200)]:
+        rotation, arikan = PolarCode(n, k), PolarCode(n, k, "arikan")
+        assert np.abs(rotation.parity_check.sum(axis=1)).max() < 1e-12
+        assert not arikan.parity_check.sum(axis=1).any()
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, shapes, st.sampled_from(FLOATS), st.sampled_from(["rotation", "arikan"]), st.data())
+def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
+    code = PolarCode(*size, kernel, seed=0)
+    stream = np.random.default_rng(draw.draw(st.integers(0, 999)))
+    data = (stream.standard_normal((code.k, *shape)) * (1 + 1j if dtype[0] == "c" else 1)).astype(dtype)
+    coded = code.encode(data)
+    assert coded.dtype == dtype
+    assert coded.shape == (code.n, *shape)
+    assert coded[: code.k].tobytes() == data.tobytes()
+    expected = np.tensordot(code.coefficients, data.astype("c16"), 1)
+    bound = TOLERANCE[dtype] * (1 + np.abs(expected).max(initial=0))
+    np.testing.assert_allclose(coded[code.k :], expected, atol=bound, rtol=0)
+
+
+@settings(deadline=None, max_examples=60)
+@given(sizes, shapes, st.sampled_from(["f4", "f8", "c8", "c16"]), st.data())
+def test_lost_floats_come_back(size, shape, dtype, draw) -> None:
+    code = PolarCode(*size, seed=0)
+    lost = draw.draw(st.sets(st.integers(0, code.n - 1), max_size=max(1, (code.n - code.k) // 2)))
+    data = np.random.default_rng(len(lost)).standard_normal((code.k, *shape)).astype(dtype)
+    coded = code.encode(data)
+    decoded = code.decode({i: coded[i] for i in range(code.n) if i not in lost})
+    assert decoded.dtype == dtype
+    assert decoded.shape == data.shape
+    np.testing.assert_allclose(decoded, data, atol=10 * TOLERANCE[dtype])
+    kept = [i for i in range(code.k) if i not in lost]
+    assert decoded[kept].tobytes() == data[kept].tobytes()
+
+
+@settings(deadline=None, max_examples=100)
+@given(sizes, shapes, st.sampled_from(INTEGERS), st.sampled_from(["optimal", "sequential"]), st.data())
+def test_integers_come_back_exactly(size, shape, dtype, decoder, draw) -> None:
+    code = PolarCode(*size, "arikan", decoder)
+    limits = np.iinfo(dtype)
+    stream = np.random.default_rng(draw.draw(st.integers(0, 999)))
+    data = stream.integers(limits.min, limits.max, (code.k, *shape), dtype, endpoint=True)
+    coded = code.encode(data)
+    arrived = stream.random(code.n) < 0.9
+    received = {int(i): coded[i] for i in np.flatnonzero(arrived)}
+    received |= {i: data[i] for i in received if i < code.k}
+    if code.decodable(arrived):
+        decoded = code.decode(received)
+        assert decoded.astype(dtype).tobytes() == data.tobytes()
+        assert decoded.dtype == (dtype if min(received) < code.k else coded.dtype)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize(("n", "k"), [(8, 5), (64, 48), (20, 3)])
+def test_parity_of_integers_is_that_of_python_integers(dtype: str, n: int, k: int) -> None:
+    code, limits = PolarCode(n, k, "arikan"), np.iinfo(dtype)
+    data = np.random.default_rng(n).integers(limits.min, limits.max, (k, 5), dtype, endpoint=True)
+    data[:, 0], data[:, 1] = limits.min, limits.max
+    exact = code.coefficients.astype(object) @ data.astype(object)
+    parity = code.encode(data)[k:]
+    assert (parity.astype(object) - exact).tolist() == (
+        (parity.astype(object) - exact) // 2**64 * 2**64
+    ).tolist()
+    if parity.itemsize < 8:
+        assert parity.tolist() == exact.tolist()
+
+
+def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
+    code = PolarCode(64, 48, "arikan")
+    widened = {"i1": "i2", "u1": "i2", "i2": "i4", "u4": "i8", "u8": "i8", "f2": "f2", "c8": "c8"}
+    assert {d: code.parity_dtype(d).str[1:] for d in widened} == widened
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_wrapped_sums_come_back_exactly(dtype: str) -> None:
+    """f sums up in the blocks' own dtype and overflows; its results are still linear in them."""
+    code, limits = PolarCode(16, 9, "arikan"), np.iinfo(dtype)
+    stream = np.random.default_rng(1)
+    data = stream.integers(limits.min, limits.max, (9, 50), dtype, endpoint=True)
+    results = [block.sum(dtype=block.dtype, keepdims=True) for block in data]
+    parity = code.parity(data)
+    received = dict(enumerate(results[2:], 2))
+    received |= {9 + i: row.sum(dtype=row.dtype, keepdims=True) for i, row in enumerate(parity)}
+    assert code.decode(received).tolist() == np.array(results).tolist()
+
+
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_affine_functions_decode(kernel: str) -> None:
+    code, stream = PolarCode(20, 14, kernel), np.random.default_rng(0)
+    weights, data = stream.standard_normal((6, 3)), stream.standard_normal((14, 5, 6))
+    results = code.encode(data) @ weights + 1000.0
+    decoded = code.decode({i: results[i] for i in range(2, 20)})
+    np.testing.assert_allclose(decoded, data @ weights + 1000.0, atol=1e-8)
+
+
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (10, 1), (10, 9), (33, 32), (100, 70), (1000, 990)])
+def test_unusual_sizes(n: int, k: int, kernel: str) -> None:
+    code = PolarCode(n, k, kernel)
+    data = np.random.default_rng(0).standard_normal((k, 2))
+    coded = code.encode(data)
+    np.testing.assert_allclose(code.parity_check @ coded, 0, atol=1e-10)
+    np.testing.assert_allclose(code.decode({i: coded[i] for i in range(n) if i != k - 1}), data, atol=1e-8)
+
+
+def test_k_is_one_copies_the_block() -> None:
+    coded = PolarCode(5, 1).encode(np.array([[3.0, 4.0]]))
+    np.testing.assert_allclose(coded, [[3.0, 4.0]] * 5)
+
+
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_ten_thousand_workers(kernel: str) -> None:
+    code = PolarCode(10_000, 9_900, kernel)
+    data = np.random.default_rng(0).standard_normal((9_900, 3))
+    coded = code.encode(data)
+    lost = set(np.random.default_rng(1).permutation(10_000)[:20].tolist())
+    decoded = code.decode({i: coded[i] for i in range(10_000) if i not in lost})
+    np.testing.assert_allclose(decoded, data, atol=1e-7)
+
+
+def test_blocks_may_be_strided_read_only_listed_or_byte_swapped() -> None:
+    code = PolarCode(40, 30)
+    for dtype in ("f8", "c16"):
+        data = np.random.default_rng(0).standard_normal((30, 8)).astype(dtype)
+        expected = code.parity(data)
+        strided = np.repeat(data, 2, axis=1)[:, ::2]
+        strided.flags.writeable = False
+        assert code.parity(strided).tobytes() == expected.tobytes()
+        swapped = data.astype(data.dtype.newbyteorder())
+        assert code.parity(swapped).tobytes() == expected.tobytes()
+        assert code.encode(swapped)[30:].tobytes() == expected.tobytes()
+        np.testing.assert_allclose(code.parity(list(strided)), expected)
+        np.testing.assert_allclose(code.parity(np.asfortranarray(data)), expected)
+
+
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_coefficients_are_the_same_in_every_process(kernel: str) -> None:
+    program = (
+        "import hashlib, numpy as np; from polarmap.code.polar import PolarCode;"
+        f"C = PolarCode(200, 120, {kernel!r}).coefficients;"
+        "print(hashlib.sha256(C.round(9).tobytes()).hexdigest())"
+    )
+    printed = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": seed, "OPENBLAS_NUM_THREADS": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")
+    ]
+    assert printed[0] == printed[1] != ""
+
+
+def test_coefficients_are_fixed_for_ever() -> None:
+    """Workers of one version and a driver of another must agree on the code."""
+    assert PolarCode(6, 4, "arikan").coefficients.tolist() == ARIKAN_6_4
+    np.testing.assert_allclose(PolarCode(6, 4, seed=0).coefficients, ROTATION_6_4, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 4), (4, 0), (4, -1), (1, 1), (0, 0), (1 << 17, 5)])
+def test_refuses_sizes(n: int, k: int) -> None:
+    with pytest.raises(CodeError, match=f"not n = {n}, k = {k}"):
+        PolarCode(n, k)
+
+
+@pytest.mark.parametrize("value", [4.0, "4", True, None])
+def test_refuses_sizes_that_are_no_integers(value: object) -> None:
+    with pytest.raises(CodeError, match=f"k must be an integer, not {value!r}"):
+        PolarCode(8, value)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"kernel": "hadamard"}, "kernel must be .* not 'hadamard'"),
+        ({"decoder": "best"}, "decoder must be .* not 'best'"),
+        ({"decoder": "sequential"}, "needs kernel='arikan'"),
+        ({"erasure": 1.0}, "erasure must lie strictly between 0 and 1, not 1.0"),
+    ],
+)
+def test_refuses_options(options: dict, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        PolarCode(8, 4, **options)
+
+
+@pytest.mark.parametrize("dtype", [bool, object, "U3", "S3", "M8[s]", "m8[s]", "V4", np.longdouble])
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_refuses_dtypes_by_name(dtype: object, kernel: str) -> None:
+    code, data = PolarCode(6, 4, kernel), np.zeros((4, 2), dtype)
+    message = f"dtype {data.dtype}".replace("[", r"\[").replace("|", r"\|")
+    with pytest.raises(CodeError, match=message):
+        code.encode(data)
+    with pytest.raises(CodeError, match=message):
+        code.parity(data)
+    with pytest.raises(CodeError, match=message):
+        code.decode(dict(enumerate(data)))
+
+
+def test_rotation_refuses_integers() -> None:
+    with pytest.raises(CodeError, match="int64 blocks: use kernel='arikan'"):
+        PolarCode(6, 4).encode(np.ones((4, 2), int))
+
+
+def test_refuses_shapes() -> None:
+    code = PolarCode(6, 4)
+    for shape in [(3, 2), (5, 2), ()]:
+        with pytest.raises(CodeError, match="encodes"):
+            code.encode(np.zeros(shape))
+    with pytest.raises(CodeError, match="encodes 4 blocks, not 3"):
+        code.parity(np.zeros((3, 2)))
+    with pytest.raises(CodeError, match=r"block 2 is float64 of shape \(1,\)"):
+        code.parity([np.zeros(2), np.zeros(2), np.zeros(1), np.zeros(2)])
+    with pytest.raises(CodeError, match="block 3 is float32"):
+        code.parity([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, "f4")])
+
+
+def test_decode_refuses_what_does_not_fit() -> None:
+    code = PolarCode(6, 4, "arikan")
+    rows = {i: np.zeros(3, "i2") for i in range(4)}
+    for index in (-1, 6, "a", 1.0):
+        with pytest.raises(CodeError, match=f"positions run from 0 to 5, not {index!r}"):
+            code.decode({index: np.zeros(3)})
+    with pytest.raises(CodeError, match=r"block 3 is int16 of shape \(2,\), block 0 int16"):
+        code.decode(rows | {3: np.zeros(2, "i2")})
+    with pytest.raises(CodeError, match="block 3 is int32"):
+        code.decode(rows | {3: np.zeros(3, "i4")})
+    with pytest.raises(CodeError, match="block 4 is float64"):
+        code.decode(rows | {4: np.zeros(3)})
+    with pytest.raises(NotDecodableError, match="no blocks given; at least 4"):
+        code.decode({})
+    with pytest.raises(NotDecodableError, match=r"2 of 6 blocks .* at least 2 more needed"):
+        code.decode({0: rows[0], 1: rows[1]})
+
+
+def test_decodable_refuses_what_is_no_mask() -> None:
+    for arrived in ([True] * 5, [1] * 6, [[True] * 6]):
+        with pytest.raises(CodeError, match="boolean mask of length 6"):
+            PolarCode(6, 4).decodable(arrived)
+
+
+def test_describes_itself() -> None:
+    code = PolarCode(6, 4, "arikan")
+    assert repr(code) == "PolarCode(6, 4, kernel='arikan', decoder='optimal')"
+    assert code.rate == pytest.approx(2 / 3)
+    assert code.systematic.tolist() == [0, 1, 2, 3]
+    assert len(code.frozen) == 2
+    assert PolarCode(6, 4).frozen.tolist() == [4, 5]
+
+
+ARIKAN_6_4 = [[1, 0, 1, -1], [0, 1, 1, -1]]
+ROTATION_6_4 = [
+    [0.02810156966225133, 0.910960250307227, -0.42642531422383456, 0.48736349425435616],
+    [0.3795806456372328, 0.9381363496374525, -0.45495533855543635, 0.13723834328075096],
+]
