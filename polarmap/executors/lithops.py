@@ -15,6 +15,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,9 +34,11 @@ from polarmap.worker import Fault, Reply, Ticket
 
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
 MONITORING_SECONDS = 0.02  # between Lithops' own looks at its storage
+BOOT_SECONDS = 10.0  # that the workers of a job may take to start
 LOST_SECONDS = 1.0  # that a status may lag behind the end of the process that wrote it
-TASK_SECONDS = 24 * 3600  # limit of one task on localhost; coded_map's timeout is the useful one
+TASK_SECONDS = 3600  # limit of one task on localhost; coded_map's timeout is the useful one
 PREFIX = "polarmap"
+_building = threading.Lock()
 TRANSFERS = 16  # objects moved at once to or from a remote storage
 
 
@@ -151,6 +154,7 @@ class _LithopsExecutor:
         if future.done:  # without our having asked: Lithops gave it up
             return lost(ticket.task, ticket.attempt, _reason(future))
         try:
+            future._write_activation_logs = lambda: None  # else it keeps logs of every task
             future.status(throw_except=False, internal_storage=internal)
             if future.error:
                 return lost(ticket.task, ticket.attempt, _reason(future))
@@ -233,8 +237,8 @@ class LocalhostExecutor(_LithopsExecutor):
                 manager.join(timeout=5)
         for job in jobs:
             self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
-            for path in glob.glob(str(private_folder() / "*" / "jobs" / f"{job.functions.executor_id}*")):
-                Path(path).unlink(missing_ok=True)
+            for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
+                path.unlink(missing_ok=True)
         if self._storage is not None:
             self._remove_objects(self._prefix + "/")
         if self._claims is not None:
@@ -242,13 +246,17 @@ class LocalhostExecutor(_LithopsExecutor):
 
     def _functions(self, count: int) -> Any:
         lithops = load_lithops()
-        functions = lithops.FunctionExecutor(config=_localhost_config(count), log_level=None)
+        with _no_copy_of_lithops():
+            functions = lithops.FunctionExecutor(config=_localhost_config(count), log_level=None)
+        functions.compute_handler.env._ensure_runner = lambda: None
+        _use_private_storage(functions)
         metadata = _runtime_metadata()
         # Spares one interpreter start per process, and a file in the user's Lithops cache.
         functions.internal_storage.get_runtime_meta = lambda key: metadata
         return functions
 
     def _launch(self, functions: Any, tasks: Sequence[int]) -> None:
+        self._launched, self._claimed = time.monotonic(), len(os.listdir(self._claims or "."))
         self._map(functions, [self._local_ticket(task) for task in tasks], TASK_SECONDS)
 
     def _local_ticket(self, task: int) -> Ticket:
@@ -263,12 +271,15 @@ class LocalhostExecutor(_LithopsExecutor):
             return []
         self._next_look = now + slots.LOOK_SECONDS
         started, queued = self._started()
-        if queued:
-            busy = self._busy.look(now, started)
-            extra = slots.extra_slots(self._cores, busy, len(queued))
-            if extra:
-                self._launch(self._functions(extra), queued)
+        busy = self._busy.look(now, started)
+        extra = slots.extra_slots(self._cores, busy, len(queued))
+        if extra and self._is_under_way(now):
+            self._launch(self._functions(extra), queued)
         return self._abandoned(now)
+
+    def _is_under_way(self, now: float) -> bool:
+        """Whether the latest job has begun to take tasks: until then, patience."""
+        return len(os.listdir(self._claims or ".")) > self._claimed or now > self._launched + BOOT_SECONDS
 
     def _started(self) -> tuple[dict[int, float], list[int]]:
         """Processor seconds of the tasks that run, by process, and the tasks not claimed yet."""
@@ -342,6 +353,8 @@ class ForeignExecutor(_LithopsExecutor):
         self._functions.futures[:] = [one for one in self._functions.futures if one not in ours]
         if self._storage is not None:
             self._remove_objects(self._prefix + "/")
+            if self._owned:
+                self._remove_objects(f"lithops.jobs/{self._functions.executor_id}")
             for key in {future.job_key for future in ours}:
                 self._remove_objects(f"lithops.jobs/{key}")
         self._jobs = []
@@ -377,9 +390,9 @@ def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
 
 def _missing_settings(file: Path) -> dict[str, Any]:
     """What a localhost configuration should not leave to Lithops: its interpreter is `python`."""
-    import yaml
+    from lithops.config import load_yaml_config
 
-    config = yaml.safe_load(file.read_text()) or {}
+    config = load_yaml_config(str(file)) or {}
     backend = config.get("lithops", {}).get("backend")
     if backend == "localhost" and "runtime" not in (config.get("localhost") or {}):
         return {"runtime": sys.executable}
@@ -410,23 +423,23 @@ def private_folder() -> Path:
 
 @cache
 def load_lithops() -> Any:
-    """Lithops, with its files in our folder unless the caller has imported it before.
-
-    Lithops fixes its folder when it is imported; the shared default is rewritten by every other
-    process that starts an executor, under the feet of running workers.
-    """
-    if "lithops" not in sys.modules:
-        before = tempfile.tempdir
-        tempfile.tempdir = str(private_folder())
-        try:
-            import lithops
-        finally:
-            tempfile.tempdir = before
+    """Lithops, quiet unless the caller has set up logging."""
+    first = "lithops" not in sys.modules
     import lithops
 
-    # Without a handler of the caller's, Lithops' warnings would go to standard error.
     logging.getLogger("lithops").addHandler(logging.NullHandler())
+    if first:
+        atexit.register(_remove_empty_folders)
     return lithops
+
+
+def _remove_empty_folders() -> None:
+    """Importing Lithops makes folders in the temporary folder; leave none that stayed empty."""
+    from lithops import constants
+
+    for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 @cache
@@ -447,20 +460,47 @@ def _localhost_config(count: int) -> dict[str, Any]:
             "monitoring_interval": MONITORING_SECONDS,
             "data_cleaner": False,
         },
-        "localhost": {"version": 1, "runtime": str(_interpreter()), "worker_processes": count},
+        "localhost": {
+            "version": 1,
+            "runtime": str(_interpreter()),
+            "worker_processes": count,
+        },
     }
 
 
 @cache
 def _interpreter() -> Path:
-    """This interpreter, behind a script that gives it the temporary folder Lithops uses here."""
-    load_lithops()
-    from lithops.constants import TEMP_DIR
+    """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
 
-    script = private_folder() / "python"
-    script.write_text(f'#!/bin/sh\nTMPDIR="{TEMP_DIR}" exec "{sys.executable}" "$@"\n')
+    Lithops would run a copy of itself in its shared folder, which any other process replaces.
+    """
+    folder = private_folder()
+    run = "import sys; sys.path.remove(''); from lithops.localhost.v1.runner import main; main()"
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
     script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
+
+
+@contextlib.contextmanager
+def _no_copy_of_lithops() -> Iterator[None]:
+    """Keep an executor from copying Lithops to the shared folder while it is built."""
+    from lithops.localhost.v1 import localhost
+
+    with _building:
+        copy = localhost.copy_lithops_package
+        localhost.copy_lithops_package = lambda *paths: None
+        try:
+            yield
+        finally:
+            localhost.copy_lithops_package = copy
+
+
+def _use_private_storage(functions: Any) -> None:
+    """An absolute bucket takes storage and job files out of Lithops' shared folder."""
+    bucket = str(private_folder() / "storage")
+    functions.config["localhost"]["storage_bucket"] = bucket
+    functions.internal_storage.bucket = functions.storage.bucket = bucket
 
 
 def _sweep() -> None:
