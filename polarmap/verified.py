@@ -41,17 +41,18 @@ def fingerprint(f: Any) -> str:
     >>> fingerprint(power(1)) == fingerprint(power(2))
     False
     """
-    return hashlib.sha256("\n".join(_parts(f, set())).encode()).hexdigest()
+    return hashlib.sha256("\n".join(_parts(f, {})).encode()).hexdigest()
 
 
-def _parts(value: Any, seen: set[int]) -> list[str]:
+def _parts(value: Any, seen: dict[int, Any]) -> list[str]:
+    """`seen` keeps what was seen alive: an id says nothing once its object is gone."""
     if isinstance(value, np.ndarray):
         return [f"array {value.dtype} {value.shape}"]
     if isinstance(value, (str, bytes, int, float, complex, bool, type(None))):
         return [repr(value)]
     if id(value) in seen:
         return ["again"]
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, types.FunctionType):
         return _function_parts(value, seen)
     if isinstance(value, types.MethodType):
@@ -62,7 +63,9 @@ def _parts(value: Any, seen: set[int]) -> list[str]:
         return [part for item in value for part in _parts(item, seen)]
     if isinstance(value, dict):
         return [part for item in value.items() for part in _parts(item, seen)]
-    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
+    if isinstance(value, type):  # by id: a class may be defined anew under its old name
+        return [f"{value.__module__}.{value.__qualname__} {id(value)}"]
+    if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
         return [f"{getattr(value, '__module__', '')}.{value.__name__}"]
     try:
         return [type(value).__qualname__, hashlib.sha256(cloudpickle.dumps(value)).hexdigest()]
@@ -70,7 +73,7 @@ def _parts(value: Any, seen: set[int]) -> list[str]:
         return [type(value).__qualname__, str(id(value))]
 
 
-def _function_parts(f: types.FunctionType, seen: set[int]) -> list[str]:
+def _function_parts(f: types.FunctionType, seen: dict[int, Any]) -> list[str]:
     cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
     named = [f.__globals__[name] for name in _names(f.__code__) if name in f.__globals__]
     return _code_parts(f.__code__) + _parts([cells, f.__defaults__, f.__kwdefaults__, named], seen)
