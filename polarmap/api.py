@@ -153,7 +153,7 @@ def coded_map(
     cut, chosen = _plan_code(data, blocks, workers, code)
     coded = CodedBlocks(cut, chosen)
     with open_bar(chosen.n, sys.stderr.isatty() if progress is None else progress) as show:
-        settings = Settings(verify, rtol, timeout, retries)
+        settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
         collected = Collector(runner, f, coded, settings, show).run(faults)
     report = _report(collected, coded, runner.name, runner.now() - began)
     results = [unflatten(collected.structure, leaves) for leaves in collected.results]
@@ -191,11 +191,11 @@ def _plan_code(
 def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
-    if verify not in ("auto", True, False):
+    if not isinstance(verify, (bool, np.bool_)) and verify != "auto":
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
-        if value is not None and not value > 0:
-            raise CodeError(f"{name} must be positive, not {value!r}")
+        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
+            raise CodeError(f"{name} must be a positive number, not {value!r}")
     if not isinstance(retries, (int, np.integer)) or retries < 0:
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
 

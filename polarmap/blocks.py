@@ -60,9 +60,16 @@ class Blocks:
 
 def cut(data: Any, blocks: int | None) -> Blocks:
     """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
+    if isinstance(data, np.ma.MaskedArray):
+        raise CodeError("data is a masked array, and parity blocks have no mask: use data.filled(0)")
+    if hasattr(data, "toarray"):
+        raise CodeError(
+            f"data is a sparse {type(data).__name__}, and parity blocks are not sparse: use data.toarray()"
+        )
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         return _cut_array(data, blocks)
-    if isinstance(data, (str, bytes, dict)) or not hasattr(data, "__len__"):
+    is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
+    if isinstance(data, (str, bytes, dict)) or not is_sequence:
         raise CodeError(
             f"data must be an array or a sequence of equally shaped blocks, not {type(data).__name__}"
         )
@@ -98,7 +105,10 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
         raise CodeError("data is an empty sequence: at least one block is needed")
     if blocks is not None and blocks != len(data):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(data)} blocks; leave blocks out")
-    flat = [flatten(block) for block in data]
+    try:
+        flat = [flatten(block) for block in data]
+    except TypeError as error:
+        raise CodeError(f"a block cannot be coded: {error}") from error
     structure = flat[0][1]
     first = flat[0][0]
     for index, (leaves, other) in enumerate(flat):

@@ -55,6 +55,8 @@ def flatten(tree: Any) -> tuple[list[Array], Structure]:
     elif isinstance(tree, (tuple, list)):
         flat = [flatten(child) for child in tree]
         node = (type(tree), (), tuple(structure for _, structure in flat))
+    elif isinstance(tree, np.ma.MaskedArray):
+        raise TypeError("a leaf is a masked array, whose mask would be lost: use .filled()")
     else:
         kind = "array" if hasattr(tree, "ndim") else "python"
         return [np.asarray(tree)], ("numpy" if isinstance(tree, np.generic) else kind,)
@@ -95,5 +97,8 @@ def pack_leaves(leaves: Sequence[Array], structure: Structure) -> Packed:
     layout = tuple((leaf.dtype.str, leaf.shape) for leaf in leaves)
     for leaf in leaves:
         if leaf.dtype.hasobject:
-            raise TypeError(f"a leaf has dtype {leaf.dtype}, which has no raw bytes")
+            raise TypeError(
+                f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number, "
+                "not None, a sparse matrix or another object"
+            )
     return Packed(structure, layout, b"".join(leaf.tobytes() for leaf in leaves))
