@@ -7,6 +7,7 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from statistics import median
 from typing import Any
 
@@ -18,6 +19,7 @@ from polarmap.blocks import CodedBlocks
 from polarmap.code import checks
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
+from polarmap.code.encode import ignoring_inf
 from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Executor, Failure, Outcome
 from polarmap.tree import Structure, flatten, unflatten
@@ -27,6 +29,7 @@ Array = npt.NDArray[Any]
 
 TICK_SECONDS = 0.25  # the longest the loop looks away from its deadlines
 SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
+DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 STALL_SECONDS = 1.0  # without news, before failed tasks are started again
 
 
@@ -46,7 +49,8 @@ class Task:
 
     attempts: int = 1
     running: bool = True
-    arrived: float | None = None
+    returned: float | None = None  # when it reported a result, in whatever shape
+    arrived: float | None = None  # the same if the result is used
     seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
 
@@ -65,7 +69,7 @@ class Collected:
     surplus_seconds: float
     residual: float | None
     verified: str
-    dtypes: list[DType]
+    dtypes: list[DType]  # whose rounding limits the results
 
 
 class Collector:
@@ -93,6 +97,7 @@ class Collector:
         self._local: _LocalRun | None = None
         self._not_finite = False
         self._results: list[list[Array]] | None = None
+        self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._news_at = 0.0
 
     def run(self, faults: Mapping[int, Fault]) -> Collected:
@@ -115,35 +120,51 @@ class Collector:
     def _absorb(self, outcome: Outcome) -> None:
         task = self._tasks[outcome.task]
         self._news_at = self._executor.now()
+        task.running = False
         if task.arrived is not None:
             return
         if outcome.failure is not None:
-            task.running = False
             task.failures.append(outcome.failure)
             return
-        task.running, task.arrived = False, self._news_at - self._began
-        task.seconds = outcome.seconds
-        self._groups.setdefault(_signature(outcome), {})[outcome.task] = outcome
-        largest = max(self._groups.values(), key=len)
-        if largest is not self._received:
-            self._received = largest
-            self._restart_decoder()
-        elif outcome.task in largest:
+        task.returned, task.seconds = self._news_at - self._began, outcome.seconds
+        for group in self._groups.values():  # an odd result, tried again
+            group.pop(outcome.task, None)
+        group = self._groups.setdefault(_signature(outcome), {})
+        group[outcome.task] = outcome
+        if group is self._received:
+            self._accept(outcome.task)
             self._add(outcome.task)
-        if len(self._groups) > 1:
-            self._reject_odd_shapes()
+        elif len(group) > len(self._received):
+            self._follow(group)
+        else:
+            self._reject_odd(outcome.task, outcome)
         self._show(len(self._received), self._code.k)
+
+    def _follow(self, group: dict[int, Outcome]) -> None:
+        """More results look like these than like any others: the others are failures of their tasks."""
+        odd, self._received = self._received, group
+        for index in group:
+            self._accept(index)
+        for index, outcome in odd.items():
+            self._reject_odd(index, outcome)
+        self._restart_decoder()
+
+    def _accept(self, index: int) -> None:
+        task = self._tasks[index]
+        task.arrived = task.returned
+        task.failures = [failure for failure in task.failures if failure.kind != "shape"]
+
+    def _reject_odd(self, index: int, outcome: Outcome) -> None:
+        usual = _describe(next(iter(self._received.values())))
+        message = f"returned {_describe(outcome)}, others {usual}"
+        self._reject(index, Failure("shape", "WrongShape", message))
 
     def _restart_decoder(self) -> None:
         dtypes = [leaf.dtype for leaf in _leaves(next(iter(self._received.values())))]
         for dtype in dtypes:
             check_dtype(dtype, "the result of f")
-        exact = self._code.kernel == "arikan" and any(
-            is_exact(dtype) for dtype in [*dtypes, *self._coded.blocks.dtypes]
-        )
-        inexact = [dtype for dtype in dtypes if not is_exact(dtype)]
-        if not exact and len(inexact) < len(dtypes):
-            inexact.append(np.dtype(np.float64))
+        exact = self._code.kernel == "arikan" and any(is_exact(dtype) for dtype in dtypes)
+        inexact = [self._precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self._rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self._decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
         self._ready_at = None
@@ -155,16 +176,6 @@ class Collector:
         if self._decoder.add(index) and self._ready_at is None:
             self._ready_at = self._executor.now()
             self._needed = self._decoder.count
-
-    def _reject_odd_shapes(self) -> None:
-        """Results unlike most others are failures of their tasks."""
-        for group in list(self._groups.values()):
-            if group is not self._received:
-                for index, outcome in group.items():
-                    shapes = [leaf.shape for leaf in _leaves(outcome)]
-                    usual = [leaf.shape for leaf in _leaves(next(iter(self._received.values())))]
-                    self._reject(index, Failure("shape", "WrongShape", f"returned {shapes}, others {usual}"))
-        self._groups = {_signature(next(iter(self._received.values()))): self._received}
 
     def _reject(self, index: int, failure: Failure) -> None:
         task = self._tasks[index]
@@ -179,6 +190,8 @@ class Collector:
         if decoder is None or not decoder.ready:
             return None
         if not len(decoder.missing):
+            if self._not_finite:
+                self._needed = decoder.count
             self._decode()
             return "not needed"
         if self._not_finite:
@@ -187,7 +200,7 @@ class Collector:
             return "no" if self._decode() else None
         if decoder.surplus:
             return self._check_surplus(decoder)
-        if self._settings.verify == "auto" and verified.has_passed(self._f):
+        if self._settings.verify == "auto" and self._has_passed:
             return "earlier" if self._decode() else None
         return self._check_locally() if self._surplus_wait_is_over() else None
 
@@ -197,12 +210,16 @@ class Collector:
         suspects: set[int] | None = None
         for leaf, dtype in enumerate(self._dtypes()):
             rows = self._rows(leaf)
-            found = checks.residual(decoder.plan, rows, dtype, self._settings.rtol)
+            found = checks.residual(
+                decoder.plan, rows, dtype, self._settings.rtol, self._precision(dtype)
+            )
             worst, finite = max(worst, found.relative), finite and found.finite
             if len(found.broken):
                 broken = True
                 if decoder.surplus > 1:
-                    named = set(checks.culprits(decoder.plan, rows, found.broken, dtype))
+                    named = set(
+                        checks.culprits(decoder.plan, rows, found.broken, dtype, self._precision(dtype))
+                    )
                     suspects = named if suspects is None else suspects & named
         self._residual = worst
         if not finite:
@@ -223,7 +240,7 @@ class Collector:
     def _convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
         own = _run_here(self._f, self._block(index), self._remaining())
-        if own is not None and _agree(own, _leaves(self._received[index]), self._settings.rtol):
+        if own is not None and self._agrees(own, _leaves(self._received[index])):
             raise NotLinearError(
                 self._not_linear(f"f of block {index} does not fit the parity equations")
             )
@@ -253,8 +270,7 @@ class Collector:
             )
             return "no"
         assert self._results is not None and self._local.leaves is not None
-        slack = max(1.0, self._decoder.amplification)
-        if not _agree(self._local.leaves, self._results[index], self._settings.rtol, slack):
+        if not self._agrees(self._local.leaves, self._results[index], self._decoder.amplification):
             raise NotLinearError(self._not_linear(f"f of block {index} differs from its decoded result"))
         verified.note_passed(self._f)
         return "local"
@@ -266,7 +282,8 @@ class Collector:
         plan = self._decoder.plan
         recovered = []
         for leaf, dtype in enumerate(self._dtypes()):
-            blocks = plan.recover(self._rows(leaf), dtype)
+            with ignoring_inf():
+                blocks = plan.recover(self._rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 self._not_finite = True
                 return False
@@ -301,8 +318,13 @@ class Collector:
             surplus_seconds=max(0.0, surplus),
             residual=self._residual,
             verified=how,
-            dtypes=self._dtypes(),
+            dtypes=[dtype if is_exact(dtype) else self._precision(dtype) for dtype in self._dtypes()],
         )
+
+    @cached_property
+    def _has_passed(self) -> bool:
+        """Whether f was found linear by an earlier map."""
+        return verified.has_passed(self._f)
 
     # -- deadlines, failures ----------------------------------------------------------------
 
@@ -433,13 +455,34 @@ class Collector:
         return {index: _leaves(one)[leaf].reshape(-1) for index, one in self._received.items()}
 
     def _dtypes(self) -> list[DType]:
-        """Of the leaves of the results, as data tasks return them."""
+        """Of the leaves of the results, as data tasks return them.
+
+        Parity blocks of integers are wider, and so may be f of them: when nothing else arrived, f
+        of a data block tells.
+        """
         first = min(self._received)
         found = [leaf.dtype for leaf in _leaves(self._received[first])]
-        if first < self._code.k:
+        if first < self._code.k or not any(map(is_exact, self._coded.blocks.dtypes)):
             return found
-        wide = {self._code.parity_dtype(dtype): dtype for dtype in self._coded.blocks.dtypes}
-        return [wide.get(dtype, dtype) for dtype in found]
+        if self._model is None:
+            self._model = _run_here(self._f, self._block(0), self._remaining()) or []
+        if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in _leaves(self._received[first])]:
+            return found
+        return [leaf.dtype for leaf in self._model]
+
+    def _precision(self, dtype: DType) -> DType:
+        """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
+        if is_exact(dtype):
+            return np.dtype(np.float64)
+        coarse = [one for one in self._coded.blocks.dtypes if not is_exact(one)]
+        return max([dtype, *coarse], key=epsilon)
+
+    def _agrees(self, own: list[Array], other: list[Array], amplification: float = 0.0) -> bool:
+        """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
+        return len(own) == len(other) and all(
+            _leaf_agrees(a, b, self._precision(b.dtype), self._settings.rtol, amplification)
+            for a, b in zip(own, other)
+        )
 
     def _rtol(self, dtype: DType) -> float:
         return default_rtol(dtype) if self._settings.rtol is None else self._settings.rtol
@@ -492,22 +535,21 @@ def _kind(dtype: DType) -> str:
     return "integer" if is_exact(dtype) else dtype.kind
 
 
-def _agree(one: list[Array], other: list[Array], rtol: float | None, slack: float = 1.0) -> bool:
-    """Whether two results are equal up to rounding (integers: equal)."""
-    if len(one) != len(other):
-        return False
-    return all(_leaf_agrees(a, b, rtol, slack) for a, b in zip(one, other))
+def _describe(outcome: Outcome) -> str:
+    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in _leaves(outcome)) or "nothing"
 
 
-def _leaf_agrees(one: Array, other: Array, rtol: float | None, slack: float) -> bool:
+def _leaf_agrees(
+    one: Array, other: Array, precision: DType, rtol: float | None, amplification: float
+) -> bool:
     if one.shape != other.shape or _kind(one.dtype) != _kind(other.dtype):
         return False
     if is_exact(other.dtype):
         return bool((one.astype(other.dtype) == other).all())
-    limit = max(checks.tolerance(other.dtype), rtol or 0.0)
+    limit = max(checks.tolerance(precision), rtol or 0.0)
+    decoding = min(DECODING_NOISE * amplification * epsilon(precision), rtol or default_rtol(precision))
     scale = np.maximum(np.abs(one), np.abs(other))
-    floor = checks.NOISE_FLOOR * slack * epsilon(other.dtype) * float(scale.max(initial=0))
     with np.errstate(invalid="ignore"):
+        floor = max(checks.noise(precision), decoding) * float(scale.max(initial=0))
         close = np.abs(one - other) <= limit * scale + floor
     return bool((close | (np.isnan(one) & np.isnan(other))).all())
-

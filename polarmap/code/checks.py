@@ -44,6 +44,11 @@ def tolerance(dtype: DType) -> float:
     return float(np.sqrt(epsilon(dtype)))
 
 
+def noise(dtype: DType) -> float:
+    """The share of the largest number of a leaf that may be rounding in any of its entries."""
+    return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
+
+
 def float_checks(plan: Plan) -> Floats:
     """Up to 8 equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
     system = plan.system.astype(np.float64)
@@ -71,26 +76,31 @@ def integer_checks(plan: Plan) -> npt.NDArray[np.uint64]:
     return np.concatenate([np.uint64(0) - integers.matmul(rows, known), rows], axis=1)
 
 
-def residual(plan: Plan, rows: Rows, dtype: DType, rtol: float | None = None) -> Residual:
-    """Evaluate the left-over equations on the arrived flat blocks of one leaf."""
+def residual(
+    plan: Plan, rows: Rows, dtype: DType, rtol: float | None = None, precision: DType | None = None
+) -> Residual:
+    """Evaluate the left-over equations on the arrived flat blocks of one leaf.
+
+    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one.
+    """
     if dtype.kind == "c":
         real = real_dtype(dtype)
         halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
-        return residual(plan, halves, real, rtol)
+        return residual(plan, halves, real, rtol, precision)
     received = [rows[int(index)] for index in plan.arrived]
     if is_exact(dtype) and plan.exact:
         return _integer_residual(integer_checks(plan), received, dtype)
     checks = float_checks(plan)
-    sized = np.dtype(np.float64) if is_exact(dtype) else dtype
+    sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
-    floor = NOISE_FLOOR * epsilon(sized) * max(float(np.abs(row).max(initial=0)) for row in received)
+    floor = noise(sized) * max(float(np.abs(row).max(initial=0)) for row in received)
     worst, broken, finite = 0.0, [], True
     for columns in encode.tiles(received[0].size, len(received), 8):
         tile = encode.gather(received, columns, np.float64)
-        misfit = np.abs(checks @ tile).max(axis=0, initial=0)
-        scale = np.abs(tile).max(axis=0)
-        finite &= bool(np.isfinite(misfit).all())
-        with np.errstate(invalid="ignore"):
+        with encode.ignoring_inf():
+            misfit = np.abs(checks @ tile).max(axis=0, initial=0)
+            scale = np.abs(tile).max(axis=0)
+            finite &= bool(np.isfinite(misfit).all())
             over = misfit > limit * scale + floor
             share = np.maximum(misfit - floor, 0) / np.where(scale > 0, scale, 1)
         worst = max(worst, float(share.max(initial=0)))
@@ -98,7 +108,9 @@ def residual(plan: Plan, rows: Rows, dtype: DType, rtol: float | None = None) ->
     return Residual(worst, np.concatenate(broken) if broken else np.empty(0, np.intp), finite)
 
 
-def culprits(plan: Plan, rows: Rows, broken: Indices, dtype: DType) -> list[int]:
+def culprits(
+    plan: Plan, rows: Rows, broken: Indices, dtype: DType, precision: DType | None = None
+) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
     columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
     if is_exact(dtype) and plan.exact:
@@ -113,11 +125,16 @@ def culprits(plan: Plan, rows: Rows, broken: Indices, dtype: DType) -> list[int]
     if len(checks) < 2:
         return []
     misfit = checks @ received.astype(np.float64)
-    sized = np.dtype(np.float64) if is_exact(dtype) else dtype
-    allowed = max(1e-6, 8 * tolerance(sized)) * np.linalg.norm(misfit)
+    misfit /= np.abs(misfit).max(initial=np.finfo(float).tiny)  # its squares must not overflow
+    allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(misfit)
     directions = checks / np.linalg.norm(checks, axis=0)
     left = [misfit - np.outer(one, one @ misfit) for one in directions.T]
     return [int(i) for i, rest in zip(plan.arrived, left) if np.linalg.norm(rest) <= allowed]
+
+
+def _sized(dtype: DType, precision: DType | None) -> DType:
+    """The dtype whose rounding is expected."""
+    return np.dtype(np.float64) if is_exact(dtype) else precision or dtype
 
 
 def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dtype: DType) -> Residual:

@@ -45,14 +45,24 @@ def tiles(width: int, rows: int, itemsize: int) -> Iterator[slice]:
 
 def over_cores(work: Callable[[slice], None], slices: Sequence[slice]) -> None:
     """Run `work` on every slice, on as many threads as this process may use cores."""
+
+    def quietly(columns: slice) -> None:
+        with ignoring_inf():
+            work(columns)
+
     cores = min(available_cores(), len(slices))
     if cores <= 1:
         for columns in slices:
-            work(columns)
+            quietly(columns)
         return
     with ThreadPoolExecutor(cores) as pool:
-        for done in [pool.submit(work, columns) for columns in slices]:
+        for done in [pool.submit(quietly, columns) for columns in slices]:
             done.result()
+
+
+def ignoring_inf() -> np.errstate:
+    """No warnings for inf - inf: NaN and inf in blocks pass on into their sums, as they should."""
+    return np.errstate(invalid="ignore", over="ignore")
 
 
 def available_cores() -> int:
@@ -65,10 +75,12 @@ def available_cores() -> int:
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:
     """out = matrix @ rows through BLAS, which brings its own threads."""
     if isinstance(rows, np.ndarray) and rows.dtype == out.dtype == matrix.dtype and rows.flags.c_contiguous:
-        np.matmul(matrix, rows, out=out)
+        with ignoring_inf():
+            np.matmul(matrix, rows, out=out)
         return
     for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
-        out[:, columns] = matrix @ gather(rows, columns, matrix.dtype)
+        with ignoring_inf():
+            out[:, columns] = matrix @ gather(rows, columns, matrix.dtype)
 
 
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, working: npt.DTypeLike) -> None:
