@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import glob
+import json
 import logging
 import os
 import shutil
@@ -69,6 +70,8 @@ class _LithopsExecutor:
     """What both have in common: blocks and results as raw objects, replies through futures."""
 
     name = "lithops"
+    # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
+    _modules: Mapping[str, Any] = {"exclude_modules": ["polarmap", "numpy"]}
 
     def __init__(self) -> None:
         # (task, attempt) -> its copies in different jobs, all but one of which will find it claimed
@@ -140,7 +143,7 @@ class _LithopsExecutor:
                 [{"fields": tuple(ticket)} for ticket in tickets],
                 chunksize=1,
                 timeout=timeout,
-                exclude_modules=["polarmap", "numpy"],
+                **self._modules,
             )
         for ticket, future in zip(tickets, futures):
             copies = self._running.setdefault((ticket.task, ticket.attempt), [])
@@ -198,6 +201,7 @@ class LocalhostExecutor(_LithopsExecutor):
     """
 
     name = "localhost"
+    _modules: Mapping[str, Any] = {"include_modules": None}  # workers import what the driver can
 
     def __init__(self) -> None:
         super().__init__()
@@ -272,7 +276,7 @@ class LocalhostExecutor(_LithopsExecutor):
         self._next_look = now + slots.LOOK_SECONDS
         started, queued = self._started()
         busy = self._busy.look(now, started)
-        extra = slots.extra_slots(self._cores, busy, len(queued))
+        extra = slots.extra_slots(self._cores, busy, len(started) - busy, len(queued))
         if extra and self._is_under_way(now):
             self._launch(self._functions(extra), queued)
         return self._abandoned(now)
@@ -468,17 +472,22 @@ def _localhost_config(count: int) -> dict[str, Any]:
     }
 
 
-@cache
 def _interpreter() -> Path:
     """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
 
     Lithops would run a copy of itself in its shared folder, which any other process replaces.
+    Workers import what the driver can: they get its module search path.
     """
     folder = private_folder()
-    run = "import sys; sys.path.remove(''); from lithops.localhost.v1.runner import main; main()"
+    (folder / "paths").write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
     script = folder / "python"
-    script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
-    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    if not script.exists():
+        run = (
+            f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
+            "from lithops.localhost.v1.runner import main; main()"
+        )
+        script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
 
 

@@ -23,13 +23,15 @@ def first_slots(cores: int) -> int:
     return cores + SPARE_SLOTS
 
 
-def extra_slots(cores: int, busy: int, queued: int) -> int:
-    """Slots to open now, with `busy` tasks computing and `queued` ones not started.
+def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
+    """Slots to open now: `busy` tasks compute, `idle` ones have started and do not, the rest waits.
 
-    >>> extra_slots(cores=2, busy=2, queued=9), extra_slots(2, 0, 9), extra_slots(2, 0, 1)
-    (0, 2, 1)
+    Where many tasks idle, more of those waiting will: their number grows by half each time.
+
+    >>> extra_slots(cores=2, busy=2, idle=5, queued=9), extra_slots(2, 0, 4, 9), extra_slots(2, 1, 8, 9)
+    (0, 2, 4)
     """
-    return max(0, min(cores - busy, queued))
+    return min(max(cores - busy, idle // 2), queued) if busy < cores else 0
 
 
 class BusyTasks:
