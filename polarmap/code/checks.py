@@ -127,9 +127,11 @@ def culprits(
     misfit = checks @ received.astype(np.float64)
     misfit /= np.abs(misfit).max(initial=np.finfo(float).tiny)  # its squares must not overflow
     allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(misfit)
-    directions = checks / np.linalg.norm(checks, axis=0)
-    left = [misfit - np.outer(one, one @ misfit) for one in directions.T]
-    return [int(i) for i, rest in zip(plan.arrived, left) if np.linalg.norm(rest) <= allowed]
+    norms = np.linalg.norm(checks, axis=0)
+    checked = np.flatnonzero(norms > NOISE_FLOOR * np.finfo(float).eps)  # others stand in no equation
+    directions = (checks[:, checked] / norms[checked]).T
+    left = [np.linalg.norm(misfit - np.outer(one, one @ misfit)) for one in directions]
+    return [int(i) for i, rest in zip(plan.arrived[checked], left) if rest <= allowed]
 
 
 def _sized(dtype: DType, precision: DType | None) -> DType:
