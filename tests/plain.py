@@ -1,0 +1,92 @@
+"""What coded_map must equal, without any of its code: the plain map, and how close is equal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from polarmap import Decoder, PolarCode, ReplayExecutor
+
+ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
+
+
+def cut(data: np.ndarray, k: int) -> list[np.ndarray]:
+    """k equal blocks of an array, the last filled up with rows of zeros."""
+    rows = -(-len(data) // k)
+    filler = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
+    return list(np.concatenate([data, filler]).reshape(k, rows, *data.shape[1:]))
+
+
+def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
+    """[f(block) for block in blocks]."""
+    blocks = cut(data, k) if isinstance(data, np.ndarray) else data
+    return [f(block) for block in blocks]
+
+
+def assert_same(results: Iterable[Any], expected: Iterable[Any], rtol: float = 0.0) -> None:
+    """Equal structure, types, shapes and dtypes; equal integers; numbers within `rtol`.
+
+    An error counts relative to the largest value any block has at that place, and entries that are
+    nothing but rounding of far larger ones beside them are not compared.
+    """
+    results, expected = list(results), list(expected)
+    assert len(results) == len(expected)
+    for result, wanted in zip(results, expected):
+        assert shape_of(result) == shape_of(wanted)
+    for places in zip(*map(leaves, expected), *map(leaves, results)):
+        assert_close(np.stack(places[len(expected) :]), np.stack(places[: len(expected)]), rtol)
+
+
+def assert_close(results: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    if expected.dtype.kind not in "fc" or rtol == 0:
+        np.testing.assert_array_equal(results, expected)
+        return
+    largest = np.abs(expected).max(axis=0).astype(float)
+    noise = min(ROUNDINGS * np.finfo(expected.dtype).eps, rtol) * float(largest.max(initial=0))
+    error = np.abs(results.astype(np.complex128) - expected.astype(np.complex128))
+    assert (error <= rtol * largest + noise).all(), f"off by {(error / (largest + noise)).max():.2g}"
+
+
+def leaves(tree: Any) -> list[Any]:
+    children = tree.values() if isinstance(tree, dict) else tree
+    if isinstance(tree, (dict, tuple, list)):
+        return [leaf for child in children for leaf in leaves(child)]
+    return [tree]
+
+
+def shape_of(tree: Any) -> Any:
+    """A tree with each leaf replaced by its type, dtype and shape."""
+    if isinstance(tree, dict):
+        return dict, {key: shape_of(child) for key, child in tree.items()}
+    if isinstance(tree, (tuple, list)):
+        return type(tree), [shape_of(child) for child in tree]
+    array = np.asarray(tree)
+    return type(tree), array.dtype, array.shape
+
+
+def arriving(arrivals: Iterable[int], n: int, start: float = 1.0, step: float = 0.1) -> ReplayExecutor:
+    """Virtual arrivals in this order; tasks not named never report."""
+    seconds = dict.fromkeys(range(n), math.inf)
+    return ReplayExecutor(seconds | {task: start + step * turn for turn, task in enumerate(arrivals)})
+
+
+def arrivals(
+    code: PolarCode, count: int, stream: np.random.Generator, *, lost_data: int = 2, exact: bool = False
+) -> list[int]:
+    """A random order of `count` tasks that decodes well, with at least `lost_data` data tasks left out."""
+    while True:
+        order = stream.permutation(code.n)[:count].tolist()
+        decoder = Decoder(code, exact=exact, max_amplification=50)
+        for index in order:
+            decoder.add(index)
+        if decoder.ready and len(decoder.missing) >= lost_data:
+            return order
+
+
+def states(report: Any) -> Mapping[str, list[int]]:
+    """The tasks in every state that occurs."""
+    found = {state: report.indices(state) for state in ("used", "surplus", "abandoned", "failed")}
+    return {state: indices for state, indices in found.items() if indices}
