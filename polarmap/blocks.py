@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -133,6 +134,7 @@ class CodedBlocks:
     def __init__(self, blocks: Blocks, code: PolarCode) -> None:
         self.blocks, self.code = blocks, code
         self._parity: list[Array] | None = None
+        self._encoding = threading.Lock()
         self.encode_seconds = 0.0
 
     @property
@@ -149,25 +151,35 @@ class CodedBlocks:
         """The arrays of coded block `index`."""
         if index < self.code.k:
             return self.blocks.leaves(index)
-        if self._parity is None:
-            began = time.perf_counter()
-            count = len(self.blocks.dtypes)
-            self._parity = [self.code.parity(self.blocks.stacked(leaf)) for leaf in range(count)]
-            self.encode_seconds = time.perf_counter() - began
         shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
-        return [
-            parity[index - self.code.k].reshape(shape) for parity, shape in zip(self._parity, shapes)
-        ]
+        rows = (parity[index - self.code.k] for parity in self._all_parity())
+        return [row.reshape(shape) for row, shape in zip(rows, shapes)]
+
+    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Dtype and shape of each array of coded block `index`, without computing it."""
+        dtypes = self.blocks.dtypes
+        if index >= self.code.k:
+            dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
+        return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
+
+    def _all_parity(self) -> list[Array]:
+        """Of each leaf; computed by whichever thread asks first."""
+        with self._encoding:
+            if self._parity is None:
+                began = time.perf_counter()
+                leaves = range(len(self.blocks.dtypes))
+                self._parity = [self.code.parity(self.blocks.stacked(leaf)) for leaf in leaves]
+                self.encode_seconds = time.perf_counter() - began
+            return self._parity
 
 
 def concatenate(results: Sequence[Any], blocks: Blocks, axis: int) -> Any:
     """Results joined along `axis`; rows that come from filler are cut off."""
     flat = [flatten(result) for result in results]
-    structure = flat[0][1]
-    if structure != ("array",):
+    if len(flat[0][1]) != 1:
         raise CodeError(
             f"concatenate() joins results that are arrays; f returned {_describe(flat[0][0])} "
-            "in a container or as a scalar: use list(result)"
+            "in a container: use list(result)"
         )
     arrays = [leaves[0] for leaves, _ in flat]
     if arrays[0].ndim == 0:
