@@ -1,0 +1,358 @@
+"""Data of every kind becomes k equal blocks, and results one array."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import assert_same, cut, plain_map
+
+from polarmap import CodedResult, FaultyExecutor, ReplayExecutor, coded_map
+from polarmap.errors import CodeError, NotDecodableError
+
+STREAM = np.random.default_rng(0)
+MATRIX = STREAM.standard_normal((26, 5))
+
+
+class Slices:
+    """As little as a file format offers: shape, dtype, and slices of the first axis."""
+
+    def __init__(self, data: np.ndarray) -> None:
+        self._data, self.shape, self.dtype = data, data.shape, data.dtype
+        self.read: list[slice] = []
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        assert isinstance(rows, slice)
+        self.read.append(rows)
+        return self._data[rows]
+
+
+def same(block: Any) -> Any:
+    return block
+
+
+def halved(data: Any, k: int | None = None, lost: int = 1, **options: Any) -> CodedResult:
+    """0.5 * block for all blocks, the first of which never arrive."""
+    never = ReplayExecutor(dict.fromkeys(range(lost), math.inf))
+    return coded_map(lambda block: block * 0.5, data, blocks=k, executor=never, timeout=100, **options)
+
+
+# --- one array ---------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    rows=st.integers(1, 40),
+    k=st.integers(1, 12),
+    tail=st.sampled_from([(), (1,), (3,), (2, 3), (0,)]),
+    dtype=st.sampled_from(["f8", "f4", "c16", "i4", "u1"]),
+)
+def test_any_number_of_rows_concatenates_to_f_of_the_whole(
+    rows: int, k: int, tail: tuple[int, ...], dtype: str
+) -> None:
+    k = min(k, rows)
+    data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
+    result = halved(data, k, workers=2 * k + 1)
+    assert len(result) == k
+    assert result.report.filler == -(-rows // k) * k - rows
+    np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
+    assert_same(result, plain_map(lambda block: block * 0.5, data, k), 1e-3)
+
+
+def test_results_of_filler_rows_are_cut_off_only_from_row_by_row_functions() -> None:
+    data = MATRIX[:10]
+    by_row = coded_map(lambda block: block @ np.ones(5) + 1, data, blocks=4, executor=ReplayExecutor())
+    np.testing.assert_allclose(by_row.concatenate(), data @ np.ones(5) + 1)
+    sums = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=ReplayExecutor())
+    assert sums.report.filler == 2
+    assert sums.concatenate().shape == (4 * 5,)
+    np.testing.assert_allclose(np.sum(list(sums), axis=0), data.sum(axis=0))
+
+
+def test_whole_blocks_of_filler_are_cut_off_too() -> None:
+    result = halved(MATRIX[:25], 24)
+    assert result.report.filler == 23
+    np.testing.assert_allclose(result.concatenate(), MATRIX[:25] * 0.5)
+
+
+def test_blocks_default_to_24_or_the_rows_there_are() -> None:
+    assert halved(MATRIX).report.k == 24
+    assert halved(MATRIX[:7]).report.k == 7
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_concatenate_joins_along_any_axis(axis: int) -> None:
+    expected = np.concatenate([block * 0.5 for block in cut(MATRIX, 4)], axis=axis)
+    joined = halved(MATRIX, 4).concatenate(axis)
+    np.testing.assert_allclose(joined, expected[: None if axis else len(MATRIX)])
+
+
+@pytest.mark.parametrize("scalar", [np.float64, float, np.asarray])
+def test_concatenate_stacks_scalars(scalar: Any) -> None:
+    result = coded_map(lambda block: scalar(block.sum()), MATRIX, blocks=13, executor=ReplayExecutor())
+    assert result.concatenate().shape == (13,)
+    np.testing.assert_allclose(result.concatenate(), MATRIX.reshape(13, -1).sum(axis=1))
+
+
+@pytest.mark.parametrize("f", [lambda block: (block, block), lambda block: {"a": block}])
+def test_concatenate_refuses_containers(f: Any) -> None:
+    result = coded_map(f, MATRIX, blocks=2, executor=ReplayExecutor())
+    with pytest.raises(CodeError, match=r"joins results that are arrays.*use list\(result\)"):
+        result.concatenate()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        np.asfortranarray(MATRIX),
+        MATRIX[::-1],
+        MATRIX[::2],
+        MATRIX[:, ::2],
+        np.broadcast_to(MATRIX[0], (26, 5)),
+        MATRIX[:, 0],
+        MATRIX.reshape(26, 5, 1)[:, :, :0],
+        MATRIX.astype(">f8"),
+        MATRIX.astype(">f4"),
+        (100 * MATRIX).astype(">i2"),
+        MATRIX.astype(">c16"),
+    ],
+    ids=[
+        "fortran",
+        "reversed",
+        "strided",
+        "columns",
+        "broadcast",
+        "1-d",
+        "empty",
+        ">f8",
+        ">f4",
+        ">i2",
+        ">c16",
+    ],
+)
+def test_any_layout_and_byte_order(data: np.ndarray) -> None:
+    result = coded_map(same, data, blocks=6, executor=ReplayExecutor({2: math.inf}), timeout=100)
+    assert result.report.recovered == (2,)
+    joined = result.concatenate()
+    assert joined.dtype == data.dtype.newbyteorder("=")
+    np.testing.assert_allclose(joined, data, rtol=1e-4, atol=1e-5)
+
+
+def test_memmap_is_read_from_its_file(tmp_path: Path) -> None:
+    stored = np.memmap(tmp_path / "matrix", np.float64, "w+", shape=MATRIX.shape)
+    stored[:] = MATRIX
+    stored.flush()
+    data = np.memmap(tmp_path / "matrix", np.float64, "r", shape=MATRIX.shape)
+    result = halved(data, 6)
+    assert type(result[3]) is np.ndarray
+    np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
+
+
+def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
+    data = Slices(MATRIX)
+    result = halved(data, 6)
+    np.testing.assert_allclose(result.concatenate(), MATRIX * 0.5)
+    assert {(rows.start, rows.stop) for rows in data.read} == {(5 * i, 5 * i + 5) for i in range(6)}
+    assert len(data.read) == 6  # each block once
+
+
+def test_zarr(tmp_path: Path) -> None:
+    zarr = pytest.importorskip("zarr")
+    data = zarr.create_array(tmp_path / "matrix.zarr", shape=MATRIX.shape, dtype="f8", chunks=(4, 5))
+    data[:] = MATRIX
+    np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)
+
+
+def test_h5py(tmp_path: Path) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "matrix.h5", "w") as file:
+        data = file.create_dataset("matrix", data=MATRIX)
+        np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)
+
+
+def test_data_is_neither_changed_nor_shared() -> None:
+    data = MATRIX.copy()
+    result = coded_map(same, data, blocks=2, executor=ReplayExecutor())
+    result[0][:] = 7
+    np.testing.assert_array_equal(data, MATRIX)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (np.zeros((0, 3)), r"shape \(0, 3\) has no rows"),
+        (np.float64(3), r"shape \(\) has no rows"),
+        (np.array(["a", "b"]), "the data has dtype <U1"),
+        (np.array([1, None]), "the data has dtype object"),
+        (np.ones(3, bool), "the data has dtype bool"),
+        (np.zeros(3, "M8[s]"), r"the data has dtype datetime64\[s\]"),
+        (np.zeros(3, [("x", "f8")]), "the data has dtype "),
+        (np.ma.masked_less(MATRIX, 0), "masked array"),
+        (scipy.sparse.csr_array(MATRIX), "sparse csr_array"),
+        (scipy.sparse.coo_matrix(MATRIX), "sparse coo_matrix"),
+    ],
+)
+def test_arrays_that_cannot_be_coded(data: Any, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        halved(data)
+
+
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant == 52, reason="long double is float64 here")
+def test_long_double_is_refused_by_name() -> None:
+    with pytest.raises(CodeError, match=r"dtype float\d+: linear codes carry"):
+        halved(MATRIX.astype(np.longdouble))
+
+
+# --- a sequence of blocks ----------------------------------------------------------------------
+
+
+class Pair(NamedTuple):
+    left: Any
+    right: Any
+
+
+SEQUENCES: dict[str, list[Any]] = {
+    "numbers": [1.5, 2.5, -3.0, 4.0],
+    "integers": [1, -2, 3],
+    "numpy scalars": [np.float32(2), np.float32(3)],
+    "complex": [1j, 2 + 1j, 3.0 + 0j],
+    "one block": [np.arange(3.0)],
+    "arrays": list(MATRIX.reshape(13, 2, 5)),
+    "arrays without dimensions": [np.array(1.0), np.array(2.0), np.array(5.0)],
+    "fortran arrays": [np.asfortranarray(block) for block in MATRIX.reshape(13, 2, 5)],
+    "big-endian": [block.astype(">f4") for block in MATRIX.reshape(13, 2, 5)],
+    "strided arrays": [block[:, ::-2] for block in MATRIX.reshape(13, 2, 5)],
+    "slices of one array": [MATRIX[i : i + 3] for i in range(10)],
+    "empty arrays": [np.empty((0, 3)) for _ in range(4)],
+    "tuples": [(row, row[:2]) for row in MATRIX],
+    "named tuples": [Pair(row, float(row[0])) for row in MATRIX],
+    "lists": [[row, [row[:1]]] for row in MATRIX],
+    "dicts": [{"x": row, 2: {"y": row[1:]}} for row in MATRIX],
+    "mixed dtypes": [(row, row.astype("f4"), np.int8(i), i, 2.0 * i) for i, row in enumerate(MATRIX)],
+    "no leaves": [(), (), ()],
+}
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
+    data = SEQUENCES[name]
+    native = data if name != "big-endian" else [block.astype("=f4") for block in data]
+    result = coded_map(same, data, executor=ReplayExecutor({0: math.inf}), timeout=100)
+    assert_same(result, native, 1e-4)
+    assert result.report.recovered == (0,)
+    assert result.report.filler == 0
+
+
+@pytest.mark.parametrize("make", [tuple, deque])
+def test_any_sequence_will_do(make: Any) -> None:
+    result = coded_map(same, make(MATRIX), executor=ReplayExecutor())
+    assert_same(result, list(MATRIX))
+    np.testing.assert_array_equal(result.concatenate().reshape(26, 5), MATRIX)
+
+
+def test_a_sequence_without_filler_is_never_cut() -> None:
+    data = [np.ones((3, 2))] * 4
+    assert coded_map(same, data, executor=ReplayExecutor()).concatenate().shape == (12, 2)
+
+
+def test_structure_may_change_on_the_way() -> None:
+    data = [{"x": row, "y": (float(row[0]), i)} for i, row in enumerate(MATRIX)]
+
+    def f(block: dict[str, Any]) -> Pair:
+        return Pair([block["x"].sum(), block["y"][1] * 2], {"first": block["y"][0] + 1})
+
+    lost = FaultyExecutor(ReplayExecutor({3: math.inf, 8: math.inf}))
+    assert_same(coded_map(f, data, executor=lost, timeout=100), plain_map(f, data, 26), 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ([], "empty sequence"),
+        ((), "empty sequence"),
+        ({"a": np.ones(3)}, "not dict"),
+        ("abc", "not str"),
+        (b"abc", "not bytes"),
+        (5, "not int"),
+        (None, "not NoneType"),
+        ({1.0, 2.0}, "not set"),
+        (iter([1.0]), "not list_iterator"),
+        ([np.ones(3), np.ones(4)], r"block 1 differs from block 0.*float64\[4\] against float64\[3\]"),
+        ([np.ones(3), np.ones(3, "f4")], r"block 1 differs.*float32\[3\] against float64\[3\]"),
+        ([1, 2.0], r"block 1 differs.*float64\[\] against int64\[\]"),
+        ([[1, 2], [3]], "block 1 differs from block 0 in structure"),
+        ([(1.0,), [1.0]], "block 1 differs from block 0 in structure"),
+        ([{"a": 1.0}, {"b": 1.0}], "block 1 differs from block 0 in structure"),
+        ([1.0, 1.0, np.ones(1)], "block 2 differs"),
+        (["a", "b"], "a block has dtype <U1"),
+        ([None, None], "a block has dtype object"),
+        ([True, False], "a block has dtype bool"),
+        ([2**70, 3], "block 1 differs|a block has dtype object"),
+        ([np.array([1, None])], "a block has dtype object"),
+        ([scipy.sparse.csr_array(MATRIX)] * 2, "a block has dtype object"),
+        ([np.ma.masked_less(MATRIX, 0)] * 2, "a block cannot be coded: .*masked"),
+    ],
+    ids=str,
+)
+def test_sequences_that_cannot_be_coded(data: Any, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        coded_map(same, data, executor=ReplayExecutor())
+
+
+def test_blocks_must_be_the_length_of_a_sequence() -> None:
+    assert len(coded_map(same, [1.0, 2.0], blocks=2, executor=ReplayExecutor())) == 2
+    with pytest.raises(CodeError, match="blocks=3, but the sequence has 2 blocks; leave blocks out"):
+        coded_map(same, [1.0, 2.0], blocks=3, executor=ReplayExecutor())
+
+
+# --- results that are no numbers ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("f", "dtype"),
+    [
+        (lambda block: block > 0, "bool"),
+        (lambda block: (block, bool(block[0, 0] > 0)), "bool"),
+        (lambda block: "text", "<U4"),
+        (lambda block: np.datetime64("2020-01-01"), "datetime64"),
+    ],
+)
+def test_results_that_cannot_be_coded_are_named_by_dtype(f: Any, dtype: str) -> None:
+    with pytest.raises(CodeError, match=f"the result of f has dtype {dtype}.*convert it first"):
+        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        lambda block: None,
+        lambda block: (block, None),
+        lambda block: object(),
+        lambda block: np.array([1, "a", None]),
+        lambda block: scipy.sparse.csr_array(block),
+    ],
+    ids=["None", "None inside", "object", "object array", "sparse"],
+)
+def test_results_that_are_no_arrays_say_so_at_once(f: Any) -> None:
+    with pytest.raises(NotDecodableError, match=r"f fails everywhere.*dtype object: it must be an array"):
+        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+
+
+def test_ragged_lists_are_results_like_others() -> None:
+    def f(block: np.ndarray) -> list[Any]:
+        return [block.sum(), [block[0, 0], [block[1, 1]]]]
+
+    result = coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor({1: math.inf}), timeout=100)
+    assert_same(result, plain_map(f, MATRIX, 4), 1e-9)
+
+
+def test_masked_results_are_refused() -> None:
+    with pytest.raises(NotDecodableError, match="masked array"):
+        coded_map(lambda block: np.ma.masked_less(block, 0), MATRIX, blocks=4, executor=ReplayExecutor())

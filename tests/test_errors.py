@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import PolarCode, ReplayExecutor, coded_map, errors
+
+BUILTINS = {
+    "CodeError": ValueError,
+    "ExecutorError": RuntimeError,
+    "NotLinearError": ValueError,
+    "NotDecodableError": RuntimeError,
+    "CodedTimeoutError": TimeoutError,
+}
+DATA = np.ones((6, 2))
+
+
+def public_errors() -> dict[str, type[Exception]]:
+    members = inspect.getmembers(errors, inspect.isclass)
+    return {name: cls for name, cls in members if cls.__module__ == errors.__name__}
+
+
+def test_the_tree_is_what_its_module_draws() -> None:
+    assert public_errors().keys() == {"PolarmapError", *BUILTINS}
+    assert errors.__doc__ is not None
+    for name, builtin in BUILTINS.items():
+        drawn = next(line for line in errors.__doc__.splitlines() if f"── {name} " in line)
+        assert f"({builtin.__name__})" in drawn
+
+
+@pytest.mark.parametrize("name", BUILTINS)
+def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> None:
+    error = public_errors()[name]
+    assert issubclass(error, errors.PolarmapError)
+    assert issubclass(error, BUILTINS[name])
+    assert error.__doc__
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"timeout": 0}, "timeout must be a positive number, not 0"),
+        ({"timeout": -2.5}, "timeout must be a positive number, not -2.5"),
+        ({"timeout": "3"}, "timeout must be a positive number, not '3'"),
+        ({"timeout": float("nan")}, "timeout must be a positive number, not nan"),
+        ({"rtol": -1}, "rtol must be a positive number, not -1"),
+        ({"rtol": 0.0}, "rtol must be a positive number, not 0.0"),
+        ({"rtol": "small"}, "rtol must be a positive number, not 'small'"),
+        ({"retries": -1}, "retries must be 0 or more, not -1"),
+        ({"retries": 1.5}, "retries must be 0 or more, not 1.5"),
+        ({"retries": None}, "retries must be 0 or more, not None"),
+        ({"verify": "yes"}, "verify must be 'auto', True or False, not 'yes'"),
+        ({"verify": None}, "verify must be 'auto', True or False, not None"),
+        ({"verify": 2}, "verify must be 'auto', True or False, not 2"),
+        ({"code": "x"}, "code must be 'auto', 'rotation', 'arikan' or a PolarCode, not 'x'"),
+        ({"code": 3}, "code must be 'auto', 'rotation', 'arikan' or a PolarCode, not 3"),
+        ({"blocks": 0}, "blocks must be a positive integer, not 0"),
+        ({"blocks": -3}, "blocks must be a positive integer, not -3"),
+        ({"blocks": 2.0}, "blocks must be a positive integer, not 2.0"),
+        ({"blocks": True}, "blocks must be a positive integer, not True"),
+        ({"blocks": "3"}, "blocks must be a positive integer, not '3'"),
+        ({"workers": 0}, "workers must be a positive integer, not 0"),
+        ({"workers": 2.5, "blocks": 2}, "workers must be a positive integer, not 2.5"),
+        ({"blocks": 7}, "blocks=7 is more than the 6 rows of the data; use blocks <= 6"),
+        ({"blocks": 3, "workers": 3}, "workers=3 leaves no parity for 3 blocks: use workers > 3"),
+        ({"workers": 1}, "workers=1 leaves no parity for 1 blocks: use workers > 1"),
+        ({"code": PolarCode(8, 4), "blocks": 3}, "does not fit 3 blocks on 8 workers"),
+        ({"code": PolarCode(8, 4), "workers": 9}, "does not fit 4 blocks on 9 workers"),
+        ({"code": PolarCode(9, 7)}, "blocks=7 is more than the 6 rows"),
+        ({"blocks": 2, "workers": 10**6}, "1000000"),
+    ],
+)
+def test_a_bad_option_is_named_with_its_value(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(errors.CodeError) as caught:
+        coded_map(np.sum, DATA, **{"executor": ReplayExecutor()} | options)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("f", [3, None, "sum", DATA])
+def test_f_must_be_callable(f: Any) -> None:
+    with pytest.raises(errors.CodeError, match=f"f must be callable, not {type(f).__name__}"):
+        coded_map(f, DATA, executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize("executor", [3, object(), ["localhost"], np.sum])
+def test_an_executor_must_be_one(executor: Any) -> None:
+    with pytest.raises(errors.ExecutorError, match="is not an executor: pass None or 'localhost'") as caught:
+        coded_map(np.sum, DATA, executor=executor)
+    assert f"executor={executor!r}" in str(caught.value)
+
+
+def test_integers_do_not_go_with_the_rotation_kernel() -> None:
+    with pytest.raises(errors.CodeError, match="rotation kernel cannot carry int64 blocks"):
+        coded_map(np.sum, np.arange(6), code="rotation", executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize("workers", [4, 8])
+def test_good_options_of_every_type_pass(workers: int) -> None:
+    options = {"blocks": np.int64(3), "workers": np.int32(workers), "retries": np.uint8(0)}
+    numbers = {"timeout": np.float32(100), "rtol": np.float64(1e-9), "verify": np.True_}
+    result = coded_map(np.sum, DATA, executor=ReplayExecutor(), **options, **numbers)
+    assert list(result) == [4.0, 4.0, 4.0]
