@@ -9,10 +9,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 
-from polarmap.code.butterfly import Array
 from polarmap.code.design import Floats, Indices
 
-WIDTH = 64  # columns per tile: rows of 512 bytes, and a tile of 64 rows fits the first-level cache
+WIDTH = 128  # columns per tile: what a transform works on then stays in the second-level cache
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
@@ -55,9 +54,24 @@ def _rotate(x: Floats, turns: Floats) -> None:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
+def _load(data: Floats, first: int, left: int, right: int, tile: Floats, total: Floats) -> None:
+    """tile <- columns left..right of rows first.. of `data`, then zeros; added to `total` as well."""
+    for row in range(tile.shape[0]):
+        target = tile[row]
+        if first + row < data.shape[0]:
+            # As a slice, for its indices count from zero: else no vector instructions.
+            source = data[first + row, left:right]
+            for w in range(source.size):
+                target[w] = source[w]
+                total[w] += source[w]
+        else:
+            target[:] = 0.0
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
 def folded(
-    data: Array,
-    out: Array,
+    data: Floats,
+    out: Floats,
     start: int,
     stop: int,
     inward: Floats,
@@ -69,37 +83,26 @@ def folded(
 ) -> None:
     """Columns start..stop of `out` (r, width) from `data` (k, width), as butterfly.folded."""
     size = shuffles.shape[1]
-    count = data.shape[0]
     tile = np.zeros((size, WIDTH))
-    added = np.empty((size, WIDTH))
+    added = np.zeros((size, WIDTH))
     total = np.empty(WIDTH)
     for left in range(start, stop, WIDTH):
-        width = min(WIDTH, stop - left)
-        added[:] = 0.0
+        right = min(left + WIDTH, stop)
         total[:] = 0.0
         for group in range(inward.shape[0]):
-            for row in range(size):
-                source = group * size + row
-                if source < count:
-                    for w in range(width):
-                        value = data[source, left + w]
-                        tile[row, w] = value
-                        total[w] += value
-                else:
-                    tile[row] = 0.0
-            _rotate(tile, inward[group])
-            for row in range(size):
-                for w in range(WIDTH):
-                    added[row, w] += tile[row, w]
+            target = tile if group else added
+            _load(data, group * size, left, right, target, total)
+            _rotate(target, inward[group])
+            if group:
+                added += tile
         written = 0
         for group in range(outward.shape[0]):
             for row in range(size):
-                source = shuffles[group, row]
-                for w in range(WIDTH):
-                    tile[row, w] = added[source, w]
+                tile[row] = added[shuffles[group, row]]
             _rotate(tile, outward[group])
             while written < rows.shape[0] and rows[written] < (group + 1) * size:
-                source = rows[written] - group * size
-                for w in range(width):
-                    out[written, left + w] = tile[source, w] * scale[written] + total[w] * shift[written]
+                source, parity = tile[rows[written] - group * size], out[written, left:right]
+                a, b = scale[written], shift[written]
+                for w in range(parity.size):
+                    parity[w] = source[w] * a + total[w] * b
                 written += 1

@@ -9,18 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from importlib.util import find_spec
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import butterfly
 from polarmap.code.design import Floats, Indices, Rotations
+from polarmap.code.dtypes import DType, working_dtype
 
 Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
+Kernel = Callable[..., None]
 
 TILE_BYTES = 1 << 20  # of gathered rows: about the share of one core in the second-level cache
+GATHERED_BYTES = 4 << 20  # gathered for one call of a compiled kernel, which has tiles of its own
 COMPILED_FROM_BYTES = 64 << 20  # below, loading the compiled kernel costs more than it saves
 
 
@@ -41,6 +46,13 @@ def tiles(width: int, rows: int, itemsize: int) -> Iterator[slice]:
     step = max(64, TILE_BYTES // max(1, rows * itemsize) // 64 * 64)
     for start in range(0, width, step):
         yield slice(start, min(width, start + step))
+
+
+def shares(out: Array) -> list[slice]:
+    """Column slices of `out`, a few for each core, so that a busy core can leave some to another."""
+    width = out.shape[1]
+    step = max(512, -(-width // (4 * available_cores()) // 512) * 512)
+    return [slice(start, min(width, start + step)) for start in range(0, width, step)]
 
 
 def over_cores(work: Callable[[slice], None], slices: Sequence[slice]) -> None:
@@ -83,23 +95,43 @@ def dense(matrix: Floats, rows: Rows, out: Array) -> None:
             out[:, columns] = matrix @ gather(rows, columns, matrix.dtype)
 
 
-def rotation_parity(plan: Rotations, rows: Rows, out: Array, working: npt.DTypeLike) -> None:
-    """out = the parity rows by two butterflies, compiled if numba is there and the job large."""
-    kernel = _compiled_folded() if np.dtype(working) == np.float64 and _is_large(rows) else None
+def rotation_parity(plan: Rotations, rows: Rows, out: Array, kernel: Kernel | None = None) -> None:
+    """out = the parity rows by two butterflies, run by `kernel` or else in numpy."""
+    if kernel is None:
+        working = working_dtype(out.dtype)
+        step = list(tiles(out.shape[1], 3 * plan.size, working.itemsize))
+        over_cores(partial(_fold_interpreted, plan, rows, out, working), step)
+    elif _is_plain(rows) and _is_plain(out):
+        over_cores(lambda columns: kernel(rows, out, columns.start, columns.stop, *plan[1:]), shares(out))
+    else:
+        over_cores(partial(_fold_gathered, kernel, plan, rows, out), shares(out))
 
-    def work(columns: slice) -> None:
-        if kernel is not None and isinstance(rows, np.ndarray) and rows.dtype == out.dtype == np.float64:
-            kernel(rows, out, columns.start, columns.stop, *plan[1:])
-        elif kernel is not None:
-            tile = gather(rows, columns, np.float64)
-            parity = np.empty((len(out), tile.shape[1]))
-            kernel(tile, parity, 0, tile.shape[1], *plan[1:])
-            out[:, columns] = parity
-        else:
-            out[:, columns] = butterfly.folded(gather(rows, columns, working), plan)
 
-    width = out.shape[1]
-    over_cores(work, list(tiles(width, 3 * plan.size, np.dtype(working).itemsize)))
+def compiled_kernel(rows: Rows, dtype: DType) -> Kernel | None:
+    """The compiled butterfly, if numba is there and `rows` are worth loading it."""
+    large = sum(row.nbytes for row in rows) >= COMPILED_FROM_BYTES
+    if not large or working_dtype(dtype) != np.float64 or find_spec("numba") is None:
+        return None
+    from polarmap.code.compiled import folded
+
+    return cast(Kernel, folded)
+
+
+def _fold_interpreted(
+    plan: Rotations, rows: Rows, out: Array, working: npt.DTypeLike, columns: slice
+) -> None:
+    out[:, columns] = butterfly.folded(gather(rows, columns, working), plan)
+
+
+def _fold_gathered(kernel: Kernel, plan: Rotations, rows: Rows, out: Array, columns: slice) -> None:
+    step = max(128, GATHERED_BYTES // (8 * len(rows)) // 128 * 128)
+    tile, parity = np.empty((len(rows), step)), np.empty((len(out), step))
+    for start in range(columns.start, columns.stop, step):
+        part = slice(start, min(columns.stop, start + step))
+        width = part.stop - part.start
+        gather(rows, part, np.float64, tile[:, :width])
+        kernel(tile, parity, 0, width, *plan[1:])
+        out[:, part] = parity[:, :width]
 
 
 def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out: Array) -> None:
@@ -124,22 +156,8 @@ def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out:
     over_cores(work, list(tiles(out.shape[1], length, working.itemsize)))
 
 
-def has_compiled_kernels() -> bool:
-    """Whether the `fast` extra (numba) is installed."""
-    try:
-        import numba  # noqa: F401
-    except ImportError:
+def _is_plain(rows: Rows) -> bool:
+    """Whether compiled code can index it as it is; one kind of array only, to compile but once."""
+    if not isinstance(rows, np.ndarray):
         return False
-    return True
-
-
-def _compiled_folded() -> Callable[..., None] | None:
-    if not has_compiled_kernels():
-        return None
-    from polarmap.code.compiled import folded
-
-    return folded
-
-
-def _is_large(rows: Rows) -> bool:
-    return sum(row.nbytes for row in rows) >= COMPILED_FROM_BYTES
+    return rows.dtype == np.float64 and rows.flags.c_contiguous and rows.flags.writeable

@@ -30,9 +30,9 @@ Array = npt.NDArray[Any]
 MAX_WORKERS = 1 << 16
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
 SEEDS, PATTERNS = 8, 64
-# Up to this many parity rows a BLAS product beats the butterfly (benchmarks/encode.py).
-DENSE_UP_TO = 24
-# Without the compiled kernel BLAS wins up to here.
+# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
+# and up to this many the butterfly in numpy.
+DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128
 
 
@@ -199,12 +199,11 @@ class PolarCode:
         if self.kernel == "arikan":
             encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
             return out
-        limit = DENSE_UP_TO if encode.has_compiled_kernels() else DENSE_UP_TO_UNCOMPILED
-        working = working_dtype(dtype)
-        if self.n - self.k <= limit or self.k <= limit:
-            encode.dense(self.coefficients.astype(working, copy=False), rows, out)
+        kernel = encode.compiled_kernel(rows, dtype)
+        if min(self.n - self.k, self.k) <= (DENSE_UP_TO if kernel else DENSE_UP_TO_UNCOMPILED):
+            encode.dense(self.coefficients.astype(working_dtype(dtype), copy=False), rows, out)
         else:
-            encode.rotation_parity(self._rotations, rows, out, working)
+            encode.rotation_parity(self._rotations, rows, out, kernel)
         return out
 
     def encode(self, blocks: npt.ArrayLike) -> Array:

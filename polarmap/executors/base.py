@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.tree import Structure
+from polarmap.tree import Shape, Structure
 from polarmap.worker import Error, Fault, Reply
 
 Array = npt.NDArray[Any]
@@ -54,6 +54,10 @@ class Coded(Protocol):
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`."""
+        ...
+
+    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+        """Dtype and shape of each of them, before they are made."""
         ...
 
 
@@ -109,11 +113,16 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
         return Outcome(reply.task, reply.attempt, None, None, failure_of(reply.error), seconds)
     assert reply.result is not None
     packed = reply.result if data is None else reply.result._replace(data=data)
-    expected = sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in packed.layout)
+    expected = layout_bytes(packed.layout)
     if len(packed.data) != expected:
         message = f"its result has {len(packed.data)} of {expected} bytes in storage"
         return lost(reply.task, reply.attempt, message)
     return Outcome(reply.task, reply.attempt, packed.unpack(), packed.structure, None, seconds)
+
+
+def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:
+    """What arrays of this layout weigh."""
+    return sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in layout)
 
 
 def failure_of(error: Error) -> Failure:

@@ -30,7 +30,7 @@ import cloudpickle
 from polarmap import tree, worker
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
-from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
+from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of
 from polarmap.worker import Fault, Reply, Ticket
 
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
@@ -116,7 +116,7 @@ class _LithopsExecutor:
         return []
 
     def _ticket(self, task: int, **where: Any) -> Ticket:
-        leaves = self._coded.leaves(task)
+        layout = self._coded.layout(task)
         attempt = self._attempts[task]
         fault = self._faults.get(task)
         return Ticket(
@@ -124,9 +124,9 @@ class _LithopsExecutor:
             attempt=attempt,
             bucket=self._bucket,
             block_key=f"{self._prefix}/block/{task}",
-            block_bytes=sum(leaf.nbytes for leaf in leaves),
+            block_bytes=layout_bytes(layout),
             structure=self._coded.structure,
-            layout=tuple((leaf.dtype.str, leaf.shape) for leaf in leaves),
+            layout=layout,
             result_key=f"{self._prefix}/result/{task}-{attempt}",
             wanted_key=f"{self._prefix}/wanted",
             fault=None if fault is None else (fault.kind, fault.seconds, fault.attempts),
@@ -167,7 +167,7 @@ class _LithopsExecutor:
         if plain is None:
             return None
         reply = Reply.parse(plain)
-        if reply.result is None or len(reply.result.data) or not _size(reply.result):
+        if reply.result is None or len(reply.result.data) or not layout_bytes(reply.result.layout):
             return outcome_of(reply)
         try:
             data = self._storage.get_object(self._bucket, ticket.result_key)
@@ -209,17 +209,29 @@ class LocalhostExecutor(_LithopsExecutor):
         self._busy = slots.BusyTasks()
         self._next_look = 0.0
         self._claims: Path | None = None
+        self._writer: threading.Thread | None = None
+        self._write_error: BaseException | None = None
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Start the workers first: they boot while the blocks are written."""
+        """Start the workers first: they boot, and the first ones run, while blocks are written."""
         home = private_folder()
         self._claims = home / "claims" / self._prefix.rpartition("/")[2]
         self._claims.mkdir(parents=True)
         functions = self._functions(slots.first_slots(self._cores))
         self._begin(f, coded, faults, functions.storage)
         self._launch(functions, range(coded.n))
-        for task in range(coded.n):
-            self._put(task)
+        self._writer = threading.Thread(target=self._write, name="polarmap-writer", daemon=True)
+        self._writer.start()
+
+    def _write(self) -> None:
+        """Data blocks, then parity blocks, until the executor stops."""
+        try:
+            for task in range(self._coded.n):
+                if self._stopped:
+                    return
+                self._put(task)
+        except BaseException as error:
+            self._write_error = error
 
     def retry(self, tasks: Sequence[int]) -> None:
         """Start them in a job of their own."""
@@ -229,6 +241,7 @@ class LocalhostExecutor(_LithopsExecutor):
 
     def stop(self) -> None:
         """Kill the workers, remove every file."""
+        self._stopped = True
         self._running.clear()
         jobs, self._jobs = self._jobs, []
         for job in jobs:
@@ -243,6 +256,8 @@ class LocalhostExecutor(_LithopsExecutor):
             self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
             for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
                 path.unlink(missing_ok=True)
+        if self._writer is not None:
+            self._writer.join()
         if self._storage is not None:
             self._remove_objects(self._prefix + "/")
         if self._claims is not None:
@@ -270,6 +285,9 @@ class LocalhostExecutor(_LithopsExecutor):
         return self._ticket(task, claim=str(claim), driver=os.getpid(), scratch=home)
 
     def _look_after(self) -> list[Outcome]:
+        if self._write_error is not None:
+            error = self._write_error
+            raise ExecutorError(f"the blocks could not be written: {error}") from error
         now = time.monotonic()
         if now < self._next_look:
             return []
@@ -529,12 +547,6 @@ def _reason(future: Any) -> str:
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
     return text if isinstance(error, RuntimeError | MemoryError) else f"{type(error).__name__}: {text}"
-
-
-def _size(packed: tree.Packed) -> int:
-    import numpy as np
-
-    return sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in packed.layout)
 
 
 @contextlib.contextmanager
