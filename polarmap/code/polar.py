@@ -22,7 +22,7 @@ from polarmap.code.design import (
     power_of_two_above,
     rotations,
 )
-from polarmap.code.dtypes import check_dtype, is_exact, parity_dtype, real_dtype, working_dtype
+from polarmap.code.dtypes import DType, check_dtype, is_exact, parity_dtype, real_dtype, working_dtype
 from polarmap.errors import CodeError, NotDecodableError
 
 Array = npt.NDArray[Any]
@@ -175,36 +175,41 @@ class PolarCode:
             )
         return parity_dtype(checked, self.growth) if is_exact(checked) else checked
 
-    def parity(self, rows: encode.Rows) -> Array:
+    def parity(self, rows: encode.Rows, out: Array | None = None) -> Array:
         """The n - k parity blocks of k flat data blocks.
 
         Parameters
         ----------
         rows : array (k, b) or sequence of k arrays (b,)
             One dtype for all.
+        out : array (n - k, b), contiguous, of `parity_dtype`, optional
+            Where to put them.
 
         Returns
         -------
         array (n - k, b), of `parity_dtype`.
         """
         _check_rows(self, rows)
-        dtype = self.parity_dtype(rows[0].dtype)
+        dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - self.k, rows[0].size)
+        if out is None:
+            out = np.empty(shape, dtype)
+        if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
+            raise CodeError(f"out must be a contiguous {dtype} array of shape {shape}")
         if dtype.kind == "c":
-            real = real_dtype(dtype)
-            if isinstance(rows, np.ndarray):
-                return self.parity(np.ascontiguousarray(rows, dtype).view(real)).view(dtype)
-            halves = [np.ascontiguousarray(row, dtype).view(real) for row in rows]
-            return self.parity(halves).view(dtype)
-        out = np.empty((self.n - self.k, rows[0].size), dtype)
+            self._fill_parity(_real_rows(rows, dtype), out.view(real_dtype(dtype)))
+        else:
+            self._fill_parity(rows, out)
+        return out
+
+    def _fill_parity(self, rows: encode.Rows, out: Array) -> None:
         if self.kernel == "arikan":
             encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
-            return out
-        kernel = encode.compiled_kernel(rows, dtype)
+            return
+        kernel = encode.compiled_kernel(rows, out.dtype)
         if min(self.n - self.k, self.k) <= (DENSE_UP_TO if kernel else DENSE_UP_TO_UNCOMPILED):
-            encode.dense(self.coefficients.astype(working_dtype(dtype), copy=False), rows, out)
+            encode.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
             encode.rotation_parity(self._rotations, rows, out, kernel)
-        return out
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
@@ -229,10 +234,10 @@ class PolarCode:
         if data.ndim == 0 or len(data) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
-        parity = self.parity(rows)
-        return np.concatenate([rows.astype(parity.dtype, copy=False), parity]).reshape(
-            (self.n, *data.shape[1:])
-        )
+        coded = np.empty((self.n, rows.shape[1]), self.parity_dtype(rows.dtype))
+        coded[: self.k] = rows
+        self.parity(rows, out=coded[self.k :])
+        return coded.reshape((self.n, *data.shape[1:]))
 
     def decodable(self, arrived: npt.ArrayLike, exact: bool | None = None) -> bool:
         """Whether a set of arrivals determines all k data blocks.
@@ -363,6 +368,14 @@ def _check_sizes(n: int, k: int) -> None:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
+def _real_rows(rows: encode.Rows, dtype: DType) -> encode.Rows:
+    """Complex blocks as real ones of twice the length."""
+    real = real_dtype(dtype)
+    if isinstance(rows, np.ndarray):
+        return np.ascontiguousarray(rows, dtype).view(real)
+    return [np.ascontiguousarray(row, dtype).view(real) for row in rows]
 
 
 def _check_rows(code: PolarCode, rows: encode.Rows) -> None:

@@ -32,7 +32,7 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     code = PolarCode(40, 24)
     data = np.random.default_rng(0).standard_normal((24, 70))
     expected = parity(code, data)
-    for name in ("_rotate", "folded"):
+    for name in ("_rotate", "_load", "folded"):
         monkeypatch.setattr(compiled, name, getattr(compiled, name).py_func)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
 

@@ -241,6 +241,16 @@ def test_refuses_shapes() -> None:
         code.parity([np.zeros(2), np.zeros(2), np.zeros(2), np.zeros(2, "f4")])
 
 
+def test_parity_goes_where_it_is_told() -> None:
+    code, data = PolarCode(6, 4), np.arange(8.0).reshape(4, 2)
+    out = np.empty((2, 2))
+    assert code.parity(data, out=out) is out
+    assert out.tolist() == code.parity(data).tolist()
+    for wrong in (np.empty((2, 3)), np.empty((2, 2), "f4"), np.empty((2, 4))[:, ::2]):
+        with pytest.raises(CodeError, match=r"out must be a contiguous float64 array of shape \(2, 2\)"):
+            code.parity(data, out=wrong)
+
+
 def test_decode_refuses_what_does_not_fit() -> None:
     code = PolarCode(6, 4, "arikan")
     rows = {i: np.zeros(3, "i2") for i in range(4)}

@@ -1,0 +1,41 @@
+"""Speed and accuracy as ratios measured in one run; each module prints one table."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from statistics import median
+from time import perf_counter, sleep
+
+REST = 0.15  # seconds: the threads of BLAS spin for about 0.1 after a product, and take a core
+
+
+def is_quick(description: str | None) -> bool:
+    """Whether --quick was given: smaller sizes and fewer repetitions."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--quick", action="store_true", help="smaller and fewer")
+    return bool(parser.parse_args().quick)
+
+
+def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Median seconds of each action, run in turns so that a busy machine slows all alike."""
+    seconds: list[list[float]] = [[] for _ in actions]
+    for turn in range(repeats + 1):
+        for action, measured in zip(actions, seconds, strict=True):
+            sleep(REST)
+            start = perf_counter()
+            action()
+            if turn:  # the first turn warms up
+                measured.append(perf_counter() - start)
+    return [median(measured) for measured in seconds]
+
+
+def show(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Print a plain table, right-aligned, row by row as they are measured."""
+    print("  ".join(f"{name:>14}" for name in header), flush=True)
+    for row in rows:
+        print("  ".join(f"{_text(value):>14}" for value in row), flush=True)
+
+
+def _text(value: object) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
