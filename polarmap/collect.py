@@ -95,6 +95,7 @@ class Collector:
         self._decode_seconds = 0.0
         self._residual: float | None = None
         self._local: _LocalRun | None = None
+        self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self._not_finite = False
         self._results: list[list[Array]] | None = None
         self._model: list[Array] | None = None  # f of a data block, evaluated here
@@ -151,7 +152,7 @@ class Collector:
 
     def _accept(self, index: int) -> None:
         task = self._tasks[index]
-        task.arrived = task.returned
+        task.arrived, task.running = task.returned, False
         task.failures = [failure for failure in task.failures if failure.kind != "shape"]
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
@@ -206,6 +207,9 @@ class Collector:
 
     def _check_surplus(self, decoder: Decoder) -> str | None:
         """The left-over parity equations: hold, name a culprit, or convict f."""
+        more = self._more_may_come() and not self._surplus_wait_is_over()
+        if more and self._undecided == decoder.count:
+            return None
         worst, broken, finite = 0.0, False, True
         suspects: set[int] | None = None
         for leaf, dtype in enumerate(self._dtypes()):
@@ -233,7 +237,8 @@ class Collector:
         if suspects is not None and len(suspects) == 1:
             self._convict(suspects.pop())
             return None
-        if decoder.surplus == 1 and self._more_may_come() and not self._surplus_wait_is_over():
+        if more and (suspects is None or len(suspects) > 1):
+            self._undecided = decoder.count
             return None
         raise NotLinearError(self._not_linear(f"the parity equations are off by {worst:.2g} (relative)"))
 
@@ -250,18 +255,18 @@ class Collector:
         self._restart_decoder()
 
     def _check_locally(self) -> str | None:
-        """Evaluate f on a block that was decoded, in a thread, while results may still come."""
+        """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
         assert self._decoder is not None
-        if self._local is None:
-            if not self._decode():
-                return None
-            self._local = _LocalRun(self._f, self._block(int(self._decoder.missing[0])))
+        if self._local is None or self._local.index not in self._decoder.missing:
+            index = int(self._decoder.missing[0])
+            self._local = _LocalRun(self._f, self._block(index), index)
         if self._local.is_running:
             return None
-        index = int(self._decoder.missing[0])
+        if self._local.error is not None and self._more_may_come():
+            return None
+        if not self._decode():
+            return None
         if self._local.error is not None:
-            if self._more_may_come():
-                return None
             warnings.warn(
                 f"f could not be verified: no result beyond the {self._code.k} needed arrived, and on "
                 f"the driver it raised {type(self._local.error).__name__}: {self._local.error}",
@@ -270,6 +275,7 @@ class Collector:
             )
             return "no"
         assert self._results is not None and self._local.leaves is not None
+        index = self._local.index
         if not self._agrees(self._local.leaves, self._results[index], self._decoder.amplification):
             raise NotLinearError(self._not_linear(f"f of block {index} differs from its decoded result"))
         verified.note_passed(self._f)
@@ -436,6 +442,12 @@ class Collector:
                 f"{have} results arrived, but decoding them would be too inaccurate for rtol or not "
                 f"possible with this code, and no more can come{self._failures()}"
             )
+        running = sum(task.running for task in self._tasks)
+        if running:
+            return (
+                f"only {have + running} of {self._code.k} needed results can arrive: {have} did, "
+                f"{running} tasks still run{self._failures()}"
+            )
         return f"{self._counted()} arrived and no more can{self._failures()}"
 
     def _not_linear(self, what: str) -> str:
@@ -491,7 +503,8 @@ class Collector:
 class _LocalRun:
     """f on one block, on a daemon thread of the driver."""
 
-    def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
+    def __init__(self, f: Callable[[Any], Any], block: Any, index: int) -> None:
+        self.index = index
         self.leaves: list[Array] | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
@@ -515,7 +528,7 @@ class _LocalRun:
 
 
 def _run_here(f: Callable[[Any], Any], block: Any, seconds: float) -> list[Array] | None:
-    run = _LocalRun(f, block)
+    run = _LocalRun(f, block, -1)
     run.join(min(seconds, 60.0))
     return run.leaves
 

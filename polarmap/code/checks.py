@@ -20,6 +20,7 @@ Array = npt.NDArray[Any]
 
 MOST_CHECKS = 8  # equations evaluated; more would cost time and tell nothing new
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
+TINY = 1e-12  # coefficients below are rounding
 MOST_COLUMNS = 64  # entries looked at to find a culprit
 
 
@@ -65,15 +66,26 @@ def float_checks(plan: Plan) -> Floats:
 
 
 def integer_checks(plan: Plan) -> npt.NDArray[np.uint64]:
-    """The same modulo 2^64: every parity row that is not a pivot, with the pivots eliminated."""
-    others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)[:MOST_CHECKS]
-    rows = np.zeros((len(others), len(plan.parity)), np.uint64)
-    rows[np.arange(len(others)), others] = 1
+    """The same modulo 2^64: the parity rows that are no pivots, with the pivots eliminated."""
+    others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)
+    mix = _mix(len(others))
+    rows = np.zeros((len(mix), len(plan.parity)), np.uint64)
+    rows[:, others] = mix
     if len(plan.missing):
-        solved = integers.matmul(plan.system[others], integers.inverse(plan.system[plan.pivots]))
-        rows[:, plan.pivots] -= solved
+        mixed = integers.matmul(mix, plan.system[others])
+        rows[:, plan.pivots] -= integers.matmul(mixed, integers.inverse(plan.system[plan.pivots]))
     known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
     return np.concatenate([np.uint64(0) - integers.matmul(rows, known), rows], axis=1)
+
+
+def _mix(count: int) -> npt.NDArray[np.uint64]:
+    """Sums of `count` equations, at most MOST_CHECKS of them, that involve each."""
+    if count <= MOST_CHECKS:
+        return np.eye(count, dtype=np.uint64)
+    mix = np.outer(np.arange(1, MOST_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
+    mix = mix * mix * np.uint64(37) % np.uint64(509)
+    mix[0] = 1
+    return mix
 
 
 def residual(
@@ -86,7 +98,8 @@ def residual(
     if dtype.kind == "c":
         real = real_dtype(dtype)
         halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
-        return residual(plan, halves, real, rtol, precision)
+        found = residual(plan, halves, real, rtol, precision)
+        return found._replace(broken=np.unique(found.broken // 2))
     received = [rows[int(index)] for index in plan.arrived]
     if is_exact(dtype) and plan.exact:
         return _integer_residual(integer_checks(plan), received, dtype)
@@ -128,7 +141,7 @@ def culprits(
     misfit /= np.abs(misfit).max(initial=np.finfo(float).tiny)  # its squares must not overflow
     allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(misfit)
     norms = np.linalg.norm(checks, axis=0)
-    checked = np.flatnonzero(norms > NOISE_FLOOR * np.finfo(float).eps)  # others stand in no equation
+    checked = np.flatnonzero(norms > TINY)  # the others stand in no equation
     directions = (checks[:, checked] / norms[checked]).T
     left = [np.linalg.norm(misfit - np.outer(one, one @ misfit)) for one in directions]
     return [int(i) for i, rest in zip(plan.arrived[checked], left) if rest <= allowed]
