@@ -73,16 +73,14 @@ def arriving(arrivals: Iterable[int], n: int, start: float = 1.0, step: float = 
     return ReplayExecutor(seconds | {task: start + step * turn for turn, task in enumerate(arrivals)})
 
 
-def arrivals(
-    code: PolarCode, count: int, stream: np.random.Generator, *, lost_data: int = 2, exact: bool = False
-) -> list[int]:
-    """A random order of `count` tasks that decodes well, with at least `lost_data` data tasks left out."""
+def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bool = False) -> list[int]:
+    """A random order of `count` tasks that decodes well, up to two data tasks being left out."""
     while True:
         order = stream.permutation(code.n)[:count].tolist()
         decoder = Decoder(code, exact=exact, max_amplification=50)
         for index in order:
             decoder.add(index)
-        if decoder.ready and len(decoder.missing) >= lost_data:
+        if decoder.ready and len(decoder.missing) >= min(2, code.n - count):
             return order
 
 
