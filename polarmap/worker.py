@@ -137,6 +137,8 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         if len(outcome.data) > INLINE_BYTES:
             storage.put_object(ticket.bucket, ticket.result_key, bytes(outcome.data))
             outcome = outcome._replace(data=b"")
+            if ticket.driver is None and not _is_wanted(ticket, storage):
+                storage.delete_object(ticket.bucket, ticket.result_key)  # the driver has cleaned up
         return Reply(ticket.task, ticket.attempt, outcome, None, started, ended).plain()
 
     return task

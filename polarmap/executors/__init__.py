@@ -20,7 +20,7 @@ def open_executor(choice: Any) -> tuple[Executor, Mapping[int, Fault]]:
 
 def _open(choice: Any) -> Executor:
     if choice is None or choice == "localhost":
-        from polarmap.executors.lithops import LocalhostExecutor
+        from polarmap.executors.localhost import LocalhostExecutor
 
         return LocalhostExecutor()
     if isinstance(choice, (str, os.PathLike)):

@@ -1,24 +1,20 @@
 """Lithops as the substrate: the only file that imports it, and the only one that touches its inside.
 
-Two executors share one base. `LocalhostExecutor` is the embedded default: private, killed and
-removed at the end. `ForeignExecutor` runs on a FunctionExecutor or configuration of the caller.
+`LithopsExecutor` is what every Lithops job of ours shares, `ForeignExecutor` runs them on a
+FunctionExecutor or configuration of the caller, `localhost_functions` builds a private one.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
-import glob
-import json
 import logging
 import os
-import shutil
-import stat
 import sys
-import tempfile
 import threading
 import time
 import uuid
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -29,17 +25,15 @@ import cloudpickle
 
 from polarmap import tree, worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import slots
 from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of
+from polarmap.executors.private import interpreter, private_folder
 from polarmap.worker import Fault, Reply, Ticket
 
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
 MONITORING_SECONDS = 0.02  # between Lithops' own looks at its storage
-BOOT_SECONDS = 10.0  # that the workers of a job may take to start
-LOST_SECONDS = 1.0  # that a status may lag behind the end of the process that wrote it
-TASK_SECONDS = 3600  # limit of one task on localhost; coded_map's timeout is the useful one
 PREFIX = "polarmap"
 _building = threading.Lock()
+SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 TRANSFERS = 16  # objects moved at once to or from a remote storage
 
 
@@ -66,7 +60,7 @@ class _Job:
         return next(iter(jobs.values()), None)
 
 
-class _LithopsExecutor:
+class LithopsExecutor:
     """What both have in common: blocks and results as raw objects, replies through futures."""
 
     name = "lithops"
@@ -192,151 +186,7 @@ class _LithopsExecutor:
         self._storage, self._bucket = storage, storage.bucket
 
 
-class LocalhostExecutor(_LithopsExecutor):
-    """The embedded default: worker processes on this machine, in a private temporary folder.
-
-    Each job is a Lithops executor of its own (3 ms), because one executor runs its jobs one after
-    another. The first has a few slots more than cores; when tasks that compute no longer fill
-    the cores, the tasks still queued go into a further job, and whichever copy starts first wins.
-    """
-
-    name = "localhost"
-    _modules: Mapping[str, Any] = {"include_modules": None}  # workers import what the driver can
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._cores = slots_of_this_machine()
-        self._busy = slots.BusyTasks()
-        self._next_look = 0.0
-        self._claims: Path | None = None
-        self._writer: threading.Thread | None = None
-        self._write_error: BaseException | None = None
-
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Start the workers first: they boot, and the first ones run, while blocks are written."""
-        home = private_folder()
-        self._claims = home / "claims" / self._prefix.rpartition("/")[2]
-        self._claims.mkdir(parents=True)
-        functions = self._functions(slots.first_slots(self._cores))
-        self._begin(f, coded, faults, functions.storage)
-        self._launch(functions, range(coded.n))
-        self._writer = threading.Thread(target=self._write, name="polarmap-writer", daemon=True)
-        self._writer.start()
-
-    def _write(self) -> None:
-        """Data blocks, then parity blocks, until the executor stops."""
-        try:
-            for task in range(self._coded.n):
-                if self._stopped:
-                    return
-                self._put(task)
-        except BaseException as error:
-            self._write_error = error
-
-    def retry(self, tasks: Sequence[int]) -> None:
-        """Start them in a job of their own."""
-        for task in tasks:
-            self._attempts[task] += 1
-        self._launch(self._functions(min(len(tasks), slots.first_slots(self._cores))), tasks)
-
-    def stop(self) -> None:
-        """Kill the workers, remove every file."""
-        self._stopped = True
-        self._running.clear()
-        jobs, self._jobs = self._jobs, []
-        for job in jobs:
-            functions = job.functions
-            with contextlib.suppress(Exception):
-                functions.__exit__(None, None, None)
-            atexit.unregister(functions._clean_at_exit)
-            manager = functions.compute_handler.job_manager
-            if manager is not None:
-                manager.join(timeout=5)
-        for job in jobs:
-            self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
-            for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
-                path.unlink(missing_ok=True)
-        if self._writer is not None:
-            self._writer.join()
-        if self._storage is not None:
-            self._remove_objects(self._prefix + "/")
-        if self._claims is not None:
-            shutil.rmtree(self._claims, ignore_errors=True)
-
-    def _functions(self, count: int) -> Any:
-        lithops = load_lithops()
-        with _no_copy_of_lithops():
-            functions = lithops.FunctionExecutor(config=_localhost_config(count), log_level=None)
-        functions.compute_handler.env._ensure_runner = lambda: None
-        _use_private_storage(functions)
-        metadata = _runtime_metadata()
-        # Spares one interpreter start per process, and a file in the user's Lithops cache.
-        functions.internal_storage.get_runtime_meta = lambda key: metadata
-        return functions
-
-    def _launch(self, functions: Any, tasks: Sequence[int]) -> None:
-        self._launched, self._claimed = time.monotonic(), len(os.listdir(self._claims or "."))
-        self._map(functions, [self._local_ticket(task) for task in tasks], TASK_SECONDS)
-
-    def _local_ticket(self, task: int) -> Ticket:
-        assert self._claims is not None
-        claim = self._claims / f"{task}-{self._attempts[task]}"
-        home = str(private_folder())
-        return self._ticket(task, claim=str(claim), driver=os.getpid(), scratch=home)
-
-    def _look_after(self) -> list[Outcome]:
-        if self._write_error is not None:
-            error = self._write_error
-            raise ExecutorError(f"the blocks could not be written: {error}") from error
-        now = time.monotonic()
-        if now < self._next_look:
-            return []
-        self._next_look = now + slots.LOOK_SECONDS
-        started, queued = self._started()
-        busy = self._busy.look(now, started)
-        extra = slots.extra_slots(self._cores, busy, len(started) - busy, len(queued))
-        if extra and self._is_under_way(now):
-            self._launch(self._functions(extra), queued)
-        return self._abandoned(now)
-
-    def _is_under_way(self, now: float) -> bool:
-        """Whether the latest job has begun to take tasks: until then, patience."""
-        return len(os.listdir(self._claims or ".")) > self._claimed or now > self._launched + BOOT_SECONDS
-
-    def _started(self) -> tuple[dict[int, float], list[int]]:
-        """Processor seconds of the tasks that run, by process, and the tasks not claimed yet."""
-        assert self._claims is not None
-        used: dict[int, float] = {}
-        queued = []
-        for task, attempt in self._running:
-            claim = self._claims / f"{task}-{attempt}"
-            try:
-                process = int(claim.read_text() or 0)
-            except FileNotFoundError:
-                queued.append(task)
-                continue
-            seconds = slots.processor_seconds(process)
-            if seconds is not None:
-                used[process] = seconds
-        return used, queued
-
-    def _abandoned(self, now: float) -> list[Outcome]:
-        """Tasks whose runner has ended without a word from them."""
-        for job in self._jobs:
-            process = job.process
-            if job.ended_at is None and process is not None and process.poll() is not None:
-                job.ended_at = now
-        ended = {job for job in self._jobs if job.ended_at and now - job.ended_at > LOST_SECONDS}
-        outcomes = []
-        for key, copies in list(self._running.items()):
-            copies[:] = [entry for entry in copies if entry.job not in ended]
-            if not copies:
-                del self._running[key]
-                outcomes.append(lost(*key, "its worker process ended without reporting"))
-        return outcomes
-
-
-class ForeignExecutor(_LithopsExecutor):
+class ForeignExecutor(LithopsExecutor):
     """A FunctionExecutor that belongs to the caller, or one made from the caller's configuration."""
 
     def __init__(self, functions: Any, owned: bool) -> None:
@@ -347,10 +197,16 @@ class ForeignExecutor(_LithopsExecutor):
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
         self._begin(f, coded, faults, self._functions.storage)
-        self._storage.put_object(self._bucket, f"{self._prefix}/wanted", b"wanted")
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            for done in [pool.submit(self._put, task) for task in range(coded.n)]:
-                done.result()
+        coded.leaves(coded.n - 1)  # encode before anything is stored: its errors are the caller's
+        try:
+            self._storage.put_object(self._bucket, f"{self._prefix}/wanted", b"wanted")
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                for done in [pool.submit(self._put, task) for task in range(coded.n)]:
+                    done.result()
+        except Exception as error:
+            raise ExecutorError(
+                f"the blocks could not be stored in bucket {self._bucket!r}: {type(error).__name__}: {error}"
+            ) from error
         self._launch(range(coded.n))
 
     def retry(self, tasks: Sequence[int]) -> None:
@@ -373,17 +229,29 @@ class ForeignExecutor(_LithopsExecutor):
                 self._functions.job_monitor.remove(pending)
                 self._functions.compute_handler.clear(keys, exception=TimeoutError("abandoned"))
         self._functions.futures[:] = [one for one in self._functions.futures if one not in ours]
-        if self._storage is not None:
-            self._remove_objects(self._prefix + "/")
-            if self._owned:
-                self._remove_objects(f"lithops.jobs/{self._functions.executor_id}")
-            for key in {future.job_key for future in ours}:
-                self._remove_objects(f"lithops.jobs/{key}")
         self._jobs = []
+        if self._storage is not None:
+            jobs = {f"lithops.jobs/{future.job_key}" for future in ours}
+            if self._owned:
+                jobs.add(f"lithops.jobs/{self._functions.executor_id}")
+            self._clean_up([self._prefix + "/", *jobs])
+            if pending:  # what was on its way when its writer was killed
+                time.sleep(SETTLE_SECONDS)
+                self._clean_up([self._prefix + "/", *jobs])
         if self._owned:
-            with contextlib.suppress(Exception):
-                self._functions.__exit__(None, None, None)
-            atexit.unregister(self._functions._clean_at_exit)
+            end(self._functions)
+
+    def _clean_up(self, prefixes: Sequence[str]) -> None:
+        """Remove objects; a storage that is down must not hide why the map ended."""
+        try:
+            for prefix in prefixes:
+                self._remove_objects(prefix)
+        except Exception as error:
+            warnings.warn(
+                f"objects below {self._prefix!r} in bucket {self._bucket!r} may be left: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     def _launch(self, tasks: Sequence[int]) -> None:
         where = {"claim": None, "driver": None, "scratch": None}
@@ -421,47 +289,26 @@ def _missing_settings(file: Path) -> dict[str, Any]:
     return {}
 
 
-def slots_of_this_machine() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def localhost_functions(count: int) -> Any:
+    """A FunctionExecutor on this machine with `count` slots and all its files in our folder."""
+    with _no_copy_of_lithops():
+        functions = load_lithops().FunctionExecutor(config=_localhost_config(count), log_level=None)
+    functions.compute_handler.env._ensure_runner = lambda: None
+    _use_private_storage(functions)
+    metadata = _runtime_metadata()
+    # Spares one interpreter start per process, and a file in the user's Lithops cache.
+    functions.internal_storage.get_runtime_meta = lambda key: metadata
+    return functions
 
 
-@cache
-def private_folder() -> Path:
-    """A temporary folder of this process, removed at its exit; stale ones of others go now."""
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-")).resolve()
-    owner = os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
-
-
-@cache
-def load_lithops() -> Any:
-    """Lithops, quiet unless the caller has set up logging."""
-    first = "lithops" not in sys.modules
-    import lithops
-
-    logging.getLogger("lithops").addHandler(logging.NullHandler())
-    if first:
-        atexit.register(_remove_empty_folders)
-    return lithops
-
-
-def _remove_empty_folders() -> None:
-    """Importing Lithops makes folders in the temporary folder; leave none that stayed empty."""
-    from lithops import constants
-
-    for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
-        with contextlib.suppress(OSError):
-            os.rmdir(folder)
+def end(functions: Any) -> None:
+    """Kill what a FunctionExecutor of ours runs, and let go of it."""
+    with contextlib.suppress(Exception):
+        functions.__exit__(None, None, None)
+    atexit.unregister(functions._clean_at_exit)
+    manager = getattr(functions.compute_handler, "job_manager", None)
+    if manager is not None:
+        manager.join(timeout=5)
 
 
 @cache
@@ -484,29 +331,10 @@ def _localhost_config(count: int) -> dict[str, Any]:
         },
         "localhost": {
             "version": 1,
-            "runtime": str(_interpreter()),
+            "runtime": str(interpreter()),
             "worker_processes": count,
         },
     }
-
-
-def _interpreter() -> Path:
-    """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
-
-    Lithops would run a copy of itself in its shared folder, which any other process replaces.
-    Workers import what the driver can: they get its module search path.
-    """
-    folder = private_folder()
-    (folder / "paths").write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
-    script = folder / "python"
-    if not script.exists():
-        run = (
-            f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
-            "from lithops.localhost.v1.runner import main; main()"
-        )
-        script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script
 
 
 @contextlib.contextmanager
@@ -530,12 +358,25 @@ def _use_private_storage(functions: Any) -> None:
     functions.internal_storage.bucket = functions.storage.bucket = bucket
 
 
-def _sweep() -> None:
-    """Remove the folders of processes that were killed before they could."""
-    for path in glob.glob(os.path.join(tempfile.gettempdir(), "polarmap-*-*")):
-        owner = path.rpartition("polarmap-")[2].partition("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.exists("/proc/self"):
-            shutil.rmtree(path, ignore_errors=True)
+@cache
+def load_lithops() -> Any:
+    """Lithops, quiet unless the caller has set up logging."""
+    first = "lithops" not in sys.modules
+    import lithops
+
+    logging.getLogger("lithops").addHandler(logging.NullHandler())
+    if first:
+        atexit.register(_remove_empty_folders)
+    return lithops
+
+
+def _remove_empty_folders() -> None:
+    """Importing Lithops makes folders in the temporary folder; leave none that stayed empty."""
+    from lithops import constants
+
+    for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
 
 
 def _has_ended(future: Any) -> bool:

@@ -1,0 +1,149 @@
+"""The embedded default: Lithops on this machine, private, killed and removed at the end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import slots
+from polarmap.executors.base import Coded, Function, Outcome, lost
+from polarmap.executors.lithops import LithopsExecutor, end, localhost_functions
+from polarmap.executors.private import private_folder
+from polarmap.worker import Fault, Ticket
+
+TASK_SECONDS = 3600  # limit of one task; coded_map's timeout is the useful one
+BOOT_SECONDS = 10.0  # that the workers of a job may take to start
+LOST_SECONDS = 1.0  # that a status may lag behind the end of the process that wrote it
+
+
+class LocalhostExecutor(LithopsExecutor):
+    """The embedded default: worker processes on this machine, in a private temporary folder.
+
+    Each job is a Lithops executor of its own (3 ms), because one executor runs its jobs one after
+    another. The first has a few slots more than cores; when tasks that compute no longer fill
+    the cores, the tasks still queued go into a further job, and whichever copy starts first wins.
+    """
+
+    name = "localhost"
+    _modules: Mapping[str, Any] = {"include_modules": None}  # workers import what the driver can
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cores = slots.available_cores()
+        self._busy = slots.BusyTasks()
+        self._next_look = 0.0
+        self._claims: Path | None = None
+        self._writer: threading.Thread | None = None
+        self._write_error: BaseException | None = None
+
+    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+        """Start the workers first: they boot, and the first ones run, while blocks are written."""
+        home = private_folder()
+        self._claims = home / "claims" / self._prefix.rpartition("/")[2]
+        self._claims.mkdir(parents=True)
+        functions = localhost_functions(slots.first_slots(self._cores))
+        self._begin(f, coded, faults, functions.storage)
+        self._launch(functions, range(coded.n))
+        self._writer = threading.Thread(target=self._write, name="polarmap-writer", daemon=True)
+        self._writer.start()
+
+    def _write(self) -> None:
+        """Data blocks, then parity blocks, until the executor stops."""
+        try:
+            for task in range(self._coded.n):
+                if self._stopped:
+                    return
+                self._put(task)
+        except BaseException as error:
+            self._write_error = error
+
+    def retry(self, tasks: Sequence[int]) -> None:
+        """Start them in a job of their own."""
+        for task in tasks:
+            self._attempts[task] += 1
+        self._launch(localhost_functions(min(len(tasks), slots.first_slots(self._cores))), tasks)
+
+    def stop(self) -> None:
+        """Kill the workers, remove every file."""
+        self._stopped = True
+        self._running.clear()
+        jobs, self._jobs = self._jobs, []
+        for job in jobs:
+            end(job.functions)
+        for job in jobs:
+            self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
+            for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
+                path.unlink(missing_ok=True)
+        if self._writer is not None:
+            self._writer.join()
+        if self._storage is not None:
+            self._remove_objects(self._prefix + "/")
+        if self._claims is not None:
+            shutil.rmtree(self._claims, ignore_errors=True)
+
+    def _launch(self, functions: Any, tasks: Sequence[int]) -> None:
+        self._launched, self._claimed = time.monotonic(), len(os.listdir(self._claims or "."))
+        self._map(functions, [self._local_ticket(task) for task in tasks], TASK_SECONDS)
+
+    def _local_ticket(self, task: int) -> Ticket:
+        assert self._claims is not None
+        claim = self._claims / f"{task}-{self._attempts[task]}"
+        home = str(private_folder())
+        return self._ticket(task, claim=str(claim), driver=os.getpid(), scratch=home)
+
+    def _look_after(self) -> list[Outcome]:
+        if self._write_error is not None:
+            error = self._write_error
+            raise ExecutorError(f"the blocks could not be written: {error}") from error
+        now = time.monotonic()
+        if now < self._next_look:
+            return []
+        self._next_look = now + slots.LOOK_SECONDS
+        started, queued = self._started()
+        busy = self._busy.look(now, started)
+        extra = slots.extra_slots(self._cores, busy, len(started) - busy, len(queued))
+        if extra and self._is_under_way(now):
+            self._launch(localhost_functions(extra), queued)
+        return self._unheard(now)
+
+    def _is_under_way(self, now: float) -> bool:
+        """Whether the latest job has begun to take tasks: until then, patience."""
+        return len(os.listdir(self._claims or ".")) > self._claimed or now > self._launched + BOOT_SECONDS
+
+    def _started(self) -> tuple[dict[int, float], list[int]]:
+        """Processor seconds of the tasks that run, by process, and the tasks not claimed yet."""
+        assert self._claims is not None
+        used: dict[int, float] = {}
+        queued = []
+        for task, attempt in self._running:
+            claim = self._claims / f"{task}-{attempt}"
+            try:
+                process = int(claim.read_text() or 0)
+            except FileNotFoundError:
+                queued.append(task)
+                continue
+            seconds = slots.processor_seconds(process)
+            if seconds is not None:
+                used[process] = seconds
+        return used, queued
+
+    def _unheard(self, now: float) -> list[Outcome]:
+        """Tasks whose runner has ended without a word from them."""
+        for job in self._jobs:
+            process = job.process
+            if job.ended_at is None and process is not None and process.poll() is not None:
+                job.ended_at = now
+        ended = {job for job in self._jobs if job.ended_at and now - job.ended_at > LOST_SECONDS}
+        outcomes = []
+        for key, copies in list(self._running.items()):
+            copies[:] = [entry for entry in copies if entry.job not in ended]
+            if not copies:
+                del self._running[key]
+                outcomes.append(lost(*key, "its worker process ended without reporting"))
+        return outcomes

@@ -1,0 +1,56 @@
+"""The temporary folder of this process: made when needed, removed at exit, whatever happens."""
+
+from __future__ import annotations
+
+import atexit
+import glob
+import json
+import os
+import shutil
+import stat
+import sys
+import tempfile
+from functools import cache
+from pathlib import Path
+
+
+@cache
+def private_folder() -> Path:
+    """A temporary folder of this process, removed at its exit; stale ones of others go now."""
+    _sweep()
+    folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-")).resolve()
+    owner = os.getpid()
+
+    def remove() -> None:
+        if os.getpid() == owner:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    atexit.register(remove)
+    return folder
+
+
+def interpreter() -> Path:
+    """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
+
+    Lithops would run a copy of itself in its shared folder, which any other process replaces.
+    Workers import what the driver can: they get its module search path.
+    """
+    folder = private_folder()
+    (folder / "paths").write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
+    script = folder / "python"
+    if not script.exists():
+        run = (
+            f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
+            "from lithops.localhost.v1.runner import main; main()"
+        )
+        script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
+
+
+def _sweep() -> None:
+    """Remove the folders of processes that were killed before they could."""
+    for path in glob.glob(os.path.join(tempfile.gettempdir(), "polarmap-*-*")):
+        owner = path.rpartition("polarmap-")[2].partition("-")[0]
+        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.exists("/proc/self"):
+            shutil.rmtree(path, ignore_errors=True)
