@@ -205,6 +205,8 @@ def _report(collected: Collected, coded: CodedBlocks, executor: str, seconds: fl
     recovered = tuple(int(index) for index in decoder.missing)
     amplification = decoder.amplification if recovered else 0.0
     inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
+    if recovered and inexact and decoder.exact:  # floats decoded beside integers
+        amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
     relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
     return Report(
         n=coded.n,

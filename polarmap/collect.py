@@ -214,9 +214,7 @@ class Collector:
         suspects: set[int] | None = None
         for leaf, dtype in enumerate(self._dtypes()):
             rows = self._rows(leaf)
-            found = checks.residual(
-                decoder.plan, rows, dtype, self._settings.rtol, self._precision(dtype)
-            )
+            found = checks.residual(decoder.plan, rows, dtype, self._settings.rtol, self._precision(dtype))
             worst, finite = max(worst, found.relative), finite and found.finite
             if len(found.broken):
                 broken = True
@@ -246,9 +244,7 @@ class Collector:
         """One result contradicts the others: garbage, unless f gives it here too."""
         own = _run_here(self._f, self._block(index), self._remaining())
         if own is not None and self._agrees(own, _leaves(self._received[index])):
-            raise NotLinearError(
-                self._not_linear(f"f of block {index} does not fit the parity equations")
-            )
+            raise NotLinearError(self._not_linear(f"f of block {index} does not fit the parity equations"))
         del self._received[index]
         message = f"the result of task {index} contradicts the parity equations"
         self._reject(index, Failure("garbage", "GarbageResult", message))
@@ -276,7 +272,7 @@ class Collector:
             return "no"
         assert self._results is not None and self._local.leaves is not None
         index = self._local.index
-        if not self._agrees(self._local.leaves, self._results[index], self._decoder.amplification):
+        if not self._agrees(self._local.leaves, self._results[index], decoded=True):
             raise NotLinearError(self._not_linear(f"f of block {index} differs from its decoded result"))
         verified.note_passed(self._f)
         return "local"
@@ -379,19 +375,23 @@ class Collector:
             raise NotDecodableError(self._too_few()) from self._first_cause()
 
     def _could_finish(self) -> bool:
-        """Whether what arrived and what still runs can determine the results."""
-        possible = np.array([task.arrived is not None or task.running for task in self._tasks])
+        """Whether what arrived and what still runs can determine the results.
+
+        Results that look odd now may turn out to be the usual ones.
+        """
+        running = {index for index, task in enumerate(self._tasks) if task.running}
+        return any(self._would_determine(running | group.keys()) for group in self._groups.values() or [{}])
+
+    def _would_determine(self, indices: set[int]) -> bool:
         if self._not_finite:
-            return bool(possible[: self._code.k].all())
-        if self._decoder is None:
-            return int(possible.sum()) >= self._code.k
-        if possible.sum() < self._code.k:
-            return False
+            return indices.issuperset(range(self._code.k))
+        if self._decoder is None or len(indices) < self._code.k:
+            return len(indices) >= self._code.k
         trial = Decoder(
             self._code, exact=self._decoder.exact, max_amplification=self._decoder.max_amplification
         )
-        for index in np.flatnonzero(possible):
-            trial.add(int(index))
+        for index in indices:
+            trial.add(index)
         return trial.ready
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
@@ -437,16 +437,17 @@ class Collector:
                 f"not all data tasks reported: {self._counted()}{self._failures()}"
             )
         have = sum(task.arrived is not None for task in self._tasks)
-        if have >= self._code.k:
+        running = sum(task.running for task in self._tasks)
+        still = f", {running} task{'s'[: running > 1]} still run{'s'[: running == 1]}" if running else ""
+        if have + running >= self._code.k:
             return (
-                f"{have} results arrived, but decoding them would be too inaccurate for rtol or not "
+                f"{have} results arrived{still}, but decoding them would be too inaccurate for rtol or not "
                 f"possible with this code, and no more can come{self._failures()}"
             )
-        running = sum(task.running for task in self._tasks)
         if running:
             return (
-                f"only {have + running} of {self._code.k} needed results can arrive: {have} did, "
-                f"{running} tasks still run{self._failures()}"
+                f"only {have + running} of {self._code.k} needed results can arrive: {have} did{still}"
+                f"{self._failures()}"
             )
         return f"{self._counted()} arrived and no more can{self._failures()}"
 
@@ -489,12 +490,21 @@ class Collector:
         coarse = [one for one in self._coded.blocks.dtypes if not is_exact(one)]
         return max([dtype, *coarse], key=epsilon)
 
-    def _agrees(self, own: list[Array], other: list[Array], amplification: float = 0.0) -> bool:
+    def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
         """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
-        return len(own) == len(other) and all(
-            _leaf_agrees(a, b, self._precision(b.dtype), self._settings.rtol, amplification)
-            for a, b in zip(own, other)
-        )
+        if len(own) != len(other):
+            return False
+        for leaf, (one, two) in enumerate(zip(own, other)):
+            noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
+            if not _leaf_agrees(one, two, self._precision(two.dtype), self._settings.rtol, *noise):
+                return False
+        return True
+
+    def _decoding_noise(self, leaf: int) -> tuple[float, float]:
+        """What decoding amplifies, and the largest number it adds up."""
+        assert self._decoder is not None
+        largest = max(float(np.abs(row).max(initial=0)) for row in self._rows(leaf).values())
+        return self._decoder.amplification, largest
 
     def _rtol(self, dtype: DType) -> float:
         return default_rtol(dtype) if self._settings.rtol is None else self._settings.rtol
@@ -553,7 +563,7 @@ def _describe(outcome: Outcome) -> str:
 
 
 def _leaf_agrees(
-    one: Array, other: Array, precision: DType, rtol: float | None, amplification: float
+    one: Array, other: Array, precision: DType, rtol: float | None, amplification: float, largest: float
 ) -> bool:
     if one.shape != other.shape or _kind(one.dtype) != _kind(other.dtype):
         return False
@@ -563,6 +573,6 @@ def _leaf_agrees(
     decoding = min(DECODING_NOISE * amplification * epsilon(precision), rtol or default_rtol(precision))
     scale = np.maximum(np.abs(one), np.abs(other))
     with np.errstate(invalid="ignore"):
-        floor = max(checks.noise(precision), decoding) * float(scale.max(initial=0))
+        floor = max(checks.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
         close = np.abs(one - other) <= limit * scale + floor
     return bool((close | (np.isnan(one) & np.isnan(other))).all())
