@@ -75,7 +75,7 @@ class Decoder:
         self._data_missing -= index < self.code.k
         if self.code.decoder == "sequential":
             self._determined |= self._progress.arrive(int(self.code.order[index]))
-        self.ready = self._is_determined() and self._is_accurate()
+        self.ready = self.ready or (self._is_determined() and self._is_accurate())
         return self.ready
 
     @property
@@ -101,7 +101,7 @@ class Decoder:
         return self.plan.amplification if self._is_determined() else np.inf
 
     def _is_determined(self) -> bool:
-        if self._data_missing == 0:
+        if self.ready or self._data_missing == 0:
             return True
         if self.code.decoder == "sequential":
             return self._determined
@@ -205,12 +205,13 @@ class Plan:
         return out
 
     def _recover_floats(self, rows: Rows, out: Array) -> None:
-        working = np.dtype(np.float64) if is_exact(out.dtype) else working_dtype(out.dtype)
-        weights = self.weights.astype(working, copy=False)
         received = [rows[int(index)] for index in self.arrived]
-        for columns in encode.tiles(out.shape[1], len(received), working.itemsize):
-            product = weights @ encode.gather(received, columns, working)
-            out[:, columns] = np.rint(product) if is_exact(out.dtype) else product
+        if is_exact(out.dtype):
+            rounded = np.empty(out.shape)
+            encode.product(self.weights, received, rounded)
+            out[:] = np.rint(rounded)
+        else:
+            encode.product(self.weights, received, out, encode.compiled_loops(received, out.dtype))
 
     def _recover_integers(self, rows: Rows, out: Array) -> None:
         """Syndrome, then the inverse of the pivot rows, both modulo 2^64."""

@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, cast
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,11 +23,11 @@ from polarmap.code.dtypes import DType, working_dtype
 
 Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
-Kernel = Callable[..., None]
+Loops = Callable[..., None]
 
 TILE_BYTES = 1 << 20  # of gathered rows: about the share of one core in the second-level cache
-GATHERED_BYTES = 4 << 20  # gathered for one call of a compiled kernel, which has tiles of its own
-COMPILED_FROM_BYTES = 64 << 20  # below, loading the compiled kernel costs more than it saves
+CONVERTED_BYTES = 4 << 20  # converted for one call of compiled loops, which have tiles of their own
+COMPILED_FROM_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
 
 
 def gather(rows: Rows, columns: slice, dtype: npt.DTypeLike, out: Array | None = None) -> Array:
@@ -95,43 +96,68 @@ def dense(matrix: Floats, rows: Rows, out: Array) -> None:
             out[:, columns] = matrix @ gather(rows, columns, matrix.dtype)
 
 
-def rotation_parity(plan: Rotations, rows: Rows, out: Array, kernel: Kernel | None = None) -> None:
-    """out = the parity rows by two butterflies, run by `kernel` or else in numpy."""
-    if kernel is None:
-        working = working_dtype(out.dtype)
-        step = list(tiles(out.shape[1], 3 * plan.size, working.itemsize))
-        over_cores(partial(_fold_interpreted, plan, rows, out, working), step)
-    elif _is_plain(rows) and _is_plain(out):
-        over_cores(lambda columns: kernel(rows, out, columns.start, columns.stop, *plan[1:]), shares(out))
+def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:
+    """out = the parity rows by two butterflies, those of `fast` (polarmap.code.compiled) or numpy's."""
+    if fast is not None:
+        run_compiled(fast.folded, rows, out, *plan[1:])
+        return
+    working = working_dtype(out.dtype)
+
+    def work(columns: slice) -> None:
+        out[:, columns] = butterfly.folded(gather(rows, columns, working), plan)
+
+    over_cores(work, list(tiles(out.shape[1], 3 * plan.size, working.itemsize)))
+
+
+def product(weights: Floats, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:
+    """out = weights @ rows, few rows from many, in `fast` or else through BLAS."""
+    if fast is not None:
+        height, length = weights.shape
+        run_compiled(fast.combined, rows, out, np.pad(weights, ((0, -height % 4), (0, -length % 4))))
     else:
-        over_cores(partial(_fold_gathered, kernel, plan, rows, out), shares(out))
+        dense(weights.astype(working_dtype(out.dtype), copy=False), rows, out)
 
 
-def compiled_kernel(rows: Rows, dtype: DType) -> Kernel | None:
-    """The compiled butterfly, if numba is there and `rows` are worth loading it."""
+def compiled_loops(rows: Rows, dtype: DType) -> ModuleType | None:
+    """polarmap.code.compiled, if numba is there and `rows` are worth loading it."""
     large = sum(row.nbytes for row in rows) >= COMPILED_FROM_BYTES
     if not large or working_dtype(dtype) != np.float64 or find_spec("numba") is None:
         return None
-    from polarmap.code.compiled import folded
+    from polarmap.code import compiled
 
-    return cast(Kernel, folded)
-
-
-def _fold_interpreted(
-    plan: Rotations, rows: Rows, out: Array, working: npt.DTypeLike, columns: slice
-) -> None:
-    out[:, columns] = butterfly.folded(gather(rows, columns, working), plan)
+    return compiled
 
 
-def _fold_gathered(kernel: Kernel, plan: Rotations, rows: Rows, out: Array, columns: slice) -> None:
-    step = max(128, GATHERED_BYTES // (8 * len(rows)) // 128 * 128)
-    tile, parity = np.empty((len(rows), step)), np.empty((len(out), step))
+def run_compiled(loops: Loops, rows: Rows, out: Array, *operands: Array) -> None:
+    """`loops` over all columns of `out`, which read and write contiguous float64 only."""
+    width = out.shape[1]
+    if out.dtype == np.float64 and all(_is_plain(row) and row.size == width for row in rows):
+        places = _addresses(rows)
+        over_cores(lambda columns: loops(places, out, columns.start, columns.stop, *operands), shares(out))
+    else:
+        over_cores(partial(_run_converted, loops, rows, out, operands), shares(out))
+
+
+def _run_converted(loops: Loops, rows: Rows, out: Array, operands: tuple[Array, ...], columns: slice) -> None:
+    step = max(128, CONVERTED_BYTES // (8 * len(rows)) // 128 * 128)
+    tile, made = np.empty((len(rows), step)), np.empty((len(out), step))
     for start in range(columns.start, columns.stop, step):
         part = slice(start, min(columns.stop, start + step))
         width = part.stop - part.start
         gather(rows, part, np.float64, tile[:, :width])
-        kernel(tile, parity, 0, width, *plan[1:])
-        out[:, part] = parity[:, :width]
+        loops(_addresses(tile), made, 0, width, *operands)
+        out[:, part] = made[:, :width]
+
+
+def _is_plain(row: Array) -> bool:
+    return row.dtype == np.float64 and row.flags.c_contiguous and row.flags.aligned
+
+
+def _addresses(rows: Rows) -> npt.NDArray[np.int64]:
+    """Where each row starts."""
+    if isinstance(rows, np.ndarray):
+        return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
+    return np.array([row.ctypes.data for row in rows])
 
 
 def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out: Array) -> None:
@@ -154,10 +180,3 @@ def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out:
         out[:, columns] = butterfly.arikan(inputs)[order[k:]]
 
     over_cores(work, list(tiles(out.shape[1], length, working.itemsize)))
-
-
-def _is_plain(rows: Rows) -> bool:
-    """Whether compiled code can index it as it is; one kind of array only, to compile but once."""
-    if not isinstance(rows, np.ndarray):
-        return False
-    return rows.dtype == np.float64 and rows.flags.c_contiguous and rows.flags.writeable

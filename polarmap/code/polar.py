@@ -205,11 +205,11 @@ class PolarCode:
         if self.kernel == "arikan":
             encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
             return
-        kernel = encode.compiled_kernel(rows, out.dtype)
-        if min(self.n - self.k, self.k) <= (DENSE_UP_TO if kernel else DENSE_UP_TO_UNCOMPILED):
+        fast = encode.compiled_loops(rows, out.dtype)
+        if min(self.n - self.k, self.k) <= (DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED):
             encode.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
-            encode.rotation_parity(self._rotations, rows, out, kernel)
+            encode.rotation_parity(self._rotations, rows, out, fast)
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.

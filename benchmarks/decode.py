@@ -1,0 +1,76 @@
+"""Decoding: blocks at 5 % missing, relative to np.copyto of the k results; and planning alone."""
+
+from __future__ import annotations
+
+from time import perf_counter
+
+import numpy as np
+
+from benchmarks import interleaved, is_quick, show
+from polarmap import Decoder, PolarCode
+
+CASES = [(64, 48, 2 << 20), (256, 192, 2 << 20), (1024, 768, 1 << 20)]  # n, k, bytes of a block
+TARGET = 1.5
+PLANS = [(256, 192, ""), (1024, 768, "0.05 s"), (10_000, 7_500, "a few s")]  # n, k, target
+
+
+def recovery(n: int, k: int, size: int, repeats: int) -> list[object]:
+    code, width = PolarCode(n, k), size // 8
+    blocks = np.random.default_rng(0).standard_normal((n, width))  # any: the time is the same
+    copies = np.zeros((k, width))
+    decoder = Decoder(code)
+    for index in lossy(n):
+        decoder.add(index)
+    rows = {index: blocks[index] for index in lossy(n)}
+    copy, recover = interleaved(
+        [
+            lambda: np.copyto(copies, blocks[:k]),
+            lambda: decoder.plan.recover(rows, blocks.dtype),
+        ],
+        repeats,
+    )
+    return [f"({n}, {k})", f"{size >> 10} KiB", len(decoder.missing), 1e3 * copy, recover / copy, TARGET]
+
+
+def planning(n: int, k: int, target: str) -> list[object]:
+    code = PolarCode(n, k)
+    start = perf_counter()
+    assert code.coefficients.size
+    made = perf_counter() - start
+    return [f"({n}, {k})", made, planned(code, sorted(lossy(n))), planned(code, shuffled(n)), target]
+
+
+def planned(code: PolarCode, order: list[int]) -> float:
+    """Seconds from the first arrival to the weights, decision included."""
+    start = perf_counter()
+    decoder = Decoder(code)
+    assert any(decoder.add(index) for index in order)
+    assert decoder.plan.weights.size
+    return perf_counter() - start
+
+
+def shuffled(n: int) -> list[int]:
+    return [int(index) for index in np.random.default_rng(1).permutation(n)]
+
+
+def lossy(n: int) -> list[int]:
+    """5 % never arrive."""
+    return shuffled(n)[n // 20 :]
+
+
+def main() -> None:
+    quick = is_quick(__doc__)
+    shrink, repeats = (2, 3) if quick else (1, 9)
+    show(
+        ["code", "block", "missing", "copy ms", "recover/copy", "target"],
+        (recovery(n, k, size // shrink, repeats) for n, k, size in CASES),
+    )
+    print()
+    show(
+        ["code", "code made s", "5 % missing s", "k-th arrival s", "target"],
+        (planning(*case) for case in PLANS[: 2 if quick else 3]),
+    )
+
+
+if __name__ == "__main__":
+    main()
