@@ -85,7 +85,9 @@ def main() -> None:
         print(f"{name:12} {row}   {target}")
     print(f"\n2 of {N} tasks sleep {SLEEP_SECONDS:g} s: seconds from the call to the results")
     for _ in range(2):
-        seconds, report = coded(f, blocks, {3: Fault("sleep", SLEEP_SECONDS), 9: Fault("sleep", SLEEP_SECONDS)})
+        seconds, report = coded(
+            f, blocks, {3: Fault("sleep", SLEEP_SECONDS), 9: Fault("sleep", SLEEP_SECONDS)}
+        )
         arrived = sorted(task.arrived for task in report.tasks if task.arrived is not None)
         print(f"results {seconds:6.2f}   k-th arrival {arrived[K - 1]:6.2f}   (healthy plain map {base:.2f})")
 
