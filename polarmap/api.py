@@ -152,7 +152,7 @@ def coded_map(
     began = runner.now()
     cut, chosen = _plan_code(data, blocks, workers, code)
     coded = CodedBlocks(cut, chosen)
-    with open_bar(chosen.n, sys.stderr.isatty() if progress is None else progress) as show:
+    with open_bar(chosen.n, chosen.k, sys.stderr.isatty() if progress is None else progress) as show:
         settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
         collected = Collector(runner, f, coded, settings, show).run(faults)
     report = _report(collected, coded, runner.name, runner.now() - began)

@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def open_bar(n: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function (arrived, needed) that shows "29/32 arrived, 24 needed", or nothing."""
+def open_bar(n: int, k: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
+    """A function (arrived, needed) that shows "29/32 arrived, 24 needed", or nothing.
+
+    Before the first call it shows that none of n arrived and k are needed.
+    """
     if not wanted:
         yield lambda arrived, needed: None
         return
@@ -20,5 +23,5 @@ def open_bar(n: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
             bar.n = arrived
             bar.set_description_str(f"{arrived}/{n} arrived, {needed} needed")
 
-        show(0, 0)
+        show(0, k)
         yield show

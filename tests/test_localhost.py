@@ -48,13 +48,15 @@ def leftovers() -> set[str]:
 SHARED = Path(tempfile.gettempdir()) / f"lithops-{os.environ.get('USER', 'root')}"
 
 
-def children() -> list[psutil.Process]:
-    """Runners and workers of ours."""
-    return [
-        child
-        for child in psutil.Process().children(recursive=True)
-        if child.status() != psutil.STATUS_ZOMBIE and "runner" in " ".join(child.cmdline())
-    ]
+def children() -> list[str]:
+    """Command lines of runners and workers of ours; one that is just dying counts until it is gone."""
+    lines = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            lines.append(" ".join(child.cmdline()))
+        except psutil.Error:  # a zombie, or gone by now
+            continue
+    return [line for line in lines if "runner" in line]
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +64,7 @@ def _nothing_stays():
     before = leftovers()
     yield
     assert leftovers() - before == set()
-    assert children() == []
+    wait_until(lambda: children() == [], seconds=5)
 
 
 def test_without_stragglers_the_results_are_those_of_map():
