@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import assert_same, plain_map
+
+import polarmap
+from polarmap import CodedResult, PolarCode, ReplayExecutor, coded_map
+from polarmap.errors import CodedTimeoutError, CodeError
+
+DATA = np.random.default_rng(0).standard_normal((60, 4))
+OPTIONS = {
+    "blocks": None,
+    "workers": None,
+    "code": "auto",
+    "executor": None,
+    "verify": "auto",
+    "rtol": None,
+    "timeout": None,
+    "retries": 1,
+    "progress": None,
+}
+
+
+def double(block: Any) -> Any:
+    return 2 * block
+
+
+def doubled(**options: Any) -> CodedResult:
+    return coded_map(double, DATA, **{"executor": ReplayExecutor()} | options)
+
+
+def test_options_are_pinned() -> None:
+    parameters = list(inspect.signature(coded_map).parameters.values())
+    assert [parameter.name for parameter in parameters[:2]] == ["f", "data"]
+    assert {parameter.name: parameter.default for parameter in parameters[2:]} == OPTIONS
+    assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters[2:])
+    assert all(f"    {parameter.name} : " in (coded_map.__doc__ or "") for parameter in parameters)
+
+
+# --- sizes -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "k", "n"),
+    [
+        ({}, 24, 32),
+        ({"blocks": 5}, 5, 7),
+        ({"blocks": 1}, 1, 2),
+        ({"workers": 32}, 24, 32),
+        ({"workers": 7}, 5, 7),
+        ({"workers": 2}, 1, 2),
+        ({"workers": 400}, 60, 400),
+        ({"blocks": 12, "workers": 13}, 12, 13),
+        ({"blocks": 60, "workers": 61}, 60, 61),
+        ({"code": PolarCode(9, 5)}, 5, 9),
+        ({"code": PolarCode(9, 5), "blocks": 5, "workers": 9}, 5, 9),
+        ({"code": PolarCode(9, 5, "arikan", "sequential")}, 5, 9),
+    ],
+)
+def test_sizes_have_defaults_that_fit_each_other(options: dict[str, Any], k: int, n: int) -> None:
+    result = doubled(**options)
+    assert (result.report.k, result.report.n, len(result)) == (k, n, k)
+    assert_same(result, plain_map(double, DATA, k))
+
+
+@pytest.mark.parametrize(("length", "n"), [(1, 2), (3, 4), (4, 6), (24, 32), (30, 40)])
+def test_a_sequence_gives_the_number_of_blocks_and_a_third_more_workers(length: int, n: int) -> None:
+    result = coded_map(double, list(DATA[:length]), executor=ReplayExecutor())
+    assert (result.report.k, result.report.n) == (length, n)
+
+
+def test_a_sequence_takes_any_larger_number_of_workers() -> None:
+    assert coded_map(double, list(DATA[:5]), workers=6, executor=ReplayExecutor()).report.n == 6
+    with pytest.raises(CodeError, match="workers=5 leaves no parity for 5 blocks"):
+        coded_map(double, list(DATA[:5]), workers=5, executor=ReplayExecutor())
+
+
+# --- code --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel"),
+    [("f8", "rotation"), ("f2", "rotation"), ("c8", "rotation"), ("i4", "arikan"), ("u1", "arikan")],
+)
+def test_auto_takes_the_kernel_that_is_exact_or_needs_least(dtype: str, kernel: str) -> None:
+    report = coded_map(double, np.ones((6, 2), dtype), executor=ReplayExecutor()).report
+    assert report.code == f"{kernel} optimal"
+
+
+def test_auto_takes_the_exact_kernel_for_any_integer_leaf() -> None:
+    blocks = [(np.ones(3), np.int16(1))] * 4
+    report = coded_map(lambda pair: pair, blocks, executor=ReplayExecutor()).report
+    assert report.code == "arikan optimal"
+
+
+@pytest.mark.parametrize(
+    "code", ["rotation", "arikan", PolarCode(40, 20), PolarCode(40, 20, "arikan", "sequential")]
+)
+def test_every_code_decodes(code: Any) -> None:
+    late = dict.fromkeys([3, 8], math.inf)
+    result = doubled(blocks=20, workers=40, code=code, executor=ReplayExecutor(late), timeout=100)
+    assert_same(result, plain_map(double, DATA, 20), 1e-9)
+    assert result.report.recovered == (3, 8)
+    assert result.report.code == ("rotation optimal" if code == "rotation" else result.report.code)
+
+
+# --- the result --------------------------------------------------------------------------------
+
+
+def test_the_result_is_a_sequence() -> None:
+    result = doubled(blocks=6)
+    expected = plain_map(double, DATA, 6)
+    assert isinstance(result, Sequence)
+    assert len(result) == 6
+    assert_same(result, expected)
+    assert_same([result[i] for i in range(-6, 6)], 2 * expected)
+    assert_same(result[1:-1:2], expected[1:-1:2])
+    assert_same(reversed(result), expected[::-1])
+    with pytest.raises(IndexError):
+        result[6]
+
+
+def test_the_result_says_what_it_is() -> None:
+    late = ReplayExecutor({1: math.inf, 4: math.inf})
+    assert (
+        repr(doubled(blocks=6, workers=9, executor=late, timeout=100))
+        == "<CodedResult of 6 blocks, 2 decoded>"
+    )
+
+
+def test_results_are_writable_and_do_not_share_memory() -> None:
+    result = coded_map(
+        lambda block: (block, block.sum(axis=0)), DATA, blocks=6, executor=ReplayExecutor({2: 9.0})
+    )
+    for rows, sums in result:
+        rows[...] = 0
+        assert sums.any()
+
+
+# --- progress ----------------------------------------------------------------------------------
+
+
+def test_progress_shows_what_arrived_and_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    doubled(blocks=6, workers=8, progress=True)
+    shown = capsys.readouterr().err
+    assert all(f"{arrived}/8 arrived, 6 needed" in shown for arrived in range(7))
+    assert "7/8" not in shown
+
+
+@pytest.mark.parametrize("progress", [False, None])
+def test_without_a_terminal_or_a_wish_there_is_no_bar(
+    progress: bool | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    doubled(progress=progress)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_bar_is_closed_after_an_error(capsys: pytest.CaptureFixture[str]) -> None:
+    never = ReplayExecutor(dict.fromkeys(range(32), math.inf))
+    with pytest.raises(CodedTimeoutError):
+        doubled(progress=True, executor=never, timeout=1)
+    assert capsys.readouterr().err.endswith("\r")
+
+
+# --- executors ---------------------------------------------------------------------------------
+
+
+def test_a_replay_can_be_used_again() -> None:
+    executor = ReplayExecutor({0: 2.0})
+    first, second = (doubled(blocks=4, executor=executor) for _ in range(2))
+    assert_same(first, second, 1e-12)
+    assert second.report.seconds == pytest.approx(first.report.seconds, abs=0.3)
+
+
+def test_faults_are_injected_into_any_executor() -> None:
+    faulty = polarmap.FaultyExecutor(
+        ReplayExecutor({0: 0.5, 5: 0.6}), {0: polarmap.Fault("raise"), 5: polarmap.Fault("kill")}
+    )
+    report = doubled(blocks=4, workers=7, executor=faulty).report
+    assert report.indices("failed") == [0, 5]
+    assert report.executor == "replay"
+
+
+def test_a_fault_never_strikes_without_being_asked_for() -> None:
+    assert doubled(executor=polarmap.FaultyExecutor(ReplayExecutor())).report.indices("failed") == []

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport, coded_map
+
+DATA = np.random.default_rng(0).standard_normal((40, 3))
+
+
+def report(**changes: Any) -> Report:
+    """Four data and two parity tasks: one was lost and decoded, one still runs."""
+    used = [TaskReport(index, "used", 1.0 + index, 0.5, 1) for index in (0, 2, 3, 4)]
+    failed = TaskReport(1, "failed", None, None, 2, ("OSError: disk", "WorkerLost: it was killed"))
+    values: dict[str, Any] = {
+        "n": 6,
+        "k": 4,
+        "code": "rotation optimal",
+        "executor": "replay",
+        "tasks": (used[0], failed, *used[1:], TaskReport(5, "abandoned", None, None, 1)),
+        "needed": 4,
+        "recovered": (1,),
+        "seconds": 5.25,
+        "encode_seconds": 0.1,
+        "decode_seconds": 0.0021,
+        "surplus_seconds": 0.5,
+        "amplification": 4.0,
+        "error_bound": 8.9e-16,
+        "residual": None,
+        "verified": "local",
+    }
+    return Report(**values | changes)
+
+
+def test_text_says_what_happened_line_by_line() -> None:
+    assert str(report()).splitlines() == [
+        "4 of 6 results arrived, 4 blocks determined after 4 of them, 5.25 s (replay, rotation optimal)",
+        "recovered by decoding: 1 in 2.1 ms, error bound 9e-16; verified: local",
+        "abandoned: 5",
+        "failed: 1",
+        "  task 1: WorkerLost: it was killed",
+    ]
+
+
+def test_text_of_an_uneventful_map_is_short() -> None:
+    used = tuple(TaskReport(index, "used", 1.0, 0.5, 1) for index in range(4))
+    text = str(report(tasks=used, recovered=(), error_bound=0.0, verified="not needed"))
+    assert len(text.splitlines()) == 2
+    assert "recovered by decoding: none" in text
+    assert "verified: not needed" in text
+
+
+def test_text_shortens_long_lists() -> None:
+    lost = tuple(TaskReport(index, "failed", None, None, 1, ("OSError: disk",)) for index in range(40))
+    lines = str(report(tasks=lost, recovered=tuple(range(20)))).splitlines()
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, ... (20) in" in lines[1]
+    assert lines[2].endswith("11, ... (40)")
+    assert len(lines) < 10
+
+
+def test_indices_lists_the_tasks_in_a_state() -> None:
+    one = report()
+    assert one.indices("used") == [0, 2, 3, 4]
+    assert one.indices("failed") == [1]
+    assert one.indices("abandoned") == [5]
+    assert one.indices("surplus") == []
+
+
+@pytest.mark.parametrize("record", [report(), report().tasks[0]])
+def test_a_report_is_a_record(record: Any) -> None:
+    assert dataclasses.replace(record) == record
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        record.index = 3
+
+
+def test_every_task_is_in_one_state() -> None:
+    faults = {1: Fault("kill"), 2: Fault("raise"), 3: Fault("sleep", seconds=50)}
+    late = {index: 1 + 0.1 * index for index in range(32)} | {7: math.inf}
+    result = coded_map(
+        np.sum, DATA, blocks=20, workers=32, executor=FaultyExecutor(ReplayExecutor(late), faults)
+    )
+    states = ["used", "surplus", "abandoned", "failed"]
+    assert sorted(index for state in states for index in result.report.indices(state)) == list(range(32))
+    assert {1, 2} == set(result.report.indices("failed"))
+    assert {3, 7} <= set(result.report.indices("abandoned"))
+    assert set(result.report.recovered) == {1, 2, 3, 7}
+
+
+@pytest.mark.parametrize(("kernel", "decoder"), [("rotation", "optimal"), ("arikan", "optimal")])
+def test_the_code_and_the_executor_are_named(kernel: str, decoder: str) -> None:
+    result = coded_map(np.sum, DATA, blocks=4, code=kernel, executor=ReplayExecutor())
+    assert (result.report.code, result.report.executor) == (f"{kernel} {decoder}", "replay")
+    assert str(result.report).splitlines()[0].endswith(f"(replay, {kernel} {decoder})")
+
+
+def test_the_bound_holds() -> None:
+    """In 64 blocks of float32, decoded at the k-th arrival."""
+    data = np.random.default_rng(1).standard_normal((48, 1000)).astype("f4")
+    for seed in range(5):
+        order = np.random.default_rng(seed).permutation(64) + 1.0
+        executor = ReplayExecutor(dict(enumerate(order)))
+        result = coded_map(np.copy, data, blocks=48, workers=64, executor=executor, verify=False)
+        error = np.abs(result.concatenate() - data).max() / np.abs(data).max()
+        assert 0 < error <= result.report.error_bound
