@@ -14,6 +14,7 @@ import numpy.typing as npt
 Array = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
 
+EXACT = 1 << 53  # up to here float64 holds every integer
 _LIMB = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
 
 
@@ -62,6 +63,9 @@ def matmul(left: Array, right: Array) -> Words:
     >>> matmul(np.array([[-1, 2]]), np.array([[2**63], [5]], np.uint64)) == 2**63 + 10
     array([[ True]])
     """
+    left, right = _signed(left), _signed(right)
+    if _largest(left) * _largest(right) * right.shape[0] < EXACT:
+        return (left.astype(np.float64) @ right).astype(np.int64).view(np.uint64)
     result = np.zeros((len(left), right.shape[1]), np.uint64)
     right_limbs = _limbs(right)
     for shift_left, limb_left in _limbs(left):
@@ -72,9 +76,17 @@ def matmul(left: Array, right: Array) -> Words:
     return result
 
 
-def _limbs(matrix: Array) -> list[tuple[int, npt.NDArray[np.float64]]]:
+def _signed(matrix: Array) -> npt.NDArray[np.int64]:
+    return matrix.view(np.int64) if matrix.dtype == np.uint64 else matrix.astype(np.int64, copy=False)
+
+
+def _largest(matrix: npt.NDArray[np.int64]) -> int:
+    return max(int(matrix.max()), -int(matrix.min())) if matrix.size else 0
+
+
+def _limbs(matrix: npt.NDArray[np.int64]) -> list[tuple[int, npt.NDArray[np.float64]]]:
     """(shift, limb) pairs with matrix = sum of limb << shift; small entries need one limb only."""
-    signed = matrix.view(np.int64) if matrix.dtype == np.uint64 else matrix.astype(np.int64)
+    signed = matrix
     limbs = []
     for shift in range(0, 64, _LIMB):
         if not signed.any():

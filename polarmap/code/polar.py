@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import butterfly, encode
+from polarmap.code import butterfly, encode, integers
 from polarmap.code.decoder import Decoder, worst_amplification
 from polarmap.code.design import (
     Floats,
@@ -202,6 +202,9 @@ class PolarCode:
         return out
 
     def _fill_parity(self, rows: encode.Rows, out: Array) -> None:
+        if self.kernel == "arikan" and self._is_dense_exact(rows[0].dtype):
+            encode.dense(self.coefficients.astype(np.float64), rows, out)
+            return
         if self.kernel == "arikan":
             encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
             return
@@ -210,6 +213,12 @@ class PolarCode:
             encode.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
             encode.rotation_parity(self._rotations, rows, out, fast)
+
+    def _is_dense_exact(self, dtype: DType) -> bool:
+        """Whether a BLAS product is quick, and float64 holds the sums of blocks of integer `dtype`."""
+        if not is_exact(dtype) or min(self.k, self.n - self.k) > DENSE_UP_TO_UNCOMPILED:
+            return False
+        return self.growth << 8 * dtype.itemsize < integers.EXACT
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
