@@ -27,7 +27,8 @@ MOST_COLUMNS = 64  # entries looked at to find a culprit
 class Residual(NamedTuple):
     """What the left-over equations say of one leaf.
 
-    relative : largest residual of an entry, as a share of that entry's largest value.
+    relative : largest residual. Where equations are broken, as a share of the largest value of
+        that entry in any block; else, being rounding, of the largest value of the leaf.
     broken : entries (flat positions) where it exceeds rounding; empty if the equations hold.
     finite : whether the residual could be evaluated everywhere.
     """
@@ -106,8 +107,9 @@ def residual(
     checks = float_checks(plan)
     sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
-    floor = noise(sized) * max(float(np.abs(row).max(initial=0)) for row in received)
-    worst, broken, finite = 0.0, [], True
+    largest = max(float(np.abs(row).max(initial=0)) for row in received)
+    floor = noise(sized) * largest
+    rounding, worst, broken, finite = 0.0, 0.0, [], True
     for columns in encode.tiles(received[0].size, len(received), 8):
         tile = encode.gather(received, columns, np.float64)
         with encode.ignoring_inf():
@@ -117,8 +119,10 @@ def residual(
             over = misfit > limit * scale + floor
             share = np.maximum(misfit - floor, 0) / np.where(scale > 0, scale, 1)
         worst = max(worst, float(share.max(initial=0)))
+        rounding = max(rounding, float(misfit.max(initial=0)) / (largest or 1.0))
         broken.append(columns.start + np.flatnonzero(over))
-    return Residual(worst, np.concatenate(broken) if broken else np.empty(0, np.intp), finite)
+    entries = np.concatenate(broken) if broken else np.empty(0, np.intp)
+    return Residual(worst if len(entries) else rounding, entries, finite)
 
 
 def culprits(

@@ -1,0 +1,18 @@
+"""All benchmarks, one table after another: `python -m benchmarks [--quick]`."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+SUBJECTS = ("encode", "decode", "arrivals", "accuracy", "overhead", "slots", "memory")
+
+
+def main() -> None:
+    for subject in SUBJECTS:  # each in a process of its own: none inherits another's threads or memory
+        print(f"\n== {subject}", flush=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *sys.argv[1:]], check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Peak memory of the driver during one coded_map, against data + parity + 1.5 x results."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+
+import numpy as np
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+
+
+def peak() -> float:
+    """The most memory this process has held so far, in MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the size")
+    rows = 6_000 if parser.parse_args().quick else 24_000
+    polarmap.coded_map(lambda block: block, np.ones((48, 2)))  # what the libraries take
+    libraries = peak()
+    A = np.ones((rows, 2_000))
+    data = A.nbytes / 2**20
+    faults = {2: Fault("sleep", 60), 5: Fault("kill")}
+    y = polarmap.coded_map(lambda block: 2 * block, A, workers=32, executor=FaultyExecutor(None, faults))
+    used = peak() - libraries
+    results = sum(result.nbytes for result in y) / 2**20
+    bound = data + data / 3 + 1.5 * results
+    print(f"(32, 24), float64, MiB: data {data:.0f}, parity {data / 3:.0f}, results {results:.0f}")
+    print(
+        f"peak of the driver above its libraries {used:.0f}, bound {bound:.0f}, ratio {used / bound:.2f}  (<= 1)"
+    )
+
+
+if __name__ == "__main__":
+    main()
