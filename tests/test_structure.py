@@ -30,6 +30,9 @@ MAY_IMPORT = {
     "polarmap.tree": ["polarmap.worker", "numpy"],
     "polarmap.worker": ["polarmap.tree", "numpy"],
     "polarmap.code": ["polarmap.code", "polarmap.errors", "numpy"],
+    "polarmap.runtimes": [
+        *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
+    ],
     "polarmap.executors": [
         *["polarmap.executors", "polarmap.errors", "polarmap.worker", "polarmap.tree"],
         *["numpy", "cloudpickle"],

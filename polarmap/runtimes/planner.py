@@ -1,0 +1,252 @@
+"""How many workers to start: the choice between waiting and paying, from a law of run times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, isnan
+
+import numpy as np
+
+from polarmap.errors import CodeError
+from polarmap.runtimes.completion import Completion, completion_time
+from polarmap.runtimes.distributions import Distribution
+from polarmap.runtimes.empirical import as_runtimes
+
+OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
+CODES = ("rotation", "sequential", "optimal", "integers")
+MOST_SIZES = 48  # values of n that are tried, dense near k
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recommended number of workers, and what else there was to choose from.
+
+    n, k : workers to start and data blocks; n = k is a plain map without a code.
+    code : "rotation", "sequential", "optimal", "integers", or "uncoded".
+    objective : what it was chosen for.
+    expected : what to expect of it: seconds and worker-seconds.
+    uncoded : the same of a plain map.
+    frontier : the options than which none is both faster (by the objective; p99 for "cost") and
+        cheaper, from the cheapest to the fastest.
+    """
+
+    n: int
+    k: int
+    code: str
+    objective: str
+    expected: Completion
+    uncoded: Completion
+    frontier: tuple[Completion, ...]
+
+    def __str__(self) -> str:
+        code = "no code" if self.n == self.k else f"{self.code} code"
+        lines = [
+            f"start {self.n} workers for {self.k} blocks ({code}), chosen for {self.objective}",
+            _row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
+            _numbers("plain", self.uncoded),
+            *(_numbers("plan" if one.n == self.n else "", one) for one in self._shown()),
+        ]
+        return "\n".join(lines)
+
+    def _shown(self) -> list[Completion]:
+        """The plan and a few others of the frontier, by n."""
+        places = np.linspace(0, len(self.frontier) - 1, min(6, len(self.frontier))).astype(int)
+        some = {self.frontier[place].n: self.frontier[place] for place in places.tolist()}
+        some[self.n] = self.expected
+        return [some[n] for n in sorted(some)]
+
+
+def plan(
+    k: int,
+    runtimes: object,
+    objective: str = "p99",
+    *,
+    max_workers: int | None = None,
+    deadline: float = inf,
+    budget: float = inf,
+    code: str = "rotation",
+    slack: float = 0.05,
+    max_never: float = 1e-3,
+    trials: int = 200,
+    seed: int = 0,
+) -> Plan:
+    """Recommend how many workers to start for k blocks.
+
+    More workers are hardly ever slower, so the fastest plan is always the largest. This takes
+    the cheapest whose objective is within `slack` of the best there is; for "cost", the one
+    with the smallest p99 whose cost is within `slack` of the least.
+
+    Parameters
+    ----------
+    k : int
+        Data blocks.
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+        Of one task, as a caller sees it. From reports, abandoned tasks count as censored and
+        the tail beyond them is extrapolated.
+    objective : {"p99", "mean", "p50", "p95", "cost"}
+        Completion time in the mean or at a quantile, or worker-seconds.
+    max_workers : int, optional
+        By default 2 k.
+    deadline : float
+        Seconds within which the objective (p99 for "cost") must be.
+    budget : float
+        Worker-seconds that may be paid in the mean.
+    code : {"rotation", "sequential", "optimal", "integers"}
+        As the scheme of `completion_time`; "rotation" is exact and quick.
+    slack : float
+        Relative loss accepted in the objective.
+    max_never : float
+        Largest accepted probability that too many tasks never end.
+    trials, seed : int
+        Of the simulation of codes other than rotation.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    CodeError
+        If no number of workers meets the limits; the message says which and how nearly.
+
+    Examples
+    --------
+    >>> from polarmap.runtimes.distributions import ShiftedExponential, stragglers
+    >>> law = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    >>> print(plan(24, law, "p99", max_workers=36))
+    start 32 workers for 24 blocks (rotation code), chosen for p99
+                    n    mean s     p50 s     p99 s  worker-s
+      plain        24      2.98      1.48      6.93     28.51
+                   25      1.67      1.31       5.6     28.33
+                   27      1.23      1.21      1.44     29.57
+                   29      1.18      1.17      1.31     31.52
+                   31      1.15      1.15      1.25      33.5
+       plan        32      1.14      1.14      1.23      34.5
+                   33      1.13      1.13      1.21     35.49
+                   36      1.11      1.11      1.18     38.48
+    """
+    law = as_runtimes(runtimes)
+    most = (2 * k if _is_count(k) else 0) if max_workers is None else max_workers
+    _check(k, most, objective, code, slack, deadline, budget)
+    options = [_option(n, k, code, law, trials, seed) for n in _sizes(k, most)]
+    possible = _feasible(options, objective, max_never, deadline, budget)
+    chosen = _cheapest_near_best(possible, objective, slack)
+    return Plan(
+        n=chosen.n,
+        k=k,
+        code=chosen.scheme,
+        objective=objective,
+        expected=chosen,
+        uncoded=options[0],
+        frontier=frontier(possible, _clock(objective)),
+    )
+
+
+def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
+    """The options than which none is both faster and cheaper, from the cheapest to the fastest.
+
+    >>> from polarmap.runtimes.distributions import ShiftedExponential
+    >>> law = ShiftedExponential(1.0, 1.0)
+    >>> options = [completion_time(n, 4, "rotation", law) for n in (5, 6, 8)]
+    >>> [option.n for option in frontier(options)]
+    [5, 6, 8]
+    """
+    kept: list[Completion] = []
+    for option in sorted(options, key=lambda one: (one.paid, getattr(one, clock))):
+        if not kept or getattr(option, clock) < getattr(kept[-1], clock):
+            kept.append(option)
+    return tuple(kept)
+
+
+def _option(n: int, k: int, code: str, law: Distribution, trials: int, seed: int) -> Completion:
+    return completion_time(n, k, "uncoded" if n == k else code, law, trials=trials, seed=seed)
+
+
+def _sizes(k: int, most: int) -> list[int]:
+    """k, and numbers of parity blocks in geometric progression up to the most."""
+    if most == k:
+        return [k]
+    parity = np.rint(np.geomspace(1, most - k, min(MOST_SIZES, most - k))).astype(int)
+    if most - k <= MOST_SIZES:
+        parity = np.arange(1, most - k + 1)
+    return [k, *(k + np.unique(parity)).tolist()]
+
+
+def _feasible(
+    options: list[Completion], objective: str, max_never: float, deadline: float, budget: float
+) -> list[Completion]:
+    """The options within all limits; an error that names the limit that leaves none."""
+    clock = _clock(objective)
+    reliable = _kept(
+        [option for option in options if option.never <= max_never],
+        options,
+        f"the job never completes with a probability of at least {min(o.never for o in options):.3g}, "
+        f"above max_never = {max_never:g}, because too many tasks never end",
+    )
+    finite = _kept(
+        [option for option in reliable if isfinite(_value(option, objective))],
+        options,
+        f"the {objective} of the completion time is infinite; plan for a lower quantile",
+    )
+    timely = _kept(
+        [option for option in finite if getattr(option, clock) <= deadline],
+        options,
+        f"{clock} is {min(getattr(o, clock) for o in finite):.4g} s at best, the deadline {deadline:g} s",
+    )
+    return _kept(
+        [option for option in timely if option.paid <= budget],
+        options,
+        f"at least {min(o.paid for o in timely):.4g} worker-seconds are needed, the budget is {budget:g}",
+    )
+
+
+def _kept(some: list[Completion], options: list[Completion], reason: str) -> list[Completion]:
+    if not some:
+        raise CodeError(f"no plan for k = {options[0].k} on at most {options[-1].n} workers: {reason}")
+    return some
+
+
+def _cheapest_near_best(options: list[Completion], objective: str, slack: float) -> Completion:
+    limit = (1 + slack) * min(_value(option, objective) for option in options)
+    near = [option for option in options if _value(option, objective) <= limit]
+    other = "p99" if objective == "cost" else "paid"
+    return min(near, key=lambda option: (getattr(option, other), option.n))
+
+
+def _clock(objective: str) -> str:
+    return "p99" if objective == "cost" else objective
+
+
+def _value(option: Completion, objective: str) -> float:
+    return float(getattr(option, "paid" if objective == "cost" else objective))
+
+
+def _check(
+    k: int, most: int, objective: str, code: str, slack: float, deadline: float, budget: float
+) -> None:
+    for name, value in (("k", k), ("max_workers", most)):
+        if not _is_count(value):
+            raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
+    if most < k:
+        raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
+    if objective not in OBJECTIVES:
+        raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    if code not in CODES:
+        raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
+    for name, limit in (("slack", slack), ("deadline", deadline), ("budget", budget)):
+        if isnan(limit) or limit < 0:
+            raise CodeError(f"{name} must be at least 0, not {limit}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+
+
+def _numbers(label: str, option: Completion) -> str:
+    times = [f"{value:.3g}" for value in (option.mean, option.p50, option.p99)]
+    return _row(label, str(option.n), *times, f"{option.paid:.4g}")
+
+
+def _row(label: str, *fields: str) -> str:
+    return f"{label:>7}" + "".join(f"{field:>10}" for field in fields)
