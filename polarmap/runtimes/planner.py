@@ -53,6 +53,7 @@ class Plan:
         """The plan and a few others of the frontier, by n."""
         places = np.linspace(0, len(self.frontier) - 1, min(6, len(self.frontier))).astype(int)
         some = {self.frontier[place].n: self.frontier[place] for place in places.tolist()}
+        some.pop(self.k, None)  # shown as plain
         some[self.n] = self.expected
         return [some[n] for n in sorted(some)]
 
