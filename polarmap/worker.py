@@ -144,19 +144,53 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
     return task
 
 
+class Wanted(NamedTuple):
+    """A folder that exists for as long as the driver waits for a pool's tasks.
+
+    folder : to be seen from the driver's machine only.
+    place : by which a worker knows that it is on it; a task may start when the folder is gone.
+    """
+
+    folder: str
+    place: tuple[str, int, int]
+
+    @classmethod
+    def mark(cls, folder: str) -> Wanted:
+        """The folder of this process."""
+        return cls(folder, _place(folder))
+
+    def is_over(self) -> bool:
+        """Whether nobody waits any more, as far as can be seen from here."""
+        if os.path.isdir(self.folder):
+            return False
+        try:
+            return _place(self.folder) == self.place
+        except OSError:
+            return False
+
+
+def _place(folder: str) -> tuple[str, int, int]:
+    """The machine and the directory that a folder lies, or lay, in."""
+    parent = os.stat(os.path.dirname(folder))
+    return os.uname().nodename, parent.st_dev, parent.st_ino
+
+
 def run_in_pool(
     f: Callable[[Any], Any] | bytes,
     block: Any,
     fault: Fault | None,
     task: int,
     attempt: int,
-    cancelled: threading.Event | str,
+    cancelled: threading.Event | Wanted,
 ) -> tuple[Any, ...] | None:
     """The same for a pool of this machine: f runs on a daemon thread and is left when cancelled.
 
     So a straggler holds neither its pool's slot nor the exit of the interpreter. `f` is a function
-    or the bytes of a pickled one; `cancelled` an event or a path that exists once it is set.
+    or the bytes of a pickled one.
     """
+    is_cancelled = cancelled.is_over if isinstance(cancelled, Wanted) else cancelled.is_set
+    if is_cancelled():
+        return None
     started = time.time()
     outcome: list[Packed | Error] = []
 
@@ -173,8 +207,7 @@ def run_in_pool(
     parent = os.getppid()
     while thread.is_alive():
         thread.join(POLL_SECONDS)
-        set_ = os.path.exists(cancelled) if isinstance(cancelled, str) else cancelled.is_set()
-        if thread.is_alive() and (set_ or os.getppid() != parent):
+        if thread.is_alive() and (is_cancelled() or os.getppid() != parent):
             return None
     result, error = (None, outcome[0]) if isinstance(outcome[0], Error) else (outcome[0], None)
     return Reply(task, attempt, result, error, started, time.time()).plain()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
 import tempfile
@@ -15,10 +14,10 @@ from typing import Any
 
 import cloudpickle
 
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of
 from polarmap.tree import unflatten
-from polarmap.worker import Fault, Reply, run_in_pool
+from polarmap.worker import Fault, Reply, Wanted, run_in_pool
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
 
@@ -27,8 +26,8 @@ class FuturesExecutor:
     """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
 
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
-    are left through an event or a file: on another machine, which cannot see the file, an
-    abandoned task runs to its end and then ends unheard.
+    are left when an event is set or a folder is gone: on another machine, which cannot see the
+    folder, an abandoned task runs to its end and then ends unheard.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -50,11 +49,11 @@ class FuturesExecutor:
         self._attempts = [0] * coded.n
         if self._shares_memory:
             self._f: Function | bytes = f
-            self._cancelled: threading.Event | str = self._event
+            self._cancelled: threading.Event | Wanted = self._event
         else:
-            self._f = cloudpickle.dumps(f)
+            self._f = _pickled(f, self.name)
             self._folder = tempfile.mkdtemp(prefix="polarmap-")
-            self._cancelled = os.path.join(self._folder, "cancelled")
+            self._cancelled = Wanted.mark(self._folder)
         for task in range(coded.n):
             self._submit(task)
 
@@ -78,15 +77,12 @@ class FuturesExecutor:
         """Cancel what is queued, leave what runs."""
         self._event.set()
         if self._folder is not None:
-            with open(os.path.join(self._folder, "cancelled"), "w"):
-                pass
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
         for future in self._futures:
             future.cancel()
         wait_for(self._futures, GOODBYE_SECONDS)
         self._futures = []
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
 
     def _submit(self, task: int) -> None:
         block = unflatten(self._coded.structure, [_frozen(leaf) for leaf in self._coded.leaves(task)])
@@ -95,7 +91,7 @@ class FuturesExecutor:
             future = self._pool.submit(
                 run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled
             )
-        except RuntimeError as error:  # shut down, or broken by a worker that died
+        except Exception as error:  # shut down, or broken by a worker that died
             if not self._futures:
                 raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
             future = Future()
@@ -111,6 +107,13 @@ class FuturesExecutor:
             return lost(task, attempt, f"{type(error).__name__}: {error}")
         plain = future.result()
         return None if plain is None else outcome_of(Reply.parse(plain))
+
+
+def _pickled(f: Function, pool: str) -> bytes:
+    try:
+        return bytes(cloudpickle.dumps(f))
+    except Exception as error:
+        raise CodeError(f"f cannot be pickled for {pool}: {type(error).__name__}: {error}") from error
 
 
 def _frozen(leaf: Array) -> Array:
