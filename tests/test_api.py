@@ -40,7 +40,9 @@ def test_options_are_pinned() -> None:
     assert [parameter.name for parameter in parameters[:2]] == ["f", "data"]
     assert {parameter.name: parameter.default for parameter in parameters[2:]} == OPTIONS
     assert all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in parameters[2:])
-    assert all(f"    {parameter.name} : " in (coded_map.__doc__ or "") for parameter in parameters)
+    documented = (inspect.getdoc(coded_map) or "").splitlines()
+    for parameter in parameters:
+        assert any(line.startswith(f"{parameter.name} : ") for line in documented)
 
 
 # --- sizes -------------------------------------------------------------------------------------
