@@ -28,6 +28,10 @@ from polarmap.errors import CodeError, NotDecodableError
 Array = npt.NDArray[Any]
 
 MAX_WORKERS = 1 << 16
+# An optimal decoder gains from rows of larger weight than polarization at the capacity picks: the
+# design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
+# below (benchmarks/arrivals.py).
+OPTIMAL_SHARE = 0.25
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
 SEEDS, PATTERNS = 8, 64
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
@@ -58,7 +62,8 @@ class PolarCode:
         "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
         cancellation: additions and subtractions, n log n, when the bit pattern permits.
     erasure : float, optional
-        Erasure probability for which the arikan frozen set is chosen; (n - k) / n by default.
+        Erasure probability for which the arikan frozen set is chosen. By default (n - k) / n, which
+        suits the sequential decoder, and a quarter of it for the optimal one.
     seed : int, optional
         Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
         amplification it gives; 0 above.
@@ -98,7 +103,8 @@ class PolarCode:
             raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure}")
         self.n, self.k = int(n), int(k)
         self.kernel, self.decoder = kernel, decoder
-        self.erasure = (n - k) / n if erasure is None else erasure
+        share = 1.0 if decoder == "sequential" else OPTIMAL_SHARE
+        self.erasure = share * (n - k) / n if erasure is None else erasure
         self._seed = seed
 
     def __repr__(self) -> str:
