@@ -128,6 +128,12 @@ def test_failing_everywhere_is_said_at_once_with_the_cause():
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
+def test_a_function_that_cannot_travel_is_refused():
+    lock = threading.Lock()
+    with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
+        polarmap.coded_map(lambda block: (lock, block)[1], A)
+
+
 def test_too_many_failures_are_counted():
     faults = {index: Fault("kill", attempts=9) for index in range(4)}
     with pytest.raises(NotDecodableError, match=r"of 6 needed results.*SIGKILL"):

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
+import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.errors import CodeError
 from polarmap.tree import Shape, Structure
 from polarmap.worker import Error, Fault, Reply
 
@@ -143,3 +145,11 @@ def failure_of(error: Error) -> Failure:
 def lost(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
     return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)
+
+
+def pickled(f: Function, place: str) -> bytes:
+    """f as bytes for a worker elsewhere; CodeError if it cannot travel to `place`."""
+    try:
+        return bytes(cloudpickle.dumps(f))
+    except Exception as error:
+        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error

@@ -12,10 +12,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from typing import Any
 
-import cloudpickle
-
-from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of
+from polarmap.errors import ExecutorError
+from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of, pickled
 from polarmap.tree import unflatten
 from polarmap.worker import Fault, Reply, Wanted, run_in_pool
 
@@ -51,7 +49,7 @@ class FuturesExecutor:
             self._f: Function | bytes = f
             self._cancelled: threading.Event | Wanted = self._event
         else:
-            self._f = _pickled(f, self.name)
+            self._f = pickled(f, self.name)
             self._folder = tempfile.mkdtemp(prefix="polarmap-")
             self._cancelled = Wanted.mark(self._folder)
         for task in range(coded.n):
@@ -107,13 +105,6 @@ class FuturesExecutor:
             return lost(task, attempt, f"{type(error).__name__}: {error}")
         plain = future.result()
         return None if plain is None else outcome_of(Reply.parse(plain))
-
-
-def _pickled(f: Function, pool: str) -> bytes:
-    try:
-        return bytes(cloudpickle.dumps(f))
-    except Exception as error:
-        raise CodeError(f"f cannot be pickled for {pool}: {type(error).__name__}: {error}") from error
 
 
 def _frozen(leaf: Array) -> Array:

@@ -25,7 +25,7 @@ import cloudpickle
 
 from polarmap import tree, worker
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of
+from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of, pickled
 from polarmap.executors.private import interpreter, private_folder
 from polarmap.worker import Fault, Reply, Ticket
 
@@ -131,14 +131,14 @@ class LithopsExecutor:
         """Hand tickets to Lithops as one job."""
         job = _Job(functions)
         self._jobs.append(job)
-        with _pickled_by_value():
-            futures = functions.map(
-                worker.make_task(self._f),
-                [{"fields": tuple(ticket)} for ticket in tickets],
-                chunksize=1,
-                timeout=timeout,
-                **self._modules,
-            )
+        fields = [{"fields": tuple(ticket)} for ticket in tickets]
+        try:
+            with _pickled_by_value():
+                task = worker.make_task(self._f)
+                futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
+        except Exception as error:
+            pickled(self._f, self.name)  # the likely reason, in plain words
+            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
         for ticket, future in zip(tickets, futures):
             copies = self._running.setdefault((ticket.task, ticket.attempt), [])
             copies.append(_Running(ticket, future, job))
