@@ -342,6 +342,34 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
     assert report.error_bound == pytest.approx(report.amplification * np.finfo(dtype).eps)
 
 
+def test_what_is_accurate_enough_stays_so() -> None:
+    """One more equation may raise the amplification a little, above the limit again."""
+    code, (order, first, second) = PolarCode(6, 4), rising_amplification()
+    assert first < second
+    options = {"blocks": 4, "workers": 6, "code": code, "executor": arriving(order, 6)}
+    result = coded(np.copy, rtol=first * np.finfo(float).eps * 1.0001, **options)
+    assert_same(result, cut(DATA, 4), 1e-11)
+    assert result.report.verified == "parity"
+    assert result.report.seconds == pytest.approx(1.4)
+
+
+def rising_amplification() -> tuple[list[int], float, float]:
+    """Five arrivals of which the last raises the amplification; before and after."""
+    for seed in range(100):
+        order = np.random.default_rng(seed).permutation(6).tolist()[:5]
+        first, second = (amplification(PolarCode(6, 4), order[:count]) for count in (4, 5))
+        if 0 < 1.01 * first < second:
+            return order, first, second
+    raise AssertionError("no such order")
+
+
+def amplification(code: PolarCode, arrived: list[int]) -> float:
+    decoder = Decoder(code)
+    for index in arrived:
+        decoder.add(index)
+    return decoder.amplification
+
+
 def test_a_result_more_precise_than_its_data_is_as_accurate_as_the_data() -> None:
     report = coded(executor=ReplayExecutor(LOST_DATA), data=DATA.astype("f4")).report
     assert report.error_bound == pytest.approx(report.amplification * np.finfo("f4").eps)
