@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,10 @@ def server(tmp_path_factory):
         process.kill()
         process.wait()
         log.close()
+        for port in (s3, master, volume, filer, admin):  # it puts sockets there whatever TMPDIR says
+            for name in (f"-{port}.sock", f"-{port + 10_000}.sock"):
+                for path in Path("/tmp").glob(f"seaweedfs-*{name}"):
+                    path.unlink(missing_ok=True)
 
 
 def client(endpoint: str):
