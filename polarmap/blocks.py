@@ -143,6 +143,11 @@ class CodedBlocks:
         return self.code.n
 
     @property
+    def k(self) -> int:
+        """Data blocks."""
+        return self.code.k
+
+    @property
     def structure(self) -> Structure:
         """Of every block."""
         return self.blocks.structure

@@ -49,6 +49,7 @@ class Ticket(NamedTuple):
     driver: int | None  # the process that waits, where it is on this machine
     scratch: str | None  # its temporary folder, removed by whoever notices that it died
     fault: tuple[str, float, int] | None
+    nice: int  # how much the task gives way to others on its machine
 
 
 class Error(NamedTuple):
@@ -122,6 +123,8 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         if not _claimed(ticket.claim):
             return None
         started = time.time()
+        if ticket.nice:
+            os.nice(ticket.nice)
         _drop_inherited_connections(storage)
         threading.Thread(target=_leave_when_unwanted, args=(ticket, storage), daemon=True).start()
         try:

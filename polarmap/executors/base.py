@@ -52,6 +52,9 @@ class Coded(Protocol):
     def n(self) -> int: ...
 
     @property
+    def k(self) -> int: ...
+
+    @property
     def structure(self) -> Structure: ...
 
     def leaves(self, index: int) -> list[Array]:

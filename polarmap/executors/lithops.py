@@ -254,7 +254,7 @@ class ForeignExecutor(LithopsExecutor):
             )
 
     def _launch(self, tasks: Sequence[int]) -> None:
-        where = {"claim": None, "driver": None, "scratch": None}
+        where: dict[str, Any] = {"claim": None, "driver": None, "scratch": None, "nice": 0}
         self._map(self._functions, [self._ticket(task, **where) for task in tasks], None)
 
     def _look_after(self) -> list[Outcome]:

@@ -17,6 +17,7 @@ from polarmap.executors.lithops import LithopsExecutor, end, localhost_functions
 from polarmap.executors.private import private_folder
 from polarmap.worker import Fault, Ticket
 
+PARITY_NICE = 10  # parity must not take the cores from data tasks that are doing fine
 TASK_SECONDS = 3600  # limit of one task; coded_map's timeout is the useful one
 BOOT_SECONDS = 10.0  # that the workers of a job may take to start
 LOST_SECONDS = 1.0  # that a status may lag behind the end of the process that wrote it
@@ -94,8 +95,13 @@ class LocalhostExecutor(LithopsExecutor):
     def _local_ticket(self, task: int) -> Ticket:
         assert self._claims is not None
         claim = self._claims / f"{task}-{self._attempts[task]}"
-        home = str(private_folder())
-        return self._ticket(task, claim=str(claim), driver=os.getpid(), scratch=home)
+        return self._ticket(
+            task,
+            claim=str(claim),
+            driver=os.getpid(),
+            scratch=str(private_folder()),
+            nice=PARITY_NICE if task >= self._coded.k else 0,
+        )
 
     def _look_after(self) -> list[Outcome]:
         if self._write_error is not None:
