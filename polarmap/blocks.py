@@ -167,6 +167,11 @@ class CodedBlocks:
             dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
         return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
 
+    def release(self) -> None:
+        """Let go of the parity blocks; asked for again, they are computed again."""
+        with self._encoding:
+            self._parity = None
+
     def _all_parity(self) -> list[Array]:
         """Of each leaf; computed by whichever thread asks first."""
         with self._encoding:

@@ -65,6 +65,10 @@ class Coded(Protocol):
         """Dtype and shape of each of them, before they are made."""
         ...
 
+    def release(self) -> None:
+        """Every block has been handed on: memory may be freed."""
+        ...
+
 
 class Executor(Protocol):
     """Starts tasks, tells as each ends, stops the rest. Used for one map at a time."""

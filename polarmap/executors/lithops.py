@@ -207,6 +207,7 @@ class ForeignExecutor(LithopsExecutor):
             raise ExecutorError(
                 f"the blocks could not be stored in bucket {self._bucket!r}: {type(error).__name__}: {error}"
             ) from error
+        coded.release()
         self._launch(range(coded.n))
 
     def retry(self, tasks: Sequence[int]) -> None:

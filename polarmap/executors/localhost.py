@@ -61,6 +61,7 @@ class LocalhostExecutor(LithopsExecutor):
                 if self._stopped:
                     return
                 self._put(task)
+            self._coded.release()
         except BaseException as error:
             self._write_error = error
 
