@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import scipy.linalg
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
@@ -179,6 +179,15 @@ def test_results_come_in_the_order_of_their_blocks() -> None:
         assert [round(float(mean), 9) for mean in result] == list(range(K))
 
 
+FUNCTIONS: dict[str, Callable[[Any], Any]] = {
+    "twice": lambda block: block + block,
+    "sums": lambda block: block.sum(axis=0),
+    "two arrays": lambda block: (block[1:], block.T[0]),
+    "sum": lambda block: block.sum(),
+    "column minus one": lambda block: block[:, :1] - 1,
+}
+
+
 @settings(deadline=None, derandomize=True, max_examples=150)
 @given(
     k=st.integers(1, 10),
@@ -187,21 +196,14 @@ def test_results_come_in_the_order_of_their_blocks() -> None:
     dtype=st.sampled_from(["f2", "f4", "f8", "c8", "c16", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]),
     seed=st.integers(0, 1000),
     kernel=st.sampled_from(["auto", "arikan", "sequential"]),
-    f=st.sampled_from(
-        [
-            lambda block: block + block,
-            lambda block: block.sum(axis=0),
-            lambda block: (block[1:], block.T[0]),
-            lambda block: block.sum(),
-            lambda block: block[:, :1] - 1,
-        ]
-    ),
+    name=st.sampled_from(sorted(FUNCTIONS)),
 )
+@example(k=4, parity=1, lost=1, dtype="f2", seed=279, kernel="auto", name="column minus one")
 def test_any_code_order_and_dtype_gives_the_plain_map(
-    k: int, parity: int, lost: int, dtype: str, seed: int, kernel: str, f: Callable[[Any], Any]
+    k: int, parity: int, lost: int, dtype: str, seed: int, kernel: str, name: str
 ) -> None:
     verified.forget()
-    stream = np.random.default_rng(seed)
+    f, stream = FUNCTIONS[name], np.random.default_rng(seed)
     kind = np.dtype(dtype).kind
     low, high = (0, 9) if kind in "fc" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
     data = stream.integers(low, high, (2 * k, 3), endpoint=True, dtype=dtype if kind in "iu" else np.int64)
@@ -322,6 +324,23 @@ def test_a_function_the_driver_cannot_evaluate_is_returned_with_a_warning() -> N
     assert result.report.verified == "no"
 
 
+def test_a_function_the_driver_cannot_evaluate_waits_for_surplus() -> None:
+    calls = []
+
+    def only_on_workers(block: np.ndarray) -> np.ndarray:
+        calls.append(block)
+        if len(calls) == K + 1:
+            raise RuntimeError("no accelerator here")
+        return product(block)
+
+    result = coded(
+        only_on_workers, executor=ReplayExecutor({1: math.inf, 4: math.inf, 10: 5.0, 11: math.inf})
+    )
+    assert_right(result)
+    assert len(calls) == K + 2
+    assert (result.report.verified, result.report.seconds) == ("parity", 5.0)
+
+
 # --- accuracy ----------------------------------------------------------------------------------
 
 
@@ -337,7 +356,7 @@ def test_decoding_waits_until_the_amplification_of_errors_is_small_enough(
     report = coded(np.copy, DATA.repeat(2, axis=0).astype(dtype), **options).report
     allowed = {"f8": 1e-10, "f4": 1e-4, "f2": 0.1}[dtype] if rtol is None else rtol
     decoder = Decoder(PolarCode(64, 48), max_amplification=allowed / np.finfo(dtype).eps)
-    assert report.needed == next(turn for turn, index in enumerate(order, 1) if decoder.add(index))
+    assert report.needed == needed_by(decoder, order)
     assert report.error_bound <= allowed
     assert report.error_bound == pytest.approx(report.amplification * np.finfo(dtype).eps)
 
@@ -379,6 +398,21 @@ def test_integers_have_no_error_but_floats_made_of_them_have() -> None:
     order = arrivals(PolarCode(N, K, "arikan"), N - 2, np.random.default_rng(0), exact=True)
     assert coded(np.copy, WHOLE, executor=arriving(order, N)).report.error_bound == 0
     assert 0 < coded(product, WHOLE, executor=arriving(order, N)).report.error_bound < 1e-12
+
+
+def test_floats_made_of_integers_need_not_wait_until_integers_could_be_decoded() -> None:
+    code = PolarCode(N, K, "arikan")
+    orders = [np.random.default_rng(seed).permutation(N).tolist() for seed in range(20)]
+    needed = [[needed_by(Decoder(code, exact=exact), order) for exact in (True, False)] for order in orders]
+    assert [1, 1] in [[exact > inexact, inexact < N] for exact, inexact in needed]
+    for order, (exact, inexact) in zip(orders, needed):
+        options = {"executor": arriving(order, N), "verify": False}
+        assert coded(np.copy, WHOLE, **options).report.needed == exact
+        assert coded(product, WHOLE, **options).report.needed == inexact
+
+
+def needed_by(decoder: Decoder, order: list[int]) -> int:
+    return next(turn for turn, index in enumerate(order, 1) if decoder.add(index))
 
 
 def test_floats_beside_integers_have_an_error() -> None:
@@ -508,6 +542,7 @@ def test_failures_are_tried_as_often_as_needed_and_allowed(strikes: int, retries
     seed=st.integers(0, 1000),
     whole=st.booleans(),
 )
+@example(kinds=["", "raise", *[""] * 4, "odd", *[""] * 5], strikes=1, retries=0, seed=0, whole=True)
 def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     kinds: list[str], strikes: int, retries: int, seed: int, whole: bool
 ) -> None:
@@ -634,6 +669,15 @@ def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
     assert report.recovered == (2,)
     assert report.tasks[2].state == "failed"
     assert "returned" in report.tasks[2].failures[0]
+
+
+def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
+    """Task 1 looks odd beside task 0 and is tried again, before task 2 shows that it was right."""
+    seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
+    with pytest.raises(
+        CodedTimeoutError, match=r"2 of 8 .* within 3\.4 s, 9 tasks still run; failed 1 task: W"
+    ):
+        coded(odd_at(0, np.sum), executor=ReplayExecutor(seconds), timeout=3.4, retries=1)
 
 
 def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dtype() -> None:
