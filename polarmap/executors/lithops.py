@@ -303,7 +303,15 @@ def localhost_functions(count: int) -> Any:
 
 
 def end(functions: Any) -> None:
-    """Kill what a FunctionExecutor of ours runs, and let go of it."""
+    """Kill what a FunctionExecutor of ours runs, and let go of it.
+
+    By the keys of its jobs: without them Lithops kills what runs, but not a job that its thread
+    is just about to start.
+    """
+    keys = {future.job_key for future in functions.futures}
+    if keys:
+        with contextlib.suppress(Exception):
+            functions.compute_handler.clear(keys, exception=RuntimeError("stopped"))
     with contextlib.suppress(Exception):
         functions.__exit__(None, None, None)
     atexit.unregister(functions._clean_at_exit)
