@@ -675,9 +675,9 @@ def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
     """Task 1 looks odd beside task 0 and is tried again, before task 2 shows that it was right."""
     seconds = {0: 0.5, 1: 1.0, 2: 2.9} | dict.fromkeys(range(3, N), math.inf)
     with pytest.raises(
-        CodedTimeoutError, match=r"2 of 8 .* within 3\.4 s, 9 tasks still run; failed 1 task: W"
+        CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"
     ):
-        coded(odd_at(0, np.sum), executor=ReplayExecutor(seconds), timeout=3.4, retries=1)
+        coded(odd_at(0, np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
 
 
 def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dtype() -> None:
