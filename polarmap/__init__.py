@@ -1,5 +1,10 @@
 """polarmap: a map with error correction built in. Exact results, without waiting for stragglers."""
 
+from __future__ import annotations
+
+import importlib
+import typing
+
 from polarmap import errors
 from polarmap.api import CodedResult, coded_map
 from polarmap.code.decoder import Decoder
@@ -10,6 +15,10 @@ from polarmap.report import Report, TaskReport
 from polarmap.worker import Fault
 
 __version__ = "0.1.0"
+
+# Public names whose modules need more than numpy, or much time, to import: name -> module.
+# Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
+_LAZY: dict[str, str] = {}
 
 __all__ = [
     "CodedResult",
@@ -23,3 +32,15 @@ __all__ = [
     "coded_map",
     "errors",
 ]
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in _LAZY:
+        raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_LAZY[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_LAZY})

@@ -237,4 +237,3 @@ def _task_report(collected: Collected, index: int) -> TaskReport:
         state = "used" if is_data or len(collected.decoder.missing) else "surplus"
     failures = tuple(str(failure) for failure in task.failures)
     return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)
-

@@ -1,11 +1,11 @@
 """Every error polarmap raises on purpose, one tree.
 
-    PolarmapError
-    ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
-    ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
-    ├── NotLinearError       (ValueError)    the results break the parity equations
-    ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
-    └── CodedTimeoutError    (TimeoutError)  the deadline passed first
+PolarmapError
+├── CodeError            (ValueError)    a code, block or dtype that cannot be used
+├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
+├── NotLinearError       (ValueError)    the results break the parity equations
+├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
+└── CodedTimeoutError    (TimeoutError)  the deadline passed first
 """
 
 from __future__ import annotations

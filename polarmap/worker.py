@@ -71,7 +71,6 @@ class Reply(NamedTuple):
     started: float  # time.time() on the worker
     ended: float
 
-
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels, so that a worker needs no polarmap to pickle it."""
         return tuple(tuple(part) if isinstance(part, (Packed, Error)) else part for part in self)
@@ -252,9 +251,7 @@ def _fetch(ticket: Ticket, storage: Any) -> bytes:
             if len(data) == ticket.block_bytes:
                 return data
             if ticket.driver is None or time.monotonic() > deadline:
-                raise OSError(
-                    f"block {ticket.task} has {len(data)} of {ticket.block_bytes} bytes in storage"
-                )
+                raise OSError(f"block {ticket.task} has {len(data)} of {ticket.block_bytes} bytes in storage")
         time.sleep(POLL_SECONDS)
 
 

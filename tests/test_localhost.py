@@ -40,7 +40,9 @@ def leftovers() -> set[str]:
     return {
         str(path)
         for path in root.rglob("*")
-        if path.is_file() and path.name not in kept and not path.is_relative_to(SHARED)
+        if path.is_file()
+        and path.name not in kept
+        and not path.is_relative_to(SHARED)
         and "pytest-of" not in str(path)
     }
 
@@ -137,25 +139,19 @@ def test_a_function_that_cannot_travel_is_refused():
 def test_too_many_failures_are_counted():
     faults = {index: Fault("kill", attempts=9) for index in range(4)}
     with pytest.raises(NotDecodableError, match=r"of 6 needed results.*SIGKILL"):
-        polarmap.coded_map(
-            times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60
-        )
+        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
 
 
 def test_a_failed_task_is_tried_again_when_its_result_is_needed():
     faults = {index: Fault("kill") for index in range(4)}
-    y = polarmap.coded_map(
-        times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60
-    )
+    y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
 def test_timeout_says_what_arrived():
     faults = {index: Fault("sleep", NEVER) for index in range(4)}
     with pytest.raises(CodedTimeoutError, match=r"4 of 6 needed results arrived within 4 s, 4 tasks"):
-        polarmap.coded_map(
-            times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=4
-        )
+        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=4)
 
 
 def test_nested_blocks_and_results_travel_as_objects_of_any_size():
@@ -173,7 +169,10 @@ def test_nested_blocks_and_results_travel_as_objects_of_any_size():
 def test_integers_are_exact():
     data = np.random.default_rng(1).integers(-(2**40), 2**40, (60, 5))
     y = polarmap.coded_map(
-        lambda block: block @ np.arange(5), data, blocks=12, workers=20,
+        lambda block: block @ np.arange(5),
+        data,
+        blocks=12,
+        workers=20,
         executor=FaultyExecutor(None, {0: Fault("kill"), 5: Fault("exit")}),
     )
     np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))

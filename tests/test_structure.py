@@ -27,14 +27,15 @@ BACKENDS = sorted(path.name for path in (ROOT / "backends").iterdir() if path.is
 # import them all. What ONLY_FROM names is judged there.
 MAY_IMPORT = {
     "polarmap.errors": [],
+    "polarmap.cores": [],
     "polarmap.tree": ["polarmap.worker", "numpy"],
     "polarmap.worker": ["polarmap.tree", "numpy"],
-    "polarmap.code": ["polarmap.code", "polarmap.errors", "numpy"],
+    "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
     ],
     "polarmap.executors": [
-        *["polarmap.executors", "polarmap.errors", "polarmap.worker", "polarmap.tree"],
+        *["polarmap.executors", "polarmap.cores", "polarmap.errors", "polarmap.worker", "polarmap.tree"],
         *["numpy", "cloudpickle"],
     ],
 }
@@ -52,7 +53,7 @@ CLOCKS_AND_IO = {
     *["http", "io", "logging", "os", "pathlib", "select", "shutil", "socket", "tempfile", "urllib"],
     *["random", "secrets"],
 }
-SPREADS_OVER_CORES = {"polarmap.code.encode": {"concurrent", "os"}}
+SPREADS_OVER_CORES = {"polarmap.code.encode": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
@@ -198,9 +199,22 @@ def test_all_lists_the_visible_names() -> None:
 
 def is_visible(name: str) -> bool:
     """Whether a reader sees it: no underscore; a submodule only if `__all__` says so."""
+    if name in polarmap._LAZY:
+        return True
     value = getattr(polarmap, name)
     hidden = isinstance(value, ModuleType) or getattr(value, "__module__", "") == "__future__"
     return not name.startswith("_") and (not hidden or name in polarmap.__all__)
+
+
+@pytest.mark.parametrize("name", sorted(polarmap._LAZY))
+def test_a_lazy_name_is_there_and_stays(name: str) -> None:
+    assert getattr(polarmap, name) is getattr(polarmap, name)
+    assert name in vars(polarmap)
+
+
+def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
+    with pytest.raises(AttributeError, match="'polarmap' has no attribute 'coded_mop'"):
+        _ = polarmap.coded_mop
 
 
 def test_no_module_has_a_shapeless_name() -> None:

@@ -6,7 +6,6 @@ columns, so that a tile of all the rows stays in cache; tiles are spread over th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,6 +19,7 @@ import numpy.typing as npt
 from polarmap.code import butterfly
 from polarmap.code.design import Floats, Indices, Rotations
 from polarmap.code.dtypes import DType, working_dtype
+from polarmap.cores import available_cores
 
 Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
@@ -76,13 +76,6 @@ def over_cores(work: Callable[[slice], None], slices: Sequence[slice]) -> None:
 def ignoring_inf() -> np.errstate:
     """No warnings for inf - inf: NaN and inf in blocks pass on into their sums, as they should."""
     return np.errstate(invalid="ignore", over="ignore")
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def dense(matrix: Floats, rows: Rows, out: Array) -> None:

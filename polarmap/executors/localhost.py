@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from polarmap.cores import available_cores
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
 from polarmap.executors.base import Coded, Function, Outcome, lost
@@ -36,7 +37,7 @@ class LocalhostExecutor(LithopsExecutor):
 
     def __init__(self) -> None:
         super().__init__()
-        self._cores = slots.available_cores()
+        self._cores = available_cores()
         self._busy = slots.BusyTasks()
         self._next_look = 0.0
         self._claims: Path | None = None

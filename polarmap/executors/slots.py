@@ -14,13 +14,6 @@ BUSY_SHARE = 0.2  # of one core; below it a task counts as idle
 LOOK_SECONDS = 0.25  # between two looks at the processor time of tasks
 
 
-def available_cores() -> int:
-    """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def first_slots(cores: int) -> int:
     """Slots of the first job: the cores and a little more (measured: benchmarks/slots.py).
 

@@ -1,0 +1,12 @@
+"""How many cores this process has: asked by the encoder, which fills them, and by the localhost executor."""
+
+from __future__ import annotations
+
+import os
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
