@@ -30,9 +30,7 @@ def main() -> None:
     results = sum(result.nbytes for result in y) / 2**20
     bound = data + data / 3 + 1.5 * results
     print(f"(32, 24), float64, MiB: data {data:.0f}, parity {data / 3:.0f}, results {results:.0f}")
-    print(
-        f"peak of the driver above its libraries {used:.0f}, bound {bound:.0f}: {used / bound:.2f} (<= 1)"
-    )
+    print(f"peak of the driver above its libraries {used:.0f}, bound {bound:.0f}: {used / bound:.2f} (<= 1)")
 
 
 if __name__ == "__main__":
