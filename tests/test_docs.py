@@ -1,0 +1,186 @@
+"""README.md and docs/ keep their promises: code runs, commands exist, links lead somewhere.
+
+Every ```python block of a page runs, in order, as one script in an empty folder. A block that needs
+an account or a server says so behind the fence, ```python notest="needs an AWS account", and is only
+compiled.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from configparser import ConfigParser
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
+SHELLS = {"", "sh", "bash", "shell", "console"}
+LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
+SECONDS = 60  # that one page may take; it should be far below
+
+FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
+NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
+LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
+INLINE_CODE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")
+
+pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
+
+
+class Block(NamedTuple):
+    """A fenced block: the line its text starts on (from 0), what the fence says, its lines."""
+
+    start: int
+    language: str
+    rest: str
+    lines: list[str]
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    fence = None
+    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines()):
+        if fence is None:
+            fence, start, text = FENCE.match(line), number + 1, list[str]()
+        elif line.strip() == "```":
+            yield Block(start, fence["language"], fence["rest"], text)
+            fence = None
+        else:
+            text.append(line.removeprefix(fence["indent"]))
+    assert fence is None, f"{page.name}: the block of line {start} does not end"
+
+
+def script(page: Path, *, notest: bool = False) -> str:
+    """The Python blocks, each on the lines it has in the page, so that tracebacks point there."""
+    lines: list[str] = []
+    for block in blocks(page):
+        if block.language == "python" and (notest or not block.rest):
+            lines += [""] * (block.start - len(lines)) + block.lines
+    return "\n".join(lines) + "\n"
+
+
+def prose(page: Path) -> str:
+    """The page without its blocks."""
+    lines = page.read_text(encoding="utf-8").splitlines()
+    for block in blocks(page):
+        lines[block.start : block.start + len(block.lines)] = [""] * len(block.lines)
+    return "\n".join(lines)
+
+
+# --- Python --------------------------------------------------------------------------------------
+
+
+@pages
+def test_fences_are_of_known_kinds(page: Path) -> None:
+    odd = [
+        f"line {block.start}: ```{block.language}{block.rest}"
+        for block in blocks(page)
+        if block.language not in LANGUAGES
+        or (block.language == "python" and block.rest and not NOTEST.match(block.rest))
+    ]
+    assert odd == [], 'expected ```python or ```python notest="the reason"'
+
+
+@pages
+def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
+    compile(script(page, notest=True), page.name, "exec")
+    text = script(page)
+    if not text.strip():
+        return
+    folder = tmp_path / "work"
+    folder.mkdir()
+    program = tmp_path / f"{page.stem.replace('-', '_').lower()}_md.py"
+    program.write_text(text, encoding="utf-8")
+    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    done = subprocess.run(
+        [sys.executable, "-W", "error", str(program)],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "POLARMAP_STORE": str(tmp_path / "store")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+    assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
+    assert done.stderr == ""
+
+
+# --- commands ------------------------------------------------------------------------------------
+
+
+def commands(page: Path) -> Iterator[list[str]]:
+    """The words of every command line in a shell block or in `code`."""
+    spans = [match["code"] for match in INLINE_CODE.finditer(prose(page))]
+    shells = [line for block in blocks(page) if block.language in SHELLS for line in block.lines]
+    for line in spans + shells:
+        words = line.removeprefix("$ ").partition("#")[0].split()
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            words = words[1:]
+        if len(words) > 1:
+            yield words
+
+
+def make_targets() -> set[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return set(re.findall(r"^([a-z][a-z-]*):", text, re.MULTILINE))
+
+
+def extras() -> set[str]:
+    setup = ConfigParser(interpolation=None)
+    setup.read(ROOT / "setup.cfg")
+    return set(setup["options.extras_require"])
+
+
+@pages
+def test_make_commands_name_targets(page: Path) -> None:
+    named = [word for first, *rest in commands(page) if first == "make" for word in rest if "=" not in word]
+    known = make_targets()
+    assert [word for word in named if word not in known and not word.startswith("test-")] == []
+
+
+@pages
+def test_python_commands_name_files_and_modules(page: Path) -> None:
+    missing = []
+    for first, *rest in commands(page):
+        if first not in ("python", "python3"):
+            continue
+        scripts = [word for word in rest[:1] if word.endswith(".py")]
+        if rest[0] == "-m" and len(rest) > 1 and rest[1].split(".")[0] in ("benchmarks", "polarmap"):
+            name = rest[1].replace(".", "/")
+            scripts = [f"{name}.py" if (ROOT / f"{name}.py").is_file() else f"{name}/__main__.py"]
+        missing += [word for word in scripts if not (ROOT / word).is_file()]
+    assert missing == []
+
+
+@pages
+def test_install_commands_name_extras(page: Path) -> None:
+    named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
+    assert {extra for some in named for extra in some.split(",")} <= extras()
+
+
+# --- links ---------------------------------------------------------------------------------------
+
+
+def slugs(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub and the site make them."""
+    heads = re.findall(r"^#+ +(.+?)(?: *\{#[\w-]+\})?$", prose(page), re.MULTILINE)
+    given = re.findall(r"\{#([\w-]+)\}", prose(page))
+    bare = [re.sub(r"[^\w\- ]", "", head.replace("`", "").lower()).strip() for head in heads]
+    return {re.sub(r"[ -]+" if "docs" in page.parts else " ", "-", head) for head in bare} | {*given}
+
+
+@pages
+def test_relative_links_resolve(page: Path) -> None:
+    broken = []
+    for match in LINK.finditer(INLINE_CODE.sub("", prose(page))):
+        to, _, anchor = match["to"].partition("#")
+        if re.match(r"[a-z]+:", to):
+            continue
+        target = page.parent / to if to else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in slugs(target)):
+            broken.append(match["to"])
+    assert broken == []
