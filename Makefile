@@ -29,6 +29,7 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 
 lint: .venv/.dev  ## check style (ruff) and types (mypy)
 	@$(python) -m ruff check .
+	@$(python) -m ruff format --check .
 	@$(python) -m mypy
 
 bench: .venv/.fast  ## measure speed and print the table of ratios

@@ -10,6 +10,7 @@ import signal
 import threading
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from polarmap.tree import Packed, Shape, Structure, pack, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
 WANTED_SECONDS = 0.5  # how often it looks whether it is still wanted
+DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone
 BLOCK_SECONDS = 600.0  # how long it waits for its block
 INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
 
@@ -266,11 +268,39 @@ def _leave_when_unwanted(ticket: Ticket, storage: Any) -> None:
         time.sleep(WANTED_SECONDS)
         if ticket.driver is not None:
             if not _is_alive(ticket.driver):
-                if ticket.scratch is not None:
-                    shutil.rmtree(ticket.scratch, ignore_errors=True)
-                os.killpg(os.getpgrp(), signal.SIGKILL)
+                _end_job(ticket.scratch)
         elif not _is_wanted(ticket, storage):
             os._exit(0)
+
+
+def _end_job(scratch: str | None) -> None:
+    """Kill this whole job and only then remove its folder, which its other processes write to.
+
+    By a child in a process group of its own, which outlives the job and does nothing else.
+    """
+    group = os.getpgrp()
+    with warnings.catch_warnings():  # Python warns of forking beside threads: the child uses none
+        warnings.simplefilter("ignore")
+        child = os.fork()
+    if child:
+        os.waitpid(child, 0)  # killed while waiting
+        os._exit(1)
+    os.setpgid(0, 0)
+    os.killpg(group, signal.SIGKILL)
+    deadline = time.monotonic() + DYING_SECONDS
+    while _is_there(group) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    while scratch is not None and os.path.isdir(scratch) and time.monotonic() < deadline:
+        shutil.rmtree(scratch, ignore_errors=True)  # fails where another job's child is at it too
+    os._exit(0)
+
+
+def _is_there(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except OSError:
+        return False
+    return True
 
 
 def _is_wanted(ticket: Ticket, storage: Any) -> bool:
