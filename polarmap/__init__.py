@@ -14,13 +14,17 @@ from polarmap.executors.replay import ReplayExecutor
 from polarmap.report import Report, TaskReport
 from polarmap.worker import Fault
 
+if typing.TYPE_CHECKING:
+    from polarmap.operators import CodedOperator
+
 __version__ = "0.1.0"
 
 # Public names whose modules need more than numpy, or much time, to import: name -> module.
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
-_LAZY: dict[str, str] = {}
+_LAZY: dict[str, str] = {"CodedOperator": "polarmap.operators"}
 
 __all__ = [
+    "CodedOperator",
     "CodedResult",
     "Decoder",
     "Fault",

@@ -150,14 +150,28 @@ def coded_map(
     _check_options(f, verify, rtol, timeout, retries)
     runner, faults = open_executor(executor)
     began = runner.now()
-    cut, chosen = _plan_code(data, blocks, workers, code)
-    coded = CodedBlocks(cut, chosen)
-    with open_bar(chosen.n, chosen.k, sys.stderr.isatty() if progress is None else progress) as show:
+    coded = _coded(data, blocks, workers, code)
+    encoded = coded.encode_seconds  # by earlier maps of the same blocks
+    with open_bar(coded.n, coded.k, sys.stderr.isatty() if progress is None else progress) as show:
         settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
         collected = Collector(runner, f, coded, settings, show).run(faults)
-    report = _report(collected, coded, runner.name, runner.now() - began)
+    report = _report(collected, coded, runner.name, runner.now() - began, coded.encode_seconds - encoded)
     results = [unflatten(collected.structure, leaves) for leaves in collected.results]
-    return CodedResult(results, report, cut)
+    return CodedResult(results, report, coded.blocks)
+
+
+def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> CodedBlocks:
+    """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
+    return CodedBlocks(*_plan_code(data, blocks, workers, code), keep=True)
+
+
+def _coded(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> CodedBlocks:
+    """The coded blocks of the data, which may be coded already."""
+    if not isinstance(data, CodedBlocks):
+        return CodedBlocks(*_plan_code(data, blocks, workers, code))
+    if (blocks, workers, code) != (None, None, "auto"):
+        raise CodeError("the data is coded already: leave blocks, workers and code out")
+    return data
 
 
 def _plan_code(
@@ -200,7 +214,9 @@ def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
 
 
-def _report(collected: Collected, coded: CodedBlocks, executor: str, seconds: float) -> Report:
+def _report(
+    collected: Collected, coded: CodedBlocks, executor: str, seconds: float, encode_seconds: float
+) -> Report:
     decoder = collected.decoder
     recovered = tuple(int(index) for index in decoder.missing)
     amplification = decoder.amplification if recovered else 0.0
@@ -217,7 +233,7 @@ def _report(collected: Collected, coded: CodedBlocks, executor: str, seconds: fl
         needed=collected.needed,
         recovered=recovered,
         seconds=seconds,
-        encode_seconds=coded.encode_seconds,
+        encode_seconds=encode_seconds,
         decode_seconds=collected.decode_seconds,
         surplus_seconds=collected.surplus_seconds,
         amplification=amplification,

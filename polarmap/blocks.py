@@ -129,10 +129,13 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
 
 
 class CodedBlocks:
-    """The n coded blocks of `Blocks`; parity is computed when the first of it is asked for."""
+    """The n coded blocks of `Blocks`; parity is computed when the first of it is asked for.
 
-    def __init__(self, blocks: Blocks, code: PolarCode) -> None:
-        self.blocks, self.code = blocks, code
+    `keep`: hold on to the parity blocks when a map lets go of them, for the next map of the same data.
+    """
+
+    def __init__(self, blocks: Blocks, code: PolarCode, keep: bool = False) -> None:
+        self.blocks, self.code, self._keep = blocks, code, keep
         self._parity: list[Array] | None = None
         self._encoding = threading.Lock()
         self.encode_seconds = 0.0
@@ -170,7 +173,8 @@ class CodedBlocks:
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""
         with self._encoding:
-            self._parity = None
+            if not self._keep:
+                self._parity = None
 
     def _all_parity(self) -> list[Array]:
         """Of each leaf; computed by whichever thread asks first."""
@@ -179,7 +183,7 @@ class CodedBlocks:
                 began = time.perf_counter()
                 leaves = range(len(self.blocks.dtypes))
                 self._parity = [self.code.parity(self.blocks.stacked(leaf)) for leaf in leaves]
-                self.encode_seconds = time.perf_counter() - began
+                self.encode_seconds += time.perf_counter() - began
             return self._parity
 
 

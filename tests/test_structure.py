@@ -43,7 +43,7 @@ MAY_IMPORT = {
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops"],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
-    "polarmap.api": ["polarmap"],
+    "polarmap.api": ["polarmap", "polarmap.operators"],
     "polarmap.collect": ["polarmap", "polarmap.api"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.

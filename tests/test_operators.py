@@ -1,0 +1,347 @@
+"""CodedOperator: numpy's products and scipy's solvers, with misfortunes in every product."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
+
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor
+from polarmap.errors import CodeError, NotDecodableError
+
+K, N = 6, 9
+LOST = {1: Fault("raise"), 4: Fault("raise", attempts=9), 7: Fault("raise")}
+STREAM = np.random.default_rng(0)
+TALL = STREAM.standard_normal((50, 13))
+DTYPES = ["float64", "float32", "complex128", "complex64"]
+ROOM = {"float64": 1e-10, "complex128": 1e-10, "float32": 1e-4, "complex64": 1e-4}
+
+
+def random_matrix(shape: tuple[int, int], dtype: str) -> np.ndarray:
+    stream = np.random.default_rng(1)
+    made = stream.standard_normal(shape)
+    if dtype.startswith("complex"):
+        made = made + 1j * stream.standard_normal(shape)
+    return (10 * made).astype(dtype)
+
+
+def lossy(faults: Any = LOST) -> FaultyExecutor:
+    """A replay whose tasks 1, 4 and 7 fail in every product."""
+    return FaultyExecutor(ReplayExecutor(), faults)
+
+
+def operator(A: Any, executor: Any = None, **options: Any) -> CodedOperator:
+    defaults = {"blocks": K, "workers": N, "timeout": 1000.0}
+    return CodedOperator(A, executor=executor or lossy(), **defaults | options)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    assert np.abs(found - expected).max(initial=0) <= rtol * np.abs(expected).max(initial=1e-300)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(4) as pool:
+        yield pool
+
+
+# --- products ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(50, 13), (13, 50), (6, 6), (7, 3), (1, 9)])
+def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
+    A = random_matrix(shape, dtype)
+    x, y = random_matrix((shape[1], 3), dtype), random_matrix((shape[0], 3), dtype)
+    with operator(A) as coded:
+        for result, expected in [
+            (coded @ x[:, 0], A @ x[:, 0]),
+            (coded @ x[:, :1], A @ x[:, :1]),
+            (coded @ x, A @ x),
+            (coded.rmatvec(y[:, 0]), A.conj().T @ y[:, 0]),
+            (coded.rmatmat(y), A.conj().T @ y),
+            (coded.H @ y, A.conj().T @ y),
+            (coded.T @ y, A.T @ y),
+            (y.T @ coded, y.T @ A),
+        ]:
+            assert_close(result, expected, ROOM[dtype])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(1, 30),
+    columns=st.integers(1, 30),
+    blocks=st.integers(1, 8),
+    extra=st.integers(1, 4),
+    width=st.integers(0, 3),
+    lost=st.integers(0, 100),
+)
+def test_products_of_any_shape(
+    rows: int, columns: int, blocks: int, extra: int, width: int, lost: int
+) -> None:
+    A = random_matrix((rows, columns), "float64")
+    x, y = random_matrix((columns, width), "float64"), random_matrix((rows, width), "float64")
+    for fault in (Fault("raise", attempts=9), Fault("sleep", 1e6)):
+        executor = lossy({lost % (min(rows, blocks) + 1): fault})
+        with CodedOperator(
+            A, blocks=blocks, workers=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
+        ) as coded:
+            assert_close(coded @ x, A @ x, 1e-6)
+        executor = lossy({lost % (min(columns, blocks) + 1): fault})
+        with CodedOperator(
+            A, blocks=blocks, workers=blocks + extra, executor=executor, rtol=1e-6, timeout=9e3
+        ) as coded:
+            assert_close(coded.rmatmat(y), A.T @ y, 1e-6)
+
+
+@pytest.mark.parametrize("of_x", ["int8", "uint8", "int64", "uint64", "bool"])
+@pytest.mark.parametrize("of_a", ["int8", "uint8", "uint16", "int64", "uint64"])
+def test_integers_are_exact_and_wrap_as_in_numpy(of_a: str, of_x: str) -> None:
+    stream = np.random.default_rng(2)
+    A = stream.integers(0, 2**62, (20, 8)).astype(of_a)
+    x, y = stream.integers(0, 2**62, (8, 2)).astype(of_x), stream.integers(0, 2**62, 20).astype(of_x)
+    with operator(A, blocks=4, workers=8, executor=lossy({1: Fault("raise", attempts=9)})) as coded:
+        if np.result_type(A, x).kind == "f" and A.itemsize < 8:  # uint64 with a signed one
+            assert_close(coded @ x, A @ x, 1e-9)
+            return
+        if np.result_type(A, x).kind == "f":
+            with pytest.raises(CodeError, match="do not fit 64 bits"):
+                coded @ x
+            return
+        for result, expected in [(coded @ x, A @ x), (coded.rmatvec(y), A.T @ y)]:
+            assert result.dtype == expected.dtype
+            np.testing.assert_array_equal(result, expected)
+
+
+def test_integers_with_real_vectors() -> None:
+    A = np.random.default_rng(3).integers(-9, 9, (30, 12))
+    x = np.random.default_rng(4).standard_normal(12)
+    with operator(A) as coded:
+        assert_close(coded @ x, A @ x, 1e-10)
+
+
+def test_mixed_precisions_have_numpys_dtype() -> None:
+    A = random_matrix((20, 12), "float32")
+    with operator(A) as coded:
+        assert_close(coded @ np.ones(12), A @ np.ones(12), 1e-4)
+        assert_close(coded @ np.full(12, 1j), A @ np.full(12, 1j), 1e-4)
+
+
+def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        stored = file.create_dataset("a", data=TALL)
+        with operator(stored) as coded:
+            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+            assert_close(coded.rmatvec(np.ones(50)), TALL.T @ np.ones(50), 1e-10)
+    with operator(TALL.tolist()) as coded:
+        assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+
+
+def test_columns_of_a_transposed_array() -> None:
+    with operator(TALL.T) as coded:
+        assert_close(coded @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
+        assert_close(coded.rmatvec(np.ones(13)), TALL @ np.ones(13), 1e-10)
+
+
+# --- solvers -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_svds(dtype: str) -> None:
+    A = random_matrix((40, 15), dtype)
+    with operator(A) as coded:
+        found = svds(coded, k=3, return_singular_vectors=False, rng=0)
+    expected = np.linalg.svd(A, compute_uv=False)[:3]
+    np.testing.assert_allclose(np.sort(found)[::-1], expected, rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [lsqr, lsmr])
+def test_least_squares(solver: Any) -> None:
+    b = np.random.default_rng(5).standard_normal(50)
+    with operator(TALL) as coded:
+        found = solver(coded, b, atol=1e-13, btol=1e-13)[0]
+    np.testing.assert_allclose(found, np.linalg.lstsq(TALL, b)[0], rtol=1e-8)
+
+
+@pytest.mark.parametrize("solver", [cg, gmres])
+def test_systems(solver: Any) -> None:
+    A = TALL.T @ TALL + np.eye(13)
+    b = np.random.default_rng(6).standard_normal(13)
+    with operator(A) as coded:
+        found, info = solver(coded, b, rtol=1e-11, atol=0)
+    assert info == 0
+    np.testing.assert_allclose(found, np.linalg.solve(A, b), rtol=1e-8)
+
+
+def test_normal_equations_as_an_operator_of_operators() -> None:
+    b = np.random.default_rng(7).standard_normal(50)
+    with operator(TALL) as coded:
+        found, info = cg(coded.H @ coded, coded.rmatvec(b), rtol=1e-12, atol=0)
+    assert info == 0
+    np.testing.assert_allclose(found, np.linalg.lstsq(TALL, b)[0], rtol=1e-7)
+
+
+def test_eigsh() -> None:
+    A = TALL.T @ TALL
+    with operator(A) as coded:
+        found = eigsh(coded, k=4, return_eigenvectors=False)
+    np.testing.assert_allclose(np.sort(found), np.linalg.eigvalsh(A)[-4:], rtol=1e-9)
+
+
+# --- what is kept between products -----------------------------------------------------------------
+
+
+def test_each_side_is_encoded_once() -> None:
+    big = np.random.default_rng(8).standard_normal((240, 120))
+    with operator(big) as coded:
+        seconds = []
+        for _ in range(3):
+            coded @ np.ones(120)
+            seconds.append(coded.report.encode_seconds)
+            coded.rmatvec(np.ones(240))
+            seconds.append(coded.report.encode_seconds)
+    assert all(seconds[:2]) and not any(seconds[2:])
+
+
+def test_report_is_of_the_last_product() -> None:
+    coded = operator(TALL)
+    assert coded.report is None
+    coded @ np.ones(13)
+    assert (coded.report.n, coded.report.k, coded.report.recovered) == (N, K, (1, 4))
+    assert coded.report.filler == 4
+    coded.rmatvec(np.ones(50))
+    assert coded.report.filler == 5
+
+
+def test_small_sides_have_blocks_in_proportion() -> None:
+    coded = CodedOperator(TALL, blocks=24, workers=36, executor=ReplayExecutor())
+    coded.rmatvec(np.ones(50))
+    assert (coded.report.k, coded.report.n) == (13, 20)
+    coded = CodedOperator(TALL, workers=8, executor=ReplayExecutor())
+    coded @ np.ones(13)
+    assert (coded.report.k, coded.report.n) == (6, 8)
+
+
+def test_code_of_the_callers_own() -> None:
+    code = PolarCode(18, 14, kernel="arikan")
+    coded = CodedOperator(TALL, code=code, executor=ReplayExecutor())
+    coded @ np.ones(13)
+    assert (coded.report.k, coded.report.n, coded.report.code) == (14, 18, "arikan optimal")
+    coded.rmatvec(np.ones(50))
+    assert (coded.report.k, coded.report.n, coded.report.code) == (13, 17, "arikan optimal")
+
+
+def test_a_pool_stays_open(threads: Executor) -> None:
+    with operator(TALL, threads) as coded:
+        coded @ np.ones(13)
+    assert threads.submit(int).result(timeout=9) == 0
+
+
+def test_closed_means_closed() -> None:
+    coded = operator(TALL)
+    coded.close()
+    coded.close()
+    with pytest.raises(CodeError, match="closed"):
+        coded @ np.ones(13)
+
+
+# --- misfortunes ---------------------------------------------------------------------------------
+
+
+def test_garbage_is_unmasked_by_left_over_results() -> None:
+    executor = lossy({1: Fault("raise", attempts=9), 2: Fault("garbage", attempts=9)})
+    coded = operator(TALL, executor, verify=True)
+    assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+    assert coded.report.indices("failed") == [1, 2]
+    assert "contradicts" in coded.report.tasks[2].failures[0]
+
+
+def test_no_result_is_awaited_only_to_verify_a_product() -> None:
+    late = {2: math.inf} | dict.fromkeys(range(7, N), 500.0)
+    coded = operator(TALL, ReplayExecutor(late))
+    assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+    assert coded.report.seconds < 2 and coded.report.verified == "earlier"
+
+
+def test_too_many_dead_workers() -> None:
+    coded = operator(TALL, lossy({task: Fault("raise", attempts=9) for task in range(4)}))
+    with pytest.raises(NotDecodableError):
+        coded @ np.ones(13)
+
+
+def test_stragglers_and_dead_processes_on_localhost() -> None:
+    b = np.random.default_rng(9).standard_normal(50)
+    faults = {0: Fault("sleep", 60), 3: Fault("kill")}
+    with operator(TALL, FaultyExecutor("localhost", faults), timeout=60) as coded:
+        found = lsqr(coded, b, iter_lim=2)[0]
+        assert coded.report.tasks[0].arrived is None
+    np.testing.assert_allclose(found, lsqr(TALL, b, iter_lim=2)[0], rtol=1e-9)
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("A", "message"),
+    [
+        (np.ones(3), r"A must be a matrix with rows and columns, not of shape \(3,\)"),
+        (np.ones((2, 3, 4)), r"not of shape \(2, 3, 4\)"),
+        (np.ones((0, 3)), r"not of shape \(0, 3\)"),
+        (np.ones((3, 0)), r"not of shape \(3, 0\)"),
+        (3.0, r"not of shape \(\)"),
+        (np.ones((2, 2), bool), "A has dtype bool"),
+        (np.array([["a", "b"]]), "A has dtype <U1"),
+        ([[1, 2], [3]], "A is no matrix"),
+        (np.ma.ones((2, 2)), "A is a masked array"),
+        (scipy.sparse.eye_array(3).tocsr(), "A is a sparse csr_array"),
+    ],
+)
+def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        CodedOperator(A)
+
+
+def test_sizes_that_cannot_be_are_refused() -> None:
+    with pytest.raises(CodeError, match="workers=6 leaves no parity for 6 blocks"):
+        CodedOperator(TALL, blocks=6, workers=6)
+    with pytest.raises(CodeError, match="blocks must be a positive integer, not 0"):
+        CodedOperator(TALL, blocks=0)
+    with pytest.raises(CodeError, match="code must be"):
+        operator(TALL, code="fountain") @ np.ones(13)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_are_refused(value: float) -> None:
+    A = TALL.copy()
+    A[3, 5] = value
+    with pytest.raises(CodeError, match="A holds 1 NaN or inf"):
+        operator(A) @ np.ones(13)
+    with pytest.raises(CodeError, match="the operand holds 2 NaN or inf"):
+        operator(TALL) @ np.array([value] * 2 + [1] * 11)
+
+
+def test_operands_that_do_not_fit() -> None:
+    with pytest.raises(ValueError, match="dimension mismatch"):
+        operator(TALL) @ np.ones(12)
+    with pytest.raises(ValueError, match="dimension mismatch"):
+        operator(TALL).rmatmat(np.ones((13, 2)))
+    with pytest.raises(CodeError, match="the operand has dtype object"):
+        operator(TALL) @ np.array([None] * 13)
+
+
+def test_without_scipy_the_extra_is_named() -> None:
+    code = "import sys; sys.modules['scipy'] = None; import polarmap; polarmap.CodedOperator"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "pip install 'polarmap[linalg]'" in run.stderr
