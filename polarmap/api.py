@@ -14,8 +14,10 @@ from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.dtypes import epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.collect import Collected, Collector, Settings
+from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
+from polarmap.executors.base import FaultyExecutor
 from polarmap.progress import open_bar
 from polarmap.report import Report, TaskReport
 from polarmap.tree import unflatten
@@ -148,7 +150,7 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
     _check_options(f, verify, rtol, timeout, retries)
-    runner, faults = open_executor(executor)
+    runner, faults = open_executor(_executor(executor, data))
     began = runner.now()
     coded = _coded(data, blocks, workers, code)
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
@@ -165,13 +167,27 @@ def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | 
     return CodedBlocks(*_plan_code(data, blocks, workers, code), keep=True)
 
 
-def _coded(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> CodedBlocks:
-    """The coded blocks of the data, which may be coded already."""
-    if not isinstance(data, CodedBlocks):
+def _executor(choice: Any, data: Any) -> Any:
+    """Where a stored array's workers can read it, when the caller does not say."""
+    if choice is None:
+        return getattr(data, "executor", None)
+    if isinstance(choice, FaultyExecutor) and choice.executor is None:
+        return FaultyExecutor(_executor(None, data), choice.faults)
+    return choice
+
+
+def _coded(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> Encoded:
+    """The coded blocks of the data, which may be encoded already."""
+    if not hasattr(data, "coded_blocks"):
         return CodedBlocks(*_plan_code(data, blocks, workers, code))
-    if (blocks, workers, code) != (None, None, "auto"):
-        raise CodeError("the data is coded already: leave blocks, workers and code out")
-    return data
+    coded: Encoded = data.coded_blocks()
+    wanted = (blocks or coded.k, workers or coded.n)
+    if wanted != (coded.k, coded.n) or code not in ("auto", coded.code.kernel):
+        raise CodeError(
+            f"the data is encoded already, as {coded.k} blocks for {coded.n} workers with {coded.code!r}: "
+            "leave blocks, workers and code out"
+        )
+    return coded
 
 
 def _plan_code(
@@ -215,7 +231,7 @@ def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -
 
 
 def _report(
-    collected: Collected, coded: CodedBlocks, executor: str, seconds: float, encode_seconds: float
+    collected: Collected, coded: Encoded, executor: str, seconds: float, encode_seconds: float
 ) -> Report:
     decoder = collected.decoder
     recovered = tuple(int(index) for index in decoder.missing)

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import CodedBlocks
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.encode import ignoring_inf
+from polarmap.encoded import Encoded
 from polarmap.executors.base import Failure, Outcome
 from polarmap.tree import Structure
 
@@ -47,9 +47,7 @@ class Arrivals:
         How many they were.
     """
 
-    def __init__(
-        self, coded: CodedBlocks, rtol: float | None, model: Callable[[], list[Array] | None]
-    ) -> None:
+    def __init__(self, coded: Encoded, rtol: float | None, model: Callable[[], list[Array] | None]) -> None:
         self._coded, self._code, self._rtol_wanted = coded, coded.code, rtol
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from polarmap.code.dtypes import check_dtype
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.stored import Part
 from polarmap.tree import Structure, flatten
 
 Array = npt.NDArray[Any]
@@ -169,6 +170,27 @@ class CodedBlocks:
         if index >= self.code.k:
             dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
         return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
+
+    def coded_blocks(self) -> CodedBlocks:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
+    @property
+    def source(self) -> None:
+        """They lie in memory."""
+        return None
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Nothing of them lies in storage."""
+        raise LookupError(index)
+
+    def pieces(self, index: int) -> tuple[int, ...]:
+        """A block is one piece."""
+        return (index,)
+
+    def piece(self, number: int) -> list[Array]:
+        """The leaves of a block."""
+        return self.leaves(number)
 
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""

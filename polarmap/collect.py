@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrivals import Arrivals, Task
-from polarmap.blocks import CodedBlocks
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, is_exact
+from polarmap.encoded import Encoded
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Executor
 from polarmap.tree import Structure
@@ -61,7 +61,7 @@ class Collector:
         self,
         executor: Executor,
         f: Callable[[Any], Any],
-        coded: CodedBlocks,
+        coded: Encoded,
         settings: Settings,
         show: Callable[[int, int], None],
     ) -> None:

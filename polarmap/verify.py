@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from polarmap import verified
 from polarmap.arrivals import Arrivals, kind_of, leaves_of
-from polarmap.blocks import CodedBlocks
 from polarmap.code import checks
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
+from polarmap.encoded import Encoded
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.tree import flatten, unflatten
@@ -43,7 +43,7 @@ class Verifier:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: CodedBlocks, arrivals: Arrivals, rtol: float | None
+        self, f: Callable[[Any], Any], coded: Encoded, arrivals: Arrivals, rtol: float | None
     ) -> None:
         self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, rtol
         self._local: LocalRun | None = None
@@ -57,7 +57,7 @@ class Verifier:
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
-        run = LocalRun(self._f, self._block(index), index)
+        run = LocalRun(self._f, partial(self._block, index), index)
         run.join(min(seconds, LOCAL_SECONDS))
         return run.leaves
 
@@ -107,7 +107,7 @@ class Verifier:
         One that raised is no help while `more` results may come.
         """
         if self._local is None or self._local.index not in missing:
-            self._local = LocalRun(self._f, self._block(index), index)
+            self._local = LocalRun(self._f, partial(self._block, index), index)
         return not self._local.is_running and not (more and self._local.error is not None)
 
     def note_passed(self) -> None:
@@ -170,16 +170,16 @@ class Verifier:
 class LocalRun:
     """f on one block, on a daemon thread of the driver."""
 
-    def __init__(self, f: Callable[[Any], Any], block: Any, index: int) -> None:
+    def __init__(self, f: Callable[[Any], Any], block: Callable[[], Any], index: int) -> None:
         self.index = index
         self.leaves: list[Array] | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
         self._thread.start()
 
-    def _run(self, f: Callable[[Any], Any], block: Any) -> None:
+    def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
         try:
-            self.leaves = flatten(f(block))[0]
+            self.leaves = flatten(f(block()))[0]
         except BaseException as error:
             self.error = error
 

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from polarmap.stored import DamagedError, Part, Source, assemble, read_file
 from polarmap.tree import Packed, Shape, Structure, pack, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
@@ -41,8 +42,8 @@ class Ticket(NamedTuple):
     task: int
     attempt: int
     bucket: str
-    block_key: str
-    block_bytes: int
+    source: Source  # where the block's parts lie
+    parts: tuple[Part, ...]  # whose bytes in a row are the block
     structure: Structure
     layout: tuple[tuple[str, Shape], ...]
     result_key: str
@@ -52,6 +53,17 @@ class Ticket(NamedTuple):
     scratch: str | None  # its temporary folder, removed by whoever notices that it died
     fault: tuple[str, float, int] | None
     nice: int  # how much the task gives way to others on its machine
+
+    def plain(self) -> tuple[Any, ...]:
+        """As plain tuples: what travels, so that a worker needs no polarmap to read it."""
+        parts = tuple(tuple(part) for part in self.parts)
+        return tuple(self._replace(source=tuple(self.source), parts=parts))  # type: ignore[arg-type]
+
+    @classmethod
+    def parse(cls, plain: tuple[Any, ...]) -> Ticket:
+        """The inverse of `plain`."""
+        ticket = cls(*plain)
+        return ticket._replace(source=Source(*ticket.source), parts=tuple(Part(*one) for one in ticket.parts))
 
 
 class Error(NamedTuple):
@@ -120,7 +132,7 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
     """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[Any, ...] | None:
-        ticket = Ticket(*fields)
+        ticket = Ticket.parse(fields)
         if not _claimed(ticket.claim):
             return None
         started = time.time()
@@ -146,6 +158,23 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         return Reply(ticket.task, ticket.attempt, outcome, None, started, ended).plain()
 
     return task
+
+
+class Deferred(NamedTuple):
+    """A stored block that its worker in a pool is to read: a file here, or through `read`."""
+
+    source: Source
+    parts: tuple[Part, ...]
+    structure: Structure
+    layout: tuple[tuple[str, Shape], ...]
+    read: Callable[[], list[Any]] | None
+
+    def load(self) -> Any:
+        """The block."""
+        if self.read is not None:
+            return unflatten(self.structure, self.read())
+        data = assemble(self.parts, lambda part: read_part(self.source, part, None))
+        return unflatten(self.structure, Packed(self.structure, self.layout, data).unpack())
 
 
 class Wanted(NamedTuple):
@@ -201,10 +230,11 @@ def run_in_pool(
     def run() -> None:
         try:
             function = pickle.loads(f) if isinstance(f, bytes) else f
+            data = block.load() if isinstance(block, Deferred) else block
         except BaseException as error:
             outcome.append(describe(error))
             return
-        outcome.append(apply(function, block, fault, attempt))
+        outcome.append(apply(function, data, fault, attempt))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
@@ -240,21 +270,36 @@ def _claimed(path: str | None) -> bool:
     return True
 
 
-def _fetch(ticket: Ticket, storage: Any) -> bytes:
-    """The block's bytes; on one machine the driver may still be writing them."""
+def _fetch(ticket: Ticket, storage: Any) -> Any:
+    """The block's bytes; on one machine the driver may still be writing those without a checksum."""
     deadline = time.monotonic() + BLOCK_SECONDS
     while True:
         try:
-            data: bytes = storage.get_object(ticket.bucket, ticket.block_key)
+            return assemble(ticket.parts, lambda part: read_part(ticket.source, part, storage))
         except Exception:
-            if ticket.driver is None or time.monotonic() > deadline:
+            is_finished = ticket.driver is None or all(part.crc32 is not None for part in ticket.parts)
+            if is_finished or time.monotonic() > deadline:
                 raise
-        else:
-            if len(data) == ticket.block_bytes:
-                return data
-            if ticket.driver is None or time.monotonic() > deadline:
-                raise OSError(f"block {ticket.task} has {len(data)} of {ticket.block_bytes} bytes in storage")
         time.sleep(POLL_SECONDS)
+
+
+def read_part(source: Source, part: Part, storage: Any) -> Any:
+    """The bytes of a part; DamagedError if it is not there."""
+    if source.kind == "folder":
+        return read_file(source.place, part)
+    if part.crc32 is None:  # an object of its own
+        return storage.get_object(source.place, part.key)
+    if not part.size:
+        return b""
+    last = part.offset + part.size - 1
+    try:
+        return storage.get_object(
+            source.place, part.key, extra_get_args={"Range": f"bytes={part.offset}-{last}"}
+        )
+    except Exception as error:
+        if type(error).__name__ == "StorageNoSuchKeyError" or "InvalidRange" in str(error):
+            raise DamagedError(f"{part.key} is missing or shorter than {last + 1} bytes") from None
+        raise
 
 
 def _leave_when_unwanted(ticket: Ticket, storage: Any) -> None:

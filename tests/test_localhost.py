@@ -301,14 +301,14 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
 def test_a_worker_needs_no_polarmap():
     import cloudpickle
 
-    from polarmap import tree, worker
+    from polarmap import stored, tree, worker
 
-    for module in (worker, tree):
+    for module in (worker, stored, tree):
         cloudpickle.register_pickle_by_value(module)
     try:
         payload = cloudpickle.dumps(worker.make_task(lambda block: block * 2))
     finally:
-        for module in (worker, tree):
+        for module in (worker, stored, tree):
             cloudpickle.unregister_pickle_by_value(module)
     program = (
         "import sys, pickle; sys.modules['polarmap'] = None; task = pickle.loads(sys.stdin.buffer.read());"

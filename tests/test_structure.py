@@ -29,13 +29,21 @@ MAY_IMPORT = {
     "polarmap.errors": [],
     "polarmap.cores": [],
     "polarmap.tree": ["polarmap.worker", "numpy"],
-    "polarmap.worker": ["polarmap.tree", "numpy"],
+    "polarmap.worker": ["polarmap.tree", "polarmap.stored", "numpy"],
+    "polarmap.stored": [],
     "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
     ],
     "polarmap.executors": [
-        *["polarmap.executors", "polarmap.cores", "polarmap.errors", "polarmap.worker", "polarmap.tree"],
+        *[
+            "polarmap.executors",
+            "polarmap.cores",
+            "polarmap.errors",
+            "polarmap.worker",
+            "polarmap.tree",
+            "polarmap.stored",
+        ],
         *["numpy", "cloudpickle"],
     ],
 }

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError
+from polarmap.stored import DamagedError, Part, Source
 from polarmap.tree import Shape, Structure
 from polarmap.worker import Error, Fault, Reply
 
@@ -21,8 +22,8 @@ Function = Callable[[Any], Any]
 class Failure(NamedTuple):
     """Why a task gave nothing usable.
 
-    kind : "raised" (f did), "lost" (killed, exited, never reported), "shape" (of the result) or
-    "garbage" (a result that contradicts the others).
+    kind : "raised" (f did), "lost" (killed, exited, never reported), "shape" (of the result),
+    "garbage" (a result that contradicts the others) or "damaged" (the stored block is).
     """
 
     kind: str
@@ -67,6 +68,26 @@ class Coded(Protocol):
 
     def release(self) -> None:
         """Every block has been handed on: memory may be freed."""
+        ...
+
+    @property
+    def source(self) -> Source | None:
+        """Where the blocks lie in storage already; None if they are in memory only."""
+        ...
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """What block `index` consists of at its source."""
+        ...
+
+    def pieces(self, index: int) -> Sequence[int]:
+        """Numbers of what block `index` is made of: a piece of several blocks is stored once.
+
+        Its leaves are those of its pieces in a row.
+        """
+        ...
+
+    def piece(self, number: int) -> list[Array]:
+        """The leaves of a piece."""
         ...
 
 
@@ -136,6 +157,8 @@ def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:
 
 def failure_of(error: Error) -> Failure:
     """A worker's error with its exception rebuilt, or replaced by one that shows its traceback."""
+    if error.type == DamagedError.__name__:
+        return Failure("damaged", error.type, error.message)
     cause: BaseException | None = None
     if error.pickled is not None:
         try:

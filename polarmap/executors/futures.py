@@ -10,12 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of, pickled
+from polarmap.stored import DamagedError
 from polarmap.tree import unflatten
-from polarmap.worker import Fault, Reply, Wanted, run_in_pool
+from polarmap.worker import Deferred, Fault, Reply, Wanted, run_in_pool
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
 
@@ -83,19 +85,27 @@ class FuturesExecutor:
         self._futures = []
 
     def _submit(self, task: int) -> None:
-        block = unflatten(self._coded.structure, [_frozen(leaf) for leaf in self._coded.leaves(task)])
         attempt = self._attempts[task]
         try:
+            block = self._block(task)
             future = self._pool.submit(
                 run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled
             )
-        except Exception as error:  # shut down, or broken by a worker that died
-            if not self._futures:
+        except Exception as error:  # shut down, or broken by a worker that died; a damaged block
+            if not self._futures and not isinstance(error, DamagedError):
                 raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
             future = Future()
             future.set_exception(error)
         self._futures.append(future)
         future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
+
+    def _block(self, task: int) -> Any:
+        """The block itself, or a stored one for the worker to read where it can."""
+        coded = self._coded
+        if coded.source is not None and (self._shares_memory or coded.source.kind == "folder"):
+            read = None if coded.source.kind == "folder" else partial(coded.leaves, task)
+            return Deferred(coded.source, coded.parts(task), coded.structure, coded.layout(task), read)
+        return unflatten(coded.structure, [_frozen(leaf) for leaf in coded.leaves(task)])
 
     def _outcome(self, task: int, attempt: int, future: Future[Any]) -> Outcome | None:
         if future.cancelled():

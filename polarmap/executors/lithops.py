@@ -23,10 +23,11 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from polarmap import tree, worker
+from polarmap import stored, tree, worker
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of, pickled
 from polarmap.executors.private import interpreter, private_folder
+from polarmap.stored import Part, Source
 from polarmap.worker import Fault, Reply, Ticket
 
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
@@ -71,6 +72,7 @@ class LithopsExecutor:
         # (task, attempt) -> its copies in different jobs, all but one of which will find it claimed
         self._running: dict[tuple[int, int], list[_Running]] = {}
         self._jobs: list[_Job] = []
+        self._stored: set[int] = set()
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storage: Any = None
         self._bucket = ""
@@ -117,8 +119,8 @@ class LithopsExecutor:
             task=task,
             attempt=attempt,
             bucket=self._bucket,
-            block_key=f"{self._prefix}/block/{task}",
-            block_bytes=layout_bytes(layout),
+            source=self._coded.source or Source("bucket", self._bucket),
+            parts=tuple(self._parts(task)),
             structure=self._coded.structure,
             layout=layout,
             result_key=f"{self._prefix}/result/{task}-{attempt}",
@@ -131,7 +133,7 @@ class LithopsExecutor:
         """Hand tickets to Lithops as one job."""
         job = _Job(functions)
         self._jobs.append(job)
-        fields = [{"fields": tuple(ticket)} for ticket in tickets]
+        fields = [{"fields": ticket.plain()} for ticket in tickets]
         try:
             with _pickled_by_value():
                 task = worker.make_task(self._f)
@@ -170,10 +172,30 @@ class LithopsExecutor:
             return lost(ticket.task, ticket.attempt, message)
         return outcome_of(reply, data)
 
-    def _put(self, task: int) -> None:
-        leaves = self._coded.leaves(task)
-        data = b"".join(leaf.tobytes() for leaf in leaves)
-        self._storage.put_object(self._bucket, f"{self._prefix}/block/{task}", data)
+    def _parts(self, task: int) -> Sequence[Part]:
+        """What a worker reads: parts of a stored array, or the pieces that we store ourselves."""
+        if self._coded.source is not None:
+            return self._coded.parts(task)
+        sizes = [layout_bytes([layout]) for layout in self._coded.layout(task)]
+        pieces = self._coded.pieces(task)
+        if len(pieces) == 1:
+            sizes = [sum(sizes)]
+        return [
+            Part(f"{self._prefix}/block/{piece}", size) for piece, size in zip(pieces, sizes, strict=True)
+        ]
+
+    def _unstored(self, tasks: Sequence[int]) -> list[int]:
+        """The pieces of these tasks that no one has stored yet, each once, as stored from now on."""
+        if self._coded.source is not None:
+            return []
+        pieces = [piece for task in tasks for piece in self._coded.pieces(task)]
+        new = [piece for piece in dict.fromkeys(pieces) if piece not in self._stored]
+        self._stored.update(new)
+        return new
+
+    def _put(self, piece: int) -> None:
+        data = b"".join(leaf.tobytes() for leaf in self._coded.piece(piece))
+        self._storage.put_object(self._bucket, f"{self._prefix}/block/{piece}", data)
 
     def _remove_objects(self, prefix: str) -> None:
         keys = self._storage.list_keys(self._bucket, prefix)
@@ -197,11 +219,13 @@ class ForeignExecutor(LithopsExecutor):
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
         self._begin(f, coded, faults, self._functions.storage)
-        coded.leaves(coded.n - 1)  # encode before anything is stored: its errors are the caller's
+        self._check_source()
+        if coded.source is None:
+            coded.leaves(coded.n - 1)  # encode before anything is stored: its errors are the caller's
         try:
             self._storage.put_object(self._bucket, f"{self._prefix}/wanted", b"wanted")
             with ThreadPoolExecutor(TRANSFERS) as pool:
-                for done in [pool.submit(self._put, task) for task in range(coded.n)]:
+                for done in [pool.submit(self._put, piece) for piece in self._unstored(range(coded.n))]:
                     done.result()
         except Exception as error:
             raise ExecutorError(
@@ -252,6 +276,22 @@ class ForeignExecutor(LithopsExecutor):
                 f"objects below {self._prefix!r} in bucket {self._bucket!r} may be left: {error}",
                 RuntimeWarning,
                 stacklevel=2,
+            )
+
+    def _check_source(self) -> None:
+        """Refuse a stored array that workers of this backend cannot read."""
+        source = self._coded.source
+        if source is None:
+            return
+        if source.kind == "folder" and self._functions.backend != "localhost":
+            raise ExecutorError(
+                f"the array lies in folder {source.place!r} of this machine, which workers on "
+                f"{self._functions.backend} cannot read: encode it with storage= of that backend"
+            )
+        if source.kind == "bucket" and source.backend != self._storage.backend:
+            raise ExecutorError(
+                f"the array lies in {source.backend} bucket {source.place!r}, but this executor stores in "
+                f"{self._storage.backend}: use the Lithops configuration it was encoded with"
             )
 
     def _launch(self, tasks: Sequence[int]) -> None:
@@ -402,7 +442,7 @@ def _reason(future: Any) -> str:
 @contextlib.contextmanager
 def _pickled_by_value() -> Iterator[None]:
     """Let what runs on the worker travel whole: a worker needs numpy, not polarmap."""
-    modules = [worker, tree]
+    modules = [worker, stored, tree]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

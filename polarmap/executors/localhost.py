@@ -46,6 +46,11 @@ class LocalhostExecutor(LithopsExecutor):
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Start the workers first: they boot, and the first ones run, while blocks are written."""
+        if coded.source is not None and coded.source.kind != "folder":
+            raise ExecutorError(
+                f"the array lies in {coded.source.backend} bucket {coded.source.place!r}: pass executor=, "
+                "the Lithops configuration it was encoded with"
+            )
         home = private_folder()
         self._claims = home / "claims" / self._prefix.rpartition("/")[2]
         self._claims.mkdir(parents=True)
@@ -58,10 +63,10 @@ class LocalhostExecutor(LithopsExecutor):
     def _write(self) -> None:
         """Data blocks, then parity blocks, until the executor stops."""
         try:
-            for task in range(self._coded.n):
+            for piece in self._unstored(range(self._coded.n)):
                 if self._stopped:
                     return
-                self._put(task)
+                self._put(piece)
             self._coded.release()
         except BaseException as error:
             self._write_error = error

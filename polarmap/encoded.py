@@ -1,0 +1,28 @@
+"""Coded blocks together with their code: what the collector needs beyond what executors see."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from polarmap.blocks import Blocks
+from polarmap.code.polar import PolarCode
+from polarmap.executors.base import Coded
+
+
+class Encoded(Coded, Protocol):
+    """n coded blocks, in memory or in storage.
+
+    `coded_map` takes data with a method `coded_blocks() -> Encoded` as it is.
+    """
+
+    encode_seconds: float
+
+    @property
+    def code(self) -> PolarCode:
+        """That carries them."""
+        ...
+
+    @property
+    def blocks(self) -> Blocks:
+        """The data blocks."""
+        ...

@@ -1,0 +1,87 @@
+"""Bytes that lie in storage, named part by part, and how to read them back: verified, or not at all.
+
+Runs on workers too: imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+
+class Part(NamedTuple):
+    """A run of bytes of one object.
+
+    key : of the object in its bucket, or its path below a folder.
+    size : in bytes.
+    crc32 : `zlib.crc32` of the bytes, or None if they are only being written now.
+    offset : where in the object they begin.
+    """
+
+    key: str
+    size: int
+    crc32: int | None = None
+    offset: int = 0
+
+
+class Source(NamedTuple):
+    """Where objects lie.
+
+    kind : "folder" of a file system, or "bucket" of a Lithops storage.
+    place : the path or the name.
+    backend : Lithops' name for the storage that holds the bucket; empty for a folder.
+    """
+
+    kind: str
+    place: str
+    backend: str = ""
+
+
+class DamagedError(Exception):
+    """Stored bytes are missing, too few or not what was written."""
+
+
+Reader = Callable[[Part], Any]
+
+
+def assemble(parts: Iterable[Part], read: Reader) -> Any:
+    """The bytes of all parts in a row; DamagedError names the first that is not as it was written."""
+    parts = list(parts)
+    if len(parts) == 1:
+        return verified(parts[0], read(parts[0]))
+    joined = bytearray(sum(part.size for part in parts))
+    start = 0
+    for part in parts:
+        joined[start : start + part.size] = verified(part, read(part))
+        start += part.size
+    return joined
+
+
+def verified(part: Part, data: Any) -> Any:
+    """`data` if it is what `part` says, else DamagedError."""
+    if len(data) != part.size:
+        raise DamagedError(f"{part.key} has {len(data)} of {part.size} bytes from {part.offset} on")
+    if part.crc32 is not None and zlib.crc32(data) != part.crc32:
+        raise DamagedError(f"{part.key} is corrupt: its checksum is not the one in the manifest")
+    return data
+
+
+def read_file(folder: str, part: Part) -> bytearray:
+    """The bytes of a part below `folder`; fewer if the file is shorter; DamagedError if there is none."""
+    data = bytearray(part.size)
+    try:
+        with open(os.path.join(folder, part.key), "rb", buffering=0) as file:
+            file.seek(part.offset)
+            filled = 0
+            with memoryview(data) as view:
+                while filled < part.size:
+                    count = file.readinto(view[filled:])
+                    if not count:
+                        break
+                    filled += count
+    except FileNotFoundError:
+        raise DamagedError(f"{part.key} is missing") from None
+    del data[filled:]
+    return data

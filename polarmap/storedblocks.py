@@ -1,0 +1,115 @@
+"""Coded blocks that lie in storage already, as the collector and the executors see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks import Blocks
+from polarmap.code.polar import PolarCode
+from polarmap.stored import Part, Source
+from polarmap.tree import Structure
+
+Array = npt.NDArray[Any]
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class StoredBlocks:
+    """The n blocks of a stored array; nothing is read before a block's leaves are asked for.
+
+    Parameters
+    ----------
+    code : PolarCode
+    source : Source
+        Where the parts lie.
+    parts : list of n tuples of Part
+        What each block consists of.
+    dtype, shape : of a data block
+    filler, cut : int, bool
+        Rows of zeros at the end of the last block; whether the blocks are rows of one array.
+    read : callable
+        Block number -> its array, from storage.
+    """
+
+    encode_seconds = 0.0
+
+    def __init__(
+        self,
+        code: PolarCode,
+        source: Source,
+        parts: Sequence[tuple[Part, ...]],
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        filler: int,
+        read: Callable[[int], Array],
+        cut: bool = True,
+    ) -> None:
+        self.code, self._source, self._parts, self._read = code, source, parts, read
+        self._dtype, self._shape = dtype, shape
+        self.blocks = _StoredData(code.k, dtype, read, filler, shape[0] if cut and shape else None)
+
+    @property
+    def n(self) -> int:
+        """Coded blocks."""
+        return self.code.n
+
+    @property
+    def k(self) -> int:
+        """Data blocks."""
+        return self.code.k
+
+    @property
+    def structure(self) -> Structure:
+        """Of every block: one array."""
+        return ("array",)
+
+    @property
+    def source(self) -> Source:
+        """Where the blocks lie."""
+        return self._source
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """What block `index` consists of."""
+        return self._parts[index]
+
+    def leaves(self, index: int) -> list[Array]:
+        """Block `index`, read now; DamagedError if it is not as it was written."""
+        return [self._read(index)]
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of block `index`."""
+        dtype = self._dtype if index < self.k else self.code.parity_dtype(self._dtype)
+        return ((dtype.str, self._shape),)
+
+    def pieces(self, index: int) -> tuple[int, ...]:
+        """A block is one piece."""
+        return (index,)
+
+    def piece(self, number: int) -> list[Array]:
+        """The leaves of a block."""
+        return self.leaves(number)
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+
+class _StoredData(Blocks):
+    """What is known of the data blocks without reading them."""
+
+    def __init__(
+        self, k: int, dtype: np.dtype[Any], read: Callable[[int], Array], filler: int, rows: int | None
+    ) -> None:
+        self.k, self.structure, self.filler, self.rows = k, ("array",), filler, rows
+        self._dtype, self._read = dtype, read
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of the one leaf."""
+        return [self._dtype]
+
+    def leaves(self, index: int) -> list[Array]:
+        """Data block `index`, read now."""
+        return [self._read(index)]
