@@ -129,7 +129,7 @@ class Arrivals:
         """
         first = min(self.received)
         found = [leaf.dtype for leaf in leaves_of(self.received[first])]
-        if first < self._code.k or not any(map(is_exact, self._coded.blocks.dtypes)):
+        if first < len(self._code.systematic) or not any(map(is_exact, self._coded.blocks.dtypes)):
             return found
         if self._model is None:
             self._model = self._evaluate() or []
@@ -208,14 +208,17 @@ class Arrivals:
 
     def _would_determine(self, indices: set[int], all_data: bool) -> bool:
         if all_data:
-            return indices.issuperset(range(self._code.k))
-        if self.decoder is None or len(indices) < self._code.k:
-            return len(indices) >= self._code.k
+            return self._has_all_data(indices)
+        if self.decoder is None or len(indices) < self._code.needed:
+            return len(indices) >= self._code.needed or self._has_all_data(indices)
         limit = self.decoder.max_amplification
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
         for index in indices:
             trial.add(index)
         return trial.ready
+
+    def _has_all_data(self, indices: set[int]) -> bool:
+        return len(self._code.systematic) > 0 and indices.issuperset(self._code.systematic)
 
     def _rtol(self, dtype: DType) -> float:
         return default_rtol(dtype) if self._rtol_wanted is None else self._rtol_wanted

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.dtypes import check_dtype
-from polarmap.code.polar import PolarCode
+from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
 from polarmap.stored import Part
 from polarmap.tree import Structure, flatten
@@ -130,13 +130,14 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
 
 
 class CodedBlocks:
-    """The n coded blocks of `Blocks`; parity is computed when the first of it is asked for.
+    """The n coded blocks of `Blocks`; those that are no data blocks are made when one is asked for.
 
-    `keep`: hold on to the parity blocks when a map lets go of them, for the next map of the same data.
+    `keep`: hold on to these when a map lets go of them, for the next map of the same data.
     """
 
-    def __init__(self, blocks: Blocks, code: PolarCode, keep: bool = False) -> None:
+    def __init__(self, blocks: Blocks, code: Code, keep: bool = False) -> None:
         self.blocks, self.code, self._keep = blocks, code, keep
+        self._as_they_are = len(code.systematic)
         self._parity: list[Array] | None = None
         self._encoding = threading.Lock()
         self.encode_seconds = 0.0
@@ -148,8 +149,8 @@ class CodedBlocks:
 
     @property
     def k(self) -> int:
-        """Data blocks."""
-        return self.code.k
+        """Blocks that come before the others in line: the data blocks, or all if each is a mixture."""
+        return self._as_they_are or self.n
 
     @property
     def structure(self) -> Structure:
@@ -158,16 +159,16 @@ class CodedBlocks:
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of coded block `index`."""
-        if index < self.code.k:
+        if index < self._as_they_are:
             return self.blocks.leaves(index)
         shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
-        rows = (parity[index - self.code.k] for parity in self._all_parity())
+        rows = (parity[index - self._as_they_are] for parity in self._all_parity())
         return [row.reshape(shape) for row, shape in zip(rows, shapes)]
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of each array of coded block `index`, without computing it."""
         dtypes = self.blocks.dtypes
-        if index >= self.code.k:
+        if index >= self._as_they_are:
             dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
         return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
 

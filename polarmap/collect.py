@@ -84,7 +84,7 @@ class Collector:
                 for outcome in self._executor.wait(self._patience()):
                     self._news_at = self._executor.now()
                     self._arrivals.absorb(outcome, self._elapsed())
-                    self._show(len(self._arrivals.received), self._code.k)
+                    self._show(len(self._arrivals.received), self._code.needed)
                 how = self._settle()
                 if how is not None:
                     return self._collected(how)
@@ -218,7 +218,7 @@ class Collector:
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
         """More tasks than the code can lose failed in the same way and none succeeded."""
-        if self._arrivals.received or len(failed) <= self._code.n - self._code.k:
+        if self._arrivals.received or len(failed) <= self._code.n - self._code.needed:
             return
         firsts = [self._arrivals.tasks[index].failures[0] for index in failed]
         if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].kind == "raised":
@@ -233,7 +233,7 @@ class Collector:
         return next((cause for cause in causes if cause is not None), None)
 
     def _counted(self) -> str:
-        return f"{self._arrivals.count} of {self._code.k} needed results"
+        return f"{self._arrivals.count} of {self._code.needed} needed results"
 
     def _failures(self) -> str:
         tasks = self._arrivals.tasks
@@ -258,14 +258,14 @@ class Collector:
         have = self._arrivals.count
         running = sum(task.running for task in self._arrivals.tasks)
         still = f", {_tasks(running)} still run{'s' * (running == 1)}" if running else ""
-        if have + running >= self._code.k:
+        if have + running >= self._code.needed:
             return (
                 f"{have} results arrived{still}, but decoding them would be too inaccurate for rtol or not "
                 f"possible with this code, and no more can come{self._failures()}"
             )
         if running:
             return (
-                f"only {have + running} of {self._code.k} needed results can arrive: {have} did{still}"
+                f"only {have + running} of {self._code.needed} needed results can arrive: {have} did{still}"
                 f"{self._failures()}"
             )
         return f"{self._counted()} arrived and no more can{self._failures()}"

@@ -10,17 +10,18 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+LINEAR = "linear or affine in its block"
 _passed: set[str] = set()
 
 
-def has_passed(f: Any) -> bool:
-    """Whether f, or a function of the same code and constants, was found linear before."""
-    return fingerprint(f) in _passed
+def has_passed(f: Any, assumption: str = LINEAR) -> bool:
+    """Whether f, or a function of the same code and constants, was found to be what is assumed of it."""
+    return assumption + fingerprint(f) in _passed
 
 
-def note_passed(f: Any) -> None:
-    """Remember that f was found linear."""
-    _passed.add(fingerprint(f))
+def note_passed(f: Any, assumption: str = LINEAR) -> None:
+    """Remember that f was found to be what is assumed of it."""
+    _passed.add(assumption + fingerprint(f))
 
 
 def forget() -> None:

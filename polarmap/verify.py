@@ -25,9 +25,10 @@ Array = npt.NDArray[Any]
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
 NOT_LINEAR = (
-    "f is not linear or affine in its block (or not deterministic), so lost results cannot "
-    "be decoded. Use a plain map for such an f; if it is linear but badly conditioned, raise "
-    "rtol; verify=False trusts you and skips the check"
+    "f is not {assumption} (or not deterministic), so lost results cannot be decoded. For a polynomial "
+    "say degree=; for any f at all use coded_sum if only a sum of its results is wanted, hedged_map if "
+    "each is. If f is what it should be but badly conditioned, raise rtol; verify=False trusts you and "
+    "skips the check"
 )
 
 
@@ -53,7 +54,7 @@ class Verifier:
     @cached_property
     def has_passed_before(self) -> bool:
         """Whether f was found linear by an earlier map."""
-        return verified.has_passed(self._f)
+        return verified.has_passed(self._f, self._coded.code.assumption)
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
@@ -89,8 +90,8 @@ class Verifier:
         assert self._local is not None
         if self._local.error is not None:
             warnings.warn(
-                f"f could not be verified: no result beyond the {self._coded.code.k} needed arrived, and on "
-                f"the driver it raised {type(self._local.error).__name__}: {self._local.error}",
+                f"f could not be verified: no result beyond the {self._coded.code.needed} needed arrived, "
+                f"and on the driver it raised {type(self._local.error).__name__}: {self._local.error}",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -112,7 +113,7 @@ class Verifier:
 
     def note_passed(self) -> None:
         """Remember f for later maps of this process."""
-        verified.note_passed(self._f)
+        verified.note_passed(self._f, self._coded.code.assumption)
 
     def _misfits(self) -> tuple[bool, set[int] | None]:
         """Whether an equation is broken, and the tasks any one of which would explain it."""
@@ -164,7 +165,7 @@ class Verifier:
         return unflatten(self._coded.structure, leaves)
 
     def _blame_f(self, what: str) -> NoReturn:
-        raise NotLinearError(f"{what}: {NOT_LINEAR}")
+        raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=self._coded.code.assumption)}")
 
 
 class LocalRun:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from polarmap.code import encode, integers
 from polarmap.code.decoder import Plan, Rows
-from polarmap.code.design import Floats, Indices
+from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
 
 Array = npt.NDArray[Any]
@@ -49,21 +49,6 @@ def tolerance(dtype: DType) -> float:
 def noise(dtype: DType) -> float:
     """The share of the largest number of a leaf that may be rounding in any of its entries."""
     return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
-
-
-def float_checks(plan: Plan) -> Floats:
-    """Up to 8 equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
-    system = plan.system.astype(np.float64)
-    surplus = len(plan.parity) - len(plan.missing)
-    if surplus <= 0:
-        return np.empty((0, len(plan.arrived)))
-    full, _ = np.linalg.qr(system, mode="complete")
-    null = full[:, system.shape[1] :]
-    if null.shape[1] > MOST_CHECKS:  # mix all equations into a few
-        turns = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, MOST_CHECKS + 1)) * 0.7)
-        null, _ = np.linalg.qr(null @ turns)
-    known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
-    return np.concatenate([-(null.T @ known), null.T], axis=1)
 
 
 def integer_checks(plan: Plan) -> npt.NDArray[np.uint64]:
@@ -104,7 +89,7 @@ def residual(
     received = [rows[int(index)] for index in plan.arrived]
     if is_exact(dtype) and plan.exact:
         return _integer_residual(integer_checks(plan), received, dtype)
-    checks = float_checks(plan)
+    checks = plan.equations(MOST_CHECKS)
     sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
     largest = max(float(np.abs(row).max(initial=0)) for row in received)
@@ -138,7 +123,7 @@ def culprits(
         received = np.concatenate([received.real, received.imag], axis=1)
     else:
         received = np.stack([rows[int(index)][columns].astype(np.float64) for index in plan.arrived])
-    checks = float_checks(plan)
+    checks = plan.equations(MOST_CHECKS)
     if len(checks) < 2:
         return []
     misfit = checks @ received.astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from math import inf, isinf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from polarmap.code import encode, integers, sequential
 from polarmap.code.design import Floats, Indices, power_of_two_above
 from polarmap.code.dtypes import DType, is_exact, real_dtype, working_dtype
+from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ class Decoder:
 
     Parameters
     ----------
-    code : PolarCode
+    code : PolarCode, or any code that has its `plan`
     exact : bool
         Decode integers modulo 2^64 rather than real numbers.
     max_amplification : float
@@ -51,16 +52,17 @@ class Decoder:
     [1]
     """
 
-    def __init__(self, code: PolarCode, *, exact: bool = False, max_amplification: float = inf) -> None:
+    def __init__(self, code: Code, *, exact: bool = False, max_amplification: float = inf) -> None:
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)
         self.count = 0
         self.ready = False
         self._plan: Plan | None = None
         self._data_missing = code.k
-        self._look_again_at = code.k
+        self._look_again_at = code.needed
         if code.decoder == "sequential":
-            self._progress = sequential.Progress(_frozen_mask(code))
+            self._polar = cast("PolarCode", code)
+            self._progress = sequential.Progress(_frozen_mask(self._polar))
             self._determined = False
 
     def add(self, index: int) -> bool:
@@ -72,27 +74,29 @@ class Decoder:
         self.arrived[index] = True
         self.count += 1
         self._plan = None
-        self._data_missing -= index < self.code.k
+        self._data_missing -= index < len(self.code.systematic)
         if self.code.decoder == "sequential":
-            self._determined |= self._progress.arrive(int(self.code.order[index]))
+            self._determined |= self._progress.arrive(int(self._polar.order[index]))
         self.ready = self.ready or (self._is_determined() and self._is_accurate())
         return self.ready
 
     @property
     def missing(self) -> Indices:
         """The data blocks that have not arrived, ascending."""
+        if not len(self.code.systematic):
+            return np.arange(self.code.k)
         return np.flatnonzero(~self.arrived[: self.code.k])
 
     @property
     def surplus(self) -> int:
         """Equations left over for verification."""
-        return max(0, self.count - self.code.k)
+        return max(0, self.count - self.code.needed)
 
     @property
     def plan(self) -> Plan:
         """How to recover the missing data blocks from the arrived ones."""
         if self._plan is None:
-            self._plan = Plan(self.code, self.arrived.copy(), self.exact)
+            self._plan = self.code.plan(self.arrived.copy(), self.exact)
         return self._plan
 
     @property
@@ -133,6 +137,7 @@ class Plan:
 
     def __init__(self, code: PolarCode, arrived: npt.NDArray[np.bool_], exact: bool) -> None:
         self.code, self.exact = code, exact
+        self._is_sequential = code.decoder == "sequential"
         self.arrived = np.flatnonzero(arrived)
         self.missing = np.flatnonzero(~arrived[: code.k])
         self.known = np.flatnonzero(arrived[: code.k])
@@ -161,7 +166,7 @@ class Plan:
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
-        if self.code.decoder == "sequential":
+        if self._is_sequential:
             return self._sequential_weights()
         known = self.code.coefficients[np.ix_(self.parity, self.known)]
         return np.concatenate([-(self._solver @ known), self._solver], axis=1)
@@ -175,6 +180,14 @@ class Plan:
             return np.inf
         norms = np.linalg.norm(self.weights, axis=1)
         return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
+        if len(self.parity) <= len(self.missing):
+            return np.empty((0, len(self.arrived)))
+        null = left_null(self.system.astype(np.float64), most)
+        known = self.code.coefficients[np.ix_(self.parity, self.known)]
+        return np.concatenate([-(null.T @ known), null.T], axis=1)
 
     @cached_property
     def _solver(self) -> Floats:
@@ -196,7 +209,7 @@ class Plan:
         out = np.empty((len(self.missing), width), dtype)
         if not len(self.missing) or not width:
             return out
-        if self.code.decoder == "sequential":
+        if self._is_sequential:
             self._recover_sequentially(rows, out)
         elif is_exact(dtype) and self.exact:
             self._recover_integers(rows, out)
@@ -268,6 +281,20 @@ def left_inverse(matrix: Floats) -> Floats:
     if diagonal.min() <= SINGULAR * diagonal.max():
         return singular
     return np.asarray(np.linalg.solve(r, q.T))
+
+
+def left_null(matrix: Floats, most: int) -> Floats:
+    """Orthonormal columns z with z' matrix = 0; if there are more than `most`, that many mixtures.
+
+    >>> abs(left_null(np.array([[1.0], [1.0]]), 8)).round(3).tolist()
+    [[0.707], [0.707]]
+    """
+    full, _ = np.linalg.qr(matrix, mode="complete")
+    null = full[:, matrix.shape[1] :]
+    if null.shape[1] > most:
+        turns = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, most + 1)) * 0.7)
+        null, _ = np.linalg.qr(null @ turns)
+    return np.asarray(null)
 
 
 def worst_amplification(coefficients: Floats, arrived: Indices) -> float:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from polarmap.code import butterfly
 from polarmap.code.design import Floats, Indices, Rotations
-from polarmap.code.dtypes import DType, working_dtype
+from polarmap.code.dtypes import DType, real_dtype, working_dtype
 from polarmap.cores import available_cores
+from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 Rows = Array | Sequence[Array]
@@ -151,6 +152,28 @@ def _addresses(rows: Rows) -> npt.NDArray[np.int64]:
     if isinstance(rows, np.ndarray):
         return rows.ctypes.data + rows.strides[0] * np.arange(len(rows))
     return np.array([row.ctypes.data for row in rows])
+
+
+def check_rows(rows: Rows, k: int, code: str) -> None:
+    """CodeError unless `rows` are k flat blocks of one size and dtype; `code` names who wants them."""
+    if len(rows) != k:
+        raise CodeError(f"{code} encodes {k} blocks, not {len(rows)}")
+    if isinstance(rows, np.ndarray):
+        return
+    for index, row in enumerate(rows):
+        if row.shape != (rows[0].size,) or row.dtype != rows[0].dtype:
+            raise CodeError(
+                f"block {index} is {row.dtype} of shape {row.shape}, "
+                f"block 0 {rows[0].dtype} of shape {rows[0].shape}"
+            )
+
+
+def real_rows(rows: Rows, dtype: DType) -> Rows:
+    """Complex blocks as real ones of twice the length."""
+    real = real_dtype(dtype)
+    if isinstance(rows, np.ndarray):
+        return np.ascontiguousarray(rows, dtype).view(real)
+    return [np.ascontiguousarray(row, dtype).view(real) for row in rows]
 
 
 def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out: Array) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import butterfly, encode, integers
-from polarmap.code.decoder import Decoder, worst_amplification
+from polarmap.code.decoder import Decoder, Plan, worst_amplification
 from polarmap.code.design import (
     Floats,
     Indices,
@@ -116,6 +116,21 @@ class PolarCode:
         return self.k / self.n
 
     @property
+    def needed(self) -> int:
+        """The fewest results that can determine those of the data blocks: k."""
+        return self.k
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        return f"{self.kernel} {self.decoder}"
+
+    @property
+    def assumption(self) -> str:
+        """What f must be for its results to satisfy C x = 0."""
+        return "linear or affine in its block"
+
+    @property
     def systematic(self) -> Indices:
         """The coded blocks that are data blocks untouched: 0..k-1."""
         return np.arange(self.k)
@@ -195,14 +210,14 @@ class PolarCode:
         -------
         array (n - k, b), of `parity_dtype`.
         """
-        _check_rows(self, rows)
+        encode.check_rows(rows, self.k, repr(self))
         dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - self.k, rows[0].size)
         if out is None:
             out = np.empty(shape, dtype)
         if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise CodeError(f"out must be a contiguous {dtype} array of shape {shape}")
         if dtype.kind == "c":
-            self._fill_parity(_real_rows(rows, dtype), out.view(real_dtype(dtype)))
+            self._fill_parity(encode.real_rows(rows, dtype), out.view(real_dtype(dtype)))
         else:
             self._fill_parity(rows, out)
         return out
@@ -319,6 +334,10 @@ class PolarCode:
         result[decoder.plan.missing] = recovered
         return result.reshape((self.k, *first.shape))
 
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> Plan:
+        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+        return Plan(self, arrived, exact)
+
     @cached_property
     def _rotations(self) -> Rotations:
         return _normalized(rotations(self.n, self.k, self.seed), self.k)
@@ -383,27 +402,6 @@ def _check_sizes(n: int, k: int) -> None:
 
 def _is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-
-
-def _real_rows(rows: encode.Rows, dtype: DType) -> encode.Rows:
-    """Complex blocks as real ones of twice the length."""
-    real = real_dtype(dtype)
-    if isinstance(rows, np.ndarray):
-        return np.ascontiguousarray(rows, dtype).view(real)
-    return [np.ascontiguousarray(row, dtype).view(real) for row in rows]
-
-
-def _check_rows(code: PolarCode, rows: encode.Rows) -> None:
-    if len(rows) != code.k:
-        raise CodeError(f"{code!r} encodes {code.k} blocks, not {len(rows)}")
-    if isinstance(rows, np.ndarray):
-        return
-    for index, row in enumerate(rows):
-        if row.shape != (rows[0].size,) or row.dtype != rows[0].dtype:
-            raise CodeError(
-                f"block {index} is {row.dtype} of shape {row.shape}, "
-                f"block 0 {rows[0].dtype} of shape {rows[0].shape}"
-            )
 
 
 def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:

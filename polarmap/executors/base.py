@@ -47,7 +47,7 @@ class Outcome(NamedTuple):
 
 
 class Coded(Protocol):
-    """The coded blocks, made as they are asked for: data first, parity from index k on."""
+    """The coded blocks, made as they are asked for: the first k are wanted most, the rest is parity."""
 
     @property
     def n(self) -> int: ...
