@@ -8,6 +8,7 @@ import typing
 from polarmap import errors
 from polarmap.api import CodedResult, coded_map
 from polarmap.code.decoder import Decoder
+from polarmap.code.evaluation import EvaluationCode
 from polarmap.code.polar import PolarCode
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
@@ -27,6 +28,7 @@ __all__ = [
     "CodedOperator",
     "CodedResult",
     "Decoder",
+    "EvaluationCode",
     "Fault",
     "FaultyExecutor",
     "PolarCode",

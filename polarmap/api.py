@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
@@ -12,7 +11,8 @@ import numpy as np
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.dtypes import epsilon, is_exact
-from polarmap.code.polar import PolarCode
+from polarmap.code.protocol import Code
+from polarmap.coding import plan_code
 from polarmap.collect import Collected, Collector, Settings
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
@@ -74,7 +74,8 @@ def coded_map(
     *,
     blocks: int | None = None,
     workers: int | None = None,
-    code: str | PolarCode = "auto",
+    code: str | Code = "auto",
+    degree: int = 1,
     executor: Any = None,
     verify: bool | str = "auto",
     rtol: float | None = None,
@@ -82,7 +83,7 @@ def coded_map(
     retries: int = 1,
     progress: bool | None = None,
 ) -> CodedResult:
-    """Map a linear or affine f over blocks of data, without waiting for stragglers.
+    """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
     The data is cut into k blocks, n - k parity blocks are added, n workers each apply f to one,
     and the k results are returned as soon as those that have arrived determine them.
@@ -90,8 +91,9 @@ def coded_map(
     Parameters
     ----------
     f : callable
-        Linear or affine in its block: an array or a nested tuple, list or dict of arrays, in and
-        out. It runs elsewhere, so it must be picklable (cloudpickle) and deterministic.
+        Linear or affine in its block, or polynomial of the `degree` given: an array or a nested tuple,
+        list or dict of arrays, in and out. It runs elsewhere, so it must be picklable (cloudpickle)
+        and deterministic.
     data : array-like, or sequence of blocks
         An array (numpy, memmap, zarr, h5py: shape, dtype, slicing) is cut along its first axis
         into equal blocks; if it does not divide, the last block is filled up with rows of zeros,
@@ -100,10 +102,15 @@ def coded_map(
         k. By default the length of a sequence, 24 for an array (or its number of rows if that is
         smaller), or what 3/4 of `workers` gives.
     workers : int, optional
-        n, larger than k. By default k + ceil(k / 3): a third more work than a plain map.
-    code : {"auto", "rotation", "arikan"} or PolarCode
+        n, larger than k. By default k + ceil(k / 3): a third more work than a plain map; with a
+        `degree` a third more than the results needed.
+    code : {"auto", "rotation", "arikan"}, PolarCode or EvaluationCode
         "auto" codes integers with the arikan kernel (exact), all else with the rotation kernel
-        (decodes at the k-th arrival).
+        (decodes at the k-th arrival), and polynomials by evaluation.
+    degree : int
+        Of f as a polynomial in its block: 2 for `block.T @ block`, squares or energies. Coded by an
+        `EvaluationCode`, for floating data only; about degree * k results determine the rest. Refused
+        before anything starts when decoding would not be accurate enough for `rtol`.
     executor : optional
         None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
         YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
@@ -152,7 +159,7 @@ def coded_map(
     _check_options(f, verify, rtol, timeout, retries)
     runner, faults = open_executor(_executor(executor, data))
     began = runner.now()
-    coded = _coded(data, blocks, workers, code)
+    coded = _coded(data, blocks, workers, code, degree, rtol)
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
     with open_bar(coded.n, coded.k, sys.stderr.isatty() if progress is None else progress) as show:
         settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
@@ -162,9 +169,9 @@ def coded_map(
     return CodedResult(results, report, coded.blocks)
 
 
-def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> CodedBlocks:
+def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | Code) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*_plan_code(data, blocks, workers, code), keep=True)
+    return CodedBlocks(*plan_code(data, blocks, workers, code), keep=True)
 
 
 def _executor(choice: Any, data: Any) -> Any:
@@ -176,46 +183,20 @@ def _executor(choice: Any, data: Any) -> Any:
     return choice
 
 
-def _coded(data: Any, blocks: int | None, workers: int | None, code: str | PolarCode) -> Encoded:
+def _coded(
+    data: Any, blocks: int | None, workers: int | None, code: str | Code, degree: int, rtol: float | None
+) -> Encoded:
     """The coded blocks of the data, which may be encoded already."""
     if not hasattr(data, "coded_blocks"):
-        return CodedBlocks(*_plan_code(data, blocks, workers, code))
+        return CodedBlocks(*plan_code(data, blocks, workers, code, degree, rtol))
     coded: Encoded = data.coded_blocks()
     wanted = (blocks or coded.k, workers or coded.n)
-    if wanted != (coded.k, coded.n) or code not in ("auto", coded.code.kernel):
+    if wanted != (coded.k, coded.n) or code not in ("auto", coded.code.kernel) or degree != 1:
         raise CodeError(
             f"the data is encoded already, as {coded.k} blocks for {coded.n} workers with {coded.code!r}: "
-            "leave blocks, workers and code out"
+            "leave blocks, workers, code and degree out"
         )
     return coded
-
-
-def _plan_code(
-    data: Any, blocks: int | None, workers: int | None, code: str | PolarCode
-) -> tuple[Blocks, PolarCode]:
-    """The blocks of the data and the code that carries them."""
-    if isinstance(code, PolarCode):
-        blocks = code.k if blocks is None else blocks
-        workers = code.n if workers is None else workers
-    elif code not in ("auto", "rotation", "arikan"):
-        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
-    if blocks is None and workers is not None and hasattr(data, "shape"):
-        workers = blocks_.checked_count("workers", workers)
-        blocks = max(1, min(3 * workers // 4, data.shape[0] if data.shape else 1))
-    cut = blocks_.cut(data, blocks)
-    n = cut.k + math.ceil(cut.k / 3) if workers is None else blocks_.checked_count("workers", workers)
-    if isinstance(code, PolarCode):
-        if (code.n, code.k) != (n, cut.k):
-            raise CodeError(f"{code!r} does not fit {cut.k} blocks on {n} workers")
-        return cut, code
-    if code == "auto":
-        code = "arikan" if any(is_exact(dtype) for dtype in cut.dtypes) else "rotation"
-    if n <= cut.k:
-        raise CodeError(f"workers={n} leaves no parity for {cut.k} blocks: use workers > {cut.k}")
-    chosen = PolarCode(n, cut.k, kernel=code)
-    for dtype in cut.dtypes:
-        chosen.parity_dtype(dtype)
-    return cut, chosen
 
 
 def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
@@ -243,7 +224,7 @@ def _report(
     return Report(
         n=coded.n,
         k=coded.code.k,
-        code=f"{coded.code.kernel} {coded.code.decoder}",
+        code=coded.code.name,
         executor=executor,
         tasks=tuple(_task_report(collected, index) for index in range(coded.n)),
         needed=collected.needed,
@@ -265,7 +246,7 @@ def _task_report(collected: Collected, index: int) -> TaskReport:
     if task.arrived is None:
         state = "abandoned" if task.running else "failed"
     else:
-        is_data = index < collected.decoder.code.k
+        is_data = index < len(collected.decoder.code.systematic)
         state = "used" if is_data or len(collected.decoder.missing) else "surplus"
     failures = tuple(str(failure) for failure in task.failures)
     return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)

@@ -18,6 +18,7 @@ OPTIONS = {
     "blocks": None,
     "workers": None,
     "code": "auto",
+    "degree": 1,
     "executor": None,
     "verify": "auto",
     "rtol": None,

@@ -82,12 +82,13 @@ class EvaluationCode:
             points = "circle" if n > results_needed(k, degree, "circle") else "chebyshev"
         self.n, self.k, self.degree, self.points = n, k, degree, points
         self.needed = results_needed(k, degree, points)
-        if not self.needed < n <= MAX_POINTS:
+        if n > MAX_POINTS:
+            raise CodeError(f"an evaluation code has at most {MAX_POINTS} coded blocks, not n = {n}")
+        if n <= self.needed:
             fits = largest_k(n - 1, degree, points)
-            advice = f"with n = {n} use k <= {fits}" if fits else f"use n >= {degree + 2}"
             raise CodeError(
-                f"f of degree {degree} on k = {k} blocks needs {self.needed} results and a spare one, so n = "
-                f"{n} is too few (or above {MAX_POINTS}): {advice}, or with k = {k} use n > {self.needed}"
+                f"f of degree {degree} on k = {k} blocks needs {self.needed} results and a spare one: "
+                f"with k = {k} use n > {self.needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
             )
 
     def __repr__(self) -> str:

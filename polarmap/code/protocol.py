@@ -39,6 +39,11 @@ class Code(Protocol):
     def systematic(self) -> Indices: ...
 
     @property
+    def growth(self) -> float:
+        """The largest sum of absolute coefficients of a coded block."""
+        ...
+
+    @property
     def name(self) -> str: ...
 
     @property
