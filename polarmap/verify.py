@@ -26,9 +26,8 @@ DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the ampl
 LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
 NOT_LINEAR = (
     "f is not {assumption} (or not deterministic), so lost results cannot be decoded. For a polynomial "
-    "say degree=; for any f at all use coded_sum if only a sum of its results is wanted, hedged_map if "
-    "each is. If f is what it should be but badly conditioned, raise rtol; verify=False trusts you and "
-    "skips the check"
+    "say degree=; for any f at all use coded_sum if a sum of its results is wanted, hedged_map if each is; "
+    "if it is {kind} but badly conditioned, raise rtol; verify=False trusts you and skips the check"
 )
 
 
@@ -165,7 +164,9 @@ class Verifier:
         return unflatten(self._coded.structure, leaves)
 
     def _blame_f(self, what: str) -> NoReturn:
-        raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=self._coded.code.assumption)}")
+        assumption = self._coded.code.assumption
+        kind = "linear" if assumption == verified.LINEAR else "one"
+        raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
 
 
 class LocalRun:
