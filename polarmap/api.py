@@ -190,10 +190,10 @@ def _coded(
     if not hasattr(data, "coded_blocks"):
         return CodedBlocks(*plan_code(data, blocks, workers, code, degree, rtol))
     coded: Encoded = data.coded_blocks()
-    wanted = (blocks or coded.k, workers or coded.n)
-    if wanted != (coded.k, coded.n) or code not in ("auto", coded.code.kernel) or degree != 1:
+    wanted = (blocks or coded.code.k, workers or coded.n)
+    if wanted != (coded.code.k, coded.n) or code not in ("auto", coded.code.kernel) or degree != 1:
         raise CodeError(
-            f"the data is encoded already, as {coded.k} blocks for {coded.n} workers with {coded.code!r}: "
+            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with {coded.code!r}: "
             "leave blocks, workers, code and degree out"
         )
     return coded

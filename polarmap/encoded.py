@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Protocol
 
 from polarmap.blocks import Blocks
-from polarmap.code.polar import PolarCode
+from polarmap.code.protocol import Code
 from polarmap.executors.base import Coded
 
 
@@ -18,7 +18,7 @@ class Encoded(Coded, Protocol):
     encode_seconds: float
 
     @property
-    def code(self) -> PolarCode:
+    def code(self) -> Code:
         """That carries them."""
         ...
 
