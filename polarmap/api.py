@@ -13,13 +13,14 @@ from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.dtypes import epsilon, is_exact
 from polarmap.code.protocol import Code
 from polarmap.coding import plan_code
-from polarmap.collect import Collected, Collector, Settings
+from polarmap.collect import Collected, Collector
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
 from polarmap.executors.base import FaultyExecutor
 from polarmap.progress import open_bar
 from polarmap.report import Report, TaskReport
+from polarmap.settings import Settings
 from polarmap.tree import unflatten
 
 
@@ -133,6 +134,25 @@ def coded_map(
     -------
     CodedResult
 
+    Warns
+    -----
+    RuntimeWarning
+        Results are returned that could not be verified: no result beyond those needed came, and f
+        raised here or did not end. The wait for either is at most 20 s, or four times the longest
+        task so far if that is more. Or: every data task reported, so that the results are those
+        of a plain map, but the parity equations do not hold; with the residual.
+
+    Notes
+    -----
+    What verification sees. Every result that decoded blocks are made of is covered by a check if
+    it stands in a left-over parity equation, or if a block that is made of it is compared with f
+    evaluated here. With the rotation kernel one surplus result covers all. The equations of the
+    arikan kernel (integers) are sparse: when some results stand in none of them, on first use f is
+    evaluated here on the decoded block made of most of these, and on further ones until the wait
+    for surplus is over. `report.unchecked` lists those that remain: garbage from one of these
+    workers would have passed. What no check sees: a deviation of f in a lost block alone, if it is
+    not one of those evaluated here; and in float64 entries below about 1e-12 of the largest.
+
     Raises
     ------
     CodeError
@@ -237,6 +257,7 @@ def _report(
         error_bound=amplification * relative,
         residual=collected.residual,
         verified=collected.verified,
+        unchecked=tuple(collected.unchecked),
         filler=coded.blocks.filler,
     )
 

@@ -43,6 +43,8 @@ class Report:
     residual : largest relative misfit of the left-over parity equations, None if none was checked.
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
+    unchecked : results that decoded blocks are made of and that no check involved ("parity" or
+        "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
     """
 
@@ -62,6 +64,7 @@ class Report:
     residual: float | None
     verified: str
     filler: int = field(default=0)
+    unchecked: tuple[int, ...] = ()
 
     def indices(self, state: str) -> list[int]:
         """The tasks in a state: "used", "surplus", "abandoned" or "failed"."""
@@ -75,6 +78,8 @@ class Report:
             f"recovered by decoding: {_list(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
+        if self.unchecked:
+            lines.append(f"in no check: {_list(self.unchecked)}")
         for state in ("abandoned", "failed"):
             if self.indices(state):
                 lines.append(f"{state}: {_list(self.indices(state))}")

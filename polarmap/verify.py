@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -14,11 +12,13 @@ import numpy.typing as npt
 from polarmap import verified
 from polarmap.arrivals import Arrivals, kind_of, leaves_of
 from polarmap.code import checks
+from polarmap.code.decoder import Plan
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.encoded import Encoded
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.tree import flatten, unflatten
+from polarmap.localrun import LocalRun
+from polarmap.tree import unflatten
 
 Array = npt.NDArray[Any]
 
@@ -38,8 +38,14 @@ class NotFiniteError(Exception):
 class Verifier:
     """Checks the results of one map.
 
-    `residual` is the largest relative misfit of a left-over equation so far, None if none was
-    evaluated.
+    Attributes
+    ----------
+    evaluated : dict from data block to flat result
+        What f gave here.
+    residual : float or None
+        Largest relative misfit of the left-over equations when last evaluated; None if never.
+    broken : bool
+        Whether one of them was broken then, and nobody has been found who did it.
     """
 
     def __init__(
@@ -47,8 +53,10 @@ class Verifier:
     ) -> None:
         self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, rtol
         self._local: LocalRun | None = None
+        self.evaluated: dict[int, list[Array]] = {}
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
+        self.broken = False
 
     @cached_property
     def has_passed_before(self) -> bool:
@@ -79,40 +87,63 @@ class Verifier:
         if more and (suspects is None or len(suspects) > 1):
             self._undecided = decoder.count
             return False, None, -1
-        self._blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
+        self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
 
-    def local_run_agrees(self, results: list[list[Array]]) -> bool:
-        """Whether f of a decoded block on the driver, once it has ended, is what was decoded.
+    def unchecked(self) -> list[int]:
+        """The results that decoded blocks are made of and that no check involves.
 
-        False if f could not be evaluated here; then a warning says so.
+        Checks are the left-over equations and the decoded blocks of which f was evaluated here.
+        Garbage from one of these workers would pass; from any other it would not (integers: but
+        for multiples of a power of two where even coefficients wrap them to nothing).
         """
-        assert self._local is not None
-        if self._local.error is not None:
-            warnings.warn(
-                f"f could not be verified: no result beyond the {self._coded.code.needed} needed arrived, "
-                f"and on the driver it raised {type(self._local.error).__name__}: {self._local.error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            return False
-        assert self._local.leaves is not None
-        index = self._local.index
-        if not self._agrees(self._local.leaves, results[index], decoded=True):
-            self._blame_f(f"f of block {index} differs from its decoded result")
-        return True
+        plan = self._plan
+        unseen = np.zeros(len(plan.arrived), bool)
+        for dtype in set(self._arrivals.dtypes()):
+            made_of = checks.influence(plan, dtype)
+            seen = made_of[np.isin(plan.missing, list(self.evaluated))].any(axis=0)
+            unseen |= made_of.any(axis=0) & ~(seen | checks.covered(plan, dtype).astype(bool))
+        return [int(index) for index in plan.arrived[unseen]]
 
-    def local_run_is_over(self, index: int, missing: list[int], more: bool) -> bool:
-        """Start f of block `index` on a thread, unless one of the `missing` is under way; look at it.
+    def local_run(self) -> LocalRun:
+        """f on a block that has to be decoded, on a thread: under way, or ended just now.
 
-        One that raised is no help while `more` results may come.
+        The next one begins where the last has ended and results are left unchecked; it takes the
+        block that is made of most of these.
         """
-        if self._local is None or self._local.index not in missing:
+        missing = self._plan.missing.tolist()
+        if self._local is None or self._local.index not in missing or self._has_more_to_tell():
+            index = self._most_telling()
             self._local = LocalRun(self._f, partial(self._block, index), index)
-        return not self._local.is_running and not (more and self._local.error is not None)
+        if not self._local.is_running and self._local.leaves is not None:
+            self.evaluated[self._local.index] = self._local.leaves
+        return self._local
+
+    def agrees_here(self, results: list[list[Array]]) -> bool:
+        """Whether decoded blocks are what f gave of them here."""
+        decoded = set(self._plan.missing.tolist())
+        return all(
+            self._agrees(own, results[i], decoded=True) for i, own in self.evaluated.items() if i in decoded
+        )
 
     def note_passed(self) -> None:
         """Remember f for later maps of this process."""
         verified.note_passed(self._f, self._coded.code.assumption)
+
+    @property
+    def _plan(self) -> Plan:
+        assert self._arrivals.decoder is not None
+        return self._arrivals.decoder.plan
+
+    def _has_more_to_tell(self) -> bool:
+        """Whether the last local run has been looked at, and another block would check more."""
+        return self._local is not None and self._local.index in self.evaluated and bool(self.unchecked())
+
+    def _most_telling(self) -> int:
+        """The block to decode that is made of most results unchecked so far."""
+        plan, unseen = self._plan, self.unchecked()
+        columns = np.isin(plan.arrived, unseen)
+        told = sum(checks.influence(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes())
+        return int(plan.missing[np.argmax(told)])
 
     def _misfits(self) -> tuple[bool, set[int] | None]:
         """Whether an equation is broken, and the tasks any one of which would explain it."""
@@ -131,15 +162,16 @@ class Verifier:
                 if decoder.surplus > 1:
                     named = set(checks.culprits(decoder.plan, rows, found.broken, dtype, precision))
                     suspects = named if suspects is None else suspects & named
-        self.residual = worst
+        self.residual, self.broken = worst, broken
         return broken, suspects
 
     def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
         """One result contradicts the others: garbage, unless f gives it here too."""
         own = self.evaluate(index, seconds)
         if own is not None and self._agrees(own, leaves_of(self._arrivals.received[index])):
-            self._blame_f(f"f of block {index} does not fit the parity equations")
+            self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
+        self.residual, self.broken = None, False
         return Failure("garbage", "GarbageResult", message), index
 
     def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
@@ -163,37 +195,11 @@ class Verifier:
         leaves = [leaf.copy() for leaf in self._coded.leaves(index)]
         return unflatten(self._coded.structure, leaves)
 
-    def _blame_f(self, what: str) -> NoReturn:
+    def blame_f(self, what: str) -> NoReturn:
+        """Give up: nothing can be decoded."""
         assumption = self._coded.code.assumption
         kind = "linear" if assumption == verified.LINEAR else "one"
         raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
-
-
-class LocalRun:
-    """f on one block, on a daemon thread of the driver."""
-
-    def __init__(self, f: Callable[[Any], Any], block: Callable[[], Any], index: int) -> None:
-        self.index = index
-        self.leaves: list[Array] | None = None
-        self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
-        self._thread.start()
-
-    def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
-        try:
-            self.leaves = flatten(f(block()))[0]
-        except BaseException as error:
-            self.error = error
-
-    def join(self, timeout: float | None) -> None:
-        """Wait for it, at most `timeout` seconds."""
-        self._thread.join(timeout)
-
-    @property
-    def is_running(self) -> bool:
-        """Looks for a moment, so that a loop over it does not spin."""
-        self._thread.join(0.005)
-        return self._thread.is_alive()
 
 
 def _leaf_agrees(

@@ -17,6 +17,7 @@ from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 MOST_CHECKS = 8  # equations evaluated; more would cost time and tell nothing new
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
@@ -72,6 +73,25 @@ def _mix(count: int) -> npt.NDArray[np.uint64]:
     mix = mix * mix * np.uint64(37) % np.uint64(509)
     mix[0] = 1
     return mix
+
+
+def covered(plan: Plan, dtype: DType) -> Mask:
+    """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,)."""
+    if is_exact(dtype) and plan.exact:
+        return np.asarray((integer_checks(plan) != 0).any(axis=0))
+    return np.asarray((np.abs(plan.equations(MOST_CHECKS)) > TINY).any(axis=0))
+
+
+def influence(plan: Plan, dtype: DType) -> Mask:
+    """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
+    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
+        solver = integers.inverse(plan.system[plan.pivots])
+        known = plan.code.coefficients[np.ix_(plan.parity[plan.pivots], plan.known)]
+        made_of = np.zeros((len(plan.missing), len(plan.arrived)), bool)
+        made_of[:, : len(plan.known)] = integers.matmul(solver, known) != 0
+        made_of[:, len(plan.known) + plan.pivots] = solver != 0
+        return made_of
+    return np.asarray(np.abs(plan.weights) > TINY)
 
 
 def residual(
