@@ -213,8 +213,8 @@ def _coded(
     wanted = (blocks or coded.code.k, workers or coded.n)
     if wanted != (coded.code.k, coded.n) or code not in ("auto", coded.code.kernel) or degree != 1:
         raise CodeError(
-            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with {coded.code!r}: "
-            "leave blocks, workers, code and degree out"
+            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
+            f"{coded.code!r}: leave blocks, workers, code and degree out"
         )
     return coded
 
