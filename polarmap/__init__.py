@@ -10,9 +10,11 @@ from polarmap.api import CodedResult, coded_map
 from polarmap.code.decoder import Decoder
 from polarmap.code.evaluation import EvaluationCode
 from polarmap.code.polar import PolarCode
+from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.report import Report, TaskReport
+from polarmap.storage.audit import Audit
 from polarmap.worker import Fault
 
 if typing.TYPE_CHECKING:
@@ -25,6 +27,8 @@ __version__ = "0.1.0"
 _LAZY: dict[str, str] = {"CodedOperator": "polarmap.operators"}
 
 __all__ = [
+    "Audit",
+    "CodedArray",
     "CodedOperator",
     "CodedResult",
     "Decoder",
@@ -36,7 +40,10 @@ __all__ = [
     "Report",
     "TaskReport",
     "coded_map",
+    "encode",
     "errors",
+    "list_coded",
+    "open_coded",
 ]
 
 

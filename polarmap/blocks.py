@@ -62,12 +62,7 @@ class Blocks:
 
 def cut(data: Any, blocks: int | None) -> Blocks:
     """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
-    if isinstance(data, np.ma.MaskedArray):
-        raise CodeError("data is a masked array, and parity blocks have no mask: use data.filled(0)")
-    if hasattr(data, "toarray"):
-        raise CodeError(
-            f"data is a sparse {type(data).__name__}, and parity blocks are not sparse: use data.toarray()"
-        )
+    _refuse_masked_and_sparse(data)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         return _cut_array(data, blocks)
     is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
@@ -78,10 +73,25 @@ def cut(data: Any, blocks: int | None) -> Blocks:
     return _from_sequence(data, blocks)
 
 
-def _cut_array(data: Any, blocks: int | None) -> Blocks:
+def check_array(data: Any) -> None:
+    """Refuse an array that cannot be cut into blocks and coded."""
+    _refuse_masked_and_sparse(data)
     if len(data.shape) == 0 or data.shape[0] == 0:
         raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
+
+
+def _refuse_masked_and_sparse(data: Any) -> None:
+    if isinstance(data, np.ma.MaskedArray):
+        raise CodeError("data is a masked array, and parity blocks have no mask: use data.filled(0)")
+    if hasattr(data, "toarray"):
+        raise CodeError(
+            f"data is a sparse {type(data).__name__}, and parity blocks are not sparse: use data.toarray()"
+        )
+
+
+def _cut_array(data: Any, blocks: int | None) -> Blocks:
+    check_array(data)
     total = int(data.shape[0])
     k = min(DEFAULT_BLOCKS, total) if blocks is None else checked_count("blocks", blocks)
     if k > total:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ def plan_code(
         most = max(1, largest_k(3 * workers // 4, degree))
         blocks = min(most, data.shape[0] if data.shape and data.shape[0] else 1)
     cut = blocks_.cut(data, blocks)
-    chosen = _polar(cut, workers, code) if degree == 1 else _evaluation(cut, workers, degree, rtol)
+    chosen = (
+        _polar(cut.k, cut.dtypes, workers, code) if degree == 1 else _evaluation(cut, workers, degree, rtol)
+    )
     for dtype in cut.dtypes:
         chosen.parity_dtype(dtype)
     return cut, chosen
@@ -53,19 +56,48 @@ def _given(
     if degree != getattr(code, "degree", 1) and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
     cut = blocks_.cut(data, code.k if blocks is None else blocks)
-    n = code.n if workers is None else blocks_.checked_count("workers", workers)
-    if (code.n, code.k) != (n, cut.k):
-        raise CodeError(f"{code!r} does not fit {cut.k} blocks on {n} workers")
+    _check_fit(code, cut.k, workers)
     return cut, code
 
 
-def _polar(cut: Blocks, workers: int | None, kernel: str) -> PolarCode:
-    n = cut.k + math.ceil(cut.k / 3) if workers is None else workers
+def _check_fit(code: Code, k: int, workers: int | None) -> None:
+    n = code.n if workers is None else blocks_.checked_count("workers", workers)
+    if (code.n, code.k) != (n, k):
+        raise CodeError(f"{code!r} does not fit {k} blocks on {n} workers")
+
+
+def plan_rows(
+    total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: str | PolarCode
+) -> PolarCode:
+    """The code for an array of `total` rows that is not to be cut yet."""
+    if workers is not None:
+        workers = blocks_.checked_count("workers", workers)
+    if blocks is not None:
+        k = blocks_.checked_count("blocks", blocks)
+    elif isinstance(code, PolarCode):
+        k = code.k
+    else:
+        k = min(total, blocks_.DEFAULT_BLOCKS if workers is None else max(1, 3 * workers // 4))
+    if k > total:
+        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
+    if isinstance(code, PolarCode):
+        _check_fit(code, k, workers)
+        chosen = code
+    elif code in ("auto", "rotation", "arikan"):
+        chosen = _polar(k, [dtype], workers, code)
+    else:
+        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
+    chosen.parity_dtype(dtype)
+    return chosen
+
+
+def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel: str) -> PolarCode:
+    n = k + math.ceil(k / 3) if workers is None else workers
     if kernel == "auto":
-        kernel = "arikan" if any(is_exact(dtype) for dtype in cut.dtypes) else "rotation"
-    if n <= cut.k:
-        raise CodeError(f"workers={n} leaves no parity for {cut.k} blocks: use workers > {cut.k}")
-    return PolarCode(n, cut.k, kernel=kernel)
+        kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
+    if n <= k:
+        raise CodeError(f"workers={n} leaves no parity for {k} blocks: use workers > {k}")
+    return PolarCode(n, k, kernel=kernel)
 
 
 def _evaluation(cut: Blocks, workers: int | None, degree: int, rtol: float | None) -> EvaluationCode:

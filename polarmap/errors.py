@@ -5,7 +5,9 @@ PolarmapError
 ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
-└── CodedTimeoutError    (TimeoutError)  the deadline passed first
+├── CodedTimeoutError    (TimeoutError)  the deadline passed first
+└── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
+    └── MissingObjectError  (LookupError)  storage holds nothing of that name
 """
 
 from __future__ import annotations
@@ -33,3 +35,11 @@ class NotDecodableError(PolarmapError, RuntimeError):
 
 class CodedTimeoutError(PolarmapError, TimeoutError):
     """The caller's `timeout` passed before the results were determined."""
+
+
+class StorageError(PolarmapError, RuntimeError):
+    """Storage cannot be reached or used, or what lies there is not what it should be."""
+
+
+class MissingObjectError(StorageError, LookupError):
+    """Storage works, and holds nothing of that name."""

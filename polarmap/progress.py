@@ -25,3 +25,19 @@ def open_bar(n: int, k: int, wanted: bool) -> Iterator[Callable[[int, int], None
 
         show(0, k)
         yield show
+
+
+@contextmanager
+def open_count(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
+    """A function (done) that shows how much of a total is done, or nothing."""
+    if not wanted:
+        yield lambda done: None
+        return
+    from tqdm import tqdm
+
+    with tqdm(total=total, bar_format="{bar:20} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]") as bar:
+
+        def show(done: int) -> None:
+            bar.update(done - bar.n)
+
+        yield show

@@ -31,6 +31,9 @@ MAY_IMPORT = {
     "polarmap.tree": ["polarmap.worker", "numpy"],
     "polarmap.worker": ["polarmap.tree", "polarmap.stored", "numpy"],
     "polarmap.stored": [],
+    "polarmap.storage": [
+        *["polarmap.storage", "polarmap.stored", "polarmap.code", "polarmap.errors", "numpy"],
+    ],
     "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],

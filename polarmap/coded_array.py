@@ -1,0 +1,296 @@
+"""Coded arrays: encoded once, kept in storage, mapped many times."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks import check_array, checked_count
+from polarmap.code.polar import PolarCode
+from polarmap.coding import plan_rows
+from polarmap.errors import CodeError, StorageError
+from polarmap.progress import open_count
+from polarmap.storage import audit, encoding, manifest, parts
+from polarmap.storage.audit import Audit
+from polarmap.storage.base import Store, check_name, manifest_key
+from polarmap.storage.folder import FolderStore
+from polarmap.storage.manifest import Manifest
+from polarmap.storage.sources import open_source
+from polarmap.storage.stripes import plan
+from polarmap.stored import Part
+
+Array = npt.NDArray[Any]
+
+MEMORY = 256 << 20
+LEAST_MEMORY = 1 << 20
+
+
+class CodedArray:
+    """An array in storage: k blocks of its rows as they are, and n - k parity blocks.
+
+    Made by `encode` and `open_coded`. Its rows are read by slicing, `coded[i:j]`; parts that are
+    missing or damaged are decoded from the others on the way. `numpy.asarray(coded)` reads all.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    dtype : numpy.dtype
+    n, k : int
+        Coded blocks, data blocks.
+    rows : int
+        Of each block. The last data block ends with `filler` rows of zeros.
+    code : PolarCode
+    nbytes : int
+        Of the data.
+    stored_bytes : int
+        In storage, parity included; without what already lay there when it was encoded.
+    store : Store
+    """
+
+    def __init__(self, store: Store, made: Manifest) -> None:
+        self.store, self._manifest = store, made
+        self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
+        self.dtype = made.dtype.newbyteorder("=")
+        self.n, self.k = made.code.n, made.code.k
+
+    @property
+    def filler(self) -> int:
+        """Rows of zeros at the end of the last data block."""
+        return self.k * self.rows - self.shape[0]
+
+    @property
+    def ndim(self) -> int:
+        """Axes."""
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the data."""
+        return prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes in storage that exist for this array."""
+        return audit.owned_bytes(self._manifest)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        return (
+            f"<CodedArray {self.name!r}: {' x '.join(map(str, self.shape))} {self.dtype}, "
+            f"{self.k} of {self.n} blocks are data, "
+            f"{self.stored_bytes / 2**20:,.1f} MiB in {self.store.name}>"
+        )
+
+    def stored(self, index: int) -> tuple[Part, ...]:
+        """Where block `index` lies: joined in order, its parts are its bytes."""
+        return self._manifest.parts[index]
+
+    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Dtype and shape of block `index`."""
+        return ((self._manifest.dtype_of(index).str, self._manifest.block_shape),)
+
+    def __getitem__(self, index: Any) -> Array:
+        """Rows by number, slice or sequence of slices beginning with these."""
+        rows, *inner = index if isinstance(index, tuple) else (index,)
+        if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):
+            number = range(self.shape[0])[rows]
+            return np.asarray(self._read(number, number + 1)[(0, *inner)])
+        if not isinstance(rows, slice):
+            raise CodeError(f"rows of a coded array are read by number or slice, not {rows!r}")
+        start, stop, step = rows.indices(self.shape[0])
+        if step < 1:
+            raise CodeError(f"rows of a coded array are read forwards, not with step {step}")
+        return np.asarray(self._read(start, max(start, stop))[(slice(None, None, step), *inner)])
+
+    def __iter__(self) -> Iterator[Array]:
+        return (self[row] for row in range(len(self)))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
+        if copy is False:
+            raise ValueError("a coded array lies in storage: reading it makes a copy")
+        return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
+
+    def _read(self, start: int, stop: int) -> Array:
+        """Rows start..stop; no more is held than these and one stripe of each block."""
+        out = np.empty((stop - start, *self.shape[1:]), self.dtype)
+        flat, width = out.reshape(-1), prod(self.shape[1:])
+        with ThreadPoolExecutor(parts.TRANSFERS) as pool:
+            for block in range(start // self.rows, -(-stop // self.rows)):
+                base = block * self.rows * width  # of this block, in elements of the whole
+                first, last = max(start * width, base), min(stop * width, base + self.rows * width)
+                for stripe, (low, high) in enumerate(zip(self._manifest.bounds, self._manifest.bounds[1:])):
+                    low, high = max(first, base + low), min(last, base + high)
+                    if low < high:
+                        part = parts.read_stripe(self.store, self._manifest, stripe, block, pool)
+                        offset = base + self._manifest.bounds[stripe]
+                        flat[low - start * width : high - start * width] = part[low - offset : high - offset]
+        return out
+
+    def check(self) -> Audit:
+        """Read every part and compare it with its checksum.
+
+        Returns
+        -------
+        Audit
+            The parts that are missing, truncated or corrupt; prints well.
+        """
+        return audit.audit(self.store, self._manifest)
+
+    def repair(self) -> Audit:
+        """Rebuild damaged parts from the good ones, of which nothing is touched.
+
+        Integers come back bit for bit, floating numbers to rounding (with new checksums). Memory:
+        one stripe of all blocks, data and parity, as for `encode`.
+
+        Returns
+        -------
+        Audit
+            What had been damaged and is whole again.
+
+        Raises
+        ------
+        NotDecodableError
+            If too much is lost; nothing is changed then.
+        """
+        before = self.store.get(manifest_key(self.name))
+        standing = Manifest.parse(before, f"the manifest of {self.name!r} in {self.store.name}")
+        self._manifest, found = audit.repair(self.store, standing, before)
+        return found
+
+    def delete(self) -> None:
+        """Remove the array from storage, but not what already lay there when it was encoded."""
+        audit.delete(self.store, self.name)
+
+
+def encode(
+    A: Any,
+    *,
+    blocks: int | None = None,
+    workers: int | None = None,
+    code: str | PolarCode = "auto",
+    name: str,
+    storage: Any = None,
+    overwrite: bool = False,
+    memory: int = MEMORY,
+    progress: bool | None = None,
+) -> CodedArray:
+    """Encode an array once and keep it in storage.
+
+    The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
+    added. A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding
+    is cut short, nothing can be opened, and the next call with the same arguments goes on where it
+    stopped (it reads the finished part of the data again, and encodes anew what has changed).
+
+    Parameters
+    ----------
+    A : array-like or path
+        Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; the path of a .npy
+        file. Float16/32/64, complex64/128 and integers.
+    blocks, workers, code : optional
+        k, n and the code, as for `coded_map`.
+    name : str
+        What to call it: letters, digits, '.', '_' and '-'.
+    storage : optional
+        None: a folder of the user ($POLARMAP_STORE, or polarmap/ in the XDG data folder). The path
+        of a folder. The path of a Lithops YAML configuration or a `lithops.FunctionExecutor`: its
+        storage. A store (see polarmap.storage.base).
+    overwrite : bool
+        Replace an array of that name; it stays until the new one is complete.
+    memory : int
+        Bytes that all stripes in memory may take together, at least 1 MiB. The larger, the fewer
+        and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
+    progress : bool, optional
+        Show a bar; by default when standard error is a terminal.
+
+    Returns
+    -------
+    CodedArray
+
+    Raises
+    ------
+    CodeError
+        Data, sizes or dtypes that cannot be coded.
+    StorageError
+        The name is taken or bad, or the storage cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> coded = encode(np.arange(12).reshape(6, 2), blocks=3, name="small", storage=folder.name)
+    >>> coded[2:4].tolist()
+    [[4, 5], [6, 7]]
+    >>> coded.check()
+    <Audit of 'small': 4 blocks of 1 parts, all good>
+    >>> folder.cleanup()
+    """
+    check_name(name)
+    if checked_count("memory", memory) < LEAST_MEMORY:
+        raise CodeError(
+            f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
+        )
+    if hasattr(A, "shape") and hasattr(A, "dtype"):
+        check_array(A)
+    source = open_source(A)
+    check_array(source)
+    chosen = plan_rows(source.shape[0], source.dtype, blocks, workers, code)
+    cut = plan(chosen, source.shape, source.dtype, int(memory), source.chunk_rows)
+    store = open_store(storage)
+    with open_count(len(cut.boxes), sys.stderr.isatty() if progress is None else progress) as show:
+        return CodedArray(store, encoding.encode(store, name, source, cut, overwrite, show))
+
+
+def open_coded(name: str, storage: Any = None) -> CodedArray:
+    """The coded array of that name.
+
+    Parameters
+    ----------
+    name : str
+    storage : optional
+        Where it lies, as for `encode`.
+
+    Raises
+    ------
+    MissingObjectError
+        If there is none; says which there are.
+    StorageError
+        If its manifest is damaged or of another version, or the storage cannot be used.
+    """
+    store = open_store(storage)
+    return CodedArray(store, manifest.load(store, check_name(name)))
+
+
+def list_coded(storage: Any = None) -> list[str]:
+    """The names of the coded arrays in a storage, sorted.
+
+    Parameters
+    ----------
+    storage : optional
+        As for `encode`.
+    """
+    return manifest.names(open_store(storage))
+
+
+def open_store(choice: Any) -> Store:
+    """The store that `storage=choice` means."""
+    if choice is None:
+        return FolderStore.default()
+    if all(hasattr(choice, verb) for verb in ("put", "get", "size", "keys", "delete")):
+        store: Store = choice
+        return store
+    if isinstance(choice, (str, os.PathLike)) and not os.fspath(choice).endswith((".yaml", ".yml")):
+        return FolderStore(choice)
+    raise StorageError(
+        f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
+        "a lithops.FunctionExecutor, or a store"
+    )

@@ -1,0 +1,152 @@
+"""A folder as a store: the embedded default."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import Data, check_key
+from polarmap.storage.owners import Owner
+
+_TEMPORARY = ".unfinished"
+STALE_SECONDS = 86_400.0  # after which an unfinished file of another machine is taken for left over
+
+
+class FolderStore:
+    """Objects as files below a folder, which stays when the process ends.
+
+    Files appear whole: they are written under another name first. That survives a crash of the
+    process, not one of the machine: files are not forced to disk.
+
+    Parameters
+    ----------
+    root : path
+        Made when something is stored.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     store = FolderStore(folder)
+    ...     store.put("a/b", b"abcdef")
+    ...     store.get("a/b", 1, 3), store.size("a/b"), store.keys("a/")
+    (b'bc', 6, ['a/b'])
+    """
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = Path(root).expanduser().absolute()
+
+    @classmethod
+    def default(cls) -> FolderStore:
+        """$POLARMAP_STORE, or polarmap/ in the user's data folder (XDG)."""
+        chosen = os.environ.get("POLARMAP_STORE")
+        if chosen:
+            return cls(chosen)
+        data = os.environ.get("XDG_DATA_HOME") or os.path.join("~", ".local", "share")
+        return cls(os.path.join(data, "polarmap"))
+
+    @property
+    def name(self) -> str:
+        """The folder."""
+        return f"folder {str(self.root)!r}"
+
+    def __repr__(self) -> str:
+        return f"FolderStore({str(self.root)!r})"
+
+    def put(self, key: str, data: Data) -> None:
+        """Write a file under a name of its own, then rename it."""
+        path = self._path(key)
+        with self._clear_errors(key):
+            unfinished = self._unfinished()
+            try:
+                with open(unfinished, "wb") as file:
+                    file.write(data)
+                self._move(unfinished, path)
+            except BaseException:
+                unfinished.unlink(missing_ok=True)
+                raise
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes start..stop of a file."""
+        with self._clear_errors(key), open(self._path(key), "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(max(0, stop - start))
+
+    def size(self, key: str) -> int | None:
+        """Bytes of a file; None if there is none."""
+        try:
+            with self._clear_errors(key):
+                return self._path(key).stat().st_size
+        except MissingObjectError:
+            return None
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin with `prefix`, sorted."""
+        folder = prefix.rpartition("/")[0]
+        start = self._path(folder) if folder else self.root
+        with self._clear_errors(prefix):
+            return sorted(key for key in self._walk(start) if key.startswith(prefix))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove files, and the folders that they leave empty."""
+        for key in keys:
+            path = self._path(key)
+            with self._clear_errors(key):
+                path.unlink(missing_ok=True)
+            for parent in path.parents:
+                if parent == self.root:
+                    break
+                try:
+                    parent.rmdir()
+                except OSError:
+                    break
+
+    def sweep(self) -> None:
+        """Remove unfinished files whose writer has died."""
+        with contextlib.suppress(OSError):
+            for path in (self.root / _TEMPORARY).iterdir():
+                owner = Owner.parse(path.name.rpartition("+")[0])
+                old = time.time() - path.stat().st_mtime > STALE_SECONDS
+                if owner.is_dead() or (old and not owner.is_here()):
+                    path.unlink(missing_ok=True)
+
+    def _unfinished(self) -> Path:
+        folder = self.root / _TEMPORARY
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / f"{Owner.current()}+{uuid.uuid4().hex}"
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Rename; again when another thread has just removed the empty folder it goes to."""
+        for attempt in range(100):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.replace(source, target)
+            except FileNotFoundError:
+                if attempt == 99:
+                    raise
+            else:
+                return
+
+    def _path(self, key: str) -> Path:
+        return self.root.joinpath(*check_key(key).split("/"))
+
+    def _walk(self, start: Path) -> Iterator[str]:
+        for folder, below, files in os.walk(start):
+            if _TEMPORARY in below:
+                below.remove(_TEMPORARY)
+            for file in files:
+                yield Path(folder, file).relative_to(self.root).as_posix()
+
+    @contextlib.contextmanager
+    def _clear_errors(self, key: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise MissingObjectError(f"there is no object {key!r} in {self.name}") from error
+        except OSError as error:
+            raise StorageError(f"{self.name} cannot be used: {error.strerror or error}: {key!r}") from error
