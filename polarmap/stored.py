@@ -5,6 +5,7 @@ Runs on workers too: imports the standard library only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterable
@@ -37,6 +38,37 @@ class Source(NamedTuple):
     kind: str
     place: str
     backend: str = ""
+
+
+class Keep(NamedTuple):
+    """Where each task is to leave its result, of which only a sample then travels.
+
+    source : a folder or bucket.
+    prefix : of the keys; a part of a result is `prefix/task-attempt/number`.
+    items : numbers in a part, so that results of different dtypes are cut alike.
+    """
+
+    source: Source
+    prefix: str
+    items: int
+
+
+class Kept(NamedTuple):
+    """A result that was left in storage: one array."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+    def plain(self) -> tuple[Any, ...]:
+        """As plain tuples: what travels."""
+        return self.dtype, self.shape, tuple(tuple(part) for part in self.parts)
+
+    @classmethod
+    def parse(cls, plain: tuple[Any, ...]) -> Kept:
+        """The inverse of `plain`."""
+        dtype, shape, parts = plain
+        return cls(dtype, shape, tuple(Part(*part) for part in parts))
 
 
 class DamagedError(Exception):
@@ -85,3 +117,18 @@ def read_file(folder: str, part: Part) -> bytearray:
         raise DamagedError(f"{part.key} is missing") from None
     del data[filled:]
     return data
+
+
+def write_file(folder: str, key: str, data: Any) -> None:
+    """A file below `folder` that appears whole or not at all."""
+    path = os.path.join(folder, key)
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    unfinished = f"{path}.{os.getpid()}.unfinished"
+    try:
+        with open(unfinished, "wb") as file:
+            file.write(data)
+        os.replace(unfinished, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(unfinished)
+        raise

@@ -11,16 +11,20 @@ import threading
 import time
 import traceback
 import warnings
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from polarmap.stored import DamagedError, Part, Source, assemble, read_file
-from polarmap.tree import Packed, Shape, Structure, pack, unflatten
+import numpy as np
+
+from polarmap.stored import DamagedError, Keep, Kept, Part, Source, assemble, read_file, write_file
+from polarmap.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
 WANTED_SECONDS = 0.5  # how often it looks whether it is still wanted
 DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone
 BLOCK_SECONDS = 600.0  # how long it waits for its block
+SAMPLE = 256  # numbers of a result that travel when it stays in storage
 INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
 
 
@@ -53,17 +57,23 @@ class Ticket(NamedTuple):
     scratch: str | None  # its temporary folder, removed by whoever notices that it died
     fault: tuple[str, float, int] | None
     nice: int  # how much the task gives way to others on its machine
+    fresh: bool  # the driver may still be writing the block
+    keep: Keep | None  # where to leave the result instead of sending it
 
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels, so that a worker needs no polarmap to read it."""
         parts = tuple(tuple(part) for part in self.parts)
-        return tuple(self._replace(source=tuple(self.source), parts=parts))  # type: ignore[arg-type]
+        keep = self.keep and (tuple(self.keep.source), *self.keep[1:])
+        source = tuple(self.source)
+        return tuple(self._replace(source=source, parts=parts, keep=keep))  # type: ignore[arg-type]
 
     @classmethod
     def parse(cls, plain: tuple[Any, ...]) -> Ticket:
         """The inverse of `plain`."""
         ticket = cls(*plain)
-        return ticket._replace(source=Source(*ticket.source), parts=tuple(Part(*one) for one in ticket.parts))
+        parts = tuple(Part(*one) for one in ticket.parts)
+        keep = ticket.keep and Keep(Source(*ticket.keep[0]), *ticket.keep[1:])
+        return ticket._replace(source=Source(*ticket.source), parts=parts, keep=keep)
 
 
 class Error(NamedTuple):
@@ -84,15 +94,17 @@ class Reply(NamedTuple):
     error: Error | None
     started: float  # time.time() on the worker
     ended: float
+    kept: Kept | None = None  # where the result lies, if it stays in storage and `result` is a sample
 
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels, so that a worker needs no polarmap to pickle it."""
-        return tuple(tuple(part) if isinstance(part, (Packed, Error)) else part for part in self)
+        kept = self.kept and self.kept.plain()
+        return *(tuple(part) if isinstance(part, (Packed, Error)) else part for part in self[:-1]), kept
 
     @classmethod
     def parse(cls, plain: tuple[Any, ...]) -> Reply:
         """The inverse of `plain`."""
-        task, attempt, result, error, started, ended = plain
+        task, attempt, result, error, started, ended, kept = plain
         return cls(
             task,
             attempt,
@@ -100,6 +112,7 @@ class Reply(NamedTuple):
             None if error is None else Error(*error),
             started,
             ended,
+            kept and Kept.parse(kept),
         )
 
 
@@ -147,6 +160,11 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
             outcome: Packed | Error = describe(error)
         else:
             outcome = apply(f, block, ticket.fault and Fault(*ticket.fault), ticket.attempt)
+        kept = None
+        if ticket.keep is not None and not isinstance(outcome, Error):
+            outcome, kept = leave(outcome, ticket.keep, ticket.task, ticket.attempt, storage)
+            if kept is not None and ticket.driver is None and not _is_wanted(ticket, storage):
+                _remove(kept, ticket.keep.source, storage)  # the driver has cleaned up
         if isinstance(outcome, Error):
             return Reply(ticket.task, ticket.attempt, None, outcome, started, time.time()).plain()
         ended = time.time()
@@ -155,96 +173,47 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
             outcome = outcome._replace(data=b"")
             if ticket.driver is None and not _is_wanted(ticket, storage):
                 storage.delete_object(ticket.bucket, ticket.result_key)  # the driver has cleaned up
-        return Reply(ticket.task, ticket.attempt, outcome, None, started, ended).plain()
+        return Reply(ticket.task, ticket.attempt, outcome, None, started, ended, kept).plain()
 
     return task
 
 
-class Deferred(NamedTuple):
-    """A stored block that its worker in a pool is to read: a file here, or through `read`."""
+def leave(
+    result: Packed, keep: Keep, task: int, attempt: int, storage: Any
+) -> tuple[Packed | Error, Kept | None]:
+    """Store a result part by part; a sample of it, or what went wrong, is what travels.
 
-    source: Source
-    parts: tuple[Part, ...]
-    structure: Structure
-    layout: tuple[tuple[str, Shape], ...]
-    read: Callable[[], list[Any]] | None
-
-    def load(self) -> Any:
-        """The block."""
-        if self.read is not None:
-            return unflatten(self.structure, self.read())
-        data = assemble(self.parts, lambda part: read_part(self.source, part, None))
-        return unflatten(self.structure, Packed(self.structure, self.layout, data).unpack())
-
-
-class Wanted(NamedTuple):
-    """A folder that exists for as long as the driver waits for a pool's tasks.
-
-    folder : to be seen from the driver's machine only.
-    place : by which a worker knows that it is on it; a task may start when the folder is gone.
+    The sample is a linear function of the result, the same one for every task: what is true of the
+    results by linearity can be verified on it.
     """
-
-    folder: str
-    place: tuple[str, int, int]
-
-    @classmethod
-    def mark(cls, folder: str) -> Wanted:
-        """The folder of this process."""
-        return cls(folder, _place(folder))
-
-    def is_over(self) -> bool:
-        """Whether nobody waits any more, as far as can be seen from here."""
-        if os.path.isdir(self.folder):
-            return False
-        try:
-            return _place(self.folder) == self.place
-        except OSError:
-            return False
-
-
-def _place(folder: str) -> tuple[str, int, int]:
-    """The machine and the directory that a folder lies, or lay, in."""
-    parent = os.stat(os.path.dirname(folder))
-    return os.uname().nodename, parent.st_dev, parent.st_ino
+    try:
+        if len(result.layout) != 1:
+            raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
+        [array] = result.unpack()
+        flat = array.reshape(-1)
+        parts = []
+        for number, start in enumerate(range(0, flat.size, keep.items)):
+            data = flat[start : start + keep.items].tobytes()
+            key = f"{keep.prefix}/{task}-{attempt}/{number}"
+            if keep.source.kind == "folder":
+                write_file(keep.source.place, key, data)
+            else:
+                storage.put_object(keep.source.place, key, data)
+            parts.append(Part(key, len(data), zlib.crc32(data)))
+        places = np.linspace(0, max(0, flat.size - 1), min(flat.size, SAMPLE)).astype(np.int64)
+        sample = pack_leaves([flat[places]], ("sample", array.shape))
+    except Exception as error:
+        return describe(error), None
+    return sample, Kept(array.dtype.str, array.shape, tuple(parts))
 
 
-def run_in_pool(
-    f: Callable[[Any], Any] | bytes,
-    block: Any,
-    fault: Fault | None,
-    task: int,
-    attempt: int,
-    cancelled: threading.Event | Wanted,
-) -> tuple[Any, ...] | None:
-    """The same for a pool of this machine: f runs on a daemon thread and is left when cancelled.
-
-    So a straggler holds neither its pool's slot nor the exit of the interpreter. `f` is a function
-    or the bytes of a pickled one.
-    """
-    is_cancelled = cancelled.is_over if isinstance(cancelled, Wanted) else cancelled.is_set
-    if is_cancelled():
-        return None
-    started = time.time()
-    outcome: list[Packed | Error] = []
-
-    def run() -> None:
-        try:
-            function = pickle.loads(f) if isinstance(f, bytes) else f
-            data = block.load() if isinstance(block, Deferred) else block
-        except BaseException as error:
-            outcome.append(describe(error))
-            return
-        outcome.append(apply(function, data, fault, attempt))
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    parent = os.getppid()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if thread.is_alive() and (is_cancelled() or os.getppid() != parent):
-            return None
-    result, error = (None, outcome[0]) if isinstance(outcome[0], Error) else (outcome[0], None)
-    return Reply(task, attempt, result, error, started, time.time()).plain()
+def _remove(kept: Kept, source: Source, storage: Any) -> None:
+    for part in kept.parts:
+        if source.kind == "folder":
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(source.place, part.key))
+        else:
+            storage.delete_object(source.place, part.key)
 
 
 def _strike(fault: Fault) -> None:
@@ -271,14 +240,13 @@ def _claimed(path: str | None) -> bool:
 
 
 def _fetch(ticket: Ticket, storage: Any) -> Any:
-    """The block's bytes; on one machine the driver may still be writing those without a checksum."""
+    """The block's bytes, which on one machine the driver may still be writing."""
     deadline = time.monotonic() + BLOCK_SECONDS
     while True:
         try:
             return assemble(ticket.parts, lambda part: read_part(ticket.source, part, storage))
         except Exception:
-            is_finished = ticket.driver is None or all(part.crc32 is not None for part in ticket.parts)
-            if is_finished or time.monotonic() > deadline:
+            if not ticket.fresh or time.monotonic() > deadline:
                 raise
         time.sleep(POLL_SECONDS)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
-from polarmap.stored import DamagedError, Part, Source, assemble, read_file
+from polarmap.stored import DamagedError, Keep, Part, Source, assemble, read_file
 from polarmap.storedblocks import StoredBlocks
 from polarmap.tree import Packed
 
@@ -125,3 +125,27 @@ def test_any_changed_byte_is_noticed(data, draw):
     changed[place] ^= draw.draw(st.integers(1, 255))
     with pytest.raises(DamagedError, match="x is corrupt"):
         assemble([Part("x", len(data), zlib.crc32(data))], lambda part: changed)
+
+
+def test_results_may_stay_in_storage(A, tmp_path, executor):
+    from polarmap.api import _coded
+    from polarmap.executors import open_executor
+
+    coded = _coded(A, 6, 8, "auto", 1, None)
+    runner, _ = open_executor(executor)
+    runner.keep = Keep(Source("folder", str(tmp_path)), "results/y", items=20)
+    runner.start(lambda block: block * 2, coded, {})
+    outcomes: list = []
+    try:
+        while len(outcomes) < 8:
+            outcomes += runner.wait(10)
+    finally:
+        runner.stop()
+    for outcome in outcomes:
+        kept = outcome.kept
+        assert kept.shape == (10, 7)
+        assert [part.size for part in kept.parts] == [160, 160, 160, 80]
+        data = assemble(kept.parts, lambda part: read_file(str(tmp_path), part))
+        [block] = coded.leaves(outcome.task)
+        assert bytes(data) == (block * 2).tobytes()
+        np.testing.assert_array_equal(outcome.leaves[0], 2 * block.reshape(-1))  # smaller than a sample

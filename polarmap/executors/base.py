@@ -10,8 +10,8 @@ import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.errors import CodeError
-from polarmap.stored import DamagedError, Part, Source
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.stored import DamagedError, Keep, Kept, Part, Source
 from polarmap.tree import Shape, Structure
 from polarmap.worker import Error, Fault, Reply
 
@@ -44,6 +44,7 @@ class Outcome(NamedTuple):
     structure: Structure | None
     failure: Failure | None
     seconds: float  # that the worker spent; 0 if unknown
+    kept: Kept | None = None  # where the result lies if the leaves are only a sample of it
 
 
 class Coded(Protocol):
@@ -92,9 +93,13 @@ class Coded(Protocol):
 
 
 class Executor(Protocol):
-    """Starts tasks, tells as each ends, stops the rest. Used for one map at a time."""
+    """Starts tasks, tells as each ends, stops the rest. Used for one map at a time.
+
+    `keep`, set before the start, lets results stay in storage.
+    """
 
     name: str
+    keep: Keep | None
 
     def now(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -147,7 +152,17 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
     if len(packed.data) != expected:
         message = f"its result has {len(packed.data)} of {expected} bytes in storage"
         return lost(reply.task, reply.attempt, message)
-    return Outcome(reply.task, reply.attempt, packed.unpack(), packed.structure, None, seconds)
+    leaves = packed.unpack()
+    return Outcome(reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.kept)
+
+
+def refuse_bucket(source: Source | None) -> None:
+    """Raise for storage that only workers of its own Lithops configuration reach."""
+    if source is not None and source.kind == "bucket":
+        raise ExecutorError(
+            f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
+            "configuration of that bucket"
+        )
 
 
 def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:

@@ -14,10 +14,11 @@ from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of, pickled
-from polarmap.stored import DamagedError
+from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of, pickled, refuse_bucket
+from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
+from polarmap.stored import DamagedError, Keep
 from polarmap.tree import unflatten
-from polarmap.worker import Deferred, Fault, Reply, Wanted, run_in_pool
+from polarmap.worker import Fault, Reply
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
 
@@ -34,6 +35,7 @@ class FuturesExecutor:
         self._pool = pool
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         self.name = type(pool).__name__
+        self.keep: Keep | None = None
         self._ended: queue.SimpleQueue[tuple[int, int, Future[Any]]] = queue.SimpleQueue()
         self._futures: list[Future[Any]] = []
         self._folder: str | None = None
@@ -45,6 +47,7 @@ class FuturesExecutor:
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Submit every task, data first."""
+        refuse_bucket(self.keep and self.keep.source)
         self._coded, self._faults = coded, faults
         self._attempts = [0] * coded.n
         if self._shares_memory:
@@ -89,7 +92,7 @@ class FuturesExecutor:
         try:
             block = self._block(task)
             future = self._pool.submit(
-                run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled
+                run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled, self.keep
             )
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):

@@ -27,7 +27,7 @@ from polarmap import stored, tree, worker
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of, pickled
 from polarmap.executors.private import interpreter, private_folder
-from polarmap.stored import Part, Source
+from polarmap.stored import Keep, Part, Source
 from polarmap.worker import Fault, Reply, Ticket
 
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
@@ -73,6 +73,7 @@ class LithopsExecutor:
         self._running: dict[tuple[int, int], list[_Running]] = {}
         self._jobs: list[_Job] = []
         self._stored: set[int] = set()
+        self.keep: Keep | None = None
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storage: Any = None
         self._bucket = ""
@@ -125,6 +126,8 @@ class LithopsExecutor:
             layout=layout,
             result_key=f"{self._prefix}/result/{task}-{attempt}",
             wanted_key=f"{self._prefix}/wanted",
+            fresh=self._coded.source is None,
+            keep=self.keep,
             fault=None if fault is None else (fault.kind, fault.seconds, fault.attempts),
             **where,
         )
@@ -219,7 +222,8 @@ class ForeignExecutor(LithopsExecutor):
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
         self._begin(f, coded, faults, self._functions.storage)
-        self._check_source()
+        self._check_source(coded.source, "lies in")
+        self._check_source(self.keep and self.keep.source, "is to stay in")
         if coded.source is None:
             coded.leaves(coded.n - 1)  # encode before anything is stored: its errors are the caller's
         try:
@@ -278,20 +282,19 @@ class ForeignExecutor(LithopsExecutor):
                 stacklevel=2,
             )
 
-    def _check_source(self) -> None:
-        """Refuse a stored array that workers of this backend cannot read."""
-        source = self._coded.source
+    def _check_source(self, source: Source | None, use: str) -> None:
+        """Refuse storage that workers of this backend cannot reach."""
         if source is None:
             return
         if source.kind == "folder" and self._functions.backend != "localhost":
             raise ExecutorError(
-                f"the array lies in folder {source.place!r} of this machine, which workers on "
-                f"{self._functions.backend} cannot read: encode it with storage= of that backend"
+                f"the array {use} folder {source.place!r} of this machine, which workers on "
+                f"{self._functions.backend} cannot reach: use storage= of that backend"
             )
         if source.kind == "bucket" and source.backend != self._storage.backend:
             raise ExecutorError(
-                f"the array lies in {source.backend} bucket {source.place!r}, but this executor stores in "
-                f"{self._storage.backend}: use the Lithops configuration it was encoded with"
+                f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
+                f"{self._storage.backend}: use the Lithops configuration of that bucket for both"
             )
 
     def _launch(self, tasks: Sequence[int]) -> None:

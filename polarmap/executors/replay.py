@@ -7,8 +7,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
+from polarmap.stored import Keep
 from polarmap.tree import unflatten
-from polarmap.worker import Error, Fault, Reply, apply
+from polarmap.worker import Error, Fault, Reply, apply, leave
 
 
 class ReplayExecutor:
@@ -35,6 +36,7 @@ class ReplayExecutor:
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
         self._seconds = dict(seconds or {})
         self._now = 0.0
+        self.keep: Keep | None = None
 
     def now(self) -> float:
         """The virtual clock."""
@@ -83,8 +85,10 @@ class ReplayExecutor:
             if fault.kind == "sleep":
                 fault = None
         block = unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.leaves(task)])
-        result = apply(self._f, block, fault, attempt)
+        result, kept = apply(self._f, block, fault, attempt), None
+        if self.keep is not None and not isinstance(result, Error):
+            result, kept = leave(result, self.keep, task, attempt, None)
         seconds = self._seconds.get(task, 1.0)
         if isinstance(result, Error):
             return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
-        return outcome_of(Reply(task, attempt, result, None, 0.0, seconds))
+        return outcome_of(Reply(task, attempt, result, None, 0.0, seconds, kept))
