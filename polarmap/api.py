@@ -176,13 +176,28 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    _check_options(f, verify, rtol, timeout, retries)
+    check_options(f, verify, rtol, timeout, retries)
+    settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
+    return run(f, data, blocks, workers, code, executor, settings, progress, degree)
+
+
+def run(
+    f: Callable[[Any], Any],
+    data: Any,
+    blocks: int | None,
+    workers: int | None,
+    code: str | Code,
+    executor: Any,
+    settings: Settings,
+    progress: bool | None,
+    degree: int = 1,
+) -> CodedResult:
+    """`coded_map` once its options have become settings."""
     runner, faults = open_executor(_executor(executor, data))
     began = runner.now()
-    coded = _coded(data, blocks, workers, code, degree, rtol)
+    coded = _coded(data, blocks, workers, code, degree, settings.rtol)
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
     with open_bar(coded.n, coded.k, sys.stderr.isatty() if progress is None else progress) as show:
-        settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
         collected = Collector(runner, f, coded, settings, show).run(faults)
     report = _report(collected, coded, runner.name, runner.now() - began, coded.encode_seconds - encoded)
     results = [unflatten(collected.structure, leaves) for leaves in collected.results]
@@ -219,7 +234,8 @@ def _coded(
     return coded
 
 
-def _check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
+def check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
+    """CodeError for what coded_map cannot do."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
     if not isinstance(verify, (bool, np.bool_)) and verify != "auto":

@@ -61,7 +61,7 @@ class Collector:
         self._code = coded.code
         self._watch = Stopwatch(executor.now, settings.timeout)
         self._arrivals = Arrivals(coded, settings.rtol, self._model)
-        self._verifier = Verifier(f, coded, self._arrivals, settings.rtol)
+        self._verifier = Verifier(f, coded, self._arrivals, settings.rtol, settings.errors)
         self._settlement = Settlement(self._arrivals, self._verifier, settings, self._watch)
         self._shortfall = Shortfall(self._arrivals, self._code.needed)
         self._news_at = 0.0

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
+
+import numpy.typing as npt
+
+# From the leaves of every received result: what entries of each leaf may be off by although f is as
+# linear as it should be; inf for a leaf that is not meant to be decoded.
+Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
 @dataclass(frozen=True)
@@ -13,3 +21,4 @@ class Settings:
     rtol: float | None = None
     timeout: float | None = None
     retries: int = 1
+    errors: Errors | None = None  # none of the options: of an f that is linear up to these

@@ -18,6 +18,7 @@ from polarmap.encoded import Encoded
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.localrun import LocalRun
+from polarmap.settings import Errors
 from polarmap.tree import unflatten
 
 Array = npt.NDArray[Any]
@@ -49,9 +50,15 @@ class Verifier:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: Encoded, arrivals: Arrivals, rtol: float | None
+        self,
+        f: Callable[[Any], Any],
+        coded: Encoded,
+        arrivals: Arrivals,
+        rtol: float | None,
+        errors: Errors | None = None,
     ) -> None:
         self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, rtol
+        self._errors_of = errors
         self._local: LocalRun | None = None
         self.evaluated: dict[int, list[Array]] = {}
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
@@ -151,9 +158,11 @@ class Verifier:
         assert decoder is not None
         worst, broken = 0.0, False
         suspects: set[int] | None = None
-        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+        for leaf, (dtype, error) in enumerate(zip(self._arrivals.dtypes(), self._errors())):
+            if error == np.inf:
+                continue
             rows, precision = self._arrivals.rows(leaf), self._arrivals.precision(dtype)
-            found = checks.residual(decoder.plan, rows, dtype, self._rtol, precision)
+            found = checks.residual(decoder.plan, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
             worst = max(worst, found.relative)
@@ -178,11 +187,17 @@ class Verifier:
         """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
         if len(own) != len(other):
             return False
-        for leaf, (one, two) in enumerate(zip(own, other)):
+        for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
             noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
-            if not _leaf_agrees(one, two, self._arrivals.precision(two.dtype), self._rtol, *noise):
+            precision = self._arrivals.precision(two.dtype)
+            if not _leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
                 return False
         return True
+
+    def _errors(self) -> list[float]:
+        """What entries of each leaf may be off by anyway."""
+        received = [leaves_of(one) for one in self._arrivals.received.values()]
+        return [0.0] * len(received[0]) if self._errors_of is None else self._errors_of(received)
 
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
@@ -203,7 +218,13 @@ class Verifier:
 
 
 def _leaf_agrees(
-    one: Array, other: Array, precision: DType, rtol: float | None, amplification: float, largest: float
+    one: Array,
+    other: Array,
+    precision: DType,
+    rtol: float | None,
+    amplification: float,
+    largest: float,
+    error: float,
 ) -> bool:
     if one.shape != other.shape or kind_of(one.dtype) != kind_of(other.dtype):
         return False
@@ -214,5 +235,5 @@ def _leaf_agrees(
     scale = np.maximum(np.abs(one), np.abs(other))
     with np.errstate(invalid="ignore"):
         floor = max(checks.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
-        close = np.abs(one - other) <= limit * scale + floor
+        close = np.abs(one - other) <= limit * scale + max(floor, error)
     return bool((close | (np.isnan(one) & np.isnan(other))).all())

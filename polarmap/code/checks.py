@@ -95,16 +95,22 @@ def influence(plan: Plan, dtype: DType) -> Mask:
 
 
 def residual(
-    plan: Plan, rows: Rows, dtype: DType, rtol: float | None = None, precision: DType | None = None
+    plan: Plan,
+    rows: Rows,
+    dtype: DType,
+    rtol: float | None = None,
+    precision: DType | None = None,
+    error: float = 0.0,
 ) -> Residual:
     """Evaluate the left-over equations on the arrived flat blocks of one leaf.
 
-    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one.
+    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one, and
+    `error` what each entry may be off by anyway.
     """
     if dtype.kind == "c":
         real = real_dtype(dtype)
         halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
-        found = residual(plan, halves, real, rtol, precision)
+        found = residual(plan, halves, real, rtol, precision, error)
         return found._replace(broken=np.unique(found.broken // 2))
     received = [rows[int(index)] for index in plan.arrived]
     if is_exact(dtype) and plan.exact:
@@ -113,7 +119,7 @@ def residual(
     sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
     largest = max(float(np.abs(row).max(initial=0)) for row in received)
-    floor = noise(sized) * largest
+    floor = max(noise(sized) * largest, error)
     rounding, worst, broken, finite = 0.0, 0.0, [], True
     for columns in encode.tiles(received[0].size, len(received), 8):
         tile = encode.gather(received, columns, np.float64)
