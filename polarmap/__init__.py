@@ -7,6 +7,7 @@ import typing
 
 from polarmap import errors
 from polarmap.api import CodedResult, coded_map
+from polarmap.blackbox import CodedGradient, GradientResult, coded_gradient
 from polarmap.code.decoder import Decoder
 from polarmap.code.evaluation import EvaluationCode
 from polarmap.code.polar import PolarCode
@@ -29,16 +30,19 @@ _LAZY: dict[str, str] = {"CodedOperator": "polarmap.operators"}
 __all__ = [
     "Audit",
     "CodedArray",
+    "CodedGradient",
     "CodedOperator",
     "CodedResult",
     "Decoder",
     "EvaluationCode",
     "Fault",
     "FaultyExecutor",
+    "GradientResult",
     "PolarCode",
     "ReplayExecutor",
     "Report",
     "TaskReport",
+    "coded_gradient",
     "coded_map",
     "encode",
     "errors",

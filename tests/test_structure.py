@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "polarmap.storage": [
         *["polarmap.storage", "polarmap.stored", "polarmap.code", "polarmap.errors", "numpy"],
     ],
+    "polarmap.slopes": ["numpy"],
     "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
@@ -54,7 +55,7 @@ MAY_IMPORT = {
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops"],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
-    "polarmap.api": ["polarmap", "polarmap.operators"],
+    "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators"],
     "polarmap.collect": ["polarmap", "polarmap.api"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
