@@ -3,6 +3,7 @@
 
 PYTHON  ?= python3
 BACKEND ?= localhost
+CONFIG  ?= config/$(BACKEND).yaml
 
 python := .venv/bin/python
 # As in an activated environment: Lithops looks for `python` on PATH.
@@ -11,7 +12,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test lint bench runtime venv clean
+.PHONY: help demo test cloud-test lint bench runtime smoke venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +28,10 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
 
+cloud-test: .venv/.test  ## run tests/cloud: real servers and emulators, installed into .venv/cloud
+	@$(python) -m pip install --quiet --disable-pip-version-check '.[cloud-test]'
+	@$(run) -m pytest -m cloud tests/cloud
+
 lint: .venv/.dev  ## check style (ruff) and types (mypy)
 	@$(python) -m ruff check .
 	@$(python) -m ruff format --check .
@@ -35,10 +40,13 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 bench: .venv/.fast  ## measure speed and print the table of ratios
 	@$(run) -m benchmarks
 
-runtime: .venv/.base  ## build or check the worker runtime of BACKEND=localhost
+runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhost as CONFIG=... says
 	@test -f "backends/$(BACKEND)/runtime.sh" || \
 	{ echo "make: no runtime is described for BACKEND=$(BACKEND); there are: $(notdir $(wildcard backends/*))." >&2; exit 2; }
-	@sh "backends/$(BACKEND)/runtime.sh" $(python)
+	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh "backends/$(BACKEND)/runtime.sh" $(python) "$(CONFIG)"
+
+smoke: .venv/.base  ## run one small coded map on BACKEND=localhost as CONFIG=... says
+	@$(run) -m polarmap.clouds.smoke "$(BACKEND)" "$(CONFIG)"
 
 venv: .venv/.base  ## set up .venv with polarmap and its dependencies
 

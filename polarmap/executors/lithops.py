@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 import cloudpickle
 
 from polarmap import stored, tree, worker
+from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of, pickled
 from polarmap.executors.private import interpreter, private_folder
@@ -311,24 +312,19 @@ class ForeignExecutor(LithopsExecutor):
 def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
     """An executor from a Lithops configuration file."""
     file = Path(path)
-    if not file.is_file():
-        raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")
+    config = settings.read(file)
     try:
         functions = load_lithops().FunctionExecutor(
-            config_file=str(file), log_level=None, **_missing_settings(file)
+            config_file=str(file), log_level=None, **_missing_settings(config)
         )
     except Exception as error:
         raise ExecutorError(f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}") from error
     return ForeignExecutor(functions, owned=True)
 
 
-def _missing_settings(file: Path) -> dict[str, Any]:
+def _missing_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a localhost configuration should not leave to Lithops: its interpreter is `python`."""
-    from lithops.config import load_yaml_config
-
-    config = load_yaml_config(str(file)) or {}
-    backend = config.get("lithops", {}).get("backend")
-    if backend == "localhost" and "runtime" not in (config.get("localhost") or {}):
+    if settings.backend_of(config) == "localhost" and "runtime" not in (config.get("localhost") or {}):
         return {"runtime": sys.executable}
     return {}
 
@@ -358,6 +354,8 @@ def end(functions: Any) -> None:
     with contextlib.suppress(Exception):
         functions.__exit__(None, None, None)
     atexit.unregister(functions._clean_at_exit)
+    with contextlib.suppress(Exception):  # singularity and k8s keep a connection to RabbitMQ
+        functions.compute_handler.backend.connection.close()
     manager = getattr(functions.compute_handler, "job_manager", None)
     if manager is not None:
         manager.join(timeout=5)

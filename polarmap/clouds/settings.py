@@ -1,0 +1,66 @@
+"""Lithops configuration files as data: which backend they name and what is still to be filled in."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from polarmap.errors import ExecutorError
+
+_PLACEHOLDER = re.compile(r"<[^<>]+>")
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The configuration in a file, complete.
+
+    Raises
+    ------
+    ExecutorError
+        If there is no such file, it is no YAML mapping, or it still has placeholders.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")
+    try:
+        config = yaml.safe_load(file.read_text())
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ExecutorError(f"{str(file)!r} is not YAML: {error}") from error
+    if not isinstance(config, dict):
+        raise ExecutorError(
+            f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"
+        )
+    missing = [f"{key}: {value}" for key, value in placeholders(config)]
+    if missing:
+        raise ExecutorError(
+            f"{str(file)!r} is a template: copy it and fill in\n  "
+            + "\n  ".join(missing)
+            + "\n(what these are stands in the comments of the file)"
+        )
+    return config
+
+
+def placeholders(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted keys whose values still hold something in <angle brackets>, and those values.
+
+    >>> list(placeholders({"aws": {"region": "<region>"}, "lithops": {"backend": "aws_lambda"}}))
+    [('aws.region', '<region>')]
+    """
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from placeholders(value, f"{above}{key}.")
+        elif isinstance(value, str) and _PLACEHOLDER.search(value):
+            yield f"{above}{key}", value
+
+
+def backend_of(config: Mapping[str, Any]) -> str:
+    """The compute backend a configuration names; Lithops takes aws_lambda when it names none.
+
+    >>> backend_of({"lithops": {"backend": "k8s"}}), backend_of({})
+    ('k8s', 'aws_lambda')
+    """
+    return str((config.get("lithops") or {}).get("backend", "aws_lambda"))

@@ -1,0 +1,96 @@
+"""Servers and tools the cloud tests need: installed apart, started on loopback, stopped by process id."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+VENVS = Path(os.environ.get("POLARMAP_CLOUD_VENVS", ROOT / ".venv" / "cloud"))
+PATIENCE = 90.0
+
+
+def tool_venv(name: str, *requirements: str) -> Path:
+    """The bin folder of a virtual environment with just these packages, made once and kept.
+
+    Emulators pin what the client may not have. Skips where packages cannot be installed.
+    """
+    folder = VENVS / name
+    stamp = folder / "requirements"
+    if not stamp.exists() or stamp.read_text().split() != list(requirements):
+        shutil.rmtree(folder, ignore_errors=True)
+        subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
+        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+        done = subprocess.run(
+            [*pip, "--disable-pip-version-check", *requirements], capture_output=True, text=True
+        )
+        if done.returncode:
+            pytest.skip(f"cannot install {', '.join(requirements)}: {done.stderr.strip()[-300:]}")
+        stamp.write_text("\n".join(requirements))
+    return folder / "bin"
+
+
+def system_tool(name: str, package: str) -> str:
+    """The path of a program of this system; skips where its Debian package is not installed."""
+    path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin")
+    if path is None:
+        pytest.skip(f"{name} is not installed (Debian: apt-get install --no-install-recommends {package})")
+    return path
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of loopback that were free a moment ago."""
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+@contextlib.contextmanager
+def running(
+    command: Sequence[str | Path],
+    log: Path,
+    ready: Callable[[], bool] = lambda: True,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process in a group of its own, once `ready()`; the whole group is killed at the end."""
+    with open(log, "ab") as output:
+        process = subprocess.Popen(
+            [str(part) for part in command], stdout=output, stderr=output, stdin=subprocess.DEVNULL,
+            env={**os.environ, **(env or {})}, cwd=cwd, start_new_session=True,
+        )  # fmt: skip
+        try:
+            wait_until(ready, process, log)
+            yield process
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Ask until the answer is yes; the end of the process or of patience fails the test."""
+    deadline = time.monotonic() + PATIENCE
+    while not ready():
+        assert process.poll() is None, log.read_text(errors="replace")[-3000:]
+        assert time.monotonic() < deadline, f"no answer in {PATIENCE:g} s; see {log}"
+        time.sleep(0.05)
+
+
+def listens(port: int) -> bool:
+    """Whether something takes connections there."""
+    with socket.socket() as one:
+        one.settimeout(0.5)
+        return one.connect_ex(("127.0.0.1", port)) == 0

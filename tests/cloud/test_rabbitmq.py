@@ -1,0 +1,168 @@
+"""Several hosts: Lithops' singularity backend behind RabbitMQ, its workers plain processes here.
+
+A worker that is killed takes its task with it and nobody ever says so: for Lithops the call lasts
+for ever, for a coded map it is an erasure.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from servers import free_ports, listens, running, system_tool
+
+import polarmap
+
+WORKERS = 8
+A = np.random.default_rng(0).standard_normal((600, 200))
+WIDE = np.random.default_rng(1).standard_normal((200, 90))
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """RabbitMQ on loopback, everything it writes in a folder of ours."""
+    server = Path(system_tool("rabbitmq-server", "rabbitmq-server")).resolve().parent
+    programs = next(Path("/usr/lib/rabbitmq").glob("lib/rabbitmq_server-*/sbin"), server)
+    folder = tmp_path_factory.mktemp("rabbit")
+    port, mapper, distribution = free_ports(3)
+    loopback = "{inet_dist_use_interface,{127,0,0,1}}"
+    (folder / "advanced.config").write_text(f"[{{kernel, [{loopback}]}}].\n")
+    env = {
+        "HOME": str(folder),
+        "ERL_EPMD_ADDRESS": "127.0.0.1",
+        "ERL_EPMD_PORT": str(mapper),
+        "RABBITMQ_NODENAME": f"polarmap{port}@localhost",
+        "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+        "RABBITMQ_NODE_PORT": str(port),
+        "RABBITMQ_DIST_PORT": str(distribution),
+        "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "-kernel inet_dist_use_interface {127,0,0,1}",
+        "RABBITMQ_MNESIA_BASE": str(folder / "mnesia"),
+        "RABBITMQ_LOG_BASE": str(folder / "logs"),
+        "RABBITMQ_ENABLED_PLUGINS_FILE": str(folder / "plugins"),
+        "RABBITMQ_PID_FILE": str(folder / "pid"),
+        "RABBITMQ_CONFIG_FILE": str(folder / "none"),
+        "RABBITMQ_GENERATED_CONFIG_DIR": str(folder / "generated"),
+    }
+    with (
+        running(
+            ["epmd", "-address", "127.0.0.1", "-port", mapper], folder / "epmd.log", lambda: listens(mapper)
+        ),
+        running([programs / "rabbitmq-server"], folder / "log", lambda: takes_messages(port), env, folder),
+    ):
+        yield f"amqp://guest:guest@127.0.0.1:{port}/%2F"
+
+
+def takes_messages(port: int) -> bool:
+    import pika
+
+    try:
+        pika.BlockingConnection(pika.ConnectionParameters("127.0.0.1", port)).close()
+    except Exception:
+        return False
+    return True
+
+
+class Host:
+    """What stands for a machine: a process that takes tasks from the queue, one at a time."""
+
+    def __init__(self, process: Any, folder: Path) -> None:
+        self.process, self.folder = process, folder
+
+    def kill(self) -> None:
+        """With everything it started."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+
+
+@pytest.fixture
+def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
+    """Machines with homes and temporary folders of their own; the storage is all they share."""
+    import lithops
+
+    entry = Path(lithops.__file__).parent / "serverless" / "backends" / "singularity" / "entry_point.py"
+    # One task at a time, whatever the number of processors: entry_point takes cpu_count().
+    run = f"import os, runpy, sys; os.cpu_count = lambda: 1; sys.argv = ['w', {broker!r}]; "
+    run += f"runpy.run_path({str(entry)!r}, run_name='__main__')"
+    with ExitStack() as stack:
+        found = []
+        for number in range(WORKERS):
+            folder = tmp_path / f"host{number}"
+            (folder / "tmp").mkdir(parents=True)
+            env = {"TMPDIR": str(folder / "tmp"), "HOME": str(folder)}
+            process = stack.enter_context(
+                running([sys.executable, "-c", run], folder / "log", env=env, cwd=folder)
+            )
+            found.append(Host(process, folder))
+        yield found
+
+
+@pytest.fixture
+def config(broker: str, s3: Mapping[str, str], hosts: list[Host], tmp_path: Path) -> Path:
+    settings = {
+        "lithops": {"backend": "singularity", "storage": "minio", "monitoring_interval": 0.05},
+        "singularity": {"runtime": "plain-process", "worker_processes": 1, "max_workers": WORKERS},
+        "rabbitmq": {"amqp_url": broker},
+        "minio": dict(s3),
+    }
+    path = tmp_path / "hosts.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_the_work_is_spread_over_the_hosts(config: Path, hosts: list[Host]) -> None:
+    y = polarmap.coded_map(lambda block: block @ WIDE, A, blocks=6, workers=8, executor=config, timeout=60)
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.executor == "lithops/singularity"
+
+
+def test_a_host_that_dies_is_an_erasure(config: Path, hosts: list[Host], tmp_path: Path) -> None:
+    """Tasks 1 and 4 say where they run, and that machine is killed: nobody ever hears of them again."""
+    marks = tmp_path / "marks"
+    marks.mkdir()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if block[0, 0] in doomed:
+            (marks / str(os.getppid())).touch()
+            while True:
+                time.sleep(60)
+        return block @ WIDE
+
+    doomed = {A[100, 0], A[400, 0]}
+    killer = threading.Thread(target=kill_marked, args=(marks, hosts, 2))
+    killer.start()
+    y = polarmap.coded_map(f, A, blocks=6, workers=8, executor=config, timeout=60, verify=False)
+    killer.join()
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == (1, 4)
+    assert [y.report.tasks[task].state for task in (1, 4)] == ["abandoned", "abandoned"]
+
+
+def kill_marked(marks: Path, hosts: list[Host], count: int) -> None:
+    """Kill the machines whose process has left its number."""
+    deadline = time.monotonic() + 60
+    while len(found := {int(path.name) for path in marks.iterdir()}) < count:
+        if time.monotonic() > deadline:
+            return
+        time.sleep(0.02)
+    for host in hosts:
+        if host.process.pid in found:
+            host.kill()
+
+
+def test_no_host_left_is_a_timeout_that_says_so(config: Path, hosts: list[Host]) -> None:
+    polarmap.coded_map(np.sum, A, blocks=6, workers=8, executor=config, timeout=60)
+    for host in hosts:
+        host.kill()
+    began = time.monotonic()
+    with pytest.raises(polarmap.errors.CodedTimeoutError, match="0 of 6 needed results arrived within 2 s"):
+        polarmap.coded_map(np.sum, A, blocks=6, workers=8, executor=config, timeout=2)
+    assert time.monotonic() - began < 20
