@@ -157,6 +157,8 @@ class Plan:
     def deficit(self) -> int:
         """How many arrivals are still needed at the least; 0 when the data are determined."""
         unknowns = len(self.missing)
+        if not unknowns:
+            return 0
         if self.exact:
             return unknowns - len(self.pivots)
         if len(self.parity) < unknowns:
