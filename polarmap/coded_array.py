@@ -22,9 +22,11 @@ from polarmap.storage.audit import Audit
 from polarmap.storage.base import Store, check_name, manifest_key
 from polarmap.storage.folder import FolderStore
 from polarmap.storage.manifest import Manifest
+from polarmap.storage.places import source_of
 from polarmap.storage.sources import open_source
 from polarmap.storage.stripes import plan
-from polarmap.stored import Part
+from polarmap.stored import DamagedError, Part
+from polarmap.storedblocks import StoredBlocks
 
 Array = npt.NDArray[Any]
 
@@ -94,6 +96,32 @@ class CodedArray:
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""
         return self._manifest.parts[index]
+
+    def coded_blocks(self) -> StoredBlocks:
+        """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
+        made, source = self._manifest, source_of(self.store)
+        readers = (self._read_block, self._read_as_stored)
+        return StoredBlocks(
+            made.code, source, made.parts, made.dtype, made.block_shape, self.filler, *readers
+        )
+
+    def _read_block(self, index: int) -> Array:
+        """Data block `index`; what is damaged of it is decoded."""
+        if index >= self.k:
+            return self._read_as_stored(index)
+        return self._read(index * self.rows, (index + 1) * self.rows)
+
+    def _read_as_stored(self, index: int) -> Array:
+        """Block `index`; DamagedError if it is not what was stored."""
+        stripes = []
+        with ThreadPoolExecutor(parts.TRANSFERS) as pool:
+            for stripe in range(len(self._manifest.parts[index])):
+                good, damaged = parts.fetch_blocks(self.store, self._manifest, stripe, [index], pool)
+                for damage in damaged:
+                    raise DamagedError(f"{damage.key} is {damage.kind}")
+                stripes.append(good[index])
+        dtype = self._manifest.dtype_of(index).newbyteorder("=")
+        return np.concatenate([np.empty(0, dtype), *stripes]).reshape(self._manifest.block_shape)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""

@@ -28,10 +28,12 @@ class StoredBlocks:
     parts : list of n tuples of Part
         What each block consists of.
     dtype, shape : of a data block
-    filler, cut : int, bool
-        Rows of zeros at the end of the last block; whether the blocks are rows of one array.
+    filler : int
+        Rows of zeros at the end of the last block.
     read : callable
-        Block number -> its array, from storage.
+        Number of a block -> the block, also where it has to be decoded from others.
+    read_as_stored : callable
+        The same, but DamagedError if it is not as it was stored.
     """
 
     encode_seconds = 0.0
@@ -45,11 +47,12 @@ class StoredBlocks:
         shape: tuple[int, ...],
         filler: int,
         read: Callable[[int], Array],
-        cut: bool = True,
+        read_as_stored: Callable[[int], Array],
     ) -> None:
-        self.code, self._source, self._parts, self._read = code, source, parts, read
+        self.code, self._source, self._parts = code, source, parts
+        self._read, self._read_as_stored = read, read_as_stored
         self._dtype, self._shape = dtype, shape
-        self.blocks = _StoredData(code.k, dtype, read, filler, shape[0] if cut and shape else None)
+        self.blocks = _StoredData(code.k, dtype, read, filler, shape[0])
 
     @property
     def n(self) -> int:
@@ -76,7 +79,7 @@ class StoredBlocks:
         return self._parts[index]
 
     def leaves(self, index: int) -> list[Array]:
-        """Block `index`, read now; DamagedError if it is not as it was written."""
+        """Block `index`, read now."""
         return [self._read(index)]
 
     def layout(self, index: int) -> Layout:
@@ -89,8 +92,8 @@ class StoredBlocks:
         return (index,)
 
     def piece(self, number: int) -> list[Array]:
-        """The leaves of a block."""
-        return self.leaves(number)
+        """A block for a worker that cannot read it itself: damage is an erasure."""
+        return [self._read_as_stored(number)]
 
     def release(self) -> None:
         """Nothing is kept."""

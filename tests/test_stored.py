@@ -41,7 +41,9 @@ class StoredInFolder:
 
     def coded_blocks(self):
         source = Source("folder", self.folder)
-        return StoredBlocks(self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self.read)
+        return StoredBlocks(
+            self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self.read, self.read
+        )
 
 
 @pytest.fixture
@@ -149,3 +151,45 @@ def test_results_may_stay_in_storage(A, tmp_path, executor):
         [block] = coded.leaves(outcome.task)
         assert bytes(data) == (block * 2).tobytes()
         np.testing.assert_array_equal(outcome.leaves[0], 2 * block.reshape(-1))  # smaller than a sample
+
+
+def test_a_coded_array_is_mapped_where_it_lies(A, tmp_path, executor):
+    polarmap.encode(A[:-3], blocks=6, workers=8, name="rows", storage=tmp_path, memory=1 << 20)
+    coded = polarmap.open_coded("rows", storage=tmp_path)
+    y = polarmap.coded_map(lambda block: block @ np.ones(7), coded, executor=executor, timeout=60)
+    np.testing.assert_allclose(y.concatenate(), A[:-3] @ np.ones(7), rtol=1e-9, atol=1e-9)
+
+
+def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):
+    class Memory(dict):
+        name = "memory"
+
+        def put(self, key, data):
+            self[key] = bytes(data)
+
+        def get(self, key, start=0, stop=None):
+            if key not in self:
+                raise polarmap.errors.MissingObjectError(key)
+            return self[key][start:stop]
+
+        def size(self, key):
+            return len(self[key]) if key in self else None
+
+        def keys(self, prefix=""):
+            return sorted(key for key in dict.keys(self) if key.startswith(prefix))
+
+        def delete(self, keys):
+            for key in keys:
+                self.pop(key, None)
+
+    memory = Memory()
+    coded = polarmap.encode(A, blocks=6, workers=8, name="rows", storage=memory)
+    lost = [part.key for index in (0, 7) for part in coded.stored(index)]
+    memory.delete(lost)
+    with ThreadPoolExecutor(4) as pool:
+        y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60)
+    assert sum(y) == pytest.approx(A.sum())
+    assert y.report.recovered == (0,)
+    assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
+    with pytest.raises(ExecutorError, match="is in memory, which workers cannot reach: use a thread pool"):
+        polarmap.coded_map(np.sum, coded, executor="localhost")

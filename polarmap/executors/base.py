@@ -156,13 +156,16 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
     return Outcome(reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.kept)
 
 
-def refuse_bucket(source: Source | None) -> None:
-    """Raise for storage that only workers of its own Lithops configuration reach."""
-    if source is not None and source.kind == "bucket":
-        raise ExecutorError(
-            f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
-            "configuration of that bucket"
-        )
+def check_folder(source: Source | None) -> None:
+    """Raise for storage that is no folder of this machine."""
+    if source is None or source.kind == "folder":
+        return
+    if source.kind == "driver":
+        raise ExecutorError(f"the array is in {source.place}, which workers cannot reach: use a thread pool")
+    raise ExecutorError(
+        f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
+        "configuration of that bucket"
+    )
 
 
 def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:

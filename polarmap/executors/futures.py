@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Array, Coded, Function, Outcome, lost, outcome_of, pickled, refuse_bucket
+from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
 from polarmap.stored import DamagedError, Keep
 from polarmap.tree import unflatten
@@ -47,7 +47,7 @@ class FuturesExecutor:
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Submit every task, data first."""
-        refuse_bucket(self.keep and self.keep.source)
+        check_folder(self.keep and self.keep.source)
         self._coded, self._faults = coded, faults
         self._attempts = [0] * coded.n
         if self._shares_memory:
@@ -106,9 +106,10 @@ class FuturesExecutor:
         """The block itself, or a stored one for the worker to read where it can."""
         coded = self._coded
         if coded.source is not None and (self._shares_memory or coded.source.kind == "folder"):
-            read = None if coded.source.kind == "folder" else partial(coded.leaves, task)
+            read = None if coded.source.kind == "folder" else partial(coded.piece, task)
             return Deferred(coded.source, coded.parts(task), coded.structure, coded.layout(task), read)
-        return unflatten(coded.structure, [_frozen(leaf) for leaf in coded.leaves(task)])
+        leaves = [leaf for piece in coded.pieces(task) for leaf in coded.piece(piece)]
+        return unflatten(coded.structure, [_frozen(leaf) for leaf in leaves])
 
     def _outcome(self, task: int, attempt: int, future: Future[Any]) -> Outcome | None:
         if future.cancelled():

@@ -26,7 +26,16 @@ import cloudpickle
 from polarmap import stored, tree, worker
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Function, Outcome, layout_bytes, lost, outcome_of, pickled
+from polarmap.executors.base import (
+    Coded,
+    Function,
+    Outcome,
+    check_folder,
+    layout_bytes,
+    lost,
+    outcome_of,
+    pickled,
+)
 from polarmap.executors.private import interpreter, private_folder
 from polarmap.stored import Keep, Part, Source
 from polarmap.worker import Fault, Reply, Ticket
@@ -287,6 +296,8 @@ class ForeignExecutor(LithopsExecutor):
         """Refuse storage that workers of this backend cannot reach."""
         if source is None:
             return
+        if source.kind == "driver":
+            check_folder(source)
         if source.kind == "folder" and self._functions.backend != "localhost":
             raise ExecutorError(
                 f"the array {use} folder {source.place!r} of this machine, which workers on "

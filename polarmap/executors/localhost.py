@@ -13,7 +13,7 @@ from typing import Any
 from polarmap.cores import available_cores
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
-from polarmap.executors.base import Coded, Function, Outcome, lost, refuse_bucket
+from polarmap.executors.base import Coded, Function, Outcome, check_folder, lost
 from polarmap.executors.lithops import LithopsExecutor, end, localhost_functions
 from polarmap.executors.private import private_folder
 from polarmap.worker import Fault, Ticket
@@ -46,8 +46,8 @@ class LocalhostExecutor(LithopsExecutor):
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Start the workers first: they boot, and the first ones run, while blocks are written."""
-        refuse_bucket(coded.source)
-        refuse_bucket(self.keep and self.keep.source)
+        check_folder(coded.source)
+        check_folder(self.keep and self.keep.source)
         home = private_folder()
         self._claims = home / "claims" / self._prefix.rpartition("/")[2]
         self._claims.mkdir(parents=True)
