@@ -54,10 +54,17 @@ MAY_IMPORT = {
         *["polarmap.clouds.limits", "polarmap.clouds.settings"],
         *["numpy", "cloudpickle"],
     ],
+    "polarmap.cli": ["polarmap", "numpy", "yaml"],
 }
+CLI = [
+    "polarmap.cli",
+    *(f"polarmap.cli.{name}" for name in ["answer", "demo", "doctor", "forecast", "laws", "templates"]),
+]
 # Import -> the only modules that may have it.
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops", "polarmap.clouds.deploy"],
+    "click": CLI,
+    "polarmap.cli": ["polarmap.__main__", *CLI],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
     "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators"],
     "polarmap.collect": ["polarmap", "polarmap.api"],
@@ -208,7 +215,7 @@ def test_no_import_cycle() -> None:
 def test_importing_polarmap_stays_light() -> None:
     code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"lithops", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
+    heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
     assert heavy & set(json.loads(run.stdout)) == set()
 
 

@@ -45,6 +45,7 @@ MONITORING_SECONDS = 0.02  # between Lithops' own looks at its storage
 PREFIX = "polarmap"
 _building = threading.Lock()
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
+PROBE_BYTES = 1024
 TRANSFERS = 16  # objects moved at once to or from a remote storage
 
 
@@ -253,6 +254,25 @@ class ForeignExecutor(LithopsExecutor):
         for task in tasks:
             self._attempts[task] += 1
         self._launch(tasks)
+
+    def probe_storage(self) -> float:
+        """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""
+        storage, data = self._functions.storage, os.urandom(PROBE_BYTES)
+        key = f"{self._prefix}/probe"
+        began, step = time.monotonic(), "written"
+        try:
+            storage.put_object(storage.bucket, key, data)
+            step = "read back"
+            same = bytes(storage.get_object(storage.bucket, key)) == data
+            step = "deleted"
+            storage.delete_object(storage.bucket, key)
+        except Exception as error:
+            raise ExecutorError(
+                f"an object in bucket {storage.bucket!r} could not be {step}: {type(error).__name__}: {error}"
+            ) from error
+        if not same:
+            raise ExecutorError(f"an object in bucket {storage.bucket!r} was read back with other bytes")
+        return time.monotonic() - began
 
     def stop(self) -> None:
         """Take the wanted key away, drop or kill what is pending, remove the objects."""

@@ -1,0 +1,7 @@
+"""`python -m polarmap`: the command line, where the script `polarmap` is not on PATH."""
+
+import sys
+
+from polarmap.cli import main
+
+sys.exit(main())

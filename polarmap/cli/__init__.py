@@ -1,0 +1,46 @@
+"""The command line: `polarmap doctor`, `demo`, `plan` and the others. The only package that imports click.
+
+Exit codes: 0 done; 1 a problem was found, or polarmap refused; 2 the command line is wrong;
+130 interrupted (Ctrl-C); 141 whoever read the output has gone.
+"""
+
+from __future__ import annotations
+
+import warnings
+
+import click
+
+from polarmap import __version__
+from polarmap.cli.demo import demo
+from polarmap.cli.doctor import doctor
+from polarmap.cli.forecast import plan, simulate
+from polarmap.cli.templates import config
+
+INTERRUPTED = 130
+
+
+@click.group(
+    name="polarmap",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Exit codes: 0 done, 1 a problem was found or polarmap refused, 2 wrong usage, 130 interrupted. "
+    "Every command takes --json.",
+)
+@click.version_option(__version__, prog_name="polarmap")
+def commands() -> None:
+    """A map with error correction built in: exact results, without waiting for stragglers."""
+
+
+for command in (doctor, demo, plan, simulate, config):
+    commands.add_command(command)
+
+
+def main() -> int:
+    """Run the command that the arguments of this process name; its exit code."""
+    warnings.formatwarning = lambda message, *_, **__: f"polarmap: warning: {message}\n"
+    try:
+        return int(commands.main(prog_name="polarmap", standalone_mode=False) or 0)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return INTERRUPTED

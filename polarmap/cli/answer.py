@@ -1,0 +1,119 @@
+"""What a command answers, and how it is printed: as text, or as one JSON document."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+
+from polarmap.errors import PolarmapError
+
+BROKEN_PIPE = 141  # as a shell reports SIGPIPE
+
+
+class Answer(NamedTuple):
+    """The same for programs and for people, and whether all is well (exit code 0 or 1)."""
+
+    data: Mapping[str, Any]
+    text: str
+    ok: bool = True
+
+
+def answering(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
+    """Make a click command of a function that gives an Answer; adds --json.
+
+    What the function raises on purpose becomes one line on standard error, and with --json also
+    {"error": ...}. Whatever else it prints goes to standard error.
+    """
+
+    def command(function: Callable[..., Answer]) -> click.Command:
+        @click.option("--json", "as_json", is_flag=True, help="Print one JSON document and nothing else.")
+        @functools.wraps(function)
+        def run(as_json: bool, **options: Any) -> None:
+            with contextlib.redirect_stdout(sys.stderr):
+                answer = _answer(function, options)
+            text = json.dumps(plain(answer.data), indent=2) if as_json else answer.text
+            if text:
+                _print(text)
+            click.get_current_context().exit(0 if answer.ok else 1)
+
+        return click.command(name)(run)
+
+    return command
+
+
+def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answer:
+    try:
+        return function(**options)
+    except (PolarmapError, OSError) as error:
+        message = " ".join(str(error).split())
+        click.echo(f"polarmap: {message}", err=True)
+        return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
+
+
+def _print(text: str) -> None:
+    """To standard output; a reader that has gone, as `head` has, ends the command quietly."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
+        click.get_current_context().exit(BROKEN_PIPE)
+
+
+def plain(value: Any) -> Any:
+    """As JSON has it: records as objects, numbers that are not finite as null.
+
+    >>> plain({"p99": float("inf"), "n": np.int64(3), "where": PurePath("a/b")})
+    {'p99': None, 'n': 3, 'where': 'a/b'}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [plain(part) for part in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return str(value) if isinstance(value, PurePath) else value
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    """Columns as wide as their widest entry, numbers to the right.
+
+    >>> print(table(("name", "n"), [("a", "10"), ("long", "5")]))
+    name   n
+    a     10
+    long   5
+    """
+    widths = [max(len(row[column]) for row in [head, *rows]) for column in range(len(head))]
+    numeric = [all(_is_number(row[column]) for row in rows) for column in range(len(head))]
+    lines = [
+        "  ".join(
+            entry.rjust(width) if right else entry.ljust(width)
+            for entry, width, right in zip(row, widths, numeric)
+        ).rstrip()
+        for row in [head, *rows]
+    ]
+    return "\n".join(lines)
+
+
+def _is_number(entry: str) -> bool:
+    try:
+        float(entry.replace(",", ""))
+    except ValueError:
+        return entry in ("", "-")
+    return True

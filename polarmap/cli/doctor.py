@@ -1,0 +1,243 @@
+"""`polarmap doctor`: what is installed, configured and reachable, and one coded map to prove it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from operator import methodcaller
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import click
+import numpy as np
+
+from polarmap import __version__, coded_map
+from polarmap.cli.answer import Answer, answering
+from polarmap.errors import ExecutorError, PolarmapError
+from polarmap.executors import open_executor
+
+PYTHONS = ((3, 10), (3, 13))
+BLOCKS, WORKERS = 4, 6
+FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
+OPTIONAL = {
+    "numba": ("fast", "codes with n over about 100 are encoded slower"),
+    "scipy": ("linalg", "no operators and estimators"),
+    "matplotlib": ("plot", "no figures"),
+}
+LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
+INSTALLED = "is the extra of this cloud installed (pip install 'polarmap[aws]'), are you logged in?"
+PLACEHOLDER = re.compile(r"<[^<>\n]+>")
+
+
+class Check(NamedTuple):
+    """One thing looked at. state : "ok", "note" (works, could be better) or "bad"."""
+
+    name: str
+    state: str
+    found: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.state:<4}  {self.name}: {self.found}" + (
+            f"\n      {self.advice}" if self.advice else ""
+        )
+
+
+@answering("doctor")
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Lithops YAML file to examine; without it, what executor=None uses: this machine.",
+)
+@click.option(
+    "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
+)
+def doctor(config: Path | None, timeout: float) -> Answer:
+    """Check the installation and a configuration, and run one small coded map on it."""
+    checks = [*_installation(), *(_this_machine() if config is None else _configuration(config))]
+    if all(check.state != "bad" for check in checks):
+        checks += _running(config, timeout)
+    bad = [check for check in checks if check.state == "bad"]
+    verdict = f"{len(bad)} of {len(checks)} checks failed" if bad else "polarmap works here"
+    lines = [*map(str, checks), verdict]
+    return Answer({"ok": not bad, "version": __version__, "checks": checks}, "\n".join(lines), ok=not bad)
+
+
+# --- what is installed -----------------------------------------------------------------------------
+
+
+def _installation() -> Iterator[Check]:
+    version = sys.version_info[:2]
+    tested = PYTHONS[0] <= version <= PYTHONS[1]
+    yield Check(
+        "Python",
+        "ok" if tested else "note",
+        f"{platform.python_version()} at {sys.executable}",
+        "" if tested else "polarmap is tested on Python 3.10 to 3.13",
+    )
+    yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
+    yield from (_requirement(text) for text in _requirements())
+    for name, (extra, lacking) in OPTIONAL.items():
+        if importlib.util.find_spec(name) is None:
+            yield Check(name, "note", f"not installed: {lacking}", f"pip install 'polarmap[{extra}]'")
+
+
+def _requirements() -> list[str]:
+    """What polarmap's metadata asks for, extras left out."""
+    try:
+        required = importlib.metadata.requires("polarmap") or []
+    except importlib.metadata.PackageNotFoundError:  # run from a checkout
+        return ["numpy", "lithops", "cloudpickle", "tqdm"]
+    return [text for text in required if "extra ==" not in text]
+
+
+def _requirement(text: str) -> Check:
+    """Whether a requirement such as `lithops==3.8.0` or `numpy>=1.26` holds."""
+    name, relation, wanted = re.match(r"([\w.-]+)\s*(==|>=|)\s*([\w.]*)", text).groups()  # type: ignore[union-attr]
+    try:
+        found = importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return Check(name, "bad", "not installed", f"pip install '{text}'")
+    if (relation == "==" and found != wanted) or (relation == ">=" and _numbers(found) < _numbers(wanted)):
+        return Check(name, "bad", f"{found}, polarmap needs {relation} {wanted}", f"pip install '{text}'")
+    return Check(name, "ok", found)
+
+
+def _numbers(version: str) -> list[int]:
+    return [int(part) for part in re.findall(r"\d+", version)[:3]]
+
+
+# --- what is configured ----------------------------------------------------------------------------
+
+
+def _this_machine() -> Iterator[Check]:
+    """The embedded default. Lithops' own configuration does not count here: say so where there is one."""
+    yield Check("configuration", "ok", "none given: Lithops on this machine")
+    for place in _lithops_places():
+        yield Check(
+            "Lithops",
+            "note",
+            f"{place} is not used by executor=None",
+            f"examine it with polarmap doctor --config {place}, use it with executor={str(place)!r}",
+        )
+    folder = tempfile.gettempdir()
+    free = shutil.disk_usage(folder).free
+    enough = free >= FREE_BYTES
+    yield Check(
+        "temporary folder",
+        "ok" if enough else "note",
+        f"{folder}, {free / 1e9:.1f} GB free",
+        "" if enough else "blocks and results are stored there: make room, or set TMPDIR",
+    )
+
+
+def _lithops_places() -> list[Path]:
+    """Configuration files where Lithops looks for one."""
+    named = [os.environ[name] for name in LITHOPS_SETTINGS if os.environ.get(name)]
+    places = [Path(name) for name in named if not name.lstrip().startswith("{")]
+    places += [Path(".lithops_config"), Path.home() / ".lithops" / "config"]
+    return [place for place in places if place.is_file()]
+
+
+def _configuration(file: Path) -> Iterator[Check]:
+    import yaml
+
+    try:
+        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        yield Check("configuration", "bad", f"{file} is not YAML: {' '.join(str(error).split())}")
+        return
+    chosen = settings.get("lithops") if isinstance(settings, Mapping) else None
+    if not isinstance(chosen, Mapping) or "backend" not in chosen:
+        yield Check(
+            "configuration",
+            "bad",
+            f"{file} names no backend",
+            "Lithops would take aws_lambda; write `lithops:` with `backend:` and `storage:`, or start from "
+            "polarmap config show localhost",
+        )
+        return
+    yield Check("configuration", "ok", f"{file}: {chosen['backend']}, storage {chosen.get('storage', '-')}")
+    left = list(_placeholders(settings))
+    if left:
+        yield Check("values", "bad", f"still to be filled in: {', '.join(left)}", f"edit {file}")
+
+
+def _placeholders(value: Any, path: str = "") -> Iterator[str]:
+    """The keys whose value is still in <angle brackets>."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            yield from _placeholders(part, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _placeholders(part, f"{path}[{index}]")
+    elif isinstance(value, str) and PLACEHOLDER.search(value):
+        yield path
+
+
+# --- what runs -------------------------------------------------------------------------------------
+
+
+def _running(config: Path | None, timeout: float) -> Iterator[Check]:
+    """Storage, then a coded map: only where nothing before them is bad."""
+    executor = None
+    if config is not None:
+        try:
+            executor = open_executor(config)[0]
+        except ExecutorError as error:
+            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+            return
+        probed = _storage(executor)
+        yield probed
+        if probed.state == "bad":
+            executor.stop()
+            return
+    yield _map(executor, timeout)
+
+
+def _storage(executor: Any) -> Check:
+    try:
+        seconds = executor.probe_storage()
+    except ExecutorError as error:
+        return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
+    return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
+
+
+def _map(executor: Any, timeout: float) -> Check:
+    """A small matrix times a vector; integers, so that right means equal."""
+    A, x = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])
+    began = time.perf_counter()
+    try:
+        y = coded_map(
+            methodcaller("dot", x),
+            A,
+            blocks=BLOCKS,
+            workers=WORKERS,
+            executor=executor,
+            timeout=timeout,
+            progress=False,
+        )
+    except PolarmapError as error:
+        return Check("coded map", "bad", f"{type(error).__name__}: {_one_line(error)}")
+    seconds = time.perf_counter() - began
+    if not np.array_equal(y.concatenate(), A @ x):
+        return Check("coded map", "bad", "the result is wrong", "please report this")
+    failed = [task for task in y.report.tasks if task.failures]
+    return Check(
+        "coded map",
+        "note" if failed else "ok",
+        f"{BLOCKS} blocks on {WORKERS} workers ({y.report.executor}), right, in {seconds:.2f} s",
+        f"{len(failed)} of its workers failed: {failed[0].failures[-1]}" if failed else "",
+    )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,115 @@
+"""`polarmap plan` and `polarmap simulate`: how many workers, and what to expect of them."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polarmap.cli.answer import Answer, answering, table
+from polarmap.cli.laws import law_of
+from polarmap.runtimes import SCHEMES, Completion, completion_time
+from polarmap.runtimes import plan as plan_workers
+from polarmap.runtimes.planner import CODES, OBJECTIVES
+
+Command = Callable[..., Answer]
+HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "never")
+
+
+def of_runtimes(function: Command) -> Command:
+    """The options that say how long tasks take; the function gets them as one law, `runtimes`."""
+
+    @functools.wraps(function)
+    def with_law(
+        times: Path | None,
+        column: str | None,
+        law: str | None,
+        stragglers: tuple[float, float] | None,
+        cold_starts: tuple[float, float] | None,
+        failing: float | None,
+        **options: Any,
+    ) -> Answer:
+        runtimes = law_of(times, column, law, stragglers, cold_starts, failing)
+        return function(runtimes=runtimes, **options)
+
+    for option in reversed(
+        [
+            click.option(
+                "--times",
+                type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+                help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
+            ),
+            click.option("--column", metavar="NAME", help="Column of the CSV file."),
+            click.option(
+                "--law",
+                metavar="NAME:A,B",
+                help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
+            ),
+            click.option(
+                "--stragglers", type=float, nargs=2, metavar="SHARE FACTOR", help="Some tasks take longer."
+            ),
+            click.option(
+                "--cold-starts", type=float, nargs=2, metavar="SHARE SECONDS", help="Some tasks wait first."
+            ),
+            click.option("--failing", type=float, metavar="SHARE", help="Some tasks never end."),
+        ]
+    ):
+        option(with_law)
+    return with_law
+
+
+@answering("plan")
+@click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
+@of_runtimes
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="p99", show_default=True)
+@click.option("--max-workers", type=click.IntRange(1), help="By default 2 k.")
+@click.option("--deadline", type=float, default=math.inf, help="Seconds the objective may take.")
+@click.option("--budget", type=float, default=math.inf, help="Worker-seconds that may be paid in the mean.")
+@click.option("--code", type=click.Choice(CODES), default="rotation", show_default=True)
+@click.option("--slack", type=float, default=0.05, show_default=True, help="Relative loss accepted.")
+def plan(**options: Any) -> Answer:
+    """Recommend how many workers to start for k blocks."""
+    chosen = plan_workers(options.pop("k"), options.pop("runtimes"), options.pop("objective"), **options)
+    return Answer({"plan": chosen}, str(chosen))
+
+
+@answering("simulate")
+@click.option("--k", type=click.IntRange(1), required=True, help="Data blocks.")
+@click.option("--n", type=click.IntRange(1), help="Workers of the codes; by default k + k/3.")
+@of_runtimes
+@click.option(
+    "--scheme",
+    "schemes",
+    type=click.Choice(SCHEMES),
+    multiple=True,
+    default=("uncoded", "replication", "backup", "sequential", "rotation"),
+    help="May be given more than once.  [default: uncoded, replication, backup, sequential, rotation]",
+)
+@click.option("--trials", type=click.IntRange(2), default=1000, show_default=True)
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+def simulate(
+    k: int, n: int | None, runtimes: Any, schemes: tuple[str, ...], trials: int, seed: int
+) -> Answer:
+    """Compare a plain map, copies, backup tasks and codes: completion time and cost."""
+    coded = k + math.ceil(k / 3) if n is None else n
+    options = [
+        completion_time(_workers(scheme, coded, k), k, scheme, runtimes, trials=trials, seed=seed)
+        for scheme in schemes
+    ]
+    return Answer({"k": k, "n": coded, "completions": options}, table(HEAD, [_row(one) for one in options]))
+
+
+def _workers(scheme: str, n: int, k: int) -> int:
+    """That a scheme starts: copies double the map, backups start only when needed."""
+    if scheme == "replication":
+        return max(2, n // k) * k
+    return k if scheme == "uncoded" or scheme.startswith("backup") else n
+
+
+def _row(one: Completion) -> tuple[str, ...]:
+    seconds = [f"{value:.4g}" for value in (one.mean, one.p50, one.p95, one.p99, one.paid, one.arrivals)]
+    return (one.scheme, str(one.n), *seconds, f"{one.never:.2g}")
