@@ -20,6 +20,7 @@ from polarmap.runtimes.distributions import (
     stragglers,
 )
 from polarmap.runtimes.empirical import Empirical, as_runtimes
+from polarmap.runtimes.ondemand import late_age, on_demand, to_start
 from polarmap.runtimes.planner import Plan, frontier, plan
 from polarmap.runtimes.polarization import (
     frozen_at,
@@ -32,6 +33,7 @@ from polarmap.runtimes.polarization import (
     virtual_mean,
     virtual_quantile,
 )
+from polarmap.runtimes.subtasks import subtasks
 from polarmap.runtimes.trainingtrace import training_trace
 
 __all__ = [
@@ -53,14 +55,18 @@ __all__ = [
     "completion_time",
     "frontier",
     "frozen_at",
+    "late_age",
     "lower_bound",
+    "on_demand",
     "plan",
     "polarize",
     "sequential_bound",
     "sequential_finish",
     "step_times",
     "stragglers",
+    "subtasks",
     "target_time",
+    "to_start",
     "training_trace",
     "unpolarized",
     "virtual_cdf",
