@@ -1,0 +1,61 @@
+"""Rival codes over the reals, each with its best standard parameters; references, not for use.
+
+Every one offers `n`, `k`, `needed(orders)`, `encode(data)`, `decode(order, blocks)` and counts of
+operations, so that they can be measured side by side (see `Rival`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+try:
+    import numba
+except ImportError:  # the loops run as Python: slow, and the same
+    numba = None
+
+Array = np.ndarray[Any, Any]
+
+
+class Rival(Protocol):
+    """A code of n blocks that carry k.
+
+    norms : 2-norm of the coefficients of each coded block, (n,): the size of its rounding errors
+        when all data blocks are of size one.
+    encode_operations : additions and multiplications for one number of every coded block.
+    """
+
+    name: str
+    n: int
+    k: int
+    norms: Array
+    encode_operations: float
+
+    def needed(self, orders: Array) -> Array:
+        """How many arrivals each order (trials, n) takes until the data are known; n + 1 for never."""
+        ...
+
+    def encode(self, data: Array) -> Array:
+        """The coded blocks (n, b) of k data blocks (k, b)."""
+        ...
+
+    def plan(self, arrived: Array) -> Decoding:
+        """How to decode from the blocks with these indices: bits only."""
+        ...
+
+
+class Decoding(Protocol):
+    """How to decode one pattern of arrivals; `operations` for one number of every block."""
+
+    operations: float
+
+    def recover(self, blocks: Array) -> Array:
+        """The data (k, b) from coded blocks (n, b), of which only those that arrived are read."""
+        ...
+
+
+def compiled(loops: Callable[..., Any]) -> Callable[..., Any]:
+    """Plain loops, compiled where numba is there."""
+    return numba.njit(nogil=True)(loops) if numba is not None else loops

@@ -1,0 +1,94 @@
+"""The codes of polarmap, seen as one more rival: the same measurements for all."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+
+from benchmarks.rivals import Array
+from polarmap import Decoder, PolarCode
+from polarmap.code.decoder import Plan
+from polarmap.code.design import power_of_two_above
+from polarmap.code.polar import DENSE_UP_TO
+from polarmap.runtimes.decodability import _columns, _integer_rank, _real_rank, sequential_finish
+
+
+class Polar:
+    """A PolarCode with floating blocks.
+
+    rotation: the real decoder decides, with its own threshold of what is singular. arikan: the
+    optimal decoder by rank, the sequential one by one sweep over all orders at once.
+    """
+
+    def __init__(self, code: PolarCode, integers: bool = False) -> None:
+        self.code, self.n, self.k, self._integers = code, code.n, code.k, integers
+        kind = "optimal, integers" if integers else code.decoder
+        self.name = "rotation" if code.kernel == "rotation" else f"polar, {kind}"
+        self.encode_operations = _encode_operations(code)
+
+    @cached_property
+    def norms(self) -> Array:
+        return np.append(np.ones(self.k), np.linalg.norm(self.code.coefficients.astype(float), axis=1))
+
+    def needed(self, orders: Array) -> Array:
+        if self.code.decoder == "sequential":
+            ranks = np.ascontiguousarray(np.argsort(orders, axis=1).T.astype(np.int32) + 1)
+            return sequential_finish(self.code, ranks)
+        if self.code.kernel == "rotation":
+            return np.array([self._arrivals(order.tolist()) for order in orders])
+        if self._integers:
+            columns = _columns(self.code)
+            return np.array([_integer_rank(columns, order.tolist()) for order in orders])
+        check = self.code.parity_check.astype(float)
+        return np.array([_real_rank(check, order) for order in orders])
+
+    def _arrivals(self, order: list[int]) -> int:
+        decoder = Decoder(self.code)
+        assert any(decoder.add(index) for index in order)
+        return decoder.count
+
+    def encode(self, data: Array) -> Array:
+        return self.code.encode(data)
+
+    def plan(self, arrived: Array) -> Planned:
+        return Planned(self.code, arrived, self._integers)
+
+
+class Planned:
+    """polarmap's own plan of one pattern."""
+
+    def __init__(self, code: PolarCode, arrived: Array, exact: bool) -> None:
+        here = np.zeros(code.n, bool)
+        here[arrived] = True
+        self._plan, self._k = Plan(code, here, exact), code.k
+        self._prepare()
+
+    def _prepare(self) -> None:
+        plan = self._plan
+        if plan.code.decoder == "sequential":
+            steps, _ = plan._schedule
+            self.operations = float(sum(len(step.target) for step in steps if step.sign))
+            return
+        self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
+        if not plan.exact:
+            _ = plan.weights
+
+    def recover(self, blocks: Array) -> Array:
+        plan = self._plan
+        data = blocks[: self._k].copy()
+        rows = {index: blocks[index] for index in plan.arrived.tolist()}
+        data[plan.missing] = plan.recover(rows, blocks.dtype)
+        return data
+
+
+def _encode_operations(code: PolarCode) -> float:
+    n, k, r = code.n, code.k, code.n - code.k
+    if code.kernel == "arikan":  # two butterflies of additions
+        length = power_of_two_above(n)
+        return length * (length.bit_length() - 1.0)
+    if min(k, r) <= DENSE_UP_TO:
+        return 2.0 * k * r
+    size = max(16, power_of_two_above(min(k, r)))
+    groups = -(-k // size) + -(-r // size)
+    return groups * 3.0 * size * (size.bit_length() - 1) + k + 2 * r  # four products, two sums a pair
