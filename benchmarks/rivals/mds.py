@@ -52,19 +52,14 @@ class Solved:
         self._known, self.missing = np.flatnonzero(here[:k]), np.flatnonzero(~here[:k])
         self._parity = np.flatnonzero(here[k:])
         self._received = np.append(self._known, k + self._parity)
-        self._coefficients = coefficients
         self.operations = 2.0 * len(self.missing) * len(self._received)
-
-    @cached_property
-    def weights(self) -> Array:
-        """The missing data as combinations of what arrived: (missing, received)."""
-        rows = self._coefficients[self._parity]
+        rows = coefficients[self._parity]
         solver = left_inverse(rows[:, self.missing])
-        return np.concatenate([-(solver @ rows[:, self._known]), solver], axis=1)
+        # The missing data as combinations of what arrived: (missing, received).
+        self.weights = np.concatenate([-(solver @ rows[:, self._known]), solver], axis=1)
 
     def recover(self, blocks: Array) -> Array:
-        k = self._coefficients.shape[1]
-        data = blocks[:k].copy()
+        data = blocks[: len(self._known) + len(self.missing)].copy()
         data[self.missing] = self.weights @ blocks[self._received]
         return data
 

@@ -118,7 +118,7 @@ def completion_time(
     if scheme == "replication":
         return _replicated(n, k, law)
     needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
-    return _decoded(scheme, n, k, law, needed)
+    return completion_after(needed, n, k, law, scheme)
 
 
 def arrivals_needed(
@@ -135,6 +135,53 @@ def arrivals_needed(
     if scheme not in CODES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
     return decodability.exactly(k)
+
+
+def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: str = "coded") -> Completion:
+    """When a job is complete that needs a random number of arrivals: for any code you can simulate.
+
+    Parameters
+    ----------
+    needed : Needed
+        The law of the number of arrivals; weights that sum to less than one leave jobs that not
+        even n arrivals complete.
+    n, k, runtimes
+        As for `completion_time`.
+    scheme : str
+        What to call it.
+
+    Examples
+    --------
+    >>> from polarmap.runtimes.distributions import ShiftedExponential
+    >>> lossy = Needed(np.array([3.0]), np.array([0.9]), 1000)
+    >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).never
+    0.1
+    """
+    law = as_runtimes(runtimes)
+    at = rank_means(law, n, needed.ranks)
+    # Jobs that complete are fewer at the ranks that seldom do.
+    weights = needed.weights * (1 - at.never)
+    completes = weights.sum()
+    if completes < 1e-300:
+        return _hopeless(scheme, n, k)
+    mean = float(weights @ at.time / completes)
+    spread = needed.weights @ (at.time - mean) ** 2 if np.isfinite(mean) and needed.trials else 0.0
+    p50, p95, p99 = quantiles(law, n, needed.decodes(n), QUANTILES).tolist()
+    undecodable = 1 - float(needed.weights.sum())
+    return Completion(
+        scheme=scheme,
+        n=n,
+        k=k,
+        mean=mean,
+        error=sqrt(spread / needed.trials) if needed.trials else 0.0,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        paid=float(weights @ at.paid / completes),
+        arrivals=float(weights @ needed.ranks / completes),
+        started=float(n),
+        never=float(needed.weights @ at.never) + (round(undecodable, 12) if undecodable > 1e-12 else 0.0),
+    )
 
 
 def completion_cdf(
@@ -158,32 +205,6 @@ def lower_bound(n: int, k: int, runtimes: object) -> float:
     0.583333
     """
     return completion_time(n, k, "mds", runtimes).mean
-
-
-def _decoded(scheme: str, n: int, k: int, law: Distribution, needed: Needed) -> Completion:
-    at = rank_means(law, n, needed.ranks)
-    # Jobs that complete are fewer at the ranks that seldom do.
-    weights = needed.weights * (1 - at.never)
-    completes = weights.sum()
-    if completes < 1e-300:
-        return _hopeless(scheme, n, k)
-    mean = float(weights @ at.time / completes)
-    spread = needed.weights @ (at.time - mean) ** 2 if np.isfinite(mean) and needed.trials else 0.0
-    p50, p95, p99 = quantiles(law, n, needed.decodes(n), QUANTILES).tolist()
-    return Completion(
-        scheme=scheme,
-        n=n,
-        k=k,
-        mean=mean,
-        error=sqrt(spread / needed.trials) if needed.trials else 0.0,
-        p50=p50,
-        p95=p95,
-        p99=p99,
-        paid=float(weights @ at.paid / completes),
-        arrivals=float(weights @ needed.ranks / completes),
-        started=float(n),
-        never=float(needed.weights @ at.never),
-    )
 
 
 def _replicated(n: int, k: int, law: Distribution) -> Completion:
