@@ -56,10 +56,8 @@ MAY_IMPORT = {
     ],
     "polarmap.cli": ["polarmap", "numpy", "yaml"],
 }
-CLI = [
-    "polarmap.cli",
-    *(f"polarmap.cli.{name}" for name in ["answer", "demo", "doctor", "forecast", "laws", "templates"]),
-]
+CLI_FILES = ["answer", "arrays", "demo", "doctor", "forecast", "laws", "templates"]
+CLI = ["polarmap.cli", *(f"polarmap.cli.{name}" for name in CLI_FILES)]
 # Import -> the only modules that may have it.
 ONLY_FROM = {
     "lithops": ["polarmap.executors.lithops", "polarmap.clouds.deploy"],

@@ -11,6 +11,7 @@ import warnings
 import click
 
 from polarmap import __version__
+from polarmap.cli.arrays import check, delete, encode_, list_, repair
 from polarmap.cli.demo import demo
 from polarmap.cli.doctor import doctor
 from polarmap.cli.forecast import plan, simulate
@@ -30,7 +31,7 @@ def commands() -> None:
     """A map with error correction built in: exact results, without waiting for stragglers."""
 
 
-for command in (doctor, demo, plan, simulate, config):
+for command in (doctor, demo, plan, simulate, config, encode_, list_, check, repair, delete):
     commands.add_command(command)
 
 

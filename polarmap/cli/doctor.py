@@ -21,6 +21,7 @@ import numpy as np
 
 from polarmap import __version__, coded_map
 from polarmap.cli.answer import Answer, answering
+from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors import open_executor
 
@@ -34,7 +35,6 @@ OPTIONAL = {
 }
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 INSTALLED = "is the extra of this cloud installed (pip install 'polarmap[aws]'), are you logged in?"
-PLACEHOLDER = re.compile(r"<[^<>\n]+>")
 
 
 class Check(NamedTuple):
@@ -148,39 +148,20 @@ def _lithops_places() -> list[Path]:
 
 
 def _configuration(file: Path) -> Iterator[Check]:
-    import yaml
-
     try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        yield Check("configuration", "bad", f"{file} is not YAML: {' '.join(str(error).split())}")
+        config = settings.read(file)
+    except ExecutorError as error:
+        yield Check("configuration", "bad", _one_line(error), "polarmap config show NAME prints a template")
         return
-    chosen = settings.get("lithops") if isinstance(settings, Mapping) else None
-    if not isinstance(chosen, Mapping) or "backend" not in chosen:
-        yield Check(
-            "configuration",
-            "bad",
-            f"{file} names no backend",
-            "Lithops would take aws_lambda; write `lithops:` with `backend:` and `storage:`, or start from "
-            "polarmap config show localhost",
-        )
-        return
-    yield Check("configuration", "ok", f"{file}: {chosen['backend']}, storage {chosen.get('storage', '-')}")
-    left = list(_placeholders(settings))
-    if left:
-        yield Check("values", "bad", f"still to be filled in: {', '.join(left)}", f"edit {file}")
-
-
-def _placeholders(value: Any, path: str = "") -> Iterator[str]:
-    """The keys whose value is still in <angle brackets>."""
-    if isinstance(value, Mapping):
-        for key, part in value.items():
-            yield from _placeholders(part, f"{path}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, part in enumerate(value):
-            yield from _placeholders(part, f"{path}[{index}]")
-    elif isinstance(value, str) and PLACEHOLDER.search(value):
-        yield path
+    chosen = config.get("lithops")
+    named = isinstance(chosen, Mapping) and "backend" in chosen
+    storage = chosen.get("storage", "that of Lithops' choice") if isinstance(chosen, Mapping) else "-"
+    yield Check(
+        "configuration",
+        "ok" if named else "note",
+        f"{file}: {settings.backend_of(config)}, storage {storage}",
+        "" if named else "it names no backend, which Lithops takes for aws_lambda",
+    )
 
 
 # --- what runs -------------------------------------------------------------------------------------

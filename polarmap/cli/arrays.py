@@ -1,0 +1,147 @@
+"""`polarmap encode`, `list`, `check`, `repair` and `delete`: coded arrays in storage."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from polarmap import CodedArray, encode, list_coded, open_coded
+from polarmap.cli.answer import Answer, answering, table
+from polarmap.errors import CodeError, PolarmapError
+
+MIB = 1 << 20
+DATASET = "::"  # between the path of an HDF5 file and the name of a dataset in it
+
+storage_option = click.option(
+    "--storage",
+    metavar="PLACE",
+    help="A folder, or a Lithops YAML file; by default $POLARMAP_STORE or your data folder.",
+)
+name_argument = click.argument("name")
+
+
+@answering("encode")
+@click.argument("source")
+@name_argument
+@storage_option
+@click.option("--blocks", type=click.IntRange(1), help="k, data blocks; 24 by default.")
+@click.option("--workers", type=click.IntRange(2), help="n, all blocks; a third more by default.")
+@click.option("--code", type=click.Choice(["auto", "rotation", "arikan"]), default="auto", show_default=True)
+@click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
+@click.option("--overwrite", is_flag=True, help="Replace an array of that name.")
+def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
+    """Encode the array in SOURCE once and keep it under NAME.
+
+    SOURCE is a .npy file, a Zarr folder, or a dataset in an HDF5 file, as in file.h5::dataset.
+    """
+    data, close = _open(source)
+    try:
+        coded = encode(data, name=name, memory=memory * MIB, **options)
+    finally:
+        close()
+    return Answer({"array": _facts(coded)}, repr(coded))
+
+
+@answering("list")
+@storage_option
+def list_(storage: str | None) -> Answer:
+    """List the coded arrays in a storage."""
+    found = [_facts_or_error(name, storage) for name in list_coded(storage)]
+    rows = [_row(facts) for facts in found]
+    text = table(("name", "shape", "dtype", "k", "n", "MiB stored"), rows) if rows else "no coded arrays"
+    return Answer({"arrays": found}, text, ok=all("error" not in facts for facts in found))
+
+
+@answering("check")
+@name_argument
+@storage_option
+def check(name: str, storage: str | None) -> Answer:
+    """Read every part of a coded array and compare it with its checksum."""
+    audit = open_coded(name, storage).check()
+    return Answer({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
+
+
+@answering("repair")
+@name_argument
+@storage_option
+def repair(name: str, storage: str | None) -> Answer:
+    """Rebuild the damaged parts of a coded array from the good ones."""
+    audit = open_coded(name, storage).repair()
+    if audit.ok:
+        return Answer({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
+    count = len(audit.damaged)
+    text = f"repaired {count} part{'s' * (count > 1)} of {name!r}, in blocks {audit.blocks}"
+    return Answer({"repaired": count, "audit": audit}, text)
+
+
+@answering("delete")
+@name_argument
+@storage_option
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def delete(name: str, storage: str | None, yes: bool) -> Answer:
+    """Remove a coded array, but not what already lay in storage when it was encoded."""
+    coded = open_coded(name, storage)
+    if not yes:
+        if not sys.stdin.isatty():
+            raise click.UsageError("there is nobody to ask here: say --yes")
+        click.confirm(f"delete {coded!r}?", abort=True, err=True)
+    coded.delete()
+    return Answer({"deleted": name}, f"deleted {name!r} from {coded.store.name}")
+
+
+def _open(source: str) -> tuple[Any, Callable[[], None]]:
+    """What `encode` takes for SOURCE, and what closes it."""
+    path, separator, dataset = source.partition(DATASET)
+    if separator:
+        h5py = _module("h5py", source)
+        file = h5py.File(path, "r")
+        if dataset not in file:
+            names = ", ".join(file)
+            file.close()
+            raise CodeError(f"{path} has no dataset {dataset!r}; it holds {names}")
+        return file[dataset], file.close
+    if Path(source).is_dir():
+        try:
+            return _module("zarr", source).open_array(source, mode="r"), lambda: None
+        except (ValueError, LookupError) as error:
+            raise CodeError(f"{source} is no Zarr array: {error}") from error
+    return source, lambda: None
+
+
+def _module(name: str, source: str) -> Any:
+    try:
+        return __import__(name)
+    except ImportError:
+        raise CodeError(f"{source} needs {name}: pip install 'polarmap[storage]'") from None
+
+
+def _facts(coded: CodedArray) -> dict[str, Any]:
+    return {
+        "name": coded.name,
+        "shape": list(coded.shape),
+        "dtype": str(coded.dtype),
+        "n": coded.n,
+        "k": coded.k,
+        "bytes": coded.nbytes,
+        "stored_bytes": coded.stored_bytes,
+        "storage": coded.store.name,
+    }
+
+
+def _facts_or_error(name: str, storage: str | None) -> dict[str, Any]:
+    try:
+        return _facts(open_coded(name, storage))
+    except PolarmapError as error:
+        return {"name": name, "error": " ".join(str(error).split())}
+
+
+def _row(facts: dict[str, Any]) -> tuple[str, ...]:
+    if "error" in facts:
+        return (facts["name"], f"cannot be opened: {facts['error']}", "", "", "", "")
+    shape = " x ".join(map(str, facts["shape"]))
+    numbers = (str(facts["k"]), str(facts["n"]), f"{facts['stored_bytes'] / MIB:,.1f}")
+    return (facts["name"], shape, facts["dtype"], *numbers)
