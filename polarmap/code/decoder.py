@@ -90,7 +90,7 @@ class Decoder:
     @property
     def surplus(self) -> int:
         """Equations left over for verification."""
-        return max(0, self.count - self.code.needed)
+        return max(0, self.plan.surplus)
 
     @property
     def plan(self) -> Plan:
@@ -119,7 +119,9 @@ class Decoder:
         return deficit == 0
 
     def _is_accurate(self) -> bool:
-        return isinf(self.max_amplification) or self.plan.amplification <= self.max_amplification
+        if isinf(self.max_amplification) or self.count == self.code.n:
+            return True
+        return self.plan.amplification <= self.max_amplification
 
 
 class Plan:
@@ -164,6 +166,11 @@ class Plan:
         if len(self.parity) < unknowns:
             return unknowns - len(self.parity)
         return 0 if np.isfinite(self._solver).all() else 1
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over once the missing blocks are determined; negative before."""
+        return len(self.parity) - len(self.missing)
 
     @cached_property
     def weights(self) -> Floats:

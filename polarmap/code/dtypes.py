@@ -34,6 +34,11 @@ complex64/128 and integers; convert it first, e.g. with .astype(float)
     )
 
 
+def is_integer(value: object) -> bool:
+    """Whether `value` can be a count: an integer, not a truth value."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def is_exact(dtype: DType) -> bool:
     """Whether arithmetic on it is exact (integers, modulo 2^bits)."""
     return dtype.kind in "iu"

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from polarmap.code import encode
 from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import check_dtype, is_exact
+from polarmap.code.dtypes import check_dtype, is_exact, is_integer
 from polarmap.code.generated import GeneratedPlan, loss_amplification, mix
 from polarmap.errors import CodeError
 
@@ -256,6 +256,6 @@ def largest_reliable_k(n: int, degree: int, limit: float) -> int:
 
 
 def _count(name: str, value: Any) -> int:
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+    if not is_integer(value) or value < 1:
         raise CodeError(f"{name} must be a positive integer, not {value!r}")
     return int(value)

@@ -75,6 +75,11 @@ class GeneratedPlan(Plan):
             return np.inf
         return self._growth * float(np.linalg.norm(self.weights, axis=1).max())
 
+    @property
+    def surplus(self) -> int:
+        """Equations left over."""
+        return len(self.arrived) - int(self._generator.shape[1])
+
     def equations(self, most: int) -> Floats:
         """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
         if len(self.system) <= self.system.shape[1]:

@@ -22,7 +22,15 @@ from polarmap.code.design import (
     power_of_two_above,
     rotations,
 )
-from polarmap.code.dtypes import DType, check_dtype, is_exact, parity_dtype, real_dtype, working_dtype
+from polarmap.code.dtypes import (
+    DType,
+    check_dtype,
+    is_exact,
+    is_integer,
+    parity_dtype,
+    real_dtype,
+    working_dtype,
+)
 from polarmap.errors import CodeError, NotDecodableError
 
 Array = npt.NDArray[Any]
@@ -394,14 +402,10 @@ def _arrival_patterns(n: int, k: int) -> list[Indices]:
 
 def _check_sizes(n: int, k: int) -> None:
     for name, value in (("n", n), ("k", k)):
-        if not _is_integer(value):
+        if not is_integer(value):
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
-
-
-def _is_integer(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
 def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
@@ -409,7 +413,7 @@ def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
         raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
     first = next(iter(arrays))
     for index, array in arrays.items():
-        if not _is_integer(index) or not 0 <= index < code.n:
+        if not is_integer(index) or not 0 <= index < code.n:
             raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
         # Integer parity blocks are wider than integer data blocks; all else is alike.
         model = arrays[first]
