@@ -16,6 +16,7 @@ from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.report import Report, TaskReport
 from polarmap.storage.audit import Audit
+from polarmap.sums import CodedSum, coded_sum
 from polarmap.worker import Fault
 
 if typing.TYPE_CHECKING:
@@ -33,6 +34,7 @@ __all__ = [
     "CodedGradient",
     "CodedOperator",
     "CodedResult",
+    "CodedSum",
     "Decoder",
     "EvaluationCode",
     "Fault",
@@ -44,6 +46,7 @@ __all__ = [
     "TaskReport",
     "coded_gradient",
     "coded_map",
+    "coded_sum",
     "encode",
     "errors",
     "list_coded",

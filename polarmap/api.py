@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, overload
 
-import numpy as np
-
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
-from polarmap.code.dtypes import epsilon, is_exact
 from polarmap.code.protocol import Code
 from polarmap.coding import plan_code
-from polarmap.collect import Collected, Collector
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
-from polarmap.executors import open_executor
 from polarmap.executors.base import FaultyExecutor
-from polarmap.progress import open_bar
-from polarmap.report import Report, TaskReport
-from polarmap.settings import Settings
+from polarmap.job import Job, checked_settings
+from polarmap.report import Report
 from polarmap.tree import unflatten
 
 
@@ -176,8 +169,7 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    check_options(f, verify, rtol, timeout, retries)
-    settings = Settings(verify if verify == "auto" else bool(verify), rtol, timeout, retries)
+    settings = checked_settings(f, verify, rtol, timeout, retries)
     return run(f, data, blocks, workers, code, executor, settings, progress, degree)
 
 
@@ -193,13 +185,9 @@ def run(
     degree: int = 1,
 ) -> CodedResult:
     """`coded_map` once its options have become settings."""
-    runner, faults = open_executor(_executor(executor, data))
-    began = runner.now()
+    job = Job(_executor(executor, data))
     coded = _coded(data, blocks, workers, code, degree, settings.rtol)
-    encoded = coded.encode_seconds  # by earlier maps of the same blocks
-    with open_bar(coded.n, coded.k, sys.stderr.isatty() if progress is None else progress) as show:
-        collected = Collector(runner, f, coded, settings, show).run(faults)
-    report = _report(collected, coded, runner.name, runner.now() - began, coded.encode_seconds - encoded)
+    collected, report = job.run(f, coded, settings, progress)
     results = [unflatten(collected.structure, leaves) for leaves in collected.results]
     return CodedResult(results, report, coded.blocks)
 
@@ -232,58 +220,3 @@ def _coded(
             f"{coded.code!r}: leave blocks, workers, code and degree out"
         )
     return coded
-
-
-def check_options(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> None:
-    """CodeError for what coded_map cannot do."""
-    if not callable(f):
-        raise CodeError(f"f must be callable, not {type(f).__name__}")
-    if not isinstance(verify, (bool, np.bool_)) and verify != "auto":
-        raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
-    for name, value in (("rtol", rtol), ("timeout", timeout)):
-        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
-            raise CodeError(f"{name} must be a positive number, not {value!r}")
-    if not isinstance(retries, (int, np.integer)) or retries < 0:
-        raise CodeError(f"retries must be 0 or more, not {retries!r}")
-
-
-def _report(
-    collected: Collected, coded: Encoded, executor: str, seconds: float, encode_seconds: float
-) -> Report:
-    decoder = collected.decoder
-    recovered = tuple(int(index) for index in decoder.missing)
-    amplification = decoder.amplification if recovered else 0.0
-    inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
-    if recovered and inexact and decoder.exact:  # floats decoded beside integers
-        amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
-    relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
-    return Report(
-        n=coded.n,
-        k=coded.code.k,
-        code=coded.code.name,
-        executor=executor,
-        tasks=tuple(_task_report(collected, index) for index in range(coded.n)),
-        needed=collected.needed,
-        recovered=recovered,
-        seconds=seconds,
-        encode_seconds=encode_seconds,
-        decode_seconds=collected.decode_seconds,
-        surplus_seconds=collected.surplus_seconds,
-        amplification=amplification,
-        error_bound=amplification * relative,
-        residual=collected.residual,
-        verified=collected.verified,
-        unchecked=tuple(collected.unchecked),
-        filler=coded.blocks.filler,
-    )
-
-
-def _task_report(collected: Collected, index: int) -> TaskReport:
-    task = collected.tasks[index]
-    if task.arrived is None:
-        state = "abandoned" if task.running else "failed"
-    else:
-        is_data = index < len(collected.decoder.code.systematic)
-        state = "used" if is_data or len(collected.decoder.missing) else "surplus"
-    failures = tuple(str(failure) for failure in task.failures)
-    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)

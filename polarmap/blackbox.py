@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,8 @@ from polarmap import api
 from polarmap.blocks import DEFAULT_BLOCKS, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.job import checked_settings
 from polarmap.report import Report
-from polarmap.settings import Settings
 from polarmap.slopes import NotScalarError, Sizes, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
@@ -122,15 +122,14 @@ def coded_gradient(
     point = _checked_point(x)
     unit = _checked_scale(scale, point)
     step = _checked_step(h, scheme)
-    api.check_options(f, verify, rtol, timeout, retries)
+    settings = checked_settings(f, verify, rtol, timeout, retries)
     error = step**2 + EPS / step if scheme == "central" else step + EPS / step
     amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
     base = None if directions is None else _checked_directions(directions, point)
     count = point.size if base is None else len(base)
     k = _count_blocks(blocks, workers, code, count)
     data, task = _prepare(f, point, unit, step, scheme, base, k)
-    verify = verify if verify == "auto" else bool(verify)
-    settings = Settings(verify, amplification * EPS, timeout, retries, _SlopeErrors(step, scheme))
+    settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
     try:
         mapped = api.run(task, data, k, workers, code, executor, settings, progress)
     except NotLinearError as error_:

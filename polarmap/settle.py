@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polarmap.arrivals import Arrivals
 from polarmap.code.decoder import Decoder, Plan
-from polarmap.errors import NotLinearError
+from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.localrun import LocalRun
 from polarmap.settings import Settings
 from polarmap.stopwatch import Stopwatch
@@ -56,7 +56,9 @@ class Settlement:
             return None
         try:
             return self._verify(decoder)
-        except NotFiniteError:
+        except NotFiniteError as error:
+            if not len(decoder.code.systematic):  # no more results would help
+                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
             self.not_finite = True
             return None
 

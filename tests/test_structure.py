@@ -65,7 +65,8 @@ ONLY_FROM = {
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
     "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators"],
-    "polarmap.collect": ["polarmap", "polarmap.api"],
+    "polarmap.collect": ["polarmap", "polarmap.job"],
+    "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.sums"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
 CLOCKS_AND_IO = {

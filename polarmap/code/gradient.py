@@ -32,7 +32,7 @@ class GradientCode:
 
     Workers form groups. One of s + 1 workers is fractional repetition: each returns the plain sum of
     its group, and one of them is enough. What does not divide by s + 1 makes some groups larger; these
-    are cyclic, and all but s workers of each are enough.
+    are cyclic, and all but s workers of each are enough, sometimes fewer.
 
     Parameters
     ----------
@@ -75,8 +75,8 @@ class GradientCode:
 
     @property
     def needed(self) -> int:
-        """The fewest results that can determine the sum."""
-        return sum(size - self.tolerate for size in self.sizes)
+        """The fewest results that can determine the sum: every value is in one of them."""
+        return sum(-(-size // (self.tolerate + 1)) for size in self.sizes)
 
     @property
     def systematic(self) -> Indices:
@@ -247,7 +247,8 @@ def _cyclic(checks: Floats) -> Floats:
     matrix = np.zeros((size, size))
     for row in range(size):
         columns = (row + np.arange(count + 1)) % size
-        matrix[row, columns] = np.linalg.svd(checks[:, columns])[2][-1] * np.sqrt(count + 1)
+        null = np.linalg.svd(checks[:, columns])[2][-1]
+        matrix[row, columns] = null * (np.copysign(1, null.sum()) * np.sqrt(count + 1))
     return matrix
 
 

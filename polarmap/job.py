@@ -1,0 +1,96 @@
+"""One job: opened on an executor, run to its end, reported."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from polarmap.code.dtypes import epsilon, is_exact, is_integer
+from polarmap.collect import Collected, Collector
+from polarmap.encoded import Encoded
+from polarmap.errors import CodeError
+from polarmap.executors import open_executor
+from polarmap.progress import open_bar
+from polarmap.report import Report, TaskReport
+from polarmap.settings import Settings
+
+
+class Job:
+    """An executor that the caller chose, for one map; its time starts here."""
+
+    def __init__(self, executor: Any) -> None:
+        self.executor, self._faults = open_executor(executor)
+        self._began = self.executor.now()
+
+    def run(
+        self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, progress: bool | None
+    ) -> tuple[Collected, Report]:
+        """The results of f on the coded blocks, and how they came about."""
+        encoded = coded.encode_seconds  # by earlier maps of the same blocks
+        wanted = sys.stderr.isatty() if progress is None else progress
+        with open_bar(coded.n, coded.code.needed, wanted) as show:
+            collected = Collector(self.executor, f, coded, settings, show).run(self._faults)
+        seconds = self.executor.now() - self._began
+        return collected, report_of(
+            collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded
+        )
+
+
+def checked_settings(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> Settings:
+    """The options that every map has; CodeError for f or an option that cannot be."""
+    if not callable(f):
+        raise CodeError(f"f must be callable, not {type(f).__name__}")
+    if not isinstance(verify, (bool, np.bool_)) and verify != "auto":
+        raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
+    for name, value in (("rtol", rtol), ("timeout", timeout)):
+        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
+            raise CodeError(f"{name} must be a positive number, not {value!r}")
+    if not is_integer(retries) or retries < 0:
+        raise CodeError(f"retries must be 0 or more, not {retries!r}")
+    return Settings(verify if verify == "auto" else bool(verify), rtol, timeout, int(retries))
+
+
+def report_of(
+    collected: Collected, coded: Encoded, executor: str, seconds: float, encode_seconds: float
+) -> Report:
+    """What happened, of a map that ended well."""
+    decoder = collected.decoder
+    recovered = tuple(int(index) for index in decoder.missing)
+    amplification = decoder.amplification if recovered else 0.0
+    inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
+    if recovered and inexact and decoder.exact:  # floats decoded beside integers
+        amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
+    relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
+    return Report(
+        n=coded.n,
+        k=coded.code.k,
+        code=coded.code.name,
+        executor=executor,
+        tasks=tuple(_task_report(collected, index) for index in range(coded.n)),
+        needed=collected.needed,
+        recovered=recovered,
+        seconds=seconds,
+        encode_seconds=encode_seconds,
+        decode_seconds=collected.decode_seconds,
+        surplus_seconds=collected.surplus_seconds,
+        amplification=amplification,
+        error_bound=amplification * relative,
+        residual=collected.residual,
+        verified=collected.verified,
+        unchecked=tuple(collected.unchecked),
+        filler=coded.blocks.filler,
+    )
+
+
+def _task_report(collected: Collected, index: int) -> TaskReport:
+    task = collected.tasks[index]
+    if task.arrived is None:
+        state = "abandoned" if task.running else "failed"
+    else:
+        is_data = index < len(collected.decoder.code.systematic)
+        state = "used" if is_data or len(collected.decoder.missing) else "surplus"
+    failures = tuple(str(failure) for failure in task.failures)
+    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)
