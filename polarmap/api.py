@@ -14,6 +14,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.report import Report
+from polarmap.settings import Settings
 from polarmap.tree import unflatten
 
 
