@@ -22,6 +22,7 @@ from polarmap.storage.audit import Audit
 from polarmap.storage.base import Store, check_name, manifest_key
 from polarmap.storage.folder import FolderStore
 from polarmap.storage.manifest import Manifest
+from polarmap.storage.objects import ObjectStore
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import open_source
 from polarmap.storage.stripes import plan
@@ -316,8 +317,13 @@ def open_store(choice: Any) -> Store:
     if all(hasattr(choice, verb) for verb in ("put", "get", "size", "keys", "delete")):
         store: Store = choice
         return store
-    if isinstance(choice, (str, os.PathLike)) and not os.fspath(choice).endswith((".yaml", ".yml")):
+    is_path = isinstance(choice, (str, os.PathLike))
+    if is_path and not str(os.fspath(choice)).endswith((".yaml", ".yml")):
         return FolderStore(choice)
+    if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
+        from polarmap.executors.lithopsstorage import open_storage
+
+        return ObjectStore(*open_storage(choice))
     raise StorageError(
         f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
         "a lithops.FunctionExecutor, or a store"

@@ -11,9 +11,11 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from servers import RedisServer, S3Server, Server
 
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
@@ -29,3 +31,23 @@ def pytest_configure() -> None:
     for variable in LITHOPS_SETTINGS:
         os.environ.pop(variable, None)
     tempfile.tempdir = None  # read TMPDIR again
+
+
+def running(server: Server) -> Iterator[Server]:
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """SeaweedFS on loopback. A test that kills it starts it again."""
+    yield from running(S3Server(tmp_path_factory.mktemp("weed")))
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Redis on loopback. A test that kills it starts it again."""
+    yield from running(RedisServer(tmp_path_factory.mktemp("redis")))

