@@ -14,6 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
+from polarmap.products import CodedProduct, coded_matmul
 from polarmap.report import Report, TaskReport
 from polarmap.storage.audit import Audit
 from polarmap.sums import CodedSum, coded_sum
@@ -33,6 +34,7 @@ __all__ = [
     "CodedArray",
     "CodedGradient",
     "CodedOperator",
+    "CodedProduct",
     "CodedResult",
     "CodedSum",
     "Decoder",
@@ -46,6 +48,7 @@ __all__ = [
     "TaskReport",
     "coded_gradient",
     "coded_map",
+    "coded_matmul",
     "coded_sum",
     "encode",
     "errors",

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks import CodedBlocks
-from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -27,8 +27,18 @@ class Transposed:
         return np.asarray(self._matrix[:, rows]).T
 
 
-def checked(matrix: Any, name: str) -> Any:
-    """A matrix that can be cut and coded, left where it is; CodeError for anything else."""
+class Cast:
+    """A matrix read in another dtype."""
+
+    def __init__(self, matrix: Any, dtype: DType) -> None:
+        self._matrix, self.shape, self.dtype = matrix, matrix.shape, dtype
+
+    def __getitem__(self, rows: slice | tuple[slice, slice]) -> Array:
+        return np.asarray(self._matrix[rows]).astype(self.dtype)
+
+
+def array_like(matrix: Any, name: str) -> Any:
+    """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry."""
     if isinstance(matrix, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(matrix, "toarray"):
@@ -39,13 +49,27 @@ def checked(matrix: Any, name: str) -> Any:
             matrix = np.asarray(matrix)
         except ValueError as error:
             raise CodeError(f"{name} is no matrix: {error}") from error
-    if isinstance(matrix, np.matrix):
-        matrix = np.asarray(matrix)
+    return np.asarray(matrix) if isinstance(matrix, np.matrix) else matrix
+
+
+def checked(matrix: Any, name: str) -> Any:
+    """A matrix that can be cut and coded; CodeError for anything else."""
+    matrix = array_like(matrix, name)
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")
     check_dtype(matrix.dtype, name)
     return matrix
+
+
+def of_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
+    """Both factors so that no parity is coarser than the product: floats of one precision, or integers."""
+    common = np.result_type(left.dtype, right.dtype)
+    if is_exact(common):
+        return left, right
+    wanted = [common if one.dtype.kind == "c" else real_dtype(common) for one in (left, right)]
+    cast = [one if one.dtype == dtype else Cast(one, dtype) for one, dtype in zip((left, right), wanted)]
+    return cast[0], cast[1]
 
 
 def checked_operand(operand: Any) -> Array:

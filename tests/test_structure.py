@@ -64,7 +64,7 @@ ONLY_FROM = {
     "click": CLI,
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
-    "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators"],
+    "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators", "polarmap.products"],
     "polarmap.collect": ["polarmap", "polarmap.job"],
     "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.sums"],
 }

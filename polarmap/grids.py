@@ -1,0 +1,106 @@
+"""Pairs of coded blocks, one of each factor of a product, as the collector and the executors see them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks import Blocks, CodedBlocks
+from polarmap.code.grid import GridCode
+from polarmap.code.polar import PolarCode
+from polarmap.stored import Part
+from polarmap.tree import Structure
+
+Array = npt.NDArray[Any]
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+
+PAIR: Structure = (tuple, (), (("array",), ("array",)))
+
+
+class CodedGrid:
+    """n_A x n_B pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
+
+    Every block of a factor is one piece, stored once for all pairs that it stands in.
+    """
+
+    def __init__(self, left: CodedBlocks, right: CodedBlocks) -> None:
+        assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
+        self.left, self.right = left, right
+        self.code = GridCode(left.code, right.code)
+        self.blocks = _Pairs(self)
+
+    @property
+    def n(self) -> int:
+        """Pairs."""
+        return self.code.n
+
+    @property
+    def k(self) -> int:
+        """Pairs of data blocks."""
+        return self.code.k
+
+    @property
+    def structure(self) -> Structure:
+        """A tuple of two arrays."""
+        return PAIR
+
+    @property
+    def encode_seconds(self) -> float:
+        """Of both factors."""
+        return self.left.encode_seconds + self.right.encode_seconds
+
+    def coded_blocks(self) -> CodedGrid:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
+    def leaves(self, index: int) -> list[Array]:
+        """The two blocks of pair `index`."""
+        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of both."""
+        row, column = self.code.cells[index].tolist()
+        return self.left.layout(row) + self.right.layout(column)
+
+    @property
+    def source(self) -> None:
+        """They lie in memory."""
+        return None
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Nothing of them lies in storage."""
+        raise LookupError(index)
+
+    def pieces(self, index: int) -> tuple[int, int]:
+        """The row of the grid, and behind all rows its column."""
+        row, column = self.code.cells[index].tolist()
+        return row, self.code.left.n + column
+
+    def piece(self, number: int) -> list[Array]:
+        """A block of one factor."""
+        rows = self.code.left.n
+        return self.left.leaves(number) if number < rows else self.right.leaves(number - rows)
+
+    def release(self) -> None:
+        """Let go of the parity blocks of both."""
+        self.left.release()
+        self.right.release()
+
+
+class _Pairs(Blocks):
+    """What is asked of the data pairs."""
+
+    def __init__(self, grid: CodedGrid) -> None:
+        self._grid = grid
+        self.k, self.structure, self.filler, self.rows = grid.code.k, PAIR, 0, None
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of both factors."""
+        return self._grid.left.blocks.dtypes + self._grid.right.blocks.dtypes
+
+    def leaves(self, index: int) -> list[Array]:
+        """The two blocks of data pair `index`."""
+        return self._grid.leaves(index)

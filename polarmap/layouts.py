@@ -1,0 +1,112 @@
+"""How to cut and code the factors of a product: which of them, into how many blocks, by what it costs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from polarmap.blocks import checked_count
+from polarmap.errors import CodeError
+
+WORKERS = 32
+BYTES_PER_SECOND = 5e7  # between a cloud function of one core and its storage
+PRODUCTS_PER_SECOND = 1e10  # multiplications, each with an addition, on such a core
+Counts = int | tuple[int, int] | None
+Shape = tuple[int, int, int]  # M, L, N: A is (M, L), B is (L, N)
+
+
+class Cut(NamedTuple):
+    """k blocks and n coded ones."""
+
+    k: int
+    n: int
+
+
+class Layout(NamedTuple):
+    """How A is cut by rows and B by columns; None for a factor that every worker gets whole."""
+
+    rows: Cut | None
+    columns: Cut | None
+
+
+def choose(method: str, shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layout:
+    """The layout that `method` means, or the cheapest; CodeError where there is none."""
+    if method not in ("auto", "rows", "columns", "grid"):
+        raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
+    if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(workers))):
+        return _grid(shape, blocks, workers, itemsize)
+    if method != "auto":
+        return _side(method, shape, blocks, workers)
+    long = [side for side, length in (("rows", shape[0]), ("columns", shape[2])) if length > 1]
+    candidates = [_side(side, shape, blocks, workers) for side in long or ["rows"]]
+    few = isinstance(workers, int) and workers < 4
+    if blocks is None and len(long) == 2 and not few:
+        candidates.append(_grid(shape, None, workers, itemsize))
+    return min(candidates, key=lambda layout: seconds(layout, shape, itemsize))
+
+
+def seconds(layout: Layout, shape: Shape, itemsize: int) -> float:
+    """What one task takes to read its blocks, multiply and write, roughly."""
+    m = shape[0] / (layout.rows.k if layout.rows else 1)
+    n = shape[2] / (layout.columns.k if layout.columns else 1)
+    values = m * shape[1] + shape[1] * n + m * n
+    return values * itemsize / BYTES_PER_SECOND + m * shape[1] * n / PRODUCTS_PER_SECOND
+
+
+def _side(side: str, shape: Shape, blocks: Counts, workers: Counts) -> Layout:
+    """One factor coded."""
+    for name, counts in (("blocks", blocks), ("workers", workers)):
+        if _is_pair(counts):
+            raise CodeError(f"method={side!r} codes one factor: {name} must be an integer, not {counts!r}")
+    length = shape[0] if side == "rows" else shape[2]
+    n = None if workers is None else checked_count("workers", workers)
+    usual = min(max(1, 3 * (n or WORKERS) // 4), length)
+    k = usual if blocks is None else checked_count("blocks", blocks)
+    cut = _checked(Cut(k, k + math.ceil(k / 3) if n is None else n), side, length)
+    return Layout(cut, None) if side == "rows" else Layout(None, cut)
+
+
+def _grid(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layout:
+    """Both factors coded, as asked for or the cheapest with so many tasks."""
+    if blocks is not None or _is_pair(workers):
+        rows, columns = (
+            _part(side, length, _of_pair("blocks", blocks, side), _of_pair("workers", workers, side))
+            for side, length in enumerate((shape[0], shape[2]))
+        )
+        return Layout(_checked(rows, "rows", shape[0]), _checked(columns, "columns", shape[2]))
+    total = WORKERS if workers is None else checked_count("workers", workers)
+    if total < 4:
+        raise CodeError(f"a grid has at least 2 x 2 tasks, not workers={total}")
+    sides = [(n, total // n) for n in range(2, total // 2 + 1)]
+    layouts = [Layout(_part(0, shape[0], None, n), _part(1, shape[2], None, other)) for n, other in sides]
+    return min(layouts, key=lambda layout: seconds(layout, shape, itemsize))
+
+
+def _part(side: int, length: int, k: int | None, n: int | None) -> Cut:
+    """A side of a grid: an eighth of it for parity, and no more blocks than rows unless asked for."""
+    if k is None:
+        assert n is not None
+        parity = max(1, round(n / 8))
+        k = max(1, min(n - parity, length))
+        return Cut(k, min(n, k + parity))
+    return Cut(k, k + math.ceil(k / 7) if n is None else n)
+
+
+def _is_pair(counts: Counts) -> bool:
+    return isinstance(counts, (tuple, list))
+
+
+def _of_pair(name: str, counts: Counts, side: int) -> int | None:
+    if counts is None:
+        return None
+    if not isinstance(counts, (tuple, list)) or len(counts) != 2:
+        raise CodeError(f"{name} of a grid must be a pair (for A, for B), not {counts!r}")
+    return checked_count(name, counts[side])
+
+
+def _checked(cut: Cut, side: str, length: int) -> Cut:
+    if cut.k > length:
+        raise CodeError(f"{cut.k} blocks are more than the {length} {side} to be cut")
+    if cut.n <= cut.k:
+        raise CodeError(f"{cut.n} workers leave no parity for {cut.k} blocks of {side}: use more workers")
+    return cut
