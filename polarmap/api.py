@@ -8,11 +8,13 @@ from typing import Any, overload
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.protocol import Code
+from polarmap.coded_array import CodedArray, open_store
 from polarmap.coding import plan_code
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
+from polarmap.keeping import Keeping, sampled
 from polarmap.report import Report
 from polarmap.settings import Settings
 from polarmap.tree import unflatten
@@ -63,6 +65,49 @@ class CodedResult(Sequence[Any]):
         return blocks_.concatenate(self._results, self._blocks, axis)
 
 
+class StoredResult(CodedResult):
+    """The results of a coded map that stayed in storage; `coded_map` takes it as data.
+
+    Attributes
+    ----------
+    array : CodedArray
+        The results: one after another along the first axis, as `concatenate` would join them.
+        Blocks whose results had not arrived are missing in it: decoded when they are read, until
+        `array.repair()` rebuilds them.
+    """
+
+    def __init__(self, array: CodedArray, report: Report, blocks: Blocks) -> None:
+        super().__init__([None] * array.k, report, blocks)
+        self.array = array
+
+    @overload
+    def __getitem__(self, index: int) -> Any: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Any]: ...
+    def __getitem__(self, index: int | slice) -> Any:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        return self.coded_blocks().leaves(range(len(self))[index])[0]
+
+    def __iter__(self) -> Iterator[Any]:
+        return (self[index] for index in range(len(self)))
+
+    def concatenate(self, axis: int = 0) -> Any:
+        """The results as one array, read from storage."""
+        if axis == 0:
+            return self.array[:]
+        return blocks_.concatenate(list(self), self._blocks, axis)
+
+    def coded_blocks(self) -> Encoded:
+        """As `coded_map` takes data that is encoded already."""
+        return self.array.coded_blocks()
+
+    @property
+    def store(self) -> Any:
+        """Where the results lie."""
+        return self.array.store
+
+
 def coded_map(
     f: Callable[[Any], Any],
     data: Any,
@@ -77,6 +122,8 @@ def coded_map(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
+    store: str | None = None,
+    storage: Any = None,
 ) -> CodedResult:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
@@ -123,10 +170,16 @@ def coded_map(
         How often a failed task is started again when its result is needed.
     progress : bool, optional
         Show a bar; by default when standard error is a terminal.
+    store : str, optional
+        Leave the results in storage, as a coded array of this name: workers write their own, only a
+        sample of each travels, and the checks are made on that. f must return one array.
+    storage : optional
+        Where to leave them, as for `encode`; by default where the data lies.
 
     Returns
     -------
     CodedResult
+        With `store`, a `StoredResult`: the same, read from storage when asked for.
 
     Warns
     -----
@@ -171,7 +224,12 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
     settings = checked_settings(f, verify, rtol, timeout, retries)
-    return run(f, data, blocks, workers, code, executor, settings, progress, degree)
+    if store is None:
+        return run(f, data, blocks, workers, code, executor, settings, progress, degree)
+    coded = _coded(data, blocks, workers, code, degree, rtol)
+    place = getattr(data, "store", None) if storage is None else storage
+    with Keeping(open_store(place), store, coded) as keeping:
+        return run(f, coded, None, None, "auto", _executor(executor, data), settings, progress, 1, keeping)
 
 
 def run(
@@ -184,11 +242,18 @@ def run(
     settings: Settings,
     progress: bool | None,
     degree: int = 1,
+    keeping: Keeping | None = None,
 ) -> CodedResult:
     """`coded_map` once its options have become settings."""
     job = Job(_executor(executor, data))
     coded = _coded(data, blocks, workers, code, degree, settings.rtol)
-    collected, report = job.run(f, coded, settings, progress)
+    if keeping is None:
+        collected, report = job.run(f, coded, settings, progress)
+    else:
+        job.executor.keep = keeping.keep
+        collected, report = job.run(f, coded, settings, progress, sampled(f))
+        made = keeping.manifest(collected.kept, coded.blocks, collected.results[0][0].dtype)
+        return StoredResult(CodedArray(keeping.store, made), report, coded.blocks)
     results = [unflatten(collected.structure, leaves) for leaves in collected.results]
     return CodedResult(results, report, coded.blocks)
 

@@ -18,6 +18,7 @@ from polarmap.settings import Settings
 from polarmap.settle import Settlement
 from polarmap.shortfall import Shortfall
 from polarmap.stopwatch import Stopwatch
+from polarmap.stored import Kept
 from polarmap.tree import Structure
 from polarmap.verify import Verifier
 from polarmap.worker import Fault
@@ -43,6 +44,7 @@ class Collected:
     verified: str
     unchecked: list[int]
     dtypes: list[DType]  # whose rounding limits the results
+    kept: dict[int, Kept]  # where those results lie that stayed in storage
 
 
 class Collector:
@@ -55,13 +57,14 @@ class Collector:
         coded: Encoded,
         settings: Settings,
         show: Callable[[int, int], None],
+        here: Callable[[Any], Any] | None = None,
     ) -> None:
         self._executor, self._f, self._coded, self._settings = executor, f, coded, settings
         self._show = show
         self._code = coded.code
         self._watch = Stopwatch(executor.now, settings.timeout)
         self._arrivals = Arrivals(coded, settings.rtol, self._model)
-        self._verifier = Verifier(f, coded, self._arrivals, settings.rtol, settings.errors)
+        self._verifier = Verifier(here or f, coded, self._arrivals, settings.rtol, settings.errors)
         self._settlement = Settlement(self._arrivals, self._verifier, settings, self._watch)
         self._shortfall = Shortfall(self._arrivals, self._code.needed)
         self._news_at = 0.0
@@ -99,6 +102,7 @@ class Collector:
             verified=how,
             unchecked=self._verifier.unchecked() if how in ("parity", "local") else [],
             dtypes=precisions,
+            kept={index: one.kept for index, one in arrivals.received.items() if one.kept is not None},
         )
 
     def _model(self) -> list[Array] | None:

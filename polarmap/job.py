@@ -26,13 +26,21 @@ class Job:
         self._began = self.executor.now()
 
     def run(
-        self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, progress: bool | None
+        self,
+        f: Callable[[Any], Any],
+        coded: Encoded,
+        settings: Settings,
+        progress: bool | None,
+        here: Callable[[Any], Any] | None = None,
     ) -> tuple[Collected, Report]:
-        """The results of f on the coded blocks, and how they came about."""
+        """The results of f on the coded blocks, and how they came about.
+
+        `here`: what f is on the driver, where that differs from what workers send of it.
+        """
         encoded = coded.encode_seconds  # by earlier maps of the same blocks
         wanted = sys.stderr.isatty() if progress is None else progress
         with open_bar(coded.n, coded.code.needed, wanted) as show:
-            collected = Collector(self.executor, f, coded, settings, show).run(self._faults)
+            collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
         seconds = self.executor.now() - self._began
         return collected, report_of(
             collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded

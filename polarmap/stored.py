@@ -17,7 +17,8 @@ class Part(NamedTuple):
 
     key : of the object in its bucket, or its path below a folder.
     size : in bytes.
-    crc32 : `zlib.crc32` of the bytes, or None if they are only being written now.
+    crc32 : `zlib.crc32` of the bytes, or None if they are only being written now; in the manifest of
+        an array, None if they were never written.
     offset : where in the object they begin.
     """
 

@@ -54,6 +54,10 @@ class StoredBlocks:
         self._dtype, self._shape = dtype, shape
         self.blocks = _StoredData(code.k, dtype, read, filler, shape[0])
 
+    def coded_blocks(self) -> StoredBlocks:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
     @property
     def n(self) -> int:
         """Coded blocks."""

@@ -164,7 +164,7 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         if ticket.keep is not None and not isinstance(outcome, Error):
             outcome, kept = leave(outcome, ticket.keep, ticket.task, ticket.attempt, storage)
             if kept is not None and ticket.driver is None and not _is_wanted(ticket, storage):
-                _remove(kept, ticket.keep.source, storage)  # the driver has cleaned up
+                remove(kept, ticket.keep.source, storage)  # the driver has cleaned up
         if isinstance(outcome, Error):
             return Reply(ticket.task, ticket.attempt, None, outcome, started, time.time()).plain()
         ended = time.time()
@@ -200,14 +200,20 @@ def leave(
             else:
                 storage.put_object(keep.source.place, key, data)
             parts.append(Part(key, len(data), zlib.crc32(data)))
-        places = np.linspace(0, max(0, flat.size - 1), min(flat.size, SAMPLE)).astype(np.int64)
-        sample = pack_leaves([flat[places]], ("sample", array.shape))
+        packed = pack_leaves([sample(array)], ("sample", array.shape))
     except Exception as error:
         return describe(error), None
-    return sample, Kept(array.dtype.str, array.shape, tuple(parts))
+    return packed, Kept(array.dtype.str, array.shape, tuple(parts))
 
 
-def _remove(kept: Kept, source: Source, storage: Any) -> None:
+def sample(array: Any) -> Any:
+    """At most SAMPLE numbers of an array, evenly spread."""
+    flat = array.reshape(-1)
+    return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, SAMPLE)).astype(np.int64)]
+
+
+def remove(kept: Kept, source: Source, storage: Any) -> None:
+    """Take a result out of storage again: nobody waits for it."""
     for part in kept.parts:
         if source.kind == "folder":
             with contextlib.suppress(OSError):
@@ -255,18 +261,18 @@ def read_part(source: Source, part: Part, storage: Any) -> Any:
     """The bytes of a part; DamagedError if it is not there."""
     if source.kind == "folder":
         return read_file(source.place, part)
-    if part.crc32 is None:  # an object of its own
-        return storage.get_object(source.place, part.key)
     if not part.size:
         return b""
-    last = part.offset + part.size - 1
+    options = {}
+    if part.crc32 is not None:  # else it is an object of its own
+        options["extra_get_args"] = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
     try:
-        return storage.get_object(
-            source.place, part.key, extra_get_args={"Range": f"bytes={part.offset}-{last}"}
-        )
+        return storage.get_object(source.place, part.key, **options)
     except Exception as error:
         if type(error).__name__ == "StorageNoSuchKeyError" or "InvalidRange" in str(error):
-            raise DamagedError(f"{part.key} is missing or shorter than {last + 1} bytes") from None
+            raise DamagedError(
+                f"{part.key} is missing or shorter than {part.offset + part.size} bytes"
+            ) from None
         raise
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from polarmap.stored import Keep, Kept, Part, Source, assemble
 from polarmap.tree import Packed, Shape, Structure, unflatten
-from polarmap.worker import POLL_SECONDS, Error, Fault, Reply, apply, describe, leave, read_part
+from polarmap.worker import POLL_SECONDS, Error, Fault, Reply, apply, describe, leave, read_part, remove
 
 
 class Deferred(NamedTuple):
@@ -91,8 +91,10 @@ def run_in_pool(
             return
         result = apply(function, data, fault, attempt)
         kept = None
-        if keep is not None and not isinstance(result, Error):
+        if keep is not None and not isinstance(result, Error) and not is_cancelled():
             result, kept = leave(result, keep, task, attempt, None)
+            if kept is not None and is_cancelled():
+                remove(kept, keep.source, None)
         outcome.append((result, kept))
 
     thread = threading.Thread(target=run, daemon=True)

@@ -130,7 +130,8 @@ class Manifest:
         return made
 
     def _check(self) -> None:
-        counts = [*self.shape, self.rows, *(size for parts in self.parts for p in parts for size in p[1:])]
+        sizes = (size for parts in self.parts for part in parts for size in part[1:])
+        counts = [*self.shape, self.rows, *(size for size in sizes if size is not None)]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("a size is not a count")
         if not self.shape or -(-self.shape[0] // self.code.k) != self.rows:

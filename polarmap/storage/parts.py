@@ -38,6 +38,8 @@ class Damage(NamedTuple):
 
 def fetch(store: Store, part: Part) -> bytes | str:
     """The bytes of a part, or the kind of its damage."""
+    if part.crc32 is None:
+        return "missing"
     try:
         data = store.get(part.key, part.offset, part.offset + part.size)
     except MissingObjectError:

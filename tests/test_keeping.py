@@ -1,0 +1,114 @@
+"""coded_map(store=): results that stay in storage, and maps of these."""
+
+from __future__ import annotations
+
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import arriving
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError, StorageError
+
+
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def A():
+    return np.random.default_rng(0).standard_normal((59, 7))
+
+
+@pytest.fixture(params=["threads", "processes", "localhost"])
+def executor(request):
+    if request.param == "localhost":
+        yield "localhost"
+        return
+    with (ThreadPoolExecutor if request.param == "threads" else ProcessPoolExecutor)(4) as pool:
+        yield pool
+
+
+def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
+    B = np.random.default_rng(1).standard_normal((7, 5))
+    faulty = FaultyExecutor(executor, {1: Fault("sleep", 60)})
+    first = polarmap.coded_map(
+        lambda block: block @ B, A, blocks=6, workers=8, store="AB", storage=tmp_path, executor=faulty
+    )
+    assert first.array.shape == (59, 5)
+    np.testing.assert_allclose(first.concatenate(), A @ B, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(first[1], (A @ B)[10:20], rtol=1e-9, atol=1e-9)
+    second = polarmap.coded_map(lambda block: block @ B.T, first, store="ABB", executor=faulty)
+    np.testing.assert_allclose(second.concatenate(), A @ B @ B.T, rtol=1e-9, atol=1e-9)
+    assert polarmap.list_coded(tmp_path) == ["AB", "ABB"]
+    for result in (first, second):
+        assert "missing" in {damage.kind for damage in result.array.check().damaged}
+        result.array.repair()
+        assert not result.array.check().damaged
+        result.array.delete()
+    assert files(tmp_path) == set()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 40), k=st.integers(1, 6), extra=st.integers(1, 3), columns=st.integers(0, 3),
+    dtype=st.sampled_from(["f8", "f4", "c16", "i4", "u1", "i8"]), data=st.data(),
+)  # fmt: skip
+def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, data):
+    folder = tmp_path_factory.mktemp("store")
+    rows, n = max(rows, k), k + extra
+    A = np.arange(rows * columns).reshape(rows, columns).astype(dtype)
+    seconds = {index: data.draw(st.floats(0.1, 2)) for index in range(n)}
+    f = data.draw(st.sampled_from([lambda block: block + block, lambda block: block.sum()]))
+    y = polarmap.coded_map(
+        f, A, blocks=k, workers=n, store="y", storage=folder, executor=ReplayExecutor(seconds), verify=False
+    )
+    expected = polarmap.coded_map(f, A, blocks=k, workers=n, executor=ReplayExecutor(), verify=False)
+    np.testing.assert_allclose(y.concatenate(), expected.concatenate(), rtol=1e-4, atol=1e-3)
+    y.array.repair()
+    np.testing.assert_allclose(
+        polarmap.open_coded("y", folder)[:], expected.concatenate(), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
+    with pytest.raises(NotLinearError):
+        polarmap.coded_map(
+            np.sin, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=arriving(range(1, 8), 8)
+        )
+    assert files(tmp_path) == set()
+    assert polarmap.list_coded(tmp_path) == []
+
+
+def test_a_map_that_fails_leaves_nothing(A, tmp_path):
+    faulty = FaultyExecutor(ReplayExecutor(), {index: Fault("raise", attempts=9) for index in range(4)})
+    with pytest.raises(NotDecodableError):
+        polarmap.coded_map(np.sum, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=faulty)
+    assert files(tmp_path) == set()
+
+
+def test_results_that_cannot_stay_are_refused(A, tmp_path):
+    options = {"blocks": 6, "workers": 8, "storage": tmp_path, "executor": ReplayExecutor()}
+    with pytest.raises(NotDecodableError, match="one array; f returned 2"):
+        polarmap.coded_map(lambda block: (block, block), A, store="y", **options)
+    with pytest.raises(StorageError, match="cannot name a coded array"):
+        polarmap.coded_map(np.sum, A, store="../y", **options)
+    with pytest.raises(CodeError, match="coded by a PolarCode"):
+        polarmap.coded_map(
+            np.square,
+            A,
+            degree=2,
+            store="y",
+            storage=tmp_path,
+            blocks=3,
+            workers=8,
+            executor=ReplayExecutor(),
+        )
+    polarmap.coded_map(np.sum, A, store="y", **options)
+    with pytest.raises(StorageError, match=r"there is a coded array 'y' .* already: choose another name"):
+        polarmap.coded_map(np.sum, A, store="y", **(options | {"executor": ReplayExecutor()}))
