@@ -246,7 +246,8 @@ def run(
 ) -> CodedResult:
     """`coded_map` once its options have become settings."""
     job = Job(_executor(executor, data))
-    coded = _coded(data, blocks, workers, code, degree, settings.rtol)
+    with job:
+        coded = _coded(data, blocks, workers, code, degree, settings.rtol)
     if keeping is None:
         collected, report = job.run(f, coded, settings, progress)
     else:

@@ -3,6 +3,7 @@
 PolarmapError
 ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
 ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
+├── LimitError           (ValueError)    a block or time the backend does not allow
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
 ├── CodedTimeoutError    (TimeoutError)  the deadline passed first
@@ -23,6 +24,10 @@ class CodeError(PolarmapError, ValueError):
 
 class ExecutorError(PolarmapError, RuntimeError):
     """The executor cannot be built, reached or used."""
+
+
+class LimitError(PolarmapError, ValueError):
+    """More than a worker, a call or an object of this backend can hold."""
 
 
 class NotLinearError(PolarmapError, ValueError):

@@ -4,26 +4,42 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from polarmap.clouds import limits
+from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Cost, cost
 from polarmap.code.dtypes import epsilon, is_exact, is_integer
 from polarmap.collect import Collected, Collector
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
+from polarmap.executors.base import layout_bytes
 from polarmap.progress import open_bar
 from polarmap.report import Report, TaskReport
 from polarmap.settings import Settings
+from polarmap.worker import WANTED_SECONDS
 
 
 class Job:
-    """An executor that the caller chose, for one map; its time starts here."""
+    """An executor that the caller chose, for one map; its time starts here.
+
+    As a context manager it lets go of the executor when something is wrong with the data.
+    """
 
     def __init__(self, executor: Any) -> None:
         self.executor, self._faults = open_executor(executor)
         self._began = self.executor.now()
+
+    def __enter__(self) -> Job:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            self.executor.stop()
 
     def run(
         self,
@@ -37,14 +53,16 @@ class Job:
 
         `here`: what f is on the driver, where that differs from what workers send of it.
         """
+        worker = getattr(self.executor, "worker", None)
+        with self:
+            _check_limits(worker, coded)
         encoded = coded.encode_seconds  # by earlier maps of the same blocks
         wanted = sys.stderr.isatty() if progress is None else progress
         with open_bar(coded.n, coded.code.needed, wanted) as show:
             collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
         seconds = self.executor.now() - self._began
-        return collected, report_of(
-            collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded
-        )
+        report = report_of(collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded)
+        return collected, replace(report, cost=_cost(worker, report))
 
 
 def checked_settings(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> Settings:
@@ -91,6 +109,23 @@ def report_of(
         unchecked=tuple(collected.unchecked),
         filler=coded.blocks.filler,
     )
+
+
+def _check_limits(worker: Worker | None, coded: Encoded) -> None:
+    """LimitError for what cannot work where the executor runs it."""
+    if worker is not None:
+        largest = max(layout_bytes(coded.layout(index)) for index in (0, coded.n - 1))
+        rows = getattr(coded.blocks, "rows", None)
+        limits.check(worker, limits.Job(coded.n, coded.k, largest, rows))
+
+
+def _cost(worker: Worker | None, report: Report) -> Cost | None:
+    """Every attempt is paid; one that never reported, until its worker sees that nobody waits."""
+    if worker is None:
+        return None
+    unheard = report.seconds + WANTED_SECONDS
+    seconds = [task.seconds or unheard for task in report.tasks for _ in range(task.attempts)]
+    return cost(worker, seconds, report.seconds)
 
 
 def _task_report(collected: Collected, index: int) -> TaskReport:

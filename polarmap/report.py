@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from polarmap.clouds.prices import Cost
+
 
 @dataclass(frozen=True)
 class TaskReport:
@@ -46,6 +48,7 @@ class Report:
     unchecked : results that decoded blocks are made of and that no check involved ("parity" or
         "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
+    cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price.
     """
 
     n: int
@@ -65,6 +68,7 @@ class Report:
     verified: str
     filler: int = field(default=0)
     unchecked: tuple[int, ...] = ()
+    cost: Cost | None = None
 
     def indices(self, state: str) -> list[int]:
         """The tasks in a state: "used", "surplus", "abandoned" or "failed"."""
@@ -78,6 +82,8 @@ class Report:
             f"recovered by decoding: {_list(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
+        if self.cost is not None:
+            lines.append(f"cost at list prices: {self.cost}")
         if self.unchecked:
             lines.append(f"in no check: {_list(self.unchecked)}")
         for state in ("abandoned", "failed"):

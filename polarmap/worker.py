@@ -154,8 +154,10 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         _drop_inherited_connections(storage)
         threading.Thread(target=_leave_when_unwanted, args=(ticket, storage), daemon=True).start()
         try:
-            data = _fetch(ticket, storage)
-            block = unflatten(ticket.structure, Packed(ticket.structure, ticket.layout, data).unpack())
+            # The bytes get no name: f may need the room that this second copy of the block takes.
+            block = unflatten(
+                ticket.structure, Packed(ticket.structure, ticket.layout, _fetch(ticket, storage)).unpack()
+            )
         except Exception as error:
             outcome: Packed | Error = describe(error)
         else:

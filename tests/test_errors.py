@@ -11,9 +11,12 @@ from polarmap import PolarCode, ReplayExecutor, coded_map, errors
 BUILTINS = {
     "CodeError": ValueError,
     "ExecutorError": RuntimeError,
+    "LimitError": ValueError,
     "NotLinearError": ValueError,
     "NotDecodableError": RuntimeError,
     "CodedTimeoutError": TimeoutError,
+    "StorageError": RuntimeError,
+    "MissingObjectError": LookupError,
 }
 DATA = np.ones((6, 2))
 

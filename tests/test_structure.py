@@ -38,9 +38,10 @@ MAY_IMPORT = {
     "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
+        *["polarmap.clouds.limits", "polarmap.clouds.prices"],
     ],
     "polarmap.clouds.limits": ["polarmap.errors"],
-    "polarmap.clouds.prices": ["polarmap.clouds.limits"],
+    "polarmap.clouds.prices": ["polarmap.clouds.limits", "polarmap.worker"],
     "polarmap.clouds.settings": ["polarmap.errors", "yaml"],
     "polarmap.executors": [
         *[

@@ -25,6 +25,7 @@ import cloudpickle
 
 from polarmap import stored, tree, worker
 from polarmap.clouds import settings
+from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
     Coded,
@@ -229,6 +230,7 @@ class ForeignExecutor(LithopsExecutor):
         super().__init__()
         self._functions, self._owned = functions, owned
         self.name = f"lithops/{functions.backend}"
+        self.worker = worker_of(functions.config)
 
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""

@@ -8,6 +8,9 @@ from math import inf, isfinite, isnan
 
 import numpy as np
 
+from polarmap.clouds import limits
+from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Cost, cost
 from polarmap.errors import CodeError
 from polarmap.runtimes.completion import Completion, completion_time
 from polarmap.runtimes.distributions import Distribution
@@ -29,6 +32,7 @@ class Plan:
     uncoded : the same of a plain map.
     frontier : the options than which none is both faster (by the objective; p99 for "cost") and
         cheaper, from the cheapest to the fastest.
+    worker : what the tasks run on, if that was said.
     """
 
     n: int
@@ -38,6 +42,17 @@ class Plan:
     expected: Completion
     uncoded: Completion
     frontier: tuple[Completion, ...]
+    worker: Worker | None = None
+
+    @property
+    def cost(self) -> Cost | None:
+        """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
+        return None if self.worker is None else _cost(self.expected, self.worker)
+
+    @property
+    def uncoded_cost(self) -> Cost | None:
+        """The same of a plain map."""
+        return None if self.worker is None else _cost(self.uncoded, self.worker)
 
     def __str__(self) -> str:
         code = "no code" if self.n == self.k else f"{self.code} code"
@@ -47,6 +62,8 @@ class Plan:
             _numbers("plain", self.uncoded),
             *(_numbers("plan" if one.n == self.n else "", one) for one in self._shown()),
         ]
+        if self.cost is not None and self.uncoded_cost is not None:
+            lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
         return "\n".join(lines)
 
     def _shown(self) -> list[Completion]:
@@ -71,6 +88,7 @@ def plan(
     max_never: float = 1e-3,
     trials: int = 200,
     seed: int = 0,
+    worker: Worker | None = None,
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
@@ -101,6 +119,9 @@ def plan(
         Largest accepted probability that too many tasks never end.
     trials, seed : int
         Of the simulation of codes other than rotation.
+    worker : polarmap.clouds.limits.Worker, optional
+        What the tasks will run on: its number at a time bounds the workers, its time limit the
+        tasks, and the plan says what it costs.
 
     Returns
     -------
@@ -110,6 +131,8 @@ def plan(
     ------
     CodeError
         If no number of workers meets the limits; the message says which and how nearly.
+    LimitError
+        If most tasks take longer than the worker may.
 
     Examples
     --------
@@ -129,6 +152,9 @@ def plan(
     """
     law = as_runtimes(runtimes)
     most = (2 * k if _is_count(k) else 0) if max_workers is None else max_workers
+    if worker is not None:
+        limits.check_task_seconds(worker, float(law.quantile(0.5)))
+        most = min(most, limits.at_a_time(worker) or most)
     _check(k, most, objective, code, slack, deadline, budget)
     options = [_option(n, k, code, law, trials, seed) for n in _sizes(k, most)]
     possible = _feasible(options, objective, max_never, deadline, budget)
@@ -141,6 +167,7 @@ def plan(
         expected=chosen,
         uncoded=options[0],
         frontier=frontier(possible, _clock(objective)),
+        worker=worker,
     )
 
 
@@ -158,6 +185,10 @@ def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Complet
         if not kept or getattr(option, clock) < getattr(kept[-1], clock):
             kept.append(option)
     return tuple(kept)
+
+
+def _cost(one: Completion, worker: Worker) -> Cost | None:
+    return cost(worker, [one.paid / one.n] * one.n, one.mean)
 
 
 def _option(n: int, k: int, code: str, law: Distribution, trials: int, seed: int) -> Completion:

@@ -1,0 +1,277 @@
+"""What each Lithops backend allows, and whether a map fits it: checked before anything is started."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from polarmap.errors import LimitError
+
+MB = 2**20
+GB = 2**30
+# Lithops, numpy and a cloud's client library take 75 MB, the runtime around them up to as much again.
+BASE_BYTES = 150 * MB
+BLOCK_COPIES = 2  # of its block that a worker holds while it unpacks what it fetched
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The limits of one compute backend. Memory in MB, time in seconds, payload in bytes.
+
+    sizes : memory sizes there are; empty if any between `least_memory` and `most_memory` will do.
+    most_seconds : of one call, None if the backend sets no limit of its own.
+    concurrency : calls at a time by default; the account's own quota may differ.
+    payload : of one call. Informative: blocks travel through storage, calls carry keys.
+    checked, source : when and where these figures were read.
+    """
+
+    name: str
+    least_memory: int
+    most_memory: int
+    sizes: tuple[int, ...]
+    most_seconds: int | None
+    concurrency: int | None
+    payload: int
+    checked: str
+    source: str
+
+
+BACKENDS = {
+    one.name: one
+    for one in (
+        Backend(
+            "aws_lambda", 128, 10_240, (), 900, 1000, 1 * MB, "2026-11-24",
+            "https://docs.aws.amazon.com/lambda/latest/dg/gettingstarted-limits.html; payload: "
+            "https://aws.amazon.com/blogs/compute/more-room-to-build-serverless-services-now-support-payloads-up-to-1-mb",
+        ),
+        Backend(
+            # Driven by events, as Lithops' default trigger pub/sub makes them.
+            "gcp_functions", 128, 32_768, (128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768), 540,
+            100, 10 * MB, "2026-11-24", "https://cloud.google.com/functions/quotas",
+        ),
+        Backend(
+            "azure_functions", 512, 4096, (512, 2048, 4096), None, 100, 64 * 1024, "2026-11-24",
+            "https://learn.microsoft.com/en-us/azure/azure-functions/flex-consumption-plan",
+        ),
+        Backend("k8s", 1, 2**20, (), None, None, 1 * MB, "2026-11-24", "the cluster's own: its nodes"),
+    )
+}  # fmt: skip
+BACKENDS["gcp_functions https"] = replace(BACKENDS["gcp_functions"], most_seconds=3600)
+
+# Bytes of the largest object one PUT can make, which is how Lithops stores.
+LARGEST_OBJECT = {
+    "aws_s3": 5 * GB,  # https://docs.aws.amazon.com/AmazonS3/latest/userguide/upload-objects.html
+    "minio": 5 * GB,
+    "ceph": 5 * GB,
+    "gcp_storage": 5 * 1024 * GB,  # https://cloud.google.com/storage/quotas
+    # 50,000 parts of the client's 4 MB: https://learn.microsoft.com/en-us/azure/storage/blobs/scalability-targets
+    "azure_storage": 50_000 * 4 * MB,
+    "redis": 512 * MB,  # https://redis.io/docs/latest/develop/data-types/strings/
+}
+
+
+@dataclass(frozen=True)
+class Worker:
+    """What a Lithops configuration gives each worker.
+
+    backend, storage : Lithops' names.
+    memory : MB.
+    seconds : that one task may take; None if unknown.
+    workers : at a time; None if unknown.
+    trigger : how calls reach the backend, where there is a choice.
+    interval : seconds between two looks of the driver for finished tasks.
+    """
+
+    backend: str
+    storage: str
+    memory: int
+    seconds: float | None = None
+    workers: int | None = None
+    trigger: str = ""
+    interval: float = 2.0
+
+    @property
+    def limits(self) -> Backend | None:
+        """Of the backend, None if polarmap knows none."""
+        return BACKENDS.get(f"{self.backend} {self.trigger}", BACKENDS.get(self.backend))
+
+    @property
+    def granted(self) -> int:
+        """MB that the backend makes of `memory`: Azure rounds up to a size there is.
+
+        >>> Worker("azure_functions", "azure_storage", 1024).granted
+        2048
+        """
+        sizes = self.limits.sizes if self.limits is not None else ()
+        return next((size for size in sizes if size >= self.memory), sizes[-1] if sizes else self.memory)
+
+
+def worker_of(config: Mapping[str, Any]) -> Worker | None:
+    """What a complete Lithops configuration, as an executor of Lithops holds it, gives each worker.
+
+    >>> worker_of({"lithops": {"backend": "k8s", "storage": "minio"}, "k8s": {"runtime_memory": 512}}).memory
+    512
+    """
+    general = config.get("lithops") or {}
+    own = config.get(general.get("backend", "")) or {}
+    if not isinstance(own.get("runtime_memory"), int):
+        return None
+    return Worker(
+        backend=general["backend"],
+        storage=general.get("storage", ""),
+        memory=own["runtime_memory"],
+        seconds=own.get("runtime_timeout"),
+        workers=own.get("max_workers"),
+        trigger=own.get("trigger", ""),
+        interval=general.get("monitoring_interval", 2.0),
+    )
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a map asks of its workers.
+
+    n, k : workers and data blocks.
+    block_bytes : of the largest coded block.
+    rows : of a block of an array that was cut, None for a sequence of blocks.
+    """
+
+    n: int
+    k: int
+    block_bytes: int
+    rows: int | None = None
+
+
+def check(worker: Worker, job: Job) -> None:
+    """Refuse a map that cannot work there, before anything is stored or started.
+
+    Parameters
+    ----------
+    worker : Worker
+    job : Job
+
+    Raises
+    ------
+    LimitError
+        A block that does not fit the memory of a worker or an object of the storage, or a time
+        that the backend does not allow; the message says what to change.
+
+    Warns
+    -----
+    RuntimeWarning
+        If more workers are wanted than run at a time: the rest waits behind stragglers.
+
+    Examples
+    --------
+    >>> worker = Worker("aws_lambda", "aws_s3", memory=2048)
+    >>> check(worker, Job(n=32, k=24, block_bytes=500 * 2**20, rows=1000))
+    >>> try:
+    ...     check(worker, Job(n=32, k=24, block_bytes=1900 * 2**20, rows=1000))
+    ... except LimitError as error:
+    ...     print(error)
+    a 1.9 GB block does not fit a 2048 MB worker of aws_lambda, which needs 3.9 GB to hold it and a copy \
+before f takes any: use blocks >= 49 or runtime_memory >= 3950
+    """
+    backend = worker.limits
+    if backend is None:
+        return
+    _check_seconds(worker, backend)
+    _check_memory(worker, backend, job)
+    _check_object(worker, job)
+    most = at_a_time(worker)
+    if most is not None and job.n > most:
+        warnings.warn(
+            f"workers = {job.n}, but {worker.backend} runs {most} at a time (max_workers): {job.n - most} "
+            f"wait until others end, stragglers among them; raise max_workers or use workers <= {most}",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+
+
+def check_task_seconds(worker: Worker, seconds: float) -> None:
+    """Refuse tasks that usually take longer than the worker may.
+
+    >>> check_task_seconds(Worker("aws_lambda", "aws_s3", 1769, seconds=180), 20.0)
+    """
+    backend = worker.limits
+    least = min((one for one in (worker.seconds, backend and backend.most_seconds) if one), default=math.inf)
+    if seconds > least:
+        longest = f" (at most {backend.most_seconds})" if backend and backend.most_seconds else ""
+        raise LimitError(
+            f"most tasks take {seconds:.3g} s, {worker.backend} ends them after {least:g} s: use more blocks "
+            f"or raise runtime_timeout{longest}"
+        )
+
+
+def at_a_time(worker: Worker) -> int | None:
+    """How many workers run at once; None if nothing is known.
+
+    >>> at_a_time(Worker("aws_lambda", "aws_s3", 1769)), at_a_time(Worker("k8s", "minio", 512, workers=8))
+    (1000, 8)
+    """
+    return worker.workers or (worker.limits.concurrency if worker.limits is not None else None)
+
+
+def needed(block_bytes: int) -> int:
+    """Bytes of memory that a worker needs at least to get at its block."""
+    return BASE_BYTES + BLOCK_COPIES * block_bytes
+
+
+def _check_seconds(worker: Worker, backend: Backend) -> None:
+    if worker.seconds and backend.most_seconds and worker.seconds > backend.most_seconds:
+        raise LimitError(
+            f"runtime_timeout is {worker.seconds:g} s, {worker.backend} ends a call after "
+            f"{backend.most_seconds} s: lower it, and use more blocks if a task takes longer"
+        )
+
+
+def _check_memory(worker: Worker, backend: Backend, job: Job) -> None:
+    need = needed(job.block_bytes)
+    if need <= worker.granted * MB:
+        return
+    largest = (worker.granted * MB - BASE_BYTES) // BLOCK_COPIES
+    advice = [_more_blocks(job, largest)]
+    size = _size_for(need, backend)
+    if size is not None:
+        advice.append(f"runtime_memory >= {size}")
+    raise LimitError(
+        f"a {_size(job.block_bytes)} block does not fit a {worker.granted} MB worker of {worker.backend}, "
+        f"which needs {_size(need)} to hold it and a copy before f takes any: "
+        + " or ".join(filter(None, advice))
+    )
+
+
+def _check_object(worker: Worker, job: Job) -> None:
+    largest = LARGEST_OBJECT.get(worker.storage)
+    if largest is not None and job.block_bytes > largest:
+        raise LimitError(
+            f"a {_size(job.block_bytes)} block is larger than one object of {worker.storage} may be "
+            f"({_size(largest)}): {_more_blocks(job, largest)}"
+        )
+
+
+def _more_blocks(job: Job, largest: int) -> str:
+    """How to cut so that no block weighs more than `largest` bytes."""
+    if job.rows is None:
+        return f"use blocks of at most {_size(max(largest, 0))}"
+    rows = largest * job.rows // job.block_bytes
+    if rows < 1:
+        return "no number of blocks helps, as one row is too large"
+    return f"use blocks >= {math.ceil(job.k * job.rows / rows)}"
+
+
+def _size_for(need: int, backend: Backend) -> int | None:
+    """The smallest memory in MB that is enough, if the backend has it."""
+    sizes = backend.sizes or (max(backend.least_memory, math.ceil(need / MB)),)
+    return next((size for size in sizes if need <= size * MB and size <= backend.most_memory), None)
+
+
+def _size(count: int) -> str:
+    """
+    >>> _size(1_992_294_400), _size(5 * 2**20)
+    ('1.9 GB', '5.0 MB')
+    """
+    return f"{count / GB:.1f} GB" if count >= GB else f"{count / MB:.1f} MB"

@@ -1,0 +1,149 @@
+"""What a map costs: list prices as data, and the estimate made of them. US dollars, seconds, MB."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from polarmap.clouds.limits import Worker
+from polarmap.worker import WANTED_SECONDS
+
+# Storage requests of one task: its block, Lithops' start and end marks and a large result are
+# written; function, input, block, end mark and result are read. Also, every WANTED_SECONDS, a worker
+# looks whether it is still wanted.
+WRITES, READS = 4, 5
+# Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two
+# processors shared by eight workers; expect the lower end where each has its own.
+AROUND_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Price:
+    """List price of a compute backend in one region, without free tiers, discounts and taxes.
+
+    gigabyte_second : USD per second and 1024 MB of memory.
+    processor_second : USD per second and processor, where that is charged apart.
+    call : USD each.
+    step, least : seconds that a call is rounded up to, and its minimum.
+    """
+
+    backend: str
+    region: str
+    gigabyte_second: float
+    processor_second: float
+    call: float
+    step: float
+    least: float
+    checked: str
+    source: str
+
+
+PRICES = {
+    one.backend: one
+    for one in (
+        Price(
+            "aws_lambda", "us-east-1, x86", 1.66667e-5, 0.0, 2.0e-7, 0.001, 0.0, "2026-11-24",
+            "https://aws.amazon.com/lambda/pricing/ as quoted by https://cloudchipr.com/blog/aws-lambda-pricing",
+        ),
+        Price(
+            "gcp_functions", "tier 1", 2.5e-6, 2.4e-5, 4.0e-7, 0.1, 0.0, "2026-11-24",
+            "https://cloud.google.com/run/pricing (request-based billing)",
+        ),
+        Price(
+            "azure_functions", "East US, Flex Consumption on demand", 2.6e-5, 0.0, 4.0e-7, 0.1, 1.0,
+            "2026-11-24", "https://azure.microsoft.com/en-us/pricing/details/functions/ as quoted by "
+            "https://modal.com/blog/azure-function-pricing-guide; steps: https://learn.microsoft.com/answers/a/12389275",
+        ),
+    )
+}  # fmt: skip
+
+# Processors that come with so many MB of a Cloud Run function, checked 2026-11-24:
+# https://cloud.google.com/run/docs/configuring/services/memory-limits
+PROCESSORS = (
+    (128, 0.083), (256, 0.167), (512, 0.333), (1024, 0.583), (2048, 1.0), (8192, 2.0), (16_384, 4.0),
+    (24_576, 6.0), (32_768, 8.0),
+)  # fmt: skip
+
+# USD per write or listing, and per read, checked 2026-11-24: Standard in us-east-1, as quoted by
+# https://c3x.dev/blog/s3-request-fees-explained; Standard in a US region,
+# https://cloud.google.com/storage/pricing-examples. Requests to others are not priced.
+STORAGE = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """An estimate in US dollars.
+
+    compute : memory and processors for as long as workers ran.
+    calls : of the functions.
+    requests : to the storage, where their price is known. Data stored for minutes, and transfers
+        within a region, cost next to nothing.
+    """
+
+    compute: float
+    calls: float
+    requests: float
+
+    @property
+    def total(self) -> float:
+        """All of it."""
+        return self.compute + self.calls + self.requests
+
+    def __str__(self) -> str:
+        parts = ((self.compute, "compute"), (self.calls, "calls"), (self.requests, "storage requests"))
+        return f"${self.total:.2g} (" + ", ".join(f"${one:.2g} {name}" for one, name in parts) + ")"
+
+
+def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | None:
+    """What a map costs at list price; None where polarmap knows no price.
+
+    Parameters
+    ----------
+    worker : Worker
+        Backend, storage and memory.
+    seconds : sequence of float
+        That each call ran, one entry per call, abandoned ones included.
+    elapsed : float
+        Seconds the driver looked for results, one listing per `worker.interval`.
+
+    Returns
+    -------
+    Cost or None
+
+    Examples
+    --------
+    >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769, interval=0.3)
+    >>> print(cost(lambda_, [10.0] * 32, elapsed=11.0))
+    $0.011 ($0.01 compute, $6.4e-06 calls, $0.0011 storage requests)
+    >>> cost(Worker("k8s", "minio", memory=2048), [10.0], 11.0) is None
+    True
+    """
+    price = PRICES.get(worker.backend)
+    if price is None:
+        return None
+    billed = sum(_billed(one + AROUND_SECONDS, price) for one in seconds)
+    rate = worker.granted / 1024 * price.gigabyte_second
+    rate += processors(worker.granted) * price.processor_second
+    return Cost(billed * rate, len(seconds) * price.call, _requests(worker, seconds, elapsed))
+
+
+def processors(memory: int) -> float:
+    """Processors of a Cloud Run function with so many MB.
+
+    >>> processors(256), processors(4096), processors(32_768)
+    (0.167, 2.0, 8.0)
+    """
+    return next((share for size, share in PROCESSORS if memory <= size), PROCESSORS[-1][1])
+
+
+def _billed(seconds: float, price: Price) -> float:
+    steps = math.ceil(round(seconds / price.step, 6))
+    return max(price.least, steps * price.step)
+
+
+def _requests(worker: Worker, seconds: Sequence[float], elapsed: float) -> float:
+    write, read = STORAGE.get(worker.storage, (0.0, 0.0))
+    looks = sum(one / WANTED_SECONDS for one in seconds)
+    listings = elapsed / worker.interval
+    return (WRITES * len(seconds) + listings) * write + (READS * len(seconds) + looks) * read
