@@ -61,19 +61,20 @@ class Keeping:
 
         `dtype` is that of the results of data blocks.
         """
-        first = kept[min(kept)]
+        [(_, shape)] = kept[min(kept)].layout
         parity_dtype = self._code.parity_dtype(dtype)
         for index, one in kept.items():
             wanted = dtype if index < self._code.k else parity_dtype
-            if np.dtype(one.dtype) != wanted:
+            found = np.dtype(one.layout[0][0])
+            if found != wanted:
                 raise CodeError(
-                    f"results cannot be kept as a coded array: that of block {index} is {one.dtype} where "
+                    f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
                     f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
                 )
-        rows, *inner = first.shape or (1,)
-        is_row_by_row = blocks.rows is not None and first.shape[:1] == (blocks.rows,)
+        rows, *inner = shape or (1,)
+        is_row_by_row = blocks.rows is not None and shape[:1] == (blocks.rows,)
         total = self._code.k * rows - (blocks.filler if is_row_by_row else 0)
-        counts = _counts(prod(first.shape), self.keep.items)
+        counts = _counts(prod(shape), self.keep.items)
         parts = [
             kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)

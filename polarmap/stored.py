@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 class Part(NamedTuple):
     """A run of bytes of one object.
 
-    key : of the object in its bucket, or its path below a folder.
+    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere.
     size : in bytes.
     crc32 : `zlib.crc32` of the bytes, or None if they are only being written now; in the manifest of
         an array, None if they were never written.
@@ -46,30 +46,36 @@ class Keep(NamedTuple):
 
     source : a folder or bucket.
     prefix : of the keys; a part of a result is `prefix/task-attempt/number`.
-    items : numbers in a part, so that results of different dtypes are cut alike.
+    items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
+        numbers of one array only.
+    arrays : how many a result consists of.
     """
 
     source: Source
     prefix: str
     items: int
+    arrays: int = 1
 
 
 class Kept(NamedTuple):
-    """A result that was left in storage: one array."""
+    """A result that was left in storage.
 
-    dtype: str
-    shape: tuple[int, ...]
+    layout : dtype and shape of each of its arrays.
+    parts : their bytes in a row.
+    """
+
+    layout: tuple[tuple[str, tuple[int, ...]], ...]
     parts: tuple[Part, ...]
 
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels."""
-        return self.dtype, self.shape, tuple(tuple(part) for part in self.parts)
+        return self.layout, tuple(tuple(part) for part in self.parts)
 
     @classmethod
     def parse(cls, plain: tuple[Any, ...]) -> Kept:
         """The inverse of `plain`."""
-        dtype, shape, parts = plain
-        return cls(dtype, shape, tuple(Part(*part) for part in parts))
+        layout, parts = plain
+        return cls(layout, tuple(Part(*part) for part in parts))
 
 
 class DamagedError(Exception):

@@ -189,29 +189,31 @@ def leave(
     results by linearity can be verified on it.
     """
     try:
-        if len(result.layout) != 1:
+        if len(result.layout) != keep.arrays:
             raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
-        [array] = result.unpack()
-        flat = array.reshape(-1)
-        parts = []
-        for number, start in enumerate(range(0, flat.size, keep.items)):
-            data = flat[start : start + keep.items].tobytes()
-            key = f"{keep.prefix}/{task}-{attempt}/{number}"
-            if keep.source.kind == "folder":
-                write_file(keep.source.place, key, data)
-            else:
-                storage.put_object(keep.source.place, key, data)
-            parts.append(Part(key, len(data), zlib.crc32(data)))
-        packed = pack_leaves([sample(array)], ("sample", array.shape))
+        parts: list[Part] = []
+        samples = []
+        for array in result.unpack():
+            flat = array.reshape(-1)
+            samples.append(sample(flat, max(1, SAMPLE // keep.arrays)))
+            for start in range(0, flat.size, keep.items):
+                data = flat[start : start + keep.items].tobytes()
+                key = f"{keep.prefix}/{task}-{attempt}/{len(parts)}"
+                if keep.source.kind == "folder":
+                    write_file(keep.source.place, key, data)
+                else:
+                    storage.put_object(keep.source.place, key, data)
+                parts.append(Part(key, len(data), zlib.crc32(data)))
+        packed = pack_leaves(samples, ("sample", result.layout and result.layout[0][1]))
     except Exception as error:
         return describe(error), None
-    return packed, Kept(array.dtype.str, array.shape, tuple(parts))
+    return packed, Kept(result.layout, tuple(parts))
 
 
-def sample(array: Any) -> Any:
-    """At most SAMPLE numbers of an array, evenly spread."""
+def sample(array: Any, count: int = SAMPLE) -> Any:
+    """At most `count` numbers of an array, evenly spread."""
     flat = array.reshape(-1)
-    return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, SAMPLE)).astype(np.int64)]
+    return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, count)).astype(np.int64)]
 
 
 def remove(kept: Kept, source: Source, storage: Any) -> None:
@@ -261,6 +263,8 @@ def _fetch(ticket: Ticket, storage: Any) -> Any:
 
 def read_part(source: Source, part: Part, storage: Any) -> Any:
     """The bytes of a part; DamagedError if it is not there."""
+    if not part.key:
+        return bytes(part.size)
     if source.kind == "folder":
         return read_file(source.place, part)
     if not part.size:

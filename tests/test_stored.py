@@ -145,7 +145,7 @@ def test_results_may_stay_in_storage(A, tmp_path, executor):
         runner.stop()
     for outcome in outcomes:
         kept = outcome.kept
-        assert kept.shape == (10, 7)
+        assert kept.layout == (("<f8", (10, 7)),)
         assert [part.size for part in kept.parts] == [160, 160, 160, 80]
         data = assemble(kept.parts, lambda part: read_file(str(tmp_path), part))
         [block] = coded.leaves(outcome.task)
