@@ -59,7 +59,11 @@ class CodedArray:
     """
 
     def __init__(self, store: Store, made: Manifest) -> None:
-        self.store, self._manifest = store, made
+        self.store = store
+        self._adopt(made)
+
+    def _adopt(self, made: Manifest) -> None:
+        self._manifest = made
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -193,7 +197,8 @@ class CodedArray:
         """
         before = self.store.get(manifest_key(self.name))
         standing = Manifest.parse(before, f"the manifest of {self.name!r} in {self.store.name}")
-        self._manifest, found = audit.repair(self.store, standing, before)
+        repaired, found = audit.repair(self.store, standing, before)
+        self._adopt(repaired)
         return found
 
     def delete(self) -> None:

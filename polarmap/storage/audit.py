@@ -119,9 +119,7 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
                 rebuilt[block, stripe] = part
             generation.sign()
         repaired = manifest.with_parts(rebuilt)
-        generations.check_unchanged(store, manifest.name, before)
-        store.put(manifest_key(manifest.name), repaired.dump())
-        generation.close()
+        generation.publish(repaired, before)
     generations.sweep(store, manifest.name)
     return repaired, found
 

@@ -45,9 +45,7 @@ def encode(store: Store, name: str, source: Source, plan: Plan, overwrite: bool,
         made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
         if earlier:
             _check_still_there(store, made)
-        generations.check_unchanged(store, name, before)
-        store.put(manifest_key(name), made.dump())
-        generation.close()
+        generation.publish(made, before)
     generations.sweep(store, name)
     return made
 

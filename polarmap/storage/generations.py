@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage import manifest as manifests
 from polarmap.storage.base import Store, folder_of, manifest_key
+from polarmap.storage.manifest import Manifest, load
 from polarmap.storage.owners import Owner
 from polarmap.stored import Part
 
@@ -70,9 +70,22 @@ class Generation:
         )
         self.sign()
 
-    def close(self) -> None:
-        """Take the note away, once the manifest refers to the parts."""
-        self._store.delete([self.prefix + NOTE])
+    def publish(self, made: Manifest, before: bytes | None) -> None:
+        """Put the manifest, unless it is no longer the one (or none) that was there at the beginning."""
+        store, name = self._store, made.name
+        try:
+            now: bytes | None = store.get(manifest_key(name))
+        except MissingObjectError:
+            now = None
+        if now == before:
+            store.put(manifest_key(name), made.dump())
+        store.delete([self.prefix + NOTE])
+        if now != before:
+            sweep(store, name)
+            raise StorageError(
+                f"the coded array {name!r} in {store.name} was written or deleted by another process "
+                "meanwhile: that stays, and what was encoded here is dropped"
+            )
 
 
 def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dict[int, list[Part]]:
@@ -98,7 +111,7 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     keys = store.keys(folder_of(name))
     try:  # after the listing: a run that has taken its note away by then is in this manifest
-        needed = manifests.load(store, name).objects
+        needed = load(store, name).objects
     except MissingObjectError:
         needed = set()
     for generation, owned in _by_generation(name, keys).items():
@@ -138,16 +151,3 @@ def _may_run(generation: str, note: Mapping[str, Any]) -> bool:
         return _is_running(generation, note)
     age = time.time() - float(note.get("time", 0.0))
     return age < STALE_SECONDS
-
-
-def check_unchanged(store: Store, name: str, before: bytes | None) -> None:
-    """Refuse to go on if the manifest is no longer the one that was there at the beginning."""
-    try:
-        now: bytes | None = store.get(manifest_key(name))
-    except MissingObjectError:
-        now = None
-    if now != before:
-        raise StorageError(
-            f"the coded array {name!r} in {store.name} was written or deleted by another process "
-            "meanwhile; its version stays, this one is dropped"
-        )
