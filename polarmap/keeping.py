@@ -80,9 +80,7 @@ class Keeping:
             for index in range(self._code.n)
         ]
         made = Manifest(self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts))
-        _refuse_standing(self.store, self._name)
-        self.store.put(manifest_key(self._name), made.dump())
-        self._generation.close()
+        self._generation.publish(made, None)
         return made
 
     def _absent(

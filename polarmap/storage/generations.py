@@ -84,7 +84,7 @@ class Generation:
             sweep(store, name)
             raise StorageError(
                 f"the coded array {name!r} in {store.name} was written or deleted by another process "
-                "meanwhile: that stays, and what was encoded here is dropped"
+                "meanwhile: that stays, and what was made here is dropped"
             )
 
 
