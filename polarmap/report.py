@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from os import PathLike
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 from polarmap.clouds.prices import Cost
 
@@ -73,6 +78,12 @@ class Report:
     def indices(self, state: str) -> list[int]:
         """The tasks in a state: "used", "surplus", "abandoned" or "failed"."""
         return [task.index for task in self.tasks if task.state == state]
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """The timeline of the tasks as a matplotlib Figure, also written to `path` (.png, .svg)."""
+        from polarmap.plot.timeline import draw_timeline
+
+        return draw_timeline(self, path)
 
     def __str__(self) -> str:
         arrived = sum(task.arrived is not None for task in self.tasks)

@@ -39,6 +39,10 @@ MAY_IMPORT = {
     "polarmap.runtimes": [
         *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
         *["polarmap.clouds.limits", "polarmap.clouds.prices"],
+        "polarmap.plot.frontier",  # Plan.plot
+    ],
+    "polarmap.plot": [
+        *["polarmap.plot", "polarmap.runtimes", "polarmap.report", "polarmap.errors", "numpy"],
     ],
     "polarmap.clouds.limits": ["polarmap.errors"],
     "polarmap.clouds.prices": ["polarmap.clouds.limits", "polarmap.worker"],
@@ -65,6 +69,10 @@ ONLY_FROM = {
     "click": CLI,
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
+    "matplotlib": [
+        *(f"polarmap.plot.{name}" for name in ["canvas", "frontier", "laws", "timeline"]),
+        *["polarmap.report", "polarmap.runtimes.planner"],  # name the type of what they return
+    ],
     "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators", "polarmap.products"],
     "polarmap.collect": ["polarmap", "polarmap.job"],
     "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.sums"],

@@ -61,7 +61,9 @@ class Empirical(Distribution):
         self.values, masses, self.never = product_limit(seen, done)
         self.masses = masses / masses.sum()
         self.observed = len(seen)
-        upwards, downwards = np.cumsum(self.masses), np.cumsum(self.masses[::-1])[::-1]
+        # Rounding must not make a sum of probabilities larger than one.
+        upwards = np.minimum(np.cumsum(self.masses), 1.0)
+        downwards = np.minimum(np.cumsum(self.masses[::-1])[::-1], 1.0)
         self._below = np.append(0.0, upwards)
         self._above = np.append(downwards, 0.0)
         self._areas = np.append(np.cumsum((self.masses * self.values)[::-1])[::-1], 0.0)

@@ -128,6 +128,8 @@ def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribu
     for turn in range(parity.shape[1] - upfront):  # all that was started in one look is late together
         now = (first + turn * age)[:, None]
         have = (data <= now).sum(axis=1) + (started + parity <= now).sum(axis=1)
+        if (have >= k).all():
+            break
         before = np.isfinite(started).sum(axis=1)
         until = before + np.where(np.isfinite(now[:, 0]), k - have, 0)
         places = np.arange(parity.shape[1])

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan
+from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from polarmap.errors import CodeError
 from polarmap.runtimes.completion import Completion, completion_time
 from polarmap.runtimes.distributions import Distribution
 from polarmap.runtimes.empirical import as_runtimes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
 CODES = ("rotation", "sequential", "optimal", "integers")
@@ -65,6 +70,12 @@ class Plan:
         if self.cost is not None and self.uncoded_cost is not None:
             lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
         return "\n".join(lines)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
+        from polarmap.plot.frontier import draw_frontier
+
+        return draw_frontier(self, path)
 
     def _shown(self) -> list[Completion]:
         """The plan and a few others of the frontier, by n."""

@@ -1,0 +1,153 @@
+"""Run times as figures: those of workers, and how virtual workers' polarize."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarmap.errors import CodeError
+from polarmap.plot import canvas
+from polarmap.runtimes.distributions import Distribution, Floats
+from polarmap.runtimes.empirical import Empirical, as_runtimes
+from polarmap.runtimes.polarization import polarize
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+POINTS = 600  # of a curve
+MOST_DEPTH = 12  # beyond, lines can no longer be told apart
+LEAST = 1e-4  # share still out at which a tail is cut off
+
+
+def draw_return_times(
+    runtimes: object, path: canvas.Path | None = None, *, fitted: Distribution | None = None
+) -> Figure:
+    """How run times spread, and how many workers are still out as time goes by.
+
+    Parameters
+    ----------
+    runtimes : run times in seconds, reports of coded maps, or a Distribution
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    fitted : Distribution, optional
+        Drawn beside them, to see whether it fits.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    law = as_runtimes(runtimes)
+    figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
+    times = _grid(law)
+    _draw_density(axes[0], law, times)
+    _draw_survival(axes[1], law, times, fitted)
+    return canvas.saved(figure, path)
+
+
+def draw_polarization(
+    runtimes: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
+) -> Figure:
+    """P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
+
+    Parameters
+    ----------
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    depths : tuple of int
+        One panel each; at depth d there are 2^d virtual workers.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
+        raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
+    law = as_runtimes(runtimes)
+    figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
+    times = _grid(law)
+    for one, depth in zip(axes[0], depths):
+        _draw_virtual(one, law, times, depth)
+    _explain(axes[0, int(np.argmax(depths))])
+    axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=canvas.INK)
+    return canvas.saved(figure, path)
+
+
+def _grid(law: Distribution) -> Floats:
+    """Times from a little before the first return to where hardly any worker is still out."""
+    ends = 1 - law.never
+    first, last = law.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
+    return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
+
+
+def _draw_density(axes: Axes, law: Distribution, times: Floats) -> None:
+    edges = np.linspace(times[0], times[-1], 60)
+    shares = np.diff(law.cdf(edges))
+    axes.bar(
+        edges[:-1], 100 * shares, np.diff(edges), align="edge", color=canvas.BLUE, edgecolor="white", lw=0.4
+    )
+    count = f" ({law.observed} tasks)" if isinstance(law, Empirical) else ""
+    canvas.titled(axes, f"Return times{count}", "run time of a task, seconds", "share of the tasks, %")
+    axes.grid(visible=False, axis="x")
+
+
+def _draw_survival(axes: Axes, law: Distribution, times: Floats, fitted: Distribution | None) -> None:
+    axes.semilogy(times, _positive(law.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
+    if fitted is not None:
+        fit = _positive(fitted.survival(times))
+        axes.semilogy(times, fit, "--", color=canvas.VERMILLION, lw=1.5, label=type(fitted).__name__)
+        axes.legend(frameon=False, fontsize=9)
+    for p, style in ((0.5, ":"), (0.99, "--")):
+        time = float(law.quantile(p))
+        if np.isfinite(time):
+            axes.axvline(time, color=canvas.GREY, lw=1, ls=style)
+            text = f"{'median' if p == 0.5 else '99 %'} {time:.3g} s"
+            right = time > 0.7 * times[-1] + 0.3 * times[0]
+            axes.annotate(
+                text,
+                (time, 1.0),
+                (-4 if right else 4, -10),
+                textcoords="offset points",
+                ha="right" if right else "left",
+                fontsize=8,
+            )
+    axes.set_ylim(LEAST, 1.3)
+    canvas.titled(axes, "Still out", "seconds since the start", "share of the tasks not yet back")
+
+
+def _explain(axes: Axes) -> None:
+    """Which line is which, in the panel with the most of them."""
+    for name, share in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
+        axes.plot([], [], color=_shade(np.array([share]))[0], lw=2, label=name)
+    axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
+
+
+def _shade(shares: Floats) -> Floats:
+    """Colours from dark (0) to light, told apart by everybody."""
+    from matplotlib import colormaps
+
+    return np.asarray(colormaps["cividis"](shares))
+
+
+def _positive(shares: Floats) -> Floats:
+    """What a logarithmic axis can show."""
+    return np.where(shares > 0, shares, np.nan)
+
+
+def _draw_virtual(axes: Axes, law: Distribution, times: Floats, depth: int) -> None:
+    from matplotlib.collections import LineCollection
+
+    done = 1 - polarize(law.survival(times), depth)
+    slowest_first = done[np.argsort(done.mean(axis=1), kind="stable")]
+    count = len(slowest_first)
+    colors = _shade(np.linspace(0.0, 0.85, count))
+    lines = [np.column_stack([times, curve]) for curve in slowest_first]
+    width = float(np.clip(2.2 - 0.22 * depth, 0.5, 2.0))
+    axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
+    axes.plot(times, law.cdf(times), "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
+    axes.set_xlim(times[0], times[-1])
+    axes.set_ylim(-0.02, 1.02)
+    workers = "a real worker" if depth == 0 else f"{count} virtual workers"
+    canvas.titled(axes, workers, "seconds")

@@ -1,0 +1,185 @@
+"""The timeline of one coded map: who worked when, what was used, when the results were determined."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from polarmap.plot import canvas
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from polarmap.report import Report, TaskReport
+
+DECODED = "decoded from others"
+MOST_LABELLED = 48  # tasks that get a line of their own number
+
+
+class Look(NamedTuple):
+    """How the bars of one state are drawn."""
+
+    label: str
+    face: str
+    edge: str
+    hatch: str
+
+
+LOOKS = {
+    "used": Look("used", canvas.BLUE, canvas.BLUE, ""),
+    "parity": Look("used, parity", canvas.ORANGE, canvas.ORANGE, ""),
+    "surplus": Look("surplus", "white", canvas.BLUE, "////"),
+    "abandoned": Look("abandoned", "white", canvas.GREY, "...."),
+    "failed": Look("failed", "white", canvas.VERMILLION, "xxxx"),
+}
+
+
+class Bar(NamedTuple):
+    """Where one task is drawn, in seconds of the map."""
+
+    task: int
+    look: str
+    start: float
+    end: float
+
+
+def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
+    """A line per task from its start to its end, with the k-th arrival and the decode instant.
+
+    Parameters
+    ----------
+    report : Report
+        `CodedResult.report`.
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    figure, ((axes,),) = canvas.blank(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
+    end = _end(report)
+    bars = [_bar(task, report, end) for task in report.tasks if _was_started(task)]
+    _draw_bars(axes, bars)
+    _mark_tasks(axes, report, end)
+    _mark_moments(axes, report, end)
+    _arrange(axes, report, end)
+    _explain(figure, axes)
+    return canvas.saved(figure, path)
+
+
+def _end(report: Report) -> float:
+    arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
+    return max([report.seconds, *arrivals]) or 1.0
+
+
+def _was_started(task: TaskReport) -> bool:
+    return task.attempts > 0
+
+
+def _bar(task: TaskReport, report: Report, end: float) -> Bar:
+    """The last attempt: from when the worker began, where that is known, until it arrived."""
+    until = end if task.arrived is None else task.arrived
+    start = 0.0 if task.arrived is None or task.seconds is None else max(0.0, until - task.seconds)
+    is_parity = task.state == "used" and task.index >= report.k
+    return Bar(task.index, "parity" if is_parity else task.state, start, until)
+
+
+def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
+    for name, look in _looks(bars).items():
+        some = [bar for bar in bars if bar.look == name]
+        waits = [bar for bar in some if bar.start > 0]
+        axes.hlines([bar.task for bar in waits], 0, [bar.start for bar in waits], canvas.PALE, linewidth=1)
+        axes.barh(
+            [bar.task for bar in some],
+            [bar.end - bar.start for bar in some],
+            left=[bar.start for bar in some],
+            height=0.7,
+            label=look.label,
+            facecolor=look.face,
+            edgecolor=look.edge,
+            hatch=look.hatch,
+            linewidth=0.8,
+        )
+
+
+def _looks(bars: list[Bar]) -> dict[str, Look]:
+    """Those that occur, in a fixed order; a state not known here is drawn as surplus."""
+    seen = {bar.look for bar in bars}
+    known = {name: look for name, look in LOOKS.items() if name in seen}
+    others = {name: LOOKS["surplus"]._replace(label=name) for name in sorted(seen - LOOKS.keys())}
+    return known | others
+
+
+def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
+    """What was tried again, failed or decoded, at the right edge of its line."""
+    margin = 1.012 * end
+    marks = {
+        DECODED: ("D", canvas.GREEN, set(report.recovered)),
+        "failed": ("x", canvas.VERMILLION, set(report.indices("failed")) - set(report.recovered)),
+    }
+    for label, (marker, color, tasks) in marks.items():
+        if tasks:
+            shown = label if marker == "D" else None
+            axes.plot(
+                [margin] * len(tasks), sorted(tasks), marker, color=color, ms=4.5, label=shown, clip_on=False
+            )
+    for task in report.tasks:
+        if task.attempts > 1:
+            text = f"{task.attempts} attempts"
+            axes.annotate(
+                text, (margin, task.index), (8, 0), textcoords="offset points", va="center", fontsize=7
+            )
+
+
+def _mark_moments(axes: Axes, report: Report, end: float) -> None:
+    """The k-th arrival, and the return of the results, named above the axes."""
+    arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
+    moments = []
+    if len(arrivals) >= report.k:
+        moments.append((arrivals[report.k - 1], f"arrival {report.k} of {report.n}", "--"))
+    moments.append((report.seconds, "results returned", "-"))
+    for level, (time, name, style) in enumerate(moments):
+        axes.axvline(time, color=canvas.INK, linewidth=1.2, linestyle=style, zorder=3)
+        axes.annotate(
+            f"{name}, {time:.3g} s ",
+            (time, 1.0),
+            (-2, 5 + 11 * (len(moments) - 1 - level)),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            ha="right" if time > 0.3 * end else "left",
+            fontsize=9,
+            color=canvas.INK,
+        )
+
+
+def _arrange(axes: Axes, report: Report, end: float) -> None:
+    canvas.titled(axes, "", "seconds since the start of the map", "")
+    axes.set_xlim(0, 1.01 * end)
+    axes.set_ylim(report.n - 0.3, -0.7)
+    axes.grid(visible=False, axis="y")
+    axes.axhline(report.k - 0.5, color=canvas.GREY, linewidth=0.8)
+    if report.n <= MOST_LABELLED:
+        axes.set_yticks(range(report.n), [str(index) for index in range(report.n)])
+        axes.tick_params(axis="y", labelsize=7, length=0)
+    groups = {"data": (0, report.k), "parity": (report.k, report.n)}
+    for name, (first, last) in groups.items():
+        axes.annotate(
+            f"{name} ({last - first})",
+            (0.0, (first + last - 1) / 2),
+            (-34, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            rotation=90,
+            ha="center",
+            va="center",
+            fontsize=10,
+            color=canvas.INK,
+        )
+
+
+def _explain(figure: Figure, axes: Axes) -> None:
+    """A legend below: bars first, marks last."""
+    entries = sorted(zip(*axes.get_legend_handles_labels()), key=lambda entry: entry[1] == DECODED)
+    if entries:
+        figure.legend(*zip(*entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)
