@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import CodedBlocks
 from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
@@ -19,12 +18,32 @@ class Transposed:
     """The transpose of a matrix that need not lie in memory; reads columns as rows."""
 
     def __init__(self, matrix: Any) -> None:
-        self._matrix = matrix
+        self._matrix, self.dtype = matrix, matrix.dtype
         self.shape = (matrix.shape[1], matrix.shape[0])
-        self.dtype = matrix.dtype
 
-    def __getitem__(self, rows: slice) -> Array:
-        return np.asarray(self._matrix[:, rows]).T
+    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
+        rows, *columns = box if isinstance(box, tuple) else (box,)
+        return np.asarray(self._matrix[(columns[0] if columns else slice(None), rows)]).T
+
+
+class Watched:
+    """A matrix that says what is wrong with it as it is read.
+
+    largest : the largest absolute value read so far, of integers.
+    """
+
+    def __init__(self, matrix: Any, name: str) -> None:
+        self._matrix, self._name = matrix, name
+        self.shape, self.dtype = matrix.shape, matrix.dtype
+        self.chunks = getattr(matrix, "chunks", None)
+        self.largest = 0
+
+    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
+        part = np.asarray(self._matrix[box])
+        check_finite(part, self._name)
+        if is_exact(part.dtype) and part.size:
+            self.largest = max(self.largest, int(part.max()), -int(part.min()))
+        return part
 
 
 class Cast:
@@ -33,8 +52,8 @@ class Cast:
     def __init__(self, matrix: Any, dtype: DType) -> None:
         self._matrix, self.shape, self.dtype = matrix, matrix.shape, dtype
 
-    def __getitem__(self, rows: slice | tuple[slice, slice]) -> Array:
-        return np.asarray(self._matrix[rows]).astype(self.dtype)
+    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
+        return np.asarray(self._matrix[box]).astype(self.dtype)
 
 
 def array_like(matrix: Any, name: str) -> Any:
@@ -77,28 +96,23 @@ def checked_operand(operand: Any) -> Array:
     array = np.asarray(operand)
     if array.dtype.kind not in "biufc":
         raise CodeError(f"the operand has dtype {array.dtype}: it must hold numbers")
-    check_finite([array], "the operand")
+    check_finite(array, "the operand")
     return array
 
 
-def check_finite(arrays: Iterable[Array], name: str) -> None:
+def check_finite(array: Array, name: str) -> None:
     """CodeError for NaN and inf, which parity would carry into every block that is decoded."""
-    bad = sum(array.size - int(np.isfinite(array).sum()) for array in arrays if array.dtype.kind in "fc")
+    bad = array.size - int(np.isfinite(array).sum()) if array.dtype.kind in "fc" else 0
     if bad:
         raise CodeError(
-            f"{name} holds {bad} NaN or inf, which parity would carry into every block that is decoded: "
-            "replace them first"
+            f"{name} holds NaN or inf ({bad} in a block of shape {array.shape}), which parity would carry "
+            "into every block that is decoded: replace them first"
         )
 
 
-def check_no_wrap(coded: CodedBlocks, name: str) -> None:
+def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
     """CodeError where parity of 64-bit integers may have wrapped, which real products do not undo."""
-    dtype = coded.blocks.dtypes[0]
-    if dtype.kind not in "iu" or dtype.itemsize < 8:
-        return
-    blocks = [coded.leaves(index)[0] for index in range(coded.k)]
-    largest = max(max(int(block.max()), -int(block.min())) for block in blocks)
-    if largest * coded.code.growth >= 1 << 63:
+    if is_exact(dtype) and dtype.itemsize == 8 and largest * growth >= 1 << 63:
         raise CodeError(
             f"{name} holds integers up to {largest:.2g}, whose parity blocks do not fit 64 bits: for a real "
             f"product use {name}.astype(float)"

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+import uuid
+import warnings
+import weakref
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap import api, matrices, verified
 from polarmap.blocks import DEFAULT_BLOCKS, CodedBlocks, checked_count
+from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
+from polarmap.coded_array import CodedArray, encode
+from polarmap.errors import CodeError, PolarmapError
+from polarmap.executors import keep_open, storage_beside
+from polarmap.job import checked_settings
 from polarmap.report import Report
 
 try:
@@ -28,23 +37,28 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     A `scipy.sparse.linalg.LinearOperator`: `svds`, `eigsh`, `lsqr`, `lsmr`, `cg`, `gmres` and
     all else that takes one run on it unchanged. A x is one coded map over k blocks of rows of A,
     A' y one over k blocks of columns (the result is a concatenation, not a sum, so its blocks obey
-    the same parity equations). Each side is cut and encoded with its first product and kept
-    for the next ones.
+    the same parity equations). Each side is cut and encoded with its first product and kept for the
+    next ones: where workers read it, for Lithops (a temporary folder, or objects of a private name),
+    in memory for pools. `close()`, or leaving the `with` block, removes it.
 
     Parameters
     ----------
     A : array-like (M, N)
-        numpy, memmap, zarr, h5py: float16/32/64, complex64/128 or integers, all finite. It is not
-        copied where memory allows, so it must not change while the operator is in use.
+        numpy, memmap, zarr, h5py: float16/32/64, complex64/128 or integers, all finite. A pool's
+        blocks are views of it where possible, so it must not change while the operator is in use.
+        Or a `CodedArray`, which is used as it is for A x.
+    transposed : CodedArray (N, M), optional
+        The transpose, for A' y, where it is in storage already.
     blocks : int, optional
         k, 24 by default; a side of fewer rows or columns is cut into as many blocks as it has.
     workers : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`. A pool or a `lithops.FunctionExecutor` is used for every product and
-        stays open. A product is linear, so verify="auto" checks no more than what arrives anyway:
-        left-over results. verify=True waits for one whenever something has to be decoded, which
-        shows up a worker that returns garbage.
+        As for `coded_map`. The executor is used for every product: a pool or a
+        `lithops.FunctionExecutor` stays open, a Lithops configuration is opened once. A product is
+        linear, so verify="auto" checks no more than what arrives anyway: left-over results.
+        verify=True waits for one whenever something has to be decoded, which shows up a worker
+        that returns garbage.
 
     Attributes
     ----------
@@ -73,6 +87,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         self,
         A: Any,
         *,
+        transposed: CodedArray | None = None,
         blocks: int | None = None,
         workers: int | None = None,
         code: str | PolarCode = "auto",
@@ -83,23 +98,25 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = False,
     ) -> None:
-        self._matrix = matrices.checked(A, "A")
-        super().__init__(self._matrix.dtype, tuple(map(int, self._matrix.shape)))
-        if isinstance(code, PolarCode):
-            blocks = code.k if blocks is None else blocks
-            workers = code.n if workers is None else workers
-        self._k, self._n = _counts(blocks, workers)
-        self._code = code
-        self._options: dict[str, Any] = {"executor": executor, "verify": verify, "rtol": rtol}
-        self._options |= {"timeout": timeout, "retries": retries, "progress": progress}
-        self._sides: dict[str, CodedBlocks] = {}
-        self._closed = False
+        matrix = matrices.checked(A, "A")
+        super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
+        settings = checked_settings(len, verify, rtol, timeout, retries)
+        executor, end = keep_open(executor)
+        self._kept = _Kept(matrix, executor, _sizes(blocks, workers, code), code)
+        self._finish = weakref.finalize(self, _close, self._kept, end)
+        if isinstance(A, CodedArray):
+            self._kept.sides["rows"] = _Side(A, np.iinfo("i8").max)
+        if transposed is not None:
+            self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix), np.iinfo("i8").max)
+        self._run = partial(
+            api.run, blocks=None, workers=None, code="auto", executor=executor, settings=settings
+        )
+        self._progress = progress
         self.report: Report | None = None
 
     def close(self) -> None:
-        """Let go of the coded blocks; the caller's executor stays open. Safe to call twice."""
-        self._closed = True
-        self._sides.clear()
+        """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
+        self._finish()
 
     def __enter__(self) -> CodedOperator:
         return self
@@ -119,43 +136,96 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     def _rmatmat(self, X: Array) -> Array:
         return self._product("columns", X.conj()).conj()
 
-    def _product(self, side: str, operand: Any) -> Array:
+    def _product(self, name: str, operand: Any) -> Array:
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
+        if not self._finish.alive:
+            raise CodeError("this CodedOperator is closed: make a new one")
         operand = matrices.checked_operand(operand)
         dtype = np.result_type(self.dtype, operand.dtype)
         if operand.size == 0:
-            return np.zeros((self.shape[side == "columns"], *operand.shape[1:]), dtype)
+            return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
+        side = self._kept.side(name)
+        if not is_exact(dtype):
+            matrices.check_no_wrap(self.dtype, side.largest, side.coded.code.growth, "A")
         f = matrices.times(operand, dtype)
         verified.note_passed(f)
-        coded = self._side(side)
-        if dtype.kind in "fc":
-            matrices.check_no_wrap(coded, "A")
-        result = api.coded_map(f, coded, **self._options)
+        result = self._run(f, side.coded, progress=self._progress)
         self.report = result.report
         return np.asarray(result.concatenate())
 
-    def _side(self, side: str) -> CodedBlocks:
-        """The coded rows or columns of A, cut when first asked for."""
-        if self._closed:
-            raise CodeError("this CodedOperator is closed: make a new one")
-        if side not in self._sides:
-            data = self._matrix if side == "rows" else matrices.Transposed(self._matrix)
-            self._sides[side] = self._encode(data)
-        return self._sides[side]
 
-    def _encode(self, data: Any) -> CodedBlocks:
-        k = min(self._k, int(data.shape[0]))
-        n = k + math.ceil((self._n - self._k) * k / self._k)
+class _Side(NamedTuple):
+    """The coded rows or columns of a matrix, and the largest integer among them."""
+
+    coded: CodedBlocks | CodedArray
+    largest: int
+
+
+class _Kept:
+    """Both sides of a matrix, each encoded when it is first asked for."""
+
+    def __init__(self, matrix: Any, executor: Any, sizes: tuple[int, int], code: str | PolarCode) -> None:
+        self._matrix, self._sizes, self._code = matrix, sizes, code
+        self._storage = storage_beside(executor)
+        self._prefix = f"operator-{uuid.uuid4().hex}"
+        self.sides: dict[str, _Side] = {}
+        self._ours: list[CodedArray] = []
+
+    def side(self, name: str) -> _Side:
+        """The "rows" or the "columns"."""
+        if name not in self.sides:
+            self.sides[name] = self._encode(name)
+        return self.sides[name]
+
+    def remove(self) -> None:
+        """Let go of memory, delete what was stored."""
+        self.sides.clear()
+        while self._ours:
+            self._ours.pop().delete()
+
+    def _encode(self, name: str) -> _Side:
+        matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
+        data = matrices.Watched(matrix if name == "rows" else matrices.Transposed(matrix), "A")
+        k = min(self._sizes[0], int(data.shape[0]))
+        n = k + math.ceil((self._sizes[1] - self._sizes[0]) * k / self._sizes[0])
         code = self._code
         if isinstance(code, PolarCode) and k < code.k:
             code = code.kernel
-        coded = api.encode_once(data, k, n, code)
-        matrices.check_finite((leaf for i in range(k) for leaf in coded.leaves(i)), "A")
-        return coded
+        if self._storage is None:
+            return _Side(api.encode_once(data, k, n, code), data.largest)
+        name, place = f"{self._prefix}-{name}", self._storage
+        coded = encode(data, blocks=k, workers=n, code=code, name=name, storage=place, progress=False)
+        self._ours.append(coded)
+        return _Side(coded, data.largest)
 
 
-def _counts(blocks: int | None, workers: int | None) -> tuple[int, int]:
+def _close(kept: _Kept, end: Callable[[], None]) -> None:
+    """Of an operator that is closed or gone; what cannot be removed is named."""
+    try:
+        kept.remove()
+    except PolarmapError as error:
+        warnings.warn(f"blocks of a CodedOperator may be left in storage: {error}", RuntimeWarning, 2)
+    finally:
+        end()
+
+
+def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
+    if not isinstance(transposed, CodedArray):
+        raise CodeError(f"transposed must be a CodedArray, not {type(transposed).__name__}: leave it out")
+    shape, dtype = transposed.shape, transposed.dtype
+    if shape != tuple(matrix.shape)[::-1] or dtype != matrix.dtype:
+        raise CodeError(
+            f"transposed is {dtype} of shape {shape}, which is no transpose of A, {matrix.dtype} of shape "
+            f"{tuple(matrix.shape)}"
+        )
+    return transposed
+
+
+def _sizes(blocks: int | None, workers: int | None, code: str | PolarCode) -> tuple[int, int]:
     """k and n as asked for."""
+    if isinstance(code, PolarCode):
+        blocks = code.k if blocks is None else blocks
+        workers = code.n if workers is None else workers
     n = None if workers is None else checked_count("workers", workers)
     if blocks is not None:
         k = checked_count("blocks", blocks)

@@ -156,9 +156,7 @@ def _on_grid(
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
-    coded = api.encode_once(data, *cut, code)
-    matrices.check_finite((leaf for i in range(cut.k) for leaf in coded.leaves(i)), name)
-    return coded
+    return api.encode_once(matrices.Watched(data, name), *cut, code)
 
 
 def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:

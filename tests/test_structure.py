@@ -75,7 +75,7 @@ ONLY_FROM = {
     ],
     "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators", "polarmap.products"],
     "polarmap.collect": ["polarmap", "polarmap.job"],
-    "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.sums"],
+    "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.operators", "polarmap.sums"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
 CLOCKS_AND_IO = {

@@ -232,6 +232,16 @@ class ForeignExecutor(LithopsExecutor):
         self.name = f"lithops/{functions.backend}"
         self.worker = worker_of(functions.config)
 
+    @property
+    def functions(self) -> Any:
+        """The FunctionExecutor, for further maps on it."""
+        return self._functions
+
+    def close(self) -> None:
+        """End a FunctionExecutor of ours that ran maps of others, and remove what it stored."""
+        self._storage, self._bucket = self._functions.storage, self._functions.storage.bucket
+        self.stop()
+
     def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
         self._begin(f, coded, faults, self._functions.storage)
