@@ -14,6 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
+from polarmap.hedged import hedged_map
 from polarmap.products import CodedProduct, coded_matmul
 from polarmap.report import Report, TaskReport
 from polarmap.storage.audit import Audit
@@ -52,6 +53,7 @@ __all__ = [
     "coded_sum",
     "encode",
     "errors",
+    "hedged_map",
     "list_coded",
     "open_coded",
 ]

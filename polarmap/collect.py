@@ -141,7 +141,8 @@ class Collector:
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
         """More tasks than the code can lose failed in the same way and none succeeded."""
-        if self._arrivals.received or len(failed) <= self._code.n - self._code.needed:
+        spare = self._code.n - self._code.needed
+        if self._arrivals.received or len(failed) <= max(spare, self._code.n // 4, 1):
             return
         firsts = [self._arrivals.tasks[index].failures[0] for index in failed]
         if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].kind == "raised":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,17 +10,15 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap import verified
-from polarmap.blocks import Blocks, checked_count
+from polarmap.blocks import checked_count
 from polarmap.code.gradient import GradientCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.job import Job, checked_settings
+from polarmap.parts import PartBlocks, cut_parts
 from polarmap.report import Report
-from polarmap.stored import Part
-from polarmap.tree import Shape, Structure, flatten, unflatten
+from polarmap.tree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
-
-DEFAULT_WORKERS = 24
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,8 @@ def coded_sum(
     """
     settings = checked_settings(f, "auto", rtol, timeout, retries)
     job = Job(executor)
-    shares = _Shares(*_cut(parts, workers), tolerate)
+    n = None if workers is None else checked_count("workers", workers)
+    shares = _Shares(*cut_parts(parts, n), n, tolerate)
     combined = combining(f)
     verified.note_passed(combined, shares.code.assumption)  # nothing is evaluated here
     try:
@@ -132,77 +130,33 @@ def combining(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return combine
 
 
-class _Shares:
-    """What each worker gets: its coefficients and its parts. Parts are stored once."""
+class _Shares(PartBlocks):
+    """What each worker gets: its coefficients and its parts. Each part is stored once."""
 
-    source = None
-    encode_seconds = 0.0
+    def __init__(
+        self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int
+    ) -> None:
+        self.count = len(parts)
+        n = self.count if workers is None else workers
+        if self.count % n:
+            raise CodeError(f"workers={n} does not divide the {self.count} parts")
+        self._gradient, self._each = GradientCode(n, tolerate), self.count // n
+        kinds = (structure,) * ((self._gradient.tolerate + 1) * self._each)
+        super().__init__(parts, (tuple, (), (("array",), (list, (), kinds))), self._gradient)
 
-    def __init__(self, parts: list[list[Array]], structure: Structure, workers: int, tolerate: int) -> None:
-        self._parts, self.count = parts, len(parts)
-        self.code = GradientCode(workers, tolerate)
-        self.n = self.k = workers
-        self._each = len(parts) // workers
-        kinds: tuple[Structure, ...] = (structure,) * ((self.code.tolerate + 1) * self._each)
-        self.structure: Structure = (tuple, (), (("array",), (list, (), kinds)))
-        self.blocks = Blocks([[]], structure)
-
-    def leaves(self, index: int) -> list[Array]:
-        """Coefficients, then the leaves of the parts."""
-        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
-
-    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
-        """Dtype and shape of each."""
-        return tuple((leaf.dtype.str, leaf.shape) for leaf in self.leaves(index))
-
-    def release(self) -> None:
-        """Nothing was made."""
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing lies in storage."""
-        raise LookupError(index)
-
-    def pieces(self, index: int) -> tuple[int, ...]:
+    def pieces(self, index: int) -> Sequence[int]:
         """Pieces below `count` are the parts, the others the coefficients of the workers."""
-        values = np.flatnonzero(self.code.matrix[index])
+        values = np.flatnonzero(self._gradient.matrix[index])
         parts = (values[:, None] * self._each + np.arange(self._each)).ravel()
         return (self.count + index, *parts.tolist())
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part, or a worker's coefficients."""
         if number < self.count:
-            return self._parts[number]
-        row = self.code.matrix[number - self.count]
+            return super().piece(number)
+        row = self._gradient.matrix[number - self.count]
         row = np.repeat(row[row != 0], self._each)
-        return [row.astype(np.int64) if self.code.is_repetition else row]
-
-
-def _cut(parts: Any, workers: int | None) -> tuple[list[list[Array]], Structure, int]:
-    """Flat parts, their structure, and how many workers share them."""
-    n = None if workers is None else checked_count("workers", workers)
-    if hasattr(parts, "shape") and hasattr(parts, "dtype"):
-        rows = int(parts.shape[0]) if len(parts.shape) else 0
-        n = min(DEFAULT_WORKERS, rows) if n is None else n
-        if n > rows or rows == 0:
-            raise CodeError(f"an array of shape {tuple(parts.shape)} cannot be cut into {max(n, 1)} parts")
-        edges = [rows * turn // n for turn in range(n + 1)]
-        parts = [np.asarray(parts[low:high]) for low, high in itertools.pairwise(edges)]
-    if isinstance(parts, (str, bytes, dict)) or not isinstance(parts, Sequence) or not len(parts):
-        raise CodeError(f"parts must be an array or a sequence of at least one part, not {parts!r:.60}")
-    try:
-        flat = [flatten(part) for part in parts]
-    except TypeError as error:
-        raise CodeError(f"a part cannot be sent: {error}") from error
-    structure = flat[0][1]
-    for index, (leaves, other) in enumerate(flat):
-        if other != structure:
-            raise CodeError(f"part {index} differs from part 0 in structure")
-        if any(leaf.dtype.hasobject for leaf in leaves):
-            raise CodeError(f"part {index} holds Python objects: parts are made of arrays and numbers")
-    n = len(flat) if n is None else n
-    if len(flat) % n:
-        raise CodeError(f"workers={n} does not divide the {len(flat)} parts")
-    return [leaves for leaves, _ in flat], structure, n
+        return [row.astype(np.int64) if self._gradient.is_repetition else row]
 
 
 def _checked(report: Report) -> str:

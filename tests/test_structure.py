@@ -73,9 +73,21 @@ ONLY_FROM = {
         *(f"polarmap.plot.{name}" for name in ["canvas", "frontier", "laws", "timeline"]),
         *["polarmap.report", "polarmap.runtimes.planner"],  # name the type of what they return
     ],
-    "polarmap.api": ["polarmap", "polarmap.blackbox", "polarmap.operators", "polarmap.products"],
+    "polarmap.api": [
+        "polarmap",
+        "polarmap.blackbox",
+        "polarmap.hedged",
+        "polarmap.operators",
+        "polarmap.products",
+    ],
     "polarmap.collect": ["polarmap", "polarmap.job"],
-    "polarmap.job": ["polarmap.api", "polarmap.blackbox", "polarmap.operators", "polarmap.sums"],
+    "polarmap.job": [
+        "polarmap.api",
+        "polarmap.blackbox",
+        "polarmap.hedged",
+        "polarmap.operators",
+        "polarmap.sums",
+    ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
 CLOCKS_AND_IO = {

@@ -1,0 +1,127 @@
+"""Backup tasks: what is late is started a second time, and whichever copy returns first counts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil, inf
+from typing import NamedTuple
+
+import numpy as np
+
+from polarmap.executors.base import Coded, Executor, Failure, Function, Outcome
+from polarmap.stored import Keep
+from polarmap.worker import Fault
+
+
+class Rule(NamedTuple):
+    """When a task gets a backup: it has run longer than `slow` times the usual time.
+
+    slow : multiple of the usual time.
+    done : the usual time is that by which this share of all tasks had returned, queueing included
+        (as in cubed); before so many have, nothing is late.
+    least : seconds below which nothing is late (as in Spark).
+    most : backups that one task may get.
+    """
+
+    slow: float = 3.0
+    done: float = 0.5
+    least: float = 0.1
+    most: int = 2
+
+    def patience(self, durations: Sequence[float], tasks: int) -> float:
+        """How long a task may take, given how long those that returned took.
+
+        >>> Rule().patience([1.0, 2.0], tasks=4), Rule().patience([1.0], tasks=4)
+        (6.0, inf)
+        """
+        awaited = max(1, ceil(self.done * tasks))
+        if len(durations) < awaited:
+            return inf
+        return max(self.least, self.slow * sorted(durations)[awaited - 1])
+
+
+class HedgingExecutor:
+    """Another executor that also starts backups, and hands on the first result of each task.
+
+    Results of any shape are kept here; what it hands on is an empty array in their place.
+
+    Attributes
+    ----------
+    results : dict from task to Outcome
+    attempts : list of int
+        How often each task was started.
+    failures : list of lists
+        Of attempts that were not handed on because another one was still running.
+    """
+
+    def __init__(self, executor: Executor, rule: Rule) -> None:
+        self._executor, self._rule = executor, rule
+        self.name = executor.name
+        self.keep: Keep | None = None
+        self.results: dict[int, Outcome] = {}
+
+    def now(self) -> float:
+        """The clock of the executor underneath."""
+        return self._executor.now()
+
+    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+        """Start every task once."""
+        self._tasks = coded.n
+        self.attempts = [1] * coded.n
+        self.failures: list[list[Failure]] = [[] for _ in range(coded.n)]
+        self._backups = [0] * coded.n
+        self._durations: list[float] = []
+        self._executor.keep = self.keep
+        self._executor.start(f, coded, faults)
+        self._started = {(task, 0): self.now() for task in range(coded.n)}  # of attempts that run
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What ended first of each task; starts the backups that are due."""
+        soonest = min((when for when, _ in self._due()), default=inf)
+        outcomes = self._executor.wait(min(timeout, max(0.0, soonest - self.now())))
+        news = [self._told(outcome) for outcome in outcomes]
+        late = [task for when, task in self._due() if when <= self.now()]
+        if late:
+            for task in late:
+                self._backups[task] += 1
+            self.retry(late)
+        return [outcome for outcome in news if outcome is not None]
+
+    def retry(self, tasks: Sequence[int]) -> None:
+        """Start a further attempt of each."""
+        self._executor.retry(tasks)
+        for task in tasks:
+            self._started[task, self.attempts[task]] = self.now()
+            self.attempts[task] += 1
+
+    def stop(self) -> None:
+        """Abandon all that runs."""
+        self._executor.stop()
+
+    def _due(self) -> list[tuple[float, int]]:
+        """When each running task becomes late, counted from its latest attempt."""
+        patience = self._rule.patience(self._durations, self._tasks)
+        if patience == inf:
+            return []
+        latest: dict[int, float] = {}
+        for (task, _), began in self._started.items():
+            latest[task] = max(began, latest.get(task, began))
+        return [(began + patience, task) for task, began in latest.items() if self._may_back_up(task)]
+
+    def _may_back_up(self, task: int) -> bool:
+        return task not in self.results and self._backups[task] < self._rule.most
+
+    def _told(self, outcome: Outcome) -> Outcome | None:
+        """The outcome as handed on; None for one that says nothing new."""
+        began = self._started.pop((outcome.task, outcome.attempt), None)
+        if outcome.task in self.results:
+            return None
+        if outcome.failure is not None:
+            if any(task == outcome.task for task, _ in self._started):
+                self.failures[outcome.task].append(outcome.failure)
+                return None
+            return outcome
+        if began is not None:
+            self._durations.append(self.now() - began)
+        self.results[outcome.task] = outcome
+        return outcome._replace(leaves=[np.empty(0)], structure=("array",))
