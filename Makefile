@@ -12,7 +12,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test cloud-test lint bench runtime smoke venv clean
+.PHONY: help demo test cloud-test lint bench runtime smoke package docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -48,10 +48,19 @@ runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhos
 smoke: .venv/.base  ## run one small coded map on BACKEND=localhost as CONFIG=... says
 	@$(run) -m polarmap.clouds.smoke "$(BACKEND)" "$(CONFIG)"
 
+package: .venv/.test  ## build the sdist and the wheel into dist/ and check their metadata
+	@rm -rf dist
+	@$(python) -m build
+	@$(python) -m twine check --strict dist/*
+
+docs: .venv/.dev  ## build the documentation site into site/
+	@NO_MKDOCS_2_WARNING=1 $(python) -m mkdocs build --strict
+	@echo "Open site/index.html."
+
 venv: .venv/.base  ## set up .venv with polarmap and its dependencies
 
 clean:  ## remove .venv, caches and build products
-	@rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@rm -rf .venv build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # One stamp per set of dependencies. Each set holds the ones named before it,

@@ -14,9 +14,10 @@ import sys
 from collections.abc import Iterator
 from configparser import ConfigParser
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).parents[1]
 PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
@@ -160,6 +161,34 @@ def test_python_commands_name_files_and_modules(page: Path) -> None:
 def test_install_commands_name_extras(page: Path) -> None:
     named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
     assert {extra for some in named for extra in some.split(",")} <= extras()
+
+
+# --- the site ------------------------------------------------------------------------------------
+
+
+def nav_pages(entries: list[Any]) -> Iterator[str]:
+    for entry in entries:
+        for value in entry.values() if isinstance(entry, dict) else [entry]:
+            yield from nav_pages(value) if isinstance(value, list) else [value]
+
+
+def test_every_page_is_in_the_navigation_once() -> None:
+    site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    pages_there = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.parent != ROOT]
+    assert sorted(nav_pages(site["nav"])) == sorted(pages_there)
+
+
+@pages
+def test_links_of_the_site_stay_inside_it(page: Path) -> None:
+    if page.parent == ROOT:
+        return
+    outside = [
+        match["to"]
+        for match in LINK.finditer(INLINE_CODE.sub("", prose(page)))
+        if not re.match(r"[a-z]+:|#", match["to"])
+        and not (page.parent / match["to"]).resolve().is_relative_to(ROOT / "docs")
+    ]
+    assert outside == [], "the site has only docs/: name other files as `code`"
 
 
 # --- links ---------------------------------------------------------------------------------------

@@ -59,7 +59,7 @@ MAY_IMPORT = {
         *["polarmap.clouds.limits", "polarmap.clouds.settings"],
         *["numpy", "cloudpickle"],
     ],
-    "polarmap.cli": ["polarmap", "numpy", "yaml"],
+    "polarmap.cli": ["polarmap", "numpy", "h5py", "zarr"],
 }
 CLI_FILES = ["answer", "arrays", "demo", "doctor", "forecast", "laws", "templates"]
 CLI = ["polarmap.cli", *(f"polarmap.cli.{name}" for name in CLI_FILES)]

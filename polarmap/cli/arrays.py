@@ -97,7 +97,10 @@ def _open(source: str) -> tuple[Any, Callable[[], None]]:
     """What `encode` takes for SOURCE, and what closes it."""
     path, separator, dataset = source.partition(DATASET)
     if separator:
-        h5py = _module("h5py", source)
+        try:
+            import h5py
+        except ImportError:
+            raise _lacking("h5py", source) from None
         file = h5py.File(path, "r")
         if dataset not in file:
             names = ", ".join(file)
@@ -106,17 +109,18 @@ def _open(source: str) -> tuple[Any, Callable[[], None]]:
         return file[dataset], file.close
     if Path(source).is_dir():
         try:
-            return _module("zarr", source).open_array(source, mode="r"), lambda: None
+            import zarr
+        except ImportError:
+            raise _lacking("zarr", source) from None
+        try:
+            return zarr.open_array(source, mode="r"), lambda: None
         except (ValueError, LookupError) as error:
             raise CodeError(f"{source} is no Zarr array: {error}") from error
     return source, lambda: None
 
 
-def _module(name: str, source: str) -> Any:
-    try:
-        return __import__(name)
-    except ImportError:
-        raise CodeError(f"{source} needs {name}: pip install 'polarmap[storage]'") from None
+def _lacking(module: str, source: str) -> CodeError:
+    return CodeError(f"reading {source} needs {module}: pip install 'polarmap[storage]'")
 
 
 def _facts(coded: CodedArray) -> dict[str, Any]:

@@ -15,12 +15,12 @@ from polarmap.worker import Error, Fault, Reply, apply, leave
 class ReplayExecutor:
     """Runs f in this process and lets each result arrive when the script says.
 
+    Of the faults, "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
+
     Parameters
     ----------
     seconds : mapping from task index to the virtual second of its arrival
         1.0 for tasks not named; `math.inf` for one that never reports.
-
-    Faults: "sleep" delays the arrival, "kill" and "exit" lose the task, the others do as they say.
 
     Examples
     --------

@@ -1,0 +1,153 @@
+"""What is published: the sdist, the wheel made from it, and both installed in a new environment.
+
+Nothing is downloaded: builds use the setuptools that is installed, and the new environment sees the
+packages of this one, but not this checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+import venv
+import zipfile
+from email import message_from_string
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", ".*_cache", ".hypothesis", "*.egg-info", "build", "dist", "site"
+)
+CLEAN = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "PYTHONHOME")}
+
+
+def run(*command: object, cwd: Path) -> str:
+    done = subprocess.run([str(word) for word in command], cwd=cwd, env=CLEAN, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the checkout in a folder with a space, so that building leaves nothing in this one."""
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("with space") / "source", ignore=LEFT_OUT))
+
+
+@pytest.fixture(scope="module")
+def built(source: Path) -> Path:
+    """A folder with the sdist, and the wheel that was made from the sdist."""
+    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", source / "dist", cwd=source)
+    return source / "dist"
+
+
+@pytest.fixture(scope="module")
+def wheel(built: Path) -> Path:
+    (found,) = built.glob("*.whl")
+    return found
+
+
+class Environment:
+    """A new virtual environment that borrows the packages of this one."""
+
+    def __init__(self, folder: Path) -> None:
+        venv.create(folder, with_pip=False, symlinks=True)
+        self.scripts, self.python = folder / "bin", folder / "bin" / "python"
+        site = run(self.python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder)
+        # A path file only adds a folder to the search: path files inside it, as editable installs
+        # have them, stay without effect.
+        (Path(site.strip()) / "borrowed.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        self.folder = folder
+
+    def install(self, *what: object) -> None:
+        pip = [sys.executable, "-m", "pip", "--python", self.python, "--disable-pip-version-check"]
+        run(*pip, "install", "--quiet", "--no-deps", "--no-index", *what, cwd=self.folder)
+
+    def polarmap(self, *arguments: object) -> Any:
+        return json.loads(run(self.scripts / "polarmap", *arguments, "--json", cwd=self.folder))
+
+    def where(self) -> Path:
+        return Path(
+            run(self.python, "-c", "import polarmap; print(polarmap.__file__)", cwd=self.folder).strip()
+        )
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    environment = Environment(tmp_path_factory.mktemp("environment"))
+    environment.install(wheel)
+    return environment
+
+
+def shipped() -> set[str]:
+    """Every file of config/ and backends/."""
+    paths = [path for folder in ("config", "backends") for path in (ROOT / folder).rglob("*")]
+    return {str(path.relative_to(ROOT)) for path in paths if path.is_file()}
+
+
+def test_the_wheel_holds_the_package_and_the_templates_only(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    package = {name for name in names if ".dist-info/" not in name}
+    modules = {str(path.relative_to(ROOT)) for path in (ROOT / "polarmap").rglob("*.py")}
+    assert package == modules | {"polarmap/py.typed"} | {f"polarmap/_templates/{name}" for name in shipped()}
+
+
+def test_the_sdist_holds_what_the_tests_need(built: Path) -> None:
+    (sdist,) = built.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    wanted = {"setup.py", "setup.cfg", "Makefile", "LICENSE", "README.md", "tests/conftest.py", ".ci/run"}
+    assert wanted | shipped() <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith(".venv")]
+
+
+def test_the_metadata_is_complete(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        metadata = message_from_string(archive.read(name).decode())
+    assert metadata["License"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
+    assert len(required) <= 6, f"the base install is small, not {required}"
+    extras = {"aws", "gcp", "azure", "k8s", "fast", "plot", "storage", "linalg", "glm", "docs", "test", "dev"}
+    assert extras <= set(metadata.get_all("Provides-Extra", []))
+
+
+def test_the_description_renders(built: Path) -> None:
+    run(sys.executable, "-m", "twine", "check", "--strict", *built.iterdir(), cwd=built)
+
+
+def test_an_installed_wheel_brings_its_configurations(installed: Environment, tmp_path: Path) -> None:
+    assert installed.where().is_relative_to(installed.folder)
+    found = installed.polarmap("config", "list")["configurations"]
+    assert {one["name"] for one in found} == {path.stem for path in (ROOT / "config").glob("*.yaml")}
+    for one in found:
+        assert installed.folder in Path(one["config"]).parents
+        shown = installed.polarmap("config", "show", one["name"])
+        assert shown["text"] == (ROOT / "config" / f"{one['name']}.yaml").read_text()
+        assert {f"backends/{one['name']}/{file}" for file in shown["files"]} <= shipped()
+
+
+def test_an_installed_wheel_maps(installed: Environment) -> None:
+    report = installed.polarmap("doctor")
+    assert report["ok"]
+    assert str(installed.folder) in next(
+        one["found"] for one in report["checks"] if one["name"] == "polarmap"
+    )
+
+
+def test_an_editable_install_finds_its_configurations(
+    source: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    environment = Environment(tmp_path_factory.mktemp("editable"))
+    environment.install("--no-build-isolation", "--editable", source)
+    assert environment.where().is_relative_to(source)
+    shown = environment.polarmap("config", "show", "localhost")
+    assert Path(shown["config"]) == source / "config" / "localhost.yaml"
