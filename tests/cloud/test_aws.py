@@ -6,19 +6,25 @@ lambda.<region>.amazonaws.com whatever AWS_ENDPOINT_URL says.
 
 from __future__ import annotations
 
+import json
+import re
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
 
+import lithops
 import numpy as np
 import pytest
 import yaml
-from servers import ROOT, free_ports, running, tool_venv
+from emulators import ROOT, running, tool_venv
+from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
+from polarmap.clouds import deploy, smoke
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"
@@ -80,27 +86,33 @@ def config(cloud: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Redirected:
-    """A botocore session that sends what is meant for one host to another."""
+    """A botocore session that sends what is meant for Lambda to another address."""
 
-    def __init__(self, session: Any, host: str, address: str) -> None:
-        self._session, self._host, self._address = session, f"https://{host}", address
+    def __init__(self, session: Any, address: str) -> None:
+        self._session, self._address = session, address
 
     def send(self, request: Any) -> Any:
-        request.url = request.url.replace(self._host, self._address)
+        request.url = re.sub(r"^https://lambda\.[\w-]+\.amazonaws\.com", self._address, request.url)
         return self._session.send(request)
 
 
 @pytest.fixture(scope="module")
-def functions(cloud: str, config: Path) -> Iterator[Any]:
-    """A FunctionExecutor of the user, its runtime deployed by the first call and deleted at the end."""
-    import lithops
+def deployed(cloud: str, config: Path) -> Iterator[Path]:
+    """The configuration, its runtime deployed as `make runtime` does and deleted at the end."""
+    from lithops.serverless.backends.aws_lambda import aws_lambda
 
-    with lithops.FunctionExecutor(config_file=str(config), log_level=None) as executor:
-        backend = executor.compute_handler.backend
-        backend.session = Redirected(backend.session, backend.host, cloud)
-        yield executor
-    backend.clean()
-    assert backend.list_runtimes() == []
+    with pytest.MonkeyPatch.context() as patch:
+        session = aws_lambda.URLLib3Session
+        patch.setattr(aws_lambda, "URLLib3Session", lambda: Redirected(session(), cloud))
+        patch.setattr(deploy, "check_python", lambda *_: None)  # this machine is no Amazon Linux 2
+        said = deploy.deploy(str(config), "aws_lambda", ROOT / "backends" / "aws_lambda")
+        assert "(1769 MB, 180 s)" in said
+        yield config
+        with lithops.FunctionExecutor(config_file=str(config), log_level=None) as executor:
+            backend = executor.compute_handler.backend
+            assert len(backend.list_runtimes()) == 1
+            backend.clean()
+            assert backend.list_runtimes() == []
 
 
 def keys() -> list[str]:
@@ -110,34 +122,49 @@ def keys() -> list[str]:
     return [entry["Key"] for entry in listing.get("Contents", [])]
 
 
-def test_deploy_then_map_without_and_with_misfortunes(functions: Any) -> None:
-    """The first call deploys; then sleepers and a killed worker cost nothing but their own blocks."""
-    first = polarmap.coded_map(
-        lambda block: block @ WIDE, A, blocks=6, workers=8, executor=functions, timeout=300
-    )
-    np.testing.assert_allclose(first.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+def test_the_layer_holds_the_versions_of_this_process(deployed: Path) -> None:
+    import boto3
+
+    client = boto3.client("lambda")
+    (function,) = client.list_functions()["Functions"]
+    assert function["MemorySize"] == 1769
+    retries = client.get_function_event_invoke_config(FunctionName=function["FunctionName"])
+    assert retries["MaximumRetryAttempts"] == 0
+    answer = client.invoke(FunctionName=function["FunctionName"], Payload=json.dumps({"get_metadata": {}}))
+    metadata = json.loads(answer["Payload"].read())
+    assert metadata["lithops_version"] == lithops.__version__
+    assert metadata["python_version"] == f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+def test_the_smoke_test_passes(deployed: Path) -> None:
+    report = smoke.smoke(str(deployed), "aws_lambda", timeout=120)
+    assert "lithops/aws_lambda" in report and "abandoned: 1" in report
+    assert "cost at list prices: $" in report
+
+
+def test_sleepers_and_killed_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
     faults = {1: Fault("sleep", 60), 4: Fault("kill", attempts=9)}
     began = time.monotonic()
-    second = polarmap.coded_map(
+    y = polarmap.coded_map(
         lambda block: block @ WIDE, A, blocks=6, workers=8, timeout=120, verify=False,
-        executor=FaultyExecutor(functions, faults),
+        executor=FaultyExecutor(deployed, faults),
     )  # fmt: skip
     assert time.monotonic() - began < 50
-    np.testing.assert_allclose(second.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
-    assert second.report.recovered == (1, 4)
-    assert second.report.tasks[1].state == "abandoned"
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == (1, 4)
+    assert y.report.tasks[1].state == "abandoned"
     assert [key for key in keys() if key.startswith("polarmap/")] == []
 
 
-def test_small_results_and_exceptions(functions: Any) -> None:
+def test_an_executor_of_the_caller_and_its_exceptions(deployed: Path) -> None:
     ones = np.ones(300)
-    y = polarmap.coded_map(
-        lambda block: block @ ones, A, blocks=4, workers=6, executor=functions, timeout=120
-    )
-    np.testing.assert_allclose(y.concatenate(), A @ ones, rtol=1e-9, atol=1e-9)
 
     def broken(block: np.ndarray) -> np.ndarray:
         raise ValueError("no such column")
 
-    with pytest.raises(polarmap.errors.NotDecodableError, match="no such column"):
-        polarmap.coded_map(broken, A, blocks=4, workers=6, executor=functions, timeout=120, retries=0)
+    with lithops.FunctionExecutor(config_file=str(deployed), log_level=None) as executor:
+        options = {"blocks": 4, "workers": 6, "executor": executor, "timeout": 120}
+        y = polarmap.coded_map(lambda block: block @ ones, A, **options)
+        np.testing.assert_allclose(y.concatenate(), A @ ones, rtol=1e-9, atol=1e-9)
+        with pytest.raises(polarmap.errors.NotDecodableError, match="no such column"):
+            polarmap.coded_map(broken, A, retries=0, **options)

@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from servers import free_ports, listens, running, system_tool
+from emulators import listens, running, system_tool
+from servers import Server, free_ports
 
 import polarmap
 
@@ -106,12 +107,12 @@ def hosts(broker: str, tmp_path: Path) -> Iterator[list[Host]]:
 
 
 @pytest.fixture
-def config(broker: str, s3: Mapping[str, str], hosts: list[Host], tmp_path: Path) -> Path:
+def config(broker: str, s3_server: Server, hosts: list[Host], tmp_path: Path) -> Path:
     settings = {
         "lithops": {"backend": "singularity", "storage": "minio", "monitoring_interval": 0.05},
         "singularity": {"runtime": "plain-process", "worker_processes": 1, "max_workers": WORKERS},
         "rabbitmq": {"amqp_url": broker},
-        "minio": dict(s3),
+        **yaml.safe_load(s3_server.section()),
     }
     path = tmp_path / "hosts.yaml"
     path.write_text(yaml.safe_dump(settings))

@@ -48,15 +48,6 @@ def system_tool(name: str, package: str) -> str:
     return path
 
 
-def free_ports(count: int) -> list[int]:
-    """Ports of loopback that were free a moment ago."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
-
-
 @contextlib.contextmanager
 def running(
     command: Sequence[str | Path],

