@@ -18,6 +18,7 @@ from polarmap.hedged import hedged_map
 from polarmap.products import CodedProduct, coded_matmul
 from polarmap.report import Report, TaskReport
 from polarmap.storage.audit import Audit
+from polarmap.storage.inplace import RawObjects, ZarrObjects
 from polarmap.sums import CodedSum, coded_sum
 from polarmap.worker import Fault
 
@@ -44,9 +45,11 @@ __all__ = [
     "FaultyExecutor",
     "GradientResult",
     "PolarCode",
+    "RawObjects",
     "ReplayExecutor",
     "Report",
     "TaskReport",
+    "ZarrObjects",
     "coded_gradient",
     "coded_map",
     "coded_matmul",

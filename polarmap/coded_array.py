@@ -229,7 +229,8 @@ def encode(
     ----------
     A : array-like or path
         Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; the path of a .npy
-        file. Float16/32/64, complex64/128 and integers.
+        file; `RawObjects` or `ZarrObjects` that lie in the storage already and are not copied then.
+        Float16/32/64, complex64/128 and integers.
     blocks, workers, code : optional
         k, n and the code, as for `coded_map`.
     name : str
@@ -275,11 +276,11 @@ def encode(
         )
     if hasattr(A, "shape") and hasattr(A, "dtype"):
         check_array(A)
-    source = open_source(A)
+    store = open_store(storage)
+    source = open_source(A, store)
     check_array(source)
     chosen = plan_rows(source.shape[0], source.dtype, blocks, workers, code)
-    cut = plan(chosen, source.shape, source.dtype, int(memory), source.chunk_rows)
-    store = open_store(storage)
+    cut = plan(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows)
     with open_count(len(cut.boxes), sys.stderr.isatty() if progress is None else progress) as show:
         return CodedArray(store, encoding.encode(store, name, source, cut, overwrite, show))
 

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
+from polarmap.storage.base import Store
 from polarmap.storage.stripes import Box
 from polarmap.stored import Part
 
@@ -24,17 +25,19 @@ class Source(Protocol):
 
     shape, dtype : of the whole, in native byte order.
     chunk_rows : rows that are stored together and should be read together.
+    unbroken_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
+    unbroken_rows: int
 
     def read(self, first: int, box: Box, out: Array) -> None:
         """Fill `out` with the box whose row 0 is row `first` of the whole; zeros beyond its end."""
 
     def locate(self, first: int, box: Box) -> Part | None:
-        """Where the box already lies in the store as raw bytes (the checksum left 0), if it does."""
+        """Where the box already lies in the store as raw bytes (without a checksum), if it does."""
 
     def release(self) -> None:
         """Let go of memory held for what was read."""
@@ -47,7 +50,7 @@ class ArraySource:
         self._data = data
         self.shape = tuple(int(length) for length in data.shape)
         self.dtype = check_dtype(data.dtype, "the data")
-        self.chunk_rows = _chunk_rows(data)
+        self.chunk_rows, self.unbroken_rows = _chunk_rows(data), 0
 
     def read(self, first: int, box: Box, out: Array) -> None:
         """One slicing of the array."""
@@ -70,8 +73,8 @@ class ArraySource:
                 mapped.madvise(mmap.MADV_DONTNEED)
 
 
-def open_source(data: Any) -> Source:
-    """The source that `encode(data)` means: a path of a .npy file, a Source, or an array.
+def open_source(data: Any, store: Store) -> Source:
+    """The source that `encode(data)` means: a path of a .npy file, what lies in the store, an array.
 
     Raises
     ------
@@ -80,8 +83,8 @@ def open_source(data: Any) -> Source:
     """
     if isinstance(data, (str, os.PathLike)):
         return ArraySource(_map_file(Path(data)))
-    if hasattr(data, "locate") and hasattr(data, "read"):
-        source: Source = data
+    if hasattr(data, "open_in"):
+        source: Source = data.open_in(store)
         return source
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(

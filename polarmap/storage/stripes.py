@@ -40,14 +40,27 @@ class Plan(NamedTuple):
 
 
 def plan(
-    code: PolarCode, shape: Sequence[int], dtype: np.dtype[Any], memory: int, chunk_rows: int = 1
+    code: PolarCode,
+    shape: Sequence[int],
+    dtype: np.dtype[Any],
+    memory: int,
+    chunk_rows: int = 1,
+    unbroken_rows: int = 0,
 ) -> Plan:
-    """Stripes of which IN_FLIGHT, data and parity, take at most `memory` bytes."""
+    """Stripes of which IN_FLIGHT, data and parity, take at most `memory` bytes.
+
+    See `Source` for the last two arguments.
+    """
     rows = -(-shape[0] // code.k)
     parity_dtype = code.parity_dtype(dtype)
     column = code.k * dtype.itemsize + (code.n - code.k) * parity_dtype.itemsize
     limit = max(1, memory // (IN_FLIGHT * column))
-    cut = tuple(boxes((rows, *shape[1:]), limit, chunk_rows))
+    run = unbroken_rows if unbroken_rows and rows % unbroken_rows == 0 else rows
+    cut = tuple(
+        (slice(start + box[0].start, start + box[0].stop), *box[1:])
+        for start in range(0, rows, run)
+        for box in boxes((run, *shape[1:]), limit, chunk_rows)
+    )
     return Plan(code, tuple(shape), dtype, parity_dtype, rows, cut)
 
 
