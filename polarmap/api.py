@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any, overload
 
 from polarmap import blocks as blocks_
@@ -117,6 +118,7 @@ def coded_map(
     code: str | Code = "auto",
     degree: int = 1,
     executor: Any = None,
+    parity: str = "upfront",
     verify: bool | str = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
@@ -156,6 +158,12 @@ def coded_map(
     executor : optional
         None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
         YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
+    parity : {"upfront", "on_demand"}
+        "upfront": all n tasks start at once. "on_demand": as many as needed do; when one of them is
+        late (it has run longer than eleven in twelve are expected to, judged by the faster half of
+        this map) or has failed, a parity task starts in its place and helps whatever is late. Costs
+        little more than a plain map, but a task that starts late still takes its time; parity
+        blocks are encoded only then.
     verify : {"auto", True, False}
         "auto": the first time a function has to be decoded, wait a little (at most one median
         task time, between 0.2 and 10 s) for one result more than needed and check the parity
@@ -223,7 +231,9 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    settings = checked_settings(f, verify, rtol, timeout, retries)
+    if parity not in ("upfront", "on_demand"):
+        raise CodeError(f"parity must be 'upfront' or 'on_demand', not {parity!r}")
+    settings = replace(checked_settings(f, verify, rtol, timeout, retries), parity=parity)
     if store is None:
         return run(f, data, blocks, workers, code, executor, settings, progress, degree)
     coded = _coded(data, blocks, workers, code, degree, rtol)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ class Task:
 
     attempts: int = 1
     running: bool = True
+    launched: float | None = 0.0  # when it was first handed out; None while it is held back
+    began: float | None = None  # when it, or its latest attempt, came to run, where that is known
+    took: float | None = None  # from then until its result was here
     returned: float | None = None  # when it reported a result, in whatever shape
     arrived: float | None = None  # the same if the result is used
     seconds: float | None = None
@@ -68,6 +71,7 @@ class Arrivals:
             task.failures.append(outcome.failure)
             return
         task.returned, task.seconds = elapsed, outcome.seconds
+        task.took = outcome.seconds if task.began is None else elapsed - task.began
         for group in self._groups.values():  # an odd result, tried again
             group.pop(outcome.task, None)
         group = self._groups.setdefault(_signature(outcome), {})
@@ -79,6 +83,20 @@ class Arrivals:
             self._follow(group, elapsed)
         else:
             self._reject_odd(outcome.task, outcome)
+
+    def hold_back(self, indices: Iterable[int]) -> None:
+        """These tasks are not started with the others."""
+        for index in indices:
+            self.tasks[index] = Task(attempts=0, running=False, launched=None)
+
+    def launch(self, indices: Iterable[int], elapsed: float) -> None:
+        """These are handed out, for the first time or once more."""
+        for index in indices:
+            task = self.tasks[index]
+            task.attempts += 1
+            task.running, task.began = True, None
+            if task.launched is None:
+                task.launched = elapsed
 
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
@@ -104,18 +122,20 @@ class Arrivals:
 
     @property
     def failed(self) -> list[int]:
-        """Tasks without a result that do not run."""
-        return [i for i, task in enumerate(self.tasks) if task.arrived is None and not task.running]
+        """Tasks without a result that do not run, though they were started."""
+        tasks = enumerate(self.tasks)
+        return [i for i, task in tasks if task.arrived is None and not task.running and task.attempts]
 
     def could_finish(self, all_data: bool) -> bool:
-        """Whether what arrived and what still runs can determine the results.
+        """Whether what arrived, still runs or is held back can determine the results.
 
         Results that look odd now may turn out to be the usual ones. `all_data`: decoding does not
         help, every data task has to report.
         """
-        running = {index for index, task in enumerate(self.tasks) if task.running}
+        tasks = enumerate(self.tasks)
+        running = {index for index, task in tasks if task.running or not task.attempts}
         candidates = [running | group.keys() for group in self._groups.values() or [{}]]
-        return any(self._would_determine(indices, all_data) for indices in candidates)
+        return any(self.would_determine(indices, all_data) for indices in candidates)
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
@@ -206,7 +226,8 @@ class Arrivals:
         if self.decoder.add(index) and self.ready_at is None:
             self.ready_at, self.needed = elapsed, self.decoder.count
 
-    def _would_determine(self, indices: set[int], all_data: bool) -> bool:
+    def would_determine(self, indices: set[int], all_data: bool = False) -> bool:
+        """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
             return self._has_all_data(indices)
         if self.decoder is None or len(indices) < self._code.needed:

@@ -14,6 +14,7 @@ from polarmap.code.dtypes import DType, is_exact
 from polarmap.encoded import Encoded
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Executor
+from polarmap.reserve import Reserve
 from polarmap.settings import Settings
 from polarmap.settle import Settlement
 from polarmap.shortfall import Shortfall
@@ -66,21 +67,25 @@ class Collector:
         self._arrivals = Arrivals(coded, settings.rtol, self._model)
         self._verifier = Verifier(here or f, coded, self._arrivals, settings.rtol, settings.errors)
         self._settlement = Settlement(self._arrivals, self._verifier, settings, self._watch)
+        self._reserve = Reserve(executor, self._arrivals, self._code, settings, self._watch)
         self._shortfall = Shortfall(self._arrivals, self._code.needed)
         self._news_at = 0.0
 
     def run(self, faults: Mapping[int, Fault]) -> Collected:
         """Start, collect, decode, verify; always stop the executor."""
         try:
-            self._executor.start(self._f, self._coded, faults)
+            self._executor.start(self._f, self._coded, faults, self._reserve.first)
             while True:
-                for outcome in self._executor.wait(self._patience()):
+                outcomes = self._executor.wait(self._patience())
+                self._reserve.note_began()
+                for outcome in outcomes:
                     self._news_at = self._watch.elapsed
                     self._arrivals.absorb(outcome, self._news_at)
                     self._show(len(self._arrivals.received), self._code.needed)
                 how = self._settlement.look()
                 if how is not None:
                     return self._collected(how)
+                self._reserve.look()
                 self._give_up_or_retry()
         finally:
             self._executor.stop()
@@ -112,7 +117,7 @@ class Collector:
 
     def _patience(self) -> float:
         """How long to look away: often once f may run here, less so the longer that takes."""
-        tick, ready_at = TICK_SECONDS, self._arrivals.ready_at
+        tick, ready_at = min(TICK_SECONDS, self._reserve.patience()), self._arrivals.ready_at
         if ready_at is not None:
             tick = min(tick, max(0.02, (self._watch.elapsed - ready_at) / 20))
         return min(tick, max(0.0, self._watch.remaining))
@@ -130,11 +135,9 @@ class Collector:
         idle = self._watch.elapsed - self._news_at > STALL_SECONDS
         stuck = not self._arrivals.could_finish(all_data=not_finite)
         again = [index for index in failed if tasks[index].attempts <= self._settings.retries]
-        if again and (idle or stuck):
-            for index in again:
-                tasks[index].attempts += 1
-                tasks[index].running = True
+        if again and (stuck or (idle and not self._reserve.left)):
             self._news_at = self._watch.elapsed
+            self._arrivals.launch(again, self._news_at)
             self._executor.retry(again)
         elif stuck:
             raise NotDecodableError(self._shortfall.too_few(not_finite)) from self._shortfall.first_cause

@@ -62,7 +62,7 @@ class Job:
             collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
         seconds = self.executor.now() - self._began
         report = report_of(collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded)
-        return collected, replace(report, cost=_cost(worker, report))
+        return collected, replace(report, cost=_cost(worker, report), parity=settings.parity)
 
 
 def checked_settings(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> Settings:
@@ -124,16 +124,20 @@ def _cost(worker: Worker | None, report: Report) -> Cost | None:
     if worker is None:
         return None
     unheard = report.seconds + WANTED_SECONDS
-    seconds = [task.seconds or unheard for task in report.tasks for _ in range(task.attempts)]
+    seconds = [
+        task.seconds or unheard - (task.launched or 0.0)
+        for task in report.tasks
+        for _ in range(task.attempts)
+    ]
     return cost(worker, seconds, report.seconds)
 
 
 def _task_report(collected: Collected, index: int) -> TaskReport:
     task = collected.tasks[index]
     if task.arrived is None:
-        state = "abandoned" if task.running else "failed"
+        state = "abandoned" if task.running else "failed" if task.attempts else "not started"
     else:
         is_data = index < len(collected.decoder.code.systematic)
         state = "used" if is_data or len(collected.decoder.missing) else "surplus"
     failures = tuple(str(failure) for failure in task.failures)
-    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures)
+    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures, task.launched)

@@ -18,11 +18,14 @@ class TaskReport:
 
     index : position in the codeword; data below k.
     state : "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
-        "abandoned" (still running when the results were determined) or "failed".
+        "abandoned" (still running when the results were determined), "failed" or "not started"
+        (held back and never needed).
     arrived : seconds after the start of the map, None if it never did.
     seconds : that the worker spent on it, None if unknown.
     attempts : how often it was started.
     failures : what its failed attempts reported.
+    launched : seconds after the start of the map when it was first handed out; 0 but for tasks that
+        were held back, None if it never was.
     """
 
     index: int
@@ -31,6 +34,7 @@ class TaskReport:
     seconds: float | None
     attempts: int
     failures: tuple[str, ...] = ()
+    launched: float | None = 0.0
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ class Report:
     residual : largest relative misfit of the left-over parity equations, None if none was checked.
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
+    parity : "upfront", or "on_demand": parity tasks were held back until they were needed.
     unchecked : results that decoded blocks are made of and that no check involved ("parity" or
         "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
@@ -74,9 +79,10 @@ class Report:
     filler: int = field(default=0)
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
+    parity: str = "upfront"
 
     def indices(self, state: str) -> list[int]:
-        """The tasks in a state: "used", "surplus", "abandoned" or "failed"."""
+        """The tasks in a state: "used", "surplus", "abandoned", "failed" or "not started"."""
         return [task.index for task in self.tasks if task.state == state]
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
@@ -95,6 +101,11 @@ class Report:
         ]
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
+        if self.parity == "on_demand":
+            later = [task.index for task in self.tasks if task.launched]
+            lines.append(
+                f"started on demand: {_list(later)}, not started: {_list(self.indices('not started'))}"
+            )
         if self.unchecked:
             lines.append(f"in no check: {_list(self.unchecked)}")
         for state in ("abandoned", "failed"):

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy.typing as npt
 
+from polarmap.runtimes.distributions import Distribution
+
 # From the leaves of every received result: what entries of each leaf may be off by although f is as
 # linear as it should be; inf for a leaf that is not meant to be decoded.
 Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
@@ -22,3 +24,6 @@ class Settings:
     timeout: float | None = None
     retries: int = 1
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
+    parity: str = "upfront"
+    upfront: int = 0  # parity tasks that start at once although parity is on demand
+    runtimes: Distribution | None = None  # of one task; None: learned from this map

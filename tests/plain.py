@@ -10,6 +10,7 @@ import numpy as np
 
 from polarmap import Decoder, PolarCode, ReplayExecutor
 
+STATES = ("used", "surplus", "abandoned", "failed", "not started")
 ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
 
 
@@ -86,5 +87,5 @@ def arrivals(code: PolarCode, count: int, stream: np.random.Generator, exact: bo
 
 def states(report: Any) -> Mapping[str, list[int]]:
     """The tasks in every state that occurs."""
-    found = {state: report.indices(state) for state in ("used", "surplus", "abandoned", "failed")}
+    found = {state: report.indices(state) for state in STATES}
     return {state: indices for state, indices in found.items() if indices}

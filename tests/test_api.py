@@ -20,11 +20,14 @@ OPTIONS = {
     "code": "auto",
     "degree": 1,
     "executor": None,
+    "parity": "upfront",
     "verify": "auto",
     "rtol": None,
     "timeout": None,
     "retries": 1,
     "progress": None,
+    "store": None,
+    "storage": None,
 }
 
 

@@ -65,6 +65,13 @@ class Recorder:
         assert 0 <= timeout < 1
         return self.replay.wait(timeout)
 
+    def launch(self, tasks: Sequence[int]) -> None:
+        self._note(("launch", *tasks))
+        self.replay.launch(tasks)
+
+    def began(self) -> Mapping[int, float]:
+        return self.replay.began()
+
     def retry(self, tasks: Sequence[int]) -> None:
         self._note(("retry", *tasks))
         self.replay.retry(tasks)

@@ -105,8 +105,18 @@ class Executor(Protocol):
         """Seconds on a clock that never goes back."""
         ...
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Start f on every coded block, lower indices first."""
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
+        """Start f on these coded blocks, or on all, in this order. Called once, before all else."""
+        ...
+
+    def launch(self, tasks: Sequence[int]) -> None:
+        """Start further ones, which have not been started yet; their blocks are made only now."""
+        ...
+
+    def began(self) -> Mapping[int, float]:
+        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out."""
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:

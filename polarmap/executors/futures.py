@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from functools import partial
 from typing import Any
@@ -38,6 +38,10 @@ class FuturesExecutor:
         self.keep: Keep | None = None
         self._ended: queue.SimpleQueue[tuple[int, int, Future[Any]]] = queue.SimpleQueue()
         self._futures: list[Future[Any]] = []
+        self._pending: dict[int, Future[Any]] = {}
+        self._began: dict[int, float] = {}
+        # Of other pools nobody knows when a task begins: they are taken to have room.
+        self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._folder: str | None = None
         self._event = threading.Event()
 
@@ -45,8 +49,10 @@ class FuturesExecutor:
         """The monotonic clock."""
         return time.monotonic()
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Submit every task, data first."""
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
+        """Submit them, data first."""
         check_folder(self.keep and self.keep.source)
         self._coded, self._faults = coded, faults
         self._attempts = [0] * coded.n
@@ -57,8 +63,19 @@ class FuturesExecutor:
             self._f = pickled(f, self.name)
             self._folder = tempfile.mkdtemp(prefix="polarmap-")
             self._cancelled = Wanted.mark(self._folder)
-        for task in range(coded.n):
+        self.launch(range(coded.n) if tasks is None else tasks)
+
+    def launch(self, tasks: Sequence[int]) -> None:
+        """Submit further tasks."""
+        for task in tasks:
             self._submit(task)
+
+    def began(self) -> Mapping[int, float]:
+        """When each running task was first seen to run."""
+        for task, future in self._pending.items():
+            if not self._tells or future.running():
+                self._began.setdefault(task, time.monotonic())
+        return {task: self._began[task] for task in self._pending if task in self._began}
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Whatever futures are done."""
@@ -100,6 +117,8 @@ class FuturesExecutor:
             future = Future()
             future.set_exception(error)
         self._futures.append(future)
+        self._pending[task] = future
+        self._began.pop(task, None)
         future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
 
     def _block(self, task: int) -> Any:
@@ -112,6 +131,8 @@ class FuturesExecutor:
         return unflatten(coded.structure, [_frozen(leaf) for leaf in leaves])
 
     def _outcome(self, task: int, attempt: int, future: Future[Any]) -> Outcome | None:
+        if self._pending.get(task) is future:
+            del self._pending[task]
         if future.cancelled():
             return None
         error = future.exception()

@@ -85,6 +85,7 @@ class LithopsExecutor:
         self._running: dict[tuple[int, int], list[_Running]] = {}
         self._jobs: list[_Job] = []
         self._stored: set[int] = set()
+        self._launched_at: dict[int, float] = {}
         self.keep: Keep | None = None
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storage: Any = None
@@ -105,6 +106,10 @@ class LithopsExecutor:
             if outcomes or remaining <= 0:
                 return outcomes
             time.sleep(min(POLL_SECONDS, remaining))
+
+    def began(self) -> Mapping[int, float]:
+        """When the running tasks were handed to Lithops: functions start at once, or so it seems."""
+        return {task: self._launched_at[task] for task, _ in self._running}
 
     def _ended(self, key: tuple[int, int]) -> Iterator[Outcome]:
         """The outcome of this attempt, if a copy of it has ended with one."""
@@ -157,6 +162,7 @@ class LithopsExecutor:
             pickled(self._f, self.name)  # the likely reason, in plain words
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
         for ticket, future in zip(tickets, futures):
+            self._launched_at[ticket.task] = time.monotonic()
             copies = self._running.setdefault((ticket.task, ticket.attempt), [])
             copies.append(_Running(ticket, future, job))
             job.futures.append(future)
@@ -242,30 +248,44 @@ class ForeignExecutor(LithopsExecutor):
         self._storage, self._bucket = self._functions.storage, self._functions.storage.bucket
         self.stop()
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
+        first = range(coded.n) if tasks is None else tasks
         self._begin(f, coded, faults, self._functions.storage)
         self._check_source(coded.source, "lies in")
         self._check_source(self.keep and self.keep.source, "is to stay in")
         if coded.source is None:
-            coded.leaves(coded.n - 1)  # encode before anything is stored: its errors are the caller's
-        try:
-            self._storage.put_object(self._bucket, f"{self._prefix}/wanted", b"wanted")
-            with ThreadPoolExecutor(TRANSFERS) as pool:
-                for done in [pool.submit(self._put, piece) for piece in self._unstored(range(coded.n))]:
-                    done.result()
-        except Exception as error:
-            raise ExecutorError(
-                f"the blocks could not be stored in bucket {self._bucket!r}: {type(error).__name__}: {error}"
-            ) from error
-        coded.release()
-        self._launch(range(coded.n))
+            coded.leaves(max(first))  # encode before anything is stored: its errors are the caller's
+        self._store({f"{self._prefix}/wanted": b"wanted"}, first)
+        if tasks is None:
+            coded.release()
+        self._launch(first)
+
+    def launch(self, tasks: Sequence[int]) -> None:
+        """A further job, once its blocks are made and stored."""
+        self._store({}, tasks)
+        self._launch(tasks)
 
     def retry(self, tasks: Sequence[int]) -> None:
         """A further job on the same executor."""
         for task in tasks:
             self._attempts[task] += 1
         self._launch(tasks)
+
+    def _store(self, objects: Mapping[str, bytes], tasks: Sequence[int]) -> None:
+        """Put these objects and the blocks of these tasks."""
+        try:
+            for key, data in objects.items():
+                self._storage.put_object(self._bucket, key, data)
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                for done in [pool.submit(self._put, piece) for piece in self._unstored(tasks)]:
+                    done.result()
+        except Exception as error:
+            raise ExecutorError(
+                f"the blocks could not be stored in bucket {self._bucket!r}: {type(error).__name__}: {error}"
+            ) from error
 
     def probe_storage(self) -> float:
         """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""

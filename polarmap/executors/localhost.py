@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import threading
@@ -41,10 +42,13 @@ class LocalhostExecutor(LithopsExecutor):
         self._busy = slots.BusyTasks()
         self._next_look = 0.0
         self._claims: Path | None = None
-        self._writer: threading.Thread | None = None
+        self._writers: list[threading.Thread] = []
+        self._gives_way: range | Sequence[int] = ()  # parity that was started together with the data
         self._write_error: BaseException | None = None
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
         """Start the workers first: they boot, and the first ones run, while blocks are written."""
         check_folder(coded.source)
         check_folder(self.keep and self.keep.source)
@@ -53,18 +57,42 @@ class LocalhostExecutor(LithopsExecutor):
         self._claims.mkdir(parents=True)
         functions = localhost_functions(slots.first_slots(self._cores))
         self._begin(f, coded, faults, functions.storage)
-        self._launch(functions, range(coded.n))
-        self._writer = threading.Thread(target=self._write, name="polarmap-writer", daemon=True)
-        self._writer.start()
+        first = range(coded.n) if tasks is None else tasks
+        self._gives_way = [task for task in first if task >= coded.k]
+        self._launch(functions, first)
+        self._write_beside(first, tasks is None)
 
-    def _write(self) -> None:
+    def launch(self, tasks: Sequence[int]) -> None:
+        """A job of their own, at once; they are needed, so they do not give way."""
+        functions = localhost_functions(min(len(tasks), slots.first_slots(self._cores)))
+        self._launch(functions, tasks)
+        self._write_beside(tasks, False)
+
+    def began(self) -> Mapping[int, float]:
+        """When each running task was claimed by a worker."""
+        assert self._claims is not None
+        found, lag = {}, time.time() - time.monotonic()
+        for task, attempt in self._running:
+            with contextlib.suppress(FileNotFoundError):
+                found[task] = os.stat(self._claims / f"{task}-{attempt}").st_mtime - lag
+        return found
+
+    def _write_beside(self, tasks: Sequence[int], are_all: bool) -> None:
+        """Write the blocks of these tasks on a thread."""
+        arguments = (self._unstored(tasks), are_all)
+        writer = threading.Thread(target=self._write, args=arguments, name="polarmap-writer", daemon=True)
+        self._writers.append(writer)
+        writer.start()
+
+    def _write(self, pieces: Sequence[int], are_all: bool) -> None:
         """Data blocks, then parity blocks, until the executor stops."""
         try:
-            for piece in self._unstored(range(self._coded.n)):
+            for piece in pieces:
                 if self._stopped:
                     return
                 self._put(piece)
-            self._coded.release()
+            if are_all:
+                self._coded.release()
         except BaseException as error:
             self._write_error = error
 
@@ -85,8 +113,8 @@ class LocalhostExecutor(LithopsExecutor):
             self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
             for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
                 path.unlink(missing_ok=True)
-        if self._writer is not None:
-            self._writer.join()
+        for writer in self._writers:
+            writer.join()
         if self._storage is not None:
             self._remove_objects(self._prefix + "/")
         if self._claims is not None:
@@ -104,7 +132,7 @@ class LocalhostExecutor(LithopsExecutor):
             claim=str(claim),
             driver=os.getpid(),
             scratch=str(private_folder()),
-            nice=PARITY_NICE if task >= self._coded.k else 0,
+            nice=PARITY_NICE if task in self._gives_way and not self._attempts[task] else 0,
         )
 
     def _look_after(self) -> list[Outcome]:

@@ -19,8 +19,9 @@ class ReplayExecutor:
 
     Parameters
     ----------
-    seconds : mapping from task index to the virtual second of its arrival
-        1.0 for tasks not named; `math.inf` for one that never reports.
+    seconds : mapping from task index to the virtual seconds until its arrival
+        From its start, which is second 0 unless it is started later; 1.0 for tasks not named;
+        `math.inf` for one that never reports.
 
     Examples
     --------
@@ -42,13 +43,24 @@ class ReplayExecutor:
         """The virtual clock."""
         return self._now
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Schedule every arrival."""
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
+        """Schedule their arrivals."""
         self._f, self._coded, self._faults = f, coded, faults
         self._attempts = [0] * coded.n
         self._arrivals: list[tuple[float, int, int]] = []
-        for task in range(coded.n):
+        self._began: dict[int, float] = {}
+        self.launch(range(coded.n) if tasks is None else tasks)
+
+    def launch(self, tasks: Sequence[int]) -> None:
+        """Schedule further arrivals, counted from now."""
+        for task in tasks:
             self._schedule(task)
+
+    def began(self) -> Mapping[int, float]:
+        """Every task begins as soon as it is started."""
+        return self._began
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Move the clock to the next arrival, or by `timeout`."""
@@ -56,6 +68,7 @@ class ReplayExecutor:
             self._now += timeout
             return []
         self._now, task, attempt = heapq.heappop(self._arrivals)
+        del self._began[task]
         return [self._run(task, attempt)]
 
     def retry(self, tasks: Sequence[int]) -> None:
@@ -70,6 +83,7 @@ class ReplayExecutor:
 
     def _schedule(self, task: int) -> None:
         attempt = self._attempts[task]
+        self._began[task] = self._now
         arrival = self._now + self._seconds.get(task, 1.0)
         fault = self._faults.get(task)
         if fault is not None and fault.kind == "sleep" and attempt < fault.attempts:

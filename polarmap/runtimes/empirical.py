@@ -152,8 +152,9 @@ def observations(reports: Report | Iterable[Report], clock: str = "arrived") -> 
     ----------
     reports : Report or iterable of Report
     clock : {"arrived", "seconds"}
-        "arrived": from the start of the map, with everything a caller waits for (encoding,
-        start-up, queues). "seconds": what the worker spent; arrivals that do not say are left out.
+        "arrived": from the start of the map, or of the task if it was held back, with everything a
+        caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
+        that do not say are left out.
 
     Returns
     -------
@@ -168,10 +169,13 @@ def observations(reports: Report | Iterable[Report], clock: str = "arrived") -> 
     for report in [reports] if isinstance(reports, Report) else reports:
         last = _last_seen(report, clock)
         for task in report.tasks:
+            if task.launched is None:
+                continue
+            late = task.launched if clock == "arrived" else 0.0
             if task.arrived is None:
-                times.append(inf if task.state == "failed" else last)
+                times.append(inf if task.state == "failed" else max(0.0, last - task.launched))
                 ended.append(False)
-            elif (took := task.arrived if clock == "arrived" else task.seconds) is not None:
+            elif (took := task.arrived - late if clock == "arrived" else task.seconds) is not None:
                 times.append(took)
                 ended.append(True)
     if not times:
@@ -186,7 +190,7 @@ def _last_seen(report: Report, clock: str) -> float:
     if clock == "arrived":
         return last
     starts = [
-        task.arrived - task.seconds
+        task.arrived - task.seconds - (task.launched or 0.0)
         for task in report.tasks
         if task.arrived is not None and task.seconds is not None
     ]

@@ -20,6 +20,7 @@ from polarmap.runtimes.distributions import Distribution, Floats
 
 LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be wrong with them
 LATE_TASKS = 2.0  # the same as a number, where the share is less than that
+LEEWAY = 1.1  # times the median: no task is late before
 
 
 def to_start(
@@ -72,17 +73,17 @@ def late_age(tasks: int, arrived: npt.ArrayLike, runtimes: Distribution | None =
     With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
     the tasks that end. Without, the same quantile of the shifted exponential law that has the
     fastest and the median task of this job: known once half have returned, and in no need of the
-    slow ones.
+    slow ones. Never less than 1.1 times the median.
 
     >>> late_age(24, [1.0] * 11), late_age(24, [1.0] * 12)
-    (inf, 1.0)
+    (inf, 1.1)
     >>> round(late_age(24, [1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
     1.3585
     """
     late = _late_share(tasks)
     if runtimes is not None:
-        ended = np.array(1 - late), np.array(late)
-        return float(runtimes.inverse(*ended))
+        quantile, median = runtimes.inverse(np.array([1 - late, 0.5]), np.array([late, 0.5])).tolist()
+        return float(max(quantile, LEEWAY * median))
     times = np.sort(np.asarray(arrived, np.float64))
     half = ceil(tasks / 2)
     if len(times) < half:
@@ -117,8 +118,8 @@ def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribu
     --------
     >>> late = np.array([[1.0] * 23 + [5.0]])
     >>> jobs = on_demand(late, np.full((1, 8), 1.0))
-    >>> jobs.time.tolist(), jobs.paid.tolist(), jobs.started.tolist()
-    ([2.0], [26.0], [25.0])
+    >>> jobs.time.tolist(), jobs.paid.round(9).tolist(), jobs.started.tolist()
+    ([2.1], [26.1], [25.0])
     """
     data, parity = _checked(data, parity, upfront)
     k = data.shape[1]
@@ -163,7 +164,8 @@ def _late_share(tasks: int) -> float:
 
 def _extrapolated(fastest: Floats, median: Floats, late: float) -> Floats:
     """The quantile at 1 - late of the shifted exponential law with this minimum and median."""
-    return np.asarray(median + (median - fastest) * (log(1 / late) / log(2) - 1))
+    quantile = median + (median - fastest) * (log(1 / late) / log(2) - 1)
+    return np.maximum(quantile, LEEWAY * median)
 
 
 def _checked(data: Floats, parity: Floats, upfront: int) -> tuple[Floats, Floats]:
