@@ -64,16 +64,30 @@ class HedgingExecutor:
         """The clock of the executor underneath."""
         return self._executor.now()
 
-    def start(self, f: Function, coded: Coded, faults: Mapping[int, Fault]) -> None:
-        """Start every task once."""
+    def start(
+        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
+    ) -> None:
+        """Start these tasks, or all, once."""
+        first = range(coded.n) if tasks is None else tasks
         self._tasks = coded.n
-        self.attempts = [1] * coded.n
+        self.attempts = [int(task in first) for task in range(coded.n)]
         self.failures: list[list[Failure]] = [[] for _ in range(coded.n)]
         self._backups = [0] * coded.n
         self._durations: list[float] = []
         self._executor.keep = self.keep
-        self._executor.start(f, coded, faults)
-        self._started = {(task, 0): self.now() for task in range(coded.n)}  # of attempts that run
+        self._executor.start(f, coded, faults, first)
+        self._started = {(task, 0): self.now() for task in first}  # of attempts that run
+
+    def launch(self, tasks: Sequence[int]) -> None:
+        """Start further ones once."""
+        self._executor.launch(tasks)
+        for task in tasks:
+            self._started[task, 0] = self.now()
+            self.attempts[task] = 1
+
+    def began(self) -> Mapping[int, float]:
+        """As the executor underneath says."""
+        return self._executor.began()
 
     def wait(self, timeout: float) -> list[Outcome]:
         """What ended first of each task; starts the backups that are due."""

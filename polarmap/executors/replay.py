@@ -68,7 +68,7 @@ class ReplayExecutor:
             self._now += timeout
             return []
         self._now, task, attempt = heapq.heappop(self._arrivals)
-        del self._began[task]
+        self._began.pop(task, None)
         return [self._run(task, attempt)]
 
     def retry(self, tasks: Sequence[int]) -> None:
