@@ -2,6 +2,7 @@
 
 PolarmapError
 ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
+├── ModelError           (ValueError)    data or options that a model cannot be fitted to
 ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
 ├── LimitError           (ValueError)    a block or time the backend does not allow
 ├── NotLinearError       (ValueError)    the results break the parity equations
@@ -20,6 +21,10 @@ class PolarmapError(Exception):
 
 class CodeError(PolarmapError, ValueError):
     """An argument, shape or dtype that no code can carry."""
+
+
+class ModelError(PolarmapError, ValueError):
+    """Data or options that no model can be fitted to."""
 
 
 class ExecutorError(PolarmapError, RuntimeError):

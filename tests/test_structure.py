@@ -88,6 +88,7 @@ ONLY_FROM = {
         "polarmap.operators",
         "polarmap.sums",
     ],
+    "sklearn": ["polarmap.fitting", "polarmap.glm"],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
 CLOCKS_AND_IO = {
