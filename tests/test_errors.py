@@ -10,6 +10,7 @@ from polarmap import PolarCode, ReplayExecutor, coded_map, errors
 
 BUILTINS = {
     "CodeError": ValueError,
+    "ModelError": ValueError,
     "ExecutorError": RuntimeError,
     "LimitError": ValueError,
     "NotLinearError": ValueError,
