@@ -1,11 +1,48 @@
-"""A hook of mkdocs: says above a code block that the tests do not run why they do not."""
+"""Hooks of mkdocs: what is written for readers of the repository is made right for readers of the site."""
 
 import re
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mkdocs.structure.files import File, InclusionLevel
+
+ROOT = Path(__file__).parents[1]
 NOTEST = re.compile(r'^( *```python) notest="([^"]+)"$', re.MULTILINE)
+LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(((?:\.\./)*)([\w./-]+)(#[\w-]+)?\)")
 
 
-def on_page_markdown(markdown: str, **_: Any) -> str:
-    """```python notest="reason" is a convention of the tests; the theme shows titles."""
-    return NOTEST.sub(r'\1 title="Not run by the tests: \2"', markdown)
+def on_files(files: Any, config: Any) -> Any:
+    """The README of every backend is a page of the site."""
+    for file in sorted(ROOT.glob("backends/*/README.md")):
+        name, text = f"backends/{file.parent.name}.md", file.read_text(encoding="utf-8")
+        files.append(File.generated(config, name, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+    return files
+
+
+def on_page_markdown(markdown: str, page: Any, files: Any, **_: Any) -> str:
+    """Say why a block is not run by the tests; no links to files that the site does not have."""
+    uri = PurePosixPath(page.file.src_uri)
+    # Where the page lies in the repository.
+    home = ROOT / uri.parent / uri.stem if uri.parts[0] == "backends" else ROOT / "docs" / uri.parent
+
+    def on_site(match: re.Match[str]) -> str:
+        text, up, path, anchor = match.groups()
+        target = (home / (up + path)).resolve()
+        if not target.exists():
+            return match[0]  # mkdocs knows what to say
+        inside = _uri(target)
+        if inside is None or files.get_file_from_path(inside) is None:
+            place = target.relative_to(ROOT)
+            return f"`{place}`" if text.strip("`") in str(place) else f"{text} (`{place}`)"
+        return f"[{text}]({'../' * (len(uri.parts) - 1)}{inside}{anchor or ''})"
+
+    return LINK.sub(on_site, NOTEST.sub(r'\1 title="Not run by the tests: \2"', markdown))
+
+
+def _uri(target: Path) -> str | None:
+    """The page or file of the site that shows a file of the repository."""
+    if target.is_relative_to(ROOT / "docs"):
+        return target.relative_to(ROOT / "docs").as_posix()
+    if target.parent.parent == ROOT / "backends" and target.name == "README.md":
+        return f"backends/{target.parent.name}.md"
+    return None

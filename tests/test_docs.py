@@ -1,4 +1,4 @@
-"""README.md and docs/ keep their promises: code runs, commands exist, links lead somewhere.
+"""README.md, docs/ and the backends' READMEs: code runs, commands exist, links lead somewhere.
 
 Every ```python block of a page runs, in order, as one script in an empty folder. A block that needs
 an account or a server says so behind the fence, ```python notest="needs an AWS account", and is only
@@ -19,8 +19,11 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+import polarmap
+
 ROOT = Path(__file__).parents[1]
-PAGES = [path for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if path.is_file()]
+SITE = sorted((ROOT / "docs").rglob("*.md"))
+PAGES = [ROOT / "README.md", *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
 SECONDS = 60  # that one page may take; it should be far below
@@ -174,21 +177,14 @@ def nav_pages(entries: list[Any]) -> Iterator[str]:
 
 def test_every_page_is_in_the_navigation_once() -> None:
     site = yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
-    pages_there = [str(page.relative_to(ROOT / "docs")) for page in PAGES if page.parent != ROOT]
-    assert sorted(nav_pages(site["nav"])) == sorted(pages_there)
+    there = [str(page.relative_to(ROOT / "docs")) for page in SITE]
+    assert sorted(nav_pages(site["nav"])) == sorted(there)
 
 
-@pages
-def test_links_of_the_site_stay_inside_it(page: Path) -> None:
-    if page.parent == ROOT:
-        return
-    outside = [
-        match["to"]
-        for match in LINK.finditer(INLINE_CODE.sub("", prose(page)))
-        if not re.match(r"[a-z]+:|#", match["to"])
-        and not (page.parent / match["to"]).resolve().is_relative_to(ROOT / "docs")
-    ]
-    assert outside == [], "the site has only docs/: name other files as `code`"
+def test_the_reference_has_every_public_name() -> None:
+    texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
+    described = set(re.findall(r"^::: polarmap\.(\w+)$", "\n".join(texts), re.MULTILINE))
+    assert set(polarmap.__all__) - described == set(), "add `::: polarmap.NAME` to a page of docs/reference"
 
 
 # --- links ---------------------------------------------------------------------------------------
