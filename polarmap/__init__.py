@@ -14,6 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
+from polarmap.gram import coded_gram
 from polarmap.hedged import hedged_map
 from polarmap.products import CodedProduct, coded_matmul
 from polarmap.report import Report, TaskReport
@@ -51,6 +52,7 @@ __all__ = [
     "TaskReport",
     "ZarrObjects",
     "coded_gradient",
+    "coded_gram",
     "coded_map",
     "coded_matmul",
     "coded_sum",

@@ -7,10 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import Blocks, CodedBlocks
+from polarmap.blocks import Blocks
+from polarmap.code.gram import GramCode
 from polarmap.code.grid import GridCode
 from polarmap.code.polar import PolarCode
-from polarmap.stored import Part
+from polarmap.encoded import Encoded
+from polarmap.stored import Part, Source
 from polarmap.tree import Structure
 
 Array = npt.NDArray[Any]
@@ -20,15 +22,17 @@ PAIR: Structure = (tuple, (), (("array",), ("array",)))
 
 
 class CodedGrid:
-    """n_A x n_B pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
+    """Pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
 
-    Every block of a factor is one piece, stored once for all pairs that it stands in.
+    Every block of a factor is one piece, stored once for all pairs that it stands in. `triangle`: of
+    the pairs of a factor with itself, those with i <= j.
     """
 
-    def __init__(self, left: CodedBlocks, right: CodedBlocks) -> None:
+    def __init__(self, left: Encoded, right: Encoded, triangle: bool = False) -> None:
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
-        self.code = GridCode(left.code, right.code)
+        self.code = GramCode(left.code) if triangle else GridCode(left.code, right.code)
+        self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
         self.blocks = _Pairs(self)
 
     @property
@@ -49,7 +53,7 @@ class CodedGrid:
     @property
     def encode_seconds(self) -> float:
         """Of both factors."""
-        return self.left.encode_seconds + self.right.encode_seconds
+        return self.left.encode_seconds + (self.right.encode_seconds if self._shift else 0.0)
 
     def coded_blocks(self) -> CodedGrid:
         """As `coded_map` asks for data that is encoded already."""
@@ -57,31 +61,34 @@ class CodedGrid:
 
     def leaves(self, index: int) -> list[Array]:
         """The two blocks of pair `index`."""
-        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
+        row, column = self.code.cells[index].tolist()
+        return self.left.leaves(row) + self.right.leaves(column)
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of both."""
         row, column = self.code.cells[index].tolist()
-        return self.left.layout(row) + self.right.layout(column)
+        return tuple(self.left.layout(row)) + tuple(self.right.layout(column))
 
     @property
-    def source(self) -> None:
-        """They lie in memory."""
-        return None
+    def source(self) -> Source | None:
+        """Where both factors lie in storage already; None if either is in memory."""
+        return self.left.source if self.left.source == self.right.source else None
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing of them lies in storage."""
-        raise LookupError(index)
+        """What both blocks consist of at their source."""
+        row, column = self.code.cells[index].tolist()
+        return self.left.parts(row) + self.right.parts(column)
 
     def pieces(self, index: int) -> tuple[int, int]:
         """The row of the grid, and behind all rows its column."""
         row, column = self.code.cells[index].tolist()
-        return row, self.code.left.n + column
+        return row, self._shift + column
 
     def piece(self, number: int) -> list[Array]:
         """A block of one factor."""
-        rows = self.code.left.n
-        return self.left.leaves(number) if number < rows else self.right.leaves(number - rows)
+        if number < self.left.n:
+            return self.left.leaves(number)
+        return self.right.leaves(number - self._shift)
 
     def release(self) -> None:
         """Let go of the parity blocks of both."""

@@ -91,12 +91,12 @@ def of_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
     return cast[0], cast[1]
 
 
-def checked_operand(operand: Any) -> Array:
+def checked_operand(operand: Any, name: str = "the operand") -> Array:
     """A vector or matrix that lies here and that every worker gets."""
     array = np.asarray(operand)
     if array.dtype.kind not in "biufc":
-        raise CodeError(f"the operand has dtype {array.dtype}: it must hold numbers")
-    check_finite(array, "the operand")
+        raise CodeError(f"{name} has dtype {array.dtype}: it must hold numbers")
+    check_finite(array, name)
     return array
 
 

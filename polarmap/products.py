@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -152,7 +152,8 @@ def _on_grid(
     f = _pair_product(np.result_type(left.dtype, right.dtype))
     verified.note_passed(f, coded.code.assumption)
     result = api.coded_map(f, coded, **options)
-    return _assemble(list(result), columns.k, (left.shape[0], right.shape[1])), result.report
+    array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1]))
+    return array, result.report
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
@@ -164,12 +165,13 @@ def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array
     return lambda pair: np.matmul(pair[0], pair[1].T, dtype=dtype, casting="unsafe")
 
 
-def _assemble(results: Sequence[Array], across: int, shape: tuple[int, int]) -> Array:
-    """The blocks of a product, `across` of them in a row, as one matrix without what filler gave."""
-    rows, columns = results[0].shape
-    whole = np.empty(shape, results[0].dtype)
-    for index, block in enumerate(results):
-        row, column = index // across * rows, index % across * columns
-        target = whole[row : row + rows, column : column + columns]
+def assemble(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:
+    """Blocks of a product, each with its row and column on the grid, as one matrix without filler."""
+    whole: Array = np.empty(shape)
+    for number, ((row, column), block) in enumerate(blocks):
+        if not number:
+            whole = np.empty(shape, block.dtype)
+        top, left = row * block.shape[0], column * block.shape[1]
+        target = whole[top : top + block.shape[0], left : left + block.shape[1]]
         target[:] = block[: target.shape[0], : target.shape[1]]
     return whole

@@ -161,7 +161,8 @@ class Verifier:
         for leaf, (dtype, error) in enumerate(zip(self._arrivals.dtypes(), self._errors())):
             if error == np.inf:
                 continue
-            rows, precision = self._arrivals.rows(leaf), self._arrivals.precision(dtype)
+            rows = decoder.plan.checkable(self._arrivals.rows(leaf))
+            precision = self._arrivals.precision(dtype)
             found = checks.residual(decoder.plan, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError

@@ -77,6 +77,7 @@ ONLY_FROM = {
         "polarmap",
         "polarmap.blackbox",
         "polarmap.hedged",
+        "polarmap.gram",
         "polarmap.operators",
         "polarmap.products",
     ],

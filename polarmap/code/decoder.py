@@ -202,6 +202,10 @@ class Plan:
     def _solver(self) -> Floats:
         return left_inverse(self.system.astype(np.float64, copy=False))
 
+    def checkable(self, rows: Rows) -> Rows:
+        """What satisfies the left-over equations: the blocks that arrived."""
+        return rows
+
     def recover(self, rows: Rows, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat blocks that arrived.
 

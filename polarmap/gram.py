@@ -1,0 +1,135 @@
+"""A' A and A' diag(w) A with A coded by columns, each block of the result computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap import api, matrices, verified
+from polarmap.blocks import checked_count
+from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.errors import CodeError
+from polarmap.grids import CodedGrid
+from polarmap.products import CodedProduct, assemble
+
+Array = npt.NDArray[Any]
+
+BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
+
+
+def coded_gram(
+    A: Any,
+    weights: Any = None,
+    *,
+    blocks: int | None = None,
+    workers: int | None = None,
+    executor: Any = None,
+    verify: bool | str = "auto",
+    rtol: float | None = None,
+    timeout: float | None = None,
+    retries: int = 1,
+    progress: bool | None = False,
+) -> CodedProduct:
+    """A^H A, or A^H diag(weights) A, without waiting for stragglers.
+
+    The Gram matrix, or the Hessian of a generalized linear model: A^H diag(w) A with w the variances.
+    A is cut by columns into k blocks, coded into n, and A_i^H diag(w) A_j is computed for i <= j: half
+    of the work of `coded_matmul`, since each result gives its transpose too.
+
+    Parameters
+    ----------
+    A : array-like (M, N)
+        numpy, memmap, zarr, h5py; all entries finite.
+    weights : array-like (M,), optional
+        Real, of either sign.
+    blocks : int, optional
+        k, column blocks: 7 by default, or N if that is smaller.
+    workers : int, optional
+        n, coded column blocks: by default k and one for each 7. The tasks are n (n + 1) / 2, of which
+        the first k (k + 1) / 2 are data, row by row, then the others, row by row.
+    executor, verify, rtol, timeout, retries, progress : optional
+        As for `coded_matmul`.
+
+    Returns
+    -------
+    CodedProduct
+        `array` (N, N), exactly Hermitian off its diagonal blocks, and `report`. Products of integers
+        are exact, modulo 2^bits as in numpy, on the whole grid of n^2 tasks.
+
+    Raises
+    ------
+    CodeError
+        Shapes that do not match, complex weights, NaN or inf, sizes or dtypes that cannot be coded.
+    NotDecodableError, CodedTimeoutError, ExecutorError
+        As for `coded_map`.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> A, w = np.random.default_rng(0).standard_normal((30, 9)), np.arange(30.0)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     hessian = coded_gram(A, w, blocks=3, executor=pool)
+    >>> np.allclose(hessian.array, A.T @ (w[:, None] * A)), hessian.report.n
+    (True, 10)
+    """
+    matrix = matrices.checked(A, "A")
+    w = None if weights is None else _checked_weights(weights, matrix.shape[0])
+    dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
+    k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
+    n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
+    coded = _coded(matrix, dtype, k, n)
+    f = _products(w, dtype)
+    verified.note_passed(f, coded.code.assumption)
+    options = {"executor": executor, "verify": verify, "rtol": rtol, "timeout": timeout}
+    result = api.coded_map(f, coded, retries=retries, progress=progress, **options)
+    array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
+    if not is_exact(dtype):
+        _mirror(array, result[0].shape[0])
+    return CodedProduct(array, result.report)
+
+
+def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedGrid:
+    """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
+    columns = matrix.shape[1]
+    if k > columns:
+        raise CodeError(f"blocks={k} is more than the {columns} columns of A; use blocks <= {columns}")
+    if n <= k:
+        raise CodeError(f"workers={n} leaves no parity for {k} blocks of columns: use workers > {k}")
+    wanted = dtype if is_exact(dtype) or matrix.dtype.kind == "c" else real_dtype(dtype)
+    same = is_exact(dtype) or matrix.dtype == wanted
+    data = matrices.Watched(matrix if same else matrices.Cast(matrix, wanted), "A")
+    factor = api.encode_once(matrices.Transposed(data), k, n, "auto")
+    return CodedGrid(factor, factor, triangle=not is_exact(dtype))
+
+
+def _checked_weights(weights: Any, rows: int) -> Array:
+    w = matrices.checked_operand(weights, "weights")
+    if w.shape != (rows,):
+        raise CodeError(f"weights has shape {w.shape}, but A has {rows} rows: one weight for each is needed")
+    if w.dtype.kind == "c":
+        raise CodeError("weights are complex: A^H diag(w) A is Hermitian for real ones only")
+    return w
+
+
+def _products(w: Array | None, dtype: DType) -> Callable[[tuple[Array, Array]], Array]:
+    """A_i^H diag(w) A_j from the transposes of A_i and A_j, on a worker."""
+    if w is None:
+        return lambda pair: np.matmul(pair[0].conj(), pair[1].T, dtype=dtype, casting="unsafe")
+
+    def weighted_product(pair: tuple[Array, Array]) -> Array:
+        weighted = np.multiply(pair[1], w, dtype=dtype, casting="unsafe")
+        product: Array = np.matmul(pair[0].conj(), weighted.T, dtype=dtype, casting="unsafe")
+        return product
+
+    return weighted_product
+
+
+def _mirror(array: Array, side: int) -> None:
+    """Fill the blocks below the diagonal from those above it."""
+    for start in range(0, len(array), side):
+        stop = start + side
+        array[stop:, start:stop] = array[start:stop, stop:].conj().T
