@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import typing
 
-from polarmap import errors
+from polarmap import errors, runtimes
 from polarmap.api import CodedResult, coded_map
 from polarmap.blackbox import CodedGradient, GradientResult, coded_gradient
 from polarmap.code.decoder import Decoder
@@ -18,6 +18,7 @@ from polarmap.gram import coded_gram
 from polarmap.hedged import hedged_map
 from polarmap.products import CodedProduct, coded_matmul
 from polarmap.report import Report, TaskReport
+from polarmap.runtimes.planner import Plan, plan
 from polarmap.storage.audit import Audit
 from polarmap.storage.inplace import RawObjects, ZarrObjects
 from polarmap.sums import CodedSum, coded_sum
@@ -45,6 +46,7 @@ __all__ = [
     "Fault",
     "FaultyExecutor",
     "GradientResult",
+    "Plan",
     "PolarCode",
     "RawObjects",
     "ReplayExecutor",
@@ -61,6 +63,8 @@ __all__ = [
     "hedged_map",
     "list_coded",
     "open_coded",
+    "plan",
+    "runtimes",
 ]
 
 

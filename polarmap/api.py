@@ -10,13 +10,14 @@ from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.protocol import Code
 from polarmap.coded_array import CodedArray, open_store
-from polarmap.coding import plan_code
+from polarmap.coding import of_plan, plan_code
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.keeping import Keeping, sampled
 from polarmap.report import Report
+from polarmap.runtimes.planner import Plan
 from polarmap.settings import Settings
 from polarmap.tree import unflatten
 
@@ -118,7 +119,8 @@ def coded_map(
     code: str | Code = "auto",
     degree: int = 1,
     executor: Any = None,
-    parity: str = "upfront",
+    plan: Plan | None = None,
+    parity: str | None = None,
     verify: bool | str = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
@@ -158,7 +160,13 @@ def coded_map(
     executor : optional
         None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
         YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
-    parity : {"upfront", "on_demand"}
+    plan : Plan, optional
+        What `polarmap.plan` recommended for the run times of such tasks: sets blocks, workers, code
+        and parity (for integers the rotation code becomes the arikan code, which may need a few
+        results more). On demand, it says how many parity tasks start at once, and its run times say
+        when a task is late.
+    parity : {"upfront", "on_demand"}, optional
+        By default what the plan says, else "upfront".
         "upfront": all n tasks start at once. "on_demand": as many as needed do; when one of them is
         late (it has run longer than eleven in twelve are expected to, judged by the faster half of
         this map) or has failed, a parity task starts in its place and helps whatever is late. Costs
@@ -231,9 +239,14 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    if parity not in ("upfront", "on_demand"):
+    if parity not in (None, "upfront", "on_demand"):
         raise CodeError(f"parity must be 'upfront' or 'on_demand', not {parity!r}")
-    settings = replace(checked_settings(f, verify, rtol, timeout, retries), parity=parity)
+    settings = checked_settings(f, verify, rtol, timeout, retries)
+    if plan is not None:
+        blocks, workers, code = of_plan(plan, blocks, workers, code)
+        upfront = plan.upfront if plan.parity == "on_demand" else 0
+        settings = replace(settings, parity=plan.parity, upfront=upfront, runtimes=plan.runtimes)
+    settings = replace(settings, parity=parity or settings.parity)
     if store is None:
         return run(f, data, blocks, workers, code, executor, settings, progress, degree)
     coded = _coded(data, blocks, workers, code, degree, rtol)

@@ -14,7 +14,28 @@ from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.evaluation import EvaluationCode, largest_k, largest_reliable_k, results_needed
 from polarmap.code.polar import PolarCode
 from polarmap.code.protocol import Code
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
+from polarmap.runtimes.planner import Plan
+
+
+def of_plan(
+    plan: Plan, blocks: int | None, workers: int | None, code: str | Code
+) -> tuple[int, int, str | Code]:
+    """Blocks, workers and code of a plan; CodeError where the caller asks for others too."""
+    if not isinstance(plan, Plan):
+        raise CodeError(f"plan must be a Plan as polarmap.plan returns it, not {type(plan).__name__}")
+    for name, given, planned in (("blocks", blocks, plan.k), ("workers", workers, plan.n)):
+        if given not in (None, planned):
+            raise CodeError(f"{name}={given}, but the plan is for {planned}: leave {name} out, or plan again")
+    if code != "auto":
+        raise CodeError(f"the plan says which code: leave code={code!r} out")
+    if plan.code == "uncoded":
+        return plan.k, plan.n, Uncoded(plan.k)
+    if plan.code == "rotation":
+        return plan.k, plan.n, "auto"
+    decoder = "sequential" if plan.code == "sequential" else "optimal"
+    return plan.k, plan.n, PolarCode(plan.n, plan.k, "arikan", decoder)
 
 
 def plan_code(

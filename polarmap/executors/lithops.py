@@ -259,7 +259,7 @@ class ForeignExecutor(LithopsExecutor):
         if coded.source is None:
             coded.leaves(max(first))  # encode before anything is stored: its errors are the caller's
         self._store({f"{self._prefix}/wanted": b"wanted"}, first)
-        if tasks is None:
+        if len(first) == coded.n:
             coded.release()
         self._launch(first)
 

@@ -60,7 +60,7 @@ class LocalhostExecutor(LithopsExecutor):
         first = range(coded.n) if tasks is None else tasks
         self._gives_way = [task for task in first if task >= coded.k]
         self._launch(functions, first)
-        self._write_beside(first, tasks is None)
+        self._write_beside(first, len(first) == coded.n)
 
     def launch(self, tasks: Sequence[int]) -> None:
         """A job of their own, at once; they are needed, so they do not give way."""

@@ -18,7 +18,9 @@ from polarmap.runtimes import backups, decodability
 from polarmap.runtimes.decodability import Needed
 from polarmap.runtimes.distributions import Distribution, Floats
 from polarmap.runtimes.empirical import as_runtimes
+from polarmap.runtimes.ondemand import on_demand
 from polarmap.runtimes.orderstatistics import decoded_by, quantiles, rank_means
+from polarmap.runtimes.subtasks import subtasks
 
 QUANTILES = np.array([0.5, 0.95, 0.99])
 RULES = {"backup": backups.CUBED, "backup-spark": backups.SPARK}
@@ -28,7 +30,7 @@ SIMULATED = {
     "integers": decodability.integer_needed,
 }
 CODES = ("uncoded", "mds", "rotation", *SIMULATED)
-SCHEMES = (*CODES, "replication", *RULES)
+SCHEMES = (*CODES, "on_demand", "subtasks", "replication", *RULES)
 
 
 class Completion(NamedTuple):
@@ -42,6 +44,7 @@ class Completion(NamedTuple):
     arrivals : expected number of results awaited; of copies, those that win.
     started : expected number of tasks started.
     never : probability that the job never completes, because too many tasks never end.
+    upfront : of parity on demand: parity tasks that start at once.
     """
 
     scheme: str
@@ -56,6 +59,7 @@ class Completion(NamedTuple):
     arrivals: float
     started: float
     never: float
+    upfront: int = 0
 
     def __str__(self) -> str:
         error = f" +- {self.error:.2g}" if self.error else ""
@@ -73,6 +77,8 @@ def completion_time(
     runtimes: object,
     *,
     erasure: float | None = None,
+    upfront: int = 0,
+    pieces: int = 8,
     trials: int = 1000,
     seed: int = 0,
 ) -> Completion:
@@ -87,11 +93,17 @@ def completion_time(
         one-shot code of all-or-nothing workers can be. "rotation": the same, for almost any k
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
+        "on_demand": rotation, but parity tasks start when data tasks are late (`to_start`).
+        "subtasks": rotation, every worker handing in its work in pieces.
         "replication": n / k copies of each task. "backup",
         "backup-spark" (n = k): late tasks are started again by the rule of cubed or of Spark 4.
     runtimes : Distribution, run times in seconds, or reports of coded maps
     erasure : float, optional
         For which the arikan code is designed; (n - k) / n by default.
+    upfront : int
+        "on_demand": parity tasks that start at once all the same.
+    pieces : int
+        "subtasks": of each worker.
     trials : int
         Orders of arrival, or jobs, simulated where there is no formula.
     seed : int
@@ -113,8 +125,14 @@ def completion_time(
     """
     law = as_runtimes(runtimes)
     _check_scheme(n, k, scheme, trials)
+    rng = np.random.default_rng(seed)
     if scheme in RULES:
-        return _backed_up(k, scheme, law, trials, seed)
+        return _simulated(scheme, k, k, backups.backed_up(k, law, RULES[scheme], trials, rng))
+    if scheme == "on_demand":
+        jobs = on_demand(law.sample(rng, (trials, k)), law.sample(rng, (trials, n - k)), upfront, law)
+        return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
+    if scheme == "subtasks":
+        return _simulated(scheme, n, k, subtasks(law.sample(rng, (trials, n)), k, pieces))
     if scheme == "replication":
         return _replicated(n, k, law)
     needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
@@ -215,16 +233,15 @@ def _replicated(n: int, k: int, law: Distribution) -> Completion:
     )
 
 
-def _backed_up(k: int, scheme: str, law: Distribution, trials: int, seed: int) -> Completion:
-    jobs = backups.backed_up(k, law, RULES[scheme], trials, np.random.default_rng(seed))
+def _simulated(scheme: str, n: int, k: int, jobs: backups.Trials) -> Completion:
     ended = np.isfinite(jobs.time)
     if not ended.any():
-        return _hopeless(scheme, k, k)
+        return _hopeless(scheme, n, k)
     time, count = jobs.time[ended], int(ended.sum())
     p50, p95, p99 = np.quantile(jobs.time, QUANTILES, method="higher").tolist()
     return Completion(
         scheme=scheme,
-        n=k,
+        n=n,
         k=k,
         mean=float(time.mean()),
         error=float(time.std() / sqrt(count)),
@@ -234,7 +251,7 @@ def _backed_up(k: int, scheme: str, law: Distribution, trials: int, seed: int) -
         paid=float(jobs.paid[ended].mean()),
         arrivals=float(k),
         started=float(jobs.started[ended].mean()),
-        never=1 - count / trials,
+        never=1 - count / len(jobs.time),
     )
 
 

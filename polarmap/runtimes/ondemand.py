@@ -131,6 +131,8 @@ def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribu
         have = (data <= now).sum(axis=1) + (started + parity <= now).sum(axis=1)
         if (have >= k).all():
             break
+        if (have >= k).all():
+            break
         before = np.isfinite(started).sum(axis=1)
         until = before + np.where(np.isfinite(now[:, 0]), k - have, 0)
         places = np.arange(parity.shape[1])
