@@ -117,9 +117,9 @@ def test_every_config_has_its_backend_and_every_backend_its_config() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_config_names_the_backend_it_is_called_after(backend: str) -> None:
+def test_config_names_the_backend_or_storage_it_is_called_after(backend: str) -> None:
     config = yaml.safe_load((ROOT / "config" / f"{backend}.yaml").read_text())
-    assert config["lithops"]["backend"] == backend
+    assert backend in (config["lithops"]["backend"], config["lithops"]["storage"])
     assert backend in config
 
 

@@ -1,0 +1,49 @@
+"""The largest singular value of a stored matrix: encoded once, mapped many times, two stragglers each time.
+
+The matrix lies in a folder and workers are processes of this machine; or
+`power_iteration.py my_lithops.yaml`.
+"""
+
+import sys
+import tempfile
+
+import numpy as np
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+
+ROWS, COLUMNS, ITERATIONS = 4_000, 240, 4
+
+
+def multiply(stored: polarmap.CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
+    """stored @ x; each time two other workers sleep."""
+    sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
+    y = polarmap.coded_map(lambda block: block @ x, stored, executor=FaultyExecutor(config, sleepers))
+    return y.concatenate()
+
+
+def main(config: str | None = None) -> None:
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((ROWS, COLUMNS))
+    A += np.outer(rng.standard_normal(ROWS), rng.standard_normal(COLUMNS))
+    with tempfile.TemporaryDirectory() as folder:
+        options = {"blocks": 12, "workers": 16, "storage": config or folder, "overwrite": True}
+        by_rows = polarmap.encode(A, name="power-rows", **options)
+        by_columns = polarmap.encode(A.T, name="power-columns", **options)
+        print(by_rows, by_columns, sep="\n")
+        by_rows.store.delete([by_rows.stored(2)[0].key])  # a part that is gone: one more erasure
+        v = rng.standard_normal(COLUMNS)
+        for iteration in range(ITERATIONS):
+            u = multiply(by_rows, v / np.linalg.norm(v), config, iteration)
+            v = multiply(by_columns, u / np.linalg.norm(u), config, iteration)
+            print(f"iteration {iteration}: largest singular value about {np.linalg.norm(v):.6f}")
+        print(by_rows.check(), by_rows.repair().blocks, by_rows.check(), sep="\n")
+        by_rows.delete()
+        by_columns.delete()
+    exact = np.linalg.norm(A, 2)
+    assert abs(np.linalg.norm(v) - exact) < 1e-6 * exact
+    print(f"numpy on the whole matrix:              {exact:.6f}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
