@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap import distributed
 from polarmap.blocks import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.coding import plan_rows
@@ -216,6 +217,7 @@ def encode(
     storage: Any = None,
     overwrite: bool = False,
     memory: int = MEMORY,
+    executor: Any = None,
     progress: bool | None = None,
 ) -> CodedArray:
     """Encode an array once and keep it in storage.
@@ -244,6 +246,10 @@ def encode(
     memory : int
         Bytes that all stripes in memory may take together, at least 1 MiB. The larger, the fewer
         and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
+    executor : optional
+        As for `coded_map`: its workers encode, one stripe of all blocks each, and nothing passes
+        through this process. They must reach the data (a .npy file or memory map on this machine,
+        or raw blocks in the storage) and the storage. `memory` then is that of a worker.
     progress : bool, optional
         Show a bar; by default when standard error is a terminal.
 
@@ -281,8 +287,12 @@ def encode(
     check_array(source)
     chosen = plan_rows(source.shape[0], source.dtype, blocks, workers, code)
     cut = plan(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows)
+    if executor is not None:
+        write = distributed.writing(store, source, cut, executor, progress)
+        return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
     with open_count(len(cut.boxes), sys.stderr.isatty() if progress is None else progress) as show:
-        return CodedArray(store, encoding.encode(store, name, source, cut, overwrite, show))
+        write = encoding.writing(store, source, cut, show)
+        return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
 
 
 def open_coded(name: str, storage: Any = None) -> CodedArray:

@@ -24,23 +24,19 @@ Array = npt.NDArray[Any]
 TRANSFERS = 8  # objects sent at once
 
 Show = Callable[[int], None]
+# Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
+Write = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
 
 
-def encode(store: Store, name: str, source: Source, plan: Plan, overwrite: bool, show: Show) -> Manifest:
-    """Store the n coded blocks of a source and, last of all, their manifest.
-
-    Stripes that an earlier run of the same plan had finished are kept if the source still holds
-    the same numbers there, which is seen by reading it again; others are encoded anew.
-    `show` is told the number of stripes that are done.
-    """
+def encode(store: Store, name: str, plan: Plan, overwrite: bool, write: Write) -> Manifest:
+    """Have the n coded blocks of a source stored and, last of all, their manifest."""
     before = _standing(store, name, overwrite)
     purpose = _purpose(plan)
     if hasattr(store, "sweep"):
         store.sweep()
     earlier = generations.finished_stripes(store, name, purpose)
     with Generation(store, name, purpose) as generation:
-        writer = _Writer(store, source, plan, generation, earlier)
-        columns = list(writer.run(show))
+        columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
         made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
         if earlier:
@@ -48,6 +44,20 @@ def encode(store: Store, name: str, source: Source, plan: Plan, overwrite: bool,
         generation.publish(made, before)
     generations.sweep(store, name)
     return made
+
+
+def writing(store: Store, source: Source, plan: Plan, show: Show) -> Write:
+    """Reads, encodes and stores here.
+
+    Stripes that an earlier run of the same plan had finished are kept if the source still holds
+    the same numbers there, which is seen by reading it again; others are encoded anew.
+    `show` is told the number of stripes that are done.
+    """
+
+    def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
+        return list(_Writer(store, source, plan, generation, earlier).run(show))
+
+    return write
 
 
 def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:

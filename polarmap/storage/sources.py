@@ -65,6 +65,11 @@ class ArraySource:
         """An array lies in no store that we know of."""
         return None
 
+    @property
+    def array(self) -> Any:
+        """What was given."""
+        return self._data
+
     def release(self) -> None:
         """Pages of a mapped file that were read count as memory of this process until let go."""
         mapped = getattr(self._data, "_mmap", None)

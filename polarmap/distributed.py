@@ -1,0 +1,168 @@
+"""Encoding by workers: each reads a stripe of all data blocks, and leaves its parity in storage."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks import Blocks
+from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import Uncoded
+from polarmap.executors.base import Coded, Outcome
+from polarmap.hedging import HedgingExecutor, Rule
+from polarmap.job import Job
+from polarmap.settings import Settings
+from polarmap.storage.base import Store
+from polarmap.storage.encoding import Write
+from polarmap.storage.generations import Generation
+from polarmap.storage.places import source_of
+from polarmap.storage.reach import Reach
+from polarmap.storage.sources import Source
+from polarmap.storage.stripes import Plan
+from polarmap.stored import Keep, Part
+from polarmap.stored import Source as Place
+from polarmap.tree import Shape, Structure
+
+Array = npt.NDArray[Any]
+
+SETTINGS = Settings(verify=False, retries=2)
+
+
+def writing(store: Store, source: Source, plan: Plan, executor: Any, progress: bool | None) -> Write:
+    """Workers read, encode and store; late ones get a backup, and the first copy counts.
+
+    Stripes that an earlier run had finished stay if workers find the same data there again.
+    """
+    reach = Reach(source, store)
+    reach.parts(0, plan.boxes[0])  # refuses a source that workers cannot read
+
+    def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
+        stripes = range(len(plan.boxes))
+        done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
+        if done:
+            tasks = _Stripes(plan, reach, sorted(done))
+            collected, _ = Job(executor).run(checksums, tasks, SETTINGS, progress)
+            for stripe, [found] in zip(tasks.stripes, collected.results):
+                if found.tolist() != [part.crc32 for part in done[stripe][: plan.code.k]]:
+                    del done[stripe]
+        tasks = _Stripes(plan, reach, [stripe for stripe in stripes if stripe not in done])
+        if tasks.stripes:
+            done |= _encoded(store, tasks, generation, executor, progress)
+        return [done[stripe] for stripe in stripes]
+
+    return write
+
+
+def _encoded(
+    store: Store, tasks: _Stripes, generation: Generation, executor: Any, progress: bool | None
+) -> dict[int, list[Part]]:
+    """Stripe -> its parts, each noted in the generation as soon as it is stored."""
+    code, done = tasks.plan.code, {}
+
+    def note(outcome: Outcome) -> None:
+        assert outcome.kept is not None
+        stripe, parts = tasks.stripes[outcome.task], list(outcome.kept.parts)
+        if tasks.reach.is_stored:  # all but the last are parity; that is the checksums of the data
+            sums = np.frombuffer(store.get(parts.pop().key), np.uint32).tolist()
+            data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
+            parts = [part._replace(crc32=value) for part, value in zip(data, sums)] + parts
+        generation.record(stripe, parts)
+        done[stripe] = parts
+
+    job = Job(executor)
+    job.executor = _Noting(job.executor, note)
+    arrays = code.n - code.k + 1 if tasks.reach.is_stored else code.n
+    keep = Keep(source_of(store), f"{generation.prefix}stripes", tasks.plan.widest, arrays)
+    job.executor.keep = keep
+    job.run(encoder(code, tasks.plan, not tasks.reach.is_stored), tasks, SETTINGS, progress)
+    return done
+
+
+def encoder(code: PolarCode, plan: Plan, with_data: bool) -> Callable[[Array], list[Array]]:
+    """On a worker, which has numpy only: the parity rows of a stripe, after its data rows or before
+    their checksums."""
+    P = code.parity_check[:, : code.k]
+    dtype = plan.parity_dtype
+    if dtype.kind in "iu":
+        P = P.astype(dtype)
+
+    def encode(stripe: Array) -> list[Array]:
+        parity = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
+        rows = list(parity.astype(dtype, copy=False))
+        if with_data:
+            return [*stripe, *rows]
+        return [*rows, np.array([zlib.crc32(row.data) for row in stripe], np.uint32)]
+
+    return encode
+
+
+def checksums(stripe: Array) -> Array:
+    """CRC-32 of each row of a stripe, on a worker."""
+    return np.array([zlib.crc32(row.data) for row in stripe], np.int64)
+
+
+class _Noting(HedgingExecutor):
+    """Tells of every first result as soon as it is there."""
+
+    def __init__(self, executor: Any, note: Callable[[Outcome], None]) -> None:
+        super().__init__(executor, Rule())
+        self._note = note
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What ended first of each task."""
+        outcomes = super().wait(timeout)
+        for outcome in outcomes:
+            if outcome.failure is None:
+                self._note(outcome)
+        return outcomes
+
+
+class _Stripes:
+    """What each worker gets: a stripe of all k data blocks, which it reads where they lie."""
+
+    encode_seconds = 0.0
+    structure: Structure = ("array",)
+
+    def __init__(self, plan: Plan, reach: Reach, stripes: Sequence[int]) -> None:
+        self.plan, self.reach, self.stripes = plan, reach, list(stripes)
+        self.code = Uncoded(len(self.stripes))
+        self.n = self.k = len(self.stripes)
+        self.blocks = Blocks([[]] * self.n, self.structure)
+
+    @property
+    def source(self) -> Place:
+        """Where the data lies."""
+        return self.reach.place
+
+    def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:
+        """Of one data block."""
+        return self.reach.parts(block * self.plan.rows, self.plan.boxes[stripe])
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Of all of them, in order."""
+        blocks = range(self.plan.code.k)
+        return tuple(part for block in blocks for part in self.parts_of(block, self.stripes[index]))
+
+    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+        """Data blocks as rows."""
+        width = self.plan.width(self.stripes[index])
+        return ((self.plan.dtype.str, (self.plan.code.k, width)),)
+
+    def leaves(self, index: int) -> list[Array]:
+        """Workers read them, not the driver."""
+        raise LookupError(index)
+
+    def piece(self, number: int) -> list[Array]:
+        """Likewise."""
+        raise LookupError(number)
+
+    def pieces(self, index: int) -> tuple[int, ...]:
+        """A stripe is one piece."""
+        return (index,)
+
+    def release(self) -> None:
+        """Nothing is kept."""
