@@ -12,7 +12,7 @@ import numpy.typing as npt
 from polarmap.blocks import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.executors.base import Coded, Outcome
+from polarmap.executors.base import Outcome
 from polarmap.hedging import HedgingExecutor, Rule
 from polarmap.job import Job
 from polarmap.settings import Settings

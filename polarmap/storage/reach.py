@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 from math import prod
-from typing import Any
 
 import numpy as np
 
@@ -38,9 +37,9 @@ class Reach:
             part = self._source.locate(first, box)
             if part is None:
                 raise CodeError(
-                    "with executor=, the data has to lie where workers can read it themselves: a .npy file or "
-                    "memory map on this machine, or raw blocks in the storage; leave executor out to send "
-                    "it through the driver"
+                    "with executor=, the data has to lie where workers can read it themselves: a .npy file "
+                    "or memory map on this machine, or raw blocks in the storage; leave executor out to "
+                    "send it through the driver"
                 )
             return (part._replace(crc32=None),)
         path, offset = self._file
