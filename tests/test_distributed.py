@@ -42,7 +42,7 @@ def executor(request):
 @pytest.mark.parametrize("dtype", ["f8", "u1"])
 def test_workers_store_what_the_driver_would(tmp_path, store, executor, dtype):
     rng = np.random.default_rng(0)
-    A = (100 * rng.random((1003, 70))).astype(dtype)
+    A = (100 * rng.random((4003, 70))).astype(dtype)
     options = {"blocks": 12, "workers": 16, "memory": MIB}
     here = polarmap.encode(A, name="here", storage=store, **options)
     faulty = FaultyExecutor(executor, {0: Fault("sleep", 60), 1: Fault("raise")})
