@@ -85,6 +85,7 @@ ONLY_FROM = {
     "polarmap.job": [
         "polarmap.api",
         "polarmap.blackbox",
+        "polarmap.distributed",
         "polarmap.hedged",
         "polarmap.operators",
         "polarmap.sums",
