@@ -11,6 +11,7 @@ from polarmap.blackbox import CodedGradient, GradientResult, coded_gradient
 from polarmap.code.decoder import Decoder
 from polarmap.code.evaluation import EvaluationCode
 from polarmap.code.polar import PolarCode
+from polarmap.code.private import PrivateCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
@@ -48,6 +49,7 @@ __all__ = [
     "GradientResult",
     "Plan",
     "PolarCode",
+    "PrivateCode",
     "RawObjects",
     "ReplayExecutor",
     "Report",

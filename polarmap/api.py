@@ -8,14 +8,16 @@ from typing import Any, overload
 
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
+from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.coded_array import CodedArray, open_store
-from polarmap.coding import of_plan, plan_code
+from polarmap.coding import DEFAULT_NOISE, Choice, of_plan, plan_code
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.keeping import Keeping, sampled
+from polarmap.masked import MaskedBlocks
 from polarmap.report import Report
 from polarmap.runtimes.planner import Plan
 from polarmap.settings import Settings
@@ -118,6 +120,8 @@ def coded_map(
     workers: int | None = None,
     code: str | Code = "auto",
     degree: int = 1,
+    private: int = 0,
+    noise: float = DEFAULT_NOISE,
     executor: Any = None,
     plan: Plan | None = None,
     parity: str | None = None,
@@ -157,6 +161,13 @@ def coded_map(
         Of f as a polynomial in its block: 2 for `block.T @ block`, squares or energies. Coded by an
         `EvaluationCode`, for floating data only; about degree * k results determine the rest. Refused
         before anything starts when decoding would not be accurate enough for `rtol`.
+    private : int
+        t: any t workers that put together what they got see the data only under noise. No block is
+        sent as it is and k + t results determine the rest, for linear or affine f. Not perfect secrecy:
+        `PrivateCode.leakage` bounds what they learn.
+    noise : float
+        With `private`: standard deviation of what masks the data, in root mean squares of the data.
+        Leakage falls with its square, and its digits are lost in decoding.
     executor : optional
         None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
         YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
@@ -247,30 +258,28 @@ def coded_map(
         upfront = plan.upfront if plan.parity == "on_demand" else 0
         settings = replace(settings, parity=plan.parity, upfront=upfront, runtimes=plan.runtimes)
     settings = replace(settings, parity=parity or settings.parity)
+    choice = Choice(blocks, workers, code, degree, private, noise)
     if store is None:
-        return run(f, data, blocks, workers, code, executor, settings, progress, degree)
-    coded = _coded(data, blocks, workers, code, degree, rtol)
+        return run(f, data, choice, executor, settings, progress)
+    coded = _coded(data, choice, rtol)
     place = getattr(data, "store", None) if storage is None else storage
     with Keeping(open_store(place), store, coded) as keeping:
-        return run(f, coded, None, None, "auto", _executor(executor, data), settings, progress, 1, keeping)
+        return run(f, coded, Choice(), _executor(executor, data), settings, progress, keeping)
 
 
 def run(
     f: Callable[[Any], Any],
     data: Any,
-    blocks: int | None,
-    workers: int | None,
-    code: str | Code,
+    choice: Choice,
     executor: Any,
     settings: Settings,
     progress: bool | None,
-    degree: int = 1,
     keeping: Keeping | None = None,
 ) -> CodedResult:
-    """`coded_map` once its options have become settings."""
+    """`coded_map` once its options have become settings and a choice of code."""
     job = Job(_executor(executor, data))
     with job:
-        coded = _coded(data, blocks, workers, code, degree, settings.rtol)
+        coded = _coded(data, choice, settings.rtol)
     if keeping is None:
         collected, report = job.run(f, coded, settings, progress)
     else:
@@ -284,7 +293,7 @@ def run(
 
 def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | Code) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*plan_code(data, blocks, workers, code), keep=True)
+    return CodedBlocks(*plan_code(data, Choice(blocks, workers, code)), keep=True)
 
 
 def _executor(choice: Any, data: Any) -> Any:
@@ -296,17 +305,20 @@ def _executor(choice: Any, data: Any) -> Any:
     return choice
 
 
-def _coded(
-    data: Any, blocks: int | None, workers: int | None, code: str | Code, degree: int, rtol: float | None
-) -> Encoded:
+def _coded(data: Any, choice: Choice, rtol: float | None) -> Encoded:
     """The coded blocks of the data, which may be encoded already."""
     if not hasattr(data, "coded_blocks"):
-        return CodedBlocks(*plan_code(data, blocks, workers, code, degree, rtol))
+        blocks, code = plan_code(data, choice, rtol)
+        return MaskedBlocks(blocks, code) if isinstance(code, PrivateCode) else CodedBlocks(blocks, code)
     coded: Encoded = data.coded_blocks()
-    wanted = (blocks or coded.code.k, workers or coded.n)
-    if wanted != (coded.code.k, coded.n) or code not in ("auto", coded.code.kernel) or degree != 1:
+    fits = choice._replace(
+        blocks=None if choice.blocks == coded.code.k else choice.blocks,
+        workers=None if choice.workers == coded.n else choice.workers,
+        code="auto" if choice.code == coded.code.kernel else choice.code,
+    )
+    if fits != Choice():
         raise CodeError(
             f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
-            f"{coded.code!r}: leave blocks, workers, code and degree out"
+            f"{coded.code!r}: leave blocks, workers, code, degree and private out"
         )
     return coded

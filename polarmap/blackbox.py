@@ -12,6 +12,7 @@ import numpy.typing as npt
 from polarmap import api
 from polarmap.blocks import DEFAULT_BLOCKS, checked_count
 from polarmap.code.polar import PolarCode
+from polarmap.coding import Choice
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.job import checked_settings
 from polarmap.report import Report
@@ -131,7 +132,7 @@ def coded_gradient(
     data, task = _prepare(f, point, unit, step, scheme, base, k)
     settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
     try:
-        mapped = api.run(task, data, k, workers, code, executor, settings, progress)
+        mapped = api.run(task, data, Choice(k, workers, code), executor, settings, progress)
     except NotLinearError as error_:
         raise NotLinearError(_not_smooth(step, error_)) from error_
     except NotDecodableError as error_:

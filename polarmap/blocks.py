@@ -215,9 +215,13 @@ class CodedBlocks:
             if self._parity is None:
                 began = time.perf_counter()
                 leaves = range(len(self.blocks.dtypes))
-                self._parity = [self.code.parity(self.blocks.stacked(leaf)) for leaf in leaves]
+                self._parity = [self._mixtures(leaf) for leaf in leaves]
                 self.encode_seconds += time.perf_counter() - began
             return self._parity
+
+    def _mixtures(self, leaf: int) -> Array:
+        """The coded blocks that are no data blocks, flat."""
+        return self.code.parity(self.blocks.stacked(leaf))
 
 
 def concatenate(results: Sequence[Any], blocks: Blocks, axis: int) -> Any:

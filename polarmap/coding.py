@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks
-from polarmap.code.dtypes import default_rtol, epsilon, is_exact
+from polarmap.code.dtypes import default_rtol, epsilon, is_exact, is_integer
 from polarmap.code.evaluation import EvaluationCode, largest_k, largest_reliable_k, results_needed
 from polarmap.code.polar import PolarCode
+from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
@@ -37,17 +38,25 @@ def of_plan(
     decoder = "sequential" if plan.code == "sequential" else "optimal"
     return plan.k, plan.n, PolarCode(plan.n, plan.k, "arikan", decoder)
 
+DEFAULT_NOISE = 100.0
 
-def plan_code(
-    data: Any,
-    blocks: int | None,
-    workers: int | None,
-    code: str | Code = "auto",
-    degree: int = 1,
-    rtol: float | None = None,
-) -> tuple[Blocks, Code]:
+
+class Choice(NamedTuple):
+    """How the caller of coded_map wants data coded; see there."""
+
+    blocks: int | None = None
+    workers: int | None = None
+    code: str | Code = "auto"
+    degree: int = 1
+    private: int = 0
+    noise: float = DEFAULT_NOISE
+
+
+def plan_code(data: Any, choice: Choice, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
-    degree = blocks_.checked_count("degree", degree)
+    blocks, workers, code, *_ = choice
+    degree = blocks_.checked_count("degree", choice.degree)
+    _check_private(choice)
     if not isinstance(code, str):
         return _given(data, blocks, workers, code, degree)
     if code not in ("auto", "rotation", "arikan"):
@@ -57,15 +66,39 @@ def plan_code(
     if workers is not None:
         workers = blocks_.checked_count("workers", workers)
     if blocks is None and workers is not None and hasattr(data, "shape"):
-        most = max(1, largest_k(3 * workers // 4, degree))
+        most = max(1, largest_k(3 * workers // 4, degree) - choice.private)
         blocks = min(most, data.shape[0] if data.shape and data.shape[0] else 1)
     cut = blocks_.cut(data, blocks)
-    chosen = (
-        _polar(cut.k, cut.dtypes, workers, code) if degree == 1 else _evaluation(cut, workers, degree, rtol)
-    )
+    chosen = _chosen(cut, workers, choice)
     for dtype in cut.dtypes:
         chosen.parity_dtype(dtype)
+    if not isinstance(chosen, PolarCode):
+        _check_accuracy(chosen, cut, rtol)
     return cut, chosen
+
+
+def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | EvaluationCode | PrivateCode:
+    k, t, degree = cut.k, choice.private, choice.degree
+    if t:
+        return PrivateCode(_third_more(k + t) if workers is None else workers, k, t, choice.noise)
+    if degree > 1:
+        needed = results_needed(k, degree, "circle")
+        return EvaluationCode(_third_more(needed) if workers is None else workers, k, degree)
+    return _polar(k, cut.dtypes, workers, str(choice.code))
+
+
+def _third_more(needed: int) -> int:
+    return needed + math.ceil(needed / 3)
+
+
+def _check_private(choice: Choice) -> None:
+    t = choice.private
+    if not is_integer(t) or t < 0:
+        raise CodeError(f"private must be 0 or the number of workers that may collude, not {t!r}")
+    if not t and choice.noise != DEFAULT_NOISE:
+        raise CodeError("noise= masks data from workers that may collude: say how many with private=")
+    if t and (choice.degree > 1 or choice.code != "auto"):
+        raise CodeError("private= has a code of its own, for linear f: leave code and degree out")
 
 
 def _given(
@@ -113,7 +146,7 @@ def plan_rows(
 
 
 def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel: str) -> PolarCode:
-    n = k + math.ceil(k / 3) if workers is None else workers
+    n = _third_more(k) if workers is None else workers
     if kernel == "auto":
         kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
     if n <= k:
@@ -121,20 +154,23 @@ def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _evaluation(cut: Blocks, workers: int | None, degree: int, rtol: float | None) -> EvaluationCode:
-    needed = results_needed(cut.k, degree, "circle")
-    n = needed + math.ceil(needed / 3) if workers is None else workers
-    code = EvaluationCode(n, cut.k, degree)
+def _check_accuracy(code: EvaluationCode | PrivateCode, cut: Blocks, rtol: float | None) -> None:
+    """CodeError, before anything starts, for a code that would seldom decode within rtol."""
     inexact = [dtype for dtype in cut.dtypes if not is_exact(dtype)]
     limits = [(default_rtol(one) if rtol is None else rtol) / epsilon(one) for one in inexact]
     limit = min(limits, default=np.inf)
-    if not code.is_reliable(limit):
-        lost = (n - code.needed + 1) // 2
-        fits = largest_reliable_k(n, degree, limit)
-        advice = f"blocks={fits} is the most that {n} workers carry" if fits else "raise rtol"
+    if code.is_reliable(limit):
+        return
+    lost = (code.n - code.needed + 1) // 2
+    if isinstance(code, EvaluationCode):
+        fits = largest_reliable_k(code.n, code.degree, limit)
+        advice = f"blocks={fits} is the most that {code.n} workers carry" if fits else "raise rtol"
         raise CodeError(
-            f"with {lost} of {n} workers missing, decoding f of degree {degree} on {cut.k} blocks "
+            f"with {lost} of {code.n} workers missing, decoding f of degree {code.degree} on {cut.k} blocks "
             f"would multiply errors by {code.amplification(lost).ninety:.2g}, and rtol permits {limit:.2g}: "
             + advice
         )
-    return code
+    raise CodeError(
+        f"with {lost} of {code.n} workers missing, noise of {code.noise:g} times the data would drown more "
+        "digits than rtol permits: lower noise, raise rtol, or use more workers"
+    )

@@ -18,6 +18,7 @@ from polarmap.blocks import DEFAULT_BLOCKS, CodedBlocks, checked_count
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.coded_array import CodedArray, encode
+from polarmap.coding import Choice
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
 from polarmap.job import checked_settings
@@ -108,9 +109,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A, np.iinfo("i8").max)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix), np.iinfo("i8").max)
-        self._run = partial(
-            api.run, blocks=None, workers=None, code="auto", executor=executor, settings=settings
-        )
+        self._run = partial(api.run, choice=Choice(), executor=executor, settings=settings)
         self._progress = progress
         self.report: Report | None = None
 

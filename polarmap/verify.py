@@ -120,7 +120,7 @@ class Verifier:
         missing = self._plan.missing.tolist()
         if self._local is None or self._local.index not in missing or self._has_more_to_tell():
             index = self._most_telling()
-            self._local = LocalRun(self._f, partial(self._block, index), index)
+            self._local = LocalRun(self._f, partial(self._data_block, index), index)
         if not self._local.is_running and self._local.leaves is not None:
             self.evaluated[self._local.index] = self._local.leaves
         return self._local
@@ -206,6 +206,12 @@ class Verifier:
         rows = self._arrivals.rows(leaf).values()
         largest = max(float(np.abs(row).max(initial=0)) for row in rows)
         return self._arrivals.decoder.amplification, largest
+
+    def _data_block(self, index: int) -> Any:
+        """Where every coded block is a mixture, the data blocks are none of these."""
+        if len(self._coded.code.systematic):
+            return self._block(index)
+        return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.blocks.leaves(index)])
 
     def _block(self, index: int) -> Any:
         leaves = [leaf.copy() for leaf in self._coded.leaves(index)]

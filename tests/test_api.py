@@ -19,6 +19,8 @@ OPTIONS = {
     "workers": None,
     "code": "auto",
     "degree": 1,
+    "private": 0,
+    "noise": 100.0,
     "executor": None,
     "plan": None,
     "parity": None,

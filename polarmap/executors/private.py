@@ -10,6 +10,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import threading
 from functools import cache
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def interpreter() -> Path:
     Workers import what the driver can: they get its module search path.
     """
     folder = private_folder()
-    (folder / "paths").write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
+    paths = folder / f"paths-{threading.get_ident()}"
+    paths.write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
+    paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
     script = folder / "python"
     if not script.exists():
         run = (
