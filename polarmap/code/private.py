@@ -36,7 +36,7 @@ class PrivateCode:
     n : int
         Coded blocks (workers), more than k + t.
     k : int
-        Data blocks.
+        Data blocks, at least 2.
     t : int
         Workers that may collude.
     noise : float
@@ -72,6 +72,8 @@ class PrivateCode:
                 raise CodeError(f"{name} must be a positive integer, not {value!r}")
         if not is_positive(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
+        if k < 2:  # rows that sum to one leave a single block no mixtures to differ in
+            raise CodeError("a private code needs at least k = 2 data blocks")
         if n <= k + t:
             raise CodeError(
                 f"{k} data blocks and {t} of noise need {k + t} results and a spare one, so n = {n} workers "
@@ -205,8 +207,6 @@ def _mixture(n: int, k: int, t: int, seed: int) -> Floats:
 
 
 def _normal(rows: int, columns: int, seed: int) -> Floats:
-    if not columns:
-        return np.empty((rows, 0))
     uniform = UniformStream(rows, columns, seed).take(2 * rows * columns).reshape(2, rows, columns)
     return np.asarray(np.sqrt(-2 * np.log1p(-uniform[0])) * np.cos(2 * np.pi * uniform[1]))
 
