@@ -38,6 +38,7 @@ def of_plan(
     decoder = "sequential" if plan.code == "sequential" else "optimal"
     return plan.k, plan.n, PolarCode(plan.n, plan.k, "arikan", decoder)
 
+
 DEFAULT_NOISE = 100.0
 
 
