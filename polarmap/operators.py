@@ -64,8 +64,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     Attributes
     ----------
     shape, dtype : of A
+    products : int
+        Coded maps so far.
     report : Report or None
-        Of the last product.
+        Of the last one.
 
     Raises
     ------
@@ -111,6 +113,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix), np.iinfo("i8").max)
         self._run = partial(api.run, choice=Choice(), executor=executor, settings=settings)
         self._progress = progress
+        self.products = 0
         self.report: Report | None = None
 
     def close(self) -> None:
@@ -149,7 +152,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         f = matrices.times(operand, dtype)
         verified.note_passed(f)
         result = self._run(f, side.coded, progress=self._progress)
-        self.report = result.report
+        self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 
 
