@@ -18,8 +18,8 @@ ROWS, COLUMNS, ITERATIONS = 4_000, 240, 4
 def multiply(stored: polarmap.CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
     """stored @ x; each time two other workers sleep."""
     sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
-    y = polarmap.coded_map(lambda block: block @ x, stored, executor=FaultyExecutor(config, sleepers))
-    return y.concatenate()
+    executor = FaultyExecutor(config, sleepers)
+    return polarmap.coded_map(lambda block: block @ x, stored, executor=executor, retries=5).concatenate()
 
 
 def main(config: str | None = None) -> None:

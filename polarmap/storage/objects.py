@@ -10,7 +10,9 @@ from typing import Any, TypeVar
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, check_key
 
-PATIENCE = 10.0  # seconds for which a storage that does not answer, or is too busy, is asked again
+# Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
+# answered before, and one that never has.
+PATIENCE, FIRST_PATIENCE = 30.0, 5.0
 PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
 Result = TypeVar("Result")
@@ -25,7 +27,8 @@ class ObjectStore:
     """Objects in a bucket, through an object that has the methods of `lithops.Storage`.
 
     A storage that refuses the connection, times out or says that it is too busy is asked again
-    for PATIENCE seconds: a restart goes unnoticed. All else that goes wrong is an error at once.
+    for PATIENCE seconds if it has answered before, so that a restart goes unnoticed, else for
+    FIRST_PATIENCE. All else that goes wrong is an error at once.
 
     Parameters
     ----------
@@ -38,6 +41,7 @@ class ObjectStore:
 
     def __init__(self, storage: Any, bucket: str, backend: str = "") -> None:
         self.storage, self.bucket = storage, bucket
+        self._has_answered = False
         self.backend = backend or str(getattr(storage, "backend", "object"))
 
     @property
@@ -88,15 +92,18 @@ class ObjectStore:
 
     def _ask(self, request: Callable[[], Result], key: str) -> Result:
         """The answer to a request, asked again while the storage may only be away for a moment."""
-        deadline, pause = time.monotonic() + PATIENCE, PAUSE
+        patience = PATIENCE if self._has_answered else FIRST_PATIENCE
+        deadline, pause = time.monotonic() + patience, PAUSE
         while True:
             try:
-                return request()
+                answer = request()
+                self._has_answered = True
+                return answer
             except Exception as error:
                 if not _may_pass(error) or time.monotonic() + pause > deadline:
                     raise self._clear(error, key) from error
             time.sleep(pause)
-            pause *= 2
+            pause = min(2 * pause, 1.0)
 
     def _clear(self, error: Exception, key: str) -> StorageError:
         code, kind = _code(error), type(error).__name__
