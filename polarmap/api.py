@@ -8,6 +8,7 @@ from typing import Any, overload
 
 from polarmap import blocks as blocks_
 from polarmap.blocks import Blocks, CodedBlocks
+from polarmap.code.polar import PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.coded_array import CodedArray, open_store
@@ -128,6 +129,7 @@ def coded_map(
     verify: bool | str = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
+    deadline: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
     store: str | None = None,
@@ -193,6 +195,10 @@ def coded_map(
         float16: while eps times the error amplification exceeds it, one more result is awaited.
     timeout : float, optional
         Seconds after which to give up. By default the executor's own limit (localhost: 1 h a task).
+    deadline : float, optional
+        Seconds after which to return what there is, rather than fail: blocks that are not determined
+        are estimated, as the mean of what arrived plus the smallest deviations that satisfy the parity
+        equations. `report.errors` tells what error to expect of each; nothing is verified then.
     retries : int
         How often a failed task is started again when its result is needed.
     progress : bool, optional
@@ -236,7 +242,7 @@ def coded_map(
     NotDecodableError
         Too few results and nothing more can arrive; chained to the first task's exception.
     CodedTimeoutError
-        `timeout` passed; says how many results had arrived.
+        `timeout` passed, or `deadline` before any result arrived; says how many results had arrived.
     ExecutorError
         The executor cannot be used.
 
@@ -252,7 +258,7 @@ def coded_map(
     """
     if parity not in (None, "upfront", "on_demand"):
         raise CodeError(f"parity must be 'upfront' or 'on_demand', not {parity!r}")
-    settings = checked_settings(f, verify, rtol, timeout, retries)
+    settings = checked_settings(f, verify, rtol, timeout, retries, deadline)
     if plan is not None:
         blocks, workers, code = of_plan(plan, blocks, workers, code)
         upfront = plan.upfront if plan.parity == "on_demand" else 0
@@ -280,6 +286,8 @@ def run(
     job = Job(_executor(executor, data))
     with job:
         coded = _coded(data, choice, settings.rtol)
+    if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
+        raise CodeError("deadline= estimates blocks of linear f: not with degree, private, store or a grid")
     if keeping is None:
         collected, report = job.run(f, coded, settings, progress)
     else:

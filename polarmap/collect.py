@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import numpy.typing as npt
 
 from polarmap.arrivals import Arrivals, Task
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, is_exact
+from polarmap.code.polar import PolarCode
 from polarmap.encoded import Encoded
 from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.estimate import estimate
 from polarmap.executors.base import Executor
 from polarmap.reserve import Reserve
 from polarmap.settings import Settings
@@ -46,6 +48,7 @@ class Collected:
     unchecked: list[int]
     dtypes: list[DType]  # whose rounding limits the results
     kept: dict[int, Kept]  # where those results lie that stayed in storage
+    errors: tuple[float, ...] = ()  # of each result, if a deadline left some as estimates
 
 
 class Collector:
@@ -85,10 +88,25 @@ class Collector:
                 how = self._settlement.look()
                 if how is not None:
                     return self._collected(how)
+                if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
+                    return self._at_the_deadline(self._settings.deadline)
                 self._reserve.look()
                 self._give_up_or_retry()
         finally:
             self._executor.stop()
+
+    def _at_the_deadline(self, deadline: float) -> Collected:
+        """What is exact, and estimates of the rest."""
+        if not self._arrivals.received:
+            raise CodedTimeoutError(
+                f"no result arrived within the deadline of {deadline:g} s: nothing to estimate from"
+            ) from self._shortfall.first_cause
+        if self._settlement.not_finite:
+            raise NotDecodableError(self._shortfall.too_few(not_finite=True))
+        found = estimate(self._arrivals, cast(PolarCode, self._code))
+        self._settlement.results = found.results
+        self._arrivals.needed = self._arrivals.needed or self._arrivals.count
+        return replace(self._collected("no"), errors=found.errors)
 
     def _collected(self, how: str) -> Collected:
         arrivals, settlement = self._arrivals, self._settlement
@@ -120,6 +138,8 @@ class Collector:
         tick, ready_at = min(TICK_SECONDS, self._reserve.patience()), self._arrivals.ready_at
         if ready_at is not None:
             tick = min(tick, max(0.02, (self._watch.elapsed - ready_at) / 20))
+        if self._settings.deadline is not None:
+            tick = min(tick, max(0.0, self._settings.deadline - self._watch.elapsed))
         return min(tick, max(0.0, self._watch.remaining))
 
     def _give_up_or_retry(self) -> None:
@@ -139,7 +159,7 @@ class Collector:
             self._news_at = self._watch.elapsed
             self._arrivals.launch(again, self._news_at)
             self._executor.retry(again)
-        elif stuck:
+        elif stuck and not (self._settings.deadline is not None and self._arrivals.received):
             raise NotDecodableError(self._shortfall.too_few(not_finite)) from self._shortfall.first_cause
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:

@@ -65,18 +65,20 @@ class Job:
         return collected, replace(report, cost=_cost(worker, report), parity=settings.parity)
 
 
-def checked_settings(f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any) -> Settings:
+def checked_settings(
+    f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any, deadline: Any = None
+) -> Settings:
     """The options that every map has; CodeError for f or an option that cannot be."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
     if not isinstance(verify, (bool, np.bool_)) and verify != "auto":
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
-    for name, value in (("rtol", rtol), ("timeout", timeout)):
+    for name, value in (("rtol", rtol), ("timeout", timeout), ("deadline", deadline)):
         if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
             raise CodeError(f"{name} must be a positive number, not {value!r}")
     if not is_integer(retries) or retries < 0:
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
-    return Settings(verify if verify == "auto" else bool(verify), rtol, timeout, int(retries))
+    return Settings(verify if verify == "auto" else bool(verify), rtol, timeout, int(retries), deadline)
 
 
 def report_of(
@@ -85,9 +87,11 @@ def report_of(
     """What happened, of a map that ended well."""
     decoder = collected.decoder
     recovered = tuple(int(index) for index in decoder.missing)
-    amplification = decoder.amplification if recovered else 0.0
+    if collected.errors:
+        recovered = tuple(index for index in recovered if collected.errors[index] == 0)
+    amplification = decoder.amplification if recovered and not collected.errors else 0.0
     inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
-    if recovered and inexact and decoder.exact:  # floats decoded beside integers
+    if recovered and inexact and decoder.exact and not collected.errors:  # floats decoded beside integers
         amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
     relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
     return Report(
@@ -108,6 +112,7 @@ def report_of(
         verified=collected.verified,
         unchecked=tuple(collected.unchecked),
         filler=coded.blocks.filler,
+        errors=collected.errors if any(collected.errors) else (),
     )
 
 

@@ -58,6 +58,8 @@ class Report:
     unchecked : results that decoded blocks are made of and that no check involved ("parity" or
         "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
+    errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
+        the root mean square over its entries in that of the results. Empty if all are exact.
     cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price.
     """
 
@@ -80,6 +82,12 @@ class Report:
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
     parity: str = "upfront"
+    errors: tuple[float, ...] = ()
+
+    @property
+    def estimated(self) -> tuple[int, ...]:
+        """The data blocks that a deadline left as estimates."""
+        return tuple(index for index, error in enumerate(self.errors) if error > 0)
 
     def indices(self, state: str) -> list[int]:
         """The tasks in a state: "used", "surplus", "abandoned", "failed" or "not started"."""
@@ -99,6 +107,8 @@ class Report:
             f"recovered by decoding: {_list(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
+        if self.estimated:
+            lines.append(f"estimated: {_list(self.estimated)}, errors up to {max(self.errors):.2g}")
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.parity == "on_demand":

@@ -23,6 +23,7 @@ class Settings:
     rtol: float | None = None
     timeout: float | None = None
     retries: int = 1
+    deadline: float | None = None  # then estimates, rather than a failure
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
     parity: str = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand

@@ -27,6 +27,7 @@ OPTIONS = {
     "verify": "auto",
     "rtol": None,
     "timeout": None,
+    "deadline": None,
     "retries": 1,
     "progress": None,
     "store": None,
