@@ -12,7 +12,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test cloud-test lint bench runtime smoke package docs venv clean
+.PHONY: help demo test cloud-test lint bench compare runtime smoke package docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 
 bench: .venv/.fast  ## measure speed and print the table of ratios
 	@$(run) -m benchmarks
+
+compare: .venv/.test  ## measure polarmap beside its rivals and write docs/comparison.md and its figures
+	@$(run) -m benchmarks.compare
+	@$(run) -m benchmarks.stragglers
 
 runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhost as CONFIG=... says
 	@test -f "backends/$(BACKEND)/runtime.sh" || \

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import resource
 
 import numpy as np
 
 import polarmap
+from benchmarks import is_quick
 from polarmap import Fault, FaultyExecutor
 
 
@@ -17,9 +17,7 @@ def peak() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a quarter of the size")
-    rows = 6_000 if parser.parse_args().quick else 24_000
+    rows = 6_000 if is_quick(__doc__) else 24_000
     polarmap.coded_map(lambda block: block, np.ones((48, 2)))  # what the libraries take
     libraries = peak()
     A = np.ones((rows, 2_000))

@@ -6,7 +6,6 @@ workers (Lithops localhost, version 1) and Lithops has its default of one slot p
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
@@ -17,6 +16,7 @@ import lithops
 import numpy as np
 
 import polarmap
+from benchmarks import is_quick
 from polarmap import Fault, FaultyExecutor
 
 K, N = 24, 32
@@ -64,9 +64,7 @@ def coded(f: Callable[[Any], Any], blocks: list[Any], faults: dict[int, Fault] |
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs")
-    runs = 3 if parser.parse_args().quick else 9
+    runs = 3 if is_quick(__doc__) else 9
     blocks = list(np.random.default_rng(0).standard_normal((K, 64, 64)))
     f = work_for(TASK_SECONDS)
     plain(f, blocks)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 import statistics
 
 import numpy as np
 
+from benchmarks import is_quick
 from benchmarks.overhead import TASK_SECONDS, K, N, coded, work_for
 from polarmap import Fault
 from polarmap.executors import slots
@@ -15,9 +15,7 @@ SPARE = (0, 1, 2, 4, 8, N)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="fewer runs")
-    runs = 1 if parser.parse_args().quick else 3
+    runs = 1 if is_quick(__doc__) else 3
     blocks = list(np.random.default_rng(0).standard_normal((K, 64, 64)))
     f = work_for(TASK_SECONDS)
     cases = {0: {}, 2: {}, 6: {}}

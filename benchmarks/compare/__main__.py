@@ -1,0 +1,93 @@
+"""Compare every scheme and write docs/comparison.md and its figures: `python -m benchmarks.compare`.
+
+With --quick everything is smaller and goes to build/comparison/.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from time import perf_counter
+
+from benchmarks import is_quick
+from benchmarks.compare import codes, elastic, figures, page
+from benchmarks.compare.codes import Measured, Size
+from benchmarks.compare.goals import goals
+from benchmarks.compare.jobs import LAWS, schemes
+
+ROOT = Path(__file__).resolve().parents[2]
+SIZES = [
+    Size(32, 24, 5000, 2000, 200),
+    Size(256, 192, 1000, 200, 50),
+    Size(1024, 768, 400, 60, 20),
+    Size(10_000, 7_500, 500, 3, 1),
+]
+QUICK = [Size(32, 24, 500, 200, 20), Size(256, 192, 100, 20, 5)]
+TUNING = 100_000  # arrivals simulated to choose parameters of a sparse code
+TRIALS = 400_000  # run times simulated for p99 of a scheme without a formula
+DENSE_UP_TO = 1024
+PATTERNS = 20
+
+
+def main() -> None:
+    quick = is_quick(__doc__)
+    folder = ROOT / "build" / "comparison" if quick else ROOT / "docs"
+    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    sizes, megabytes = (QUICK, 8) if quick else (SIZES, 64)
+    began = perf_counter()
+    measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}
+    log("codes", began)
+    extra = {size: others(size) for size in sizes if size.n <= DENSE_UP_TO}
+    jobs = {
+        (size, name): {job.scheme: job for job in schemes(size, law, measured[size], trials(size, quick))}
+        for size in sizes
+        for name, law in LAWS.items()
+    }
+    log("jobs", began)
+    aims = goals(jobs, measured, quick)
+    crowd = [one for rate in elastic.RATES for one in elastic.elastic(rate, 20 if quick else 200)]
+    log("elastic", began)
+    draw(folder / "figures", measured, jobs, crowd)
+    text = page.page(measured, extra, jobs, aims, crowd, megabytes)
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    for goal in aims:
+        print(f"{'met   ' if goal.is_met else 'MISSED'} {goal.found:8.3g} (<= {goal.limit:g})  {goal.what}")
+    print(f"{folder / 'comparison.md'} written in {perf_counter() - began:.0f} s")
+
+
+def tuning(size: Size) -> int:
+    return max(10, min(300, TUNING // size.n))
+
+
+def trials(size: Size, quick: bool) -> int:
+    return max(200, min(20_000, 20 * TRIALS // size.n)) // (10 if quick else 1)
+
+
+def others(size: Size) -> list[tuple[str, ...]]:
+    """Rows of codes of which only some columns are measured."""
+    blank = [""] * 5
+    rows = [
+        (f"{name}, elimination", f"{beyond:.1f}", "0", *blank, "", "")
+        for name, beyond in codes.with_elimination(size, tuning(size), PATTERNS)
+    ]
+    for name, median, worst in codes.polynomial_codes(size, PATTERNS):
+        rows.append((name, "0.0", "0", *blank, page.power(median), page.power(worst)))
+    return rows
+
+
+def draw(
+    folder: Path, measured: dict[Size, list[Measured]], jobs: page.Jobs, crowd: list[elastic.Elastic]
+) -> None:
+    smallest = next(iter(measured))
+    of_smallest = {law: schemes for (size, law), schemes in jobs.items() if size == smallest}
+    figures.draw_jobs(of_smallest, smallest, folder / "compare-jobs.png")
+    figures.draw_arrivals(measured, folder / "compare-arrivals.png")
+    figures.draw_elastic(crowd, folder / "elastic.png")
+    figures.draw_theory(folder)
+
+
+def log(what: str, began: float) -> None:
+    print(f"{what}: {perf_counter() - began:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()

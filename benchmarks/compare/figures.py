@@ -1,0 +1,143 @@
+"""The figures of the comparison."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.compare import elastic
+from benchmarks.compare.codes import Measured, Size
+from polarmap.plot import canvas, draw_polarization, draw_return_times
+from polarmap.runtimes import Completion, ShiftedExponential, plan, stragglers, training_trace
+
+# Scheme -> marker and colour: no code grey, rival codes open, ours filled.
+LOOKS = {
+    "uncoded": ("s", canvas.INK, True),
+    "2x replication": ("P", canvas.GREY, True),
+    "3x replication": ("X", canvas.GREY, True),
+    "backup tasks (cubed)": ("v", canvas.INK, False),
+    "LT": ("o", canvas.GREEN, False),
+    "LDPC": ("D", canvas.GREEN, False),
+    "polar, sequential": ("^", canvas.ORANGE, False),
+    "rotation": ("*", canvas.VERMILLION, True),
+    "on demand": ("o", canvas.BLUE, True),
+    "upfront, rest on demand": ("p", canvas.BLUE, True),
+    "16 subtasks": ("d", canvas.SKY, True),
+}
+
+
+def look_of(scheme: str) -> str | None:
+    """The key of LOOKS a scheme goes by."""
+    named = [key for key in LOOKS if scheme == key or scheme.startswith(f"{key} ") or scheme.endswith(key)]
+    return max(named, key=len, default=None)
+
+
+def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) -> None:
+    """The 99 % quantile against cost, a panel for each law."""
+    figure, axes = canvas.blank(10.5, 7.6, columns=2, rows=2)
+    for one, (law, schemes) in zip(axes.flat, jobs.items()):
+        uncoded = schemes["uncoded"]
+        for scheme, found in schemes.items():
+            if (key := look_of(scheme)) is not None and np.isfinite(found.p99):
+                marker, color, filled = LOOKS[key]
+                label = "rotation (as MDS)" if key == "rotation" else key
+                one.plot(
+                    [found.paid / uncoded.paid],
+                    [found.p99],
+                    marker,
+                    ms=13 if marker == "*" else 8.5,
+                    color=color,
+                    markerfacecolor=color if filled else "white",
+                    markeredgewidth=1.4,
+                    label=label,
+                )
+        one.set_ylim(bottom=0)
+        canvas.titled(one, law, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
+    figure.legend(
+        *axes[0, 0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+    )
+    figure.suptitle(f"{size.k} blocks, {size.n} coded tasks: below and left is better", fontsize=12)
+    canvas.saved(figure, path)
+
+
+def draw_arrivals(codes: dict[Size, list[Measured]], path: Path) -> None:
+    """Results needed beyond k, as a share of k, by the size of the code."""
+    figure, ((axes,),) = canvas.blank(7.5, 4.4)
+    looks = {
+        "LT": ("o-", canvas.GREEN),
+        "LDPC": ("D--", canvas.GREY),
+        "polar, sequential": ("^-", canvas.ORANGE),
+        "polar, optimal, integers": ("s--", canvas.SKY),
+        "polar, optimal": ("v-", canvas.BLUE),
+        "rotation": ("*-", canvas.VERMILLION),
+    }
+    for name, (style, color) in looks.items():
+        points = [
+            (size.n, 100 * code.beyond / size.k)
+            for size, some in codes.items()
+            for code in some
+            if code.name == name or (name in ("LT", "LDPC") and code.name.startswith(name))
+        ]
+        label = "rotation, dense MDS, Fermat" if name == "rotation" else name
+        axes.plot(*zip(*points), style, color=color, label=label, ms=11 if "*" in style else 6, lw=1.5)
+    axes.set_xscale("log")
+    axes.set_xticks([size.n for size in codes], [f"{size.n:,}" for size in codes])
+    axes.minorticks_off()
+    canvas.titled(axes, "Results needed beyond k", "coded tasks n, k = 3 n / 4", "mean, % of k")
+    axes.legend(frameon=False, fontsize=9)
+    canvas.saved(figure, path)
+
+
+def draw_elastic(results: list[elastic.Elastic], path: Path) -> None:
+    """One run under vanishing workers; completion times as more of them vanish."""
+    figure, axes = canvas.blank(10.5, 4.2, columns=2)
+    left, right = axes[0]
+    rate = elastic.RATES[2]
+    styles = {"500 uncoded workers": ("-", canvas.INK), "1,500 coded workers": ("-", canvas.VERMILLION)}
+    for name, times in elastic.one_run(rate).items():
+        style, color = styles[name]
+        counts = np.arange(1, len(times) + 1)
+        left.step(times, counts, style, where="post", color=color, lw=1.8, label=name)
+        done = times[elastic.BLOCKS - 1]
+        left.plot([done], [elastic.BLOCKS], "o", color=color, ms=7, zorder=3)
+        left.annotate(
+            f"{done:.2f} s", (done, elastic.BLOCKS), (4, -14), textcoords="offset points", fontsize=9
+        )
+    left.axhline(elastic.BLOCKS, color=canvas.GREY, ls="--", lw=1)
+    left.set_xlim(left=0)
+    left.legend(frameon=False, fontsize=9)
+    canvas.titled(left, "One run: results that have arrived", "seconds", "results (500 are needed)")
+    _draw_rates(right, results)
+    canvas.saved(figure, path)
+
+
+def _draw_rates(axes: Any, results: list[elastic.Elastic]) -> None:
+    looks = {
+        "uncoded, restarted": ("s-", canvas.INK),
+        "coded, polar sequential": ("^--", canvas.ORANGE),
+        "coded, rotation": ("o-", canvas.VERMILLION),
+    }
+    for scheme, (style, color) in looks.items():
+        some = [one for one in results if one.scheme == scheme]
+        middle = np.array([np.quantile(one.time, [0.05, 0.5, 0.95], method="higher") for one in some])
+        lost = [100 * one.lost for one in some]
+        axes.plot(lost, middle[:, 1], style, color=color, label=scheme)
+        axes.fill_between(lost, middle[:, 0], middle[:, 2], color=color, alpha=0.15, linewidth=0)
+    axes.set_ylim(bottom=0)
+    axes.legend(frameon=False, fontsize=9)
+    canvas.titled(
+        axes, "Median completion (5 to 95 %)", "workers that vanish before they return, %", "seconds"
+    )
+
+
+def draw_theory(folder: Path) -> None:
+    """Return times, polarization, the frontier of a plan."""
+    draw_return_times(training_trace(), folder / "return-times.png")
+    draw_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
+    plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")

@@ -1,0 +1,133 @@
+"""docs/comparison.md: what was measured, in tables."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from math import isfinite, log10
+
+import numpy as np
+
+from benchmarks.compare import elastic, prose
+from benchmarks.compare.codes import Measured, Size
+from benchmarks.compare.goals import Goal
+from benchmarks.rivals.fermat import quantization_error
+from polarmap.runtimes import Completion
+
+Jobs = dict[tuple[Size, str], dict[str, Completion]]
+TERMS = (100, 1000)  # of the sums whose quantization is measured
+OURS = ("rotation", "on demand", "upfront", "subtasks", "polar, optimal")
+
+
+def page(
+    codes: dict[Size, list[Measured]],
+    extra: dict[Size, list[tuple[str, ...]]],
+    jobs: Jobs,
+    aims: list[Goal],
+    crowd: list[elastic.Elastic],
+    megabytes: int,
+) -> str:
+    sizes = list(codes)
+    parts = [
+        prose.OPENING,
+        "## What was aimed at",
+        table(["goal", "found", "at most", ""], [goal_row(goal) for goal in aims]),
+        prose.WINNERS,
+        "## Jobs",
+        prose.JOBS,
+        *(part for size in sizes for part in job_tables(size, jobs, folded=size != sizes[0])),
+        "## Codes",
+        prose.CODES.format(megabytes=megabytes),
+        *(part for size in sizes for part in code_tables(size, codes[size], extra.get(size, []))),
+        remarks(),
+        "## Elastic: 500 uncoded against 1,500 coded workers",
+        prose.ELASTIC,
+        table(
+            ["vanish before returning", "", "median s", "5 % s", "95 % s", "worker-seconds"],
+            [elastic_row(one) for one in crowd],
+        ),
+        prose.REAL,
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def remarks() -> str:
+    errors = " and ".join(f"{100 * quantization_error(terms):.1f} %" for terms in TERMS)
+    return prose.REMARKS.format(terms=f"sums of {TERMS[0]} and {TERMS[1]} terms", errors=errors)
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table; numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "|---|" + "--:|" * (len(header) - 1)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def goal_row(goal: Goal) -> list[str]:
+    return [goal.what, number(goal.found), number(goal.limit), "met" if goal.is_met else "**missed**"]
+
+
+def job_tables(size: Size, jobs: Jobs, folded: bool) -> list[str]:
+    parts = [f"### {size.k:,} blocks, {size.n:,} coded tasks"]
+    for (of, law), schemes in jobs.items():
+        if of == size:
+            cost = schemes["uncoded"].paid
+            header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "never"]
+            rows = [job_row(one, cost) for one in schemes.values()]
+            parts += folding(law, table(header, rows)) if folded else [f"**{law}**", table(header, rows)]
+    return parts
+
+
+def job_row(one: Completion, cost: float) -> list[str]:
+    name = f"**{one.scheme}**" if any(ours in one.scheme for ours in OURS) else one.scheme
+    times = [number(time) for time in (one.mean, one.p50, one.p99)]
+    arrivals = "" if "subtasks" in one.scheme else f"{one.arrivals:,.1f}"
+    return [name, *times, f"{one.paid / cost:.3f}", arrivals, f"{one.never:.2g}" if one.never else "0"]
+
+
+def folding(title: str, text: str) -> list[str]:
+    return [f"<details><summary>{title}</summary>", text, "</details>"]
+
+
+def code_tables(size: Size, some: list[Measured], extra: list[tuple[str, ...]]) -> list[str]:
+    header = [
+        *[f"({size.n:,}, {size.k:,})", "beyond k", "never", "encode ops", "encode s"],
+        *["decode ops", "plan s", "decode s", "amplification", "worst"],
+    ]
+    return [table(header, [*(code_row(size, code) for code in some), *extra])]
+
+
+def code_row(size: Size, code: Measured) -> list[str]:
+    never = 1 - code.needed.weights.sum()
+    factors = ["exact", "exact"] if code.amplification is None else [power(x) for x in code.amplification]
+    return [
+        f"**{code.name}**" if any(ours in code.name for ours in OURS) else code.name,
+        f"{code.beyond:.1f}",
+        f"{never:.2g}" if never > 1e-9 else "0",
+        f"{code.encode / size.n:.1f}",
+        number(code.encode_seconds),
+        f"{code.decode / size.n:.1f}",
+        number(code.plan_seconds),
+        number(code.decode_seconds),
+        *factors,
+    ]
+
+
+def elastic_row(one: elastic.Elastic) -> list[str]:
+    low, middle, high = np.quantile(one.time, [0.05, 0.5, 0.95], method="higher").tolist()
+    paid = one.paid[np.isfinite(one.time)]
+    cost = f"{paid.mean():,.0f}" if len(paid) else "-"
+    return [f"{one.lost:.0%}", one.scheme, number(middle), number(low), number(high), cost]
+
+
+def number(value: float) -> str:
+    """Three significant digits, without exponents where they are not needed."""
+    if not isfinite(value):
+        return "never"
+    if value == 0:
+        return "0"
+    digits = max(0, 2 - int(log10(abs(value)) // 1))
+    return f"{value:,.{digits}f}" if digits < 7 else f"{value:.1e}"
+
+
+def power(exponent: float) -> str:
+    """10^exponent, readable at any size."""
+    return number(10**exponent) if exponent < 4 else f"1e{exponent:.0f}"
