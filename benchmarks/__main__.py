@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SUBJECTS = ("encode", "decode", "arrivals", "accuracy", "overhead", "slots", "memory", "theory")
+SUBJECTS = ("encode", "decode", "arrivals", "accuracy", "overhead", "slots", "memory", "theory", "coldstart")
 
 
 def main() -> None:

@@ -1,0 +1,98 @@
+"""dask.distributed with real worker processes that are killed mid-run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import coded_map
+from polarmap.errors import NotDecodableError
+
+distributed = pytest.importorskip("distributed", reason="the test extra installs dask.distributed")
+
+N, K = 8, 6
+DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
+PATIENCE = 50.0
+
+
+@pytest.fixture
+def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Two worker processes; how often Dask tries a task whose worker died is the parameter."""
+    import dask
+
+    allowed = getattr(request, "param", 3)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": allowed}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=4, processes=True, dashboard_address=None, memory_limit=0
+        ) as cluster,
+        cluster.get_client() as client,
+    ):
+        yield client.get_executor(pure=False)
+
+
+def waits_once(folder: Path, corners: tuple[float, ...], block: np.ndarray) -> np.ndarray:
+    """2 * block; but the first worker that gets one of these blocks says who it is and hangs."""
+    if block[0, 0] in corners:
+        try:
+            with open(folder / f"{os.getpid()}-{corners.index(block[0, 0])}", "x"):
+                pass
+            hang = len(list(folder.glob(f"*-{corners.index(block[0, 0])}"))) == 1
+        except FileExistsError:
+            hang = True
+        while hang:
+            time.sleep(0.05)
+    return 2 * block
+
+
+def kill_whoever_hangs(folder: Path, count: int) -> set[int]:
+    """Kill the processes that hold so many hanging tasks."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found := list(folder.iterdir())) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    victims = {int(path.name.partition("-")[0]) for path in found}
+    for process in victims:
+        os.kill(process, signal.SIGKILL)
+    return victims
+
+
+def run_and_kill(executor: Any, folder: Path, tasks: tuple[int, ...], **options: Any) -> Any:
+    corners = tuple(float(DATA[3 * task, 0]) for task in tasks)
+    killer = threading.Thread(target=kill_whoever_hangs, args=(folder, len(tasks)))
+    killer.start()
+    try:
+        f = partial(waits_once, folder, corners)
+        defaults = {"blocks": K, "workers": N, "timeout": PATIENCE, "verify": False}
+        return coded_map(f, DATA, executor=executor, **defaults | options)
+    finally:
+        killer.join()
+
+
+def test_killed_workers_change_no_result(cluster: Any, tmp_path: Path) -> None:
+    y = run_and_kill(cluster, tmp_path, (0, 4))
+    np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
+    again = coded_map(np.negative, DATA, blocks=K, workers=N, executor=cluster, timeout=PATIENCE)
+    np.testing.assert_allclose(again.concatenate(), -DATA, rtol=1e-11)
+
+
+@pytest.mark.parametrize("cluster", [0], indirect=True)
+def test_what_dask_gives_up_is_an_erasure(cluster: Any, tmp_path: Path) -> None:
+    """With no second chance every task the dead worker held is lost: it is started again or decoded."""
+    y = run_and_kill(cluster, tmp_path, (1,), retries=3)
+    np.testing.assert_allclose(y.concatenate(), 2 * DATA, rtol=1e-11)
+
+    def deadly(block: np.ndarray) -> np.ndarray:
+        os.kill(os.getpid(), signal.SIGKILL)
+        return block
+
+    with pytest.raises(NotDecodableError, match="KilledWorker"):
+        coded_map(deadly, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
