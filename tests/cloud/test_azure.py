@@ -1,0 +1,168 @@
+"""Lithops' azure_functions and azure_storage on azurite, the handler called as Azure's host calls it.
+
+Azure's command line does not install here, so the one method that shells out to it is replaced:
+creating the app. Lithops hard-codes Azure's addresses; both sides rewrite them to azurite's.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import yaml
+from emulators import ROOT, VENVS, listens, running, system_tool
+from servers import free_ports
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+from polarmap.clouds import deploy, smoke
+
+pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")
+
+AZURITE = "azurite@3.35.0"
+ACCOUNT, CONTAINER, HOSTS = "devstoreaccount1", "polarmap-test", 8
+# The account and key that azurite documents for everybody.
+KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+A = np.random.default_rng(0).standard_normal((720, 300))
+WIDE = np.random.default_rng(1).standard_normal((300, 120))
+
+# Run at the start of every process: Azure's addresses become azurite's.
+REWRITE = """
+def rewrite():
+    from azure.storage.blob import BlobServiceClient
+    from azure.storage.queue import QueueServiceClient
+    for client, kind, port in ((BlobServiceClient, "blob", {blob}), (QueueServiceClient, "queue", {queue})):
+        def init(self, account_url, credential=None, original=client.__init__, kind=kind, port=port, **more):
+            here = f"http://127.0.0.1:{{port}}/{account}"
+            url = account_url.replace(f"https://{account}.{{kind}}.core.windows.net", here)
+            original(self, url, credential, **more)
+        client.__init__ = init
+"""
+
+
+class Azurite(NamedTuple):
+    blob: int
+    queue: int
+
+    @property
+    def connection(self) -> str:
+        base = f"http://127.0.0.1:{{}}/{ACCOUNT}"
+        return (
+            f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};"
+            f"BlobEndpoint={base.format(self.blob)};QueueEndpoint={base.format(self.queue)};"
+        )
+
+
+@pytest.fixture(scope="module")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    node, npm = system_tool("node", "nodejs"), system_tool("npm", "npm")
+    program = VENVS / "azurite" / "node_modules" / "azurite" / "dist" / "src" / "azurite.js"
+    if not program.exists():
+        program.parents[4].mkdir(parents=True, exist_ok=True)
+        install = [npm, "install", "--silent", "--no-fund", "--no-audit", "--prefix", str(VENVS / "azurite")]
+        if subprocess.run([*install, AZURITE], capture_output=True).returncode:
+            pytest.skip(f"npm cannot install {AZURITE}")
+    folder = tmp_path_factory.mktemp("azurite")
+    ports = free_ports(3)
+    command: list[Any] = [node, program, "--silent", "--skipApiVersionCheck", "--disableTelemetry"]
+    for name, port in zip(("blob", "queue", "table"), ports):
+        command += [f"--{name}Host", "127.0.0.1", f"--{name}Port", port]
+    command += ["--location", folder]
+    with running(command, folder / "log", lambda: all(map(listens, ports))):
+        yield Azurite(*ports[:2])
+
+
+class App:
+    """What `az functionapp` would make: the published folder, run by so many instances."""
+
+    def __init__(self, azurite: Azurite, folder: Path, stack: ExitStack) -> None:
+        self.azurite, self.folder, self._stack = azurite, folder, stack
+        self.source = folder / "app"
+
+    def create(self, backend: Any, runtime_name: str, memory: int, timeout: int) -> None:
+        """In place of AzureFunctionAppBackend._create_function."""
+        from lithops.serverless.backends.azure_functions import config
+
+        name = backend._format_function_name(runtime_name)
+        shutil.copytree(Path(config.BUILD_DIR) / name, self.source)
+        for kind in (config.IN_QUEUE, config.OUT_QUEUE):
+            backend._ensure_queue(backend._format_queue_name(name, kind))
+        begin = (self.folder / "rewrite.py").read_text() + "\nimport sys; sys.path[:0] = [sys.argv[1] + "
+        begin += "'/.python_packages/lib/site-packages']; rewrite()\nimport runpy; sys.argv[:1] = []\n"
+        host = Path(__file__).with_name("azure_host.py")
+        begin += f"sys.argv.insert(0, {str(host)!r}); runpy.run_path({str(host)!r}, run_name='__main__')"
+        for number in range(HOSTS):
+            home = self.folder / f"instance{number}"
+            home.mkdir()
+            env = {"TMPDIR": str(home), "HOME": str(home), "PYTHONPATH": ""}
+            command = [sys.executable, "-c", begin, self.source, self.azurite.connection]
+            self._stack.enter_context(running(command, home / "log", env=env, cwd=home))
+
+
+@pytest.fixture(scope="module")
+def deployed(azurite: Azurite, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """config/azure_functions.yaml as a user fills it in, its runtime built as `make runtime` does."""
+    from azure.storage.blob import BlobServiceClient
+    from azure.storage.queue import QueueServiceClient
+    from lithops.serverless.backends.azure_functions.azure_functions import AzureFunctionAppBackend
+
+    BlobServiceClient.from_connection_string(azurite.connection).create_container(CONTAINER)
+    settings = yaml.safe_load((ROOT / "config" / "azure_functions.yaml").read_text())
+    settings["azure"] = {"resource_group": "polarmap", "region": "eastus"}
+    settings["azure_storage"] = {
+        "storage_bucket": CONTAINER, "storage_account_name": ACCOUNT, "storage_account_key": KEY
+    }  # fmt: skip
+    settings["lithops"]["monitoring_interval"] = 0.05
+    folder = tmp_path_factory.mktemp("azure")
+    path = folder / "azure_functions.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    text = REWRITE.format(blob=azurite.blob, queue=azurite.queue, account=ACCOUNT)
+    (folder / "rewrite.py").write_text(text)
+    space: dict[str, Any] = {}
+    exec(text, space)
+    with ExitStack() as stack, pytest.MonkeyPatch.context() as patch:
+        for client in (BlobServiceClient, QueueServiceClient):
+            patch.setattr(client, "__init__", client.__init__)  # put back at the end
+        space["rewrite"]()
+        app = App(azurite, folder, stack)
+        patch.setattr(AzureFunctionAppBackend, "_create_function", lambda *rest: app.create(*rest))
+        deploy.deploy(str(path), "azure_functions", ROOT / "backends" / "azure_functions")
+        yield path
+
+
+def test_what_was_built_has_the_versions_of_this_process(deployed: Path) -> None:
+    packages = deployed.parent / "app" / ".python_packages" / "lib" / "site-packages"
+    assert (packages / f"numpy-{version('numpy')}.dist-info").is_dir()
+    assert (packages / "lithops" / "version.py").is_file()
+    assert not (packages / "polarmap").exists()
+
+
+def test_the_smoke_test_passes(deployed: Path) -> None:
+    report = smoke.smoke(str(deployed), "azure_functions", timeout=120)
+    assert "lithops/azure_functions" in report and "abandoned: " in report
+    assert "cost at list prices: $" in report
+
+
+def test_dead_workers_cost_nothing_but_their_blocks(deployed: Path) -> None:
+    from azure.storage.blob import ContainerClient
+
+    faults = {1: Fault("exit", attempts=9), 4: Fault("kill", attempts=9)}
+    y = polarmap.coded_map(
+        lambda block: block @ WIDE, A, blocks=6, workers=8, timeout=120, verify=False,
+        executor=FaultyExecutor(deployed, faults),
+    )  # fmt: skip
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == (1, 4)
+    address = yaml.safe_load(deployed.read_text())["azure_storage"]["storage_bucket"]
+    assert address == CONTAINER
+    port = int((deployed.parent / "rewrite.py").read_text().split('"blob", ')[1].split(")")[0])
+    with ContainerClient(f"http://127.0.0.1:{port}/{ACCOUNT}", CONTAINER, credential=KEY) as client:
+        assert [name for name in client.list_blob_names() if name.startswith("polarmap/")] == []
