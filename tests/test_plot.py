@@ -121,6 +121,24 @@ def test_the_number_of_attempts_is_shown() -> None:
     assert sum("attempts" in text for text in texts(draw_timeline(report))) == len(retried)
 
 
+def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> None:
+    seconds = {0: 9.0, **{index: 1.0 + index / 100 for index in range(1, 9)}}
+    executor = ReplayExecutor(seconds)
+    options = {"executor": executor, "parity": "on_demand", "verify": False}
+    report = polarmap.coded_map(np.sum, list(np.ones((6, 4))), workers=9, **options).report
+    figure = report.plot()
+    launched = {task.index: task.launched for task in report.tasks if task.index >= 6}
+    late = {index: time for index, time in launched.items() if time is not None}
+    assert late
+    assert min(late.values()) > 0
+    starts = {round(task): start for some in bars(figure).values() for task, start, _ in some}
+    assert {index: starts[index] for index in late} == pytest.approx(late)
+    assert set(range(9)) - starts.keys() == launched.keys() - late.keys()
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert ("not started" in labels) == (len(late) < 3)
+    rendered(figure, tmp_path)
+
+
 # --- laws and plans -----------------------------------------------------------------------------
 
 

@@ -61,6 +61,7 @@ def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
     end = _end(report)
     bars = [_bar(task, report, end) for task in report.tasks if _was_started(task)]
     _draw_bars(axes, bars)
+    _mark_unstarted(axes, report, end)
     _mark_tasks(axes, report, end)
     _mark_moments(axes, report, end)
     _arrange(axes, report, end)
@@ -74,13 +75,15 @@ def _end(report: Report) -> float:
 
 
 def _was_started(task: TaskReport) -> bool:
-    return task.attempts > 0
+    return task.launched is not None
 
 
 def _bar(task: TaskReport, report: Report, end: float) -> Bar:
     """The last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
-    start = 0.0 if task.arrived is None or task.seconds is None else max(0.0, until - task.seconds)
+    start = launched = task.launched or 0.0
+    if task.arrived is not None and task.seconds is not None:
+        start = max(launched, until - task.seconds)
     is_parity = task.state == "used" and task.index >= report.k
     return Bar(task.index, "parity" if is_parity else task.state, start, until)
 
@@ -109,6 +112,13 @@ def _looks(bars: list[Bar]) -> dict[str, Look]:
     known = {name: look for name, look in LOOKS.items() if name in seen}
     others = {name: LOOKS["surplus"]._replace(label=name) for name in sorted(seen - LOOKS.keys())}
     return known | others
+
+
+def _mark_unstarted(axes: Axes, report: Report, end: float) -> None:
+    """Tasks that were held back and never needed: a dotted line."""
+    held = [task.index for task in report.tasks if not _was_started(task)]
+    if held:
+        axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
 
 
 def _mark_tasks(axes: Axes, report: Report, end: float) -> None:

@@ -132,11 +132,7 @@ class ShiftedExponential(Distribution):
         ShiftedExponential(shift=1.0, scale=1.5)
         """
         seen, done = checked_observations(times, ended)
-        shift = float(seen[done].min())
-        excess = float(np.maximum(seen - shift, 0).sum())
-        if not 0 < excess < inf:
-            raise CodeError(_unfit("the scale of an exponential", excess))
-        return cls(shift, excess / int(done.sum()))
+        return cls(float(seen[done].min()), _mean_excess(seen, done, "the scale of an exponential"))
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         reduced = np.maximum(times - self.shift, 0.0) / self.scale
@@ -180,10 +176,8 @@ class Pareto(Distribution):
         scale = float(seen[done].min())
         if scale <= 0:
             raise CodeError("a Pareto law has no run time of 0")
-        excess = float(np.log(np.maximum(seen, scale) / scale).sum())
-        if not 0 < excess < inf:
-            raise CodeError(_unfit("the shape of a Pareto law", excess))
-        return cls(scale, int(done.sum()) / excess)
+        logarithms = np.log(np.maximum(seen, scale))
+        return cls(scale, 1 / _mean_excess(logarithms, done, "the shape of a Pareto law"))
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         exponent = self.shape * np.log(np.maximum(times, self.scale) / self.scale)
@@ -406,10 +400,14 @@ def _check_number(name: str, value: float, positive: bool = False) -> None:
         raise CodeError(f"{name} must be a finite number {least} 0, not {value}")
 
 
-def _unfit(what: str, excess: float) -> str:
+def _mean_excess(seen: Floats, done: Mask, what: str) -> float:
+    """What was seen beyond the least that ended, for each that ended: the scale of an exponential."""
+    excess = float(np.maximum(seen - seen[done].min(), 0.0).sum())
     if excess == inf:
-        return f"{what} cannot be fitted to tasks that never end: leave them out and use Failing"
-    return f"{what} cannot be fitted: all run times are the same"
+        raise CodeError(f"{what} cannot be fitted to tasks that never end: leave them out and use Failing")
+    if not excess > 0:
+        raise CodeError(f"{what} cannot be fitted: all run times are the same")
+    return excess / int(done.sum())
 
 
 def _minus_log(below: Floats, above: Floats) -> Floats:
