@@ -23,7 +23,7 @@ SIZES = [
 ]
 QUICK = [Size(32, 24, 500, 200, 20), Size(256, 192, 100, 20, 5)]
 TUNING = 100_000  # arrivals simulated to choose parameters of a sparse code
-TRIALS = 400_000  # run times simulated for p99 of a scheme without a formula
+TRIALS = 200_000  # run times simulated for p99 of a scheme without a formula
 DENSE_UP_TO = 1024
 PATTERNS = 20
 

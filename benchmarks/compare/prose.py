@@ -15,9 +15,10 @@ WINNERS = """\
 * **Small n: a dense Gaussian code is as good as rotation** and simpler: same arrivals, same amplification,
   and up to n of about 64 the same speed. Below that size polarmap itself multiplies by a dense matrix.
 * **Very cheap coding: sparse codes.** LDPC staircase codes encode and decode with a few additions per
-  block, and need fewer arrivals than the papers' sequential polar decoder from n of about 64 on. Where
-  blocks are huge, f is quick and a few per cent more arrivals do not matter, they are the better choice;
-  with elimination instead of peeling they come within one or two arrivals of MDS.
+  block, and need fewer arrivals than the papers' sequential polar decoder from n of about a hundred on, at
+  ten times the amplification. Where blocks are huge, f is quick and a few per cent more arrivals do not
+  matter, they are the better choice; with elimination instead of peeling they come within a few arrivals of
+  MDS.
 * **Nothing to pay for: backup tasks and on demand.** Backup tasks work for any f, linear or not, cost
   nothing extra, and need no code. No code helps where tasks do not straggle.
 * **Exact integers at any n: Fermat transform codes** decode any k of n exactly in n log n, which no polar
@@ -45,10 +46,10 @@ CODES = """\
 
 `beyond k`: mean results needed beyond k in random order; `never`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block; seconds are for {megabytes}
-MiB of data in k blocks, one run, compiled loops on both sides, with other work on the machine; `plan` is
-what depends on the arrivals only, not on the blocks. `amplification`: by how much decoding multiplies the
-relative rounding error of what arrived, for the worst block; median and worst over random orders, estimated
-from unit noise in proportion to each coded block's size."""
+MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, with other work on the
+machine; `plan` is what depends on the arrivals only, not on the blocks. `amplification`: by how much
+decoding multiplies the relative rounding error of what arrived, for the worst block; median and worst over
+random orders, estimated from unit noise in proportion to each coded block's size."""
 
 REMARKS = """\
 How each rival was given its best:

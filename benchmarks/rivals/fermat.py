@@ -6,8 +6,6 @@ integers modulo 65537, so real data are quantized until no result of f overflows
 
 from __future__ import annotations
 
-from functools import cached_property
-
 import numpy as np
 
 from benchmarks.rivals import Array, compiled
@@ -55,9 +53,9 @@ class Interpolation:
     def __init__(self, code: Fermat, arrived: Array) -> None:
         self.code, self.arrived = code, arrived
         self.operations = code.encode_operations
+        self.locator = self._locator()
 
-    @cached_property
-    def locator(self) -> tuple[Array, Array]:
+    def _locator(self) -> tuple[Array, Array]:
         """A transformed, and 1 / (A'(x_i) x_i)."""
         code, points = self.code, self.code.points[self.arrived]
         A = product_of_roots(points)
@@ -76,7 +74,6 @@ class Interpolation:
         def work(columns: slice) -> None:
             out[:, columns] = self._extend(received[:, columns])
 
-        _ = self.locator
         over_cores(work, list(tiles(received.shape[1], 4 * code.size, 8)))
         return out
 
