@@ -1,0 +1,148 @@
+"""The zip that Lithops uploads, under Amazon's own Lambda runtime: aws-lambda-rie and awslambdaric.
+
+The runtime interface emulator is the program AWS ships to try functions locally; it answers one call
+at a time and only synchronously, so calls wait in a queue here and are acknowledged at once. Storage
+is SeaweedFS, spoken to by unmodified aws_s3.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from queue import Queue
+from types import SimpleNamespace
+from typing import Any
+from urllib.request import Request, urlopen
+
+import numpy as np
+import pytest
+import yaml
+from emulators import ROOT, listens, running, tool_venv
+from servers import BUCKET, KEY, SECRET, S3Server, free_ports
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+from polarmap.clouds import deploy
+
+SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
+RUNTIME = "awslambdaric==4.2.2"
+A = np.random.default_rng(0).standard_normal((300, 200))
+WIDE = np.random.default_rng(1).standard_normal((200, 100))
+
+
+class Function:
+    """One Lambda function: what it answers, and a queue of calls that nobody waits for."""
+
+    def __init__(self, port: int) -> None:
+        self._url = f"http://127.0.0.1:{port}/2015-03-31/functions/function/invocations"
+        self._calls: Queue[bytes | None] = Queue()
+        self.answers: list[Any] = []
+        self._thread = threading.Thread(target=self._work, daemon=True)
+        self._thread.start()
+
+    def call(self, payload: bytes) -> Any:
+        with urlopen(Request(self._url, data=payload, method="POST"), timeout=60) as answer:
+            return json.loads(answer.read())
+
+    def send(self, request: Any) -> Any:
+        """In place of Lithops' session: an asynchronous call."""
+        self._calls.put(request.body if isinstance(request.body, bytes) else request.body.encode())
+        return SimpleNamespace(status_code=202, headers={"x-amzn-RequestId": "1"}, text="")
+
+    def _work(self) -> None:
+        while (payload := self._calls.get()) is not None:
+            self.answers.append(self.call(payload))
+
+    def close(self) -> None:
+        self._calls.put(None)
+        self._thread.join(60)
+
+
+@pytest.fixture(scope="module")
+def function(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Function]:
+    """Lithops' handler in a folder of its own, with a layer of what the recipe requires."""
+    from lithops.serverless.backends.aws_lambda.aws_lambda import AWSLambdaBackend
+
+    sam = tool_venv("aws-sam-cli", "--no-deps", SAM).parent
+    emulator = next(sam.rglob("samcli/local/rapid/aws-lambda-rie-x86_64"))
+    lines = (ROOT / "backends" / "aws_lambda" / "requirements.txt").read_text().splitlines()
+    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
+    tools = tool_venv("lambda-layer", RUNTIME, "boto3", *deploy.frozen(lines, installed))
+    folder = tmp_path_factory.mktemp("rie")
+    task = folder / "task"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        zipfile.ZipFile(io.BytesIO(AWSLambdaBackend._create_handler_bin())).extractall(task)
+    port, inner = free_ports(2)
+    env = {
+        **credentials(s3_server), "PYTHONPATH": "", "TMPDIR": str(folder), "HOME": str(folder),
+        "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769", "AWS_LAMBDA_FUNCTION_TIMEOUT": "180",
+        "LAMBDA_TASK_ROOT": str(task),
+    }  # fmt: skip
+    command = [
+        emulator, "--runtime-interface-emulator-address", f"127.0.0.1:{port}",
+        "--runtime-api-address", f"127.0.0.1:{inner}",
+        tools / "python", "-m", "awslambdaric", "entry_point.lambda_handler",
+    ]  # fmt: skip
+    emulator.chmod(0o755)
+    with running(command, folder / "log", lambda: listens(port), env, task):
+        one = Function(port)
+        yield one
+        one.close()
+
+
+def credentials(server: S3Server) -> dict[str, str]:
+    return {
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": SECRET,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL_S3": server.endpoint,
+    }
+
+
+@pytest.fixture
+def config(function: Function, s3_server: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """config/aws_lambda.yaml; its function is deployed already."""
+    from lithops.serverless.backends.aws_lambda import aws_lambda
+
+    for name, value in credentials(s3_server).items():
+        monkeypatch.setenv(name, value)
+    metadata = function.call(json.dumps({"get_metadata": {}}).encode())
+    monkeypatch.setattr(aws_lambda, "URLLib3Session", lambda: function)
+    monkeypatch.setattr(aws_lambda.AWSLambdaBackend, "deploy_runtime", lambda *_, **__: dict(metadata))
+    settings = yaml.safe_load((ROOT / "config" / "aws_lambda.yaml").read_text())
+    settings["aws"]["region"] = "us-east-1"
+    settings["aws_lambda"] |= {
+        "execution_role": "arn:aws:iam::000000000000:role/worker", "account_id": "0", "user_id": "AAAA",
+    }  # fmt: skip
+    settings["aws_s3"]["storage_bucket"] = BUCKET
+    settings["lithops"]["monitoring_interval"] = 0.05
+    path = tmp_path / "aws_lambda.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def test_the_runtime_answers_with_the_versions_of_this_process(function: Function) -> None:
+    import lithops
+
+    metadata = function.call(json.dumps({"get_metadata": {}}).encode())
+    assert metadata["lithops_version"] == lithops.__version__
+    assert ["numpy", True] in metadata["preinstalls"]
+    assert not [name for name, _ in metadata["preinstalls"] if name == "polarmap"]
+
+
+def test_a_coded_map_with_a_worker_that_is_killed(function: Function, config: Path) -> None:
+    y = polarmap.coded_map(
+        lambda block: block @ WIDE, A, blocks=3, workers=4, timeout=120, verify=False,
+        executor=FaultyExecutor(config, {1: Fault("kill", attempts=9)}),
+    )  # fmt: skip
+    np.testing.assert_allclose(y.concatenate(), A @ WIDE, rtol=1e-9, atol=1e-9)
+    assert y.report.recovered == (1,)
+    assert y.report.executor == "lithops/aws_lambda"
+    assert {"Execution": "Finished"} in function.answers
