@@ -1,0 +1,42 @@
+"""A polynomial of every block: the energy and the third moments, with workers that sleep and die."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+
+
+def moments(block: np.ndarray) -> dict[str, np.ndarray]:
+    """Of degree 3 in the block: its Gram matrix, and its third moments."""
+    return {"gram": block.T @ block, "third": (block**3).sum(axis=0) - block.sum(axis=0)}
+
+
+def main() -> None:
+    A = np.random.default_rng(0).standard_normal((5_000, 12))
+    faults = {1: Fault("sleep", seconds=30), 3: Fault("raise", attempts=9), 8: Fault("sleep", seconds=30)}
+    with ThreadPoolExecutor(18) as pool:
+        result = polarmap.coded_map(
+            moments, A, blocks=5, workers=18, degree=3, executor=FaultyExecutor(pool, faults)
+        )
+    print(result.report)
+    error = max(
+        np.abs(part[name] - moments(block)[name]).max() / np.abs(moments(block)[name]).max()
+        for part, block in zip(result, np.split(A, 5))
+        for name in part
+    )
+    print(f"largest relative error: {error:.1g}")
+
+    try:
+        with ThreadPoolExecutor(18) as pool:
+            faulty = FaultyExecutor(pool, {1: Fault("sleep", seconds=30)})
+            polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, executor=faulty)
+    except polarmap.errors.NotLinearError as error_:
+        print(f"with degree=2: {str(error_).partition('(or')[0]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Workers that should not see the data, and results that are wanted by a deadline, exact or not."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    A, w = rng.standard_normal((2_000, 30)), rng.standard_normal(30)
+    print("noise  bits an entry  error of A @ w")
+    with ThreadPoolExecutor(12) as pool:
+        for noise in (10, 100, 1000):
+            result = polarmap.coded_map(
+                lambda block: block @ w, A, blocks=7, workers=12, private=2, noise=noise, executor=pool
+            )
+            bits = polarmap.PrivateCode(12, 7, 2, noise).leakage()
+            error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
+            print(f"{noise:5}  {bits:13.1g}  {error:.1g}")
+
+    X = rng.standard_normal((12, 400, 30))
+    y = X @ w + 0.1 * rng.standard_normal((12, 400))
+    blocks = [np.column_stack([one.T @ one, one.T @ two]) for one, two in zip(X, y)]
+    v = np.zeros(30)
+    print("\nleast squares, 6 of 16 workers miss every deadline of 0.3 s")
+    with ThreadPoolExecutor(16) as pool:
+        for step in range(12):
+            faults = {int(task): Fault("sleep", seconds=30) for task in rng.permutation(16)[:6]}
+            slopes = polarmap.coded_map(
+                lambda block, v=v: block[:, :-1] @ v - block[:, -1], blocks, workers=16,
+                executor=FaultyExecutor(pool, faults), deadline=0.3,
+            )  # fmt: skip
+            v = v - sum(slopes) / 4800
+            if step % 4 == 3:
+                guessed = len(slopes.report.estimated)
+                off = np.linalg.norm(v - w) / np.linalg.norm(w)
+                print(f"step {step}: {guessed} blocks estimated, weights off by {off:.1g}")
+
+
+if __name__ == "__main__":
+    main()
