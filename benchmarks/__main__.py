@@ -5,7 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 
-SUBJECTS = ("encode", "decode", "arrivals", "accuracy", "overhead", "slots", "memory", "theory", "coldstart")
+SUBJECTS = (
+    "encode",
+    "decode",
+    "arrivals",
+    "accuracy",
+    "overhead",
+    "slots",
+    "memory",
+    "theory",
+    "coldstart",
+    "beyond",
+)
 
 
 def main() -> None:
