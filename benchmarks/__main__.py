@@ -13,6 +13,7 @@ SUBJECTS = (
     "overhead",
     "slots",
     "memory",
+    "coded_arrays",
     "theory",
     "coldstart",
     "beyond",

@@ -139,7 +139,6 @@ class _Writer:
         box = self._plan.boxes[stripe]
         for block, row in enumerate(data):
             self._source.read(block * self._plan.rows, box, row)
-        self._source.release()
         kept = self._earlier.get(stripe)
         if kept is not None:
             now = list(pool.map(checksum, data))

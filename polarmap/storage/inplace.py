@@ -191,9 +191,6 @@ class StoredRows:
         offset = self._offset + start % length * itemsize
         return Part(key, (stop - start) * itemsize, None, offset)
 
-    def release(self) -> None:
-        """Nothing is held."""
-
     def _range(self, first: int, box: Box) -> tuple[int, int]:
         """First and last element of the whole, which the box holds in a row."""
         index = [first + box[0].start, *(one.start for one in box[1:])]

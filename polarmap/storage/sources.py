@@ -39,9 +39,6 @@ class Source(Protocol):
     def locate(self, first: int, box: Box) -> Part | None:
         """Where the box already lies in the store as raw bytes (without a checksum), if it does."""
 
-    def release(self) -> None:
-        """Let go of memory held for what was read."""
-
 
 class ArraySource:
     """An array: numpy, memmap, zarr, h5py, dask."""
@@ -60,6 +57,7 @@ class ArraySource:
         if stop > start:
             target[: stop - start] = np.asarray(self._data[(slice(start, stop), *inner)])
         target[stop - start :] = 0
+        self._release()
 
     def locate(self, first: int, box: Box) -> Part | None:
         """An array lies in no store that we know of."""
@@ -70,7 +68,7 @@ class ArraySource:
         """What was given."""
         return self._data
 
-    def release(self) -> None:
+    def _release(self) -> None:
         """Pages of a mapped file that were read count as memory of this process until let go."""
         mapped = getattr(self._data, "_mmap", None)
         if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
