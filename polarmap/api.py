@@ -126,6 +126,7 @@ def coded_map(
     executor: Any = None,
     plan: Plan | None = None,
     parity: str | None = None,
+    subtasks: int = 1,
     verify: bool | str = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
@@ -185,6 +186,12 @@ def coded_map(
         this map) or has failed, a parity task starts in its place and helps whatever is late. Costs
         little more than a plain map, but a task that starts late still takes its time; parity
         blocks are encoded only then.
+    subtasks : int
+        With s > 1 every worker cuts its block into s pieces along the first axis and hands in the
+        result of each as it comes, and each piece is decoded once enough workers have done it: what a
+        straggler has finished counts, even if it then dies. f has to act on rows: f of a block must
+        be f of its pieces, joined along axis 0 (`block @ x`, elementwise functions; not sums over
+        rows). The first use evaluates f of one whole block here, beside the map, to check that.
     verify : {"auto", True, False}
         "auto": the first time a function has to be decoded, wait a little (at most one median
         task time, between 0.2 and 10 s) for one result more than needed and check the parity
@@ -263,7 +270,10 @@ def coded_map(
         blocks, workers, code = of_plan(plan, blocks, workers, code)
         upfront = plan.upfront if plan.parity == "on_demand" else 0
         settings = replace(settings, parity=plan.parity, upfront=upfront, runtimes=plan.runtimes)
-    settings = replace(settings, parity=parity or settings.parity)
+    subtasks = blocks_.checked_count("subtasks", subtasks)
+    settings = replace(settings, parity=parity or settings.parity, subtasks=subtasks)
+    if subtasks > 1 and (settings.parity == "on_demand" or deadline is not None or store is not None):
+        raise CodeError("subtasks do not go with parity='on_demand', deadline= or store=: leave one out")
     choice = Choice(blocks, workers, code, degree, private, noise)
     if store is None:
         return run(f, data, choice, executor, settings, progress)

@@ -84,6 +84,17 @@ class Arrivals:
         else:
             self._reject_odd(outcome.task, outcome)
 
+    def note(self, outcome: Outcome, elapsed: float) -> None:
+        """Note that a result came, or why not, without making use of it."""
+        task = self.tasks[outcome.task]
+        task.running = False
+        if task.arrived is not None:
+            return
+        if outcome.failure is not None:
+            task.failures.append(outcome.failure)
+        else:
+            task.arrived, task.seconds = elapsed, outcome.seconds
+
     def hold_back(self, indices: Iterable[int]) -> None:
         """These tasks are not started with the others."""
         for index in indices:
@@ -156,6 +167,11 @@ class Arrivals:
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.received[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
+
+    @property
+    def precisions(self) -> list[DType]:
+        """The dtypes whose rounding limits the leaves of the results; integers are as they are."""
+        return [one if is_exact(one) else self.precision(one) for one in self.dtypes()]
 
     @property
     def structure(self) -> Structure:

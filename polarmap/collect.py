@@ -1,29 +1,26 @@
-"""Outcomes -> decoder -> results: the only loop."""
+"""Outcomes -> decoders -> results: the only loop."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy.typing as npt
 
-from polarmap.arrivals import Arrivals, Task
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import DType, is_exact
 from polarmap.code.polar import PolarCode
+from polarmap.codeword import Codeword, by_subtask, check_rows, joined
 from polarmap.encoded import Encoded
-from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.estimate import estimate
 from polarmap.executors.base import Executor
 from polarmap.reserve import Reserve
+from polarmap.rowwise import RowwiseCheck
 from polarmap.settings import Settings
-from polarmap.settle import Settlement
 from polarmap.shortfall import Shortfall
 from polarmap.stopwatch import Stopwatch
 from polarmap.stored import Kept
 from polarmap.tree import Structure
-from polarmap.verify import Verifier
 from polarmap.worker import Fault
 
 Array = npt.NDArray[Any]
@@ -38,16 +35,9 @@ class Collected:
 
     results: list[list[Array]]
     structure: Structure
-    tasks: list[Task]
-    decoder: Decoder
-    needed: int
-    decode_seconds: float
-    surplus_seconds: float
-    residual: float | None
-    verified: str
-    unchecked: list[int]
-    dtypes: list[DType]  # whose rounding limits the results
+    words: list[Codeword]  # one, or one for each subtask; all settled
     kept: dict[int, Kept]  # where those results lie that stayed in storage
+    seconds: float
     errors: tuple[float, ...] = ()  # of each result, if a deadline left some as estimates
 
 
@@ -66,28 +56,26 @@ class Collector:
         self._executor, self._f, self._coded, self._settings = executor, f, coded, settings
         self._show = show
         self._code = coded.code
-        self._watch = Stopwatch(executor.now, settings.timeout)
-        self._arrivals = Arrivals(coded, settings.rtol, self._model)
-        self._verifier = Verifier(here or f, coded, self._arrivals, settings.rtol, settings.errors)
-        self._settlement = Settlement(self._arrivals, self._verifier, settings, self._watch)
-        self._reserve = Reserve(executor, self._arrivals, self._code, settings, self._watch)
-        self._shortfall = Shortfall(self._arrivals, self._code.needed)
+        self._watch = watch = Stopwatch(executor.now, settings.timeout)
+        self._words = [Codeword(here or f, coded, settings, watch, one) for one in range(settings.subtasks)]
+        self._reserve = Reserve(executor, self._words[0].arrivals, self._code, settings, watch)
         self._news_at = 0.0
 
     def run(self, faults: Mapping[int, Fault]) -> Collected:
         """Start, collect, decode, verify; always stop the executor."""
         try:
+            if self._settings.subtasks > 1:
+                check_rows(self._coded, self._settings.subtasks)
+                self._executor.subtasks = self._settings.subtasks
             self._executor.start(self._f, self._coded, faults, self._reserve.first)
+            rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)
             while True:
-                outcomes = self._executor.wait(self._patience())
-                self._reserve.note_began()
-                for outcome in outcomes:
-                    self._news_at = self._watch.elapsed
-                    self._arrivals.absorb(outcome, self._news_at)
-                    self._show(len(self._arrivals.received), self._code.needed)
-                how = self._settlement.look()
-                if how is not None:
-                    return self._collected(how)
+                self._take_in()
+                settled = [word.look() for word in self._words]
+                self._spread_garbage()
+                stand = all(settled) and all(word.how for word in self._words)
+                if stand and rowwise.is_over(self._words, self._results):
+                    return self._collected()
                 if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
                     return self._at_the_deadline(self._settings.deadline)
                 self._reserve.look()
@@ -96,48 +84,61 @@ class Collector:
             self._executor.stop()
 
     def _at_the_deadline(self, deadline: float) -> Collected:
-        """What is exact, and estimates of the rest."""
-        if not self._arrivals.received:
+        """What is exact, and estimates of the rest; of a map without subtasks."""
+        [word] = self._words
+        if not word.arrivals.received:
             raise CodedTimeoutError(
                 f"no result arrived within the deadline of {deadline:g} s: nothing to estimate from"
             ) from self._shortfall.first_cause
-        if self._settlement.not_finite:
+        if word.settlement.not_finite:
             raise NotDecodableError(self._shortfall.too_few(not_finite=True))
-        found = estimate(self._arrivals, cast(PolarCode, self._code))
-        self._settlement.results = found.results
-        self._arrivals.needed = self._arrivals.needed or self._arrivals.count
-        return replace(self._collected("no"), errors=found.errors)
+        found = estimate(word.arrivals, cast(PolarCode, self._code))
+        word.settlement.results, word.how = found.results, "no"
+        word.arrivals.needed = word.arrivals.needed or word.arrivals.count
+        return self._collected(found.errors)
 
-    def _collected(self, how: str) -> Collected:
-        arrivals, settlement = self._arrivals, self._settlement
-        assert arrivals.decoder is not None and settlement.results is not None
-        waited = self._watch.elapsed - (arrivals.ready_at or 0.0) - settlement.decode_seconds
-        precisions = [one if is_exact(one) else arrivals.precision(one) for one in arrivals.dtypes()]
+    def _take_in(self) -> None:
+        outcomes = self._executor.wait(self._patience())
+        self._reserve.note_began()
+        for outcome in outcomes:
+            self._news_at = self._watch.elapsed
+            for number, part in by_subtask(outcome, len(self._words)):
+                self._words[number].take_in(part, self._news_at)
+            arrived = min(len(word.arrivals.received) for word in self._words)
+            self._show(arrived, self._code.needed)
+
+    def _spread_garbage(self) -> None:
+        """A worker whose result contradicts the others in one codeword is not trusted in any."""
+        if len(self._words) > 1:
+            named = {task: failure for word in self._words for task, failure in word.garbage.items()}
+            for word in self._words:
+                for task in named.keys() - word.garbage.keys():
+                    word.drop(task, named[task])
+
+    def _results(self) -> list[list[Array]]:
+        if len(self._words) > 1 and any(not leaf.ndim for leaf in self._words[0].results[0]):
+            raise CodeError("f returned a number for the rows of a piece: leave subtasks out for this f")
+        return joined([word.results for word in self._words])
+
+    def _collected(self, errors: tuple[float, ...] = ()) -> Collected:
+        arrivals = self._words[0].arrivals
         return Collected(
-            results=settlement.results,
+            results=self._results(),
             structure=arrivals.structure,
-            tasks=arrivals.tasks,
-            decoder=arrivals.decoder,
-            needed=arrivals.needed,
-            decode_seconds=settlement.decode_seconds,
-            surplus_seconds=0.0 if how in ("not needed", "no") else max(0.0, waited),
-            residual=self._verifier.residual,
-            verified=how,
-            unchecked=self._verifier.unchecked() if how in ("parity", "local") else [],
-            dtypes=precisions,
+            words=self._words,
             kept={index: one.kept for index, one in arrivals.received.items() if one.kept is not None},
+            seconds=self._watch.elapsed,
+            errors=errors,
         )
-
-    def _model(self) -> list[Array] | None:
-        return self._verifier.evaluate(0, self._watch.remaining)
 
     # -- deadlines, failures ----------------------------------------------------------------
 
     def _patience(self) -> float:
         """How long to look away: often once f may run here, less so the longer that takes."""
-        tick, ready_at = min(TICK_SECONDS, self._reserve.patience()), self._arrivals.ready_at
-        if ready_at is not None:
-            tick = min(tick, max(0.02, (self._watch.elapsed - ready_at) / 20))
+        tick = min(TICK_SECONDS, self._reserve.patience())
+        for ready_at in (word.arrivals.ready_at for word in self._words):
+            if ready_at is not None:
+                tick = min(tick, max(0.02, (self._watch.elapsed - ready_at) / 20))
         if self._settings.deadline is not None:
             tick = min(tick, max(0.0, self._settings.deadline - self._watch.elapsed))
         return min(tick, max(0.0, self._watch.remaining))
@@ -145,30 +146,40 @@ class Collector:
     def _give_up_or_retry(self) -> None:
         if self._watch.remaining <= 0:
             raise CodedTimeoutError(self._shortfall.late(self._settings.timeout))
-        failed, tasks = self._arrivals.failed, self._arrivals.tasks
+        pending = [word for word in self._words if word.is_short]
+        failed = sorted({task for word in pending for task in word.arrivals.failed})
         if not failed:
             return
         self._fail_if_hopeless(failed)
-        not_finite = self._settlement.not_finite
-        if self._arrivals.ready_at is not None and not not_finite:
-            return
         idle = self._watch.elapsed - self._news_at > STALL_SECONDS
-        stuck = not self._arrivals.could_finish(all_data=not_finite)
+        stuck = not all(word.arrivals.could_finish(word.settlement.not_finite) for word in pending)
+        tasks = self._words[0].arrivals.tasks
         again = [index for index in failed if tasks[index].attempts <= self._settings.retries]
         if again and (stuck or (idle and not self._reserve.left)):
             self._news_at = self._watch.elapsed
-            self._arrivals.launch(again, self._news_at)
+            for word in self._words:
+                word.arrivals.launch(again, self._news_at)
             self._executor.retry(again)
-        elif stuck and not (self._settings.deadline is not None and self._arrivals.received):
-            raise NotDecodableError(self._shortfall.too_few(not_finite)) from self._shortfall.first_cause
+        elif stuck and not (self._settings.deadline is not None and self._words[0].arrivals.received):
+            short, not_finite = self._shortfall, any(word.settlement.not_finite for word in pending)
+            raise NotDecodableError(short.too_few(not_finite)) from short.first_cause
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
         """More tasks than the code can lose failed in the same way and none succeeded."""
-        spare = self._code.n - self._code.needed
-        if self._arrivals.received or len(failed) <= max(spare, self._code.n // 4, 1):
+        spare, arrivals = self._code.n - self._code.needed, self._words[0].arrivals
+        if any(word.arrivals.received for word in self._words):
             return
-        firsts = [self._arrivals.tasks[index].failures[0] for index in failed]
+        if len(failed) <= max(spare, self._code.n // 4, 1):
+            return
+        firsts = [arrivals.tasks[index].failures[0] for index in failed]
         if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].kind == "raised":
             raise NotDecodableError(
                 f"f fails everywhere: the first {len(failed)} tasks to end all raised {firsts[0]}"
             ) from self._shortfall.first_cause
+
+    @property
+    def _shortfall(self) -> Shortfall:
+        """Of the codeword of which least has arrived."""
+        unsettled = [word for word in self._words if word.how is None] or self._words
+        worst = min(unsettled, key=lambda word: word.arrivals.count)
+        return Shortfall(worst.arrivals, self._code.needed)

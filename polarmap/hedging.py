@@ -58,6 +58,7 @@ class HedgingExecutor:
         self._executor, self._rule = executor, rule
         self.name = executor.name
         self.keep: Keep | None = None
+        self.subtasks = 1
         self.results: dict[int, Outcome] = {}
 
     def now(self) -> float:

@@ -12,14 +12,15 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.dtypes import epsilon, is_exact, is_integer
+from polarmap.code.dtypes import is_integer
 from polarmap.collect import Collected, Collector
 from polarmap.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
 from polarmap.executors.base import layout_bytes
 from polarmap.progress import open_bar
-from polarmap.report import Report, TaskReport
+from polarmap.report import Report
+from polarmap.reporting import report_of
 from polarmap.settings import Settings
 from polarmap.worker import WANTED_SECONDS
 
@@ -62,7 +63,8 @@ class Job:
             collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
         seconds = self.executor.now() - self._began
         report = report_of(collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded)
-        return collected, replace(report, cost=_cost(worker, report), parity=settings.parity)
+        report = replace(report, parity=settings.parity, subtasks=settings.subtasks)
+        return collected, replace(report, cost=_cost(worker, report))
 
 
 def checked_settings(
@@ -79,41 +81,6 @@ def checked_settings(
     if not is_integer(retries) or retries < 0:
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
     return Settings(verify if verify == "auto" else bool(verify), rtol, timeout, int(retries), deadline)
-
-
-def report_of(
-    collected: Collected, coded: Encoded, executor: str, seconds: float, encode_seconds: float
-) -> Report:
-    """What happened, of a map that ended well."""
-    decoder = collected.decoder
-    recovered = tuple(int(index) for index in decoder.missing)
-    if collected.errors:
-        recovered = tuple(index for index in recovered if collected.errors[index] == 0)
-    amplification = decoder.amplification if recovered and not collected.errors else 0.0
-    inexact = [epsilon(dtype) for dtype in collected.dtypes if not is_exact(dtype)]
-    if recovered and inexact and decoder.exact and not collected.errors:  # floats decoded beside integers
-        amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
-    relative = max(max(inexact, default=0.0), collected.residual or 0.0) if inexact else 0.0
-    return Report(
-        n=coded.n,
-        k=coded.code.k,
-        code=coded.code.name,
-        executor=executor,
-        tasks=tuple(_task_report(collected, index) for index in range(coded.n)),
-        needed=collected.needed,
-        recovered=recovered,
-        seconds=seconds,
-        encode_seconds=encode_seconds,
-        decode_seconds=collected.decode_seconds,
-        surplus_seconds=collected.surplus_seconds,
-        amplification=amplification,
-        error_bound=amplification * relative,
-        residual=collected.residual,
-        verified=collected.verified,
-        unchecked=tuple(collected.unchecked),
-        filler=coded.blocks.filler,
-        errors=collected.errors if any(collected.errors) else (),
-    )
 
 
 def _check_limits(worker: Worker | None, coded: Encoded) -> None:
@@ -135,14 +102,3 @@ def _cost(worker: Worker | None, report: Report) -> Cost | None:
         for _ in range(task.attempts)
     ]
     return cost(worker, seconds, report.seconds)
-
-
-def _task_report(collected: Collected, index: int) -> TaskReport:
-    task = collected.tasks[index]
-    if task.arrived is None:
-        state = "abandoned" if task.running else "failed" if task.attempts else "not started"
-    else:
-        is_data = index < len(collected.decoder.code.systematic)
-        state = "used" if is_data or len(collected.decoder.missing) else "surplus"
-    failures = tuple(str(failure) for failure in task.failures)
-    return TaskReport(index, state, task.arrived, task.seconds, task.attempts, failures, task.launched)

@@ -26,6 +26,8 @@ class TaskReport:
     failures : what its failed attempts reported.
     launched : seconds after the start of the map when it was first handed out; 0 but for tasks that
         were held back, None if it never was.
+    subtasks : of a map with subtasks: how many of its results arrived. Those of an abandoned or
+        failed task count too; `arrived` and `seconds` are those of its last one.
     """
 
     index: int
@@ -35,6 +37,7 @@ class TaskReport:
     attempts: int
     failures: tuple[str, ...] = ()
     launched: float | None = 0.0
+    subtasks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +58,8 @@ class Report:
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
     parity : "upfront", or "on_demand": parity tasks were held back until they were needed.
+    subtasks : that each task was cut into; `needed` and `recovered` are of the codeword that took most,
+        and of all.
     unchecked : results that decoded blocks are made of and that no check involved ("parity" or
         "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
@@ -82,6 +87,7 @@ class Report:
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
     parity: str = "upfront"
+    subtasks: int = 1
     errors: tuple[float, ...] = ()
 
     @property
@@ -115,6 +121,12 @@ class Report:
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
                 f"started on demand: {_list(later)}, not started: {_list(self.indices('not started'))}"
+            )
+        if self.subtasks > 1:
+            some = [task for task in self.tasks if task.arrived is None and task.subtasks]
+            lines.append(
+                f"{self.subtasks} subtasks each; {sum(task.subtasks or 0 for task in some)} of them from "
+                f"unfinished tasks: {_list([task.index for task in some])}"
             )
         if self.unchecked:
             lines.append(f"in no check: {_list(self.unchecked)}")

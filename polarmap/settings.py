@@ -27,4 +27,5 @@ class Settings:
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
     parity: str = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand
+    subtasks: int = 1  # that each task is cut into
     runtimes: Distribution | None = None  # of one task; None: learned from this map

@@ -191,7 +191,7 @@ class Verifier:
         for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
             noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
             precision = self._arrivals.precision(two.dtype)
-            if not _leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
+            if not leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
                 return False
         return True
 
@@ -224,7 +224,7 @@ class Verifier:
         raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
 
 
-def _leaf_agrees(
+def leaf_agrees(
     one: Array,
     other: Array,
     precision: DType,
@@ -233,6 +233,10 @@ def _leaf_agrees(
     largest: float,
     error: float,
 ) -> bool:
+    """Whether f as evaluated here equals a result that decoding multiplied the errors of.
+
+    `largest`: number of the leaf that rounding is a share of.
+    """
     if one.shape != other.shape or kind_of(one.dtype) != kind_of(other.dtype):
         return False
     if is_exact(other.dtype):

@@ -13,10 +13,12 @@ import traceback
 import warnings
 import zlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap import subtasks
 from polarmap.stored import DamagedError, Keep, Kept, Part, Source, assemble, read_file, write_file
 from polarmap.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
 
@@ -33,6 +35,9 @@ class Fault(NamedTuple):
 
     kind : "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
     attempts : how many attempts of the task it strikes.
+
+    Of a task with subtasks, a sleep is spread over all of them, garbage are all its results, and the
+    others strike when half of the subtasks are done.
     """
 
     kind: str
@@ -59,6 +64,11 @@ class Ticket(NamedTuple):
     nice: int  # how much the task gives way to others on its machine
     fresh: bool  # the driver may still be writing the block
     keep: Keep | None  # where to leave the result instead of sending it
+    turns: tuple[int, ...] = ()  # the order of its subtasks, if it has some
+
+    def subtask_key(self, subtask: int) -> str:
+        """Where the result of a subtask is handed in."""
+        return handed_in_key(self.wanted_key, self.task, self.attempt, subtask)
 
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels, so that a worker needs no polarmap to read it."""
@@ -95,16 +105,18 @@ class Reply(NamedTuple):
     started: float  # time.time() on the worker
     ended: float
     kept: Kept | None = None  # where the result lies, if it stays in storage and `result` is a sample
+    subtasks: tuple[int, ...] = ()  # whose results these are, in a list; the others were handed in before
 
     def plain(self) -> tuple[Any, ...]:
         """As plain tuples: what travels, so that a worker needs no polarmap to pickle it."""
         kept = self.kept and self.kept.plain()
-        return *(tuple(part) if isinstance(part, (Packed, Error)) else part for part in self[:-1]), kept
+        head = (tuple(part) if isinstance(part, (Packed, Error)) else part for part in self[:-2])
+        return *head, kept, self.subtasks
 
     @classmethod
     def parse(cls, plain: tuple[Any, ...]) -> Reply:
         """The inverse of `plain`."""
-        task, attempt, result, error, started, ended, kept = plain
+        task, attempt, result, error, started, ended, kept, done = plain
         return cls(
             task,
             attempt,
@@ -113,6 +125,7 @@ class Reply(NamedTuple):
             started,
             ended,
             kept and Kept.parse(kept),
+            done,
         )
 
 
@@ -126,8 +139,58 @@ def apply(f: Callable[[Any], Any], block: Any, fault: Fault | None, attempt: int
     except BaseException as error:
         return describe(error)
     if struck is not None and struck.kind == "garbage":
-        return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
+        return _spoilt(result)
     return result
+
+
+def apply_in_turns(
+    f: Callable[[Any], Any],
+    block: Any,
+    fault: Fault | None,
+    attempt: int,
+    turns: tuple[int, ...],
+    publish: Callable[[subtasks.Handed], bool],
+) -> tuple[Packed | Error, tuple[int, ...]]:
+    """f of the pieces of the block, each result published as it comes; the rest, or what went wrong."""
+    struck = fault if fault is not None and attempt < fault.attempts else None
+
+    def before(step: int) -> None:
+        if struck is None:
+            return
+        if struck.kind == "sleep":
+            time.sleep(struck.seconds / len(turns))
+        elif step == len(turns) // 2:
+            _strike(struck)
+
+    def finish(result: Packed) -> Packed:
+        return _spoilt(result) if struck is not None and struck.kind == "garbage" else result
+
+    try:
+        return subtasks.run(f, block, turns, before, finish, publish)
+    except BaseException as error:
+        return describe(error), ()
+
+
+def handed_in_key(wanted_key: str, task: int, attempt: int, subtask: int) -> str:
+    """The name under which the result of a subtask is handed in."""
+    return f"{wanted_key.rpartition('/')[0]}/subtask/{task}-{attempt}-{subtask}"
+
+
+def message(reply: Reply) -> bytes:
+    """A reply as bytes that tell whether they are all there."""
+    data = pickle.dumps(reply.plain())
+    return len(data).to_bytes(8, "big") + data
+
+
+def parse_message(data: bytes) -> Reply | None:
+    """The inverse; None while it is still being written."""
+    if len(data) < 8 or len(data) - 8 < int.from_bytes(data[:8], "big"):
+        return None
+    return Reply.parse(pickle.loads(data[8:]))
+
+
+def _spoilt(result: Packed) -> Packed:
+    return result._replace(data=bytes(byte ^ 0x15 for byte in bytes(result.data)))
 
 
 def describe(error: BaseException) -> Error:
@@ -149,6 +212,7 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         if not _claimed(ticket.claim):
             return None
         started = time.time()
+        done: tuple[int, ...] = ()
         if ticket.nice:
             os.nice(ticket.nice)
         _drop_inherited_connections(storage)
@@ -161,7 +225,12 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
         except Exception as error:
             outcome: Packed | Error = describe(error)
         else:
-            outcome = apply(f, block, ticket.fault and Fault(*ticket.fault), ticket.attempt)
+            fault = ticket.fault and Fault(*ticket.fault)
+            if ticket.turns:
+                publish = partial(_publish, ticket, storage, started)
+                outcome, done = apply_in_turns(f, block, fault, ticket.attempt, ticket.turns, publish)
+            else:
+                outcome = apply(f, block, fault, ticket.attempt)
         kept = None
         if ticket.keep is not None and not isinstance(outcome, Error):
             outcome, kept = leave(outcome, ticket.keep, ticket.task, ticket.attempt, storage)
@@ -175,9 +244,23 @@ def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
             outcome = outcome._replace(data=b"")
             if ticket.driver is None and not _is_wanted(ticket, storage):
                 storage.delete_object(ticket.bucket, ticket.result_key)  # the driver has cleaned up
-        return Reply(ticket.task, ticket.attempt, outcome, None, started, ended, kept).plain()
+        return Reply(ticket.task, ticket.attempt, outcome, None, started, ended, kept, done).plain()
 
     return task
+
+
+def _publish(ticket: Ticket, storage: Any, started: float, handed: subtasks.Handed) -> bool:
+    """Hand in the result of a subtask; False if that did not work."""
+    packed, done = handed
+    try:
+        reply = Reply(ticket.task, ticket.attempt, packed, None, started, time.time(), None, done)
+        key = ticket.subtask_key(done[0])
+        storage.put_object(ticket.bucket, key, message(reply))
+        if ticket.driver is None and not _is_wanted(ticket, storage):
+            storage.delete_object(ticket.bucket, key)  # the driver has cleaned up
+    except Exception:
+        return False
+    return True
 
 
 def leave(

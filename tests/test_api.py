@@ -24,6 +24,7 @@ OPTIONS = {
     "executor": None,
     "plan": None,
     "parity": None,
+    "subtasks": 1,
     "verify": "auto",
     "rtol": None,
     "timeout": None,

@@ -29,7 +29,8 @@ MAY_IMPORT = {
     "polarmap.errors": [],
     "polarmap.cores": [],
     "polarmap.tree": ["polarmap.worker", "numpy"],
-    "polarmap.worker": ["polarmap.tree", "polarmap.stored", "numpy"],
+    "polarmap.worker": ["polarmap.tree", "polarmap.stored", "polarmap.subtasks", "numpy"],
+    "polarmap.subtasks": ["polarmap.tree"],
     "polarmap.stored": [],
     "polarmap.storage": [
         *["polarmap.storage", "polarmap.stored", "polarmap.code", "polarmap.errors", "numpy"],
@@ -55,6 +56,7 @@ MAY_IMPORT = {
             "polarmap.worker",
             "polarmap.tree",
             "polarmap.stored",
+            "polarmap.subtasks",
         ],
         *["polarmap.clouds.limits", "polarmap.clouds.settings"],
         *["numpy", "cloudpickle"],
@@ -81,7 +83,7 @@ ONLY_FROM = {
         "polarmap.operators",
         "polarmap.products",
     ],
-    "polarmap.collect": ["polarmap", "polarmap.job"],
+    "polarmap.collect": ["polarmap", "polarmap.job", "polarmap.reporting"],
     "polarmap.job": [
         "polarmap.api",
         "polarmap.blackbox",

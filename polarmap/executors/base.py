@@ -45,6 +45,8 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float  # that the worker spent; 0 if unknown
     kept: Kept | None = None  # where the result lies if the leaves are only a sample of it
+    subtasks: tuple[int, ...] = ()  # whose results these are, in a list; empty: of the whole task
+    over: bool = True  # whether the attempt has ended
 
 
 class Coded(Protocol):
@@ -95,11 +97,13 @@ class Coded(Protocol):
 class Executor(Protocol):
     """Starts tasks, tells as each ends, stops the rest. Used for one map at a time.
 
-    `keep`, set before the start, lets results stay in storage.
+    `keep`, set before the start, lets results stay in storage; `subtasks`, if more than 1, has each
+    task cut into so many, whose results are told as they come.
     """
 
     name: str
     keep: Keep | None
+    subtasks: int
 
     def now(self) -> float:
         """Seconds on a clock that never goes back."""
@@ -163,7 +167,9 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
         message = f"its result has {len(packed.data)} of {expected} bytes in storage"
         return lost(reply.task, reply.attempt, message)
     leaves = packed.unpack()
-    return Outcome(reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.kept)
+    return Outcome(
+        reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.kept, reply.subtasks
+    )
 
 
 def check_folder(source: Source | None) -> None:

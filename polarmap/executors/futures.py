@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import queue
 import shutil
 import tempfile
@@ -17,9 +19,11 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
 from polarmap.stored import DamagedError, Keep
+from polarmap.subtasks import turns
 from polarmap.tree import unflatten
-from polarmap.worker import Fault, Reply
+from polarmap.worker import Fault, Reply, parse_message
 
+LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
 
 
@@ -36,7 +40,9 @@ class FuturesExecutor:
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         self.name = type(pool).__name__
         self.keep: Keep | None = None
-        self._ended: queue.SimpleQueue[tuple[int, int, Future[Any]]] = queue.SimpleQueue()
+        self.subtasks = 1
+        # What ended: a task's future, or the reply of one of its subtasks.
+        self._ended: queue.SimpleQueue[tuple[int, int, Future[Any] | Reply]] = queue.SimpleQueue()
         self._futures: list[Future[Any]] = []
         self._pending: dict[int, Future[Any]] = {}
         self._began: dict[int, float] = {}
@@ -78,14 +84,36 @@ class FuturesExecutor:
         return {task: self._began[task] for task in self._pending if task in self._began}
 
     def wait(self, timeout: float) -> list[Outcome]:
-        """Whatever futures are done."""
-        outcomes = []
-        try:
-            outcomes.append(self._outcome(*self._ended.get(timeout=timeout)))
+        """Whatever futures are done, and the subtasks that were handed in."""
+        deadline = time.monotonic() + timeout
+        while True:
+            look = self.subtasks > 1 and self._folder is not None
+            ended = self._drained(min(timeout, LOOK_SECONDS) if look else timeout)
+            outcomes = self._handed_in() if look else []  # before the ends of their tasks
+            outcomes += [outcome for one in ended if (outcome := self._outcome(*one)) is not None]
+            if outcomes or not look or time.monotonic() >= deadline:
+                return outcomes
+
+    def _drained(self, timeout: float) -> list[tuple[int, int, Future[Any] | Reply]]:
+        ended = []
+        with contextlib.suppress(queue.Empty):
+            ended.append(self._ended.get(timeout=timeout))
             while True:
-                outcomes.append(self._outcome(*self._ended.get_nowait()))
-        except queue.Empty:
-            return [outcome for outcome in outcomes if outcome is not None]
+                ended.append(self._ended.get_nowait())
+        return ended
+
+    def _handed_in(self) -> list[Outcome]:
+        """The results of subtasks that workers in other processes left in the folder."""
+        outcomes = []
+        for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
+            if entry.name.endswith(".part"):
+                continue
+            with open(entry.path, "rb") as file:
+                reply = parse_message(file.read())
+            os.unlink(entry.path)
+            if reply is not None:
+                outcomes.append(outcome_of(reply)._replace(over=False))
+        return outcomes
 
     def retry(self, tasks: Sequence[int]) -> None:
         """Submit them again."""
@@ -108,9 +136,12 @@ class FuturesExecutor:
         attempt = self._attempts[task]
         try:
             block = self._block(task)
-            future = self._pool.submit(
-                run_in_pool, self._f, block, self._faults.get(task), task, attempt, self._cancelled, self.keep
-            )
+            fault = self._faults.get(task)
+            arguments: tuple[Any, ...] = (block, fault, task, attempt, self._cancelled, self.keep)
+            if self.subtasks > 1:
+                channel = self._ended if self._shares_memory else None
+                arguments = (*arguments, turns(task, self.subtasks), channel)
+            future = self._pool.submit(run_in_pool, self._f, *arguments)
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):
                 raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
@@ -130,7 +161,9 @@ class FuturesExecutor:
         leaves = [leaf for piece in coded.pieces(task) for leaf in coded.piece(piece)]
         return unflatten(coded.structure, [_frozen(leaf) for leaf in leaves])
 
-    def _outcome(self, task: int, attempt: int, future: Future[Any]) -> Outcome | None:
+    def _outcome(self, task: int, attempt: int, future: Future[Any] | Reply) -> Outcome | None:
+        if isinstance(future, Reply):
+            return outcome_of(future)._replace(over=False)
         if self._pending.get(task) is future:
             del self._pending[task]
         if future.cancelled():

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from polarmap import stored, tree, worker
+from polarmap import stored, subtasks, tree, worker
 from polarmap.clouds import settings
 from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
@@ -39,8 +39,10 @@ from polarmap.executors.base import (
 )
 from polarmap.executors.private import interpreter, private_folder
 from polarmap.stored import Keep, Part, Source
-from polarmap.worker import Fault, Reply, Ticket
+from polarmap.subtasks import turns
+from polarmap.worker import Fault, Reply, Ticket, parse_message
 
+LISTING_SECONDS = 0.1  # between looks for results of subtasks
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
 MONITORING_SECONDS = 0.02  # between Lithops' own looks at its storage
 PREFIX = "polarmap"
@@ -87,6 +89,9 @@ class LithopsExecutor:
         self._stored: set[int] = set()
         self._launched_at: dict[int, float] = {}
         self.keep: Keep | None = None
+        self.subtasks = 1
+        self._handed_in: set[str] = set()  # keys of subtasks told so far
+        self._next_listing = 0.0
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storage: Any = None
         self._bucket = ""
@@ -100,7 +105,8 @@ class LithopsExecutor:
         """Poll the flags that Lithops' monitor thread sets."""
         deadline = time.monotonic() + timeout
         while True:
-            outcomes = [outcome for key in list(self._running) for outcome in self._ended(key)]
+            outcomes = self._listed() if self.subtasks > 1 else []
+            outcomes += [outcome for key in list(self._running) for outcome in self._ended(key)]
             outcomes += self._look_after()
             remaining = deadline - time.monotonic()
             if outcomes or remaining <= 0:
@@ -119,7 +125,7 @@ class LithopsExecutor:
             outcome = self._finish(entry)
             if outcome is not None:
                 del self._running[key]
-                yield outcome
+                yield from self._handed_in_before(entry.ticket, outcome)
                 return
         if not copies:
             del self._running[key]
@@ -145,6 +151,7 @@ class LithopsExecutor:
             wanted_key=f"{self._prefix}/wanted",
             fresh=self._coded.source is None,
             keep=self.keep,
+            turns=turns(task, self.subtasks),
             fault=None if fault is None else (fault.kind, fault.seconds, fault.attempts),
             **where,
         )
@@ -192,6 +199,39 @@ class LithopsExecutor:
             message = f"its result could not be read: {type(error).__name__}: {error}"
             return lost(ticket.task, ticket.attempt, message)
         return outcome_of(reply, data)
+
+    def _listed(self) -> list[Outcome]:
+        """The results of subtasks that workers have stored since the last look."""
+        if time.monotonic() < self._next_listing:
+            return []
+        try:
+            keys = self._storage.list_keys(self._bucket, f"{self._prefix}/subtask/")
+        except Exception:  # the ends of the tasks tell what cannot be reached
+            keys = []
+        found = [self._taken_in(key) for key in sorted(keys) if key not in self._handed_in]
+        self._next_listing = time.monotonic() + LISTING_SECONDS
+        return [outcome for outcome in found if outcome is not None]
+
+    def _taken_in(self, key: str) -> Outcome | None:
+        """The outcome of a subtask; None while its object is still being written."""
+        try:
+            reply = parse_message(bytes(self._storage.get_object(self._bucket, key)))
+        except Exception:
+            return None
+        if reply is None:
+            return None
+        self._handed_in.add(key)
+        return outcome_of(reply)._replace(over=False)
+
+    def _handed_in_before(self, ticket: Ticket, outcome: Outcome) -> list[Outcome]:
+        """The results of a task's subtasks that were not told yet, and its end."""
+        keys = [ticket.subtask_key(one) for one in ticket.turns if one not in outcome.subtasks]
+        earlier = [self._taken_in(key) for key in keys if key not in self._handed_in]
+        found = [one for one in earlier if one is not None]
+        if len(found) < len(earlier) and outcome.failure is None:
+            message = f"{len(earlier) - len(found)} results of its subtasks could not be read"
+            return [*found, lost(ticket.task, ticket.attempt, message)]
+        return [*found, outcome]
 
     def _parts(self, task: int) -> Sequence[Part]:
         """What a worker reads: parts of a stored array, or the pieces that we store ourselves."""
@@ -506,7 +546,7 @@ def _reason(future: Any) -> str:
 @contextlib.contextmanager
 def _pickled_by_value() -> Iterator[None]:
     """Let what runs on the worker travel whole: a worker needs numpy, not polarmap."""
-    modules = [worker, stored, tree]
+    modules = [worker, stored, subtasks, tree]
     for module in modules:
         cloudpickle.register_pickle_by_value(module)
     try:

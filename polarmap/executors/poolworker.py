@@ -7,11 +7,25 @@ import pickle
 import threading
 import time
 from collections.abc import Callable
+from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.stored import Keep, Kept, Part, Source, assemble
+from polarmap.subtasks import Handed
 from polarmap.tree import Packed, Shape, Structure, unflatten
-from polarmap.worker import POLL_SECONDS, Error, Fault, Reply, apply, describe, leave, read_part, remove
+from polarmap.worker import (
+    POLL_SECONDS,
+    Error,
+    Fault,
+    Reply,
+    apply,
+    apply_in_turns,
+    describe,
+    leave,
+    message,
+    read_part,
+    remove,
+)
 
 
 class Deferred(NamedTuple):
@@ -70,17 +84,28 @@ def run_in_pool(
     attempt: int,
     cancelled: threading.Event | Wanted,
     keep: Keep | None = None,
+    turns: tuple[int, ...] = (),
+    channel: SimpleQueue[Any] | None = None,
 ) -> tuple[Any, ...] | None:
     """f of a block in a pool: it runs on a daemon thread and is left when cancelled.
 
     So a straggler holds neither its pool's slot nor the exit of the interpreter. `f` is a function
-    or the bytes of a pickled one.
+    or the bytes of a pickled one. Subtasks are taken by `turns` and handed in through the channel, or
+    as files in the folder of `cancelled`.
     """
     is_cancelled = cancelled.is_over if isinstance(cancelled, Wanted) else cancelled.is_set
     if is_cancelled():
         return None
     started = time.time()
     outcome: list[tuple[Packed | Error, Kept | None]] = []
+    subtasks: list[int] = []
+
+    def publish(handed: Handed) -> bool:
+        reply = Reply(task, attempt, handed.packed, None, started, time.time(), None, handed.subtasks)
+        if channel is not None:
+            channel.put((task, attempt, reply))
+            return True
+        return isinstance(cancelled, Wanted) and hand_in(cancelled.folder, reply)
 
     def run() -> None:
         try:
@@ -89,8 +114,13 @@ def run_in_pool(
         except BaseException as error:
             outcome.append((describe(error), None))
             return
-        result = apply(function, data, fault, attempt)
         kept = None
+        if turns:
+            result, done = apply_in_turns(function, data, fault, attempt, turns, publish)
+            outcome.append((result, None))
+            subtasks.extend(done)
+            return
+        result = apply(function, data, fault, attempt)
         if keep is not None and not isinstance(result, Error) and not is_cancelled():
             result, kept = leave(result, keep, task, attempt, None)
             if kept is not None and is_cancelled():
@@ -107,4 +137,16 @@ def run_in_pool(
     result, kept = outcome[0]
     if isinstance(result, Error):
         return Reply(task, attempt, None, result, started, time.time()).plain()
-    return Reply(task, attempt, result, None, started, time.time(), kept).plain()
+    return Reply(task, attempt, result, None, started, time.time(), kept, tuple(subtasks)).plain()
+
+
+def hand_in(folder: str, reply: Reply) -> bool:
+    """Leave the result of a subtask in a folder; False where that does not work."""
+    path = os.path.join(folder, f"{reply.task}-{reply.attempt}-{reply.subtasks[0]}")
+    try:
+        with open(path + ".part", "wb") as file:
+            file.write(message(reply))
+        os.replace(path + ".part", path)
+    except Exception:
+        return False
+    return True

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
 from polarmap.stored import Keep
+from polarmap.subtasks import rows, turns
 from polarmap.tree import unflatten
 from polarmap.worker import Error, Fault, Reply, apply, leave
 
@@ -38,6 +39,7 @@ class ReplayExecutor:
         self._seconds = dict(seconds or {})
         self._now = 0.0
         self.keep: Keep | None = None
+        self.subtasks = 1
 
     def now(self) -> float:
         """The virtual clock."""
@@ -49,7 +51,7 @@ class ReplayExecutor:
         """Schedule their arrivals."""
         self._f, self._coded, self._faults = f, coded, faults
         self._attempts = [0] * coded.n
-        self._arrivals: list[tuple[float, int, int]] = []
+        self._arrivals: list[tuple[float, int, int, int]] = []
         self._began: dict[int, float] = {}
         self.launch(range(coded.n) if tasks is None else tasks)
 
@@ -67,9 +69,13 @@ class ReplayExecutor:
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return []
-        self._now, task, attempt = heapq.heappop(self._arrivals)
-        self._began.pop(task, None)
-        return [self._run(task, attempt)]
+        self._now, task, attempt, step = heapq.heappop(self._arrivals)
+        outcome = self._run(task, attempt) if self.subtasks == 1 else self._run_subtask(task, attempt, step)
+        if outcome.over:
+            self._began.pop(task, None)
+            self._arrivals = [one for one in self._arrivals if one[1:3] != (task, attempt)]
+            heapq.heapify(self._arrivals)
+        return [outcome]
 
     def retry(self, tasks: Sequence[int]) -> None:
         """Schedule another arrival of each."""
@@ -84,12 +90,33 @@ class ReplayExecutor:
     def _schedule(self, task: int) -> None:
         attempt = self._attempts[task]
         self._began[task] = self._now
-        arrival = self._now + self._seconds.get(task, 1.0)
+        seconds = self._seconds.get(task, 1.0)
         fault = self._faults.get(task)
         if fault is not None and fault.kind == "sleep" and attempt < fault.attempts:
-            arrival += fault.seconds
-        if math.isfinite(arrival):
-            heapq.heappush(self._arrivals, (arrival, task, attempt))
+            seconds += fault.seconds
+        if math.isfinite(seconds):
+            for step in range(self.subtasks):
+                arrival = self._now + seconds * (step + 1) / self.subtasks
+                heapq.heappush(self._arrivals, (arrival, task, attempt, step))
+
+    def _run_subtask(self, task: int, attempt: int, step: int) -> Outcome:
+        """The outcome of one subtask; every step but the last leaves the attempt running."""
+        fault = self._faults.get(task)
+        fault = None if fault is None or attempt >= fault.attempts or fault.kind == "sleep" else fault
+        if fault is not None and fault.kind in ("kill", "exit") and step == self.subtasks // 2:
+            return lost(task, attempt, f"its worker was struck by {fault.kind!r}")
+        subtask = turns(task, self.subtasks)[step]
+        leaves = [leaf[rows(len(leaf), self.subtasks, subtask)].copy() for leaf in self._coded.leaves(task)]
+        if fault is not None and (fault.kind == "garbage" or step == self.subtasks // 2):
+            result = apply(self._f, unflatten(self._coded.structure, leaves), fault, attempt)
+        else:
+            result = apply(self._f, unflatten(self._coded.structure, leaves), None, attempt)
+        seconds = self._seconds.get(task, 1.0) * (step + 1) / self.subtasks
+        if isinstance(result, Error):
+            return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
+        listed = result._replace(structure=(list, (), (result.structure,)))
+        reply = Reply(task, attempt, listed, None, 0.0, seconds, None, (subtask,))
+        return outcome_of(reply)._replace(over=step + 1 == self.subtasks)
 
     def _run(self, task: int, attempt: int) -> Outcome:
         fault = self._faults.get(task)

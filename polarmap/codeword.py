@@ -1,0 +1,189 @@
+"""One codeword of a map: its blocks, what has arrived of its results, and whether they stand.
+
+A map without subtasks is one codeword. With s subtasks it is s of them: the first rows of all
+coded blocks, the next rows, and so on; each is decoded as soon as enough workers handed it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrivals import Arrivals
+from polarmap.blocks import Blocks
+from polarmap.code.decoder import Decoder
+from polarmap.code.protocol import Code
+from polarmap.encoded import Encoded
+from polarmap.errors import CodeError
+from polarmap.executors.base import Failure, Outcome
+from polarmap.settings import Settings
+from polarmap.settle import Settlement
+from polarmap.stopwatch import Stopwatch
+from polarmap.subtasks import rows
+from polarmap.tree import Structure
+from polarmap.verify import Verifier
+
+Array = npt.NDArray[Any]
+
+
+class Codeword:
+    """The collector's view of one codeword.
+
+    Attributes
+    ----------
+    arrivals, verifier, settlement
+    how : str or None
+        How its results were verified, once they are settled.
+    """
+
+    def __init__(
+        self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch, number: int = 0
+    ) -> None:
+        many = settings.subtasks > 1
+        self._coded = cast(Encoded, Rows(coded, settings.subtasks, number)) if many else coded
+        self.number = number
+        self.arrivals = Arrivals(self._coded, settings.rtol, self._model)
+        self.verifier = Verifier(f, self._coded, self.arrivals, settings.rtol, settings.errors)
+        self.settlement = Settlement(self.arrivals, self.verifier, settings, watch)
+        self.how: str | None = None
+        self._watch = watch
+        self._late: list[tuple[Outcome, float]] = []  # came after the results were settled
+
+    def take_in(self, outcome: Outcome, elapsed: float) -> None:
+        """Note what became of a task here; what is settled stays as it is."""
+        if self.how is None:
+            self.arrivals.absorb(outcome, elapsed)
+        else:
+            self._late.append((outcome, elapsed))
+            self.arrivals.note(outcome, elapsed)
+
+    def look(self) -> bool:
+        """Whether the results are settled."""
+        self.how = self.how or self.settlement.look()
+        return self.how is not None
+
+    @property
+    def is_short(self) -> bool:
+        """Whether more results are needed."""
+        return self.how is None and (self.arrivals.ready_at is None or self.settlement.not_finite)
+
+    def drop(self, task: int, failure: Failure) -> None:
+        """A worker was found out in another codeword: its result here counts no more."""
+        if task in self.arrivals.received and len(self.arrivals.received) > 1:
+            self.arrivals.drop(task, failure, self._watch.elapsed)
+            self.how, late, self._late = None, self._late, []
+            for outcome, elapsed in late:
+                self.arrivals.tasks[outcome.task].arrived = None
+                self.arrivals.absorb(outcome, elapsed)
+
+    @property
+    def garbage(self) -> dict[int, Failure]:
+        """The tasks whose results contradicted the others, and what is said of it."""
+        failures = [(i, failure) for i, task in enumerate(self.arrivals.tasks) for failure in task.failures]
+        return {index: failure for index, failure in failures if failure.kind == "garbage"}
+
+    @property
+    def decoder(self) -> Decoder:
+        """Of the results, which are settled."""
+        assert self.arrivals.decoder is not None
+        return self.arrivals.decoder
+
+    @property
+    def results(self) -> list[list[Array]]:
+        """Of the k data blocks, flat."""
+        assert self.settlement.results is not None
+        return self.settlement.results
+
+    def _model(self) -> list[Array] | None:
+        return self.verifier.evaluate(0, self._watch.remaining)
+
+
+class Rows:
+    """Some rows of all coded blocks: coded blocks of the same code."""
+
+    def __init__(self, coded: Encoded, count: int, number: int) -> None:
+        self._all, self._count, self._number = coded, count, number
+        self.n, self.k, self.structure, self.source = coded.n, coded.k, coded.structure, coded.source
+
+    @property
+    def encode_seconds(self) -> float:
+        """Of all rows."""
+        return self._all.encode_seconds
+
+    @property
+    def code(self) -> Code:
+        """Of all rows."""
+        return self._all.code
+
+    @property
+    def blocks(self) -> Blocks:
+        """These rows of the data blocks."""
+        return cast(Blocks, RowsOfData(self._all.blocks, self._count, self._number))
+
+    def leaves(self, index: int) -> list[Array]:
+        """These rows of block `index`."""
+        return cut_rows(self._all.leaves(index), self._count, self._number)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._all, name)  # what executors ask for is the whole block
+
+
+class RowsOfData:
+    """Some rows of all data blocks."""
+
+    def __init__(self, blocks: Blocks, count: int, number: int) -> None:
+        self._blocks, self._count, self._number = blocks, count, number
+        self.k, self.structure, self.dtypes = blocks.k, blocks.structure, blocks.dtypes
+
+    def leaves(self, index: int) -> list[Array]:
+        """These rows of data block `index`."""
+        return cut_rows(self._blocks.leaves(index), self._count, self._number)
+
+
+def cut_rows(leaves: Sequence[Array], count: int, number: int) -> list[Array]:
+    """Of each array the rows that a subtask takes."""
+    return [leaf[rows(len(leaf), count, number)] for leaf in leaves]
+
+
+def check_rows(coded: Encoded, subtasks: int) -> None:
+    """CodeError for blocks that cannot be cut into so many subtasks."""
+    for name, shape in coded.layout(0):
+        if not shape or shape[0] < subtasks:
+            raise CodeError(
+                f"subtasks={subtasks} cuts every array of a block along its first axis, and one is {name} of "
+                f"shape {tuple(shape)}: use fewer subtasks"
+            )
+
+
+def by_subtask(outcome: Outcome, count: int) -> list[tuple[int, Outcome]]:
+    """An outcome for each codeword that it says something of."""
+    if outcome.leaves is None or not outcome.subtasks:
+        return [(number, outcome) for number in range(count)]
+    assert outcome.structure is not None
+    found, first = [], 0
+    for subtask, structure in zip(outcome.subtasks, outcome.structure[2], strict=True):
+        size = count_leaves(structure)
+        part = outcome._replace(
+            leaves=outcome.leaves[first : first + size], structure=structure, subtasks=(), over=True
+        )
+        found.append((subtask, part))
+        first += size
+    return found
+
+
+def count_leaves(structure: Structure) -> int:
+    """Of a tree of this structure."""
+    return 1 if len(structure) == 1 else sum(map(count_leaves, structure[2]))
+
+
+def joined(parts: Sequence[list[list[Array]]]) -> list[list[Array]]:
+    """Results of the data blocks from those of their subtasks."""
+    if len(parts) == 1:
+        return parts[0]
+    return [
+        [np.concatenate(leaves) for leaves in zip(*(part[block] for part in parts), strict=True)]
+        for block in range(len(parts[0]))
+    ]
