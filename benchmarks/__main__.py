@@ -17,6 +17,7 @@ SUBJECTS = (
     "theory",
     "coldstart",
     "beyond",
+    "operators",
 )
 
 
