@@ -55,7 +55,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     workers : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`. The executor is used for every product: a pool or a
+        As for `coded_map`, but no bar by default. The executor is used for every product: a pool or a
         `lithops.FunctionExecutor` stays open, a Lithops configuration is opened once. A product is
         linear, so verify="auto" checks no more than what arrives anyway: left-over results.
         verify=True waits for one whenever something has to be decoded, which shows up a worker
@@ -108,9 +108,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         self._kept = _Kept(matrix, executor, _sizes(blocks, workers, code), code)
         self._finish = weakref.finalize(self, _close, self._kept, end)
         if isinstance(A, CodedArray):
-            self._kept.sides["rows"] = _Side(A, np.iinfo("i8").max)
+            self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
-            self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix), np.iinfo("i8").max)
+            self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
         self._run = partial(api.run, choice=Choice(), executor=executor, settings=settings)
         self._progress = progress
         self.products = 0
@@ -146,12 +146,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         dtype = np.result_type(self.dtype, operand.dtype)
         if operand.size == 0:
             return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-        side = self._kept.side(name)
-        if not is_exact(dtype):
-            matrices.check_no_wrap(self.dtype, side.largest, side.coded.code.growth, "A")
+        coded = self._kept.real_side(name) if not is_exact(dtype) else self._kept.side(name).coded
         f = matrices.times(operand, dtype)
         verified.note_passed(f)
-        result = self._run(f, side.coded, progress=self._progress)
+        result = self._run(f, coded, progress=self._progress)
         self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 
@@ -160,7 +158,7 @@ class _Side(NamedTuple):
     """The coded rows or columns of a matrix, and the largest integer among them."""
 
     coded: CodedBlocks | CodedArray
-    largest: int
+    largest: int | None = None  # not known of a coded array of the caller's
 
 
 class _Kept:
@@ -178,6 +176,16 @@ class _Kept:
         if name not in self.sides:
             self.sides[name] = self._encode(name)
         return self.sides[name]
+
+    def real_side(self, name: str) -> CodedBlocks | CodedArray:
+        """A side for products with real numbers; CodeError if its parity may have wrapped."""
+        side = self.side(name)
+        dtype = self._matrix.dtype
+        if is_exact(dtype) and dtype.itemsize == 8:
+            if side.largest is None:
+                self.sides[name] = side = side._replace(largest=_largest(side.coded))
+            matrices.check_no_wrap(dtype, side.largest or 0, side.coded.code.growth, "A")
+        return side.coded
 
     def remove(self) -> None:
         """Let go of memory, delete what was stored."""
@@ -199,6 +207,14 @@ class _Kept:
         coded = encode(data, blocks=k, workers=n, code=code, name=name, storage=place, progress=False)
         self._ours.append(coded)
         return _Side(coded, data.largest)
+
+
+def _largest(coded: Any) -> int:
+    """The largest absolute value of a coded array of integers, read block by block."""
+    watched = matrices.Watched(coded, "A")
+    for start in range(0, coded.shape[0], coded.rows):
+        watched[start : start + coded.rows]
+    return watched.largest
 
 
 def _close(kept: _Kept, end: Callable[[], None]) -> None:

@@ -58,10 +58,10 @@ def coded_matmul(
     code : {"auto", "rotation", "arikan"}
         "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
     executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`. A product is bilinear, so verify="auto" awaits no result to find out and
-        only compares what arrives beyond need, which on a grid is common. verify=True waits for
-        one whenever something has to be decoded; two tell which worker returned garbage. Faults
-        are numbered by task: on a grid the k_A k_B data tasks row by row,
+        As for `coded_map`, but no bar by default. A product is bilinear, so verify="auto" awaits no
+        result to find out and only compares what arrives beyond need, which on a grid is common.
+        verify=True waits for one whenever something has to be decoded; two tell which worker
+        returned garbage. Faults are numbered by task: on a grid the k_A k_B data tasks row by row,
         then the others row by row.
 
     Returns

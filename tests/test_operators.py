@@ -349,6 +349,19 @@ def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:
         operator(rows, transposed=TALL.T)
 
 
+def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
+    whole = np.random.default_rng(3).integers(-9, 9, (30, 12))
+    options = {"blocks": 5, "workers": 8, "storage": tmp_path, "progress": False}
+    with operator(encode(whole, name="small", **options)) as coded:
+        assert_close(coded @ np.full(12, 0.5), whole @ np.full(12, 0.5), 1e-10)
+        assert_close(coded @ np.ones(12, int), whole @ np.ones(12, int), 0)
+    with (
+        operator(encode(whole << 59, name="large", **options)) as coded,
+        pytest.raises(CodeError, match="do not fit 64 bits"),
+    ):
+        coded @ np.full(12, 0.5)
+
+
 # --- what is refused -----------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -203,6 +204,22 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
     array, report = coded_matmul(A, B, executor=executor, timeout=60, **GRID)
     assert_close(array, A @ B, 1e-9)
     assert report.tasks[0].arrived is None and 0 in report.recovered
+
+
+def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None:
+    lithops = pytest.importorskip("lithops")
+    config = {
+        "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
+        "localhost": {"version": 1, "runtime": sys.executable, "worker_processes": 3},
+    }
+    with lithops.FunctionExecutor(config=config, log_level=None) as functions:
+        storage, put, keys = functions.storage, functions.storage.put_object, []
+        storage.put_object = lambda bucket, key, body: keys.append(key) or put(bucket, key, body)
+        executor = FaultyExecutor(functions, {1: Fault("kill")})
+        product = coded_matmul(A, B, blocks=(2, 2), workers=(3, 3), executor=executor, timeout=60)
+        assert_close(product.array, A @ B, 1e-9)
+        assert len([key for key in keys if "/block/" in key]) == 3 + 3
+        assert storage.list_keys(storage.bucket, "polarmap") == []
 
 
 # --- what is refused -----------------------------------------------------------------------------
