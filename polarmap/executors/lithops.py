@@ -287,6 +287,8 @@ class ForeignExecutor(LithopsExecutor):
         """End a FunctionExecutor of ours that ran maps of others, and remove what it stored."""
         self._storage, self._bucket = self._functions.storage, self._functions.storage.bucket
         self.stop()
+        time.sleep(SETTLE_SECONDS)  # what was on its way when its writer was killed
+        self._clean_up([f"lithops.jobs/{self._functions.executor_id}"])
 
     def start(
         self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
