@@ -112,6 +112,11 @@ class StoredResult(CodedResult):
         """Where the results lie."""
         return self.array.store
 
+    @property
+    def executor(self) -> Any:
+        """As that of the array."""
+        return self.array.executor
+
 
 def coded_map(
     f: Callable[[Any], Any],

@@ -75,6 +75,11 @@ class CodedArray:
         return self.k * self.rows - self.shape[0]
 
     @property
+    def executor(self) -> Any:
+        """What `coded_map` runs on by default: the Lithops configuration of the storage, if it is one."""
+        return getattr(self.store, "executor", None)
+
+    @property
     def ndim(self) -> int:
         """Axes."""
         return len(self.shape)
@@ -339,7 +344,9 @@ def open_store(choice: Any) -> Store:
     if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
         from polarmap.executors.lithopsstorage import open_storage
 
-        return ObjectStore(*open_storage(choice))
+        objects = ObjectStore(*open_storage(choice))
+        objects.executor = choice
+        return objects
     raise StorageError(
         f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
         "a lithops.FunctionExecutor, or a store"

@@ -38,7 +38,9 @@ def writing(store: Store, source: Source, plan: Plan, executor: Any, progress: b
     Stripes that an earlier run had finished stay if workers find the same data there again.
     """
     reach = Reach(source, store)
-    reach.parts(0, plan.boxes[0])  # refuses a source that workers cannot read
+    for box in plan.boxes:  # refuses what workers cannot read before any starts
+        for block in range(plan.code.k):
+            reach.parts(block * plan.rows, box)
 
     def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
         stripes = range(len(plan.boxes))

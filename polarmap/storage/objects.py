@@ -39,6 +39,8 @@ class ObjectStore:
         What kind of storage it is, for messages.
     """
 
+    executor: Any = None  # whose workers have this storage, as for `coded_map`, where that is known
+
     def __init__(self, storage: Any, bucket: str, backend: str = "") -> None:
         self.storage, self.bucket = storage, bucket
         self._has_answered = False

@@ -38,8 +38,8 @@ class Reach:
             if part is None:
                 raise CodeError(
                     "with executor=, the data has to lie where workers can read it themselves: a .npy file "
-                    "or memory map on this machine, or raw blocks in the storage; leave executor out to "
-                    "send it through the driver"
+                    "or memory map on this machine, or objects in the storage of which each block is a whole "
+                    "number, without filler rows; leave executor out to send it through the driver"
                 )
             return (part._replace(crc32=None),)
         path, offset = self._file
