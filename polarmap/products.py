@@ -118,7 +118,8 @@ def coded_matmul(
 
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
-    A, B = matrices.array_like(A, "A"), matrices.array_like(B, "B")
+    # Columns of a coded array are read through all its rows: once, then.
+    A, B = matrices.array_like(A, "A"), matrices.array_like(B[:] if hasattr(B, "coded_blocks") else B, "B")
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
     left = matrices.checked(A[:][None, :] if len(A.shape) == 1 else A, "A")

@@ -13,7 +13,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, layouts
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode, layouts
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.layouts import Cut, Layout
 
@@ -143,6 +143,10 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
         for options in (GRID, {"method": "rows"}, {"method": "columns"}):
             assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
     assert_close(matmul(A.tolist(), B.tolist(), **GRID).array, A @ B, 1e-9)
+    places = {"blocks": 3, "workers": 5, "storage": tmp_path, "progress": False}
+    left, right = encode(A, name="a", **places), encode(B, name="b", **places)
+    for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+        assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
 
 
 def test_choice_is_the_cheapest_by_the_formula() -> None:
