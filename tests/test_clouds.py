@@ -180,3 +180,13 @@ def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, me
 def test_smoke_runs_a_coded_map_with_a_sleeping_worker(tmp_path: Path) -> None:
     report = smoke.smoke(str(ROOT / "config" / "localhost.yaml"), "localhost", timeout=60)
     assert "abandoned: 1" in report and "lithops/localhost" in report
+
+
+def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "k8s.yaml"
+    path.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: a/b/c}\n")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)  # as if it were not installed
+    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
+        polarmap.coded_map(len, [[1.0], [2.0]], executor=path)
+    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
+        deploy.deploy(str(path), "k8s", ROOT / "backends" / "k8s")

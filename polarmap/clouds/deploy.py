@@ -19,6 +19,7 @@ from typing import Any
 
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
+from polarmap.executors.lithops import end
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
@@ -89,9 +90,20 @@ def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
 
 def _deploy(config: dict[str, Any], backend: str, requirements: Sequence[str]) -> str:
     import lithops
+
+    try:
+        functions = lithops.FunctionExecutor(config=config, log_level="INFO")
+    except ModuleNotFoundError as error:
+        raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
+    try:
+        return _publish(functions, backend, requirements)
+    finally:
+        end(functions)
+
+
+def _publish(functions: Any, backend: str, requirements: Sequence[str]) -> str:
     from lithops.version import __version__
 
-    functions = lithops.FunctionExecutor(config=config, log_level="INFO")
     handler, storage = functions.compute_handler, functions.internal_storage
     runtime = handler.get_runtime_info()
     name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))

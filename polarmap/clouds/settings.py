@@ -12,6 +12,16 @@ import yaml
 
 from polarmap.errors import ExecutorError
 
+# What installs the client library of a backend or storage: pip install 'polarmap[...]'.
+EXTRAS = {
+    "aws_lambda": "aws",
+    "aws_s3": "aws",
+    "gcp_functions": "gcp",
+    "gcp_storage": "gcp",
+    "azure_functions": "azure",
+    "azure_storage": "azure",
+    "k8s": "k8s",
+}
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
@@ -64,3 +74,16 @@ def backend_of(config: Mapping[str, Any]) -> str:
     ('k8s', 'aws_lambda')
     """
     return str((config.get("lithops") or {}).get("backend", "aws_lambda"))
+
+
+def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
+    """What to install when Lithops lacks a client library; nothing otherwise.
+
+    >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
+    "; install it: pip install 'polarmap[k8s]'"
+    """
+    named = [backend_of(config), (config.get("lithops") or {}).get("storage", "")]
+    extras = sorted({EXTRAS[name] for name in named if name in EXTRAS})
+    if not isinstance(error, ModuleNotFoundError) or not extras:
+        return ""
+    return f"; install it: pip install 'polarmap[{','.join(extras)}]'"

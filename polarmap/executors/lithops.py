@@ -423,7 +423,10 @@ def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
             config_file=str(file), log_level=None, **_missing_settings(config)
         )
     except Exception as error:
-        raise ExecutorError(f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}") from error
+        hint = settings.extra_hint(config, error)
+        raise ExecutorError(
+            f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}{hint}"
+        ) from error
     return ForeignExecutor(functions, owned=True)
 
 
