@@ -7,6 +7,7 @@ so the runtime gets the versions this process runs with.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -92,7 +93,7 @@ def _deploy(config: dict[str, Any], backend: str, requirements: Sequence[str]) -
     import lithops
 
     try:
-        functions = lithops.FunctionExecutor(config=config, log_level="INFO")
+        functions = lithops.FunctionExecutor(config=config, log_level=None)
     except ModuleNotFoundError as error:
         raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
     try:
@@ -146,6 +147,8 @@ def _do_not_repeat(backend: Any, name: str, memory: int) -> None:
 def main(arguments: Sequence[str]) -> int:
     """`python -m polarmap.clouds.deploy BACKEND CONFIG RECIPE`; 1 and one message when it cannot be done."""
     backend, config_file, recipe = arguments
+    logging.basicConfig(format="runtime: %(message)s")
+    logging.getLogger("lithops").setLevel(logging.INFO)  # it takes minutes: show what goes on
     try:
         print(f"runtime: deployed {deploy(config_file, backend, Path(recipe))} to {backend}")
     except PolarmapError as error:
