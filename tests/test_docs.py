@@ -26,7 +26,7 @@ SITE = sorted((ROOT / "docs").rglob("*.md"))
 PAGES = [ROOT / "README.md", *SITE, *sorted((ROOT / "backends").glob("*/README.md"))]
 SHELLS = {"", "sh", "bash", "shell", "console"}
 LANGUAGES = SHELLS | {"python", "text", "yaml", "json", "toml", "ini", "dockerfile", "mermaid", "diff"}
-SECONDS = 60  # that one page may take; it should be far below
+SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
@@ -184,7 +184,10 @@ def test_every_page_is_in_the_navigation_once() -> None:
 def test_the_reference_has_every_public_name() -> None:
     texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
     described = set(re.findall(r"^::: polarmap\.(\w+)$", "\n".join(texts), re.MULTILINE))
-    assert set(polarmap.__all__) - described == set(), "add `::: polarmap.NAME` to a page of docs/reference"
+    modules = {"runtimes"}  # described name by name
+    assert set(polarmap.__all__) - described - modules == set(), (
+        "add `::: polarmap.NAME` to a page of docs/reference"
+    )
 
 
 # --- links ---------------------------------------------------------------------------------------
