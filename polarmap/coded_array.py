@@ -20,7 +20,7 @@ from polarmap.errors import CodeError, StorageError
 from polarmap.progress import open_count
 from polarmap.storage import audit, encoding, manifest, parts
 from polarmap.storage.audit import Audit
-from polarmap.storage.base import Store, check_name, manifest_key
+from polarmap.storage.base import Store, check_name
 from polarmap.storage.folder import FolderStore
 from polarmap.storage.manifest import Manifest
 from polarmap.storage.objects import ObjectStore
@@ -201,8 +201,7 @@ class CodedArray:
         NotDecodableError
             If too much is lost; nothing is changed then.
         """
-        before = self.store.get(manifest_key(self.name))
-        standing = Manifest.parse(before, f"the manifest of {self.name!r} in {self.store.name}")
+        standing, before = manifest.load_as_stored(self.store, self.name)
         repaired, found = audit.repair(self.store, standing, before)
         self._adopt(repaired)
         return found

@@ -212,6 +212,17 @@ def test_damaged_parts_are_named_decoded_and_repaired(store, dtype):
     assert len(store.keys("polarmap/")) == 9 * len(coded.stored(0)) + 1
 
 
+def test_what_was_deleted_cannot_be_repaired(store):
+    coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
+    coded.delete()
+    coded.delete()
+    with pytest.raises(MissingObjectError, match="no coded array 'a'"):
+        coded.repair()
+    assert len(coded.check().damaged) == coded.n
+    with pytest.raises(NotDecodableError):
+        coded[:]
+
+
 def test_repair_of_what_is_whole_changes_nothing(store):
     coded = polarmap.encode(np.arange(24.0), blocks=4, name="a", storage=store)
     before = objects(store)

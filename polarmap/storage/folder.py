@@ -7,6 +7,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from errno import ENOTDIR
 from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
@@ -81,7 +82,8 @@ class FolderStore:
         """Bytes of a file; None if there is none."""
         try:
             with self._clear_errors(key):
-                return self._path(key).stat().st_size
+                path = self._path(key)
+                return path.stat().st_size if path.is_file() else None
         except MissingObjectError:
             return None
 
@@ -90,6 +92,8 @@ class FolderStore:
         folder = prefix.rpartition("/")[0]
         start = self._path(folder) if folder else self.root
         with self._clear_errors(prefix):
+            if self.root.exists() and not self.root.is_dir():
+                raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
             return sorted(key for key in self._walk(start) if key.startswith(prefix))
 
     def delete(self, keys: Sequence[str]) -> None:
@@ -123,10 +127,10 @@ class FolderStore:
     def _move(self, source: Path, target: Path) -> None:
         """Rename; again when another thread has just removed the empty folder it goes to."""
         for attempt in range(100):
-            target.parent.mkdir(parents=True, exist_ok=True)
             try:
+                target.parent.mkdir(parents=True, exist_ok=True)
                 os.replace(source, target)
-            except FileNotFoundError:
+            except (FileNotFoundError, FileExistsError):
                 if attempt == 99:
                     raise
             else:

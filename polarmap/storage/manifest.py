@@ -159,6 +159,11 @@ def load(store: Store, name: str) -> Manifest:
     StorageError
         If the manifest is damaged or of another version.
     """
+    return load_as_stored(store, name)[0]
+
+
+def load_as_stored(store: Store, name: str) -> tuple[Manifest, bytes]:
+    """The same, and the manifest as it lies in storage."""
     key = manifest_key(name)
     try:
         data = store.get(key)
@@ -170,7 +175,7 @@ def load(store: Store, name: str) -> Manifest:
     manifest = Manifest.parse(data, f"the manifest {key!r} in {store.name}")
     if manifest.name != name:
         raise StorageError(f"the manifest {key!r} in {store.name} is that of {manifest.name!r}")
-    return manifest
+    return manifest, data
 
 
 def names(store: Store) -> list[str]:

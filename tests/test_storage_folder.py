@@ -1,0 +1,160 @@
+"""A folder as a store, and the owners of what is unfinished in it."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import check_key, check_name
+from polarmap.storage.folder import FolderStore
+from polarmap.storage.owners import Owner
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderStore(tmp_path / "store")
+
+
+def test_it_does_what_a_store_should(store):
+    store.put("a/1", b"abcdef")
+    store.put("a/2", memoryview(np.arange(4, dtype="u1")))
+    store.put("ab", b"")
+    assert store.get("a/1") == b"abcdef"
+    assert (store.get("a/1", 2, 4), store.get("a/1", 4, 99), store.get("a/1", 9, 99)) == (b"cd", b"ef", b"")
+    assert [store.size(key) for key in ("a/2", "a/3", "a", "ab")] == [4, None, None, 0]
+    assert store.keys("a") == ["a/1", "a/2", "ab"]
+    assert store.keys("a/") == ["a/1", "a/2"]
+    assert store.keys("nothing/") == []
+    for missing in ("a/3", "a"):
+        with pytest.raises(MissingObjectError, match="no object"):
+            store.get(missing)
+    store.delete(["a/1", "a/2", "a/3"])
+    assert store.keys("") == ["ab"]
+    assert not (store.root / "a").exists()
+
+
+def test_it_travels(store):
+    store.put("a", b"1")
+    assert pickle.loads(pickle.dumps(store)).get("a") == b"1"
+
+
+@pytest.mark.parametrize(
+    "key", ["", "/a", "../a", "a/../b", "a//b", "a/", "./a", "a\\b", "a\n", None, "x" * 1001]
+)
+def test_no_key_leaves_the_folder(store, key):
+    for use in (lambda: store.put(key, b""), lambda: store.get(key), lambda: store.delete([key])):
+        with pytest.raises(StorageError, match="no key of an object"):
+            use()
+    with pytest.raises(StorageError):
+        check_key(key)
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for use in (
+        lambda: polarmap.encode(np.arange(8.0), name="a", storage=tmp_path / "file"),
+        lambda: polarmap.open_coded("a", tmp_path / "file"),
+        lambda: polarmap.list_coded(tmp_path / "file"),
+    ):
+        with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+            use()
+
+
+def test_writers_and_sweepers_of_one_folder_do_not_meet(store):
+    """Deleting the last object of a folder removes it, while others write there."""
+    failures = []
+
+    def churn(number):
+        try:
+            for turn in range(200):
+                store.put(f"a/b/{number}", bytes([turn]))
+                assert store.get(f"a/b/{number}") == bytes([turn])
+                store.delete([f"a/b/{number}"])
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=churn, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    assert store.keys("") == []
+
+
+def test_readers_see_an_object_whole_or_not_at_all(store):
+    big = [bytes([number]) * 300_000 for number in range(2)]
+    store.put("a", big[0])
+    over = threading.Event()
+
+    def write():
+        while not over.is_set():
+            for data in big:
+                store.put("a", data)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        assert all(store.get("a") in big for _ in range(200))
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_unfinished_files_of_the_dead_are_swept(store):
+    store.put("a", b"1")
+    folder = store.root / ".unfinished"
+    dead = subprocess.run(
+        [sys.executable, "-c", "from polarmap.storage.owners import Owner; print(Owner.current())"],
+        capture_output=True, text=True, check=True,
+    ).stdout.strip()  # fmt: skip
+    names = {
+        f"{dead}+1": False,
+        f"{Owner.current()}+1": True,
+        "elsewhere+1+1+1": True,
+        "elsewhere+1+1+2": False,
+    }
+    for name in names:
+        (folder / name).write_bytes(b"")
+    old = time.time() - 2 * 86_400
+    os.utime(folder / "elsewhere+1+1+2", (old, old))
+    os.utime(folder / f"{Owner.current()}+1", (old, old))
+    store.sweep()
+    assert {path.name for path in folder.iterdir()} == {name for name, stays in names.items() if stays}
+    assert store.keys("") == ["a"]
+
+
+def test_owners_know_who_is_dead():
+    here = Owner.current()
+    assert Owner.parse(str(here)) == here
+    assert here.is_here()
+    assert not here.is_dead()
+    assert here._replace(started="1").is_dead()  # the number was given out again
+    assert not here._replace(host="elsewhere", process=2**22 + 1).is_dead()
+    assert not Owner.parse("nonsense").is_dead()
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        other = here._replace(process=child.pid, started=started(child.pid))
+        assert not other.is_dead()
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert other.is_dead()  # though nobody has reaped it yet
+
+
+def started(process):
+    from polarmap.storage.owners import _started
+
+    return _started(process)
+
+
+def test_names_that_may_be():
+    for name in ("a", "A.b-c_9", "9", "x" * 128):
+        assert check_name(name) == name
