@@ -111,6 +111,17 @@ def test_largest_k_is_the_largest(results: int, degree: int, points: str) -> Non
     assert largest_k(results, degree, points) == max(fits, default=0)
 
 
+def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
+    code = EvaluationCode(90, 30, 2)
+    for seed in range(8):
+        arrived = np.ones(90, bool)
+        arrived[np.random.default_rng(seed).permutation(90)[: 20 + seed]] = False
+        plan = code.plan(arrived, exact=False)
+        assert plan.deficit == 0
+        assert plan.amplification == pytest.approx(np.linalg.norm(plan.weights, axis=1).max(), rel=1e-3)
+    assert code.plan(np.arange(90) >= 31, exact=False).deficit == 1
+
+
 def test_the_circle_beats_chebyshev_where_both_need_as_much() -> None:
     circle, chebyshev = (EvaluationCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
     assert circle.needed == chebyshev.needed == 17

@@ -24,6 +24,7 @@ from polarmap.errors import CodeError
 Array = npt.NDArray[Any]
 
 MAX_POINTS = 2048  # the decision to decode takes n^3 steps
+EXACT_UP_TO = 64  # coded blocks: the amplification of the decoder itself is cheap
 PHASES = 16  # tried for the top frequency of an even number of blocks
 PATTERNS = 64  # of losses looked at for an amplification, and as many again of neighbouring losses
 RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
@@ -148,7 +149,7 @@ class EvaluationCode:
 
     def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
         """How to recover the results of missing data blocks from those of the mask `arrived`."""
-        return GeneratedPlan(self.generator, self.generator[: self.k], self.k, arrived)
+        return _EvaluationPlan(self.generator, self.generator[: self.k], self.k, arrived)
 
     def amplification(self, losses: int) -> Amplification:
         """What decoding does to the relative error of results when so many are lost.
@@ -209,6 +210,26 @@ class EvaluationCode:
 
         step = 2 * np.pi / PHASES / self.k
         return min((turn * step for turn in range(PHASES)), key=overshoot)
+
+
+class _EvaluationPlan(GeneratedPlan):
+    """Of a large code what is lost tells more cheaply than what arrived how accurate decoding is."""
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`."""
+        if len(self._generator) <= EXACT_UP_TO or not len(self.missing):
+            return super().amplification
+        lost = np.setdiff1d(np.arange(len(self._generator)), self.arrived)
+        return loss_amplification(self._generator, lost, len(self.missing) + len(self.known))
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many arrivals are still needed at the least."""
+        few = self._generator.shape[1] - len(self.arrived)
+        if len(self._generator) <= EXACT_UP_TO or few > 0 or not len(self.missing):
+            return super().deficit
+        return int(not np.isfinite(self.amplification))
 
 
 def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:

@@ -116,6 +116,6 @@ def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float
     needed = vectors[lost < wanted]
     if not len(needed):
         return 0.0
-    if values[-1] >= 1 - 1e-14:
+    if values[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
         return np.inf
     return float(np.sqrt((needed**2 @ (values.clip(0) / (1 - values))).max()))

@@ -146,6 +146,8 @@ class SumPlan(Plan):
     def weights(self) -> Floats:
         """The sum = weights @ received, (1, arrived); inf if it is not determined."""
         weights = np.zeros((1, len(self.arrived)))
+        if not self._is_covered():
+            return np.full_like(weights, np.inf)
         for first, size in self._gradient.groups:
             rows = np.flatnonzero((self.arrived >= first) & (self.arrived < first + size))
             solved = _group_weights(size, self._gradient.tolerate, self.arrived[rows] - first)
@@ -153,6 +155,13 @@ class SumPlan(Plan):
                 return np.full_like(weights, np.inf)
             weights[0, rows] = solved
         return weights
+
+    def _is_covered(self) -> bool:
+        """Whether enough of every group arrived for each of its values to be in one of them."""
+        sizes = np.array(self._gradient.sizes)
+        group = np.searchsorted(np.cumsum(sizes), self.arrived, side="right")
+        counts = np.bincount(group, minlength=len(sizes))
+        return bool((counts * (self._gradient.tolerate + 1) >= sizes).all())
 
     @cached_property
     def amplification(self) -> float:

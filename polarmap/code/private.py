@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
+from polarmap.code.decoder import left_inverse
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import check_dtype, is_exact, is_integer, is_positive
 from polarmap.code.generated import GeneratedPlan, mix
@@ -22,7 +23,7 @@ from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 
-SEEDS, PATTERNS = 8, 64  # tried, and the most patterns of arrivals each is tried on
+SEEDS, PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arrivals each is tried on
 COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
 CONSTANT = 0.25  # norm of a row of noise coefficients
 RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
@@ -188,6 +189,8 @@ def noise_coefficients(n: int, t: int) -> Floats:
 @lru_cache(maxsize=64)
 def best_mixture(n: int, k: int, t: int) -> Floats:
     """[D, N] of the seed whose worst amplification over patterns of k + t arrivals is smallest."""
+    if n > 64:
+        return _mixture(n, k, t, 0)
     patterns = _arrivals(n, k + t)
 
     def worst(matrix: Floats) -> float:
@@ -219,5 +222,4 @@ def _arrivals(n: int, count: int) -> list[Indices]:
 
 
 def _amplification(matrix: Floats, k: int, arrived: Indices) -> float:
-    inverse = np.linalg.pinv(matrix[arrived], rcond=1e-14)
-    return float(np.linalg.norm(inverse[:k], axis=1).max())
+    return float(np.linalg.norm(left_inverse(matrix[arrived])[:k], axis=1).max())
