@@ -18,6 +18,7 @@ SUBJECTS = (
     "coldstart",
     "beyond",
     "operators",
+    "blackbox",
 )
 
 
