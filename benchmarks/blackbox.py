@@ -168,7 +168,8 @@ def draw(found: dict[str, list[Any]], until: float, path: str) -> None:
     colours = [canvas.GREY, canvas.ORANGE, canvas.BLUE, canvas.GREEN]
     for (name, runs), colour in zip(found.items(), colours):
         gaps = np.array([[gap_at(run, moment) for moment in grid] for run in runs]) / runs[0][1][0]
-        axes[0, 0].semilogy(grid, gaps.mean(axis=0), color=colour, label=name, linewidth=1.8)
+        dashes = (4, 3) if name == "coded" else (None, None)  # it lies on the line of orthogonal search
+        axes[0, 0].semilogy(grid, gaps.mean(axis=0), color=colour, label=name, linewidth=1.8, dashes=dashes)
     axes[0, 0].set(xlabel="virtual seconds", ylabel="f - f*, of that at the start", ylim=(1e-8, 1.5))
     axes[0, 0].legend(frameon=False)
     figure.savefig(path)
