@@ -28,8 +28,7 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
 
-cloud-test: .venv/.test  ## run tests/cloud: real servers and emulators, installed into .venv/cloud
-	@$(python) -m pip install --quiet --disable-pip-version-check '.[cloud-test]'
+cloud-test: .venv/.cloud-test  ## run tests/cloud: real servers and emulators, installed into .venv/cloud
 	@$(run) -m pytest -m cloud tests/cloud
 
 lint: .venv/.dev  ## check style (ruff) and types (mypy)
@@ -73,6 +72,7 @@ stamped_base := base
 stamped_fast := base fast
 stamped_test := base fast test
 stamped_dev  := base fast test dev
+stamped_cloud-test := base fast test cloud-test
 
 .venv/.%: setup.cfg pyproject.toml | .venv/.made
 	@echo "Installing polarmap ($*) into .venv ..."

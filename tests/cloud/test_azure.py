@@ -103,7 +103,8 @@ class App:
             home = self.folder / f"instance{number}"
             home.mkdir()
             env = {"TMPDIR": str(home), "HOME": str(home), "PYTHONPATH": ""}
-            command = [sys.executable, "-c", begin, self.source, self.azurite.connection]
+            # -S: the app's own packages, without what the client has.
+            command = [sys.executable, "-S", "-c", begin, self.source, self.azurite.connection]
             self._stack.enter_context(running(command, home / "log", env=env, cwd=home))
 
 
