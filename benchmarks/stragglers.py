@@ -1,13 +1,16 @@
-"""Real jobs on Lithops localhost whose tasks sleep for drawn run times: coded maps against rivals.
+"""Real jobs whose tasks sleep for drawn run times: coded maps against a plain map and backup tasks.
 
-The same draws for every scheme of a job, one slot for each task (as in a cloud), a fresh executor
-for every map. Writes docs/real-jobs.md; with --quick a few jobs, to build/comparison/.
+On threads and on Lithops localhost; the same draws for every scheme of a job, one slot for each task
+(as in a cloud), a fresh executor for every map. Writes docs/real-jobs.md; with --quick a few jobs, to
+build/comparison/.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,12 +24,14 @@ from benchmarks.compare.page import table
 from polarmap import Fault, FaultyExecutor
 from polarmap.executors import slots
 from polarmap.executors.lithops import end, localhost_functions
+from polarmap.runtimes import Distribution
 from polarmap.runtimes.backups import CUBED
 
 K, N = 24, 32
-SCALE = 0.4  # seconds in which a task of the laws' unit sleeps
+SCALE = 1.0  # seconds in which a task of the laws' unit sleeps
 POLL = 0.005
 ROOT = Path(__file__).resolve().parents[1]
+HEADER = ["", "median s", "99 % s", "ratio to plain", "quartiles"]
 CHOSEN = ("2 % stragglers at 5x", "real trace of a training job")
 
 
@@ -42,108 +47,153 @@ def delayed(seconds: float, block: Any) -> Any:
 class Draws:
     """Seconds of every task of one job, and of the backups of its data tasks."""
 
-    def __init__(self, law: Any, rng: np.random.Generator) -> None:
+    def __init__(self, law: Distribution, rng: np.random.Generator) -> None:
         self.tasks = SCALE * law.sample(rng, N)
         self.backups = SCALE * law.sample(rng, K)
 
 
-def plain(draws: Draws, blocks: list[Any]) -> None:
-    """Lithops' map: wait for all."""
-    mapped(draws, blocks, with_backups=False)
+class Threads:
+    """A pool of threads for each map."""
+
+    name = "threads"
+
+    def __init__(self, count: int) -> None:
+        self._pool = ThreadPoolExecutor(count)
+
+    def submit(self, pairs: list[tuple[float, Any]]) -> list[Any]:
+        return [self._pool.submit(delayed, *pair) for pair in pairs]
+
+    @staticmethod
+    def has_ended(future: Any) -> bool:
+        return bool(future.done())
+
+    def result(self, future: Any) -> Any:
+        return future.result()
+
+    def end(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    @staticmethod
+    @contextmanager
+    def for_coded() -> Iterator[Any]:
+        pool = ThreadPoolExecutor(N)
+        yield pool
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
-def backed_up(draws: Draws, blocks: list[Any]) -> None:
-    """The same, and late tasks are started once more by cubed's rule."""
-    mapped(draws, blocks, with_backups=True)
+class Localhost:
+    """Lithops on this machine, with the same settings as polarmap's own."""
+
+    name = "Lithops localhost"
+
+    def __init__(self, count: int) -> None:
+        self._functions = localhost_functions(count)
+
+    def submit(self, pairs: list[tuple[float, Any]]) -> list[Any]:
+        items = [{"seconds": seconds, "block": block} for seconds, block in pairs]
+        futures: list[Any] = self._functions.map(delayed, items, chunksize=1, include_modules=None)
+        return futures
+
+    @staticmethod
+    def has_ended(future: Any) -> bool:
+        return bool(future.ready or future.success or future.done)
+
+    def result(self, future: Any) -> Any:
+        return future.result(throw_except=False, internal_storage=self._functions.internal_storage)
+
+    def end(self) -> None:
+        end(self._functions)
+
+    @staticmethod
+    @contextmanager
+    def for_coded() -> Iterator[Any]:
+        slots.SPARE_SLOTS, before = N, slots.SPARE_SLOTS  # these tasks sleep: none waits for a slot
+        yield "localhost"
+        slots.SPARE_SLOTS = before
 
 
-def mapped(draws: Draws, blocks: list[Any], with_backups: bool) -> None:
+Workers = type[Threads] | type[Localhost]
+
+
+def plain(workers: Workers, draws: Draws, blocks: list[Any], with_backups: bool = False) -> None:
+    """A map that waits for all; with backups, late tasks are started once more by cubed's rule."""
     began = time.monotonic()
-    executors = [localhost_functions(K)]
+    pools: list[Any] = [workers(K)]
     half = np.inf
     try:
-        copies = [{i: future} for i, future in enumerate(submit(executors[0], draws.tasks[:K], blocks))]
-        while late := [i for i in range(K) if not any(map(has_ended, copies[i].values()))]:
+        copies = [[(pools[0], future)] for future in pools[0].submit(pairs(draws.tasks[:K], blocks))]
+        while late := [i for i in range(K) if first_of(copies[i]) is None]:
             now = time.monotonic() - began
             if K - len(late) >= CUBED.awaited(K):
                 half = min(half, now)
-            if with_backups and len(executors) == 1 and now > CUBED.slow * half:
-                executors.append(localhost_functions(len(late)))
-                again = submit(executors[1], draws.backups[late], [blocks[i] for i in late])
+            if with_backups and len(pools) == 1 and now > CUBED.slow * half:
+                pools.append(workers(len(late)))
+                again = pools[1].submit(pairs(draws.backups[late], [blocks[i] for i in late]))
                 for i, future in zip(late, again):
-                    copies[i][K + i] = future
+                    copies[i].append((pools[1], future))
             time.sleep(POLL)
         for i, block in enumerate(blocks):
-            assert np.array_equal(first_result(copies[i], executors), f(block))
+            pool, future = first_of(copies[i]) or copies[i][0]
+            assert np.array_equal(pool.result(future), f(block))
     finally:
-        for functions in executors:
-            end(functions)
+        for pool in pools:
+            pool.end()
 
 
-def submit(functions: Any, seconds: np.ndarray, blocks: list[Any]) -> list[Any]:
-    pairs = [{"seconds": float(each), "block": block} for each, block in zip(seconds, blocks)]
-    futures: list[Any] = functions.map(delayed, pairs, chunksize=1, include_modules=None)
-    return futures
+def pairs(seconds: np.ndarray, blocks: list[Any]) -> list[tuple[float, Any]]:
+    return list(zip(seconds.tolist(), blocks))
 
 
-def has_ended(future: Any) -> bool:
-    return bool(future.ready or future.success or future.done)
+def first_of(copies: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
+    """The pool and the future that has ended, of a task and its backup."""
+    return next(((pool, future) for pool, future in copies if pool.has_ended(future)), None)
 
 
-def first_result(copies: dict[int, Any], executors: list[Any]) -> Any:
-    """Of a task and its backup, whichever has ended."""
-    copy, future = next((copy, future) for copy, future in copies.items() if has_ended(future))
-    storage = executors[copy >= K].internal_storage
-    return future.result(throw_except=False, internal_storage=storage)
-
-
-def coded(draws: Draws, blocks: list[Any], **options: Any) -> None:
+def coded(workers: Workers, draws: Draws, blocks: list[Any], **options: Any) -> None:
     faults = {i: Fault("sleep", float(seconds)) for i, seconds in enumerate(draws.tasks)}
-    executor = FaultyExecutor("localhost", faults)
-    results = polarmap.coded_map(f, blocks, workers=N, executor=executor, verify=False, **options)
+    with workers.for_coded() as executor:
+        faulty = FaultyExecutor(executor, faults)
+        results = polarmap.coded_map(f, blocks, workers=N, executor=faulty, verify=False, **options)
     assert all(np.allclose(found, f(block)) for found, block in zip(results, blocks))
 
 
-SCHEMES: dict[str, Callable[[Draws, list[Any]], None]] = {
+SCHEMES: dict[str, Callable[..., None]] = {
     "plain map": plain,
-    "backup tasks (cubed)": backed_up,
+    "backup tasks (cubed)": partial(plain, with_backups=True),
     "coded, upfront": coded,
     "coded, on demand": partial(coded, parity="on_demand"),
 }
 
 
-def measured(jobs: int) -> dict[str, dict[str, np.ndarray]]:
-    """Law -> scheme -> seconds of each job; the schemes in turns."""
+def measured(workers: Workers, law: Distribution, jobs: int) -> dict[str, np.ndarray]:
+    """Scheme -> seconds of each job; the schemes in turns."""
     blocks = list(np.random.default_rng(0).standard_normal((K, 16)))
-    found = {}
-    for name in CHOSEN:
-        rng = np.random.default_rng(1)
-        seconds = {scheme: np.empty(jobs) for scheme in SCHEMES}
-        for job in range(-1, jobs):  # the first one warms up
-            draws = Draws(LAWS[name], rng)
-            for scheme, run in SCHEMES.items():
-                began = time.monotonic()
-                run(draws, blocks)
-                if job >= 0:
-                    seconds[scheme][job] = time.monotonic() - began
-        found[name] = seconds
-    return found
+    rng = np.random.default_rng(1)
+    seconds = {scheme: np.empty(jobs) for scheme in SCHEMES}
+    for job in range(-1, jobs):  # the first one warms up
+        draws = Draws(law, rng)
+        for scheme, run in SCHEMES.items():
+            began = time.monotonic()
+            run(workers, draws, blocks)
+            if job >= 0:
+                seconds[scheme][job] = time.monotonic() - began
+    return seconds
 
 
-def report(found: dict[str, dict[str, np.ndarray]], jobs: int) -> str:
+def report(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> str:
     parts = [
         "# Real jobs with delays",
-        f"Written by `python -m benchmarks.stragglers`. Lithops on localhost, {jobs} jobs for each law, "
-        f"each of {K} tasks ({N} coded) that sleep for drawn run times, {SCALE:g} s to the unit of the "
-        "law, the same draws for every scheme; a fresh executor for every map and a slot for every task. "
-        "Seconds from the call to the results, start of the executor included; the ratio is to the plain "
-        "map of the same job: median and, in brackets, quartiles.",
+        f"Written by `python -m benchmarks.stragglers`: jobs of {K} tasks ({N} coded) that sleep for drawn "
+        f"run times, {SCALE:g} s to the unit of the law, the same draws for every scheme; a fresh executor "
+        "for every map and a slot for every task. Seconds from the call to the results, start of the "
+        "executor included; the ratio is to the plain map of the same job: median and quartiles.",
     ]
-    for law, seconds in found.items():
+    if not any(workers == Localhost.name for workers, _ in found):
+        parts.append("Lithops localhost was left out this time.")
+    for (workers, law), seconds in found.items():
         base = seconds["plain map"]
         rows = [row(scheme, taken, taken / base) for scheme, taken in seconds.items()]
-        header = [law, "median s", "99 % s", "ratio to plain", "quartiles"]
-        parts.append(table(header, rows))
+        parts += [f"## {workers}: {law}, {len(base)} jobs", table(HEADER, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -155,9 +205,11 @@ def row(scheme: str, taken: np.ndarray, ratio: np.ndarray) -> list[str]:
 
 def main() -> None:
     quick = is_quick(__doc__)
-    jobs = 3 if quick else 50
-    slots.SPARE_SLOTS = N  # these tasks sleep: as in a cloud, none waits for another's slot
-    text = report(measured(jobs), jobs)
+    kinds: tuple[Workers, ...] = (Threads, Localhost)
+    found = {
+        (kind.name, name): measured(kind, LAWS[name], 3 if quick else 50) for kind in kinds for name in CHOSEN
+    }
+    text = report(found)
     path = ROOT / ("build/comparison" if quick else "docs") / "real-jobs.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

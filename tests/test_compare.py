@@ -79,7 +79,7 @@ def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
 
 def test_the_page_holds_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
     crowd = elastic.elastic(0.1, 5)
-    text = page.page({SIZE: measured}, {}, {(SIZE, "law"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1)
+    text = page.page({SIZE: measured}, {}, {(SIZE, "law"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0)
     for name in [*table, *(code.name for code in measured), "goal"]:
         assert name in text
     rows = [line for line in text.splitlines() if line.startswith("|")]

@@ -5,6 +5,7 @@ With --quick everything is smaller and goes to build/comparison/.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from time import perf_counter
 
@@ -35,6 +36,7 @@ def main() -> None:
     sizes, megabytes = (QUICK, 8) if quick else (SIZES, 64)
     began = perf_counter()
     measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}
+    load = os.getloadavg()[1]
     log("codes", began)
     extra = {size: others(size) for size in sizes if size.n <= DENSE_UP_TO}
     jobs = {
@@ -47,7 +49,7 @@ def main() -> None:
     crowd = [one for rate in elastic.RATES for one in elastic.elastic(rate, 20 if quick else 200)]
     log("elastic", began)
     draw(folder / "figures", measured, jobs, crowd)
-    text = page.page(measured, extra, jobs, aims, crowd, megabytes)
+    text = page.page(measured, extra, jobs, aims, crowd, megabytes, load)
     (folder / "comparison.md").write_text(text, encoding="utf-8")
     for goal in aims:
         print(f"{'met   ' if goal.is_met else 'MISSED'} {goal.found:8.3g} (<= {goal.limit:g})  {goal.what}")

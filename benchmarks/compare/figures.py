@@ -106,8 +106,9 @@ def draw_elastic(results: list[elastic.Elastic], path: Path) -> None:
         left.step(times, counts, style, where="post", color=color, lw=1.8, label=name)
         done = times[elastic.BLOCKS - 1]
         left.plot([done], [elastic.BLOCKS], "o", color=color, ms=7, zorder=3)
+        place = {"xytext": (-4, -16), "ha": "right"} if done > 5 else {"xytext": (6, -16)}
         left.annotate(
-            f"{done:.2f} s", (done, elastic.BLOCKS), (4, -14), textcoords="offset points", fontsize=9
+            f"{done:.1f} s", (done, elastic.BLOCKS), textcoords="offset points", fontsize=9, **place
         )
     left.axhline(elastic.BLOCKS, color=canvas.GREY, ls="--", lw=1)
     left.set_xlim(left=0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Sequence
 from math import isfinite, log10
 
@@ -25,6 +26,7 @@ def page(
     aims: list[Goal],
     crowd: list[elastic.Elastic],
     megabytes: int,
+    load: float,
 ) -> str:
     sizes = list(codes)
     parts = [
@@ -36,7 +38,7 @@ def page(
         prose.JOBS,
         *(part for size in sizes for part in job_tables(size, jobs, folded=size != sizes[0])),
         "## Codes",
-        prose.CODES.format(megabytes=megabytes),
+        prose.CODES.format(megabytes=megabytes, cores=os.cpu_count(), load=load),
         *(part for size in sizes for part in code_tables(size, codes[size], extra.get(size, []))),
         remarks(),
         "## Elastic: 500 uncoded against 1,500 coded workers",
@@ -84,7 +86,7 @@ def job_row(one: Completion, cost: float) -> list[str]:
 
 
 def folding(title: str, text: str) -> list[str]:
-    return [f"<details><summary>{title}</summary>", text, "</details>"]
+    return [f'<details markdown="1"><summary>{title}</summary>', text, "</details>"]
 
 
 def code_tables(size: Size, some: list[Measured], extra: list[tuple[str, ...]]) -> list[str]:

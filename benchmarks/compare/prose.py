@@ -15,15 +15,16 @@ WINNERS = """\
 * **Small n: a dense Gaussian code is as good as rotation** and simpler: same arrivals, same amplification,
   and up to n of about 64 the same speed. Below that size polarmap itself multiplies by a dense matrix.
 * **Very cheap coding: sparse codes.** LDPC staircase codes encode and decode with a few additions per
-  block, and need fewer arrivals than the papers' sequential polar decoder from n of about a hundred on, at
-  ten times the amplification. Where blocks are huge, f is quick and a few per cent more arrivals do not
-  matter, they are the better choice; with elimination instead of peeling they come within a few arrivals of
-  MDS.
+  block, and need fewer arrivals than the papers' sequential polar decoder from n of about a hundred on
+  (their amplification is about ten times that of rotation). Where blocks are huge, f is quick and a few per
+  cent more arrivals do not matter, they are the better choice; with elimination instead of peeling they
+  come within a few arrivals of MDS.
 * **Nothing to pay for: backup tasks and on demand.** Backup tasks work for any f, linear or not, cost
   nothing extra, and need no code. No code helps where tasks do not straggle.
 * **Exact integers at any n: Fermat transform codes** decode any k of n exactly in n log n, which no polar
   code over the integers does; but only where all values, results included, fit in 16 bits.
-* **Replication** works for any f and is as fast as a code at two or three times the price."""
+* **Replication** works for any f. Three copies of a few dozen tasks are about as fast as a code with a
+  third more tasks, at more than twice its price; two copies are not, and neither keeps up as jobs grow."""
 
 JOBS = """\
 Seconds until the results are determined. Tasks take about one second; `cost` is in worker-seconds relative
@@ -46,10 +47,10 @@ CODES = """\
 
 `beyond k`: mean results needed beyond k in random order; `never`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block; seconds are for {megabytes}
-MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, with other work on the
-machine; `plan` is what depends on the arrivals only, not on the blocks. `amplification`: by how much
-decoding multiplies the relative rounding error of what arrived, for the worst block; median and worst over
-random orders, estimated from unit noise in proportion to each coded block's size."""
+MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, {cores} cores at a load
+average of {load:.0f}; `plan` is what depends on the arrivals only, not on the blocks. `amplification`: by
+how much decoding multiplies the relative rounding error of what arrived, for the worst block; median and
+worst over random orders, estimated from unit noise in proportion to each coded block's size."""
 
 REMARKS = """\
 How each rival was given its best:
@@ -85,5 +86,5 @@ the coded job never completes without restarts of its own (which `coded_map` mak
 REAL = """\
 ## Real jobs
 
-Everything above is simulated. `python -m benchmarks.stragglers` runs the same laws on Lithops, as tasks
-that sleep: [real jobs](real-jobs.md)."""
+Everything above is simulated. `python -m benchmarks.stragglers` runs two of the laws for real, as tasks
+that sleep, on threads and on Lithops: [real jobs](real-jobs.md)."""
