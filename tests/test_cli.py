@@ -139,6 +139,24 @@ def test_plan_is_that_of_the_library(polarmap: Run) -> None:
     assert len(found["frontier"]) == len(expected.frontier)
 
 
+def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
+    polarmap: Run, tmp_path: Path
+) -> None:
+    file = tmp_path / "lambda.yaml"
+    file.write_text(
+        "lithops: {backend: aws_lambda, storage: aws_s3}\n"
+        "aws_lambda: {runtime_memory: 1769, runtime_timeout: 180, max_workers: 26}\n"
+    )
+    ran = polarmap("plan", "--k", 24, *LAW, "--config", file, "--json")
+    assert ran.code == 0
+    assert 24 <= ran.json["plan"]["n"] <= 26
+    assert ran.json["cost"] is not None
+    slow = polarmap("plan", "--k", 24, "--law", "exponential:1000,1", "--config", file)
+    assert (slow.code, "180" in slow.err) == (1, True)
+    here = polarmap("plan", "--k", 24, *LAW, "--config", ROOT / "config" / "localhost.yaml")
+    assert (here.code, "no runtime_memory" in here.err) == (1, True)
+
+
 @pytest.mark.parametrize(
     ("text", "options"),
     [

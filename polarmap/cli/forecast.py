@@ -12,6 +12,9 @@ import click
 
 from polarmap.cli.answer import Answer, answering, table
 from polarmap.cli.laws import law_of
+from polarmap.clouds import settings
+from polarmap.clouds.limits import Worker, worker_of
+from polarmap.errors import ExecutorError
 from polarmap.runtimes import SCHEMES, Completion, completion_time
 from polarmap.runtimes import plan as plan_workers
 from polarmap.runtimes.planner import CODES, OBJECTIVES
@@ -71,10 +74,28 @@ def of_runtimes(function: Command) -> Command:
 @click.option("--budget", type=float, default=math.inf, help="Worker-seconds that may be paid in the mean.")
 @click.option("--code", type=click.Choice(CODES), default="rotation", show_default=True)
 @click.option("--slack", type=float, default=0.05, show_default=True, help="Relative loss accepted.")
-def plan(**options: Any) -> Answer:
+@click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="A Lithops YAML file: its limits bound the plan, its prices say what it costs.",
+)
+def plan(config: Path | None, **options: Any) -> Answer:
     """Recommend how many workers to start for k blocks."""
-    chosen = plan_workers(options.pop("k"), options.pop("runtimes"), options.pop("objective"), **options)
-    return Answer({"plan": chosen}, str(chosen))
+    worker = None if config is None else _worker(config)
+    k, runtimes, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
+    chosen = plan_workers(k, runtimes, objective, worker=worker, **options)
+    data = {"plan": chosen, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
+    return Answer(data, str(chosen))
+
+
+def _worker(config: Path) -> Worker:
+    """What the tasks of a configuration run on."""
+    worker = worker_of(settings.read(config))
+    if worker is None:
+        raise ExecutorError(
+            f"{config} says no runtime_memory of its workers: there is no limit to plan within"
+        )
+    return worker
 
 
 @answering("simulate")
