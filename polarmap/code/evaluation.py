@@ -204,9 +204,10 @@ class EvaluationCode:
 
         def overshoot(phase: float) -> float:
             basis = circle_basis(self._angles, self.k, 1, phase)
-            if np.linalg.cond(basis[: self.k]) > 1e8:
+            try:
+                return float(np.abs(np.linalg.solve(basis[: self.k].T, basis.T)).sum(axis=0).max())
+            except np.linalg.LinAlgError:  # the top frequency is zero at all data
                 return np.inf
-            return float(np.abs(np.linalg.solve(basis[: self.k].T, basis.T)).sum(axis=0).max())
 
         step = 2 * np.pi / PHASES / self.k
         return min((turn * step for turn in range(PHASES)), key=overshoot)
