@@ -12,12 +12,14 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
+from polarmap.executors.spares import SpareProcesses
 from polarmap.stored import DamagedError, Keep
 from polarmap.subtasks import turns
 from polarmap.tree import unflatten
@@ -33,6 +35,9 @@ class FuturesExecutor:
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
     are left when an event is set or a folder is gone: on another machine, which cannot see the
     folder, an abandoned task runs to its end and then ends unheard.
+
+    When a process of a ProcessPoolExecutor dies, Python fails all its tasks: they go on in processes of
+    ours, as many and started alike, and only the task that kills its process again is lost.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -48,6 +53,8 @@ class FuturesExecutor:
         self._began: dict[int, float] = {}
         # Of other pools nobody knows when a task begins: they are taken to have room.
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
+        self._spares: SpareProcesses | None = None
+        self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
         self._folder: str | None = None
         self._event = threading.Event()
 
@@ -129,6 +136,8 @@ class FuturesExecutor:
             self._folder = None
         for future in self._futures:
             future.cancel()
+        if self._spares is not None:
+            self._spares.stop()
         wait_for(self._futures, GOODBYE_SECONDS)
         self._futures = []
 
@@ -141,7 +150,10 @@ class FuturesExecutor:
             if self.subtasks > 1:
                 channel = self._ended if self._shares_memory else None
                 arguments = (*arguments, turns(task, self.subtasks), channel)
-            future = self._pool.submit(run_in_pool, self._f, *arguments)
+            if self._spares is not None:
+                self._on_spares.add((task, attempt))
+            pool = self._pool if self._spares is None else self._spares
+            future = pool.submit(run_in_pool, self._f, *arguments)
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):
                 raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
@@ -169,10 +181,23 @@ class FuturesExecutor:
         if future.cancelled():
             return None
         error = future.exception()
+        if isinstance(error, BrokenProcessPool) and self._moves(task, attempt):
+            return None
         if error is not None:
             return lost(task, attempt, f"{type(error).__name__}: {error}")
         plain = future.result()
         return None if plain is None else outcome_of(Reply.parse(plain))
+
+    def _moves(self, task: int, attempt: int) -> bool:
+        """Whether an attempt that a broken pool failed goes on in a process of ours."""
+        if (task, attempt) in self._on_spares or not isinstance(self._pool, ProcessPoolExecutor):
+            return False
+        if attempt != self._attempts[task]:
+            return False
+        if self._spares is None:
+            self._spares = SpareProcesses(self._pool)
+        self._submit(task)
+        return True
 
 
 def _frozen(leaf: Array) -> Array:

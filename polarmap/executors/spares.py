@@ -1,0 +1,98 @@
+"""Processes that stand in for those of a broken pool.
+
+When a process of a ProcessPoolExecutor dies, Python fails every task of the pool, also those that
+had not begun, and the pool takes no more. What is lost with it is one process: the other tasks go
+on here, each process a pool of its own, so that a further death costs the one task it ran.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
+
+
+class SpareProcesses:
+    """As many single processes as a broken pool had, started as tasks come."""
+
+    def __init__(self, broken: ProcessPoolExecutor) -> None:
+        private: Any = broken  # how to start a process is known to nobody else
+        self._count = int(private._max_workers)
+        self._context, self._initializer = private._mp_context, private._initializer
+        self._initargs = private._initargs
+        self._lock = threading.Lock()
+        self._free: list[ProcessPoolExecutor] = []
+        self._all: list[ProcessPoolExecutor] = []
+        self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
+
+    def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        """The future of a call, which waits for a free process."""
+        future: Future[Any] = Future()
+        with self._lock:
+            self._waiting.append((future, call, arguments))
+        self._next()
+        return future
+
+    def stop(self) -> None:
+        """Kill them; what waits is cancelled."""
+        with self._lock:
+            waiting, self._waiting = self._waiting, deque()
+            pools, self._all, self._free, self._count = self._all, [], [], 0
+        for future, _, _ in waiting:
+            future.cancel()
+        for pool in pools:
+            processes: Any = getattr(pool, "_processes", None)
+            for process in list((processes or {}).values()):
+                with contextlib.suppress(Exception):
+                    process.kill()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self) -> None:
+        """Hand waiting calls to free processes."""
+        while True:
+            with self._lock:
+                if not self._waiting or not (self._free or len(self._all) < self._count):
+                    return
+                future, call, arguments = self._waiting.popleft()
+                pool = self._free.pop() if self._free else self._started()
+            if future.set_running_or_notify_cancel():
+                self._run(pool, future, call, arguments)
+            else:
+                self._done(pool, None)
+
+    def _started(self) -> ProcessPoolExecutor:
+        pool = ProcessPoolExecutor(1, self._context, self._initializer, self._initargs)
+        self._all.append(pool)
+        return pool
+
+    def _run(
+        self, pool: ProcessPoolExecutor, future: Future[Any], call: Callable[..., Any], arguments: Any
+    ) -> None:
+        try:
+            inner = pool.submit(call, *arguments)
+        except Exception as error:
+            self._done(pool, error)
+            future.set_exception(error)
+            return
+
+        def pass_on(done: Future[Any]) -> None:
+            error = None if done.cancelled() else done.exception()
+            self._done(pool, error)
+            if done.cancelled() or error is not None:
+                future.set_exception(error or RuntimeError("its process was stopped"))
+            else:
+                future.set_result(done.result())
+
+        inner.add_done_callback(pass_on)
+
+    def _done(self, pool: ProcessPoolExecutor, error: BaseException | None) -> None:
+        """A process is free again, or gone."""
+        with self._lock:
+            if pool in self._all:
+                (self._all.remove if error is not None else self._free.append)(pool)
+        if error is not None:
+            pool.shutdown(wait=False, cancel_futures=True)
+        self._next()
