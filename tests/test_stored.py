@@ -131,9 +131,10 @@ def test_any_changed_byte_is_noticed(data, draw):
 
 def test_results_may_stay_in_storage(A, tmp_path, executor):
     from polarmap.api import _coded
+    from polarmap.coding import Choice
     from polarmap.executors import open_executor
 
-    coded = _coded(A, 6, 8, "auto", 1, None)
+    coded = _coded(A, Choice(6, 8), None)
     runner, _ = open_executor(executor)
     runner.keep = Keep(Source("folder", str(tmp_path)), "results/y", items=20)
     runner.start(lambda block: block * 2, coded, {})
