@@ -40,6 +40,21 @@ def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, con
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
 
 
+def test_subtasks_and_parity_on_demand(s3_server, config):
+    """Three of seven workers die in the middle, five are needed; then two are late."""
+    A = np.random.default_rng(0).standard_normal((40, 3000))
+    dying = {task: Fault("kill", attempts=9) for task in (0, 2, 5)}
+    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
+    for faults, options in ((dying, {"subtasks": 2, "retries": 0}), (late, {"parity": "on_demand"})):
+        y = polarmap.coded_map(
+            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
+            executor=FaultyExecutor(config, faults), **options,
+        )  # fmt: skip
+        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
+        assert set(y.report.recovered) >= set(faults) - {5}
+    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []
+
+
 def test_wrong_credentials_are_one_clear_error(config):
     config.write_text(config.read_text().replace(SECRET, "wrong"))
     began = time.monotonic()

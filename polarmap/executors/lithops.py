@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import logging
 import os
 import sys
@@ -275,6 +276,7 @@ class ForeignExecutor(LithopsExecutor):
     def __init__(self, functions: Any, owned: bool) -> None:
         super().__init__()
         self._functions, self._owned = functions, owned
+        self._siblings: list[Any] = []
         self.name = f"lithops/{functions.backend}"
         self.worker = worker_of(functions.config)
 
@@ -308,7 +310,7 @@ class ForeignExecutor(LithopsExecutor):
     def launch(self, tasks: Sequence[int]) -> None:
         """A further job, once its blocks are made and stored."""
         self._store({}, tasks)
-        self._launch(tasks)
+        self._launch(tasks, self._sibling())
 
     def retry(self, tasks: Sequence[int]) -> None:
         """A further job on the same executor."""
@@ -363,10 +365,14 @@ class ForeignExecutor(LithopsExecutor):
                 self._functions.compute_handler.clear(keys, exception=TimeoutError("abandoned"))
         self._functions.futures[:] = [one for one in self._functions.futures if one not in ours]
         self._jobs = []
+        siblings, self._siblings = self._siblings, []
+        for functions in siblings:
+            end(functions)
         if self._storage is not None:
             jobs = {f"lithops.jobs/{future.job_key}" for future in ours}
             if self._owned:
                 jobs.add(f"lithops.jobs/{self._functions.executor_id}")
+            jobs |= {f"lithops.jobs/{functions.executor_id}" for functions in siblings}
             self._clean_up([self._prefix + "/", *jobs])
             if pending:  # what was on its way when its writer was killed
                 time.sleep(SETTLE_SECONDS)
@@ -403,14 +409,31 @@ class ForeignExecutor(LithopsExecutor):
                 f"{self._storage.backend}: use the Lithops configuration of that bucket for both"
             )
 
-    def _launch(self, tasks: Sequence[int]) -> None:
+    def _launch(self, tasks: Sequence[int], functions: Any = None) -> None:
         where: dict[str, Any] = {"claim": None, "driver": None, "scratch": None, "nice": 0}
-        self._map(self._functions, [self._ticket(task, **where) for task in tasks], None)
+        tickets = [self._ticket(task, **where) for task in tasks]
+        self._map(self._functions if functions is None else functions, tickets, None)
+
+    def _sibling(self) -> Any:
+        """What runs a further job at once: on this machine an executor runs its jobs one by one."""
+        if self._functions.backend != "localhost":
+            return self._functions
+        with contextlib.suppress(Exception):
+            config = copy.deepcopy(self._functions.config)
+            self._siblings.append(load_lithops().FunctionExecutor(config=config, log_level=None))
+            return self._siblings[-1]
+        return self._functions
 
     def _look_after(self) -> list[Outcome]:
-        monitor = self._functions.job_monitor
-        if self._running and not monitor.is_alive():
-            monitor.start(fs=[entry.future for copies in self._running.values() for entry in copies])
+        for functions in (self._functions, *self._siblings):
+            running = [
+                entry.future
+                for copies in self._running.values()
+                for entry in copies
+                if entry.job.functions is functions
+            ]
+            if running and not functions.job_monitor.is_alive():
+                functions.job_monitor.start(fs=running)
         return []
 
 
