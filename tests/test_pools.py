@@ -300,7 +300,7 @@ def test_a_killed_process_breaks_the_pool_but_not_the_map() -> None:
     with spawned(2) as pool:
         result = coded(double, FaultyExecutor(pool, {0: Fault("kill", attempts=9)}))
         assert_same(result, plain_map(double, DATA, K), 1e-11)
-        assert result.report.recovered == (0,)
+        assert 0 in result.report.recovered
         assert all("BrokenProcessPool" in failure for failure in result.report.tasks[0].failures)
         with pytest.raises(ExecutorError, match="ProcessPoolExecutor accepts no tasks"):
             coded(double, pool)
