@@ -12,7 +12,7 @@ import numpy as np
 import polarmap
 from polarmap import Fault, FaultyExecutor
 
-ROWS, COLUMNS, ITERATIONS = 4_000, 240, 4
+ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 
 
 def multiply(stored: polarmap.CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:

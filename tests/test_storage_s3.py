@@ -302,7 +302,7 @@ def test_the_example_outlives_a_restart_of_its_storage(s3_server, tmp_path):
         lines = []
         for line in example.stdout:
             lines.append(line)
-            if line.startswith("iteration 1"):
+            if line.startswith("iteration 0"):
                 s3_server.kill()
                 s3_server.launch()
     s3_server.wait()
