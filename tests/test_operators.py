@@ -405,9 +405,9 @@ def test_nan_and_inf_are_refused(value: float) -> None:
 
 
 def test_operands_that_do_not_fit() -> None:
-    with pytest.raises(ValueError, match="(?i)dimension mismatch"):
+    with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         operator(TALL) @ np.ones(12)
-    with pytest.raises(ValueError, match="(?i)dimension mismatch"):
+    with pytest.raises(ValueError, match=r"(?i)dimension mismatch"):
         operator(TALL).rmatmat(np.ones((13, 2)))
     with pytest.raises(CodeError, match="the operand has dtype object"):
         operator(TALL) @ np.array([None] * 13)
