@@ -11,8 +11,8 @@ from pathlib import Path
 import cloudpickle
 
 from benchmarks import interleaved, is_quick, show
-from polarmap import worker
 from polarmap.executors.lithops import _pickled_by_value
+from polarmap.remote import worker
 
 
 def main() -> None:

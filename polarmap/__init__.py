@@ -15,24 +15,24 @@ from polarmap.code.private import PrivateCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
 from polarmap.executors.base import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
-from polarmap.gram import coded_gram
 from polarmap.hedged import hedged_map
-from polarmap.products import CodedProduct, coded_matmul
+from polarmap.linalg.gram import coded_gram
+from polarmap.linalg.products import CodedProduct, coded_matmul
+from polarmap.remote.worker import Fault
 from polarmap.report import Report, TaskReport
 from polarmap.runtimes.planner import Plan, plan
 from polarmap.storage.audit import Audit
 from polarmap.storage.inplace import RawObjects, ZarrObjects
 from polarmap.sums import CodedSum, coded_sum
-from polarmap.worker import Fault
 
 if typing.TYPE_CHECKING:
-    from polarmap.operators import CodedOperator
+    from polarmap.linalg.operators import CodedOperator
 
 __version__ = "0.1.0"
 
 # Public names whose modules need more than numpy, or much time, to import: name -> module.
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
-_LAZY: dict[str, str] = {"CodedOperator": "polarmap.operators"}
+_LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
 
 __all__ = [
     "Audit",

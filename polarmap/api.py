@@ -6,23 +6,23 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
-from polarmap import blocks as blocks_
-from polarmap.blocks import Blocks, CodedBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.coded_array import CodedArray, open_store
-from polarmap.coding import DEFAULT_NOISE, Choice, of_plan, plan_code
-from polarmap.encoded import Encoded
+from polarmap.collector.settings import Settings
+from polarmap.data import blocks as blocks_
+from polarmap.data.blocks import Blocks, CodedBlocks
+from polarmap.data.coding import DEFAULT_NOISE, Choice, of_plan, plan_code
+from polarmap.data.encoded import Encoded
+from polarmap.data.masked import MaskedBlocks
 from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.keeping import Keeping, sampled
-from polarmap.masked import MaskedBlocks
+from polarmap.remote.tree import unflatten
 from polarmap.report import Report
 from polarmap.runtimes.planner import Plan
-from polarmap.settings import Settings
-from polarmap.tree import unflatten
 
 
 class CodedResult(Sequence[Any]):

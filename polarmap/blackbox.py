@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap import api
-from polarmap.blocks import DEFAULT_BLOCKS, checked_count
 from polarmap.code.polar import PolarCode
-from polarmap.coding import Choice
+from polarmap.data.blocks import DEFAULT_BLOCKS, checked_count
+from polarmap.data.coding import Choice
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.job import checked_settings
 from polarmap.report import Report

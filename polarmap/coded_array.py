@@ -13,11 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap import distributed
-from polarmap.blocks import check_array, checked_count
 from polarmap.code.polar import PolarCode
-from polarmap.coding import plan_rows
+from polarmap.data.blocks import check_array, checked_count
+from polarmap.data.coding import plan_rows
+from polarmap.data.storedblocks import StoredBlocks
 from polarmap.errors import CodeError, StorageError
 from polarmap.progress import open_count
+from polarmap.remote.stored import DamagedError, Part
 from polarmap.storage import audit, encoding, manifest, parts
 from polarmap.storage.audit import Audit
 from polarmap.storage.base import Store, check_name
@@ -27,8 +29,6 @@ from polarmap.storage.objects import ObjectStore
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import open_source
 from polarmap.storage.stripes import plan
-from polarmap.stored import DamagedError, Part
-from polarmap.storedblocks import StoredBlocks
 
 Array = npt.NDArray[Any]
 

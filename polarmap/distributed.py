@@ -9,13 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
+from polarmap.collector.settings import Settings
+from polarmap.data.blocks import Blocks
 from polarmap.executors.base import Outcome
 from polarmap.hedging import HedgingExecutor, Rule
 from polarmap.job import Job
-from polarmap.settings import Settings
+from polarmap.remote.stored import Keep, Part
+from polarmap.remote.stored import Source as Place
+from polarmap.remote.tree import Shape, Structure
 from polarmap.storage.base import Store
 from polarmap.storage.encoding import Write
 from polarmap.storage.generations import Generation
@@ -23,9 +26,6 @@ from polarmap.storage.places import source_of
 from polarmap.storage.reach import Reach
 from polarmap.storage.sources import Source
 from polarmap.storage.stripes import Plan
-from polarmap.stored import Keep, Part
-from polarmap.stored import Source as Place
-from polarmap.tree import Shape, Structure
 
 Array = npt.NDArray[Any]
 

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 
 from polarmap.api import CodedResult
-from polarmap.blocks import checked_count
 from polarmap.code.dtypes import is_integer
 from polarmap.code.uncoded import Uncoded
+from polarmap.data.blocks import checked_count
+from polarmap.data.parts import PartBlocks, cut_parts
 from polarmap.errors import CodeError
 from polarmap.hedging import HedgingExecutor, Rule
 from polarmap.job import Job, checked_settings
-from polarmap.parts import PartBlocks, cut_parts
+from polarmap.remote.tree import unflatten
 from polarmap.report import Report, TaskReport
-from polarmap.tree import unflatten
 
 
 def hedged_map(

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from polarmap.executors.base import Coded, Executor, Failure, Function, Outcome
-from polarmap.stored import Keep
-from polarmap.worker import Fault
+from polarmap.remote.stored import Keep
+from polarmap.remote.worker import Fault
 
 
 class Rule(NamedTuple):

@@ -13,16 +13,16 @@ from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
 from polarmap.code.dtypes import is_integer
-from polarmap.collect import Collected, Collector
-from polarmap.encoded import Encoded
+from polarmap.collector.collect import Collected, Collector
+from polarmap.collector.settings import Settings
+from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
 from polarmap.executors.base import layout_bytes
 from polarmap.progress import open_bar
+from polarmap.remote.worker import WANTED_SECONDS
 from polarmap.report import Report
 from polarmap.reporting import report_of
-from polarmap.settings import Settings
-from polarmap.worker import WANTED_SECONDS
 
 
 class Job:

@@ -10,17 +10,17 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks import Blocks
 from polarmap.code.polar import PolarCode
-from polarmap.encoded import Encoded
+from polarmap.data.blocks import Blocks
+from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.remote.stored import Keep, Kept, Part
+from polarmap.remote.worker import sample
 from polarmap.storage import generations
 from polarmap.storage.base import Store, check_name, manifest_key
 from polarmap.storage.generations import Generation
 from polarmap.storage.manifest import Manifest
 from polarmap.storage.places import source_of
-from polarmap.stored import Keep, Kept, Part
-from polarmap.worker import sample
 
 STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
 

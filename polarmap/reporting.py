@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from polarmap.code.dtypes import epsilon, is_exact
-from polarmap.codeword import Codeword
-from polarmap.collect import Collected
-from polarmap.encoded import Encoded
+from polarmap.collector.codeword import Codeword
+from polarmap.collector.collect import Collected
+from polarmap.data.encoded import Encoded
 from polarmap.report import Report, TaskReport
 
 # From the least to the most that a map's codewords were verified by.

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import verified
-from polarmap.blocks import checked_count
 from polarmap.code.gradient import GradientCode
+from polarmap.collector import verified
+from polarmap.data.blocks import checked_count
+from polarmap.data.parts import PartBlocks, cut_parts
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.job import Job, checked_settings
-from polarmap.parts import PartBlocks, cut_parts
+from polarmap.remote.tree import Structure, flatten, unflatten
 from polarmap.report import Report
-from polarmap.tree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
 

@@ -14,7 +14,8 @@ from plain import arriving
 from scipy.optimize import minimize, rosen, rosen_der
 
 import polarmap
-from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient, verified
+from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
+from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))

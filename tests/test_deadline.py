@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import EvaluationCode, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map, verified
+from polarmap import EvaluationCode, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.code.estimation import estimator
+from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from tests.plain import arriving
 

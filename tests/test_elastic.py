@@ -20,7 +20,8 @@ import psutil
 import pytest
 from plain import assert_same, cut
 
-from polarmap import coded_map, verified
+from polarmap import coded_map
+from polarmap.collector import verified
 from polarmap.errors import NotDecodableError
 
 N, K = 8, 6

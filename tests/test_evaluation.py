@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import EvaluationCode, Fault, FaultyExecutor, ReplayExecutor, coded_map, verified
+from polarmap import EvaluationCode, Fault, FaultyExecutor, ReplayExecutor, coded_map
 from polarmap.code.evaluation import largest_k, largest_reliable_k, results_needed
+from polarmap.collector import verified
 from polarmap.errors import CodeError, NotLinearError
 from tests.plain import arriving, assert_same, plain_map
 

@@ -301,7 +301,7 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
 def test_a_worker_needs_no_polarmap():
     import cloudpickle
 
-    from polarmap import stored, tree, worker
+    from polarmap.remote import stored, tree, worker
 
     for module in (worker, stored, tree):
         cloudpickle.register_pickle_by_value(module)

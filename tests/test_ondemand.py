@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, states
 
-from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map, verified
+from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap.collector import verified
 from polarmap.errors import CodeError, NotDecodableError
 from polarmap.runtimes import Empirical, ShiftedExponential, completion_time, on_demand, stragglers
 

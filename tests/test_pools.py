@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from plain import assert_same, plain_map
 
-from polarmap import CodedResult, Fault, FaultyExecutor, coded_map, verified
+from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
+from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 
 N, K, SLOTS = 8, 6, 4

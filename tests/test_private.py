@@ -12,11 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import Fault, FaultyExecutor, PrivateCode, ReplayExecutor, coded_map, verified
-from polarmap.blocks import cut
+from polarmap import Fault, FaultyExecutor, PrivateCode, ReplayExecutor, coded_map
 from polarmap.code.private import noise_coefficients
+from polarmap.collector import verified
+from polarmap.data.blocks import cut
+from polarmap.data.masked import MaskedBlocks
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.masked import MaskedBlocks
 from tests.plain import arriving, assert_same, plain_map
 
 SMALL = [(4, 2, 1), (6, 3, 2), (7, 3, 3), (5, 2, 2), (8, 2, 5), (9, 6, 1), (10, 6, 2)]

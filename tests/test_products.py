@@ -13,9 +13,10 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode, layouts
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.layouts import Cut, Layout
+from polarmap.linalg import layouts
+from polarmap.linalg.layouts import Cut, Layout
 
 STREAM = np.random.default_rng(0)
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
+from polarmap.data.storedblocks import StoredBlocks
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
-from polarmap.stored import DamagedError, Keep, Part, Source, assemble, read_file
-from polarmap.storedblocks import StoredBlocks
-from polarmap.tree import Packed
+from polarmap.remote.stored import DamagedError, Keep, Part, Source, assemble, read_file
+from polarmap.remote.tree import Packed
 
 
 class StoredInFolder:
@@ -131,7 +131,7 @@ def test_any_changed_byte_is_noticed(data, draw):
 
 def test_results_may_stay_in_storage(A, tmp_path, executor):
     from polarmap.api import _coded
-    from polarmap.coding import Choice
+    from polarmap.data.coding import Choice
     from polarmap.executors import open_executor
 
     coded = _coded(A, Choice(6, 8), None)

@@ -25,11 +25,11 @@ from polarmap import (
     rowwise,
     verified,
 )
+from polarmap.collector.localrun import LocalRun
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.localrun import LocalRun
+from polarmap.remote.subtasks import joined, rows, run, turns
+from polarmap.remote.tree import pack
 from polarmap.runtimes import ShiftedExponential, subtasks
-from polarmap.subtasks import joined, rows, run, turns
-from polarmap.tree import pack
 
 N, K, S = 12, 8, 4
 DATA = np.random.default_rng(0).standard_normal((6 * K, 5))

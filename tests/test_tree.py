@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plain import assert_same, shape_of
 
-from polarmap.tree import Packed, flatten, pack, pack_leaves, unflatten
+from polarmap.remote.tree import Packed, flatten, pack, pack_leaves, unflatten
 
 
 class Point(NamedTuple):

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap import ReplayExecutor, coded_map, verified
+from polarmap import ReplayExecutor, coded_map
+from polarmap.collector import verified
+from polarmap.collector.verified import fingerprint
 from polarmap.errors import NotLinearError
-from polarmap.verified import fingerprint
 
 DATA = np.random.default_rng(0).standard_normal((12, 5))
 SCALE = 2.0

@@ -11,7 +11,8 @@ import scipy.sparse
 from plain import arrivals, arriving, assert_same, leaves, plain_map
 
 import polarmap
-from polarmap import PolarCode, verified
+from polarmap import PolarCode
+from polarmap.collector import verified
 from polarmap.errors import NotLinearError
 
 N, K, ROWS, COLUMNS = 18, 12, 4, 10

@@ -10,7 +10,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor, FaultyExecutor
 from polarmap.executors.private import private_folder
-from polarmap.worker import Fault
+from polarmap.remote.worker import Fault
 
 
 def open_executor(choice: Any) -> tuple[Executor, Mapping[int, Fault]]:

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.stored import DamagedError, Keep, Kept, Part, Source
-from polarmap.tree import Shape, Structure
-from polarmap.worker import Error, Fault, Reply
+from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Source
+from polarmap.remote.tree import Shape, Structure
+from polarmap.remote.worker import Error, Fault, Reply
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]

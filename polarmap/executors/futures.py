@@ -20,10 +20,10 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
 from polarmap.executors.spares import SpareProcesses
-from polarmap.stored import DamagedError, Keep
-from polarmap.subtasks import turns
-from polarmap.tree import unflatten
-from polarmap.worker import Fault, Reply, parse_message
+from polarmap.remote.stored import DamagedError, Keep
+from polarmap.remote.subtasks import turns
+from polarmap.remote.tree import unflatten
+from polarmap.remote.worker import Fault, Reply, parse_message
 
 LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned

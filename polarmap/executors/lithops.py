@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from polarmap import stored, subtasks, tree, worker
 from polarmap.clouds import settings
 from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
@@ -39,9 +38,10 @@ from polarmap.executors.base import (
     pickled,
 )
 from polarmap.executors.private import interpreter, private_folder
-from polarmap.stored import Keep, Part, Source
-from polarmap.subtasks import turns
-from polarmap.worker import Fault, Reply, Ticket, parse_message
+from polarmap.remote import stored, subtasks, tree, worker
+from polarmap.remote.stored import Keep, Part, Source
+from polarmap.remote.subtasks import turns
+from polarmap.remote.worker import Fault, Reply, Ticket, parse_message
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process

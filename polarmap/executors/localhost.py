@@ -17,7 +17,7 @@ from polarmap.executors import slots
 from polarmap.executors.base import Coded, Function, Outcome, check_folder, lost
 from polarmap.executors.lithops import LithopsExecutor, end, localhost_functions
 from polarmap.executors.private import private_folder
-from polarmap.worker import Fault, Ticket
+from polarmap.remote.worker import Fault, Ticket
 
 PARITY_NICE = 10  # parity must not take the cores from data tasks that are doing fine
 TASK_SECONDS = 3600  # limit of one task; coded_map's timeout is the useful one

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from polarmap.stored import Keep, Kept, Part, Source, assemble
-from polarmap.subtasks import Handed
-from polarmap.tree import Packed, Shape, Structure, unflatten
-from polarmap.worker import (
+from polarmap.remote.stored import Keep, Kept, Part, Source, assemble
+from polarmap.remote.subtasks import Handed
+from polarmap.remote.tree import Packed, Shape, Structure, unflatten
+from polarmap.remote.worker import (
     POLL_SECONDS,
     Error,
     Fault,

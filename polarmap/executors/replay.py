@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
-from polarmap.stored import Keep
-from polarmap.subtasks import rows, turns
-from polarmap.tree import unflatten
-from polarmap.worker import Error, Fault, Reply, apply, leave
+from polarmap.remote.stored import Keep
+from polarmap.remote.subtasks import rows, turns
+from polarmap.remote.tree import unflatten
+from polarmap.remote.worker import Error, Fault, Reply, apply, leave
 
 
 class ReplayExecutor:

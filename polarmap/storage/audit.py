@@ -12,12 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import NotDecodableError, StorageError
+from polarmap.remote.stored import Part
 from polarmap.storage import generations
 from polarmap.storage.base import Store, folder_of, manifest_key
 from polarmap.storage.generations import Generation
 from polarmap.storage.manifest import Manifest, checksum
 from polarmap.storage.parts import KINDS, TRANSFERS, Damage, decoder_of, fetch, fetch_blocks, recover
-from polarmap.stored import Part
 
 Array = npt.NDArray[Any]
 

@@ -11,13 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import MissingObjectError, StorageError
+from polarmap.remote.stored import Part
 from polarmap.storage import generations
 from polarmap.storage.base import Store, folder_of, manifest_key
 from polarmap.storage.generations import Generation
 from polarmap.storage.manifest import Manifest, checksum, describe_code
 from polarmap.storage.sources import Source
 from polarmap.storage.stripes import Plan
-from polarmap.stored import Part
 
 Array = npt.NDArray[Any]
 

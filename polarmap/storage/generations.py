@@ -15,10 +15,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarmap.errors import MissingObjectError, StorageError
+from polarmap.remote.stored import Part
 from polarmap.storage.base import Store, folder_of, manifest_key
 from polarmap.storage.manifest import Manifest, load
 from polarmap.storage.owners import Owner
-from polarmap.stored import Part
 
 NOTE = "running.json"
 STALE_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead

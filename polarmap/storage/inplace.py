@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.remote.stored import Part
 from polarmap.storage.base import Store, check_key
 from polarmap.storage.stripes import Box, elements
-from polarmap.stored import Part
 
 Array = npt.NDArray[Any]
 

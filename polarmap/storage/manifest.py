@@ -16,8 +16,8 @@ import numpy as np
 
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.remote.stored import Part
 from polarmap.storage.base import MANIFESTS, Store, check_key, check_name, manifest_key
-from polarmap.stored import Part
 
 FORMAT, VERSION = "polarmap coded array", 1
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.errors import MissingObjectError, NotDecodableError
+from polarmap.remote.stored import Part
 from polarmap.storage.base import Store
 from polarmap.storage.manifest import Manifest, checksum
-from polarmap.stored import Part
 
 Array = npt.NDArray[Any]
 

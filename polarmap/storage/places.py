@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from polarmap.remote.stored import Source
 from polarmap.storage.base import Store
 from polarmap.storage.folder import FolderStore
-from polarmap.stored import Source
 
 
 def source_of(store: Store) -> Source:

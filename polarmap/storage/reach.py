@@ -8,12 +8,12 @@ from math import prod
 import numpy as np
 
 from polarmap.errors import CodeError
+from polarmap.remote.stored import Part
+from polarmap.remote.stored import Source as Place
 from polarmap.storage.base import Store
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import ArraySource, Source
 from polarmap.storage.stripes import Box, elements
-from polarmap.stored import Part
-from polarmap.stored import Source as Place
 
 
 class Reach:

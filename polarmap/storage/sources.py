@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
+from polarmap.remote.stored import Part
 from polarmap.storage.base import Store
 from polarmap.storage.stripes import Box
-from polarmap.stored import Part
 
 Array = npt.NDArray[Any]
 

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrivals import Arrivals, leaves_of
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
+from polarmap.collector.arrivals import Arrivals, leaves_of
 
 Array = npt.NDArray[Any]
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import Blocks
 from polarmap.code.gram import GramCode
 from polarmap.code.grid import GridCode
 from polarmap.code.polar import PolarCode
-from polarmap.encoded import Encoded
-from polarmap.stored import Part, Source
-from polarmap.tree import Structure
+from polarmap.data.blocks import Blocks
+from polarmap.data.encoded import Encoded
+from polarmap.remote.stored import Part, Source
+from polarmap.remote.tree import Structure
 
 Array = npt.NDArray[Any]
 Layout = tuple[tuple[str, tuple[int, ...]], ...]

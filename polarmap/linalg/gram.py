@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api, matrices, verified
-from polarmap.blocks import checked_count
+from polarmap import api
 from polarmap.code.dtypes import DType, is_exact, real_dtype
+from polarmap.collector import verified
+from polarmap.data.blocks import checked_count
+from polarmap.data.grids import CodedGrid
 from polarmap.errors import CodeError
-from polarmap.grids import CodedGrid
-from polarmap.products import CodedProduct, assemble
+from polarmap.linalg import matrices
+from polarmap.linalg.products import CodedProduct, assemble
 
 Array = npt.NDArray[Any]
 

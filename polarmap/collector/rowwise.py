@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap import verified
-from polarmap.codeword import Codeword
-from polarmap.encoded import Encoded
+from polarmap.collector import verified
+from polarmap.collector.codeword import Codeword
+from polarmap.collector.localrun import LocalRun
+from polarmap.collector.settings import Settings
+from polarmap.collector.settle import UNVERIFIED_SECONDS, UNVERIFIED_TASKS
+from polarmap.collector.stopwatch import Stopwatch
+from polarmap.collector.verify import leaf_agrees
+from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
-from polarmap.localrun import LocalRun
-from polarmap.settings import Settings
-from polarmap.settle import UNVERIFIED_SECONDS, UNVERIFIED_TASKS
-from polarmap.stopwatch import Stopwatch
-from polarmap.tree import unflatten
-from polarmap.verify import leaf_agrees
+from polarmap.remote.tree import unflatten
 
 Array = npt.NDArray[Any]
 

@@ -13,15 +13,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api, matrices, verified
-from polarmap.blocks import DEFAULT_BLOCKS, CodedBlocks, checked_count
+from polarmap import api
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.coded_array import CodedArray, encode
-from polarmap.coding import Choice
+from polarmap.collector import verified
+from polarmap.data.blocks import DEFAULT_BLOCKS, CodedBlocks, checked_count
+from polarmap.data.coding import Choice
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
 from polarmap.job import checked_settings
+from polarmap.linalg import matrices
 from polarmap.report import Report
 
 try:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from polarmap.blocks import Blocks
 from polarmap.code.protocol import Code
+from polarmap.data.blocks import Blocks
 from polarmap.executors.base import Coded
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import ModelError
-from polarmap.losses import Loss, Objective, typical_curvature
-from polarmap.operators import CodedOperator
+from polarmap.glm.losses import Loss, Objective, typical_curvature
+from polarmap.linalg.operators import CodedOperator
 
 try:
     from scipy.optimize import minimize

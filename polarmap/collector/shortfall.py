@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from polarmap.arrivals import Arrivals
+from polarmap.collector.arrivals import Arrivals
 
 
 class Shortfall:

@@ -12,19 +12,19 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrivals import Arrivals
-from polarmap.blocks import Blocks
 from polarmap.code.decoder import Decoder
 from polarmap.code.protocol import Code
-from polarmap.encoded import Encoded
+from polarmap.collector.arrivals import Arrivals
+from polarmap.collector.settings import Settings
+from polarmap.collector.settle import Settlement
+from polarmap.collector.stopwatch import Stopwatch
+from polarmap.collector.verify import Verifier
+from polarmap.data.blocks import Blocks
+from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.settings import Settings
-from polarmap.settle import Settlement
-from polarmap.stopwatch import Stopwatch
-from polarmap.subtasks import rows
-from polarmap.tree import Structure
-from polarmap.verify import Verifier
+from polarmap.remote.subtasks import rows
+from polarmap.remote.tree import Structure
 
 Array = npt.NDArray[Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from polarmap.blocks import checked_count
+from polarmap.data.blocks import checked_count
 from polarmap.errors import CodeError
 
 WORKERS = 32

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.encode import ignoring_inf
-from polarmap.encoded import Encoded
+from polarmap.data.encoded import Encoded
 from polarmap.executors.base import Failure, Outcome
-from polarmap.tree import Structure
+from polarmap.remote.tree import Structure
 
 Array = npt.NDArray[Any]
 

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from polarmap.code.dtypes import check_dtype
 from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
-from polarmap.stored import Part
-from polarmap.tree import Structure, flatten
+from polarmap.remote.stored import Part
+from polarmap.remote.tree import Structure, flatten
 
 Array = npt.NDArray[Any]
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import Blocks
 from polarmap.code.protocol import Code
+from polarmap.data.blocks import Blocks
 from polarmap.errors import CodeError
-from polarmap.stored import Part
-from polarmap.tree import Shape, Structure, flatten
+from polarmap.remote.stored import Part
+from polarmap.remote.tree import Shape, Structure, flatten
 
 Array = npt.NDArray[Any]
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api, layouts, matrices, verified
-from polarmap.blocks import CodedBlocks
+from polarmap import api
+from polarmap.collector import verified
+from polarmap.data.blocks import CodedBlocks
+from polarmap.data.grids import CodedGrid
 from polarmap.errors import CodeError
-from polarmap.grids import CodedGrid
+from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
 
 Array = npt.NDArray[Any]

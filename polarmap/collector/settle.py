@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrivals import Arrivals
 from polarmap.code.decoder import Decoder, Plan
+from polarmap.collector.arrivals import Arrivals
+from polarmap.collector.localrun import LocalRun
+from polarmap.collector.settings import Settings
+from polarmap.collector.stopwatch import Stopwatch
+from polarmap.collector.verify import NotFiniteError, Verifier
 from polarmap.errors import NotDecodableError, NotLinearError
-from polarmap.localrun import LocalRun
-from polarmap.settings import Settings
-from polarmap.stopwatch import Stopwatch
-from polarmap.verify import NotFiniteError, Verifier
 
 Array = npt.NDArray[Any]
 

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap import subtasks
-from polarmap.stored import DamagedError, Keep, Kept, Part, Source, assemble, read_file, write_file
-from polarmap.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
+from polarmap.remote import subtasks
+from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Source, assemble, read_file, write_file
+from polarmap.remote.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
 WANTED_SECONDS = 0.5  # how often it looks whether it is still wanted

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from polarmap.arrivals import Arrivals
 from polarmap.code.protocol import Code
+from polarmap.collector.arrivals import Arrivals
+from polarmap.collector.settings import Settings
+from polarmap.collector.stopwatch import Stopwatch
 from polarmap.executors.base import Executor
 from polarmap.runtimes.ondemand import late_age, to_start
-from polarmap.settings import Settings
-from polarmap.stopwatch import Stopwatch
 
 
 class Reserve:

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import ModelError
-from polarmap.fitting import CodedModel, Penalized, minimized, solve
-from polarmap.losses import Bernoulli, Loss, Multinomial, Poisson
+from polarmap.glm.fitting import CodedModel, Penalized, minimized, solve
+from polarmap.glm.losses import Bernoulli, Loss, Multinomial, Poisson
 
 try:
     from scipy.special import expit, softmax

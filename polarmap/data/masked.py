@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks import Array, Blocks, CodedBlocks
 from polarmap.code.dtypes import real_dtype, working_dtype
 from polarmap.code.private import PrivateCode
+from polarmap.data.blocks import Array, Blocks, CodedBlocks
 
 
 class MaskedBlocks(CodedBlocks):

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.tree import flatten
+from polarmap.remote.tree import flatten
 
 Array = npt.NDArray[Any]
 

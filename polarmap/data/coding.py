@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap import blocks as blocks_
-from polarmap.blocks import Blocks
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact, is_integer
 from polarmap.code.evaluation import EvaluationCode, largest_k, largest_reliable_k, results_needed
 from polarmap.code.polar import PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.code.uncoded import Uncoded
+from polarmap.data import blocks as blocks_
+from polarmap.data.blocks import Blocks
 from polarmap.errors import CodeError
 from polarmap.runtimes.planner import Plan
 

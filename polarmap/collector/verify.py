@@ -9,17 +9,17 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import verified
-from polarmap.arrivals import Arrivals, kind_of, leaves_of
 from polarmap.code import checks
 from polarmap.code.decoder import Plan
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
-from polarmap.encoded import Encoded
+from polarmap.collector import verified
+from polarmap.collector.arrivals import Arrivals, kind_of, leaves_of
+from polarmap.collector.localrun import LocalRun
+from polarmap.collector.settings import Errors
+from polarmap.data.encoded import Encoded
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.localrun import LocalRun
-from polarmap.settings import Errors
-from polarmap.tree import unflatten
+from polarmap.remote.tree import unflatten
 
 Array = npt.NDArray[Any]
 

@@ -9,19 +9,19 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from polarmap.code.polar import PolarCode
-from polarmap.codeword import Codeword, by_subtask, check_rows, joined
-from polarmap.encoded import Encoded
+from polarmap.collector.codeword import Codeword, by_subtask, check_rows, joined
+from polarmap.collector.estimate import estimate
+from polarmap.collector.reserve import Reserve
+from polarmap.collector.rowwise import RowwiseCheck
+from polarmap.collector.settings import Settings
+from polarmap.collector.shortfall import Shortfall
+from polarmap.collector.stopwatch import Stopwatch
+from polarmap.data.encoded import Encoded
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
-from polarmap.estimate import estimate
 from polarmap.executors.base import Executor
-from polarmap.reserve import Reserve
-from polarmap.rowwise import RowwiseCheck
-from polarmap.settings import Settings
-from polarmap.shortfall import Shortfall
-from polarmap.stopwatch import Stopwatch
-from polarmap.stored import Kept
-from polarmap.tree import Structure
-from polarmap.worker import Fault
+from polarmap.remote.stored import Kept
+from polarmap.remote.tree import Structure
+from polarmap.remote.worker import Fault
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from polarmap.tree import Packed, flatten, pack, unflatten
+from polarmap.remote.tree import Packed, flatten, pack, unflatten
 
 
 class Handed(NamedTuple):

@@ -1,0 +1,1 @@
+"""The only loop: outcomes of tasks -> decoders -> results that stand."""

@@ -1,0 +1,1 @@
+"""What is mapped: data -> blocks -> coded blocks, in memory or in storage."""

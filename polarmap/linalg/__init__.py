@@ -1,0 +1,1 @@
+"""Linear algebra on coded maps: operators, products, Gram matrices."""
