@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -89,3 +91,8 @@ def states(report: Any) -> Mapping[str, list[int]]:
     """The tasks in every state that occurs."""
     found = {state: report.indices(state) for state in STATES}
     return {state: indices for state, indices in found.items() if indices}
+
+
+def process_pool(workers: int) -> ProcessPoolExecutor:
+    """Processes that are not forked from this one, beside whose threads that is not safe."""
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving
+from plain import arriving, process_pool
 from scipy.optimize import minimize, rosen, rosen_der
 
 import polarmap
@@ -244,7 +244,7 @@ def test_arguments_of_the_objective_are_passed_on() -> None:
 
 def test_pools_run_it() -> None:
     x = point(10)
-    for pool in (ThreadPoolExecutor(2), ProcessPoolExecutor(2)):
+    for pool in (ThreadPoolExecutor(2), process_pool(2)):
         with pool:
             faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
             found = coded_gradient(curved, x, workers=8, executor=faulty)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
+from plain import process_pool
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
@@ -35,7 +36,7 @@ def executor(request):
     if request.param == "localhost":
         yield "localhost"
         return
-    with (ThreadPoolExecutor if request.param == "threads" else ProcessPoolExecutor)(4) as pool:
+    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
         yield pool
 
 

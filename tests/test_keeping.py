@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving
+from plain import arriving, process_pool
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
@@ -30,7 +30,7 @@ def executor(request):
     if request.param == "localhost":
         yield "localhost"
         return
-    with (ThreadPoolExecutor if request.param == "threads" else ProcessPoolExecutor)(4) as pool:
+    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
         yield pool
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map, states
+from plain import assert_same, cut, plain_map, process_pool, states
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.collector import verified
@@ -219,7 +219,7 @@ def copied(block: np.ndarray) -> np.ndarray:
     return block.copy()
 
 
-@pytest.mark.parametrize("pool", [ThreadPoolExecutor, ProcessPoolExecutor])
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, process_pool])
 def test_pools_start_parity_for_a_straggler(pool: Any) -> None:
     executor = FaultyExecutor(pool(6), {1: Fault("sleep", 60.0)})
     with executor.executor:

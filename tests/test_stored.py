@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import zlib
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import process_pool
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
@@ -61,7 +62,7 @@ def executor(request):
     if request.param == "localhost":
         yield "localhost"
         return
-    with (ThreadPoolExecutor if request.param == "threads" else ProcessPoolExecutor)(4) as pool:
+    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
         yield pool
 
 

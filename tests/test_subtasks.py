@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map
+from plain import assert_same, cut, plain_map, process_pool
 
 from polarmap import (
     CodedResult,
@@ -333,7 +333,7 @@ def test_threads_hand_in_what_they_finish() -> None:
 
 def test_processes_hand_in_what_they_finish() -> None:
     faults = {0: Fault("sleep", 160.0), 2: Fault("raise")}
-    with ProcessPoolExecutor(6) as pool:
+    with process_pool(6) as pool:
         executor = FaultyExecutor(pool, faults)
         result = coded(copied, blocks=4, workers=6, executor=executor, timeout=60, retries=0)
     assert_partial(result, [2])
