@@ -11,7 +11,7 @@ from pathlib import Path
 import cloudpickle
 
 from benchmarks import interleaved, is_quick, show
-from polarmap.executors.lithops import _pickled_by_value
+from polarmap.executors.lithops import pickled_by_value
 from polarmap.remote import worker
 
 
@@ -19,7 +19,7 @@ def main() -> None:
     repeats = 5 if is_quick(__doc__) else 15
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
-        with _pickled_by_value():
+        with pickled_by_value():
             task.write_bytes(cloudpickle.dumps(worker.make_task(lambda block: 2 * block)))
         load = f"import pickle; pickle.load(open({str(task)!r}, 'rb'))"
         steps = {

@@ -15,16 +15,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
-from polarmap import (
-    CodedResult,
-    Decoder,
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-    verified,
-)
+from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 
 N, K = 12, 8

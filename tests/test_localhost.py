@@ -301,15 +301,14 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
 def test_a_worker_needs_no_polarmap():
     import cloudpickle
 
-    from polarmap.remote import stored, tree, worker
+    from polarmap.executors.lithops import pickled_by_value
+    from polarmap.remote import worker
 
-    for module in (worker, stored, tree):
-        cloudpickle.register_pickle_by_value(module)
-    try:
+    with pickled_by_value(), pickled_by_value():
+        pass
+    assert not cloudpickle.list_registry_pickle_by_value()
+    with pickled_by_value():
         payload = cloudpickle.dumps(worker.make_task(lambda block: block * 2))
-    finally:
-        for module in (worker, stored, tree):
-            cloudpickle.unregister_pickle_by_value(module)
     program = (
         "import sys, pickle; sys.modules['polarmap'] = None; task = pickle.loads(sys.stdin.buffer.read());"
         "print(sorted(m for m in sys.modules if m.startswith(('polarmap.', 'lithops', 'numba'))))"

@@ -326,9 +326,12 @@ def test_a_lithops_configuration_is_opened_once(tmp_path: Any, monkeypatch: pyte
         assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
         (functions,) = made
         storage = functions.storage
+        jobs = set(storage.list_keys(storage.bucket, "lithops.jobs"))
+        own = {key for key in jobs if key.startswith(f"lithops.jobs/{functions.executor_id}")}
         assert len(storage.list_keys(storage.bucket, "polarmap/coded/operator")) == N
     assert storage.list_keys(storage.bucket, "polarmap") == []
-    assert storage.list_keys(storage.bucket, "lithops.jobs") == []
+    left = set(storage.list_keys(storage.bucket, "lithops.jobs"))
+    assert own and left <= jobs - own  # there may be some of executors that earlier tests owned
 
 
 def test_coded_arrays_are_used_as_they_are(tmp_path: Any) -> None:

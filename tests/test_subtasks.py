@@ -15,16 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, process_pool
 
-from polarmap import (
-    CodedResult,
-    Fault,
-    FaultyExecutor,
-    PolarCode,
-    ReplayExecutor,
-    coded_map,
-    rowwise,
-    verified,
-)
+from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap.collector import rowwise, verified
 from polarmap.collector.localrun import LocalRun
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.remote.subtasks import joined, rows, run, turns

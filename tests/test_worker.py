@@ -16,7 +16,7 @@ import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.executors.lithops import _pickled_by_value as pickled_by_value
+from polarmap.executors.lithops import pickled_by_value
 from polarmap.remote import worker
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")

@@ -24,6 +24,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
+from polarmap import remote
 from polarmap.clouds import settings
 from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
@@ -38,7 +39,7 @@ from polarmap.executors.base import (
     pickled,
 )
 from polarmap.executors.private import interpreter, private_folder
-from polarmap.remote import stored, subtasks, tree, worker
+from polarmap.remote import worker
 from polarmap.remote.stored import Keep, Part, Source
 from polarmap.remote.subtasks import turns
 from polarmap.remote.worker import Fault, Reply, Ticket, parse_message
@@ -48,6 +49,8 @@ POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this 
 MONITORING_SECONDS = 0.02  # between Lithops' own looks at its storage
 PREFIX = "polarmap"
 _building = threading.Lock()
+_registering = threading.Lock()
+_pickling = 0  # threads that pickle what travels
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 PROBE_BYTES = 1024
 TRANSFERS = 16  # objects moved at once to or from a remote storage
@@ -163,7 +166,7 @@ class LithopsExecutor:
         self._jobs.append(job)
         fields = [{"fields": ticket.plain()} for ticket in tickets]
         try:
-            with _pickled_by_value():
+            with pickled_by_value():
                 task = worker.make_task(self._f)
                 futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
         except Exception as error:
@@ -572,13 +575,19 @@ def _reason(future: Any) -> str:
 
 
 @contextlib.contextmanager
-def _pickled_by_value() -> Iterator[None]:
-    """Let what runs on the worker travel whole: a worker needs numpy, not polarmap."""
-    modules = [worker, stored, subtasks, tree]
-    for module in modules:
-        cloudpickle.register_pickle_by_value(module)
+def pickled_by_value() -> Iterator[None]:
+    """Let what runs on the worker travel whole: a worker needs numpy, not polarmap.
+
+    cloudpickle's register is one for all threads: the last to leave takes the entry out.
+    """
+    global _pickling
+    with _registering:
+        _pickling += 1
+        cloudpickle.register_pickle_by_value(remote)
     try:
         yield
     finally:
-        for module in modules:
-            cloudpickle.unregister_pickle_by_value(module)
+        with _registering:
+            _pickling -= 1
+            if not _pickling:
+                cloudpickle.unregister_pickle_by_value(remote)
