@@ -71,6 +71,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> typing.Any:
+    if name == "glm":  # a module, which needs scikit-learn: imported when it is asked for
+        return importlib.import_module("polarmap.glm")
     if name not in _LAZY:
         raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
     value = getattr(importlib.import_module(_LAZY[name]), name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.executors.private import named_for_lithops
 from polarmap.hedging import HedgingExecutor, Rule
 
 DATA = np.random.default_rng(0).standard_normal((50, 3))
@@ -172,7 +172,7 @@ def test_a_lithops_executor_of_the_caller(tmp_path: Path) -> None:
     import lithops
 
     yaml = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
-    with lithops.FunctionExecutor(config_file=str(yaml), runtime=sys.executable, log_level=None) as fx:
+    with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
         faulty = FaultyExecutor(fx, {3: Fault("kill")})
         result = hedged_map(summary, DATA, blocks=5, executor=faulty, timeout=60)
     assert_equal(result, 5)

@@ -19,6 +19,7 @@ import pytest
 import polarmap
 from polarmap import Fault, FaultyExecutor
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
+from polarmap.executors.private import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
 x = np.linspace(-1, 1, 16)
@@ -190,7 +191,7 @@ def test_a_function_executor_stays_the_callers():
     import lithops
 
     yaml = Path(__file__).parents[1] / "config" / "localhost.yaml"
-    with lithops.FunctionExecutor(config_file=str(yaml), runtime=sys.executable, log_level=None) as fx:
+    with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
         for _ in range(2):
             y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=fx, timeout=60)
             np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,6 +14,7 @@ from hypothesis import strategies as st
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.executors.private import named_for_lithops
 from polarmap.linalg import layouts
 from polarmap.linalg.layouts import Cut, Layout
 
@@ -215,7 +215,7 @@ def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None
     lithops = pytest.importorskip("lithops")
     config = {
         "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
-        "localhost": {"version": 1, "runtime": sys.executable, "worker_processes": 3},
+        "localhost": {"version": 1, "runtime": named_for_lithops(), "worker_processes": 3},
     }
     with lithops.FunctionExecutor(config=config, log_level=None) as functions:
         storage, put, keys = functions.storage, functions.storage.put_object, []

@@ -266,6 +266,12 @@ def test_a_lazy_name_is_there_and_stays(name: str) -> None:
     assert name in vars(polarmap)
 
 
+def test_models_need_no_import_of_their_own() -> None:
+    code = "import polarmap; print(polarmap.glm.Ridge.__name__)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout == "Ridge\n"
+
+
 def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
     with pytest.raises(AttributeError, match="'polarmap' has no attribute 'coded_mop'"):
         _ = polarmap.coded_mop

@@ -38,7 +38,7 @@ from polarmap.executors.base import (
     outcome_of,
     pickled,
 )
-from polarmap.executors.private import interpreter, private_folder
+from polarmap.executors.private import interpreter, named_for_lithops, private_folder
 from polarmap.remote import worker
 from polarmap.remote.stored import Keep, Part, Source
 from polarmap.remote.subtasks import turns
@@ -459,7 +459,7 @@ def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
 def _missing_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """What a localhost configuration should not leave to Lithops: its interpreter is `python`."""
     if settings.backend_of(config) == "localhost" and "runtime" not in (config.get("localhost") or {}):
-        return {"runtime": sys.executable}
+        return {"runtime": named_for_lithops()}
     return {}
 
 

@@ -6,6 +6,7 @@ import atexit
 import glob
 import json
 import os
+import re
 import shutil
 import stat
 import sys
@@ -49,6 +50,17 @@ def interpreter() -> Path:
         script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return script
+
+
+def named_for_lithops() -> str:
+    """The path of this interpreter, or of a script that runs it where Lithops refuses such a path."""
+    if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable):
+        return sys.executable
+    script = private_folder() / "this-python"
+    if not script.exists():
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
 
 
 def _sweep() -> None:
