@@ -12,7 +12,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from servers import RedisServer, S3Server, Server
@@ -51,3 +53,15 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Redis on loopback. A test that kills it starts it again."""
     yield from running(RedisServer(tmp_path_factory.mktemp("redis")))
+
+
+@pytest.fixture(params=["threads", "processes", "localhost"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each kind of workers on this machine."""
+    if request.param == "localhost":
+        yield "localhost"
+        return
+    from plain import process_pool
+
+    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
+        yield pool

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plain import process_pool
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
@@ -29,15 +28,6 @@ def saved(folder, A) -> Path:
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
-
-
-@pytest.fixture(params=["threads", "processes", "localhost"])
-def executor(request):
-    if request.param == "localhost":
-        yield "localhost"
-        return
-    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
-        yield pool
 
 
 @pytest.mark.parametrize("dtype", ["f8", "u1"])

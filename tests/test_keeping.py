@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving, process_pool
+from plain import arriving
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
@@ -23,15 +22,6 @@ def files(folder) -> set[str]:
 @pytest.fixture
 def A():
     return np.random.default_rng(0).standard_normal((59, 7))
-
-
-@pytest.fixture(params=["threads", "processes", "localhost"])
-def executor(request):
-    if request.param == "localhost":
-        yield "localhost"
-        return
-    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
-        yield pool
 
 
 def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from plain import process_pool
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
@@ -55,15 +54,6 @@ def A():
 @pytest.fixture
 def stored(tmp_path, A):
     return StoredInFolder(tmp_path, A)
-
-
-@pytest.fixture(params=["threads", "processes", "localhost"])
-def executor(request):
-    if request.param == "localhost":
-        yield "localhost"
-        return
-    with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
-        yield pool
 
 
 def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, stored, tmp_path, executor):
