@@ -179,7 +179,8 @@ def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):
     lost = [part.key for index in (0, 7) for part in coded.stored(index)]
     memory.delete(lost)
     with ThreadPoolExecutor(4) as pool:
-        y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60)
+        # What is verified is not handed out before every task has had a moment to report.
+        y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
     assert sum(y) == pytest.approx(A.sum())
     assert y.report.recovered == (0,)
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
