@@ -301,8 +301,10 @@ def run(
     job = Job(_executor(executor, data))
     with job:
         coded = _coded(data, choice, settings.rtol)
-    if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
-        raise CodeError("deadline= estimates blocks of linear f: not with degree, private, store or a grid")
+        if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
+            raise CodeError(
+                "deadline= estimates blocks of linear f: not with degree, private, store or a grid"
+            )
     if keeping is None:
         collected, report = job.run(f, coded, settings, progress)
     else:

@@ -78,9 +78,10 @@ def hedged_map(
     settings = checked_settings(f, False, None, timeout, retries)
     rule = _checked_rule(slow, done, backups)
     job = Job(executor)
-    parts, structure = cut_parts(data, None if blocks is None else checked_count("blocks", blocks))
-    if blocks not in (None, len(parts)):
-        raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
+    with job:
+        parts, structure = cut_parts(data, None if blocks is None else checked_count("blocks", blocks))
+        if blocks not in (None, len(parts)):
+            raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
     coded = PartBlocks(parts, structure, Uncoded(len(parts)))
     job.executor = hedge = HedgingExecutor(job.executor, rule)
     _, report = job.run(f, coded, settings, progress)

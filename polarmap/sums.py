@@ -97,8 +97,9 @@ def coded_sum(
     """
     settings = checked_settings(f, "auto", rtol, timeout, retries)
     job = Job(executor)
-    n = None if workers is None else checked_count("workers", workers)
-    shares = _Shares(*cut_parts(parts, n), n, tolerate)
+    with job:
+        n = None if workers is None else checked_count("workers", workers)
+        shares = _Shares(*cut_parts(parts, n), n, tolerate)
     combined = combining(f)
     verified.note_passed(combined, shares.code.assumption)  # nothing is evaluated here
     try:

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from plain import arrivals, arriving, assert_same, cut, plain_map, states
 
+import polarmap
 from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
@@ -927,6 +928,24 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
 
 
 # --- the executor is always stopped ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda executor: polarmap.coded_map(np.sum, [], executor=executor),
+        lambda executor: polarmap.coded_map(
+            np.sum, np.ones((8, 2)), blocks=4, workers=12, degree=2, deadline=1.0, executor=executor
+        ),
+        lambda executor: polarmap.coded_sum(np.sum, [], executor=executor),
+        lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),
+    ],
+)
+def test_the_executor_is_let_go_of_when_the_data_is_refused(use: Callable[[Any], Any]) -> None:
+    recorder = Recorder(ReplayExecutor())
+    with pytest.raises(CodeError):
+        use(recorder)
+    assert recorder.calls == ["stop"]
 
 
 def test_the_executor_is_started_once_and_stopped_last() -> None:
