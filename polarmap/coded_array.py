@@ -28,7 +28,7 @@ from polarmap.storage.manifest import Manifest
 from polarmap.storage.objects import ObjectStore
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import open_source
-from polarmap.storage.stripes import plan
+from polarmap.storage.stripes import plan_stripes
 
 Array = npt.NDArray[Any]
 
@@ -290,7 +290,9 @@ def encode(
     source = open_source(A, store)
     check_array(source)
     chosen = plan_rows(source.shape[0], source.dtype, blocks, workers, code)
-    cut = plan(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows)
+    cut = plan_stripes(
+        chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows
+    )
     if executor is not None:
         write = distributed.writing(store, source, cut, executor, progress)
         return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))

@@ -12,27 +12,26 @@ import numpy.typing as npt
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.collector.settings import Settings
-from polarmap.data.blocks import Blocks
+from polarmap.data.parts import PartBlocks
 from polarmap.executors.base import Outcome
 from polarmap.hedging import HedgingExecutor, Rule
 from polarmap.job import Job
 from polarmap.remote.stored import Keep, Part
-from polarmap.remote.stored import Source as Place
-from polarmap.remote.tree import Shape, Structure
+from polarmap.remote.tree import Shape
 from polarmap.storage.base import Store
 from polarmap.storage.encoding import Write
 from polarmap.storage.generations import Generation
 from polarmap.storage.places import source_of
 from polarmap.storage.reach import Reach
 from polarmap.storage.sources import Source
-from polarmap.storage.stripes import Plan
+from polarmap.storage.stripes import StripePlan
 
 Array = npt.NDArray[Any]
 
 SETTINGS = Settings(verify=False, retries=2)
 
 
-def writing(store: Store, source: Source, plan: Plan, executor: Any, progress: bool | None) -> Write:
+def writing(store: Store, source: Source, plan: StripePlan, executor: Any, progress: bool | None) -> Write:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
     Stripes that an earlier run had finished stay if workers find the same data there again.
@@ -84,7 +83,7 @@ def _encoded(
     return done
 
 
-def encoder(code: PolarCode, plan: Plan, with_data: bool) -> Callable[[Array], list[Array]]:
+def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Array], list[Array]]:
     """On a worker, which has numpy only: the parity rows of a stripe, after its data rows or before
     their checksums."""
     P = code.parity_check[:, : code.k]
@@ -123,22 +122,13 @@ class _Noting(HedgingExecutor):
         return outcomes
 
 
-class _Stripes:
+class _Stripes(PartBlocks):
     """What each worker gets: a stripe of all k data blocks, which it reads where they lie."""
 
-    encode_seconds = 0.0
-    structure: Structure = ("array",)
-
-    def __init__(self, plan: Plan, reach: Reach, stripes: Sequence[int]) -> None:
+    def __init__(self, plan: StripePlan, reach: Reach, stripes: Sequence[int]) -> None:
         self.plan, self.reach, self.stripes = plan, reach, list(stripes)
-        self.code = Uncoded(len(self.stripes))
-        self.n = self.k = len(self.stripes)
-        self.blocks = Blocks([[]] * self.n, self.structure)
-
-    @property
-    def source(self) -> Place:
-        """Where the data lies."""
-        return self.reach.place
+        super().__init__([[]] * len(self.stripes), ("array",), Uncoded(len(self.stripes)))
+        self.source = reach.place
 
     def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:
         """Of one data block."""
@@ -154,17 +144,6 @@ class _Stripes:
         width = self.plan.width(self.stripes[index])
         return ((self.plan.dtype.str, (self.plan.code.k, width)),)
 
-    def leaves(self, index: int) -> list[Array]:
-        """Workers read them, not the driver."""
-        raise LookupError(index)
-
     def piece(self, number: int) -> list[Array]:
-        """Likewise."""
+        """Workers read them, not the driver."""
         raise LookupError(number)
-
-    def pieces(self, index: int) -> tuple[int, ...]:
-        """A stripe is one piece."""
-        return (index,)
-
-    def release(self) -> None:
-        """Nothing is kept."""

@@ -13,13 +13,13 @@ import numpy as np
 from polarmap.code.polar import PolarCode
 from polarmap.data.blocks import Blocks
 from polarmap.data.encoded import Encoded
-from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.errors import CodeError, StorageError
 from polarmap.remote.stored import Keep, Kept, Part
 from polarmap.remote.worker import sample
 from polarmap.storage import generations
-from polarmap.storage.base import Store, check_name, manifest_key
+from polarmap.storage.base import Store, check_name
 from polarmap.storage.generations import Generation
-from polarmap.storage.manifest import Manifest
+from polarmap.storage.manifest import Manifest, standing
 from polarmap.storage.places import source_of
 
 STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
@@ -98,8 +98,7 @@ def sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refuse_standing(store: Store, name: str) -> None:
-    with contextlib.suppress(MissingObjectError):
-        store.get(manifest_key(name))
+    if standing(store, name) is not None:
         raise StorageError(
             f"there is a coded array {name!r} in {store.name} already: choose another name for store=, "
             "or delete it first"

@@ -16,7 +16,7 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.data.storedblocks import StoredBlocks
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
-from polarmap.remote.stored import DamagedError, Keep, Part, Source, assemble, read_file
+from polarmap.remote.stored import DamagedError, Keep, Part, Place, assemble, read_file
 from polarmap.remote.tree import Packed
 
 
@@ -40,7 +40,7 @@ class StoredInFolder:
         return Packed(("array",), (("<f8", self.shape),), data).unpack()[0]
 
     def coded_blocks(self):
-        source = Source("folder", self.folder)
+        source = Place("folder", self.folder)
         return StoredBlocks(
             self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self.read, self.read
         )
@@ -98,7 +98,7 @@ def test_sizes_are_those_it_was_encoded_with(stored):
 
 def test_an_array_in_a_bucket_needs_its_configuration(stored):
     blocks = stored.coded_blocks()
-    blocks._source = Source("bucket", "rows", "minio")
+    blocks._source = Place("bucket", "rows", "minio")
     stored.coded_blocks = lambda: blocks
     with pytest.raises(ExecutorError, match="minio bucket 'rows': pass executor="):
         polarmap.coded_map(np.sum, stored, executor="localhost")
@@ -127,7 +127,7 @@ def test_results_may_stay_in_storage(A, tmp_path, executor):
 
     coded = _coded(A, Choice(6, 8), None)
     runner, _ = open_executor(executor)
-    runner.keep = Keep(Source("folder", str(tmp_path)), "results/y", items=20)
+    runner.keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
     runner.start(lambda block: block * 2, coded, {})
     outcomes: list = []
     try:

@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.rivals import Array
 from polarmap import Decoder, PolarCode
-from polarmap.code.decoder import Plan
+from polarmap.code.decoder import DecodingPlan
 from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import DENSE_UP_TO
 from polarmap.runtimes.decodability import _columns, _integer_rank, _real_rank, sequential_finish
@@ -61,7 +61,7 @@ class Planned:
     def __init__(self, code: PolarCode, arrived: Array, exact: bool) -> None:
         here = np.zeros(code.n, bool)
         here[arrived] = True
-        self._plan, self._k = Plan(code, here, exact), code.k
+        self._plan, self._k = DecodingPlan(code, here, exact), code.k
         self._prepare()
 
     def _prepare(self) -> None:

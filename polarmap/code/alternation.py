@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode, integers
-from polarmap.code.decoder import Plan, Rows
+from polarmap.code.decoder import DecodingPlan, Rows
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, is_exact, working_dtype
 
@@ -28,7 +28,7 @@ class Step(NamedTuple):
     """
 
     places: Indices
-    plan: Plan
+    plan: DecodingPlan
 
     @property
     def fresh(self) -> Indices:
@@ -75,7 +75,7 @@ class Alternation:
         code = self._code.right if axis else self._code.left
         if known.all() or known.sum() < code.k:
             return []
-        plan = Plan(code, known.copy(), self._exact)
+        plan = DecodingPlan(code, known.copy(), self._exact)
         if plan.deficit:
             return []
         places = self._code.places[:, line] if axis == 0 else self._code.places[line]

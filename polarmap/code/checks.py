@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode, integers
-from polarmap.code.decoder import Plan, Rows
+from polarmap.code.decoder import DecodingPlan, Rows
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
 
@@ -52,7 +52,7 @@ def noise(dtype: DType) -> float:
     return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
 
 
-def integer_checks(plan: Plan) -> npt.NDArray[np.uint64]:
+def integer_checks(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
     """The same modulo 2^64: the parity rows that are no pivots, with the pivots eliminated."""
     others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)
     mix = _mix(len(others))
@@ -75,14 +75,14 @@ def _mix(count: int) -> npt.NDArray[np.uint64]:
     return mix
 
 
-def covered(plan: Plan, dtype: DType) -> Mask:
+def covered(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,)."""
     if is_exact(dtype) and plan.exact:
         return np.asarray((integer_checks(plan) != 0).any(axis=0))
     return np.asarray((np.abs(plan.equations(MOST_CHECKS)) > TINY).any(axis=0))
 
 
-def influence(plan: Plan, dtype: DType) -> Mask:
+def influence(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
     if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
         solver = integers.inverse(plan.system[plan.pivots])
@@ -95,7 +95,7 @@ def influence(plan: Plan, dtype: DType) -> Mask:
 
 
 def residual(
-    plan: Plan,
+    plan: DecodingPlan,
     rows: Rows,
     dtype: DType,
     rtol: float | None = None,
@@ -137,7 +137,7 @@ def residual(
 
 
 def culprits(
-    plan: Plan, rows: Rows, broken: Indices, dtype: DType, precision: DType | None = None
+    plan: DecodingPlan, rows: Rows, broken: Indices, dtype: DType, precision: DType | None = None
 ) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
     columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
@@ -177,11 +177,11 @@ def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dty
     return Residual(float(len(found) > 0), found, True)
 
 
-def _holds_without(plan: Plan, rows: Rows, index: int, dtype: DType) -> bool:
+def _holds_without(plan: DecodingPlan, rows: Rows, index: int, dtype: DType) -> bool:
     mask = np.zeros(plan.code.n, bool)
     mask[plan.arrived] = True
     mask[index] = False
-    reduced = Plan(plan.code, mask, plan.exact)
+    reduced = DecodingPlan(plan.code, mask, plan.exact)
     if len(reduced.pivots) < len(reduced.missing) or len(reduced.parity) <= len(reduced.missing):
         return False
     return not len(residual(reduced, rows, dtype).broken)

@@ -57,7 +57,7 @@ class Decoder:
         self.arrived = np.zeros(code.n, dtype=bool)
         self.count = 0
         self.ready = False
-        self._plan: Plan | None = None
+        self._plan: DecodingPlan | None = None
         self._data_missing = code.k
         self._look_again_at = code.needed
         if code.decoder == "sequential":
@@ -93,7 +93,7 @@ class Decoder:
         return max(0, self.plan.surplus)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> DecodingPlan:
         """How to recover the missing data blocks from the arrived ones."""
         if self._plan is None:
             self._plan = self.code.plan(self.arrived.copy(), self.exact)
@@ -124,7 +124,7 @@ class Decoder:
         return self.plan.amplification <= self.max_amplification
 
 
-class Plan:
+class DecodingPlan:
     """How to recover the missing data blocks of one arrival pattern. Depends on bits only.
 
     Attributes

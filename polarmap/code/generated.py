@@ -9,14 +9,14 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
-from polarmap.code.decoder import Plan, left_inverse, left_null
+from polarmap.code.decoder import DecodingPlan, left_inverse, left_null
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtype
 
 Array = npt.NDArray[Any]
 
 
-class GeneratedPlan(Plan):
+class GeneratedPlan(DecodingPlan):
     """Results are G c for unknown c, and those wanted are T c: T pinv(G_arrived) recovers them.
 
     Of all decoders without bias that one multiplies independent errors of the results least.

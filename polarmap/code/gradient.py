@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
-from polarmap.code.decoder import Plan
+from polarmap.code.decoder import DecodingPlan
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import check_dtype, is_exact, is_integer
 from polarmap.errors import CodeError
@@ -126,7 +126,7 @@ class GradientCode:
         return list(zip(firsts, self.sizes, strict=True))
 
 
-class SumPlan(Plan):
+class SumPlan(DecodingPlan):
     """The combination of arrived results that is the sum; `deficit` is 1 while there is none."""
 
     def __init__(self, code: GradientCode, arrived: npt.NDArray[np.bool_]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
-from polarmap.code.decoder import Plan, Rows
+from polarmap.code.decoder import DecodingPlan, Rows
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact
 from polarmap.code.grid import GridCode
@@ -109,7 +109,7 @@ class GramCode:
         return GramPlan(self, arrived)
 
 
-class GramPlan(Plan):
+class GramPlan(DecodingPlan):
     """How to recover the missing data blocks of one arrival pattern on the triangle.
 
     The whole grid is recovered from the arrivals and their transposes. Left-over equations are those

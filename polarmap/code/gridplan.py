@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.alternation import Alternation, Places, Step, needed, replay
-from polarmap.code.decoder import Plan, Rows
+from polarmap.code.decoder import DecodingPlan, Rows
 from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
 
@@ -28,7 +28,7 @@ JOINT_FLOPS = 3e8
 JOINT_WEIGHTS = 1 << 18
 
 
-class GridPlan(Plan):
+class GridPlan(DecodingPlan):
     """How to recover the missing data blocks of one arrival pattern on a grid.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import butterfly, encode, integers
-from polarmap.code.decoder import Decoder, Plan, worst_amplification
+from polarmap.code.decoder import Decoder, DecodingPlan, worst_amplification
 from polarmap.code.design import (
     Floats,
     Indices,
@@ -342,9 +342,9 @@ class PolarCode:
         result[decoder.plan.missing] = recovered
         return result.reshape((self.k, *first.shape))
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> Plan:
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> DecodingPlan:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return Plan(self, arrived, exact)
+        return DecodingPlan(self, arrived, exact)
 
     @cached_property
     def _rotations(self) -> Rotations:

@@ -11,7 +11,7 @@ from polarmap.code.design import Indices
 from polarmap.code.encode import Rows
 
 if TYPE_CHECKING:
-    from polarmap.code.decoder import Plan
+    from polarmap.code.decoder import DecodingPlan
 
 Array = npt.NDArray[Any]
 
@@ -57,6 +57,6 @@ class Code(Protocol):
         """The coded blocks that are no data blocks, (n - len(systematic), b), of k flat data blocks."""
         ...
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> Plan:
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> DecodingPlan:
         """How to recover the results of the data blocks from those that arrived."""
         ...

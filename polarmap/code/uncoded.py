@@ -7,7 +7,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.decoder import Plan
+from polarmap.code.decoder import DecodingPlan
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import check_dtype
 from polarmap.code.encode import Rows
@@ -44,12 +44,12 @@ class Uncoded:
         """There is no parity."""
         raise CodeError("without a code there are no parity blocks")
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> Plan:
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> DecodingPlan:
         """Nothing can be recovered."""
         return _Nothing(cast(PolarCode, self), arrived, exact)
 
 
-class _Nothing(Plan):
+class _Nothing(DecodingPlan):
     @property
     def deficit(self) -> int:
         """All that is missing has to arrive."""

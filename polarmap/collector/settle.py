@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.decoder import Decoder, Plan
+from polarmap.code.decoder import Decoder, DecodingPlan
 from polarmap.collector.arrivals import Arrivals
 from polarmap.collector.localrun import LocalRun
 from polarmap.collector.settings import Settings
@@ -42,7 +42,7 @@ class Settlement:
         self._settings, self._watch = settings, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
-        self._decoded_by: Plan | None = None
+        self._decoded_by: DecodingPlan | None = None
         self.not_finite = False
 
     def look(self) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import checks
-from polarmap.code.decoder import Plan
+from polarmap.code.decoder import DecodingPlan
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.collector import verified
 from polarmap.collector.arrivals import Arrivals, kind_of, leaves_of
@@ -137,7 +137,7 @@ class Verifier:
         verified.note_passed(self._f, self._coded.code.assumption)
 
     @property
-    def _plan(self) -> Plan:
+    def _plan(self) -> DecodingPlan:
         assert self._arrivals.decoder is not None
         return self._arrivals.decoder.plan
 

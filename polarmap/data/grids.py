@@ -12,7 +12,7 @@ from polarmap.code.grid import GridCode
 from polarmap.code.polar import PolarCode
 from polarmap.data.blocks import Blocks
 from polarmap.data.encoded import Encoded
-from polarmap.remote.stored import Part, Source
+from polarmap.remote.stored import Part, Place
 from polarmap.remote.tree import Structure
 
 Array = npt.NDArray[Any]
@@ -70,7 +70,7 @@ class CodedGrid:
         return tuple(self.left.layout(row)) + tuple(self.right.layout(column))
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> Place | None:
         """Where both factors lie in storage already; None if either is in memory."""
         return self.left.source if self.left.source == self.right.source else None
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from polarmap.code.protocol import Code
 from polarmap.data.blocks import Blocks
 from polarmap.errors import CodeError
-from polarmap.remote.stored import Part
+from polarmap.remote.stored import Part, Place
 from polarmap.remote.tree import Shape, Structure, flatten
 
 Array = npt.NDArray[Any]
@@ -54,7 +54,7 @@ def _cut_array(data: Any, count: int | None) -> list[Array]:
 class PartBlocks:
     """What each worker gets: one part of its own."""
 
-    source = None
+    source: Place | None = None
     encode_seconds = 0.0
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure, code: Code) -> None:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from polarmap.code.polar import PolarCode
 from polarmap.data.blocks import Blocks
-from polarmap.remote.stored import Part, Source
+from polarmap.remote.stored import Part, Place
 from polarmap.remote.tree import Structure
 
 Array = npt.NDArray[Any]
@@ -23,7 +23,7 @@ class StoredBlocks:
     Parameters
     ----------
     code : PolarCode
-    source : Source
+    source : Place
         Where the parts lie.
     parts : list of n tuples of Part
         What each block consists of.
@@ -41,7 +41,7 @@ class StoredBlocks:
     def __init__(
         self,
         code: PolarCode,
-        source: Source,
+        source: Place,
         parts: Sequence[tuple[Part, ...]],
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
@@ -74,7 +74,7 @@ class StoredBlocks:
         return ("array",)
 
     @property
-    def source(self) -> Source:
+    def source(self) -> Place:
         """Where the blocks lie."""
         return self._source
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Source
+from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place
 from polarmap.remote.tree import Shape, Structure
 from polarmap.remote.worker import Error, Fault, Reply
 
@@ -74,7 +74,7 @@ class Coded(Protocol):
         ...
 
     @property
-    def source(self) -> Source | None:
+    def source(self) -> Place | None:
         """Where the blocks lie in storage already; None if they are in memory only."""
         ...
 
@@ -172,7 +172,7 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
     )
 
 
-def check_folder(source: Source | None) -> None:
+def check_folder(source: Place | None) -> None:
     """Raise for storage that is no folder of this machine."""
     if source is None or source.kind == "folder":
         return

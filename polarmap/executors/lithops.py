@@ -40,7 +40,7 @@ from polarmap.executors.base import (
 )
 from polarmap.executors.private import interpreter, named_for_lithops, private_folder
 from polarmap.remote import worker
-from polarmap.remote.stored import Keep, Part, Source
+from polarmap.remote.stored import Keep, Part, Place
 from polarmap.remote.subtasks import turns
 from polarmap.remote.worker import Fault, Reply, Ticket, parse_message
 
@@ -147,7 +147,7 @@ class LithopsExecutor:
             task=task,
             attempt=attempt,
             bucket=self._bucket,
-            source=self._coded.source or Source("bucket", self._bucket),
+            source=self._coded.source or Place("bucket", self._bucket),
             parts=tuple(self._parts(task)),
             structure=self._coded.structure,
             layout=layout,
@@ -395,7 +395,7 @@ class ForeignExecutor(LithopsExecutor):
                 stacklevel=2,
             )
 
-    def _check_source(self, source: Source | None, use: str) -> None:
+    def _check_source(self, source: Place | None, use: str) -> None:
         """Refuse storage that workers of this backend cannot reach."""
         if source is None:
             return

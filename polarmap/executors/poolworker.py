@@ -10,7 +10,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, NamedTuple
 
-from polarmap.remote.stored import Keep, Kept, Part, Source, assemble
+from polarmap.remote.stored import Keep, Kept, Part, Place, assemble
 from polarmap.remote.subtasks import Handed
 from polarmap.remote.tree import Packed, Shape, Structure, unflatten
 from polarmap.remote.worker import (
@@ -31,7 +31,7 @@ from polarmap.remote.worker import (
 class Deferred(NamedTuple):
     """A stored block that its worker in a pool is to read: a file here, or through `read`."""
 
-    source: Source
+    source: Place
     parts: tuple[Part, ...]
     structure: Structure
     layout: tuple[tuple[str, Shape], ...]

@@ -28,7 +28,7 @@ class Part(NamedTuple):
     offset: int = 0
 
 
-class Source(NamedTuple):
+class Place(NamedTuple):
     """Where objects lie.
 
     kind : "folder" of a file system, or "bucket" of a Lithops storage.
@@ -51,7 +51,7 @@ class Keep(NamedTuple):
     arrays : how many a result consists of.
     """
 
-    source: Source
+    source: Place
     prefix: str
     items: int
     arrays: int = 1

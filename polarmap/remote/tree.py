@@ -29,12 +29,15 @@ class Packed(NamedTuple):
 
     def unpack(self) -> list[Array]:
         """The leaves, as writable arrays."""
+        return [leaf if leaf.flags.writeable else leaf.copy() for leaf in self.views()]
+
+    def views(self) -> list[Array]:
+        """The leaves where they lie, writable or not."""
         leaves, offset = [], 0
         for name, shape in self.layout:
             dtype = np.dtype(name)
             count = int(np.prod(shape, dtype=np.int64))
-            leaf = np.frombuffer(self.data, dtype, count, offset).reshape(shape)
-            leaves.append(leaf if leaf.flags.writeable else leaf.copy())
+            leaves.append(np.frombuffer(self.data, dtype, count, offset).reshape(shape))
             offset += count * dtype.itemsize
         return leaves
 

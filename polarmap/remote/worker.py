@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.remote import subtasks
-from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Source, assemble, read_file, write_file
+from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place, assemble, read_file, write_file
 from polarmap.remote.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
@@ -51,7 +51,7 @@ class Ticket(NamedTuple):
     task: int
     attempt: int
     bucket: str
-    source: Source  # where the block's parts lie
+    source: Place  # where the block's parts lie
     parts: tuple[Part, ...]  # whose bytes in a row are the block
     structure: Structure
     layout: tuple[tuple[str, Shape], ...]
@@ -82,8 +82,8 @@ class Ticket(NamedTuple):
         """The inverse of `plain`."""
         ticket = cls(*plain)
         parts = tuple(Part(*one) for one in ticket.parts)
-        keep = ticket.keep and Keep(Source(*ticket.keep[0]), *ticket.keep[1:])
-        return ticket._replace(source=Source(*ticket.source), parts=parts, keep=keep)
+        keep = ticket.keep and Keep(Place(*ticket.keep[0]), *ticket.keep[1:])
+        return ticket._replace(source=Place(*ticket.source), parts=parts, keep=keep)
 
 
 class Error(NamedTuple):
@@ -276,7 +276,7 @@ def leave(
             raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
         parts: list[Part] = []
         samples = []
-        for array in result.unpack():
+        for array in result.views():
             flat = array.reshape(-1)
             samples.append(sample(flat, max(1, SAMPLE // keep.arrays)))
             for start in range(0, flat.size, keep.items):
@@ -299,7 +299,7 @@ def sample(array: Any, count: int = SAMPLE) -> Any:
     return flat[np.linspace(0, max(0, flat.size - 1), min(flat.size, count)).astype(np.int64)]
 
 
-def remove(kept: Kept, source: Source, storage: Any) -> None:
+def remove(kept: Kept, source: Place, storage: Any) -> None:
     """Take a result out of storage again: nobody waits for it."""
     for part in kept.parts:
         if source.kind == "folder":
@@ -344,7 +344,7 @@ def _fetch(ticket: Ticket, storage: Any) -> Any:
         time.sleep(POLL_SECONDS)
 
 
-def read_part(source: Source, part: Part, storage: Any) -> Any:
+def read_part(source: Place, part: Part, storage: Any) -> Any:
     """The bytes of a part; DamagedError if it is not there."""
     if not part.key:
         return bytes(part.size)

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.errors import MissingObjectError, StorageError
+from polarmap.errors import StorageError
 from polarmap.remote.stored import Part
 from polarmap.storage import generations
-from polarmap.storage.base import Store, folder_of, manifest_key
+from polarmap.storage.base import Store, folder_of
 from polarmap.storage.generations import Generation
-from polarmap.storage.manifest import Manifest, checksum, describe_code
+from polarmap.storage.manifest import Manifest, checksum, describe_code, standing
 from polarmap.storage.sources import Source
-from polarmap.storage.stripes import Plan
+from polarmap.storage.stripes import StripePlan
 
 Array = npt.NDArray[Any]
 
@@ -28,7 +28,7 @@ Show = Callable[[int], None]
 Write = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
 
 
-def encode(store: Store, name: str, plan: Plan, overwrite: bool, write: Write) -> Manifest:
+def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: Write) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
     before = _standing(store, name, overwrite)
     purpose = _purpose(plan)
@@ -46,7 +46,7 @@ def encode(store: Store, name: str, plan: Plan, overwrite: bool, write: Write) -
     return made
 
 
-def writing(store: Store, source: Source, plan: Plan, show: Show) -> Write:
+def writing(store: Store, source: Source, plan: StripePlan, show: Show) -> Write:
     """Reads, encodes and stores here.
 
     Stripes that an earlier run of the same plan had finished are kept if the source still holds
@@ -62,11 +62,8 @@ def writing(store: Store, source: Source, plan: Plan, show: Show) -> Write:
 
 def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:
     """The manifest that is there now and may be replaced."""
-    try:
-        data = store.get(manifest_key(name))
-    except MissingObjectError:
-        return None
-    if not overwrite:
+    data = standing(store, name)
+    if data is not None and not overwrite:
         raise StorageError(
             f"there is a coded array {name!r} in {store.name} already: choose another name, "
             "or pass overwrite=True"
@@ -74,7 +71,7 @@ def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:
     return data
 
 
-def _purpose(plan: Plan) -> dict[str, Any]:
+def _purpose(plan: StripePlan) -> dict[str, Any]:
     """What two runs must agree on for one to go on where the other stopped."""
     return {
         "shape": list(plan.shape),
@@ -99,7 +96,12 @@ class _Writer:
     """Reads, encodes and stores one stripe after another; two are in memory at once."""
 
     def __init__(
-        self, store: Store, source: Source, plan: Plan, generation: Generation, earlier: dict[int, list[Part]]
+        self,
+        store: Store,
+        source: Source,
+        plan: StripePlan,
+        generation: Generation,
+        earlier: dict[int, list[Part]],
     ) -> None:
         self._store, self._source, self._plan = store, source, plan
         self._generation, self._earlier = generation, earlier

@@ -17,7 +17,7 @@ from typing import Any
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.remote.stored import Part
 from polarmap.storage.base import Store, folder_of, manifest_key
-from polarmap.storage.manifest import Manifest, load
+from polarmap.storage.manifest import Manifest, load, standing
 from polarmap.storage.owners import Owner
 
 NOTE = "running.json"
@@ -73,10 +73,7 @@ class Generation:
     def publish(self, made: Manifest, before: bytes | None) -> None:
         """Put the manifest, unless it is no longer the one (or none) that was there at the beginning."""
         store, name = self._store, made.name
-        try:
-            now: bytes | None = store.get(manifest_key(name))
-        except MissingObjectError:
-            now = None
+        now = standing(store, name)
         if now == before:
             store.put(manifest_key(name), made.dump())
         store.delete([self.prefix + NOTE])

@@ -178,6 +178,14 @@ def load_as_stored(store: Store, name: str) -> tuple[Manifest, bytes]:
     return manifest, data
 
 
+def standing(store: Store, name: str) -> bytes | None:
+    """The manifest of that name as it is stored; None if there is none."""
+    try:
+        return store.get(manifest_key(name))
+    except MissingObjectError:
+        return None
+
+
 def names(store: Store) -> list[str]:
     """The coded arrays in a store, sorted."""
     found = [key[len(MANIFESTS) :] for key in store.keys(MANIFESTS)]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from polarmap.remote.stored import Source
+from polarmap.remote.stored import Place
 from polarmap.storage.base import Store
 from polarmap.storage.folder import FolderStore
 
 
-def source_of(store: Store) -> Source:
+def source_of(store: Store) -> Place:
     """What workers need to reach a store themselves; of kind "driver" if only this process can."""
     if isinstance(store, FolderStore):
-        return Source("folder", str(store.root))
+        return Place("folder", str(store.root))
     if hasattr(store, "bucket") and hasattr(store, "backend"):
-        return Source("bucket", store.bucket, store.backend)
-    return Source("driver", store.name)
+        return Place("bucket", store.bucket, store.backend)
+    return Place("driver", store.name)

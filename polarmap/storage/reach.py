@@ -8,8 +8,7 @@ from math import prod
 import numpy as np
 
 from polarmap.errors import CodeError
-from polarmap.remote.stored import Part
-from polarmap.remote.stored import Source as Place
+from polarmap.remote.stored import Part, Place
 from polarmap.storage.base import Store
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import ArraySource, Source

@@ -15,7 +15,7 @@ Box = tuple[slice, ...]
 IN_FLIGHT = 3  # stripes that memory must hold: one computed, one being stored, copies for sending
 
 
-class Plan(NamedTuple):
+class StripePlan(NamedTuple):
     """How an array is cut into blocks and these into stripes.
 
     rows : of a block.
@@ -39,14 +39,14 @@ class Plan(NamedTuple):
         return max((elements(box) for box in self.boxes), default=0)
 
 
-def plan(
+def plan_stripes(
     code: PolarCode,
     shape: Sequence[int],
     dtype: np.dtype[Any],
     memory: int,
     chunk_rows: int = 1,
     unbroken_rows: int = 0,
-) -> Plan:
+) -> StripePlan:
     """Stripes of which IN_FLIGHT, data and parity, take at most `memory` bytes.
 
     See `Source` for the last two arguments.
@@ -61,7 +61,7 @@ def plan(
         for start in range(0, rows, run)
         for box in boxes((run, *shape[1:]), limit, chunk_rows)
     )
-    return Plan(code, tuple(shape), dtype, parity_dtype, rows, cut)
+    return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut)
 
 
 def boxes(shape: Sequence[int], limit: int, multiple: int = 1) -> Iterator[Box]:
