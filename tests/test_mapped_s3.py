@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -46,3 +48,28 @@ def test_workers_encode_raw_objects_where_they_lie(config):
     store.delete(["mine/3", "mine/4"])
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     store.delete(store.keys("mine/"))
+
+
+def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypatch):
+    A = np.random.default_rng(0).standard_normal((60, 30))
+    options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
+    polarmap.coded_map(np.sum, A, **options)
+    monkeypatch.setattr("polarmap.executors.lithops.RETURN_SECONDS", 90.0)  # a busy machine starts it slowly
+    pauses = []
+
+    def launch_at_first(seconds):
+        if not pauses:
+            s3_server.launch()
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr("polarmap.patience.sleep", launch_at_first)
+    s3_server.kill()
+    try:
+        y = polarmap.coded_map(np.sum, A, **options)
+    finally:
+        if not pauses:
+            s3_server.launch()
+        s3_server.wait()
+    assert pauses
+    assert sum(y) == pytest.approx(A.sum())

@@ -28,10 +28,12 @@ BACKENDS = sorted(path.name for path in (ROOT / "backends").iterdir() if path.is
 MAY_IMPORT = {
     "polarmap.errors": [],
     "polarmap.cores": [],
+    "polarmap.patience": [],
     "polarmap.remote": ["polarmap.remote", "numpy"],
     "polarmap.remote.stored": [],
     "polarmap.storage": [
-        *["polarmap.storage", "polarmap.remote.stored", "polarmap.code", "polarmap.errors", "numpy"],
+        *["polarmap.storage", "polarmap.remote.stored", "polarmap.patience", "polarmap.code"],
+        *["polarmap.errors", "numpy"],
     ],
     "polarmap.slopes": ["numpy"],
     "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
@@ -47,7 +49,7 @@ MAY_IMPORT = {
     "polarmap.clouds.prices": ["polarmap.clouds.limits", "polarmap.remote.worker"],
     "polarmap.clouds.settings": ["polarmap.errors", "yaml"],
     "polarmap.executors": [
-        *["polarmap.executors", "polarmap.cores", "polarmap.errors", "polarmap.remote"],
+        *["polarmap.executors", "polarmap.cores", "polarmap.patience", "polarmap.errors", "polarmap.remote"],
         *["polarmap.clouds.limits", "polarmap.clouds.settings"],
         *["numpy", "cloudpickle"],
     ],

@@ -18,7 +18,7 @@ import uuid
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +39,7 @@ from polarmap.executors.base import (
     pickled,
 )
 from polarmap.executors.private import interpreter, named_for_lithops, private_folder
+from polarmap.patience import ask
 from polarmap.remote import worker
 from polarmap.remote.stored import Keep, Part, Place
 from polarmap.remote.subtasks import turns
@@ -53,6 +54,8 @@ _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 PROBE_BYTES = 1024
+RETURN_SECONDS = 30.0  # that a storage which has answered before may be away
+_opened: set[Path] = set()  # configurations whose storage has answered
 TRANSFERS = 16  # objects moved at once to or from a remote storage
 
 
@@ -260,7 +263,8 @@ class LithopsExecutor:
 
     def _put(self, piece: int) -> None:
         data = b"".join(leaf.tobytes() for leaf in self._coded.piece(piece))
-        self._storage.put_object(self._bucket, f"{self._prefix}/block/{piece}", data)
+        key = f"{self._prefix}/block/{piece}"
+        ask(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
 
     def _remove_objects(self, prefix: str) -> None:
         keys = self._storage.list_keys(self._bucket, prefix)
@@ -325,7 +329,7 @@ class ForeignExecutor(LithopsExecutor):
         """Put these objects and the blocks of these tasks."""
         try:
             for key, data in objects.items():
-                self._storage.put_object(self._bucket, key, data)
+                ask(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 for done in [pool.submit(self._put, piece) for piece in self._unstored(tasks)]:
                     done.result()
@@ -444,15 +448,18 @@ def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
     """An executor from a Lithops configuration file."""
     file = Path(path)
     config = settings.read(file)
+    lithops, missing = load_lithops(), _missing_settings(config)
     try:
-        functions = load_lithops().FunctionExecutor(
-            config_file=str(file), log_level=None, **_missing_settings(config)
+        functions = ask(
+            lambda: lithops.FunctionExecutor(config_file=str(file), log_level=None, **missing),
+            RETURN_SECONDS if file.absolute() in _opened else 0.0,
         )
     except Exception as error:
         hint = settings.extra_hint(config, error)
         raise ExecutorError(
             f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}{hint}"
         ) from error
+    _opened.add(file.absolute())
     return ForeignExecutor(functions, owned=True)
 
 

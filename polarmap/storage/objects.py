@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
+from polarmap.patience import ask, code_of, may_pass
 from polarmap.storage.base import Data, check_key
 
 # Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
 # answered before, and one that never has.
 PATIENCE, FIRST_PATIENCE = 30.0, 5.0
-PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
 Result = TypeVar("Result")
 
 _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "InvalidToken", "403")
-_BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
-# By name: whichever library raises them need not be installed here.
-_BROKEN = ("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading")
 
 
 class ObjectStore:
@@ -94,21 +90,15 @@ class ObjectStore:
 
     def _ask(self, request: Callable[[], Result], key: str) -> Result:
         """The answer to a request, asked again while the storage may only be away for a moment."""
-        patience = PATIENCE if self._has_answered else FIRST_PATIENCE
-        deadline, pause = time.monotonic() + patience, PAUSE
-        while True:
-            try:
-                answer = request()
-                self._has_answered = True
-                return answer
-            except Exception as error:
-                if not _may_pass(error) or time.monotonic() + pause > deadline:
-                    raise self._clear(error, key) from error
-            time.sleep(pause)
-            pause = min(2 * pause, 1.0)
+        try:
+            answer = ask(request, PATIENCE if self._has_answered else FIRST_PATIENCE)
+        except Exception as error:
+            raise self._clear(error, key) from error
+        self._has_answered = True
+        return answer
 
     def _clear(self, error: Exception, key: str) -> StorageError:
-        code, kind = _code(error), type(error).__name__
+        code, kind = code_of(error), type(error).__name__
         if isinstance(error, StorageError):
             return error
         if code == "NoSuchBucket":
@@ -119,27 +109,10 @@ class ObjectStore:
             return _RangeError(f"{key!r} in {self.name} is shorter than that")
         if code in _DENIED or "Auth" in kind or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             return StorageError(f"{self.name} refuses the credentials of the configuration ({code or kind})")
-        if _may_pass(error):
+        if may_pass(error):
             return StorageError(f"{self.name} does not answer: {kind}: {error}")
         return StorageError(f"{self.name} cannot be used: {kind}: {error}")
 
 
 class _RangeError(StorageError):
     """An object ends before the range begins."""
-
-
-def _code(error: Exception) -> str:
-    """The code in an answer of S3; empty if it is none."""
-    response = getattr(error, "response", None)
-    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
-
-
-def _may_pass(error: Exception) -> bool:
-    """Whether the same request may succeed in a moment."""
-    code = _code(error)
-    if code:
-        return code in _BUSY
-    names = [one.__name__ for one in type(error).__mro__]
-    if any("Auth" in name for name in names):
-        return False
-    return any(part in name for name in names for part in _BROKEN)

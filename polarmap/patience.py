@@ -1,0 +1,49 @@
+"""Asking a storage again that may only be away for a moment: restarting, or too busy."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic, sleep
+from typing import TypeVar
+
+PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
+
+Result = TypeVar("Result")
+
+_BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
+# By name: whichever library raises them need not be installed here.
+_BROKEN = ("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading")
+
+
+def ask(request: Callable[[], Result], seconds: float) -> Result:
+    """The answer to a request, which is made again for so long while it may yet succeed.
+
+    >>> ask(iter([1, 2]).__next__, seconds=0.0)
+    1
+    """
+    deadline, pause = monotonic() + seconds, PAUSE
+    while True:
+        try:
+            return request()
+        except Exception as error:
+            if not may_pass(error) or monotonic() + pause > deadline:
+                raise
+        sleep(pause)
+        pause = min(2 * pause, 1.0)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether the same request may succeed in a moment."""
+    code = code_of(error)
+    if code:
+        return code in _BUSY
+    names = [one.__name__ for one in type(error).__mro__]
+    if any("Auth" in name for name in names):
+        return False
+    return any(part in name for name in names for part in _BROKEN)
+
+
+def code_of(error: Exception) -> str:
+    """The code in an answer of S3; empty if it is none."""
+    response = getattr(error, "response", None)
+    return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""
