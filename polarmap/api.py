@@ -59,15 +59,14 @@ class CodedResult(Sequence[Any]):
         Parameters
         ----------
         axis : int
-            Along which results are joined. Scalars are stacked. Along axis 0, rows that come from
-            filler rows of the last block are cut off when f returns one row per row.
+            Along which results are joined. Scalars are stacked.
 
         Raises
         ------
         CodeError
-            If the results are containers rather than arrays.
+            If the results are containers rather than arrays, or their shapes do not fit.
         """
-        return blocks_.concatenate(self._results, self._blocks, axis)
+        return blocks_.concatenate(self._results, axis)
 
 
 class StoredResult(CodedResult):
@@ -101,7 +100,7 @@ class StoredResult(CodedResult):
         """The results as one array, read from storage."""
         if axis == 0:
             return self.array[:]
-        return blocks_.concatenate(list(self), self._blocks, axis)
+        return blocks_.concatenate(list(self), axis)
 
     def coded_blocks(self) -> Encoded:
         """As `coded_map` takes data that is encoded already."""
@@ -312,7 +311,8 @@ def run(
         collected, report = job.run(f, coded, settings, progress, sampled(f))
         made = keeping.manifest(collected.kept, coded.blocks, collected.results[0][0].dtype)
         return StoredResult(CodedArray(keeping.store, made), report, coded.blocks)
-    results = [unflatten(collected.structure, leaves) for leaves in collected.results]
+    whole = blocks_.without_filler(collected.results, coded.blocks, collected.rows)
+    results = [unflatten(collected.structure, leaves) for leaves in whole]
     return CodedResult(results, report, coded.blocks)
 
 

@@ -102,6 +102,10 @@ class HedgingExecutor:
             self.retry(late)
         return [outcome for outcome in news if outcome is not None]
 
+    def is_exhausted(self) -> bool:
+        """As the executor underneath says, unless a backup may still be due."""
+        return self._executor.is_exhausted() and not self._due()
+
     def retry(self, tasks: Sequence[int]) -> None:
         """Start a further attempt of each."""
         self._executor.retry(tasks)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -52,19 +53,21 @@ class Report:
     seconds : from the call to the results; `encode_seconds` and `decode_seconds` are inside it.
     surplus_seconds : extra wait for a result to check against.
     amplification : largest factor by which decoding multiplies the relative error of results.
-    error_bound : amplification times the larger of eps and the residual; relative to the largest
-        result. 0 when nothing was decoded or everything is integer.
+    error_bound : of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
+        or more where one worker may have deviated by more without showing in the checks. Integers that f
+        made of floats are taken to be rounded. 0 when nothing was decoded, or integers exactly.
     residual : largest relative misfit of the left-over parity equations, None if none was checked.
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
     parity : "upfront", or "on_demand": parity tasks were held back until they were needed.
     subtasks : that each task was cut into; `needed` and `recovered` are of the codeword that took most,
         and of all.
-    unchecked : results that decoded blocks are made of and that no check involved ("parity" or
-        "local"): garbage from one of these workers would have passed.
+    unchecked : results that were handed out, or that decoded blocks are made of, and that no check
+        involved ("parity" or "local"): garbage from one of these workers would have passed.
     filler : rows of zeros added to the data so that it cuts into equal blocks.
     errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
-        the root mean square over its entries in that of the results. Empty if all are exact.
+        the root mean square over its entries in that of the results, or inf where all that arrived was
+        equal and so tells nothing of it. Empty if all are exact.
     cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price.
     """
 
@@ -114,7 +117,9 @@ class Report:
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
         if self.estimated:
-            lines.append(f"estimated: {_list(self.estimated)}, errors up to {max(self.errors):.2g}")
+            largest = max(self.errors)
+            known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
+            lines.append(f"estimated: {_list(self.estimated)}, {known}")
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.parity == "on_demand":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarmap.code.dtypes import epsilon, is_exact
+from polarmap.code.dtypes import is_exact
 from polarmap.collector.codeword import Codeword
 from polarmap.collector.collect import Collected
 from polarmap.data.encoded import Encoded
@@ -51,12 +51,12 @@ def report_of(
 def _errors(word: Codeword) -> tuple[float, float]:
     """Amplification and error bound."""
     decoder, dtypes = word.decoder, word.arrivals.precisions
-    amplification = decoder.amplification if len(decoder.missing) else 0.0
-    inexact = [epsilon(dtype) for dtype in dtypes if not is_exact(dtype)]
-    if len(decoder.missing) and inexact and decoder.exact:  # floats decoded beside integers
+    if not len(decoder.missing):
+        return 0.0, 0.0
+    amplification = decoder.amplification
+    if decoder.exact and not all(map(is_exact, dtypes)):  # floats decoded beside integers
         amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
-    relative = max(max(inexact, default=0.0), word.verifier.residual or 0.0) if inexact else 0.0
-    return amplification, amplification * relative
+    return amplification, word.verifier.error_bound()
 
 
 def _waited(word: Codeword, ended: float) -> float:

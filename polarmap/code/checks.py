@@ -6,20 +6,20 @@ not linear, or that a worker returned garbage; two equations or more can tell wh
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode, integers
-from polarmap.code.decoder import DecodingPlan, Rows
-from polarmap.code.design import Indices
+from polarmap.code.decoder import MOST_CHECKS, DecodingPlan, Rows
+from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
-MOST_CHECKS = 8  # equations evaluated; more would cost time and tell nothing new
 NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
 TINY = 1e-12  # coefficients below are rounding
 MOST_COLUMNS = 64  # entries looked at to find a culprit
@@ -76,22 +76,74 @@ def _mix(count: int) -> npt.NDArray[np.uint64]:
 
 
 def covered(plan: DecodingPlan, dtype: DType) -> Mask:
-    """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,)."""
+    """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,).
+
+    Of integers with an odd coefficient: an even one wraps some deviations to nothing.
+    """
     if is_exact(dtype) and plan.exact:
-        return np.asarray((integer_checks(plan) != 0).any(axis=0))
-    return np.asarray((np.abs(plan.equations(MOST_CHECKS)) > TINY).any(axis=0))
+        return np.asarray((integer_checks(plan) & np.uint64(1)).any(axis=0))
+    return np.asarray((np.abs(plan.checks) > TINY).any(axis=0))
 
 
 def influence(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
     if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
-        solver = integers.inverse(plan.system[plan.pivots])
-        known = plan.code.coefficients[np.ix_(plan.parity[plan.pivots], plan.known)]
-        made_of = np.zeros((len(plan.missing), len(plan.arrived)), bool)
-        made_of[:, : len(plan.known)] = integers.matmul(solver, known) != 0
-        made_of[:, len(plan.known) + plan.pivots] = solver != 0
-        return made_of
+        return np.asarray(_integer_weights(plan) != 0)
     return np.asarray(np.abs(plan.weights) > TINY)
+
+
+def revealed(plan: DecodingPlan, dtype: DType) -> Mask:
+    """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
+    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
+        return np.asarray(_integer_weights(plan) & np.uint64(1)).astype(bool)
+    made_of = influence(plan, dtype)
+    return made_of & (np.abs(plan.weights) % 2 == 1) if plan.exact and is_exact(dtype) else made_of
+
+
+def _integer_weights(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
+    """Recovered = weights @ received modulo 2^64, (missing, arrived), up to their signs."""
+    solver = integers.inverse(plan.system[plan.pivots])
+    known = plan.code.coefficients[np.ix_(plan.parity[plan.pivots], plan.known)]
+    weights = np.zeros((len(plan.missing), len(plan.arrived)), np.uint64)
+    weights[:, : len(plan.known)] = integers.matmul(solver, known)
+    weights[:, len(plan.known) + plan.pivots] = solver
+    return weights
+
+
+def undetected(
+    plan: DecodingPlan, misfit: float | None, evaluated: Mapping[int, float], returned: int
+) -> float:
+    """The largest error that one deviating block can have caused unseen, in the unit of the misfits.
+
+    A block that deviates by d breaks an equation by its coefficient times d, and moves a recovered
+    block by its weight times d: what was measured bounds the one and so the other.
+
+    Parameters
+    ----------
+    misfit : float, optional
+        The largest of the left-over equations; None if they were not looked at.
+    evaluated : mapping from data block to float
+        By how much recovered blocks missed what they should be.
+    returned : int
+        The first so many blocks are handed out themselves.
+    """
+    if not len(plan.missing):
+        return 0.0
+    weights = np.abs(plan.weights)
+    reach = np.maximum(weights.max(axis=0), plan.arrived < returned)
+    least = np.full(len(plan.arrived), np.inf)
+    if misfit is not None and len(plan.checks):
+        least = _quotient(misfit, np.abs(plan.checks).max(axis=0))
+    for block, missed in evaluated.items():
+        least = np.minimum(least, _quotient(missed, weights[np.searchsorted(plan.missing, block)]))
+    seen = np.isfinite(least)
+    return float((reach[seen] * least[seen]).max(initial=0.0))
+
+
+def _quotient(misfit: float, coefficients: Floats) -> Floats:
+    """misfit / coefficients; inf where a coefficient is nothing but rounding."""
+    seen = coefficients > TINY
+    return np.where(seen, misfit / np.where(seen, coefficients, 1.0), np.inf)
 
 
 def residual(
@@ -115,7 +167,7 @@ def residual(
     received = [rows[int(index)] for index in plan.arrived]
     if is_exact(dtype) and plan.exact:
         return _integer_residual(integer_checks(plan), received, dtype)
-    checks = plan.equations(MOST_CHECKS)
+    checks = plan.checks
     sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
     largest = max(float(np.abs(row).max(initial=0)) for row in received)
@@ -149,7 +201,7 @@ def culprits(
         received = np.concatenate([received.real, received.imag], axis=1)
     else:
         received = np.stack([rows[int(index)][columns].astype(np.float64) for index in plan.arrived])
-    checks = plan.equations(MOST_CHECKS)
+    checks = plan.checks
     if len(checks) < 2:
         return []
     misfit = checks @ received.astype(np.float64)

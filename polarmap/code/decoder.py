@@ -28,6 +28,7 @@ SINGULAR = 1e-12
 # A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
 # so that the decision comes at most n / LOOKS arrivals late.
 LOOKS = 1000
+MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
 
 
 class Decoder:
@@ -79,6 +80,17 @@ class Decoder:
             self._determined |= self._progress.arrive(int(self._polar.order[index]))
         self.ready = self.ready or (self._is_determined() and self._is_accurate())
         return self.ready
+
+    def accept(self) -> bool:
+        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
+        self.max_amplification = inf
+        self.ready = self._is_determined()
+        return self.ready
+
+    @property
+    def is_inaccurate(self) -> bool:
+        """Whether the data blocks are determined, but not as accurately as is asked for."""
+        return not self.ready and self._is_determined()
 
     @property
     def missing(self) -> Indices:
@@ -197,6 +209,16 @@ class DecodingPlan:
         null = left_null(self.system.astype(np.float64), most)
         known = self.code.coefficients[np.ix_(self.parity, self.known)]
         return np.concatenate([-(null.T @ known), null.T], axis=1)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether integers are decoded as real numbers and rounded."""
+        return not self.exact
+
+    @cached_property
+    def checks(self) -> Floats:
+        """The left-over equations that are evaluated."""
+        return self.equations(MOST_CHECKS)
 
     @cached_property
     def _solver(self) -> Floats:

@@ -62,11 +62,11 @@ def working_dtype(dtype: DType) -> DType:
 def parity_dtype(dtype: DType, growth: int) -> DType:
     """The dtype of parity blocks: the data's own, or for integers one that cannot overflow.
 
-    `growth` is the largest sum of absolute parity coefficients. int64 (and uint64, as int64) have
-    nothing wider: their parity wraps modulo 2^64, which integer results undo exactly.
+    `growth` is the largest sum of absolute parity coefficients. 64-bit integers have nothing wider:
+    their parity wraps modulo 2^64 in their own dtype, which integer results undo exactly.
 
-    >>> parity_dtype(np.dtype("u1"), 40), parity_dtype(np.dtype("u1"), 400)
-    (dtype('int16'), dtype('int32'))
+    >>> parity_dtype(np.dtype("u1"), 40), parity_dtype(np.dtype("u1"), 400), parity_dtype(np.dtype("u8"), 40)
+    (dtype('int16'), dtype('int32'), dtype('uint64'))
     """
     if not is_exact(dtype):
         return dtype
@@ -74,7 +74,7 @@ def parity_dtype(dtype: DType, growth: int) -> DType:
     for size in (2, 4, 8):
         if growth << bits < 1 << (8 * size - 1):
             return np.dtype(f"i{size}")
-    return np.dtype("i8")
+    return dtype if dtype.itemsize == 8 else np.dtype("i8")
 
 
 def epsilon(dtype: DType) -> float:

@@ -15,6 +15,8 @@ import numpy.typing as npt
 from polarmap.code.design import Floats, Indices
 from polarmap.code.polar import PolarCode
 
+DETERMINED = 1e-7  # of a block that equations do not see: less is rounding, as `precision` bounds condition
+
 
 class Estimator(NamedTuple):
     """How to estimate the missing data blocks of one arrival pattern.
@@ -70,7 +72,7 @@ def estimator(code: PolarCode, arrived: npt.NDArray[np.bool_], precision: float)
     weights = 1 / count + solver @ syndrome @ centring
     unseen = np.eye(len(missing)) - solver @ system
     squares = (unseen**2).sum(axis=1) + unseen.sum(axis=1) ** 2 / count
-    squares[squares < np.sqrt(precision)] = 0.0  # determined
+    squares[squares < DETERMINED**2] = 0.0
     generator = np.concatenate([np.eye(k), coefficients])[positions]
     gains = np.linalg.norm(centring @ generator, axis=1) if count > 1 else np.ones(count)
     gains[gains == 0] = 1.0

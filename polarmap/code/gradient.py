@@ -183,6 +183,11 @@ class SumPlan(DecodingPlan):
         """Up to `most` of these equations, orthonormal."""
         return self._null[:, :most].T
 
+    @property
+    def rounds(self) -> bool:
+        """Integers come from repetition and are added up as such."""
+        return False
+
     def _recover_floats(self, rows: Any, out: Array) -> None:
         if not is_exact(out.dtype):
             super()._recover_floats(rows, out)

@@ -57,6 +57,23 @@ def inverse(matrix: Array) -> Words:
     return lifted
 
 
+def determined(matrix: Array) -> tuple[list[int], list[int], Words]:
+    """Which unknowns x of matrix @ x = s are determined modulo 2^64, though others may not be.
+
+    Returns rows, columns and W with x[columns] = W @ s[rows].
+
+    >>> rows, columns, W = determined(np.array([[1, 0, 0], [0, 1, 1]]))
+    >>> rows, columns, W.tolist()
+    ([0, 1], [0], [[1, 0]])
+    """
+    rows = independent_rows(matrix)
+    columns = independent_rows(matrix[rows].T)
+    solver = inverse(matrix[rows][:, columns])
+    others = np.setdiff1d(np.arange(matrix.shape[1]), columns)
+    alone = np.flatnonzero(~matmul(solver, matrix[rows][:, others]).any(axis=1))
+    return rows, [columns[place] for place in alone], solver[alone]
+
+
 def matmul(left: Array, right: Array) -> Words:
     """left @ right modulo 2^64, through exact float64 products of 16-bit limbs (BLAS).
 

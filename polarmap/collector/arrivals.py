@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.encode import ignoring_inf
 from polarmap.data.encoded import Encoded
+from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.remote.tree import Structure
 
@@ -44,22 +46,34 @@ class Arrivals:
         Results of the most common structure and shape; others are failures of their tasks.
     decoder : Decoder or None
         None until the first result tells the dtypes.
-    ready_at : float or None
-        When the received results first determined the rest, in seconds after the start.
+    determined_at, ready_at : float or None
+        When the received results first determined the rest, and as accurately as is asked for, in
+        seconds after the start.
     needed : int
         How many they were.
+    is_inaccurate : bool
+        Whether they are taken although more would have to come for the accuracy asked for.
     """
 
-    def __init__(self, coded: Encoded, rtol: float | None, model: Callable[[], list[Array] | None]) -> None:
+    def __init__(
+        self,
+        coded: Encoded,
+        rtol: float | None,
+        model: Callable[[], list[Array] | None],
+        trusted: bool = False,
+    ) -> None:
         self._coded, self._code, self._rtol_wanted = coded, coded.code, rtol
+        self._trusted = trusted
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None
         self._groups: dict[Any, dict[int, Outcome]] = {}
         self.tasks = [Task() for _ in range(coded.n)]
         self.received: dict[int, Outcome] = {}
         self.decoder: Decoder | None = None
+        self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
+        self.is_inaccurate = False
 
     def absorb(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt, `elapsed` seconds after the start."""
@@ -79,10 +93,15 @@ class Arrivals:
         if group is self.received:
             self._accept(outcome.task)
             self._add(outcome.task, elapsed)
-        elif len(group) > len(self.received):
+        elif self._weight(group) > self._weight(self.received):
             self._follow(group, elapsed)
         else:
             self._reject_odd(outcome.task, outcome)
+
+    def _weight(self, group: dict[int, Outcome]) -> tuple[bool, int]:
+        """Which of two groups of results is followed: most, but results of parity alone overrule no data."""
+        data = len(self._code.systematic)
+        return any(index < data for index in group), len(group)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note that a result came, or why not, without making use of it."""
@@ -137,20 +156,27 @@ class Arrivals:
         tasks = enumerate(self.tasks)
         return [i for i, task in tasks if task.arrived is None and not task.running and task.attempts]
 
-    def could_finish(self, all_data: bool) -> bool:
+    def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.
 
         Results that look odd now may turn out to be the usual ones. `all_data`: decoding does not
-        help, every data task has to report.
+        help, every data task has to report. `accurately`: as accurately as is asked for.
         """
         tasks = enumerate(self.tasks)
         running = {index for index, task in tasks if task.running or not task.attempts}
         candidates = [running | group.keys() for group in self._groups.values() or [{}]]
-        return any(self.would_determine(indices, all_data) for indices in candidates)
+        return any(self.would_determine(indices, all_data, accurately) for indices in candidates)
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
         return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.received.items()}
+
+    def all_finite(self) -> bool:
+        """Whether every data task reported, or nothing received is NaN or inf."""
+        if self._has_all_data(set(self.received)):
+            return True
+        leaves = (leaf for one in self.received.values() for leaf in leaves_of(one))
+        return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def dtypes(self) -> list[DType]:
         """Of the leaves of the results, as data tasks return them.
@@ -186,17 +212,28 @@ class Arrivals:
         return max([dtype, *coarse], key=epsilon)
 
     def decode(self) -> list[list[Array]] | None:
-        """The leaves of the k results; None if NaN or inf got in the way of decoding."""
+        """The leaves of the k results; None if NaN or inf got in the way of decoding.
+
+        Raises CodeError where results do not tell enough: integers from wrapped ones by way of floats.
+        """
         assert self.decoder is not None
         plan = self.decoder.plan
-        recovered = []
+        if len(plan.missing) and self.wraps:
+            raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
+        recovered: list[Sequence[Array]] = []
+        kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
             with ignoring_inf():
                 blocks = plan.recover(self.rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return None
-            recovered.append(blocks)
-        shapes = [leaf.shape for leaf in leaves_of(next(iter(self.received.values())))]
+            is_python = kinds[leaf] == "python" and is_exact(dtype) and plan.exact and len(plan.missing) > 0
+            if is_python:
+                received = np.stack([self.rows(leaf)[int(index)] for index in plan.arrived])
+                recovered.append(unwrapped(plan.weights, received, blocks))
+            else:
+                recovered.append(blocks)
+        shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
         place = {int(index): row for row, index in enumerate(plan.missing)}
 
         def result(index: int) -> list[Array]:
@@ -205,6 +242,28 @@ class Arrivals:
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
         return [result(index) for index in range(self._code.k)]
+
+    @cached_property
+    def wraps(self) -> bool:
+        """Whether f turned integers into floats whose parity blocks may have wrapped modulo 2^64."""
+        if self._trusted or all(is_exact(dtype) for dtype in self.dtypes()):
+            return False
+        blocks = self._coded.blocks
+        wide = [leaf for leaf, dtype in enumerate(blocks.dtypes) if is_exact(dtype) and dtype.itemsize == 8]
+        return any(
+            blocks.dtypes[leaf].kind == "u" or blocks.largest(leaf) * self._code.growth >= 1 << 63
+            for leaf in wide
+        )
+
+    def why_not_protected(self) -> str:
+        """Why parity is of no use for this f, and what to do."""
+        wide = [str(dtype) for dtype in self._coded.blocks.dtypes if is_exact(dtype)]
+        made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
+        return (
+            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers wrap modulo "
+            "2^64, which floats do not undo: use data.astype(float)"
+            + (", or data.astype(numpy.int64) for numbers below 2^63" if wide[0] == "uint64" else "")
+        )
 
     def _follow(self, group: dict[int, Outcome], elapsed: float) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
@@ -221,19 +280,31 @@ class Arrivals:
         task.failures = [failure for failure in task.failures if failure.kind != "shape"]
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
-        usual = _describe(next(iter(self.received.values())))
+        usual = _describe(self._any_received)
         message = f"returned {_describe(outcome)}, others {usual}"
+        if index >= len(self._code.systematic) and _shapes(outcome) == _shapes(self._any_received):
+            data, parity = (self._coded.layout(place)[0][0] for place in (0, self._code.n - 1))
+            message += (
+                f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
+                "result; convert the data, or what f combines it with, so that both have one"
+            )
         self.reject(index, Failure("shape", "WrongShape", message))
 
+    @property
+    def _any_received(self) -> Outcome:
+        return next(iter(self.received.values()))
+
     def _restart_decoder(self, elapsed: float) -> None:
-        dtypes = [leaf.dtype for leaf in leaves_of(next(iter(self.received.values())))]
+        dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             check_dtype(dtype, "the result of f")
         exact = self._code.kernel == "arikan" and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
-        limits = [self._rtol(dtype) / epsilon(dtype) for dtype in inexact]
+        limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
-        self.ready_at = None
+        self.ready_at = self.determined_at = None
+        self.is_inaccurate = False
+        self.__dict__.pop("wraps", None)
         for index in self.received:
             self._add(index, elapsed)
 
@@ -241,14 +312,23 @@ class Arrivals:
         assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
             self.ready_at, self.needed = elapsed, self.decoder.count
+        if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
+            self.determined_at = elapsed
 
-    def would_determine(self, indices: set[int], all_data: bool = False) -> bool:
+    def accept(self, elapsed: float) -> bool:
+        """Take the results at any accuracy, as no more can come; whether they determine the rest."""
+        if self.decoder is None or not (self.decoder.is_inaccurate and self.decoder.accept()):
+            return False
+        self.ready_at, self.needed, self.is_inaccurate = elapsed, self.decoder.count, True
+        return True
+
+    def would_determine(self, indices: set[int], all_data: bool = False, accurately: bool = True) -> bool:
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
             return self._has_all_data(indices)
         if self.decoder is None or len(indices) < self._code.needed:
             return len(indices) >= self._code.needed or self._has_all_data(indices)
-        limit = self.decoder.max_amplification
+        limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
         for index in indices:
             trial.add(index)
@@ -257,7 +337,8 @@ class Arrivals:
     def _has_all_data(self, indices: set[int]) -> bool:
         return len(self._code.systematic) > 0 and indices.issuperset(self._code.systematic)
 
-    def _rtol(self, dtype: DType) -> float:
+    def rtol(self, dtype: DType) -> float:
+        """The relative error accepted from decoding results of `dtype`."""
         return default_rtol(dtype) if self._rtol_wanted is None else self._rtol_wanted
 
 
@@ -276,6 +357,37 @@ def _signature(outcome: Outcome) -> Any:
 def kind_of(dtype: DType) -> str:
     """What must agree between results: any integer goes with any other."""
     return "integer" if is_exact(dtype) else dtype.kind
+
+
+def _shapes(outcome: Outcome) -> list[tuple[int, ...]]:
+    return [leaf.shape for leaf in leaves_of(outcome)]
+
+
+def kinds_of(structure: Structure) -> list[str]:
+    """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
+    return (
+        [structure[0]] if len(structure) == 1 else [kind for part in structure[2] for kind in kinds_of(part)]
+    )
+
+
+def unwrapped(weights: Array, received: Array, blocks: Array) -> list[Array]:
+    """Python integers, which do not wrap, from what they are modulo 2^64 and from what they are about.
+
+    CodeError where the two contradict each other: then parity has wrapped.
+    """
+    values = received.astype(np.float64)
+    about = (weights @ values)[:, 0]
+    margin = 16 * np.finfo(float).eps * (np.abs(weights) @ np.abs(values))[:, 0] + 1
+    found = []
+    for near, off, modular in zip(about.tolist(), margin.tolist(), blocks[:, 0].tolist()):
+        exact = modular + (round((near - modular) / 2**64) << 64)
+        if not abs(exact - near) <= off or not -(1 << 63) <= exact < 1 << 64:
+            raise CodeError(
+                "f returns Python integers, and parity blocks of the data wrap modulo 2^64, which Python "
+                "integers do not: return numpy integers, as in numpy.int64(total)"
+            )
+        found.append(np.array([exact]))
+    return found
 
 
 def _describe(outcome: Outcome) -> str:

@@ -45,8 +45,8 @@ class Codeword:
         many = settings.subtasks > 1
         self._coded = cast(Encoded, Rows(coded, settings.subtasks, number)) if many else coded
         self.number = number
-        self.arrivals = Arrivals(self._coded, settings.rtol, self._model)
-        self.verifier = Verifier(f, self._coded, self.arrivals, settings.rtol, settings.errors)
+        self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted)
+        self.verifier = Verifier(f, self._coded, self.arrivals, settings)
         self.settlement = Settlement(self.arrivals, self.verifier, settings, watch)
         self.how: str | None = None
         self._watch = watch
@@ -69,6 +69,10 @@ class Codeword:
     def is_short(self) -> bool:
         """Whether more results are needed."""
         return self.how is None and (self.arrivals.ready_at is None or self.settlement.not_finite)
+
+    def could_finish(self, accurately: bool = True) -> bool:
+        """Whether what arrived, still runs or is held back can determine the results."""
+        return self.arrivals.could_finish(self.settlement.not_finite, accurately)
 
     def drop(self, task: int, failure: Failure) -> None:
         """A worker was found out in another codeword: its result here counts no more."""
@@ -137,6 +141,10 @@ class RowsOfData:
     def __init__(self, blocks: Blocks, count: int, number: int) -> None:
         self._blocks, self._count, self._number = blocks, count, number
         self.k, self.structure, self.dtypes = blocks.k, blocks.structure, blocks.dtypes
+
+    def largest(self, leaf: int) -> int:
+        """Of all rows, which bounds that of these."""
+        return self._blocks.largest(leaf)
 
     def leaves(self, index: int) -> list[Array]:
         """These rows of data block `index`."""

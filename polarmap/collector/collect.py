@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from polarmap.code.polar import PolarCode
 from polarmap.collector.codeword import Codeword, by_subtask, check_rows, joined
 from polarmap.collector.estimate import estimate
+from polarmap.collector.fillerrows import FillerRows
 from polarmap.collector.reserve import Reserve
 from polarmap.collector.rowwise import RowwiseCheck
 from polarmap.collector.settings import Settings
@@ -38,6 +40,7 @@ class Collected:
     words: list[Codeword]  # one, or one for each subtask; all settled
     kept: dict[int, Kept]  # where those results lie that stayed in storage
     seconds: float
+    rows: tuple[bool, ...] = ()  # for each leaf, whether rows of it that come from filler are cut off
     errors: tuple[float, ...] = ()  # of each result, if a deadline left some as estimates
 
 
@@ -69,12 +72,14 @@ class Collector:
                 self._executor.subtasks = self._settings.subtasks
             self._executor.start(self._f, self._coded, faults, self._reserve.first)
             rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)
+            self._filler = FillerRows(self._f, self._coded, self._settings, self._watch)
             while True:
                 self._take_in()
                 settled = [word.look() for word in self._words]
                 self._spread_garbage()
                 stand = all(settled) and all(word.how for word in self._words)
-                if stand and rowwise.is_over(self._words, self._results):
+                done = stand and rowwise.is_over(self._words, self._results)
+                if done and self._filler.is_over(self._words):
                     return self._collected()
                 if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
                     return self._at_the_deadline(self._settings.deadline)
@@ -90,8 +95,8 @@ class Collector:
             raise CodedTimeoutError(
                 f"no result arrived within the deadline of {deadline:g} s: nothing to estimate from"
             ) from self._shortfall.first_cause
-        if word.settlement.not_finite:
-            raise NotDecodableError(self._shortfall.too_few(not_finite=True))
+        if word.settlement.not_finite or not word.arrivals.all_finite():
+            raise NotDecodableError(self._shortfall.too_few(not_finite=True)) from self._shortfall.first_cause
         found = estimate(word.arrivals, cast(PolarCode, self._code))
         word.settlement.results, word.how = found.results, "no"
         word.arrivals.needed = word.arrivals.needed or word.arrivals.count
@@ -122,12 +127,27 @@ class Collector:
 
     def _collected(self, errors: tuple[float, ...] = ()) -> Collected:
         arrivals = self._words[0].arrivals
+        inaccurate = [word.verifier.error_bound() for word in self._words if word.arrivals.is_inaccurate]
+        if inaccurate:
+            warnings.warn(
+                "what arrived determines the other results, but no more accurately than to "
+                f"{max(inaccurate):.2g} (relative), which is more than rtol: no further result came",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        results = self._results()
+        kept = {index: one.kept for index, one in arrivals.received.items() if one.kept is not None}
+        if kept:  # what is here is a sample
+            shapes, first = [shape for _, shape in kept[min(kept)].layout], None
+        else:
+            shapes, first = [leaf.shape for leaf in results[0]], results[0]
         return Collected(
-            results=self._results(),
+            results=results,
             structure=arrivals.structure,
             words=self._words,
-            kept={index: one.kept for index, one in arrivals.received.items() if one.kept is not None},
+            kept=kept,
             seconds=self._watch.elapsed,
+            rows=self._filler.found(self._words, shapes, first),
             errors=errors,
         )
 
@@ -145,24 +165,50 @@ class Collector:
 
     def _give_up_or_retry(self) -> None:
         if self._watch.remaining <= 0:
-            raise CodedTimeoutError(self._shortfall.late(self._settings.timeout))
+            raise CodedTimeoutError(self._shortfall.late(self._settings.timeout, self._is_not_finite))
         pending = [word for word in self._words if word.is_short]
-        failed = sorted({task for word in pending for task in word.arrivals.failed})
-        if not failed:
+        if not pending:
             return
-        self._fail_if_hopeless(failed)
+        failed = sorted({task for word in pending for task in word.arrivals.failed})
+        if failed:
+            self._fail_if_hopeless(failed)
         idle = self._watch.elapsed - self._news_at > STALL_SECONDS
-        stuck = not all(word.arrivals.could_finish(word.settlement.not_finite) for word in pending)
+        stuck = [word for word in pending if not word.could_finish()]
         tasks = self._words[0].arrivals.tasks
         again = [index for index in failed if tasks[index].attempts <= self._settings.retries]
-        if again and (stuck or (idle and not self._reserve.left)):
+        nothing = self._nothing_can_come()
+        if again and (stuck or nothing or (idle and not self._reserve.left)):
             self._news_at = self._watch.elapsed
             for word in self._words:
                 word.arrivals.launch(again, self._news_at)
             self._executor.retry(again)
-        elif stuck and not (self._settings.deadline is not None and self._words[0].arrivals.received):
-            short, not_finite = self._shortfall, any(word.settlement.not_finite for word in pending)
-            raise NotDecodableError(short.too_few(not_finite)) from short.first_cause
+            return
+        for word in pending:
+            if nothing or (failed and word in stuck) or word.settlement.is_accuracy_hopeless():
+                self._make_do(word, nothing)
+
+    def _nothing_can_come(self) -> bool:
+        """Whether a map without a limit would wait for ever, as the executor knows."""
+        if self._settings.timeout is not None or self._settings.deadline is not None:
+            return False
+        return self._executor.is_exhausted() and not self._reserve.left
+
+    def _make_do(self, word: Codeword, nothing: bool) -> None:
+        """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
+        may_come = word.arrivals.more_may_come and not word.settlement.is_accuracy_hopeless()
+        if may_come and not nothing and word.could_finish(accurately=False):
+            return
+        if not word.settlement.not_finite and word.arrivals.accept(self._watch.elapsed):
+            return
+        if self._settings.deadline is not None and word.arrivals.received:
+            return
+        short = self._shortfall
+        raise NotDecodableError(short.too_few(word.settlement.not_finite)) from short.first_cause
+
+    @property
+    def _is_not_finite(self) -> bool:
+        """Whether NaN or inf among the results keeps a codeword from being decoded."""
+        return any(word.settlement.not_finite for word in self._words)
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
         """More tasks than the code can lose failed in the same way and none succeeded."""

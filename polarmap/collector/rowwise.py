@@ -35,7 +35,8 @@ class RowwiseCheck:
     def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
         self._f, self._coded, self._watch = f, coded, watch
         self._rtol = settings.rtol
-        trusted = settings.verify == "auto" and verified.has_passed(f, ROW_BY_ROW)
+        dtypes = coded.blocks.dtypes
+        trusted = settings.verify == "auto" and verified.recall(f, ROW_BY_ROW, dtypes) is not None
         wanted = settings.subtasks > 1 and settings.verify is not False and not trusted
         self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
         self._settled_at: float | None = None
@@ -59,7 +60,7 @@ class RowwiseCheck:
                 "leave subtasks out for this f"
             )
         else:
-            verified.note_passed(self._f, ROW_BY_ROW)
+            verified.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
         return True
 
     def _agrees(self, words: Sequence[Codeword], joined: list[Array]) -> bool:

@@ -29,3 +29,5 @@ class Settings:
     upfront: int = 0  # parity tasks that start at once although parity is on demand
     subtasks: int = 1  # that each task is cut into
     runtimes: Distribution | None = None  # of one task; None: learned from this map
+    trusted: bool = False  # f is ours: what the code assumes of it is true by construction
+    row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block

@@ -19,12 +19,14 @@ class Shortfall:
         causes = (failure.cause for task in self._arrivals.tasks for failure in task.failures)
         return next((cause for cause in causes if cause is not None), None)
 
-    def late(self, timeout: float | None) -> str:
-        """The timeout passed."""
+    def late(self, timeout: float | None, not_finite: bool = False) -> str:
+        """The timeout passed; `not_finite`: and NaN or inf keep what arrived from being decoded."""
         running = sum(task.running for task in self._arrivals.tasks)
         still = f"{_tasks(running)} still run{'s' * (running == 1)}"
         head = f"{self._counted()} arrived within {timeout:g} s, {still}"
-        if self._arrivals.ready_at is not None:
+        if not_finite:
+            head += "; results contain NaN or inf, which parity carries into every block that is decoded"
+        elif self._arrivals.ready_at is not None:
             head += "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         return head + self._failures()
 
@@ -35,7 +37,7 @@ class Shortfall:
                 "results contain NaN or inf, which parity carries into every block that is decoded, and "
                 f"not all data tasks reported: {self._counted()}{self._failures()}"
             )
-        have = self._arrivals.count
+        have = len(self._arrivals.received)
         running = sum(task.running for task in self._arrivals.tasks)
         still = f", {_tasks(running)} still run{'s' * (running == 1)}" if running else ""
         if have + running >= self._needed:

@@ -1,32 +1,42 @@
-"""Which functions have passed the parity check in this process."""
+"""What functions were found to be in this process: linear, acting on rows."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import itertools
 import types
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import cloudpickle
 import numpy as np
 
 LINEAR = "linear or affine in its block"
-_passed: set[str] = set()
+_found: dict[str, Any] = {}
+_identities: dict[int, tuple[weakref.ref[Any], int]] = {}  # id -> the living object that has it, its number
+_numbers = itertools.count()
 
 
-def has_passed(f: Any, assumption: str = LINEAR) -> bool:
-    """Whether f, or a function of the same code and constants, was found to be what is assumed of it."""
-    return assumption + fingerprint(f) in _passed
+def recall(f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = ()) -> Any:
+    """What was noted of f, or of a function of the same code and constants, on data of such dtypes."""
+    return _found.get(_key(f, what, dtypes))
 
 
-def note_passed(f: Any, assumption: str = LINEAR) -> None:
-    """Remember that f was found to be what is assumed of it."""
-    _passed.add(assumption + fingerprint(f))
+def note(f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = (), value: Any = True) -> None:
+    """Remember what f was found to be on data of such dtypes."""
+    _found[_key(f, what, dtypes)] = value
 
 
 def forget() -> None:
     """Forget every function (for tests)."""
-    _passed.clear()
+    _found.clear()
+
+
+def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str:
+    return "\n".join([what, *(dtype.str for dtype in dtypes), fingerprint(f)])
 
 
 def fingerprint(f: Any) -> str:
@@ -64,14 +74,38 @@ def _parts(value: Any, seen: dict[int, Any]) -> list[str]:
         return [part for item in value for part in _parts(item, seen)]
     if isinstance(value, dict):
         return [part for item in value.items() for part in _parts(item, seen)]
-    if isinstance(value, type):  # by id: a class may be defined anew under its old name
-        return [f"{value.__module__}.{value.__qualname__} {id(value)}"]
+    if isinstance(value, type):  # a class may be defined anew under its old name
+        return [f"{value.__module__}.{value.__qualname__} {_identity(value)}"]
     if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
         return [f"{getattr(value, '__module__', '')}.{value.__name__}"]
     try:
         return [type(value).__qualname__, hashlib.sha256(cloudpickle.dumps(value)).hexdigest()]
     except Exception:
-        return [type(value).__qualname__, str(id(value))]
+        return [type(value).__qualname__, str(_identity(value))]
+
+
+def _identity(value: Any) -> int:
+    """A number that no other object ever has; one that cannot be watched gets a new one each time.
+
+    An id is given out again when its object is gone.
+    """
+    known = _identities.get(id(value))
+    if known is not None and known[0]() is value:
+        return known[1]
+    number = next(_numbers)
+    with contextlib.suppress(TypeError):
+        _identities[id(value)] = weakref.ref(value, _forgetting(id(value), number)), number
+    return number
+
+
+def _forgetting(place: int, number: int) -> Any:
+    """What is called when the object of that id dies: the id may belong to another one by then."""
+
+    def forget_it(_: Any) -> None:
+        if _identities.get(place, (None, None))[1] == number:
+            del _identities[place]
+
+    return forget_it
 
 
 def _function_parts(f: types.FunctionType, seen: dict[int, Any]) -> list[str]:

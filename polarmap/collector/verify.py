@@ -15,13 +15,14 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.collector import verified
 from polarmap.collector.arrivals import Arrivals, kind_of, leaves_of
 from polarmap.collector.localrun import LocalRun
-from polarmap.collector.settings import Errors
+from polarmap.collector.settings import Settings
 from polarmap.data.encoded import Encoded
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.remote.tree import unflatten
 
 Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
 LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
@@ -50,16 +51,14 @@ class Verifier:
     """
 
     def __init__(
-        self,
-        f: Callable[[Any], Any],
-        coded: Encoded,
-        arrivals: Arrivals,
-        rtol: float | None,
-        errors: Errors | None = None,
+        self, f: Callable[[Any], Any], coded: Encoded, arrivals: Arrivals, settings: Settings
     ) -> None:
-        self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, rtol
-        self._errors_of = errors
+        self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, settings.rtol
+        self._errors_of, self._trusted = settings.errors, settings.trusted
         self._local: LocalRun | None = None
+        self._parity_run: LocalRun | None = None
+        self._misfits_of: list[float | None] = []  # of each leaf, as last measured
+        self._missed: dict[int, list[float]] = {}  # by how much decoded blocks missed what f gave here
         self.evaluated: dict[int, list[Array]] = {}
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
@@ -67,8 +66,9 @@ class Verifier:
 
     @cached_property
     def has_passed_before(self) -> bool:
-        """Whether f was found linear by an earlier map."""
-        return verified.has_passed(self._f, self._coded.code.assumption)
+        """Whether f is known to be linear, or was found to be by an earlier map of such data."""
+        code, blocks = self._coded.code, self._coded.blocks
+        return self._trusted or verified.recall(self._f, code.assumption, blocks.dtypes) is not None
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
@@ -97,19 +97,64 @@ class Verifier:
         self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
 
     def unchecked(self) -> list[int]:
-        """The results that decoded blocks are made of and that no check involves.
+        """The results that are handed out, or that decoded blocks are made of, and that no check involves.
 
         Checks are the left-over equations and the decoded blocks of which f was evaluated here.
-        Garbage from one of these workers would pass; from any other it would not (integers: but
-        for multiples of a power of two where even coefficients wrap them to nothing).
+        Garbage from one of these workers would pass; from any other it would not.
         """
         plan = self._plan
+        handed_out = plan.arrived < len(self._coded.code.systematic)
+        return [int(index) for index in plan.arrived[self._unseen(handed_out)]]
+
+    def _unseen(self, also: Mask | bool = False) -> Mask:
+        """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
+        plan = self._plan
         unseen = np.zeros(len(plan.arrived), bool)
+        evaluated = np.isin(plan.missing, list(self.evaluated))
         for dtype in set(self._arrivals.dtypes()):
-            made_of = checks.influence(plan, dtype)
-            seen = made_of[np.isin(plan.missing, list(self.evaluated))].any(axis=0)
-            unseen |= made_of.any(axis=0) & ~(seen | checks.covered(plan, dtype).astype(bool))
-        return [int(index) for index in plan.arrived[unseen]]
+            seen = checks.revealed(plan, dtype)[evaluated].any(axis=0) | checks.covered(plan, dtype)
+            unseen |= (checks.influence(plan, dtype).any(axis=0) | also) & ~seen
+        return unseen
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether a check involves every result that decoded blocks are made of."""
+        return not self._unseen().any()
+
+    def error_bound(self) -> float:
+        """The error that may have been made unseen, as a share of the largest number of a leaf.
+
+        By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
+        tell from rounding.
+        """
+        plan, bound = self._plan, 0.0
+        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+            if is_exact(dtype) and not plan.rounds:
+                continue
+            misfit = self._misfits_of[leaf] if self._misfits_of else None
+            missed = {block: values[leaf] for block, values in self._missed.items()}
+            unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
+            bound = max(bound, unseen, self._rounding(leaf, dtype))
+        return bound
+
+    def _rounding(self, leaf: int, dtype: DType) -> float:
+        """What rounding of the results becomes by decoding them, in the same unit.
+
+        Integers that f made of floats are rounded to one: half of it, through every coefficient.
+        """
+        plan = self._plan
+        if not len(plan.missing):
+            return 0.0
+        if not is_exact(dtype):
+            norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
+            return norm * epsilon(self._arrivals.precision(dtype))
+        largest = self._largest(leaf)
+        halves = 0.5 * float(np.abs(plan.weights).sum(axis=1).max()) + 0.5
+        return halves / largest if largest else 0.0
+
+    def _largest(self, leaf: int) -> float:
+        """The largest number of a leaf in any result."""
+        return max(float(np.abs(row).max(initial=0)) for row in self._arrivals.rows(leaf).values())
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -128,13 +173,47 @@ class Verifier:
     def agrees_here(self, results: list[list[Array]]) -> bool:
         """Whether decoded blocks are what f gave of them here."""
         decoded = set(self._plan.missing.tolist())
-        return all(
-            self._agrees(own, results[i], decoded=True) for i, own in self.evaluated.items() if i in decoded
-        )
+        here = {index: own for index, own in self.evaluated.items() if index in decoded}
+        if not all(self._agrees(own, results[index], decoded=True) for index, own in here.items()):
+            return False
+        self._missed = {index: self._distances(own, results[index]) for index, own in here.items()}
+        return True
+
+    def _distances(self, own: list[Array], other: list[Array]) -> list[float]:
+        """How far two results are apart, leaf by leaf, as a share of the largest number."""
+        with np.errstate(invalid="ignore"):
+            apart = [
+                float(np.abs(one.astype(two.dtype) - two).max(initial=0)) for one, two in zip(own, other)
+            ]
+        return [gap / (self._largest(leaf) or 1.0) for leaf, gap in enumerate(apart)]
+
+    def parity_run(self) -> LocalRun:
+        """f of the first parity block, on a thread: under way, or ended just now."""
+        if self._parity_run is None:
+            index = len(self._coded.code.systematic)
+            self._parity_run = LocalRun(self._f, partial(self._block, index), index)
+        return self._parity_run
+
+    def parity_fits(self, leaves: list[Array]) -> bool:
+        """Whether f of the first parity block, evaluated here, is what the results of all data tell."""
+        received = self._arrivals.received
+        first = leaves_of(received[min(received)])
+        if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
+            (one.shape, kind_of(one.dtype)) for one in first
+        ]:
+            self.residual = np.inf
+            return False
+        k, code = len(self._coded.code.systematic), self._coded.code
+        exact = self._arrivals.decoder is not None and self._arrivals.decoder.exact
+        plan = code.plan(np.arange(code.n) <= k, exact)
+        flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
+        rows = [self._arrivals.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
+        return not self._measure(plan, rows)[0]
 
     def note_passed(self) -> None:
-        """Remember f for later maps of this process."""
-        verified.note_passed(self._f, self._coded.code.assumption)
+        """Remember f for later maps of such data in this process."""
+        if not self._trusted:
+            verified.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
 
     @property
     def _plan(self) -> DecodingPlan:
@@ -143,36 +222,41 @@ class Verifier:
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
-        return self._local is not None and self._local.index in self.evaluated and bool(self.unchecked())
+        return self._local is not None and self._local.index in self.evaluated and not self.is_covered
 
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
-        plan, unseen = self._plan, self.unchecked()
-        columns = np.isin(plan.arrived, unseen)
+        plan, columns = self._plan, self._unseen()
         told = sum(checks.influence(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes())
         return int(plan.missing[np.argmax(told)])
 
     def _misfits(self) -> tuple[bool, set[int] | None]:
         """Whether an equation is broken, and the tasks any one of which would explain it."""
-        decoder = self._arrivals.decoder
-        assert decoder is not None
-        worst, broken = 0.0, False
+        leaves = range(len(self._arrivals.dtypes()))
+        return self._measure(self._plan, [self._arrivals.rows(leaf) for leaf in leaves])
+
+    def _measure(self, plan: DecodingPlan, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
+        """The same for a plan and the flat results, by leaf, that satisfy its left-over equations."""
+        broken = False
         suspects: set[int] | None = None
-        for leaf, (dtype, error) in enumerate(zip(self._arrivals.dtypes(), self._errors())):
+        self._misfits_of = []
+        for arrived, dtype, error in zip(leaves, self._arrivals.dtypes(), self._errors()):
             if error == np.inf:
+                self._misfits_of.append(None)
                 continue
-            rows = decoder.plan.checkable(self._arrivals.rows(leaf))
+            rows = plan.checkable(arrived)
             precision = self._arrivals.precision(dtype)
-            found = checks.residual(decoder.plan, rows, dtype, self._rtol, precision, error)
+            found = checks.residual(plan, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
-            worst = max(worst, found.relative)
+            self._misfits_of.append(found.relative)
             if len(found.broken):
                 broken = True
-                if decoder.surplus > 1:
-                    named = set(checks.culprits(decoder.plan, rows, found.broken, dtype, precision))
+                if plan.surplus > 1:
+                    named = set(checks.culprits(plan, rows, found.broken, dtype, precision))
                     suspects = named if suspects is None else suspects & named
-        self.residual, self.broken = worst, broken
+        measured = [misfit for misfit in self._misfits_of if misfit is not None]
+        self.residual, self.broken = max(measured, default=0.0), broken
         return broken, suspects
 
     def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
@@ -242,7 +326,8 @@ def leaf_agrees(
     if is_exact(other.dtype):
         return bool((one.astype(other.dtype) == other).all())
     limit = max(checks.tolerance(precision), rtol or 0.0)
-    decoding = min(DECODING_NOISE * amplification * epsilon(precision), rtol or default_rtol(precision))
+    allowed = max(rtol or default_rtol(precision), amplification * epsilon(precision))
+    decoding = min(DECODING_NOISE * amplification * epsilon(precision), allowed)
     scale = np.maximum(np.abs(one), np.abs(other))
     with np.errstate(invalid="ignore"):
         floor = max(checks.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))

@@ -54,6 +54,15 @@ class Blocks:
         """The arrays of block `index`, shaped as f sees them."""
         return list(self._leaves[index])
 
+    def largest(self, leaf: int) -> int:
+        """The largest absolute value of leaf number `leaf`, of integers, in any block."""
+        found = 0
+        for index in range(self.k):
+            array = self.leaves(index)[leaf]
+            if array.size:
+                found = max(found, int(array.max()), -int(array.min()))
+        return found
+
     def stacked(self, leaf: int) -> Array | list[Array]:
         """Leaf number `leaf` of all blocks as k flat rows: one array if memory allows a view."""
         rows = [np.ascontiguousarray(block[leaf]).reshape(-1) for block in self._leaves]
@@ -93,7 +102,7 @@ def _refuse_masked_and_sparse(data: Any) -> None:
 def _cut_array(data: Any, blocks: int | None) -> Blocks:
     check_array(data)
     total = int(data.shape[0])
-    k = min(DEFAULT_BLOCKS, total) if blocks is None else checked_count("blocks", blocks)
+    k = usual_count(total, DEFAULT_BLOCKS) if blocks is None else checked_count("blocks", blocks)
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     rows = -(-total // k)
@@ -224,8 +233,44 @@ class CodedBlocks:
         return self.code.parity(self.blocks.stacked(leaf))
 
 
-def concatenate(results: Sequence[Any], blocks: Blocks, axis: int) -> Any:
-    """Results joined along `axis`; rows that come from filler are cut off."""
+def dividing_counts(total: int, near: int) -> list[int]:
+    """The numbers of blocks next to `near`, below and above, that divide so many rows; not 1.
+
+    >>> dividing_counts(2000, 24), dividing_counts(11, 4), dividing_counts(13, 26)
+    ([20, 25], [11], [13])
+    """
+    divisors = [count for count in range(2, min(total, 64 * near) + 1) if total % count == 0]
+    below, above = [one for one in divisors if one < near], [one for one in divisors if one > near]
+    return below[-1:] + above[:1]
+
+
+def usual_count(total: int, wanted: int, most: int | None = None) -> int:
+    """How many blocks to cut so many rows into: where there is one within a quarter, a number that divides.
+
+    >>> [usual_count(total, 24) for total in (2000, 1200, 2003, 10)], usual_count(2000, 24, most=24)
+    ([25, 24, 24, 10], 20)
+    """
+    wanted = min(wanted, total)
+    most = wanted + wanted // 4 if most is None else most
+    near = [count for count in range(-(-3 * wanted // 4), most + 1) if total % count == 0]
+    return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
+
+
+def without_filler(results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]) -> list[list[Array]]:
+    """Results without the rows that come from filler, of the leaves that have one row per row."""
+    if not any(rows):
+        return list(results)
+    assert blocks.rows is not None
+    total = blocks.k * blocks.rows - blocks.filler
+    counts = [min(max(total - index * blocks.rows, 0), blocks.rows) for index in range(blocks.k)]
+    return [
+        [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]
+        for leaves, count in zip(results, counts, strict=True)
+    ]
+
+
+def concatenate(results: Sequence[Any], axis: int) -> Any:
+    """Results joined along `axis`."""
     flat = [flatten(result) for result in results]
     if len(flat[0][1]) != 1:
         raise CodeError(
@@ -235,11 +280,11 @@ def concatenate(results: Sequence[Any], blocks: Blocks, axis: int) -> Any:
     arrays = [leaves[0] for leaves, _ in flat]
     if arrays[0].ndim == 0:
         return np.stack(arrays)
-    joined = np.concatenate(arrays, axis=axis)
-    row_by_row = blocks.rows is not None and arrays[0].shape[0] == blocks.rows
-    if axis == 0 and blocks.filler and row_by_row:
-        return joined[: len(joined) - blocks.filler]
-    return joined
+    try:
+        return np.concatenate(arrays, axis=axis)
+    except ValueError as error:  # of numpy, AxisError among them
+        shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
+        raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error
 
 
 def _adjoining(rows: list[Array]) -> Array | list[Array]:

@@ -66,9 +66,8 @@ def plan_code(data: Any, choice: Choice, rtol: float | None = None) -> tuple[Blo
         raise CodeError(f"the {code} kernel carries linear f only: with degree={degree} leave code out")
     if workers is not None:
         workers = blocks_.checked_count("workers", workers)
-    if blocks is None and workers is not None and hasattr(data, "shape"):
-        most = max(1, largest_k(3 * workers // 4, degree) - choice.private)
-        blocks = min(most, data.shape[0] if data.shape and data.shape[0] else 1)
+    if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
+        blocks = _usual_count(int(data.shape[0]), workers, choice)
     cut = blocks_.cut(data, blocks)
     chosen = _chosen(cut, workers, choice)
     for dtype in cut.dtypes:
@@ -86,6 +85,15 @@ def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | Eva
         needed = results_needed(k, degree, "circle")
         return EvaluationCode(_third_more(needed) if workers is None else workers, k, degree)
     return _polar(k, cut.dtypes, workers, str(choice.code))
+
+
+def _usual_count(total: int, workers: int | None, choice: Choice) -> int:
+    """k for an array of so many rows: near 24, or as many as the workers carry."""
+    if workers is None:
+        plain = choice.degree == 1 and not choice.private  # others lose digits as k grows
+        return blocks_.usual_count(total, blocks_.DEFAULT_BLOCKS, None if plain else blocks_.DEFAULT_BLOCKS)
+    most = max(1, largest_k(3 * workers // 4, choice.degree) - choice.private)
+    return blocks_.usual_count(total, most, most)
 
 
 def _third_more(needed: int) -> int:
@@ -132,7 +140,7 @@ def plan_rows(
     elif isinstance(code, PolarCode):
         k = code.k
     else:
-        k = min(total, blocks_.DEFAULT_BLOCKS if workers is None else max(1, 3 * workers // 4))
+        k = _usual_count(total, workers, Choice())
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     if isinstance(code, PolarCode):

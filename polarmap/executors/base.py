@@ -127,6 +127,10 @@ class Executor(Protocol):
         """What ended, as soon as anything did; empty after `timeout` seconds."""
         ...
 
+    def is_exhausted(self) -> bool:
+        """Whether nothing will end any more unless something is started."""
+        ...
+
     def retry(self, tasks: Sequence[int]) -> None:
         """Start these tasks once more."""
         ...

@@ -124,6 +124,10 @@ class LithopsExecutor:
         """When the running tasks were handed to Lithops: functions start at once, or so it seems."""
         return {task: self._launched_at[task] for task, _ in self._running}
 
+    def is_exhausted(self) -> bool:
+        """Whether no attempt is under way."""
+        return not self._running
+
     def _ended(self, key: tuple[int, int]) -> Iterator[Outcome]:
         """The outcome of this attempt, if a copy of it has ended with one."""
         copies = self._running[key]

@@ -77,6 +77,10 @@ class ReplayExecutor:
             heapq.heapify(self._arrivals)
         return [outcome]
 
+    def is_exhausted(self) -> bool:
+        """Whether no arrival is left on the schedule."""
+        return not self._arrivals
+
     def retry(self, tasks: Sequence[int]) -> None:
         """Schedule another arrival of each."""
         for task in tasks:

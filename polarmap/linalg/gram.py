@@ -11,12 +11,11 @@ import numpy.typing as npt
 
 from polarmap import api
 from polarmap.code.dtypes import DType, is_exact, real_dtype
-from polarmap.collector import verified
 from polarmap.data.blocks import checked_count
 from polarmap.data.grids import CodedGrid
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.products import CodedProduct, assemble
+from polarmap.linalg.products import CodedProduct, assemble, run
 
 Array = npt.NDArray[Any]
 
@@ -85,9 +84,8 @@ def coded_gram(
     n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
     coded = _coded(matrix, dtype, k, n)
     f = _products(w, dtype)
-    verified.note_passed(f, coded.code.assumption)
     options = {"executor": executor, "verify": verify, "rtol": rtol, "timeout": timeout}
-    result = api.coded_map(f, coded, retries=retries, progress=progress, **options)
+    result = run(f, coded, options | {"retries": retries, "progress": progress})
     array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
     if not is_exact(dtype):
         _mirror(array, result[0].shape[0])

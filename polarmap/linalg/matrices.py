@@ -123,6 +123,14 @@ def times(operand: Array, dtype: DType) -> Callable[[Array], Array]:
     """f(block) = block @ operand in `dtype`, on a worker.
 
     Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
-    modulo 2^64 hold modulo a smaller power of two.
+    modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
+    before it wrapped, which `check_no_wrap` has made sure int64 can hold.
     """
-    return lambda block: np.matmul(block, operand, dtype=dtype, casting="unsafe")
+    if is_exact(dtype):
+        return lambda block: np.matmul(block, operand, dtype=dtype, casting="unsafe")
+
+    def product(block: Array) -> Array:
+        signed = block.view(np.int64) if block.dtype == np.uint64 else block
+        return np.asarray(np.matmul(signed, operand, dtype=dtype, casting="unsafe"))
+
+    return product

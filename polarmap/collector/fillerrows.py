@@ -1,0 +1,127 @@
+"""What became of the rows of zeros that fill up the last blocks of an array that does not divide.
+
+Results with one row for each row of a block have rows that come from filler, which are cut off. Of any
+other result nobody but f knows what zeros have done to it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.collector import verified
+from polarmap.collector.codeword import Codeword
+from polarmap.collector.localrun import LocalRun
+from polarmap.collector.settings import Settings
+from polarmap.collector.stopwatch import Stopwatch
+from polarmap.collector.verify import leaf_agrees
+from polarmap.data.blocks import Blocks, dividing_counts
+from polarmap.data.encoded import Encoded
+from polarmap.remote.tree import Shape, unflatten
+
+Array = npt.NDArray[Any]
+
+ROW_PER_ROW = "one row of a result for each row of a block"
+
+
+class FillerRows:
+    """Which leaves of the results have one row for each row of a block.
+
+    A result may have as many rows as a block by chance. So f is evaluated on the driver, beside the
+    map, on the first two rows of a block; once for all maps of the same function.
+    """
+
+    def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
+        self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
+        self._blocks: Blocks | None = coded.blocks if getattr(coded.blocks, "filler", 0) else None
+        self._run: LocalRun | None = None
+        self._settled_at: float | None = None
+        self._known: tuple[bool, ...] | None = None  # of an earlier map
+        self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
+        if self._blocks is not None and not self._all_are:
+            self._known = verified.recall(f, ROW_PER_ROW, self._blocks.dtypes)
+            if self._known is None:
+                self._run = LocalRun(f, self._first_rows, 0)
+
+    def is_over(self, words: Sequence[Codeword]) -> bool:
+        """Whether it is known, or takes longer than a task usually does."""
+        if self._run is None:
+            return True
+        if self._settled_at is None:
+            self._settled_at = self._watch.elapsed
+        waited = self._watch.elapsed - self._settled_at
+        return not self._run.is_running or waited > words[0].settlement.surplus_wait
+
+    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape], first: Sequence[Array] | None) -> Any:
+        """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
+
+        `first`: the result of the first data block, where it is here. Warns where f has seen zeros
+        that show in a result.
+        """
+        if self._blocks is None:
+            return ()
+        rows = self._blocks.rows
+        are = [shape[:1] == (rows,) and self._is_row_per_row(leaf) for leaf, shape in enumerate(shapes)]
+        apart = all(are) and (self._all_are or self._known is not None or self._are_apart(words, first))
+        if self._run is not None and self._run.leaves is not None and apart == all(are):
+            verified.note(self._f, ROW_PER_ROW, self._blocks.dtypes, tuple(are))
+        if not apart:
+            self._warn(self._blocks)
+        return tuple(are)
+
+    def _is_row_per_row(self, leaf: int) -> bool:
+        if self._all_are:
+            return True
+        if self._known is not None:
+            return leaf < len(self._known) and self._known[leaf]
+        leaves = self._run.leaves if self._run is not None else None
+        return leaves is not None and leaf < len(leaves) and leaves[leaf].shape[:1] == (self._count,)
+
+    def _are_apart(self, words: Sequence[Codeword], first: Sequence[Array] | None) -> bool:
+        """Whether f of some rows is those rows of f of the block: then no row has seen another."""
+        if first is None or self._run is None or self._run.leaves is None or self._coded.source is not None:
+            return True
+        amplification = max(word.decoder.amplification for word in words)
+        precision = words[0].arrivals.precision
+        return all(
+            leaf_agrees(
+                some,
+                whole[: len(some)],
+                precision(whole.dtype),
+                self._rtol,
+                amplification,
+                float(np.abs(whole).max(initial=0)),
+                0.0,
+            )
+            for some, whole in zip(self._run.leaves, first)
+        )
+
+    @property
+    def _count(self) -> int:
+        """Rows that f is evaluated on: fewer than a block has, and not one, which numpy may squeeze."""
+        assert self._blocks is not None and self._blocks.rows is not None
+        return min(2, self._blocks.rows - 1)
+
+    def _first_rows(self) -> Any:
+        """Rows of the first data block; zeros in the place of rows that would have to be fetched."""
+        if self._coded.source is None:
+            leaves = [leaf[: self._count].copy() for leaf in self._coded.blocks.leaves(0)]
+        else:
+            layout = self._coded.layout(0)
+            leaves = [np.zeros((self._count, *shape[1:]), name) for name, shape in layout]
+        return unflatten(self._coded.structure, leaves)
+
+    def _warn(self, blocks: Blocks) -> None:
+        assert blocks.rows is not None
+        total = blocks.k * blocks.rows - blocks.filler
+        counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"
+        warnings.warn(
+            f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.filler} rows of zeros at the "
+            f"end, which may show in its last results; blocks={counts} divides them",
+            RuntimeWarning,
+            stacklevel=2,
+        )
