@@ -56,7 +56,7 @@ def _errors(word: Codeword) -> tuple[float, float]:
     amplification = decoder.amplification
     if decoder.exact and not all(map(is_exact, dtypes)):  # floats decoded beside integers
         amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
-    return amplification, word.verifier.error_bound()
+    return amplification, word.error_bound
 
 
 def _waited(word: Codeword, ended: float) -> float:

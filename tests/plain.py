@@ -29,6 +29,12 @@ def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
     return [f(block) for block in blocks]
 
 
+def without_filler(results: Iterable[Any], data: np.ndarray, k: int) -> list[Any]:
+    """Results with one row for each row of a block, without those of the rows of zeros."""
+    rows = -(-len(data) // k)
+    return [one[: max(0, len(data) - turn * rows)] for turn, one in enumerate(results)]
+
+
 def assert_same(results: Iterable[Any], expected: Iterable[Any], rtol: float = 0.0) -> None:
     """Equal structure, types, shapes and dtypes; equal integers; numbers within `rtol`.
 

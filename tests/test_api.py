@@ -60,10 +60,10 @@ def test_options_are_pinned() -> None:
 @pytest.mark.parametrize(
     ("options", "k", "n"),
     [
-        ({}, 24, 32),
+        ({}, 20, 27),
         ({"blocks": 5}, 5, 7),
         ({"blocks": 1}, 1, 2),
-        ({"workers": 32}, 24, 32),
+        ({"workers": 32}, 20, 32),
         ({"workers": 7}, 5, 7),
         ({"workers": 2}, 1, 2),
         ({"workers": 400}, 60, 400),

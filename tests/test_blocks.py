@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map
+from plain import assert_same, cut, plain_map, without_filler
 
 from polarmap import CodedResult, FaultyExecutor, ReplayExecutor, coded_map
 from polarmap.errors import CodeError, NotDecodableError
@@ -63,14 +63,17 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     assert len(result) == k
     assert result.report.filler == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
-    assert_same(result, plain_map(lambda block: block * 0.5, data, k), 1e-3)
+    expected = plain_map(lambda block: block * 0.5, data, k)
+    assert_same(result, without_filler(expected, data, k), 1e-3)
 
 
 def test_results_of_filler_rows_are_cut_off_only_from_row_by_row_functions() -> None:
     data = MATRIX[:10]
     by_row = coded_map(lambda block: block @ np.ones(5) + 1, data, blocks=4, executor=ReplayExecutor())
     np.testing.assert_allclose(by_row.concatenate(), data @ np.ones(5) + 1)
-    sums = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=ReplayExecutor())
+    assert [len(block) for block in by_row] == [3, 3, 3, 1]
+    with pytest.warns(RuntimeWarning, match="10 rows do not divide into 4 blocks: f saw 2 rows of zeros"):
+        sums = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=ReplayExecutor())
     assert sums.report.filler == 2
     assert sums.concatenate().shape == (4 * 5,)
     np.testing.assert_allclose(np.sum(list(sums), axis=0), data.sum(axis=0))
@@ -82,16 +85,24 @@ def test_whole_blocks_of_filler_are_cut_off_too() -> None:
     np.testing.assert_allclose(result.concatenate(), MATRIX[:25] * 0.5)
 
 
-def test_blocks_default_to_24_or_the_rows_there_are() -> None:
-    assert halved(MATRIX).report.k == 24
+def test_blocks_default_to_a_number_near_24_that_divides_the_rows() -> None:
+    assert halved(MATRIX).report.k == 26
     assert halved(MATRIX[:7]).report.k == 7
+    assert halved(np.ones((2003, 1))).report.k == 24
+    assert halved(np.ones((2000, 1)), workers=32).report.k == 20
 
 
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concatenate_joins_along_any_axis(axis: int) -> None:
-    expected = np.concatenate([block * 0.5 for block in cut(MATRIX, 4)], axis=axis)
-    joined = halved(MATRIX, 4).concatenate(axis)
-    np.testing.assert_allclose(joined, expected[: None if axis else len(MATRIX)])
+    expected = np.concatenate([block * 0.5 for block in cut(MATRIX, 13)], axis=axis)
+    np.testing.assert_allclose(halved(MATRIX, 13).concatenate(axis), expected)
+
+
+def test_concatenate_refuses_shapes_that_do_not_fit() -> None:
+    with pytest.raises(CodeError, match=r"shapes \(7, 5\) and \(5, 5\) cannot be joined along axis 1"):
+        halved(MATRIX, 4).concatenate(1)
+    with pytest.raises(CodeError, match="cannot be joined along axis 9"):
+        halved(MATRIX, 4).concatenate(9)
 
 
 @pytest.mark.parametrize("scalar", [np.float64, float, np.asarray])
@@ -349,8 +360,8 @@ def test_ragged_lists_are_results_like_others() -> None:
     def f(block: np.ndarray) -> list[Any]:
         return [block.sum(), [block[0, 0], [block[1, 1]]]]
 
-    result = coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor({1: math.inf}), timeout=100)
-    assert_same(result, plain_map(f, MATRIX, 4), 1e-9)
+    result = coded_map(f, MATRIX, blocks=13, executor=ReplayExecutor({1: math.inf}), timeout=100)
+    assert_same(result, plain_map(f, MATRIX, 13), 1e-9)
 
 
 def test_masked_results_are_refused() -> None:

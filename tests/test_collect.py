@@ -126,6 +126,7 @@ def test_unverified_it_stops_at_the_kth_arrival(seed: int) -> None:
 
 
 def test_with_all_data_it_stops_at_once_and_parity_is_not_waited_for() -> None:
+    assert_right(coded())  # from then on f is known to be linear
     result = coded(executor=ReplayExecutor(dict.fromkeys(range(K, N), 1.1)))
     assert_same(result, plain_map(product, DATA, K))
     report = result.report
@@ -148,8 +149,14 @@ def test_the_last_data_result_spares_decoding_while_surplus_is_waited_for() -> N
 def test_with_all_data_any_function_gives_the_bits_of_a_plain_map(
     f: Callable[[Any], Any], arrival: float
 ) -> None:
-    late = coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)))
+    """With a warning, as the first straggler would be an error."""
+    with pytest.warns(RuntimeWarning, match=r"those of a plain map, but .* off by [0-9.]+ .*f is not linear"):
+        late = coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)))
     assert_same(late, plain_map(f, DATA, K))
+    with pytest.raises(NotLinearError, match=r"off by [0-9.]+ \(relative\): f is not linear"):
+        coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)), verify=True)
+    trusting = coded(f, executor=ReplayExecutor(dict.fromkeys(range(K, N), arrival)), verify=False)
+    assert_same(trusting, plain_map(f, DATA, K))
 
 
 def test_results_that_arrived_are_the_bits_of_a_plain_map() -> None:
@@ -618,7 +625,7 @@ def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
 def test_failures_are_tried_again_when_nothing_else_happens() -> None:
     """Two tasks hang, and the failed ones may be faster."""
     seconds = dict.fromkeys(range(8, 12), math.inf)
-    result = coded(executor=faulty({0: Fault("kill"), 1: Fault("raise")}, seconds))
+    result = coded(executor=faulty({0: Fault("kill"), 1: Fault("raise")}, seconds), verify=False)
     assert_same(result, plain_map(product, DATA, K))
     assert [task.attempts for task in result.report.tasks] == [2, 2] + [1] * 10
     assert 3 < result.report.seconds < 4  # 1 s each, and the wait in between

@@ -252,7 +252,7 @@ def test_a_real_pool_with_a_dead_worker() -> None:
 
 def test_default_sizes_leave_a_third_to_spare() -> None:
     A = np.ones((60, 2))
-    assert coded_map(gram, A, degree=2, executor=ReplayExecutor()).report.n == 64
+    assert coded_map(gram, A, degree=2, executor=ReplayExecutor()).report.n == 54  # k = 20
     assert coded_map(gram, A, workers=16, degree=2, executor=ReplayExecutor()).report.k == 6
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import math
 import operator
 from collections.abc import Callable, Iterator
@@ -207,12 +208,15 @@ def test_what_cannot_be_pickled_counts_as_itself() -> None:
 
 def test_note_and_forget() -> None:
     f = times(np.ones(3))
-    assert not verified.has_passed(f)
-    verified.note_passed(f)
-    assert verified.has_passed(times(np.zeros(3)))
-    assert not verified.has_passed(times(np.zeros(4)))
+    floats, integers = [np.dtype(float)], [np.dtype(int)]
+    assert verified.recall(f, verified.LINEAR, floats) is None
+    verified.note(f, verified.LINEAR, floats)
+    assert verified.recall(times(np.zeros(3)), verified.LINEAR, floats) is True
+    assert verified.recall(times(np.zeros(4)), verified.LINEAR, floats) is None
+    assert verified.recall(f, verified.LINEAR, integers) is None
+    assert verified.recall(f, "another thing", floats) is None
     verified.forget()
-    assert not verified.has_passed(f)
+    assert verified.recall(f, verified.LINEAR, floats) is None
 
 
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:
@@ -228,10 +232,24 @@ def test_the_next_map_trusts_what_this_one_verified(surplus: bool, how: str) -> 
     assert how_verified(times(np.zeros(5)), surplus=False) == "earlier"
 
 
-def test_a_function_that_was_not_decoded_is_not_verified() -> None:
+@pytest.mark.parametrize("seconds", [{}, dict.fromkeys([4, 5, 6], math.inf)], ids=["parity", "here"])
+def test_a_function_is_verified_although_nothing_is_decoded(seconds: dict[int, float]) -> None:
     f = times(np.ones(5))
-    assert coded_map(f, DATA, blocks=4, executor=ReplayExecutor()).report.verified == "not needed"
-    assert how_verified(f, surplus=False) == "local"
+    options = {"blocks": 4, "workers": 7, "timeout": 100, "executor": ReplayExecutor(seconds)}
+    report = coded_map(f, DATA, **options).report
+    assert (report.verified, report.residual is not None) == ("not needed", True)
+    assert how_verified(f, surplus=False) == "earlier"
+
+
+def test_what_is_known_of_a_function_dies_with_it() -> None:
+    """An id is given out again, and must not make another function known."""
+    numbers = set()
+    for turn in range(50):
+        made = type("Local", (), {"turn": turn})
+        numbers.add(fingerprint(made))
+        del made
+        gc.collect()
+    assert len(numbers) == 50
 
 
 def test_a_function_that_failed_is_not_verified() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -151,6 +151,11 @@ class Arrivals:
         return sum(task.arrived is not None for task in self.tasks)
 
     @property
+    def data_count(self) -> int:
+        """Those of data blocks among them."""
+        return sum(self.tasks[index].arrived is not None for index in self._code.systematic)
+
+    @property
     def failed(self) -> list[int]:
         """Tasks without a result that do not run, though they were started."""
         tasks = enumerate(self.tasks)
@@ -220,7 +225,7 @@ class Arrivals:
         plan = self.decoder.plan
         if len(plan.missing) and self.wraps:
             raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
-        recovered: list[Sequence[Array]] = []
+        recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
             with ignoring_inf():
@@ -232,7 +237,7 @@ class Arrivals:
                 received = np.stack([self.rows(leaf)[int(index)] for index in plan.arrived])
                 recovered.append(unwrapped(plan.weights, received, blocks))
             else:
-                recovered.append(blocks)
+                recovered.append(list(blocks))
         shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
         place = {int(index): row for row, index in enumerate(plan.missing)}
 

@@ -74,6 +74,11 @@ class Codeword:
         """Whether what arrived, still runs or is held back can determine the results."""
         return self.arrivals.could_finish(self.settlement.not_finite, accurately)
 
+    @property
+    def error_bound(self) -> float:
+        """What the results may be off by, as a share of the largest number among them."""
+        return self.verifier.error_bound(self.results)
+
     def drop(self, task: int, failure: Failure) -> None:
         """A worker was found out in another codeword: its result here counts no more."""
         if task in self.arrivals.received and len(self.arrivals.received) > 1:
@@ -116,6 +121,11 @@ class Rows:
     def encode_seconds(self) -> float:
         """Of all rows."""
         return self._all.encode_seconds
+
+    @property
+    def not_protected(self) -> str:
+        """Of all rows."""
+        return self._all.not_protected
 
     @property
     def code(self) -> Code:

@@ -63,6 +63,7 @@ class Collector:
         self._words = [Codeword(here or f, coded, settings, watch, one) for one in range(settings.subtasks)]
         self._reserve = Reserve(executor, self._words[0].arrivals, self._code, settings, watch)
         self._news_at = 0.0
+        self._has_said = False
 
     def run(self, faults: Mapping[int, Fault]) -> Collected:
         """Start, collect, decode, verify; always stop the executor."""
@@ -75,6 +76,7 @@ class Collector:
             self._filler = FillerRows(self._f, self._coded, self._settings, self._watch)
             while True:
                 self._take_in()
+                self._say_what_is_not_protected()
                 settled = [word.look() for word in self._words]
                 self._spread_garbage()
                 stand = all(settled) and all(word.how for word in self._words)
@@ -112,6 +114,12 @@ class Collector:
             arrived = min(len(word.arrivals.received) for word in self._words)
             self._show(arrived, self._code.needed)
 
+    def _say_what_is_not_protected(self) -> None:
+        """Once, when the blocks have been encoded."""
+        if self._coded.not_protected and not self._has_said:
+            self._has_said = True
+            warnings.warn(self._coded.not_protected, RuntimeWarning, stacklevel=2)
+
     def _spread_garbage(self) -> None:
         """A worker whose result contradicts the others in one codeword is not trusted in any."""
         if len(self._words) > 1:
@@ -127,7 +135,7 @@ class Collector:
 
     def _collected(self, errors: tuple[float, ...] = ()) -> Collected:
         arrivals = self._words[0].arrivals
-        inaccurate = [word.verifier.error_bound() for word in self._words if word.arrivals.is_inaccurate]
+        inaccurate = [word.error_bound for word in self._words if word.arrivals.is_inaccurate]
         if inaccurate:
             warnings.warn(
                 "what arrived determines the other results, but no more accurately than to "
@@ -203,7 +211,7 @@ class Collector:
         if self._settings.deadline is not None and word.arrivals.received:
             return
         short = self._shortfall
-        raise NotDecodableError(short.too_few(word.settlement.not_finite)) from short.first_cause
+        raise NotDecodableError(short.too_few(word.settlement.not_finite, nothing)) from short.first_cause
 
     @property
     def _is_not_finite(self) -> bool:

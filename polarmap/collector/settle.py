@@ -207,7 +207,7 @@ class Settlement:
 
     def is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        since = self._arrivals.determined_at
+        since = None if self.not_finite else self._arrivals.determined_at
         return since is not None and self._watch.elapsed - since > self._patience
 
     @property

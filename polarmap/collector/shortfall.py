@@ -30,13 +30,19 @@ class Shortfall:
             head += "; they determine the rest, but f could not be verified in time (verify=False skips that)"
         return head + self._failures()
 
-    def too_few(self, not_finite: bool) -> str:
-        """Nothing more can arrive; `not_finite`: and NaN or inf keep what did from being decoded."""
+    def too_few(self, not_finite: bool, nothing: bool = False) -> str:
+        """Nothing more can arrive; `not_finite`: and NaN or inf keep what did from being decoded.
+
+        `nothing`: though tasks seem to run, their executor knows that none of them will end.
+        """
         if not_finite:
+            data = self._arrivals.data_count
             return (
                 "results contain NaN or inf, which parity carries into every block that is decoded, and "
-                f"not all data tasks reported: {self._counted()}{self._failures()}"
+                f"not all data tasks reported: {data} of {self._needed}{self._failures()}"
             )
+        if nothing:
+            return f"{self._counted()} arrived, and {self._executor_says()}, so no more can{self._failures()}"
         have = len(self._arrivals.received)
         running = sum(task.running for task in self._arrivals.tasks)
         still = f", {_tasks(running)} still run{'s' * (running == 1)}" if running else ""
@@ -51,6 +57,10 @@ class Shortfall:
                 f"{self._failures()}"
             )
         return f"{self._counted()} arrived and no more can{self._failures()}"
+
+    def _executor_says(self) -> str:
+        running = sum(task.running for task in self._arrivals.tasks)
+        return f"none of the {_tasks(running)} that still run{'s' * (running == 1)} will ever end"
 
     def _counted(self) -> str:
         return f"{self._arrivals.count} of {self._needed} needed results"

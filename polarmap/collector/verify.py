@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
@@ -121,8 +121,8 @@ class Verifier:
         """Whether a check involves every result that decoded blocks are made of."""
         return not self._unseen().any()
 
-    def error_bound(self) -> float:
-        """The error that may have been made unseen, as a share of the largest number of a leaf.
+    def error_bound(self, results: Sequence[list[Array]]) -> float:
+        """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
 
         By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
         tell from rounding.
@@ -131,10 +131,15 @@ class Verifier:
         for leaf, dtype in enumerate(self._arrivals.dtypes()):
             if is_exact(dtype) and not plan.rounds:
                 continue
+            hidden = epsilon(self._arrivals.precision(dtype))  # rounding may hide as much
             misfit = self._misfits_of[leaf] if self._misfits_of else None
-            missed = {block: values[leaf] for block, values in self._missed.items()}
+            misfit = None if misfit is None else misfit + hidden
+            missed = {block: values[leaf] + hidden for block, values in self._missed.items()}
             unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
-            bound = max(bound, unseen, self._rounding(leaf, dtype))
+            largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
+            if largest:  # parity results may be larger than those that are wanted
+                share = self._largest(leaf) / largest
+                bound = max(bound, share * (unseen + self._rounding(leaf, dtype)))
         return bound
 
     def _rounding(self, leaf: int, dtype: DType) -> float:

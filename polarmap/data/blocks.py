@@ -160,6 +160,7 @@ class CodedBlocks:
         self._parity: list[Array] | None = None
         self._encoding = threading.Lock()
         self.encode_seconds = 0.0
+        self.not_protected = ""
 
     @property
     def n(self) -> int:
@@ -225,12 +226,24 @@ class CodedBlocks:
                 began = time.perf_counter()
                 leaves = range(len(self.blocks.dtypes))
                 self._parity = [self._mixtures(leaf) for leaf in leaves]
+                self.not_protected = self.not_protected or self._overwhelmed(self._parity)
                 self.encode_seconds += time.perf_counter() - began
             return self._parity
 
     def _mixtures(self, leaf: int) -> Array:
         """The coded blocks that are no data blocks, flat."""
         return self.code.parity(self.blocks.stacked(leaf))
+
+    def _overwhelmed(self, parity: Sequence[Array]) -> str:
+        """What is said of NaN and inf in the mixtures, which are of no use there; nothing if all are finite.
+
+        A block of a dense code has a share in every mixture: one of them tells.
+        """
+        dense = self.code.kernel != "arikan"
+        for leaf, rows in enumerate(parity):
+            if rows.dtype.kind in "fc" and not np.isfinite(rows[:1] if dense else rows).all():
+                return _not_finite(self.blocks, leaf)
+        return ""
 
 
 def dividing_counts(total: int, near: int) -> list[int]:
@@ -285,6 +298,24 @@ def concatenate(results: Sequence[Any], axis: int) -> Any:
     except ValueError as error:  # of numpy, AxisError among them
         shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
         raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error
+
+
+def _not_finite(blocks: Blocks, leaf: int) -> str:
+    """Where the data is NaN or inf, or its sums are, and what that means for a map."""
+    what = f"sums of the data overflow {blocks.dtypes[leaf]}"
+    count, first = 0, ""
+    for index in range(blocks.k):
+        array = blocks.leaves(index)[leaf]
+        places = np.argwhere(~np.isfinite(array))
+        if len(places) and not count:
+            row, *inner = places[0].tolist() or [0]
+            whole = f"block {index}" if blocks.rows is None else f"row {index * blocks.rows + row}"
+            entry = [row, *inner] if blocks.rows is None else inner
+            first = f"{whole}, entry {tuple(entry)}" if entry else whole
+        count += len(places)
+    if count:
+        what = f"the data is NaN or inf at {count} place{'s' * (count > 1)}, the first of them in {first}"
+    return f"{what}: parity is of no use there, so a result that is missing may not be decodable"
 
 
 def _adjoining(rows: list[Array]) -> Array | list[Array]:

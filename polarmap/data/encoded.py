@@ -16,6 +16,7 @@ class Encoded(Coded, Protocol):
     """
 
     encode_seconds: float
+    not_protected: str  # what is to be said of data that parity cannot carry; empty if there is none
 
     @property
     def code(self) -> Code:

@@ -34,6 +34,7 @@ class CodedGrid:
         self.code = GramCode(left.code) if triangle else GridCode(left.code, right.code)
         self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
         self.blocks = _Pairs(self)
+        self.not_protected = ""  # factors are finite
 
     @property
     def n(self) -> int:

@@ -37,6 +37,7 @@ class StoredBlocks:
     """
 
     encode_seconds = 0.0
+    not_protected = ""
 
     def __init__(
         self,

@@ -92,7 +92,7 @@ def test_parity_of_integers_is_that_of_python_integers(dtype: str, n: int, k: in
 
 def test_parity_dtype_widens_integers_and_keeps_the_rest() -> None:
     code = PolarCode(64, 48, "arikan")
-    widened = {"i1": "i2", "u1": "i2", "i2": "i4", "u4": "i8", "u8": "i8", "f2": "f2", "c8": "c8"}
+    widened = {"i1": "i2", "u1": "i2", "i2": "i4", "u4": "i8", "u8": "u8", "f2": "f2", "c8": "c8"}
     assert {d: code.parity_dtype(d).str[1:] for d in widened} == widened
 
 
