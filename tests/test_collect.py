@@ -65,6 +65,9 @@ class Recorder:
     def began(self) -> Mapping[int, float]:
         return self.replay.began()
 
+    def is_exhausted(self) -> bool:
+        return self.replay.is_exhausted()
+
     def retry(self, tasks: Sequence[int]) -> None:
         self._note(("retry", *tasks))
         self.replay.retry(tasks)

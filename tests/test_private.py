@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import arriving, assert_same, plain_map, without_filler
 
 from polarmap import Fault, FaultyExecutor, PrivateCode, ReplayExecutor, coded_map
 from polarmap.code.private import noise_coefficients
@@ -19,7 +20,6 @@ from polarmap.collector import verified
 from polarmap.data.blocks import cut
 from polarmap.data.masked import MaskedBlocks
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from plain import arriving, assert_same, plain_map, without_filler
 
 SMALL = [(4, 2, 1), (6, 3, 2), (7, 3, 3), (5, 2, 2), (8, 2, 5), (9, 6, 1), (10, 6, 2)]
 DATA = np.random.default_rng(0).standard_normal((30, 4))

@@ -41,9 +41,10 @@ class Shortfall:
                 "results contain NaN or inf, which parity carries into every block that is decoded, and "
                 f"not all data tasks reported: {data} of {self._needed}{self._failures()}"
             )
-        if nothing:
-            return f"{self._counted()} arrived, and {self._executor_says()}, so no more can{self._failures()}"
         have = len(self._arrivals.received)
+        if nothing:
+            enough = ", which do not determine the rest" if have >= self._needed else ""
+            return f"{self._counted()} arrived{enough}, and {self._executor_says()}{self._failures()}"
         running = sum(task.running for task in self._arrivals.tasks)
         still = f", {_tasks(running)} still run{'s' * (running == 1)}" if running else ""
         if have + running >= self._needed:

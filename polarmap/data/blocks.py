@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.dtypes import check_dtype
+from polarmap.code.dtypes import check_dtype, real_dtype
 from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
 from polarmap.remote.stored import Part
@@ -235,13 +235,9 @@ class CodedBlocks:
         return self.code.parity(self.blocks.stacked(leaf))
 
     def _overwhelmed(self, parity: Sequence[Array]) -> str:
-        """What is said of NaN and inf in the mixtures, which are of no use there; nothing if all are finite.
-
-        A block of a dense code has a share in every mixture: one of them tells.
-        """
-        dense = self.code.kernel != "arikan"
+        """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
         for leaf, rows in enumerate(parity):
-            if rows.dtype.kind in "fc" and not np.isfinite(rows[:1] if dense else rows).all():
+            if rows.dtype.kind in "fc" and rows.size and not _is_finite(rows.view(real_dtype(rows.dtype))):
                 return _not_finite(self.blocks, leaf)
         return ""
 
@@ -298,6 +294,11 @@ def concatenate(results: Sequence[Any], axis: int) -> Any:
     except ValueError as error:  # of numpy, AxisError among them
         shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
         raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error
+
+
+def _is_finite(rows: Array) -> bool:
+    """Without a mask as large as the rows: NaN and inf are the largest or the smallest."""
+    return bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
 
 
 def _not_finite(blocks: Blocks, leaf: int) -> str:
