@@ -154,10 +154,12 @@ def coded_map(
     data : array-like, or sequence of blocks
         An array (numpy, memmap, zarr, h5py: shape, dtype, slicing) is cut along its first axis
         into equal blocks; if it does not divide, the last block is filled up with rows of zeros,
-        which f sees. A sequence gives the blocks themselves, all of one structure and shape.
+        which f sees. Where f gives one row for each row, the rows of these are cut off again (f of two
+        rows is evaluated here to tell). A sequence gives the blocks themselves, all of one structure and
+        shape.
     blocks : int, optional
-        k. By default the length of a sequence, 24 for an array (or its number of rows if that is
-        smaller), or what 3/4 of `workers` gives.
+        k. By default the length of a sequence; for an array 24, or a number near it that divides
+        the rows, or all the rows if there are fewer; with `workers` at most 3/4 of these.
     workers : int, optional
         n, larger than k. By default k + ceil(k / 3): a third more work than a plain map; with a
         `degree` a third more than the results needed.
@@ -197,19 +199,22 @@ def coded_map(
         be f of its pieces, joined along axis 0 (`block @ x`, elementwise functions; not sums over
         rows). The first use evaluates f of one whole block here, beside the map, to check that.
     verify : {"auto", True, False}
-        "auto": the first time a function has to be decoded, wait a little (at most one median
+        "auto": the first time a function meets data of such dtypes, wait a little (at most one median
         task time, between 0.2 and 10 s) for one result more than needed and check the parity
-        equations; if none comes, evaluate f here on one decoded block. Later uses check only what
-        arrived anyway. True: as if every use were the first. False: trust the caller.
+        equations; if none comes, evaluate f here on one decoded block, or where nothing is missing on
+        one parity block. Later uses check only what arrived anyway. True: as if every use were the
+        first, and what is not linear is an error even if nothing is missing. False: trust the caller.
     rtol : float, optional
         Relative error accepted from decoding, 1e-10 for float64, 1e-4 for float32, 0.1 for
-        float16: while eps times the error amplification exceeds it, one more result is awaited.
+        float16: while eps times the error amplification exceeds it, one more result is awaited, unless
+        none can come or it takes longer than the waits below.
     timeout : float, optional
         Seconds after which to give up. By default the executor's own limit (localhost: 1 h a task).
     deadline : float, optional
         Seconds after which to return what there is, rather than fail: blocks that are not determined
         are estimated, as the mean of what arrived plus the smallest deviations that satisfy the parity
-        equations. `report.errors` tells what error to expect of each; nothing is verified then.
+        equations. `report.errors` tells what error to expect of each (inf if nothing tells); those that
+        are determined are decoded. Nothing is verified then.
     retries : int
         How often a failed task is started again when its result is needed.
     progress : bool, optional
@@ -230,8 +235,11 @@ def coded_map(
     RuntimeWarning
         Results are returned that could not be verified: no result beyond those needed came, and f
         raised here or did not end. The wait for either is at most 20 s, or four times the longest
-        task so far if that is more. Or: every data task reported, so that the results are those
-        of a plain map, but the parity equations do not hold; with the residual.
+        task so far if that is more. Or: they are not as accurate as `rtol` asks for, and no more can
+        come. Or: every data task reported, so that the results are those of a plain map, but a lost one
+        could not have been decoded: f is not linear (with the residual), or makes floats of 64-bit
+        integers, whose parity wraps. Or: the data holds NaN or inf, which parity is of no use for. Or: f
+        saw rows of zeros that may show in its last results.
 
     Notes
     -----
@@ -240,14 +248,17 @@ def coded_map(
     evaluated here. With the rotation kernel one surplus result covers all. The equations of the
     arikan kernel (integers) are sparse: when some results stand in none of them, on first use f is
     evaluated here on the decoded block made of most of these, and on further ones until the wait
-    for surplus is over. `report.unchecked` lists those that remain: garbage from one of these
-    workers would have passed. What no check sees: a deviation of f in a lost block alone, if it is
-    not one of those evaluated here; and in float64 entries below about 1e-12 of the largest.
+    for surplus is over. `report.unchecked` lists those that remain, and those that are handed out as
+    they came without any check: garbage from one of these workers would have passed. Of floats a
+    deviation that is small enough passes for rounding; `report.error_bound` is what one worker can have
+    caused that way. What no check sees: a deviation of f in a lost block alone, if it is not one of
+    those evaluated here.
 
     Raises
     ------
     CodeError
-        Data, sizes or dtypes that cannot be coded.
+        Data, sizes or dtypes that cannot be coded; a lost result that f made into a float of 64-bit
+        integers whose parity wraps.
     NotLinearError
         The results contradict each other: f is not linear.
     NotDecodableError

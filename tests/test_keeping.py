@@ -44,6 +44,7 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
     assert files(tmp_path) == set()
 
 
+@pytest.mark.filterwarnings("ignore:.*rows do not divide")
 @settings(deadline=None, max_examples=40)
 @given(
     rows=st.integers(1, 40), k=st.integers(1, 6), extra=st.integers(1, 3), columns=st.integers(0, 3),
@@ -82,6 +83,7 @@ def test_a_map_that_fails_leaves_nothing(A, tmp_path):
     assert files(tmp_path) == set()
 
 
+@pytest.mark.filterwarnings("ignore:.*rows do not divide")
 def test_results_that_cannot_stay_are_refused(A, tmp_path):
     options = {"blocks": 6, "workers": 8, "storage": tmp_path, "executor": ReplayExecutor()}
     with pytest.raises(NotDecodableError, match="one array; f returned 2"):

@@ -190,6 +190,7 @@ def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
             coded_map(np.square, DATA, blocks=4, workers=9, private=1, executor=arriving(order, 9))
 
 
+@pytest.mark.filterwarnings("ignore:the data is NaN")
 def test_nan_is_an_error_at_once() -> None:
     data = DATA.copy()
     data[3, 1] = np.nan

@@ -91,6 +91,7 @@ ONLY_FROM = {
         "polarmap.distributed",
         "polarmap.hedged",
         "polarmap.linalg.operators",
+        "polarmap.linalg.products",
         "polarmap.sums",
     ],
     "sklearn": ["polarmap.glm.fitting", "polarmap.glm"],

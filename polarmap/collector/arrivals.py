@@ -370,9 +370,9 @@ def _shapes(outcome: Outcome) -> list[tuple[int, ...]]:
 
 def kinds_of(structure: Structure) -> list[str]:
     """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
-    return (
-        [structure[0]] if len(structure) == 1 else [kind for part in structure[2] for kind in kinds_of(part)]
-    )
+    if len(structure) < 3:
+        return [structure[0]]
+    return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
 def unwrapped(weights: Array, received: Array, blocks: Array) -> list[Array]:
