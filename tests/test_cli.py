@@ -473,7 +473,6 @@ def test_ctrl_c_ends_the_workers_too() -> None:
         os.killpg(process.pid, 0)
 
 
-
 def test_nothing_of_the_command_line_is_left_running(polarmap: Run) -> None:
     before = threading.active_count()
     polarmap("doctor")
