@@ -189,9 +189,10 @@ def coded_map(
         By default what the plan says, else "upfront".
         "upfront": all n tasks start at once. "on_demand": as many as needed do; when one of them is
         late (it has run longer than eleven in twelve are expected to, judged by the faster half of
-        this map) or has failed, a parity task starts in its place and helps whatever is late. Costs
-        little more than a plain map, but a task that starts late still takes its time; parity
-        blocks are encoded only then.
+        this map; while fewer have returned, three times as long as half should take) or has failed,
+        a parity task starts in its place and helps whatever is late. Where nothing returns at all,
+        the first starts after a minute. Costs little more than a plain map, but a task that starts
+        late still takes its time; parity blocks are encoded only then.
     subtasks : int
         With s > 1 every worker cuts its block into s pieces along the first axis and hands in the
         result of each as it comes, and each piece is decoded once enough workers have done it: what a

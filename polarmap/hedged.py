@@ -15,7 +15,7 @@ from polarmap.data.blocks import checked_count
 from polarmap.data.parts import PartBlocks, cut_parts
 from polarmap.errors import CodeError
 from polarmap.hedging import HedgingExecutor, Rule
-from polarmap.job import Job, checked_settings
+from polarmap.job import Job, checked_settings, cost_of
 from polarmap.remote.tree import unflatten
 from polarmap.report import Report, TaskReport
 
@@ -107,4 +107,5 @@ def _with_backups(report: Report, hedge: HedgingExecutor) -> Report:
         failures = task.failures + tuple(str(failure) for failure in hedge.failures[task.index])
         return replace(task, attempts=hedge.attempts[task.index], failures=failures)
 
-    return replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))
+    report = replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))
+    return replace(report, cost=cost_of(hedge.worker, report))

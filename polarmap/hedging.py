@@ -52,11 +52,14 @@ class HedgingExecutor:
         How often each task was started.
     failures : list of lists
         Of attempts that were not handed on because another one was still running.
+    worker
+        What the executor underneath gives each task, if it says so.
     """
 
     def __init__(self, executor: Executor, rule: Rule) -> None:
         self._executor, self._rule = executor, rule
         self.name = executor.name
+        self.worker = getattr(executor, "worker", None)
         self.keep: Keep | None = None
         self.subtasks = 1
         self.results: dict[int, Outcome] = {}

@@ -64,7 +64,7 @@ class Job:
         seconds = self.executor.now() - self._began
         report = report_of(collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded)
         report = replace(report, parity=settings.parity, subtasks=settings.subtasks)
-        return collected, replace(report, cost=_cost(worker, report))
+        return collected, replace(report, cost=cost_of(worker, report))
 
 
 def checked_settings(
@@ -86,12 +86,11 @@ def checked_settings(
 def _check_limits(worker: Worker | None, coded: Encoded) -> None:
     """LimitError for what cannot work where the executor runs it."""
     if worker is not None:
-        largest = max(layout_bytes(coded.layout(index)) for index in (0, coded.n - 1))
-        rows = getattr(coded.blocks, "rows", None)
-        limits.check(worker, limits.Job(coded.n, coded.k, largest, rows))
+        largest = max(layout_bytes(coded.layout(index)) for index in range(coded.n))
+        limits.check(worker, limits.Job(coded.n, coded.blocks.k, largest, coded.blocks.rows))
 
 
-def _cost(worker: Worker | None, report: Report) -> Cost | None:
+def cost_of(worker: Worker | None, report: Report) -> Cost | None:
     """Every attempt is paid; one that never reported, until its worker sees that nobody waits."""
     if worker is None:
         return None

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -430,7 +431,10 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert process.returncode == 141
 
 
-def test_ctrl_c_is_quiet_and_exits_with_130(tmp_path: Path) -> None:
+INTERRUPTED = b"polarmap: interrupted; nothing was left running"
+
+
+def test_ctrl_c_is_one_line_and_exits_with_130(tmp_path: Path) -> None:
     pipe = tmp_path / "times"
     os.mkfifo(pipe)
     with (
@@ -447,7 +451,26 @@ def test_ctrl_c_is_quiet_and_exits_with_130(tmp_path: Path) -> None:
         error = process.stderr.read()
         assert not writer.closed
     assert process.returncode == 130
-    assert error.strip() == b""
+    assert error.strip() == INTERRUPTED
+
+
+def test_ctrl_c_ends_the_workers_too() -> None:
+    """It says that nothing was left running: nothing of its process group may be."""
+    with subprocess.Popen(
+        [*COMMAND, "demo", "--sleep", "60"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+        start_new_session=True,
+    ) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while process.poll() is None and len(children.read_text().split()) < 4:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        out, error = process.communicate(timeout=60)
+    assert (process.returncode, out, error.strip()) == (130, b"", INTERRUPTED)
+    with pytest.raises(ProcessLookupError):
+        os.killpg(process.pid, 0)
 
 
 def test_nothing_of_the_command_line_is_left_running(polarmap: Run) -> None:

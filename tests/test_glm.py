@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from joblib import parallel_backend
 from sklearn import datasets, linear_model
+from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.model_selection import GridSearchCV
 from sklearn.pipeline import make_pipeline
@@ -69,19 +73,48 @@ def test_estimator_checks(estimator: Any, check: Any) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_a_pool_is_shared_by_clones_and_left_out_of_pickles(model: Any) -> None:
+def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles(model: Any) -> None:
     X, y = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 2
     with ThreadPoolExecutor(4) as pool:
         search = GridSearchCV(model(blocks=3, executor=pool), {"fit_intercept": [True, False]}, cv=2)
         search.fit(X, y)
         assert search.best_estimator_.executor is pool
         loaded = pickle.loads(pickle.dumps(search.best_estimator_))
-    assert loaded.executor is None
     np.testing.assert_array_equal(loaded.predict(X), search.predict(X))
 
 
-def test_a_named_executor_stays_in_the_pickle() -> None:
-    assert pickle.loads(pickle.dumps(Ridge(executor="localhost"))).executor == "localhost"
+STAYED = r"a ThreadPoolExecutor, stayed behind .* can predict, but not fit\. Use n_jobs=1 .* set_params\("
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
+    """Without a word it would start processes for every product."""
+    with ThreadPoolExecutor(4) as pool:
+        loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool))))
+        again = pickle.loads(pickle.dumps(loaded))
+        for lost in (loaded, again, clone(loaded), copy.copy(loaded)):
+            assert "<ThreadPoolExecutor, left behind>" in repr(lost)
+            with pytest.raises(ModelError, match=STAYED):
+                lost.fit(X6, Y6)
+        found = loaded.set_params(executor=pool).fit(X6, Y6).predict(X6)
+        np.testing.assert_allclose(found, model(blocks=3, executor=pool).fit(X6, Y6).predict(X6))
+
+
+def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
+    X, y = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 2
+    with ThreadPoolExecutor(4) as pool:
+        search = GridSearchCV(Ridge(blocks=3, executor=pool), {"alpha": [0.1, 1.0]}, cv=2, n_jobs=2)
+        with pytest.raises(ValueError, match=r"(?s)All the 4 fits failed.*ModelError: .*" + STAYED):
+            search.fit(X, y)
+        with parallel_backend("threading"):  # shares memory, so the pool is there
+            assert search.fit(X, y).best_estimator_.executor is pool
+
+
+@pytest.mark.parametrize(
+    "executor", [None, "localhost", Path("config.yaml"), FaultyExecutor("localhost", {0: Fault("kill")})]
+)
+def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
+    assert pickle.loads(pickle.dumps(Ridge(executor=executor))).executor == executor
 
 
 def test_models_stand_in_pipelines() -> None:

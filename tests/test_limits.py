@@ -18,6 +18,7 @@ import polarmap
 from polarmap.clouds import limits, prices
 from polarmap.clouds.limits import BACKENDS, MB, Job, Worker
 from polarmap.errors import LimitError
+from polarmap.executors.replay import ReplayExecutor
 from polarmap.runtimes import ShiftedExponential, plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -140,6 +141,28 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
         polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, workers=5, executor=path)
 
 
+class Small(ReplayExecutor):
+    """Workers that can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
+
+    worker = Worker("aws_lambda", "aws_s3", memory=155)
+
+
+@pytest.mark.parametrize("options", [{}, {"private": 1}, {"private": 3, "workers": 30}, {"degree": 2}])
+def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
+    """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
+    data = np.zeros((160, 25_000))
+    chosen: dict[str, Any] = {"blocks": 8, "workers": 20, "verify": False} | options
+    with pytest.raises(LimitError, match=r"use blocks >= 13 or runtime_memory"):
+        polarmap.coded_map(np.copy, data, executor=Small(), **chosen)
+    chosen |= {"blocks": 13, "workers": 30}
+    assert len(polarmap.coded_map(np.copy, data, executor=Small(), **chosen)) == 13
+
+
+def test_the_largest_block_is_judged_wherever_it_stands() -> None:
+    with pytest.raises(LimitError, match=r"a 7\.6 MB block .* use blocks of at most 2\.5 MB or"):
+        polarmap.hedged_map(len, [np.zeros(9), np.zeros(1_000_000), np.zeros(9)], executor=Small())
+
+
 # --- prices ------------------------------------------------------------------------------------
 
 
@@ -168,8 +191,6 @@ def test_google_rounds_up_and_charges_processors() -> None:
 
 
 def test_a_report_carries_its_cost() -> None:
-    from polarmap.executors.replay import ReplayExecutor
-
     class Priced(ReplayExecutor):
         worker = LAMBDA
 
@@ -180,6 +201,8 @@ def test_a_report_carries_its_cost() -> None:
     assert "cost at list prices: $" in str(report)
     free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=ReplayExecutor())
     assert free.report.cost is None
+    hedged = polarmap.hedged_map(np.sum, np.ones((8, 3)), blocks=4, executor=Priced({3: 9.0})).report
+    assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)  # two backups
 
 
 def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:

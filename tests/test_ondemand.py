@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from plain import assert_same, cut, plain_map, process_pool, states
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.collector import verified
-from polarmap.errors import CodeError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.runtimes import Empirical, ShiftedExponential, completion_time, on_demand, stragglers
 
 N, K = 32, 24
@@ -190,6 +191,98 @@ def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
         assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
         assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5)
         assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
+def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_return(k: int) -> None:
+    for seed in range(40):
+        rng = np.random.default_rng([k, seed])
+        spare = int(rng.integers(1, 6))
+        times = rng.choice([1.0, 30.0]) * rng.exponential(1.0, k + spare) + rng.choice([0.0, 1.0])
+        times[rng.random(k + spare) < rng.choice([0.0, 0.3, 0.7])] = math.inf
+        jobs = on_demand(times[None, :k], times[None, k:])
+        executor = ReplayExecutor(dict(enumerate(times.tolist())))
+        options = {"blocks": k, "workers": k + spare, "executor": executor, "verify": False}
+        if jobs.time[0] > 2000:
+            with pytest.raises(CodedTimeoutError):
+                coded(timeout=2000.0, **options)
+        else:
+            result = coded(timeout=2000.0, **options)
+            assert_same(result, plain_map(product, DATA, k), 1e-9)
+            assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
+            assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
+            assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+
+
+# --- whatever the code can lose, with few tasks ------------------------------------------------
+
+SIZES = [(2, 1), (4, 1), (3, 2), (5, 2), (4, 3), (5, 3), (6, 3), (6, 4), (7, 4)]
+
+
+def lossy(lost: Sequence[int], kinds: Sequence[str]) -> FaultyExecutor:
+    """Each of these tasks is lost in its way, as often as it is started."""
+    seconds = {task: math.inf for task, kind in zip(lost, kinds) if kind == "never"}
+    faults = {task: Fault(kind, attempts=9) for task, kind in zip(lost, kinds) if kind != "never"}
+    return FaultyExecutor(ReplayExecutor(seconds), faults)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_on_demand_succeeds_wherever_upfront_does(n: int, k: int, whole: bool) -> None:
+    rng = np.random.default_rng(n)
+    data = WHOLE if whole else DATA
+    for count in range(n - k + 1):
+        for lost in combinations(range(n), count):
+            mixed = rng.choice(["never", "raise", "kill"], count).tolist()
+            for kinds in (["never"] * count, ["raise"] * count, ["kill"] * count, mixed):
+                assert_as_reliable(data, n, k, lost, kinds)
+
+
+def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], kinds: Sequence[str]) -> None:
+    options = {"blocks": k, "workers": n, "verify": False, "timeout": 1000.0}
+    try:
+        coded(np.copy, data, executor=lossy(lost, kinds), **options, parity="upfront")
+    except (NotDecodableError, CodedTimeoutError):
+        return
+    result = coded(np.copy, data, executor=lossy(lost, kinds), **options)
+    assert_same(result, cut(data, k), 1e-9)
+    silent = set(range(k)) <= set(lost)  # nothing returns that was started at once
+    assert result.report.seconds <= (60 * 2 ** (n - k) if silent else 20.0)
+
+
+def test_two_of_three_that_never_return_are_replaced_in_seconds() -> None:
+    result = coded(blocks=3, workers=5, executor=ReplayExecutor(dict.fromkeys((0, 2), math.inf)), timeout=600)
+    assert_same(result, plain_map(product, DATA, 3), 1e-11)
+    assert result.report.seconds < 10
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_a_failure_is_replaced_at_once_before_anything_returned(kind: str) -> None:
+    executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: 5.0, 2: 5.0}), {0: Fault(kind)})
+    report = coded(blocks=3, workers=5, executor=executor, verify=False).report
+    assert [task.launched for task in report.tasks] == [0.0, 0.0, 0.0, 0.25, None]
+    assert report.tasks[0].attempts == 1  # parity took its place: no second attempt beside it
+
+
+def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
+    """It is given its second first."""
+    executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
+    result = coded(blocks=3, workers=5, executor=executor, verify=False)
+    assert_same(result, plain_map(product, DATA, 3), 1e-11)
+    assert [task.launched for task in result.report.tasks] == [0.0, 0.0, 0.0, 0.25, 6.0]
+    assert max(task.attempts for task in result.report.tasks) == 1
+
+
+def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
+    """It took its time, but it did not arrive."""
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return block[:1] if (block == DATA[:2]).all() else block
+
+    result = coded(f, executor=ReplayExecutor({0: 1.05}), verify=False, retries=0)
+    assert_same(result, cut(DATA, K), 1e-11)
+    assert result.report.recovered == (0,)
+    assert result.report.tasks[K].launched == pytest.approx(1.05)
 
 
 def test_goals_hold_for_replayed_maps() -> None:

@@ -44,4 +44,5 @@ def main() -> int:
         error.show()
         return error.exit_code
     except (click.Abort, KeyboardInterrupt):
+        click.echo("polarmap: interrupted; nothing was left running", err=True)
         return INTERRUPTED

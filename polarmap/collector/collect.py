@@ -85,7 +85,8 @@ class Collector:
                     return self._collected()
                 if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
                     return self._at_the_deadline(self._settings.deadline)
-                self._reserve.look()
+                if self._reserve.look():  # give these time, before failed ones are tried again
+                    self._news_at = self._watch.elapsed
                 self._give_up_or_retry()
         finally:
             self._executor.stop()

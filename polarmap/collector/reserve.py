@@ -10,7 +10,9 @@ from polarmap.collector.arrivals import Arrivals
 from polarmap.collector.settings import Settings
 from polarmap.collector.stopwatch import Stopwatch
 from polarmap.executors.base import Executor
-from polarmap.runtimes.ondemand import late_age, to_start
+from polarmap.runtimes.ondemand import late_from, to_start
+
+LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 
 
 class Reserve:
@@ -32,27 +34,28 @@ class Reserve:
         self._hopeless: tuple[frozenset[int], int] | None = None
         arrivals.hold_back(self.left)
 
-    def look(self) -> None:
-        """Start as many as late and failed tasks make necessary."""
+    def look(self) -> bool:
+        """Start as many as late and failed tasks make necessary; whether any were."""
         if not self.left or self._arrivals.ready_at is not None:
-            return
+            return False
         now = self._watch.elapsed
-        on_time, taken = self._on_time(now), self._taken()
-        count = to_start(self._needed, taken, self._running(now), now, len(self.left), self._tasks, self._law)
-        count = max(count, self._short(on_time, count))
+        first, later = self._taken()
+        began = self._running(now).values()
+        count = to_start(self._needed, first, began, now, len(self.left), self._needed, self._law, later)
+        count = max(count, self._short(self._on_time(now), count))
         if count:
             new, self.left = self.left[:count], self.left[count:]
             self._arrivals.launch(new, now)
             self._executor.launch(new)
+        return count > 0
 
     def patience(self) -> float:
         """Seconds until the next task becomes late, if nothing happens before."""
         if not self.left:
             return inf
         now = self._watch.elapsed
-        age = late_age(self._tasks, self._taken(), self._law)
-        waits = [began + age - now for began in self._running(now)]
-        return min((wait for wait in waits if wait > 0), default=inf)
+        waits = [moment - now for moment in self._late_from(now).values() if moment > now]
+        return max(LEAST_SECONDS, min(waits, default=inf))
 
     def note_began(self) -> None:
         """Learn from the executor when tasks began; before outcomes are taken from it."""
@@ -65,24 +68,25 @@ class Reserve:
     def _needed(self) -> int:
         return self._code.needed
 
-    @property
-    def _tasks(self) -> int:
-        return self._code.needed
+    def _taken(self) -> tuple[list[float], list[float]]:
+        """What tasks took that arrived: those started at once, and those started later."""
+        took = {i: t.took for i, t in enumerate(self._arrivals.tasks) if t.arrived is not None}
+        first = [seconds for i, seconds in took.items() if seconds is not None and i in self.first]
+        return first, [seconds for i, seconds in took.items() if seconds is not None and i not in self.first]
 
-    def _taken(self) -> list[float]:
-        """What tasks took that arrived."""
-        return [task.took for task in self._arrivals.tasks if task.took is not None]
-
-    def _running(self, now: float) -> list[float]:
+    def _running(self, now: float) -> dict[int, float]:
         """When running tasks began; now for those that wait for a slot."""
-        tasks = self._arrivals.tasks
-        return [now if task.began is None else task.began for task in tasks if task.running]
+        tasks = enumerate(self._arrivals.tasks)
+        return {i: now if task.began is None else task.began for i, task in tasks if task.running}
+
+    def _late_from(self, now: float) -> dict[int, float]:
+        """When each running task becomes late, or did."""
+        running, (first, later) = self._running(now), self._taken()
+        return dict(zip(running, late_from(self._needed, first, running.values(), self._law, later)))
 
     def _on_time(self, now: float) -> frozenset[int]:
         """The tasks that run and are not late."""
-        age = late_age(self._tasks, self._taken(), self._law)
-        tasks = enumerate(self._arrivals.tasks)
-        return frozenset(i for i, t in tasks if t.running and (t.began is None or now - t.began < age))
+        return frozenset(task for task, moment in self._late_from(now).items() if moment > now)
 
     def _short(self, on_time: frozenset[int], count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""

@@ -44,7 +44,8 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
     max_iter : int
         Each iteration is two coded maps.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor; pickles leave it out.
+        As for `CodedOperator`. Clones share the executor. A pool stays behind when
+        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
 
     Attributes
     ----------
@@ -187,7 +188,8 @@ class LogisticRegression(ClassifierMixin, CodedModel):  # type: ignore[misc]
     max_iter : int
         Each iteration is two coded maps or more.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor; pickles leave it out.
+        As for `CodedOperator`. Clones share the executor. A pool stays behind when
+        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
 
     Attributes
     ----------

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import ModelError
+from polarmap.executors.base import FaultyExecutor
 from polarmap.glm.losses import Loss, Objective, typical_curvature
 from polarmap.linalg.operators import CodedOperator
 
@@ -33,6 +34,13 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     """What the estimators share: standardized features as a CodedOperator, and what sklearn asks for."""
 
     def _operator(self, A: Floats) -> CodedOperator:
+        if isinstance(self.executor, LeftBehind):
+            raise ModelError(
+                f"the executor of this model, a {self.executor.name}, stayed behind when the model was "
+                "pickled or copied, as n_jobs=2 does: it can predict, but not fit. Use n_jobs=1 (the maps of "
+                "a fit are parallel already), or an executor that travels ('localhost', the path of a "
+                "Lithops YAML file), or give it one with set_params(executor=...)"
+            )
         options = {name: getattr(self, name) for name in ("blocks", "workers", "code", "executor", "timeout")}
         return CodedOperator(A, **options)
 
@@ -76,11 +84,34 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         return type(self)(**copies, executor=executor)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A pickled model has no executor unless that is a name: pools do not travel."""
+        """A pickled model has its executor only if that is a name: pools do not travel."""
         state = dict(super().__getstate__())
-        if not isinstance(state.get("executor"), (str, os.PathLike)):
-            state["executor"] = None
+        state["executor"] = _travelling(state["executor"])
         return state
+
+
+class LeftBehind:
+    """In the place of an executor that could not be pickled along with a model.
+
+    >>> LeftBehind("ThreadPoolExecutor")
+    <ThreadPoolExecutor, left behind>
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<{self.name}, left behind>"
+
+
+def _travelling(executor: Any) -> Any:
+    """An executor as it is pickled."""
+    if isinstance(executor, FaultyExecutor):
+        inner = _travelling(executor.executor)
+        return inner if isinstance(inner, LeftBehind) else executor
+    if executor is None or isinstance(executor, (str, os.PathLike, LeftBehind)):
+        return executor
+    return LeftBehind(type(executor).__name__)
 
 
 class Penalized(LinearOperator):  # type: ignore[misc]

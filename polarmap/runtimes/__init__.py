@@ -21,7 +21,7 @@ from polarmap.runtimes.distributions import (
     stragglers,
 )
 from polarmap.runtimes.empirical import Empirical, as_runtimes
-from polarmap.runtimes.ondemand import late_age, on_demand, to_start
+from polarmap.runtimes.ondemand import late_age, late_from, on_demand, to_start
 from polarmap.runtimes.planner import Plan, frontier, plan
 from polarmap.runtimes.polarization import (
     frozen_at,
@@ -58,6 +58,7 @@ __all__ = [
     "frontier",
     "frozen_at",
     "late_age",
+    "late_from",
     "lower_bound",
     "on_demand",
     "plan",
