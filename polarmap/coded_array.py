@@ -284,7 +284,7 @@ def encode(
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
-    if hasattr(A, "shape") and hasattr(A, "dtype"):
+    if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
         check_array(A)
     store = open_store(storage)
     source = open_source(A, store)

@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, StorageError
+from polarmap.remote.stored import Part
+from polarmap.storage import encoding
 from polarmap.storage.base import folder_of, manifest_key
 from polarmap.storage.folder import FolderStore
+from polarmap.storage.stripes import plan_stripes
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 MIB = 1 << 20
@@ -357,6 +360,26 @@ def write_manifest(store, change):
     text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
     document["crc32"] = zlib.crc32(text.encode())
     store.put(manifest_key("a"), json.dumps(document).encode())
+
+
+def test_what_could_not_be_opened_is_not_published(store):
+    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+    plan = plan_stripes(PolarCode(6, 4), (8, 3), np.dtype("f8"), MIB)
+
+    def write(generation, earlier):
+        parts = [Part(generation.part_key(block, 0), 48 - 8 * (block == 5), 0) for block in range(6)]
+        return [parts]
+
+    with pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"):
+        encoding.encode(store, "a", plan, False, write)
+    assert polarmap.list_coded(store) == []
+    polarmap.encode(np.ones((8, 3)), name="a", storage=store)
+
+
+def test_codes_with_parameters_of_numpy_are_described(store):
+    code = PolarCode(6, 4, erasure=np.float32(0.1), seed=np.int64(3))
+    polarmap.encode(np.arange(8.0), code=code, name="a", storage=store)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], np.arange(8.0))
 
 
 def test_a_code_that_comes_out_otherwise_is_refused(store):

@@ -352,11 +352,9 @@ def read_part(source: Place, part: Part, storage: Any) -> Any:
         return read_file(source.place, part)
     if not part.size:
         return b""
-    options = {}
-    if part.crc32 is not None:  # else it is an object of its own
-        options["extra_get_args"] = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
+    wanted = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
     try:
-        return storage.get_object(source.place, part.key, **options)
+        return storage.get_object(source.place, part.key, extra_get_args=wanted)
     except Exception as error:
         if type(error).__name__ == "StorageNoSuchKeyError" or "InvalidRange" in str(error):
             raise DamagedError(

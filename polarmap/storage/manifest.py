@@ -194,8 +194,8 @@ def names(store: Store) -> list[str]:
 
 def describe_code(code: PolarCode) -> dict[str, Any]:
     """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
-    fields = ("n", "k", "kernel", "decoder", "erasure", "seed")
-    return {**{field: getattr(code, field) for field in fields}, "probe": probe(code)}
+    words = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
+    return {**words, "erasure": float(code.erasure), "seed": int(code.seed), "probe": probe(code)}
 
 
 def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:
