@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -275,7 +276,7 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
+    "name", ["", "\0", "a\0", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
 )
 def test_bad_names_are_refused(store, name):
     for use in (lambda: polarmap.encode(np.arange(8.0), name=name, storage=store),
@@ -427,12 +428,63 @@ def test_sizes_that_cannot_be(store):
 
 def test_rows_are_read_by_number_and_slice_only(store):
     coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
-    for index in ([1, 2], None, "a", slice(None, None, -1)):
+    wrong = [
+        *([1, 2], None, "a", slice(None, None, -1), slice(None, None, 0), slice(1.5), True, np.True_, 1.0),
+        *(np.array(True), np.array([3]), np.ones(8, bool), {}, [[1], [1, 2]], (None, 0), ([],), ((),)),
+    ]
+    for index in wrong:
         with pytest.raises(CodeError, match="rows of a coded array"):
             coded[index]
-    with pytest.raises(IndexError):
-        coded[8]
+    for index in (8, -9, 2**70, -(2**70), np.int64(8)):
+        with pytest.raises(IndexError, match=f"row {index} is out of range: the coded array has 8 rows"):
+            coded[index]
     assert [float(row) for row in coded] == list(range(8))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
+def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
+    """What begins with all rows, a number or a slice means what it means to numpy."""
+    A = random_array(shape)
+    coded = polarmap.encode(A, name="a", storage=store)
+    heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]
+    tails = [(), (...,), (0,), (None,), ([0, 1],), (True,), (..., None), (slice(0, 2), -1), ("a",), (1.5,)]
+    tails += [(0, 0, 0), (5,), (..., ...)]
+    np.testing.assert_array_equal(coded[()], A)
+    for head, tail in itertools.product(heads, tails):
+        try:
+            expected = A[head + tail]
+        except IndexError:
+            with pytest.raises((IndexError, CodeError)):
+                coded[head + tail]
+        else:
+            np.testing.assert_array_equal(coded[head + tail], expected)
+    with pytest.raises((CodeError, IndexError), match=r"no index of an array of shape|too many indices"):
+        coded[0, slice("a", None)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["", "\0", "a\0b", Path("\0"), "~nobody-has-this-name/x", "\ud800", b"x", 3, True, [], {}, FolderStore],
+    ids=repr,
+)
+def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda: polarmap.encode(np.arange(8.0), name="a", storage=choice),
+                lambda: polarmap.open_coded("a", choice), lambda: polarmap.list_coded(choice),
+                lambda: polarmap.coded_map(np.sum, np.arange(8.0), store="a", storage=choice)):  # fmt: skip
+        with pytest.raises(StorageError, match=r"is no storage|is not the path of a folder"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+            polarmap.encode(np.arange(8.0), name="a", storage=path)
+    (tmp_path / "polarmap").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+        polarmap.encode(np.arange(8.0), name="a", storage=tmp_path)
 
 
 def test_folder_of_an_array_is_below_its_name():
