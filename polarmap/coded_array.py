@@ -121,7 +121,7 @@ class CodedArray:
         """Data block `index`; what is damaged of it is decoded."""
         if index >= self.k:
             return self._read_as_stored(index)
-        return self._read(index * self.rows, (index + 1) * self.rows)
+        return self._read(index * self.rows, (index + 1) * self.rows).reshape(self._manifest.block_shape)
 
     def _read_as_stored(self, index: int) -> Array:
         """Block `index`; DamagedError if it is not what was stored."""

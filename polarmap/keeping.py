@@ -79,7 +79,9 @@ class Keeping:
             kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)
         ]
-        made = Manifest(self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts))
+        made = Manifest(
+            self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts), shape == ()
+        )
         self._generation.publish(made, None)
         return made
 

@@ -326,6 +326,8 @@ def test_damaged_manifests_are_refused(store, change, message):
         {"shape": [8.0]},
         {"shape": [-8]},
         {"rows_per_block": 3},
+        {"scalars": True},
+        {"scalars": 1},
         {"blocks": []},
         {"blocks": None},
         {"name": "../a"},
