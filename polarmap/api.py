@@ -20,7 +20,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.base import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.keeping import Keeping, sampled
-from polarmap.remote.tree import unflatten
+from polarmap.remote.tree import Structure, unflatten
 from polarmap.report import Report
 from polarmap.runtimes.planner import Plan
 
@@ -80,9 +80,9 @@ class StoredResult(CodedResult):
         `array.repair()` rebuilds them.
     """
 
-    def __init__(self, array: CodedArray, report: Report, blocks: Blocks) -> None:
+    def __init__(self, array: CodedArray, report: Report, blocks: Blocks, structure: Structure) -> None:
         super().__init__([None] * array.k, report, blocks)
-        self.array = array
+        self.array, self._structure = array, structure
 
     @overload
     def __getitem__(self, index: int) -> Any: ...
@@ -91,7 +91,11 @@ class StoredResult(CodedResult):
     def __getitem__(self, index: int | slice) -> Any:
         if isinstance(index, slice):
             return [self[number] for number in range(len(self))[index]]
-        return self.coded_blocks().leaves(range(len(self))[index])[0]
+        number = range(len(self))[index]
+        leaves = self.coded_blocks().leaves(number)
+        if self.array.filler:
+            leaves = [leaf[: max(0, len(self.array) - number * self.array.rows)] for leaf in leaves]
+        return unflatten(self._structure, leaves)
 
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
@@ -321,8 +325,10 @@ def run(
     else:
         job.executor.keep = keeping.keep
         collected, report = job.run(f, coded, settings, progress, sampled(f))
-        made = keeping.manifest(collected.kept, coded.blocks, collected.results[0][0].dtype)
-        return StoredResult(CodedArray(keeping.store, made), report, coded.blocks)
+        filler = coded.blocks.filler if any(collected.rows) else 0
+        made = keeping.manifest(collected.kept, filler, collected.results[0][0].dtype)
+        _, _, structure = collected.structure  # of a sample: see worker.leave
+        return StoredResult(CodedArray(keeping.store, made), report, coded.blocks, structure)
     whole = blocks_.without_filler(collected.results, coded.blocks, collected.rows)
     results = [unflatten(collected.structure, leaves) for leaves in whole]
     return CodedResult(results, report, coded.blocks)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import sys
 from collections.abc import Iterator
@@ -120,7 +121,7 @@ class CodedArray:
         """Data block `index`; what is damaged of it is decoded."""
         if index >= self.k:
             return self._read_as_stored(index)
-        return self._read(index * self.rows, (index + 1) * self.rows)
+        return self._read(index * self.rows, (index + 1) * self.rows).reshape(self._manifest.block_shape)
 
     def _read_as_stored(self, index: int) -> Array:
         """Block `index`; DamagedError if it is not what was stored."""
@@ -139,17 +140,44 @@ class CodedArray:
         return ((self._manifest.dtype_of(index).str, self._manifest.block_shape),)
 
     def __getitem__(self, index: Any) -> Array:
-        """Rows by number, slice or sequence of slices beginning with these."""
-        rows, *inner = index if isinstance(index, tuple) else (index,)
-        if isinstance(rows, (int, np.integer)) and not isinstance(rows, bool):
-            number = range(self.shape[0])[rows]
-            return np.asarray(self._read(number, number + 1)[(0, *inner)])
-        if not isinstance(rows, slice):
-            raise CodeError(f"rows of a coded array are read by number or slice, not {rows!r}")
-        start, stop, step = rows.indices(self.shape[0])
+        """All rows, or some by number or slice; what follows in the index is for the inner axes."""
+        rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
+        start, stop, first = self._rows(rows)
+        found = self._read(start, stop)
+        try:
+            return np.asarray(found[(first, *inner)])
+        except (TypeError, ValueError) as error:
+            raise CodeError(f"{index!r} is no index of an array of shape {self.shape}: {error}") from error
+
+    def _rows(self, rows: Any) -> tuple[int, int, Any]:
+        """The rows that an index of the first axis asks for, and what it is once these are read."""
+        if rows is Ellipsis:
+            return 0, len(self), rows
+        if isinstance(rows, slice):
+            return self._run(rows)
+        try:
+            if isinstance(rows, (bool, np.bool_)):
+                raise TypeError
+            number = operator.index(rows)
+        except TypeError:
+            raise CodeError(
+                f"rows of a coded array are read by number or slice, not {rows!r}: read the rows from the "
+                "first to the last, coded[i:j], and index these"
+            ) from None
+        if not -len(self) <= number < len(self):
+            raise IndexError(f"row {number} is out of range: the coded array has {len(self)} rows")
+        number %= len(self)
+        return number, number + 1, 0
+
+    def _run(self, rows: slice) -> tuple[int, int, slice]:
+        """The same, for a slice."""
+        try:
+            start, stop, step = rows.indices(len(self))
+        except (TypeError, ValueError) as error:
+            raise CodeError(f"rows of a coded array cannot be read by {rows}: {error}") from error
         if step < 1:
             raise CodeError(f"rows of a coded array are read forwards, not with step {step}")
-        return np.asarray(self._read(start, max(start, stop))[(slice(None, None, step), *inner)])
+        return start, max(start, stop), slice(None, None, step)
 
     def __iter__(self) -> Iterator[Array]:
         return (self[row] for row in range(len(self)))
@@ -284,7 +312,7 @@ def encode(
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
-    if hasattr(A, "shape") and hasattr(A, "dtype"):
+    if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
         check_array(A)
     store = open_store(storage)
     source = open_source(A, store)
@@ -336,11 +364,12 @@ def open_store(choice: Any) -> Store:
     """The store that `storage=choice` means."""
     if choice is None:
         return FolderStore.default()
-    if all(hasattr(choice, verb) for verb in ("put", "get", "size", "keys", "delete")):
+    verbs = ("put", "get", "size", "keys", "delete")
+    if not isinstance(choice, type) and all(hasattr(choice, verb) for verb in verbs):
         store: Store = choice
         return store
     is_path = isinstance(choice, (str, os.PathLike))
-    if is_path and not str(os.fspath(choice)).endswith((".yaml", ".yml")):
+    if is_path and not os.fsdecode(choice).endswith((".yaml", ".yml")):
         return FolderStore(choice)
     if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
         from polarmap.executors.lithopsstorage import open_storage

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.data.blocks import Blocks
 from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError, StorageError
 from polarmap.remote.stored import Keep, Kept, Part
@@ -56,30 +56,32 @@ class Keeping:
             with contextlib.suppress(Exception):
                 generations.sweep(self.store, self._name)
 
-    def manifest(self, kept: Mapping[int, Kept], blocks: Blocks, dtype: np.dtype[Any]) -> Manifest:
+    def manifest(self, kept: Mapping[int, Kept], filler: int, dtype: np.dtype[Any]) -> Manifest:
         """Make the results an array that can be opened; those that never came are parts to repair.
 
-        `dtype` is that of the results of data blocks.
+        The last `filler` rows of the results come from no data, and `dtype` is that of data blocks' results.
         """
         [(_, shape)] = kept[min(kept)].layout
         parity_dtype = self._code.parity_dtype(dtype)
         for index, one in kept.items():
             wanted = dtype if index < self._code.k else parity_dtype
             found = np.dtype(one.layout[0][0])
-            if found != wanted:
+            alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
+            if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
                 raise CodeError(
                     f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
                     f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
                 )
         rows, *inner = shape or (1,)
-        is_row_by_row = blocks.rows is not None and shape[:1] == (blocks.rows,)
-        total = self._code.k * rows - (blocks.filler if is_row_by_row else 0)
+        total = self._code.k * rows - filler
         counts = _counts(prod(shape), self.keep.items)
         parts = [
             kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)
         ]
-        made = Manifest(self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts))
+        made = Manifest(
+            self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts), shape == ()
+        )
         self._generation.publish(made, None)
         return made
 

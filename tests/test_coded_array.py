@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,8 +14,11 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, StorageError
+from polarmap.remote.stored import Part
+from polarmap.storage import encoding
 from polarmap.storage.base import folder_of, manifest_key
 from polarmap.storage.folder import FolderStore
+from polarmap.storage.stripes import plan_stripes
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 MIB = 1 << 20
@@ -272,7 +276,7 @@ def test_too_much_damage_is_one_clear_error_and_changes_nothing(store):
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
+    "name", ["", "\0", "a\0", "..", "a/b", "../a", "a b", "-a", ".a", "a\n", "a" * 129, 7, None, "a..b"]
 )
 def test_bad_names_are_refused(store, name):
     for use in (lambda: polarmap.encode(np.arange(8.0), name=name, storage=store),
@@ -322,6 +326,8 @@ def test_damaged_manifests_are_refused(store, change, message):
         {"shape": [8.0]},
         {"shape": [-8]},
         {"rows_per_block": 3},
+        {"scalars": True},
+        {"scalars": 1},
         {"blocks": []},
         {"blocks": None},
         {"name": "../a"},
@@ -357,6 +363,26 @@ def write_manifest(store, change):
     text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
     document["crc32"] = zlib.crc32(text.encode())
     store.put(manifest_key("a"), json.dumps(document).encode())
+
+
+def test_what_could_not_be_opened_is_not_published(store):
+    """Whoever wrote the parts: a manifest that does not fit them would occupy the name."""
+    plan = plan_stripes(PolarCode(6, 4), (8, 3), np.dtype("f8"), MIB)
+
+    def write(generation, earlier):
+        parts = [Part(generation.part_key(block, 0), 48 - 8 * (block == 5), 0) for block in range(6)]
+        return [parts]
+
+    with pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"):
+        encoding.encode(store, "a", plan, False, write)
+    assert polarmap.list_coded(store) == []
+    polarmap.encode(np.ones((8, 3)), name="a", storage=store)
+
+
+def test_codes_with_parameters_of_numpy_are_described(store):
+    code = PolarCode(6, 4, erasure=np.float32(0.1), seed=np.int64(3))
+    polarmap.encode(np.arange(8.0), code=code, name="a", storage=store)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], np.arange(8.0))
 
 
 def test_a_code_that_comes_out_otherwise_is_refused(store):
@@ -404,12 +430,63 @@ def test_sizes_that_cannot_be(store):
 
 def test_rows_are_read_by_number_and_slice_only(store):
     coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
-    for index in ([1, 2], None, "a", slice(None, None, -1)):
+    wrong = [
+        *([1, 2], None, "a", slice(None, None, -1), slice(None, None, 0), slice(1.5), True, np.True_, 1.0),
+        *(np.array(True), np.array([3]), np.ones(8, bool), {}, [[1], [1, 2]], (None, 0), ([],), ((),)),
+    ]
+    for index in wrong:
         with pytest.raises(CodeError, match="rows of a coded array"):
             coded[index]
-    with pytest.raises(IndexError):
-        coded[8]
+    for index in (8, -9, 2**70, -(2**70), np.int64(8)):
+        with pytest.raises(IndexError, match=f"row {index} is out of range: the coded array has 8 rows"):
+            coded[index]
     assert [float(row) for row in coded] == list(range(8))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
+def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
+    """What begins with all rows, a number or a slice means what it means to numpy."""
+    A = random_array(shape)
+    coded = polarmap.encode(A, name="a", storage=store)
+    heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]
+    tails = [(), (...,), (0,), (None,), ([0, 1],), (True,), (..., None), (slice(0, 2), -1), ("a",), (1.5,)]
+    tails += [(0, 0, 0), (5,), (..., ...)]
+    np.testing.assert_array_equal(coded[()], A)
+    for head, tail in itertools.product(heads, tails):
+        try:
+            expected = A[head + tail]
+        except IndexError:
+            with pytest.raises((IndexError, CodeError)):
+                coded[head + tail]
+        else:
+            np.testing.assert_array_equal(coded[head + tail], expected)
+    with pytest.raises((CodeError, IndexError), match=r"no index of an array of shape|too many indices"):
+        coded[0, slice("a", None)]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["", "\0", "a\0b", Path("\0"), "~nobody-has-this-name/x", "\ud800", b"x", 3, True, [], {}, FolderStore],
+    ids=repr,
+)
+def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
+    monkeypatch.chdir(tmp_path)
+    for use in (lambda: polarmap.encode(np.arange(8.0), name="a", storage=choice),
+                lambda: polarmap.open_coded("a", choice), lambda: polarmap.list_coded(choice),
+                lambda: polarmap.coded_map(np.sum, np.arange(8.0), store="a", storage=choice)):  # fmt: skip
+        with pytest.raises(StorageError, match=r"is no storage|is not the path of a folder"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+            polarmap.encode(np.arange(8.0), name="a", storage=path)
+    (tmp_path / "polarmap").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+        polarmap.encode(np.arange(8.0), name="a", storage=tmp_path)
 
 
 def test_folder_of_an_array_is_below_its_name():

@@ -33,6 +33,17 @@ def test_the_reader_of_the_page_reads(tmp_path, dtype):
     np.testing.assert_array_equal(reader()(tmp_path, "a"), A)
 
 
+def test_the_reader_of_the_page_reads_numbers(tmp_path):
+    options = {"blocks": 6, "executor": polarmap.ReplayExecutor()}
+    A = random_array((42, 5))
+    y = polarmap.coded_map(np.sum, A, store="a", storage=tmp_path, **options)
+    y.array.repair()
+    np.testing.assert_allclose(reader()(tmp_path, "a"), A.reshape(6, -1).sum(axis=1), rtol=1e-10)
+    manifest = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]
+    assert manifest["scalars"] is True
+    assert "| `scalars` |" in PAGE.read_text()
+
+
 def test_the_fields_are_those_of_the_page(tmp_path):
     polarmap.encode(random_array((43, 5)), name="a", storage=tmp_path)
     (example,) = re.findall(r"```json\n(.*?)```", PAGE.read_text(), re.DOTALL)

@@ -148,3 +148,21 @@ def test_changed_objects_count_as_damaged(store):
     assert [(one.block, one.kind) for one in coded.check().damaged] == [(2, "corrupt")]
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
     assert set(objects(store)) >= {"polarmap/manifests/a.json"}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rows": 0.5}, {"rows": -1}, {"shape": "24"}, {"shape": (24, None)}, {"keys": "mine"}, {"offset": -8}],
+)
+def test_sizes_of_raw_objects_are_counts(store, change):
+    fields = {"keys": ["mine/0"], "shape": (24, 50), "dtype": "f8", "rows": 24}
+    with pytest.raises(CodeError, match="in counts of 0 or more"):
+        polarmap.encode(RawObjects(**(fields | change)), storage=store, **OPTIONS)
+
+
+def test_numbers_of_numpy_are_counts_too(store):
+    A = random_array((24, 50))
+    raw = put_rows(store, A, 6)
+    raw = RawObjects(raw.keys, tuple(np.int64([24, 50])), raw.dtype, np.int32(6), np.int8(0))
+    coded = polarmap.encode(raw, storage=store, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], A)

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault, FaultyExecutor, RawObjects, ReplayExecutor
 from polarmap.errors import CodeError, NotDecodableError
+from polarmap.storage.folder import FolderStore
 
 MIB = 1 << 20
 
@@ -84,3 +87,48 @@ def test_data_that_only_the_driver_can_read_is_refused(store):
     with ThreadPoolExecutor(2) as pool, pytest.raises(CodeError, match="leave executor out"):
         polarmap.encode(np.ones((8, 2)), name="A", storage=store, executor=pool)
     assert files(store) == set()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rows=st.integers(1, 3), k=st.integers(1, 24), extra=st.integers(1, 6), columns=st.integers(0, 9),
+    in_object=st.integers(1, 3), dtype=st.sampled_from(["f2", "f4", "f8", "c8", "u1", "i4", "i8"]),
+)  # fmt: skip
+def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
+    tmp_path_factory, rows, k, extra, columns, in_object, dtype
+):
+    """Also where a stripe has fewer numbers than there are data blocks."""
+    store = FolderStore(tmp_path_factory.mktemp("store"))
+    A = (np.arange(rows * k * columns).reshape(rows * k, columns) % 97).astype(dtype)
+    in_object = max(number for number in range(1, in_object + 1) if rows % number == 0)
+    keys = [f"mine/{number}" for number in range(rows * k // in_object)]
+    for number, key in enumerate(keys):
+        store.put(key, A[number * in_object : (number + 1) * in_object].tobytes())
+    raw = RawObjects(keys, A.shape, A.dtype, rows=in_object)
+    options = {"blocks": k, "workers": k + extra, "storage": store}
+    here = polarmap.encode(A, name="here", **options)
+    there = polarmap.encode(raw, name="there", executor=ReplayExecutor(), **options)
+    again = polarmap.open_coded("there", store)
+    assert again.check().ok
+    np.testing.assert_array_equal(again[:], A)
+    assert {part.key.split("/")[0] for block in range(k) for part in there.stored(block)} <= {"mine"}
+    tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
+    for block in range(k, k + extra):
+        one, two = (coded._read_as_stored(block) for coded in (here, there))
+        np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
+
+
+def test_24_raw_objects_of_one_row_by_threads(store):
+    folder = FolderStore(store)
+    A = np.random.default_rng(0).standard_normal((24, 10))
+    keys = [f"mine/{number}" for number in range(24)]
+    for key, row in zip(keys, A):
+        folder.put(key, row.tobytes())
+    raw = RawObjects(keys, A.shape, A.dtype, rows=1)
+    with ThreadPoolExecutor(2) as pool:
+        coded = polarmap.encode(raw, blocks=24, name="A", storage=store, executor=pool)
+    for key in keys[3:6]:
+        folder.delete([key])
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+    coded.repair()
+    assert coded.check().ok

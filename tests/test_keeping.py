@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving
+from plain import arriving, assert_same, cut
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
@@ -65,6 +65,55 @@ def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, 
     np.testing.assert_allclose(
         polarmap.open_coded("y", folder)[:], expected.concatenate(), rtol=1e-4, atol=1e-3
     )
+
+
+SCALARS = {
+    "numpy": np.sum,
+    "python": lambda block: float(block.sum()),
+    "array": lambda block: np.array(block.sum()),
+    "integer": lambda block: block.sum(dtype=np.int64),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*rows do not divide")
+@pytest.mark.parametrize("name", SCALARS)
+def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
+    """Decoded, arrived or repaired, and after the array was opened again."""
+    data = (100 * A).astype("i2") if name == "integer" else A
+    f = SCALARS[name]
+    options = {"blocks": 6, "workers": 9, "verify": False}
+    lost = arriving([1, 2, 3, 4, 5, 6, 7, 8], 9)
+    y = polarmap.coded_map(f, data, store="y", storage=tmp_path, executor=lost, **options)
+    expected = polarmap.coded_map(f, data, executor=ReplayExecutor(), **options)
+    assert_same(y, expected, 1e-9)
+    assert_same([y[0], y[-1], *y[2:4]], [expected[0], expected[-1], *expected[2:4]], 1e-9)
+    assert_same([y.concatenate(), y.concatenate(1)], [expected.concatenate(), expected.concatenate(1)], 1e-9)
+    y.array.repair()
+    again = polarmap.open_coded("y", tmp_path)
+    assert_same([again[:]], [expected.concatenate()], 1e-9)
+    twice = polarmap.coded_map(lambda number: 2 * number, y, executor=ReplayExecutor())
+    assert_same(twice, [2 * number for number in map(np.asarray(expected).dtype.type, expected)], 1e-9)
+    for data in (y, again):
+        chained = polarmap.coded_map(lambda number: -number, data, executor=ReplayExecutor(), verify=True)
+        np.testing.assert_allclose(chained.concatenate(), -expected.concatenate(), rtol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore:.*rows do not divide")
+def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
+    y = polarmap.coded_map(
+        np.sum, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=executor, timeout=60
+    )
+    assert all(type(total) is np.float64 for total in y)
+    z = polarmap.coded_map(lambda total: 2 * total, y, store="z", executor=executor, timeout=60)
+    expected = [2 * block.sum() for block in cut(A, 6)]
+    assert_same(z, expected, 1e-9)
+
+
+def test_an_array_in_a_container_is_refused(A, tmp_path):
+    options = {"blocks": 6, "workers": 8, "storage": tmp_path, "executor": ReplayExecutor()}
+    with pytest.raises(NotDecodableError, match="f returned it in a list"):
+        polarmap.coded_map(lambda block: [block], A, store="y", **options)
+    assert files(tmp_path) == set()
 
 
 def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):

@@ -37,6 +37,9 @@ def test_it_does_what_a_store_should(store):
     for missing in ("a/3", "a"):
         with pytest.raises(MissingObjectError, match="no object"):
             store.get(missing)
+    with pytest.raises(StorageError, match="cannot be used: Is a directory") as caught:
+        store.put("a", b"")
+    assert not isinstance(caught.value, MissingObjectError)
     store.delete(["a/1", "a/2", "a/3"])
     assert store.keys("") == ["ab"]
     assert not (store.root / "a").exists()

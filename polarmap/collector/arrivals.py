@@ -370,7 +370,7 @@ def _shapes(outcome: Outcome) -> list[tuple[int, ...]]:
 
 def kinds_of(structure: Structure) -> list[str]:
     """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
-    if len(structure) < 3:
+    if len(structure) < 3 or structure[0] == "sample":
         return [structure[0]]
     return [kind for part in structure[2] for kind in kinds_of(part)]
 

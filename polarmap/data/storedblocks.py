@@ -53,7 +53,8 @@ class StoredBlocks:
         self.code, self._source, self._parts = code, source, parts
         self._read, self._read_as_stored = read, read_as_stored
         self._dtype, self._shape = dtype, shape
-        self.blocks = _StoredData(code.k, dtype, read, filler, shape[0])
+        rows = shape[0] if shape else None
+        self.blocks = _StoredData(code.k, dtype, read, filler, rows, self.structure)
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` asks for data that is encoded already."""
@@ -71,8 +72,8 @@ class StoredBlocks:
 
     @property
     def structure(self) -> Structure:
-        """Of every block: one array."""
-        return ("array",)
+        """Of every block: one array, or one number if it has no axes."""
+        return ("array",) if self._shape else ("numpy",)
 
     @property
     def source(self) -> Place:
@@ -108,9 +109,15 @@ class _StoredData(Blocks):
     """What is known of the data blocks without reading them."""
 
     def __init__(
-        self, k: int, dtype: np.dtype[Any], read: Callable[[int], Array], filler: int, rows: int | None
+        self,
+        k: int,
+        dtype: np.dtype[Any],
+        read: Callable[[int], Array],
+        filler: int,
+        rows: int | None,
+        structure: Structure,
     ) -> None:
-        self.k, self.structure, self.filler, self.rows = k, ("array",), filler, rows
+        self.k, self.structure, self.filler, self.rows = k, structure, filler, rows
         self._dtype, self._read = dtype, read
 
     @property

@@ -269,11 +269,14 @@ def leave(
     """Store a result part by part; a sample of it, or what went wrong, is what travels.
 
     The sample is a linear function of the result, the same one for every task: what is true of the
-    results by linearity can be verified on it.
+    results by linearity can be verified on it. Its structure tells that of the result.
     """
     try:
         if len(result.layout) != keep.arrays:
             raise TypeError(f"a result that stays in storage is one array; f returned {len(result.layout)}")
+        if keep.arrays == 1 and len(result.structure) > 1:
+            kind = result.structure[0].__name__
+            raise TypeError(f"a result that stays in storage is one array; f returned it in a {kind}")
         parts: list[Part] = []
         samples = []
         for array in result.views():
@@ -287,7 +290,8 @@ def leave(
                 else:
                     storage.put_object(keep.source.place, key, data)
                 parts.append(Part(key, len(data), zlib.crc32(data)))
-        packed = pack_leaves(samples, ("sample", result.layout and result.layout[0][1]))
+        shape = result.layout and result.layout[0][1]
+        packed = pack_leaves(samples, ("sample", shape, result.structure))
     except Exception as error:
         return describe(error), None
     return packed, Kept(result.layout, tuple(parts))
@@ -352,11 +356,9 @@ def read_part(source: Place, part: Part, storage: Any) -> Any:
         return read_file(source.place, part)
     if not part.size:
         return b""
-    options = {}
-    if part.crc32 is not None:  # else it is an object of its own
-        options["extra_get_args"] = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
+    wanted = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
     try:
-        return storage.get_object(source.place, part.key, **options)
+        return storage.get_object(source.place, part.key, extra_get_args=wanted)
     except Exception as error:
         if type(error).__name__ == "StorageNoSuchKeyError" or "InvalidRange" in str(error):
             raise DamagedError(

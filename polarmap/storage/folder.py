@@ -40,7 +40,7 @@ class FolderStore:
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
-        self.root = Path(root).expanduser().absolute()
+        self.root = _absolute(root)
 
     @classmethod
     def default(cls) -> FolderStore:
@@ -62,7 +62,7 @@ class FolderStore:
     def put(self, key: str, data: Data) -> None:
         """Write a file under a name of its own, then rename it."""
         path = self._path(key)
-        with self._clear_errors(key):
+        with self._clear_errors(key, missing=()):
             unfinished = self._unfinished()
             try:
                 with open(unfinished, "wb") as file:
@@ -147,10 +147,25 @@ class FolderStore:
                 yield Path(folder, file).relative_to(self.root).as_posix()
 
     @contextlib.contextmanager
-    def _clear_errors(self, key: str) -> Iterator[None]:
+    def _clear_errors(
+        self, key: str, missing: tuple[type[OSError], ...] = (FileNotFoundError, IsADirectoryError)
+    ) -> Iterator[None]:
+        """Errors of the file system as ours; those `missing` mean that there is no such object."""
         try:
             yield
-        except (FileNotFoundError, IsADirectoryError) as error:
+        except missing as error:
             raise MissingObjectError(f"there is no object {key!r} in {self.name}") from error
         except OSError as error:
             raise StorageError(f"{self.name} cannot be used: {error.strerror or error}: {key!r}") from error
+
+
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    """The path of a folder, which need not be there yet; StorageError if there can be none."""
+    try:
+        text = os.fspath(path)
+        if text and b"\0" not in os.fsencode(text):
+            return Path(text).expanduser().absolute()
+        reason = "a path has characters, none of them NUL; '.' is the current folder"
+    except (TypeError, ValueError, RuntimeError) as error:
+        reason = str(error)
+    raise StorageError(f"{path!r} is not the path of a folder: {reason}")

@@ -71,11 +71,15 @@ class Generation:
         self.sign()
 
     def publish(self, made: Manifest, before: bytes | None) -> None:
-        """Put the manifest, unless it is no longer the one (or none) that was there at the beginning."""
-        store, name = self._store, made.name
+        """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
+
+        One that could not be opened is refused: it would occupy the name.
+        """
+        store, name, data = self._store, made.name, made.dump()
+        Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
         now = standing(store, name)
         if now == before:
-            store.put(manifest_key(name), made.dump())
+            store.put(manifest_key(name), data)
         store.delete([self.prefix + NOTE])
         if now != before:
             sweep(store, name)

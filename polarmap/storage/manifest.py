@@ -32,6 +32,7 @@ class Manifest:
     rows : of each block; the last data block ends with k * rows - shape[0] filler rows.
     code : what binds the blocks.
     parts : per block, its parts in order.
+    scalars : whether each block is one number without axes, of which the array is the vector.
     """
 
     name: str
@@ -41,11 +42,12 @@ class Manifest:
     rows: int
     code: PolarCode
     parts: tuple[tuple[Part, ...], ...]
+    scalars: bool = False
 
     @property
     def block_shape(self) -> tuple[int, ...]:
         """Of every block."""
-        return (self.rows, *self.shape[1:])
+        return () if self.scalars else (self.rows, *self.shape[1:])
 
     @cached_property
     def bounds(self) -> list[int]:
@@ -83,6 +85,8 @@ class Manifest:
             "code": describe_code(self.code),
             "blocks": [[part._asdict() for part in parts] for parts in self.parts],
         }
+        if self.scalars:
+            array["scalars"] = True
         document = {"format": FORMAT, "version": VERSION, "crc32": _checksum(array), "array": array}
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -125,6 +129,7 @@ class Manifest:
             rows=array["rows_per_block"],
             code=rebuild_code(array["code"]),
             parts=parts,
+            scalars=array.get("scalars", False),
         )
         made._check()
         return made
@@ -136,6 +141,8 @@ class Manifest:
             raise ValueError("a size is not a count")
         if not self.shape or -(-self.shape[0] // self.code.k) != self.rows:
             raise ValueError(f"{self.code.k} blocks of {self.rows} rows do not hold shape {self.shape}")
+        if self.scalars and self.shape != (self.code.k,):
+            raise ValueError(f"{self.code.k} blocks of one number do not make shape {self.shape}")
         if self.code.parity_dtype(self.dtype) != self.parity_dtype:
             raise ValueError(f"parity of {self.dtype} data is not {self.parity_dtype}")
         if len(self.parts) != self.code.n:
@@ -194,8 +201,8 @@ def names(store: Store) -> list[str]:
 
 def describe_code(code: PolarCode) -> dict[str, Any]:
     """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
-    fields = ("n", "k", "kernel", "decoder", "erasure", "seed")
-    return {**{field: getattr(code, field) for field in fields}, "probe": probe(code)}
+    words = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
+    return {**words, "erasure": float(code.erasure), "seed": int(code.seed), "probe": probe(code)}
 
 
 def rebuild_code(fields: Mapping[str, Any]) -> PolarCode:

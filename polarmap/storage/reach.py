@@ -20,20 +20,21 @@ class Reach:
 
     Attributes
     ----------
+    source : what is read.
     place : where the parts lie.
     is_stored : whether that is the store, so that data blocks need no copy.
     """
 
     def __init__(self, source: Source, store: Store) -> None:
-        self._source, self._file = source, mapped_file(source)
+        self.source, self._file = source, mapped_file(source)
         self.is_stored = self._file is None
         self.place = source_of(store) if self._file is None else Place("folder", "/")
 
     def parts(self, first: int, box: Box) -> tuple[Part, ...]:
         """The box whose row 0 is row `first` of the whole; CodeError if only the driver can read it."""
-        size = elements(box) * self._source.dtype.itemsize
+        size = elements(box) * self.source.dtype.itemsize
         if self._file is None:
-            part = self._source.locate(first, box)
+            part = self.source.locate(first, box)
             if part is None:
                 raise CodeError(
                     "with executor=, the data has to lie where workers can read it themselves: a .npy file "
@@ -42,9 +43,9 @@ class Reach:
                 )
             return (part._replace(crc32=None),)
         path, offset = self._file
-        row = prod(self._source.shape[1:]) * self._source.dtype.itemsize
-        start = (first + box[0].start) * row + _inner(box, self._source.shape) * self._source.dtype.itemsize
-        there = max(0, min(size, self._source.shape[0] * row - start))
+        row = prod(self.source.shape[1:]) * self.source.dtype.itemsize
+        start = (first + box[0].start) * row + _inner(box, self.source.shape) * self.source.dtype.itemsize
+        there = max(0, min(size, self.source.shape[0] * row - start))
         parts = (Part(path, there, None, offset + start), Part("", size - there))
         return tuple(part for part in parts if part.size)
 
