@@ -4,6 +4,7 @@
 PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
+MINUTES ?= 10
 
 python := .venv/bin/python
 # As in an activated environment: Lithops looks for `python` on PATH.
@@ -12,7 +13,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test cloud-test lint bench compare runtime smoke package docs venv clean
+.PHONY: help demo test cloud-test soak lint bench compare runtime smoke package docs venv clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -27,6 +28,10 @@ test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	@files=$$(find tests -name 'test_$*.py'); \
 	test -n "$$files" || { echo "make: no file is called test_$*.py below tests/." >&2; exit 2; }; \
 	$(run) -m pytest $$files
+
+soak: .venv/.test  ## run random cases against numpy for MINUTES=10, from SEED=... on; CASE=... is one of them
+	@PYTHONPATH=tests $(run) -m soak --minutes $(MINUTES) $(SEED:%=--seed %) $(CASE:%=--case %) \
+	$(KEEP_GOING:%=--keep-going)
 
 cloud-test: .venv/.cloud-test  ## run tests/cloud: real servers and emulators, installed into .venv/cloud
 	@$(run) -m pytest -m cloud tests/cloud

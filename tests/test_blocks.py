@@ -175,14 +175,16 @@ def test_whatever_has_a_shape_a_dtype_and_slices_will_do() -> None:
 
 
 def test_zarr(tmp_path: Path) -> None:
-    zarr = pytest.importorskip("zarr")
+    import zarr
+
     data = zarr.create_array(tmp_path / "matrix.zarr", shape=MATRIX.shape, dtype="f8", chunks=(4, 5))
     data[:] = MATRIX
     np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)
 
 
 def test_h5py(tmp_path: Path) -> None:
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     with h5py.File(tmp_path / "matrix.h5", "w") as file:
         data = file.create_dataset("matrix", data=MATRIX)
         np.testing.assert_allclose(halved(data, 6).concatenate(), MATRIX * 0.5)

@@ -100,11 +100,16 @@ def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
         np.testing.assert_array_equal(coded._read_as_stored(index), again._read_as_stored(index))
 
 
-@pytest.mark.parametrize("kind", ["npy", "zarr 2", "zarr 3", "hdf5"])
-@pytest.mark.parametrize("dtype", [">f8", "<i2", "c8", "f2"])
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (kind, dtype)
+        for kind in ("npy", "zarr 2", "zarr 3", "hdf5")
+        for dtype in (">f8", "<i2", "c8", "f2")
+        if kind != "zarr 3" or dtype[0] != ">"  # it has no big-endian dtypes of its own
+    ],
+)
 def test_dtypes_survive(store, tmp_path, kind, dtype):
-    if kind.startswith("zarr") and dtype[0] == ">" and kind.endswith("3"):
-        pytest.skip("Zarr 3 has no big-endian dtypes of its own")
     A = random_array((23, 5), dtype)
     coded = polarmap.encode(KINDS[kind](A, tmp_path), storage=store, **OPTIONS)
     assert coded.dtype == np.dtype(dtype).newbyteorder("=")

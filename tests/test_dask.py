@@ -11,13 +11,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import pytest
 
 from polarmap import coded_map
 from polarmap.errors import NotDecodableError
-
-distributed = pytest.importorskip("distributed", reason="the test extra installs dask.distributed")
 
 N, K = 8, 6
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))

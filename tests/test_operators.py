@@ -142,7 +142,8 @@ def test_mixed_precisions_have_numpys_dtype() -> None:
 
 
 def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     with h5py.File(tmp_path / "a.h5", "w") as file:
         stored = file.create_dataset("a", data=TALL)
         with operator(stored) as coded:
@@ -310,7 +311,8 @@ def test_what_is_stored_goes_with_the_operator() -> None:
 
 
 def test_a_lithops_configuration_is_opened_once(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    lithops = pytest.importorskip("lithops")
+    import lithops
+
     config = tmp_path / "local.yaml"
     config.write_text(
         "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"

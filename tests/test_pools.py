@@ -71,7 +71,8 @@ def spawned(workers: int) -> ProcessPoolExecutor:
 
 @pytest.fixture(scope="module")
 def dask() -> Iterator[Executor]:
-    distributed = pytest.importorskip("distributed")
+    import distributed
+
     sizes = {"n_workers": 1, "threads_per_worker": SLOTS}
     options = {"processes": True, "dashboard_address": None, "memory_limit": 0}
     with distributed.LocalCluster(**sizes, **options) as cluster, cluster.get_client() as client:

@@ -138,7 +138,8 @@ def test_vectors_as_in_numpy(method: str) -> None:
 
 
 def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
-    h5py = pytest.importorskip("h5py")
+    import h5py
+
     with h5py.File(tmp_path / "a.h5", "w") as file:
         left, right = file.create_dataset("a", data=A), file.create_dataset("b", data=B)
         for options in (GRID, {"method": "rows"}, {"method": "columns"}):
@@ -212,7 +213,8 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
 
 
 def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None:
-    lithops = pytest.importorskip("lithops")
+    import lithops
+
     config = {
         "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
         "localhost": {"version": 1, "runtime": named_for_lithops(), "worker_processes": 3},

@@ -7,11 +7,8 @@ import ctypes
 import numpy as np
 import pytest
 
-from polarmap.code import butterfly, encode
+from polarmap.code import butterfly, compiled, encode
 from polarmap.code.polar import PolarCode
-
-pytest.importorskip("numba")
-from polarmap.code import compiled
 
 SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
 

@@ -1,0 +1,55 @@
+"""python -m soak: random cases until the time is over, or one of them again."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from itertools import count
+
+from soak.cases import Named
+from soak.watch import Found, watch
+
+
+def main() -> int:
+    asked = _arguments()
+    if asked.case is not None:
+        return again(asked.case)
+    began, first = time.monotonic(), asked.seed if asked.seed is not None else time.time_ns() % 10**9 * 1000
+    print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
+    tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
+    print(tally.table())
+    for found in tally.findings:
+        print(f"\n{found}")
+        if not asked.keep_going:
+            print(found.traceback)
+    return 1 if tally.findings else 0
+
+
+def again(seed: int) -> int:
+    """Run one case, and print what it is."""
+    named = Named(seed)
+    print(f"case {seed}, a {named.kind} on {named.executor}\n{named.drawn()}")
+    tally = watch([seed])
+    for found in tally.findings:
+        _show(found)
+    for _, _, verdict in tally.counts:
+        print(verdict)
+    return 1 if tally.findings else 0
+
+
+def _show(found: Found) -> None:
+    print(f"{found}\n{found.traceback}")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m soak", description=__doc__)
+    parser.add_argument("--minutes", type=float, default=10, help="how long (10)")
+    parser.add_argument("--seed", type=int, help="of the first case; the next have the numbers after it")
+    parser.add_argument("--case", type=int, help="run this one case and say what it is")
+    parser.add_argument("--keep-going", action="store_true", help="do not end at the first finding")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

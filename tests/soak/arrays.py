@@ -1,0 +1,237 @@
+"""A coded array from encoding to deletion: read, damaged, checked, mapped, repaired."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import polarmap
+from polarmap import CodedArray, PolarCode, RawObjects, ReplayExecutor
+from polarmap.collector import verified
+from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
+from polarmap.storage.folder import FolderStore
+from soak import oracle
+from soak.draws import Draw
+from soak.faults import Faults, Pools
+from soak.maps import is_finite, rank_mod_2
+from soak.oracle import SLACK, Finding
+
+NAME = "soaked"
+KINDS = ["missing", "truncated", "corrupt"]
+
+
+@dataclass
+class ArrayCase:
+    """An array, the code it is encoded with, and the blocks whose parts are damaged."""
+
+    seed: int
+    A: np.ndarray
+    code: PolarCode
+    source: str
+    by_workers: bool
+    damaged: list[int]
+    about: str
+
+    def __str__(self) -> str:
+        how = " by workers" if self.by_workers else ""
+        return f"array of {self.about}, {self.code!r}, encoded from {self.source}{how}; damage {self.damaged}"
+
+    @property
+    def wanted(self) -> np.ndarray:
+        return self.A.astype(self.A.dtype.newbyteorder("="))
+
+    @property
+    def is_finite(self) -> bool:
+        return is_finite(self.A)
+
+    def run(self, pools: Pools) -> str:
+        verified.forget()
+        folder = Path(tempfile.mkdtemp(prefix="soak-array-"))
+        try:
+            return self._run(folder, pools, Draw(self.seed + 1))
+        finally:
+            shutil.rmtree(folder)
+
+    def _run(self, folder: Path, pools: Pools, draw: Draw) -> str:
+        store = FolderStore(folder / "store")
+        before = _files(folder)
+        try:
+            coded = self._encode(folder, store, pools)
+        except CodeError as error:
+            if self.by_workers and "with executor=" in str(error):
+                return "CodeError: not where workers can read it"
+            if self.is_finite:
+                raise Finding("innocent failure", f"CodeError: {error}") from error
+            return "CodeError: NaN"
+        self._check_read(coded, draw, set())
+        harmed = self._damage(coded, store, draw)
+        verdict = self._read_damaged(coded, draw, harmed)
+        polarmap.open_coded(NAME, store).delete()
+        self._check_gone(folder, store, before)
+        return verdict
+
+    def _encode(self, folder: Path, store: FolderStore, pools: Pools) -> CodedArray:
+        options: dict[str, Any] = {}
+        if self.by_workers:
+            options["executor"] = pools.executor("threads", Faults(), self.seed)
+        source: Any = self.A
+        if self.source == "npy":
+            np.save(folder / "A.npy", self.A)
+            source = folder / "A.npy"
+        elif self.source == "raw objects":
+            each = -(-len(self.A) // self.code.k)
+            keys = [f"mine/{i}" for i in range(-(-len(self.A) // each))]
+            for i, key in enumerate(keys):
+                store.put(key, self.A[i * each : (i + 1) * each].tobytes())
+            source = RawObjects(keys, self.A.shape, self.A.dtype, rows=each)
+        options |= {"memory": 1 << 20, "name": NAME, "storage": store, "progress": False}
+        return polarmap.encode(source, code=self.code, **options)
+
+    def _damage(self, coded: CodedArray, store: FolderStore, draw: Draw) -> set[tuple[int, int]]:
+        """Harm a part, or all parts, of the chosen blocks; which they are."""
+        harmed = set()
+        for block in self.damaged:
+            stripes = range(len(coded.stored(block)))
+            for stripe in stripes if draw.chance(0.5) else [draw.number(0, len(stripes) - 1)]:
+                part = coded.stored(block)[stripe]
+                if part.size:
+                    _harm(store.root / part.key, part.offset, part.size, draw)
+                    harmed.add((block, stripe))
+        return harmed
+
+    # -- what must be -----------------------------------------------------------------------
+
+    def _check_read(self, coded: CodedArray, draw: Draw, lost: set[int]) -> None:
+        if (coded.shape, coded.dtype) != (self.A.shape, self.wanted.dtype):
+            raise Finding("wrong structure", f"{coded!r} of {self.about}")
+        start = draw.number(0, len(self.A) - 1)
+        for rows in (slice(None), slice(start, draw.number(start, len(self.A))), slice(start, None, 2)):
+            self._compare(coded[rows], self.wanted[rows], self._bound(lost), f"rows {rows} of {coded!r}")
+
+    def _compare(self, found: np.ndarray, wanted: np.ndarray, allowed: float, what: str) -> None:
+        if not self.is_finite:
+            oracle.check_structure(found, wanted, what)
+            fine = np.isfinite(wanted)
+            found, wanted = found[fine], wanted[fine]
+        if allowed == 0:
+            oracle.check_equal(found, wanted, what)
+        else:
+            oracle.check_close(found, wanted, [allowed], what)
+
+    def _bound(self, lost: set[int]) -> float:
+        """How far numbers may be off where these blocks have to be decoded."""
+        if not lost or self.A.dtype.kind in "iu":
+            return 0.0
+        check = np.asarray(self.code.parity_check, float)
+        arrived = [block for block in range(self.code.n) if block not in lost]
+        weights = np.linalg.pinv(check[:, sorted(lost)]) @ check[:, arrived]
+        most = oracle.largest(self.wanted[np.isfinite(self.wanted)])
+        return (
+            SLACK * oracle.epsilon(self.A.dtype) * (1 + float(np.linalg.norm(weights, axis=1).max())) * most
+        )
+
+    def _read_damaged(self, coded: CodedArray, draw: Draw, harmed: set[tuple[int, int]]) -> str:
+        found = coded.check()
+        if {(one.block, one.stripe) for one in found.damaged} != harmed:
+            raise Finding("wrong audit", f"{found!r}, but harmed were {sorted(harmed)}")
+        stripes = {stripe: {block for block, at in harmed if at == stripe} for _, stripe in harmed}
+        dead = sorted(stripe for stripe, lost in stripes.items() if not self._is_decodable(lost))
+        if sorted(found.lost) != dead:
+            raise Finding("wrong audit", f"{found!r}, but lost are {dead}")
+        lost = {block for block, _ in harmed}
+        try:
+            self._check_read(coded, draw, lost)
+            self._check_map(coded, lost)
+            repaired = coded.repair()
+        except NotDecodableError as error:
+            if dead or not self.is_finite:
+                return "NotDecodableError: too many lost"
+            raise Finding("innocent failure", str(error)) from error
+        except PolarmapError as error:
+            if self.is_finite:
+                raise Finding("innocent failure", f"{type(error).__name__}: {error}") from error
+            return f"{type(error).__name__}: NaN"
+        if dead:
+            raise Finding("no error", f"stripes {dead} were lost, and repair() returned {repaired!r}")
+        self._check_repaired(coded, draw, lost)
+        return "right (repaired)" if harmed else "right"
+
+    def _is_decodable(self, lost: set[int]) -> bool:
+        data = sorted(block for block in lost if block < self.code.k)
+        parity = [block - self.code.k for block in range(self.code.k, self.code.n) if block not in lost]
+        if self.code.kernel == "arikan" and self.A.dtype.kind in "iu":
+            return rank_mod_2(self.code.coefficients[np.ix_(parity, data)]) == len(data)
+        rows = np.asarray(self.code.coefficients, float)[np.ix_(parity, data)]
+        return not data or int(np.linalg.matrix_rank(rows)) == len(data)
+
+    def _check_map(self, coded: CodedArray, lost: set[int]) -> None:
+        """A map of it must not mind the damage."""
+        if coded.n - coded.k < len(lost) or not self._is_decodable(lost) or not self.is_finite:
+            return
+        result = polarmap.coded_map(
+            np.negative, coded, executor=ReplayExecutor(), timeout=100.0, progress=False
+        )
+        wanted = np.negative(self.wanted)
+        self._compare(result.concatenate(), wanted, 10 * self._bound(lost or {0}), "the map of an array")
+
+    def _check_repaired(self, coded: CodedArray, draw: Draw, lost: set[int]) -> None:
+        for opened in (coded, polarmap.open_coded(NAME, coded.store)):
+            if not opened.check().ok:
+                raise Finding("wrong repair", repr(opened.check()))
+            self._check_read(opened, draw, lost)
+
+    def _check_gone(self, folder: Path, store: FolderStore, before: set[Path]) -> None:
+        kept = {folder / "A.npy"} | {store.root / key for key in store.keys("mine/")}
+        left = _files(folder) - before - kept
+        if left:
+            raise Finding("leftovers", f"after delete(): {sorted(map(str, left))}")
+        try:
+            polarmap.open_coded(NAME, store)
+        except MissingObjectError:
+            return
+        raise Finding("leftovers", "a deleted array can be opened")
+
+
+def _files(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.is_file()}
+
+
+def _harm(path: Path, offset: int, size: int, draw: Draw) -> None:
+    kind = draw.pick(KINDS)
+    if kind == "missing":
+        path.unlink(missing_ok=True)
+    elif path.exists() and kind == "truncated":
+        os.truncate(path, offset + size - 1)
+    elif path.exists():
+        place = offset + draw.number(0, size - 1)
+        data = bytearray(path.read_bytes())
+        data[place] ^= 1 << draw.number(0, 7)
+        path.write_bytes(data)
+
+
+def draw_array(seed: int, executor: str, draw: Draw) -> ArrayCase:
+    """Arrays lie in a folder, whatever the executor."""
+    dtype = draw.dtype()
+    k, spare = draw.number(1, 9), draw.number(1, 5)
+    rows = k * draw.number(1, 4) + draw.number(0, k - 1)
+    wide = 700 if draw.chance(0.1) else draw.number(1, 5)
+    A, layout = draw.laid_out(draw.values((rows, wide), dtype))
+    if dtype.kind in "fc" and layout != "read-only" and draw.chance(0.05):
+        A[draw.number(0, rows - 1), 0] = np.nan
+        layout += ", NaN in it"
+    kernel = "arikan" if dtype.kind in "iu" else draw.pick(["rotation", "rotation", "arikan"])
+    code = PolarCode(k + spare, k, kernel=kernel)
+    source = draw.pick({"memory": 5, "npy": 2, "raw objects": 2})
+    by_workers = source != "memory" and draw.chance(0.5)
+    if source == "raw objects":
+        A = np.ascontiguousarray(A, dtype=A.dtype.newbyteorder("="))
+    data = range(k, k + spare) if source == "raw objects" and draw.chance(0.3) else range(k + spare)
+    damaged = draw.some(data, draw.number(0, spare + draw.chance(0.1)))
+    about = f"{A.dtype.str} {list(A.shape)}, {layout}"
+    return ArrayCase(seed, A, code, source, by_workers, damaged, about)

@@ -1,0 +1,41 @@
+"""Seed -> case: which kind, on which executor, and all that it consists of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from soak.arrays import draw_array
+from soak.draws import Draw
+from soak.faults import SHARES, Pools
+from soak.maps import draw_map
+from soak.products import draw_product
+from soak.sums import draw_hedged, draw_sum
+
+KINDS = {"map": 70, "array": 8, "product": 10, "sum": 6, "hedged": 6}
+DRAW = {
+    "map": draw_map,
+    "array": draw_array,
+    "product": draw_product,
+    "sum": draw_sum,
+    "hedged": draw_hedged,
+}
+
+
+class Named:
+    """A case and what it is called in a table."""
+
+    def __init__(self, seed: int) -> None:
+        draw = Draw(seed)
+        self.executor: str = draw.pick(SHARES)
+        self.kind: str = draw.pick(KINDS)
+        self._draw, self._seed = draw, seed
+
+    def drawn(self) -> Any:
+        """The case itself: prints what it is, and runs."""
+        return DRAW[self.kind](self._seed, self.executor, self._draw)
+
+
+def run(named: Named, pools: Pools) -> str:
+    """The verdict on a case; Finding for what must not be."""
+    verdict: str = named.drawn().run(pools)
+    return verdict

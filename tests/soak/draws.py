@@ -1,0 +1,77 @@
+"""What a case is made of, drawn from its seed: numbers, arrays and their layouts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+INTEGERS = ["i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"]
+FLOATS = ["f2", "f4", "f8", "f8", "f8", "c8", "c16"]
+LAYOUTS = {"plain": 6, "fortran": 1, "strided": 1, "reversed": 1, "big-endian": 1, "read-only": 1}
+
+
+class Draw:
+    """Random choices of one case."""
+
+    def __init__(self, seed: int) -> None:
+        self.stream = np.random.default_rng(seed)
+
+    def chance(self, share: float) -> bool:
+        return bool(self.stream.random() < share)
+
+    def number(self, low: int, high: int) -> int:
+        """An integer from low to high, both included."""
+        return int(self.stream.integers(low, high + 1))
+
+    def pick(self, options: Sequence[Any] | Mapping[Any, float]) -> Any:
+        """One of these; of a mapping, as often as its weight says."""
+        names = list(options)
+        weights = np.array(list(options.values()) if isinstance(options, Mapping) else [1.0] * len(names))
+        return names[int(self.stream.choice(len(names), p=weights / weights.sum()))]
+
+    def some(self, options: Sequence[int], count: int) -> list[int]:
+        """So many different ones, in any order."""
+        return [int(one) for one in self.stream.permutation(np.array(options, int))[:count]]
+
+    def dtype(self, integers: float = 0.4) -> np.dtype[Any]:
+        return np.dtype(self.pick(INTEGERS if self.chance(integers) else FLOATS))
+
+    def values(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        """Numbers of a dtype, small or of its whole range, scaled up and down."""
+        if dtype.kind in "iu":
+            return self._integers(shape, dtype)
+        numbers = self.stream.standard_normal(shape)
+        if dtype.kind == "c":
+            numbers = numbers + 1j * self.stream.standard_normal(shape)
+        if dtype.itemsize > 2 and self.chance(0.3):
+            numbers = numbers * 10.0 ** self.number(-4, 4)
+        if self.chance(0.1):
+            numbers = numbers * (self.stream.random(shape) < 0.3)  # mostly zeros
+        return numbers.astype(dtype)
+
+    def _integers(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray:
+        limits = np.iinfo(dtype)
+        if self.chance(0.5):
+            low, high = max(-9, int(limits.min)), 9
+        else:
+            low, high = int(limits.min), int(limits.max)
+        return self.stream.integers(low, high, shape, dtype=dtype, endpoint=True)
+
+    def laid_out(self, array: np.ndarray) -> tuple[np.ndarray, str]:
+        """The same numbers, lying in memory in some way; and how."""
+        layout = self.pick(LAYOUTS)
+        if layout == "fortran":
+            array = np.asfortranarray(array)
+        elif layout == "strided":
+            wide = np.zeros((2 * array.shape[0], *array.shape[1:]), array.dtype)
+            wide[::2] = array
+            array = wide[::2]
+        elif layout == "reversed":
+            array = np.ascontiguousarray(array[::-1])[::-1]
+        elif layout == "big-endian":
+            array = array.astype(array.dtype.newbyteorder(">"))
+        elif layout == "read-only":
+            array.flags.writeable = False
+        return array, layout

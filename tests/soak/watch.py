@@ -1,0 +1,195 @@
+"""Runs cases in processes that are watched: what hangs is killed, and says where it hung."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from soak.cases import Named
+
+LIMIT = {"replay": 20.0, "threads": 90.0, "processes": 150.0, "localhost": 200.0}
+BATCH = 400  # cases of one process
+FAREWELL = 60.0  # seconds that a process may take to end
+TESTS = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Found:
+    """Something that must not be."""
+
+    seed: int
+    kind: str
+    text: str
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        named = Named(self.seed)
+        return (
+            f"FINDING: {self.kind}\n  {self.text}\n  case {self.seed}, a {named.kind} on {named.executor}\n"
+            f"  again: make soak CASE={self.seed}"
+        )
+
+
+@dataclass
+class Tally:
+    """What came of the cases so far."""
+
+    counts: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    findings: list[Found] = field(default_factory=list)
+
+    def table(self) -> str:
+        """Counts by kind, executor and verdict."""
+        rows = [("kind", "executor", "verdict", "cases")]
+        rows += [(*key, str(count)) for key, count in sorted(self.counts.items())]
+        rows.append(("all", "", "", str(sum(self.counts.values()))))
+        widths = [max(len(row[place]) for row in rows) for place in range(3)]
+        return "\n".join(
+            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3].rjust(7)])
+            for row in rows
+        )
+
+
+class Worker:
+    """A process with a temporary and a home folder of its own."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="soak-"))
+        for name in ("tmp", "home"):
+            (self.folder / name).mkdir()
+        self._stderr = open(self.folder / "stderr", "wb")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "soak.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._stderr,
+            env=self._environment(),
+            start_new_session=True,
+        )
+
+    def _environment(self) -> dict[str, str]:
+        paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
+        own = {"TMPDIR": str(self.folder / "tmp"), "HOME": str(self.folder / "home")}
+        return {**os.environ, **own, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+
+    def ask(self, seed: int, seconds: float) -> dict[str, Any] | None:
+        """The answer to a case; None if the process hung or died."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{seed}\n".encode())
+        self._process.stdin.flush()
+        return self._answer(seconds)
+
+    def end(self) -> list[str]:
+        """What it left behind once it has ended in peace."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        answer = self._answer(FAREWELL)
+        left: list[str] = ["the process did not end"] if answer is None else answer["left"]
+        try:
+            self._process.wait(FAREWELL)
+        except subprocess.TimeoutExpired:
+            left.append("the interpreter did not exit")
+        left += [
+            str(path) for path in (self.folder / "tmp").glob("*") if not path.name.startswith("lithops-")
+        ]
+        self.kill()
+        return left
+
+    def where(self) -> str:
+        """The stacks of all its threads."""
+        self._process.send_signal(signal.SIGUSR1)
+        time.sleep(1.0)
+        return self.said()
+
+    def said(self) -> str:
+        """The end of what it wrote to its standard error."""
+        return (self.folder / "stderr").read_text(errors="replace")[-8000:]
+
+    def kill(self) -> None:
+        """It, its processes and its folders."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
+            with contextlib.suppress(OSError):
+                stream.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _answer(self, seconds: float) -> dict[str, Any] | None:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], seconds)
+        line = self._process.stdout.readline() if ready else b""
+        answer: dict[str, Any] | None = json.loads(line) if line else None
+        return answer
+
+
+def watch(seeds: Iterable[int], deadline: float = float("inf"), keep_going: bool = False) -> Tally:
+    """Run cases until the seeds or the time are over, or at the first finding."""
+    tally = Tally()
+    for batch in _batches(seeds, deadline):
+        worker, asked = Worker(), []
+        for seed in batch:
+            asked.append(seed)
+            found = _run(worker, seed, tally)
+            if found is None:
+                continue
+            tally.findings.append(found)
+            if found.kind in ("hang", "death"):
+                worker.kill()
+                worker = Worker()
+            if not keep_going:
+                worker.kill()
+                return tally
+        left = worker.end()
+        if left:
+            text = f"after cases {asked[0]}..{asked[-1]}: {'; '.join(left)}"
+            tally.findings.append(Found(asked[-1], "leftovers", text))
+            if not keep_going:
+                return tally
+    return tally
+
+
+def _batches(seeds: Iterable[int], deadline: float) -> Iterator[Iterator[int]]:
+    """Seeds for one process after another."""
+    source = iter(seeds)
+
+    def some(first: int) -> Iterator[int]:
+        yield first
+        for _ in range(BATCH - 1):
+            if time.monotonic() >= deadline:
+                return
+            following = next(source, None)
+            if following is None:
+                return
+            yield following
+
+    while time.monotonic() < deadline and (first := next(source, None)) is not None:
+        yield some(first)
+
+
+def _run(worker: Worker, seed: int, tally: Tally) -> Found | None:
+    """Note what came of a case; what must not be."""
+    named = Named(seed)
+    limit = LIMIT[named.executor]
+    answer = worker.ask(seed, limit)
+    if answer is None:
+        died = worker._process.poll() is not None
+        kind, text = ("death", "the process died") if died else ("hang", f"no answer within {limit:g} s")
+        answer = {"finding": kind, "text": text, "traceback": worker.said() if died else worker.where()}
+    verdict = answer.get("verdict") or f"FINDING: {answer['finding']}"
+    tally.counts[named.kind, named.executor, verdict] += 1
+    if "finding" not in answer:
+        return None
+    return Found(seed, answer["finding"], answer["text"], answer["traceback"])

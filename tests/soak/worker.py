@@ -1,0 +1,77 @@
+"""A process that runs cases: reads a seed from each line, answers with a line of JSON.
+
+When its input ends it closes its pools and says what is left behind.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import Any
+
+import psutil
+
+from soak import cases
+from soak.faults import SECONDS, Pools
+from soak.oracle import Finding
+
+LINGER = 5 * SECONDS  # that threads and processes may take to notice that nobody waits for them
+
+
+def main() -> None:
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # whatever else is printed is no answer
+    pools = Pools()
+    for line in sys.stdin:
+        answers.write(json.dumps(answer(int(line), pools)) + "\n")
+    pools.close()
+    answers.write(json.dumps({"left": left_behind()}) + "\n")
+
+
+def answer(seed: int, pools: Pools) -> dict[str, Any]:
+    """What became of a case."""
+    began = time.monotonic()
+    try:
+        return {"verdict": cases.run(cases.Named(seed), pools), "seconds": time.monotonic() - began}
+    except Finding as finding:
+        return {"finding": finding.kind, "text": finding.text, "traceback": traceback.format_exc()}
+    except BaseException as error:
+        text = f"{type(error).__name__}: {error}"
+        return {"finding": "foreign exception", "text": text, "traceback": traceback.format_exc()}
+
+
+def left_behind() -> list[str]:
+    """Threads and processes that outlive the cases; those that only need a moment are given it."""
+    return _lasting(_threads) + _lasting(_processes)
+
+
+def _lasting(look: Callable[[], list[str]]) -> list[str]:
+    deadline = time.monotonic() + LINGER
+    while (found := look()) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return found
+
+
+def _threads() -> list[str]:
+    return [one.name for one in threading.enumerate() if one is not threading.main_thread()]
+
+
+def _processes() -> list[str]:
+    """Children of ours, but for those that the standard library keeps until its end."""
+    lines = {one.pid: " ".join(one.cmdline()) for one in psutil.Process().children(recursive=True)}
+    kept = ("resource_tracker", "forkserver")
+    return [
+        f"{pid}: {line}" for pid, line in lines.items() if line and not any(word in line for word in kept)
+    ]
+
+
+if __name__ == "__main__":
+    main()
