@@ -7,10 +7,10 @@ import math
 from collections.abc import Mapping, Sequence
 
 from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
-from polarmap.remote.stored import Keep
+from polarmap.remote.stored import DamagedError, Keep
 from polarmap.remote.subtasks import rows, turns
 from polarmap.remote.tree import unflatten
-from polarmap.remote.worker import Error, Fault, Reply, apply, leave
+from polarmap.remote.worker import Error, Fault, Reply, apply, describe, leave
 
 
 class ReplayExecutor:
@@ -129,7 +129,11 @@ class ReplayExecutor:
                 return lost(task, attempt, f"its worker was struck by {fault.kind!r}")
             if fault.kind == "sleep":
                 fault = None
-        block = unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.leaves(task)])
+        try:
+            pieces = [leaf for piece in self._coded.pieces(task) for leaf in self._coded.piece(piece)]
+        except DamagedError as error:
+            return outcome_of(Reply(task, attempt, None, describe(error), 0.0, 0.0))
+        block = unflatten(self._coded.structure, [leaf.copy() for leaf in pieces])
         result, kept = apply(self._f, block, fault, attempt), None
         if self.keep is not None and not isinstance(result, Error):
             result, kept = leave(result, self.keep, task, attempt, None)
