@@ -285,7 +285,9 @@ def encode(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
     if hasattr(A, "shape") and hasattr(A, "dtype"):
-        check_array(A)
+        check_array(A, "A")
+    if isinstance(A, np.matrix):
+        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     store = open_store(storage)
     source = open_source(A, store)
     check_array(source)

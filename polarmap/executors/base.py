@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place
-from polarmap.remote.tree import Shape, Structure
+from polarmap.remote.tree import Layout, Structure
 from polarmap.remote.worker import Error, Fault, Reply
 
 Array = npt.NDArray[Any]
@@ -65,7 +65,7 @@ class Coded(Protocol):
         """The arrays of block `index`."""
         ...
 
-    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+    def layout(self, index: int) -> Layout:
         """Dtype and shape of each of them, before they are made."""
         ...
 
@@ -184,7 +184,7 @@ def check_folder(source: Place | None) -> None:
     )
 
 
-def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:
+def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
     """What arrays of this layout weigh."""
     return sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in layout)
 
