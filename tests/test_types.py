@@ -106,7 +106,9 @@ def test_fields_with_gaps_between_them_survive_packing(align: bool) -> None:
 def test_records_are_summands_no_more_than_text_is() -> None:
     assert coded_sum(lambda part: part["at"].sum(), RECORDS, workers=4, executor=late()).value == 276
     for f in (lambda part: part, lambda part: part["name"], lambda part: part["when"]):
-        with pytest.raises(NotDecodableError, match=r"f returned dtype .*, which cannot be added up: return numbers"):
+        with pytest.raises(
+            NotDecodableError, match=r"f returned dtype .*, which cannot be added up: return numbers"
+        ):
             coded_sum(f, RECORDS, workers=4, executor=ReplayExecutor())
 
 

@@ -31,6 +31,8 @@ INLINE_BYTES = 4096  # results up to this size travel with the status instead of
 MOST_WORDS = 10_000  # characters of an error, and of its traceback, that travel
 MOST_PICKLED = 1 << 20  # bytes of an exception that travels as it is
 
+FAULTS = ("sleep", "raise", "exit", "kill", "garbage")
+
 T = TypeVar("T")
 
 
