@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -18,7 +17,7 @@ from polarmap.data.blocks import check_array, checked_count
 from polarmap.data.coding import plan_rows
 from polarmap.data.storedblocks import StoredBlocks
 from polarmap.errors import CodeError, StorageError
-from polarmap.progress import open_count
+from polarmap.progress import is_wanted, open_count
 from polarmap.remote.stored import DamagedError, Part
 from polarmap.storage import audit, encoding, manifest, parts
 from polarmap.storage.audit import Audit
@@ -280,6 +279,9 @@ def encode(
     >>> folder.cleanup()
     """
     check_name(name)
+    shown = is_wanted(progress)
+    if not isinstance(overwrite, (bool, int, np.bool_)):
+        raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
     if checked_count("memory", memory) < LEAST_MEMORY:
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
@@ -298,7 +300,7 @@ def encode(
     if executor is not None:
         write = distributed.writing(store, source, cut, executor, progress)
         return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
-    with open_count(len(cut.boxes), sys.stderr.isatty() if progress is None else progress) as show:
+    with open_count(len(cut.boxes), shown) as show:
         write = encoding.writing(store, source, cut, show)
         return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
 

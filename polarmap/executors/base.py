@@ -159,9 +159,7 @@ class FaultyExecutor:
             raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
         for task, fault in self.faults.items():
             if not _is_count(task) or not isinstance(fault, Fault):
-                raise CodeError(
-                    f"faults map numbers of tasks to a Fault each, not {task!r} to {fault!r:.100}"
-                )
+                raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
             _check_fault(fault)
 
 
