@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, overload
 
+import numpy as np
+
+from polarmap.code.arguments import is_one_of
 from polarmap.code.polar import PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.coded_array import CodedArray, open_store
+from polarmap.collector.codeword import check_rows
 from polarmap.collector.settings import Settings
 from polarmap.data import blocks as blocks_
 from polarmap.data.blocks import Blocks, CodedBlocks
@@ -283,7 +287,7 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    if parity not in (None, "upfront", "on_demand"):
+    if parity is not None and not is_one_of(parity, ("upfront", "on_demand")):
         raise CodeError(f"parity must be 'upfront' or 'on_demand', not {parity!r}")
     settings = checked_settings(f, verify, rtol, timeout, retries, deadline)
     if plan is not None:
@@ -316,6 +320,8 @@ def run(
     job = Job(_executor(executor, data))
     with job:
         coded = _coded(data, choice, settings.rtol)
+        if settings.subtasks > 1:
+            check_rows(coded, settings.subtasks)
         if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
             raise CodeError(
                 "deadline= estimates blocks of linear f: not with degree, private, store or a grid"
@@ -357,11 +363,15 @@ def _coded(data: Any, choice: Choice, rtol: float | None) -> Encoded:
     fits = choice._replace(
         blocks=None if choice.blocks == coded.code.k else choice.blocks,
         workers=None if choice.workers == coded.n else choice.workers,
-        code="auto" if choice.code == coded.code.kernel else choice.code,
+        code="auto" if is_one_of(choice.code, (coded.code.kernel,)) else choice.code,
     )
-    if fits != Choice():
+    if not all(map(_is_same, fits, Choice())):
         raise CodeError(
             f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
             f"{coded.code!r}: leave blocks, workers, code, degree and private out"
         )
     return coded
+
+
+def _is_same(option: Any, default: Any) -> bool:
+    return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap import api
+from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.data.blocks import DEFAULT_BLOCKS, checked_count
 from polarmap.data.coding import Choice
@@ -288,11 +289,11 @@ def _checked_scale(scale: Any, x: Floats) -> Floats:
 
 
 def _checked_step(h: Any, scheme: Any) -> float:
-    if scheme not in DEFAULT_STEP:
+    if not is_one_of(scheme, tuple(DEFAULT_STEP)):
         raise CodeError(f"scheme must be 'central' or 'forward', not {scheme!r}")
     if h is None:
         return DEFAULT_STEP[scheme]
-    if not isinstance(h, (int, float, np.number)) or not 0 < h < np.inf:
+    if not is_positive(h):
         raise CodeError(f"h must be a positive number, not {h!r}")
     return float(h)
 
@@ -312,8 +313,10 @@ def _checked_directions(directions: Any, x: Floats) -> Floats:
 
 def _numbers(value: Any, name: str) -> Floats:
     try:
+        if np.asarray(value).dtype.kind == "c":
+            raise TypeError("complex")
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise CodeError(f"{name} is no array of real numbers: {error}") from error
     if not np.isfinite(array).all():
         raise CodeError(f"{name} holds {int((~np.isfinite(array)).sum())} NaN or inf")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -19,7 +18,7 @@ from polarmap.data.blocks import check_array, checked_count
 from polarmap.data.coding import plan_rows
 from polarmap.data.storedblocks import StoredBlocks
 from polarmap.errors import CodeError, StorageError
-from polarmap.progress import open_count
+from polarmap.progress import is_wanted, open_count
 from polarmap.remote.stored import DamagedError, Part
 from polarmap.storage import audit, encoding, manifest, parts
 from polarmap.storage.audit import Audit
@@ -308,12 +307,17 @@ def encode(
     >>> folder.cleanup()
     """
     check_name(name)
+    shown = is_wanted(progress)
+    if not isinstance(overwrite, (bool, int, np.bool_)):
+        raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
     if checked_count("memory", memory) < LEAST_MEMORY:
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
     if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
-        check_array(A)
+        check_array(A, "A")
+    if isinstance(A, np.matrix):
+        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     store = open_store(storage)
     source = open_source(A, store)
     check_array(source)
@@ -324,7 +328,7 @@ def encode(
     if executor is not None:
         write = distributed.writing(store, source, cut, executor, progress)
         return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
-    with open_count(len(cut.boxes), sys.stderr.isatty() if progress is None else progress) as show:
+    with open_count(len(cut.boxes), shown) as show:
         write = encoding.writing(store, source, cut, show)
         return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
 

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from polarmap.api import CodedResult
+from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.code.uncoded import Uncoded
 from polarmap.data.blocks import checked_count
@@ -79,7 +78,8 @@ def hedged_map(
     rule = _checked_rule(slow, done, backups)
     job = Job(executor)
     with job:
-        parts, structure = cut_parts(data, None if blocks is None else checked_count("blocks", blocks))
+        blocks = None if blocks is None else checked_count("blocks", blocks)
+        parts, structure = cut_parts(data, blocks)
         if blocks not in (None, len(parts)):
             raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
     coded = PartBlocks(parts, structure, Uncoded(len(parts)))
@@ -91,9 +91,9 @@ def hedged_map(
 
 
 def _checked_rule(slow: Any, done: Any, backups: Any) -> Rule:
-    if not isinstance(slow, (int, float, np.number)) or not slow >= 1:
+    if not is_number(slow) or not slow >= 1:
         raise CodeError(f"slow must be a number of at least 1, not {slow!r}")
-    if not isinstance(done, (int, float, np.number)) or not 0 < done <= 1:
+    if not is_number(done) or not 0 < done <= 1:
         raise CodeError(f"done must be a share above 0 and up to 1, not {done!r}")
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
+from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.collector.collect import Collected, Collector
 from polarmap.collector.settings import Settings
@@ -19,7 +19,7 @@ from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors import open_executor
 from polarmap.executors.base import layout_bytes
-from polarmap.progress import open_bar
+from polarmap.progress import is_wanted, open_bar
 from polarmap.remote.worker import WANTED_SECONDS
 from polarmap.report import Report
 from polarmap.reporting import report_of
@@ -57,8 +57,8 @@ class Job:
         worker = getattr(self.executor, "worker", None)
         with self:
             _check_limits(worker, coded)
+            wanted = is_wanted(progress)
         encoded = coded.encode_seconds  # by earlier maps of the same blocks
-        wanted = sys.stderr.isatty() if progress is None else progress
         with open_bar(coded.n, coded.code.needed, wanted) as show:
             collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
         seconds = self.executor.now() - self._began
@@ -73,14 +73,16 @@ def checked_settings(
     """The options that every map has; CodeError for f or an option that cannot be."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
-    if not isinstance(verify, (bool, np.bool_)) and verify != "auto":
+    if not isinstance(verify, (bool, np.bool_)) and not is_one_of(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout), ("deadline", deadline)):
-        if value is not None and not (isinstance(value, (int, float, np.number)) and value > 0):
+        if value is not None and not (is_number(value) and value > 0):
             raise CodeError(f"{name} must be a positive number, not {value!r}")
     if not is_integer(retries) or retries < 0:
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
-    return Settings(verify if verify == "auto" else bool(verify), rtol, timeout, int(retries), deadline)
+    return Settings(
+        verify if isinstance(verify, str) else bool(verify), rtol, timeout, int(retries), deadline
+    )
 
 
 def _check_limits(worker: Worker | None, coded: Encoded) -> None:

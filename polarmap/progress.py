@@ -2,8 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from polarmap.errors import CodeError
+
+
+def is_wanted(progress: Any) -> bool:
+    """Whether a caller's `progress` asks for a bar: None does where there is a terminal."""
+    if progress is None:
+        return sys.stderr.isatty()
+    if not isinstance(progress, (bool, int, np.bool_)):
+        raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
+    return bool(progress)
 
 
 @contextmanager

@@ -120,6 +120,9 @@ def combining(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
         structure: Structure = ()
         for coefficient, part in zip(coefficients.tolist(), parts):
             leaves, structure = flatten(f(part))
+            wrong = [leaf.dtype for leaf in leaves if leaf.dtype.kind not in "biufc"]
+            if wrong:
+                raise TypeError(f"f returned dtype {wrong[0]}, which cannot be added up: return numbers")
             terms = [coefficient * (leaf + 0 if leaf.dtype == bool else leaf) for leaf in leaves]
             if total and len(total) != len(terms):
                 raise ValueError("f returned different structures for different parts")

@@ -102,6 +102,27 @@ def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str
     assert ran.out == ""
 
 
+def test_a_plan_for_times_of_a_file_is_one_json_document(polarmap: Run, tmp_path: Path) -> None:
+    (tmp_path / "times").write_text("1.0\n2.0\n3.0\n")
+    ran = polarmap("plan", "--k", 4, "--times", tmp_path / "times", "--json")
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.json["plan"]["runtimes"].startswith("<Empirical: 3 tasks, 1 to 3 s")
+
+
+@pytest.mark.parametrize("command", ["plan", "simulate"])
+def test_a_file_that_is_no_text_is_said_to_be_none(polarmap: Run, tmp_path: Path, command: str) -> None:
+    (tmp_path / "latin").write_bytes(b"1.0\n\xe9\n")
+    ran = polarmap(command, "--k", 4, "--times", tmp_path / "latin")
+    assert (ran.code, ran.out) == (2, "")
+    assert "is no UTF-8 text" in ran.err
+
+
+def test_tasks_that_never_end_are_simulated_as_such(polarmap: Run) -> None:
+    ran = polarmap("simulate", "--k", 4, *LAW, "--failing", 1, "--json")
+    assert ran.code == 0
+    assert {one["never"] for one in ran.json["completions"]} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
@@ -109,6 +130,13 @@ def test_wrong_usage_is_said_and_exits_with_2(polarmap: Run, arguments: list[str
         (["plan", "--k", "4", "--law", "pareto:0,1"], "CodeError", "scale must be a finite number above 0"),
         (["plan", "--k", "9", *LAW, "--max-workers", "8"], "CodeError", "k = 9 blocks need at least as many"),
         (["plan", "--k", "9", *LAW, "--deadline", "0.5"], "CodeError", "the deadline 0.5 s"),
+        (
+            ["plan", "--k", "4", *LAW, "--failing", "1"],
+            "CodeError",
+            "never completes with a probability of at",
+        ),
+        (["plan", "--k", "100000000", *LAW], "CodeError", "k must be an integer from 1 to 65536"),
+        (["simulate", "--k", "4", "--n", "100000000", *LAW], "CodeError", "n and trials go up to"),
         (["simulate", "--k", "9", "--n", "8", *LAW, "--scheme", "mds"], "CodeError", "8"),
     ],
 )

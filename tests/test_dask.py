@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from polarmap import coded_map
-from polarmap.errors import NotDecodableError
+from polarmap.errors import ExecutorError, NotDecodableError
 
 N, K = 8, 6
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -95,3 +95,40 @@ def test_what_dask_gives_up_is_an_erasure(cluster: Any, tmp_path: Path) -> None:
 
     with pytest.raises(NotDecodableError, match="KilledWorker"):
         coded_map(deadly, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
+
+
+def test_abandoned_tasks_print_no_tracebacks(cluster: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Results that come while their tasks are cancelled are nobody's error."""
+    for _ in range(10):
+        y = coded_map(np.negative, DATA, blocks=K, workers=24, executor=cluster, verify=False)
+        np.testing.assert_allclose(y.concatenate(), -DATA, rtol=1e-9)
+    cluster.submit(int).result()  # queued behind them: they have ended
+    assert [record for record in caplog.records if record.name.startswith("tornado")] == []
+
+
+def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_said_to_be(
+    cluster: Any, tmp_path: Path
+) -> None:
+    def cancel_all() -> None:
+        while not list(tmp_path.iterdir()):
+            time.sleep(0.01)
+        cluster._client.cancel([distributed.Future(key) for key in list(cluster._client.futures)], force=True)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        (tmp_path / "began").touch()
+        while True:
+            time.sleep(0.05)
+
+    canceller = threading.Thread(target=cancel_all)
+    canceller.start()
+    with pytest.raises(NotDecodableError, match="CancelledError"):
+        coded_map(f, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
+    canceller.join()
+    cluster.shutdown()
+    with pytest.raises(ExecutorError, match="ClientExecutor accepts no tasks: it was shut down"):
+        coded_map(f, DATA, executor=cluster)
+
+
+def test_a_client_is_told_to_give_its_executor(cluster: Any) -> None:
+    with pytest.raises(ExecutorError, match=r"a Client of Dask: pass client.get_executor\(\)"):
+        coded_map(np.negative, DATA, executor=cluster._client)

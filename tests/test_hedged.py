@@ -213,6 +213,8 @@ def test_bad_data_is_refused() -> None:
     with pytest.raises(CodeError, match="the sequence has 3 blocks"):
         hedged_map(summary, list(np.eye(3)), blocks=2, executor=ReplayExecutor())
     with pytest.raises(CodeError, match="Python objects"):
+        hedged_map(summary, [np.array([1, None])], executor=ReplayExecutor())
+    with pytest.raises(CodeError, match="it holds an object: use arrays, numbers"):
         hedged_map(summary, [object()], executor=ReplayExecutor())
 
 

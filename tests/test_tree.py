@@ -97,10 +97,9 @@ def test_pack_leaves_equals_pack() -> None:
     assert pack_leaves(*flatten(tree)) == pack(tree)
 
 
-@pytest.mark.parametrize("leaf", [None, object(), np.array([1, None])])
-def test_pack_refuses_objects(leaf: Any) -> None:
+def test_pack_refuses_objects() -> None:
     with pytest.raises(TypeError, match="dtype object: it must be an array of numbers or a number"):
-        pack({"a": leaf})
+        pack({"a": np.array([1, None])})
 
 
 def test_flatten_refuses_masked_arrays() -> None:

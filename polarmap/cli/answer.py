@@ -17,6 +17,7 @@ import click
 import numpy as np
 
 from polarmap.errors import PolarmapError
+from polarmap.runtimes import Distribution
 
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
@@ -76,6 +77,8 @@ def plain(value: Any) -> Any:
     >>> plain({"p99": float("inf"), "n": np.int64(3), "where": PurePath("a/b")})
     {'p99': None, 'n': 3, 'where': 'a/b'}
     """
+    if isinstance(value, Distribution):
+        return repr(value)  # a law, which may hold all the times that were seen
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

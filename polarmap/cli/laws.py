@@ -71,7 +71,10 @@ def named_law(text: str) -> Distribution:
 
 def read_times(path: Path, column: str | None) -> list[float]:
     """The numbers of a text file, or of one column of a CSV file with a header."""
-    text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    try:
+        text = sys.stdin.read() if str(path) == "-" else path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise click.BadParameter(f"{path} is no UTF-8 text: {error}", param_hint="--times") from None
     rows = [row for row in csv.reader(text.splitlines()) if row]
     if not rows:
         raise click.BadParameter(f"{path} is empty", param_hint="--times")

@@ -22,6 +22,7 @@ EXTRAS = {
     "azure_storage": "azure",
     "k8s": "k8s",
 }
+BACKENDS = ("aws_lambda", "azure_functions", "gcp_functions", "k8s")  # with a configuration to fill in
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
@@ -40,6 +41,8 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
         config = yaml.safe_load(file.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ExecutorError(f"{str(file)!r} is not YAML: {error}") from error
+    except OSError as error:
+        raise ExecutorError(f"{str(file)!r} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise ExecutorError(
             f"{str(file)!r} holds no Lithops configuration: a mapping with a 'lithops' section"

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode, integers, sequential
+from polarmap.code.arguments import is_number
 from polarmap.code.design import Floats, Indices, power_of_two_above
-from polarmap.code.dtypes import DType, is_exact, real_dtype, working_dtype
+from polarmap.code.dtypes import DType, is_exact, is_integer, real_dtype, working_dtype
 from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
 
@@ -54,6 +55,8 @@ class Decoder:
     """
 
     def __init__(self, code: Code, *, exact: bool = False, max_amplification: float = inf) -> None:
+        if not hasattr(code, "plan") or not is_number(max_amplification):
+            raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)
         self.count = 0
@@ -68,7 +71,7 @@ class Decoder:
 
     def add(self, index: int) -> bool:
         """Note the arrival of block `index` (once); True when the data blocks are determined."""
-        if not 0 <= index < self.code.n:
+        if not is_integer(index) or not 0 <= index < self.code.n:
             raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {index!r}")
         if self.arrived[index]:
             return self.ready

@@ -39,11 +39,6 @@ def is_integer(value: object) -> bool:
     return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
 
 
-def is_positive(value: object) -> bool:
-    """Whether `value` is a real number above 0 and finite."""
-    return isinstance(value, (int, float, np.number)) and 0 < float(value) < np.inf
-
-
 def is_exact(dtype: DType) -> bool:
     """Whether arithmetic on it is exact (integers, modulo 2^bits)."""
     return dtype.kind in "iu"

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
+from polarmap.code.arguments import is_one_of
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import check_dtype, is_exact, is_integer
 from polarmap.code.generated import GeneratedPlan, loss_amplification, mix
@@ -77,7 +78,7 @@ class EvaluationCode:
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
-        if points not in ("auto", "circle", "chebyshev"):
+        if not is_one_of(points, ("auto", "circle", "chebyshev")):
             raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
         if points == "auto":
             points = "circle" if n > results_needed(k, degree, "circle") else "chebyshev"
@@ -162,8 +163,8 @@ class EvaluationCode:
         >>> EvaluationCode(24, 9, 2).amplification(2)  # doctest: +ELLIPSIS
         Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
         """
-        if not 0 < losses <= self.n - self.needed:
-            raise CodeError(f"{self!r} bears between 1 and {self.n - self.needed} losses, not {losses}")
+        if not is_integer(losses) or not 0 < losses <= self.n - self.needed:
+            raise CodeError(f"{self!r} bears between 1 and {self.n - self.needed} losses, not {losses!r}")
         found = [loss_amplification(self.generator, lost, self.k) for lost in self._losses(losses)]
         edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
         median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import butterfly, encode, integers
+from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.decoder import Decoder, DecodingPlan, worst_amplification
 from polarmap.code.design import (
     Floats,
@@ -101,14 +102,16 @@ class PolarCode:
         seed: int | None = None,
     ) -> None:
         _check_sizes(n, k)
-        if kernel not in ("rotation", "arikan"):
+        if not is_one_of(kernel, ("rotation", "arikan")):
             raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
-        if decoder not in ("optimal", "sequential"):
+        if not is_one_of(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
         if decoder == "sequential" and kernel != "arikan":
             raise CodeError("decoder='sequential' needs kernel='arikan'")
-        if erasure is not None and not 0 < erasure < 1:
-            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure}")
+        if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
+            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+        if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
+            raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
         self.n, self.k = int(n), int(k)
         self.kernel, self.decoder = kernel, decoder
         share = 1.0 if decoder == "sequential" else OPTIMAL_SHARE
@@ -268,7 +271,7 @@ class PolarCode:
         CodeError
             If the first axis is not k long or the dtype cannot be coded.
         """
-        data = np.asarray(blocks, order="C")
+        data = _as_block(blocks)
         if data.ndim == 0 or len(data) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
@@ -287,7 +290,7 @@ class PolarCode:
             Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
             arikan kernel.
         """
-        mask = np.asarray(arrived)
+        mask = _as_block(arrived)
         if mask.shape != (self.n,) or mask.dtype != bool:
             raise CodeError(f"arrived must be a boolean mask of length {self.n}")
         decoder = Decoder(self, exact=self.kernel == "arikan" if exact is None else exact)
@@ -321,7 +324,12 @@ class PolarCode:
         >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
         [[2, 3], [5, 7]]
         """
-        arrays = {index: np.asarray(block, order="C") for index, block in sorted(blocks.items())}
+        if not isinstance(blocks, Mapping):
+            raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
+        for index in blocks:
+            if not is_integer(index) or not 0 <= index < self.n:
+                raise CodeError(f"positions run from 0 to {self.n - 1}, not {index!r}")
+        arrays = {index: _as_block(block) for index, block in sorted(blocks.items())}
         _check_blocks(self, arrays)
         first = next(iter(arrays.values()))
         dtype = check_dtype(first.dtype, "a block")
@@ -408,13 +416,18 @@ def _check_sizes(n: int, k: int) -> None:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
 
 
+def _as_block(block: npt.ArrayLike) -> Array:
+    try:
+        return np.asarray(block, order="C")
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"a block must be an array of numbers: {error}") from error
+
+
 def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
     if not arrays:
         raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
     first = next(iter(arrays))
     for index, array in arrays.items():
-        if not is_integer(index) or not 0 <= index < code.n:
-            raise CodeError(f"positions run from 0 to {code.n - 1}, not {index!r}")
         # Integer parity blocks are wider than integer data blocks; all else is alike.
         model = arrays[first]
         is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"

@@ -15,13 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import encode
+from polarmap.code.arguments import is_positive
 from polarmap.code.decoder import left_inverse
 from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer, is_positive
+from polarmap.code.dtypes import check_dtype, is_exact, is_integer
 from polarmap.code.generated import GeneratedPlan, mix
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
+
+MAX_WORKERS = 1 << 16
 
 SEEDS, PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arrivals each is tried on
 COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
@@ -71,6 +74,8 @@ class PrivateCode:
         for name, value in (("n", n), ("k", k), ("t", t)):
             if not is_integer(value) or value < 1:
                 raise CodeError(f"{name} must be a positive integer, not {value!r}")
+        if n > MAX_WORKERS:
+            raise CodeError(f"a private code has at most {MAX_WORKERS} workers, not n = {n}")
         if not is_positive(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
         if k < 2:  # rows that sum to one leave a single block no mixtures to differ in

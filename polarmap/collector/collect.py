@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from polarmap.code.polar import PolarCode
-from polarmap.collector.codeword import Codeword, by_subtask, check_rows, joined
+from polarmap.collector.codeword import Codeword, by_subtask, joined
 from polarmap.collector.estimate import estimate
 from polarmap.collector.fillerrows import FillerRows
 from polarmap.collector.reserve import Reserve
@@ -69,7 +69,6 @@ class Collector:
         """Start, collect, decode, verify; always stop the executor."""
         try:
             if self._settings.subtasks > 1:
-                check_rows(self._coded, self._settings.subtasks)
                 self._executor.subtasks = self._settings.subtasks
             self._executor.start(self._f, self._coded, faults, self._reserve.first)
             rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)

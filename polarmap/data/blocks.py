@@ -14,7 +14,7 @@ from polarmap.code.dtypes import check_dtype, real_dtype
 from polarmap.code.protocol import Code
 from polarmap.errors import CodeError
 from polarmap.remote.stored import Part
-from polarmap.remote.tree import Structure, flatten
+from polarmap.remote.tree import Structure, flatten, is_table, numpy_dtype, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -82,21 +82,35 @@ def cut(data: Any, blocks: int | None) -> Blocks:
     return _from_sequence(data, blocks)
 
 
-def check_array(data: Any) -> None:
+def check_array(data: Any, name: str = "data") -> None:
     """Refuse an array that cannot be cut into blocks and coded."""
-    _refuse_masked_and_sparse(data)
+    _refuse_masked_and_sparse(data, name)
     if len(data.shape) == 0 or data.shape[0] == 0:
         raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
     check_dtype(data.dtype, "the data")
 
 
-def _refuse_masked_and_sparse(data: Any) -> None:
+def _refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
     if isinstance(data, np.ma.MaskedArray):
-        raise CodeError("data is a masked array, and parity blocks have no mask: use data.filled(0)")
+        raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(data, "toarray"):
+        kind = type(data).__name__
+        raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
+    check_labels_and_dtype(data, name)
+
+
+def check_labels_and_dtype(data: Any, name: str = "data") -> None:
+    """Refuse what looks like an array but is a table, or of a dtype that numpy does not know."""
+    kind = type(data)
+    if is_table(data):
+        raise CodeError(f"{name} is a {kind.__name__}, whose labels f would not see: use {name}.to_numpy()")
+    if hasattr(data, "shape") and hasattr(data, "dtype") and numpy_dtype(data) is None:
         raise CodeError(
-            f"data is a sparse {type(data).__name__}, and parity blocks are not sparse: use data.toarray()"
+            f"{name} is a {kind.__module__}.{kind.__name__} of dtype {data.dtype}, which numpy does not "
+            f"know: use numpy.asarray({name})"
         )
+    if isinstance(data, np.ndarray) and kind not in (np.ndarray, np.memmap, np.matrix):
+        raise CodeError(f"{name} is a {kind.__name__}, and f would see arrays: use numpy.asarray({name})")
 
 
 def _cut_array(data: Any, blocks: int | None) -> Blocks:
@@ -107,7 +121,8 @@ def _cut_array(data: Any, blocks: int | None) -> Blocks:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     rows = -(-total // k)
     filler = rows * k - total
-    return Blocks([[_slice(data, rows, index)] for index in range(k)], ("array",), filler, rows)
+    kind = "matrix" if isinstance(data, np.matrix) else "array"
+    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), filler, rows)
 
 
 def _slice(data: Any, rows: int, index: int) -> Array:
@@ -127,7 +142,7 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
     if blocks is not None and blocks != len(data):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(data)} blocks; leave blocks out")
     try:
-        flat = [flatten(block) for block in data]
+        flat = [flatten(block, data=True) for block in data]
     except TypeError as error:
         raise CodeError(f"a block cannot be coded: {error}") from error
     structure = flat[0][1]
@@ -290,7 +305,7 @@ def concatenate(results: Sequence[Any], axis: int) -> Any:
     if arrays[0].ndim == 0:
         return np.stack(arrays)
     try:
-        return np.concatenate(arrays, axis=axis)
+        return unflatten(flat[0][1], [np.concatenate(arrays, axis=axis)])
     except ValueError as error:  # of numpy, AxisError among them
         shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
         raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact, is_integer
 from polarmap.code.evaluation import EvaluationCode, largest_k, largest_reliable_k, results_needed
-from polarmap.code.polar import PolarCode
+from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.code.protocol import Code
 from polarmap.code.uncoded import Uncoded
@@ -27,9 +28,9 @@ def of_plan(
     if not isinstance(plan, Plan):
         raise CodeError(f"plan must be a Plan as polarmap.plan returns it, not {type(plan).__name__}")
     for name, given, planned in (("blocks", blocks, plan.k), ("workers", workers, plan.n)):
-        if given not in (None, planned):
+        if given is not None and not (is_integer(given) and given == planned):
             raise CodeError(f"{name}={given}, but the plan is for {planned}: leave {name} out, or plan again")
-    if code != "auto":
+    if not is_one_of(code, ("auto",)):
         raise CodeError(f"the plan says which code: leave code={code!r} out")
     if plan.code == "uncoded":
         return plan.k, plan.n, Uncoded(plan.k)
@@ -92,7 +93,7 @@ def _usual_count(total: int, workers: int | None, choice: Choice) -> int:
     if workers is None:
         plain = choice.degree == 1 and not choice.private  # others lose digits as k grows
         return blocks_.usual_count(total, blocks_.DEFAULT_BLOCKS, None if plain else blocks_.DEFAULT_BLOCKS)
-    most = max(1, largest_k(3 * workers // 4, choice.degree) - choice.private)
+    most = max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, choice.degree) - choice.private)
     return blocks_.usual_count(total, most, most)
 
 
@@ -104,6 +105,8 @@ def _check_private(choice: Choice) -> None:
     t = choice.private
     if not is_integer(t) or t < 0:
         raise CodeError(f"private must be 0 or the number of workers that may collude, not {t!r}")
+    if not is_number(choice.noise):
+        raise CodeError(f"noise must be a positive number, not {choice.noise!r}")
     if not t and choice.noise != DEFAULT_NOISE:
         raise CodeError("noise= masks data from workers that may collude: say how many with private=")
     if t and (choice.degree > 1 or choice.code != "auto"):
@@ -146,7 +149,7 @@ def plan_rows(
     if isinstance(code, PolarCode):
         _check_fit(code, k, workers)
         chosen = code
-    elif code in ("auto", "rotation", "arikan"):
+    elif is_one_of(code, ("auto", "rotation", "arikan")):
         chosen = _polar(k, [dtype], workers, code)
     else:
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")

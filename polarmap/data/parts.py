@@ -6,14 +6,13 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.protocol import Code
-from polarmap.data.blocks import Blocks
+from polarmap.data.blocks import Blocks, check_labels_and_dtype
 from polarmap.errors import CodeError
 from polarmap.remote.stored import Part, Place
-from polarmap.remote.tree import Shape, Structure, flatten
+from polarmap.remote.tree import Layout, Structure, flatten, layout_of
 
 Array = npt.NDArray[Any]
 
@@ -25,12 +24,13 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
 
     An array is cut along its first axis into `count` nearly equal parts; a sequence holds the parts.
     """
+    check_labels_and_dtype(data)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         data = _cut_array(data, count)
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
         raise CodeError(f"data must be an array or a sequence of at least one part, not {data!r:.60}")
     try:
-        flat = [flatten(part) for part in data]
+        flat = [flatten(part, data=True) for part in data]
     except TypeError as error:
         raise CodeError(f"a part cannot be sent: {error}") from error
     structure = flat[0][1]
@@ -42,13 +42,13 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
     return [leaves for leaves, _ in flat], structure
 
 
-def _cut_array(data: Any, count: int | None) -> list[Array]:
+def _cut_array(data: Any, count: int | None) -> list[Any]:
     rows = int(data.shape[0]) if len(data.shape) else 0
     count = min(DEFAULT_PARTS, rows) if count is None else count
     if count > rows or rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(count, 1)} parts")
     edges = [rows * turn // count for turn in range(count + 1)]
-    return [np.asarray(data[low:high]) for low, high in itertools.pairwise(edges)]
+    return [data[low:high] for low, high in itertools.pairwise(edges)]
 
 
 class PartBlocks:
@@ -67,9 +67,9 @@ class PartBlocks:
         """The arrays that worker `index` gets."""
         return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
 
-    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+    def layout(self, index: int) -> Layout:
         """Dtype and shape of each."""
-        return tuple((leaf.dtype.str, leaf.shape) for leaf in self.leaves(index))
+        return layout_of(self.leaves(index))
 
     def release(self) -> None:
         """Nothing was made."""

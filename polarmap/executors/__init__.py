@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor, FaultyExecutor
 from polarmap.executors.private import private_folder
@@ -25,7 +26,8 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
     if isinstance(choice, FaultyExecutor):
         inner, close = keep_open(choice.executor)
         return replace(choice, executor=inner), close
-    if isinstance(choice, (str, os.PathLike)) and choice != "localhost":
+    _check(choice)
+    if _is_path(choice):
         from polarmap.executors.lithops import from_yaml
 
         runner = from_yaml(choice)
@@ -38,32 +40,81 @@ def storage_beside(choice: Any) -> Any:
     a `lithops.FunctionExecutor`; None if blocks travel with each task."""
     if isinstance(choice, FaultyExecutor):
         return storage_beside(choice.executor)
-    if choice is None or choice == "localhost":
+    if _is_localhost(choice):
         return private_folder() / "arrays"
-    return choice if hasattr(choice, "compute_handler") else None
+    return choice if _is_of_lithops(choice) else None
 
 
 def _open(choice: Any) -> Executor:
-    if choice is None or choice == "localhost":
+    _check(choice)
+    if _is_localhost(choice):
         from polarmap.executors.localhost import LocalhostExecutor
 
         return LocalhostExecutor()
-    if isinstance(choice, (str, os.PathLike)):
+    if _is_path(choice):
         from polarmap.executors.lithops import from_yaml
 
         return from_yaml(choice)
-    if all(hasattr(choice, verb) for verb in ("start", "wait", "retry", "stop")):
+    if _is_ours(choice):
         executor: Executor = choice
         return executor
-    if hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage"):
+    if _is_of_lithops(choice):
         from polarmap.executors.lithops import ForeignExecutor
 
         return ForeignExecutor(choice, owned=False)
-    if hasattr(choice, "submit"):
-        from polarmap.executors.futures import FuturesExecutor
+    from polarmap.executors.futures import FuturesExecutor
 
-        return FuturesExecutor(choice)
+    return FuturesExecutor(choice)
+
+
+def _check(choice: Any) -> None:
+    """ExecutorError, with what to pass instead, for what is none of those that can be opened."""
+    if _is_localhost(choice):
+        return
+    if _is_path(choice):
+        _check_path(os.fspath(choice))
+        return
+    name = getattr(choice, "__name__", type(choice).__name__)
+    if isinstance(choice, type):
+        raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
+    if hasattr(choice, "get_executor"):
+        raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
+    if not (_is_ours(choice) or _is_of_lithops(choice) or hasattr(choice, "submit")):
+        raise ExecutorError(
+            f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
+            "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
+        )
+
+
+def _check_path(path: str | bytes) -> None:
+    """ExecutorError for a word where a pool or a configuration is meant."""
+    if isinstance(path, bytes):
+        raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")
+    if path.endswith((".yaml", ".yml")) or os.path.isfile(path):
+        return
+    if path in BACKENDS:
+        raise ExecutorError(
+            f"executor={path!r}: pass a configuration of it, which `polarmap config show {path}` prints for "
+            f"you to fill in, as executor='{path}.yaml'"
+        )
+    pool = "ProcessPoolExecutor" if "proc" in path.lower() else "ThreadPoolExecutor"
     raise ExecutorError(
-        f"executor={choice!r} is not an executor: pass None or 'localhost', the path of a Lithops "
-        "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
+        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool}(8), "
+        "or the path of a Lithops YAML file"
     )
+
+
+def _is_localhost(choice: Any) -> bool:
+    return choice is None or (isinstance(choice, str) and choice == "localhost")
+
+
+def _is_path(choice: Any) -> bool:
+    return isinstance(choice, (str, bytes, os.PathLike)) and not _is_localhost(choice)
+
+
+def _is_ours(choice: Any) -> bool:
+    return all(hasattr(choice, verb) for verb in ("start", "wait", "retry", "stop"))
+
+
+def _is_of_lithops(choice: Any) -> bool:
+    return hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage")

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place
-from polarmap.remote.tree import Shape, Structure
-from polarmap.remote.worker import Error, Fault, Reply
+from polarmap.remote.tree import Layout, Structure
+from polarmap.remote.worker import FAULTS, Error, Fault, Reply
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -65,7 +65,7 @@ class Coded(Protocol):
         """The arrays of block `index`."""
         ...
 
-    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+    def layout(self, index: int) -> Layout:
         """Dtype and shape of each of them, before they are made."""
         ...
 
@@ -158,6 +158,31 @@ class FaultyExecutor:
     executor: Any = None
     faults: Mapping[int, Fault] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.faults, Mapping):
+            raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
+        for task, fault in self.faults.items():
+            if not _is_count(task) or not isinstance(fault, Fault):
+                raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
+            _check_fault(fault)
+
+
+def _check_fault(fault: Fault) -> None:
+    """CodeError for one that no worker could suffer."""
+    kind: Any = fault.kind
+    seconds: Any = fault.seconds
+    if not isinstance(kind, str) or kind not in FAULTS:
+        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {kind!r:.100}")
+    is_number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
+    if not is_number or not seconds >= 0:
+        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {seconds!r:.100}")
+    if not _is_count(fault.attempts):
+        raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
+
 
 def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
     """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
@@ -188,7 +213,7 @@ def check_folder(source: Place | None) -> None:
     )
 
 
-def layout_bytes(layout: Sequence[tuple[str, Shape]]) -> int:
+def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
     """What arrays of this layout weigh."""
     return sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in layout)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
+from polarmap.executors.daskpool import DaskPool, is_of_dask
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
 from polarmap.executors.spares import SpareProcesses
 from polarmap.remote.stored import DamagedError, Keep
@@ -41,7 +42,7 @@ class FuturesExecutor:
     """
 
     def __init__(self, pool: Any) -> None:
-        self._pool = pool
+        self._pool = DaskPool(pool) if is_of_dask(pool) else pool
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         self.name = type(pool).__name__
         self.keep: Keep | None = None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from polarmap.remote.stored import Keep, Kept, Part, Place, assemble
 from polarmap.remote.subtasks import Handed
-from polarmap.remote.tree import Packed, Shape, Structure, unflatten
+from polarmap.remote.tree import Layout, Packed, Structure, unflatten
 from polarmap.remote.worker import (
     POLL_SECONDS,
     Error,
@@ -34,7 +34,7 @@ class Deferred(NamedTuple):
     source: Place
     parts: tuple[Part, ...]
     structure: Structure
-    layout: tuple[tuple[str, Shape], ...]
+    layout: Layout
     read: Callable[[], list[Any]] | None
 
     def load(self) -> Any:

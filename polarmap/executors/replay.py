@@ -5,7 +5,11 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from polarmap.errors import CodeError
 from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
 from polarmap.remote.stored import DamagedError, Keep
 from polarmap.remote.subtasks import rows, turns
@@ -36,7 +40,10 @@ class ReplayExecutor:
     name = "replay"
 
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
-        self._seconds = dict(seconds or {})
+        script: Any = {} if seconds is None else seconds
+        if not isinstance(script, Mapping) or not all(map(_is_arrival, script.keys(), script.values())):
+            raise CodeError(f"seconds map tasks by number to seconds of at least 0, not {script!r:.100}")
+        self._seconds = dict(script)
         self._now = 0.0
         self.keep: Keep | None = None
         self.subtasks = 1
@@ -141,3 +148,8 @@ class ReplayExecutor:
         if isinstance(result, Error):
             return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
         return outcome_of(Reply(task, attempt, result, None, 0.0, seconds, kept))
+
+
+def _is_arrival(task: object, seconds: object) -> bool:
+    is_real = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
+    return isinstance(task, (int, np.integer)) and is_real and bool(seconds >= 0)  # type: ignore[operator]

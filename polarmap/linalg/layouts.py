@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from polarmap.code.arguments import is_one_of
+from polarmap.code.polar import MAX_WORKERS
 from polarmap.data.blocks import checked_count
 from polarmap.errors import CodeError
 
@@ -31,7 +33,7 @@ class Layout(NamedTuple):
 
 def choose(method: str, shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layout:
     """The layout that `method` means, or the cheapest; CodeError where there is none."""
-    if method not in ("auto", "rows", "columns", "grid"):
+    if not is_one_of(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
     if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(workers))):
         return _grid(shape, blocks, workers, itemsize)
@@ -75,6 +77,8 @@ def _grid(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layou
         )
         return Layout(_checked(rows, "rows", shape[0]), _checked(columns, "columns", shape[2]))
     total = WORKERS if workers is None else checked_count("workers", workers)
+    if total > MAX_WORKERS:
+        raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not workers={total}")
     if total < 4:
         raise CodeError(f"a grid has at least 2 x 2 tasks, not workers={total}")
     sides = [(n, total // n) for n in range(2, total // 2 + 1)]

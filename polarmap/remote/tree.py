@@ -5,6 +5,7 @@ Runs on workers too: imports numpy at most.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -13,18 +14,28 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
+Layout = tuple[tuple[Any, Shape], ...]  # of each leaf dtype (its string, unless it has fields) and shape
 
 
-# (kind,) for a leaf, kind being what it was: "array", "numpy" scalar or "python" number;
-# (type, keys, children) for a container. Plain tuples, so that any pickle carries them.
+# (kind,) for a leaf, kind being what it was: "array", "matrix", "numpy" scalar or "python" number or
+# string; (type, keys, children) for a container. Plain tuples, so that any pickle carries them.
 Structure = tuple[Any, ...]
+
+PYTHON = (bool, int, float, complex, str, bytes)
+REMEDIES = {
+    "to_numpy": "use its .to_numpy()",
+    "toarray": "use its .toarray()",
+    "__array__": "use numpy.asarray(...) of it",
+    "keys": "use dict(...) of it",
+    "__iter__": "use list(...) of it, or a numpy array",
+}
 
 
 class Packed(NamedTuple):
     """A tree as one run of bytes plus what it takes to read them; never a pickled array."""
 
     structure: Structure
-    layout: tuple[tuple[str, Shape], ...]  # dtype and shape of each leaf
+    layout: Layout
     data: bytes | bytearray | memoryview
 
     def unpack(self) -> list[Array]:
@@ -37,13 +48,19 @@ class Packed(NamedTuple):
         for name, shape in self.layout:
             dtype = np.dtype(name)
             count = int(np.prod(shape, dtype=np.int64))
-            leaves.append(np.frombuffer(self.data, dtype, count, offset).reshape(shape))
+            if dtype.itemsize:
+                leaves.append(np.frombuffer(self.data, dtype, count, offset).reshape(shape))
+            else:
+                leaves.append(np.empty(shape, dtype))
             offset += count * dtype.itemsize
         return leaves
 
 
-def flatten(tree: Any) -> tuple[list[Array], Structure]:
+def flatten(tree: Any, *, data: bool = False) -> tuple[list[Array], Structure]:
     """The leaves of a tree, left to right, and its structure.
+
+    What would not come back as it is raises a TypeError. `data`: not a result but a block, of which
+    anything that numpy can read like an array may be a leaf.
 
     >>> leaves, structure = flatten({"a": 1.5, "b": (np.zeros(2), np.ones(1))})
     >>> [leaf.tolist() for leaf in leaves]
@@ -51,19 +68,100 @@ def flatten(tree: Any) -> tuple[list[Array], Structure]:
     >>> unflatten(structure, leaves)["a"]
     1.5
     """
-    node: Structure
-    if isinstance(tree, dict):
-        flat = [flatten(child) for child in tree.values()]
-        node = (type(tree), tuple(tree), tuple(structure for _, structure in flat))
-    elif isinstance(tree, (tuple, list)):
-        flat = [flatten(child) for child in tree]
-        node = (type(tree), (), tuple(structure for _, structure in flat))
-    elif isinstance(tree, np.ma.MaskedArray):
-        raise TypeError("a leaf is a masked array, whose mask would be lost: use .filled()")
-    else:
-        kind = "array" if hasattr(tree, "ndim") else "python"
-        return [np.asarray(tree)], ("numpy" if isinstance(tree, np.generic) else kind,)
-    return [leaf for leaves, _ in flat for leaf in leaves], node
+    leaves: list[Array] = []
+    try:
+        return leaves, _flatten(tree, leaves, "it holds" if data else "f returned", data)
+    except RecursionError:
+        raise TypeError("lists, tuples or dicts are nested without end, or nearly so") from None
+
+
+def _flatten(tree: Any, leaves: list[Array], where: str, data: bool) -> Structure:
+    """The structure of a tree, whose leaves are appended; `where` begins what is said of a wrong one."""
+    if isinstance(tree, (dict, tuple, list)):
+        _check_container(tree, where)
+        children = tree.values() if isinstance(tree, dict) else tree
+        inside = f"{where} {_named(tree)} with"
+        keys = tuple(tree) if isinstance(tree, dict) else ()
+        return type(tree), keys, tuple(_flatten(child, leaves, inside, data) for child in children)
+    kind = _kind(tree, where, data)
+    leaves.append(_as_array(tree))
+    return (kind,)
+
+
+def _check_container(tree: Any, where: str) -> None:
+    """TypeError for one that could not be put together again from its children."""
+    kind = type(tree)
+    if kind in (dict, tuple, list, OrderedDict) or hasattr(kind, "_make"):  # of named tuples
+        return
+    plain = next(base for base in (dict, tuple, list) if isinstance(tree, base))
+    if kind.__init__ is plain.__init__ and kind.__new__ is plain.__new__ and not getattr(tree, "__dict__", 0):
+        return
+    raise TypeError(f"{where} {_named(tree)}: use {plain.__name__}(...) of it")
+
+
+def _kind(leaf: Any, where: str, data: bool) -> str:
+    """What a leaf is, to be made again from an array; TypeError if it cannot be."""
+    if isinstance(leaf, np.ma.MaskedArray):
+        raise TypeError(f"{where} a masked array, whose mask would be lost: use .filled()")
+    if isinstance(leaf, np.matrix):
+        return "matrix"
+    if isinstance(leaf, np.generic):
+        return "numpy"
+    if type(leaf) in PYTHON:
+        if type(leaf) is int and not -(2**63) <= leaf < 2**64:
+            bits = leaf.bit_length()
+            raise TypeError(f"{where} an integer of {bits} bits, numpy's have 64: use float(...)")
+        return "python"
+    if type(leaf) in (np.ndarray, np.memmap) or (data and _is_read_like_an_array(leaf)):
+        return "array"
+    raise TypeError(f"{where} {_named(leaf)}: {_remedy(leaf)}")
+
+
+def _is_read_like_an_array(value: Any) -> bool:
+    """Whether it is an array that lies elsewhere (Zarr, HDF5, dask), of a dtype that numpy has."""
+    if isinstance(value, np.ndarray) or not (hasattr(value, "shape") and hasattr(value, "__getitem__")):
+        return False
+    return not hasattr(value, "toarray") and not is_table(value) and numpy_dtype(value) is not None
+
+
+def is_table(value: Any) -> bool:
+    """Whether it has labels, as a DataFrame or Series, that f would not see."""
+    return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
+
+
+def numpy_dtype(value: Any) -> np.dtype[Any] | None:
+    """The dtype of what looks like an array; None if numpy does not know it."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value.dtype)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return dtype
+
+
+def _named(value: Any) -> str:
+    """What a value is, for an error.
+
+    >>> _named(None), _named(OrderedDict()), _named((1, 2))
+    ('None', 'a collections.OrderedDict', 'a tuple')
+    """
+    if value is None:
+        return "None"
+    kind = type(value)
+    name = kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+    return f"{'an' if name[0] in 'aeiouAEIOU' else 'a'} {name}"
+
+
+def _remedy(value: Any) -> str:
+    """What to use instead."""
+    found = [text for verb, text in REMEDIES.items() if hasattr(value, verb)]
+    return found[0] if found else "use arrays, numbers, or tuples, lists and dicts of these"
+
+
+def _as_array(leaf: Any) -> Array:
+    """An array that holds all of a leaf; of an empty string, which numpy pads, one without entries."""
+    if type(leaf) in (str, bytes) and not leaf:
+        return np.empty(0, "U1" if isinstance(leaf, str) else "S1")
+    return np.asarray(leaf)
 
 
 def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
@@ -72,17 +170,28 @@ def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
 
     def build(part: Structure) -> Any:
         if len(part) == 1:
-            leaf = next(remaining)
-            if part[0] == "array":
-                return leaf
-            return leaf.item() if part[0] == "python" else leaf[()]
+            return _as_it_was(part[0], next(remaining))
         kind, keys, parts = part
         children = [build(child) for child in parts]
         if issubclass(kind, dict):
-            return dict(zip(keys, children))
-        return kind(*children) if hasattr(kind, "_fields") else kind(children)
+            return kind(zip(keys, children))
+        return kind._make(children) if hasattr(kind, "_make") else kind(children)
 
     return build(structure)
+
+
+def _as_it_was(kind: str, leaf: Array) -> Any:
+    if kind == "array":
+        return leaf
+    if kind == "matrix":
+        return leaf.view(np.matrix)
+    if kind == "numpy":
+        return leaf[()]
+    if leaf.dtype.kind == "S":  # numpy takes zeros at the end of a string for padding
+        return leaf.tobytes()
+    if leaf.dtype.kind == "U":
+        return leaf.astype(leaf.dtype.newbyteorder("<")).tobytes().decode("utf-32-le", "surrogatepass")
+    return leaf.item()
 
 
 def pack(tree: Any) -> Packed:
@@ -97,11 +206,20 @@ def pack(tree: Any) -> Packed:
 
 def pack_leaves(leaves: Sequence[Array], structure: Structure) -> Packed:
     """`pack` of a tree that is already flat."""
-    layout = tuple((leaf.dtype.str, leaf.shape) for leaf in leaves)
     for leaf in leaves:
         if leaf.dtype.hasobject:
-            raise TypeError(
-                f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number, "
-                "not None, a sparse matrix or another object"
-            )
-    return Packed(structure, layout, b"".join(leaf.tobytes() for leaf in leaves))
+            raise TypeError(f"a leaf has dtype {leaf.dtype}: it must be an array of numbers or a number")
+    return Packed(structure, layout_of(leaves), b"".join(leaf.tobytes() for leaf in leaves))
+
+
+def layout_of(leaves: Sequence[Array]) -> Layout:
+    """Dtype and shape of each leaf; a dtype whose string does not say it all stands for itself.
+
+    >>> layout_of([np.zeros(2), np.zeros(3, [("x", "i4")])])
+    (('<f8', (2,)), (dtype([('x', '<i4')]), (3,)))
+    """
+    return tuple((_spelled(leaf.dtype), leaf.shape) for leaf in leaves)
+
+
+def _spelled(dtype: np.dtype[Any]) -> str | np.dtype[Any]:
+    return dtype.str if np.dtype(dtype.str) == dtype else dtype

@@ -14,13 +14,13 @@ import warnings
 import zlib
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from polarmap.remote import subtasks
 from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place, assemble, read_file, write_file
-from polarmap.remote.tree import Packed, Shape, Structure, pack, pack_leaves, unflatten
+from polarmap.remote.tree import Layout, Packed, Structure, pack, pack_leaves, unflatten
 
 POLL_SECONDS = 0.02  # how often a worker looks for its block when the driver is still writing it
 WANTED_SECONDS = 0.5  # how often it looks whether it is still wanted
@@ -28,6 +28,12 @@ DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to
 BLOCK_SECONDS = 600.0  # how long it waits for its block
 SAMPLE = 256  # numbers of a result that travel when it stays in storage
 INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
+MOST_WORDS = 10_000  # characters of an error, and of its traceback, that travel
+MOST_PICKLED = 1 << 20  # bytes of an exception that travels as it is
+
+FAULTS = ("sleep", "raise", "exit", "kill", "garbage")
+
+T = TypeVar("T")
 
 
 class Fault(NamedTuple):
@@ -54,7 +60,7 @@ class Ticket(NamedTuple):
     source: Place  # where the block's parts lie
     parts: tuple[Part, ...]  # whose bytes in a row are the block
     structure: Structure
-    layout: tuple[tuple[str, Shape], ...]
+    layout: Layout
     result_key: str
     wanted_key: str  # exists for as long as anybody waits for the result
     claim: str | None  # a local file only one copy of the task can create
@@ -194,14 +200,30 @@ def _spoilt(result: Packed) -> Packed:
 
 
 def describe(error: BaseException) -> Error:
-    """An exception in a form that always travels."""
+    """An exception in a form that always travels, whatever its own methods do."""
+    message = _attempt(lambda: str(error)[:MOST_WORDS], "<its __str__ raised>")
+    text = _attempt(lambda: _traceback(error), message)
+    return Error(type(error).__name__, message, text, _attempt(lambda: _pickled(error), None))
+
+
+def _attempt(call: Callable[[], T], otherwise: T) -> T:
+    """What the caller's own code gives, if it gives anything."""
     try:
-        pickled = pickle.dumps(error)
-        pickle.loads(pickled)
-    except Exception:
-        pickled = None
-    text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
-    return Error(type(error).__name__, str(error), text, pickled)
+        return call()
+    except BaseException:
+        return otherwise
+
+
+def _traceback(error: BaseException) -> str:
+    """Its end, where the error stands, if it is long."""
+    return "".join(traceback.format_exception(type(error), error, error.__traceback__))[-MOST_WORDS:]
+
+
+def _pickled(error: BaseException) -> bytes | None:
+    """None for one that is too large."""
+    data = pickle.dumps(error)
+    pickle.loads(data)
+    return data if len(data) <= MOST_PICKLED else None
 
 
 def make_task(f: Callable[[Any], Any]) -> Callable[..., tuple[Any, ...] | None]:
@@ -277,6 +299,8 @@ def leave(
         if keep.arrays == 1 and len(result.structure) > 1:
             kind = result.structure[0].__name__
             raise TypeError(f"a result that stays in storage is one array; f returned it in a {kind}")
+        if keep.arrays == 1 and result.structure == ("matrix",):
+            raise TypeError("a result that stays in storage is one array: return it as a numpy.ndarray")
         parts: list[Part] = []
         samples = []
         for array in result.views():

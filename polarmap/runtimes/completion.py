@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.runtimes import backups, decodability
 from polarmap.runtimes.decodability import Needed
@@ -22,6 +24,7 @@ from polarmap.runtimes.ondemand import on_demand
 from polarmap.runtimes.orderstatistics import decoded_by, quantiles, rank_means
 from polarmap.runtimes.subtasks import subtasks
 
+MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
 RULES = {"backup": backups.CUBED, "backup-spark": backups.SPARK}
 SIMULATED = {
@@ -125,6 +128,9 @@ def completion_time(
     """
     law = as_runtimes(runtimes)
     _check_scheme(n, k, scheme, trials)
+    _check_options(seed, upfront, pieces, erasure)
+    if law.never == 1:
+        return _hopeless(scheme, n, k)
     rng = np.random.default_rng(seed)
     if scheme in RULES:
         return _simulated(scheme, k, k, backups.backed_up(k, law, RULES[scheme], trials, rng))
@@ -176,6 +182,8 @@ def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: s
     0.1
     """
     law = as_runtimes(runtimes)
+    if law.never == 1:
+        return _hopeless(scheme, n, k)
     at = rank_means(law, n, needed.ranks)
     # Jobs that complete are fewer at the ranks that seldom do.
     weights = needed.weights * (1 - at.never)
@@ -260,9 +268,24 @@ def _hopeless(scheme: str, n: int, k: int) -> Completion:
     return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
 
 
+def _check_options(seed: object, upfront: object, pieces: object, erasure: object) -> None:
+    if not is_integer(seed) or seed < 0:  # type: ignore[operator]
+        raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
+    for name, value in (("upfront", upfront), ("pieces", pieces)):
+        if not is_integer(value) or not 0 <= value <= MOST_TRIED:  # type: ignore[operator]
+            raise CodeError(f"{name} must be an integer from 0 to {MOST_TRIED:,}, not {value!r}")
+    if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):  # type: ignore[operator]
+        raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+
+
 def _check_scheme(n: int, k: int, scheme: str, trials: int) -> None:
-    if scheme not in SCHEMES:
+    if not is_one_of(scheme, SCHEMES):
         raise CodeError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
+    for name, value in (("n", n), ("k", k), ("trials", trials)):
+        if not is_integer(value):
+            raise CodeError(f"{name} must be an integer, not {value!r}")
+    if not n <= MOST_TRIED >= trials:
+        raise CodeError(f"n and trials go up to {MOST_TRIED:,}, not to n = {n} and trials = {trials}")
     if not 1 <= k <= n:
         raise CodeError(f"the results of k = {k} blocks need at least k workers, not n = {n}")
     if n != k and (scheme == "uncoded" or scheme in RULES):

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.arguments import is_number
 from polarmap.errors import CodeError
 
 Floats = npt.NDArray[np.float64]
@@ -209,6 +210,7 @@ class Scaled(Distribution):
     never: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_law(self.runtimes)
         _check_number("factor", self.factor, positive=True)
         _check_number("delay", self.delay)
         object.__setattr__(self, "never", self.runtimes.never)
@@ -239,6 +241,8 @@ class Failing(Distribution):
     never: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_law(self.runtimes)
+        _check_number("probability", self.probability)
         failing = float(checked_probabilities(self.probability))
         object.__setattr__(self, "never", failing + (1 - failing) * self.runtimes.never)
 
@@ -280,7 +284,9 @@ class Mixture(Distribution):
 
     def __init__(self, components: Any, weights: Any) -> None:
         shares = checked_probabilities(weights)
-        parts = tuple(components)
+        parts = tuple(components) if isinstance(components, (tuple, list)) else (components,)
+        for part in parts:
+            _check_law(part)
         if not parts or shares.shape != (len(parts),):
             raise CodeError(
                 f"a mixture needs one weight for each component, not {shares.size} for {len(parts)}"
@@ -350,6 +356,7 @@ def cold_starts(runtimes: Distribution, share: float, delay: float) -> Mixture:
     >>> cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
     4.0
     """
+    _check_number("share", share)
     return Mixture([runtimes, Scaled(runtimes, delay=delay)], [1 - share, share])
 
 
@@ -359,6 +366,7 @@ def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
     >>> round(stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
     2.16
     """
+    _check_number("share", share)
     return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
 
 
@@ -367,7 +375,10 @@ def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
 
 def checked_probabilities(p: npt.ArrayLike) -> Floats:
     """`p` as floats, all of them in [0, 1]."""
-    values = np.asarray(p, dtype=np.float64)
+    try:
+        values = np.asarray(p, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"a probability is a number between 0 and 1: {error}") from None
     if not ((values >= 0) & (values <= 1)).all():
         wrong = values[~((values >= 0) & (values <= 1))].flat[0]
         raise CodeError(f"a probability lies between 0 and 1, not at {wrong:g}")
@@ -395,9 +406,14 @@ def checked_observations(times: npt.ArrayLike, ended: npt.ArrayLike | None = Non
 
 
 def _check_number(name: str, value: float, positive: bool = False) -> None:
-    if not isfinite(value) or value < 0 or (positive and value == 0):
+    if not is_number(value) or not 0 <= value < inf or (positive and value == 0):
         least = "above" if positive else "of at least"
-        raise CodeError(f"{name} must be a finite number {least} 0, not {value}")
+        raise CodeError(f"{name} must be a finite number {least} 0, not {value!r}")
+
+
+def _check_law(runtimes: Distribution) -> None:
+    if not isinstance(runtimes, Distribution):
+        raise CodeError(f"runtimes must be a Distribution, not {type(runtimes).__name__}: see Empirical")
 
 
 def _mean_excess(seen: Floats, done: Mask, what: str) -> float:

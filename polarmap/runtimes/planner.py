@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite, isnan
+from math import inf, isfinite
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,9 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
+from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.dtypes import is_integer
+from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError
 from polarmap.runtimes.completion import Completion, completion_time
 from polarmap.runtimes.distributions import Distribution
@@ -178,11 +181,14 @@ def plan(
                    36      1.11      1.11      1.18     38.48
     """
     law = as_runtimes(runtimes)
-    most = (2 * k if _is_count(k) else 0) if max_workers is None else max_workers
+    most = 2 * _checked_count("k", k) if max_workers is None else _checked_count("max_workers", max_workers)
+    _checked_count("trials", trials)
+    if worker is not None and not isinstance(worker, Worker):
+        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
     if worker is not None:
         limits.check_task_seconds(worker, float(law.quantile(0.5)))
         most = min(most, limits.at_a_time(worker) or most)
-    _check(k, most, objective, code, slack, deadline, budget)
+    _check(_checked_count("k", k), most, objective, code, slack, deadline, budget, max_never)
     _check_parity(parity, code)
     options = _options(k, most, code, parity, law, trials, seed)
     possible = _feasible(options, objective, max_never, deadline, budget)
@@ -307,31 +313,38 @@ def _value(option: Completion, objective: str) -> float:
 
 
 def _check(
-    k: int, most: int, objective: str, code: str, slack: float, deadline: float, budget: float
+    k: int,
+    most: int,
+    objective: str,
+    code: str,
+    slack: float,
+    deadline: float,
+    budget: float,
+    max_never: float,
 ) -> None:
-    for name, value in (("k", k), ("max_workers", most)):
-        if not _is_count(value):
-            raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
     if most < k:
         raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
-    if objective not in OBJECTIVES:
+    if not is_one_of(objective, OBJECTIVES):
         raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
-    if code not in CODES:
+    if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
-    for name, limit in (("slack", slack), ("deadline", deadline), ("budget", budget)):
-        if isnan(limit) or limit < 0:
-            raise CodeError(f"{name} must be at least 0, not {limit}")
+    limits = {"slack": slack, "deadline": deadline, "budget": budget, "max_never": max_never}
+    for name, limit in limits.items():
+        if not is_number(limit) or limit < 0:
+            raise CodeError(f"{name} must be a number of at least 0, not {limit!r}")
 
 
 def _check_parity(parity: str, code: str) -> None:
-    if parity not in ("upfront", "on_demand", "auto"):
+    if not is_one_of(parity, ("upfront", "on_demand", "auto")):
         raise CodeError(f"parity must be 'upfront', 'on_demand' or 'auto', not {parity!r}")
     if parity != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
 
 
-def _is_count(value: object) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 1)
+def _checked_count(name: str, value: int) -> int:
+    if not is_integer(value) or not 1 <= value <= MAX_WORKERS:
+        raise CodeError(f"{name} must be an integer from 1 to {MAX_WORKERS}, not {value!r}")
+    return int(value)
 
 
 def _numbers(label: str, option: Completion) -> str:

@@ -65,6 +65,21 @@ class RawObjects:
     rows: int
     offset: int = 0
 
+    def __post_init__(self) -> None:
+        keys: Any = self.keys
+        shape: Any = self.shape
+        if isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence):
+            raise CodeError(f"keys must be a sequence of keys, not {keys!r:.100}")
+        if not isinstance(shape, (tuple, list)) or not all(map(_is_count, shape)):
+            raise CodeError(f"shape must be a tuple of integers, not {shape!r:.100}")
+        for name, value in (("rows", self.rows), ("offset", self.offset)):
+            if not _is_count(value):
+                raise CodeError(f"{name} must be an integer of at least 0, not {value!r:.100}")
+        try:
+            np.dtype(self.dtype)
+        except TypeError as error:
+            raise CodeError(f"dtype must be one of numpy: {error}") from error
+
     def open_in(self, store: Store) -> StoredRows:
         """As a source for `encode`."""
         shape, rows, offset = self._sizes()
@@ -102,7 +117,8 @@ class ZarrObjects:
 
     def open_in(self, store: Store) -> StoredRows:
         """As a source for `encode`."""
-        prefix = check_key(self.prefix.rstrip("/"))
+        given: Any = self.prefix
+        prefix = check_key(given.rstrip("/") if isinstance(given, str) else given)
         for file, read in ((".zarray", _second_format), ("zarr.json", _third_format)):
             try:
                 fields = json.loads(store.get(f"{prefix}/{file}"))
@@ -219,3 +235,7 @@ class StoredRows:
         if len(data) != count * itemsize:
             raise StorageError(f"{key!r} in {self._store.name} is shorter than its shape and dtype say")
         return np.frombuffer(data, self._stored_dtype)
+
+
+def _is_count(value: Any) -> bool:
+    return is_integer(value) and value >= 0

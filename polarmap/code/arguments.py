@@ -1,0 +1,31 @@
+"""What the arguments of callers are, asked so that no type of theirs can make the question fail."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def is_one_of(value: object, words: Sequence[str]) -> bool:
+    """Whether `value` is one of these words; an array, which compares entry by entry, is none.
+
+    >>> is_one_of("auto", ("auto", "rotation")), is_one_of(np.array(["auto"]), ("auto",))
+    (True, False)
+    """
+    return isinstance(value, str) and value in words
+
+
+def is_number(value: object) -> bool:
+    """Whether `value` is a real number: no truth value, not NaN.
+
+    >>> is_number(1), is_number(np.float32(1)), is_number(True), is_number(1j), is_number(float("nan"))
+    (True, True, False, False, False)
+    """
+    is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    return is_real and value == value
+
+
+def is_positive(value: object) -> bool:
+    """Whether `value` is a real number above 0 and finite."""
+    return is_number(value) and 0 < value < np.inf  # type: ignore[operator]
