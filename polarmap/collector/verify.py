@@ -138,8 +138,7 @@ class Verifier:
             unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
             largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
             if largest:  # parity results may be larger than those that are wanted
-                share = self._largest(leaf) / largest
-                bound = max(bound, share * (unseen + self._rounding(leaf, dtype)))
+                bound = max(bound, unseen * self._largest(leaf) / largest + self._rounding(leaf, dtype))
         return bound
 
     def _rounding(self, leaf: int, dtype: DType) -> float:
