@@ -25,6 +25,7 @@ from polarmap.storage.audit import Audit
 from polarmap.storage.base import Store, check_name
 from polarmap.storage.folder import FolderStore
 from polarmap.storage.manifest import Manifest
+from polarmap.storage.nonfinite import NonFinite
 from polarmap.storage.objects import ObjectStore
 from polarmap.storage.places import source_of
 from polarmap.storage.sources import open_source
@@ -197,9 +198,10 @@ class CodedArray:
                 for stripe, (low, high) in enumerate(zip(self._manifest.bounds, self._manifest.bounds[1:])):
                     low, high = max(first, base + low), min(last, base + high)
                     if low < high:
-                        part = parts.read_stripe(self.store, self._manifest, stripe, block, pool)
                         offset = base + self._manifest.bounds[stripe]
-                        flat[low - start * width : high - start * width] = part[low - offset : high - offset]
+                        columns = slice(low - offset, high - offset)
+                        part = parts.read_stripe(self.store, self._manifest, stripe, block, columns, pool)
+                        flat[low - start * width : high - start * width] = part
         return out
 
     def check(self) -> Audit:
@@ -226,7 +228,8 @@ class CodedArray:
         Raises
         ------
         NotDecodableError
-            If too much is lost; nothing is changed then.
+            If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
+            these, and nothing is changed then.
         """
         standing, before = manifest.load_as_stored(self.store, self.name)
         repaired, found = audit.repair(self.store, standing, before)
@@ -288,6 +291,12 @@ def encode(
     -------
     CodedArray
 
+    Warns
+    -----
+    RuntimeWarning
+        NaN or inf are among the data, or the parity overflows: how many and where the first is. What is
+        lost in the same places of other blocks cannot be decoded; all else can.
+
     Raises
     ------
     CodeError
@@ -325,12 +334,16 @@ def encode(
     cut = plan_stripes(
         chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows
     )
+    seen = NonFinite(cut)
     if executor is not None:
-        write = distributed.writing(store, source, cut, executor, progress)
-        return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
-    with open_count(len(cut.boxes), shown) as show:
-        write = encoding.writing(store, source, cut, show)
-        return CodedArray(store, encoding.encode(store, name, cut, overwrite, write))
+        write = distributed.writing(store, source, cut, seen, executor, progress)
+        made = encoding.encode(store, name, cut, overwrite, write)
+    else:
+        with open_count(len(cut.boxes), shown) as show:
+            write = encoding.writing(store, source, cut, seen, show)
+            made = encoding.encode(store, name, cut, overwrite, write)
+    seen.warn()
+    return CodedArray(store, made)
 
 
 def open_coded(name: str, storage: Any = None) -> CodedArray:

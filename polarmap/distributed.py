@@ -21,6 +21,7 @@ from polarmap.remote.tree import Shape
 from polarmap.storage.base import Store
 from polarmap.storage.encoding import Write
 from polarmap.storage.generations import Generation
+from polarmap.storage.nonfinite import Found, NonFinite, finder
 from polarmap.storage.places import source_of
 from polarmap.storage.reach import Reach
 from polarmap.storage.sources import Source
@@ -29,12 +30,16 @@ from polarmap.storage.stripes import StripePlan
 Array = npt.NDArray[Any]
 
 SETTINGS = Settings(verify=False, retries=2)
+FOUND = 4  # numbers of a note before the checksums
 
 
-def writing(store: Store, source: Source, plan: StripePlan, executor: Any, progress: bool | None) -> Write:
+def writing(
+    store: Store, source: Source, plan: StripePlan, seen: NonFinite, executor: Any, progress: bool | None
+) -> Write:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
-    Stripes that an earlier run had finished stay if workers find the same data there again.
+    Stripes that an earlier run had finished stay if workers find the same data there again. `seen` is
+    told of NaN and inf.
     """
     reach = Reach(source, store)
     for box in plan.boxes:  # refuses what workers cannot read before any starts
@@ -46,20 +51,28 @@ def writing(store: Store, source: Source, plan: StripePlan, executor: Any, progr
         done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
         if done:
             tasks = _Stripes(plan, reach, sorted(done))
-            collected, _ = Job(executor).run(checksums, tasks, SETTINGS, progress)
-            for stripe, [found] in zip(tasks.stripes, collected.results):
-                if found.tolist() != [part.crc32 for part in done[stripe][: plan.code.k]]:
+            collected, _ = Job(executor).run(examiner(), tasks, SETTINGS, progress)
+            for stripe, [note] in zip(tasks.stripes, collected.results):
+                found, sums = _parsed(note)
+                if sums == [part.crc32 for part in done[stripe][: plan.code.k]]:
+                    seen.note(stripe, found)
+                else:
                     del done[stripe]
         tasks = _Stripes(plan, reach, [stripe for stripe in stripes if stripe not in done])
         if tasks.stripes:
-            done |= _encoded(store, tasks, generation, executor, progress)
+            done |= _encoded(store, tasks, seen, generation, executor, progress)
         return [done[stripe] for stripe in stripes]
 
     return write
 
 
 def _encoded(
-    store: Store, tasks: _Stripes, generation: Generation, executor: Any, progress: bool | None
+    store: Store,
+    tasks: _Stripes,
+    seen: NonFinite,
+    generation: Generation,
+    executor: Any,
+    progress: bool | None,
 ) -> dict[int, list[Part]]:
     """Stripe -> its parts, each noted in the generation as soon as it is stored."""
     code, done = tasks.plan.code, {}
@@ -67,8 +80,9 @@ def _encoded(
     def note(outcome: Outcome) -> None:
         assert outcome.kept is not None
         stripe, parts = tasks.stripes[outcome.task], list(outcome.kept.parts)
-        if tasks.reach.is_stored:  # all but the last are parity; that is the checksums of the data
-            sums = np.frombuffer(store.get(parts.pop().key), np.uint32).tolist()
+        found, sums = _parsed(np.frombuffer(store.get(parts.pop().key), np.int64))
+        seen.note(stripe, found)
+        if tasks.reach.is_stored:
             data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
             parts = [part._replace(crc32=value) for part, value in zip(data, sums)] + parts
         generation.record(stripe, parts)
@@ -76,34 +90,45 @@ def _encoded(
 
     job = Job(executor)
     job.executor = _Noting(job.executor, note)
-    arrays = code.n - code.k + 1 if tasks.reach.is_stored else code.n
-    items = max(tasks.plan.widest, code.k)  # every row, and the checksums, is one part
+    arrays = 1 + (code.n - code.k if tasks.reach.is_stored else code.n)
+    items = max(tasks.plan.widest, code.k + FOUND)  # every row, and the note, is one part
     job.executor.keep = Keep(source_of(store), f"{generation.prefix}stripes", items, arrays)
     job.run(encoder(code, tasks.plan, not tasks.reach.is_stored), tasks, SETTINGS, progress)
     return done
 
 
 def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Array], list[Array]]:
-    """On a worker, which has numpy only: the parity rows of a stripe, after its data rows or before
-    their checksums."""
-    P = code.parity_check[:, : code.k]
+    """On a worker, which has numpy only: the rows of a stripe and a note of what was found of NaN and inf.
+
+    The rows are data and parity, or parity only; then the note holds the checksums of the data.
+    """
+    P, find = code.parity_check[:, : code.k], finder()
     dtype = plan.parity_dtype
     if dtype.kind in "iu":
         P = P.astype(dtype)
 
     def encode(stripe: Array) -> list[Array]:
-        parity = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
-        rows = list(parity.astype(dtype, copy=False))
+        with np.errstate(over="ignore", invalid="ignore"):
+            parity = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
+            rows = list(parity.astype(dtype, copy=False))
+        found = find(stripe, rows)
         if with_data:
-            return [*stripe, *rows]
-        return [*rows, np.array([zlib.crc32(row.data) for row in stripe], np.uint32)]
+            return [*stripe, *rows, np.array(found, np.int64)]
+        return [*rows, np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
 
     return encode
 
 
-def checksums(stripe: Array) -> Array:
-    """CRC-32 of each row of a stripe, on a worker."""
-    return np.array([zlib.crc32(row.data) for row in stripe], np.int64)
+def examiner() -> Callable[[Array], Array]:
+    """On a worker: the note that goes with a stripe which is encoded already."""
+    find = finder()
+    return lambda stripe: np.array([*find(stripe), *(zlib.crc32(row.data) for row in stripe)], np.int64)
+
+
+def _parsed(note: Array) -> tuple[Found, list[int]]:
+    """What was found of NaN and inf, and the checksums of data rows if these are in the note."""
+    count, block, column, overflowing, *sums = note.tolist()
+    return (count, block, column, overflowing), sums
 
 
 class _Noting(HedgingExecutor):

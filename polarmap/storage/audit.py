@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -11,13 +12,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.errors import NotDecodableError, StorageError
+from polarmap.errors import NotDecodableError, PolarmapError, StorageError
 from polarmap.remote.stored import Part
 from polarmap.storage import generations
 from polarmap.storage.base import Store, folder_of, manifest_key
+from polarmap.storage.decoding import decoder_of, recover
 from polarmap.storage.generations import Generation
 from polarmap.storage.manifest import Manifest, checksum
-from polarmap.storage.parts import KINDS, TRANSFERS, Damage, decoder_of, fetch, fetch_blocks, recover
+from polarmap.storage.parts import KINDS, TRANSFERS, Damage, fetch, fetch_blocks
 
 Array = npt.NDArray[Any]
 
@@ -87,10 +89,7 @@ def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:
 
 
 def _is_decodable(manifest: Manifest, bad: set[int]) -> bool:
-    decoder = decoder_of(manifest, strict=False)
-    for block in set(range(manifest.code.n)) - bad:
-        decoder.add(block)
-    return decoder.ready
+    return decoder_of(manifest, set(range(manifest.code.n)) - bad).ready
 
 
 def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, Audit]:
@@ -102,13 +101,26 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
     Raises
     ------
     NotDecodableError
-        If a stripe has lost too much; nothing is changed then.
+        If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
+        nothing is changed then.
     """
     found = audit(store, manifest)
     if found.ok:
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
+    try:
+        repaired = _repaired(store, manifest, before, found)
+    except PolarmapError:
+        with contextlib.suppress(StorageError):  # which must not hide why
+            generations.sweep(store, manifest.name)
+        raise
+    generations.sweep(store, manifest.name)
+    return repaired, found
+
+
+def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit) -> Manifest:
+    """The new manifest, once it is stored after all parts that had been damaged."""
     rebuilt: dict[tuple[int, int], Part] = {}
     with Generation(store, manifest.name, {"repair": checksum(before)}) as generation:
         for stripe in sorted({damage.stripe for damage in found.damaged}):
@@ -120,8 +132,7 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
             generation.sign()
         repaired = manifest.with_parts(rebuilt)
         generation.publish(repaired, before)
-    generations.sweep(store, manifest.name)
-    return repaired, found
+    return repaired
 
 
 def _rebuild(store: Store, manifest: Manifest, stripe: int) -> Mapping[int, Array]:
@@ -132,7 +143,8 @@ def _rebuild(store: Store, manifest: Manifest, stripe: int) -> Mapping[int, Arra
     bad = [damage.block for damage in damaged]
     if not bad:
         return {}
-    rebuilt = recover(manifest, stripe, good) if min(bad) < code.k else {}
+    lost = [block for block in bad if block < code.k]
+    rebuilt = recover(manifest, stripe, lost, good) if lost else {}
     if max(bad) >= code.k:
         data = [rebuilt.get(block, good.get(block)) for block in range(code.k)]
         parity = code.parity([row for row in data if row is not None])

@@ -16,6 +16,7 @@ from polarmap.storage import generations
 from polarmap.storage.base import Store, folder_of
 from polarmap.storage.generations import Generation
 from polarmap.storage.manifest import Manifest, checksum, describe_code, standing
+from polarmap.storage.nonfinite import NonFinite, finder
 from polarmap.storage.sources import Source
 from polarmap.storage.stripes import StripePlan
 
@@ -46,16 +47,16 @@ def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: Wr
     return made
 
 
-def writing(store: Store, source: Source, plan: StripePlan, show: Show) -> Write:
+def writing(store: Store, source: Source, plan: StripePlan, seen: NonFinite, show: Show) -> Write:
     """Reads, encodes and stores here.
 
     Stripes that an earlier run of the same plan had finished are kept if the source still holds
     the same numbers there, which is seen by reading it again; others are encoded anew.
-    `show` is told the number of stripes that are done.
+    `seen` is told of NaN and inf, `show` the number of stripes that are done.
     """
 
     def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
-        return list(_Writer(store, source, plan, generation, earlier).run(show))
+        return list(_Writer(store, source, plan, seen, generation, earlier).run(show))
 
     return write
 
@@ -100,10 +101,12 @@ class _Writer:
         store: Store,
         source: Source,
         plan: StripePlan,
+        seen: NonFinite,
         generation: Generation,
         earlier: dict[int, list[Part]],
     ) -> None:
         self._store, self._source, self._plan = store, source, plan
+        self._seen, self._find = seen, finder()
         self._generation, self._earlier = generation, earlier
         n, k = plan.code.n, plan.code.k
         self._buffers = [
@@ -145,8 +148,10 @@ class _Writer:
         if kept is not None:
             now = list(pool.map(checksum, data))
             if now == [part.crc32 for part in kept[: len(data)]]:
+                self._seen.note(stripe, self._find(data))
                 return kept
         self._plan.code.parity(data, out=parity)
+        self._seen.note(stripe, self._find(data, parity))
         return None
 
     def _send(self, stripe: int, kept: list[Part] | None, pool: ThreadPoolExecutor) -> list[Future[Part]]:

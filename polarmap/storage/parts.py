@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.decoder import Decoder
-from polarmap.code.dtypes import default_rtol, epsilon, is_exact
-from polarmap.errors import MissingObjectError, NotDecodableError
+from polarmap.errors import MissingObjectError
 from polarmap.remote.stored import Part
 from polarmap.storage.base import Store
+from polarmap.storage.decoding import decoder_of, is_finite, recover
 from polarmap.storage.manifest import Manifest, checksum
 
 Array = npt.NDArray[Any]
@@ -65,47 +64,19 @@ def fetch_blocks(
     return good, damaged
 
 
-def decoder_of(manifest: Manifest, strict: bool = True) -> Decoder:
-    """For one stripe; when `strict`, it asks for more blocks rather than lose digits."""
-    dtype = manifest.dtype
-    exact = is_exact(dtype)
-    limit = default_rtol(dtype) / epsilon(dtype) if strict and not exact else np.inf
-    return Decoder(manifest.code, exact=exact, max_amplification=limit)
-
-
-def recover(manifest: Manifest, stripe: int, good: Mapping[int, Array]) -> dict[int, Array]:
-    """The data blocks of a stripe that are not among the good ones, decoded from all of these.
-
-    Raises
-    ------
-    NotDecodableError
-        If the good ones do not determine them.
-    """
-    decoder = decoder_of(manifest, strict=False)
-    for block in good:
-        decoder.add(block)
-    if not decoder.ready:
-        code = manifest.code
-        raise NotDecodableError(
-            f"stripe {stripe} of the coded array {manifest.name!r} is lost: {len(good)} of its "
-            f"{code.n} parts are good and do not determine the {code.k} data blocks"
-        )
-    plan = decoder.plan
-    rows = plan.recover(dict(good), manifest.dtype.newbyteorder("="))
-    return dict(zip(plan.missing.tolist(), rows))
-
-
-def read_stripe(store: Store, manifest: Manifest, stripe: int, block: int, pool: ThreadPoolExecutor) -> Array:
-    """One part of a data block, flat; decoded from parts of other blocks if it is damaged."""
+def read_stripe(
+    store: Store, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
+) -> Array:
+    """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
     good, damaged = fetch_blocks(store, manifest, stripe, [block], pool)
     if not damaged:
-        return good[block]
-    decoder = decoder_of(manifest)
+        return good[block][columns]
+    decoder = decoder_of(manifest, strict=True)
     others = [other for other in range(manifest.code.n) if other != block]
-    while others and not decoder.ready:
+    while others and not (decoder.ready and is_finite(good.values())):
         lot, others = others[: manifest.code.k], others[manifest.code.k :]
         more, _ = fetch_blocks(store, manifest, stripe, lot, pool)
-        good |= more
-        for index in more:
+        for index, row in more.items():
+            good[index] = row[columns]
             decoder.add(index)
-    return recover(manifest, stripe, good)[block]
+    return recover(manifest, stripe, [block], good, columns.start)[block]
