@@ -32,7 +32,7 @@ LAWS: dict[str, Distribution] = {
 }
 RIVALS = [  # scheme, workers started for each block
     ("uncoded", 1.0),
-    ("backup", 1.0),
+    ("backup-cubed", 1.0),
     ("backup-spark", 1.0),
     ("replication", 2.0),
     ("rotation", 4 / 3),
@@ -45,8 +45,8 @@ def literature(n: int, trials: int) -> Iterator[list[object]]:
     """Rate 1/2, 1 + Exp(1), beside the limit for many workers."""
     law, limit = LAWS["1 + Exp(1)"], 1 + log(2)
     k = n // 2
-    for scheme in ("uncoded", "replication", "backup", "mds", "rotation", "optimal", "sequential"):
-        workers = k if scheme in ("uncoded", "backup") else n
+    for scheme in ("uncoded", "replication", "backup-cubed", "mds", "rotation", "optimal", "sequential"):
+        workers = k if scheme in ("uncoded", "backup-cubed") else n
         found = completion_time(workers, k, scheme, law, trials=trials)
         yield [scheme, workers, found.mean, found.error, found.p50, found.p99, found.paid / k, limit]
 

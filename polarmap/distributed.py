@@ -14,10 +14,11 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.collector.settings import Settings
 from polarmap.data.parts import PartBlocks
 from polarmap.executors.base import Outcome
-from polarmap.hedging import HedgingExecutor, Rule
+from polarmap.hedging import HedgingExecutor
 from polarmap.job import Job
 from polarmap.remote.stored import Keep, Part
 from polarmap.remote.tree import Shape
+from polarmap.runtimes.backups import HEDGED
 from polarmap.storage.base import Store
 from polarmap.storage.encoding import Write
 from polarmap.storage.generations import Generation
@@ -135,7 +136,7 @@ class _Noting(HedgingExecutor):
     """Tells of every first result as soon as it is there."""
 
     def __init__(self, executor: Any, note: Callable[[Outcome], None]) -> None:
-        super().__init__(executor, Rule())
+        super().__init__(executor, HEDGED)
         self._note = note
 
     def wait(self, timeout: float) -> list[Outcome]:

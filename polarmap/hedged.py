@@ -13,10 +13,11 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.data.blocks import checked_count
 from polarmap.data.parts import PartBlocks, cut_parts
 from polarmap.errors import CodeError
-from polarmap.hedging import HedgingExecutor, Rule
+from polarmap.hedging import HedgingExecutor
 from polarmap.job import Job, checked_settings, cost_of
 from polarmap.remote.tree import unflatten
 from polarmap.report import Report, TaskReport
+from polarmap.runtimes.backups import Rule
 
 
 def hedged_map(

@@ -3,41 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from math import ceil, inf
-from typing import NamedTuple
+from math import inf
 
 import numpy as np
 
 from polarmap.executors.base import Coded, Executor, Failure, Function, Outcome
 from polarmap.remote.stored import Keep
 from polarmap.remote.worker import Fault
-
-
-class Rule(NamedTuple):
-    """When a task gets a backup: it has run longer than `slow` times the usual time.
-
-    slow : multiple of the usual time.
-    done : the usual time is that by which this share of all tasks had returned, queueing included
-        (as in cubed); before so many have, nothing is late.
-    least : seconds below which nothing is late (as in Spark).
-    most : backups that one task may get.
-    """
-
-    slow: float = 3.0
-    done: float = 0.5
-    least: float = 0.1
-    most: int = 2
-
-    def patience(self, durations: Sequence[float], tasks: int) -> float:
-        """How long a task may take, given how long those that returned took.
-
-        >>> Rule().patience([1.0, 2.0], tasks=4), Rule().patience([1.0], tasks=4)
-        (6.0, inf)
-        """
-        awaited = max(1, ceil(self.done * tasks))
-        if len(durations) < awaited:
-            return inf
-        return max(self.least, self.slow * sorted(durations)[awaited - 1])
+from polarmap.runtimes.backups import Rule
 
 
 class HedgingExecutor:

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors.private import named_for_lithops
-from polarmap.hedging import HedgingExecutor, Rule
+from polarmap.hedging import HedgingExecutor
+from polarmap.runtimes import Failing, Pareto, completion_time
+from polarmap.runtimes.backups import HEDGED, Rule, hedged
 
 DATA = np.random.default_rng(0).standard_normal((50, 3))
 
@@ -149,6 +151,60 @@ def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> Non
     assert_equal(result, k)
     assert result.report.seconds <= 9  # 3 x the usual 2 s at most, and 2 s; or the median itself was late
     assert all(task.state == "used" for task in result.report.tasks)
+
+
+# --- the simulation that plans go by -----------------------------------------------------------
+
+
+class Attempts(ReplayExecutor):
+    """Run times (attempts, tasks) of each attempt of each task."""
+
+    def __init__(self, seconds: np.ndarray) -> None:
+        super().__init__()
+        self._table = seconds
+
+    def _schedule(self, task: int) -> None:
+        self._seconds = {task: float(self._table[self._attempts[task], task])}
+        super()._schedule(task)
+
+
+RULES = [
+    HEDGED,
+    Rule(slow=1.0),
+    Rule(1.1, 0.25, most=3),
+    Rule(2.0, 1.0),
+    Rule(most=0),
+    Rule(3.0, 0.9, most=1),
+]
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("unit", [1.0, 0.01])  # there the tenth of a second counts
+def test_the_map_does_what_the_simulation_says(rule: Rule, unit: float) -> None:
+    rng = np.random.default_rng(0)
+    law = Failing(Pareto(unit, 1.0), 0.1)
+    for k in [1, 2, 3, 5, 12, 24] * 8:
+        seconds = law.sample(rng, (rule.most + 1, k))
+        further = iter(seconds[1:, np.newaxis])
+        jobs = hedged(seconds[:1], lambda late, further=further: next(further)[late], rule)
+        options = {"slow": rule.slow, "done": rule.done, "backups": rule.most, "timeout": 3000.0}
+        try:
+            result = hedged_map(summary, DATA, blocks=k, executor=Attempts(seconds), **options)
+        except CodedTimeoutError:
+            assert jobs.time[0] > 3000
+        else:
+            assert_equal(result, k)
+            assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-9)
+            assert sum(task.attempts for task in result.report.tasks) == jobs.started[0]
+
+
+def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
+    """Of what is lost one time in five, two backups leave one in 125; cubed's single one one in 25."""
+    law = Failing(Pareto(1.0, 9.0), 0.2)
+    never = completion_time(20, 20, "backup", law, trials=20_000).never
+    assert never == pytest.approx(1 - (1 - 0.2**3) ** 20, abs=0.02)
+    cubed = completion_time(20, 20, "backup-cubed", law, trials=20_000).never
+    assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 
 # --- on real workers ---------------------------------------------------------------------------

@@ -289,7 +289,7 @@ def test_goals_hold_for_replayed_maps() -> None:
     """300 maps: little more than a plain map's worker-seconds, a tail far below backup tasks'."""
     maps = [replayed(seed)[0] for seed in range(300)]
     plain = completion_time(K, K, "uncoded", LAW)
-    backup = completion_time(K, K, "backup", LAW, trials=20_000)
+    backup = completion_time(K, K, "backup-cubed", LAW, trials=20_000)
     assert np.mean([worker_seconds(one) for one in maps]) <= 1.05 * plain.paid
     assert np.quantile([one.report.seconds for one in maps], 0.99) <= 0.6 * backup.p99
 

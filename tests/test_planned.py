@@ -73,7 +73,7 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 def test_the_planned_mix_is_cheap_and_has_a_short_tail(objective: str) -> None:
     """A few parity tasks upfront, the rest on demand: within 15 % of a plain map's cost."""
     made = plan(24, LAW, objective, max_workers=32, parity="auto", budget=1.15 * 28.51)
-    backup = polarmap.runtimes.completion_time(24, 24, "backup", LAW, trials=20_000)
+    backup = polarmap.runtimes.completion_time(24, 24, "backup-cubed", LAW, trials=20_000)
     assert made.parity == "on_demand"
     assert made.expected.paid <= 1.15 * made.uncoded.paid
     assert made.expected.p99 <= (0.35 if objective == "p99" else 0.6) * backup.p99

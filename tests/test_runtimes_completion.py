@@ -27,7 +27,7 @@ from polarmap.runtimes import (
     sequential_finish,
     training_trace,
 )
-from polarmap.runtimes.backups import CUBED, SPARK, Rule, launch_times
+from polarmap.runtimes.backups import CUBED, HEDGED, SPARK, Rule, launch_times
 from polarmap.runtimes.decodability import integer_needed, optimal_needed, sequential_needed
 
 EXPONENTIAL = ShiftedExponential(0.0, 1.0)
@@ -226,13 +226,14 @@ def stepped(first: np.ndarray, rule: Rule, step: float) -> float:
         else:
             ready = len(done) >= max(1, int(len(first) * rule.done))
             median = np.median(done) if ready else None
-        if len(first) >= rule.least and ready and now > rule.slow * median and len(done) < len(first):
+        patience = max(rule.least, rule.slow * median) if ready else np.inf
+        if len(first) >= rule.tasks and now > patience and len(done) < len(first):
             return float(now)
     return np.inf
 
 
-@pytest.mark.parametrize("rule", [CUBED, SPARK], ids=["cubed", "spark"])
-@pytest.mark.parametrize("k", [9, 10, 24, 31])
+@pytest.mark.parametrize("rule", [HEDGED, CUBED, SPARK], ids=["hedged", "cubed", "spark"])
+@pytest.mark.parametrize("k", [1, 2, 9, 10, 24, 31])
 def test_backups_start_when_the_rule_first_says_so(rule: Rule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
@@ -243,18 +244,18 @@ def test_backups_start_when_the_rule_first_says_so(rule: Rule, k: int) -> None:
 
 def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
     slow = Mixture([Empirical([1.0]), Empirical([50.0])], [0.98, 0.02])
-    found = completion_time(32, 32, "backup", slow, trials=4000)
+    found = completion_time(32, 32, "backup-cubed", slow, trials=4000)
     late = 1 - 0.98**32  # some task is slow; its backup, started at 3, nearly always takes 1
     again = 32 * 0.02 * 0.02  # but a task may be slow twice
     assert found.mean == pytest.approx(1 + 3 * late + 46 * again, rel=0.05)
     assert found.started == pytest.approx(32 * 1.02, rel=0.005)
     assert found.paid == pytest.approx(32 * (0.98 + 0.02 * (4 + 1)) + again * (46 + 46), rel=0.02)
-    assert completion_time(9, 9, "backup", slow).started == 9  # below ten tasks cubed does nothing
+    assert completion_time(9, 9, "backup-cubed", slow).started == 9  # below ten tasks cubed does nothing
 
 
 def test_backups_rescue_failures_but_not_all() -> None:
     law = Failing(Empirical([1.0]), 0.05)
-    found = completion_time(20, 20, "backup", law, trials=20_000)
+    found = completion_time(20, 20, "backup-cubed", law, trials=20_000)
     assert found.never == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
     assert found.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
 
@@ -268,7 +269,7 @@ def test_backups_rescue_failures_but_not_all() -> None:
         (4, 5, "mds", "at least k workers"),
         (4, 0, "mds", "at least k workers"),
         (5, 4, "uncoded", "as many workers"),
-        (5, 4, "backup", "as many workers"),
+        (5, 4, "backup-cubed", "as many workers"),
         (10, 4, "replication", "a multiple of k = 4"),
         (10, 4, "fountain", "scheme must be one of uncoded, mds"),
     ],
@@ -282,14 +283,14 @@ def test_other_bad_input() -> None:
     with pytest.raises(CodeError, match="trials must be"):
         completion_time(8, 4, "sequential", EXPONENTIAL, trials=0)
     with pytest.raises(CodeError, match="no code"):
-        arrivals_needed(8, 8, "backup")
+        arrivals_needed(8, 8, "backup-cubed")
     with pytest.raises(CodeError, match="sequential decoder"):
         sequential_finish(PolarCode(8, 4), np.ones((8, 3)))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_jobs_that_never_complete_say_so(scheme: str) -> None:
-    n = 12 if scheme in ("uncoded", "backup", "backup-spark") else 24
+    n = 12 if scheme in ("uncoded", "backup", "backup-cubed", "backup-spark") else 24
     never = completion_time(n, 12, scheme, Failing(EXPONENTIAL, 0.97), trials=50)
     assert never.never == pytest.approx(1, abs=1e-3)
     assert never.p50 == np.inf

@@ -132,7 +132,7 @@ def test_run_times_without_a_least_seldom_alarm_early() -> None:
 def test_goals_for_two_stragglers_in_a_hundred(told: bool, upfront: int, cost: float, tail: float) -> None:
     """Against a plain map's worker-seconds and the p99 of backup tasks."""
     plain = completion_time(K, K, "uncoded", LAW)
-    backup = completion_time(K, K, "backup", LAW, trials=20_000)
+    backup = completion_time(K, K, "backup-cubed", LAW, trials=20_000)
     rng = np.random.default_rng(1)
     data, parity = LAW.sample(rng, (20_000, K)), LAW.sample(rng, (20_000, N - K))
     jobs = on_demand(data, parity, upfront, LAW if told else None)

@@ -39,7 +39,7 @@ def schemes(size: Size, law: Distribution, codes: list[Measured], trials: int) -
     for copies in (2, 3):
         found = completion_time(copies * k, k, "replication", law)
         yield found._replace(scheme=f"{copies}x replication")
-    yield completion_time(k, k, "backup", law, trials=trials)._replace(scheme="backup tasks (cubed)")
+    yield completion_time(k, k, "backup-cubed", law, trials=trials)._replace(scheme="backup tasks (cubed)")
     yield completion_time(k, k, "backup-spark", law, trials=trials)._replace(scheme="backup tasks (Spark 4)")
     for code in codes:
         yield completion_after(code.needed, n, k, law, code.name)

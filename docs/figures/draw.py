@@ -79,7 +79,7 @@ def completion() -> None:
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     axes.plot(plain, shares, color=LOST, linewidth=2, label="plain map, 24 workers")
     axes.plot(coded, shares, color=DATA, linewidth=2, label="coded map, 32 workers")
-    backup = completion_time(24, 24, "backup", law)
+    backup = completion_time(24, 24, "backup-cubed", law)
     quantiles = [backup.p50, backup.p95, backup.p99]
     axes.plot(quantiles, [0.5, 0.95, 0.99], "o", color=PARITY, label="backup tasks (p50, p95, p99)")
     axes.set(

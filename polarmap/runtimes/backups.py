@@ -1,43 +1,65 @@
-"""Rivals that start a task again: every task r times at once, or the late ones a second time.
+"""Starting a task again: every task r times at once, or the late ones once more, by the rule of `hedged_map`.
 
-Of two copies of a task the loser is stopped the moment the winner returns, the cheapest
-accounting there is for these rivals.
+Of several copies of a task the others are stopped the moment the first returns, the cheapest
+accounting there is.
 """
 
 from __future__ import annotations
 
-from math import ceil, floor
+from collections.abc import Callable, Sequence
+from math import ceil, floor, inf
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from polarmap.runtimes.distributions import Distribution, Floats
 from polarmap.runtimes.quadrature import everywhere, lengths, mean_quantile
 
+Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
+
 
 class Rule(NamedTuple):
-    """When late tasks get a backup: their time exceeds `slow` times the median, all being alike.
+    """When a task gets a backup: its latest attempt has run longer than `slow` times the usual time.
 
-    least : tasks a job must have.
-    done : share of the tasks that must have returned first.
-    slow : multiple of the median.
-    of_all : the median of all tasks (known once half have returned), or of those that returned.
+    slow : multiple of the usual time.
+    done : the usual time is that by which this share of all tasks had returned, queueing included
+        (as in cubed); before so many have, nothing is late.
+    least : seconds below which nothing is late.
+    most : backups that one task may get.
+    tasks : fewer than so many get none.
+    of_all : False: the usual time is the median of those that returned (as in Spark).
     """
 
-    least: int
-    done: float
-    slow: float
-    of_all: bool
+    slow: float = 3.0
+    done: float = 0.5
+    least: float = 0.1
+    most: int = 2
+    tasks: int = 1
+    of_all: bool = True
 
-    def awaited(self, k: int) -> int:
-        """How many of k tasks must have returned."""
-        return max(1, ceil(k * self.done) if self.of_all else floor(k * self.done))
+    def awaited(self, tasks: int) -> int:
+        """How many of them must have returned."""
+        return max(1, ceil(tasks * self.done) if self.of_all else floor(tasks * self.done))
+
+    def patience(self, durations: Sequence[float], tasks: int) -> float:
+        """How long an attempt may take, given how long those took that returned, in order of return.
+
+        >>> Rule().patience([1.0, 2.0, 0.5], tasks=4), Rule().patience([1.0], tasks=4)
+        (6.0, inf)
+        """
+        awaited = self.awaited(tasks)
+        if len(durations) < awaited or tasks < self.tasks:
+            return inf
+        return max(self.least, self.slow * (max(durations[:awaited]) if self.of_all else median(durations)))
 
 
+HEDGED = Rule()  # the defaults of hedged_map
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
-CUBED = Rule(least=10, done=0.5, slow=3.0, of_all=True)
-SPARK = Rule(least=2, done=0.9, slow=3.0, of_all=False)
+CUBED = Rule(least=0.0, most=1, tasks=10)
+SPARK = Rule(done=0.9, least=0.0, most=1, tasks=2, of_all=False)
 
 
 class Trials(NamedTuple):
@@ -49,20 +71,45 @@ class Trials(NamedTuple):
 
 
 def backed_up(k: int, runtimes: Distribution, rule: Rule, trials: int, rng: np.random.Generator) -> Trials:
-    """Jobs of k tasks, all started at once, whose late tasks are started once more.
-
-    The rule is asked at every moment, not at intervals. All tasks being equally old, the moment
-    it holds for one it holds for all that still run.
-    """
+    """Jobs of k tasks, all started at once, whose late tasks are started again."""
     first = np.sort(runtimes.sample(rng, (trials, k)), axis=1)
-    launch = launch_times(first, rule)
-    late = first > launch[:, None]
-    started = np.broadcast_to(launch[:, None], first.shape)[late]
-    time = first.copy()
-    time[late] = np.minimum(first[late], started + runtimes.sample(rng, len(started)))
-    copies = np.zeros(first.shape)
-    copies[late] = time[late] - started
-    return Trials(time.max(axis=1), (time + copies).sum(axis=1), k + late.sum(axis=1).astype(float))
+    return hedged(first, lambda late: runtimes.sample(rng, int(late.sum())), rule)
+
+
+def hedged(first: Floats, again: Again, rule: Rule) -> Trials:
+    """The same of given run times: what `hedged_map` does when every task begins as it is started.
+
+    The rule is asked at every moment. All tasks being equally old, the moment it holds for one it
+    holds for all that still run, and for their backups after as long once more.
+
+    Parameters
+    ----------
+    first : array (trials, k)
+        Run times of the first attempts; inf for one that never ends.
+    again : callable
+        Run times of further attempts, of the tasks that are True in an array (trials, k); called for
+        each attempt in turn.
+    rule : Rule
+
+    Examples
+    --------
+    >>> jobs = hedged(np.array([[1.0] * 9 + [8.0]]), lambda late: np.full(late.sum(), 1.5), Rule())
+    >>> jobs.time.tolist(), jobs.paid.tolist(), jobs.started.tolist()
+    ([4.5], [15.0], [11.0])
+    """
+    launch = launch_times(np.sort(first, axis=1), rule)[:, None]
+    time, began = first.copy(), []
+    for turn in range(1, rule.most + 1):
+        start = np.broadcast_to(turn * launch, first.shape)
+        late = time > start
+        began.append(np.where(late, start, inf))
+        time[late] = np.minimum(time[late], start[late] + again(late))
+    started, paid = np.full(len(first), float(first.shape[1])), time.sum(axis=1)
+    for start in began:
+        copies = np.isfinite(start)
+        started += copies.sum(axis=1)
+        paid += np.where(copies, time - np.where(copies, start, 0.0), 0.0).sum(axis=1)
+    return Trials(time.max(axis=1), paid, started)
 
 
 def launch_times(first: Floats, rule: Rule) -> Floats:
@@ -80,16 +127,17 @@ def launch_times(first: Floats, rule: Rule) -> Floats:
     """
     trials, k = first.shape
     launch = np.full(trials, np.inf)
-    if k < rule.least:
+    if k < rule.tasks:
         return launch
     for returned in range(k - 1, rule.awaited(k) - 1, -1):  # the earliest moment comes last
-        moment = np.maximum(first[:, returned - 1], rule.slow * _median(first, rule, returned))
+        patience = np.maximum(rule.least, rule.slow * _usual(first, rule, returned))
+        moment = np.maximum(first[:, returned - 1], patience)
         launch = np.where(moment < first[:, returned], moment, launch)
     return launch
 
 
-def _median(first: Floats, rule: Rule, returned: int) -> Floats:
-    """The median the rule looks at when so many tasks have returned."""
+def _usual(first: Floats, rule: Rule, returned: int) -> Floats:
+    """The usual time when so many tasks have returned, as `Rule.patience` has it."""
     if rule.of_all:
         return first[:, rule.awaited(first.shape[1]) - 1]
     return (first[:, (returned - 1) // 2] + first[:, returned // 2]) / 2

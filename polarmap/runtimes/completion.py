@@ -26,7 +26,7 @@ from polarmap.runtimes.subtasks import subtasks
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
-RULES = {"backup": backups.CUBED, "backup-spark": backups.SPARK}
+RULES = {"backup": backups.HEDGED, "backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
 SIMULATED = {
     "sequential": decodability.sequential_needed,
     "optimal": decodability.optimal_needed,
@@ -98,8 +98,8 @@ def completion_time(
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`to_start`).
         "subtasks": rotation, every worker handing in its work in pieces.
-        "replication": n / k copies of each task. "backup",
-        "backup-spark" (n = k): late tasks are started again by the rule of cubed or of Spark 4.
+        "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
+        by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
     runtimes : Distribution, run times in seconds, or reports of coded maps
     erasure : float, optional
         For which the arikan code is designed; (n - k) / n by default.
