@@ -135,7 +135,7 @@ def test_tasks_that_never_end_are_simulated_as_such(polarmap: Run) -> None:
             "CodeError",
             "never completes with a probability of at",
         ),
-        (["plan", "--k", "100000000", *LAW], "CodeError", "k must be an integer from 1 to 65536"),
+        (["plan", "--k", "100000000", *LAW], "CodeError", "k = 100000000 is more than the 65536 workers"),
         (["simulate", "--k", "4", "--n", "100000000", *LAW], "CodeError", "n and trials go up to"),
         (["simulate", "--k", "9", "--n", "8", *LAW, "--scheme", "mds"], "CodeError", "8"),
     ],

@@ -23,7 +23,7 @@ def is_number(value: object) -> bool:
     (True, True, False, False, False)
     """
     is_real = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
-    return is_real and value == value
+    return is_real and bool(value == value)
 
 
 def is_positive(value: object) -> bool:

@@ -242,8 +242,10 @@ class Failing(Distribution):
 
     def __post_init__(self) -> None:
         _check_law(self.runtimes)
-        _check_number("probability", self.probability)
-        failing = float(checked_probabilities(self.probability))
+        share = checked_probabilities(self.probability)
+        if share.ndim:
+            raise CodeError(f"tasks fail with one probability, not with {share.size}")
+        failing = float(share)
         object.__setattr__(self, "never", failing + (1 - failing) * self.runtimes.never)
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:

@@ -331,7 +331,7 @@ def _check(
     limits = {"slack": slack, "deadline": deadline, "budget": budget, "max_never": max_never}
     for name, limit in limits.items():
         if not is_number(limit) or limit < 0:
-            raise CodeError(f"{name} must be a number of at least 0, not {limit!r}")
+            raise CodeError(f"{name} must be at least 0, not {limit!r}")
 
 
 def _check_parity(parity: str, code: str) -> None:
@@ -342,8 +342,10 @@ def _check_parity(parity: str, code: str) -> None:
 
 
 def _checked_count(name: str, value: int) -> int:
-    if not is_integer(value) or not 1 <= value <= MAX_WORKERS:
-        raise CodeError(f"{name} must be an integer from 1 to {MAX_WORKERS}, not {value!r}")
+    if not is_integer(value) or value < 1:
+        raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
+    if value > MAX_WORKERS:
+        raise CodeError(f"{name} = {value} is more than the {MAX_WORKERS} workers of the largest code")
     return int(value)
 
 
