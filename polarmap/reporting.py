@@ -42,7 +42,7 @@ def report_of(
         error_bound=bound,
         residual=max(residuals, default=None),
         verified=min((str(word.how) for word in words), key=HOW.index),
-        unchecked=tuple(sorted({index for word in words for index in _unchecked(word)})),
+        unchecked=tuple(sorted(_unchecked(words))),
         filler=coded.blocks.filler,
         errors=collected.errors if any(collected.errors) else (),
     )
@@ -66,8 +66,11 @@ def _waited(word: Codeword, ended: float) -> float:
     return max(0.0, ended - (word.arrivals.ready_at or 0.0) - word.settlement.decode_seconds)
 
 
-def _unchecked(word: Codeword) -> list[int]:
-    return word.verifier.unchecked() if word.how in ("parity", "local") else []
+def _unchecked(words: list[Codeword]) -> set[int]:
+    """Of a map whose decoded results were checked: also of those of its codewords that needed no decoding."""
+    if min((str(word.how) for word in words), key=HOW.index) not in ("parity", "local"):
+        return set()
+    return {index for word in words for index in word.verifier.unchecked()}
 
 
 def _task_report(words: list[Codeword], index: int) -> TaskReport:

@@ -87,6 +87,8 @@ def covered(plan: DecodingPlan, dtype: DType) -> Mask:
 
 def influence(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
+    if not len(plan.missing):
+        return np.zeros((0, len(plan.arrived)), bool)
     if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
         return np.asarray(_integer_weights(plan) != 0)
     return np.asarray(np.abs(plan.weights) > TINY)
@@ -94,6 +96,8 @@ def influence(plan: DecodingPlan, dtype: DType) -> Mask:
 
 def revealed(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
+    if not len(plan.missing):
+        return np.zeros((0, len(plan.arrived)), bool)
     if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
         return np.asarray(_integer_weights(plan) & np.uint64(1)).astype(bool)
     made_of = influence(plan, dtype)

@@ -74,6 +74,7 @@ class Arrivals:
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
+        self.convicted: dict[int, int] = {}  # task -> the last attempt of it that returned garbage
 
     def absorb(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt, `elapsed` seconds after the start."""
@@ -84,6 +85,8 @@ class Arrivals:
         if outcome.failure is not None:
             task.failures.append(outcome.failure)
             return
+        if outcome.attempt <= self.convicted.get(outcome.task, -1):
+            return
         task.returned, task.seconds = elapsed, outcome.seconds
         task.took = outcome.seconds if task.began is None else elapsed - task.began
         for group in self._groups.values():  # an odd result, tried again
@@ -93,15 +96,23 @@ class Arrivals:
         if group is self.received:
             self._accept(outcome.task)
             self._add(outcome.task, elapsed)
-        elif self._weight(group) > self._weight(self.received):
+        elif not self.received or self._overrules(group):
             self._follow(group, elapsed)
         else:
             self._reject_odd(outcome.task, outcome)
 
-    def _weight(self, group: dict[int, Outcome]) -> tuple[bool, int]:
-        """Which of two groups of results is followed: most, but results of parity alone overrule no data."""
-        data = len(self._code.systematic)
-        return any(index < data for index in group), len(group)
+    def _overrules(self, group: dict[int, Outcome]) -> bool:
+        """Whether these results are followed rather than those so far: if they are more.
+
+        But where only their dtypes differ, those of parity blocks alone overrule none of data blocks:
+        f of wider integers may be of another kind.
+        """
+        one, other = next(iter(group.values())), self._any_received
+        if one.structure == other.structure and _shapes(one) == _shapes(other):
+            has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.received))
+            if has_data != had_data:
+                return has_data
+        return len(group) > len(self.received)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note that a result came, or why not, without making use of it."""
@@ -135,7 +146,8 @@ class Arrivals:
         task.failures.append(failure)
 
     def drop(self, index: int, failure: Failure, elapsed: float) -> None:
-        """Take a received result back out of the decoder."""
+        """Take a received result, which is garbage, back out of the decoder."""
+        self.convicted[index] = self.received[index].attempt
         del self.received[index]
         self.reject(index, failure)
         self._restart_decoder(elapsed)
@@ -300,6 +312,11 @@ class Arrivals:
         return next(iter(self.received.values()))
 
     def _restart_decoder(self, elapsed: float) -> None:
+        self.ready_at = self.determined_at = self.decoder = None
+        self.is_inaccurate = False
+        self.__dict__.pop("wraps", None)
+        if not self.received:
+            return
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             check_dtype(dtype, "the result of f")
@@ -307,9 +324,6 @@ class Arrivals:
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
-        self.ready_at = self.determined_at = None
-        self.is_inaccurate = False
-        self.__dict__.pop("wraps", None)
         for index in self.received:
             self._add(index, elapsed)
 

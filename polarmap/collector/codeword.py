@@ -40,13 +40,19 @@ class Codeword:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch, number: int = 0
+        self,
+        f: Callable[[Any], Any],
+        coded: Encoded,
+        settings: Settings,
+        watch: Stopwatch,
+        is_known: bool,
+        number: int = 0,
     ) -> None:
         many = settings.subtasks > 1
         self._coded = cast(Encoded, Rows(coded, settings.subtasks, number)) if many else coded
         self.number = number
         self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted)
-        self.verifier = Verifier(f, self._coded, self.arrivals, settings)
+        self.verifier = Verifier(f, self._coded, self.arrivals, settings, is_known)
         self.settlement = Settlement(self.arrivals, self.verifier, settings, watch)
         self.how: str | None = None
         self._watch = watch
@@ -79,9 +85,11 @@ class Codeword:
         """What the results may be off by, as a share of the largest number among them."""
         return self.verifier.error_bound(self.results)
 
-    def drop(self, task: int, failure: Failure) -> None:
-        """A worker was found out in another codeword: its result here counts no more."""
-        if task in self.arrivals.received and len(self.arrivals.received) > 1:
+    def distrust(self, task: int, attempt: int, failure: Failure) -> None:
+        """A worker was found out in another codeword: what that attempt returned here counts no more."""
+        received = self.arrivals.received.get(task)
+        self.arrivals.convicted[task] = max(attempt, self.arrivals.convicted.get(task, -1))
+        if received is not None and received.attempt <= attempt:
             self.arrivals.drop(task, failure, self._watch.elapsed)
             self.how, late, self._late = None, self._late, []
             for outcome, elapsed in late:
@@ -89,10 +97,14 @@ class Codeword:
                 self.arrivals.absorb(outcome, elapsed)
 
     @property
-    def garbage(self) -> dict[int, Failure]:
-        """The tasks whose results contradicted the others, and what is said of it."""
-        failures = [(i, failure) for i, task in enumerate(self.arrivals.tasks) for failure in task.failures]
-        return {index: failure for index, failure in failures if failure.kind == "garbage"}
+    def garbage(self) -> dict[int, tuple[int, Failure]]:
+        """The tasks whose results contradicted the others: in which attempt, and what is said of it."""
+        found = {}
+        for index, attempt in self.arrivals.convicted.items():
+            for failure in self.arrivals.tasks[index].failures:
+                if failure.kind == "garbage":
+                    found[index] = attempt, failure
+        return found
 
     @property
     def decoder(self) -> Decoder:
@@ -201,6 +213,12 @@ def joined(parts: Sequence[list[list[Array]]]) -> list[list[Array]]:
     """Results of the data blocks from those of their subtasks."""
     if len(parts) == 1:
         return parts[0]
+    kinds = [[leaf.shape[1:] for leaf in part[0]] for part in parts]
+    if any(kind != kinds[0] for kind in kinds) or any(not leaf.ndim for part in parts for leaf in part[0]):
+        raise CodeError(
+            "f of the pieces of a block gave results that cannot be joined along axis 0: leave subtasks out "
+            "for this f, unless workers returned garbage"
+        )
     return [
         [np.concatenate(leaves) for leaves in zip(*(part[block] for part in parts), strict=True)]
         for block in range(len(parts[0]))

@@ -10,6 +10,7 @@ from typing import Any, cast
 import numpy.typing as npt
 
 from polarmap.code.polar import PolarCode
+from polarmap.collector import verified
 from polarmap.collector.codeword import Codeword, by_subtask, joined
 from polarmap.collector.estimate import estimate
 from polarmap.collector.fillerrows import FillerRows
@@ -19,7 +20,7 @@ from polarmap.collector.settings import Settings
 from polarmap.collector.shortfall import Shortfall
 from polarmap.collector.stopwatch import Stopwatch
 from polarmap.data.encoded import Encoded
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Executor
 from polarmap.remote.stored import Kept
 from polarmap.remote.tree import Structure
@@ -60,7 +61,11 @@ class Collector:
         self._show = show
         self._code = coded.code
         self._watch = watch = Stopwatch(executor.now, settings.timeout)
-        self._words = [Codeword(here or f, coded, settings, watch, one) for one in range(settings.subtasks)]
+        here = here or f
+        is_known = settings.trusted or bool(verified.recall(here, coded.code.assumption, coded.blocks.dtypes))
+        self._words = [
+            Codeword(here, coded, settings, watch, is_known, one) for one in range(settings.subtasks)
+        ]
         self._reserve = Reserve(executor, self._words[0].arrivals, self._code, settings, watch)
         self._news_at = 0.0
         self._has_said = False
@@ -123,14 +128,13 @@ class Collector:
     def _spread_garbage(self) -> None:
         """A worker whose result contradicts the others in one codeword is not trusted in any."""
         if len(self._words) > 1:
-            named = {task: failure for word in self._words for task, failure in word.garbage.items()}
-            for word in self._words:
-                for task in named.keys() - word.garbage.keys():
-                    word.drop(task, named[task])
+            for one in self._words:
+                for task, (attempt, failure) in one.garbage.items():
+                    for word in self._words:
+                        if word.arrivals.convicted.get(task, -1) < attempt:
+                            word.distrust(task, attempt, failure)
 
     def _results(self) -> list[list[Array]]:
-        if len(self._words) > 1 and any(not leaf.ndim for leaf in self._words[0].results[0]):
-            raise CodeError("f returned a number for the rows of a piece: leave subtasks out for this f")
         return joined([word.results for word in self._words])
 
     def _collected(self, errors: tuple[float, ...] = ()) -> Collected:
@@ -199,7 +203,9 @@ class Collector:
         """Whether a map without a limit would wait for ever, as the executor knows."""
         if self._settings.timeout is not None or self._settings.deadline is not None:
             return False
-        return self._executor.is_exhausted() and not self._reserve.left
+        if self._reserve.left and not self._is_not_finite:  # where parity is of no use
+            return False
+        return self._executor.is_exhausted()
 
     def _make_do(self, word: Codeword, nothing: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""

@@ -88,7 +88,7 @@ class Settlement:
     def _is_first_use(self) -> bool:
         """Whether it is to be found out what f is."""
         verify = self._settings.verify
-        return verify is True or (verify == "auto" and not self._verifier.has_passed_before)
+        return verify is True or (verify == "auto" and not self._verifier.is_known)
 
     def _is_protected(self, decoder: Decoder) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.

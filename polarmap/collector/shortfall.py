@@ -24,10 +24,13 @@ class Shortfall:
         running = sum(task.running for task in self._arrivals.tasks)
         still = f"{_tasks(running)} still run{'s' * (running == 1)}"
         head = f"{self._counted()} arrived within {timeout:g} s, {still}"
+        enough = len(self._arrivals.received) >= self._needed
         if not_finite:
             head += "; results contain NaN or inf, which parity carries into every block that is decoded"
         elif self._arrivals.ready_at is not None:
             head += "; they determine the rest, but f could not be verified in time (verify=False skips that)"
+        elif enough:
+            head += "; they do not determine the rest, or not as accurately as rtol asks for"
         return head + self._failures()
 
     def too_few(self, not_finite: bool, nothing: bool = False) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -38,10 +38,12 @@ class NotFiniteError(Exception):
 
 
 class Verifier:
-    """Checks the results of one map.
+    """Checks the results of one codeword.
 
     Attributes
     ----------
+    is_known : bool
+        Whether f was known to be what the code assumes when the map began.
     evaluated : dict from data block to flat result
         What f gave here.
     residual : float or None
@@ -51,10 +53,16 @@ class Verifier:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: Encoded, arrivals: Arrivals, settings: Settings
+        self,
+        f: Callable[[Any], Any],
+        coded: Encoded,
+        arrivals: Arrivals,
+        settings: Settings,
+        is_known: bool,
     ) -> None:
         self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, settings.rtol
-        self._errors_of, self._trusted = settings.errors, settings.trusted
+        self._errors_of = settings.errors
+        self.is_known = is_known
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
         self._misfits_of: list[float | None] = []  # of each leaf, as last measured
@@ -63,12 +71,6 @@ class Verifier:
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
-
-    @cached_property
-    def has_passed_before(self) -> bool:
-        """Whether f is known to be linear, or was found to be by an earlier map of such data."""
-        code, blocks = self._coded.code, self._coded.blocks
-        return self._trusted or verified.recall(self._f, code.assumption, blocks.dtypes) is not None
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
@@ -112,7 +114,9 @@ class Verifier:
         unseen = np.zeros(len(plan.arrived), bool)
         evaluated = np.isin(plan.missing, list(self.evaluated))
         for dtype in set(self._arrivals.dtypes()):
-            seen = checks.revealed(plan, dtype)[evaluated].any(axis=0) | checks.covered(plan, dtype)
+            seen = checks.revealed(plan, dtype)[evaluated].any(axis=0)
+            if self._misfits_of:
+                seen |= checks.covered(plan, dtype)
             unseen |= (checks.influence(plan, dtype).any(axis=0) | also) & ~seen
         return unseen
 
@@ -216,7 +220,7 @@ class Verifier:
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process."""
-        if not self._trusted:
+        if not self.is_known:
             verified.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
 
     @property

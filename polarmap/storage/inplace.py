@@ -82,23 +82,12 @@ class RawObjects:
 
     def open_in(self, store: Store) -> StoredRows:
         """As a source for `encode`."""
-        shape, rows, offset = self._sizes()
+        shape, rows, offset = tuple(map(int, self.shape)), int(self.rows), int(self.offset)
         wanted = -(-shape[0] // rows) if rows and shape else 0
         if len(self.keys) != wanted:
             raise CodeError(f"{len(self.keys)} objects of {rows} rows do not hold shape {shape}")
         places = {number: check_key(key) for number, key in enumerate(self.keys)}
         return StoredRows(store, places, shape, np.dtype(self.dtype), rows, offset)
-
-    def _sizes(self) -> tuple[tuple[int, ...], int, int]:
-        """Shape, rows and offset as plain counts."""
-        sizes = [*np.atleast_1d(np.array(self.shape, object)), self.rows, self.offset]
-        if isinstance(self.keys, str) or not all(is_integer(size) and size >= 0 for size in sizes):
-            raise CodeError(
-                f"RawObjects has a sequence of keys, and shape={self.shape!r}, rows={self.rows!r} and "
-                f"offset={self.offset!r} in counts of 0 or more"
-            )
-        *shape, rows, offset = map(int, sizes)
-        return tuple(shape), rows, offset
 
 
 @dataclass(frozen=True)
