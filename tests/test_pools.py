@@ -399,7 +399,7 @@ def test_a_dask_client_that_is_closed_ends_the_map(tmp_path: Path, gate: Path) -
     import distributed
 
     sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": True, "memory_limit": 0}
-    with distributed.LocalCluster(**sizes, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
         client = cluster.get_client()
         closing = threading.Thread(target=close, args=(client, tmp_path, gate))
         closing.start()
