@@ -22,7 +22,10 @@ from plain import assert_same, plain_map
 
 from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
 from polarmap.collector import verified
+from polarmap.data.blocks import CodedBlocks
+from polarmap.data.coding import Choice, plan_code
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
+from polarmap.executors.futures import FuturesExecutor
 
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -299,7 +302,7 @@ def test_faults_are_injected(pool: Executor, kind: str) -> None:
 
 
 def test_a_killed_process_breaks_the_pool_but_not_the_map() -> None:
-    with spawned(2) as pool:
+    with spawned(1) as pool:  # of two, the other might do all the rest before this one begins
         result = coded(double, FaultyExecutor(pool, {0: Fault("kill", attempts=9)}))
         assert_same(result, plain_map(double, DATA, K), 1e-11)
         assert 0 in result.report.recovered
@@ -335,6 +338,129 @@ def test_a_pool_that_is_shut_down_is_refused() -> None:
     pool.shutdown()
     with pytest.raises(ExecutorError, match="ThreadPoolExecutor accepts no tasks: cannot schedule"):
         coded(double, pool)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_tasks_that_somebody_elses_shutdown_cancels_are_lost(kind: str, tmp_path: Path, gate: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    pool = CountingThreads(2) if kind == "threads" else CountingProcesses(2, mp_context=context)
+    closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate))
+    closing.start()
+    with pytest.raises(
+        NotDecodableError, match=r"of 6 needed.*WorkerLost: RuntimeError: cannot schedule new"
+    ):
+        coded(partial(begins_and_waits, tmp_path, gate), pool)
+    closing.join()
+
+
+def test_a_map_needs_none_of_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
+    pool = CountingThreads(3)
+    closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate, 3))
+    closing.start()
+    result = coded(partial(begins_and_waits, tmp_path, gate), pool, blocks=3, verify=False)
+    closing.join()
+    assert_same(result, plain_map(double, DATA, 3), 1e-11)
+    assert [task.failures for task in result.report.tasks[3:]] == 5 * [
+        ("WorkerLost: CountingThreads was shut down or cancelled the task before it began",)
+    ]
+
+
+def begins_and_waits(folder: Path, gate: Path, block: Any) -> Any:
+    (folder / f"{block[0, 0]}.begun").touch()
+    return always_waits(gate, block)
+
+
+class Counting:
+    """A pool that knows how many tasks it was given."""
+
+    given = 0
+
+    def submit(self, *call: Any, **named: Any) -> Any:
+        future = super().submit(*call, **named)
+        self.given += 1
+        return future
+
+
+class CountingThreads(Counting, ThreadPoolExecutor): ...
+
+
+class CountingProcesses(Counting, ProcessPoolExecutor): ...
+
+
+def shut_down(pool: Any, folder: Path, gate: Path, begun: int = 2) -> None:
+    """Once all tasks are there and so many have begun; these may end then."""
+    while pool.given < N or len(list(folder.glob("*.begun"))) < begun:
+        time.sleep(0.01)
+    pool.shutdown(wait=False, cancel_futures=True)
+    gate.touch()
+
+
+def test_a_dask_client_that_is_closed_ends_the_map(tmp_path: Path, gate: Path) -> None:
+    import distributed
+
+    sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": True, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
+        client = cluster.get_client()
+        closing = threading.Thread(target=close, args=(client, tmp_path, gate))
+        closing.start()
+        with pytest.raises(NotDecodableError, match=r"0 of 6 needed results arrived and no more can.*closed"):
+            coded(partial(begins_and_waits, tmp_path, gate), client.get_executor())
+        gate.touch()
+        closing.join()
+
+
+def close(client: Any, folder: Path, gate: Path) -> None:
+    while len(list(folder.glob("*.begun"))) < 2:
+        time.sleep(0.01)
+    client.close()
+
+
+def fails_to_begin() -> None:
+    raise ValueError("no licence")
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
+    pool: Executor = ThreadPoolExecutor(2, initializer=fails_to_begin)
+    if kind == "processes":
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, mp_context=context, initializer=fails_to_begin)
+    with pool, pytest.raises((NotDecodableError, ExecutorError), match="initializer"):
+        coded(double, pool, blocks=2, workers=3)
+
+
+class Refusing(ThreadPoolExecutor):
+    """Takes so many tasks, and no more."""
+
+    left = 4
+
+    def submit(self, *call: Any, **named: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("quota exceeded")
+        return super().submit(*call, **named)
+
+
+def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
+    with Refusing(4) as pool, pytest.raises(NotDecodableError, match=r"4 tasks: WorkerLost.*quota exceeded"):
+        coded(double, pool)
+
+
+def test_an_executor_knows_that_nothing_more_will_come(tmp_path: Path, gate: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        executor = FuturesExecutor(pool)
+        executor.start(
+            partial(waits_at, gate, corners_of(1)), CodedBlocks(*plan_code(DATA, Choice(K, N))), {}
+        )
+        while len(executor.began()) > 1:
+            executor.wait(1.0)
+        assert not executor.is_exhausted()
+        gate.touch()
+        while not executor.is_exhausted():
+            executor.wait(1.0)
+        executor.retry([1])
+        assert not executor.is_exhausted()
+        executor.stop()
 
 
 def test_a_function_that_does_not_travel_is_refused(processes: Executor) -> None:

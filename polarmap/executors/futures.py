@@ -38,7 +38,8 @@ class FuturesExecutor:
     folder, an abandoned task runs to its end and then ends unheard.
 
     When a process of a ProcessPoolExecutor dies, Python fails all its tasks: they go on in processes of
-    ours, as many and started alike, and only the task that kills its process again is lost.
+    ours, as many and started alike, and only the task that kills its process again is lost. Tasks that
+    a pool cancels, because it is shut down by somebody else, are lost, too.
     """
 
     def __init__(self, pool: Any) -> None:
@@ -101,6 +102,10 @@ class FuturesExecutor:
             outcomes += [outcome for one in ended if (outcome := self._outcome(*one)) is not None]
             if outcomes or not look or time.monotonic() >= deadline:
                 return outcomes
+
+    def is_exhausted(self) -> bool:
+        """Whether no outcome can come any more unless something is started."""
+        return not self._pending and self._ended.empty()
 
     def _drained(self, timeout: float) -> list[tuple[int, int, Future[Any] | Reply]]:
         ended = []
@@ -184,14 +189,21 @@ class FuturesExecutor:
         if self._pending.get(task) is future:
             del self._pending[task]
         if future.cancelled():
-            return None
+            return lost(task, attempt, f"{self.name} was shut down or cancelled the task before it began")
         error = future.exception()
         if isinstance(error, BrokenProcessPool) and self._moves(task, attempt):
             return None
         if error is not None:
-            return lost(task, attempt, f"{type(error).__name__}: {error}")
+            return lost(task, attempt, f"{type(error).__name__}: {error}{self._hint(error)}")
         plain = future.result()
         return None if plain is None else outcome_of(Reply.parse(plain))
+
+    def _hint(self, error: BaseException) -> str:
+        """Python does not say which of its causes a broken process pool has."""
+        may_be = (
+            isinstance(error, BrokenProcessPool) and getattr(self._pool, "_initializer", None) is not None
+        )
+        return " (or the initializer of the pool raised: see standard error)" * may_be
 
     def _moves(self, task: int, attempt: int) -> bool:
         """Whether an attempt that a broken pool failed goes on in a process of ours."""

@@ -12,6 +12,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 
@@ -26,6 +27,7 @@ class SpareProcesses:
         self._lock = threading.Lock()
         self._free: list[ProcessPoolExecutor] = []
         self._all: list[ProcessPoolExecutor] = []
+        self._broken: list[ProcessPoolExecutor] = []
         self._waiting: deque[tuple[Future[Any], Callable[..., Any], tuple[Any, ...]]] = deque()
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
@@ -40,7 +42,8 @@ class SpareProcesses:
         """Kill them; what waits is cancelled."""
         with self._lock:
             waiting, self._waiting = self._waiting, deque()
-            pools, self._all, self._free, self._count = self._all, [], [], 0
+            pools = self._all + self._broken
+            self._all, self._free, self._broken, self._count = [], [], [], 0
         for future, _, _ in waiting:
             future.cancel()
         for pool in pools:
@@ -89,10 +92,14 @@ class SpareProcesses:
         inner.add_done_callback(pass_on)
 
     def _done(self, pool: ProcessPoolExecutor, error: BaseException | None) -> None:
-        """A process is free again, or gone."""
+        """A process is free again, or gone.
+
+        A pool that breaks says so while it holds its own lock: nothing may be asked of it here.
+        """
         with self._lock:
             if pool in self._all:
-                (self._all.remove if error is not None else self._free.append)(pool)
-        if error is not None:
-            pool.shutdown(wait=False, cancel_futures=True)
+                is_gone = isinstance(error, BrokenProcessPool)
+                if is_gone:
+                    self._all.remove(pool)
+                (self._broken if is_gone else self._free).append(pool)
         self._next()

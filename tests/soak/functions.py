@@ -18,7 +18,7 @@ class Function:
 
     kind : "linear" (or affine), "quadratic", "other", or "rounded": linear up to one in the last digit.
     rows : "each": acts on each row by itself; "as many": gives a row for each, but not from it alone;
-        "other".
+        "some": a container of which one part acts on each row; "other".
     gain : the largest number it passes through on the way, in largest numbers of the block.
     """
 
@@ -66,12 +66,12 @@ def _linear(draw: Draw, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Functio
         lambda: Function("cumulative over rows", cumulative, rows="as many", gain=rows),
         lambda: Function("rows upside down", flipped, rows="as many"),
         lambda: Function("every other row", every_other),
-        lambda: Function("transpose", transposed),
+        lambda: Function("transpose", transposed, rows="each" if flat else "other"),
         lambda: Function("one row", first_row),
-        lambda: Function("flat", np.ravel, rows="each" if flat else "other"),
+        lambda: Function("flat", np.ravel, rows="each" if size == rows else "other"),
         lambda: Function("constant", constant, gain=3),
-        lambda: Function("nested", nested, gain=size),
-        lambda: Function("pair of arrays", pair, gain=2),
+        lambda: Function("nested", nested, rows="some", gain=size),
+        lambda: Function("pair of arrays", pair, rows="some", gain=2),
     ]
     if dtype.kind == "f" and dtype.itemsize > 2:
         options.append(
