@@ -148,6 +148,8 @@ class MapCase:
         wide = [one for one in self.dtypes if one.kind in "iu" and one.itemsize == 8]
         into = any(np.asarray(leaf).dtype.kind not in "iu" for one in expected[:1] for leaf in leaves(one))
         largest = max(oracle.largest(leaf) for block in self.blocks for leaf in leaves(block))
+        if into and any(one.kind == "u" for one in wide):
+            return True
         return bool(wide) and into and largest * float(self.code.growth) >= 2.0**62
 
     @property
