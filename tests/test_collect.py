@@ -577,7 +577,7 @@ def test_nan_that_would_have_to_be_decoded_is_an_error(verify: Any) -> None:
     data = DATA.copy()
     data[4, 2] = math.nan
     faults = {0: Fault("kill", attempts=9)}
-    with pytest.raises(NotDecodableError, match=r"NaN or inf.*not all data tasks reported: 11 of 8"):
+    with pytest.raises(NotDecodableError, match=r"NaN or inf.*not all data tasks reported: 7 of 8"):
         coded(np.copy, data, executor=faulty(faults), verify=verify)
 
 

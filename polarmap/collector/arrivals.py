@@ -104,14 +104,14 @@ class Arrivals:
     def _overrules(self, group: dict[int, Outcome]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
 
-        But where only their dtypes differ, those of parity blocks alone overrule none of data blocks:
-        f of wider integers may be of another kind.
+        Where they are as many, or only their dtypes differ, those of parity blocks alone overrule none of
+        data blocks: f of wider integers may be of another kind.
         """
         one, other = next(iter(group.values())), self._any_received
-        if one.structure == other.structure and _shapes(one) == _shapes(other):
-            has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.received))
-            if has_data != had_data:
-                return has_data
+        has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.received))
+        are_alike = one.structure == other.structure and _shapes(one) == _shapes(other)
+        if has_data != had_data and (are_alike or len(group) == len(self.received)):
+            return has_data
         return len(group) > len(self.received)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
@@ -320,7 +320,8 @@ class Arrivals:
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             check_dtype(dtype, "the result of f")
-        exact = self._code.kernel == "arikan" and any(is_exact(dtype) for dtype in dtypes)
+        whole = any(is_exact(dtype) for dtype in self._coded.blocks.dtypes or dtypes)  # else f rounds
+        exact = self._code.kernel == "arikan" and whole and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))

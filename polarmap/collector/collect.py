@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from math import inf
 from typing import Any, cast
 
 import numpy.typing as npt
@@ -105,6 +106,16 @@ class Collector:
         if word.settlement.not_finite or not word.arrivals.all_finite():
             raise NotDecodableError(self._shortfall.too_few(not_finite=True)) from self._shortfall.first_cause
         found = estimate(word.arrivals, cast(PolarCode, self._code))
+        if word.verifier.contradicts():
+            missing = word.decoder.missing.tolist()
+            errors = [inf if index in missing else error for index, error in enumerate(found.errors)]
+            found = found._replace(errors=tuple(errors))
+            warnings.warn(
+                f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, or a "
+                "worker returned garbage, so what is decoded or estimated may be far off",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         word.settlement.results, word.how = found.results, "no"
         word.arrivals.needed = word.arrivals.needed or word.arrivals.count
         return self._collected(found.errors)

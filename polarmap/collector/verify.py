@@ -98,6 +98,11 @@ class Verifier:
             return False, None, -1
         self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
 
+    def contradicts(self) -> bool:
+        """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
+        decoder = self._arrivals.decoder
+        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._misfits()[0]
+
     def unchecked(self) -> list[int]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
 

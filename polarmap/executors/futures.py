@@ -128,10 +128,6 @@ class FuturesExecutor:
                 outcomes.append(outcome_of(reply)._replace(over=False))
         return outcomes
 
-    def is_exhausted(self) -> bool:
-        """Whether no future is under way and none that ended waits to be told of."""
-        return not self._pending and self._ended.empty()
-
     def retry(self, tasks: Sequence[int]) -> None:
         """Submit them again."""
         for task in tasks:

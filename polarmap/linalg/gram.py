@@ -117,6 +117,7 @@ def _checked_weights(weights: Any, rows: int) -> Array:
 
 def _products(w: Array | None, dtype: DType) -> Callable[[tuple[Array, Array]], Array]:
     """A_i^H diag(w) A_j from the transposes of A_i and A_j, on a worker."""
+    dtype = dtype.newbyteorder("=")
     if w is None:
         return lambda pair: np.matmul(pair[0].conj(), pair[1].T, dtype=dtype, casting="unsafe")
 

@@ -126,6 +126,7 @@ def times(operand: Array, dtype: DType) -> Callable[[Array], Array]:
     modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
     before it wrapped, which `check_no_wrap` has made sure int64 can hold.
     """
+    dtype = dtype.newbyteorder("=")  # numpy knows no other for a product
     if is_exact(dtype):
         return lambda block: np.matmul(block, operand, dtype=dtype, casting="unsafe")
 

@@ -173,7 +173,8 @@ def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
 
 def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:
     """A_i B_j from A_i and the transpose of B_j, on a worker."""
-    return lambda pair: np.matmul(pair[0], pair[1].T, dtype=dtype, casting="unsafe")
+    native = dtype.newbyteorder("=")
+    return lambda pair: np.matmul(pair[0], pair[1].T, dtype=native, casting="unsafe")
 
 
 def assemble(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:

@@ -50,6 +50,11 @@ class Faults:
         return {task for task, kind in self.struck.items() if kind in gone}
 
     @property
+    def misleading(self) -> set[int]:
+        """Workers that report something else than f gives."""
+        return {task for task, kind in self.struck.items() if kind in DECEIVING | {"shape"}}
+
+    @property
     def deceiving(self) -> set[int]:
         return {task for task, kind in self.struck.items() if kind in DECEIVING}
 

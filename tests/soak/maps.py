@@ -275,6 +275,8 @@ class Judge:
         """Whether the report says that these workers, or any, were not checked."""
         if self.case.options.get("verify") is False and not (self.case.f_fits and self.case.is_rowwise):
             return True
+        if self.report.verified in ("no", "earlier") and not self.case.f_fits:
+            return True  # a deadline, or f was linear for the numbers before
         if self.report.verified in ("no", "earlier") and set(self.case.faults.struck.values()) & MISLEADING:
             return True
         if not self.case.faults.deceiving:

@@ -54,8 +54,11 @@ class SumCase:
     def run(self, pools: Pools) -> str:
         verified.forget()
         executor = pools.executor(self.executor, self.faults, self.seed)
-        with np.errstate(all="ignore"):
-            expected = [self.f.call(part) for part in self.parts]
+        try:
+            with np.errstate(all="ignore"):
+                expected = [self.f.call(part) for part in self.parts]
+        except Exception:
+            return "f raises"
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
@@ -73,7 +76,9 @@ class SumCase:
         result = polarmap.hedged_map(self.f.call, self.data, executor=executor, **self.options)
         for index, (one, wanted) in enumerate(zip(result, expected, strict=True)):
             if self.faults.struck.get(index) not in ("shape", "nan", "lie", "garbage"):
-                oracle.check_equal(one, wanted, f"result {index}")
+                kinds = [np.asarray(leaf) for leaf in leaves(wanted)]  # BLAS adds up as the data lies
+                allowed = [64 * oracle.epsilon(leaf.dtype) * oracle.largest(leaf) for leaf in kinds]
+                oracle.check_close(one, wanted, allowed, f"result {index}")
         return "right"
 
     def _summed(self, executor: Any, expected: list[Any]) -> str:
