@@ -111,8 +111,8 @@ class Collector:
             errors = [inf if index in missing else error for index, error in enumerate(found.errors)]
             found = found._replace(errors=tuple(errors))
             warnings.warn(
-                f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, or a "
-                "worker returned garbage, so what is decoded or estimated may be far off",
+                f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
+                "or a worker returned garbage, so what is decoded or estimated may be far off",
                 RuntimeWarning,
                 stacklevel=2,
             )

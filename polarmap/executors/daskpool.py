@@ -21,11 +21,24 @@ class DaskPool:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
+        self._unfinished: set[Future[Any]] = set()
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether somebody has shut down the executor or closed its client."""
+        return bool(self._pool._shutdown) or self._pool._client.status not in ("running", "connecting")
+
+    def fail_if_closed(self) -> None:
+        """A client that is closed says nothing more of the calls it had taken."""
+        if self.is_closed:
+            for future in list(self._unfinished):
+                with contextlib.suppress(InvalidStateError):
+                    future.set_exception(RuntimeError("the Dask client was closed"))
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """The future of a call; cancelled, it cancels Dask's."""
-        if self._pool._shutdown:
-            raise RuntimeError("it was shut down")
+        if self.is_closed:
+            raise RuntimeError("its client was closed, or it was shut down")
         client = self._pool._client
         theirs, ours = client.submit(call, *arguments, **self._pool._kwargs), Future[Any]()
 
@@ -44,6 +57,8 @@ class DaskPool:
                 with contextlib.suppress(InvalidStateError):
                     ours.set_result(result)
 
+        self._unfinished.add(ours)
+        ours.add_done_callback(self._unfinished.discard)
         ours.add_done_callback(cancel)
         client.loop.add_callback(pass_on)
         return ours

@@ -97,6 +97,8 @@ class FuturesExecutor:
         deadline = time.monotonic() + timeout
         while True:
             look = self.subtasks > 1 and self._folder is not None
+            if isinstance(self._pool, DaskPool):
+                self._pool.fail_if_closed()
             ended = self._drained(min(timeout, LOOK_SECONDS) if look else timeout)
             outcomes = self._handed_in() if look else []  # before the ends of their tasks
             outcomes += [outcome for one in ended if (outcome := self._outcome(*one)) is not None]
