@@ -125,7 +125,7 @@ def test_what_somebody_else_cancels_is_lost_and_a_pool_that_was_shut_down_is_sai
         coded_map(f, DATA, blocks=2, workers=3, executor=cluster, timeout=PATIENCE, retries=0)
     canceller.join()
     cluster.shutdown()
-    with pytest.raises(ExecutorError, match="ClientExecutor accepts no tasks: its client was closed, or it was shut down"):
+    with pytest.raises(ExecutorError, match="accepts no tasks: its client was closed, or it was shut down"):
         coded_map(f, DATA, executor=cluster)
 
 

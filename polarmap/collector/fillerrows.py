@@ -60,44 +60,40 @@ class FillerRows:
         """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
 
         `first`: the result of the first data block, where it is here. Warns where f has seen zeros
-        that show in a result.
+        that may show in a result.
         """
         if self._blocks is None:
             return ()
-        rows = self._blocks.rows
-        are = [shape[:1] == (rows,) and self._is_row_per_row(leaf) for leaf, shape in enumerate(shapes)]
-        apart = all(are) and (self._all_are or self._known is not None or self._are_apart(words, first))
-        if self._run is not None and self._run.leaves is not None and apart == all(are):
-            verified.note(self._f, ROW_PER_ROW, self._blocks.dtypes, tuple(are))
-        if not apart:
+        are = tuple(
+            shape[:1] == (self._blocks.rows,)
+            and self._is_row_by_row(words, leaf, None if first is None else first[leaf])
+            for leaf, shape in enumerate(shapes)
+        )
+        if self._run is not None and self._run.leaves is not None:
+            verified.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
+        if not all(are):
             self._warn(self._blocks)
-        return tuple(are)
+        return are
 
-    def _is_row_per_row(self, leaf: int) -> bool:
+    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, whole: Array | None) -> bool:
+        """Whether a leaf has one row for each row, which has not seen the others."""
         if self._all_are:
             return True
         if self._known is not None:
             return leaf < len(self._known) and self._known[leaf]
         leaves = self._run.leaves if self._run is not None else None
-        return leaves is not None and leaf < len(leaves) and leaves[leaf].shape[:1] == (self._count,)
-
-    def _are_apart(self, words: Sequence[Codeword], first: Sequence[Array] | None) -> bool:
-        """Whether f of some rows is those rows of f of the block: then no row has seen another."""
-        if first is None or self._run is None or self._run.leaves is None or self._coded.source is not None:
+        if leaves is None or leaf >= len(leaves) or leaves[leaf].shape[:1] != (self._count,):
+            return False
+        if whole is None or self._coded.source is not None:  # nothing to compare with
             return True
-        amplification = max(word.decoder.amplification for word in words)
-        precision = words[0].arrivals.precision
-        return all(
-            leaf_agrees(
-                some,
-                whole[: len(some)],
-                precision(whole.dtype),
-                self._rtol,
-                amplification,
-                float(np.abs(whole).max(initial=0)),
-                0.0,
-            )
-            for some, whole in zip(self._run.leaves, first)
+        return leaf_agrees(
+            leaves[leaf],
+            whole[: self._count],
+            words[0].arrivals.precision(whole.dtype),
+            self._rtol,
+            max(word.decoder.amplification for word in words),
+            float(np.abs(whole).max(initial=0)),
+            0.0,
         )
 
     @property
