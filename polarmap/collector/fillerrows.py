@@ -41,6 +41,7 @@ class FillerRows:
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
+        self._block = 0  # of whose rows f is evaluated
         self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
         if self._blocks is not None and not self._all_are:
             self._known = verified.recall(f, ROW_PER_ROW, self._blocks.dtypes)
@@ -56,17 +57,22 @@ class FillerRows:
         waited = self._watch.elapsed - self._settled_at
         return not self._run.is_running or waited > words[0].settlement.surplus_wait
 
-    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape], first: Sequence[Array] | None) -> Any:
+    def found(
+        self,
+        words: Sequence[Codeword],
+        shapes: Sequence[Shape],
+        results: Sequence[Sequence[Array]] | None,
+    ) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
 
-        `first`: the result of the first data block, where it is here. Warns where f has seen zeros
-        that may show in a result.
+        `results`: of the data blocks, where they are here. Warns where f has seen zeros that may show
+        in a result.
         """
         if self._blocks is None:
             return ()
         are = tuple(
             shape[:1] == (self._blocks.rows,)
-            and self._is_row_by_row(words, leaf, None if first is None else first[leaf])
+            and self._is_row_by_row(words, leaf, None if results is None else results[self._block][leaf])
             for leaf, shape in enumerate(shapes)
         )
         if self._run is not None and self._run.leaves is not None:
@@ -103,9 +109,14 @@ class FillerRows:
         return min(2, self._blocks.rows - 1)
 
     def _first_rows(self) -> Any:
-        """Rows of the first data block; zeros in the place of rows that would have to be fetched."""
+        """Rows of a data block that others may show in; zeros in the place of rows to be fetched."""
         if self._coded.source is None:
-            leaves = [leaf[: self._count].copy() for leaf in self._coded.blocks.leaves(0)]
+            blocks = self._coded.blocks
+            telling = (
+                i for i in range(blocks.k) if any(leaf[self._count :].any() for leaf in blocks.leaves(i))
+            )
+            self._block = next(telling, 0)
+            leaves = [leaf[: self._count].copy() for leaf in blocks.leaves(self._block)]
         else:
             layout = self._coded.layout(0)
             leaves = [np.zeros((self._count, *shape[1:]), name) for name, shape in layout]
