@@ -23,6 +23,13 @@ from soak.maps import is_finite, rank_mod_2
 from soak.oracle import SLACK, Finding
 
 NAME = "soaked"
+RTOL = {
+    "e": 0.1,
+    "f": 1e-4,
+    "d": 1e-10,
+    "F": 1e-4,
+    "D": 1e-10,
+}  # that reading asks for no more blocks to reach
 KINDS = ["missing", "truncated", "corrupt"]
 
 

@@ -126,7 +126,7 @@ class MapCase:
         bad = [one for one in expected for leaf in leaves(one) if not is_finite(leaf)]
         if bad or not all(is_finite(leaf) for block in self.blocks for leaf in leaves(block)):
             reasons["NaN"] = (*short, "NotLinearError", "CodeError")
-        if self.faults.deceiving:
+        if self.faults.deceiving or self.faults.outvotes(self.code.needed):
             reasons["garbage"] = (*short, "NotLinearError")
         if self._wraps_into_floats(expected):
             reasons["64-bit integers whose parity wraps into floats"] = ("CodeError", "NotLinearError")
@@ -257,7 +257,10 @@ class Judge:
 
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
-        if self.report.verified in ("not needed", "no", "earlier"):
+        if (
+            self.report.verified in ("not needed", "no", "earlier")
+            or self.case.options.get("subtasks", 1) > 1
+        ):
             return True
         return index not in self.report.recovered and self.case.code.kernel != "rotation"
 
@@ -271,11 +274,16 @@ class Judge:
     @property
     def _is_trusted(self) -> bool:
         """Whether the report says that these workers, or any, were not checked."""
-        if self.case.options.get("verify") is False and not (self.case.f_fits and self.case.is_rowwise):
+        case, unverified = self.case, self.report.verified in ("no", "earlier")
+        if unverified and not case.f_fits and (not case.is_warm or case.options.get("deadline")):
             return True
-        if self.report.verified in ("no", "earlier") and set(self.case.faults.struck.values()) & MISLEADING:
+        if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
             return True
-        if not self.case.faults.deceiving:
+        if unverified and set(case.faults.struck.values()) & MISLEADING:
+            return True
+        if case.faults.outvotes(case.code.needed) or (case.code.k == 1 and len(case.faults.deceiving) > 1):
+            return True  # as many say the same as it takes
+        if not case.faults.deceiving:
             return False
         return bool(self.case.faults.deceiving & set(self.report.unchecked)) or bool(self.report.estimated)
 

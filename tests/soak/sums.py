@@ -54,8 +54,11 @@ class SumCase:
     def run(self, pools: Pools) -> str:
         verified.forget()
         executor = pools.executor(self.executor, self.faults, self.seed)
-        with np.errstate(all="ignore"):
-            expected = [self.f.call(part) for part in self.parts]
+        try:
+            with np.errstate(all="ignore"):
+                expected = [self.f.call(part) for part in self.parts]
+        except ValueError:
+            return "f raises"
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             try:
@@ -73,8 +76,15 @@ class SumCase:
         result = polarmap.hedged_map(self.f.call, self.data, executor=executor, **self.options)
         for index, (one, wanted) in enumerate(zip(result, expected, strict=True)):
             if self.faults.struck.get(index) not in ("shape", "nan", "lie", "garbage"):
-                oracle.check_equal(one, wanted, f"result {index}")
+                self._check(one, wanted, f"result {index}")
         return "right"
+
+    def _check(self, found: Any, wanted: Any, what: str) -> None:
+        """BLAS adds up in an order that depends on where a part lies."""
+        largest = max(map(oracle.largest, leaves(wanted)), default=0.0)
+        sizes = [oracle.epsilon(np.asarray(leaf).dtype) * largest for leaf in leaves(wanted)]
+        is_product = "@" in self.f.name or self.f.name == "x' x"
+        oracle.check_close(found, wanted, [100 * size * is_product for size in sizes], what)
 
     def _summed(self, executor: Any, expected: list[Any]) -> str:
         found = polarmap.coded_sum(self.f.call, self.data, executor=executor, **self.options)
@@ -83,6 +93,8 @@ class SumCase:
             try:
                 _check_sum(np.asarray(number), list(place), report.amplification, report.error_bound)
             except Finding:
+                if self.faults.outvotes(1):
+                    return "wrong, and trusted to be right"
                 if self.faults.deceiving and (
                     report.verified == "no" or report.unchecked or report.residual is not None
                 ):
@@ -93,7 +105,7 @@ class SumCase:
     def _judge_error(self, error: PolarmapError, expected: list[Any]) -> str:
         name, lost = type(error).__name__, self.faults.lost(int(self.options.get("retries", 1)))
         late = name in ("NotDecodableError", "CodedTimeoutError")
-        if self.faults.deceiving and late:
+        if (self.faults.deceiving or self.faults.outvotes(1)) and late:
             return f"{name}: garbage"
         if late and len(lost) > (self.tolerate or 0):
             return f"{name}: too many lost"
@@ -128,7 +140,7 @@ def _drawn(seed: int, executor: str, draw: Draw, count: int, options: dict[str, 
     if draw.chance(0.4):
         data, _ = draw.laid_out(draw.values((count + draw.number(0, 9), *inner), dtype))
         edges = [len(data) * turn // count for turn in range(count + 1)]
-        parts = [data[low:high] for low, high in pairwise(edges)]
+        parts = [np.array(data[low:high], order="C") for low, high in pairwise(edges)]
         return SumCase(seed, executor, draw.pick(OF_ANY_ROWS), data, parts, options, faults)
     parts = [draw.values((2, *inner), dtype) for _ in range(count)]
     f = draw_function(draw, parts[0].shape, dtype)
