@@ -257,10 +257,8 @@ class Judge:
 
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
-        if (
-            self.report.verified in ("not needed", "no", "earlier")
-            or self.case.options.get("subtasks", 1) > 1
-        ):
+        is_cut = self.case.options.get("subtasks", 1) > 1
+        if is_cut or self.report.verified in ("not needed", "no", "earlier"):
             return True
         return index not in self.report.recovered and self.case.code.kernel != "rotation"
 
@@ -275,8 +273,8 @@ class Judge:
     def _is_trusted(self) -> bool:
         """Whether the report says that these workers, or any, were not checked."""
         case, unverified = self.case, self.report.verified in ("no", "earlier")
-        if unverified and not case.f_fits and (not case.is_warm or case.options.get("deadline")):
-            return True
+        if not case.f_fits and (unverified or case.is_warm):
+            return True  # also one that has passed before, by chance: a lost block alone is in no check
         if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
             return True
         if unverified and set(case.faults.struck.values()) & MISLEADING:
@@ -285,7 +283,9 @@ class Judge:
             return True  # as many say the same as it takes
         if not case.faults.deceiving:
             return False
-        return bool(self.case.faults.deceiving & set(self.report.unchecked)) or bool(self.report.estimated)
+        if np.dtype(np.float16) in case.dtypes or self.report.estimated:
+            return True  # a tenth is not found out
+        return bool(case.faults.deceiving & set(self.report.unchecked))
 
     def _bounds(self) -> list[float]:
         """How far each leaf may be off: the bound that is reported, and the rounding of large numbers."""
