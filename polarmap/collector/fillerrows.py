@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.dtypes import is_exact
 from polarmap.collector import verified
 from polarmap.collector.codeword import Codeword
 from polarmap.collector.localrun import LocalRun
@@ -90,7 +91,8 @@ class FillerRows:
         leaves = self._run.leaves if self._run is not None else None
         if leaves is None or leaf >= len(leaves) or leaves[leaf].shape[:1] != (self._count,):
             return False
-        if whole is None or self._coded.source is not None:  # nothing to compare with
+        is_rounded = is_exact(leaves[leaf].dtype) and words[0].decoder.plan.rounds
+        if whole is None or self._coded.source is not None or is_rounded:  # nothing to compare with
             return True
         return leaf_agrees(
             leaves[leaf],

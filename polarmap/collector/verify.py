@@ -126,9 +126,13 @@ class Verifier:
         return unseen
 
     @property
-    def is_covered(self) -> bool:
-        """Whether a check involves every result that decoded blocks are made of."""
-        return not self._unseen().any()
+    def is_telling(self) -> bool:
+        """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
+
+        Where no worker gets a data block, equations hold of any f that is linear far away from the data.
+        """
+        of_data = len(self._coded.code.systematic) > 0 or bool(self.evaluated)
+        return of_data and not self._unseen().any()
 
     def error_bound(self, results: Sequence[list[Array]]) -> float:
         """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
@@ -224,9 +228,19 @@ class Verifier:
         return not self._measure(plan, rows)[0]
 
     def note_passed(self) -> None:
-        """Remember f for later maps of such data in this process."""
-        if not self.is_known:
+        """Remember f for later maps of such data in this process, unless equal results are all it gave."""
+        if not self.is_known and self._differ():
             verified.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
+
+    def _differ(self) -> bool:
+        """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
+        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+            first, *others = self._arrivals.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else checks.tolerance(self._arrivals.precision(dtype))
+            with np.errstate(invalid="ignore", over="ignore"):
+                if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
+                    return True
+        return False
 
     @property
     def _plan(self) -> DecodingPlan:
@@ -235,7 +249,7 @@ class Verifier:
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
-        return self._local is not None and self._local.index in self.evaluated and not self.is_covered
+        return self._local is not None and self._local.index in self.evaluated and not self.is_telling
 
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
