@@ -196,7 +196,7 @@ class Collector:
         if failed:
             self._fail_if_hopeless(failed)
         idle = self._watch.elapsed - self._news_at > STALL_SECONDS
-        stuck = [word for word in pending if not word.could_finish()]
+        stuck = [word for word in pending if failed and not word.could_finish()]
         tasks = self._words[0].arrivals.tasks
         again = [index for index in failed if tasks[index].attempts <= self._settings.retries]
         nothing = self._nothing_can_come()
@@ -207,7 +207,7 @@ class Collector:
             self._executor.retry(again)
             return
         for word in pending:
-            if nothing or (failed and word in stuck) or word.settlement.is_accuracy_hopeless():
+            if nothing or word in stuck or word.settlement.is_accuracy_hopeless():
                 self._make_do(word, nothing)
 
     def _nothing_can_come(self) -> bool:
