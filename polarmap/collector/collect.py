@@ -161,16 +161,16 @@ class Collector:
         results = self._results()
         kept = {index: one.kept for index, one in arrivals.received.items() if one.kept is not None}
         if kept:  # what is here is a sample
-            shapes, here = [shape for _, shape in kept[min(kept)].layout], None
+            shapes = [shape for _, shape in kept[min(kept)].layout]
         else:
-            shapes, here = [leaf.shape for leaf in results[0]], results
+            shapes = [leaf.shape for leaf in results[0]]
         return Collected(
             results=results,
             structure=arrivals.structure,
             words=self._words,
             kept=kept,
             seconds=self._watch.elapsed,
-            rows=self._filler.found(self._words, shapes, here),
+            rows=self._filler.found(self._words, shapes),
             errors=errors,
         )
 

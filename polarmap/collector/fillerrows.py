@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.dtypes import is_exact
 from polarmap.collector import verified
 from polarmap.collector.codeword import Codeword
 from polarmap.collector.localrun import LocalRun
@@ -33,7 +32,7 @@ class FillerRows:
     """Which leaves of the results have one row for each row of a block.
 
     A result may have as many rows as a block by chance. So f is evaluated on the driver, beside the
-    map, on the first two rows of a block; once for all maps of the same function.
+    map, on two rows of a block and on four; once for all maps of the same function.
     """
 
     def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
@@ -42,12 +41,11 @@ class FillerRows:
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
-        self._block = 0  # of whose rows f is evaluated
         self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
         if self._blocks is not None and not self._all_are:
             self._known = verified.recall(f, ROW_PER_ROW, self._blocks.dtypes)
             if self._known is None:
-                self._run = LocalRun(f, self._first_rows, 0)
+                self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
     def is_over(self, words: Sequence[Codeword]) -> bool:
         """Whether it is known, or takes longer than a task usually does."""
@@ -58,22 +56,15 @@ class FillerRows:
         waited = self._watch.elapsed - self._settled_at
         return not self._run.is_running or waited > words[0].settlement.surplus_wait
 
-    def found(
-        self,
-        words: Sequence[Codeword],
-        shapes: Sequence[Shape],
-        results: Sequence[Sequence[Array]] | None,
-    ) -> tuple[bool, ...]:
+    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
 
-        `results`: of the data blocks, where they are here. Warns where f has seen zeros that may show
-        in a result.
+        Warns where f has seen zeros that may show in a result.
         """
         if self._blocks is None:
             return ()
         are = tuple(
-            shape[:1] == (self._blocks.rows,)
-            and self._is_row_by_row(words, leaf, None if results is None else results[self._block][leaf])
+            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
             for leaf, shape in enumerate(shapes)
         )
         if self._run is not None and self._run.leaves is not None:
@@ -82,47 +73,42 @@ class FillerRows:
             self._warn(self._blocks)
         return are
 
-    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, whole: Array | None) -> bool:
-        """Whether a leaf has one row for each row, which has not seen the others."""
+    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, count: int) -> bool:
+        """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""
         if self._all_are:
             return True
         if self._known is not None:
             return leaf < len(self._known) and self._known[leaf]
         leaves = self._run.leaves if self._run is not None else None
-        if leaves is None or leaf >= len(leaves) or leaves[leaf].shape[:1] != (self._count,):
+        if leaves is None or len(leaves) != 2 * count:
             return False
-        is_rounded = is_exact(leaves[leaf].dtype) and words[0].decoder.plan.rounds
-        if whole is None or self._coded.source is not None or is_rounded:  # nothing to compare with
-            return True
-        return leaf_agrees(
-            leaves[leaf],
-            whole[: self._count],
-            words[0].arrivals.precision(whole.dtype),
-            self._rtol,
-            max(word.decoder.amplification for word in words),
-            float(np.abs(whole).max(initial=0)),
-            0.0,
-        )
+        few, more = leaves[leaf], leaves[leaf + count]
+        if (few.shape[:1], more.shape[:1]) != ((self._counts[0],), (self._counts[1],)):
+            return False
+        largest = float(np.abs(more).max(initial=0)) if more.dtype.kind in "iufc" else 0.0
+        precision = words[0].arrivals.precision(few.dtype)
+        return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
 
     @property
-    def _count(self) -> int:
-        """Rows that f is evaluated on: fewer than a block has, and not one, which numpy may squeeze."""
+    def _counts(self) -> tuple[int, int]:
+        """Rows that f is evaluated on, no more than a block has: not one, which numpy may squeeze."""
         assert self._blocks is not None and self._blocks.rows is not None
-        return min(2, self._blocks.rows - 1)
+        few = min(2, self._blocks.rows - 1)
+        return few, min(few + 2, self._blocks.rows)
 
-    def _first_rows(self) -> Any:
-        """Rows of a data block that others may show in; zeros in the place of rows to be fetched."""
+    def _some_rows(self) -> tuple[Any, Any]:
+        """A few rows of a data block and some more, which would show; made up where they lie in storage."""
+        few, more = self._counts
         if self._coded.source is None:
             blocks = self._coded.blocks
-            telling = (
-                i for i in range(blocks.k) if any(leaf[self._count :].any() for leaf in blocks.leaves(i))
-            )
-            self._block = next(telling, 0)
-            leaves = [leaf[: self._count].copy() for leaf in blocks.leaves(self._block)]
+            others = ((i, leaf[few:more]) for i in range(blocks.k) for leaf in blocks.leaves(i))
+            block = next((i for i, rest in others if rest.any()), 0)
+            leaves = [leaf[:more].copy() for leaf in blocks.leaves(block)]
         else:
-            layout = self._coded.layout(0)
-            leaves = [np.zeros((self._count, *shape[1:]), name) for name, shape in layout]
-        return unflatten(self._coded.structure, leaves)
+            shapes = [(name, (more, *shape[1:])) for name, shape in self._coded.layout(0)]
+            leaves = [np.resize(np.arange(1, 8), shape).astype(name) for name, shape in shapes]
+        structure = self._coded.structure
+        return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
 
     def _warn(self, blocks: Blocks) -> None:
         assert blocks.rows is not None

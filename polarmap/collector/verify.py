@@ -151,23 +151,25 @@ class Verifier:
             unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
             largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
             if largest:  # parity results may be larger than those that are wanted
-                bound = max(bound, unseen * self._largest(leaf) / largest + self._rounding(leaf, dtype))
+                halves = self._halves / largest if is_exact(dtype) else 0.0
+                rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)
+                bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
         return bound
 
-    def _rounding(self, leaf: int, dtype: DType) -> float:
-        """What rounding of the results becomes by decoding them, in the same unit.
-
-        Integers that f made of floats are rounded to one: half of it, through every coefficient.
-        """
+    def _rounding(self, dtype: DType) -> float:
+        """What rounding of floating results becomes by decoding them, as a share of the largest."""
         plan = self._plan
         if not len(plan.missing):
             return 0.0
-        if not is_exact(dtype):
-            norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
-            return norm * epsilon(self._arrivals.precision(dtype))
-        largest = self._largest(leaf)
-        halves = 0.5 * float(np.abs(plan.weights).sum(axis=1).max()) + 0.5
-        return halves / largest if largest else 0.0
+        norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
+        return norm * epsilon(self._arrivals.precision(dtype))
+
+    @property
+    def _halves(self) -> float:
+        """What integers that f made of floats, and so rounded, may be off by: a half through every weight."""
+        if not len(self._plan.missing):
+            return 0.0
+        return 0.5 * float(np.abs(self._plan.weights).sum(axis=1).max()) + 0.5
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""

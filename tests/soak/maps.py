@@ -280,7 +280,7 @@ class Judge:
     def _is_trusted(self) -> bool:
         """Whether the report says that these workers, or any, were not checked."""
         case, unverified = self.case, self.report.verified in ("no", "earlier")
-        if not case.f_fits and (unverified or case.is_warm):
+        if not case.f_fits and (unverified or case.is_warm or self.report.verified == "local"):
             return True  # also one that has passed before, by chance: a lost block alone is in no check
         if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
             return True
