@@ -32,7 +32,7 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Any]:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": allowed}),
         distributed.LocalCluster(
-            n_workers=2, threads_per_worker=4, processes=True, dashboard_address=None, memory_limit=0
+            n_workers=2, threads_per_worker=4, processes=True, dashboard_address=":0", memory_limit=0
         ) as cluster,
         cluster.get_client() as client,
     ):
