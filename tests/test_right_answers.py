@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from itertools import combinations
 from typing import Any
 
@@ -19,7 +19,8 @@ from plain import arriving, assert_same, plain_map
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.executors.base import Outcome
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.replay import ReplayRun
 
 STREAM = np.random.default_rng(0)
 FLOATS = STREAM.standard_normal((48, 3))
@@ -44,13 +45,26 @@ class Lying(ReplayExecutor):
         super().__init__(seconds)
         self._liar, self._entry, self._lie = liar, entry, lie
 
-    def _run(self, task: int, attempt: int) -> Outcome:
-        outcome = super()._run(task, attempt)
-        if task != self._liar or outcome.leaves is None:
+    def open(self, payload: Payload) -> ReplayRun:
+        return LyingRun(self._seconds, payload, self._lied)
+
+    def _lied(self, outcome: Outcome) -> Outcome:
+        if outcome.task != self._liar or outcome.leaves is None:
             return outcome
         changed = outcome.leaves[0].copy()
         changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)
         return outcome._replace(leaves=[changed])
+
+
+class LyingRun(ReplayRun):
+    def __init__(
+        self, seconds: Mapping[int, float], payload: Payload, change: Callable[[Outcome], Outcome]
+    ) -> None:
+        super().__init__(seconds, payload)
+        self._change = change
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        return [self._change(outcome) for outcome in super().wait(timeout)]
 
 
 # --- integers ----------------------------------------------------------------------------------

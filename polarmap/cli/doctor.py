@@ -23,7 +23,7 @@ from polarmap import __version__, coded_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors import open_executor
+from polarmap.executors import keep_open
 
 PYTHONS = ((3, 10), (3, 13))
 BLOCKS, WORKERS = 4, 6
@@ -169,24 +169,28 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
     """Storage, then a coded map: only where nothing before them is bad."""
-    executor = None
-    if config is not None:
-        try:
-            executor = open_executor(config)[0]
-        except ExecutorError as error:
-            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
-            return
-        probed = _storage(executor)
-        yield probed
-        if probed.state == "bad":
-            executor.stop()
-            return
-    yield _map(executor, timeout)
-
-
-def _storage(executor: Any) -> Check:
+    if config is None:
+        yield _map(None, timeout)
+        return
     try:
-        seconds = executor.probe_storage()
+        functions, close = keep_open(config)
+    except ExecutorError as error:
+        yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+        return
+    try:
+        probed = _storage(functions)
+        yield probed
+        if probed.state != "bad":
+            yield _map(functions, timeout)
+    finally:
+        close()
+
+
+def _storage(functions: Any) -> Check:
+    from polarmap.executors.lithops import probe_storage
+
+    try:
+        seconds = probe_storage(functions)
     except ExecutorError as error:
         return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.executors.base import Outcome
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.replay import ReplayRun
 from soak.draws import Draw
 
 SHARES = {"replay": 950, "threads": 40, "processes": 8, "localhost": 2}
@@ -86,8 +87,8 @@ class OddReplay(ReplayExecutor):
         super().__init__(faults.seconds | never)
         self._odd, self._seed = faults.struck, seed
 
-    def wait(self, timeout: float) -> list[Outcome]:
-        return [self._told(outcome) for outcome in super().wait(timeout)]
+    def open(self, payload: Payload) -> ReplayRun:
+        return OddRun(self._seconds, payload, self._told)
 
     def _told(self, outcome: Outcome) -> Outcome:
         kind = self._odd.get(outcome.task)
@@ -97,6 +98,19 @@ class OddReplay(ReplayExecutor):
             kind
         ]
         return outcome._replace(leaves=[change(leaf) for leaf in outcome.leaves])
+
+
+class OddRun(ReplayRun):
+    """A replay whose outcomes are changed before anybody sees them."""
+
+    def __init__(
+        self, seconds: Mapping[int, float], payload: Payload, change: Callable[[Outcome], Outcome]
+    ) -> None:
+        super().__init__(seconds, payload)
+        self._change = change
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        return [self._change(outcome) for outcome in super().wait(timeout)]
 
 
 def _with_lie(seed: int, leaf: np.ndarray) -> np.ndarray:
