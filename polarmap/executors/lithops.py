@@ -320,15 +320,14 @@ class FunctionsRun(LithopsRun):
 
     def submit(self, tasks: Sequence[int]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
-        is_first, are_new = not self._attempts, any(task not in self._attempts for task in tasks)
+        is_first = not self._attempts
         if is_first and self._coded.source is None:
             self._coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
-        if are_new:
-            self._store({f"{self._prefix}/wanted": b"wanted"} if is_first else {}, tasks)
+        self._store({f"{self._prefix}/wanted": b"wanted"} if is_first else {}, tasks)
         if is_first and len(tasks) == self._coded.n:
             self._coded.release()
         self._count_attempts(tasks)
-        self._launch(tasks, self._sibling() if are_new and not is_first else self._functions)
+        self._launch(tasks, self._functions if is_first else self._sibling())
 
     def _store(self, objects: Mapping[str, bytes], tasks: Sequence[int]) -> None:
         """Put these objects and the blocks of these tasks."""
