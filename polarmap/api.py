@@ -162,7 +162,7 @@ def coded_map(
     data : array-like, or sequence of blocks
         An array (numpy, memmap, zarr, h5py: shape, dtype, slicing) is cut along its first axis
         into equal blocks; if it does not divide, the last block is filled up with rows of zeros,
-        which f sees. Where f gives one row for each row, the rows of these are cut off again (f of two
+        which f sees. Where f gives one row for each row, the rows of these are cut off again (f of a few
         rows is evaluated here to tell). A sequence gives the blocks themselves, all of one structure and
         shape.
     blocks : int, optional

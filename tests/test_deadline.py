@@ -158,6 +158,7 @@ def test_no_result_at_all_is_an_error() -> None:
         coded_map(identity, np.eye(6), blocks=6, executor=arriving([], 8), deadline=2)
 
 
+@pytest.mark.filterwarnings("ignore:the data is NaN")
 def test_nan_is_an_error() -> None:
     blocks = scattered(6, 5)
     blocks[3] = np.nan

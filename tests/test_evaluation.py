@@ -238,6 +238,7 @@ def test_garbage_is_found_and_left_out() -> None:
     assert "contradicts" in result.report.tasks[4].failures[0]
 
 
+@pytest.mark.filterwarnings("ignore:the data is NaN")
 def test_nan_passes_on_when_every_block_reports_and_is_refused_else() -> None:
     A = np.random.default_rng(0).standard_normal((15, 4))
     A[4, 2] = np.nan

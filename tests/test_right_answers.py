@@ -16,7 +16,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import (
+    CodedOperator,
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    ReplayExecutor,
+    coded_gram,
+    coded_map,
+    coded_matmul,
+)
 from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome, Payload
@@ -430,4 +439,97 @@ def test_f_is_evaluated_here_once_for_filler() -> None:
 
     for _ in range(3):
         coded_map(f, STREAM.standard_normal((11, 3)), blocks=4, executor=losing(), verify=False)
-    assert here == [2]
+    assert here == [2, 3]
+
+
+# --- what the soak found -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["auto", True])
+def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
+    """Under noise f is as good as constant, which is affine: only f of data itself tells."""
+    clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
+    options = {"blocks": 8, "workers": 12, "private": 1, "timeout": 100, "verify": verify}
+    with pytest.raises(NotLinearError):
+        coded_map(clip, FLOATS, executor=losing(), **options)
+    result = coded_map(np.negative, FLOATS, executor=losing(2), **options)
+    np.testing.assert_allclose(result.concatenate(), -FLOATS, atol=1e-9)
+
+
+@pytest.mark.parametrize("f", [np.abs, np.square, lambda block: block.clip(0, 1)])
+def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
+    options = {"blocks": 8, "workers": 12, "timeout": 100}
+    coded_map(f, np.ones((48, 3)), executor=losing(0), **options)
+    with pytest.raises(NotLinearError):
+        coded_map(f, FLOATS, executor=losing(0), **options)
+
+
+@pytest.mark.parametrize("code", ["rotation", "arikan"])
+def test_integers_made_of_floats_come_with_a_bound_whatever_the_code(code: str) -> None:
+    f = lambda block: np.rint(block * 1e9).astype(np.int64)  # noqa: E731
+    lost = [0, 8] if code == "arikan" else [0, 3, 9]
+    options = {"blocks": 8, "workers": 12, "code": code, "verify": False}
+    result = coded_map(f, FLOATS, executor=losing(*lost), **options)
+    off = np.abs(result.concatenate() - f(FLOATS)).max()
+    assert off <= result.report.error_bound * np.abs(f(FLOATS)).max()
+    assert result.report.error_bound > 0
+
+
+class LyingOnce(ReplayExecutor):
+    """Every subtask of the first attempt of one worker is off."""
+
+    def _run_subtask(self, task: int, attempt: int, step: int) -> Outcome:
+        outcome = super()._run_subtask(task, attempt, step)
+        if (task, attempt) != (1, 0) or outcome.leaves is None:
+            return outcome
+        return outcome._replace(leaves=[leaf + 7.0 for leaf in outcome.leaves])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_worker_found_out_in_one_codeword_is_trusted_in_none(seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    seconds = dict(enumerate((1 + stream.random(12)).tolist())) | {int(stream.integers(2, 12)): math.inf}
+    f = lambda block: block @ np.ones(3)  # noqa: E731
+    options = {"blocks": 8, "workers": 12, "subtasks": 3, "timeout": 100}
+    result = coded_map(f, FLOATS, executor=LyingOnce(seconds), **options)
+    if 1 not in result.report.unchecked:
+        np.testing.assert_allclose(result.concatenate(), f(FLOATS), atol=1e-12)
+
+
+def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
+    options = {"blocks": 6, "workers": 9, "deadline": 1.5}  # while another result may tell who is to blame
+    with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
+        result = coded_map(np.abs, FLOATS, executor=losing(0, 4), **options)
+    assert result.report.recovered == ()
+    assert result.report.estimated == (0, 4)
+
+
+def test_products_of_other_byte_orders() -> None:
+    A, B = FLOATS.astype(">f8"), STREAM.standard_normal((3, 5)).astype(">f8")
+    wide = STREAM.integers(0, 99, (12, 4)).astype(">i4")
+    never = {"executor": losing(0)}
+    for method in ("rows", "columns", "grid"):
+        np.testing.assert_allclose(coded_matmul(A, B, method=method, **never).array, A @ B, atol=1e-10)
+    np.testing.assert_allclose(coded_gram(A, blocks=3, **never).array, A.T @ A, atol=1e-9)
+    assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
+    with CodedOperator(A, blocks=6, **never) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
+
+
+class Longer(ReplayExecutor):
+    """Some workers return something of another shape, and alike."""
+
+    def _run(self, task: int, attempt: int) -> Outcome:
+        outcome = super()._run(task, attempt)
+        if task > 1 or outcome.leaves is None:
+            return outcome
+        return outcome._replace(leaves=[np.zeros(99, outcome.leaves[0].dtype)])
+
+
+def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
+    A, B = FLOATS[:8], STREAM.standard_normal((3, 5))
+    product = coded_matmul(A, B, method="rows", blocks=2, workers=5, executor=Longer({4: 9.0}))
+    np.testing.assert_allclose(product.array, A @ B, atol=1e-10)
+    assert product.report.indices("failed") == [0, 1]
+    with CodedOperator(A, blocks=2, workers=5, executor=Longer()) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)

@@ -16,7 +16,7 @@ from polarmap.code.encode import ignoring_inf
 from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.remote.tree import Structure
+from polarmap.remote.tree import Shape, Structure
 
 Array = npt.NDArray[Any]
 
@@ -61,9 +61,10 @@ class Arrivals:
         rtol: float | None,
         model: Callable[[], list[Array] | None],
         trusted: bool = False,
+        shape: Shape | None = None,
     ) -> None:
         self._coded, self._code, self._rtol_wanted = coded, coded.code, rtol
-        self._trusted = trusted
+        self._trusted, self._shape = trusted, shape
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None
         self._groups: dict[Any, dict[int, Outcome]] = {}
@@ -86,6 +87,11 @@ class Arrivals:
             task.failures.append(outcome.failure)
             return
         if outcome.attempt <= self.convicted.get(outcome.task, -1):
+            return
+        if not _is_well_formed(outcome) or self._shape not in (None, *_shapes(outcome)):
+            due = "a number" if self._shape is None else f"shape {self._shape}"
+            message = f"returned {_describe(outcome)} where {due} is due"
+            task.failures.append(Failure("shape", "WrongShape", message))
             return
         task.returned, task.seconds = elapsed, outcome.seconds
         task.took = outcome.seconds if task.began is None else elapsed - task.began
@@ -377,6 +383,14 @@ def _signature(outcome: Outcome) -> Any:
 def kind_of(dtype: DType) -> str:
     """What must agree between results: any integer goes with any other."""
     return "integer" if is_exact(dtype) else dtype.kind
+
+
+def _is_well_formed(outcome: Outcome) -> bool:
+    """Whether numbers are single ones: what says otherwise has not come from f."""
+    kinds = kinds_of(outcome.structure or ("array",))
+    return all(
+        leaf.size == 1 or kind not in ("python", "numpy") for kind, leaf in zip(kinds, leaves_of(outcome))
+    )
 
 
 def _shapes(outcome: Outcome) -> list[tuple[int, ...]]:

@@ -51,7 +51,7 @@ class Codeword:
         many = settings.subtasks > 1
         self._coded = cast(Encoded, Rows(coded, settings.subtasks, number)) if many else coded
         self.number = number
-        self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted)
+        self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted, settings.shape)
         self.verifier = Verifier(f, self._coded, self.arrivals, settings, is_known)
         self.settlement = Settlement(self.arrivals, self.verifier, settings, watch)
         self.how: str | None = None

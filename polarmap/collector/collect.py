@@ -155,16 +155,16 @@ class Collector:
         results = self._results()
         kept = {index: one.kept for index, one in arrivals.received.items() if one.kept is not None}
         if kept:  # what is here is a sample
-            shapes, first = [shape for _, shape in kept[min(kept)].layout], None
+            shapes = [shape for _, shape in kept[min(kept)].layout]
         else:
-            shapes, first = [leaf.shape for leaf in results[0]], results[0]
+            shapes = [leaf.shape for leaf in results[0]]
         return Collected(
             results=results,
             structure=arrivals.structure,
             words=self._words,
             kept=kept,
             seconds=self._watch.elapsed,
-            rows=self._filler.found(self._words, shapes, first),
+            rows=self._filler.found(self._words, shapes),
             errors=errors,
         )
 
@@ -190,7 +190,7 @@ class Collector:
         if failed:
             self._fail_if_hopeless(failed)
         idle = self._watch.elapsed - self._news_at > STALL_SECONDS
-        stuck = [word for word in pending if not word.could_finish()]
+        stuck = [word for word in pending if failed and not word.could_finish()]
         tasks = self._words[0].arrivals.tasks
         again = [index for index in failed if tasks[index].attempts <= self._settings.retries]
         nothing = self._nothing_can_come()
@@ -201,7 +201,7 @@ class Collector:
             self._run.submit(again)
             return
         for word in pending:
-            if nothing or (failed and word in stuck) or word.settlement.is_accuracy_hopeless():
+            if nothing or word in stuck or word.settlement.is_accuracy_hopeless():
                 self._make_do(word, nothing)
 
     def _nothing_can_come(self) -> bool:

@@ -32,7 +32,7 @@ class FillerRows:
     """Which leaves of the results have one row for each row of a block.
 
     A result may have as many rows as a block by chance. So f is evaluated on the driver, beside the
-    map, on the first two rows of a block; once for all maps of the same function.
+    map, on two rows of a block and on four; once for all maps of the same function.
     """
 
     def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
@@ -45,7 +45,7 @@ class FillerRows:
         if self._blocks is not None and not self._all_are:
             self._known = verified.recall(f, ROW_PER_ROW, self._blocks.dtypes)
             if self._known is None:
-                self._run = LocalRun(f, self._first_rows, 0)
+                self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
     def is_over(self, words: Sequence[Codeword]) -> bool:
         """Whether it is known, or takes longer than a task usually does."""
@@ -56,17 +56,15 @@ class FillerRows:
         waited = self._watch.elapsed - self._settled_at
         return not self._run.is_running or waited > words[0].settlement.surplus_wait
 
-    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape], first: Sequence[Array] | None) -> Any:
+    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
 
-        `first`: the result of the first data block, where it is here. Warns where f has seen zeros
-        that may show in a result.
+        Warns where f has seen zeros that may show in a result.
         """
         if self._blocks is None:
             return ()
         are = tuple(
-            shape[:1] == (self._blocks.rows,)
-            and self._is_row_by_row(words, leaf, None if first is None else first[leaf])
+            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
             for leaf, shape in enumerate(shapes)
         )
         if self._run is not None and self._run.leaves is not None:
@@ -75,41 +73,42 @@ class FillerRows:
             self._warn(self._blocks)
         return are
 
-    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, whole: Array | None) -> bool:
-        """Whether a leaf has one row for each row, which has not seen the others."""
+    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, count: int) -> bool:
+        """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""
         if self._all_are:
             return True
         if self._known is not None:
             return leaf < len(self._known) and self._known[leaf]
         leaves = self._run.leaves if self._run is not None else None
-        if leaves is None or leaf >= len(leaves) or leaves[leaf].shape[:1] != (self._count,):
+        if leaves is None or len(leaves) != 2 * count:
             return False
-        if whole is None or self._coded.source is not None:  # nothing to compare with
-            return True
-        return leaf_agrees(
-            leaves[leaf],
-            whole[: self._count],
-            words[0].arrivals.precision(whole.dtype),
-            self._rtol,
-            max(word.decoder.amplification for word in words),
-            float(np.abs(whole).max(initial=0)),
-            0.0,
-        )
+        few, more = leaves[leaf], leaves[leaf + count]
+        if (few.shape[:1], more.shape[:1]) != ((self._counts[0],), (self._counts[1],)):
+            return False
+        largest = float(np.abs(more).max(initial=0)) if more.dtype.kind in "iufc" else 0.0
+        precision = words[0].arrivals.precision(few.dtype)
+        return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
 
     @property
-    def _count(self) -> int:
-        """Rows that f is evaluated on: fewer than a block has, and not one, which numpy may squeeze."""
+    def _counts(self) -> tuple[int, int]:
+        """Rows that f is evaluated on, no more than a block has: not one, which numpy may squeeze."""
         assert self._blocks is not None and self._blocks.rows is not None
-        return min(2, self._blocks.rows - 1)
+        few = min(2, self._blocks.rows - 1)
+        return few, min(few + 2, self._blocks.rows)
 
-    def _first_rows(self) -> Any:
-        """Rows of the first data block; zeros in the place of rows that would have to be fetched."""
+    def _some_rows(self) -> tuple[Any, Any]:
+        """A few rows of a data block and some more, which would show; made up where they lie in storage."""
+        few, more = self._counts
         if self._coded.source is None:
-            leaves = [leaf[: self._count].copy() for leaf in self._coded.blocks.leaves(0)]
+            blocks = self._coded.blocks
+            others = ((i, leaf[few:more]) for i in range(blocks.k) for leaf in blocks.leaves(i))
+            block = next((i for i, rest in others if rest.any()), 0)
+            leaves = [leaf[:more].copy() for leaf in blocks.leaves(block)]
         else:
-            layout = self._coded.layout(0)
-            leaves = [np.zeros((self._count, *shape[1:]), name) for name, shape in layout]
-        return unflatten(self._coded.structure, leaves)
+            shapes = [(name, (more, *shape[1:])) for name, shape in self._coded.layout(0)]
+            leaves = [np.resize(np.arange(1, 8), shape).astype(name) for name, shape in shapes]
+        structure = self._coded.structure
+        return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
 
     def _warn(self, blocks: Blocks) -> None:
         assert blocks.rows is not None

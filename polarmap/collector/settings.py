@@ -30,4 +30,5 @@ class Settings:
     subtasks: int = 1  # that each task is cut into
     runtimes: Distribution | None = None  # of one task; None: learned from this map
     trusted: bool = False  # f is ours: what the code assumes of it is true by construction
+    shape: tuple[int, ...] | None = None  # of the array that f, which is ours, returns
     row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block

@@ -162,7 +162,7 @@ class Settlement:
         if decoder.surplus:
             if not self._surplus_holds():
                 return None
-            if trusted or (self._verifier.is_covered and self._verifier.agrees_here(self._decode())):
+            if trusted or (self._verifier.is_telling and self._verifier.agrees_here(self._decode())):
                 return self._passed("parity")
         elif trusted:
             self._decode()
@@ -191,7 +191,7 @@ class Settlement:
             return "no"
         agrees = self._verifier.agrees_here(self._decode())
         time_is_left = self._arrivals.more_may_come and not self._surplus_wait_is_over()
-        if time_is_left and not (agrees and self._verifier.is_covered):
+        if time_is_left and not (agrees and self._verifier.is_telling):
             return None
         if not agrees:
             self._verifier.blame_f(f"f of block {run.index} differs from its decoded result")

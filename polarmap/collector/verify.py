@@ -126,9 +126,13 @@ class Verifier:
         return unseen
 
     @property
-    def is_covered(self) -> bool:
-        """Whether a check involves every result that decoded blocks are made of."""
-        return not self._unseen().any()
+    def is_telling(self) -> bool:
+        """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
+
+        Where no worker gets a data block, equations hold of any f that is linear far away from the data.
+        """
+        of_data = len(self._coded.code.systematic) > 0 or bool(self.evaluated)
+        return of_data and not self._unseen().any()
 
     def error_bound(self, results: Sequence[list[Array]]) -> float:
         """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
@@ -147,23 +151,25 @@ class Verifier:
             unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
             largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
             if largest:  # parity results may be larger than those that are wanted
-                bound = max(bound, unseen * self._largest(leaf) / largest + self._rounding(leaf, dtype))
+                halves = self._halves / largest if is_exact(dtype) else 0.0
+                rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)
+                bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
         return bound
 
-    def _rounding(self, leaf: int, dtype: DType) -> float:
-        """What rounding of the results becomes by decoding them, in the same unit.
-
-        Integers that f made of floats are rounded to one: half of it, through every coefficient.
-        """
+    def _rounding(self, dtype: DType) -> float:
+        """What rounding of floating results becomes by decoding them, as a share of the largest."""
         plan = self._plan
         if not len(plan.missing):
             return 0.0
-        if not is_exact(dtype):
-            norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
-            return norm * epsilon(self._arrivals.precision(dtype))
-        largest = self._largest(leaf)
-        halves = 0.5 * float(np.abs(plan.weights).sum(axis=1).max()) + 0.5
-        return halves / largest if largest else 0.0
+        norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
+        return norm * epsilon(self._arrivals.precision(dtype))
+
+    @property
+    def _halves(self) -> float:
+        """What integers that f made of floats, and so rounded, may be off by: a half through every weight."""
+        if not len(self._plan.missing):
+            return 0.0
+        return 0.5 * float(np.abs(self._plan.weights).sum(axis=1).max()) + 0.5
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
@@ -224,9 +230,19 @@ class Verifier:
         return not self._measure(plan, rows)[0]
 
     def note_passed(self) -> None:
-        """Remember f for later maps of such data in this process."""
-        if not self.is_known:
+        """Remember f for later maps of such data in this process, unless equal results are all it gave."""
+        if not self.is_known and self._differ():
             verified.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
+
+    def _differ(self) -> bool:
+        """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
+        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+            first, *others = self._arrivals.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else checks.tolerance(self._arrivals.precision(dtype))
+            with np.errstate(invalid="ignore", over="ignore"):
+                if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
+                    return True
+        return False
 
     @property
     def _plan(self) -> DecodingPlan:
@@ -235,7 +251,7 @@ class Verifier:
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
-        return self._local is not None and self._local.index in self.evaluated and not self.is_covered
+        return self._local is not None and self._local.index in self.evaluated and not self.is_telling
 
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""

@@ -15,7 +15,7 @@ from polarmap.data.blocks import checked_count
 from polarmap.data.grids import CodedGrid
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.products import CodedProduct, assemble, run
+from polarmap.linalg.products import CodedProduct, assemble, pair_shape, run
 
 Array = npt.NDArray[Any]
 
@@ -85,7 +85,7 @@ def coded_gram(
     coded = _coded(matrix, dtype, k, n)
     f = _products(w, dtype)
     options = {"executor": executor, "verify": verify, "rtol": rtol, "timeout": timeout}
-    result = run(f, coded, options | {"retries": retries, "progress": progress})
+    result = run(f, coded, pair_shape(coded), options | {"retries": retries, "progress": progress})
     array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
     if not is_exact(dtype):
         _mirror(array, result[0].shape[0])

@@ -114,7 +114,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run = partial(api.run, choice=Choice(), executor=executor, settings=settings)
+        self._run, self._settings = partial(api.run, choice=Choice(), executor=executor), settings
         self._progress = progress
         self.products = 0
         self.report: Report | None = None
@@ -151,7 +151,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
         coded = self._kept.real_side(name) if not is_exact(dtype) else self._kept.side(name).coded
         f = matrices.times(operand, dtype)
-        result = self._run(f, coded, progress=self._progress)
+        shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
+        settings = replace(self._settings, shape=shape)
+        result = self._run(f, coded, settings=settings, progress=self._progress)
         self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 

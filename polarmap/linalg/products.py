@@ -16,6 +16,7 @@ from polarmap.data.grids import CodedGrid
 from polarmap.errors import CodeError
 from polarmap.job import checked_settings
 from polarmap.linalg import layouts, matrices
+from polarmap.remote.tree import Shape
 from polarmap.report import Report
 
 Array = npt.NDArray[Any]
@@ -143,7 +144,8 @@ def _one_sided(
     """data @ factor with data coded by rows."""
     operand = matrices.checked_operand(factor[:])
     f = matrices.times(operand, np.result_type(data.dtype, operand.dtype))
-    result = run(f, _encoded(data, cut, code, "a factor"), options)
+    coded = _encoded(data, cut, code, "a factor")
+    result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]), options)
     return np.asarray(result.concatenate()), result.report
 
 
@@ -154,16 +156,22 @@ def _on_grid(
         _encoded(left, rows, code, "A"), _encoded(matrices.Transposed(right), columns, code, "B")
     )
     f = _pair_product(np.result_type(left.dtype, right.dtype))
-    result = run(f, coded, options)
+    result = run(f, coded, pair_shape(coded), options)
     array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1]))
     return array, result.report
 
 
-def run(f: Callable[[Any], Any], coded: Any, options: Mapping[str, Any]) -> api.CodedResult:
-    """The map of an f of ours, which is what the code assumes by construction."""
+def pair_shape(coded: CodedGrid) -> Shape:
+    """Of the product of a pair of blocks, of which the second is transposed."""
+    (_, left), (_, right) = coded.layout(0)
+    return left[0], right[0]
+
+
+def run(f: Callable[[Any], Any], coded: Any, shape: Shape, options: Mapping[str, Any]) -> api.CodedResult:
+    """The map of an f of ours, which returns arrays of that shape and is what the code assumes."""
     given = dict(options)
     executor, progress = given.pop("executor"), given.pop("progress")
-    settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True)
+    settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True, shape=shape)
     return api.run(f, coded, Choice(), executor, settings, progress)
 
 

@@ -23,6 +23,7 @@ from soak.maps import is_finite, rank_mod_2
 from soak.oracle import SLACK, Finding
 
 NAME = "soaked"
+RTOL = {2: 0.1, 4: 1e-4, 8: 1e-10}  # bytes of a number -> for more than that reading asks for more blocks
 KINDS = ["missing", "truncated", "corrupt"]
 
 
@@ -132,9 +133,9 @@ class ArrayCase:
         arrived = [block for block in range(self.code.n) if block not in lost]
         weights = np.linalg.pinv(check[:, sorted(lost)]) @ check[:, arrived]
         most = oracle.largest(self.wanted[np.isfinite(self.wanted)])
-        return (
-            SLACK * oracle.epsilon(self.A.dtype) * (1 + float(np.linalg.norm(weights, axis=1).max())) * most
-        )
+        amplification = 1 + float(np.linalg.norm(weights, axis=1).max())
+        rtol = RTOL[self.wanted.real.dtype.itemsize]
+        return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * most
 
     def _read_damaged(self, coded: CodedArray, draw: Draw, harmed: set[tuple[int, int]]) -> str:
         found = coded.check()

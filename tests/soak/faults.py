@@ -50,6 +50,10 @@ class Faults:
         gone |= {"raise", "exit", "kill"} if self.attempts > retries else set()
         return {task for task, kind in self.struck.items() if kind in gone}
 
+    def outvotes(self, needed: int) -> bool:
+        """Whether results of another shape may be the most that have arrived when so many are needed."""
+        return sum(kind == "shape" for kind in self.struck.values()) >= needed
+
     @property
     def misleading(self) -> set[int]:
         """Workers that report something else than f gives."""

@@ -126,7 +126,7 @@ class MapCase:
         bad = [one for one in expected for leaf in leaves(one) if not is_finite(leaf)]
         if bad or not all(is_finite(leaf) for block in self.blocks for leaf in leaves(block)):
             reasons["NaN"] = (*short, "NotLinearError", "CodeError")
-        if self.faults.deceiving:
+        if self.faults.deceiving or self.faults.outvotes(self.code.needed):
             reasons["garbage"] = (*short, "NotLinearError")
         if self._wraps_into_floats(expected):
             reasons["64-bit integers whose parity wraps into floats"] = ("CodeError", "NotLinearError")
@@ -220,7 +220,12 @@ class Judge:
         self._allowed = self._bounds()
 
     def _trimmed(self, last: Any, rows: int) -> Any:
-        """The last result without rows that stand for filler; of containers either will do."""
+        """The last result without rows that stand for filler; of containers either will do.
+
+        Rows that have seen others stay, with a warning, where that shows.
+        """
+        if self.case.f.rows == "as many" and self.told and _same_shapes(list(self.result)[-1], last):
+            return last
         if self.case.f.rows == "some" and not _same_shapes(list(self.result)[-1], last):
             return cut_first(last, rows)
         return cut_all(last, rows) if self.case.f.rows in ("each", "as many") else last
@@ -259,7 +264,8 @@ class Judge:
 
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
-        if self.report.verified in ("not needed", "no", "earlier"):
+        is_cut = self.case.options.get("subtasks", 1) > 1
+        if is_cut or self.report.verified in ("not needed", "no", "earlier"):
             return True
         return index not in self.report.recovered and self.case.code.kernel != "rotation"
 
@@ -273,15 +279,20 @@ class Judge:
     @property
     def _is_trusted(self) -> bool:
         """Whether the report says that these workers, or any, were not checked."""
-        if self.case.options.get("verify") is False and not (self.case.f_fits and self.case.is_rowwise):
+        case, unverified = self.case, self.report.verified in ("no", "earlier")
+        if not case.f_fits and (unverified or case.is_warm or self.report.verified == "local"):
+            return True  # also one that has passed before, by chance: a lost block alone is in no check
+        if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
             return True
-        if self.report.verified in ("no", "earlier") and not self.case.f_fits:
-            return True  # a deadline, or f was linear for the numbers before
-        if self.report.verified in ("no", "earlier") and set(self.case.faults.struck.values()) & MISLEADING:
+        if unverified and set(case.faults.struck.values()) & MISLEADING:
             return True
-        if not self.case.faults.deceiving:
+        if case.faults.outvotes(case.code.needed) or (case.code.k == 1 and len(case.faults.deceiving) > 1):
+            return True  # as many say the same as it takes
+        if not case.faults.deceiving:
             return False
-        return bool(self.case.faults.deceiving & set(self.report.unchecked)) or bool(self.report.estimated)
+        if np.dtype(np.float16) in case.dtypes or self.report.estimated:
+            return True  # a tenth is not found out
+        return bool(case.faults.deceiving & set(self.report.unchecked))
 
     def _bounds(self) -> list[float]:
         """How far each leaf may be off: the bound that is reported, and the rounding of large numbers."""

@@ -50,12 +50,18 @@ class ProductCase:
         try:
             self._compare(found, report)
         except Finding:
-            if self.faults.deceiving and (
-                report.verified in ("no", "earlier", "not needed") or report.unchecked
-            ):
+            if self._is_trusted(report):
                 return "wrong, and trusted to be right"
             raise
         return f"right ({report.verified})"
+
+    def _is_trusted(self, report: Report) -> bool:
+        """Whether no check need have seen the results of these workers; equations of integers are sparse."""
+        if self.faults.outvotes(report.k):
+            return True
+        sparse = "arikan" in report.code
+        unseen = report.verified in ("no", "earlier", "not needed") or bool(report.unchecked) or sparse
+        return bool(self.faults.deceiving) and (unseen or report.k == 1)
 
     def _product(self, executor: Any) -> tuple[np.ndarray, Report]:
         if self.method == "gram":
@@ -97,7 +103,7 @@ class ProductCase:
         mixed = np.result_type(self.left.dtype, self.right.dtype).kind not in "iu"
         if isinstance(error, CodeError) and wide and mixed:
             reasons[name] = "64-bit integers into floats"
-        if self.faults.deceiving and not isinstance(error, CodeError):
+        if (self.faults.deceiving or self.faults.outvotes(1)) and not isinstance(error, CodeError):
             reasons[name] = "garbage"
         if not self._must_bear() and name in ("NotDecodableError", "CodedTimeoutError"):
             reasons[name] = "too many lost"

@@ -57,7 +57,7 @@ class SumCase:
         try:
             with np.errstate(all="ignore"):
                 expected = [self.f.call(part) for part in self.parts]
-        except Exception:
+        except ValueError:
             return "f raises"
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
@@ -76,10 +76,15 @@ class SumCase:
         result = polarmap.hedged_map(self.f.call, self.data, executor=executor, **self.options)
         for index, (one, wanted) in enumerate(zip(result, expected, strict=True)):
             if self.faults.struck.get(index) not in ("shape", "nan", "lie", "garbage"):
-                kinds = [np.asarray(leaf) for leaf in leaves(wanted)]  # BLAS adds up as the data lies
-                allowed = [64 * oracle.epsilon(leaf.dtype) * oracle.largest(leaf) for leaf in kinds]
-                oracle.check_close(one, wanted, allowed, f"result {index}")
+                self._check(one, wanted, f"result {index}")
         return "right"
+
+    def _check(self, found: Any, wanted: Any, what: str) -> None:
+        """The order in which numbers are added up depends on where a part lies."""
+        roundings = [
+            100 * oracle.epsilon(np.asarray(leaf).dtype) * oracle.largest(leaf) for leaf in leaves(wanted)
+        ]
+        oracle.check_close(found, wanted, roundings, what)
 
     def _summed(self, executor: Any, expected: list[Any]) -> str:
         found = polarmap.coded_sum(self.f.call, self.data, executor=executor, **self.options)
@@ -88,6 +93,8 @@ class SumCase:
             try:
                 _check_sum(np.asarray(number), list(place), report.amplification, report.error_bound)
             except Finding:
+                if self.faults.outvotes(1):
+                    return "wrong, and trusted to be right"
                 if self.faults.deceiving and (
                     report.verified == "no" or report.unchecked or report.residual is not None
                 ):
@@ -98,7 +105,7 @@ class SumCase:
     def _judge_error(self, error: PolarmapError, expected: list[Any]) -> str:
         name, lost = type(error).__name__, self.faults.lost(int(self.options.get("retries", 1)))
         late = name in ("NotDecodableError", "CodedTimeoutError")
-        if self.faults.deceiving and late:
+        if (self.faults.deceiving or self.faults.outvotes(1)) and late:
             return f"{name}: garbage"
         if late and len(lost) > (self.tolerate or 0):
             return f"{name}: too many lost"
@@ -133,7 +140,7 @@ def _drawn(seed: int, executor: str, draw: Draw, count: int, options: dict[str, 
     if draw.chance(0.4):
         data, _ = draw.laid_out(draw.values((count + draw.number(0, 9), *inner), dtype))
         edges = [len(data) * turn // count for turn in range(count + 1)]
-        parts = [data[low:high] for low, high in pairwise(edges)]
+        parts = [np.array(data[low:high], order="C") for low, high in pairwise(edges)]
         return SumCase(seed, executor, draw.pick(OF_ANY_ROWS), data, parts, options, faults)
     parts = [draw.values((2, *inner), dtype) for _ in range(count)]
     f = draw_function(draw, parts[0].shape, dtype)
