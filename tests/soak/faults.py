@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import math
 import multiprocessing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
+from plain import AlteringReplay
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap import Fault, FaultyExecutor
+from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
 SHARES = {"replay": 950, "threads": 40, "processes": 8, "localhost": 2}
@@ -83,7 +83,7 @@ def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 
-class OddReplay(ReplayExecutor):
+class OddReplay(AlteringReplay):
     """Replay with workers whose results are wrong in ways that no Fault is."""
 
     def __init__(self, faults: Faults, seed: int) -> None:
@@ -91,10 +91,7 @@ class OddReplay(ReplayExecutor):
         super().__init__(faults.seconds | never)
         self._odd, self._seed = faults.struck, seed
 
-    def open(self, payload: Payload) -> ReplayRun:
-        return OddRun(self._seconds, payload, self._told)
-
-    def _told(self, outcome: Outcome) -> Outcome:
+    def altered(self, outcome: Outcome) -> Outcome:
         kind = self._odd.get(outcome.task)
         if outcome.leaves is None or kind not in ("lie", "shape", "nan"):
             return outcome
@@ -102,19 +99,6 @@ class OddReplay(ReplayExecutor):
             kind
         ]
         return outcome._replace(leaves=[change(leaf) for leaf in outcome.leaves])
-
-
-class OddRun(ReplayRun):
-    """A replay whose outcomes are changed before anybody sees them."""
-
-    def __init__(
-        self, seconds: Mapping[int, float], payload: Payload, change: Callable[[Outcome], Outcome]
-    ) -> None:
-        super().__init__(seconds, payload)
-        self._change = change
-
-    def wait(self, timeout: float) -> list[Outcome]:
-        return [self._change(outcome) for outcome in super().wait(timeout)]
 
 
 def _with_lie(seed: int, leaf: np.ndarray) -> np.ndarray:
