@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, Rep
 from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
+from polarmap.executors.replay import ReplayRun
 
 N, K = 12, 8
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -977,6 +979,22 @@ def test_a_run_is_opened_once_and_closed_last() -> None:
     assert recorder.calls[:2] == ["open", ("submit", *range(N))]
     assert recorder.calls[-1] == "close"
     assert recorder.calls.count("open") == recorder.calls.count("close") == len(recorder.submitted()) == 1
+
+
+def test_seconds_count_from_the_call_although_the_run_is_opened_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(ReplayRun):
+        def now(self) -> float:
+            return 1000.0 + super().now()
+
+    class Clocked(ReplayExecutor):
+        def open(self, payload: Payload) -> ReplayRun:
+            return Late({}, payload)
+
+    monkeypatch.setattr("polarmap.job.time", SimpleNamespace(monotonic=lambda: 990.0))
+    assert coded(verify=False, executor=Clocked()).report.seconds == 11.0
+    assert coded(verify=False, executor=ReplayExecutor()).report.seconds == 1.0
 
 
 @pytest.mark.parametrize(

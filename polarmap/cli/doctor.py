@@ -23,7 +23,6 @@ from polarmap import __version__, coded_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors import keep_open
 
 PYTHONS = ((3, 10), (3, 13))
 BLOCKS, WORKERS = 4, 6
@@ -169,30 +168,29 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
     """Storage, then a coded map: only where nothing before them is bad."""
-    if config is None:
-        yield _map(None, timeout)
-        return
-    try:
-        functions, close = keep_open(config)
-    except ExecutorError as error:
-        yield Check("Lithops", "bad", _one_line(error), INSTALLED)
-        return
-    try:
-        probed = _storage(functions)
+    if config is not None:
+        try:
+            probed = _storage(config)
+        except ExecutorError as error:
+            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+            return
         yield probed
-        if probed.state != "bad":
-            yield _map(functions, timeout)
-    finally:
-        close()
+        if probed.state == "bad":
+            return
+    yield _map(config, timeout)
 
 
-def _storage(functions: Any) -> Check:
-    from polarmap.executors.lithops import probe_storage
+def _storage(config: Path) -> Check:
+    """Of what Lithops makes of the configuration; ExecutorError if it makes nothing of it."""
+    from polarmap.executors.lithops import end, open_functions, probe_storage
 
+    functions = open_functions(config)
     try:
         seconds = probe_storage(functions)
     except ExecutorError as error:
         return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
+    finally:
+        end(functions)
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 

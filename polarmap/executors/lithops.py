@@ -1,6 +1,6 @@
 """Lithops as the substrate: the only file that imports it, and the only one that touches its inside.
 
-`LithopsRun` is what the Lithops jobs of every map share; `FunctionsExecutor` opens runs on a
+`LithopsRun` is what runs through Lithops share; `FunctionsExecutor` opens runs on a
 FunctionExecutor of the caller, `YamlExecutor` on one of its own for each map, made from the caller's
 configuration; `localhost_functions` builds a private one.
 """
@@ -83,7 +83,7 @@ class _Job:
 
 
 class LithopsRun:
-    """What the runs of one map have in common: blocks and results as raw objects, replies through futures."""
+    """The tasks of one map through Lithops: blocks and results as raw objects, replies through futures."""
 
     # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
     _modules: Mapping[str, Any] = {"exclude_modules": ["polarmap", "numpy"]}
@@ -420,7 +420,7 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     file = Path(path)
     config = settings.read(file)
     lithops, missing = load_lithops(), _missing_settings(config)
-    with _said_of(file, config):
+    with _naming(file, config):
         functions = ask(
             lambda: lithops.FunctionExecutor(config_file=str(file), log_level=None, **missing),
             RETURN_SECONDS if file.absolute() in _opened else 0.0,
@@ -441,14 +441,14 @@ def _complete(path: str | os.PathLike[str]) -> Mapping[str, Any]:
     file = Path(path)
     config = settings.read(file)
     lithops, missing = load_lithops(), _missing_settings(config)
-    with _said_of(file, config):
+    with _naming(file, config):
         whole: dict[str, Any] = lithops.config.default_config(str(file), None, {"backend": missing})
     return whole
 
 
 @contextlib.contextmanager
-def _said_of(file: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """What Lithops raises as an ExecutorError that names the file, and what to install."""
+def _naming(file: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """What Lithops raises becomes an ExecutorError that names the file, and what to install."""
     try:
         yield
     except Exception as error:
