@@ -26,6 +26,7 @@ from polarmap.storage.inplace import RawObjects, ZarrObjects
 from polarmap.sums import CodedSum, coded_sum
 
 if typing.TYPE_CHECKING:
+    from polarmap import glm as glm
     from polarmap.linalg.operators import CodedOperator
 
 __version__ = "0.1.0"
@@ -70,15 +71,17 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> typing.Any:
-    if name == "glm":  # a module, which needs scikit-learn: imported when it is asked for
-        return importlib.import_module("polarmap.glm")
-    if name not in _LAZY:
-        raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_LAZY[name]), name)
-    globals()[name] = value
-    return value
+if not typing.TYPE_CHECKING:  # else a checker would take any name for a public one
+
+    def __getattr__(name: str) -> typing.Any:
+        if name == "glm":  # a module, which needs scikit-learn: imported when it is asked for
+            return importlib.import_module("polarmap.glm")
+        if name not in _LAZY:
+            raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LAZY})
+    return sorted({*__all__, "__version__", "glm"})

@@ -253,7 +253,7 @@ def test_importing_polarmap_stays_light() -> None:
 
 
 def test_all_lists_the_visible_names() -> None:
-    names = {name for name in dir(polarmap) if is_visible(name)}
+    names = {name for name in {*vars(polarmap), *polarmap._LAZY} if is_visible(name)}
     assert polarmap.__all__ == sorted(names)
 
 
@@ -323,3 +323,7 @@ def is_product(name: str) -> bool:
 
 def test_without_git_no_committed_text_is_overlooked() -> None:
     assert set(committed()) <= {*written(), ROOT / ".gitignore"}
+
+
+def test_completion_offers_public_names_only() -> None:
+    assert set(dir(polarmap)) == {*polarmap.__all__, "__version__", "glm"}
