@@ -13,7 +13,7 @@ from polarmap.code.evaluation import EvaluationCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.private import PrivateCode
 from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
-from polarmap.executors.base import FaultyExecutor
+from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.hedged import hedged_map
 from polarmap.linalg.gram import coded_gram

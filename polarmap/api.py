@@ -21,7 +21,7 @@ from polarmap.data.coding import DEFAULT_NOISE, Choice, of_plan, plan_code
 from polarmap.data.encoded import Encoded
 from polarmap.data.masked import MaskedBlocks
 from polarmap.errors import CodeError
-from polarmap.executors.base import FaultyExecutor
+from polarmap.executors.faulty import FaultyExecutor
 from polarmap.job import Job, checked_settings
 from polarmap.keeping import Keeping, sampled
 from polarmap.remote.tree import Structure, unflatten
@@ -318,19 +318,15 @@ def run(
 ) -> CodedResult:
     """`coded_map` once its options have become settings and a choice of code."""
     job = Job(_executor(executor, data))
-    with job:
-        coded = _coded(data, choice, settings.rtol)
-        if settings.subtasks > 1:
-            check_rows(coded, settings.subtasks)
-        if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
-            raise CodeError(
-                "deadline= estimates blocks of linear f: not with degree, private, store or a grid"
-            )
+    coded = _coded(data, choice, settings.rtol)
+    if settings.subtasks > 1:
+        check_rows(coded, settings.subtasks)
+    if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
+        raise CodeError("deadline= estimates blocks of linear f: not with degree, private, store or a grid")
     if keeping is None:
         collected, report = job.run(f, coded, settings, progress)
     else:
-        job.executor.keep = keeping.keep
-        collected, report = job.run(f, coded, settings, progress, sampled(f))
+        collected, report = job.run(f, coded, settings, progress, sampled(f), keeping.keep)
         filler = coded.blocks.filler if any(collected.rows) else 0
         made = keeping.manifest(collected.kept, filler, collected.results[0][0].dtype)
         _, _, structure = collected.structure  # of a sample: see worker.leave

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,8 @@ from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.collector.settings import Settings
 from polarmap.data.parts import PartBlocks
-from polarmap.executors.base import Outcome
-from polarmap.hedging import HedgingExecutor
+from polarmap.executors.base import Outcome, Run
+from polarmap.hedging import Attempts, HedgedRun
 from polarmap.job import Job
 from polarmap.remote.stored import Keep, Part
 from polarmap.remote.tree import Shape
@@ -89,12 +90,12 @@ def _encoded(
         generation.record(stripe, parts)
         done[stripe] = parts
 
-    job = Job(executor)
-    job.executor = _Noting(job.executor, note)
     arrays = 1 + (code.n - code.k if tasks.reach.is_stored else code.n)
     items = max(tasks.plan.widest, code.k + FOUND)  # every row, and the note, is one part
-    job.executor.keep = Keep(source_of(store), f"{generation.prefix}stripes", items, arrays)
-    job.run(encoder(code, tasks.plan, not tasks.reach.is_stored), tasks, SETTINGS, progress)
+    keep = Keep(source_of(store), f"{generation.prefix}stripes", items, arrays)
+    encode = encoder(code, tasks.plan, not tasks.reach.is_stored)
+    noting = partial(_NotingRun, count=tasks.n, note=note)
+    Job(executor).run(encode, tasks, SETTINGS, progress, keep=keep, around=noting)
     return done
 
 
@@ -132,11 +133,11 @@ def _parsed(note: Array) -> tuple[Found, list[int]]:
     return (count, block, column, overflowing), sums
 
 
-class _Noting(HedgingExecutor):
+class _NotingRun(HedgedRun):
     """Tells of every first result as soon as it is there."""
 
-    def __init__(self, executor: Any, note: Callable[[Outcome], None]) -> None:
-        super().__init__(executor, HEDGED)
+    def __init__(self, run: Run, count: int, note: Callable[[Outcome], None]) -> None:
+        super().__init__(run, HEDGED, Attempts(count))
         self._note = note
 
     def wait(self, timeout: float) -> list[Outcome]:

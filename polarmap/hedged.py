@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from polarmap.api import CodedResult
@@ -13,7 +14,7 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.data.blocks import checked_count
 from polarmap.data.parts import PartBlocks, cut_parts
 from polarmap.errors import CodeError
-from polarmap.hedging import HedgingExecutor
+from polarmap.hedging import Attempts, HedgedRun
 from polarmap.job import Job, checked_settings, cost_of
 from polarmap.remote.tree import unflatten
 from polarmap.report import Report, TaskReport
@@ -78,17 +79,17 @@ def hedged_map(
     settings = checked_settings(f, False, None, timeout, retries)
     rule = _checked_rule(slow, done, backups)
     job = Job(executor)
-    with job:
-        blocks = None if blocks is None else checked_count("blocks", blocks)
-        parts, structure = cut_parts(data, blocks)
-        if blocks not in (None, len(parts)):
-            raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
+    blocks = None if blocks is None else checked_count("blocks", blocks)
+    parts, structure = cut_parts(data, blocks)
+    if blocks not in (None, len(parts)):
+        raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
     coded = PartBlocks(parts, structure, Uncoded(len(parts)))
-    job.executor = hedge = HedgingExecutor(job.executor, rule)
-    _, report = job.run(f, coded, settings, progress)
-    outcomes = [hedge.results[index] for index in range(coded.n)]
+    attempts = Attempts(coded.n)
+    _, report = job.run(f, coded, settings, progress, around=partial(HedgedRun, rule=rule, attempts=attempts))
+    outcomes = [attempts.results[index] for index in range(coded.n)]
     results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
-    return CodedResult(results, _with_backups(report, hedge), coded.blocks)
+    report = _with_backups(report, attempts)
+    return CodedResult(results, replace(report, cost=cost_of(job.worker, report)), coded.blocks)
 
 
 def _checked_rule(slow: Any, done: Any, backups: Any) -> Rule:
@@ -101,12 +102,11 @@ def _checked_rule(slow: Any, done: Any, backups: Any) -> Rule:
     return Rule(slow=float(slow), done=float(done), most=int(backups))
 
 
-def _with_backups(report: Report, hedge: HedgingExecutor) -> Report:
+def _with_backups(report: Report, attempts: Attempts) -> Report:
     """The report with backups among the attempts, and their failures among the failures."""
 
     def told(task: TaskReport) -> TaskReport:
-        failures = task.failures + tuple(str(failure) for failure in hedge.failures[task.index])
-        return replace(task, attempts=hedge.attempts[task.index], failures=failures)
+        failures = task.failures + tuple(str(failure) for failure in attempts.failures[task.index])
+        return replace(task, attempts=attempts.started[task.index], failures=failures)
 
-    report = replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))
-    return replace(report, cost=cost_of(hedge.worker, report))
+    return replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))

@@ -1,8 +1,10 @@
-"""One job: opened on an executor, run to its end, reported."""
+"""One job: checked, opened on an executor, run to its end, reported."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -17,30 +19,22 @@ from polarmap.collector.collect import Collected, Collector
 from polarmap.collector.settings import Settings
 from polarmap.data.encoded import Encoded
 from polarmap.errors import CodeError
-from polarmap.executors import open_executor
-from polarmap.executors.base import layout_bytes
+from polarmap.executors import executor_of
+from polarmap.executors.base import Payload, Run, layout_bytes
 from polarmap.progress import is_wanted, open_bar
+from polarmap.remote.stored import Keep
 from polarmap.remote.worker import WANTED_SECONDS
 from polarmap.report import Report
 from polarmap.reporting import report_of
 
 
 class Job:
-    """An executor that the caller chose, for one map; its time starts here.
-
-    As a context manager it lets go of the executor when something is wrong with the data.
-    """
+    """One map on the executor that the caller chose; its time starts here."""
 
     def __init__(self, executor: Any) -> None:
-        self.executor, self._faults = open_executor(executor)
-        self._began = self.executor.now()
-
-    def __enter__(self) -> Job:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is not None:
-            self.executor.stop()
+        self._began = time.monotonic()
+        self._executor = executor_of(executor)
+        self.worker = self._executor.worker
 
     def run(
         self,
@@ -49,22 +43,26 @@ class Job:
         settings: Settings,
         progress: bool | None,
         here: Callable[[Any], Any] | None = None,
+        keep: Keep | None = None,
+        around: Callable[[Run], Run] = lambda run: run,
     ) -> tuple[Collected, Report]:
         """The results of f on the coded blocks, and how they came about.
 
-        `here`: what f is on the driver, where that differs from what workers send of it.
+        `here`: what f is on the driver, where that differs from what workers send of it; `keep`: where
+        results stay; `around`: what stands between the run and the loop.
         """
-        worker = getattr(self.executor, "worker", None)
-        with self:
-            _check_limits(worker, coded)
-            wanted = is_wanted(progress)
+        _check_limits(self.worker, coded)
+        wanted = is_wanted(progress)
         encoded = coded.encode_seconds  # by earlier maps of the same blocks
-        with open_bar(coded.n, coded.code.needed, wanted) as show:
-            collected = Collector(self.executor, f, coded, settings, show, here).run(self._faults)
-        seconds = self.executor.now() - self._began
-        report = report_of(collected, coded, self.executor.name, seconds, coded.encode_seconds - encoded)
+        payload = Payload(f, coded, keep=keep, subtasks=settings.subtasks)
+        with closing(around(self._executor.open(payload))) as run:
+            began = min(self._began, run.now())  # a virtual clock begins when the run is opened
+            with open_bar(coded.n, coded.code.needed, wanted) as show:
+                collected = Collector(run, f, coded, settings, show, here).run()
+        seconds = run.now() - began
+        report = report_of(collected, coded, self._executor.name, seconds, coded.encode_seconds - encoded)
         report = replace(report, parity=settings.parity, subtasks=settings.subtasks)
-        return collected, replace(report, cost=cost_of(worker, report))
+        return collected, replace(report, cost=cost_of(self.worker, report))
 
 
 def checked_settings(

@@ -32,7 +32,7 @@ class Keeping:
     ----------
     store : Store
     keep : Keep
-        What the executor is told.
+        What executors are told.
     """
 
     def __init__(self, store: Store, name: str, coded: Encoded) -> None:

@@ -96,9 +96,8 @@ def coded_sum(
     """
     settings = replace(checked_settings(f, "auto", rtol, timeout, retries), trusted=True)
     job = Job(executor)
-    with job:
-        n = None if workers is None else checked_count("workers", workers)
-        shares = _Shares(*cut_parts(parts, n), n, tolerate)
+    n = None if workers is None else checked_count("workers", workers)
+    shares = _Shares(*cut_parts(parts, n), n, tolerate)
     combined = combining(f)
     try:
         collected, report = job.run(combined, shares, settings, progress)

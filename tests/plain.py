@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 
 from polarmap import Decoder, PolarCode, ReplayExecutor
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.replay import ReplayRun
 
 STATES = ("used", "surplus", "abandoned", "failed", "not started")
 ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
@@ -109,3 +111,25 @@ def states(report: Any) -> Mapping[str, list[int]]:
 def process_pool(workers: int) -> ProcessPoolExecutor:
     """Processes that are not forked from this one, beside whose threads that is not safe."""
     return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+
+
+class AlteringReplay(ReplayExecutor):
+    """A replay whose outcomes are altered before anybody sees them."""
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        """What is told instead."""
+        raise NotImplementedError
+
+    def open(self, payload: Payload) -> ReplayRun:
+        return AlteringRun(self._seconds, payload, self.altered)
+
+
+class AlteringRun(ReplayRun):
+    def __init__(
+        self, seconds: Mapping[int, float], payload: Payload, altered: Callable[[Outcome], Outcome]
+    ) -> None:
+        super().__init__(seconds, payload)
+        self._altered = altered
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        return [self._altered(outcome) for outcome in super().wait(timeout)]

@@ -6,6 +6,7 @@ import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,8 @@ import polarmap
 from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.collector import verified
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Payload
+from polarmap.executors.replay import ReplayRun
 
 N, K = 12, 8
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -36,9 +39,10 @@ def nothing_verified() -> Iterator[None]:
 
 
 class Recorder:
-    """A replay that notes what the collector does to it, and can be interrupted."""
+    """A replay that notes what is done to it and to its run, and can be interrupted."""
 
     name = "recorder"
+    worker = None
 
     def __init__(
         self, replay: ReplayExecutor, interrupt: tuple[str, int, BaseException] | None = None
@@ -46,41 +50,48 @@ class Recorder:
         self.replay, self.calls = replay, []
         self._interrupt = interrupt
 
-    def now(self) -> float:
-        return self.replay.now()
+    def open(self, payload: Payload) -> RecordedRun:
+        self.note("open")
+        self.run = RecordedRun(self, payload)
+        return self.run
 
-    def start(self, *args: Any) -> None:
-        self._note("start")
-        self.replay.start(*args)
-
-    def wait(self, timeout: float) -> Any:
-        self._note("wait")
-        assert 0 <= timeout < 1
-        return self.replay.wait(timeout)
-
-    def launch(self, tasks: Sequence[int]) -> None:
-        self._note(("launch", *tasks))
-        self.replay.launch(tasks)
-
-    def began(self) -> Mapping[int, float]:
-        return self.replay.began()
-
-    def is_exhausted(self) -> bool:
-        return self.replay.is_exhausted()
-
-    def retry(self, tasks: Sequence[int]) -> None:
-        self._note(("retry", *tasks))
-        self.replay.retry(tasks)
-
-    def stop(self) -> None:
-        self._note("stop")
-        self.replay.stop()
-
-    def _note(self, call: Any) -> None:
+    def note(self, call: Any) -> None:
         self.calls.append(call)
         verb, times, error = self._interrupt or ("", 0, None)
-        if call == verb and self.calls.count(call) == times and error is not None:
+        verbs = [one if isinstance(one, str) else one[0] for one in self.calls]
+        if verbs[-1] == verb and verbs.count(verb) == times and error is not None:
             raise error
+
+    def submitted(self) -> list[list[int]]:
+        """What was handed in, one list for each time."""
+        return [list(call[1:]) for call in self.calls if call[0] == "submit"]
+
+
+class RecordedRun:
+    def __init__(self, recorder: Recorder, payload: Payload) -> None:
+        self._recorder, self._run = recorder, recorder.replay.open(payload)
+
+    def now(self) -> float:
+        return self._run.now()
+
+    def submit(self, tasks: Sequence[int]) -> None:
+        self._recorder.note(("submit", *tasks))
+        self._run.submit(tasks)
+
+    def wait(self, timeout: float) -> Any:
+        self._recorder.note("wait")
+        assert 0 <= timeout < 1
+        return self._run.wait(timeout)
+
+    def running(self) -> Mapping[int, float]:
+        return self._run.running()
+
+    def is_exhausted(self) -> bool:
+        return self._run.is_exhausted()
+
+    def close(self) -> None:
+        self._recorder.note("close")
+        self._run.close()
 
 
 def product(block: np.ndarray) -> np.ndarray:
@@ -611,7 +622,7 @@ def test_failures_that_parity_covers_are_not_tried_again(kind: str) -> None:
     assert states(report)["failed"] == [0, 3, 9]
     assert report.recovered == (0, 3)
     assert all(task.attempts == 1 for task in report.tasks)
-    assert [call for call in recorder.calls if call[0] == "retry"] == []
+    assert recorder.submitted() == [[*range(N)]]
     text = "RuntimeError: injected fault" if kind == "raise" else f"struck by '{kind}'"
     assert text in report.tasks[0].failures[0]
 
@@ -623,7 +634,7 @@ def test_failures_that_parity_does_not_cover_are_tried_again(kind: str) -> None:
     result = coded(executor=FaultyExecutor(recorder, dict.fromkeys(range(6), Fault(kind))))
     assert_right(result)
     # With the fifth failure too little can arrive; all that failed so far is tried again.
-    assert [call for call in recorder.calls if call[0] == "retry"] == [("retry", 0, 1, 2, 3, 4)]
+    assert recorder.submitted() == [[*range(N)], [0, 1, 2, 3, 4]]
     assert [task.attempts for task in result.report.tasks] == [2] * 5 + [1] * 7
     assert [len(task.failures) for task in result.report.tasks] == [1] * 6 + [0] * 6
     assert 5 in result.report.recovered
@@ -734,9 +745,9 @@ def test_f_that_fails_everywhere_is_found_out_at_once() -> None:
     with pytest.raises(NotDecodableError, match=r"f fails everywhere: the first 5 tasks.*KeyError") as caught:
         coded(f, executor=recorder)
     assert len(calls) == N - K + 1
-    assert recorder.now() == pytest.approx(1 + 0.1 * (N - K))
+    assert recorder.run.now() == pytest.approx(1 + 0.1 * (N - K))
     assert isinstance(caught.value.__cause__, KeyError)
-    assert recorder.calls.count("stop") == 1
+    assert recorder.calls.count("close") == 1
 
 
 def test_timeout_tells_what_arrived() -> None:
@@ -745,8 +756,8 @@ def test_timeout_tells_what_arrived() -> None:
         CodedTimeoutError, match=r"5 of 8 needed results arrived within 2.5 s, 7 tasks still run"
     ):
         coded(executor=recorder, timeout=2.5)
-    assert recorder.now() == pytest.approx(2.5)
-    assert recorder.calls[-1] == "stop"
+    assert recorder.run.now() == pytest.approx(2.5)
+    assert recorder.calls[-1] == "close"
 
 
 def test_timeout_tells_what_failed() -> None:
@@ -955,19 +966,35 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
         lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),
     ],
 )
-def test_the_executor_is_let_go_of_when_the_data_is_refused(use: Callable[[Any], Any]) -> None:
+def test_nothing_is_opened_for_data_that_is_refused(use: Callable[[Any], Any]) -> None:
     recorder = Recorder(ReplayExecutor())
     with pytest.raises(CodeError):
         use(recorder)
-    assert recorder.calls == ["stop"]
+    assert recorder.calls == []
 
 
-def test_the_executor_is_started_once_and_stopped_last() -> None:
+def test_a_run_is_opened_once_and_closed_last() -> None:
     recorder = Recorder(ReplayExecutor(LOST_DATA))
     assert_right(coded(executor=recorder))
-    assert recorder.calls[0] == "start"
-    assert recorder.calls[-1] == "stop"
-    assert recorder.calls.count("start") == recorder.calls.count("stop") == 1
+    assert recorder.calls[:2] == ["open", ("submit", *range(N))]
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("open") == recorder.calls.count("close") == len(recorder.submitted()) == 1
+
+
+def test_seconds_count_from_the_call_although_the_run_is_opened_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Late(ReplayRun):
+        def now(self) -> float:
+            return 1000.0 + super().now()
+
+    class Clocked(ReplayExecutor):
+        def open(self, payload: Payload) -> ReplayRun:
+            return Late({}, payload)
+
+    monkeypatch.setattr("polarmap.job.time", SimpleNamespace(monotonic=lambda: 990.0))
+    assert coded(verify=False, executor=Clocked()).report.seconds == 11.0
+    assert coded(verify=False, executor=ReplayExecutor()).report.seconds == 1.0
 
 
 @pytest.mark.parametrize(
@@ -979,28 +1006,26 @@ def test_the_executor_is_started_once_and_stopped_last() -> None:
         (lambda block: block > 0, {}, CodeError),
     ],
 )
-def test_the_executor_is_stopped_after_an_error(
-    f: Any, options: dict[str, Any], error: type[Exception]
-) -> None:
+def test_the_run_is_closed_after_an_error(f: Any, options: dict[str, Any], error: type[Exception]) -> None:
     recorder = Recorder(ReplayExecutor(LOST_DATA))
     with pytest.raises(error):
         coded(f, executor=recorder, **options)
-    assert recorder.calls[-1] == "stop"
-    assert recorder.calls.count("stop") == 1
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("close") == 1
 
 
-@pytest.mark.parametrize("verb", ["start", "wait"])
+@pytest.mark.parametrize("verb", ["submit", "wait"])
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, OSError])
-def test_the_executor_is_stopped_when_interrupted(verb: str, error: type[BaseException]) -> None:
-    recorder = Recorder(ReplayExecutor(LOST_DATA), (verb, 1 if verb == "start" else 4, error()))
+def test_the_run_is_closed_when_interrupted(verb: str, error: type[BaseException]) -> None:
+    recorder = Recorder(ReplayExecutor(LOST_DATA), (verb, 1 if verb == "submit" else 4, error()))
     with pytest.raises(error):
         coded(executor=recorder)
-    assert recorder.calls[-1] == "stop"
-    assert recorder.calls.count("stop") == 1
+    assert recorder.calls[-1] == "close"
+    assert recorder.calls.count("close") == 1
 
 
-def test_an_executor_is_not_started_for_data_that_cannot_be_coded() -> None:
+def test_nothing_is_opened_for_data_that_cannot_be_coded() -> None:
     recorder = Recorder(ReplayExecutor())
     with pytest.raises(CodeError):
         coded(data=DATA > 0, executor=recorder)
-    assert "start" not in recorder.calls
+    assert recorder.calls == []

@@ -13,9 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
+from polarmap.code.uncoded import Uncoded
+from polarmap.data.parts import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.executors.base import Payload
 from polarmap.executors.private import named_for_lithops
-from polarmap.hedging import HedgingExecutor
+from polarmap.executors.replay import ReplayRun
+from polarmap.hedging import Attempts, HedgedRun
 from polarmap.runtimes import Failing, Pareto, completion_time
 from polarmap.runtimes.backups import HEDGED, Rule, hedged
 
@@ -110,15 +114,7 @@ def test_thresholds_can_be_chosen() -> None:
 
 
 def test_a_failed_attempt_waits_for_the_backup_that_runs() -> None:
-    class LateFailure(ReplayExecutor):
-        """Task 2 fails at its 3.5th second, after its backup has started."""
-
-        def _run(self, task: int, attempt: int) -> Any:
-            fault = Fault("raise") if (task, attempt) == (2, 0) else None
-            self._faults = {} if fault is None else {2: fault}
-            return super()._run(task, attempt)
-
-    executor = LateFailure({2: 3.5})
+    executor = FaultyExecutor(ReplayExecutor({2: 3.5}), {2: Fault("raise")})  # after its backup has started
     result = hedged_map(summary, DATA, blocks=4, executor=executor, backups=1, retries=0)
     assert_equal(result, 4)
     task = result.report.tasks[2]
@@ -156,12 +152,21 @@ def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> Non
 # --- the simulation that plans go by -----------------------------------------------------------
 
 
-class Attempts(ReplayExecutor):
+class Table(ReplayExecutor):
     """Run times (attempts, tasks) of each attempt of each task."""
 
     def __init__(self, seconds: np.ndarray) -> None:
         super().__init__()
         self._table = seconds
+
+    def open(self, payload: Payload) -> ReplayRun:
+        return RunOfTable(self._table, payload)
+
+
+class RunOfTable(ReplayRun):
+    def __init__(self, table: np.ndarray, payload: Payload) -> None:
+        super().__init__({}, payload)
+        self._table = table
 
     def _schedule(self, task: int) -> None:
         self._seconds = {task: float(self._table[self._attempts[task], task])}
@@ -189,7 +194,7 @@ def test_the_map_does_what_the_simulation_says(rule: Rule, unit: float) -> None:
         jobs = hedged(seconds[:1], lambda late, further=further: next(further)[late], rule)
         options = {"slow": rule.slow, "done": rule.done, "backups": rule.most, "timeout": 3000.0}
         try:
-            result = hedged_map(summary, DATA, blocks=k, executor=Attempts(seconds), **options)
+            result = hedged_map(summary, DATA, blocks=k, executor=Table(seconds), **options)
         except CodedTimeoutError:
             assert jobs.time[0] > 3000
         else:
@@ -274,16 +279,20 @@ def test_bad_data_is_refused() -> None:
         hedged_map(summary, [object()], executor=ReplayExecutor())
 
 
-def test_what_is_stopped_is_the_executor_underneath() -> None:
-    stops: list[str] = []
+def test_what_is_closed_is_the_run_underneath() -> None:
+    closed: list[str] = []
 
-    class Stopped(ReplayExecutor):
-        def stop(self) -> None:
-            stops.append("stop")
+    class ClosedRun(ReplayRun):
+        def close(self) -> None:
+            closed.append("close")
 
-    hedge = HedgingExecutor(Stopped(), Rule())
-    hedge.stop()
-    assert stops == ["stop"]
+    class Closed(ReplayExecutor):
+        def open(self, payload: Payload) -> ReplayRun:
+            return ClosedRun({}, payload)
+
+    parts = PartBlocks([[np.ones(1)]], ("array",), Uncoded(1))
+    HedgedRun(Closed().open(Payload(np.sum, parts)), Rule(), Attempts(1)).close()
+    assert closed == ["close"]
     with pytest.raises(NotDecodableError):
-        hedged_map(lambda block: 1 / 0, DATA, executor=Stopped(), retries=0)
-    assert len(stops) == 2
+        hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)
+    assert len(closed) == 2

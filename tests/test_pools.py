@@ -25,6 +25,7 @@ from polarmap.collector import verified
 from polarmap.data.blocks import CodedBlocks
 from polarmap.data.coding import Choice, plan_code
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor
 
 N, K, SLOTS = 8, 6, 4
@@ -448,19 +449,18 @@ def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
 
 def test_an_executor_knows_that_nothing_more_will_come(tmp_path: Path, gate: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        executor = FuturesExecutor(pool)
-        executor.start(
-            partial(waits_at, gate, corners_of(1)), CodedBlocks(*plan_code(DATA, Choice(K, N))), {}
-        )
-        while len(executor.began()) > 1:
-            executor.wait(1.0)
-        assert not executor.is_exhausted()
+        blocks = CodedBlocks(*plan_code(DATA, Choice(K, N)))
+        run = FuturesExecutor(pool).open(Payload(partial(waits_at, gate, corners_of(1)), blocks))
+        run.submit(range(N))
+        while len(run.running()) > 1:
+            run.wait(1.0)
+        assert not run.is_exhausted()
         gate.touch()
-        while not executor.is_exhausted():
-            executor.wait(1.0)
-        executor.retry([1])
-        assert not executor.is_exhausted()
-        executor.stop()
+        while not run.is_exhausted():
+            run.wait(1.0)
+        run.submit([1])
+        assert not run.is_exhausted()
+        run.close()
 
 
 def test_a_function_that_does_not_travel_is_refused(processes: Executor) -> None:

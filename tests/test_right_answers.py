@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving, assert_same, plain_map
+from plain import AlteringReplay, arriving, assert_same, plain_map
 
 from polarmap import (
     CodedOperator,
@@ -46,16 +46,15 @@ def losing(*lost: int) -> ReplayExecutor:
     return ReplayExecutor(dict.fromkeys(lost, math.inf))
 
 
-class Lying(ReplayExecutor):
+class Lying(AlteringReplay):
     """Adds to one entry of what one worker returns."""
 
     def __init__(self, seconds: dict[int, float], liar: int, entry: int, lie: Any) -> None:
         super().__init__(seconds)
         self._liar, self._entry, self._lie = liar, entry, lie
 
-    def _run(self, task: int, attempt: int) -> Outcome:
-        outcome = super()._run(task, attempt)
-        if task != self._liar or outcome.leaves is None:
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task != self._liar or outcome.leaves is None:
             return outcome
         changed = outcome.leaves[0].copy()
         changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)
@@ -461,12 +460,11 @@ def test_integers_made_of_floats_come_with_a_bound_whatever_the_code(code: str) 
     assert result.report.error_bound > 0
 
 
-class LyingOnce(ReplayExecutor):
+class LyingOnce(AlteringReplay):
     """Every subtask of the first attempt of one worker is off."""
 
-    def _run_subtask(self, task: int, attempt: int, step: int) -> Outcome:
-        outcome = super()._run_subtask(task, attempt, step)
-        if (task, attempt) != (1, 0) or outcome.leaves is None:
+    def altered(self, outcome: Outcome) -> Outcome:
+        if (outcome.task, outcome.attempt) != (1, 0) or outcome.leaves is None:
             return outcome
         return outcome._replace(leaves=[leaf + 7.0 for leaf in outcome.leaves])
 
@@ -502,12 +500,11 @@ def test_products_of_other_byte_orders() -> None:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
 
 
-class Longer(ReplayExecutor):
+class Longer(AlteringReplay):
     """Some workers return something of another shape, and alike."""
 
-    def _run(self, task: int, attempt: int) -> Outcome:
-        outcome = super()._run(task, attempt)
-        if task > 1 or outcome.leaves is None:
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task > 1 or outcome.leaves is None:
             return outcome
         return outcome._replace(leaves=[np.zeros(99, outcome.leaves[0].dtype)])
 

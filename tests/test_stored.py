@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import pairwise
 
 import numpy as np
@@ -123,18 +124,16 @@ def test_any_changed_byte_is_noticed(data, draw):
 def test_results_may_stay_in_storage(A, tmp_path, executor):
     from polarmap.api import _coded
     from polarmap.data.coding import Choice
-    from polarmap.executors import open_executor
+    from polarmap.executors import executor_of
+    from polarmap.executors.base import Payload
 
     coded = _coded(A, Choice(6, 8), None)
-    runner, _ = open_executor(executor)
-    runner.keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
-    runner.start(lambda block: block * 2, coded, {})
+    keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
     outcomes: list = []
-    try:
+    with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, keep=keep))) as run:
+        run.submit(range(8))
         while len(outcomes) < 8:
-            outcomes += runner.wait(10)
-    finally:
-        runner.stop()
+            outcomes += run.wait(10)
     for outcome in outcomes:
         kept = outcome.kept
         assert kept.layout == (("<f8", (10, 7)),)

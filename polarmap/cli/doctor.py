@@ -23,7 +23,6 @@ from polarmap import __version__, coded_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors import open_executor
 
 PYTHONS = ((3, 10), (3, 13))
 BLOCKS, WORKERS = 4, 6
@@ -169,26 +168,29 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
     """Storage, then a coded map: only where nothing before them is bad."""
-    executor = None
     if config is not None:
         try:
-            executor = open_executor(config)[0]
+            probed = _storage(config)
         except ExecutorError as error:
             yield Check("Lithops", "bad", _one_line(error), INSTALLED)
             return
-        probed = _storage(executor)
         yield probed
         if probed.state == "bad":
-            executor.stop()
             return
-    yield _map(executor, timeout)
+    yield _map(config, timeout)
 
 
-def _storage(executor: Any) -> Check:
+def _storage(config: Path) -> Check:
+    """Of what Lithops makes of the configuration; ExecutorError if it makes nothing of it."""
+    from polarmap.executors.lithops import end, open_functions, probe_storage
+
+    functions = open_functions(config)
     try:
-        seconds = executor.probe_storage()
+        seconds = probe_storage(functions)
     except ExecutorError as error:
         return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
+    finally:
+        end(functions)
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from polarmap import coded_map
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors.base import FaultyExecutor
+from polarmap.executors.faulty import FaultyExecutor
 from polarmap.remote.worker import Fault
 
 ROWS, COLUMNS, BLOCKS, WORKERS = 240, 50, 6, 8

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import inf
 from typing import Any, cast
@@ -22,10 +22,9 @@ from polarmap.collector.shortfall import Shortfall
 from polarmap.collector.stopwatch import Stopwatch
 from polarmap.data.encoded import Encoded
 from polarmap.errors import CodedTimeoutError, NotDecodableError
-from polarmap.executors.base import Executor
+from polarmap.executors.base import Run
 from polarmap.remote.stored import Kept
 from polarmap.remote.tree import Structure
-from polarmap.remote.worker import Fault
 
 Array = npt.NDArray[Any]
 
@@ -51,50 +50,45 @@ class Collector:
 
     def __init__(
         self,
-        executor: Executor,
+        run: Run,
         f: Callable[[Any], Any],
         coded: Encoded,
         settings: Settings,
         show: Callable[[int, int], None],
         here: Callable[[Any], Any] | None = None,
     ) -> None:
-        self._executor, self._f, self._coded, self._settings = executor, f, coded, settings
+        self._run, self._f, self._coded, self._settings = run, f, coded, settings
         self._show = show
         self._code = coded.code
-        self._watch = watch = Stopwatch(executor.now, settings.timeout)
+        self._watch = watch = Stopwatch(run.now, settings.timeout)
         here = here or f
         is_known = settings.trusted or bool(verified.recall(here, coded.code.assumption, coded.blocks.dtypes))
         self._words = [
             Codeword(here, coded, settings, watch, is_known, one) for one in range(settings.subtasks)
         ]
-        self._reserve = Reserve(executor, self._words[0].arrivals, self._code, settings, watch)
+        self._reserve = Reserve(run, self._words[0].arrivals, self._code, settings, watch)
         self._news_at = 0.0
         self._has_said = False
 
-    def run(self, faults: Mapping[int, Fault]) -> Collected:
-        """Start, collect, decode, verify; always stop the executor."""
-        try:
-            if self._settings.subtasks > 1:
-                self._executor.subtasks = self._settings.subtasks
-            self._executor.start(self._f, self._coded, faults, self._reserve.first)
-            rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)
-            self._filler = FillerRows(self._f, self._coded, self._settings, self._watch)
-            while True:
-                self._take_in()
-                self._say_what_is_not_protected()
-                settled = [word.look() for word in self._words]
-                self._spread_garbage()
-                stand = all(settled) and all(word.how for word in self._words)
-                done = stand and rowwise.is_over(self._words, self._results)
-                if done and self._filler.is_over(self._words):
-                    return self._collected()
-                if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
-                    return self._at_the_deadline(self._settings.deadline)
-                if self._reserve.look():  # give these time, before failed ones are tried again
-                    self._news_at = self._watch.elapsed
-                self._give_up_or_retry()
-        finally:
-            self._executor.stop()
+    def run(self) -> Collected:
+        """Start, collect, decode, verify; whoever opened the run closes it."""
+        self._run.submit(self._reserve.first)
+        rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)
+        self._filler = FillerRows(self._f, self._coded, self._settings, self._watch)
+        while True:
+            self._take_in()
+            self._say_what_is_not_protected()
+            settled = [word.look() for word in self._words]
+            self._spread_garbage()
+            stand = all(settled) and all(word.how for word in self._words)
+            done = stand and rowwise.is_over(self._words, self._results)
+            if done and self._filler.is_over(self._words):
+                return self._collected()
+            if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
+                return self._at_the_deadline(self._settings.deadline)
+            if self._reserve.look():  # give these time, before failed ones are tried again
+                self._news_at = self._watch.elapsed
+            self._give_up_or_retry()
 
     def _at_the_deadline(self, deadline: float) -> Collected:
         """What is exact, and estimates of the rest; of a map without subtasks."""
@@ -121,7 +115,7 @@ class Collector:
         return self._collected(found.errors)
 
     def _take_in(self) -> None:
-        outcomes = self._executor.wait(self._patience())
+        outcomes = self._run.wait(self._patience())
         self._reserve.note_began()
         for outcome in outcomes:
             self._news_at = self._watch.elapsed
@@ -204,7 +198,7 @@ class Collector:
             self._news_at = self._watch.elapsed
             for word in self._words:
                 word.arrivals.launch(again, self._news_at)
-            self._executor.retry(again)
+            self._run.submit(again)
             return
         for word in pending:
             if nothing or word in stuck or word.settlement.is_accuracy_hopeless():
@@ -216,7 +210,7 @@ class Collector:
             return False
         if self._reserve.left and not self._is_not_finite:  # where parity is of no use
             return False
-        return self._executor.is_exhausted()
+        return self._run.is_exhausted()
 
     def _make_do(self, word: Codeword, nothing: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""

@@ -9,7 +9,7 @@ from polarmap.code.protocol import Code
 from polarmap.collector.arrivals import Arrivals
 from polarmap.collector.settings import Settings
 from polarmap.collector.stopwatch import Stopwatch
-from polarmap.executors.base import Executor
+from polarmap.executors.base import Run
 from polarmap.runtimes.ondemand import late_from, to_start
 
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
@@ -22,9 +22,9 @@ class Reserve:
     """
 
     def __init__(
-        self, executor: Executor, arrivals: Arrivals, code: Code, settings: Settings, watch: Stopwatch
+        self, run: Run, arrivals: Arrivals, code: Code, settings: Settings, watch: Stopwatch
     ) -> None:
-        self._executor, self._arrivals, self._watch = executor, arrivals, watch
+        self._run, self._arrivals, self._watch = run, arrivals, watch
         self._code, self._law = code, settings.runtimes
         count = code.n
         if settings.parity == "on_demand":
@@ -46,7 +46,7 @@ class Reserve:
         if count:
             new, self.left = self.left[:count], self.left[count:]
             self._arrivals.launch(new, now)
-            self._executor.launch(new)
+            self._run.submit(new)
         return count > 0
 
     def patience(self) -> float:
@@ -58,10 +58,10 @@ class Reserve:
         return max(LEAST_SECONDS, min(waits, default=inf))
 
     def note_began(self) -> None:
-        """Learn from the executor when tasks began; before outcomes are taken from it."""
+        """Learn from the run when tasks began; before outcomes are taken from it."""
         if self.left:
-            offset = self._watch.elapsed - self._executor.now()
-            for task, when in self._executor.began().items():
+            offset = self._watch.elapsed - self._run.now()
+            for task, when in self._run.running().items():
                 self._arrivals.tasks[task].began = when + offset
 
     @property

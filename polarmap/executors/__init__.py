@@ -3,22 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Executor, FaultyExecutor
+from polarmap.executors.base import Executor
+from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.private import private_folder
-from polarmap.remote.worker import Fault
 
 
-def open_executor(choice: Any) -> tuple[Executor, Mapping[int, Fault]]:
-    """The executor that `coded_map(executor=choice)` means, and the faults to inject."""
+def executor_of(choice: Any) -> Executor:
+    """The executor that `coded_map(executor=choice)` means; nothing is opened yet."""
     if isinstance(choice, FaultyExecutor):
-        return open_executor(choice.executor)[0], choice.faults
-    return _open(choice), {}
+        return WithFaults(executor_of(choice.executor), choice.faults)
+    _check(choice)
+    if _is_localhost(choice):
+        from polarmap.executors.localhost import LocalhostExecutor
+
+        return LocalhostExecutor()
+    if _is_path(choice):
+        from polarmap.executors.lithops import YamlExecutor
+
+        return YamlExecutor(choice)
+    if isinstance(choice, Executor):
+        return choice
+    if _is_of_lithops(choice):
+        from polarmap.executors.lithops import FunctionsExecutor
+
+        return FunctionsExecutor(choice)
+    from polarmap.executors.futures import FuturesExecutor
+
+    return FuturesExecutor(choice)
 
 
 def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
@@ -28,10 +46,10 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
         return replace(choice, executor=inner), close
     _check(choice)
     if _is_path(choice):
-        from polarmap.executors.lithops import from_yaml
+        from polarmap.executors.lithops import close_functions, open_functions
 
-        runner = from_yaml(choice)
-        return runner.functions, runner.close
+        functions = open_functions(choice)
+        return functions, partial(close_functions, functions)
     return choice, lambda: None
 
 
@@ -43,28 +61,6 @@ def storage_beside(choice: Any) -> Any:
     if _is_localhost(choice):
         return private_folder() / "arrays"
     return choice if _is_of_lithops(choice) else None
-
-
-def _open(choice: Any) -> Executor:
-    _check(choice)
-    if _is_localhost(choice):
-        from polarmap.executors.localhost import LocalhostExecutor
-
-        return LocalhostExecutor()
-    if _is_path(choice):
-        from polarmap.executors.lithops import from_yaml
-
-        return from_yaml(choice)
-    if _is_ours(choice):
-        executor: Executor = choice
-        return executor
-    if _is_of_lithops(choice):
-        from polarmap.executors.lithops import ForeignExecutor
-
-        return ForeignExecutor(choice, owned=False)
-    from polarmap.executors.futures import FuturesExecutor
-
-    return FuturesExecutor(choice)
 
 
 def _check(choice: Any) -> None:
@@ -79,7 +75,7 @@ def _check(choice: Any) -> None:
         raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
     if hasattr(choice, "get_executor"):
         raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
-    if not (_is_ours(choice) or _is_of_lithops(choice) or hasattr(choice, "submit")):
+    if not (isinstance(choice, Executor) or _is_of_lithops(choice) or hasattr(choice, "submit")):
         raise ExecutorError(
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
             "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
@@ -110,10 +106,6 @@ def _is_localhost(choice: Any) -> bool:
 
 def _is_path(choice: Any) -> bool:
     return isinstance(choice, (str, bytes, os.PathLike)) and not _is_localhost(choice)
-
-
-def _is_ours(choice: Any) -> bool:
-    return all(hasattr(choice, verb) for verb in ("start", "wait", "retry", "stop"))
 
 
 def _is_of_lithops(choice: Any) -> bool:

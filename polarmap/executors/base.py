@@ -1,19 +1,20 @@
-"""The small interface between the collector and whatever runs tasks."""
+"""The seam between a map and whatever runs its tasks: `executor.open(payload) -> Run`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place
 from polarmap.remote.tree import Layout, Structure
-from polarmap.remote.worker import FAULTS, Error, Fault, Reply
+from polarmap.remote.worker import Error, Fault, Reply
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -94,94 +95,72 @@ class Coded(Protocol):
         ...
 
 
-class Executor(Protocol):
-    """Starts tasks, tells as each ends, stops the rest. Used for one map at a time.
+@dataclass(frozen=True)
+class Payload:
+    """All that an executor is told of one map.
 
-    `keep`, set before the start, lets results stay in storage; `subtasks`, if more than 1, has each
-    task cut into so many, whose results are told as they come.
+    f : what workers call, each with its block.
+    blocks : the coded blocks.
+    faults : from task to what it is to suffer.
+    keep : where results stay, of which only samples then travel; None: they travel whole.
+    subtasks : that each task is cut into; with more than 1 their results are told as they come.
     """
 
-    name: str
-    keep: Keep | None
-    subtasks: int
+    f: Function
+    blocks: Coded
+    faults: Mapping[int, Fault] = field(default_factory=dict)
+    keep: Keep | None = None
+    subtasks: int = 1
+
+
+class Run(Protocol):
+    """The tasks of one map on an executor: starts them, tells as each ends, abandons the rest."""
 
     def now(self) -> float:
-        """Seconds on a clock that never goes back."""
+        """Seconds on `time.monotonic`, or on a virtual clock that stands at 0 when the run is opened."""
         ...
 
-    def start(
-        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
-    ) -> None:
-        """Start f on these coded blocks, or on all, in this order. Called once, before all else."""
-        ...
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Start these, in this order; one that was started before is started once more, as its next attempt.
 
-    def launch(self, tasks: Sequence[int]) -> None:
-        """Start further ones, which have not been started yet; their blocks are made only now."""
-        ...
-
-    def began(self) -> Mapping[int, float]:
-        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out."""
+        Blocks are made for those that are started, and no earlier.
+        """
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
         """What ended, as soon as anything did; empty after `timeout` seconds."""
         ...
 
+    def running(self) -> Mapping[int, float]:
+        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out."""
+        ...
+
     def is_exhausted(self) -> bool:
-        """Whether nothing will end any more unless something is started."""
+        """Whether nothing will end any more unless something is submitted."""
         ...
 
-    def retry(self, tasks: Sequence[int]) -> None:
-        """Start these tasks once more."""
-        ...
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """Abandon all that runs and remove all that was stored. Safe at any time, and twice."""
         ...
 
 
-@dataclass(frozen=True)
-class FaultyExecutor:
-    """An executor with misfortunes injected, for tests, demonstrations and benchmarks.
+@runtime_checkable
+class Executor(Protocol):
+    """Where the tasks of maps run; it holds nothing open between them, and any number may run on it.
 
-    Parameters
-    ----------
-    executor : whatever `coded_map` accepts
-    faults : mapping from task index to Fault
-
-    Examples
-    --------
-    >>> FaultyExecutor("localhost", {3: Fault("sleep", seconds=20), 7: Fault("kill")}).executor
-    'localhost'
+    name : as reports tell it.
+    worker : what each task is given and may cost; None where nothing is known.
     """
 
-    executor: Any = None
-    faults: Mapping[int, Fault] = field(default_factory=dict)
+    @property
+    def name(self) -> str: ...
 
-    def __post_init__(self) -> None:
-        if not isinstance(self.faults, Mapping):
-            raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
-        for task, fault in self.faults.items():
-            if not _is_count(task) or not isinstance(fault, Fault):
-                raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
-            _check_fault(fault)
+    @property
+    def worker(self) -> Worker | None: ...
 
-
-def _check_fault(fault: Fault) -> None:
-    """CodeError for one that no worker could suffer."""
-    kind: Any = fault.kind
-    seconds: Any = fault.seconds
-    if not isinstance(kind, str) or kind not in FAULTS:
-        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {kind!r:.100}")
-    is_number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
-    if not is_number or not seconds >= 0:
-        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {seconds!r:.100}")
-    if not _is_count(fault.attempts):
-        raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
+    def open(self, payload: Payload) -> Run:
+        """What runs this map; nothing is started yet."""
+        ...
 
 
 def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:

@@ -16,15 +16,25 @@ from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from typing import Any
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Array, Coded, Function, Outcome, check_folder, lost, outcome_of, pickled
+from polarmap.executors.base import (
+    Array,
+    Function,
+    Outcome,
+    Payload,
+    check_folder,
+    lost,
+    outcome_of,
+    pickled,
+)
 from polarmap.executors.daskpool import DaskPool, is_of_dask
 from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
 from polarmap.executors.spares import SpareProcesses
-from polarmap.remote.stored import DamagedError, Keep
+from polarmap.remote.stored import DamagedError
 from polarmap.remote.subtasks import turns
 from polarmap.remote.tree import unflatten
-from polarmap.remote.worker import Fault, Reply, parse_message
+from polarmap.remote.worker import Reply, parse_message
 
 LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
@@ -42,12 +52,27 @@ class FuturesExecutor:
     a pool cancels, because it is shut down by somebody else, are lost, too.
     """
 
+    worker: Worker | None = None
+
     def __init__(self, pool: Any) -> None:
-        self._pool = DaskPool(pool) if is_of_dask(pool) else pool
-        self._shares_memory = isinstance(pool, ThreadPoolExecutor)
+        self._pool = pool
         self.name = type(pool).__name__
-        self.keep: Keep | None = None
-        self.subtasks = 1
+
+    def open(self, payload: Payload) -> FuturesRun:
+        """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
+        check_folder(payload.keep and payload.keep.source)
+        return FuturesRun(self._pool, payload)
+
+
+class FuturesRun:
+    """The tasks of one map as futures of a pool."""
+
+    def __init__(self, pool: Any, payload: Payload) -> None:
+        self._name = type(pool).__name__
+        self._pool = DaskPool(pool) if is_of_dask(pool) else pool
+        self._coded, self._faults = payload.blocks, payload.faults
+        self._keep, self._subtasks = payload.keep, payload.subtasks
+        self._attempts: dict[int, int] = {}
         # What ended: a task's future, or the reply of one of its subtasks.
         self._ended: queue.SimpleQueue[tuple[int, int, Future[Any] | Reply]] = queue.SimpleQueue()
         self._futures: list[Future[Any]] = []
@@ -57,35 +82,23 @@ class FuturesExecutor:
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._spares: SpareProcesses | None = None
         self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
-        self._folder: str | None = None
         self._event = threading.Event()
+        self._shares_memory = isinstance(pool, ThreadPoolExecutor)
+        self._f: Function | bytes = payload.f if self._shares_memory else pickled(payload.f, self._name)
+        self._folder = None if self._shares_memory else tempfile.mkdtemp(prefix="polarmap-")
+        self._cancelled = self._event if self._folder is None else Wanted.mark(self._folder)
 
     def now(self) -> float:
         """The monotonic clock."""
         return time.monotonic()
 
-    def start(
-        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
-    ) -> None:
-        """Submit them, data first."""
-        check_folder(self.keep and self.keep.source)
-        self._coded, self._faults = coded, faults
-        self._attempts = [0] * coded.n
-        if self._shares_memory:
-            self._f: Function | bytes = f
-            self._cancelled: threading.Event | Wanted = self._event
-        else:
-            self._f = pickled(f, self.name)
-            self._folder = tempfile.mkdtemp(prefix="polarmap-")
-            self._cancelled = Wanted.mark(self._folder)
-        self.launch(range(coded.n) if tasks is None else tasks)
-
-    def launch(self, tasks: Sequence[int]) -> None:
-        """Submit further tasks."""
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Hand them to the pool."""
         for task in tasks:
+            self._attempts[task] = self._attempts.get(task, -1) + 1
             self._submit(task)
 
-    def began(self) -> Mapping[int, float]:
+    def running(self) -> Mapping[int, float]:
         """When each running task was first seen to run."""
         for task, future in self._pending.items():
             if not self._tells or future.running():
@@ -96,7 +109,7 @@ class FuturesExecutor:
         """Whatever futures are done, and the subtasks that were handed in."""
         deadline = time.monotonic() + timeout
         while True:
-            look = self.subtasks > 1 and self._folder is not None
+            look = self._subtasks > 1 and self._folder is not None
             if isinstance(self._pool, DaskPool):
                 self._pool.fail_if_closed()
             ended = self._drained(min(timeout, LOOK_SECONDS) if look else timeout)
@@ -130,13 +143,7 @@ class FuturesExecutor:
                 outcomes.append(outcome_of(reply)._replace(over=False))
         return outcomes
 
-    def retry(self, tasks: Sequence[int]) -> None:
-        """Submit them again."""
-        for task in tasks:
-            self._attempts[task] += 1
-            self._submit(task)
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """Cancel what is queued, leave what runs."""
         self._event.set()
         if self._folder is not None:
@@ -148,23 +155,24 @@ class FuturesExecutor:
             self._spares.stop()
         wait_for(self._futures, GOODBYE_SECONDS)
         self._futures = []
+        self._pending.clear()
 
     def _submit(self, task: int) -> None:
         attempt = self._attempts[task]
         try:
             block = self._block(task)
             fault = self._faults.get(task)
-            arguments: tuple[Any, ...] = (block, fault, task, attempt, self._cancelled, self.keep)
-            if self.subtasks > 1:
+            arguments: tuple[Any, ...] = (block, fault, task, attempt, self._cancelled, self._keep)
+            if self._subtasks > 1:
                 channel = self._ended if self._shares_memory else None
-                arguments = (*arguments, turns(task, self.subtasks), channel)
+                arguments = (*arguments, turns(task, self._subtasks), channel)
             if self._spares is not None:
                 self._on_spares.add((task, attempt))
             pool = self._pool if self._spares is None else self._spares
             future = pool.submit(run_in_pool, self._f, *arguments)
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):
-                raise ExecutorError(f"{self.name} accepts no tasks: {error}") from error
+                raise ExecutorError(f"{self._name} accepts no tasks: {error}") from error
             future = Future()
             future.set_exception(error)
         self._futures.append(future)
@@ -187,7 +195,7 @@ class FuturesExecutor:
         if self._pending.get(task) is future:
             del self._pending[task]
         if future.cancelled():
-            return lost(task, attempt, f"{self.name} was shut down or cancelled the task before it began")
+            return lost(task, attempt, f"{self._name} was shut down or cancelled the task before it began")
         error = future.exception()
         if isinstance(error, BrokenProcessPool) and self._moves(task, attempt):
             return None

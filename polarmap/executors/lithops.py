@@ -1,7 +1,8 @@
 """Lithops as the substrate: the only file that imports it, and the only one that touches its inside.
 
-`LithopsExecutor` is what every Lithops job of ours shares, `ForeignExecutor` runs them on a
-FunctionExecutor or configuration of the caller, `localhost_functions` builds a private one.
+`LithopsRun` is what runs through Lithops share; `FunctionsExecutor` opens runs on a
+FunctionExecutor of the caller, `YamlExecutor` on one of its own for each map, made from the caller's
+configuration; `localhost_functions` builds a private one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import threading
 import time
 import uuid
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from pathlib import Path
@@ -29,9 +30,8 @@ from polarmap.clouds import settings
 from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
-    Coded,
-    Function,
     Outcome,
+    Payload,
     check_folder,
     layout_bytes,
     lost,
@@ -41,9 +41,9 @@ from polarmap.executors.base import (
 from polarmap.executors.private import interpreter, named_for_lithops, private_folder
 from polarmap.patience import ask
 from polarmap.remote import worker
-from polarmap.remote.stored import Keep, Part, Place
+from polarmap.remote.stored import Part, Place
 from polarmap.remote.subtasks import turns
-from polarmap.remote.worker import Fault, Reply, Ticket, parse_message
+from polarmap.remote.worker import Reply, Ticket, parse_message
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
@@ -82,27 +82,26 @@ class _Job:
         return next(iter(jobs.values()), None)
 
 
-class LithopsExecutor:
-    """What both have in common: blocks and results as raw objects, replies through futures."""
+class LithopsRun:
+    """The tasks of one map through Lithops: blocks and results as raw objects, replies through futures."""
 
-    name = "lithops"
     # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
     _modules: Mapping[str, Any] = {"exclude_modules": ["polarmap", "numpy"]}
 
-    def __init__(self) -> None:
+    def __init__(self, name: str, payload: Payload) -> None:
+        self._name, self._f, self._coded, self._faults = name, payload.f, payload.blocks, payload.faults
+        self._keep, self._subtasks = payload.keep, payload.subtasks
         # (task, attempt) -> its copies in different jobs, all but one of which will find it claimed
         self._running: dict[tuple[int, int], list[_Running]] = {}
+        self._attempts: dict[int, int] = {}  # the latest of each task
         self._jobs: list[_Job] = []
         self._stored: set[int] = set()
         self._launched_at: dict[int, float] = {}
-        self.keep: Keep | None = None
-        self.subtasks = 1
         self._handed_in: set[str] = set()  # keys of subtasks told so far
         self._next_listing = 0.0
         self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self._storage: Any = None
         self._bucket = ""
-        self._stopped = False
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -112,7 +111,7 @@ class LithopsExecutor:
         """Poll the flags that Lithops' monitor thread sets."""
         deadline = time.monotonic() + timeout
         while True:
-            outcomes = self._listed() if self.subtasks > 1 else []
+            outcomes = self._listed() if self._subtasks > 1 else []
             outcomes += [outcome for key in list(self._running) for outcome in self._ended(key)]
             outcomes += self._look_after()
             remaining = deadline - time.monotonic()
@@ -120,7 +119,7 @@ class LithopsExecutor:
                 return outcomes
             time.sleep(min(POLL_SECONDS, remaining))
 
-    def began(self) -> Mapping[int, float]:
+    def running(self) -> Mapping[int, float]:
         """When the running tasks were handed to Lithops: functions start at once, or so it seems."""
         return {task: self._launched_at[task] for task, _ in self._running}
 
@@ -161,8 +160,8 @@ class LithopsExecutor:
             result_key=f"{self._prefix}/result/{task}-{attempt}",
             wanted_key=f"{self._prefix}/wanted",
             fresh=self._coded.source is None,
-            keep=self.keep,
-            turns=turns(task, self.subtasks),
+            keep=self._keep,
+            turns=turns(task, self._subtasks),
             fault=None if fault is None else (fault.kind, fault.seconds, fault.attempts),
             **where,
         )
@@ -177,8 +176,8 @@ class LithopsExecutor:
                 task = worker.make_task(self._f)
                 futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
         except Exception as error:
-            pickled(self._f, self.name)  # the likely reason, in plain words
-            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
+            pickled(self._f, self._name)  # the likely reason, in plain words
+            raise ExecutorError(f"{self._name} takes no job: {type(error).__name__}: {error}") from error
         for ticket, future in zip(tickets, futures):
             self._launched_at[ticket.task] = time.monotonic()
             copies = self._running.setdefault((ticket.task, ticket.attempt), [])
@@ -270,64 +269,65 @@ class LithopsExecutor:
         key = f"{self._prefix}/block/{piece}"
         ask(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
 
-    def _remove_objects(self, prefix: str) -> None:
-        keys = self._storage.list_keys(self._bucket, prefix)
-        if keys:
-            self._storage.delete_objects(self._bucket, keys)
-
-    def _begin(self, f: Function, coded: Coded, faults: Mapping[int, Fault], storage: Any) -> None:
-        self._f, self._coded, self._faults = f, coded, faults
-        self._attempts = [0] * coded.n
-        self._storage, self._bucket = storage, storage.bucket
+    def _count_attempts(self, tasks: Sequence[int]) -> None:
+        """These are about to be started, for the first time or once more."""
+        for task in tasks:
+            self._attempts[task] = self._attempts.get(task, -1) + 1
 
 
-class ForeignExecutor(LithopsExecutor):
-    """A FunctionExecutor that belongs to the caller, or one made from the caller's configuration."""
+class FunctionsExecutor:
+    """A FunctionExecutor that belongs to the caller."""
 
-    def __init__(self, functions: Any, owned: bool) -> None:
-        super().__init__()
-        self._functions, self._owned = functions, owned
-        self._siblings: list[Any] = []
+    def __init__(self, functions: Any) -> None:
+        self._functions = functions
         self.name = f"lithops/{functions.backend}"
         self.worker = worker_of(functions.config)
 
-    @property
-    def functions(self) -> Any:
-        """The FunctionExecutor, for further maps on it."""
-        return self._functions
+    def open(self, payload: Payload) -> FunctionsRun:
+        """Further jobs on it; ExecutorError for storage that its workers cannot reach."""
+        return FunctionsRun(self.name, payload, self._functions, owned=False)
 
-    def close(self) -> None:
-        """End a FunctionExecutor of ours that ran maps of others, and remove what it stored."""
-        self._storage, self._bucket = self._functions.storage, self._functions.storage.bucket
-        self.stop()
-        time.sleep(SETTLE_SECONDS)  # what was on its way when its writer was killed
-        self._clean_up([f"lithops.jobs/{self._functions.executor_id}"])
 
-    def start(
-        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
-    ) -> None:
+class YamlExecutor:
+    """A Lithops configuration of the caller, which is opened for each map and ended with it."""
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = path
+        config = _complete(path)
+        self.name = f"lithops/{config['lithops']['backend']}"
+        self.worker = worker_of(config)
+
+    def open(self, payload: Payload) -> FunctionsRun:
+        """Jobs on a FunctionExecutor of its own; ExecutorError if Lithops cannot make one."""
+        functions = open_functions(self._path)
+        try:
+            return FunctionsRun(self.name, payload, functions, owned=True)
+        except BaseException:
+            end(functions)
+            raise
+
+
+class FunctionsRun(LithopsRun):
+    """The tasks of one map on a FunctionExecutor; one that is `owned` ends with it."""
+
+    def __init__(self, name: str, payload: Payload, functions: Any, owned: bool) -> None:
+        super().__init__(name, payload)
+        self._functions, self._owned = functions, owned
+        self._siblings: list[Any] = []
+        self._storage, self._bucket = functions.storage, functions.storage.bucket
+        self._check_source(self._coded.source, "lies in")
+        self._check_source(self._keep and self._keep.source, "is to stay in")
+
+    def submit(self, tasks: Sequence[int]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
-        first = range(coded.n) if tasks is None else tasks
-        self._begin(f, coded, faults, self._functions.storage)
-        self._check_source(coded.source, "lies in")
-        self._check_source(self.keep and self.keep.source, "is to stay in")
-        if coded.source is None:
-            coded.leaves(max(first))  # encode before anything is stored: its errors are the caller's
-        self._store({f"{self._prefix}/wanted": b"wanted"}, first)
-        if len(first) == coded.n:
-            coded.release()
-        self._launch(first)
-
-    def launch(self, tasks: Sequence[int]) -> None:
-        """A further job, once its blocks are made and stored."""
-        self._store({}, tasks)
-        self._launch(tasks, self._sibling())
-
-    def retry(self, tasks: Sequence[int]) -> None:
-        """A further job on the same executor."""
-        for task in tasks:
-            self._attempts[task] += 1
-        self._launch(tasks)
+        is_first = not self._attempts
+        if is_first and self._coded.source is None:
+            self._coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+        self._store({f"{self._prefix}/wanted": b"wanted"} if is_first else {}, tasks)
+        if is_first and len(tasks) == self._coded.n:
+            self._coded.release()
+        self._count_attempts(tasks)
+        self._launch(tasks, self._functions if is_first else self._sibling())
 
     def _store(self, objects: Mapping[str, bytes], tasks: Sequence[int]) -> None:
         """Put these objects and the blocks of these tasks."""
@@ -342,30 +342,10 @@ class ForeignExecutor(LithopsExecutor):
                 f"the blocks could not be stored in bucket {self._bucket!r}: {type(error).__name__}: {error}"
             ) from error
 
-    def probe_storage(self) -> float:
-        """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""
-        storage, data = self._functions.storage, os.urandom(PROBE_BYTES)
-        key = f"{self._prefix}/probe"
-        began, step = time.monotonic(), "written"
-        try:
-            storage.put_object(storage.bucket, key, data)
-            step = "read back"
-            same = bytes(storage.get_object(storage.bucket, key)) == data
-            step = "deleted"
-            storage.delete_object(storage.bucket, key)
-        except Exception as error:
-            raise ExecutorError(
-                f"an object in bucket {storage.bucket!r} could not be {step}: {type(error).__name__}: {error}"
-            ) from error
-        if not same:
-            raise ExecutorError(f"an object in bucket {storage.bucket!r} was read back with other bytes")
-        return time.monotonic() - began
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """Take the wanted key away, drop or kill what is pending, remove the objects."""
-        if self._storage is not None:
-            with contextlib.suppress(Exception):
-                self._storage.delete_object(self._bucket, f"{self._prefix}/wanted")
+        with contextlib.suppress(Exception):
+            self._storage.delete_object(self._bucket, f"{self._prefix}/wanted")
         pending = [entry.future for copies in self._running.values() for entry in copies]
         ours = {future for job in self._jobs for future in job.futures}
         self._running.clear()
@@ -379,29 +359,16 @@ class ForeignExecutor(LithopsExecutor):
         siblings, self._siblings = self._siblings, []
         for functions in siblings:
             end(functions)
-        if self._storage is not None:
-            jobs = {f"lithops.jobs/{future.job_key}" for future in ours}
-            if self._owned:
-                jobs.add(f"lithops.jobs/{self._functions.executor_id}")
-            jobs |= {f"lithops.jobs/{functions.executor_id}" for functions in siblings}
-            self._clean_up([self._prefix + "/", *jobs])
-            if pending:  # what was on its way when its writer was killed
-                time.sleep(SETTLE_SECONDS)
-                self._clean_up([self._prefix + "/", *jobs])
+        jobs = {future.job_key for future in ours} | {functions.executor_id for functions in siblings}
+        if self._owned:
+            jobs.add(self._functions.executor_id)
+        prefixes = [f"{self._prefix}/", *(f"lithops.jobs/{job}" for job in jobs)]
+        remove_objects(self._storage, prefixes)
+        if pending:  # what was on its way when its writer was killed
+            time.sleep(SETTLE_SECONDS)
+            remove_objects(self._storage, prefixes)
         if self._owned:
             end(self._functions)
-
-    def _clean_up(self, prefixes: Sequence[str]) -> None:
-        """Remove objects; a storage that is down must not hide why the map ended."""
-        try:
-            for prefix in prefixes:
-                self._remove_objects(prefix)
-        except Exception as error:
-            warnings.warn(
-                f"objects below {self._prefix!r} in bucket {self._bucket!r} may be left: {error}",
-                RuntimeWarning,
-                stacklevel=2,
-            )
 
     def _check_source(self, source: Place | None, use: str) -> None:
         """Refuse storage that workers of this backend cannot reach."""
@@ -420,10 +387,10 @@ class ForeignExecutor(LithopsExecutor):
                 f"{self._storage.backend}: use the Lithops configuration of that bucket for both"
             )
 
-    def _launch(self, tasks: Sequence[int], functions: Any = None) -> None:
+    def _launch(self, tasks: Sequence[int], functions: Any) -> None:
         where: dict[str, Any] = {"claim": None, "driver": None, "scratch": None, "nice": 0}
         tickets = [self._ticket(task, **where) for task in tasks]
-        self._map(self._functions if functions is None else functions, tickets, None)
+        self._map(functions, tickets, None)
 
     def _sibling(self) -> Any:
         """What runs a further job at once: on this machine an executor runs its jobs one by one."""
@@ -448,23 +415,82 @@ class ForeignExecutor(LithopsExecutor):
         return []
 
 
-def from_yaml(path: str | os.PathLike[str]) -> ForeignExecutor:
-    """An executor from a Lithops configuration file."""
+def open_functions(path: str | os.PathLike[str]) -> Any:
+    """A FunctionExecutor from a Lithops configuration file."""
     file = Path(path)
     config = settings.read(file)
     lithops, missing = load_lithops(), _missing_settings(config)
-    try:
+    with _naming(file, config):
         functions = ask(
             lambda: lithops.FunctionExecutor(config_file=str(file), log_level=None, **missing),
             RETURN_SECONDS if file.absolute() in _opened else 0.0,
         )
+    _opened.add(file.absolute())
+    return functions
+
+
+def close_functions(functions: Any) -> None:
+    """End a FunctionExecutor of ours that ran maps of others, and remove what it stored."""
+    end(functions)
+    time.sleep(SETTLE_SECONDS)  # what was on its way when its writer was killed
+    remove_objects(functions.storage, [f"lithops.jobs/{functions.executor_id}"])
+
+
+def _complete(path: str | os.PathLike[str]) -> Mapping[str, Any]:
+    """A configuration with Lithops' defaults, without asking anything of its cloud."""
+    file = Path(path)
+    config = settings.read(file)
+    lithops, missing = load_lithops(), _missing_settings(config)
+    with _naming(file, config):
+        whole: dict[str, Any] = lithops.config.default_config(str(file), None, {"backend": missing})
+    return whole
+
+
+@contextlib.contextmanager
+def _naming(file: Path, config: Mapping[str, Any]) -> Iterator[None]:
+    """What Lithops raises becomes an ExecutorError that names the file, and what to install."""
+    try:
+        yield
     except Exception as error:
         hint = settings.extra_hint(config, error)
         raise ExecutorError(
             f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}{hint}"
         ) from error
-    _opened.add(file.absolute())
-    return ForeignExecutor(functions, owned=True)
+
+
+def remove_objects(storage: Any, prefixes: Collection[str]) -> None:
+    """Remove what lies below them; a storage that is down must not hide why a map ended."""
+    try:
+        for prefix in prefixes:
+            keys = storage.list_keys(storage.bucket, prefix)
+            if keys:
+                storage.delete_objects(storage.bucket, keys)
+    except Exception as error:
+        warnings.warn(
+            f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
+def probe_storage(functions: Any) -> float:
+    """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""
+    storage, data = functions.storage, os.urandom(PROBE_BYTES)
+    key = f"{PREFIX}/{uuid.uuid4().hex}/probe"
+    began, step = time.monotonic(), "written"
+    try:
+        storage.put_object(storage.bucket, key, data)
+        step = "read back"
+        same = bytes(storage.get_object(storage.bucket, key)) == data
+        step = "deleted"
+        storage.delete_object(storage.bucket, key)
+    except Exception as error:
+        raise ExecutorError(
+            f"an object in bucket {storage.bucket!r} could not be {step}: {type(error).__name__}: {error}"
+        ) from error
+    if not same:
+        raise ExecutorError(f"an object in bucket {storage.bucket!r} was read back with other bytes")
+    return time.monotonic() - began
 
 
 def _missing_settings(config: Mapping[str, Any]) -> dict[str, Any]:

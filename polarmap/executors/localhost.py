@@ -8,16 +8,16 @@ import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
+from polarmap.clouds.limits import Worker
 from polarmap.cores import available_cores
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
-from polarmap.executors.base import Coded, Function, Outcome, check_folder, lost
-from polarmap.executors.lithops import LithopsExecutor, end, localhost_functions
+from polarmap.executors.base import Outcome, Payload, check_folder, lost
+from polarmap.executors.lithops import LithopsRun, end, localhost_functions, remove_objects
 from polarmap.executors.private import private_folder
-from polarmap.remote.worker import Fault, Ticket
+from polarmap.remote.worker import Ticket
 
 PARITY_NICE = 10  # parity must not take the cores from data tasks that are doing fine
 TASK_SECONDS = 3600  # limit of one task; coded_map's timeout is the useful one
@@ -25,52 +25,57 @@ BOOT_SECONDS = 10.0  # that the workers of a job may take to start
 LOST_SECONDS = 1.0  # that a status may lag behind the end of the process that wrote it
 
 
-class LocalhostExecutor(LithopsExecutor):
-    """The embedded default: worker processes on this machine, in a private temporary folder.
+class LocalhostExecutor:
+    """The embedded default: worker processes on this machine, in a private temporary folder."""
+
+    name = "localhost"
+    worker: Worker | None = None
+
+    def open(self, payload: Payload) -> LocalhostRun:
+        """Jobs on this machine; ExecutorError for storage elsewhere."""
+        check_folder(payload.blocks.source)
+        check_folder(payload.keep and payload.keep.source)
+        return LocalhostRun(self.name, payload)
+
+
+class LocalhostRun(LithopsRun):
+    """The tasks of one map in worker processes of this machine.
 
     Each job is a Lithops executor of its own (3 ms), because one executor runs its jobs one after
     another. The first has a few slots more than cores; when tasks that compute no longer fill
     the cores, the tasks still queued go into a further job, and whichever copy starts first wins.
     """
 
-    name = "localhost"
     _modules: Mapping[str, Any] = {"include_modules": None}  # workers import what the driver can
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, name: str, payload: Payload) -> None:
+        super().__init__(name, payload)
         self._cores = available_cores()
         self._busy = slots.BusyTasks()
         self._next_look = 0.0
-        self._claims: Path | None = None
-        self._writers: list[threading.Thread] = []
-        self._gives_way: range | Sequence[int] = ()  # parity that was started together with the data
-        self._write_error: BaseException | None = None
-
-    def start(
-        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
-    ) -> None:
-        """Start the workers first: they boot, and the first ones run, while blocks are written."""
-        check_folder(coded.source)
-        check_folder(self.keep and self.keep.source)
-        home = private_folder()
-        self._claims = home / "claims" / self._prefix.rpartition("/")[2]
+        self._claims = private_folder() / "claims" / self._prefix.rpartition("/")[2]
         self._claims.mkdir(parents=True)
-        functions = localhost_functions(slots.first_slots(self._cores))
-        self._begin(f, coded, faults, functions.storage)
-        first = range(coded.n) if tasks is None else tasks
-        self._gives_way = [task for task in first if task >= coded.k]
-        self._launch(functions, first)
-        self._write_beside(first, len(first) == coded.n)
+        self._writers: list[threading.Thread] = []
+        self._gives_way: Sequence[int] = ()  # parity that was started together with the data
+        self._write_error: BaseException | None = None
+        self._is_closed = False
 
-    def launch(self, tasks: Sequence[int]) -> None:
-        """A job of their own, at once; they are needed, so they do not give way."""
-        functions = localhost_functions(min(len(tasks), slots.first_slots(self._cores)))
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Start the workers first: they boot, and the first ones run, while blocks are written.
+
+        Later tasks get a job of their own, at once; they are needed, so they do not give way.
+        """
+        is_first, count = not self._attempts, slots.first_slots(self._cores)
+        functions = localhost_functions(count if is_first else min(len(tasks), count))
+        if is_first:
+            self._storage, self._bucket = functions.storage, functions.storage.bucket
+            self._gives_way = [task for task in tasks if task >= self._coded.k]
+        self._count_attempts(tasks)
         self._launch(functions, tasks)
-        self._write_beside(tasks, False)
+        self._write_beside(tasks, is_first and len(tasks) == self._coded.n)
 
-    def began(self) -> Mapping[int, float]:
+    def running(self) -> Mapping[int, float]:
         """When each running task was claimed by a worker."""
-        assert self._claims is not None
         found, lag = {}, time.time() - time.monotonic()
         for task, attempt in self._running:
             with contextlib.suppress(FileNotFoundError):
@@ -79,16 +84,19 @@ class LocalhostExecutor(LithopsExecutor):
 
     def _write_beside(self, tasks: Sequence[int], are_all: bool) -> None:
         """Write the blocks of these tasks on a thread."""
-        arguments = (self._unstored(tasks), are_all)
-        writer = threading.Thread(target=self._write, args=arguments, name="polarmap-writer", daemon=True)
-        self._writers.append(writer)
-        writer.start()
+        pieces = self._unstored(tasks)
+        if pieces or are_all:
+            writer = threading.Thread(
+                target=self._write, args=(pieces, are_all), name="polarmap-writer", daemon=True
+            )
+            self._writers.append(writer)
+            writer.start()
 
     def _write(self, pieces: Sequence[int], are_all: bool) -> None:
-        """Data blocks, then parity blocks, until the executor stops."""
+        """Data blocks, then parity blocks, until the run is closed."""
         try:
             for piece in pieces:
-                if self._stopped:
+                if self._is_closed:
                     return
                 self._put(piece)
             if are_all:
@@ -96,36 +104,28 @@ class LocalhostExecutor(LithopsExecutor):
         except BaseException as error:
             self._write_error = error
 
-    def retry(self, tasks: Sequence[int]) -> None:
-        """Start them in a job of their own."""
-        for task in tasks:
-            self._attempts[task] += 1
-        self._launch(localhost_functions(min(len(tasks), slots.first_slots(self._cores))), tasks)
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """Kill the workers, remove every file."""
-        self._stopped = True
+        self._is_closed = True
         self._running.clear()
         jobs, self._jobs = self._jobs, []
         for job in jobs:
             end(job.functions)
+        prefixes = [f"lithops.jobs/{job.functions.executor_id}" for job in jobs]
         for job in jobs:
-            self._remove_objects(f"lithops.jobs/{job.functions.executor_id}")
             for path in private_folder().glob(f"lithops-*/jobs/{job.functions.executor_id}*"):
                 path.unlink(missing_ok=True)
         for writer in self._writers:
             writer.join()
         if self._storage is not None:
-            self._remove_objects(self._prefix + "/")
-        if self._claims is not None:
-            shutil.rmtree(self._claims, ignore_errors=True)
+            remove_objects(self._storage, [*prefixes, f"{self._prefix}/"])
+        shutil.rmtree(self._claims, ignore_errors=True)
 
     def _launch(self, functions: Any, tasks: Sequence[int]) -> None:
-        self._launched, self._claimed = time.monotonic(), len(os.listdir(self._claims or "."))
+        self._launched, self._claimed = time.monotonic(), len(os.listdir(self._claims))
         self._map(functions, [self._local_ticket(task) for task in tasks], TASK_SECONDS)
 
     def _local_ticket(self, task: int) -> Ticket:
-        assert self._claims is not None
         claim = self._claims / f"{task}-{self._attempts[task]}"
         return self._ticket(
             task,
@@ -152,11 +152,10 @@ class LocalhostExecutor(LithopsExecutor):
 
     def _is_under_way(self, now: float) -> bool:
         """Whether the latest job has begun to take tasks: until then, patience."""
-        return len(os.listdir(self._claims or ".")) > self._claimed or now > self._launched + BOOT_SECONDS
+        return len(os.listdir(self._claims)) > self._claimed or now > self._launched + BOOT_SECONDS
 
     def _started(self) -> tuple[dict[int, float], list[int]]:
         """Processor seconds of the tasks that run, by process, and the tasks not claimed yet."""
-        assert self._claims is not None
         used: dict[int, float] = {}
         queued = []
         for task, attempt in self._running:

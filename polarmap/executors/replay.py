@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError
-from polarmap.executors.base import Coded, Function, Outcome, lost, outcome_of
-from polarmap.remote.stored import DamagedError, Keep
+from polarmap.executors.base import Outcome, Payload, lost, outcome_of
+from polarmap.remote.stored import DamagedError
 from polarmap.remote.subtasks import rows, turns
 from polarmap.remote.tree import unflatten
-from polarmap.remote.worker import Error, Fault, Reply, apply, describe, leave
+from polarmap.remote.worker import Error, Reply, apply, describe, leave
 
 
 class ReplayExecutor:
@@ -38,38 +39,43 @@ class ReplayExecutor:
     """
 
     name = "replay"
+    worker: Worker | None = None
 
     def __init__(self, seconds: Mapping[int, float] | None = None) -> None:
         script: Any = {} if seconds is None else seconds
         if not isinstance(script, Mapping) or not all(map(_is_arrival, script.keys(), script.values())):
             raise CodeError(f"seconds map tasks by number to seconds of at least 0, not {script!r:.100}")
         self._seconds = dict(script)
-        self._now = 0.0
-        self.keep: Keep | None = None
-        self.subtasks = 1
+
+    def open(self, payload: Payload) -> ReplayRun:
+        """A run on a virtual clock of its own."""
+        return ReplayRun(self._seconds, payload)
+
+
+class ReplayRun:
+    """The tasks of one map, which arrive when the script says."""
+
+    def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
+        self._seconds, self._now = seconds, 0.0
+        self._f, self._coded, self._faults = payload.f, payload.blocks, payload.faults
+        self._keep, self._subtasks = payload.keep, payload.subtasks
+        self._attempts: dict[int, int] = {}
+        self._arrivals: list[tuple[float, int, int, int]] = []
+        self._began: dict[int, float] = {}
 
     def now(self) -> float:
         """The virtual clock."""
         return self._now
 
-    def start(
-        self, f: Function, coded: Coded, faults: Mapping[int, Fault], tasks: Sequence[int] | None = None
-    ) -> None:
-        """Schedule their arrivals."""
-        self._f, self._coded, self._faults = f, coded, faults
-        self._attempts = [0] * coded.n
-        self._arrivals: list[tuple[float, int, int, int]] = []
-        self._began: dict[int, float] = {}
-        self.launch(range(coded.n) if tasks is None else tasks)
-
-    def launch(self, tasks: Sequence[int]) -> None:
-        """Schedule further arrivals, counted from now."""
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Schedule their arrivals, counted from now."""
         for task in tasks:
+            self._attempts[task] = self._attempts.get(task, -1) + 1
             self._schedule(task)
 
-    def began(self) -> Mapping[int, float]:
+    def running(self) -> Mapping[int, float]:
         """Every task begins as soon as it is started."""
-        return self._began
+        return dict(self._began)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Move the clock to the next arrival, or by `timeout`."""
@@ -77,9 +83,10 @@ class ReplayExecutor:
             self._now += timeout
             return []
         self._now, task, attempt, step = heapq.heappop(self._arrivals)
-        outcome = self._run(task, attempt) if self.subtasks == 1 else self._run_subtask(task, attempt, step)
+        outcome = self._run(task, attempt) if self._subtasks == 1 else self._run_subtask(task, attempt, step)
         if outcome.over:
-            self._began.pop(task, None)
+            if attempt == self._attempts[task]:
+                self._began.pop(task, None)
             self._arrivals = [one for one in self._arrivals if one[1:3] != (task, attempt)]
             heapq.heapify(self._arrivals)
         return [outcome]
@@ -88,15 +95,10 @@ class ReplayExecutor:
         """Whether no arrival is left on the schedule."""
         return not self._arrivals
 
-    def retry(self, tasks: Sequence[int]) -> None:
-        """Schedule another arrival of each."""
-        for task in tasks:
-            self._attempts[task] += 1
-            self._schedule(task)
-
-    def stop(self) -> None:
+    def close(self) -> None:
         """Forget what has not arrived."""
         self._arrivals = []
+        self._began.clear()
 
     def _schedule(self, task: int) -> None:
         attempt = self._attempts[task]
@@ -106,28 +108,28 @@ class ReplayExecutor:
         if fault is not None and fault.kind == "sleep" and attempt < fault.attempts:
             seconds += fault.seconds
         if math.isfinite(seconds):
-            for step in range(self.subtasks):
-                arrival = self._now + seconds * (step + 1) / self.subtasks
+            for step in range(self._subtasks):
+                arrival = self._now + seconds * (step + 1) / self._subtasks
                 heapq.heappush(self._arrivals, (arrival, task, attempt, step))
 
     def _run_subtask(self, task: int, attempt: int, step: int) -> Outcome:
         """The outcome of one subtask; every step but the last leaves the attempt running."""
         fault = self._faults.get(task)
         fault = None if fault is None or attempt >= fault.attempts or fault.kind == "sleep" else fault
-        if fault is not None and fault.kind in ("kill", "exit") and step == self.subtasks // 2:
+        if fault is not None and fault.kind in ("kill", "exit") and step == self._subtasks // 2:
             return lost(task, attempt, f"its worker was struck by {fault.kind!r}")
-        subtask = turns(task, self.subtasks)[step]
-        leaves = [leaf[rows(len(leaf), self.subtasks, subtask)].copy() for leaf in self._coded.leaves(task)]
-        if fault is not None and (fault.kind == "garbage" or step == self.subtasks // 2):
+        subtask = turns(task, self._subtasks)[step]
+        leaves = [leaf[rows(len(leaf), self._subtasks, subtask)].copy() for leaf in self._coded.leaves(task)]
+        if fault is not None and (fault.kind == "garbage" or step == self._subtasks // 2):
             result = apply(self._f, unflatten(self._coded.structure, leaves), fault, attempt)
         else:
             result = apply(self._f, unflatten(self._coded.structure, leaves), None, attempt)
-        seconds = self._seconds.get(task, 1.0) * (step + 1) / self.subtasks
+        seconds = self._seconds.get(task, 1.0) * (step + 1) / self._subtasks
         if isinstance(result, Error):
             return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
         listed = result._replace(structure=(list, (), (result.structure,)))
         reply = Reply(task, attempt, listed, None, 0.0, seconds, None, (subtask,))
-        return outcome_of(reply)._replace(over=step + 1 == self.subtasks)
+        return outcome_of(reply)._replace(over=step + 1 == self._subtasks)
 
     def _run(self, task: int, attempt: int) -> Outcome:
         fault = self._faults.get(task)
@@ -142,8 +144,8 @@ class ReplayExecutor:
             return outcome_of(Reply(task, attempt, None, describe(error), 0.0, 0.0))
         block = unflatten(self._coded.structure, [leaf.copy() for leaf in pieces])
         result, kept = apply(self._f, block, fault, attempt), None
-        if self.keep is not None and not isinstance(result, Error):
-            result, kept = leave(result, self.keep, task, attempt, None)
+        if self._keep is not None and not isinstance(result, Error):
+            result, kept = leave(result, self._keep, task, attempt, None)
         seconds = self._seconds.get(task, 1.0)
         if isinstance(result, Error):
             return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import ModelError
-from polarmap.executors.base import FaultyExecutor
+from polarmap.executors.faulty import FaultyExecutor
 from polarmap.glm.losses import Loss, Objective, typical_curvature
 from polarmap.linalg.operators import CodedOperator
 

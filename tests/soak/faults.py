@@ -11,8 +11,9 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from plain import AlteringReplay
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap import Fault, FaultyExecutor
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
@@ -82,7 +83,7 @@ def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 
-class OddReplay(ReplayExecutor):
+class OddReplay(AlteringReplay):
     """Replay with workers whose results are wrong in ways that no Fault is."""
 
     def __init__(self, faults: Faults, seed: int) -> None:
@@ -90,10 +91,7 @@ class OddReplay(ReplayExecutor):
         super().__init__(faults.seconds | never)
         self._odd, self._seed = faults.struck, seed
 
-    def wait(self, timeout: float) -> list[Outcome]:
-        return [self._told(outcome) for outcome in super().wait(timeout)]
-
-    def _told(self, outcome: Outcome) -> Outcome:
+    def altered(self, outcome: Outcome) -> Outcome:
         kind = self._odd.get(outcome.task)
         if outcome.leaves is None or kind not in ("lie", "shape", "nan"):
             return outcome
