@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import time
+from multiprocessing.pool import Pool
 from operator import methodcaller
 from typing import Any
 
@@ -67,10 +68,21 @@ def _plain_map(A: Floats, x: Floats, sleep: float) -> tuple[float, Floats]:
     began = time.perf_counter()
     sleeps = [sleep * (index in SLEEPERS) for index in range(BLOCKS)]
     tasks = zip(np.array_split(A, BLOCKS), [x] * BLOCKS, sleeps)
-    # Interrupted, the driver alone speaks, and leaving the block ends the workers.
-    with multiprocessing.Pool(4, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    with _forked_pool() as pool:
         parts = pool.starmap(_plain_task, tasks, chunksize=1)
     return time.perf_counter() - began, np.concatenate(parts)
+
+
+def _forked_pool() -> Pool:
+    """Processes that leave it to this one to be interrupted.
+
+    Interrupts wait until all are forked: Python ignores what hooks of a fork raise.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return multiprocessing.Pool(4, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _plain_task(block: Floats, x: Floats, sleep: float) -> Any:
