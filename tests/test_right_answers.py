@@ -516,3 +516,21 @@ def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
     assert product.report.indices("failed") == [0, 1]
     with CodedOperator(A, blocks=2, workers=5, executor=Longer()) as operator:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
+
+
+@pytest.mark.parametrize("garbage", [0, 4])
+def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int) -> None:
+    """Found out in one codeword, what a worker returned is taken out of another in which nothing else is."""
+    faults = {
+        garbage: Fault("garbage", attempts=9),
+        1: Fault("raise", attempts=9),
+        2: Fault("kill", attempts=9),
+    }
+    seconds = {garbage: 1.0, 3: 1.5, 4 - garbage: 2.0}
+    data = STREAM.integers(-9, 9, (3, 4))
+    options = {"blocks": 1, "workers": 5, "code": "arikan", "subtasks": 3, "timeout": 100, "retries": 0}
+    with contextlib.suppress(NotLinearError, NotDecodableError, CodeError):
+        result = coded_map(
+            np.negative, data, executor=FaultyExecutor(ReplayExecutor(seconds), faults), **options
+        )
+        assert garbage in result.report.unchecked or np.array_equal(result[0], -data)

@@ -101,7 +101,10 @@ class Arrivals:
         group[outcome.task] = outcome
         if group is self.received:
             self._accept(outcome.task)
-            self._add(outcome.task, elapsed)
+            if self.decoder is None:  # all of them had been garbage
+                self._restart_decoder(elapsed)
+            else:
+                self._add(outcome.task, elapsed)
         elif not self.received or self._overrules(group):
             self._follow(group, elapsed)
         else:

@@ -80,6 +80,9 @@ def draw_faults(draw: Draw, executor: str, n: int, spare: int) -> Faults:
     usual = ["never"] if executor == "replay" else ["sleep"]
     kinds = usual if draw.chance(0.5) else KINDS[executor]
     struck = {task: draw.pick(kinds) for task in draw.some(range(n), min(n, counts[count]))}
+    if executor != "replay":  # a pool all of whose workers are held for ever runs nothing more
+        held = [task for task, kind in struck.items() if kind == "never"]
+        struck |= dict.fromkeys(held[2:], "raise")
     return Faults(struck, draw.pick([1, 1, 9]), seconds)
 
 

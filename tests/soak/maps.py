@@ -77,8 +77,10 @@ class MapCase:
             except PolarmapError as error:
                 return self._judge_error(error, expected, raised)
         check_warnings(told)
-        if raised is not None:
+        if raised is not None and not (self.options.get("subtasks", 1) > 1 and told):
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
+        if raised is not None:
+            return "f raises"  # of a whole block: of the pieces it need not
         return Judge(self, expected, result, [str(one.message) for one in told]).verdict()
 
     def _expected(self) -> tuple[list[Any], Exception | None]:
@@ -136,6 +138,9 @@ class MapCase:
             reasons["f is not linear"] = ("NotLinearError", *short)
         if not self.is_decodable:
             reasons["too many lost"] = short
+        silent = {task for task, kind in self.faults.struck.items() if kind == "never"}
+        if self.options.get("parity") == "on_demand" and silent >= set(range(self.code.needed)):
+            reasons["on demand, and nothing is heard"] = short  # parity starts after 60 s, 120 s, 240 s ...
         if self.executor == "replay" and self._may_be_inaccurate:
             reasons["too inaccurate"] = short
         if self.options.get("deadline") and not self.came_by(self.options["deadline"]):
@@ -282,6 +287,8 @@ class Judge:
         case, unverified = self.case, self.report.verified in ("no", "earlier")
         if not case.f_fits and (unverified or case.is_warm or self.report.verified == "local"):
             return True  # also one that has passed before, by chance: a lost block alone is in no check
+        if case.f.name in ("abs", "clipped"):
+            return True  # linear, but for numbers that may all lie in a block that is lost
         if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
             return True
         if unverified and set(case.faults.struck.values()) & MISLEADING:
@@ -362,7 +369,13 @@ def check_warnings(told: list[warnings.WarningMessage]) -> None:
         if "polarmap/" in str(one.filename) and not issubclass(one.category, RuntimeWarning):
             raise Finding("foreign warning", f"{one.category.__name__}: {one.message}")
         text = str(one.message)
-        if "polarmap/" in str(one.filename) and "encountered in" in text and "in scalar" not in text:
+        of_f = "linalg/gram" in str(one.filename) or "linalg/products" in str(one.filename)
+        if (
+            "polarmap/" in str(one.filename)
+            and "encountered in" in text
+            and "in scalar" not in text
+            and not of_f
+        ):
             raise Finding("foreign warning", f"{one.message} ({one.filename}:{one.lineno})")
 
 

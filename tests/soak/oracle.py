@@ -56,7 +56,9 @@ def _off(one: Any, other: Any) -> float:
         gaps = [abs(int(a) - int(b)) for a, b in zip(one.ravel().tolist(), other.ravel().tolist())]
         return float(max(gaps, default=0))
     with np.errstate(all="ignore"):
-        return float(np.abs(_wide(one) - _wide(other)).max(initial=0))
+        apart = np.abs(_wide(one) - _wide(other))
+    both = np.isnan(_wide(one)) & np.isnan(_wide(other))
+    return float(np.where(both | (_wide(one) == _wide(other)), 0, apart).max(initial=0))
 
 
 def _wide(array: np.ndarray) -> np.ndarray:
