@@ -521,11 +521,8 @@ def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
 @pytest.mark.parametrize("garbage", [0, 4])
 def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int) -> None:
     """Found out in one codeword, what a worker returned is taken out of another in which nothing else is."""
-    faults = {
-        garbage: Fault("garbage", attempts=9),
-        1: Fault("raise", attempts=9),
-        2: Fault("kill", attempts=9),
-    }
+    struck = {garbage: "garbage", 1: "raise", 2: "kill"}
+    faults = {task: Fault(kind, attempts=9) for task, kind in struck.items()}
     seconds = {garbage: 1.0, 3: 1.5, 4 - garbage: 2.0}
     data = STREAM.integers(-9, 9, (3, 4))
     options = {"blocks": 1, "workers": 5, "code": "arikan", "subtasks": 3, "timeout": 100, "retries": 0}
