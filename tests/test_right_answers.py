@@ -531,3 +531,21 @@ def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int)
             np.negative, data, executor=FaultyExecutor(ReplayExecutor(seconds), faults), **options
         )
         assert garbage in result.report.unchecked or np.array_equal(result[0], -data)
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_exception_without_words_is_told_of_all_the_same() -> None:
+    here = threading.main_thread()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is not here:
+            raise SilentError
+        return block
+
+    options = {"blocks": 24, "workers": 32, "executor": losing(*range(24, 32)), "verify": True}
+    with pytest.warns(RuntimeWarning, match="could not be verified.*SilentError: <its __str__ raised>"):
+        coded_map(f, FLOATS, **options)

@@ -269,6 +269,11 @@ class Arrivals:
 
         return [result(index) for index in range(self._code.k)]
 
+    @property
+    def are_stored(self) -> bool:
+        """Whether the blocks lie in storage."""
+        return self._coded.source is not None
+
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats whose parity blocks may have wrapped modulo 2^64."""

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.remote.tree import flatten
+from polarmap.remote.worker import describe
 
 Array = npt.NDArray[Any]
 
@@ -41,6 +42,13 @@ class LocalRun:
             self.leaves = flatten(f(block()))[0]
         except BaseException as error:
             self.error = error
+
+    @property
+    def words(self) -> str:
+        """What f raised, whatever the exception's own methods do."""
+        assert self.error is not None
+        said = describe(self.error)
+        return f"{said.type}: {said.message}"
 
     def join(self, timeout: float) -> None:
         """Wait for it, at most `timeout` seconds."""

@@ -83,8 +83,7 @@ class RowwiseCheck:
 
     def _warn(self) -> None:
         assert self._run is not None
-        error = self._run.error
-        here = "did not end" if error is None else f"raised {type(error).__name__}: {error}"
+        here = "did not end" if self._run.error is None else f"raised {self._run.words}"
         warnings.warn(
             f"it could not be verified that f acts on each row by itself, as subtasks need: here it {here}",
             RuntimeWarning,

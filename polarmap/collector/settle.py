@@ -97,7 +97,7 @@ class Settlement:
         """
         if decoder.code.n == decoder.code.k:
             return True
-        if self._arrivals.wraps:
+        if not self._arrivals.are_stored and self._arrivals.wraps:  # else all would be read to tell
             return self._say_not_protected(self._arrivals.why_not_protected())
         if decoder.surplus:
             if not self._surplus_holds():
@@ -116,7 +116,7 @@ class Settlement:
         if run.is_running:
             return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
         if run.leaves is None:
-            here = f"{type(run.error).__name__}: {run.error}"
+            here = run.words
             odd = [task for task in self._arrivals.tasks[decoder.code.k :] if task.failures]
             if odd:
                 self._verifier.blame_f(f"f fails on parity blocks, here with {here}")
@@ -226,7 +226,7 @@ class Settlement:
     def _warn_unverified(self, run: LocalRun) -> None:
         here = f"had not ended after {self._waited}"
         if run.error is not None:
-            here = f"raised {type(run.error).__name__}: {run.error}"
+            here = f"raised {run.words}"
         self._warn(
             f"f could not be verified: no result beyond the {self._arrivals.needed} needed arrived, and on "
             f"the driver it {here}"
