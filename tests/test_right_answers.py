@@ -549,3 +549,12 @@ def test_an_exception_without_words_is_told_of_all_the_same() -> None:
     options = {"blocks": 24, "workers": 32, "executor": losing(*range(24, 32)), "verify": True}
     with pytest.warns(RuntimeWarning, match="could not be verified.*SilentError: <its __str__ raised>"):
         coded_map(f, FLOATS, **options)
+
+
+def test_equal_results_do_not_make_f_linear() -> None:
+    """Signs of positive numbers are equal, and that of the block that is lost is another."""
+    data = np.array([[-1.0], [2.0], [3.0], [4.0]])
+    arrived = [task for task in range(12) if task and (PolarCode(12, 4).encode(data)[task] > 0).all()]
+    assert len(arrived) >= 5
+    with pytest.raises(NotLinearError):
+        coded_map(np.sign, data, blocks=4, workers=12, executor=arriving(arrived, 12), timeout=100)

@@ -129,10 +129,12 @@ class Verifier:
     def is_telling(self) -> bool:
         """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
 
-        Where no worker gets a data block, equations hold of any f that is linear far away from the data.
+        Equations alone hold of any f whose results are equal so far, and, where no worker gets a data
+        block, of any that is linear far away from the data.
         """
-        of_data = len(self._coded.code.systematic) > 0 or bool(self.evaluated)
-        return of_data and not self._unseen().any()
+        if not self.evaluated and not (len(self._coded.code.systematic) and self._differ()):
+            return False
+        return not self._unseen().any()
 
     def error_bound(self, results: Sequence[list[Array]]) -> float:
         """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
