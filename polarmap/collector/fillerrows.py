@@ -85,7 +85,8 @@ class FillerRows:
         few, more = leaves[leaf], leaves[leaf + count]
         if (few.shape[:1], more.shape[:1]) != ((self._counts[0],), (self._counts[1],)):
             return False
-        largest = float(np.abs(more).max(initial=0)) if more.dtype.kind in "iufc" else 0.0
+        numbers = more[np.isfinite(more)] if more.dtype.kind in "iufc" else np.zeros(0)
+        largest = float(np.abs(numbers).max(initial=0))
         precision = words[0].arrivals.precision(few.dtype)
         return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
 

@@ -110,15 +110,23 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
 
 def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
-    keys = store.keys(folder_of(name))
-    try:  # after the listing: a run that has taken its note away by then is in this manifest
+    ended = {
+        generation: owned
+        for generation, owned in _by_generation(name, store.keys(folder_of(name))).items()
+        if not _is_noted_as_running(store, generation, owned)
+    }
+    try:  # after the notes were read: a run that had taken its own away by then is in this manifest
         needed = load(store, name).objects
     except MissingObjectError:
         needed = set()
-    for generation, owned in _by_generation(name, keys).items():
-        note = _read(store, f"{generation}{NOTE}") if f"{generation}{NOTE}" in owned else None
-        if note is None or not _may_run(generation, note):
-            store.delete([key for key in owned if key not in needed])
+    for owned in ended.values():
+        store.delete([key for key in owned if key not in needed])
+
+
+def _is_noted_as_running(store: Store, generation: str, owned: Sequence[str]) -> bool:
+    """Whether there is a note of a run that may still be under way."""
+    note = _read(store, f"{generation}{NOTE}") if f"{generation}{NOTE}" in owned else None
+    return note is not None and _may_run(generation, note)
 
 
 def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
