@@ -161,6 +161,13 @@ def test_integers_made_of_floats_come_with_a_bound(lost: set[int], scale: float)
     assert (result.report.error_bound == 0) == (not result.report.recovered)
 
 
+def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, float]:
+    """When each task returns; so many never do."""
+    order = stream.permutation(n).tolist()
+    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
+    return seconds | dict.fromkeys(order[n - late :], math.inf)
+
+
 # --- liars -------------------------------------------------------------------------------------
 
 
@@ -177,9 +184,7 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
 ) -> None:
     verified.forget()
     n, stream = k + parity, np.random.default_rng(seed)
-    order = stream.permutation(n).tolist()
-    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
-    seconds |= dict.fromkeys(order[n - min(late, parity) :], math.inf)
+    seconds = in_some_order(stream, n, min(late, parity))
     data = stream.integers(-99, 99, (2 * k, 3))
     f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
     liar = int(stream.integers(n))
@@ -209,9 +214,7 @@ def test_a_lie_among_floats_is_found_or_within_the_bound(
 ) -> None:
     verified.forget()
     n, stream = k + parity, np.random.default_rng(seed)
-    order = stream.permutation(n).tolist()
-    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
-    seconds |= dict.fromkeys(order[n - min(late, parity) :], math.inf)
+    seconds = in_some_order(stream, n, min(late, parity))
     data = stream.standard_normal((2 * k, 3)).astype(dtype)
     f = lambda block: block @ np.array([1, 2, 3], dtype)  # noqa: E731
     liar = int(stream.integers(n))

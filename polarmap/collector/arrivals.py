@@ -240,12 +240,10 @@ class Arrivals:
     def decode(self) -> list[list[Array]] | None:
         """The leaves of the k results; None if NaN or inf got in the way of decoding.
 
-        Raises CodeError where results do not tell enough: integers from wrapped ones by way of floats.
+        Raises CodeError for Python integers that parity does not determine.
         """
         assert self.decoder is not None
         plan = self.decoder.plan
-        if len(plan.missing) and self.wraps:
-            raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):

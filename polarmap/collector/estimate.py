@@ -67,21 +67,15 @@ def estimate(arrivals: Arrivals, code: PolarCode) -> Estimate:
 
 def _expected(arrivals: Arrivals, how: Estimator, received: Array, dtype: DType) -> list[float]:
     """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
-    norms = np.linalg.norm(how.weights, axis=1)
+    rounding = np.linalg.norm(how.weights, axis=1)
     if is_exact(dtype):  # made of floats: rounded to one
-        size = float(np.abs(received).max(initial=0)) or 1.0
-        return [_scattered(how, received, row) or float(norms[row] / size) for row in range(len(norms))]
-    rounding = norms * epsilon(arrivals.precision(dtype))
-    rounding[rounding <= arrivals.rtol(dtype)] = 0.0
-    return [_scattered(how, received, row) or float(rounding[row]) for row in range(len(norms))]
-
-
-def _scattered(how: Estimator, received: Array, row: int) -> float:
-    """The error of an estimate that the equations leave open, from how much blocks scatter."""
-    if not how.errors[row]:
-        return 0.0
-    share = _relative_scatter(how, received)
-    return float(how.errors[row] * share) if share > 0 else np.inf
+        rounding /= float(np.abs(received).max(initial=0)) or 1.0
+    else:
+        rounding *= epsilon(arrivals.precision(dtype))
+        rounding[rounding <= arrivals.rtol(dtype)] = 0.0
+    share = _relative_scatter(how, received) or np.inf  # where none shows, nothing tells
+    expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
+    return expected
 
 
 def _relative_scatter(how: Estimator, received: Array) -> float:

@@ -37,7 +37,7 @@ class FillerRows:
 
     def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
         self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
-        self._blocks: Blocks | None = coded.blocks if getattr(coded.blocks, "filler", 0) else None
+        self._blocks: Blocks | None = coded.blocks if coded.blocks.filler else None
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map

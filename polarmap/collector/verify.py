@@ -149,12 +149,12 @@ class Verifier:
             hidden = epsilon(self._arrivals.precision(dtype))  # rounding may hide as much
             misfit = self._misfits_of[leaf] if self._misfits_of else None
             misfit = None if misfit is None else misfit + hidden
-            missed = {block: values[leaf] + hidden for block, values in self._missed.items()}
+            rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
+            missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
             unseen = checks.undetected(plan, misfit, missed, len(self._coded.code.systematic))
             largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
-                rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
         return bound
 
