@@ -54,7 +54,7 @@ runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhos
 	@PATH="$(CURDIR)/.venv/bin:$$PATH" sh "backends/$(BACKEND)/runtime.sh" $(python) "$(CONFIG)"
 
 smoke: .venv/.base  ## run one small coded map on BACKEND=localhost as CONFIG=... says
-	@$(run) -m polarmap.clouds.smoke "$(BACKEND)" "$(CONFIG)"
+	@$(run) -m polarmap.cli.smoke "$(BACKEND)" "$(CONFIG)"
 
 package: .venv/.test  ## build the sdist and the wheel into dist/ and check their metadata
 	@rm -rf dist

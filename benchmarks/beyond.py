@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap import EvaluationCode, PrivateCode, ReplayExecutor, coded_map
-from polarmap.code.gradient import GradientCode
+from polarmap.code.gradient_coding import GradientCode
 
 # A third more workers than results are needed, and larger ones.
 POLYNOMIALS = [(2, 4), (2, 7), (2, 12), (2, 13), (2, 24), (2, 25), (2, 48), (3, 4), (3, 9), (3, 16), (4, 5)]

@@ -22,8 +22,8 @@ import numpy as np
 
 import polarmap
 from benchmarks import interleaved, show
-from polarmap.coded_array import open_store
-from polarmap.storage.encoding import TRANSFERS
+from polarmap.arrays.array import open_store
+from polarmap.arrays.encode import TRANSFERS
 
 K, N, COLUMNS = 24, 32, 5_000
 MIB = 1 << 20

@@ -12,7 +12,7 @@ import cloudpickle
 
 from benchmarks import interleaved, is_quick, show
 from polarmap.executors.lithops import pickled_by_value
-from polarmap.remote import worker
+from polarmap.worker import run_task
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
         with pickled_by_value():
-            task.write_bytes(cloudpickle.dumps(worker.make_task(lambda block: 2 * block)))
+            task.write_bytes(cloudpickle.dumps(run_task.make_task(lambda block: 2 * block)))
         load = f"import pickle; pickle.load(open({str(task)!r}, 'rb'))"
         steps = {
             "interpreter": "pass",

@@ -24,8 +24,8 @@ from benchmarks.compare.page import table
 from polarmap import Fault, FaultyExecutor
 from polarmap.executors import slots
 from polarmap.executors.lithops import end, localhost_functions
-from polarmap.runtimes import Distribution
-from polarmap.runtimes.backups import CUBED
+from polarmap.planning import Distribution
+from polarmap.planning.backups import CUBED
 
 K, N = 24, 32
 SCALE = 1.0  # seconds in which a task of the laws' unit sleeps

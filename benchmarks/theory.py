@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap import PolarCode
-from polarmap.runtimes import (
+from polarmap.planning import (
     Distribution,
     Failing,
     Pareto,

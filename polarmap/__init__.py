@@ -5,25 +5,25 @@ from __future__ import annotations
 import importlib
 import typing
 
-from polarmap import errors, runtimes
-from polarmap.api import CodedResult, coded_map
-from polarmap.blackbox import CodedGradient, GradientResult, coded_gradient
-from polarmap.code.decoder import Decoder
-from polarmap.code.evaluation import EvaluationCode
+from polarmap import errors, planning
+from polarmap.arrays.array import CodedArray, encode, list_coded, open_coded
+from polarmap.arrays.audit import Audit
+from polarmap.arrays.in_place import RawObjects, ZarrObjects
+from polarmap.code.lagrange import EvaluationCode
+from polarmap.code.masked import PrivateCode
 from polarmap.code.polar import PolarCode
-from polarmap.code.private import PrivateCode
-from polarmap.coded_array import CodedArray, encode, list_coded, open_coded
+from polarmap.code.recovery import Decoder
+from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
+from polarmap.coded_map import CodedResult, coded_map
+from polarmap.coded_sum import CodedSum, coded_sum
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
-from polarmap.hedged import hedged_map
+from polarmap.hedged_map import hedged_map
 from polarmap.linalg.gram import coded_gram
 from polarmap.linalg.products import CodedProduct, coded_matmul
-from polarmap.remote.worker import Fault
+from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
-from polarmap.runtimes.planner import Plan, plan
-from polarmap.storage.audit import Audit
-from polarmap.storage.inplace import RawObjects, ZarrObjects
-from polarmap.sums import CodedSum, coded_sum
+from polarmap.worker.run_task import Fault
 
 if typing.TYPE_CHECKING:
     from polarmap import glm as glm
@@ -67,7 +67,7 @@ __all__ = [
     "list_coded",
     "open_coded",
     "plan",
-    "runtimes",
+    "planning",
 ]
 
 

@@ -29,39 +29,45 @@ BACKENDS = sorted(path.name for path in (ROOT / "backends").iterdir() if path.is
 # import them all. What ONLY_FROM names is judged there.
 MAY_IMPORT = {
     "polarmap.errors": [],
-    "polarmap.cores": [],
-    "polarmap.patience": [],
-    "polarmap.remote": ["polarmap.remote", "numpy"],
-    "polarmap.remote.stored": [],
+    "polarmap.worker.cores": [],
+    "polarmap.storage.retry": [],
+    "polarmap.worker": ["polarmap.worker", "numpy"],
+    "polarmap.worker.parts": [],
     "polarmap.storage": [
-        *["polarmap.storage", "polarmap.remote.stored", "polarmap.patience", "polarmap.code"],
+        *["polarmap.storage", "polarmap.worker.parts", "polarmap.storage.retry", "polarmap.code"],
         *["polarmap.errors", "numpy"],
     ],
-    "polarmap.slopes": ["numpy"],
-    "polarmap.code": ["polarmap.code", "polarmap.cores", "polarmap.errors", "numpy"],
-    "polarmap.runtimes": [
-        *["polarmap.runtimes", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
+    "polarmap.worker.finite_differences": ["numpy"],
+    "polarmap.code": ["polarmap.code", "polarmap.worker.cores", "polarmap.errors", "numpy"],
+    "polarmap.planning": [
+        *["polarmap.planning", "polarmap.code", "polarmap.errors", "polarmap.report", "numpy"],
         *["polarmap.clouds.limits", "polarmap.clouds.prices"],
         "polarmap.plot.frontier",  # Plan.plot
     ],
     "polarmap.plot": [
-        *["polarmap.plot", "polarmap.runtimes", "polarmap.report", "polarmap.errors", "numpy"],
+        *["polarmap.plot", "polarmap.planning", "polarmap.report", "polarmap.errors", "numpy"],
     ],
     "polarmap.clouds.limits": ["polarmap.errors"],
-    "polarmap.clouds.prices": ["polarmap.clouds.limits", "polarmap.remote.worker"],
+    "polarmap.clouds.prices": ["polarmap.clouds.limits", "polarmap.worker.run_task"],
     "polarmap.clouds.settings": ["polarmap.errors", "yaml"],
     "polarmap.executors": [
-        *["polarmap.executors", "polarmap.cores", "polarmap.patience", "polarmap.errors", "polarmap.remote"],
+        *[
+            "polarmap.executors",
+            "polarmap.worker.cores",
+            "polarmap.storage.retry",
+            "polarmap.errors",
+            "polarmap.worker",
+        ],
         *["polarmap.clouds.limits", "polarmap.clouds.settings"],
         *["numpy", "cloudpickle"],
     ],
-    "polarmap.data": [
-        *["polarmap.data", "polarmap.code", "polarmap.runtimes.planner", "polarmap.executors.base"],
-        *["polarmap.remote", "polarmap.errors", "numpy"],
+    "polarmap.blocks": [
+        *["polarmap.blocks", "polarmap.code", "polarmap.planning.planner", "polarmap.executors.base"],
+        *["polarmap.worker", "polarmap.errors", "numpy"],
     ],
-    "polarmap.collector": [
-        *["polarmap.collector", "polarmap.data.encoded", "polarmap.data.blocks", "polarmap.code"],
-        *["polarmap.runtimes", "polarmap.executors.base", "polarmap.remote", "polarmap.errors"],
+    "polarmap.run": [
+        *["polarmap.run", "polarmap.blocks.base", "polarmap.blocks.equal", "polarmap.code"],
+        *["polarmap.planning", "polarmap.executors.base", "polarmap.worker", "polarmap.errors"],
         *["numpy", "cloudpickle"],
     ],
     "polarmap.cli": ["polarmap", "numpy", "h5py", "zarr"],
@@ -70,31 +76,31 @@ CLI_FILES = ["answer", "arrays", "demo", "doctor", "forecast", "laws", "template
 CLI = ["polarmap.cli", *(f"polarmap.cli.{name}" for name in CLI_FILES)]
 # Import -> the only modules that may have it.
 ONLY_FROM = {
-    "lithops": ["polarmap.executors.lithops", "polarmap.clouds.deploy"],
+    "lithops": ["polarmap.executors.lithops", "polarmap.cli.deploy"],
     "click": CLI,
     "polarmap.cli": ["polarmap.__main__", *CLI],
-    "numba": ["polarmap.code.compiled", "polarmap.code.encode"],  # encode asks whether it is there
+    "numba": ["polarmap.code.kernels_numba", "polarmap.code.tiled"],  # encode asks whether it is there
     "matplotlib": [
         *(f"polarmap.plot.{name}" for name in ["canvas", "frontier", "laws", "timeline"]),
-        *["polarmap.report", "polarmap.runtimes.planner"],  # name the type of what they return
+        *["polarmap.report", "polarmap.planning.planner"],  # name the type of what they return
     ],
-    "polarmap.api": [
+    "polarmap.coded_map": [
         "polarmap",
-        "polarmap.blackbox",
-        "polarmap.hedged",
+        "polarmap.coded_gradient",
+        "polarmap.hedged_map",
         "polarmap.linalg.gram",
         "polarmap.linalg.operators",
         "polarmap.linalg.products",
     ],
-    "polarmap.collector.collect": ["polarmap", "polarmap.job", "polarmap.reporting"],
-    "polarmap.job": [
-        "polarmap.api",
-        "polarmap.blackbox",
-        "polarmap.distributed",
-        "polarmap.hedged",
+    "polarmap.run.collect": ["polarmap", "polarmap.run.job", "polarmap.run.summary"],
+    "polarmap.run.job": [
+        "polarmap.coded_map",
+        "polarmap.coded_gradient",
+        "polarmap.arrays.encode_remotely",
+        "polarmap.hedged_map",
         "polarmap.linalg.operators",
         "polarmap.linalg.products",
-        "polarmap.sums",
+        "polarmap.coded_sum",
     ],
     "sklearn": ["polarmap.glm.fitting", "polarmap.glm"],
 }
@@ -105,7 +111,7 @@ CLOCKS_AND_IO = {
     *["http", "io", "logging", "os", "pathlib", "select", "shutil", "socket", "tempfile", "urllib"],
     *["random", "secrets"],
 }
-SPREADS_OVER_CORES = {"polarmap.code.encode": {"concurrent"}}
+SPREADS_OVER_CORES = {"polarmap.code.tiled": {"concurrent"}}
 
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]

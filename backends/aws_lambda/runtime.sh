@@ -6,4 +6,4 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${1:-python3}
 config=${2:-$here/../../config/aws_lambda.yaml}
 
-exec "$python" -m polarmap.clouds.deploy aws_lambda "$config" "$here"
+exec "$python" -m polarmap.cli.deploy aws_lambda "$config" "$here"

@@ -6,4 +6,4 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${1:-python3}
 config=${2:-$here/../../config/gcp_functions.yaml}
 
-exec "$python" -m polarmap.clouds.deploy gcp_functions "$config" "$here"
+exec "$python" -m polarmap.cli.deploy gcp_functions "$config" "$here"

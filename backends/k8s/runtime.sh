@@ -6,4 +6,4 @@ here=$(cd "$(dirname "$0")" && pwd)
 python=${1:-python3}
 config=${2:-$here/../../config/k8s.yaml}
 
-exec "$python" -m polarmap.clouds.deploy k8s "$config" "$here"
+exec "$python" -m polarmap.cli.deploy k8s "$config" "$here"

@@ -11,8 +11,8 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival, fermat, fountain, mds, polar, staircase
 from polarmap import PolarCode
-from polarmap.runtimes import Needed
-from polarmap.runtimes.decodability import _real_rank
+from polarmap.planning import Needed
+from polarmap.planning.decodability import _real_rank
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated
 MIB = 1 << 20

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks.rivals import Array
 from polarmap import PolarCode
-from polarmap.runtimes import Distribution, ShiftedExponential, sequential_finish
+from polarmap.planning import Distribution, ShiftedExponential, sequential_finish
 
 BLOCKS, WORKERS = 500, 1500
 RUNTIMES: Distribution = ShiftedExponential(1.0, 1.0)

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
+from polarmap.planning import Completion, ShiftedExponential, plan, stragglers, training_trace
 from polarmap.plot import canvas, draw_polarization, draw_return_times
-from polarmap.runtimes import Completion, ShiftedExponential, plan, stragglers, training_trace
 
 # Scheme -> marker and colour: no code grey, rival codes open, ours filled.
 LOOKS = {

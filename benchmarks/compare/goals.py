@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.jobs import LAWS, demanded, simulated
 from polarmap import PolarCode
-from polarmap.runtimes import Completion, sequential_finish
+from polarmap.planning import Completion, sequential_finish
 
 
 class Goal(NamedTuple):

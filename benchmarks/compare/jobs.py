@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.compare.codes import Measured, Size
-from polarmap.runtimes import (
+from polarmap.planning import (
     Completion,
     Distribution,
     Pareto,
@@ -20,7 +20,7 @@ from polarmap.runtimes import (
     subtasks,
     training_trace,
 )
-from polarmap.runtimes.backups import Trials
+from polarmap.planning.backups import Trials
 
 LAWS: dict[str, Distribution] = {
     "2 % stragglers at 5x": stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),

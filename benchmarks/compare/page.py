@@ -12,7 +12,7 @@ from benchmarks.compare import elastic, prose
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.goals import Goal
 from benchmarks.rivals.fermat import quantization_error
-from polarmap.runtimes import Completion
+from polarmap.planning import Completion
 
 Jobs = dict[tuple[Size, str], dict[str, Completion]]
 TERMS = (100, 1000)  # of the sums whose quantization is measured

@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.rivals import Array, compiled
 from polarmap.code.design import power_of_two_above
-from polarmap.code.encode import over_cores, tiles
+from polarmap.code.tiled import over_cores, tiles
 
 P = 65537
 GENERATOR = 3

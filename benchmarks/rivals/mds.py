@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from benchmarks.rivals import Array
-from polarmap.code.decoder import left_inverse
+from polarmap.code.recovery import left_inverse
 
 
 class Dense:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.rivals import Array, compiled
-from polarmap.code.encode import over_cores, tiles
+from polarmap.code.tiled import over_cores, tiles
 
 
 class Graph(NamedTuple):

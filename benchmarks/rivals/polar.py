@@ -8,10 +8,10 @@ import numpy as np
 
 from benchmarks.rivals import Array
 from polarmap import Decoder, PolarCode
-from polarmap.code.decoder import DecodingPlan
 from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import DENSE_UP_TO
-from polarmap.runtimes.decodability import _columns, _integer_rank, _real_rank, sequential_finish
+from polarmap.code.recovery import DecodingPlan
+from polarmap.planning.decodability import _columns, _integer_rank, _real_rank, sequential_finish
 
 
 class Polar:

@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from polarmap.runtimes import ShiftedExponential, completion_time, stragglers
+from polarmap.planning import ShiftedExponential, completion_time, stragglers
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "polarmap"  # the same file from every run

@@ -17,7 +17,7 @@ import click
 import numpy as np
 
 from polarmap.errors import PolarmapError
-from polarmap.runtimes import Distribution
+from polarmap.planning import Distribution
 
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 

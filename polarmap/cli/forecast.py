@@ -11,13 +11,13 @@ from typing import Any
 import click
 
 from polarmap.cli.answer import Answer, answering, table
-from polarmap.cli.laws import law_of
+from polarmap.cli.distributions import law_of
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.runtimes import SCHEMES, Completion, completion_time
-from polarmap.runtimes import plan as plan_workers
-from polarmap.runtimes.planner import CODES, OBJECTIVES
+from polarmap.planning import SCHEMES, Completion, completion_time
+from polarmap.planning import plan as plan_workers
+from polarmap.planning.planner import CODES, OBJECTIVES
 
 Command = Callable[..., Answer]
 HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "never")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarmap.clouds.limits import Worker
-from polarmap.remote.worker import WANTED_SECONDS
+from polarmap.worker.run_task import WANTED_SECONDS
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
 # written; function, input, block, end mark and result are read. Also, every WANTED_SECONDS, a worker

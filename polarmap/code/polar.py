@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import butterfly, encode, integers
+from polarmap.code import kernels, modular, tiled
 from polarmap.code.arguments import is_number, is_one_of
-from polarmap.code.decoder import Decoder, DecodingPlan, worst_amplification
 from polarmap.code.design import (
     Floats,
     Indices,
@@ -32,6 +31,7 @@ from polarmap.code.dtypes import (
     real_dtype,
     working_dtype,
 )
+from polarmap.code.recovery import Decoder, DecodingPlan, worst_amplification
 from polarmap.errors import CodeError, NotDecodableError
 
 Array = npt.NDArray[Any]
@@ -43,7 +43,7 @@ MAX_WORKERS = 1 << 16
 OPTIMAL_SHARE = 0.25
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
 SEEDS, PATTERNS = 8, 64
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
+# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/tiled.py),
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128
@@ -182,7 +182,7 @@ class PolarCode:
             return _rotation_coefficients(self._rotations, self.k)
         identity = np.eye(self.k, dtype=np.int64)
         out = np.empty((self.n - self.k, self.k), np.int64)
-        encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, identity, out)
+        tiled.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, identity, out)
         return out
 
     @property
@@ -207,7 +207,7 @@ class PolarCode:
             )
         return parity_dtype(checked, self.growth) if is_exact(checked) else checked
 
-    def parity(self, rows: encode.Rows, out: Array | None = None) -> Array:
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """The n - k parity blocks of k flat data blocks.
 
         Parameters
@@ -221,36 +221,36 @@ class PolarCode:
         -------
         array (n - k, b), of `parity_dtype`.
         """
-        encode.check_rows(rows, self.k, repr(self))
+        tiled.check_rows(rows, self.k, repr(self))
         dtype, shape = self.parity_dtype(rows[0].dtype), (self.n - self.k, rows[0].size)
         if out is None:
             out = np.empty(shape, dtype)
         if out.shape != shape or out.dtype != dtype or not out.flags.c_contiguous:
             raise CodeError(f"out must be a contiguous {dtype} array of shape {shape}")
         if dtype.kind == "c":
-            self._fill_parity(encode.real_rows(rows, dtype), out.view(real_dtype(dtype)))
+            self._fill_parity(tiled.real_rows(rows, dtype), out.view(real_dtype(dtype)))
         else:
             self._fill_parity(rows, out)
         return out
 
-    def _fill_parity(self, rows: encode.Rows, out: Array) -> None:
+    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         if self.kernel == "arikan" and self._is_dense_exact(rows[0].dtype):
-            encode.dense(self.coefficients.astype(np.float64), rows, out)
+            tiled.dense(self.coefficients.astype(np.float64), rows, out)
             return
         if self.kernel == "arikan":
-            encode.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
+            tiled.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
             return
-        fast = encode.compiled_loops(rows, out.dtype)
+        fast = tiled.compiled_loops(rows, out.dtype)
         if min(self.n - self.k, self.k) <= (DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED):
-            encode.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
+            tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
-            encode.rotation_parity(self._rotations, rows, out, fast)
+            tiled.rotation_parity(self._rotations, rows, out, fast)
 
     def _is_dense_exact(self, dtype: DType) -> bool:
         """Whether a BLAS product is quick, and float64 holds the sums of blocks of integer `dtype`."""
         if not is_exact(dtype) or min(self.k, self.n - self.k) > DENSE_UP_TO_UNCOMPILED:
             return False
-        return self.growth << 8 * dtype.itemsize < integers.EXACT
+        return self.growth << 8 * dtype.itemsize < modular.EXACT
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
@@ -381,9 +381,9 @@ def _rotation_coefficients(plan: Rotations, k: int) -> Floats:
     def work(columns: slice) -> None:
         identity = np.zeros((k, columns.stop - columns.start))
         np.fill_diagonal(identity[columns], 1.0)
-        coefficients[:, columns] = butterfly.folded(identity, plan)
+        coefficients[:, columns] = kernels.folded(identity, plan)
 
-    encode.over_cores(work, list(encode.tiles(k, 3 * plan.size, 8)))
+    tiled.over_cores(work, list(tiled.tiles(k, 3 * plan.size, 8)))
     return coefficients
 
 

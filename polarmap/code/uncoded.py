@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.decoder import DecodingPlan
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import check_dtype
-from polarmap.code.encode import Rows
 from polarmap.code.polar import PolarCode
+from polarmap.code.recovery import DecodingPlan
+from polarmap.code.tiled import Rows
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]

@@ -12,7 +12,7 @@ from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
-from polarmap.executors.private import private_folder
+from polarmap.executors.private_folder import private_folder
 
 
 def executor_of(choice: Any) -> Executor:
@@ -21,7 +21,7 @@ def executor_of(choice: Any) -> Executor:
         return WithFaults(executor_of(choice.executor), choice.faults)
     _check(choice)
     if _is_localhost(choice):
-        from polarmap.executors.localhost import LocalhostExecutor
+        from polarmap.executors.local import LocalhostExecutor
 
         return LocalhostExecutor()
     if _is_path(choice):

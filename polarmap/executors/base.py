@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.remote.stored import DamagedError, Keep, Kept, Part, Place
-from polarmap.remote.tree import Layout, Structure
-from polarmap.remote.worker import Error, Fault, Reply
+from polarmap.worker.parts import DamagedError, Keep, Kept, Part, Place
+from polarmap.worker.pytree import Layout, Structure
+from polarmap.worker.run_task import Error, Fault, Reply
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]

@@ -28,13 +28,13 @@ from polarmap.executors.base import (
     outcome_of,
     pickled,
 )
-from polarmap.executors.daskpool import DaskPool, is_of_dask
-from polarmap.executors.poolworker import Deferred, Wanted, run_in_pool
-from polarmap.executors.spares import SpareProcesses
-from polarmap.remote.stored import DamagedError
-from polarmap.remote.subtasks import turns
-from polarmap.remote.tree import unflatten
-from polarmap.remote.worker import Reply, parse_message
+from polarmap.executors.dask_pool import DaskPool, is_of_dask
+from polarmap.executors.pool_worker import Deferred, Wanted, run_in_pool
+from polarmap.executors.spare_processes import SpareProcesses
+from polarmap.worker.partial_results import turns
+from polarmap.worker.parts import DamagedError
+from polarmap.worker.pytree import unflatten
+from polarmap.worker.run_task import Reply, parse_message
 
 LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import cloudpickle
 
-from polarmap import remote
+import polarmap.worker as worker_package
 from polarmap.clouds import settings
 from polarmap.clouds.limits import worker_of
 from polarmap.errors import ExecutorError
@@ -38,12 +38,12 @@ from polarmap.executors.base import (
     outcome_of,
     pickled,
 )
-from polarmap.executors.private import interpreter, named_for_lithops, private_folder
-from polarmap.patience import ask
-from polarmap.remote import worker
-from polarmap.remote.stored import Part, Place
-from polarmap.remote.subtasks import turns
-from polarmap.remote.worker import Reply, Ticket, parse_message
+from polarmap.executors.private_folder import interpreter, named_for_lithops, private_folder
+from polarmap.storage.retry import ask
+from polarmap.worker import run_task
+from polarmap.worker.partial_results import turns
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.run_task import Reply, Ticket, parse_message
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 POLL_SECONDS = 0.003  # between looks at the futures' flags, which live in this process
@@ -173,7 +173,7 @@ class LithopsRun:
         fields = [{"fields": ticket.plain()} for ticket in tickets]
         try:
             with pickled_by_value():
-                task = worker.make_task(self._f)
+                task = run_task.make_task(self._f)
                 futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
         except Exception as error:
             pickled(self._f, self._name)  # the likely reason, in plain words
@@ -620,11 +620,11 @@ def pickled_by_value() -> Iterator[None]:
     global _pickling
     with _registering:
         _pickling += 1
-        cloudpickle.register_pickle_by_value(remote)
+        cloudpickle.register_pickle_by_value(worker_package)
     try:
         yield
     finally:
         with _registering:
             _pickling -= 1
             if not _pickling:
-                cloudpickle.unregister_pickle_by_value(remote)
+                cloudpickle.unregister_pickle_by_value(worker_package)

@@ -12,10 +12,10 @@ import numpy as np
 from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome, Payload, lost, outcome_of
-from polarmap.remote.stored import DamagedError
-from polarmap.remote.subtasks import rows, turns
-from polarmap.remote.tree import unflatten
-from polarmap.remote.worker import Error, Reply, apply, describe, leave
+from polarmap.worker.partial_results import rows, turns
+from polarmap.worker.parts import DamagedError
+from polarmap.worker.pytree import unflatten
+from polarmap.worker.run_task import Error, Reply, apply, describe, leave
 
 
 class ReplayExecutor:

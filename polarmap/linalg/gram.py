@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api
+from polarmap.blocks.equal import checked_count
+from polarmap.blocks.pairs import CodedGrid
 from polarmap.code.dtypes import DType, is_exact, real_dtype
-from polarmap.data.blocks import checked_count
-from polarmap.data.grids import CodedGrid
+from polarmap.coded_map import encode_once
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble, pair_shape, run
@@ -102,7 +102,7 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedGrid:
     wanted = dtype if is_exact(dtype) or matrix.dtype.kind == "c" else real_dtype(dtype)
     same = is_exact(dtype) or matrix.dtype == wanted
     data = matrices.Watched(matrix if same else matrices.Cast(matrix, wanted), "A")
-    factor = api.encode_once(matrices.Transposed(data), k, n, "auto")
+    factor = encode_once(matrices.Transposed(data), k, n, "auto")
     return CodedGrid(factor, factor, triangle=not is_exact(dtype))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from polarmap.blocks.equal import checked_count
 from polarmap.code.arguments import is_one_of
 from polarmap.code.polar import MAX_WORKERS
-from polarmap.data.blocks import checked_count
 from polarmap.errors import CodeError
 
 WORKERS = 32

@@ -14,17 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api
+from polarmap.arrays.array import CodedArray, encode
+from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.equal import DEFAULT_BLOCKS, CodedBlocks, checked_count
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.coded_array import CodedArray, encode
-from polarmap.data.blocks import DEFAULT_BLOCKS, CodedBlocks, checked_count
-from polarmap.data.coding import Choice
+from polarmap.coded_map import encode_once, run
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
-from polarmap.job import checked_settings
 from polarmap.linalg import matrices
 from polarmap.report import Report
+from polarmap.run.job import checked_settings
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -114,7 +114,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run, self._settings = partial(api.run, choice=Choice(), executor=executor), settings
+        self._run, self._settings = partial(run, choice=Choice(), executor=executor), settings
         self._progress = progress
         self.products = 0
         self.report: Report | None = None
@@ -206,7 +206,7 @@ class _Kept:
         if isinstance(code, PolarCode) and k < code.k:
             code = code.kernel
         if self._storage is None:
-            return _Side(api.encode_once(data, k, n, code), data.largest)
+            return _Side(encode_once(data, k, n, code), data.largest)
         name, place = f"{self._prefix}-{name}", self._storage
         coded = encode(data, blocks=k, workers=n, code=code, name=name, storage=place, progress=False)
         self._ours.append(coded)

@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap import api
-from polarmap.data.blocks import CodedBlocks
-from polarmap.data.coding import Choice
-from polarmap.data.grids import CodedGrid
+from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.equal import CodedBlocks
+from polarmap.blocks.pairs import CodedGrid
+from polarmap.coded_map import CodedResult, encode_once
+from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError
-from polarmap.job import checked_settings
 from polarmap.linalg import layouts, matrices
-from polarmap.remote.tree import Shape
 from polarmap.report import Report
+from polarmap.run.job import checked_settings
+from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
 
@@ -167,16 +168,16 @@ def pair_shape(coded: CodedGrid) -> Shape:
     return left[0], right[0]
 
 
-def run(f: Callable[[Any], Any], coded: Any, shape: Shape, options: Mapping[str, Any]) -> api.CodedResult:
+def run(f: Callable[[Any], Any], coded: Any, shape: Shape, options: Mapping[str, Any]) -> CodedResult:
     """The map of an f of ours, which returns arrays of that shape and is what the code assumes."""
     given = dict(options)
     executor, progress = given.pop("executor"), given.pop("progress")
     settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True, shape=shape)
-    return api.run(f, coded, Choice(), executor, settings, progress)
+    return run_settled(f, coded, Choice(), executor, settings, progress)
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
-    return api.encode_once(matrices.Watched(data, name), *cut, code)
+    return encode_once(matrices.Watched(data, name), *cut, code)
 
 
 def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from polarmap.runtimes.completion import Completion
-    from polarmap.runtimes.planner import Plan
+    from polarmap.planning.completion import Completion
+    from polarmap.planning.planner import Plan
 
 
 def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:

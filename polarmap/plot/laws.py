@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from polarmap.errors import CodeError
+from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.empirical import Empirical, as_runtimes
+from polarmap.planning.polarization import polarize
 from polarmap.plot import canvas
-from polarmap.runtimes.distributions import Distribution, Floats
-from polarmap.runtimes.empirical import Empirical, as_runtimes
-from polarmap.runtimes.polarization import polarize
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from polarmap.remote.stored import Place
 from polarmap.storage.base import Store
 from polarmap.storage.folder import FolderStore
+from polarmap.worker.parts import Place
 
 
 def source_of(store: Store) -> Place:

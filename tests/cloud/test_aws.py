@@ -24,7 +24,7 @@ from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.clouds import deploy, smoke
+from polarmap.cli import deploy, smoke
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"

@@ -23,7 +23,7 @@ from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.clouds import deploy, smoke
+from polarmap.cli import deploy, smoke
 
 pytest.importorskip("azure.storage.queue", reason="the cloud-test extra installs Azure's client libraries")
 

@@ -23,7 +23,7 @@ from servers import free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.clouds import deploy, smoke
+from polarmap.cli import deploy, smoke
 
 pytest.importorskip("google.cloud.storage", reason="the cloud-test extra installs Google's client libraries")
 

@@ -27,7 +27,7 @@ from servers import BUCKET, KEY, SECRET, S3Server, free_ports
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.clouds import deploy
+from polarmap.cli import deploy
 
 SAM = "aws-sam-cli==1.170.0"  # whose wheel holds aws-lambda-rie
 RUNTIME = "awslambdaric==4.2.2"

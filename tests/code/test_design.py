@@ -27,7 +27,7 @@ def test_erasure_probabilities_polarize(depth: int) -> None:
 
 def test_erasure_probabilities_are_those_of_patterns() -> None:
     """Summed over all 2^8 patterns of unequal workers, by the genie's recursion."""
-    from oracles import genie_determined, patterns
+    from code_oracles import genie_determined, patterns
 
     leaves = np.linspace(0.1, 0.8, 8)
     lost = np.zeros(8)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
+import code_oracles as oracles
 import numpy as np
-import oracles
 import pytest
 
-from polarmap.code.decoder import Decoder
 from polarmap.code.polar import PolarCode
+from polarmap.code.recovery import Decoder
 from polarmap.errors import NotDecodableError
 
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]

@@ -13,8 +13,8 @@ import numpy as np
 
 import polarmap
 from polarmap import CodedArray, PolarCode, RawObjects, ReplayExecutor
-from polarmap.collector import verified
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
+from polarmap.run import trusted
 from polarmap.storage.folder import FolderStore
 from soak import oracle
 from soak.draws import Draw
@@ -52,7 +52,7 @@ class ArrayCase:
         return is_finite(self.A)
 
     def run(self, pools: Pools) -> str:
-        verified.forget()
+        trusted.forget()
         folder = Path(tempfile.mkdtemp(prefix="soak-array-"))
         try:
             return self._run(folder, pools, Draw(self.seed + 1))

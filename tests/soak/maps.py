@@ -13,8 +13,8 @@ from plain import leaves
 
 import polarmap
 from polarmap import CodedResult, EvaluationCode, PolarCode, PrivateCode
-from polarmap.collector import verified
 from polarmap.errors import PolarmapError
+from polarmap.run import trusted
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import DECEIVING, Faults, Pools, draw_faults
@@ -65,7 +65,7 @@ class MapCase:
 
     def run(self, pools: Pools) -> str:
         """The verdict in a word; a Finding for what must not be."""
-        verified.forget()
+        trusted.forget()
         expected, raised = self._expected()
         executor = pools.executor(self.executor, self.faults, self.seed)
         with warnings.catch_warnings(record=True) as told:

@@ -10,9 +10,9 @@ import numpy as np
 
 import polarmap
 from polarmap import PolarCode
-from polarmap.collector import verified
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.report import Report
+from polarmap.run import trusted
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Faults, Pools, draw_faults
@@ -38,7 +38,7 @@ class ProductCase:
         return f"{self.method}: {sides}\n  {self.options}\n  {self.faults}"
 
     def run(self, pools: Pools) -> str:
-        verified.forget()
+        trusted.forget()
         executor = pools.executor(self.executor, self.faults, self.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

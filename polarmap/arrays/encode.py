@@ -1,0 +1,183 @@
+"""Encode: data to n blocks in storage, stripe by stripe, in bounded memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrays import generations
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.manifest import Manifest, checksum, describe_code, standing
+from polarmap.arrays.nonfinite import NonFinite, finder
+from polarmap.arrays.sources import Source
+from polarmap.arrays.stripes import StripePlan
+from polarmap.errors import StorageError
+from polarmap.storage.base import Store, folder_of
+from polarmap.worker.parts import Part
+
+Array = npt.NDArray[Any]
+
+TRANSFERS = 8  # objects sent at once
+
+Show = Callable[[int], None]
+# Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
+Write = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
+
+
+def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: Write) -> Manifest:
+    """Have the n coded blocks of a source stored and, last of all, their manifest."""
+    before = _standing(store, name, overwrite)
+    purpose = _purpose(plan)
+    if hasattr(store, "sweep"):
+        store.sweep()
+    earlier = generations.finished_stripes(store, name, purpose)
+    with Generation(store, name, purpose) as generation:
+        columns = write(generation, earlier)
+        parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
+        made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
+        if earlier:
+            _check_still_there(store, made)
+        generation.publish(made, before)
+    generations.sweep(store, name)
+    return made
+
+
+def writing(store: Store, source: Source, plan: StripePlan, seen: NonFinite, show: Show) -> Write:
+    """Reads, encodes and stores here.
+
+    Stripes that an earlier run of the same plan had finished are kept if the source still holds
+    the same numbers there, which is seen by reading it again; others are encoded anew.
+    `seen` is told of NaN and inf, `show` the number of stripes that are done.
+    """
+
+    def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
+        return list(_Writer(store, source, plan, seen, generation, earlier).run(show))
+
+    return write
+
+
+def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:
+    """The manifest that is there now and may be replaced."""
+    data = standing(store, name)
+    if data is not None and not overwrite:
+        raise StorageError(
+            f"there is a coded array {name!r} in {store.name} already: choose another name, "
+            "or pass overwrite=True"
+        )
+    return data
+
+
+def _purpose(plan: StripePlan) -> dict[str, Any]:
+    """What two runs must agree on for one to go on where the other stopped."""
+    return {
+        "shape": list(plan.shape),
+        "dtype": plan.dtype.str,
+        "code": describe_code(plan.code),
+        "stripes": [len(plan.boxes), plan.widest],
+    }
+
+
+def _check_still_there(store: Store, made: Manifest) -> None:
+    """Parts kept from earlier runs may have been swept by another process."""
+    folder = folder_of(made.name)
+    gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
+    if gone:
+        raise StorageError(
+            f"{len(gone)} parts of {made.name!r} in {store.name} were removed by another process "
+            "meanwhile; encode again"
+        )
+
+
+class _Writer:
+    """Reads, encodes and stores one stripe after another; two are in memory at once."""
+
+    def __init__(
+        self,
+        store: Store,
+        source: Source,
+        plan: StripePlan,
+        seen: NonFinite,
+        generation: Generation,
+        earlier: dict[int, list[Part]],
+    ) -> None:
+        self._store, self._source, self._plan = store, source, plan
+        self._seen, self._find = seen, finder()
+        self._generation, self._earlier = generation, earlier
+        n, k = plan.code.n, plan.code.k
+        self._buffers = [
+            (np.empty(k * plan.widest, plan.dtype), np.empty((n - k) * plan.widest, plan.parity_dtype))
+            for _ in range(min(2, len(plan.boxes)))
+        ]
+
+    def run(self, show: Show) -> Iterator[list[Part]]:
+        """The n parts of each stripe, in order, once they are stored."""
+        pool = ThreadPoolExecutor(TRANSFERS)
+        with contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, cancel_futures=True)
+            sending: list[Future[Part]] = []
+            for stripe in range(len(self._plan.boxes)):
+                kept = self._prepare(stripe, pool)
+                if stripe:
+                    yield self._wait(stripe - 1, sending)
+                    show(stripe)
+                sending = self._send(stripe, kept, pool)
+            if sending:
+                yield [future.result() for future in sending]
+                show(len(self._plan.boxes))
+
+    def _rows(self, stripe: int) -> tuple[Array, Array]:
+        """Data and parity rows of a stripe, in the buffer that is not being sent."""
+        width = self._plan.width(stripe)
+        data, parity = self._buffers[stripe % 2]
+        k = self._plan.code.k
+        rows = data[: k * width].reshape(k, width)
+        return rows, parity[: (self._plan.code.n - k) * width].reshape(-1, width)
+
+    def _prepare(self, stripe: int, pool: ThreadPoolExecutor) -> list[Part] | None:
+        """Read and encode a stripe, unless it was stored by an earlier run: then its parts."""
+        data, parity = self._rows(stripe)
+        box = self._plan.boxes[stripe]
+        for block, row in enumerate(data):
+            self._source.read(block * self._plan.rows, box, row)
+        kept = self._earlier.get(stripe)
+        if kept is not None:
+            now = list(pool.map(checksum, data))
+            if now == [part.crc32 for part in kept[: len(data)]]:
+                self._seen.note(stripe, self._find(data))
+                return kept
+        self._plan.code.parity(data, out=parity)
+        self._seen.note(stripe, self._find(data, parity))
+        return None
+
+    def _send(self, stripe: int, kept: list[Part] | None, pool: ThreadPoolExecutor) -> list[Future[Part]]:
+        if kept is not None:
+            return [_done(part) for part in kept]
+        data, parity = self._rows(stripe)
+        rows = [*data, *parity]
+        return [pool.submit(self._put, block, stripe, row) for block, row in enumerate(rows)]
+
+    def _put(self, block: int, stripe: int, row: Array) -> Part:
+        raw = row.data.cast("B")
+        if block < self._plan.code.k:
+            place = self._source.locate(block * self._plan.rows, self._plan.boxes[stripe])
+            if place is not None:
+                return place._replace(crc32=checksum(raw))
+        part = Part(self._generation.part_key(block, stripe), raw.nbytes, checksum(raw))
+        self._store.put(part.key, raw)
+        return part
+
+    def _wait(self, stripe: int, sending: list[Future[Part]]) -> list[Part]:
+        parts = [future.result() for future in sending]
+        self._generation.record(stripe, parts)
+        return parts
+
+
+def _done(part: Part) -> Future[Part]:
+    future: Future[Part] = Future()
+    future.set_result(part)
+    return future

@@ -1,0 +1,180 @@
+"""Encoding by workers: each reads a stripe of all data blocks, and leaves its parity in storage."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrays.encode import Write
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.nonfinite import Found, NonFinite, finder
+from polarmap.arrays.reach import Reach
+from polarmap.arrays.sources import Source
+from polarmap.arrays.stripes import StripePlan
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import Uncoded
+from polarmap.executors.base import Outcome, Run
+from polarmap.planning.backups import HEDGED
+from polarmap.run.hedging import Attempts, HedgedRun
+from polarmap.run.job import Job
+from polarmap.run.options import Settings
+from polarmap.storage.base import Store
+from polarmap.storage.places import source_of
+from polarmap.worker.parts import Keep, Part
+from polarmap.worker.pytree import Shape
+
+Array = npt.NDArray[Any]
+
+SETTINGS = Settings(verify=False, retries=2)
+FOUND = 4  # numbers of a note before the checksums
+
+
+def writing(
+    store: Store, source: Source, plan: StripePlan, seen: NonFinite, executor: Any, progress: bool | None
+) -> Write:
+    """Workers read, encode and store; late ones get a backup, and the first copy counts.
+
+    Stripes that an earlier run had finished stay if workers find the same data there again. `seen` is
+    told of NaN and inf.
+    """
+    reach = Reach(source, store)
+    for box in plan.boxes:  # refuses what workers cannot read before any starts
+        for block in range(plan.code.k):
+            reach.parts(block * plan.rows, box)
+
+    def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
+        stripes = range(len(plan.boxes))
+        done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
+        if done:
+            tasks = _Stripes(plan, reach, sorted(done))
+            collected, _ = Job(executor).run(examiner(), tasks, SETTINGS, progress)
+            for stripe, [note] in zip(tasks.stripes, collected.results):
+                found, sums = _parsed(note)
+                if sums == [part.crc32 for part in done[stripe][: plan.code.k]]:
+                    seen.note(stripe, found)
+                else:
+                    del done[stripe]
+        tasks = _Stripes(plan, reach, [stripe for stripe in stripes if stripe not in done])
+        if tasks.stripes:
+            done |= _encoded(store, tasks, seen, generation, executor, progress)
+        return [done[stripe] for stripe in stripes]
+
+    return write
+
+
+def _encoded(
+    store: Store,
+    tasks: _Stripes,
+    seen: NonFinite,
+    generation: Generation,
+    executor: Any,
+    progress: bool | None,
+) -> dict[int, list[Part]]:
+    """Stripe -> its parts, each noted in the generation as soon as it is stored."""
+    code, done = tasks.plan.code, {}
+
+    def note(outcome: Outcome) -> None:
+        assert outcome.kept is not None
+        stripe, parts = tasks.stripes[outcome.task], list(outcome.kept.parts)
+        found, sums = _parsed(np.frombuffer(store.get(parts.pop().key), np.int64))
+        seen.note(stripe, found)
+        if tasks.reach.is_stored:
+            data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
+            parts = [part._replace(crc32=value) for part, value in zip(data, sums)] + parts
+        generation.record(stripe, parts)
+        done[stripe] = parts
+
+    arrays = 1 + (code.n - code.k if tasks.reach.is_stored else code.n)
+    items = max(tasks.plan.widest, code.k + FOUND)  # every row, and the note, is one part
+    keep = Keep(source_of(store), f"{generation.prefix}stripes", items, arrays)
+    encode = encoder(code, tasks.plan, not tasks.reach.is_stored)
+    noting = partial(_NotingRun, count=tasks.n, note=note)
+    Job(executor).run(encode, tasks, SETTINGS, progress, keep=keep, around=noting)
+    return done
+
+
+def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Array], list[Array]]:
+    """On a worker, which has numpy only: the rows of a stripe and a note of what was found of NaN and inf.
+
+    The rows are data and parity, or parity only; then the note holds the checksums of the data.
+    """
+    P, find = code.parity_check[:, : code.k], finder()
+    dtype = plan.parity_dtype
+    if dtype.kind in "iu":
+        P = P.astype(dtype)
+
+    def encode(stripe: Array) -> list[Array]:
+        with np.errstate(over="ignore", invalid="ignore"):
+            parity = np.matmul(P, stripe.astype(dtype) if dtype.kind in "iu" else stripe)
+            rows = list(parity.astype(dtype, copy=False))
+        found = find(stripe, rows)
+        if with_data:
+            return [*stripe, *rows, np.array(found, np.int64)]
+        return [*rows, np.array([*found, *(zlib.crc32(row.data) for row in stripe)], np.int64)]
+
+    return encode
+
+
+def examiner() -> Callable[[Array], Array]:
+    """On a worker: the note that goes with a stripe which is encoded already."""
+    find = finder()
+    return lambda stripe: np.array([*find(stripe), *(zlib.crc32(row.data) for row in stripe)], np.int64)
+
+
+def _parsed(note: Array) -> tuple[Found, list[int]]:
+    """What was found of NaN and inf, and the checksums of data rows if these are in the note."""
+    count, block, column, overflowing, *sums = note.tolist()
+    return (count, block, column, overflowing), sums
+
+
+class _NotingRun(HedgedRun):
+    """Tells of every first result as soon as it is there."""
+
+    def __init__(self, run: Run, count: int, note: Callable[[Outcome], None]) -> None:
+        super().__init__(run, HEDGED, Attempts(count))
+        self._note = note
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What ended first of each task."""
+        outcomes = super().wait(timeout)
+        for outcome in outcomes:
+            if outcome.failure is None:
+                self._note(outcome)
+        return outcomes
+
+
+class _Stripes(PartBlocks):
+    """What each worker gets: a stripe of all k data blocks, which it reads where they lie."""
+
+    def __init__(self, plan: StripePlan, reach: Reach, stripes: Sequence[int]) -> None:
+        self.plan, self.reach, self.stripes = plan, reach, list(stripes)
+        super().__init__([[]] * len(self.stripes), ("array",), Uncoded(len(self.stripes)))
+        self.source = reach.place
+
+    def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:
+        """Of one data block."""
+        return self.reach.parts(block * self.plan.rows, self.plan.boxes[stripe])
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Of all of them, in order."""
+        blocks = range(self.plan.code.k)
+        return tuple(part for block in blocks for part in self.parts_of(block, self.stripes[index]))
+
+    def layout(self, index: int) -> tuple[tuple[str, Shape], ...]:
+        """Data blocks as rows."""
+        width = self.plan.width(self.stripes[index])
+        return ((self.plan.dtype.str, (self.plan.code.k, width)),)
+
+    def piece(self, number: int) -> list[Array]:
+        """Read here, for an executor whose workers are this process."""
+        stripe, [(_, shape)] = self.stripes[number], self.layout(number)
+        rows = np.empty(shape, self.plan.dtype)
+        for block, row in enumerate(rows):
+            self.reach.source.read(block * self.plan.rows, self.plan.boxes[stripe], row)
+        return [rows]

@@ -1,0 +1,162 @@
+"""Generations: the objects that one encode or repair writes, and what becomes of them.
+
+Every run writes below a prefix of its own, never over an object of another; only the manifest, put
+last and replaced whole, says which of them make up the array. A run that is cut short leaves its
+generation behind, with a note of what it was doing and who did it: the next run of the same plan
+takes its finished stripes, and whoever finishes removes what no longer belongs to anybody.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from polarmap.arrays.manifest import Manifest, load, standing
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import Store, folder_of, manifest_key
+from polarmap.storage.owners import Owner
+from polarmap.worker.parts import Part
+
+NOTE = "running.json"
+STALE_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
+SIGN_SECONDS = 600.0  # between signs of life
+
+_running: set[str] = set()  # generations of this process
+
+
+class Generation:
+    """The objects of one run that is under way; a context.
+
+    Left in peace or by an exception, its objects stay: `finish` or a later run sweeps them.
+    """
+
+    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any]) -> None:
+        self._store, self._purpose = store, dict(purpose)
+        self.id = uuid.uuid4().hex[:12]
+        self.prefix = f"{folder_of(name)}{self.id}/"
+        self._signed = 0.0
+
+    def __enter__(self) -> Generation:
+        _running.add(self.id)
+        try:
+            self.sign()
+        except BaseException:
+            _running.discard(self.id)
+            raise
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        _running.discard(self.id)
+
+    def sign(self) -> None:
+        """Note, now and then, who runs this and what for."""
+        if time.monotonic() - self._signed < SIGN_SECONDS and self._signed:
+            return
+        note = {"purpose": self._purpose, "owner": str(Owner.current()), "time": time.time()}
+        self._store.put(self.prefix + NOTE, json.dumps(note).encode())
+        self._signed = time.monotonic()
+
+    def part_key(self, block: int, stripe: int) -> str:
+        """Where a part of this run goes."""
+        return f"{self.prefix}{stripe:06d}/{block:05d}"
+
+    def record(self, stripe: int, parts: Sequence[Part]) -> None:
+        """Note that all parts of a stripe are stored."""
+        self._store.put(
+            f"{self.prefix}{stripe:06d}.json", json.dumps([tuple(part) for part in parts]).encode()
+        )
+        self.sign()
+
+    def publish(self, made: Manifest, before: bytes | None) -> None:
+        """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
+
+        One that could not be opened is refused: it would occupy the name.
+        """
+        store, name, data = self._store, made.name, made.dump()
+        Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
+        now = standing(store, name)
+        if now == before:
+            store.put(manifest_key(name), data)
+        store.delete([self.prefix + NOTE])
+        if now != before:
+            sweep(store, name)
+            raise StorageError(
+                f"the coded array {name!r} in {store.name} was written or deleted by another process "
+                "meanwhile: that stays, and what was made here is dropped"
+            )
+
+
+def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dict[int, list[Part]]:
+    """Stripes that runs for the same purpose had finished when they were cut short."""
+    found: dict[int, list[Part]] = {}
+    wanted = json.loads(json.dumps(purpose))
+    keys = store.keys(folder_of(name))
+    for generation, owned in _by_generation(name, keys).items():
+        note = _read(store, f"{generation}{NOTE}")
+        if note is None or note.get("purpose") != wanted or _is_running(generation, note):
+            continue
+        for key in owned:
+            number = key[len(generation) :].removesuffix(".json")
+            parts = _read(store, key) if number.isdecimal() else None
+            if isinstance(parts, list):
+                there = [Part(*part) for part in parts]
+                if {part.key for part in there} <= set(keys):
+                    found[int(number)] = there
+    return found
+
+
+def sweep(store: Store, name: str) -> None:
+    """Remove what belongs neither to the array nor to a run that may still be under way."""
+    ended = {
+        generation: owned
+        for generation, owned in _by_generation(name, store.keys(folder_of(name))).items()
+        if not _is_noted_as_running(store, generation, owned)
+    }
+    try:  # after the notes were read: a run that had taken its own away by then is in this manifest
+        needed = load(store, name).objects
+    except MissingObjectError:
+        needed = set()
+    for owned in ended.values():
+        store.delete([key for key in owned if key not in needed])
+
+
+def _is_noted_as_running(store: Store, generation: str, owned: Sequence[str]) -> bool:
+    """Whether there is a note of a run that may still be under way."""
+    note = _read(store, f"{generation}{NOTE}") if f"{generation}{NOTE}" in owned else None
+    return note is not None and _may_run(generation, note)
+
+
+def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Keys of an array by the prefix of their generation."""
+    found: dict[str, list[str]] = {}
+    for key in keys:
+        generation = key[len(folder_of(name)) :].partition("/")[0]
+        found.setdefault(f"{folder_of(name)}{generation}/", []).append(key)
+    return found
+
+
+def _read(store: Store, key: str) -> Any:
+    """A small JSON object; None if it is not there or not whole."""
+    try:
+        return json.loads(store.get(key))
+    except (MissingObjectError, ValueError):
+        return None
+
+
+def _is_running(generation: str, note: Mapping[str, Any]) -> bool:
+    """Whether the run is known to be under way."""
+    owner = Owner.parse(str(note.get("owner")))
+    if owner == Owner.current():
+        return generation.rstrip("/").rpartition("/")[2] in _running
+    return owner.is_here() and not owner.is_dead()
+
+
+def _may_run(generation: str, note: Mapping[str, Any]) -> bool:
+    """Whether the run may be under way, as far as can be seen from here."""
+    if Owner.parse(str(note.get("owner"))).is_here():
+        return _is_running(generation, note)
+    age = time.time() - float(note.get("time", 0.0))
+    return age < STALE_SECONDS

@@ -1,0 +1,82 @@
+"""Reading parts: checked against the manifest, and decoded from others where they are damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.read import decoder_of, is_finite, recover
+from polarmap.errors import MissingObjectError
+from polarmap.storage.base import Store
+from polarmap.worker.parts import Part
+
+Array = npt.NDArray[Any]
+
+TRANSFERS = 8  # objects fetched at once
+
+
+KINDS = ("missing", "truncated", "corrupt")
+
+
+class Damage(NamedTuple):
+    """A part that is not what was stored.
+
+    kind : one of KINDS.
+    """
+
+    block: int
+    stripe: int
+    kind: str
+    key: str
+
+
+def fetch(store: Store, part: Part) -> bytes | str:
+    """The bytes of a part, or the kind of its damage."""
+    if part.crc32 is None:
+        return "missing"
+    try:
+        data = store.get(part.key, part.offset, part.offset + part.size)
+    except MissingObjectError:
+        return "missing"
+    if len(data) != part.size:
+        return "truncated"
+    return data if checksum(data) == part.crc32 else "corrupt"
+
+
+def fetch_blocks(
+    store: Store, manifest: Manifest, stripe: int, blocks: Sequence[int], pool: ThreadPoolExecutor
+) -> tuple[dict[int, Array], list[Damage]]:
+    """The good parts of a stripe as flat arrays by block, and the others."""
+    parts = [manifest.parts[block][stripe] for block in blocks]
+    good: dict[int, Array] = {}
+    damaged: list[Damage] = []
+    for block, part, data in zip(blocks, parts, pool.map(lambda part: fetch(store, part), parts)):
+        if isinstance(data, str):
+            damaged.append(Damage(block, stripe, data, part.key))
+        else:
+            dtype = manifest.dtype_of(block)
+            good[block] = np.frombuffer(data, dtype).astype(dtype.newbyteorder("="), copy=False)
+    return good, damaged
+
+
+def read_stripe(
+    store: Store, manifest: Manifest, stripe: int, block: int, columns: slice, pool: ThreadPoolExecutor
+) -> Array:
+    """Some columns of one part of a data block; decoded from parts of other blocks if it is damaged."""
+    good, damaged = fetch_blocks(store, manifest, stripe, [block], pool)
+    if not damaged:
+        return good[block][columns]
+    decoder = decoder_of(manifest, strict=True)
+    others = [other for other in range(manifest.code.n) if other != block]
+    while others and not (decoder.ready and is_finite(good.values())):
+        lot, others = others[: manifest.code.k], others[manifest.code.k :]
+        more, _ = fetch_blocks(store, manifest, stripe, lot, pool)
+        for index, row in more.items():
+            good[index] = row[columns]
+            decoder.add(index)
+    return recover(manifest, stripe, [block], good, columns.start)[block]

@@ -1,0 +1,120 @@
+"""Where the data comes from: anything with shape, dtype and slicing, read box by box."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrays.stripes import Box
+from polarmap.code.dtypes import check_dtype
+from polarmap.errors import CodeError
+from polarmap.storage.base import Store
+from polarmap.worker.parts import Part
+
+Array = npt.NDArray[Any]
+
+
+class Source(Protocol):
+    """Rows to encode.
+
+    shape, dtype : of the whole, in native byte order.
+    chunk_rows : rows that are stored together and should be read together.
+    unbroken_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    chunk_rows: int
+    unbroken_rows: int
+
+    def read(self, first: int, box: Box, out: Array) -> None:
+        """Fill `out` with the box whose row 0 is row `first` of the whole; zeros beyond its end."""
+
+    def locate(self, first: int, box: Box) -> Part | None:
+        """Where the box already lies in the store as raw bytes (without a checksum), if it does."""
+
+
+class ArraySource:
+    """An array: numpy, memmap, zarr, h5py, dask."""
+
+    def __init__(self, data: Any) -> None:
+        self._data = data
+        self.shape = tuple(int(length) for length in data.shape)
+        self.dtype = check_dtype(data.dtype, "the data")
+        self.chunk_rows, self.unbroken_rows = _chunk_rows(data), 0
+
+    def read(self, first: int, box: Box, out: Array) -> None:
+        """One slicing of the array."""
+        rows, *inner = box
+        start, stop = (min(first + row, self.shape[0]) for row in (rows.start, rows.stop))
+        target = out.reshape([one.stop - one.start for one in box])
+        if stop > start:
+            target[: stop - start] = np.asarray(self._data[(slice(start, stop), *inner)])
+        target[stop - start :] = 0
+        self._release()
+
+    def locate(self, first: int, box: Box) -> Part | None:
+        """An array lies in no store that we know of."""
+        return None
+
+    @property
+    def array(self) -> Any:
+        """What was given."""
+        return self._data
+
+    def _release(self) -> None:
+        """Pages of a mapped file that were read count as memory of this process until let go."""
+        mapped = getattr(self._data, "_mmap", None)
+        if isinstance(mapped, mmap.mmap) and getattr(self._data, "mode", "c") != "c":
+            with contextlib.suppress(OSError, ValueError):
+                mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def open_source(data: Any, store: Store) -> Source:
+    """The source that `encode(data)` means: a path of a .npy file, what lies in the store, an array.
+
+    Raises
+    ------
+    CodeError
+        If it is none of these.
+    """
+    if isinstance(data, (str, os.PathLike)):
+        return ArraySource(_map_file(Path(data)))
+    if hasattr(data, "open_in"):
+        source: Source = data.open_in(store)
+        return source
+    if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
+        raise CodeError(
+            f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
+            f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
+        )
+    return ArraySource(data)
+
+
+def _map_file(path: Path) -> Array:
+    """A .npy file, mapped rather than read; never unpickled."""
+    if not path.is_file():
+        raise CodeError(f"there is no file {str(path)!r}; open a Zarr or HDF5 store and pass the array")
+    try:
+        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise CodeError(f"{str(path)!r} cannot be read as a .npy file: {error}") from error
+    if not isinstance(mapped, np.ndarray):
+        mapped.close()
+        raise CodeError(f"{str(path)!r} holds several arrays; load the one you want and pass it")
+    return mapped
+
+
+def _chunk_rows(data: Any) -> int:
+    """Rows of the chunks of Zarr, HDF5 (one number per axis) and dask (all lengths per axis)."""
+    chunks = getattr(data, "chunks", None)
+    if not chunks:
+        return 1
+    rows = chunks[0]
+    return max(1, int(max(rows) if isinstance(rows, tuple) else rows))

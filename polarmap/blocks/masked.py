@@ -1,0 +1,47 @@
+"""Coded blocks that are mixtures with noise, for workers that should not learn the data."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.equal import Array, Blocks, CodedBlocks
+from polarmap.code.dtypes import real_dtype, working_dtype
+from polarmap.code.masked import PrivateCode
+
+
+class MaskedBlocks(CodedBlocks):
+    """The n mixtures of `Blocks` and of noise that is drawn for them and not kept.
+
+    They are held to the end of the map: made again, they would be others.
+    """
+
+    def __init__(self, blocks: Blocks, code: PrivateCode) -> None:
+        super().__init__(blocks, code, keep=True)
+        self._private = code
+
+    def _mixtures(self, leaf: int) -> Array:
+        rows = list(self.blocks.stacked(leaf))
+        masks = noise_like(rows, self._private.t, self._private.deviation)
+        return self.code.parity([*rows, *masks])
+
+
+def noise_like(rows: list[Array], count: int, deviation: float) -> list[Array]:
+    """Normal noise in the shape and dtype of `rows`, seeded by the operating system.
+
+    Its standard deviation is `deviation` times the root mean square of the rows (of the parts of
+    complex numbers), or `deviation` itself if they are all zero. The generator behind it is a good
+    one (PCG64) but not made for cryptography.
+    """
+    stream = np.random.default_rng()
+    real = real_dtype(rows[0].dtype)
+    working = working_dtype(real)
+    parts = [row.view(real) for row in rows]
+    with np.errstate(all="ignore"):  # NaN and inf show up in the results
+        square = np.mean([np.mean(np.square(part, dtype=np.float64)) if part.size else 0.0 for part in parts])
+    scale = deviation * (float(np.sqrt(square)) if 0 < square < np.inf else 1.0)
+
+    def drawn() -> npt.NDArray[np.floating]:
+        return (scale * stream.standard_normal(parts[0].size, working.type)).astype(real)
+
+    return [drawn().view(rows[0].dtype) for _ in range(count)]

@@ -1,0 +1,130 @@
+"""Coded blocks that lie in storage already, as the collector and the executors see them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.equal import Blocks
+from polarmap.code.polar import PolarCode
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import Structure
+
+Array = npt.NDArray[Any]
+Layout = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class StoredBlocks:
+    """The n blocks of a stored array; nothing is read before a block's leaves are asked for.
+
+    Parameters
+    ----------
+    code : PolarCode
+    source : Place
+        Where the parts lie.
+    parts : list of n tuples of Part
+        What each block consists of.
+    dtype, shape : of a data block
+    filler : int
+        Rows of zeros at the end of the last block.
+    read : callable
+        Number of a block -> the block, also where it has to be decoded from others.
+    read_as_stored : callable
+        The same, but DamagedError if it is not as it was stored.
+    """
+
+    encode_seconds = 0.0
+    not_protected = ""
+
+    def __init__(
+        self,
+        code: PolarCode,
+        source: Place,
+        parts: Sequence[tuple[Part, ...]],
+        dtype: np.dtype[Any],
+        shape: tuple[int, ...],
+        filler: int,
+        read: Callable[[int], Array],
+        read_as_stored: Callable[[int], Array],
+    ) -> None:
+        self.code, self._source, self._parts = code, source, parts
+        self._read, self._read_as_stored = read, read_as_stored
+        self._dtype, self._shape = dtype, shape
+        rows = shape[0] if shape else None
+        self.blocks = _StoredData(code.k, dtype, read, filler, rows, self.structure)
+
+    def coded_blocks(self) -> StoredBlocks:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
+    @property
+    def n(self) -> int:
+        """Coded blocks."""
+        return self.code.n
+
+    @property
+    def k(self) -> int:
+        """Data blocks."""
+        return self.code.k
+
+    @property
+    def structure(self) -> Structure:
+        """Of every block: one array, or one number if it has no axes."""
+        return ("array",) if self._shape else ("numpy",)
+
+    @property
+    def source(self) -> Place:
+        """Where the blocks lie."""
+        return self._source
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """What block `index` consists of."""
+        return self._parts[index]
+
+    def leaves(self, index: int) -> list[Array]:
+        """Block `index`, read now."""
+        return [self._read(index)]
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of block `index`."""
+        dtype = self._dtype if index < self.k else self.code.parity_dtype(self._dtype)
+        return ((dtype.str, self._shape),)
+
+    def pieces(self, index: int) -> tuple[int, ...]:
+        """A block is one piece."""
+        return (index,)
+
+    def piece(self, number: int) -> list[Array]:
+        """A block for a worker that cannot read it itself: damage is an erasure."""
+        return [self._read_as_stored(number)]
+
+    def release(self) -> None:
+        """Nothing is kept."""
+
+
+class _StoredData(Blocks):
+    """What is known of the data blocks without reading them."""
+
+    def __init__(
+        self,
+        k: int,
+        dtype: np.dtype[Any],
+        read: Callable[[int], Array],
+        filler: int,
+        rows: int | None,
+        structure: Structure,
+    ) -> None:
+        self.k, self.structure, self.filler, self.rows = k, structure, filler, rows
+        self._dtype, self._read = dtype, read
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of the one leaf."""
+        return [self._dtype]
+
+    def leaves(self, index: int) -> list[Array]:
+        """Data block `index`, read now."""
+        return [self._read(index)]

@@ -1,0 +1,161 @@
+"""Build and deploy a worker runtime with the client's own versions: `make runtime BACKEND=...`.
+
+Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
+so the runtime gets the versions this process runs with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from polarmap.clouds import settings
+from polarmap.errors import ExecutorError, PolarmapError
+from polarmap.executors.lithops import end
+
+# Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
+LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
+
+
+def frozen(lines: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+    """Requirements pinned to what is installed here, where it is.
+
+    >>> frozen(["# worker", "numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
+    ['numpy==2.2.6', 'azure-functions']
+    """
+    wanted = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+    names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in wanted]
+    return [f"{name}=={installed[name]}" if name in installed else line for name, line in zip(names, wanted)]
+
+
+def check_python(backend: str, python: tuple[int, int], numpy: str) -> None:
+    """Refuse what cannot be installed there, before minutes are spent on it.
+
+    >>> check_python("aws_lambda", (3, 13), "2.4.6")
+    >>> check_python("aws_lambda", (3, 11), "2.2.6")
+    """
+    numbers = tuple(int(part) for part in numpy.split(".")[:2])
+    if backend == "aws_lambda" and python < LAMBDA_OLD_PYTHON and numbers >= NUMPY_NEEDS_NEW_LIBC:
+        raise ExecutorError(
+            f"Lambda's Python {python[0]}.{python[1]} runs on Amazon Linux 2, for which numpy {numpy} has no "
+            "wheel: run the client on Python 3.12 or later, or with numpy < 2.3"
+        )
+
+
+def deploy(config_file: str, backend: str, recipe: Path) -> str:
+    """Build the runtime of `recipe`, deploy it where the configuration says; its name.
+
+    Raises
+    ------
+    ExecutorError
+        If the configuration is not for this backend or unfinished, or Lithops cannot deploy.
+    """
+    config = settings.read(config_file)
+    if settings.backend_of(config) != backend:
+        raise ExecutorError(f"{config_file} is for {settings.backend_of(config)!r}, not for {backend!r}")
+    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
+    check_python(backend, sys.version_info[:2], installed["numpy"])
+    requirements = frozen((recipe / "requirements.txt").read_text().splitlines(), installed)
+    try:
+        with _build_folder(recipe, requirements):
+            return _deploy(config, backend, requirements)
+    except PolarmapError:
+        raise
+    except Exception as error:
+        raise ExecutorError(f"{backend} was not deployed: {type(error).__name__}: {error}") from error
+
+
+@contextlib.contextmanager
+def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
+    """Work in a temporary folder with the recipe's files: Lithops builds where it stands."""
+    before = os.getcwd()
+    with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
+        for file in recipe.iterdir():
+            shutil.copy(file, folder)
+        (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
+        os.chdir(folder)
+        try:
+            yield
+        finally:
+            os.chdir(before)
+
+
+def _deploy(config: dict[str, Any], backend: str, requirements: Sequence[str]) -> str:
+    import lithops
+
+    try:
+        functions = lithops.FunctionExecutor(config=config, log_level=None)
+    except ModuleNotFoundError as error:
+        raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
+    try:
+        return _publish(functions, backend, requirements)
+    finally:
+        end(functions)
+
+
+def _publish(functions: Any, backend: str, requirements: Sequence[str]) -> str:
+    from lithops.version import __version__
+
+    handler, storage = functions.compute_handler, functions.internal_storage
+    runtime = handler.get_runtime_info()
+    name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
+    with _own_requirements(backend, requirements):
+        if backend == "k8s":
+            python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
+            handler.backend.build_runtime(name, "Dockerfile", [python])
+        metadata = handler.deploy_runtime(name, memory, seconds)
+    metadata["runtime_timeout"] = seconds
+    storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
+    if backend == "aws_lambda":
+        _do_not_repeat(handler.backend, name, memory)
+    return f"{name} ({memory} MB, {seconds} s)"
+
+
+@contextlib.contextmanager
+def _own_requirements(backend: str, requirements: Sequence[str]) -> Iterator[None]:
+    """Let Lithops' default runtime of this backend be made of these packages."""
+    from importlib import import_module
+
+    module = import_module(f"lithops.serverless.backends.{backend}.config")
+    name = {"aws_lambda": "DEFAULT_REQUIREMENTS"}.get(backend, "REQUIREMENTS_FILE")
+    theirs = getattr(module, name, None)
+    if theirs is None:
+        yield
+        return
+    setattr(module, name, list(requirements) if isinstance(theirs, list) else "\n".join(requirements) + "\n")
+    try:
+        yield
+    finally:
+        setattr(module, name, theirs)
+
+
+def _do_not_repeat(backend: Any, name: str, memory: int) -> None:
+    """Lambda repeats asynchronous calls that fail, twice, minutes later: parity makes that needless."""
+    function = backend._format_function_name(name, memory)
+    backend.lambda_client.put_function_event_invoke_config(FunctionName=function, MaximumRetryAttempts=0)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """`python -m polarmap.cli.deploy BACKEND CONFIG RECIPE`; 1 and one message when it cannot be done."""
+    backend, config_file, recipe = arguments
+    logging.basicConfig(format="runtime: %(message)s")
+    logging.getLogger("lithops").setLevel(logging.INFO)  # it takes minutes: show what goes on
+    try:
+        print(f"runtime: deployed {deploy(config_file, backend, Path(recipe))} to {backend}")
+    except PolarmapError as error:
+        print(f"runtime: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,230 @@
+"""PrivateCode: coded blocks that are all mixtures with noise, so that few workers learn little.
+
+Frozen inputs of a code are zero; here t of its inputs are noise instead (secret sharing over the
+reals, as in Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939, there over finite fields).
+"""
+
+from __future__ import annotations
+
+from functools import cached_property, lru_cache
+from itertools import combinations
+from math import comb
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import tiled
+from polarmap.code.arguments import is_positive
+from polarmap.code.design import Floats, Indices, UniformStream
+from polarmap.code.dtypes import check_dtype, is_exact, is_integer
+from polarmap.code.linear import GeneratedPlan, mix
+from polarmap.code.recovery import left_inverse
+from polarmap.errors import CodeError
+
+Array = npt.NDArray[Any]
+
+MAX_WORKERS = 1 << 16
+
+SEEDS, PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arrivals each is tried on
+COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
+CONSTANT = 0.25  # norm of a row of noise coefficients
+RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
+
+
+class PrivateCode:
+    """n mixtures of k data blocks and t noise blocks; any k + t results give those of the data.
+
+    Parameters
+    ----------
+    n : int
+        Coded blocks (workers), more than k + t.
+    k : int
+        Data blocks, at least 2.
+    t : int
+        Workers that may collude.
+    noise : float
+        Standard deviation of what masks the data in each mixture, in root mean squares of the data.
+
+    Raises
+    ------
+    CodeError
+        For sizes out of range.
+
+    Notes
+    -----
+    A worker gets x_i = D_i s + N_i r with data s and independent normal noise r. What a coalition T of
+    t learns of s, per entry of a block and on average over them, is at most
+    1/2 log2 det(1 + (N_T R N_T')^-1 D_T S D_T') bits, R and S the covariances of noise and data: a
+    normal s with the same covariance tells most. There is no perfect secrecy over the reals: leakage
+    falls with the square of the noise and is never 0.
+
+    Examples
+    --------
+    >>> code = PrivateCode(6, 3, 1)
+    >>> mixed = code.parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
+    >>> decoded = code.plan(np.arange(6) > 0, exact=False).recover(dict(enumerate(mixed)), np.dtype(float))
+    >>> (decoded.ravel() + 0.0).round(6).tolist()
+    [0.0, 1.0, 2.0]
+    """
+
+    kernel, decoder = "private", "optimal"
+
+    def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
+        for name, value in (("n", n), ("k", k), ("t", t)):
+            if not is_integer(value) or value < 1:
+                raise CodeError(f"{name} must be a positive integer, not {value!r}")
+        if n > MAX_WORKERS:
+            raise CodeError(f"a private code has at most {MAX_WORKERS} workers, not n = {n}")
+        if not is_positive(noise):
+            raise CodeError(f"noise must be a positive number, not {noise!r}")
+        if k < 2:  # rows that sum to one leave a single block no mixtures to differ in
+            raise CodeError("a private code needs at least k = 2 data blocks")
+        if n <= k + t:
+            raise CodeError(
+                f"{k} data blocks and {t} of noise need {k + t} results and a spare one, so n = {n} workers "
+                f"are too few: use n > {k + t}"
+            )
+        self.n, self.k, self.t, self.noise = int(n), int(k), int(t), float(noise)
+        self.needed = self.k + self.t
+
+    def __repr__(self) -> str:
+        return f"PrivateCode({self.n}, {self.k}, {self.t}, noise={self.noise:g})"
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        return f"private against {self.t}, noise {self.noise:g}"
+
+    @property
+    def assumption(self) -> str:
+        """What f must be."""
+        return "linear or affine in its block"
+
+    @property
+    def systematic(self) -> Indices:
+        """No worker gets a data block as it is."""
+        return np.arange(0)
+
+    @cached_property
+    def coefficients(self) -> Floats:
+        """Coded = coefficients @ (data, noise), shape (n, k + t); rows sum to one."""
+        return best_mixture(self.n, self.k, self.t)
+
+    @property
+    def deviation(self) -> float:
+        """Standard deviation of the noise blocks, in root mean squares of the data."""
+        return self.noise / CONSTANT
+
+    @cached_property
+    def growth(self) -> float:
+        """The largest root mean square of a coded block, in that of the data."""
+        squares = self.coefficients[:, : self.k] ** 2
+        return float(np.sqrt(squares.sum(axis=1).max() + self.noise**2))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+        """The dtype of the mixtures: the data's own, which must be inexact."""
+        checked = check_dtype(dtype, "the data")
+        if is_exact(checked):
+            raise CodeError(f"{checked} blocks cannot be masked by real noise: use .astype(float)")
+        return checked
+
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
+        """The n mixtures of k flat data blocks and t flat noise blocks after them."""
+        tiled.check_rows(rows, self.k + self.t, repr(self))
+        return mix(self.coefficients, rows, self.parity_dtype(rows[0].dtype), out)
+
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
+        """How to recover the results of the data blocks from those of the mask `arrived`."""
+        targets = np.eye(self.k, self.k + self.t)
+        return GeneratedPlan(self.coefficients, targets, 0, arrived, self.growth)
+
+    def leakage(self, correlated: bool = False) -> float:
+        """Bits per entry that the most fortunate t workers learn of all data blocks together, at most.
+
+        `correlated`: whatever the correlation of the blocks, rather than for uncorrelated ones.
+
+        Examples
+        --------
+        >>> code = PrivateCode(12, 8, 1, noise=100)
+        >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
+        True
+        """
+        return max(self._learned(np.array(one), correlated) for one in self._coalitions())
+
+    def _learned(self, coalition: Indices, correlated: bool) -> float:
+        data, noise = self.coefficients[coalition, : self.k], self.coefficients[coalition, self.k :]
+        seen = np.linalg.solve(noise, data) / self.deviation * (np.sqrt(self.k) if correlated else 1.0)
+        return float(0.5 * np.log2(1 + np.linalg.svd(seen, compute_uv=False) ** 2).sum())
+
+    def _coalitions(self) -> list[tuple[int, ...]]:
+        if comb(self.n, self.t) <= COALITIONS:
+            return list(combinations(range(self.n), self.t))
+        stream = UniformStream(self.n, self.t)
+        some = [tuple(stream.permutation(self.n)[: self.t].tolist()) for _ in range(COALITIONS)]
+        turn = [tuple((first + step) % self.n for step in range(self.t)) for first in range(self.n)]
+        return some + turn  # neighbours have the most similar noise
+
+    def is_reliable(self, limit: float) -> bool:
+        """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
+        lost = (self.n - self.needed + 1) // 2
+        norms = [_amplification(self.coefficients, self.k, one) for one in _arrivals(self.n, self.n - lost)]
+        return self.growth * float(np.quantile(norms, RELIABLE, method="inverted_cdf")) <= limit
+
+
+def noise_coefficients(n: int, t: int) -> Floats:
+    """N, (n, t): any t rows are independent, as far apart as they can be on a circle; rows of one norm.
+
+    Half-integer frequencies for even t; for odd t whole ones with alternating signs, so that the
+    constant is no combination of them.
+
+    >>> np.linalg.norm(noise_coefficients(5, 2), axis=1).round(12).tolist()
+    [1.0, 1.0, 1.0, 1.0, 1.0]
+    """
+    angles = 2 * np.pi * np.arange(n) / n
+    if t % 2 == 0:
+        turns = np.outer(angles, np.arange(t // 2) + 0.5)
+        return np.asarray(np.concatenate([np.cos(turns), np.sin(turns)], axis=1) * np.sqrt(2 / t))
+    turns = np.outer(angles, np.arange(1, (t - 1) // 2 + 1))
+    waves = [np.ones((n, 1)), np.sqrt(2) * np.cos(turns), np.sqrt(2) * np.sin(turns)]
+    signs = 1.0 - 2.0 * (np.arange(n) % 2)
+    return np.asarray(np.concatenate(waves, axis=1) * (signs / np.sqrt(t))[:, None])
+
+
+@lru_cache(maxsize=64)
+def best_mixture(n: int, k: int, t: int) -> Floats:
+    """[D, N] of the seed whose worst amplification over patterns of k + t arrivals is smallest."""
+    if n > 64:
+        return _mixture(n, k, t, 0)
+    patterns = _arrivals(n, k + t)
+
+    def worst(matrix: Floats) -> float:
+        return max(_amplification(matrix, k, arrived) for arrived in patterns)
+
+    return min((_mixture(n, k, t, seed) for seed in range(SEEDS)), key=worst)
+
+
+def _mixture(n: int, k: int, t: int, seed: int) -> Floats:
+    """Rows sum to one; beside that, D is a random rotation orthogonal to the noise and the constant."""
+    noise = CONSTANT * noise_coefficients(n, t)
+    left = 1 - noise.sum(axis=1, keepdims=True)
+    basis = np.linalg.qr(np.concatenate([np.ones((n, 1)), noise, _normal(n, k - 1, seed)], axis=1))[0]
+    turned = np.linalg.qr(np.concatenate([np.ones((k, 1)), _normal(k, k - 1, seed + SEEDS)], axis=1))[0]
+    rest = basis[:, t + 1 :] @ turned[:, 1:].T * np.sqrt(n / k)
+    return np.concatenate([left / k + rest, noise], axis=1)
+
+
+def _normal(rows: int, columns: int, seed: int) -> Floats:
+    uniform = UniformStream(rows, columns, seed).take(2 * rows * columns).reshape(2, rows, columns)
+    return np.asarray(np.sqrt(-2 * np.log1p(-uniform[0])) * np.cos(2 * np.pi * uniform[1]))
+
+
+def _arrivals(n: int, count: int) -> list[Indices]:
+    if comb(n, count) <= PATTERNS:
+        return [np.array(one) for one in combinations(range(n), count)]
+    stream = UniformStream(n, count)
+    return [np.sort(stream.permutation(n)[:count]) for _ in range(PATTERNS)]
+
+
+def _amplification(matrix: Floats, k: int, arrived: Indices) -> float:
+    return float(np.linalg.norm(left_inverse(matrix[arrived])[:k], axis=1).max())

@@ -1,0 +1,128 @@
+"""Product codes: blocks on a grid, every column a codeword of one code, every row of another."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import tiled
+from polarmap.code.design import Indices
+from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.polar import PolarCode
+from polarmap.code.product_plan import GridPlan
+from polarmap.errors import CodeError
+
+Array = npt.NDArray[Any]
+
+MAX_TASKS = 4096  # the joint equations of more take too long to solve
+
+
+class GridCode:
+    """The product of two polar codes: n = n_A n_B blocks x_ij of which k = k_A k_B are data.
+
+    With X the data blocks on a k_A x k_B grid and G = [I; P] of either code, x = G_A X G_B': what
+    A_i B_j gives for coded A_i and B_j. Data comes first, row by row, then the other blocks, row
+    by row. As a code of its own it is systematic, with the rows of kron(G_A, G_B) that are no unit
+    vectors as its coefficients.
+
+    Parameters
+    ----------
+    left : PolarCode
+        Of the columns of the grid (of A, cut by rows).
+    right : PolarCode
+        Of its rows (of B, cut by columns).
+
+    Raises
+    ------
+    CodeError
+        More than 4096 blocks; a sequential decoder; kernels that differ.
+
+    Examples
+    --------
+    >>> code = GridCode(PolarCode(3, 2), PolarCode(4, 3))
+    >>> code.n, code.k
+    (12, 6)
+    >>> code.cells[:7].tolist()
+    [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [0, 3]]
+    """
+
+    decoder = "optimal"
+    assumption = "a product of two blocks"
+
+    def __init__(self, left: PolarCode, right: PolarCode) -> None:
+        self.left, self.right = left, right
+        self.n, self.k = left.n * right.n, left.k * right.k
+        if self.n > MAX_TASKS:
+            raise CodeError(
+                f"a grid of {left.n} x {right.n} is more than {MAX_TASKS} tasks: use fewer workers"
+            )
+        if "sequential" in (left.decoder, right.decoder):
+            raise CodeError("a grid is decoded by decoder='optimal' only")
+        if left.kernel != right.kernel:
+            raise CodeError(f"both codes of a grid need one kernel, not {left.kernel!r} and {right.kernel!r}")
+        self.kernel = left.kernel
+
+    def __repr__(self) -> str:
+        return f"GridCode({self.left!r}, {self.right!r})"
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        return f"{self.kernel} grid {self.left.n} x {self.right.n}"
+
+    @property
+    def needed(self) -> int:
+        """The fewest results that can determine those of the data blocks: k."""
+        return self.k
+
+    @property
+    def systematic(self) -> Indices:
+        """The blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    @property
+    def growth(self) -> int:
+        """The largest sum of absolute coefficients of a block."""
+        return self.left.growth * self.right.growth
+
+    @cached_property
+    def cells(self) -> Indices:
+        """Row and column of every block on the grid, (n, 2)."""
+        rows, columns = np.divmod(np.arange(self.n), self.right.n)
+        is_parity = (rows >= self.left.k) | (columns >= self.right.k)
+        order = np.argsort(is_parity, kind="stable")
+        return np.stack([rows[order], columns[order]], axis=1)
+
+    @cached_property
+    def places(self) -> Indices:
+        """The number of the block in every cell, (n_A, n_B); the inverse of `cells`."""
+        numbers = np.empty((self.left.n, self.right.n), np.intp)
+        numbers[self.cells[:, 0], self.cells[:, 1]] = np.arange(self.n)
+        return numbers
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k): parity blocks from data blocks."""
+        rows, columns = self.cells[self.k :].T
+        product = np.einsum("pa,pb->pab", _generator(self.left)[rows], _generator(self.right)[columns])
+        return np.asarray(product.reshape(len(rows), -1))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """The dtype of a product of blocks: that of the data, as its integers wrap in it."""
+        return check_dtype(dtype, "the data")
+
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
+        """The blocks of a grid are made by its tasks, not here."""
+        raise NotImplementedError("the factors are encoded, not their product")
+
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GridPlan:
+        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+        return GridPlan(self, arrived, exact)
+
+
+def _generator(code: PolarCode) -> Array:
+    identity = np.eye(code.k, dtype=code.coefficients.dtype)
+    return np.concatenate([identity, code.coefficients])

@@ -1,0 +1,129 @@
+"""GridPlan: the data of a grid from what arrived, by its lines in turns or by all equations at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.design import Floats
+from polarmap.code.dtypes import is_exact
+from polarmap.code.recovery import DecodingPlan, Rows
+from polarmap.code.row_column import Alternation, Places, Step, needed, replay
+
+if TYPE_CHECKING:
+    from polarmap.code.polar import PolarCode
+    from polarmap.code.product import GridCode
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+# Equations times unknowns squared up to which the joint equations are solved: about 0.2 s.
+JOINT_FLOPS = 3e8
+# Recovered times received blocks up to which they are combined at once: more accurate than line by
+# line, and slower from about here on.
+JOINT_WEIGHTS = 1 << 18
+
+
+class GridPlan(DecodingPlan):
+    """How to recover the missing data blocks of one arrival pattern on a grid.
+
+    A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
+    turns. Where that stalls, the equations of all rows and columns together may still have one
+    solution; they are looked at if there are enough of them and the system is not too large.
+
+    Recovery is by least squares, all at once, where that is cheap, else line by line; of integers
+    line by line wherever that gets through.
+    """
+
+    def __init__(self, code: GridCode, arrived: Mask, exact: bool) -> None:
+        super().__init__(cast("PolarCode", code), arrived, exact)  # a grid has what a plan asks for
+        self._grid = code
+
+    @cached_property
+    def deficit(self) -> int:
+        """0 when the data are determined, else how many arrivals are still needed at the least."""
+        few = self._grid.k - len(self.arrived)
+        if few > 0:
+            return few
+        if self._could_alternate and self.alternation.is_complete:
+            return 0
+        return super().deficit if self._is_worth_solving else 1
+
+    @cached_property
+    def alternation(self) -> Alternation:
+        """What follows line by line."""
+        made = Alternation(self._grid, self.exact)
+        made.add(self.arrived)
+        return made
+
+    @cached_property
+    def _counted(self) -> Mask:
+        """Cells that follow line by line if any k known blocks of a line determine it."""
+        left, right = self._grid.left, self._grid.right
+        known = np.zeros((left.n, right.n), bool)
+        known[tuple(self._grid.cells[self.arrived].T)] = True
+        before = -1
+        while (count := int(known.sum())) > before:
+            before = count
+            known[:, known.sum(axis=0) >= left.k] = True
+            known[known.sum(axis=1) >= right.k] = True
+        return known
+
+    @property
+    def _could_alternate(self) -> bool:
+        return bool(self._counted[: self._grid.left.k, : self._grid.right.k].all())
+
+    @cached_property
+    def _is_worth_solving(self) -> bool:
+        """Whether the joint equations could have one solution, and are few enough.
+
+        The codewords that vanish outside a rows and b columns have (a - r_A)(b - r_B) dimensions;
+        every known cell among these takes away one at most.
+        """
+        unknown, grid = ~self._counted, self._grid
+        rows, columns = int(unknown.any(axis=1).sum()), int(unknown.any(axis=0).sum())
+        free = max(0, rows - grid.left.n + grid.left.k) * max(0, columns - grid.right.n + grid.right.k)
+        if free > rows * columns - int(unknown.sum()):
+            return False
+        return len(self.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
+
+    @cached_property
+    def steps(self) -> Sequence[tuple[Step, Places]] | None:
+        """The lines to decode one after another; None to solve all equations at once."""
+        if not self.exact and len(self.missing) * len(self.arrived) <= JOINT_WEIGHTS:
+            return None
+        if not (self._could_alternate and self.alternation.is_complete):
+            return None
+        return needed(self.alternation.steps, set(self.missing.tolist()))
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        if self.steps is None or self.exact:
+            return super().weights
+        out = np.empty((len(self.missing), len(self.arrived)))
+        self._recover_by_lines(dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
+        return out
+
+    def _recover_floats(self, rows: Rows, out: Array) -> None:
+        if self.steps is None or is_exact(out.dtype):
+            super()._recover_floats(rows, out)
+        else:
+            self._recover_by_lines(rows, out)
+
+    def _recover_integers(self, rows: Rows, out: Array) -> None:
+        if self.steps is None:
+            super()._recover_integers(rows, out)
+        else:
+            self._recover_by_lines(rows, out)
+
+    def _recover_by_lines(self, rows: Rows, out: Array) -> None:
+        assert self.steps is not None
+        received = {int(index): rows[int(index)] for index in self.arrived}
+        values = replay(self.steps, received, out.dtype)
+        for target, index in zip(out, self.missing.tolist()):
+            target[:] = values[index]

@@ -1,0 +1,243 @@
+"""The parity equations left over once the missing blocks are determined.
+
+With m > k arrivals the received blocks alone satisfy m - k equations. A residual means that f is
+not linear, or that a worker returned garbage; two equations or more can tell which worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import modular, tiled
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
+from polarmap.code.recovery import MOST_CHECKS, DecodingPlan, Rows
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+NOISE_FLOOR = 1024  # roundings of the largest number of a leaf that any of its entries may carry
+TINY = 1e-12  # coefficients below are rounding
+MOST_COLUMNS = 64  # entries looked at to find a culprit
+
+
+class Residual(NamedTuple):
+    """What the left-over equations say of one leaf.
+
+    relative : largest residual. Where equations are broken, as a share of the largest value of
+        that entry in any block; else, being rounding, of the largest value of the leaf.
+    broken : entries (flat positions) where it exceeds rounding; empty if the equations hold.
+    finite : whether the residual could be evaluated everywhere.
+    """
+
+    relative: float
+    broken: Indices
+    finite: bool
+
+
+def tolerance(dtype: DType) -> float:
+    """The relative residual above which an equation is broken: the square root of eps.
+
+    Below it lies the rounding of any sensible f; what it lets pass is in the reported bound.
+    """
+    return float(np.sqrt(epsilon(dtype)))
+
+
+def noise(dtype: DType) -> float:
+    """The share of the largest number of a leaf that may be rounding in any of its entries."""
+    return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
+
+
+def integer_checks(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
+    """The same modulo 2^64: the parity rows that are no pivots, with the pivots eliminated."""
+    others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)
+    mix = _mix(len(others))
+    rows = np.zeros((len(mix), len(plan.parity)), np.uint64)
+    rows[:, others] = mix
+    if len(plan.missing):
+        mixed = modular.matmul(mix, plan.system[others])
+        rows[:, plan.pivots] -= modular.matmul(mixed, modular.inverse(plan.system[plan.pivots]))
+    known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
+    return np.concatenate([np.uint64(0) - modular.matmul(rows, known), rows], axis=1)
+
+
+def _mix(count: int) -> npt.NDArray[np.uint64]:
+    """Sums of `count` equations, at most MOST_CHECKS of them, that involve each."""
+    if count <= MOST_CHECKS:
+        return np.eye(count, dtype=np.uint64)
+    mix = np.outer(np.arange(1, MOST_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
+    mix = mix * mix * np.uint64(37) % np.uint64(509)
+    mix[0] = 1
+    return mix
+
+
+def covered(plan: DecodingPlan, dtype: DType) -> Mask:
+    """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,).
+
+    Of integers with an odd coefficient: an even one wraps some deviations to nothing.
+    """
+    if is_exact(dtype) and plan.exact:
+        return np.asarray((integer_checks(plan) & np.uint64(1)).any(axis=0))
+    return np.asarray((np.abs(plan.checks) > TINY).any(axis=0))
+
+
+def influence(plan: DecodingPlan, dtype: DType) -> Mask:
+    """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
+    if not len(plan.missing):
+        return np.zeros((0, len(plan.arrived)), bool)
+    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
+        return np.asarray(_integer_weights(plan) != 0)
+    return np.asarray(np.abs(plan.weights) > TINY)
+
+
+def revealed(plan: DecodingPlan, dtype: DType) -> Mask:
+    """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
+    if not len(plan.missing):
+        return np.zeros((0, len(plan.arrived)), bool)
+    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
+        return np.asarray(_integer_weights(plan) & np.uint64(1)).astype(bool)
+    made_of = influence(plan, dtype)
+    return made_of & (np.abs(plan.weights) % 2 == 1) if plan.exact and is_exact(dtype) else made_of
+
+
+def _integer_weights(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
+    """Recovered = weights @ received modulo 2^64, (missing, arrived), up to their signs."""
+    solver = modular.inverse(plan.system[plan.pivots])
+    known = plan.code.coefficients[np.ix_(plan.parity[plan.pivots], plan.known)]
+    weights = np.zeros((len(plan.missing), len(plan.arrived)), np.uint64)
+    weights[:, : len(plan.known)] = modular.matmul(solver, known)
+    weights[:, len(plan.known) + plan.pivots] = solver
+    return weights
+
+
+def undetected(
+    plan: DecodingPlan, misfit: float | None, evaluated: Mapping[int, float], returned: int
+) -> float:
+    """The largest error that one deviating block can have caused unseen, in the unit of the misfits.
+
+    A block that deviates by d breaks an equation by its coefficient times d, and moves a recovered
+    block by its weight times d: what was measured bounds the one and so the other.
+
+    Parameters
+    ----------
+    misfit : float, optional
+        The largest of the left-over equations; None if they were not looked at.
+    evaluated : mapping from data block to float
+        By how much recovered blocks missed what they should be.
+    returned : int
+        The first so many blocks are handed out themselves.
+    """
+    if not len(plan.missing):
+        return 0.0
+    weights = np.abs(plan.weights)
+    reach = np.maximum(weights.max(axis=0), plan.arrived < returned)
+    least = np.full(len(plan.arrived), np.inf)
+    if misfit is not None and len(plan.checks):
+        least = _quotient(misfit, np.abs(plan.checks).max(axis=0))
+    for block, missed in evaluated.items():
+        least = np.minimum(least, _quotient(missed, weights[np.searchsorted(plan.missing, block)]))
+    seen = np.isfinite(least)
+    return float((reach[seen] * least[seen]).max(initial=0.0))
+
+
+def _quotient(misfit: float, coefficients: Floats) -> Floats:
+    """misfit / coefficients; inf where a coefficient is nothing but rounding."""
+    seen = coefficients > TINY
+    return np.where(seen, misfit / np.where(seen, coefficients, 1.0), np.inf)
+
+
+def residual(
+    plan: DecodingPlan,
+    rows: Rows,
+    dtype: DType,
+    rtol: float | None = None,
+    precision: DType | None = None,
+    error: float = 0.0,
+) -> Residual:
+    """Evaluate the left-over equations on the arrived flat blocks of one leaf.
+
+    `precision` is a coarser dtype in which the blocks were rounded on the way, if there is one, and
+    `error` what each entry may be off by anyway.
+    """
+    if dtype.kind == "c":
+        real = real_dtype(dtype)
+        halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
+        found = residual(plan, halves, real, rtol, precision, error)
+        return found._replace(broken=np.unique(found.broken // 2))
+    received = [rows[int(index)] for index in plan.arrived]
+    if is_exact(dtype) and plan.exact:
+        return _integer_residual(integer_checks(plan), received, dtype)
+    checks = plan.checks
+    sized = _sized(dtype, precision)
+    limit = max(tolerance(sized), rtol or 0.0)
+    largest = max(float(np.abs(row).max(initial=0)) for row in received)
+    floor = max(noise(sized) * largest, error)
+    rounding, worst, broken, finite = 0.0, 0.0, [], True
+    for columns in tiled.tiles(received[0].size, len(received), 8):
+        tile = tiled.gather(received, columns, np.float64)
+        with tiled.ignoring_inf():
+            misfit = np.abs(checks @ tile).max(axis=0, initial=0)
+            scale = np.abs(tile).max(axis=0)
+            finite &= bool(np.isfinite(misfit).all())
+            over = misfit > limit * scale + floor
+            share = np.maximum(misfit - floor, 0) / np.where(scale > 0, scale, 1)
+        worst = max(worst, float(share.max(initial=0)))
+        rounding = max(rounding, float(misfit.max(initial=0)) / (largest or 1.0))
+        broken.append(columns.start + np.flatnonzero(over))
+    entries = np.concatenate(broken) if broken else np.empty(0, np.intp)
+    return Residual(worst if len(entries) else rounding, entries, finite)
+
+
+def culprits(
+    plan: DecodingPlan, rows: Rows, broken: Indices, dtype: DType, precision: DType | None = None
+) -> list[int]:
+    """The blocks of which one alone can explain the broken entries; needs two equations or more."""
+    columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
+    if is_exact(dtype) and plan.exact:
+        few = {int(index): rows[int(index)][columns] for index in plan.arrived}
+        return [int(index) for index in plan.arrived if _holds_without(plan, few, int(index), dtype)]
+    if dtype.kind == "c":
+        received = np.stack([rows[int(index)][columns] for index in plan.arrived])
+        received = np.concatenate([received.real, received.imag], axis=1)
+    else:
+        received = np.stack([rows[int(index)][columns].astype(np.float64) for index in plan.arrived])
+    checks = plan.checks
+    if len(checks) < 2:
+        return []
+    misfit = checks @ received.astype(np.float64)
+    misfit /= np.abs(misfit).max(initial=np.finfo(float).tiny)  # its squares must not overflow
+    allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(misfit)
+    norms = np.linalg.norm(checks, axis=0)
+    checked = np.flatnonzero(norms > TINY)  # the others stand in no equation
+    directions = (checks[:, checked] / norms[checked]).T
+    left = [np.linalg.norm(misfit - np.outer(one, one @ misfit)) for one in directions]
+    return [int(i) for i, rest in zip(plan.arrived[checked], left) if rest <= allowed]
+
+
+def _sized(dtype: DType, precision: DType | None) -> DType:
+    """The dtype whose rounding is expected."""
+    return np.dtype(np.float64) if is_exact(dtype) else precision or dtype
+
+
+def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dtype: DType) -> Residual:
+    bits = np.uint64((1 << 8 * dtype.itemsize) - 1)
+    broken = []
+    for columns in tiled.tiles(received[0].size, len(received), 8):
+        misfit = modular.matmul(checks, tiled.gather(received, columns, np.int64)) & bits
+        broken.append(columns.start + np.flatnonzero(misfit.any(axis=0)))
+    found = np.concatenate(broken) if broken else np.empty(0, np.intp)
+    return Residual(float(len(found) > 0), found, True)
+
+
+def _holds_without(plan: DecodingPlan, rows: Rows, index: int, dtype: DType) -> bool:
+    mask = np.zeros(plan.code.n, bool)
+    mask[plan.arrived] = True
+    mask[index] = False
+    reduced = DecodingPlan(plan.code, mask, plan.exact)
+    if len(reduced.pivots) < len(reduced.missing) or len(reduced.parity) <= len(reduced.missing):
+        return False
+    return not len(residual(reduced, rows, dtype).broken)

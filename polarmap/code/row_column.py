@@ -1,0 +1,126 @@
+"""Rows and columns of a grid decode each other, in turns, until nothing more is gained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import modular, tiled
+from polarmap.code.design import Indices
+from polarmap.code.dtypes import DType, is_exact, working_dtype
+from polarmap.code.recovery import DecodingPlan, Rows
+
+if TYPE_CHECKING:
+    from polarmap.code.product import GridCode
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+Places = set[int]
+
+
+class Step(NamedTuple):
+    """One line of the grid decoded: from the cells of it that `plan` has as arrived, all of them.
+
+    places : the numbers of the blocks along the line.
+    """
+
+    places: Indices
+    plan: DecodingPlan
+
+    @property
+    def fresh(self) -> Indices:
+        """The cells of the line that this makes known."""
+        return np.setdiff1d(np.arange(len(self.places)), self.plan.arrived)
+
+
+class Alternation:
+    """Which cells of a grid are determined by lines that decode, one after another.
+
+    Attributes
+    ----------
+    known : boolean array (n_A, n_B)
+        Cells that arrived or follow.
+    steps : list of Step
+        In an order in which each finds its cells known.
+    """
+
+    def __init__(self, code: GridCode, exact: bool) -> None:
+        self._code, self._exact = code, exact
+        self.known = np.zeros((code.left.n, code.right.n), bool)
+        self.steps: list[Step] = []
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all data cells are known."""
+        return bool(self.known[: self._code.left.k, : self._code.right.k].all())
+
+    def add(self, blocks: Sequence[int] | Indices) -> None:
+        """Note the arrival of blocks, and what follows from it: columns first, then rows, in turns."""
+        rows, columns = self._code.cells[blocks].T
+        self.known[rows, columns] = True
+        changed = [set(columns.tolist()), set(rows.tolist())]  # columns and rows to look at
+        axis = 0
+        while changed[0] or changed[1]:
+            for line in sorted(changed[axis]):
+                changed[1 - axis].update(self._decode(axis, line))
+            changed[axis] = set()
+            axis = 1 - axis
+
+    def _decode(self, axis: int, line: int) -> list[int]:
+        """Decode column (axis 0) or row `line` if it can be; the cells of it that were not known."""
+        known = self.known[:, line] if axis == 0 else self.known[line]
+        code = self._code.right if axis else self._code.left
+        if known.all() or known.sum() < code.k:
+            return []
+        plan = DecodingPlan(code, known.copy(), self._exact)
+        if plan.deficit:
+            return []
+        places = self._code.places[:, line] if axis == 0 else self._code.places[line]
+        step = Step(places, plan)
+        self.steps.append(step)
+        known[:] = True
+        return [int(cell) for cell in step.fresh]
+
+
+def needed(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Places]]:
+    """The steps on the way to the `missing` blocks, each with the blocks that are wanted of it."""
+    wanted, chosen = set(missing), []
+    for step in reversed(steps):
+        found = wanted & set(step.places[step.fresh].tolist())
+        if found:
+            chosen.append((step, found))
+            wanted |= set(step.places[step.plan.arrived].tolist())
+    return chosen[::-1]
+
+
+def replay(steps: Sequence[tuple[Step, Places]], rows: Rows, dtype: DType) -> dict[int, Array]:
+    """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
+    working = dtype if is_exact(dtype) else working_dtype(dtype)
+    values = dict(rows)
+    for step, wanted in steps:
+        line = {int(cell): values[int(step.places[cell])] for cell in step.plan.arrived}
+        line |= dict(zip(step.plan.missing.tolist(), step.plan.recover(line, working)))
+        parity = [cell for cell in step.fresh.tolist() if cell >= step.plan.code.k]
+        parity = [cell for cell in parity if int(step.places[cell]) in wanted]
+        line |= dict(zip(parity, _parity(step.plan.code, parity, line, working)))
+        values |= {int(step.places[cell]): line[cell] for cell in step.fresh.tolist() if cell in line}
+    return values
+
+
+def _parity(code: Any, cells: Sequence[int], line: Rows, dtype: DType) -> Array:
+    """The parity blocks `cells` of a line whose data is known."""
+    coefficients = code.coefficients[[cell - code.k for cell in cells]]
+    data = [line[cell] for cell in range(code.k)]
+    out = np.empty((len(cells), data[0].size), dtype)
+    if not cells:
+        return out
+    if not is_exact(dtype):
+        tiled.product(coefficients.astype(np.float64), data, out, tiled.compiled_loops(data, dtype))
+        return out
+    for columns in tiled.tiles(out.shape[1], len(data) + len(out), 8):
+        tile = tiled.gather(data, columns, np.int64)
+        out[:, columns] = modular.matmul(coefficients, tile).astype(dtype)
+    return out

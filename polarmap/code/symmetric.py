@@ -1,0 +1,169 @@
+"""Symmetric grids: A_i' A_j for i <= j only, since the blocks below the diagonal are their transposes."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import isqrt
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import tiled
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import DType, check_dtype, is_exact
+from polarmap.code.polar import PolarCode
+from polarmap.code.product import GridCode
+from polarmap.code.product_plan import GridPlan
+from polarmap.code.recovery import DecodingPlan, Rows
+from polarmap.errors import CodeError
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+
+class GramCode:
+    """The upper triangle of the grid of a code with itself: n (n + 1) / 2 blocks x_ij, i <= j.
+
+    x_ji is the (conjugate) transpose of x_ij, so an arrival fills two cells of the grid, and what
+    the grid needs is all that is needed: the equations of the whole grid split into those of the
+    symmetric and of the antisymmetric part of the data, and so do those of the triangle.
+
+    Parameters
+    ----------
+    factor : PolarCode
+        Of the columns of A; the rotation kernel.
+
+    Examples
+    --------
+    >>> code = GramCode(PolarCode(4, 3))
+    >>> code.n, code.k, code.cells[:7].tolist()
+    (10, 6, [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2], [0, 3]])
+    """
+
+    decoder = "optimal"
+    assumption = "a product of one block's transpose and another"
+
+    def __init__(self, factor: PolarCode) -> None:
+        if factor.kernel != "rotation":
+            raise CodeError("a triangle of products is coded with the rotation kernel only")
+        self.factor, self.kernel = factor, factor.kernel
+        self.whole = GridCode(factor, factor)
+        self.n, self.k = factor.n * (factor.n + 1) // 2, factor.k * (factor.k + 1) // 2
+
+    def __repr__(self) -> str:
+        return f"GramCode({self.factor!r})"
+
+    @property
+    def name(self) -> str:
+        """What a report calls it."""
+        return f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
+
+    @property
+    def needed(self) -> int:
+        """The fewest results that can determine those of the data blocks: k."""
+        return self.k
+
+    @property
+    def systematic(self) -> Indices:
+        """The blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    @property
+    def growth(self) -> float:
+        """The largest sum of absolute coefficients of a block."""
+        return self.whole.growth
+
+    @cached_property
+    def cells(self) -> Indices:
+        """Row and column of every block on the grid, (n, 2)."""
+        cells = self.whole.cells
+        return cells[cells[:, 0] <= cells[:, 1]]
+
+    @cached_property
+    def places(self) -> Indices:
+        """The numbers on the whole grid of a block and of its transpose, (n, 2)."""
+        rows, columns = self.cells.T
+        return np.stack([self.whole.places[rows, columns], self.whole.places[columns, rows]], axis=1)
+
+    @cached_property
+    def coefficients(self) -> Floats:
+        """Parity from data, (n - k, k), of the symmetric parts x_ij + x_ji."""
+        data, parity = self.places[: self.k], self.places[self.k :, 0] - self.whole.k
+        both = self.whole.coefficients[parity]
+        return np.asarray(both[:, data[:, 0]] + both[:, data[:, 1]] * (data[:, 0] != data[:, 1]))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """The dtype of a product of blocks, which must be inexact."""
+        checked = check_dtype(dtype, "the data")
+        if is_exact(checked):
+            raise CodeError(f"a triangle of {checked} products cannot be decoded exactly: use the whole grid")
+        return checked
+
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
+        """The blocks of a grid are made by its tasks, not here."""
+        raise NotImplementedError("the factor is encoded, not the product")
+
+    def plan(self, arrived: Mask, exact: bool) -> GramPlan:
+        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+        return GramPlan(self, arrived)
+
+
+class GramPlan(DecodingPlan):
+    """How to recover the missing data blocks of one arrival pattern on the triangle.
+
+    The whole grid is recovered from the arrivals and their transposes. Left-over equations are those
+    of the symmetric parts.
+    """
+
+    def __init__(self, code: GramCode, arrived: Mask) -> None:
+        super().__init__(cast("PolarCode", code), arrived, exact=False)
+        self._gram = code
+        mask = np.zeros(code.whole.n, bool)
+        mask[code.places[arrived]] = True
+        self._grid = GridPlan(code.whole, mask, exact=False)
+
+    @cached_property
+    def deficit(self) -> int:
+        """0 when the data are determined, else how many arrivals are still needed at the least."""
+        return -(-self._grid.deficit // 2)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """How much of each received block is in a recovered one, (missing, arrived): absolute values.
+
+        The entries of a block and of its transpose have errors of their own.
+        """
+        whole = self._grid.weights[self._wanted] ** 2
+        where = np.zeros((len(whole), self._gram.whole.n))
+        where[:, self._grid.arrived] = whole
+        here, there = self._gram.places[self.arrived].T
+        return np.asarray(np.sqrt(where[:, here] + where[:, there] * (here != there)))
+
+    @property
+    def _wanted(self) -> Indices:
+        """The rows that recover our missing blocks among those of the whole grid."""
+        return np.asarray(np.searchsorted(self._grid.missing, self._gram.places[self.missing, 0]))
+
+    def recover(self, rows: Rows, dtype: DType) -> Array:
+        """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
+        whole = {}
+        for index in self.arrived.tolist():
+            here, there = self._gram.places[index].tolist()
+            whole[there] = transposed(rows[index])
+            whole[here] = rows[index]
+        return self._grid.recover(whole, dtype)[self._wanted]
+
+    def checkable(self, rows: Rows) -> Rows:
+        """The symmetric parts, twice."""
+        return {index: row + transposed(row) for index, row in rows.items()}
+
+
+def transposed(row: Array) -> Array:
+    """The conjugate transpose of a flat square block.
+
+    >>> transposed(np.array([1, 2j, 3, 4]))
+    array([1.-0.j, 3.-0.j, 0.-2.j, 4.-0.j])
+    """
+    side = isqrt(row.size)
+    return np.ascontiguousarray(row.reshape(side, side).T.conj()).reshape(-1)

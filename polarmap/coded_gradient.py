@@ -1,0 +1,338 @@
+"""Gradients of a function that can only be evaluated, by coded directions: no waiting for stragglers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.code.arguments import is_one_of, is_positive
+from polarmap.code.polar import PolarCode
+from polarmap.coded_map import run as run_settled
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.report import Report
+from polarmap.run.job import checked_settings
+from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
+
+Array = npt.NDArray[Any]
+Floats = npt.NDArray[np.float64]
+
+EPS = float(np.finfo(np.float64).eps)
+# Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
+DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
+MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
+SLACK = 64  # by which a misfit must exceed the estimated error of slopes to tell a non-smooth f
+
+
+@dataclass(frozen=True)
+class GradientResult:
+    """A gradient and how it came about.
+
+    gradient : of the shape of x.
+    slopes : derivative along every base direction, (r,), in their order.
+    evaluations : of f by the workers whose results arrived.
+    report : who arrived when, what was decoded.
+    """
+
+    gradient: Floats
+    slopes: Floats
+    evaluations: int
+    report: Report
+
+
+def coded_gradient(
+    f: Callable[[Any], Any],
+    x: Any,
+    *,
+    directions: Any = None,
+    h: float | None = None,
+    scale: Any = None,
+    scheme: str = "central",
+    blocks: int | None = None,
+    workers: int | None = None,
+    code: str | PolarCode = "auto",
+    executor: Any = None,
+    verify: bool | str = "auto",
+    rtol: float | None = None,
+    timeout: float | None = None,
+    retries: int = 1,
+    progress: bool | None = None,
+) -> GradientResult:
+    """The gradient of f at x from function values alone, without waiting for stragglers.
+
+    Each worker evaluates [f(x + hz) - f(x - hz)] / 2h along coded directions z (Bartan and Pilanci,
+    arXiv 1907.05984). Up to O(h^2) that is linear in z, so the parity equations of the directions
+    hold for the slopes, and any that are missing follow from those that arrived.
+
+    Parameters
+    ----------
+    f : callable
+        Takes an array of the shape of x and returns one real number. Smooth near x, deterministic,
+        picklable (cloudpickle).
+    x : array-like of float, any shape
+        Where; d numbers in all.
+    directions : array-like (r, ...), optional
+        Base directions, each of the shape of x; by default the d coordinates. With fewer than
+        d independent ones the result is the projection of the gradient on their span.
+    h : float, optional
+        Length of a step in units of `scale`, whatever the norm of a direction. By default eps^(1/3),
+        6e-6, for "central" and eps^(1/2), 1.5e-8, for "forward". For an f that computes in float32
+        use 5e-3 (3e-4), for a noisy one more.
+    scale : float or array-like of the shape of x, optional
+        Over which lengths f changes; max(1, |x|), coordinate by coordinate, by default.
+    scheme : {"central", "forward"}
+        "central": 2 evaluations per direction, error O(h^2). "forward": [f(x + hz) - f(x)] / h, 1 per
+        direction and 2 per worker, error O(h), 8 digits at best; its check finds garbage, but takes
+        kinks and noise for curvature.
+    blocks, workers, code : optional
+        k, n and the code as for `coded_map`: the directions are cut into k blocks.
+    executor, verify, timeout, retries, progress : optional
+        As for `coded_map`. What the parity equations may be off by allows for the truncation
+        and rounding errors of the slopes.
+    rtol : float, optional
+        Relative error accepted from decoding; by default 1,000 times that of a slope, which is about
+        h^2 + eps / h, or h + eps / h for "forward".
+
+    Returns
+    -------
+    GradientResult
+
+    Raises
+    ------
+    CodeError
+        x, directions or options that cannot be used; f that does not return one real number.
+    NotLinearError
+        f is not smooth at the scale of h, or not deterministic.
+    NotDecodableError, CodedTimeoutError, ExecutorError
+        As for `coded_map`.
+
+    Examples
+    --------
+    >>> import math, numpy as np, polarmap
+    >>> late = polarmap.ReplayExecutor({1: math.inf, 6: math.inf})  # two of the eight never report
+    >>> found = polarmap.coded_gradient(
+    ...     lambda x: np.sum(x**3), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0], blocks=6, workers=8, executor=late
+    ... )
+    >>> np.allclose(found.gradient, 3 * np.arange(1.0, 7.0) ** 2)
+    True
+    """
+    point = _checked_point(x)
+    unit = _checked_scale(scale, point)
+    step = _checked_step(h, scheme)
+    settings = checked_settings(f, verify, rtol, timeout, retries)
+    error = step**2 + EPS / step if scheme == "central" else step + EPS / step
+    amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
+    base = None if directions is None else _checked_directions(directions, point)
+    count = point.size if base is None else len(base)
+    k = _count_blocks(blocks, workers, code, count)
+    data, task = _prepare(f, point, unit, step, scheme, base, k)
+    settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
+    try:
+        mapped = run_settled(task, data, Choice(k, workers, code), executor, settings, progress)
+    except NotLinearError as error_:
+        raise NotLinearError(_not_smooth(step, error_)) from error_
+    except NotDecodableError as error_:
+        if isinstance(error_.__cause__, NotScalarError):
+            raise CodeError(str(error_.__cause__)) from error_
+        raise
+    slopes = _interleave([slopes for slopes, _ in mapped], count)
+    evaluations = _count_evaluations(mapped.report, count, scheme)
+    return GradientResult(_gradient(slopes, base, unit), slopes, evaluations, mapped.report)
+
+
+class CodedGradient:
+    """x -> gradient of f at x by `coded_gradient`, for `jac=` of `scipy.optimize.minimize`.
+
+    Parameters
+    ----------
+    f : callable
+        Takes x, and further arguments if the optimizer passes some, and returns one real number.
+    **options
+        Of `coded_gradient`. An executor is used for every gradient and stays open.
+
+    Attributes
+    ----------
+    calls, evaluations : int
+        Gradients so far, and evaluations of f for them on workers that were heard.
+    report : Report or None
+        Of the last gradient.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from scipy.optimize import minimize, rosen
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     gradient = CodedGradient(rosen, workers=6, executor=pool)
+    ...     found = minimize(rosen, [1.3, 0.7, 0.8, 1.9], jac=gradient, method="BFGS")
+    >>> np.allclose(found.x, 1, atol=1e-5)
+    True
+    """
+
+    def __init__(self, f: Callable[..., Any], **options: Any) -> None:
+        self._f, self._options = f, {"progress": False, **options}
+        self.calls = self.evaluations = 0
+        self.report: Report | None = None
+
+    def __call__(self, x: Any, *args: Any) -> Floats:
+        f = self._f
+        result = coded_gradient((lambda z: f(z, *args)) if args else f, x, **self._options)
+        self.calls += 1
+        self.evaluations += result.evaluations
+        self.report = result.report
+        return result.gradient
+
+
+class _SlopeErrors:
+    """What slopes may be off by, from the `Sizes` that came with them."""
+
+    def __init__(self, h: float, scheme: str) -> None:
+        self._h, self._scheme = h, scheme
+
+    def __call__(self, received: list[list[Array]]) -> list[float]:
+        """Of slopes; the sizes beside them are not meant to be decoded.
+
+        The most extreme worker is left out, which may have returned garbage.
+        """
+        columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
+        lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
+        rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
+        truncation = self._h * max(0.0, highest - lowest)
+        if self._scheme == "forward":
+            truncation = _second_largest(columns["curvature"])
+        error = _second_largest(columns["longest"]) * (rounding + truncation) / self._h
+        return [SLACK * error, np.inf]
+
+
+def _second_largest(column: Array) -> float:
+    """Of three finite values or more; the largest of fewer, 0 of none."""
+    finite = np.sort(column[np.isfinite(column)])
+    if len(finite) == 0:
+        return 0.0
+    return float(finite[-2] if len(finite) > 2 else finite[-1])
+
+
+def _prepare(
+    f: Callable[[Any], Any],
+    x: Floats,
+    scale: Floats,
+    h: float,
+    scheme: str,
+    base: Floats | None,
+    k: int,
+) -> tuple[Sequence[Floats], Callable[[Any], Any]]:
+    """k blocks, every k-th direction in one, and the task that measures slopes along them."""
+    if base is None:
+        return list(np.eye(k)), along_coordinates(f, x, scale, h, scheme, k)
+    filled = np.zeros((-(-len(base) // k) * k, *x.shape))
+    filled[: len(base)] = base
+    return [filled[i::k] for i in range(k)], along_rows(f, x, scale, h, scheme)
+
+
+def _interleave(slopes: Sequence[Floats], count: int) -> Floats:
+    """The inverse of taking every k-th direction into one block."""
+    return np.stack(slopes, axis=1).reshape(-1)[:count]
+
+
+def _count_evaluations(report: Report, count: int, scheme: str) -> int:
+    """Of f, by the workers that were heard: data blocks may hold one direction less than parity blocks."""
+    heard = [task.index for task in report.tasks if task.arrived is not None]
+    directions = sum(-(-(count - index * (index < report.k)) // report.k) for index in heard)
+    return 2 * directions if scheme == "central" else directions + 2 * len(heard)
+
+
+def _gradient(slopes: Floats, base: Floats | None, scale: Floats) -> Floats:
+    """What has these slopes; the shortest such vector if there are several."""
+    if base is None:
+        return slopes.reshape(scale.shape) / scale
+    if not np.isfinite(slopes).all():
+        return np.full(scale.shape, np.nan)
+    found = np.linalg.lstsq(base.reshape(len(base), -1), slopes, rcond=None)[0]
+    return np.asarray(found).reshape(scale.shape)
+
+
+def _count_blocks(blocks: Any, workers: Any, code: str | PolarCode, count: int) -> int:
+    """k, as coded_map chooses it for `count` rows."""
+    if isinstance(code, PolarCode) and blocks is None:
+        blocks = code.k
+    if blocks is not None:
+        k = checked_count("blocks", blocks)
+    elif workers is not None:
+        k = max(1, min(3 * checked_count("workers", workers) // 4, count))
+    else:
+        k = min(DEFAULT_BLOCKS, count)
+    if k > count:
+        raise CodeError(f"blocks={k} is more than the {count} directions; use blocks <= {count}")
+    return k
+
+
+def _checked_point(x: Any) -> Floats:
+    point = _numbers(x, "x")
+    if point.size == 0:
+        raise CodeError(f"x of shape {point.shape} has no coordinates: there is no gradient to compute")
+    return point
+
+
+def _checked_scale(scale: Any, x: Floats) -> Floats:
+    if scale is None:
+        return np.maximum(1.0, np.abs(x))
+    unit = _numbers(scale, "scale")
+    if unit.shape not in ((), x.shape):
+        raise CodeError(f"scale of shape {unit.shape} does not fit x of shape {x.shape}")
+    if not (unit > 0).all():
+        raise CodeError("scale must be positive: the lengths over which f changes")
+    return np.array(np.broadcast_to(unit, x.shape))
+
+
+def _checked_step(h: Any, scheme: Any) -> float:
+    if not is_one_of(scheme, tuple(DEFAULT_STEP)):
+        raise CodeError(f"scheme must be 'central' or 'forward', not {scheme!r}")
+    if h is None:
+        return DEFAULT_STEP[scheme]
+    if not is_positive(h):
+        raise CodeError(f"h must be a positive number, not {h!r}")
+    return float(h)
+
+
+def _checked_directions(directions: Any, x: Floats) -> Floats:
+    base = _numbers(directions, "directions")
+    if base.ndim == 0 or base.shape[1:] != x.shape or len(base) == 0:
+        raise CodeError(
+            f"directions of shape {base.shape} do not fit x of shape {x.shape}: pass (r, ...), one or more "
+            "rows of the shape of x"
+        )
+    zero = np.flatnonzero(~base.reshape(len(base), -1).any(axis=1))
+    if len(zero):
+        raise CodeError(f"direction {zero[0]} is zero: f does not change along it")
+    return base
+
+
+def _numbers(value: Any, name: str) -> Floats:
+    try:
+        if np.asarray(value).dtype.kind == "c":
+            raise TypeError("complex")
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise CodeError(f"{name} is no array of real numbers: {error}") from error
+    if not np.isfinite(array).all():
+        raise CodeError(f"{name} holds {int((~np.isfinite(array)).sum())} NaN or inf")
+    return array
+
+
+def _allowed_amplification(rtol: Any, error: float) -> float:
+    if rtol <= error:
+        raise CodeError(f"rtol={rtol:g} is below the error of a slope itself, about {error:.1g} by this h")
+    return float(rtol / error)
+
+
+def _not_smooth(h: float, error: NotLinearError) -> str:
+    what = str(error).split(":", 1)[0]
+    return (
+        f"slopes of f do not add up ({what}): f is not smooth or not deterministic at steps of h={h:.2g} "
+        "times scale, or a worker returned garbage. A larger h smooths rounding and noise, a smaller one "
+        "steps over fewer kinks; verify=False skips the check"
+    )

@@ -1,0 +1,112 @@
+"""hedged_map: a plain map of any f whose stragglers are started again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from polarmap.blocks.equal import checked_count
+from polarmap.blocks.uneven import PartBlocks, cut_parts
+from polarmap.code.arguments import is_number
+from polarmap.code.dtypes import is_integer
+from polarmap.code.uncoded import Uncoded
+from polarmap.coded_map import CodedResult
+from polarmap.errors import CodeError
+from polarmap.planning.backups import Rule
+from polarmap.report import Report, TaskReport
+from polarmap.run.hedging import Attempts, HedgedRun
+from polarmap.run.job import Job, checked_settings, cost_of
+from polarmap.worker.pytree import unflatten
+
+
+def hedged_map(
+    f: Callable[[Any], Any],
+    data: Any,
+    *,
+    blocks: int | None = None,
+    executor: Any = None,
+    slow: float = 3.0,
+    done: float = 0.5,
+    backups: int = 2,
+    timeout: float | None = None,
+    retries: int = 1,
+    progress: bool | None = None,
+) -> CodedResult:
+    """Map any f over blocks of data; what is late gets a backup, and the first result of each counts.
+
+    For functions that no code commutes with. A straggler costs `slow` times the usual time plus one
+    more run, where a coded map does not wait for it at all.
+
+    Parameters
+    ----------
+    f : callable
+        Any function of a block. Both copies of a late task may run to their end, so it should have
+        no side effects that are not to happen twice.
+    data : array-like, or sequence of blocks
+        An array is cut along its first axis into nearly equal blocks, without filler. A sequence
+        gives the blocks, of one structure and any shapes. Results may be of any shapes and structures.
+    blocks : int, optional
+        k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).
+    executor, timeout, retries, progress : optional
+        As for `coded_map`.
+    slow, done : float
+        A task is late when it has run longer than `slow` times the time by which the share `done` of
+        all tasks had returned (queueing included), and longer than 0.1 s.
+    backups : int
+        How many a task may get; a backup may become late itself.
+
+    Returns
+    -------
+    CodedResult
+        Its report has the shape of a coded map's: nothing is ever recovered by decoding, and
+        `attempts` of a task counts its backups.
+
+    Raises
+    ------
+    CodeError, NotDecodableError, CodedTimeoutError, ExecutorError
+        As for `coded_map`; every task has to return.
+
+    Examples
+    --------
+    >>> import numpy as np, polarmap
+    >>> slow = polarmap.FaultyExecutor(polarmap.ReplayExecutor(), {2: polarmap.Fault("sleep", seconds=60)})
+    >>> result = polarmap.hedged_map(np.sort, np.array([3, 1, 9, 5, 2, 8]), blocks=3, executor=slow)
+    >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
+    ([[1, 3], [5, 9], [2, 8]], 4.0, 2)
+    """
+    settings = checked_settings(f, False, None, timeout, retries)
+    rule = _checked_rule(slow, done, backups)
+    job = Job(executor)
+    blocks = None if blocks is None else checked_count("blocks", blocks)
+    parts, structure = cut_parts(data, blocks)
+    if blocks not in (None, len(parts)):
+        raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
+    coded = PartBlocks(parts, structure, Uncoded(len(parts)))
+    attempts = Attempts(coded.n)
+    _, report = job.run(f, coded, settings, progress, around=partial(HedgedRun, rule=rule, attempts=attempts))
+    outcomes = [attempts.results[index] for index in range(coded.n)]
+    results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
+    report = _with_backups(report, attempts)
+    return CodedResult(results, replace(report, cost=cost_of(job.worker, report)), coded.blocks)
+
+
+def _checked_rule(slow: Any, done: Any, backups: Any) -> Rule:
+    if not is_number(slow) or not slow >= 1:
+        raise CodeError(f"slow must be a number of at least 1, not {slow!r}")
+    if not is_number(done) or not 0 < done <= 1:
+        raise CodeError(f"done must be a share above 0 and up to 1, not {done!r}")
+    if not is_integer(backups) or backups < 0:
+        raise CodeError(f"backups must be 0 or more, not {backups!r}")
+    return Rule(slow=float(slow), done=float(done), most=int(backups))
+
+
+def _with_backups(report: Report, attempts: Attempts) -> Report:
+    """The report with backups among the attempts, and their failures among the failures."""
+
+    def told(task: TaskReport) -> TaskReport:
+        failures = task.failures + tuple(str(failure) for failure in attempts.failures[task.index])
+        return replace(task, attempts=attempts.started[task.index], failures=failures)
+
+    return replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))

@@ -1,0 +1,78 @@
+"""Run times as distributions: how they polarize, when a job is complete, how many workers to start."""
+
+from polarmap.planning.completion import (
+    SCHEMES,
+    Completion,
+    arrivals_needed,
+    completion_after,
+    completion_cdf,
+    completion_time,
+    lower_bound,
+)
+from polarmap.planning.decodability import Needed, sequential_finish
+from polarmap.planning.distributions import (
+    Distribution,
+    Failing,
+    Mixture,
+    Pareto,
+    Scaled,
+    ShiftedExponential,
+    cold_starts,
+    stragglers,
+)
+from polarmap.planning.empirical import Empirical, as_runtimes
+from polarmap.planning.on_demand import late_age, late_from, on_demand, to_start
+from polarmap.planning.planner import Plan, frontier, plan
+from polarmap.planning.polarization import (
+    frozen_at,
+    polarize,
+    sequential_bound,
+    step_times,
+    target_time,
+    unpolarized,
+    virtual_cdf,
+    virtual_mean,
+    virtual_quantile,
+)
+from polarmap.planning.subtasks import subtasks
+from polarmap.planning.training_trace import training_trace
+
+__all__ = [
+    "SCHEMES",
+    "Completion",
+    "Distribution",
+    "Empirical",
+    "Failing",
+    "Mixture",
+    "Needed",
+    "Pareto",
+    "Plan",
+    "Scaled",
+    "ShiftedExponential",
+    "arrivals_needed",
+    "as_runtimes",
+    "cold_starts",
+    "completion_after",
+    "completion_cdf",
+    "completion_time",
+    "frontier",
+    "frozen_at",
+    "late_age",
+    "late_from",
+    "lower_bound",
+    "on_demand",
+    "plan",
+    "polarize",
+    "sequential_bound",
+    "sequential_finish",
+    "step_times",
+    "stragglers",
+    "subtasks",
+    "target_time",
+    "to_start",
+    "training_trace",
+    "unpolarized",
+    "virtual_cdf",
+    "virtual_mean",
+    "virtual_quantile",
+]

@@ -1,0 +1,296 @@
+"""When a job of n workers is complete, and what it costs, under a distribution of run times.
+
+A scheme is known by the number of arrivals it needs. Where that is certain (no code, an MDS code)
+everything follows from order statistics, exactly; where it depends on the order of arrival, the
+number is simulated once per code and then integrated exactly, with a standard error.
+"""
+
+from __future__ import annotations
+
+from math import sqrt
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.dtypes import is_integer
+from polarmap.errors import CodeError
+from polarmap.planning import backups, decodability
+from polarmap.planning.decodability import Needed
+from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.on_demand import on_demand
+from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
+from polarmap.planning.subtasks import subtasks
+
+MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
+QUANTILES = np.array([0.5, 0.95, 0.99])
+RULES = {"backup": backups.HEDGED, "backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
+SIMULATED = {
+    "sequential": decodability.sequential_needed,
+    "optimal": decodability.optimal_needed,
+    "integers": decodability.integer_needed,
+}
+CODES = ("uncoded", "mds", "rotation", *SIMULATED)
+SCHEMES = (*CODES, "on_demand", "subtasks", "replication", *RULES)
+
+
+class Completion(NamedTuple):
+    """What one scheme gives; seconds, over the jobs that complete.
+
+    scheme, n, k : what was run: n workers at the start, k blocks of data.
+    mean : expected completion time.
+    error : its standard error; 0 where it is exact.
+    p50, p95, p99 : quantiles over all jobs; inf where fewer complete.
+    paid : expected worker-seconds; whatever runs is stopped at completion.
+    arrivals : expected number of results awaited; of copies, those that win.
+    started : expected number of tasks started.
+    never : probability that the job never completes, because too many tasks never end.
+    upfront : of parity on demand: parity tasks that start at once.
+    """
+
+    scheme: str
+    n: int
+    k: int
+    mean: float
+    error: float
+    p50: float
+    p95: float
+    p99: float
+    paid: float
+    arrivals: float
+    started: float
+    never: float
+    upfront: int = 0
+
+    def __str__(self) -> str:
+        error = f" +- {self.error:.2g}" if self.error else ""
+        never = f", never with probability {self.never:.2g}" if self.never else ""
+        return (
+            f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error} s, p50 {self.p50:.4g}, "
+            f"p99 {self.p99:.4g}, {self.paid:.4g} worker-seconds{never}"
+        )
+
+
+def completion_time(
+    n: int,
+    k: int,
+    scheme: str,
+    runtimes: object,
+    *,
+    erasure: float | None = None,
+    upfront: int = 0,
+    pieces: int = 8,
+    trials: int = 1000,
+    seed: int = 0,
+) -> Completion:
+    """When and at what cost n workers give the results of k blocks.
+
+    Parameters
+    ----------
+    n, k : int
+        Workers started at once, and data blocks.
+    scheme : str
+        "uncoded" (n = k): wait for all. "mds": the k-th arrival, T_(k:n), below which no
+        one-shot code of all-or-nothing workers can be. "rotation": the same, for almost any k
+        arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
+        with the papers' decoder, the best there is, or the best for integers modulo 2^64.
+        "on_demand": rotation, but parity tasks start when data tasks are late (`to_start`).
+        "subtasks": rotation, every worker handing in its work in pieces.
+        "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
+        by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    erasure : float, optional
+        For which the arikan code is designed; (n - k) / n by default.
+    upfront : int
+        "on_demand": parity tasks that start at once all the same.
+    pieces : int
+        "subtasks": of each worker.
+    trials : int
+        Orders of arrival, or jobs, simulated where there is no formula.
+    seed : int
+
+    Returns
+    -------
+    Completion
+
+    Raises
+    ------
+    CodeError
+        For sizes that do not fit the scheme, or run times that are none.
+
+    Examples
+    --------
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
+    rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
+    """
+    law = as_runtimes(runtimes)
+    _check_scheme(n, k, scheme, trials)
+    _check_options(seed, upfront, pieces, erasure)
+    if law.never == 1:
+        return _hopeless(scheme, n, k)
+    rng = np.random.default_rng(seed)
+    if scheme in RULES:
+        return _simulated(scheme, k, k, backups.backed_up(k, law, RULES[scheme], trials, rng))
+    if scheme == "on_demand":
+        jobs = on_demand(law.sample(rng, (trials, k)), law.sample(rng, (trials, n - k)), upfront, law)
+        return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
+    if scheme == "subtasks":
+        return _simulated(scheme, n, k, subtasks(law.sample(rng, (trials, n)), k, pieces))
+    if scheme == "replication":
+        return _replicated(n, k, law)
+    needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
+    return completion_after(needed, n, k, law, scheme)
+
+
+def arrivals_needed(
+    n: int, k: int, scheme: str, *, erasure: float | None = None, trials: int = 1000, seed: int = 0
+) -> Needed:
+    """The law of the number of arrivals a code needs; parameters as for `completion_time`.
+
+    >>> arrivals_needed(8, 6, "rotation").ranks.tolist()
+    [6.0]
+    """
+    _check_scheme(n, k, scheme, trials)
+    if scheme in SIMULATED and n > k:
+        return SIMULATED[scheme](n, k, erasure, trials, seed)
+    if scheme not in CODES:
+        raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
+    return decodability.exactly(k)
+
+
+def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: str = "coded") -> Completion:
+    """When a job is complete that needs a random number of arrivals: for any code you can simulate.
+
+    Parameters
+    ----------
+    needed : Needed
+        The law of the number of arrivals; weights that sum to less than one leave jobs that not
+        even n arrivals complete.
+    n, k, runtimes
+        As for `completion_time`.
+    scheme : str
+        What to call it.
+
+    Examples
+    --------
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> lossy = Needed(np.array([3.0]), np.array([0.9]), 1000)
+    >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).never
+    0.1
+    """
+    law = as_runtimes(runtimes)
+    if law.never == 1:
+        return _hopeless(scheme, n, k)
+    at = rank_means(law, n, needed.ranks)
+    # Jobs that complete are fewer at the ranks that seldom do.
+    weights = needed.weights * (1 - at.never)
+    completes = weights.sum()
+    if completes < 1e-300:
+        return _hopeless(scheme, n, k)
+    mean = float(weights @ at.time / completes)
+    spread = needed.weights @ (at.time - mean) ** 2 if np.isfinite(mean) and needed.trials else 0.0
+    p50, p95, p99 = quantiles(law, n, needed.decodes(n), QUANTILES).tolist()
+    undecodable = 1 - float(needed.weights.sum())
+    return Completion(
+        scheme=scheme,
+        n=n,
+        k=k,
+        mean=mean,
+        error=sqrt(spread / needed.trials) if needed.trials else 0.0,
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        paid=float(weights @ at.paid / completes),
+        arrivals=float(weights @ needed.ranks / completes),
+        started=float(n),
+        never=float(needed.weights @ at.never) + (round(undecodable, 12) if undecodable > 1e-12 else 0.0),
+    )
+
+
+def completion_cdf(
+    n: int, k: int, scheme: str, runtimes: object, times: npt.ArrayLike, *, trials: int = 1000, seed: int = 0
+) -> Floats:
+    """P(the job is complete by t), in the shape of `times`; for the codes among the schemes.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> completion_cdf(2, 1, "mds", ShiftedExponential(0.0, 1.0), [1.0]).round(4).tolist()  # a minimum
+    [0.8647]
+    """
+    decodes = arrivals_needed(n, k, scheme, trials=trials, seed=seed).decodes(n)
+    return decoded_by(n, decodes, np.asarray(as_runtimes(runtimes).cdf(times)))
+
+
+def lower_bound(n: int, k: int, runtimes: object) -> float:
+    """The expected T_(k:n): no code of n workers that each return all or nothing is faster.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> round(lower_bound(4, 2, ShiftedExponential(0.0, 1.0)), 6)  # 1/4 + 1/3
+    0.583333
+    """
+    return completion_time(n, k, "mds", runtimes).mean
+
+
+def _replicated(n: int, k: int, law: Distribution) -> Completion:
+    job = backups.Replicated(k, n // k, law)
+    p50, p95, p99 = job.quantile(QUANTILES).tolist()
+    return Completion(
+        "replication", n, k, job.mean(), 0.0, p50, p95, p99, job.paid(), float(k), float(n), job.never
+    )
+
+
+def _simulated(scheme: str, n: int, k: int, jobs: backups.Trials) -> Completion:
+    ended = np.isfinite(jobs.time)
+    if not ended.any():
+        return _hopeless(scheme, n, k)
+    time, count = jobs.time[ended], int(ended.sum())
+    p50, p95, p99 = np.quantile(jobs.time, QUANTILES, method="higher").tolist()
+    return Completion(
+        scheme=scheme,
+        n=n,
+        k=k,
+        mean=float(time.mean()),
+        error=float(time.std() / sqrt(count)),
+        p50=p50,
+        p95=p95,
+        p99=p99,
+        paid=float(jobs.paid[ended].mean()),
+        arrivals=float(k),
+        started=float(jobs.started[ended].mean()),
+        never=1 - count / len(jobs.time),
+    )
+
+
+def _hopeless(scheme: str, n: int, k: int) -> Completion:
+    inf = np.inf
+    return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
+
+
+def _check_options(seed: object, upfront: object, pieces: object, erasure: object) -> None:
+    if not is_integer(seed) or seed < 0:  # type: ignore[operator]
+        raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
+    for name, value in (("upfront", upfront), ("pieces", pieces)):
+        if not is_integer(value) or not 0 <= value <= MOST_TRIED:  # type: ignore[operator]
+            raise CodeError(f"{name} must be an integer from 0 to {MOST_TRIED:,}, not {value!r}")
+    if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):  # type: ignore[operator]
+        raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+
+
+def _check_scheme(n: int, k: int, scheme: str, trials: int) -> None:
+    if not is_one_of(scheme, SCHEMES):
+        raise CodeError(f"scheme must be one of {', '.join(SCHEMES)}, not {scheme!r}")
+    for name, value in (("n", n), ("k", k), ("trials", trials)):
+        if not is_integer(value):
+            raise CodeError(f"{name} must be an integer, not {value!r}")
+    if not n <= MOST_TRIED >= trials:
+        raise CodeError(f"n and trials go up to {MOST_TRIED:,}, not to n = {n} and trials = {trials}")
+    if not 1 <= k <= n:
+        raise CodeError(f"the results of k = {k} blocks need at least k workers, not n = {n}")
+    if n != k and (scheme == "uncoded" or scheme in RULES):
+        raise CodeError(f"{scheme!r} starts as many workers as there are blocks: n = k = {k}, not n = {n}")
+    if n % k and scheme == "replication":
+        raise CodeError(f"replication starts a multiple of k = {k} workers, not {n}")
+    if trials < 1:
+        raise CodeError(f"trials must be at least 1, not {trials}")

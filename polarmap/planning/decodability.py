@@ -1,0 +1,180 @@
+"""How many arrivals a code needs, when they come in random order.
+
+The workers are alike, so which of them are early does not depend on how early they are: the m-th
+arrival completes the job with a probability that is a property of the code alone. It is simulated
+once per code, and every run-time distribution is then integrated exactly (`orderstatistics`).
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.design import power_of_two_above
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
+from polarmap.planning.distributions import Floats
+
+Array = npt.NDArray[Any]
+
+DEPENDENT = 1e-11  # a column whose new part is smaller, relative to the others', has none
+TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache holds
+
+
+class Needed(NamedTuple):
+    """The law of the number of arrivals that determine the data.
+
+    ranks : distinct numbers m, ascending, (j,).
+    weights : their probabilities, (j,).
+    trials : orders of arrival simulated; 0 if the law is exact.
+    """
+
+    ranks: Floats
+    weights: Floats
+    trials: int
+
+    def decodes(self, n: int) -> Floats:
+        """P(m arrivals suffice) for m = 0..n."""
+        return np.append(0.0, self.weights.cumsum())[np.searchsorted(self.ranks, np.arange(n + 1), "right")]
+
+
+def exactly(rank: int) -> Needed:
+    """Any `rank` arrivals do, and no fewer: an MDS code, or no code at all."""
+    return Needed(np.array([float(rank)]), np.ones(1), 0)
+
+
+@lru_cache(maxsize=256)
+def sequential_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+    """What the sequential decoder of the arikan code needs: the papers' decoder.
+
+    >>> needed = sequential_needed(16, 12, None, 2000, 0)
+    >>> round(float(needed.ranks @ needed.weights) - 12, 1)
+    0.8
+    """
+    code = PolarCode(n, k, "arikan", "sequential", erasure)
+    orders = _orders(n, trials, seed)
+    return _counted(sequential_finish(code, orders), trials)
+
+
+@lru_cache(maxsize=256)
+def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+    """What the optimal decoder of the arikan code needs, for real numbers.
+
+    >>> needed = optimal_needed(16, 12, None, 500, 0)
+    >>> round(float(needed.ranks @ needed.weights) - 12, 1)
+    0.8
+    """
+    check = PolarCode(n, k, "arikan", erasure=erasure).parity_check.astype(float)
+    orders = np.argsort(_orders(n, trials, seed), axis=0).T
+    return _counted(np.array([_real_rank(check, order) for order in orders]), trials)
+
+
+@lru_cache(maxsize=256)
+def integer_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+    """What the optimal decoder of the arikan code needs, for integers modulo 2^64."""
+    columns = _columns(PolarCode(n, k, "arikan", erasure=erasure))
+    orders = np.argsort(_orders(n, trials, seed), axis=0).T
+    return _counted(np.array([_integer_rank(columns, order.tolist()) for order in orders]), trials)
+
+
+def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
+    """When the sequential decoder is through, in one max/min butterfly.
+
+    Parameters
+    ----------
+    code : PolarCode
+        With decoder="sequential".
+    arrivals : array (n, trials)
+        Arrival times (or ranks) of coded blocks 0..n-1; inf, or the largest integer, for never.
+
+    Returns
+    -------
+    array (trials,), of the same dtype
+        A pair of workers finishes its minus branch when the later of the two arrives and its plus
+        branch when the earlier does; the job, when every unfrozen input has, or all data blocks
+        have arrived untouched.
+
+    Examples
+    --------
+    >>> code = PolarCode(4, 2, "arikan", "sequential")
+    >>> sequential_finish(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
+    [2.0]
+    """
+    if code.decoder != "sequential" or arrivals.ndim != 2 or len(arrivals) != code.n:
+        raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
+    length, trials = power_of_two_above(code.n), arrivals.shape[1]
+    unfrozen = np.ones(length, bool)
+    unfrozen[: length - code.n] = unfrozen[code.frozen] = False
+    width = max(1, TILE_BYTES // (length * arrivals.itemsize))
+    out = np.empty(trials, arrivals.dtype)
+    leaves = np.empty((length, min(width, trials)), arrivals.dtype)
+    for first in range(0, trials, width):
+        part = arrivals[:, first : first + width]
+        tile = leaves[:, : part.shape[1]]
+        tile[: length - code.n] = _never(arrivals.dtype)
+        tile[code.order] = part
+        _slow_and_fast(tile)
+        untouched = part[: code.k].max(axis=0)
+        out[first : first + width] = np.minimum(tile[unfrozen].max(axis=0), untouched)
+    return out
+
+
+def _slow_and_fast(leaves: Array) -> None:
+    """In place along the first axis: every pair becomes its maximum and its minimum."""
+    half = len(leaves) // 2
+    while half:
+        pairs = leaves.reshape(-1, 2, half, leaves.shape[1])
+        later = np.maximum(pairs[:, 0], pairs[:, 1])
+        np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
+        pairs[:, 0] = later
+        half //= 2
+
+
+# A set of blocks may be missing iff its columns of C are independent. So the blocks are taken away
+# from the last arrival backwards until one depends on those taken: one elimination per order.
+
+
+def _real_rank(check: Floats, order: Array) -> int:
+    """The arrivals needed in this order, for real numbers."""
+    last = order[::-1][: len(check)]
+    triangle: Array = np.asarray(np.linalg.qr(check[:, last], mode="r"))
+    diagonal = np.abs(np.diag(triangle))
+    dependent = np.flatnonzero(diagonal <= DEPENDENT * np.maximum.accumulate(diagonal))
+    return len(order) - int(dependent[0] if len(dependent) else len(last))
+
+
+def _integer_rank(columns: list[int], order: list[int]) -> int:
+    """The same over GF(2), where rows are bits of Python integers."""
+    basis: dict[int, int] = {}  # leading bit -> column
+    for missing, index in enumerate(reversed(order)):
+        column = columns[index]
+        while column and (lead := column.bit_length()) in basis:
+            column ^= basis[lead]
+        if not column:
+            return len(order) - missing
+        basis[lead] = column
+    raise AssertionError("n columns of n - k bits are dependent")
+
+
+def _columns(code: PolarCode) -> list[int]:
+    """The columns of C = [P, -I] modulo 2, r bits each, as Python integers."""
+    odd = (code.parity_check.T & 1).astype(np.uint8)
+    return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(odd, axis=1, bitorder="little")]
+
+
+def _orders(n: int, trials: int, seed: int) -> npt.NDArray[np.int32]:
+    """Ranks 1..n of the arrivals of n workers in random order, (n, trials)."""
+    ranks = np.repeat(np.arange(1, n + 1, dtype=np.int32)[None], trials, axis=0)
+    return np.ascontiguousarray(np.random.default_rng(seed).permuted(ranks, axis=1).T)
+
+
+def _counted(needed: Array, trials: int) -> Needed:
+    ranks, counts = np.unique(needed, return_counts=True)
+    return Needed(ranks.astype(float), counts / trials, trials)
+
+
+def _never(dtype: np.dtype[Any]) -> float | int:
+    return np.inf if dtype.kind == "f" else int(np.iinfo(dtype).max)

@@ -1,0 +1,244 @@
+"""Run times as they were observed: in a list, in the reports of coded maps, in a csv file.
+
+Tasks that were abandoned are right-censored: all that is known is that they ran longer. They are
+neither dropped, which would make every job look fast, nor taken as ended: the law is the
+product-limit estimate (Kaplan and Meier 1958).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from math import inf
+from os import PathLike
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.errors import CodeError
+from polarmap.planning.distributions import (
+    Distribution,
+    Floats,
+    Mask,
+    Mixture,
+    ShiftedExponential,
+    checked_observations,
+)
+from polarmap.report import Report
+
+ROUNDING = 1e-12  # of a cumulated probability: a quantile at an edge takes the step below it
+
+
+class Empirical(Distribution):
+    """The steps of observed run times.
+
+    Parameters
+    ----------
+    times : array-like (m,)
+        Seconds that tasks took, or, where not `ended`, had run when they were last seen. inf: a
+        task that never ended.
+    ended : boolean array-like (m,), optional
+        False for right-censored times. By default all ended.
+
+    Attributes
+    ----------
+    values, masses : arrays (j,)
+        The distinct run times and their probabilities among the tasks that end.
+    never : float
+        Probability beyond the last run time that ended. The data say nothing of when, if ever,
+        that part ends; `with_tail` extrapolates.
+
+    Examples
+    --------
+    >>> Empirical([1.0, 2.0, 2.0, 4.0]).quantile([0.25, 0.5, 1.0]).tolist()
+    [1.0, 2.0, 4.0]
+    >>> Empirical([1.0, 2.0, 3.0], ended=[True, False, True]).cdf([1.0, 3.0]).round(3).tolist()
+    [0.333, 1.0]
+    """
+
+    def __init__(self, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> None:
+        seen, done = checked_observations(times, ended)
+        self.values, masses, self.never = product_limit(seen, done)
+        self.masses = masses / masses.sum()
+        self.observed = len(seen)
+        # Rounding must not make a sum of probabilities larger than one.
+        upwards = np.minimum(np.cumsum(self.masses), 1.0)
+        downwards = np.minimum(np.cumsum(self.masses[::-1])[::-1], 1.0)
+        self._below = np.append(0.0, upwards)
+        self._above = np.append(downwards, 0.0)
+        self._areas = np.append(np.cumsum((self.masses * self.values)[::-1])[::-1], 0.0)
+        self._tail = _mean_excess(seen, done)
+
+    def __repr__(self) -> str:
+        beyond = f", {self.never:.2g} beyond" if self.never else ""
+        return (
+            f"<Empirical: {self.observed} tasks, {self.values[0]:g} to {self.values[-1]:g} s, "
+            f"median {self.quantile(0.5):g}{beyond}>"
+        )
+
+    @classmethod
+    def from_reports(cls, reports: Report | Iterable[Report], clock: str = "arrived") -> Empirical:
+        """The tasks of one or more `CodedResult.report`; see `observations`."""
+        return cls(*observations(reports, clock))
+
+    @classmethod
+    def from_csv(cls, path: str | PathLike[str], column: str) -> Empirical:
+        """One column of a csv file with a header; empty fields are an error."""
+        return cls(read_column(path, column))
+
+    def with_tail(self) -> Distribution:
+        """The same with an exponential tail in place of `never`, fitted beyond the median.
+
+        The tail's scale is the censored maximum-likelihood estimate: all time spent beyond the
+        median, also by abandoned tasks, for each task that ended there.
+
+        >>> Empirical([1.0, 2.0, 4.0, 4.0], ended=[True, True, True, False]).with_tail().mean()
+        3.75
+        """
+        if not self.never:
+            return self
+        if not self._tail > 0:
+            raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
+        seen = _known(self)
+        tail = ShiftedExponential(float(self.values[-1]), self._tail)
+        return Mixture([seen, tail], [1 - self.never, self.never])
+
+    def split(self, times: Floats) -> tuple[Floats, Floats]:
+        step = np.searchsorted(self.values, times, side="right")
+        return self._below[step], self._above[step]
+
+    def inverse(self, below: Floats, above: Floats) -> Floats:
+        # In the half where the cumulated probability is the accurate one.
+        low = np.searchsorted(self._below[1:], below - ROUNDING, side="left")
+        high = len(self.values) - np.searchsorted(self._above[:0:-1], above + ROUNDING * above, side="right")
+        step = np.where(below < 0.5, low, high)
+        return np.asarray(self.values[np.minimum(step, len(self.values) - 1)])
+
+    def area(self, above: Floats) -> Floats:
+        return np.asarray(np.interp(above, self._above[::-1], self._areas[::-1]))
+
+
+def _known(law: Empirical) -> Empirical:
+    """The law of the tasks that end, as a distribution of its own."""
+    known = Empirical.__new__(Empirical)
+    known.__dict__.update(law.__dict__)
+    known.never = 0.0
+    return known
+
+
+def product_limit(seen: Floats, done: Mask) -> tuple[Floats, Floats, float]:
+    """Distinct times at which tasks ended, the probability of each, and what is left beyond.
+
+    S(t) = product over times u <= t of (1 - ended at u / seen to run until u or longer), Kaplan
+    and Meier (1958); a task last seen at u counts as running until u.
+
+    >>> [part if isinstance(part, float) else part.round(3).tolist() for part in product_limit(
+    ...     np.array([1.0, 2.0, 3.0, 5.0]), np.array([True, False, True, False]))]
+    [[1.0, 3.0], [0.25, 0.375], 0.375]
+    """
+    values, counts = np.unique(seen[done], return_counts=True)
+    if done.all():
+        return values, counts / len(seen), 0.0
+    at_risk = len(seen) - np.searchsorted(np.sort(seen), values, side="left")
+    survival = np.cumprod(1 - counts / at_risk)
+    before = np.append(1.0, survival[:-1])
+    return values, before * counts / at_risk, float(survival[-1])
+
+
+def observations(reports: Report | Iterable[Report], clock: str = "arrived") -> tuple[Floats, Mask]:
+    """Run times (m,) of the tasks of coded maps, and which of them ended.
+
+    Parameters
+    ----------
+    reports : Report or iterable of Report
+    clock : {"arrived", "seconds"}
+        "arrived": from the start of the map, or of the task if it was held back, with everything a
+        caller waits for (encoding, start-up, queues). "seconds": what the worker spent; arrivals
+        that do not say are left out.
+
+    Returns
+    -------
+    times, ended : arrays (m,)
+        Abandoned tasks are right-censored at the last arrival of their map (less the median
+        start-up, by the worker's clock): they were still running then. Failed ones are inf.
+    """
+    if clock not in ("arrived", "seconds"):
+        raise CodeError(f"clock must be 'arrived' or 'seconds', not {clock!r}")
+    times: list[float] = []
+    ended: list[bool] = []
+    for report in [reports] if isinstance(reports, Report) else reports:
+        last = _last_seen(report, clock)
+        for task in report.tasks:
+            if task.launched is None:
+                continue
+            late = task.launched if clock == "arrived" else 0.0
+            if task.arrived is None:
+                times.append(inf if task.state == "failed" else max(0.0, last - task.launched))
+                ended.append(False)
+            elif (took := task.arrived - late if clock == "arrived" else task.seconds) is not None:
+                times.append(took)
+                ended.append(True)
+    if not times:
+        raise CodeError("no reports given, or none that holds a run time")
+    return np.array(times), np.array(ended)
+
+
+def _last_seen(report: Report, clock: str) -> float:
+    """For how long a task of this map is known to have run when the map was over."""
+    arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
+    last = max(arrivals, default=0.0)
+    if clock == "arrived":
+        return last
+    starts = [
+        task.arrived - task.seconds - (task.launched or 0.0)
+        for task in report.tasks
+        if task.arrived is not None and task.seconds is not None
+    ]
+    return max(0.0, last - float(np.median(starts))) if starts else 0.0
+
+
+def read_column(path: str | PathLike[str], column: str) -> Floats:
+    """The numbers (m,) in one column of a csv file whose first row names the columns."""
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = csv.DictReader(file)
+        if column not in (rows.fieldnames or ()):
+            raise CodeError(f"{path} has no column {column!r} but {', '.join(rows.fieldnames or ('none',))}")
+        fields = [row[column] for row in rows]
+    try:
+        return np.array(fields, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"column {column!r} of {path} holds more than numbers: {error}") from None
+
+
+def _mean_excess(seen: Floats, done: Mask) -> float:
+    """Time spent beyond the median of what ended, for each task that ended there."""
+    threshold = np.median(seen[done])
+    beyond = np.isfinite(seen) & (seen > threshold)
+    ends = int((beyond & done).sum())
+    return float((seen[beyond] - threshold).sum()) / ends if ends else 0.0
+
+
+def as_runtimes(given: object) -> Distribution:
+    """A Distribution from one, from run times in seconds, or from reports of coded maps.
+
+    Reports say nothing of the time beyond the end of their map, so their law is continued with
+    an exponential tail (`Empirical.with_tail`).
+
+    >>> as_runtimes([1.0, 3.0]).mean()
+    2.0
+    """
+    if isinstance(given, Distribution):
+        return given
+    items = [given] if isinstance(given, Report) else list(_iterated(given))
+    if items and all(isinstance(item, Report) for item in items):
+        law = Empirical.from_reports([item for item in items if isinstance(item, Report)])
+        return law.with_tail()
+    return Empirical(np.array(items, dtype=object))
+
+
+def _iterated(given: object) -> Iterable[object]:
+    if isinstance(given, str) or not isinstance(given, Iterable):
+        raise CodeError(
+            f"runtimes must be a Distribution, seconds of past tasks or reports, not {type(given).__name__}"
+        )
+    return given

@@ -1,0 +1,359 @@
+"""How many workers to start: the choice between waiting and paying, from a law of run times."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf, isfinite
+from os import PathLike
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from polarmap.clouds import limits
+from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Cost, cost
+from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.dtypes import is_integer
+from polarmap.code.polar import MAX_WORKERS
+from polarmap.errors import CodeError
+from polarmap.planning.completion import Completion, completion_time
+from polarmap.planning.distributions import Distribution
+from polarmap.planning.empirical import as_runtimes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
+CODES = ("rotation", "sequential", "optimal", "integers")
+MOST_SIZES = 48  # values of n that are tried, dense near k
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A recommended number of workers, and what else there was to choose from.
+
+    n, k : workers to start and data blocks; n = k is a plain map without a code.
+    code : "rotation", "sequential", "optimal", "integers", or "uncoded".
+    objective : what it was chosen for.
+    expected : what to expect of it: seconds and worker-seconds.
+    uncoded : the same of a plain map.
+    frontier : the options than which none is both faster (by the objective; p99 for "cost") and
+        cheaper, from the cheapest to the fastest.
+    worker : what the tasks run on, if that was said.
+    parity : "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
+        when tasks are late.
+    upfront : parity tasks that start at once.
+    runtimes : the law it was made for; it tells when a task is late.
+    """
+
+    n: int
+    k: int
+    code: str
+    objective: str
+    expected: Completion
+    uncoded: Completion
+    frontier: tuple[Completion, ...]
+    worker: Worker | None = None
+    parity: str = "upfront"
+    upfront: int = 0
+    runtimes: Distribution | None = None
+
+    @property
+    def cost(self) -> Cost | None:
+        """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
+        return None if self.worker is None else _cost(self.expected, self.worker)
+
+    @property
+    def uncoded_cost(self) -> Cost | None:
+        """The same of a plain map."""
+        return None if self.worker is None else _cost(self.uncoded, self.worker)
+
+    def __str__(self) -> str:
+        code = "no code" if self.n == self.k else f"{self.code} code"
+        lines = [
+            f"start {self._workers()} for {self.k} blocks ({code}), chosen for {self.objective}",
+            _row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
+            _numbers("plain", self.uncoded),
+            *(_numbers("plan" if one is self.expected else "", one) for one in self._shown()),
+        ]
+        if self.cost is not None and self.uncoded_cost is not None:
+            lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
+        return "\n".join(lines)
+
+    def plot(self, path: str | PathLike[str] | None = None) -> Figure:
+        """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
+        from polarmap.plot.frontier import draw_frontier
+
+        return draw_frontier(self, path)
+
+    def _shown(self) -> list[Completion]:
+        """The plan and a few others of the frontier, by n."""
+        places = np.linspace(0, len(self.frontier) - 1, min(6, len(self.frontier))).astype(int)
+        some = {_starts(self.frontier[place]): self.frontier[place] for place in places.tolist()}
+        some.pop((self.k, 0), None)  # shown as plain
+        some[_starts(self.expected)] = self.expected
+        return [some[starts] for starts in sorted(some)]
+
+    def _workers(self) -> str:
+        if self.parity == "upfront":
+            return f"{self.n} workers"
+        return f"{self.k + self.upfront} workers, and up to {self.n - self.k - self.upfront} on demand,"
+
+
+def plan(
+    k: int,
+    runtimes: object,
+    objective: str = "p99",
+    *,
+    max_workers: int | None = None,
+    deadline: float = inf,
+    budget: float = inf,
+    code: str = "rotation",
+    slack: float = 0.05,
+    max_never: float = 1e-3,
+    trials: int = 200,
+    seed: int = 0,
+    worker: Worker | None = None,
+    parity: str = "upfront",
+) -> Plan:
+    """Recommend how many workers to start for k blocks.
+
+    More workers are hardly ever slower, so the fastest plan is always the largest. This takes
+    the cheapest whose objective is within `slack` of the best there is; for "cost", the one
+    with the smallest p99 whose cost is within `slack` of the least.
+
+    Parameters
+    ----------
+    k : int
+        Data blocks.
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+        Of one task, as a caller sees it. From reports, abandoned tasks count as censored and
+        the tail beyond them is extrapolated.
+    objective : {"p99", "mean", "p50", "p95", "cost"}
+        Completion time in the mean or at a quantile, or worker-seconds.
+    max_workers : int, optional
+        By default 2 k.
+    deadline : float
+        Seconds within which the objective (p99 for "cost") must be.
+    budget : float
+        Worker-seconds that may be paid in the mean.
+    code : {"rotation", "sequential", "optimal", "integers"}
+        As the scheme of `completion_time`; "rotation" is exact and quick.
+    slack : float
+        Relative loss accepted in the objective.
+    max_never : float
+        Largest accepted probability that too many tasks never end.
+    trials, seed : int
+        Of the simulation of codes other than rotation.
+    worker : polarmap.clouds.limits.Worker, optional
+        What the tasks will run on: its number at a time bounds the workers, its time limit the
+        tasks, and the plan says what it costs.
+    parity : {"upfront", "on_demand", "auto"}
+        Whether all workers start at once, or some only when tasks are late; "auto" compares both.
+        For the rotation code. Simulated, at least 2,000 jobs for each size of the head start.
+
+    Returns
+    -------
+    Plan
+
+    Raises
+    ------
+    CodeError
+        If no number of workers meets the limits; the message says which and how nearly.
+    LimitError
+        If most tasks take longer than the worker may.
+
+    Examples
+    --------
+    >>> from polarmap.planning.distributions import ShiftedExponential, stragglers
+    >>> law = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    >>> print(plan(24, law, "p99", max_workers=36))
+    start 32 workers for 24 blocks (rotation code), chosen for p99
+                    n    mean s     p50 s     p99 s  worker-s
+      plain        24      2.98      1.48      6.93     28.51
+                   25      1.67      1.31       5.6     28.33
+                   27      1.23      1.21      1.44     29.57
+                   29      1.18      1.17      1.31     31.52
+                   31      1.15      1.15      1.25      33.5
+       plan        32      1.14      1.14      1.23      34.5
+                   33      1.13      1.13      1.21     35.49
+                   36      1.11      1.11      1.18     38.48
+    """
+    law = as_runtimes(runtimes)
+    most = 2 * _checked_count("k", k) if max_workers is None else _checked_count("max_workers", max_workers)
+    _checked_count("trials", trials)
+    if worker is not None and not isinstance(worker, Worker):
+        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
+    if worker is not None:
+        limits.check_task_seconds(worker, float(law.quantile(0.5)))
+        most = min(most, limits.at_a_time(worker) or most)
+    _check(_checked_count("k", k), most, objective, code, slack, deadline, budget, max_never)
+    _check_parity(parity, code)
+    options = _options(k, most, code, parity, law, trials, seed)
+    possible = _feasible(options, objective, max_never, deadline, budget)
+    chosen = _cheapest_near_best(possible, objective, slack)
+    return Plan(
+        n=chosen.n,
+        k=k,
+        code="rotation" if chosen.scheme == "on_demand" else chosen.scheme,
+        objective=objective,
+        expected=chosen,
+        uncoded=options[0],
+        frontier=frontier(possible, _clock(objective)),
+        worker=worker,
+        parity="on_demand" if chosen.scheme == "on_demand" else "upfront",
+        upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
+        runtimes=law,
+    )
+
+
+def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
+    """The options than which none is both faster and cheaper, from the cheapest to the fastest.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> law = ShiftedExponential(1.0, 1.0)
+    >>> options = [completion_time(n, 4, "rotation", law) for n in (5, 6, 8)]
+    >>> [option.n for option in frontier(options)]
+    [5, 6, 8]
+    """
+    kept: list[Completion] = []
+    for option in sorted(options, key=lambda one: (one.paid, getattr(one, clock))):
+        if not kept or getattr(option, clock) < getattr(kept[-1], clock):
+            kept.append(option)
+    return tuple(kept)
+
+
+def _cost(one: Completion, worker: Worker) -> Cost | None:
+    return cost(worker, [one.paid / one.started] * round(one.started), one.mean)
+
+
+def _options(
+    k: int, most: int, code: str, parity: str, law: Distribution, trials: int, seed: int
+) -> list[Completion]:
+    """The plain map first, then what there is to choose from."""
+    sizes = _sizes(k, most) if parity != "on_demand" else [k]
+    found = [_option(n, k, code, law, trials, seed) for n in sizes]
+    if parity != "upfront":
+        jobs = max(trials, 2000)
+        heads = [n - k for n in _sizes(k, most) if n < most]
+        found += [
+            completion_time(most, k, "on_demand", law, upfront=head, trials=jobs, seed=seed) for head in heads
+        ]
+    return found
+
+
+def _starts(one: Completion) -> tuple[int, int]:
+    """What distinguishes options: workers that start at once, and those that may later."""
+    return (one.k + one.upfront, one.n) if one.scheme == "on_demand" else (one.n, 0)
+
+
+def _option(n: int, k: int, code: str, law: Distribution, trials: int, seed: int) -> Completion:
+    return completion_time(n, k, "uncoded" if n == k else code, law, trials=trials, seed=seed)
+
+
+def _sizes(k: int, most: int) -> list[int]:
+    """k, and numbers of parity blocks in geometric progression up to the most."""
+    if most == k:
+        return [k]
+    parity = np.rint(np.geomspace(1, most - k, min(MOST_SIZES, most - k))).astype(int)
+    if most - k <= MOST_SIZES:
+        parity = np.arange(1, most - k + 1)
+    return [k, *(k + np.unique(parity)).tolist()]
+
+
+def _feasible(
+    options: list[Completion], objective: str, max_never: float, deadline: float, budget: float
+) -> list[Completion]:
+    """The options within all limits; an error that names the limit that leaves none."""
+    clock = _clock(objective)
+    reliable = _kept(
+        [option for option in options if option.never <= max_never],
+        options,
+        f"the job never completes with a probability of at least {min(o.never for o in options):.3g}, "
+        f"above max_never = {max_never:g}, because too many tasks never end",
+    )
+    finite = _kept(
+        [option for option in reliable if isfinite(_value(option, objective))],
+        options,
+        f"the {objective} of the completion time is infinite; plan for a lower quantile",
+    )
+    timely = _kept(
+        [option for option in finite if getattr(option, clock) <= deadline],
+        options,
+        f"{clock} is {min(getattr(o, clock) for o in finite):.4g} s at best, the deadline {deadline:g} s",
+    )
+    return _kept(
+        [option for option in timely if option.paid <= budget],
+        options,
+        f"at least {min(o.paid for o in timely):.4g} worker-seconds are needed, the budget is {budget:g}",
+    )
+
+
+def _kept(some: list[Completion], options: list[Completion], reason: str) -> list[Completion]:
+    if not some:
+        most = max(option.n for option in options)
+        raise CodeError(f"no plan for k = {options[0].k} on at most {most} workers: {reason}")
+    return some
+
+
+def _cheapest_near_best(options: list[Completion], objective: str, slack: float) -> Completion:
+    limit = (1 + slack) * min(_value(option, objective) for option in options)
+    near = [option for option in options if _value(option, objective) <= limit]
+    other = "p99" if objective == "cost" else "paid"
+    return min(near, key=lambda option: (getattr(option, other), option.n))
+
+
+def _clock(objective: str) -> str:
+    return "p99" if objective == "cost" else objective
+
+
+def _value(option: Completion, objective: str) -> float:
+    return float(getattr(option, "paid" if objective == "cost" else objective))
+
+
+def _check(
+    k: int,
+    most: int,
+    objective: str,
+    code: str,
+    slack: float,
+    deadline: float,
+    budget: float,
+    max_never: float,
+) -> None:
+    if most < k:
+        raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
+    if not is_one_of(objective, OBJECTIVES):
+        raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+    if not is_one_of(code, CODES):
+        raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
+    limits = {"slack": slack, "deadline": deadline, "budget": budget, "max_never": max_never}
+    for name, limit in limits.items():
+        if not is_number(limit) or limit < 0:
+            raise CodeError(f"{name} must be at least 0, not {limit!r}")
+
+
+def _check_parity(parity: str, code: str) -> None:
+    if not is_one_of(parity, ("upfront", "on_demand", "auto")):
+        raise CodeError(f"parity must be 'upfront', 'on_demand' or 'auto', not {parity!r}")
+    if parity != "upfront" and code != "rotation":
+        raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
+
+
+def _checked_count(name: str, value: int) -> int:
+    if not is_integer(value) or value < 1:
+        raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
+    if value > MAX_WORKERS:
+        raise CodeError(f"{name} = {value} is more than the {MAX_WORKERS} workers of the largest code")
+    return int(value)
+
+
+def _numbers(label: str, option: Completion) -> str:
+    times = [f"{value:.3g}" for value in (option.mean, option.p50, option.p99)]
+    n = f"{option.k + option.upfront}-{option.n}" if option.scheme == "on_demand" else str(option.n)
+    return _row(label, n, *times, f"{option.paid:.4g}")
+
+
+def _row(label: str, *fields: str) -> str:
+    return f"{label:>7}" + "".join(f"{field:>10}" for field in fields)

@@ -1,0 +1,251 @@
+"""Computational polarization: pairs of workers become one slow and one fast virtual worker.
+
+The slow one of two waits for both (the maximum), the fast one for either (the minimum). Doing so
+recursively on 2^depth workers gives 2^depth virtual workers, whose run times polarize
+(Pilanci, arXiv 2109.03877). At a fixed time t the recursion acts on the single number
+P(T > t), and is that of the erasure probability of a polar code, so nothing is approximated: a
+virtual worker's cdf is a fixed polynomial of the real workers' cdf, inverted in closed form.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.design import Indices, erasure_probabilities, frozen_inputs, power_of_two_above
+from polarmap.errors import CodeError
+from polarmap.planning.distributions import Distribution, Floats, checked_probabilities
+from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
+
+MOST_DEPTH = 24  # 2^24 virtual workers
+
+
+def slow(below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    """(cdf, 1 - cdf) of the later of two: F -> F^2.
+
+    >>> slow(np.array(0.5), np.array(0.5))
+    (np.float64(0.25), np.float64(0.75))
+    """
+    return below * below, above * (1 + below)
+
+
+def fast(below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    """(cdf, 1 - cdf) of the earlier of two: F -> 1 - (1 - F)^2.
+
+    >>> fast(np.array(0.5), np.array(0.5))
+    (np.float64(0.75), np.float64(0.25))
+    """
+    return below * (1 + above), above * above
+
+
+def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
+    """P(T > t) of all virtual workers, from P(T > t) of the real ones at a grid of times.
+
+    Parameters
+    ----------
+    survival : array-like (times,)
+        1 - cdf of a real worker at each time.
+    depth : int
+        Levels of the recursion.
+
+    Returns
+    -------
+    array (2^depth, times)
+        Row i is input i of the polar code: its bits, most significant first, say slow (0) or fast
+        (1) from the workers inwards, as in `polarmap.code.design.erasure_probabilities`. The mean
+        of the rows is `survival`: the recursion is a martingale.
+
+    Examples
+    --------
+    >>> polarize([0.5], 2).ravel().tolist()
+    [0.9375, 0.5625, 0.4375, 0.0625]
+    """
+    return _polarized(survival, depth)[1]
+
+
+def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.ArrayLike) -> Floats:
+    """P(T <= t) of one virtual worker at any depth, in the shape of `times`.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> virtual_cdf(ShiftedExponential(0.0, 1.0), 1, 0, np.log(2)).round(4)  # slow: 1/4
+    np.float64(0.25)
+    """
+    below, above = runtimes.cdf(times), runtimes.survival(times)
+    for bit in _bits(depth, index):
+        below, above = fast(below, above) if bit else slow(below, above)
+    return below
+
+
+def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.ArrayLike) -> Floats:
+    """The time by which a virtual worker is done with probability `p`, in the shape of `p`.
+
+    Exact: F^2 and 1 - (1 - F)^2 are inverted level by level, then `runtimes`.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> virtual_quantile(ShiftedExponential(0.0, 1.0), 1, 1, 0.5).round(4)  # min: rate 2
+    np.float64(0.3466)
+    """
+    share = checked_probabilities(p)
+    below, above = _real_shares(depth, index, share, 1 - share)
+    ends = 1 - runtimes.never
+    ended = np.minimum(below / ends, 1.0), np.maximum((above - runtimes.never) / ends, 0.0)
+    return np.where(below > ends, np.inf, runtimes.inverse(*ended))
+
+
+def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
+    """The expected run time of one virtual worker; inf if it may never end.
+
+    The means of all 2^depth virtual workers average to the mean of a real one: what the slow one
+    of two loses the fast one gains.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> [round(virtual_mean(ShiftedExponential(0.0, 1.0), 1, index), 6) for index in (0, 1)]
+    [1.5, 0.5]
+    """
+    if runtimes.never:
+        return np.inf
+    below, above = everywhere()
+    return mean_quantile(runtimes, lengths(below, above), *_real_shares(depth, index, below, above))
+
+
+def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
+    """How far the virtual workers are from steps at each time: the mean of sqrt(F (1 - F)).
+
+    One level multiplies it by at most sqrt(3) / 2 = 0.866, whatever F: half the sum of
+    sqrt(z^2 (1 - z^2)) and sqrt((2 z - z^2) (1 - z)^2) is sqrt(z (1 - z)) times a factor
+    that is largest at z = 1/2. So it vanishes exponentially fast in the depth, and with
+    the martingale the share of virtual workers that are done at t tends to F(t).
+
+    >>> (unpolarized([0.5], 10) <= (3**0.5 / 2) ** 10 * unpolarized([0.5], 0)).tolist()
+    [True]
+    """
+    below, above = _polarized(survival, depth)
+    return np.asarray(np.sqrt(below * above).mean(axis=0))
+
+
+def step_times(runtimes: Distribution, depth: int) -> Floats:
+    """The median run time of every virtual worker (2^depth,), by index.
+
+    Sorted, they tend to the quantiles of `runtimes`: in the limit each virtual worker is done at
+    one certain time, and those times are distributed as the run times.
+    """
+    _checked_depth(depth)
+    below = np.array([0.5])
+    for _ in range(depth):  # the outermost level is undone last
+        pairs = np.stack([np.sqrt(below), below / (1 + np.sqrt(1 - below))])
+        below = pairs.reshape(-1)
+    return runtimes.quantile(below)
+
+
+def frozen_at(n: int, k: int, runtimes: Distribution, time: float) -> Indices:
+    """The n - k inputs least likely to be determined at a target time, ascending.
+
+    This is the arikan code for the erasure probability P(T > time): `PolarCode(n, k, "arikan",
+    erasure=float(runtimes.survival(time)))`.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> frozen_at(8, 4, ShiftedExponential(1.0, 1.0), 2.0).tolist()
+    [0, 1, 2, 4]
+    """
+    _check_sizes(n, k)
+    return frozen_inputs(n, k, _erasure_at(runtimes, time))
+
+
+def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> float:
+    """At most this is the probability that the sequential decoder is not through at `time`.
+
+    The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009,
+    proposition 2), for the frozen set chosen for that time; capped at 1.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> round(sequential_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
+    0.006
+    """
+    _check_sizes(n, k)
+    length = power_of_two_above(n)
+    leaves = np.full(length, _erasure_at(runtimes, time))
+    leaves[: length - n] = 1.0  # punctured
+    unfrozen = np.ones(length, bool)
+    unfrozen[: length - n] = False
+    unfrozen[frozen_at(n, k, runtimes, time)] = False
+    return float(min(1.0, erasure_probabilities(leaves)[unfrozen].sum()))
+
+
+def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.99) -> float:
+    """The earliest time by which a sequentially decoded job is surely done with `probability`.
+
+    By bisection on `sequential_bound`; a target for `frozen_at`. inf if there is none.
+
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> round(target_time(64, 32, ShiftedExponential(1.0, 1.0), 0.99), 2)
+    2.54
+    """
+    _check_sizes(n, k)
+    missed = 1 - float(checked_probabilities(probability))
+    low, high = 0.0, 1 - runtimes.never  # shares of workers back
+    for _ in range(50):
+        share = (low + high) / 2
+        time = float(runtimes.quantile(share))
+        late = not np.isfinite(time) or _is_late(n, k, runtimes, time, missed)
+        low, high = (share, high) if late else (low, share)
+    return float(runtimes.quantile(high)) if high < 1 - runtimes.never else np.inf
+
+
+def _is_late(n: int, k: int, runtimes: Distribution, time: float, missed: float) -> bool:
+    back = float(runtimes.cdf(time))
+    if not 0 < back < 1:
+        return back == 0
+    return sequential_bound(n, k, runtimes, time) > missed
+
+
+def _polarized(survival: npt.ArrayLike, depth: int) -> tuple[Floats, Floats]:
+    """cdf and 1 - cdf of all virtual workers, (2^depth, times)."""
+    above = checked_probabilities(np.atleast_1d(np.asarray(survival, float)))
+    pair = (1 - above)[None], above[None]
+    for _ in range(_checked_depth(depth)):
+        below, above = (
+            np.stack([of_slow, of_fast], axis=1).reshape(-1, above.shape[-1])
+            for of_slow, of_fast in zip(slow(*pair), fast(*pair))
+        )
+        pair = below, above
+    return pair
+
+
+def _real_shares(depth: int, index: int, below: Floats, above: Floats) -> tuple[Floats, Floats]:
+    """(F, 1 - F) of the real workers where the virtual worker's are (below, above)."""
+    for bit in reversed(_bits(depth, index)):
+        if bit:  # 1 - F is the root of above
+            root = np.sqrt(above)
+            below, above = below / (1 + root), root
+        else:
+            root = np.sqrt(below)
+            below, above = root, above / (1 + root)
+    return below, above
+
+
+def _bits(depth: int, index: int) -> list[int]:
+    """0 for slow and 1 for fast, from the real workers inwards."""
+    if not 0 <= index < 1 << _checked_depth(depth):
+        raise CodeError(f"at depth {depth} there are {1 << depth} virtual workers, not one at {index}")
+    return [index >> (depth - 1 - level) & 1 for level in range(depth)]
+
+
+def _checked_depth(depth: int) -> int:
+    if not 0 <= depth <= MOST_DEPTH:
+        raise CodeError(f"depth must lie between 0 and {MOST_DEPTH}, not at {depth}")
+    return depth
+
+
+def _check_sizes(n: int, k: int) -> None:
+    if not 1 <= k < n:
+        raise CodeError(f"a code needs 1 <= k < n, not n = {n}, k = {k}")
+
+
+def _erasure_at(runtimes: Distribution, time: float) -> float:
+    erasure = float(runtimes.survival(time))
+    if not 0 < erasure < 1:
+        raise CodeError(
+            f"at time {time:g} {'no' if erasure else 'every'} worker is back: "
+            "every frozen set is as good as any other"
+        )
+    return erasure

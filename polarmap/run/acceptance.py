@@ -1,0 +1,265 @@
+"""When results that are determined may be handed out: the checks they have to pass first."""
+
+from __future__ import annotations
+
+import warnings
+from statistics import median
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code.recovery import Decoder, DecodingPlan
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.options import Settings
+from polarmap.run.received import Arrivals
+from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.verify import NotFiniteError, Verifier
+
+Array = npt.NDArray[Any]
+
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
+# Then f is evaluated here; the longest wait for that, or for a result where it cannot be:
+UNVERIFIED_SECONDS = 20.0
+UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
+AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
+
+
+class Settlement:
+    """Looks at the arrivals after each, until their results stand.
+
+    Attributes
+    ----------
+    results : list of lists of arrays, or None
+        Of the k data tasks, flat; of the last time they were decoded.
+    decode_seconds : float
+    not_finite : bool
+        NaN or inf are among the results: nothing can be decoded, every data task has to report.
+    """
+
+    def __init__(self, arrivals: Arrivals, verifier: Verifier, settings: Settings, watch: Stopwatch) -> None:
+        self._arrivals, self._verifier = arrivals, verifier
+        self._settings, self._watch = settings, watch
+        self.results: list[list[Array]] | None = None
+        self.decode_seconds = 0.0
+        self._decoded_by: DecodingPlan | None = None
+        self.not_finite = False
+
+    def look(self) -> str | None:
+        """How the results were verified, once they are determined and that is settled."""
+        decoder = self._arrivals.decoder
+        if decoder is None or not decoder.ready:
+            return None
+        if not len(decoder.missing):
+            return self._as_a_plain_map(decoder)
+        if self.not_finite:
+            return None
+        try:
+            return self._verify(decoder)
+        except NotFiniteError as error:
+            if not len(decoder.code.systematic):  # no more results would help
+                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
+            self.not_finite = True
+            return None
+
+    def _as_a_plain_map(self, decoder: Decoder) -> str | None:
+        """Every data task reported: nothing has to be decoded, whatever f is.
+
+        On first use one parity equation is looked at all the same: better a warning now than an error
+        when a worker is missing.
+        """
+        if self.not_finite:
+            self._arrivals.needed = decoder.count
+        elif self._is_first_use or self._verifier.broken:
+            try:
+                if not self._is_protected(decoder):
+                    return None
+            except NotLinearError as error:
+                if self._settings.verify is True:
+                    raise
+                self._warn(f"{AS_A_PLAIN_MAP}, but {error}")
+            except NotFiniteError:
+                self.not_finite = True
+        self._decode()
+        return "not needed"
+
+    @property
+    def _is_first_use(self) -> bool:
+        """Whether it is to be found out what f is."""
+        verify = self._settings.verify
+        return verify is True or (verify == "auto" and not self._verifier.is_known)
+
+    def _is_protected(self, decoder: Decoder) -> bool:
+        """Whether it has turned out, as far as it will, that lost results could be decoded.
+
+        NotLinearError if they could not.
+        """
+        if decoder.code.n == decoder.code.k:
+            return True
+        if not self._arrivals.are_stored and self._arrivals.wraps:  # else all would be read to tell
+            return self._say_not_protected(self._arrivals.why_not_protected())
+        if decoder.surplus:
+            if not self._surplus_holds():
+                return False
+            self._verifier.note_passed()
+            return True
+        if not self._surplus_wait_is_over() and self._watch.remaining > 0:
+            return False
+        return self._parity_is_checked_here(decoder)
+
+    def _parity_is_checked_here(self, decoder: Decoder) -> bool:
+        """The same by f of a parity block on the driver, where no parity result came."""
+        if decoder.code.needed > decoder.code.k:  # a polynomial takes more than one
+            return self._say_unverified("too few results beyond those of the data came")
+        run = self._verifier.parity_run()
+        if run.is_running:
+            return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
+        if run.leaves is None:
+            here = run.words
+            odd = [task for task in self._arrivals.tasks[decoder.code.k :] if task.failures]
+            if odd:
+                self._verifier.blame_f(f"f fails on parity blocks, here with {here}")
+            return self._say_unverified(f"here it raised {here}")
+        if not self._verifier.parity_fits(run.leaves):
+            self._verifier.blame_f(f"f of a parity block is off by {self._verifier.residual:.2g} (relative)")
+        self._verifier.note_passed()
+        return True
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether f of a parity block has had its time: more of it where the caller insists."""
+        if self._watch.remaining <= 0:
+            return True
+        return self._since_ready > (
+            self._patience if self._settings.verify is True else 2 * self.surplus_wait
+        )
+
+    def _say_not_protected(self, why: str) -> bool:
+        """Say that a lost result could not be decoded; CodeError where the caller insists."""
+        if self._settings.verify is True:
+            raise CodeError(why)
+        self._warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
+        return True
+
+    def _say_unverified(self, why: str) -> bool:
+        """Say that nothing is known of f, to a caller who insists."""
+        if self._settings.verify is True:
+            self._warn(
+                f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}"
+            )
+        return True
+
+    def _verify(self, decoder: Decoder) -> str | None:
+        if self._arrivals.wraps:
+            raise CodeError(
+                f"a result is missing and cannot be decoded: {self._arrivals.why_not_protected()}"
+            )
+        if self._settings.verify is False:
+            self._decode()
+            return "no"
+        trusted = not self._is_first_use
+        if decoder.surplus:
+            if not self._surplus_holds():
+                return None
+            if trusted or (self._verifier.is_telling and self._verifier.agrees_here(self._decode())):
+                return self._passed("parity")
+        elif trusted:
+            self._decode()
+            return "earlier"
+        elif not self._surplus_wait_is_over():
+            return None
+        return self._check_locally(decoder)
+
+    def _surplus_holds(self) -> bool:
+        more = self._arrivals.more_may_come and not self._surplus_wait_is_over()
+        holds, failure, culprit = self._verifier.surplus_holds(more, self._watch.remaining)
+        if failure is not None:
+            self._arrivals.drop(culprit, failure, self._watch.elapsed)
+        return holds
+
+    def _check_locally(self, decoder: Decoder) -> str | None:
+        """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
+        run = self._verifier.local_run()
+        if run.index not in self._verifier.evaluated:
+            if not self._is_hopeless(run, decoder):
+                return None
+            if decoder.surplus:
+                return self._passed("parity")
+            self._warn_unverified(run)
+            self._decode()
+            return "no"
+        agrees = self._verifier.agrees_here(self._decode())
+        time_is_left = self._arrivals.more_may_come and not self._surplus_wait_is_over()
+        if time_is_left and not (agrees and self._verifier.is_telling):
+            return None
+        if not agrees:
+            self._verifier.blame_f(f"f of block {run.index} differs from its decoded result")
+        return self._passed("parity" if decoder.surplus else "local")
+
+    def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
+        """Whether neither f here nor another result is worth waiting for any longer."""
+        if self._since_ready > self._patience:
+            return True
+        if run.error is None:
+            return False
+        return self._surplus_wait_is_over() if decoder.surplus else not self._arrivals.more_may_come
+
+    def is_accuracy_hopeless(self) -> bool:
+        """Whether no result that would make decoding more accurate is worth waiting for any longer."""
+        since = None if self.not_finite else self._arrivals.determined_at
+        return since is not None and self._watch.elapsed - since > self._patience
+
+    @property
+    def _patience(self) -> float:
+        """The longest wait for a result, or for f on the driver, that is not needed."""
+        seconds = (task.seconds for task in self._arrivals.tasks if task.seconds is not None)
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(seconds, default=0.0))
+
+    @property
+    def _waited(self) -> str:
+        return f"{self._since_ready:.3g} s"
+
+    def _warn(self, message: str) -> None:
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def _warn_unverified(self, run: LocalRun) -> None:
+        here = f"had not ended after {self._waited}"
+        if run.error is not None:
+            here = f"raised {run.words}"
+        self._warn(
+            f"f could not be verified: no result beyond the {self._arrivals.needed} needed arrived, and on "
+            f"the driver it {here}"
+        )
+
+    def _passed(self, how: str) -> str:
+        self._decode()
+        self._verifier.note_passed()
+        return how
+
+    def _decode(self) -> list[list[Array]]:
+        """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
+        assert self._arrivals.decoder is not None
+        plan = self._arrivals.decoder.plan
+        if plan is not self._decoded_by:
+            began = self._watch.elapsed
+            self.results, self._decoded_by = self._arrivals.decode(), plan
+            self.decode_seconds = self._watch.elapsed - began
+        if self.results is None:
+            raise NotFiniteError
+        return self.results
+
+    @property
+    def _since_ready(self) -> float:
+        assert self._arrivals.ready_at is not None
+        return self._watch.elapsed - self._arrivals.ready_at
+
+    @property
+    def surplus_wait(self) -> float:
+        """One median task time, within SURPLUS_SECONDS."""
+        usual = median(task.seconds for task in self._arrivals.tasks if task.seconds is not None)
+        return float(np.clip(usual, *SURPLUS_SECONDS))
+
+    def _surplus_wait_is_over(self) -> bool:
+        """Whether no result to check against is coming, or not soon enough."""
+        return not self._arrivals.more_may_come or self._since_ready >= self.surplus_wait

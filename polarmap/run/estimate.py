@@ -1,0 +1,118 @@
+"""At the deadline: results of all data blocks, those that are not determined as estimates."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import modular
+from polarmap.code.dtypes import DType, epsilon, is_exact
+from polarmap.code.estimation import Estimator, estimator
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
+from polarmap.run.received import Arrivals, kinds_of, leaves_of, unwrapped
+
+Array = npt.NDArray[Any]
+
+
+class Estimate(NamedTuple):
+    """Flat results of the k data tasks, and the relative error to expect of each.
+
+    The error is 0.0 for exact ones, and inf where nothing tells how large it may be.
+    """
+
+    results: list[list[Array]]
+    errors: tuple[float, ...]
+
+
+def estimate(arrivals: Arrivals, code: PolarCode) -> Estimate:
+    """Estimates from what arrived, which must be finite and not nothing.
+
+    Errors are root mean squares over the entries of a block, in relation to that of the results that
+    arrived; the largest of its leaves. What the equations determine is decoded: integers exactly.
+    """
+    mask = np.isin(np.arange(code.n), list(arrivals.received))
+    dtypes, kinds = arrivals.dtypes(), kinds_of(arrivals.structure)
+    precision = max(epsilon(np.dtype(float) if is_exact(one) else arrivals.precision(one)) for one in dtypes)
+    how = estimator(code, mask, precision)
+    if len(how.missing) and arrivals.wraps:
+        raise CodeError(f"a result is missing and cannot be estimated: {arrivals.why_not_protected()}")
+    shapes = [leaf.shape for leaf in leaves_of(next(iter(arrivals.received.values())))]
+    errors = np.zeros(code.k)
+    estimated: list[list[Array]] = []
+    for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
+        rows = arrivals.rows(leaf)
+        received = np.stack([rows[int(index)] for index in how.arrived])
+        values = how.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
+        expected = _expected(arrivals, how, received, dtype)
+        blocks = list(_whole(values, dtype) if is_exact(dtype) else values.astype(dtype))
+        if is_exact(dtype) and code.kernel == "arikan":
+            known = _exact(code, how, rows, dtype)
+            expected = [0.0 if row in known else error or np.inf for row, error in enumerate(expected)]
+            for row, block in known.items():
+                blocks[row] = _python(how, received, row, block) if kind == "python" else block
+        estimated.append(blocks)
+        errors[how.missing] = np.maximum(errors[how.missing], expected)
+    place = {int(index): row for row, index in enumerate(how.missing)}
+
+    def result(index: int) -> list[Array]:
+        if index not in place:
+            return leaves_of(arrivals.received[index])
+        return [blocks[place[index]].reshape(shape) for blocks, shape in zip(estimated, shapes)]
+
+    return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()))
+
+
+def _expected(arrivals: Arrivals, how: Estimator, received: Array, dtype: DType) -> list[float]:
+    """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
+    rounding = np.linalg.norm(how.weights, axis=1)
+    if is_exact(dtype):  # made of floats: rounded to one
+        rounding /= float(np.abs(received).max(initial=0)) or 1.0
+    else:
+        rounding *= epsilon(arrivals.precision(dtype))
+        rounding[rounding <= arrivals.rtol(dtype)] = 0.0
+    share = _relative_scatter(how, received) or np.inf  # where none shows, nothing tells
+    expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
+    return expected
+
+
+def _relative_scatter(how: Estimator, received: Array) -> float:
+    """The scatter of blocks around their mean, as a share of their root mean square; 0 if none shows."""
+    real = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
+    size = float(np.sqrt(np.mean(real**2))) if real.size else 0.0
+    return how.scatter(real) / size if size > 0 else 0.0
+
+
+def _whole(values: Array, dtype: DType) -> Array:
+    """Integers next to `values`, as far as `dtype` holds them."""
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    inside = np.clip(np.rint(values), np.nextafter(float(low), 0.0), np.nextafter(float(high), 0.0))
+    found = inside.astype(dtype)
+    found[values >= float(high)], found[values <= float(low)] = high, low
+    return found
+
+
+def _exact(code: PolarCode, how: Estimator, rows: dict[int, Array], dtype: DType) -> dict[int, Array]:
+    """The missing blocks, by their place among them, that are determined modulo 2^64."""
+    parity = how.arrived[how.arrived >= code.k] - code.k
+    known = how.arrived[how.arrived < code.k]
+    system = code.coefficients[np.ix_(parity, how.missing)]
+    if not system.size:
+        return {}
+    used, places, solver = modular.determined(system)
+    if not places:
+        return {}
+    parity = parity[used]
+    words = np.stack([rows[int(index) + code.k].astype(np.int64) for index in parity]).view(np.uint64)
+    if len(known):
+        data = np.stack([rows[int(index)].astype(np.int64) for index in known])
+        words = words - modular.matmul(code.coefficients[np.ix_(parity, known)], data)
+    return dict(zip(places, modular.matmul(solver, words).astype(dtype)))
+
+
+def _python(how: Estimator, received: Array, row: int, block: Array) -> Array:
+    """A determined Python integer, which does not wrap."""
+    [found] = unwrapped(how.weights[row : row + 1], received, block[None])
+    return found

@@ -1,0 +1,61 @@
+"""f evaluated on the driver, beside the map."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.worker.pytree import flatten
+from polarmap.worker.run_task import describe
+
+Array = npt.NDArray[Any]
+
+LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin
+
+
+class LocalRun:
+    """f on one block, which is made on the same daemon thread of the driver.
+
+    Attributes
+    ----------
+    index : int
+        The block.
+    leaves : list of arrays or None
+        Of the result, once there is one.
+    error : BaseException or None
+        What f raised.
+    """
+
+    def __init__(self, f: Callable[[Any], Any], block: Callable[[], Any], index: int) -> None:
+        self.index = index
+        self.leaves: list[Array] | None = None
+        self.error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
+        self._thread.start()
+
+    def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
+        try:
+            self.leaves = flatten(f(block()))[0]
+        except BaseException as error:
+            self.error = error
+
+    @property
+    def words(self) -> str:
+        """What f raised, whatever the exception's own methods do."""
+        assert self.error is not None
+        said = describe(self.error)
+        return f"{said.type}: {said.message}"
+
+    def join(self, timeout: float) -> None:
+        """Wait for it, at most `timeout` seconds."""
+        self._thread.join(None if np.isinf(timeout) else timeout)
+
+    @property
+    def is_running(self) -> bool:
+        """Looks for a moment."""
+        self._thread.join(LOOK_SECONDS)
+        return self._thread.is_alive()

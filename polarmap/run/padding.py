@@ -1,0 +1,123 @@
+"""What became of the rows of zeros that fill up the last blocks of an array that does not divide.
+
+Results with one row for each row of a block have rows that come from filler, which are cut off. Of any
+other result nobody but f knows what zeros have done to it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.base import Encoded
+from polarmap.blocks.equal import Blocks, dividing_counts
+from polarmap.run import trusted
+from polarmap.run.codeword import Codeword
+from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.options import Settings
+from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.verify import leaf_agrees
+from polarmap.worker.pytree import Shape, unflatten
+
+Array = npt.NDArray[Any]
+
+ROW_PER_ROW = "one row of a result for each row of a block"
+
+
+class FillerRows:
+    """Which leaves of the results have one row for each row of a block.
+
+    A result may have as many rows as a block by chance. So f is evaluated on the driver, beside the
+    map, on two rows of a block and on four; once for all maps of the same function.
+    """
+
+    def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
+        self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
+        self._blocks: Blocks | None = coded.blocks if coded.blocks.filler else None
+        self._run: LocalRun | None = None
+        self._settled_at: float | None = None
+        self._known: tuple[bool, ...] | None = None  # of an earlier map
+        self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
+        if self._blocks is not None and not self._all_are:
+            self._known = trusted.recall(f, ROW_PER_ROW, self._blocks.dtypes)
+            if self._known is None:
+                self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
+
+    def is_over(self, words: Sequence[Codeword]) -> bool:
+        """Whether it is known, or takes longer than a task usually does."""
+        if self._run is None:
+            return True
+        if self._settled_at is None:
+            self._settled_at = self._watch.elapsed
+        waited = self._watch.elapsed - self._settled_at
+        return not self._run.is_running or waited > words[0].settlement.surplus_wait
+
+    def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
+        """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
+
+        Warns where f has seen zeros that may show in a result.
+        """
+        if self._blocks is None:
+            return ()
+        are = tuple(
+            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
+            for leaf, shape in enumerate(shapes)
+        )
+        if self._run is not None and self._run.leaves is not None:
+            trusted.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
+        if not all(are):
+            self._warn(self._blocks)
+        return are
+
+    def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, count: int) -> bool:
+        """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""
+        if self._all_are:
+            return True
+        if self._known is not None:
+            return leaf < len(self._known) and self._known[leaf]
+        leaves = self._run.leaves if self._run is not None else None
+        if leaves is None or len(leaves) != 2 * count:
+            return False
+        few, more = leaves[leaf], leaves[leaf + count]
+        if (few.shape[:1], more.shape[:1]) != ((self._counts[0],), (self._counts[1],)):
+            return False
+        numbers = more[np.isfinite(more)] if more.dtype.kind in "iufc" else np.zeros(0)
+        largest = float(np.abs(numbers).max(initial=0))
+        precision = words[0].arrivals.precision(few.dtype)
+        return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
+
+    @property
+    def _counts(self) -> tuple[int, int]:
+        """Rows that f is evaluated on, no more than a block has: not one, which numpy may squeeze."""
+        assert self._blocks is not None and self._blocks.rows is not None
+        few = min(2, self._blocks.rows - 1)
+        return few, min(few + 2, self._blocks.rows)
+
+    def _some_rows(self) -> tuple[Any, Any]:
+        """A few rows of a data block and some more, which would show; made up where they lie in storage."""
+        few, more = self._counts
+        if self._coded.source is None:
+            blocks = self._coded.blocks
+            others = ((i, leaf[few:more]) for i in range(blocks.k) for leaf in blocks.leaves(i))
+            block = next((i for i, rest in others if rest.any()), 0)
+            leaves = [leaf[:more].copy() for leaf in blocks.leaves(block)]
+        else:
+            shapes = [(name, (more, *shape[1:])) for name, shape in self._coded.layout(0)]
+            leaves = [np.resize(np.arange(1, 8), shape).astype(name) for name, shape in shapes]
+        structure = self._coded.structure
+        return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
+
+    def _warn(self, blocks: Blocks) -> None:
+        assert blocks.rows is not None
+        total = blocks.k * blocks.rows - blocks.filler
+        counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"
+        warnings.warn(
+            f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.filler} rows of zeros at the "
+            f"end, which may show in its last results; blocks={counts} divides them",
+            RuntimeWarning,
+            stacklevel=2,
+        )

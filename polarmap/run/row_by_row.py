@@ -1,0 +1,94 @@
+"""Does f act on rows? With subtasks the f of a block is put together from the f of its pieces."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import numpy.typing as npt
+
+from polarmap.blocks.base import Encoded
+from polarmap.errors import CodeError
+from polarmap.run import trusted
+from polarmap.run.acceptance import UNVERIFIED_SECONDS, UNVERIFIED_TASKS
+from polarmap.run.codeword import Codeword
+from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.options import Settings
+from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.verify import leaf_agrees
+from polarmap.worker.pytree import unflatten
+
+Array = npt.NDArray[Any]
+
+ROW_BY_ROW = "row by row"
+BLOCK = 0  # whose f is evaluated whole
+
+
+class RowwiseCheck:
+    """f of one whole block, evaluated on the driver while the map runs, against its joined pieces.
+
+    On the first use of f with subtasks, and whenever verify=True.
+    """
+
+    def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
+        self._f, self._coded, self._watch = f, coded, watch
+        self._rtol = settings.rtol
+        dtypes = coded.blocks.dtypes
+        is_trusted = settings.verify == "auto" and trusted.recall(f, ROW_BY_ROW, dtypes) is not None
+        wanted = settings.subtasks > 1 and settings.verify is not False and not is_trusted
+        self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
+        self._settled_at: float | None = None
+
+    def is_over(self, words: Sequence[Codeword], results: Callable[[], list[list[Array]]]) -> bool:
+        """Whether the results may be handed out; CodeError if f does not act on rows.
+
+        The wait for f is at most 20 s, or four times the longest task, after everything else.
+        """
+        if self._run is None:
+            return True
+        if self._settled_at is None:
+            self._settled_at = self._watch.elapsed
+        if self._run.is_running and not self._is_hopeless(words):
+            return False
+        if self._run.leaves is None:
+            self._warn()
+        elif not self._agrees(words, results()[BLOCK]):
+            raise CodeError(
+                f"f of block {BLOCK} is not what f gives of its rows piece by piece, joined along axis 0: "
+                "leave subtasks out for this f"
+            )
+        else:
+            trusted.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
+        return True
+
+    def _agrees(self, words: Sequence[Codeword], joined: list[Array]) -> bool:
+        whole = self._run.leaves if self._run is not None and self._run.leaves is not None else []
+        if len(whole) != len(joined):
+            return False
+        amplification = max(word.decoder.amplification for word in words)
+        largest = [max(float(abs(one).max(initial=0)) for one in (a, b)) for a, b in zip(whole, joined)]
+        precision = words[0].arrivals.precision
+        return all(
+            leaf_agrees(one, other, precision(other.dtype), self._rtol, amplification, most, 0.0)
+            for one, other, most in zip(whole, joined, largest)
+        )
+
+    def _is_hopeless(self, words: Sequence[Codeword]) -> bool:
+        assert self._settled_at is not None
+        seconds = [task.seconds or 0.0 for word in words for task in word.arrivals.tasks]
+        limit = max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(seconds))
+        return self._watch.elapsed - self._settled_at > limit
+
+    def _warn(self) -> None:
+        assert self._run is not None
+        here = "did not end" if self._run.error is None else f"raised {self._run.words}"
+        warnings.warn(
+            f"it could not be verified that f acts on each row by itself, as subtasks need: here it {here}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _block(self) -> Any:
+        return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.blocks.leaves(BLOCK)])

@@ -1,0 +1,368 @@
+"""Is f linear, and did every worker tell the truth? The left-over equations, or f on the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.base import Encoded
+from polarmap.code import residual
+from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
+from polarmap.code.recovery import DecodingPlan
+from polarmap.errors import NotLinearError
+from polarmap.executors.base import Failure
+from polarmap.run import trusted
+from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.options import Settings
+from polarmap.run.received import Arrivals, kind_of, leaves_of
+from polarmap.worker.pytree import unflatten
+
+Array = npt.NDArray[Any]
+Mask = npt.NDArray[np.bool_]
+
+DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
+LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
+NOT_LINEAR = (
+    "f is not {assumption} (or not deterministic), so lost results cannot be decoded. For a polynomial "
+    "say degree=; for any f at all use coded_sum if a sum of its results is wanted, hedged_map if each is; "
+    "if it is {kind} but badly conditioned, raise rtol; verify=False trusts you and skips the check"
+)
+
+
+class NotFiniteError(Exception):
+    """NaN or inf among the results: parity carries it into every block that is decoded."""
+
+
+class Verifier:
+    """Checks the results of one codeword.
+
+    Attributes
+    ----------
+    is_known : bool
+        Whether f was known to be what the code assumes when the map began.
+    evaluated : dict from data block to flat result
+        What f gave here.
+    residual : float or None
+        Largest relative misfit of the left-over equations when last evaluated; None if never.
+    broken : bool
+        Whether one of them was broken then, and nobody has been found who did it.
+    """
+
+    def __init__(
+        self,
+        f: Callable[[Any], Any],
+        coded: Encoded,
+        arrivals: Arrivals,
+        settings: Settings,
+        is_known: bool,
+    ) -> None:
+        self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, settings.rtol
+        self._errors_of = settings.errors
+        self.is_known = is_known
+        self._local: LocalRun | None = None
+        self._parity_run: LocalRun | None = None
+        self._misfits_of: list[float | None] = []  # of each leaf, as last measured
+        self._missed: dict[int, list[float]] = {}  # by how much decoded blocks missed what f gave here
+        self.evaluated: dict[int, list[Array]] = {}
+        self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
+        self.residual: float | None = None
+        self.broken = False
+
+    def evaluate(self, index: int, seconds: float) -> list[Array] | None:
+        """f of coded block `index` on the driver; None if it raises or takes too long."""
+        run = LocalRun(self._f, partial(self._block, index), index)
+        run.join(min(seconds, LOCAL_SECONDS))
+        return run.leaves
+
+    def surplus_holds(self, more: bool, seconds: float) -> tuple[bool, Failure | None, int]:
+        """Whether the left-over equations hold; if not, a culprit and its failure if one is found.
+
+        `more`: whether to wait for another result where these do not tell garbage from a
+        non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
+        """
+        decoder = self._arrivals.decoder
+        assert decoder is not None
+        if more and self._undecided == decoder.count:
+            return False, None, -1
+        broken, suspects = self._misfits()
+        if not broken:
+            return True, None, -1
+        if suspects is not None and len(suspects) == 1:
+            return False, *self._convict(suspects.pop(), seconds)
+        if more and (suspects is None or len(suspects) > 1):
+            self._undecided = decoder.count
+            return False, None, -1
+        self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
+
+    def contradicts(self) -> bool:
+        """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
+        decoder = self._arrivals.decoder
+        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._misfits()[0]
+
+    def unchecked(self) -> list[int]:
+        """The results that are handed out, or that decoded blocks are made of, and that no check involves.
+
+        Checks are the left-over equations and the decoded blocks of which f was evaluated here.
+        Garbage from one of these workers would pass; from any other it would not.
+        """
+        plan = self._plan
+        handed_out = plan.arrived < len(self._coded.code.systematic)
+        return [int(index) for index in plan.arrived[self._unseen(handed_out)]]
+
+    def _unseen(self, also: Mask | bool = False) -> Mask:
+        """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
+        plan = self._plan
+        unseen = np.zeros(len(plan.arrived), bool)
+        evaluated = np.isin(plan.missing, list(self.evaluated))
+        for dtype in set(self._arrivals.dtypes()):
+            seen = residual.revealed(plan, dtype)[evaluated].any(axis=0)
+            if self._misfits_of:
+                seen |= residual.covered(plan, dtype)
+            unseen |= (residual.influence(plan, dtype).any(axis=0) | also) & ~seen
+        return unseen
+
+    @property
+    def is_telling(self) -> bool:
+        """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
+
+        Equations alone hold of any f whose results are equal so far, and, where no worker gets a data
+        block, of any that is linear far away from the data.
+        """
+        if not self.evaluated and not (len(self._coded.code.systematic) and self._differ()):
+            return False
+        return not self._unseen().any()
+
+    def error_bound(self, results: Sequence[list[Array]]) -> float:
+        """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
+
+        By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
+        tell from rounding.
+        """
+        plan, bound = self._plan, 0.0
+        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+            if is_exact(dtype) and not plan.rounds:
+                continue
+            hidden = epsilon(self._arrivals.precision(dtype))  # rounding may hide as much
+            misfit = self._misfits_of[leaf] if self._misfits_of else None
+            misfit = None if misfit is None else misfit + hidden
+            rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
+            missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
+            unseen = residual.undetected(plan, misfit, missed, len(self._coded.code.systematic))
+            largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
+            if largest:  # parity results may be larger than those that are wanted
+                halves = self._halves / largest if is_exact(dtype) else 0.0
+                bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
+        return bound
+
+    def _rounding(self, dtype: DType) -> float:
+        """What rounding of floating results becomes by decoding them, as a share of the largest."""
+        plan = self._plan
+        if not len(plan.missing):
+            return 0.0
+        norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
+        return norm * epsilon(self._arrivals.precision(dtype))
+
+    @property
+    def _halves(self) -> float:
+        """What integers that f made of floats, and so rounded, may be off by: a half through every weight."""
+        if not len(self._plan.missing):
+            return 0.0
+        return 0.5 * float(np.abs(self._plan.weights).sum(axis=1).max()) + 0.5
+
+    def _largest(self, leaf: int) -> float:
+        """The largest number of a leaf in any result."""
+        return max(float(np.abs(row).max(initial=0)) for row in self._arrivals.rows(leaf).values())
+
+    def local_run(self) -> LocalRun:
+        """f on a block that has to be decoded, on a thread: under way, or ended just now.
+
+        The next one begins where the last has ended and results are left unchecked; it takes the
+        block that is made of most of these.
+        """
+        missing = self._plan.missing.tolist()
+        if self._local is None or self._local.index not in missing or self._has_more_to_tell():
+            index = self._most_telling()
+            self._local = LocalRun(self._f, partial(self._data_block, index), index)
+        if not self._local.is_running and self._local.leaves is not None:
+            self.evaluated[self._local.index] = self._local.leaves
+        return self._local
+
+    def agrees_here(self, results: list[list[Array]]) -> bool:
+        """Whether decoded blocks are what f gave of them here."""
+        decoded = set(self._plan.missing.tolist())
+        here = {index: own for index, own in self.evaluated.items() if index in decoded}
+        if not all(self._agrees(own, results[index], decoded=True) for index, own in here.items()):
+            return False
+        self._missed = {index: self._distances(own, results[index]) for index, own in here.items()}
+        return True
+
+    def _distances(self, own: list[Array], other: list[Array]) -> list[float]:
+        """How far two results are apart, leaf by leaf, as a share of the largest number."""
+        with np.errstate(invalid="ignore"):
+            apart = [
+                float(np.abs(one.astype(two.dtype) - two).max(initial=0)) for one, two in zip(own, other)
+            ]
+        return [gap / (self._largest(leaf) or 1.0) for leaf, gap in enumerate(apart)]
+
+    def parity_run(self) -> LocalRun:
+        """f of the first parity block, on a thread: under way, or ended just now."""
+        if self._parity_run is None:
+            index = len(self._coded.code.systematic)
+            self._parity_run = LocalRun(self._f, partial(self._block, index), index)
+        return self._parity_run
+
+    def parity_fits(self, leaves: list[Array]) -> bool:
+        """Whether f of the first parity block, evaluated here, is what the results of all data tell."""
+        received = self._arrivals.received
+        first = leaves_of(received[min(received)])
+        if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
+            (one.shape, kind_of(one.dtype)) for one in first
+        ]:
+            self.residual = np.inf
+            return False
+        k, code = len(self._coded.code.systematic), self._coded.code
+        exact = self._arrivals.decoder is not None and self._arrivals.decoder.exact
+        plan = code.plan(np.arange(code.n) <= k, exact)
+        flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
+        rows = [self._arrivals.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
+        return not self._measure(plan, rows)[0]
+
+    def note_passed(self) -> None:
+        """Remember f for later maps of such data in this process, unless equal results are all it gave."""
+        if not self.is_known and self._differ():
+            trusted.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
+
+    def _differ(self) -> bool:
+        """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
+        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+            first, *others = self._arrivals.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else residual.tolerance(self._arrivals.precision(dtype))
+            with np.errstate(invalid="ignore", over="ignore"):
+                if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
+                    return True
+        return False
+
+    @property
+    def _plan(self) -> DecodingPlan:
+        assert self._arrivals.decoder is not None
+        return self._arrivals.decoder.plan
+
+    def _has_more_to_tell(self) -> bool:
+        """Whether the last local run has been looked at, and another block would check more."""
+        return self._local is not None and self._local.index in self.evaluated and not self.is_telling
+
+    def _most_telling(self) -> int:
+        """The block to decode that is made of most results unchecked so far."""
+        plan, columns = self._plan, self._unseen()
+        told = sum(
+            residual.influence(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes()
+        )
+        return int(plan.missing[np.argmax(told)])
+
+    def _misfits(self) -> tuple[bool, set[int] | None]:
+        """Whether an equation is broken, and the tasks any one of which would explain it."""
+        leaves = range(len(self._arrivals.dtypes()))
+        return self._measure(self._plan, [self._arrivals.rows(leaf) for leaf in leaves])
+
+    def _measure(self, plan: DecodingPlan, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
+        """The same for a plan and the flat results, by leaf, that satisfy its left-over equations."""
+        broken = False
+        suspects: set[int] | None = None
+        self._misfits_of = []
+        for arrived, dtype, error in zip(leaves, self._arrivals.dtypes(), self._errors()):
+            if error == np.inf:
+                self._misfits_of.append(None)
+                continue
+            rows = plan.checkable(arrived)
+            precision = self._arrivals.precision(dtype)
+            found = residual.residual(plan, rows, dtype, self._rtol, precision, error)
+            if not found.finite:
+                raise NotFiniteError
+            self._misfits_of.append(found.relative)
+            if len(found.broken):
+                broken = True
+                if plan.surplus > 1:
+                    named = set(residual.culprits(plan, rows, found.broken, dtype, precision))
+                    suspects = named if suspects is None else suspects & named
+        measured = [misfit for misfit in self._misfits_of if misfit is not None]
+        self.residual, self.broken = max(measured, default=0.0), broken
+        return broken, suspects
+
+    def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
+        """One result contradicts the others: garbage, unless f gives it here too."""
+        own = self.evaluate(index, seconds)
+        if own is not None and self._agrees(own, leaves_of(self._arrivals.received[index])):
+            self.blame_f(f"f of block {index} does not fit the parity equations")
+        message = f"the result of task {index} contradicts the parity equations"
+        self.residual, self.broken = None, False
+        return Failure("garbage", "GarbageResult", message), index
+
+    def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
+        """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""
+        if len(own) != len(other):
+            return False
+        for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
+            noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
+            precision = self._arrivals.precision(two.dtype)
+            if not leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
+                return False
+        return True
+
+    def _errors(self) -> list[float]:
+        """What entries of each leaf may be off by anyway."""
+        received = [leaves_of(one) for one in self._arrivals.received.values()]
+        return [0.0] * len(received[0]) if self._errors_of is None else self._errors_of(received)
+
+    def _decoding_noise(self, leaf: int) -> tuple[float, float]:
+        """What decoding amplifies, and the largest number it adds up."""
+        assert self._arrivals.decoder is not None
+        rows = self._arrivals.rows(leaf).values()
+        largest = max(float(np.abs(row).max(initial=0)) for row in rows)
+        return self._arrivals.decoder.amplification, largest
+
+    def _data_block(self, index: int) -> Any:
+        """Where every coded block is a mixture, the data blocks are none of these."""
+        if len(self._coded.code.systematic):
+            return self._block(index)
+        return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.blocks.leaves(index)])
+
+    def _block(self, index: int) -> Any:
+        leaves = [leaf.copy() for leaf in self._coded.leaves(index)]
+        return unflatten(self._coded.structure, leaves)
+
+    def blame_f(self, what: str) -> NoReturn:
+        """Give up: nothing can be decoded."""
+        assumption = self._coded.code.assumption
+        kind = "linear" if assumption == trusted.LINEAR else "one"
+        raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
+
+
+def leaf_agrees(
+    one: Array,
+    other: Array,
+    precision: DType,
+    rtol: float | None,
+    amplification: float,
+    largest: float,
+    error: float,
+) -> bool:
+    """Whether f as evaluated here equals a result that decoding multiplied the errors of.
+
+    `largest`: number of the leaf that rounding is a share of.
+    """
+    if one.shape != other.shape or kind_of(one.dtype) != kind_of(other.dtype):
+        return False
+    if is_exact(other.dtype):
+        return bool((one.astype(other.dtype) == other).all())
+    limit = max(residual.tolerance(precision), rtol or 0.0)
+    allowed = max(rtol or default_rtol(precision), amplification * epsilon(precision))
+    decoding = min(DECODING_NOISE * amplification * epsilon(precision), allowed)
+    scale = np.maximum(np.abs(one), np.abs(other))
+    with np.errstate(invalid="ignore"):
+        floor = max(residual.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
+        close = np.abs(one - other) <= limit * scale + max(floor, error)
+    return bool((close | (np.isnan(one) & np.isnan(other))).all())

@@ -1,0 +1,118 @@
+"""A bucket of an object storage that Lithops speaks to, as a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import Data, check_key
+from polarmap.storage.retry import ask, code_of, may_pass
+
+# Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
+# answered before, and one that never has.
+PATIENCE, FIRST_PATIENCE = 30.0, 5.0
+
+Result = TypeVar("Result")
+
+_DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbidden", "InvalidToken", "403")
+
+
+class ObjectStore:
+    """Objects in a bucket, through an object that has the methods of `lithops.Storage`.
+
+    A storage that refuses the connection, times out or says that it is too busy is asked again
+    for PATIENCE seconds if it has answered before, so that a restart goes unnoticed, else for
+    FIRST_PATIENCE. All else that goes wrong is an error at once.
+
+    Parameters
+    ----------
+    storage : lithops.Storage, or the like
+        put_object, get_object, head_object, list_keys, delete_objects.
+    bucket : str
+    backend : str
+        What kind of storage it is, for messages.
+    """
+
+    executor: Any = None  # whose workers have this storage, as for `coded_map`, where that is known
+
+    def __init__(self, storage: Any, bucket: str, backend: str = "") -> None:
+        self.storage, self.bucket = storage, bucket
+        self._has_answered = False
+        self.backend = backend or str(getattr(storage, "backend", "object"))
+
+    @property
+    def name(self) -> str:
+        """Kind and bucket."""
+        return f"{self.backend} bucket {self.bucket!r}"
+
+    def __repr__(self) -> str:
+        return f"<ObjectStore: {self.name}>"
+
+    def put(self, key: str, data: Data) -> None:
+        """One PUT."""
+        body = data if isinstance(data, bytes) else bytes(data)
+        self._ask(lambda: self.storage.put_object(self.bucket, check_key(key), body), key)
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """One GET, of a range if one is given."""
+        if stop is not None and stop <= start:
+            return b""
+        options: dict[str, Any] = {}
+        if stop is not None:
+            options = {"extra_get_args": {"Range": f"bytes={start}-{stop - 1}"}}
+        try:
+            data = self._ask(lambda: self.storage.get_object(self.bucket, check_key(key), **options), key)
+        except _RangeError:
+            return b""
+        whole = bytes(data)
+        return whole[start:] if stop is None else whole
+
+    def size(self, key: str) -> int | None:
+        """One HEAD."""
+        try:
+            head = self._ask(lambda: self.storage.head_object(self.bucket, check_key(key)), key)
+        except MissingObjectError:
+            return None
+        lengths = [value for field, value in head.items() if field.lower() == "content-length"]
+        return int(lengths[0])
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin with `prefix`, sorted."""
+        return sorted(self._ask(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects, a thousand per request."""
+        for start in range(0, len(keys), 1000):
+            lot = [check_key(key) for key in keys[start : start + 1000]]
+            self._ask(partial(self.storage.delete_objects, self.bucket, lot), lot[0])
+
+    def _ask(self, request: Callable[[], Result], key: str) -> Result:
+        """The answer to a request, asked again while the storage may only be away for a moment."""
+        try:
+            answer = ask(request, PATIENCE if self._has_answered else FIRST_PATIENCE)
+        except Exception as error:
+            raise self._clear(error, key) from error
+        self._has_answered = True
+        return answer
+
+    def _clear(self, error: Exception, key: str) -> StorageError:
+        code, kind = code_of(error), type(error).__name__
+        if isinstance(error, StorageError):
+            return error
+        if code == "NoSuchBucket":
+            return StorageError(f"there is no {self.name}: create it, or name another as storage_bucket")
+        if kind == "StorageNoSuchKeyError" or code in ("NoSuchKey", "404"):
+            return MissingObjectError(f"there is no object {key!r} in {self.name}")
+        if code in ("InvalidRange", "416"):
+            return _RangeError(f"{key!r} in {self.name} is shorter than that")
+        if code in _DENIED or "Auth" in kind or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
+            return StorageError(f"{self.name} refuses the credentials of the configuration ({code or kind})")
+        if may_pass(error):
+            return StorageError(f"{self.name} does not answer: {kind}: {error}")
+        return StorageError(f"{self.name} cannot be used: {kind}: {error}")
+
+
+class _RangeError(StorageError):
+    """An object ends before the range begins."""

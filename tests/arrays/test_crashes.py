@@ -1,0 +1,287 @@
+"""Encoding cut short, resumed, and done twice at once: nothing opens before all of it is there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+from arrays.test_array import MIB, objects, random_array
+
+import polarmap
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import manifest_key
+from polarmap.storage.folder import FolderStore
+
+OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderStore(tmp_path / "store")
+
+
+class Counting:
+    """A store that counts what is put, and does something before the put number `at`."""
+
+    def __init__(self, store, at=-1, happen=None):
+        self._store, self._at, self._happen = store, at, happen
+        self.puts = []
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def put(self, key, data):
+        with self._lock:
+            self.puts.append(key)
+            strike = len(self.puts) == self._at
+        if strike:
+            self._happen()
+        self._store.put(key, data)
+
+
+CRASH = """
+import os, signal, sys
+import numpy as np
+import polarmap
+from polarmap.storage.folder import FolderStore
+
+root, source, at, when = sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4]
+verb = {"put": "put", "move": "_move", "delete": "delete"}[when]
+real, count = getattr(FolderStore, verb), 0
+
+def fatal(self, *arguments):
+    global count
+    count += 1
+    if count == at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return real(self, *arguments)
+
+setattr(FolderStore, verb, fatal)
+polarmap.encode(source, blocks=4, workers=6, name="a", memory=1 << 20, storage=root, overwrite=True)
+"""
+
+
+def crash(store, source, at, when="put"):
+    command = [sys.executable, "-c", CRASH, str(store.root), str(source), str(at), when]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert run.returncode in (0, -9), run.stderr
+    return run.returncode == -9
+
+
+@pytest.fixture
+def source(tmp_path):
+    np.save(tmp_path / "source.npy", random_array(SHAPE))
+    return tmp_path / "source.npy"
+
+
+def puts_of_a_whole_run(store, source):
+    counting = Counting(FolderStore(store.root.parent / "other"))
+    coded = polarmap.encode(source, storage=counting, **OPTIONS)
+    assert len(coded.stored(0)) == 5
+    return len(counting.puts)
+
+
+@pytest.mark.parametrize("when", ["put", "move"])
+def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, source, when):
+    total = puts_of_a_whole_run(store, source)
+    for at in (1, 2, 8, 15, total - 3, total):
+        assert crash(store, source, at, when)
+        with pytest.raises(MissingObjectError):
+            polarmap.open_coded("a", store)
+        assert polarmap.list_coded(store) == []
+        counting = Counting(store)
+        coded = polarmap.encode(source, storage=counting, **OPTIONS)
+        if at > 15:
+            assert len(counting.puts) < total - 7  # the first stripe, or more, was kept
+        np.testing.assert_array_equal(coded[:], np.load(source))
+        assert coded.check().ok
+        assert len(store.keys("polarmap/")) == 1 + 6 * 5
+        assert [*(store.root / ".unfinished").iterdir()] == []
+        coded.delete()
+
+
+def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source):
+    assert crash(store, source, 1, "delete")
+    coded = polarmap.open_coded("a", store)
+    assert coded.check().ok
+    polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
+    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+
+
+def test_killed_while_overwriting_the_old_one_stays(store, source):
+    A = np.ones((8, 2))
+    polarmap.encode(A, blocks=4, workers=6, name="a", storage=store)
+    assert crash(store, source, 20)
+    coded = polarmap.open_coded("a", store)
+    assert coded.check().ok
+    np.testing.assert_array_equal(coded[:], A)
+    coded = polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], np.load(source))
+    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+
+
+def test_deleting_after_a_crash_leaves_nothing(store, source):
+    polarmap.encode(np.ones((8, 2)), blocks=4, workers=6, name="a", storage=store)
+    assert crash(store, source, 20)
+    polarmap.open_coded("a", store).delete()
+    assert store.keys("polarmap/") == []
+
+
+class BrokenError(Exception):
+    pass
+
+
+def fail():
+    raise BrokenError
+
+
+def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
+    A = random_array(SHAPE)
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    A[6, 100] += 1  # row 1 of block 1: in the second stripe
+    counting = Counting(store)
+    coded = polarmap.encode(A, storage=counting, **OPTIONS)
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    parity = polarmap.PolarCode(6, 4).encode(A.reshape(4, 5, 7_000))
+    np.testing.assert_allclose(coded._read_as_stored(5), parity[5], rtol=1e-10, atol=1e-10)
+    assert 1 + 6 * 2 < len(counting.puts) < 1 + 6 * 5  # changed and unfinished ones only
+
+
+def test_runs_of_another_plan_are_not_resumed_but_swept(store):
+    A = random_array(SHAPE)
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    for other, options in [
+        (A.astype("f4"), OPTIONS),
+        (A[:12], OPTIONS),
+        (A, {**OPTIONS, "workers": 7}),
+        (A, {**OPTIONS, "code": "arikan"}),
+    ]:
+        coded = polarmap.encode(other, storage=store, overwrite=True, **options)
+        np.testing.assert_array_equal(coded[:], other)
+        assert coded.check().ok
+        assert len(store.keys("polarmap/")) == 1 + coded.n * len(coded.stored(0))
+
+
+def test_two_failures_in_a_row_keep_what_either_had_finished(store):
+    A = random_array(SHAPE)
+    for at in (12, 12, 12):  # a note, six parts, a record and some more each time
+        with pytest.raises(BrokenError):
+            polarmap.encode(A, storage=Counting(store, at, fail), **OPTIONS)
+    counting = Counting(store)
+    coded = polarmap.encode(A, storage=counting, **OPTIONS)
+    assert len(counting.puts) < 1 + 6 * 3 + 5
+    assert coded.check().ok
+    np.testing.assert_array_equal(coded[:], A)
+
+
+# --- two at once -------------------------------------------------------------------------------
+
+
+def test_the_first_to_finish_wins_and_the_other_says_so(store):
+    A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
+    won = []
+
+    def overtake():
+        won.append(polarmap.encode(B, storage=store, **OPTIONS))
+
+    with pytest.raises(StorageError, match="was written or deleted by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
+    assert won[0].check().ok
+    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+
+
+def test_an_array_deleted_meanwhile_is_not_brought_back(store):
+    A = random_array(SHAPE)
+    before = polarmap.encode(A[:8], storage=store, **OPTIONS)
+    with pytest.raises(StorageError, match="by another process meanwhile"):
+        polarmap.encode(A, storage=Counting(store, 25, before.delete), overwrite=True, **OPTIONS)
+    assert store.keys("polarmap/") == []
+
+
+def test_many_at_once_leave_one_whole_array(store):
+    arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
+    start = threading.Barrier(len(arrays))
+    outcomes = []
+
+    def run(A):
+        start.wait(30)
+        try:
+            outcomes.append(polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, overwrite=True))
+        except StorageError as error:
+            outcomes.append(error)
+
+    threads = [threading.Thread(target=run, args=(A,)) for A in arrays]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert len(outcomes) == len(arrays)
+    assert any(isinstance(one, polarmap.CodedArray) for one in outcomes)
+    coded = polarmap.open_coded("a", store)
+    assert any(np.array_equal(coded[:], A) for A in arrays)
+    assert coded.check().ok
+    polarmap.encode(arrays[0], blocks=4, workers=6, name="a", storage=store, overwrite=True)
+    assert len(store.keys("polarmap/")) == 1 + 6
+
+
+def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
+    A = random_array(SHAPE)
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(store, 25, fail), **OPTIONS)
+    (key,) = [key for key in store.keys("polarmap/") if key.endswith("running.json")]
+    note = json.loads(store.get(key))
+    elsewhere = {**note, "owner": "another-machine+1+1"}
+    store.put(key, json.dumps(elsewhere).encode())
+    B = A[:8]
+    polarmap.encode(B, storage=store, **OPTIONS)
+    assert key in store.keys("polarmap/")
+    store.put(key, json.dumps({**elsewhere, "time": time.time() - 2 * 86_400}).encode())
+    polarmap.encode(B, storage=store, overwrite=True, **OPTIONS)
+    assert key not in store.keys("polarmap/")
+
+
+def test_repair_does_not_bring_back_what_was_replaced(store):
+    A = random_array(SHAPE)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    store.delete([coded.stored(1)[2].key])
+    other = polarmap.encode(A[:8], storage=store, overwrite=True, **OPTIONS)
+    assert coded.repair().ok  # it looks at what is there now
+    np.testing.assert_array_equal(coded[:], A[:8])
+    store.delete([other.stored(1)[0].key])
+
+    def overtake():
+        polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
+
+    late = polarmap.open_coded("a", Counting(store, 2, overtake))
+    with pytest.raises(StorageError, match="by another process meanwhile"):
+        late.repair()
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], A[:4])
+    assert polarmap.open_coded("a", store).check().ok
+
+
+def test_a_repair_cut_short_changes_nothing(store):
+    A = random_array(SHAPE)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for stripe in range(3):
+        store.delete([coded.stored(1)[stripe].key])
+    before = objects(store)
+    late = polarmap.open_coded("a", Counting(store, 3, fail))
+    with pytest.raises(BrokenError):
+        late.repair()
+    now = objects(store)
+    assert {key: now[key] for key in before} == before
+    assert manifest_key("a") in now
+    coded.repair()
+    assert coded.check().ok
+    assert len(store.keys("polarmap/")) == 1 + 6 * 5

@@ -1,0 +1,311 @@
+"""The coded-array suite on real object storage, and what only a server can do: refuse, hang, die."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+import numpy as np
+import pytest
+from arrays.test_array import *  # noqa: F403
+from arrays.test_array import MIB, random_array
+from servers import BUCKET, KEY, SECRET
+
+import polarmap
+from polarmap.arrays.array import open_store
+from polarmap.errors import MissingObjectError, StorageError
+from polarmap.storage.base import manifest_key
+
+SECONDS = 30  # an error must come within these, though the machine be busy
+
+
+@pytest.fixture(params=["s3", "redis"])
+def server(request):
+    return request.getfixturevalue(f"{request.param}_server")
+
+
+@pytest.fixture
+def config(server, tmp_path):
+    """A Lithops configuration with that storage, which is empty before and after."""
+    path = server.config(tmp_path / "lithops.yaml")
+    store = open_store(path)
+    yield path
+    store.delete(store.keys("polarmap/"))
+
+
+@pytest.fixture
+def store(config):
+    return open_store(config)
+
+
+def test_the_configuration_is_a_storage(config, server):
+    A = random_array((24, 100))
+    coded = polarmap.encode(A, blocks=6, name="a", storage=config)
+    assert polarmap.list_coded(str(config)) == ["a"]
+    np.testing.assert_array_equal(polarmap.open_coded("a", config)[:], A)
+    assert f"{server.storage} bucket" in repr(coded)
+
+
+def test_a_function_executor_is_a_storage(config):
+    import lithops
+
+    A = random_array((24, 100))
+    with lithops.FunctionExecutor(config_file=str(config), log_level=None) as functions:
+        polarmap.encode(A, blocks=6, name="a", storage=functions)
+        np.testing.assert_array_equal(polarmap.open_coded("a", functions)[:], A)
+    assert polarmap.list_coded(config) == ["a"]
+
+
+def test_a_store_does_what_it_should(store):
+    store.put("polarmap/x/1", b"abcdef")
+    store.put("polarmap/x/2", memoryview(np.arange(4, dtype="u1")))
+    assert store.get("polarmap/x/1") == b"abcdef"
+    assert store.get("polarmap/x/1", 2, 4) == b"cd"
+    assert store.get("polarmap/x/1", 4, 99) == b"ef"
+    assert store.get("polarmap/x/1", 9, 99) == b""
+    assert store.get("polarmap/x/1", 3) == b"def"
+    assert (store.size("polarmap/x/2"), store.size("polarmap/x/3")) == (4, None)
+    assert store.keys("polarmap/x/") == ["polarmap/x/1", "polarmap/x/2"]
+    for start, stop in [(0, None), (1, 3)]:
+        with pytest.raises(MissingObjectError, match="no object 'polarmap/x/3'"):
+            store.get("polarmap/x/3", start, stop)
+    store.delete(["polarmap/x/1", "polarmap/x/3"])
+    store.delete([])
+    assert store.keys("polarmap/x/") == ["polarmap/x/2"]
+
+
+def test_more_objects_than_one_request_lists_or_deletes(store):
+    keys = [f"polarmap/x/{number:04d}" for number in range(1_203)]
+    for key in keys:
+        store.put(key, b"1")
+    assert store.keys("polarmap/x/") == keys
+    store.delete(keys)
+    assert store.keys("polarmap/x/") == []
+
+
+def test_another_client_sees_the_same_bytes(s3_server, tmp_path):
+    """The official client of MinIO."""
+    from minio import Minio
+
+    client = Minio(
+        s3_server.endpoint.removeprefix("http://"), access_key=KEY, secret_key=SECRET, secure=False
+    )
+    config = s3_server.config(tmp_path / "s3.yaml")
+    A = random_array((24, 100))
+    coded = polarmap.encode(A, blocks=6, workers=8, name="a", storage=config)
+    listed = {one.object_name for one in client.list_objects(BUCKET, "polarmap/", recursive=True)}
+    assert listed == {manifest_key("a")} | {part.key for index in range(8) for part in coded.stored(index)}
+    raw = b"".join(read(client, part.key) for index in range(6) for part in coded.stored(index))
+    np.testing.assert_array_equal(np.frombuffer(raw).reshape(24, 100), A)
+
+    broken = bytearray(read(client, coded.stored(2)[0].key))
+    broken[5] ^= 1
+    client.put_object(BUCKET, coded.stored(2)[0].key, io.BytesIO(broken), len(broken))
+    client.remove_object(BUCKET, coded.stored(7)[0].key)
+    found = coded.repair()
+    assert [(one.block, one.kind) for one in found.damaged] == [(2, "corrupt"), (7, "missing")]
+    np.testing.assert_allclose(polarmap.open_coded("a", config)[:], A, rtol=1e-10)
+    coded.delete()
+    assert list(client.list_objects(BUCKET, "polarmap/", recursive=True)) == []
+
+
+def read(client, key):
+    response = client.get_object(BUCKET, key)
+    try:
+        return response.read()
+    finally:
+        response.close()
+        response.release_conn()
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def refused(action, message):
+    """The action must end in one clear error, soon, that tells no secret."""
+    began = time.monotonic()
+    with pytest.raises(StorageError, match=message) as caught:
+        action()
+    assert time.monotonic() - began < SECONDS
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Shorter waits, so that the tests are."""
+    monkeypatch.setattr("polarmap.storage.bucket.PATIENCE", 2.0)
+    monkeypatch.setattr("polarmap.storage.bucket.FIRST_PATIENCE", 1.0)
+    monkeypatch.setattr("polarmap.executors.lithops_storage.TIMEOUT", 2)
+
+
+def actions(storage):
+    return [
+        lambda: polarmap.encode(np.arange(8.0), name="a", storage=storage),
+        lambda: polarmap.open_coded("a", storage),
+        lambda: polarmap.list_coded(storage),
+    ]
+
+
+def test_wrong_credentials(server, tmp_path):
+    path = server.config(tmp_path / "wrong.yaml", secret="wrong")
+    for action in actions(path):
+        refused(action, "refuses the credentials of the configuration")
+
+
+def test_no_bucket(s3_server, tmp_path):
+    path = s3_server.config(tmp_path / "wrong.yaml", bucket="nobody-made-this")
+    for action in actions(path)[:2]:
+        refused(action, r"there is no minio bucket 'nobody-made-this': create it")
+
+
+def test_no_such_configuration(tmp_path):
+    for action in actions(tmp_path / "no.yaml"):
+        refused(action, "there is no Lithops configuration")
+    (tmp_path / "no.yaml").write_text("lithops: {backend: localhost, storage: minio}\n")
+    for action in actions(tmp_path / "no.yaml"):
+        refused(action, "Lithops has no storage for .*minio section is mandatory")
+
+
+def test_storage_that_is_down(impatient, server, tmp_path):
+    path = server.config(tmp_path / "lithops.yaml")
+    server.kill()
+    try:
+        refused(actions(path)[0], "does not answer")
+    finally:
+        server.start()
+
+
+def test_storage_that_hangs(impatient, server, config):
+    store = open_store(config)
+    server.process.send_signal(signal.SIGSTOP)
+    try:
+        refused(lambda: polarmap.open_coded("a", store), "does not answer")
+    finally:
+        server.process.send_signal(signal.SIGCONT)
+    assert polarmap.list_coded(store) == []
+
+
+class Interrupting:
+    """A source during which something happens."""
+
+    def __init__(self, array, at, happen):
+        self._array, self._at, self._happen, self._reads = array, at, happen, 0
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index):
+        self._reads += 1
+        if self._reads == self._at:
+            self._happen()
+        return self._array[index]
+
+
+def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
+    monkeypatch.setattr("polarmap.storage.bucket.PATIENCE", 60.0)  # a busy machine starts it slowly
+    A = random_array((96, 4_000))
+
+    def restart():
+        server.kill()
+        server.launch()
+
+    coded = polarmap.encode(
+        Interrupting(A, 20, restart), blocks=6, workers=8, name="a", storage=config, memory=MIB
+    )
+    assert len(coded.stored(0)) > 4
+    assert coded.check().ok
+    server.kill()
+    thread = threading.Timer(0.5, server.launch)
+    thread.start()
+    np.testing.assert_array_equal(coded[:], A)
+    thread.join()
+    server.wait()
+
+
+def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impatient, server, config):
+    A = random_array((96, 4_000))
+    try:
+        refused(
+            lambda: polarmap.encode(
+                Interrupting(A, 30, server.kill), blocks=6, workers=8, name="a", storage=config, memory=MIB
+            ),
+            "does not answer",
+        )
+    finally:
+        server.start()
+    assert polarmap.list_coded(config) == []
+    left = set(open_store(config).keys("polarmap/coded/a/"))
+    coded = polarmap.encode(A, blocks=6, workers=8, name="a", storage=config, memory=MIB)
+    kept = {part.key for index in range(8) for part in coded.stored(index)} & left
+    assert len(kept) >= 8
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    assert len(open_store(config).keys("polarmap/")) == 1 + 8 * len(coded.stored(0))
+
+
+# --- maps --------------------------------------------------------------------------------------
+
+
+def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
+    A, x = random_array((240, 60)), np.arange(60.0)
+    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
+    coded.store.delete([coded.stored(1)[0].key])
+    faults = {4: polarmap.Fault("sleep", 600)}
+    executor = polarmap.FaultyExecutor(config, faults)
+    y = polarmap.coded_map(lambda block: block @ x, coded, executor=executor, timeout=100)
+    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
+    assert {1, 4} <= set(y.report.recovered)
+
+
+def test_a_map_outlives_a_restart_of_its_storage(s3_server, tmp_path):
+    config = s3_server.config(tmp_path / "s3.yaml")
+    A, x = random_array((240, 60)), np.arange(60.0)
+    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
+    started, over = tmp_path / "started", tmp_path / "over"
+    maximum = 60.0
+
+    def f(block):
+        """Started, it waits until the storage has been killed."""
+        started.touch()
+        deadline = time.monotonic() + maximum
+        while not over.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return block @ x
+
+    def bounce():
+        while not started.exists():
+            time.sleep(0.02)
+        s3_server.kill()
+        over.touch()
+        s3_server.start()
+
+    thread = threading.Thread(target=bounce)
+    thread.start()
+    y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=100)
+    thread.join()
+    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
+    coded.delete()
+
+
+@pytest.mark.timeout(300)
+def test_the_example_outlives_a_restart_of_its_storage(s3_server, tmp_path):
+    config = s3_server.config(tmp_path / "s3.yaml")
+    root = Path(__file__).parents[2]
+    command = [sys.executable, str(root / "examples" / "power_iteration.py"), str(config)]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as example:
+        lines = []
+        for line in example.stdout:
+            lines.append(line)
+            if line.startswith("iteration 0"):
+                s3_server.kill()
+                s3_server.launch()
+    s3_server.wait()
+    assert example.returncode == 0, "".join(lines)
+    assert lines[-1].startswith("numpy on the whole matrix")
+    assert polarmap.list_coded(config) == []

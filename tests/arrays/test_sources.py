@@ -1,0 +1,203 @@
+"""What encode reads: every kind of array, in bounded memory, chunks once or twice."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from arrays.test_array import DTYPES, MIB, random_array
+
+import polarmap
+from polarmap.errors import CodeError
+from polarmap.storage.folder import FolderStore
+
+OPTIONS = {"blocks": 5, "workers": 7, "name": "a", "memory": MIB}
+
+
+@pytest.fixture
+def store(tmp_path):
+    return FolderStore(tmp_path / "store")
+
+
+def as_memmap(A, folder):
+    mapped = np.memmap(folder / "raw", A.dtype, "w+", shape=A.shape)
+    mapped[:] = A
+    return mapped
+
+
+def as_private_memmap(A, folder):
+    as_memmap(A, folder).flush()
+    return np.memmap(folder / "raw", A.dtype, "c", shape=A.shape)
+
+
+def as_npy(A, folder):
+    np.save(folder / "array.npy", A)
+    return folder / "array.npy"
+
+
+def as_fortran_npy(A, folder):
+    np.save(folder / "array.npy", np.asfortranarray(A))
+    return str(folder / "array.npy")
+
+
+def as_zarr(version):
+    def make(A, folder):
+        import zarr
+
+        stored = zarr.create_array(
+            folder / "zarr", shape=A.shape, dtype=A.dtype, chunks=(7, *A.shape[1:]), zarr_format=version
+        )
+        stored[:] = A
+        return stored
+
+    return make
+
+
+def as_hdf5(A, folder):
+    import h5py
+
+    file = h5py.File(folder / "data.h5", "w")
+    return file.create_dataset("a", data=A, chunks=(7, *A.shape[1:]), compression="gzip")
+
+
+def as_plain_hdf5(A, folder):
+    import h5py
+
+    return h5py.File(folder / "data.h5", "w").create_dataset("a", data=A)
+
+
+def as_dask(A, folder):
+    import dask.array
+
+    return dask.array.from_array(A, chunks=(7, 1000))
+
+
+KINDS = {
+    "memmap": as_memmap,
+    "private memmap": as_private_memmap,
+    "npy": as_npy,
+    "fortran npy": as_fortran_npy,
+    "zarr 2": as_zarr(2),
+    "zarr 3": as_zarr(3),
+    "hdf5": as_hdf5,
+    "plain hdf5": as_plain_hdf5,
+    "dask": as_dask,
+    "fortran": lambda A, folder: np.asfortranarray(A),
+    "strided": lambda A, folder: np.repeat(A, 2, axis=0)[::2],
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_of_array_gives_the_same_blocks(store, tmp_path, kind):
+    A = random_array((43, 3_000))
+    coded = polarmap.encode(KINDS[kind](A, tmp_path), storage=store, **OPTIONS)
+    assert len(coded.stored(0)) > 3
+    np.testing.assert_array_equal(coded[:], A)
+    again = polarmap.encode(A, storage=store, **{**OPTIONS, "name": "b", "memory": 32 * MIB})
+    for index in (0, 4, 6):
+        np.testing.assert_array_equal(coded._read_as_stored(index), again._read_as_stored(index))
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        (kind, dtype)
+        for kind in ("npy", "zarr 2", "zarr 3", "hdf5")
+        for dtype in (">f8", "<i2", "c8", "f2")
+        if kind != "zarr 3" or dtype[0] != ">"  # it has no big-endian dtypes of its own
+    ],
+)
+def test_dtypes_survive(store, tmp_path, kind, dtype):
+    A = random_array((23, 5), dtype)
+    coded = polarmap.encode(KINDS[kind](A, tmp_path), storage=store, **OPTIONS)
+    assert coded.dtype == np.dtype(dtype).newbyteorder("=")
+    np.testing.assert_array_equal(coded[:], A)
+
+
+def test_a_private_memmap_keeps_what_was_written_to_it(store, tmp_path):
+    A = random_array((43, 3_000))
+    mapped = as_private_memmap(A, tmp_path)
+    mapped[17] = 5.0  # in memory only: pages of it must not be dropped
+    coded = polarmap.encode(mapped, storage=store, **OPTIONS)
+    np.testing.assert_array_equal(coded[17], 5.0)
+    np.testing.assert_array_equal(mapped[17], 5.0)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "cannot be read as a .npy file"), (b"\x93NUMPY\x01\x00v\x00{'descr'", "cannot be read")],
+)
+def test_files_that_are_no_arrays(store, tmp_path, content, message):
+    (tmp_path / "bad.npy").write_bytes(content)
+    with pytest.raises(CodeError, match=message):
+        polarmap.encode(tmp_path / "bad.npy", name="a", storage=store)
+    np.savez(tmp_path / "many.npz", a=np.ones(3), b=np.ones(3))
+    with pytest.raises(CodeError, match="holds several arrays"):
+        polarmap.encode(tmp_path / "many.npz", name="a", storage=store)
+    np.save(tmp_path / "objects.npy", np.array([{}, None]), allow_pickle=True)
+    with pytest.raises(CodeError, match="cannot be read"):
+        polarmap.encode(tmp_path / "objects.npy", name="a", storage=store)
+
+
+class Chunked:
+    """An array whose chunks are counted as they are read."""
+
+    def __init__(self, A, rows):
+        self._A, self.chunks = A, (rows, A.shape[1])
+        self.shape, self.dtype = A.shape, A.dtype
+        self.reads = np.zeros(-(-len(A) // rows), int)
+
+    def __getitem__(self, index):
+        rows = index[0]
+        self.reads[rows.start // self.chunks[0] : -(-rows.stop // self.chunks[0])] += 1
+        return self._A[index]
+
+
+@pytest.mark.parametrize(("rows", "chunk"), [(200, 10), (200, 40), (203, 10), (217, 13)])
+def test_chunks_that_fit_are_read_once_or_on_average_twice(store, rows, chunk):
+    """Once where blocks begin with chunks; a chunk across two blocks and two stripes thrice."""
+    source = Chunked(random_array((rows, 1_000)), chunk)
+    coded = polarmap.encode(source, storage=store, **{**OPTIONS, "memory": 3 * 7 * 8 * 1_000 * chunk})
+    np.testing.assert_array_equal(coded[:], source._A)
+    assert source.reads.min() >= 1
+    aligned = coded.rows % chunk == 0
+    assert source.reads.max() <= (1 if aligned else 3)
+    assert source.reads.mean() <= 2
+
+
+PEAK = """
+import sys
+import numpy as np
+import polarmap
+
+def peak():
+    with open("/proc/self/status") as status:
+        return [1024 * int(line.split()[1]) for line in status if line.startswith("VmHWM")][0]
+
+folder, rows = sys.argv[1], int(sys.argv[2])
+memory = 48 << 20
+warm = np.ones((640, 5_000))
+polarmap.encode(warm, name="warm", storage=folder, memory=memory)
+base = peak()
+A = np.memmap(folder + "/raw", "f8", "w+", shape=(rows, 5_000))
+A[::1000] = 1.0
+del A
+A = np.memmap(folder + "/raw", "f8", "r", shape=(rows, 5_000))
+coded = polarmap.encode(A, name="a", storage=folder, memory=memory)
+print((peak() - base) / memory, A.nbytes / memory, len(coded.stored(0)))
+"""
+
+
+def test_memory_does_not_grow_with_the_matrix(tmp_path):
+    command = [sys.executable, "-c", PEAK, str(tmp_path), "8000"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    above, size, stripes = map(float, run.stdout.split())
+    assert size > 6
+    assert stripes > 20
+    assert above < 1
+
+
+def test_dtypes_of_the_suite_are_those_of_the_codes():
+    assert {np.dtype(dtype).kind for dtype in DTYPES} == set("fciu")

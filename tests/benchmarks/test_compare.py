@@ -1,0 +1,102 @@
+"""The comparison: its numbers against closed forms and brute force, its page against its data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.compare import codes, elastic, figures, jobs, page
+from benchmarks.compare.codes import Measured, Size
+from benchmarks.compare.goals import Goal, of_stragglers
+from benchmarks.rivals import mds
+from polarmap.planning import Completion, ShiftedExponential
+
+SIZE = Size(12, 9, 60, 30, 5)
+LAW = ShiftedExponential(1.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def measured() -> list[Measured]:
+    return list(codes.measured(SIZE, 20, 1))
+
+
+@pytest.fixture(scope="module")
+def table(measured: list[Measured]) -> dict[str, Completion]:
+    return {job.scheme: job for job in jobs.schemes(SIZE, LAW, measured, 2000)}
+
+
+def test_codes_need_what_they_are_known_to_need(measured: list[Measured]) -> None:
+    beyond = {code.name: code.beyond for code in measured}
+    assert beyond["dense Gaussian"] == beyond["Fermat transform"] == beyond["rotation"] == 0
+    assert 0 <= beyond["polar, optimal"] <= beyond["polar, sequential"]
+    assert all(code.needed.weights.sum() == pytest.approx(1) for code in measured)
+
+
+def test_amplification_from_noise_is_the_norm_of_the_weights() -> None:
+    code = mds.gaussian(16, 12)
+    arrived = np.arange(4, 16)
+    generator = np.concatenate([np.eye(12), code.coefficients])
+    exact = np.linalg.norm(np.linalg.inv(generator[arrived]) * code.norms[arrived], axis=1).max()
+    estimates = [codes.amplification(code, arrived, np.random.default_rng(seed)) for seed in range(20)]
+    assert 10 ** np.mean(estimates) == pytest.approx(exact, rel=0.1)
+
+
+def test_schemes_are_in_the_order_theory_says(table: dict[str, Completion]) -> None:
+    mean = {scheme: job.mean for scheme, job in table.items()}
+    assert mean["uncoded"] == pytest.approx(1 + (1 / np.arange(1, 10)).sum())
+    assert mean["dense Gaussian"] == pytest.approx(1 + (1 / np.arange(4, 13)).sum())
+    assert mean["rotation"] == mean["dense Gaussian"]
+    assert mean["16 subtasks"] < mean["4 subtasks"] < mean["rotation"] < mean["polar, sequential"]
+    assert mean["rotation"] < mean["on demand"] < mean["uncoded"]
+    assert table["2x replication"].n == 18
+
+
+def test_goals_are_ratios_of_the_table(table: dict[str, Completion]) -> None:
+    found = list(of_stragglers(table))
+    backup = table["backup tasks (cubed)"].p99
+    assert found[0].found == table["rotation"].p99 / backup
+    assert not Goal("", 1.2, 1.0).is_met
+
+
+def test_elastic_clusters_without_loss_follow_order_statistics() -> None:
+    uncoded, rotation, sequential = elastic.elastic(0.0, 40)
+    assert uncoded.lost == rotation.lost == 0
+    rng = np.random.default_rng(5)
+    ends = elastic.JOINING.sample(rng, (200, 1500)) + elastic.RUNTIMES.sample(rng, (200, 1500))
+    assert uncoded.time.mean() == pytest.approx(ends[:, :500].max(axis=1).mean(), rel=0.1)
+    assert rotation.time.mean() == pytest.approx(np.sort(ends, axis=1)[:, 499].mean(), rel=0.01)
+    assert (sequential.time >= rotation.time).all()
+    assert (rotation.paid < 1500 * rotation.time).all()
+
+
+def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
+    uncoded, rotation, _ = elastic.elastic(3.0, 5)
+    assert np.isfinite(uncoded.time).all()
+    assert np.isinf(rotation.time).all()
+
+
+def test_the_page_holds_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
+    crowd = elastic.elastic(0.1, 5)
+    text = page.page({SIZE: measured}, {}, {(SIZE, "law"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0)
+    for name in [*table, *(code.name for code in measured), "goal"]:
+        assert name in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert all(line.endswith("|") for line in rows)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (np.inf, "never"), (1.0, "1.00"), (0.01234, "0.0123"), (1234.5, "1,234"), (1e-9, "1.0e-09")],
+)
+def test_numbers_have_three_digits(value: float, text: str) -> None:
+    assert page.number(value) == text
+
+
+def test_figures_are_drawn(measured: list[Measured], table: dict[str, Completion], tmp_path: Path) -> None:
+    figures.draw_jobs({"law": table}, SIZE, tmp_path / "jobs.png")
+    figures.draw_arrivals({SIZE: measured}, tmp_path / "arrivals.png")
+    crowd = [one for rate in (0.0, 3.0) for one in elastic.elastic(rate, 5)]
+    figures.draw_elastic(crowd, tmp_path / "elastic.png")
+    assert all(path.stat().st_size > 5000 for path in tmp_path.iterdir())

@@ -1,0 +1,224 @@
+"""What a backend allows and charges: checked before anything is stored, started or paid."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polarmap
+from polarmap.clouds import limits, prices
+from polarmap.clouds.limits import BACKENDS, MB, Job, Worker
+from polarmap.errors import LimitError
+from polarmap.executors.replay import ReplayExecutor
+from polarmap.planning import ShiftedExponential, plan
+
+ROOT = Path(__file__).resolve().parents[2]
+LAMBDA = Worker("aws_lambda", "aws_s3", memory=2048, seconds=180, workers=1000, interval=0.3)
+
+AZURE = Worker("azure_functions", "azure_storage", 600)
+GOOGLE = Worker("gcp_functions", "gcp_storage", 2048, 600, trigger="pub/sub")
+REDIS = Worker("aws_lambda", "redis", 10_240)
+
+
+# --- limits ------------------------------------------------------------------------------------
+
+
+@given(
+    rows=st.integers(1, 5000),
+    row_bytes=st.integers(1, 60 * MB),
+    k=st.integers(1, 100),
+    memory=st.integers(256, 10_240),
+)
+def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> None:
+    """As many blocks as the message says do fit, one fewer row of memory would not have been asked for."""
+    worker = Worker("aws_lambda", "aws_s3", memory, workers=10**9)
+    try:
+        limits.check(worker, Job(k + 1, k, rows * row_bytes, rows))
+        assert limits.needed(rows * row_bytes) <= memory * MB
+    except LimitError as error:
+        advice = str(error).rpartition(": ")[2]
+        assert (
+            limits.needed(rows * row_bytes) > memory * MB
+            or rows * row_bytes > limits.LARGEST_OBJECT["aws_s3"]
+        )
+        if "use blocks >= " not in advice:
+            assert limits.needed(row_bytes) > memory * MB
+            return
+        wanted = int(advice.split("use blocks >= ")[1].split()[0])
+        fitting = -(-(rows * k) // wanted)  # rows per block when the same rows are cut into so many
+        limits.check(worker, Job(wanted + 1, wanted, fitting * row_bytes, fitting))
+
+
+@pytest.mark.parametrize(
+    ("worker", "job", "message"),
+    [
+        (LAMBDA, Job(32, 24, 1900 * MB, 1000), r"^a 1\.9 GB block does not fit a 2048 MB worker of aws_la"),
+        (
+            LAMBDA,
+            Job(32, 24, 1900 * MB, 1000),
+            r"needs 3\.9 GB.*use blocks >= \d+ or runtime_memory >= 3950$",
+        ),
+        (LAMBDA, Job(32, 24, 1900 * MB), r"use blocks of at most 949\.0 MB or runtime_memory >= 3950$"),
+        (LAMBDA, Job(4, 3, 2000 * MB, 1), r"no number of blocks helps, as one row is too large or runtime_m"),
+        (LAMBDA, Job(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),  # no Lambda is as large as that
+        (AZURE, Job(8, 6, 1000 * MB, 9), r"a 2048 MB worker.*runtime_memory >= 4096$"),
+        (GOOGLE, Job(8, 6, 1), r"runtime_timeout is 600 s, gcp_functions ends a call after 540 s"),
+        (
+            REDIS,
+            Job(8, 6, 600 * MB, 60),
+            r"larger than one object of redis may be \(512\.0 MB\): use blocks >= 8$",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_what_to_change(worker: Worker, job: Job, message: str) -> None:
+    with pytest.raises(LimitError, match=message):
+        limits.check(worker, job)
+
+
+def test_google_functions_called_by_https_may_take_longer() -> None:
+    limits.check(Worker("gcp_functions", "gcp_storage", 2048, 3600, trigger="https"), Job(8, 6, 1))
+
+
+def test_more_workers_than_run_at_a_time_are_warned_of() -> None:
+    with pytest.warns(RuntimeWarning, match="workers = 12, but k8s runs 10 at a time .max_workers.: 2 wait"):
+        limits.check(Worker("k8s", "minio", 512, workers=10), Job(12, 9, 100))
+
+
+def test_unknown_backends_are_not_judged() -> None:
+    limits.check(Worker("singularity", "redis", 1), Job(10**6, 10**5, 10**12))
+
+
+@pytest.mark.parametrize("name", ["aws_lambda", "azure_functions", "gcp_functions", "k8s"])
+def test_every_recipe_is_within_the_limits(name: str) -> None:
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / f"{name}.yaml").read_text())
+    worker = limits.worker_of(config)
+    assert worker is not None and worker.limits is not None
+    assert worker.granted == worker.memory <= worker.limits.most_memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        limits.check(worker, Job(32, 24, 50 * MB, 100))
+
+
+def test_lithops_own_limits_are_ours() -> None:
+    """Lithops clamps what it knows of: a newer one may know better."""
+    import runpy
+
+    import lithops
+
+    folder = Path(lithops.__file__).parent / "serverless" / "backends"
+    aws = runpy.run_path(str(folder / "aws_lambda" / "config.py"))
+    google = runpy.run_path(str(folder / "gcp_functions" / "config.py"))
+    azure = runpy.run_path(str(folder / "azure_functions" / "config.py"))
+    ours = BACKENDS["aws_lambda"]
+    assert (ours.least_memory, ours.most_memory) == (aws["RUNTIME_MEMORY_MIN"], aws["RUNTIME_MEMORY_MAX"])
+    assert ours.most_seconds == aws["RUNTIME_TIMEOUT_MAX"]
+    assert set(BACKENDS["gcp_functions"].sizes) == google["RUNTIME_MEMORY_OPTIONS"]
+    assert set(BACKENDS["azure_functions"].sizes) == azure["FLEX_INSTANCE_MEMORY"]
+    for asked in (300, 512, 513, 2048, 3000, 9999):
+        granted = Worker("azure_functions", "azure_storage", asked).granted
+        assert granted == azure["get_flex_instance_memory"](asked)
+
+
+def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkeypatch: Any) -> None:
+    from polarmap.executors import lithops as adapter
+
+    settings = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
+    path = tmp_path / "here.yaml"
+    path.write_text(settings)
+    small = Worker("aws_lambda", "aws_s3", memory=155)
+    monkeypatch.setattr(adapter, "worker_of", lambda config: small)
+    monkeypatch.setattr(adapter.YamlExecutor, "open", lambda *_: pytest.fail("it was opened"))
+    with pytest.raises(LimitError, match=r"use blocks >= 8 or runtime_memory >= 16\d$"):
+        polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, workers=5, executor=path)
+
+
+class Small(ReplayExecutor):
+    """Workers that can hold blocks of 2.5 MB: 13 rows of a float64 array 25,000 wide."""
+
+    worker = Worker("aws_lambda", "aws_s3", memory=155)
+
+
+@pytest.mark.parametrize("options", [{}, {"private": 1}, {"private": 3, "workers": 30}, {"degree": 2}])
+def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
+    """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
+    data = np.zeros((160, 25_000))
+    chosen: dict[str, Any] = {"blocks": 8, "workers": 20, "verify": False} | options
+    with pytest.raises(LimitError, match=r"use blocks >= 13 or runtime_memory"):
+        polarmap.coded_map(np.copy, data, executor=Small(), **chosen)
+    chosen |= {"blocks": 13, "workers": 30}
+    assert len(polarmap.coded_map(np.copy, data, executor=Small(), **chosen)) == 13
+
+
+def test_the_largest_block_is_judged_wherever_it_stands() -> None:
+    with pytest.raises(LimitError, match=r"a 7\.6 MB block .* use blocks of at most 2\.5 MB or"):
+        polarmap.hedged_map(len, [np.zeros(9), np.zeros(1_000_000), np.zeros(9)], executor=Small())
+
+
+# --- prices ------------------------------------------------------------------------------------
+
+
+def test_figures_say_when_and_where_they_were_read() -> None:
+    for one in (*BACKENDS.values(), *prices.PRICES.values()):
+        assert date.fromisoformat(one.checked) <= date(2100, 1, 1)
+        assert one.source
+    assert set(prices.PRICES) <= set(BACKENDS)
+
+
+def test_a_bill_by_hand() -> None:
+    """Three Lambda calls of 2 GB: two of 1 s and one of 4 s, and a second around each."""
+    bill = prices.cost(LAMBDA, [1.0, 1.0, 4.0], elapsed=6.0)
+    assert bill is not None
+    assert bill.compute == pytest.approx((2 + 2 + 5) * 2 * 1.66667e-5)
+    assert bill.calls == pytest.approx(3 * 0.20 / 1e6)
+    writes, reads = 3 * 4 + 6 / 0.3, 3 * 5 + 6 / 0.5
+    assert bill.requests == pytest.approx(writes * 0.005 / 1000 + reads * 0.0004 / 1000)
+    assert bill.total == pytest.approx(bill.compute + bill.calls + bill.requests)
+
+
+def test_google_rounds_up_and_charges_processors() -> None:
+    bill = prices.cost(Worker("gcp_functions", "gcp_storage", 4096), [0.01], 0.0)
+    assert bill is not None
+    assert bill.compute == pytest.approx(1.1 * (4 * 2.5e-6 + 2 * 2.4e-5))
+
+
+def test_a_report_carries_its_cost() -> None:
+    class Priced(ReplayExecutor):
+        worker = LAMBDA
+
+    report = polarmap.coded_map(
+        np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=Priced({3: math.inf})
+    ).report
+    assert report.cost is not None and report.cost.calls == pytest.approx(6 * 2e-7)
+    assert "cost at list prices: $" in str(report)
+    free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=ReplayExecutor())
+    assert free.report.cost is None
+    hedged = polarmap.hedged_map(np.sum, np.ones((8, 3)), blocks=4, executor=Priced({3: 9.0})).report
+    assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)  # two backups
+
+
+def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:
+    law = ShiftedExponential(5.0, 1.0)
+    free = plan(24, law)
+    priced = plan(24, law, worker=LAMBDA)
+    assert (priced.n, free.cost) == (free.n, None)
+    assert priced.cost is not None and priced.uncoded_cost is not None
+    assert priced.cost.compute > 0.8 * priced.expected.paid * 2 * 1.66667e-5
+    assert "cost in the mean: $" in str(priced)
+    few = Worker("aws_lambda", "aws_s3", 2048, workers=26)
+    assert plan(24, law, worker=few).n <= 26
+
+
+def test_a_plan_refuses_tasks_that_are_ended_before_they_are_done() -> None:
+    with pytest.raises(
+        LimitError, match=r"most tasks take 300 s, aws_lambda ends them after 180 s.*at most 900"
+    ):
+        plan(24, ShiftedExponential(300.0, 0.1), worker=LAMBDA)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import code_oracles as oracles
+import numpy as np
+import pytest
+
+from polarmap.code import kernels, tiled
+from polarmap.code.design import rotations
+from polarmap.code.polar import PolarCode
+
+KERNEL = np.array([[1, 1], [0, 1]])
+
+
+@pytest.mark.parametrize("stages", [0, 1, 2, 5])
+def test_arikan_is_the_kronecker_power_of_its_kernel(stages: int) -> None:
+    matrix = np.ones((1, 1), int)
+    for _ in range(stages):
+        matrix = np.kron(matrix, KERNEL)
+    identity = np.eye(2**stages, dtype=int)
+    assert (kernels.arikan(identity.copy()) == matrix).all()
+    assert (kernels.arikan_inverse(matrix.copy()) == identity).all()
+
+
+def test_arikan_wraps_and_unwraps() -> None:
+    x = np.random.default_rng(0).integers(0, 255, (16, 5), np.uint8)
+    assert (kernels.arikan_inverse(kernels.arikan(x.copy())) == x).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (70, 35)])
+def test_rotate_is_the_product_of_plain_rotations(n: int, k: int) -> None:
+    plan = rotations(n, k, seed=0)
+    for turns in (*plan.inward, *plan.outward):
+        matrix = kernels.rotate(np.eye(plan.size), turns)
+        np.testing.assert_allclose(matrix, oracles.dense_butterfly(turns), atol=1e-14)
+        np.testing.assert_allclose(matrix @ matrix.T, np.eye(plan.size), atol=1e-13)
+
+
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
+def test_folded_is_what_rotations_describes(n: int, k: int) -> None:
+    plan = PolarCode(n, k)._rotations
+    size, groups = plan.size, len(plan.inward)
+    data = np.random.default_rng(0).standard_normal((k, 4))
+    padded = np.concatenate([data, np.zeros((groups * size - k, 4))]).reshape(groups, size, 4)
+    added = sum(
+        oracles.dense_butterfly(turns) @ group for turns, group in zip(plan.inward, padded, strict=True)
+    )
+    stacked = np.concatenate(
+        [
+            oracles.dense_butterfly(turns) @ added[shuffle]
+            for turns, shuffle in zip(plan.outward, plan.shuffles, strict=True)
+        ]
+    )
+    expected = plan.scale[:, None] * stacked[plan.rows] + np.outer(plan.shift, data.sum(axis=0))
+    np.testing.assert_allclose(kernels.folded(data, plan), expected, atol=1e-12)
+
+
+def test_columns_do_not_see_each_other() -> None:
+    code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
+    whole = kernels.folded(data, code._rotations)
+    for column in range(9):
+        alone = kernels.folded(data[:, column : column + 1], code._rotations)
+        np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)
+
+
+@pytest.mark.parametrize("width", [0, 1, 64, 1000])
+@pytest.mark.parametrize("cores", [1, 2, 5])
+def test_tiles_cover_every_column_once(width: int, cores: int, monkeypatch) -> None:
+    monkeypatch.setattr(tiled, "available_cores", lambda: cores)
+    seen = np.zeros(width, int)
+
+    def count(columns: slice) -> None:
+        seen[columns] += 1
+
+    tiled.over_cores(count, list(tiled.tiles(width, 1 << 10, 8)))
+    assert (seen == 1).all()

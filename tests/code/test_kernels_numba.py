@@ -1,0 +1,95 @@
+"""The compiled kernel against numpy, and its own source interpreted."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from polarmap.code import kernels, kernels_numba, tiled
+from polarmap.code.polar import PolarCode
+
+SIZES = [(40, 30), (100, 37), (64, 32), (200, 100), (97, 72), (300, 260)]
+
+
+def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
+    out = np.full((code.n - code.k, data.shape[1]), np.nan)
+    tiled.rotation_parity(code._rotations, data, out, kernels_numba)
+    return out
+
+
+@pytest.mark.parametrize(("n", "k"), SIZES)
+@pytest.mark.parametrize("width", [1, 127, 128, 1100])
+def test_folded_is_numpys(n: int, k: int, width: int) -> None:
+    code = PolarCode(n, k)
+    data = np.random.default_rng(width).standard_normal((k, width))
+    expected = kernels.folded(data, code._rotations)
+    np.testing.assert_allclose(parity(code, data), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 4), (3, 5), (4, 4), (7, 50)])
+@pytest.mark.parametrize("width", [1, 255, 256, 1100])
+def test_combined_is_a_product(shape: tuple[int, int], width: int) -> None:
+    stream = np.random.default_rng(width)
+    weights, rows = stream.standard_normal(shape), stream.standard_normal((shape[1], width))
+    out = np.full((shape[0], width), np.nan)
+    tiled.product(weights, list(rows), out, kernels_numba)
+    np.testing.assert_allclose(out, weights @ rows, atol=1e-12)
+
+
+def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    code = PolarCode(40, 24)
+    stream = np.random.default_rng(0)
+    data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
+    expected, product = parity(code, data), np.empty((3, 40))
+    for name in ("_rotate", "_load", "folded", "_add_four", "combined"):
+        monkeypatch.setattr(kernels_numba, name, getattr(kernels_numba, name).py_func)
+    monkeypatch.setattr(kernels_numba, "_piece", piece)
+    np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)
+    tiled.product(weights, data, product, kernels_numba)
+    np.testing.assert_allclose(product, weights @ data, atol=1e-13)
+
+
+def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
+    """What kernels_numba._piece reads at an address, in plain Python."""
+    doubles = ctypes.c_double * (right - left)
+    return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))
+
+
+def test_rows_of_other_lengths_are_not_read_by_address() -> None:
+    with pytest.raises(ValueError, match="broadcast"):
+        tiled.product(np.ones((1, 2)), [np.ones(5), np.ones(3)], np.empty((1, 5)), kernels_numba)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
+@pytest.mark.parametrize("strided", [False, True])
+def test_decode_takes_the_compiled_path_for_any_rows(
+    dtype: str, strided: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tiled, "COMPILED_FROM_BYTES", 0)
+    code = PolarCode(100, 70)
+    data = np.random.default_rng(0).standard_normal((70, 600)).astype(dtype)
+    coded = np.repeat(code.encode(data), 2, axis=1)[:, ::2] if strided else code.encode(data)
+    decoded = code.decode({index: coded[index] for index in range(5, 90)})
+    tolerance = 1e-11 if np.finfo(dtype).bits == 64 else 1e-4
+    np.testing.assert_allclose(decoded, data, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
+@pytest.mark.parametrize("layout", ["rows", "list", "strided", "read-only"])
+def test_parity_takes_the_compiled_path_for_any_rows(
+    dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = PolarCode(300, 200)
+    data = np.random.default_rng(0).standard_normal((200, 500)).astype(dtype)
+    expected = code.coefficients @ data
+    rows = {
+        "rows": data,
+        "list": list(data),
+        "strided": np.repeat(data, 2, axis=1)[:, ::2],
+        "read-only": np.frombuffer(data.tobytes(), data.dtype).reshape(data.shape),
+    }[layout]
+    monkeypatch.setattr(tiled, "COMPILED_FROM_BYTES", 0)
+    tolerance = 1e-12 if data.dtype.itemsize >= (16 if dtype[0] == "c" else 8) else 1e-5
+    np.testing.assert_allclose(code.parity(rows), expected, atol=tolerance)

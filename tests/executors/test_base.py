@@ -1,0 +1,225 @@
+"""What every executor keeps to: a new one is one more line of EXECUTORS, with the faults it can bear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from plain import process_pool
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.clouds.limits import Worker
+from polarmap.code.uncoded import Uncoded
+from polarmap.executors import executor_of
+from polarmap.executors.base import Executor, Outcome, Payload, Run
+from polarmap.executors.private_folder import named_for_lithops
+from polarmap.worker.parts import Keep, Place, assemble, read_file
+
+N, ROWS, SUBTASKS = 6, 6, 3
+DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(N))
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+PATIENCE = 60.0
+NEVER = 600.0
+
+
+@contextmanager
+def dask() -> Iterator[Any]:
+    import distributed
+
+    sizes = {"n_workers": 1, "threads_per_worker": 8, "processes": False, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster,
+        cluster.get_client() as client,
+    ):
+        yield client.get_executor(pure=False)
+
+
+@contextmanager
+def functions() -> Iterator[Any]:
+    import lithops
+
+    with lithops.FunctionExecutor(config_file=str(YAML), runtime=named_for_lithops(), log_level=None) as fx:
+        yield fx
+
+
+class Kind(NamedTuple):
+    """How to come by what `coded_map(executor=)` takes, and which faults a test may inject there."""
+
+    choice: Callable[[], AbstractContextManager[Any]]
+    faults: frozenset[str] = frozenset({"raise", "garbage", "sleep", "kill", "exit"})
+
+
+SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where the workers are this process
+EXECUTORS = {
+    "replay": Kind(lambda: nullcontext(ReplayExecutor())),
+    "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
+    "processes": Kind(lambda: process_pool(4)),
+    "dask": Kind(dask, SURVIVABLE),
+    "localhost": Kind(lambda: nullcontext("localhost")),
+    "functions": Kind(functions),
+    "yaml": Kind(lambda: nullcontext(YAML)),
+}
+
+
+@pytest.fixture(params=EXECUTORS)
+def kind(request: pytest.FixtureRequest) -> Kind:
+    return EXECUTORS[request.param]
+
+
+@pytest.fixture
+def executor(kind: Kind) -> Iterator[Executor]:
+    with kind.choice() as choice:
+        yield executor_of(choice)
+
+
+def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> Payload:
+    return Payload(lambda block: 2 * block, BLOCKS, faults or {}, **more)
+
+
+def ended(run: Run, *tasks: int) -> dict[int, Outcome]:
+    """Task -> its outcome, of these; nothing else may end before."""
+    return {outcome.task: outcome for outcome in told(run, *tasks)}
+
+
+def told(run: Run, *tasks: int) -> list[Outcome]:
+    """All that is told until an attempt of each of these tasks has ended."""
+    outcomes: list[Outcome] = []
+    deadline = run.now() + PATIENCE
+    while {one.task for one in outcomes if one.over} != set(tasks):
+        assert run.now() < deadline
+        outcomes += run.wait(0.5)
+    return outcomes
+
+
+def assert_right(outcome: Outcome, attempt: int = 0) -> None:
+    assert (outcome.attempt, outcome.failure, outcome.structure) == (attempt, None, ("array",))
+    assert outcome.leaves is not None
+    np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
+
+
+def test_it_says_what_it_is(executor: Executor) -> None:
+    assert isinstance(executor, Executor)
+    assert executor.name
+    assert executor.worker is None or isinstance(executor.worker, Worker)
+
+
+def test_what_is_submitted_ends_and_nothing_else(executor: Executor) -> None:
+    with closing(executor.open(payload())) as run:
+        assert run.is_exhausted()
+        assert run.wait(0.0) == []
+        run.submit([4, 1])
+        assert not run.is_exhausted()
+        for outcome in ended(run, 1, 4).values():
+            assert_right(outcome)
+        assert run.is_exhausted()
+        assert run.running() == {}
+        run.submit([0])
+        assert_right(ended(run, 0)[0])
+
+
+def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: Executor) -> None:
+    kinds = dict(enumerate(sorted(kind.faults), start=1))
+    faults = {task: Fault(name, seconds=0.2) for task, name in kinds.items()}
+    with closing(executor.open(payload(faults))) as run:
+        run.submit(range(N))
+        outcomes = ended(run, *range(N))
+        for task, outcome in outcomes.items():
+            fault = kinds.get(task, "sleep")
+            if fault == "sleep":
+                assert_right(outcome)
+            elif fault == "garbage":
+                assert outcome.leaves is not None
+                assert outcome.leaves[0].shape == DATA[task].shape
+                assert not np.array_equal(outcome.leaves[0], 2 * DATA[task])
+            else:
+                assert outcome.failure is not None
+                assert outcome.failure.kind == ("raised" if fault == "raise" else "lost")
+        run.submit(list(kinds))
+        for outcome in ended(run, *kinds).values():
+            assert_right(outcome, attempt=1)
+        run.submit([0])
+        assert_right(ended(run, 0)[0], attempt=1)
+
+
+def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: Executor) -> None:
+    run = executor.open(payload({0: Fault("sleep", NEVER)}))
+    opened = run.now()
+    run.submit([0, 1])
+    assert_right(ended(run, 1)[1])
+    deadline = run.now() + PATIENCE
+    while 0 not in run.running():
+        assert run.now() < deadline
+        run.wait(0.02)
+    assert set(run.running()) == {0}
+    assert opened - 0.1 <= run.running()[0] <= run.now() + 0.1  # files have coarser clocks
+    assert not run.is_exhausted()
+    run.submit([0])
+    assert_right(ended(run, 0)[0], attempt=1)
+    run.close()
+    run.close()
+    assert run.running() == {}
+
+
+def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Executor) -> None:
+    executor.open(payload()).close()
+    for faults in ({0: Fault("raise", attempts=9)}, {}):
+        with closing(executor.open(payload(faults))) as run:
+            run.submit([0])
+            [outcome] = ended(run, 0).values()
+            assert outcome.attempt == 0
+            assert (outcome.failure is None) == (not faults)
+            run.submit([2])  # and is left at once
+
+
+def test_results_stay_where_the_payload_says(executor: Executor, tmp_path: Path) -> None:
+    keep = Keep(Place("folder", str(tmp_path)), "results/y", items=5)
+    with closing(executor.open(payload(keep=keep))) as run:
+        run.submit([0, 3])
+        for task, outcome in ended(run, 0, 3).items():
+            assert outcome.kept is not None
+            assert [part.size for part in outcome.kept.parts] == [40, 40, 16]
+            data = assemble(outcome.kept.parts, lambda part: read_file(str(tmp_path), part))
+            assert bytes(data) == (2 * DATA[task]).tobytes()
+
+
+def test_subtasks_are_told_piece_by_piece(executor: Executor) -> None:
+    with closing(executor.open(payload({1: Fault("sleep", 0.6)}, subtasks=SUBTASKS))) as run:
+        run.submit([0, 1])
+        outcomes = told(run, 0, 1)
+    for task in (0, 1):
+        found = np.zeros_like(DATA[task])
+        handed = [outcome for outcome in outcomes if outcome.task == task]
+        assert [outcome.over for outcome in handed] == [False] * (len(handed) - 1) + [True]
+        assert sorted(one for outcome in handed for one in outcome.subtasks) == [*range(SUBTASKS)]
+        for outcome in handed:
+            assert outcome.leaves is not None
+            for subtask, leaf in zip(outcome.subtasks, outcome.leaves, strict=True):
+                found[2 * subtask : 2 * subtask + 2] = leaf
+        np.testing.assert_array_equal(found, 2 * DATA[task])
+
+
+def test_every_replay_has_a_clock_of_its_own() -> None:
+    executor = executor_of(ReplayExecutor({0: 3.0}))
+    for _ in range(2):
+        with closing(executor.open(payload())) as run:
+            assert run.now() == 0.0
+            run.submit([0])
+            assert run.running() == {0: 0.0}
+            assert_right(ended(run, 0)[0])
+            assert run.now() == 3.0
+
+
+def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
+    inner = FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")})
+    with closing(executor_of(FaultyExecutor(inner, {1: Fault("kill")})).open(payload())) as run:
+        run.submit([0, 1, 2])
+        failures = {task: outcome.failure for task, outcome in ended(run, 0, 1, 2).items()}
+    kinds = {task: failure and failure.kind for task, failure in failures.items()}
+    assert kinds == {0: "raised", 1: "lost", 2: None}

@@ -1,0 +1,281 @@
+"""coded_matmul against numpy: every shape, dtype, layout; stragglers, dead workers, garbage."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.executors.private_folder import named_for_lithops
+from polarmap.linalg import layouts
+from polarmap.linalg.layouts import Cut, Layout
+
+STREAM = np.random.default_rng(0)
+A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
+DEAD = Fault("raise", attempts=9)
+# Of a grid 5 x 5 with 4 x 4 data tasks: two data tasks in one row, one in another, and parity tasks.
+LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
+GRID = {"method": "grid", "workers": (5, 5), "blocks": (4, 4)}
+
+
+def matmul(left: Any, right: Any, faults: Any = LOST, seconds: Any = None, **options: Any) -> Any:
+    executor = FaultyExecutor(ReplayExecutor(seconds), faults)
+    return coded_matmul(left, right, executor=executor, timeout=1000.0, **options)
+
+
+def matrix(shape: tuple[int, ...], dtype: str, seed: int = 1) -> np.ndarray:
+    stream = np.random.default_rng(seed)
+    if np.dtype(dtype).kind in "iu":
+        return stream.integers(0, 2**63, shape, dtype=np.uint64).astype(dtype)
+    made = stream.standard_normal(shape)
+    return (made + 1j * stream.standard_normal(shape) if dtype.startswith("c") else made).astype(dtype)
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    if expected.dtype.kind in "iu":
+        np.testing.assert_array_equal(found, expected)
+        return
+    assert np.abs(found - expected).max() <= rtol * np.abs(expected).max()
+
+
+# --- grids ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
+def test_a_grid_gives_numpys_product(dtype: str) -> None:
+    left, right = matrix((23, 17), dtype), matrix((17, 19), dtype, 2)
+    array, report = matmul(left, right, **GRID)
+    assert_close(array, left @ right, 1e-9 if dtype in ("float64", "complex128") else 1e-3)
+    assert report.recovered == (0, 1, 6) and report.code == "rotation grid 5 x 5"
+
+
+@pytest.mark.parametrize("right_dtype", ["int8", "int64", "uint8", "uint64", "int32"])
+@pytest.mark.parametrize("left_dtype", ["int8", "int64", "uint16", "uint64"])
+@pytest.mark.parametrize("method", ["grid", "rows", "columns"])
+def test_integers_are_exact_and_wrap_as_in_numpy(left_dtype: str, right_dtype: str, method: str) -> None:
+    left, right = matrix((11, 6), left_dtype), matrix((6, 9), right_dtype, 2)
+    workers: Any = (5, 5) if method == "grid" else 8
+    array, report = matmul(left, right, {1: DEAD}, method=method, workers=workers)
+    with np.errstate(over="ignore"):
+        assert_close(array, left @ right, 1e-9)
+    assert 1 in report.recovered
+
+
+def test_mixed_dtypes_are_as_precise_as_numpys() -> None:
+    pairs = [("int32", "float64"), ("float32", "float64"), ("complex64", "float64"), ("float64", "complex64")]
+    for left_dtype, right_dtype in pairs:
+        left, right = matrix((23, 17), left_dtype), matrix((17, 19), right_dtype, 2)
+        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+            assert_close(matmul(left, right, {1: DEAD}, **options).array, left @ right, 1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.tuples(*[st.integers(1, 12)] * 3),
+    data=st.data(),
+    lost=st.integers(0, 1000),
+)
+def test_products_of_any_shape(shape: tuple[int, int, int], data: st.DataObject, lost: int) -> None:
+    m, inner, n = shape
+    left, right = matrix((m, inner), "float64"), matrix((inner, n), "float64", 2)
+    k = data.draw(st.integers(1, m)), data.draw(st.integers(1, n))
+    workers = k[0] + data.draw(st.integers(1, 3)), k[1] + data.draw(st.integers(1, 3))
+    faults = {lost % (k[0] * k[1]): DEAD}
+    array, report = matmul(left, right, faults, blocks=k, workers=workers, rtol=1e-7)
+    assert_close(array, left @ right, 1e-7)
+    assert (report.n, report.k) == (workers[0] * workers[1], k[0] * k[1])
+    for method, side in (("rows", 0), ("columns", 1)):
+        sizes = {"blocks": k[side], "workers": workers[side]}
+        found = matmul(left, right, {lost % k[side]: DEAD}, method=method, rtol=1e-7, **sizes)
+        assert_close(found.array, left @ right, 1e-7)
+
+
+def test_a_grid_is_done_as_soon_as_lines_decode_each_other() -> None:
+    """Of a 3 x 3 grid with 2 x 2 data blocks, four tasks in a chain determine all."""
+    chain = [(0, 0), (0, 2), (2, 0), (1, 2)]
+    places = {
+        (0, 0): 0,
+        (0, 1): 1,
+        (1, 0): 2,
+        (1, 1): 3,
+        (0, 2): 4,
+        (1, 2): 5,
+        (2, 0): 6,
+        (2, 1): 7,
+        (2, 2): 8,
+    }
+    seconds = dict.fromkeys(range(9), math.inf) | {places[cell]: 1.0 for cell in chain}
+    array, report = matmul(A, B, {}, seconds, blocks=(2, 2), workers=(3, 3))
+    assert_close(array, A @ B, 1e-9)
+    assert report.needed == 4 and report.recovered == (1, 2, 3)
+
+
+def test_too_few_results() -> None:
+    with pytest.raises(NotDecodableError):
+        matmul(A, B, dict.fromkeys([0, 1, 4, 5], DEAD), blocks=(4, 4), workers=(5, 5))
+
+
+# --- vectors, one side, choice ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["auto", "rows", "columns"])
+def test_vectors_as_in_numpy(method: str) -> None:
+    if method != "columns":
+        assert_close(matmul(A, B[:, 0], {1: DEAD}, method=method, workers=8).array, A @ B[:, 0], 1e-9)
+    if method != "rows":
+        assert_close(matmul(A[0], B, {1: DEAD}, method=method, workers=8).array, A[0] @ B, 1e-9)
+    assert_close(matmul(A[:1], B, {0: DEAD}, workers=8).array, A[:1] @ B, 1e-9)
+    assert_close(matmul(A, B[:, :1], {0: DEAD}, workers=8).array, A @ B[:, :1], 1e-9)
+
+
+def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
+    import h5py
+
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        left, right = file.create_dataset("a", data=A), file.create_dataset("b", data=B)
+        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+            assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
+    assert_close(matmul(A.tolist(), B.tolist(), **GRID).array, A @ B, 1e-9)
+    places = {"blocks": 3, "workers": 5, "storage": tmp_path, "progress": False}
+    left, right = encode(A, name="a", **places), encode(B, name="b", **places)
+    for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+        assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
+
+
+def test_choice_is_the_cheapest_by_the_formula() -> None:
+    def values(rows: float, columns: float, m: int, inner: int, n: int) -> float:
+        m, n = m / rows, n / columns
+        return 8 * (m * inner + inner * n + m * n) / 5e7 + m * inner * n / 1e10
+
+    for shape in [(10_000, 10_000, 10_000), (100_000, 500, 20), (20, 500, 100_000), (50, 10**6, 50)]:
+        chosen = layouts.choose("auto", shape, None, 32, 8)
+        found = layouts.seconds(chosen, shape, 8)
+        sides = chosen.rows.k if chosen.rows else 1, chosen.columns.k if chosen.columns else 1
+        assert math.isclose(found, values(*sides, *shape))
+        assert found <= min(values(min(24, shape[0]), 1, *shape), values(1, min(24, shape[2]), *shape))
+        assert found <= layouts.seconds(layouts.choose("grid", shape, None, 32, 8), shape, 8)
+    assert layouts.choose("auto", (100_000, 500, 20), None, 32, 8) == Layout(Cut(24, 32), None)
+    assert layouts.choose("auto", (20, 500, 100_000), None, 32, 8) == Layout(None, Cut(24, 32))
+    grid = layouts.choose("auto", (10_000, 10_000, 10_000), None, 32, 8)
+    assert grid.rows and grid.columns and grid.rows.n * grid.columns.n <= 32
+
+
+def test_sizes_left_open_are_filled_in() -> None:
+    shape = (100, 100, 100)
+    assert layouts.choose("rows", shape, None, None, 8) == Layout(Cut(24, 32), None)
+    assert layouts.choose("rows", shape, 6, None, 8) == Layout(Cut(6, 8), None)
+    assert layouts.choose("columns", shape, None, 8, 8) == Layout(None, Cut(6, 8))
+    assert layouts.choose("auto", shape, (7, 3), None, 8) == Layout(Cut(7, 8), Cut(3, 4))
+    assert layouts.choose("grid", shape, None, (8, 16), 8) == Layout(Cut(7, 8), Cut(14, 16))
+    assert layouts.choose("grid", (3, 9, 2), None, (8, 16), 8) == Layout(Cut(3, 4), Cut(2, 4))
+
+
+# --- misfortunes ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int64"])
+def test_garbage_is_found_and_left_out(dtype: str) -> None:
+    left, right = matrix((20, 8), dtype), matrix((8, 20), dtype, 2)
+    faults = {2: DEAD, 1: Fault("garbage", attempts=9)}
+    seconds = {0: 2.0}  # late, so that there is something to decode when the surplus has arrived
+    array, report = matmul(left, right, faults, seconds, blocks=(3, 3), workers=(5, 5), verify=True)
+    assert_close(array, left @ right, 1e-9)
+    assert report.indices("failed") == [1, 2]
+    assert "contradicts" in report.tasks[1].failures[0]
+
+
+def test_garbage_that_cannot_be_located_is_an_error() -> None:
+    faults = {2: DEAD, 3: Fault("garbage", attempts=9), 5: Fault("garbage", attempts=9)}
+    with pytest.raises(NotLinearError, match="a product of two blocks"):
+        matmul(A, B, faults, blocks=(2, 2), workers=(3, 3), retries=0, verify=True)
+
+
+def test_a_thread_pool() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        for options in (GRID, {"method": "rows"}, {"method": "columns"}):
+            assert_close(coded_matmul(A, B, executor=pool, timeout=60, **options).array, A @ B, 1e-9)
+
+
+def test_stragglers_and_dead_processes_on_localhost() -> None:
+    executor = FaultyExecutor("localhost", {0: Fault("sleep", 60), 5: Fault("kill")})
+    array, report = coded_matmul(A, B, executor=executor, timeout=60, **GRID)
+    assert_close(array, A @ B, 1e-9)
+    assert report.tasks[0].arrived is None and 0 in report.recovered
+
+
+def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None:
+    import lithops
+
+    config = {
+        "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
+        "localhost": {"version": 1, "runtime": named_for_lithops(), "worker_processes": 3},
+    }
+    with lithops.FunctionExecutor(config=config, log_level=None) as functions:
+        storage, put, keys = functions.storage, functions.storage.put_object, []
+        storage.put_object = lambda bucket, key, body: keys.append(key) or put(bucket, key, body)
+        executor = FaultyExecutor(functions, {1: Fault("kill")})
+        product = coded_matmul(A, B, blocks=(2, 2), workers=(3, 3), executor=executor, timeout=60)
+        assert_close(product.array, A @ B, 1e-9)
+        assert len([key for key in keys if "/block/" in key]) == 3 + 3
+        assert storage.list_keys(storage.bucket, "polarmap") == []
+
+
+# --- what is refused -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "message"),
+    [
+        (A, A, r"A of shape \(23, 17\) and B of shape \(23, 17\) do not match: 17 columns against 23 rows"),
+        (A[0], B[:, 0], "A and B are both vectors"),
+        (A[None], B, r"A must be a matrix with rows and columns, not of shape \(1, 23, 17\)"),
+        (A, np.ones((17, 0)), r"B must be a matrix with rows and columns, not of shape \(17, 0\)"),
+        (A, 3.0, r"not of shape \(\)"),
+        (A > 0, B, "A has dtype bool"),
+        (A, np.array([["x"]] * 17), "B has dtype <U1"),
+        (scipy.sparse.eye_array(17).tocsr(), B, "A is a sparse csr_array"),
+        (A, np.ma.array(B), "B is a masked array"),
+    ],
+)
+def test_factors_that_cannot_be(left: Any, right: Any, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        coded_matmul(left, right)
+
+
+@pytest.mark.parametrize("options", [GRID, {"method": "rows"}, {"method": "columns"}])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_nan_and_inf_are_refused(options: Any, value: float) -> None:
+    for left, right in [(np.full((23, 17), value), B), (A, np.full((17, 19), value))]:
+        with pytest.raises(CodeError, match="NaN or inf"):
+            matmul(left, right, {}, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "magic"}, "method must be 'auto', 'rows', 'columns' or 'grid', not 'magic'"),
+        ({"method": "rows", "blocks": (2, 2)}, r"codes one factor: blocks must be an integer, not \(2, 2\)"),
+        ({"method": "rows", "blocks": 24}, "24 blocks are more than the 23 rows"),
+        ({"method": "columns", "blocks": 20}, "20 blocks are more than the 19 columns"),
+        ({"blocks": (24, 2)}, "24 blocks are more than the 23 rows"),
+        ({"method": "grid", "blocks": 4}, r"blocks of a grid must be a pair \(for A, for B\), not 4"),
+        ({"workers": (4, 4, 4)}, "workers of a grid must be a pair"),
+        ({"method": "grid", "workers": 3}, "at least 2 x 2 tasks, not workers=3"),
+        ({"workers": (4, 1)}, "1 workers leave no parity for 1 blocks of columns"),
+        ({"method": "rows", "blocks": 4, "workers": 4}, "4 workers leave no parity for 4 blocks of rows"),
+        ({"workers": 0}, "workers must be a positive integer, not 0"),
+        ({"method": "grid", "code": "fountain"}, "code must be"),
+    ],
+)
+def test_options_that_cannot_be(options: Any, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        coded_matmul(A, B, **options)

@@ -1,0 +1,206 @@
+"""coded_map(deadline=...): what is exact stays so, the rest is estimated with an honest error."""
+
+from __future__ import annotations
+
+import math
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap import EvaluationCode, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap.code.estimation import estimator
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.run import trusted
+from tests.plain import arriving
+
+EPS = float(np.finfo(float).eps)
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    trusted.forget()
+
+
+def scattered(k: int, width: int, seed: int = 0) -> np.ndarray:
+    """Blocks around a common mean that is far larger than their scatter."""
+    rng = np.random.default_rng(seed)
+    return 10 * rng.standard_normal(width) + rng.standard_normal((k, width))
+
+
+def identity(block: np.ndarray) -> np.ndarray:
+    return block
+
+
+# --- the estimator, against the conditional mean of a normal distribution -----------------------
+
+
+@pytest.mark.parametrize(("n", "k", "kernel"), [(5, 3, "rotation"), (6, 4, "rotation"), (6, 4, "arikan")])
+def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, kernel: str) -> None:
+    code = PolarCode(n, k, kernel=kernel)
+    generator = np.concatenate([np.eye(k), code.coefficients])
+    for count in range(1, n):
+        for arrived in combinations(range(n), count):
+            how = estimator(code, np.isin(np.arange(n), arrived), EPS)
+            np.testing.assert_allclose(how.weights.sum(axis=1), 1, atol=1e-9)
+            rows, cross = generator[list(arrived)], generator[how.missing]
+            gain = cross @ np.linalg.pinv(rows, rcond=1e-9)  # E[missing | received], mean zero
+            centred = np.eye(count) - 1 / count
+            expected = gain @ centred + 1 / count
+            np.testing.assert_allclose(how.weights @ rows, expected @ rows, atol=1e-7)
+            deviations = np.eye(k)[how.missing] - how.weights @ rows
+            variance = (deviations**2).sum(axis=1)
+            np.testing.assert_allclose(how.errors[variance < 1e-12], 0)
+
+
+@given(seed=st.integers(0, 999), count=st.integers(1, 7))
+@settings(deadline=None, max_examples=60)
+def test_what_is_determined_is_exact(seed: int, count: int) -> None:
+    code = PolarCode(8, 5, kernel="arikan")
+    data = scattered(5, 6, seed)
+    coded = code.encode(data)
+    arrived = np.isin(np.arange(8), np.random.default_rng(seed).permutation(8)[:count])
+    how = estimator(code, arrived, EPS)
+    estimates = how.weights @ coded[arrived]
+    exact = how.errors == 0
+    np.testing.assert_allclose(estimates[exact], data[how.missing[exact]], rtol=1e-6)
+    if code.decodable(arrived, exact=False):
+        assert exact.all()
+
+
+# --- coded_map ---------------------------------------------------------------------------------
+
+
+def test_estimates_at_the_deadline_come_with_their_error() -> None:
+    blocks = list(scattered(12, 4000))
+    arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine of twelve that it takes
+    executor = arriving(arrived, 16, step=0.01)
+    result = coded_map(identity, blocks, workers=16, executor=executor, deadline=5)
+    report = result.report
+    assert report.seconds == 5
+    assert report.verified == "no"
+    assert report.estimated == (7, 8, 9, 10, 11)
+    assert report.recovered == ()
+    assert report.errors[:7] == (0.0,) * 7
+    scale = np.sqrt(np.mean(np.square(blocks)))
+    for index, (one, block) in enumerate(zip(result, blocks)):
+        off = np.sqrt(np.mean((one - block) ** 2)) / scale
+        if index < 7:
+            assert off == 0
+        else:
+            assert off == pytest.approx(report.errors[index], rel=0.25)
+    assert "estimated: 7, 8, 9, 10, 11" in str(report)
+
+
+def test_parity_improves_on_the_mean() -> None:
+    blocks = list(scattered(12, 4000))
+    few = coded_map(identity, blocks, workers=16, executor=arriving(range(8), 16), deadline=5)
+    more = coded_map(identity, blocks, workers=16, executor=arriving([*range(8), 13, 14], 16), deadline=5)
+    assert max(more.report.errors) < max(few.report.errors)
+    off = [np.mean([(y[i] - blocks[i]) ** 2 for i in range(8, 12)]) for y in (few, more)]
+    assert off[1] < off[0]
+
+
+def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
+    blocks = list(scattered(6, 5))
+    result = coded_map(identity, blocks, workers=8, executor=arriving(range(1, 8), 8), deadline=50)
+    assert result.report.errors == result.report.estimated == ()
+    assert result.report.recovered == (0,)
+    assert result.report.verified == "parity"
+    np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
+
+
+def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
+    blocks = list(scattered(6, 5))
+    executor = ReplayExecutor({0: math.inf, 7: 9.0})
+    result = coded_map(identity, blocks, workers=8, executor=executor, deadline=1.05, verify=True)
+    assert result.report.estimated == ()
+    np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
+
+
+def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
+    blocks = list(scattered(6, 50))
+    faults = {i: Fault("raise", attempts=99) for i in range(3)}
+    executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
+    result = coded_map(identity, blocks, workers=8, executor=executor, deadline=5)
+    assert result.report.estimated == (0, 1, 2)
+    assert result.report.indices("failed") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["i4", "f4", "c16"])
+def test_structures_and_dtypes_are_kept(dtype: str) -> None:
+    blocks = [(100 * block).astype(dtype) for block in scattered(6, 8)]
+
+    def f(block: np.ndarray) -> dict[str, Any]:
+        return {"twice": 2 * block, "sum": block.sum()}
+
+    result = coded_map(f, blocks, workers=8, executor=arriving([0, 1, 2, 7], 8), deadline=5)
+    exact = f(blocks[5])
+    assert result[5]["twice"].dtype == exact["twice"].dtype
+    assert type(result[5]["sum"]) is type(exact["sum"])
+    assert np.abs(result[5]["twice"] - exact["twice"]).mean() < 0.5 * np.abs(exact["twice"]).mean()
+
+
+def test_a_single_result_is_the_estimate_of_all() -> None:
+    blocks = list(scattered(4, 5))
+    result = coded_map(identity, blocks, workers=6, executor=arriving([2], 6), deadline=5)
+    for one in result:
+        np.testing.assert_allclose(one, blocks[2])
+    assert result.report.estimated == (0, 1, 3)
+    assert min(result.report.errors[i] for i in (0, 1, 3)) > 0.5
+
+
+def test_no_result_at_all_is_an_error() -> None:
+    with pytest.raises(CodedTimeoutError, match="no result arrived within the deadline of 2 s"):
+        coded_map(identity, np.eye(6), blocks=6, executor=arriving([], 8), deadline=2)
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN")
+def test_nan_is_an_error() -> None:
+    blocks = scattered(6, 5)
+    blocks[3] = np.nan
+    with pytest.raises(NotDecodableError, match="NaN or inf"):
+        coded_map(identity, list(blocks), workers=8, executor=arriving(range(1, 8), 8), deadline=9)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"deadline": 0}, "deadline must be a positive number"),
+        ({"deadline": "soon"}, "deadline must be a positive number"),
+        ({"deadline": 1, "degree": 2}, "not with degree"),
+        ({"deadline": 1, "private": 1}, "not with degree, private"),
+        ({"deadline": 1, "code": EvaluationCode(12, 4, 2), "blocks": 4}, "not with degree"),
+    ],
+)
+def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        coded_map(identity, np.eye(24), executor=ReplayExecutor(), **options)
+
+
+# --- gradient descent on estimates -------------------------------------------------------------
+
+
+def test_gradient_descent_with_estimated_gradients_converges() -> None:
+    """Least squares on blocks [A_i' A_i, A_i' b_i]; in every step 7 of 16 workers miss the deadline."""
+    rng = np.random.default_rng(0)
+    A = rng.standard_normal((12, 100, 10))
+    b = A @ rng.standard_normal(10) + 0.1 * rng.standard_normal((12, 100))
+    best = np.linalg.lstsq(A.reshape(-1, 10), b.ravel(), rcond=None)[0]
+    blocks = [np.column_stack([one.T @ one, one.T @ two]) for one, two in zip(A, b)]
+    w, estimated = np.zeros(10), 0
+    for turn in range(60):
+        late = dict.fromkeys(rng.permutation(16)[:7].tolist(), math.inf)
+
+        def gradient(block: np.ndarray, w: np.ndarray = w) -> np.ndarray:
+            return block[:, :-1] @ w - block[:, -1]
+
+        parts = coded_map(gradient, blocks, workers=16, executor=ReplayExecutor(late), deadline=2)
+        assert parts.report.seconds <= 2
+        estimated += len(parts.report.estimated)
+        w = w - sum(parts) / (1200 * (1 + turn / 20))
+    assert estimated > 200
+    assert np.linalg.norm(w - best) < 2e-3 * np.linalg.norm(best)

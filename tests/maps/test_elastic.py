@@ -1,0 +1,176 @@
+"""Workers join and vanish during a map: never a wrong answer, no work done again that was done."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import queue
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from plain import assert_same, cut
+
+from polarmap import coded_map
+from polarmap.errors import NotDecodableError
+from polarmap.run import trusted
+
+N, K = 8, 6
+DATA = np.random.default_rng(0).standard_normal((4 * K, 5))
+BLOCKS = cut(DATA, K)
+SPAWN = multiprocessing.get_context("spawn")
+PATIENCE = 100.0
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left() -> Iterator[None]:
+    trusted.forget()
+    before = set(Path(tempfile.gettempdir()).glob("polarmap-*"))
+    yield
+    trusted.forget()
+    assert set(Path(tempfile.gettempdir()).glob("polarmap-*")) == before
+
+
+class ElasticPool(Executor):
+    """One process for each worker; workers are added and killed while tasks run."""
+
+    def __init__(self) -> None:
+        self._tasks: queue.Queue[Any] = queue.Queue()
+        self._workers: list[tuple[ProcessPoolExecutor, threading.Thread]] = []
+
+    def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self._tasks.put((future, partial(call, *arguments, **named)))
+        return future
+
+    def join(self) -> None:
+        """One worker more."""
+        process = ProcessPoolExecutor(1, mp_context=SPAWN)
+        thread = threading.Thread(target=self._work, args=(process,))
+        self._workers.append((process, thread))
+        thread.start()
+
+    def vanish(self, process: int) -> None:
+        """The worker with this process dies in the middle of what it does."""
+        os.kill(process, signal.SIGKILL)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        for _ in self._workers:
+            self._tasks.put(None)
+        for process, thread in self._workers:
+            thread.join()
+            process.shutdown()
+
+    def _work(self, process: ProcessPoolExecutor) -> None:
+        while (task := self._tasks.get()) is not None:
+            future, call = task
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(process.submit(call).result())
+            except Exception as error:
+                future.set_exception(error)
+                return  # this worker is no more
+
+
+def noted(folder: Path, block: np.ndarray) -> np.ndarray:
+    """A copy, made when the folder says so; who makes it is written down."""
+    name = f"{block[0, 0]}-{os.getpid()}"
+    (folder / f"begun-{name}").touch()
+    while not (folder / "open").exists():
+        time.sleep(0.01)
+    (folder / f"done-{name}").touch()
+    return block.copy()
+
+
+def found(folder: Path, kind: str, count: int) -> list[str]:
+    """The names of so many notes, once there are that many."""
+    while len(names := sorted(path.name for path in folder.glob(f"{kind}-*"))) < count:
+        time.sleep(0.01)
+    return names
+
+
+def test_workers_that_vanish_and_join_during_a_map(tmp_path: Path) -> None:
+    pool = ElasticPool()
+    for _ in range(2):
+        pool.join()
+
+    def events() -> None:
+        first = found(tmp_path, "begun", 2)
+        for _ in range(3):
+            pool.join()
+        found(tmp_path, "begun", 5)
+        pool.vanish(int(first[0].rpartition("-")[2]))
+        (tmp_path / "open").touch()
+
+    director = threading.Thread(target=events)
+    director.start()
+    options = {"blocks": K, "workers": N, "timeout": PATIENCE, "executor": pool}
+    with pool:
+        result = coded_map(partial(noted, tmp_path), DATA, **options)
+        director.join()
+    assert_same(result, BLOCKS, 1e-11)
+    assert any("BrokenProcessPool" in text for task in result.report.tasks for text in task.failures)
+    once = [name.split("-", 1)[1].rpartition("-")[0] for name in found(tmp_path, "done", K)]
+    assert len(once) == len(set(once))  # nothing that was done has been done again
+
+
+def test_a_pool_of_which_nothing_remains_is_one_clear_error(tmp_path: Path) -> None:
+    pool = ElasticPool()
+    pool.join()
+
+    def events() -> None:
+        [only] = found(tmp_path, "begun", 1)
+        pool.vanish(int(only.rpartition("-")[2]))
+
+    director = threading.Thread(target=events)
+    director.start()
+    options = {"blocks": K, "workers": N, "timeout": 15.0, "executor": pool}
+    with pool, pytest.raises((NotDecodableError, TimeoutError), match="0 of 6 needed results"):
+        coded_map(partial(noted, tmp_path), DATA, **options)
+    director.join()
+
+
+def fatal(corners: tuple[float, ...], folder: Path, block: np.ndarray) -> np.ndarray:
+    """A copy; the process dies of these blocks."""
+    if block[0, 0] in corners:
+        os.kill(os.getpid(), signal.SIGKILL)
+    (folder / f"done-{block[0, 0]}-{os.getpid()}").touch()
+    return block.copy()
+
+
+def children() -> set[int]:
+    """Processes of ours; the resource tracker of the stdlib stays for all."""
+    own = psutil.Process().children(recursive=True)
+    return {one.pid for one in own if "resource_tracker" not in " ".join(one.cmdline())}
+
+
+def test_a_pool_whose_processes_die_again_and_again(tmp_path: Path) -> None:
+    """Two blocks kill whoever takes them; the pool of the stdlib breaks at the first."""
+    corners = (float(BLOCKS[1][0, 0]), float(BLOCKS[4][0, 0]))
+    before = children()
+    with ProcessPoolExecutor(3, mp_context=SPAWN) as pool:
+        options = {"blocks": K, "workers": N, "timeout": PATIENCE, "executor": pool, "verify": False}
+        result = coded_map(partial(fatal, corners, tmp_path), DATA, **options)
+    assert_same(result, BLOCKS, 1e-11)
+    assert result.report.recovered == (1, 4)
+    assert children() <= before
+
+
+def test_more_deaths_than_parity_are_one_clear_error(tmp_path: Path) -> None:
+    corners = tuple(float(block[0, 0]) for block in BLOCKS[:3])
+    before = children()
+    with ProcessPoolExecutor(3, mp_context=SPAWN) as pool:
+        options = {"blocks": K, "workers": N, "timeout": PATIENCE, "executor": pool}
+        with pytest.raises(NotDecodableError, match=r"5 of 6 needed results.*3 tasks: WorkerLost: Broken"):
+            coded_map(partial(fatal, corners, tmp_path), DATA, **options)
+    assert children() <= before

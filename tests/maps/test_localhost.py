@@ -1,0 +1,319 @@
+"""The real thing: Lithops on localhost, with workers that sleep, die and lie."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import textwrap
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
+from polarmap.executors.private_folder import named_for_lithops
+
+A = np.random.default_rng(0).standard_normal((480, 16))
+x = np.linspace(-1, 1, 16)
+NEVER = 600.0  # seconds that no test would survive
+
+
+def times(vector):
+    """f by value: workers need not import this module, and pytest with it, for every task."""
+    return lambda block: block @ vector
+
+
+times_x = times(x)
+
+
+def leftovers() -> set[str]:
+    """Files below the temporary folder that are not what stays until exit, nor Lithops' shared folder."""
+    root = Path(tempfile.gettempdir())
+    kept = {"python", "paths", "localhost-runner.log"}
+    return {
+        str(path)
+        for path in root.rglob("*")
+        if path.is_file()
+        and path.name not in kept
+        and not path.is_relative_to(SHARED)
+        and "pytest-of" not in str(path)
+    }
+
+
+SHARED = Path(tempfile.gettempdir()) / f"lithops-{os.environ.get('USER', 'root')}"
+
+
+def children() -> list[str]:
+    """Command lines of runners and workers of ours; one that is just dying counts until it is gone."""
+    lines = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            lines.append(" ".join(child.cmdline()))
+        except psutil.Error:  # a zombie, or gone by now
+            continue
+    return [line for line in lines if "runner" in line]
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays():
+    before = leftovers()
+    yield
+    assert leftovers() - before == set()
+    wait_until(lambda: children() == [], seconds=5)
+
+
+def test_without_stragglers_the_results_are_those_of_map():
+    y = polarmap.coded_map(times_x, A, blocks=24, workers=32)
+    plain = [times_x(block) for block in np.split(A, 24)]
+    for index in range(24):
+        if index in y.report.recovered:
+            np.testing.assert_allclose(y[index], plain[index], rtol=1e-12, atol=1e-12)
+        else:
+            np.testing.assert_array_equal(y[index], plain[index])
+    assert y.report.executor == "localhost"
+
+
+def test_sleeping_killed_exiting_and_raising_workers_are_erasures():
+    faults = {
+        0: Fault("sleep", NEVER),
+        3: Fault("sleep", NEVER),
+        7: Fault("kill"),
+        9: Fault("exit"),
+        11: Fault("raise"),
+    }
+    y = polarmap.coded_map(
+        times_x, A, blocks=24, workers=32, executor=FaultyExecutor("localhost", faults), timeout=60
+    )
+    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
+    assert set(faults) <= set(y.report.recovered)
+    assert {0, 3} <= set(y.report.indices("abandoned"))
+    assert {task.index for task in y.report.tasks if task.failures} == {7, 9, 11}
+    assert "SIGKILL" in str(y.report)
+
+
+def test_more_sleepers_than_slots_do_not_starve_the_queue():
+    sleepers = {index: Fault("sleep", NEVER) for index in range(8)}
+    y = polarmap.coded_map(
+        times_x, A, blocks=24, workers=32, executor=FaultyExecutor("localhost", sleepers), timeout=60
+    )
+    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-10)
+    assert y.report.recovered == tuple(range(8))
+
+
+def test_a_killed_job_is_started_again(tmp_path):
+    flag = tmp_path / "killed"
+
+    def f(block):
+        try:
+            flag.touch(exist_ok=False)
+        except FileExistsError:
+            return block @ x
+        os.killpg(os.getpgrp(), signal.SIGKILL)
+
+    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=60)
+    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
+
+
+def test_failing_everywhere_is_said_at_once_with_the_cause():
+    def f(block):
+        raise ZeroDivisionError("no such thing")
+
+    with pytest.raises(NotDecodableError, match="ZeroDivisionError: no such thing") as caught:
+        polarmap.coded_map(f, A, blocks=24, workers=32, timeout=60)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_a_function_that_cannot_travel_is_refused():
+    lock = threading.Lock()
+    with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
+        polarmap.coded_map(lambda block: (lock, block)[1], A)
+
+
+def test_too_many_failures_are_counted():
+    faults = {index: Fault("kill", attempts=9) for index in range(4)}
+    with pytest.raises(NotDecodableError, match=r"of 6 needed results.*SIGKILL"):
+        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+
+
+def test_a_failed_task_is_tried_again_when_its_result_is_needed():
+    faults = {index: Fault("kill") for index in range(4)}
+    y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
+
+
+def test_timeout_says_what_arrived():
+    faults = {index: Fault("sleep", NEVER) for index in range(4)}
+    with pytest.raises(CodedTimeoutError, match=r"4 of 6 needed results arrived within 4 s, 4 tasks"):
+        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=4)
+
+
+def test_nested_blocks_and_results_travel_as_objects_of_any_size():
+    blocks = [{"a": np.full((50, 300), i, "f4"), "b": (np.arange(3) + i,)} for i in range(6)]
+
+    def f(block):
+        return {"big": block["a"] * 2, "small": block["b"][0].sum()}
+
+    y = polarmap.coded_map(f, blocks, workers=8, executor=FaultyExecutor(None, {1: Fault("kill")}))
+    for index, result in enumerate(y):
+        np.testing.assert_allclose(result["big"], blocks[index]["a"] * 2, rtol=1e-5, atol=1e-5)
+        assert result["small"] == 3 + 3 * index
+
+
+def test_integers_are_exact():
+    data = np.random.default_rng(1).integers(-(2**40), 2**40, (60, 5))
+    y = polarmap.coded_map(
+        lambda block: block @ np.arange(5),
+        data,
+        blocks=12,
+        workers=20,
+        executor=FaultyExecutor(None, {0: Fault("kill"), 5: Fault("exit")}),
+    )
+    np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))
+
+
+def test_yaml_configuration_and_the_callers_own_executor():
+    yaml = Path(__file__).parents[2] / "config" / "localhost.yaml"
+    y = polarmap.coded_map(
+        times_x, A, blocks=6, workers=8, executor=FaultyExecutor(yaml, {1: Fault("kill")}), timeout=60
+    )
+    np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
+
+
+def test_a_function_executor_stays_the_callers():
+    import lithops
+
+    yaml = Path(__file__).parents[2] / "config" / "localhost.yaml"
+    with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
+        for _ in range(2):
+            y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=fx, timeout=60)
+            np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
+        assert fx.get_result(fx.map(lambda n: n + 1, [1, 2], timeout=30)) == [2, 3]
+        assert not [key for key in fx.storage.list_keys(fx.storage.bucket) if key.startswith("polarmap")]
+
+
+def test_configurations_that_cannot_be_used(tmp_path):
+    with pytest.raises(ExecutorError, match="there is no Lithops configuration"):
+        polarmap.coded_map(times_x, A, executor=tmp_path / "none.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("lithops: {backend: nowhere}\n")
+    with pytest.raises(ExecutorError, match=r"broken\.yaml"):
+        polarmap.coded_map(times_x, A, executor=broken)
+
+
+def test_rounds_leave_no_thread_and_no_file_descriptor():
+    def round_() -> tuple[int, int]:
+        faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
+        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+        return threading.active_count(), psutil.Process().num_fds()
+
+    round_()
+    first = round_()
+    for _ in range(8):
+        last = round_()
+    assert last[0] <= first[0]
+    assert last[1] <= first[1]
+
+
+SCRIPT = """
+import numpy as np, polarmap, sys
+from polarmap import Fault, FaultyExecutor
+faults = {{i: Fault("sleep", 600) for i in range({sleepers})}}
+if {sleepers} > 8:
+    print("started", flush=True)
+y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=24, workers=32,
+                       executor=FaultyExecutor("localhost", faults))
+print("done", round(y.concatenate().sum()), flush=True)
+"""
+
+
+def run_script(tmp_path: Path, sleepers: int) -> tuple[subprocess.Popen[str], Path]:
+    """A driver in a process of its own, with a temporary folder of its own."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT).format(sleepers=sleepers))
+    process = subprocess.Popen(
+        [sys.executable, str(script)],
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    return process, temporary
+
+
+def workers_of(folder: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get("TMPDIR", "").startswith(str(folder)):
+                found.append(process)
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
+            pass
+    return found
+
+
+def wait_until(condition, seconds: float = 30.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.02)
+
+
+def assert_nothing_runs_or_lies_in(folder: Path) -> None:
+    wait_until(lambda: workers_of(folder) == [])
+    assert [path for path in folder.rglob("*") if path.is_file()] == []
+
+
+def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
+    process, temporary = run_script(tmp_path, sleepers=2)
+    out, err = process.communicate(timeout=60)
+    assert out.startswith("done 384")
+    assert err == ""
+    assert_nothing_runs_or_lies_in(temporary)
+
+
+def sleepers_claimed(temporary: Path) -> bool:
+    return len(list(temporary.glob("polarmap-*/claims/*/*"))) >= 9
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
+def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
+    process, temporary = run_script(tmp_path, sleepers=20)
+    wait_until(lambda: sleepers_claimed(temporary))
+    began = time.monotonic()
+    process.send_signal(number)
+    _, err = process.communicate(timeout=20)
+    if number == signal.SIGINT:
+        assert time.monotonic() - began < 5
+        assert process.returncode in (-signal.SIGINT, 1)  # Python's own two ways to end by Ctrl-C
+    assert "Exception ignored" not in err
+    assert_nothing_runs_or_lies_in(temporary)
+
+
+def test_a_worker_needs_no_polarmap():
+    import cloudpickle
+
+    from polarmap.executors.lithops import pickled_by_value
+    from polarmap.worker import run_task
+
+    with pickled_by_value(), pickled_by_value():
+        pass
+    assert not cloudpickle.list_registry_pickle_by_value()
+    with pickled_by_value():
+        payload = cloudpickle.dumps(run_task.make_task(lambda block: block * 2))
+    program = (
+        "import sys, pickle; sys.modules['polarmap'] = None; task = pickle.loads(sys.stdin.buffer.read());"
+        "print(sorted(m for m in sys.modules if m.startswith(('polarmap.', 'lithops', 'numba'))))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], input=payload, capture_output=True, timeout=60)
+    assert done.stderr == b""
+    assert done.stdout.decode().strip() == "[]"

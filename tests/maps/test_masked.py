@@ -1,0 +1,225 @@
+"""PrivateCode and coded_map(private=t): exact enough for us, noise for any t of the workers."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import arriving, assert_same, plain_map, without_filler
+
+from polarmap import Fault, FaultyExecutor, PrivateCode, ReplayExecutor, coded_map
+from polarmap.blocks.equal import cut
+from polarmap.blocks.masked import MaskedBlocks
+from polarmap.code.masked import noise_coefficients
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.run import trusted
+
+SMALL = [(4, 2, 1), (6, 3, 2), (7, 3, 3), (5, 2, 2), (8, 2, 5), (9, 6, 1), (10, 6, 2)]
+DATA = np.random.default_rng(0).standard_normal((30, 4))
+W = np.random.default_rng(1).standard_normal((4, 3))
+
+
+@pytest.fixture(autouse=True)
+def forgotten() -> None:
+    trusted.forget()
+
+
+def affine(block: np.ndarray) -> dict[str, Any]:
+    return {"product": block @ W + 3, "sum": float(block.sum() - 2)}
+
+
+# --- the code, against dense linear algebra and every pattern ----------------------------------
+
+
+@pytest.mark.parametrize(("n", "k", "t"), SMALL)
+def test_every_pattern_of_k_plus_t_results_decodes(n: int, k: int, t: int) -> None:
+    code = PrivateCode(n, k, t, noise=10)
+    inputs = np.random.default_rng(n).standard_normal((k + t, 5))
+    mixed = code.parity(inputs)
+    np.testing.assert_allclose(mixed, code.coefficients @ inputs, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(code.coefficients.sum(axis=1), 1)
+    for arrived in combinations(range(n), k + t):
+        plan = code.plan(np.isin(np.arange(n), arrived), exact=False)
+        assert plan.deficit == 0
+        decoded = plan.recover({i: mixed[i] for i in arrived}, np.dtype(float))
+        np.testing.assert_allclose(decoded, inputs[:k], rtol=0, atol=1e-11)
+    for arrived in combinations(range(n), k + t - 1):
+        assert code.plan(np.isin(np.arange(n), arrived), exact=False).deficit == 1
+
+
+@pytest.mark.parametrize(("n", "t"), [(5, 1), (8, 2), (9, 2), (8, 3), (9, 3), (9, 4), (10, 5)])
+def test_any_t_rows_of_noise_are_independent(n: int, t: int) -> None:
+    noise = noise_coefficients(n, t)
+    np.testing.assert_allclose(np.linalg.norm(noise, axis=1), 1)
+    for some in combinations(range(n), t):
+        assert np.linalg.svd(noise[list(some)], compute_uv=False)[-1] > 1e-4
+
+
+@pytest.mark.parametrize(("n", "k", "t"), SMALL)
+@pytest.mark.parametrize("correlated", [False, True])
+def test_leakage_is_the_information_of_normal_data(n: int, k: int, t: int, correlated: bool) -> None:
+    code = PrivateCode(n, k, t, noise=7)
+    signal = np.full((k, k), 1.0) if correlated else np.eye(k)
+    worst = 0.0
+    for some in combinations(range(n), t):
+        data, noise = np.split(code.coefficients[list(some)], [k], axis=1)
+        masked = code.deviation**2 * noise @ noise.T
+        both = masked + data @ signal @ data.T
+        worst = max(worst, 0.5 * np.log2(np.linalg.det(both) / np.linalg.det(masked)))
+    if correlated:  # blocks that are all equal are no worse than the bound for any correlation
+        assert worst <= code.leakage(correlated=True) * (1 + 1e-9)
+    else:
+        assert code.leakage() == pytest.approx(worst, rel=1e-6)
+
+
+def test_leakage_falls_with_the_square_of_the_noise() -> None:
+    low, high = (PrivateCode(12, 8, 2, noise).leakage() for noise in (100, 1000))
+    assert high == pytest.approx(low / 100, rel=1e-2)
+
+
+# --- what workers see --------------------------------------------------------------------------
+
+
+def what_workers_get(data: np.ndarray, code: PrivateCode) -> np.ndarray:
+    coded = MaskedBlocks(cut(data, code.k), code)
+    return np.stack([coded.leaves(index)[0].ravel() for index in range(code.n)])
+
+
+def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:
+    code = PrivateCode(8, 4, 1, noise=3)
+    data = np.random.default_rng(5).standard_normal((4, 200_000))
+    seen = what_workers_get(data, code)
+    for worker in range(code.n):
+        fitted = np.linalg.lstsq(data.T, seen[worker], rcond=None)[0]
+        explained = 1 - np.var(seen[worker] - fitted @ data) / np.var(seen[worker])
+        signal = (code.coefficients[worker, :4] ** 2).sum()
+        assert explained == pytest.approx(signal / (signal + 3**2), rel=0.2)  # six standard errors
+        assert -0.5 * np.log2(1 - explained) <= 1.2 * code.leakage()
+
+
+def test_noise_is_new_for_every_map_and_scales_with_the_data() -> None:
+    code = PrivateCode(6, 3, 1, noise=50)
+    for scale in (1e-6, 1.0, 1e6):
+        data = scale * np.random.default_rng(5).standard_normal((3, 5000))
+        first, second = what_workers_get(data, code), what_workers_get(data, code)
+        assert np.std(first) == pytest.approx(50 * scale, rel=0.1)
+        assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.1
+    assert np.std(what_workers_get(np.zeros((3, 5000)), code)) == pytest.approx(50, rel=0.1)
+
+
+def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None:
+    seen: list[np.ndarray] = []
+
+    def f(block: np.ndarray) -> np.ndarray:
+        seen.append(block.copy())
+        return block @ W
+
+    faulty = FaultyExecutor(arriving(range(5), 6), {i: Fault("kill") for i in range(5)})
+    result = coded_map(f, DATA, blocks=4, workers=6, private=1, executor=faulty, verify=False)
+    expected = without_filler(plain_map(lambda block: block @ W, DATA, 4), DATA, 4)
+    assert_same(result, expected, rtol=1e-8)
+    assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
+
+
+# --- coded_map ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (2, 7)])
+@pytest.mark.parametrize("verify", [False, True, "auto"])
+def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool | str) -> None:
+    order = [i for i in range(8) if i not in lost]
+    executor = arriving(order, 8)
+    result = coded_map(
+        affine, DATA, blocks=5, workers=8, private=1, noise=30, executor=executor, verify=verify
+    )
+    assert_same(result, plain_map(affine, DATA, 5), rtol=1e-9)
+    report = result.report
+    assert report.recovered == (0, 1, 2, 3, 4)
+    assert report.code == "private against 1, noise 30"
+    assert report.error_bound < 1e-10
+
+
+@given(k=st.integers(2, 6), t=st.integers(1, 3), more=st.integers(1, 3), rows=st.integers(1, 20))
+@settings(deadline=None, max_examples=25)
+def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
+    data = np.random.default_rng(rows).standard_normal((k + rows, 2))
+    n = k + t + more
+    options = {"blocks": k, "workers": n, "private": t, "noise": 5, "rtol": 1e-8}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        result = coded_map(np.cumsum, data, executor=ReplayExecutor(), **options)
+    assert [str(one.message)[-7:] for one in caught] == ["es them"] * ((k + rows) % k > 0)
+    assert_same(result, plain_map(np.cumsum, data, k), rtol=1e-7)  # of filler too
+
+
+@pytest.mark.parametrize("dtype", ["f4", "c8", "c16"])
+def test_dtypes_are_kept(dtype: str) -> None:
+    data = (DATA + (1j * DATA[::-1] if dtype.startswith("c") else 0)).astype(dtype)
+    result = coded_map(np.negative, data, blocks=3, workers=7, private=1, noise=3, executor=ReplayExecutor())
+    assert result[0].dtype == np.dtype(dtype)
+    np.testing.assert_allclose(result.concatenate(), -data, atol=1e-3 if dtype != "c16" else 1e-11)
+
+
+def test_default_sizes() -> None:
+    report = coded_map(np.negative, DATA, blocks=10, private=2, executor=ReplayExecutor()).report
+    assert (report.n, report.k) == (16, 10)
+    report = coded_map(np.negative, DATA, workers=16, private=2, executor=ReplayExecutor()).report
+    assert (report.n, report.k) == (16, 10)
+
+
+def test_a_pool_with_a_worker_that_raises() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        faulty = FaultyExecutor(pool, {0: Fault("raise", attempts=9)})
+        result = coded_map(affine, DATA[:28], blocks=4, workers=7, private=2, executor=faulty)
+    assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
+
+
+def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
+    faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
+    result = coded_map(affine, DATA[:28], blocks=4, workers=9, private=1, executor=faulty)
+    assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
+    for order in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]):
+        with pytest.raises(NotLinearError):
+            coded_map(np.square, DATA, blocks=4, workers=9, private=1, executor=arriving(order, 9))
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN")
+def test_nan_is_an_error_at_once() -> None:
+    data = DATA.copy()
+    data[3, 1] = np.nan
+    with pytest.raises(NotDecodableError, match="NaN or inf"):
+        coded_map(np.negative, data, blocks=4, workers=7, private=1, executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"private": -1}, "private must be 0 or the number"),
+        ({"private": 1.0}, "private must be 0 or the number"),
+        ({"private": 5, "blocks": 4, "workers": 8}, "use n > 9"),
+        ({"private": 1, "blocks": 1}, "at least k = 2"),
+        ({"private": 1, "noise": 0}, "noise must be a positive number"),
+        ({"private": 1, "noise": math.inf}, "noise must be a positive number"),
+        ({"private": 1, "noise": "loud"}, "noise must be a positive number"),
+        ({"private": 1, "degree": 2}, "code of its own"),
+        ({"private": 1, "code": "rotation"}, "code of its own"),
+        ({"noise": 3}, "say how many with private="),
+        ({"private": 1, "noise": 1e9}, "lower noise"),
+        ({"private": 3, "blocks": 6, "workers": 12, "rtol": 1e-15}, "raise rtol"),
+    ],
+)
+def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        coded_map(np.negative, DATA, executor=ReplayExecutor({0: math.inf}), **options)
+
+
+def test_integers_are_refused() -> None:
+    with pytest.raises(CodeError, match=r"astype\(float\)"):
+        coded_map(np.negative, np.ones((8, 2), int), blocks=4, private=1, executor=ReplayExecutor())

@@ -1,0 +1,380 @@
+"""Whatever is passed by mistake, what comes out is an error of ours or a result, and soon."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import math
+import sys
+import threading
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import zarr
+from plain import process_pool
+
+import polarmap
+from polarmap import (
+    CodedGradient,
+    CodedOperator,
+    Decoder,
+    EvaluationCode,
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    PrivateCode,
+    RawObjects,
+    ReplayExecutor,
+    ZarrObjects,
+    planning,
+)
+from polarmap.cli import templates
+from polarmap.clouds.settings import BACKENDS
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError, PolarmapError
+from polarmap.executors.base import failure_of
+from polarmap.worker.run_task import describe
+
+WRONG: dict[str, Callable[[], Any]] = {
+    "None": lambda: None,
+    "a word": lambda: "x",
+    "bytes": lambda: b"x",
+    "-1": lambda: -1,
+    "0": lambda: 0,
+    "1.5": lambda: 1.5,
+    "nan": lambda: math.nan,
+    "inf": lambda: math.inf,
+    "1j": lambda: 1j,
+    "True": lambda: True,
+    "a large number": lambda: 10**30,
+    "[]": list,
+    "['x']": lambda: ["x"],
+    "{}": dict,
+    "{'x': 1}": lambda: {"x": 1},
+    "an object": object,
+    "an array": lambda: np.array([1, 2]),
+    "a matrix of floats": lambda: np.eye(3),
+    "an array of words": lambda: np.array(["a", "b"]),
+    "an array of objects": lambda: np.array([None, {}]),
+    "a scalar": lambda: np.float32(0.5),
+    "a function": lambda: lambda: None,
+    "a class": lambda: int,
+    "a set": lambda: {1},
+}
+ROWS = np.arange(24.0).reshape(8, 3)
+LAW = planning.ShiftedExponential(1.0, 0.5)
+SEEN = [1.0, 1.2, 1.5, 2.0]
+
+
+class Call(NamedTuple):
+    """A public function, arguments that it accepts, and parameters that any value at all may go to."""
+
+    function: Callable[..., Any]
+    good: dict[str, Any]
+    free: tuple[str, ...] = ()
+
+    def __call__(self, **wrong: Any) -> None:
+        """With a fresh executor each time."""
+        fresh = {"executor": ReplayExecutor()} if "executor" in self.good else {}
+        self.function(**self.good | fresh | wrong)
+
+
+def total(block: Any) -> Any:
+    return block.sum(axis=0)
+
+
+REPLAY = {"executor": ReplayExecutor()}
+
+
+def coded_operator(A: Any = ROWS, **options: Any) -> None:
+    with CodedOperator(A, **{"executor": ReplayExecutor()} | options) as operator:
+        operator @ np.ones(operator.shape[1])
+
+
+def operand(x: Any) -> Any:
+    with CodedOperator(ROWS, executor=ReplayExecutor()) as operator:
+        return operator._matvec(x)
+
+
+def coded_gradient_class(f: Any, x: Any = (1.0, 2.0), **options: Any) -> None:
+    CodedGradient(f, executor=ReplayExecutor(), **options)(x)
+
+
+def struck(kind: Any = "raise", seconds: Any = 0.0, attempts: Any = 1) -> None:
+    executor = FaultyExecutor(ReplayExecutor(), {0: Fault(kind, seconds, attempts)})
+    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=executor)
+
+
+def replayed(seconds: Any) -> None:
+    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=ReplayExecutor(seconds), timeout=50)
+
+
+def replayed_by_task(task: Any, seconds: Any) -> None:
+    if isinstance(task, Hashable):
+        replayed({task: seconds})
+
+
+def faulty(executor: Any, faults: Any) -> None:
+    polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=FaultyExecutor(executor, faults))
+
+
+def decode(blocks: Any) -> Any:
+    return PolarCode(6, 4).decode(blocks)
+
+
+def decode_at(index: Any, block: Any) -> None:
+    if isinstance(index, Hashable):  # else Python makes no such dict
+        blocks = {1: np.ones(2), 2: np.ones(2), 3: np.ones(2)}
+        PolarCode(6, 4).decode(blocks | {index: block})
+
+
+def polar(n: Any = 6, k: Any = 4, **options: Any) -> None:
+    code = PolarCode(n, k, **options)
+    code.encode(np.ones((code.k, 2)) if code.kernel == "rotation" else np.ones((code.k, 2), int))
+
+
+def evaluation(n: Any = 9, k: Any = 3, degree: Any = 2, points: Any = "auto") -> None:
+    EvaluationCode(n, k, degree, points).parity(np.ones((3, 2)))
+
+
+def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
+    PrivateCode(n, k, t, noise).parity(np.ones((5, 2)))
+
+
+def raw_objects(keys: Any = ("raw",), shape: Any = (2, 3), dtype: Any = "f8", rows: Any = 2) -> None:
+    Path("raws").mkdir(exist_ok=True)
+    Path("raws/raw").write_bytes(bytes(48))
+    data = RawObjects(keys, shape, dtype, rows)
+    polarmap.encode(data, name="r", storage="raws", blocks=2, overwrite=True)
+
+
+def zarr_objects(prefix: Any) -> None:
+    zarr.create_array("zarrs/z", shape=(4, 2), chunks=(2, 2), dtype="f8", compressors=None, overwrite=True)
+    polarmap.encode(ZarrObjects(prefix), name="z", storage="zarrs", overwrite=True)
+
+
+def decoder(code: Any, exact: Any, max_amplification: Any, index: Any) -> None:
+    Decoder(code, exact=exact, max_amplification=max_amplification).add(index)
+
+
+CALLS: dict[str, Call] = {
+    "coded_map": Call(
+        polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)
+    ),
+    "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "store": "s"} | REPLAY),
+    "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
+    "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "workers": 4} | REPLAY),
+    "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
+    "coded_matmul, grid": Call(
+        polarmap.coded_matmul,
+        {"A": ROWS, "B": ROWS.T, "method": "grid", "workers": (4, 4)} | REPLAY,
+    ),
+    "coded_gram": Call(polarmap.coded_gram, {"A": ROWS, "blocks": 3} | REPLAY),
+    "coded_gradient": Call(polarmap.coded_gradient, {"f": np.sum, "x": [1.0, 2.0, 3.0]} | REPLAY),
+    "CodedGradient": Call(coded_gradient_class, {"f": np.sum}),
+    "CodedOperator": Call(coded_operator, {}),
+    "CodedOperator @": Call(operand, {"x": np.ones(3)}),
+    "encode": Call(polarmap.encode, {"A": ROWS, "name": "e", "blocks": 4, "storage": "folder"}),
+    "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
+    "list_coded": Call(polarmap.list_coded, {"storage": "folder"}),
+    "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "trials": 10}),
+    "plan, on demand": Call(polarmap.plan, {"k": 4, "runtimes": LAW, "parity": "auto", "trials": 10}),
+    "PolarCode": Call(polar, {}),
+    "PolarCode, integers": Call(polar, {"kernel": "arikan"}),
+    "PolarCode.decode": Call(decode, {"blocks": {i: np.ones(2) for i in range(4)}}),
+    "PolarCode.decode, a block": Call(decode_at, {"index": 5, "block": np.ones(2)}),
+    "PolarCode.encode": Call(PolarCode(6, 4).encode, {"blocks": np.ones((4, 2))}),
+    "PolarCode.decodable": Call(PolarCode(6, 4).decodable, {"arrived": np.ones(6, bool)}),
+    "EvaluationCode": Call(evaluation, {}),
+    "EvaluationCode.amplification": Call(EvaluationCode(9, 3, 2).amplification, {"losses": 1}),
+    "PrivateCode": Call(private, {}),
+    "Decoder": Call(
+        decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
+    ),
+    "Fault": Call(struck, {}),
+    "FaultyExecutor": Call(faulty, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
+    "ReplayExecutor": Call(replayed, {"seconds": {0: 2.0}}),
+    "ReplayExecutor, a task": Call(replayed_by_task, {"task": 0, "seconds": 2.0}),
+    "RawObjects": Call(raw_objects, {}),
+    "ZarrObjects": Call(zarr_objects, {"prefix": "z"}),
+    "completion_time": Call(
+        planning.completion_time, {"n": 6, "k": 4, "scheme": "rotation", "runtimes": LAW, "trials": 10}
+    ),
+    "completion_time, on demand": Call(
+        planning.completion_time, {"n": 6, "k": 4, "scheme": "on_demand", "runtimes": LAW, "trials": 10}
+    ),
+    "completion_time, subtasks": Call(
+        planning.completion_time, {"n": 6, "k": 4, "scheme": "subtasks", "runtimes": LAW, "trials": 10}
+    ),
+    "completion_time, sequential": Call(
+        planning.completion_time, {"n": 6, "k": 4, "scheme": "sequential", "runtimes": LAW, "trials": 10}
+    ),
+    "ShiftedExponential": Call(planning.ShiftedExponential, {"shift": 1.0, "scale": 1.0}),
+    "ShiftedExponential.fit": Call(planning.ShiftedExponential.fit, {"times": SEEN}),
+    "Pareto": Call(planning.Pareto, {"scale": 1.0, "shape": 2.0}),
+    "Pareto.fit": Call(planning.Pareto.fit, {"times": SEEN}),
+    "Scaled": Call(planning.Scaled, {"runtimes": LAW}),
+    "Failing": Call(planning.Failing, {"runtimes": LAW, "probability": 0.1}),
+    "Mixture": Call(planning.Mixture, {"components": [LAW, LAW], "weights": [0.5, 0.5]}),
+    "stragglers": Call(planning.stragglers, {"runtimes": LAW, "share": 0.1, "factor": 5.0}),
+    "cold_starts": Call(planning.cold_starts, {"runtimes": LAW, "share": 0.1, "delay": 5.0}),
+    "Empirical": Call(planning.Empirical, {"times": SEEN}),
+}
+RESULTS = {
+    *["Audit", "CodedArray", "CodedProduct", "CodedResult", "CodedSum", "GradientResult", "Plan", "Report"],
+    "TaskReport",
+}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "default"))
+
+
+def parameters() -> list[Any]:
+    return [
+        pytest.param(call, name, id=f"{label}({name}=)")
+        for label, call in CALLS.items()
+        for name, parameter in inspect.signature(call.function).parameters.items()
+        if parameter.kind is not parameter.VAR_KEYWORD and name not in call.free
+    ]
+
+
+@pytest.mark.parametrize(("call", "name"), parameters())
+def test_a_wrong_argument_is_an_error_of_ours(call: Call, name: str) -> None:
+    raw = {}
+    for label, make in WRONG.items():
+        if name == "executor" and label == "None":
+            continue  # real processes
+        try:
+            call(**{name: make()})
+        except PolarmapError:
+            continue
+        except Exception as error:
+            raw[label] = f"{type(error).__name__}: {error}"
+    assert raw == {}
+
+
+@pytest.mark.parametrize("label", CALLS)
+def test_the_arguments_that_are_replaced_are_good(label: str) -> None:
+    if label == "open_coded":
+        polarmap.encode(ROWS, name="e", blocks=4, storage="folder")
+    CALLS[label]()
+
+
+def test_every_public_name_has_its_row() -> None:
+    named = {label.partition(",")[0].partition(".")[0].partition(" ")[0] for label in CALLS}
+    assert set(polarmap.__all__) - RESULTS - {"errors", "runtimes"} <= named
+
+
+# --- executors -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("executor", "words"),
+    [
+        (ThreadPoolExecutor, r"executor=ThreadPoolExecutor is a class: .*, ThreadPoolExecutor\(...\)"),
+        (
+            "threads",
+            r"neither 'localhost' nor a file: pass a pool, as .*ThreadPoolExecutor\(",
+        ),
+        ("processes", r"concurrent.futures.ProcessPoolExecutor\(8\)"),
+        ("aws_lambda", "`polarmap config show aws_lambda` prints"),
+        ("k8s", "`polarmap config show k8s` prints"),
+        ("no.yaml", "there is no Lithops configuration 'no.yaml'"),
+        (Path("no"), "executor='no' is neither 'localhost' nor a file"),
+        (b"localhost", "is no path that Lithops takes"),
+        (np.array(["localhost", "x"]), "is not an executor"),
+    ],
+)
+def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -> None:
+    for choice in (executor, FaultyExecutor(executor, {})):
+        with pytest.raises(ExecutorError, match=words):
+            polarmap.coded_map(total, ROWS, executor=choice)
+        with pytest.raises(ExecutorError, match=words):
+            CodedOperator(ROWS, executor=choice)
+
+
+def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
+    assert set(BACKENDS) <= set(templates.names())
+
+
+@pytest.mark.parametrize(
+    ("faults", "words"),
+    [
+        ({0: Fault("slep")}, "the kind of a Fault is one of sleep, raise, exit, kill, garbage, not 'slep'"),
+        ({0: Fault("sleep", -1)}, "seconds of a Fault must be a number of at least 0, not -1"),
+        ({0: Fault("kill", attempts=1.5)}, "attempts of a Fault must be an integer of at least 0, not 1.5"),  # type: ignore[arg-type]
+        ({"3": Fault("kill")}, "faults map tasks by number to a Fault each, not '3'"),
+        ({3: "kill"}, "to a Fault each, not 3 to 'kill'"),
+        ([Fault("kill")], "faults must be a mapping from task to Fault, not"),
+    ],
+)
+def test_a_fault_that_would_strike_nobody_is_refused(faults: Any, words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        FaultyExecutor(ReplayExecutor(), faults)
+
+
+# --- what f raises -------------------------------------------------------------------------------
+
+
+class MuteError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+    __repr__ = __str__
+
+
+class TrapError(Exception):
+    def __reduce__(self) -> Any:
+        return sys.exit, (7,)
+
+
+class UnpicklableError(Exception):
+    def __reduce__(self) -> Any:
+        raise KeyboardInterrupt
+
+
+class Final(BaseException):
+    pass
+
+
+RAISED = {
+    "Mute": MuteError,
+    "Trap": lambda: TrapError("trapped"),
+    "Unpicklable": lambda: UnpicklableError("stays"),
+    "Final": lambda: Final("over"),
+    "SystemExit": lambda: SystemExit(3),
+    "ExceptionWithLock": lambda: type("ExceptionWithLock", (Exception,), {})(threading.Lock()),
+    "ValueError": lambda: ValueError("x" * 10**7),
+}
+
+
+@pytest.mark.parametrize("name", RAISED)
+@pytest.mark.parametrize("pool", ["replay", "threads", "processes"])
+def test_any_exception_of_f_is_told(name: str, pool: str) -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        raise RAISED[name]()
+
+    with contextlib.ExitStack() as stack:
+        executor: Any = ReplayExecutor()
+        if pool != "replay":
+            executor = stack.enter_context((ThreadPoolExecutor if pool == "threads" else process_pool)(2))
+        with pytest.raises(NotDecodableError, match=name) as caught:
+            polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=executor, retries=0, timeout=50)
+    assert len(str(caught.value)) < 40_000
+
+
+def test_an_exception_travels_as_words_of_bounded_length() -> None:
+    for make in RAISED.values():
+        error = describe(make())
+        assert len(error.message) <= 10_000
+        assert len(error.traceback) <= 10_000
+        assert error.pickled is None or len(error.pickled) <= 1 << 20
+    assert describe(MuteError()).message == "<its __str__ raised>"
+    cause = failure_of(describe(ValueError("as it is"))).cause
+    assert isinstance(cause, ValueError)

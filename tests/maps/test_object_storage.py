@@ -1,0 +1,78 @@
+"""Maps of coded arrays whose data and results both stay on an S3 server."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import Fault, FaultyExecutor
+from polarmap.arrays.array import open_store
+
+
+@pytest.fixture
+def config(s3_server, tmp_path):
+    path = s3_server.config(tmp_path / "lithops.yaml")
+    store = open_store(path)
+    yield path
+    store.delete(store.keys("polarmap/"))
+
+
+def test_chained_maps_stay_in_the_bucket(config):
+    A, B = np.random.default_rng(0).standard_normal((2, 600, 30))
+    coded = polarmap.encode(A, blocks=6, workers=8, name="A", storage=config)
+    assert coded.executor == config  # no executor needs to be named
+    first = polarmap.coded_map(lambda block: block @ B[:30], coded, store="AB", timeout=100)
+    first.array.repair()  # else what had not arrived of it counts among the two losses it can bear
+    faulty = FaultyExecutor(None, {2: Fault("sleep", 600), 3: Fault("kill")})
+    second = polarmap.coded_map(lambda block: 2 * block, first, store="AB2", executor=faulty, timeout=100)
+    np.testing.assert_allclose(second.concatenate(), 2 * A @ B[:30], rtol=1e-9, atol=1e-9)
+    second.array.repair()
+    assert second.array.check().ok
+    for name in polarmap.list_coded(config):
+        polarmap.open_coded(name, config).delete()
+    assert open_store(config).keys("polarmap/") == []
+
+
+@pytest.mark.parametrize("rows", [10, 60])
+def test_workers_encode_raw_objects_where_they_lie(config, rows):
+    """Objects that are pieces of a block, and objects that hold several blocks."""
+    A = np.random.default_rng(0).standard_normal((120, 50))
+    store, keys = open_store(config), [f"mine/{index}" for index in range(120 // rows)]
+    for index, key in enumerate(keys):
+        store.put(key, A[rows * index : rows * (index + 1)].tobytes())
+    raw = polarmap.RawObjects(keys, A.shape, A.dtype, rows=rows)
+    coded = polarmap.encode(raw, blocks=6, workers=8, name="A", storage=config, executor=config)
+    assert {part.key.split("/")[0] for index in range(6) for part in coded.stored(index)} == {"mine"}
+    assert coded.check().ok
+    if rows == 10:
+        store.delete(["mine/3", "mine/4"])
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+    store.delete(store.keys("mine/"))
+
+
+def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypatch):
+    A = np.random.default_rng(0).standard_normal((60, 30))
+    options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
+    polarmap.coded_map(np.sum, A, **options)
+    monkeypatch.setattr("polarmap.executors.lithops.RETURN_SECONDS", 90.0)  # a busy machine starts it slowly
+    pauses = []
+
+    def launch_at_first(seconds):
+        if not pauses:
+            s3_server.launch()
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr("polarmap.storage.retry.sleep", launch_at_first)
+    s3_server.kill()
+    try:
+        y = polarmap.coded_map(np.sum, A, **options)
+    finally:
+        if not pauses:
+            s3_server.launch()
+        s3_server.wait()
+    assert pauses
+    assert sum(y) == pytest.approx(A.sum())

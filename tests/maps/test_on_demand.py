@@ -1,0 +1,351 @@
+"""parity="on_demand": started when data tasks are late or have failed, on a virtual clock and for real."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import assert_same, cut, plain_map, process_pool, states, without_filler
+
+from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.planning import Empirical, ShiftedExponential, completion_time, on_demand, stragglers
+from polarmap.run import trusted
+
+N, K = 32, 24
+DATA = np.random.default_rng(0).standard_normal((2 * K, 5))
+WHOLE = np.random.default_rng(0).integers(-99, 99, (2 * K, 5))
+WEIGHTS = np.random.default_rng(1).standard_normal(5)
+LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+
+
+@pytest.fixture(autouse=True)
+def nothing_verified() -> Iterator[None]:
+    trusted.forget()
+    yield
+    trusted.forget()
+
+
+def product(block: np.ndarray) -> np.ndarray:
+    return block @ WEIGHTS
+
+
+def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
+    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "parity": "on_demand"}
+    return coded_map(f, data, **defaults | options)
+
+
+def worker_seconds(result: CodedResult) -> float:
+    """What a replayed map costs: every task until it returned, or until the results were there."""
+    end = result.report.seconds
+    spans = [(task.launched, task.arrived) for task in result.report.tasks if task.launched is not None]
+    return sum((end if arrived is None else arrived) - launched for launched, arrived in spans)
+
+
+# --- on the virtual clock ----------------------------------------------------------------------
+
+
+def test_parity_is_neither_started_nor_encoded_while_data_tasks_are_on_time() -> None:
+    assert coded(executor=ReplayExecutor()).report.encode_seconds > 0  # to see whether f is linear, once
+    result = coded(executor=ReplayExecutor())
+    assert_same(result, plain_map(product, DATA, K))
+    assert states(result.report) == {"used": list(range(K)), "not started": list(range(K, N))}
+    assert result.report.encode_seconds == 0
+    assert [task.attempts for task in result.report.tasks] == [1] * K + [0] * (N - K)
+    assert "not started: 24, 25" in str(result.report)
+
+
+def test_as_many_parity_tasks_are_started_as_data_tasks_are_late() -> None:
+    seconds = {task: 1.0 + 0.01 * task for task in range(K)} | {5: 5.0, 9: 5.0}
+    result = coded(executor=ReplayExecutor(seconds), verify=False)
+    assert_same(result, plain_map(product, DATA, K), 1e-11)
+    report = result.report
+    assert report.recovered == (5, 9)
+    assert states(report)["abandoned"] == [5, 9]
+    assert states(report)["not started"] == list(range(K + 2, N))
+    # the twelfth of 24 takes 1.13 s, the fastest 1: late are those beyond 1.13 + 0.13 log2(6) = 1.47
+    launched = [report.tasks[task].launched for task in (24, 25)]
+    assert launched == pytest.approx([1.466] * 2, abs=0.01)
+    assert report.seconds == pytest.approx(2.466, abs=0.01)
+
+
+def test_a_late_task_that_returns_after_all_spares_decoding() -> None:
+    result = coded(executor=ReplayExecutor({3: 1.5, 20: 1.7}), verify=False)
+    assert_same(result, plain_map(product, DATA, K))
+    assert result.report.verified == "not needed"
+    assert result.report.indices("abandoned") == [24, 25]
+
+
+def test_a_late_parity_task_gets_a_stand_in() -> None:
+    result = coded(executor=ReplayExecutor({0: 50.0, 24: 50.0}), verify=False)
+    assert_same(result, plain_map(product, DATA, K), 1e-11)
+    assert [result.report.tasks[task].launched for task in (24, 25)] == pytest.approx([1.1, 2.2], abs=0.02)
+    assert result.report.seconds == pytest.approx(3.2, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_parity_takes_the_place_of_failed_tasks_at_once(kind: str) -> None:
+    seconds = dict.fromkeys(range(K), 2.0) | {2: 0.5, 7: 0.7}
+    faults = {2: Fault(kind), 7: Fault(kind)}
+    result = coded(executor=FaultyExecutor(ReplayExecutor(seconds), faults), verify=False)
+    assert_same(result, plain_map(product, DATA, K), 1e-11)
+    assert [result.report.tasks[task].launched for task in (24, 25)] == [0.5, 0.7]
+    assert result.report.seconds == 2.0
+    assert all(task.attempts <= 1 for task in result.report.tasks)
+
+
+def test_more_failures_than_parity_are_tried_again() -> None:
+    faults = {task: Fault("kill") for task in range(N - K + 2)}
+    result = coded(executor=FaultyExecutor(ReplayExecutor(), faults), verify=False)
+    assert_same(result, plain_map(product, DATA, K), 1e-11)
+    assert max(task.attempts for task in result.report.tasks) == 2
+    faults = {task: Fault("kill", attempts=9) for task in range(N - K + 2)}
+    with pytest.raises(NotDecodableError, match="of 24 needed results"):
+        coded(executor=FaultyExecutor(ReplayExecutor(), faults))
+
+
+def test_f_that_fails_everywhere_is_found_out() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        raise KeyError("column")
+
+    with pytest.raises(NotDecodableError, match="f fails everywhere: the first 9 tasks"):
+        coded(f, executor=ReplayExecutor({task: 1 + 0.1 * task for task in range(N)}))
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_sparse_codes_start_what_their_pattern_needs(seed: int) -> None:
+    """Any number of parity blocks need not decode: as many start as do, and no more."""
+    late = np.random.default_rng(seed).permutation(K)[:3].tolist()
+    result = coded(np.copy, WHOLE, executor=ReplayExecutor(dict.fromkeys(late, math.inf)), verify=False)
+    assert_same(result, cut(WHOLE, K))
+    started = [task.index for task in result.report.tasks if task.launched]
+    arrived = np.isin(np.arange(N), [*set(range(K)) - set(late), *started])
+    code = PolarCode(N, K, "arikan")
+    assert code.decodable(arrived)
+    arrived[started[-1]] = False
+    assert not code.decodable(arrived)
+    assert result.report.seconds == pytest.approx(2.1, abs=0.02)
+
+
+def test_what_decodes_too_inaccurately_starts_another() -> None:
+    executor = ReplayExecutor(dict.fromkeys(range(4), math.inf))
+    report = coded(executor=executor, rtol=3e-15, verify=False).report
+    assert report.error_bound <= 3e-15
+    assert len(report.indices("used")) > K
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN")
+def test_nan_is_waited_for_and_starts_nothing_more() -> None:
+    data = DATA.copy()
+    data[3, 3] = math.nan
+    result = coded(np.copy, data, executor=ReplayExecutor({1: 3.0, 2: 9.0}))
+    assert_same(result, cut(data, K))
+    assert result.report.seconds == 9.0
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    kinds=st.lists(st.sampled_from(["", "", "", "raise", "kill", "late", "hang"]), min_size=12, max_size=12),
+    seed=st.integers(0, 1000),
+    whole=st.booleans(),
+)
+def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
+    kinds: list[str], seed: int, whole: bool
+) -> None:
+    trusted.forget()
+    data = WHOLE[:24] if whole else DATA[:24]
+    times = np.random.default_rng(seed).uniform(1, 2, 12)
+    seconds = {i: {"late": 9.0, "hang": math.inf}.get(kind, times[i]) for i, kind in enumerate(kinds)}
+    faults = {i: Fault(kind, attempts=9) for i, kind in enumerate(kinds) if kind in ("raise", "kill")}
+    executor = FaultyExecutor(ReplayExecutor(seconds), faults)
+    comes = np.array([kind in ("", "late") for kind in kinds])
+    decodes = PolarCode(12, 8, "arikan" if whole else "rotation").decodable(comes)
+    try:
+        result = coded(np.copy, data, blocks=8, workers=12, executor=executor, timeout=60.0)
+    except (NotDecodableError, TimeoutError) as error:
+        gave_up = "fails everywhere" not in str(error)
+    else:
+        gave_up = False
+        assert_same(result, cut(data, 8), 1e-9)
+    assert not (gave_up and decodes)
+
+
+def replayed(seed: int) -> tuple[CodedResult, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    data, parity = LAW.sample(rng, K), LAW.sample(rng, N - K)
+    seconds = dict(enumerate([*data.tolist(), *parity.tolist()]))
+    return coded(executor=ReplayExecutor(seconds), verify=False), data, parity
+
+
+def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
+    for seed in range(40):
+        result, data, parity = replayed(seed)
+        jobs = on_demand(data[None], parity[None])
+        assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
+        assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5)
+        assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 4, 7])
+def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_return(k: int) -> None:
+    for seed in range(40):
+        rng = np.random.default_rng([k, seed])
+        spare = int(rng.integers(1, 6))
+        times = rng.choice([1.0, 30.0]) * rng.exponential(1.0, k + spare) + rng.choice([0.0, 1.0])
+        times[rng.random(k + spare) < rng.choice([0.0, 0.3, 0.7])] = math.inf
+        jobs = on_demand(times[None, :k], times[None, k:])
+        executor = ReplayExecutor(dict(enumerate(times.tolist())))
+        options = {"blocks": k, "workers": k + spare, "executor": executor, "verify": False}
+        if jobs.time[0] > 2000:
+            with pytest.raises(CodedTimeoutError):
+                coded(timeout=2000.0, **options)
+        else:
+            result = coded(timeout=2000.0, **options)
+            assert_same(result, without_filler(plain_map(product, DATA, k), DATA, k), 1e-9)
+            assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
+            assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
+            assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
+
+
+# --- whatever the code can lose, with few tasks ------------------------------------------------
+
+SIZES = [(2, 1), (4, 1), (3, 2), (5, 2), (4, 3), (5, 3), (6, 3), (6, 4), (7, 4)]
+
+
+def lossy(lost: Sequence[int], kinds: Sequence[str]) -> FaultyExecutor:
+    """Each of these tasks is lost in its way, as often as it is started."""
+    seconds = {task: math.inf for task, kind in zip(lost, kinds) if kind == "never"}
+    faults = {task: Fault(kind, attempts=9) for task, kind in zip(lost, kinds) if kind != "never"}
+    return FaultyExecutor(ReplayExecutor(seconds), faults)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(("n", "k"), SIZES)
+def test_on_demand_succeeds_wherever_upfront_does(n: int, k: int, whole: bool) -> None:
+    rng = np.random.default_rng(n)
+    data = WHOLE if whole else DATA
+    for count in range(n - k + 1):
+        for lost in combinations(range(n), count):
+            mixed = rng.choice(["never", "raise", "kill"], count).tolist()
+            for kinds in (["never"] * count, ["raise"] * count, ["kill"] * count, mixed):
+                assert_as_reliable(data, n, k, lost, kinds)
+
+
+def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], kinds: Sequence[str]) -> None:
+    options = {"blocks": k, "workers": n, "verify": False, "timeout": 1000.0}
+    try:
+        coded(np.copy, data, executor=lossy(lost, kinds), **options, parity="upfront")
+    except (NotDecodableError, CodedTimeoutError):
+        return
+    result = coded(np.copy, data, executor=lossy(lost, kinds), **options)
+    assert_same(result, cut(data, k), 1e-9)
+    silent = set(range(k)) <= set(lost)  # nothing returns that was started at once
+    assert result.report.seconds <= (60 * 2 ** (n - k) if silent else 20.0)
+
+
+def test_two_of_three_that_never_return_are_replaced_in_seconds() -> None:
+    result = coded(blocks=3, workers=5, executor=ReplayExecutor(dict.fromkeys((0, 2), math.inf)), timeout=600)
+    assert_same(result, plain_map(product, DATA, 3), 1e-11)
+    assert result.report.seconds < 10
+
+
+@pytest.mark.parametrize("kind", ["raise", "kill"])
+def test_a_failure_is_replaced_at_once_before_anything_returned(kind: str) -> None:
+    executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: 5.0, 2: 5.0}), {0: Fault(kind)})
+    report = coded(blocks=3, workers=5, executor=executor, verify=False).report
+    assert [task.launched for task in report.tasks] == [0.0, 0.0, 0.0, 0.25, None]
+    assert report.tasks[0].attempts == 1  # parity took its place: no second attempt beside it
+
+
+def test_failed_tasks_are_not_tried_again_in_the_moment_the_last_parity_task_starts() -> None:
+    """It is given its second first."""
+    executor = FaultyExecutor(ReplayExecutor({0: 0.25, 1: math.inf, 2: 6.5}), {0: Fault("kill")})
+    result = coded(blocks=3, workers=5, executor=executor, verify=False)
+    assert_same(result, plain_map(product, DATA, 3), 1e-11)
+    assert [task.launched for task in result.report.tasks] == [0.0, 0.0, 0.0, 0.25, 6.0]
+    assert max(task.attempts for task in result.report.tasks) == 1
+
+
+def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
+    """It took its time, but it did not arrive."""
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return block[:1] if (block == DATA[:2]).all() else block
+
+    result = coded(f, executor=ReplayExecutor({0: 1.05}), verify=False, retries=0)
+    assert_same(result, cut(DATA, K), 1e-11)
+    assert result.report.recovered == (0,)
+    assert result.report.tasks[K].launched == pytest.approx(1.05)
+
+
+def test_goals_hold_for_replayed_maps() -> None:
+    """300 maps: little more than a plain map's worker-seconds, a tail far below backup tasks'."""
+    maps = [replayed(seed)[0] for seed in range(300)]
+    plain = completion_time(K, K, "uncoded", LAW)
+    backup = completion_time(K, K, "backup-cubed", LAW, trials=20_000)
+    assert np.mean([worker_seconds(one) for one in maps]) <= 1.05 * plain.paid
+    assert np.quantile([one.report.seconds for one in maps], 0.99) <= 0.6 * backup.p99
+
+
+def test_run_times_are_learned_from_what_ran() -> None:
+    """Tasks held back count from their own start, tasks never started not at all."""
+    report = coded(executor=ReplayExecutor({0: 50.0}), verify=False).report
+    law = Empirical.from_reports(report)
+    assert law.observed == K + 1
+    assert law.values.tolist() == pytest.approx([1.0])
+
+
+def test_an_unknown_policy_is_refused() -> None:
+    with pytest.raises(CodeError, match="parity must be 'upfront' or 'on_demand', not 'never'"):
+        coded(executor=ReplayExecutor(), parity="never")
+
+
+# --- for real ----------------------------------------------------------------------------------
+
+
+def copied(block: np.ndarray) -> np.ndarray:
+    return block.copy()
+
+
+@pytest.mark.parametrize("pool", [ThreadPoolExecutor, process_pool])
+def test_pools_start_parity_for_a_straggler(pool: Any) -> None:
+    executor = FaultyExecutor(pool(6), {1: Fault("sleep", 60.0)})
+    with executor.executor:
+        result = coded(copied, blocks=4, workers=6, executor=executor, timeout=60)
+    assert_same(result, cut(DATA, 4), 1e-11)
+    assert result.report.recovered == (1,)
+    assert result.report.tasks[4].launched is not None
+
+
+def test_a_queue_is_not_lateness() -> None:
+    """Two workers for eight tasks: those that wait for a worker are not late."""
+    with ThreadPoolExecutor(2) as pool:
+        result = coded(copied, blocks=8, workers=12, executor=FaultyExecutor(pool, slow(range(8))))
+    assert_same(result, cut(DATA, 8), 1e-11)
+    assert len(result.report.indices("not started")) >= 2
+
+
+def slow(tasks: Sequence[int]) -> Mapping[int, Fault]:
+    return {task: Fault("sleep", 0.3) for task in tasks}
+
+
+def test_localhost_starts_parity_for_stragglers_and_the_dead() -> None:
+    faults = {1: Fault("sleep", 60.0), 6: Fault("kill", attempts=9)}
+    result = coded(copied, blocks=8, workers=12, executor=FaultyExecutor("localhost", faults), timeout=60)
+    assert_same(result, cut(DATA, 8), 1e-11)
+    assert set(result.report.recovered) >= {1, 6}
+    assert result.report.seconds < 30
+
+
+def test_localhost_encodes_nothing_when_all_goes_well() -> None:
+    result = coded(copied, blocks=4, workers=6, executor="localhost", timeout=60, verify=False)
+    assert_same(result, cut(DATA, 4), 1e-11)
+    if not any(task.launched for task in result.report.tasks):
+        assert result.report.encode_seconds == 0

@@ -1,0 +1,474 @@
+"""Any concurrent.futures pool: right answers, stragglers left behind, a pool that stays usable."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from plain import assert_same, plain_map
+
+from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
+from polarmap.blocks.choose_code import Choice, plan_code
+from polarmap.blocks.equal import CodedBlocks
+from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Payload
+from polarmap.executors.futures import FuturesExecutor
+from polarmap.run import trusted
+
+N, K, SLOTS = 8, 6, 4
+DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
+POOLS = ["threads", "processes", "dask"]
+PATIENCE = 50.0  # seconds until a test gives up; none should come near
+
+
+class Summary(NamedTuple):
+    rows: Any
+    total: Any
+
+
+@pytest.fixture(autouse=True)
+def nothing_verified() -> Iterator[None]:
+    trusted.forget()
+    yield
+    trusted.forget()
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind() -> Iterator[None]:
+    before = left_behind()
+    yield
+    assert left_behind() == before
+
+
+def left_behind() -> set[Path]:
+    return set(Path(tempfile.gettempdir()).glob("polarmap-*"))
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[Executor]:
+    with ThreadPoolExecutor(SLOTS) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[Executor]:
+    with spawned(SLOTS) as pool:
+        yield pool
+
+
+def spawned(workers: int) -> ProcessPoolExecutor:
+    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))
+
+
+@pytest.fixture(scope="module")
+def dask() -> Iterator[Executor]:
+    import distributed
+
+    sizes = {"n_workers": 1, "threads_per_worker": SLOTS}
+    options = {"processes": True, "dashboard_address": None, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, **options) as cluster, cluster.get_client() as client:
+        yield client.get_executor()
+
+
+@pytest.fixture(params=POOLS)
+def pool(request: pytest.FixtureRequest) -> Executor:
+    chosen: Executor = request.getfixturevalue(request.param)
+    return chosen
+
+
+@pytest.fixture
+def gate(tmp_path: Path) -> Iterator[Path]:
+    """A file that appears when the test is over."""
+    path = tmp_path / "open"
+    yield path
+    path.touch()
+
+
+def coded(f: Callable[[Any], Any], pool: Any, data: Any = DATA, **options: Any) -> CodedResult:
+    defaults = {"blocks": K, "workers": N, "timeout": PATIENCE, "progress": False}
+    return coded_map(f, data, executor=pool, **defaults | options)
+
+
+def double(block: Any) -> Any:
+    return 2 * block + 1
+
+
+def summary(block: Any) -> Any:
+    return {"summary": Summary(block @ np.ones(5), float(block.sum())), "pair": [block.T, block[0, 0]]}
+
+
+def wait_for(gate: Path) -> None:
+    while not gate.exists():
+        time.sleep(0.01)
+
+
+def waits_at(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
+    """double, but blocks with these corners wait for the gate."""
+    if block[0, 0] in corners:
+        wait_for(gate)
+    return double(block)
+
+
+def fails_at(corners: tuple[float, ...], block: Any) -> Any:
+    if not corners or block[0, 0] in corners:
+        raise ValueError("this block is cursed")
+    return double(block)
+
+
+def corners_of(*indices: int) -> tuple[float, ...]:
+    return tuple(float(DATA[3 * index, 0]) for index in indices)
+
+
+# --- answers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("f", [double, np.fft.fft, summary, lambda block: block.sum()])
+def test_answers_are_those_of_a_plain_map(pool: Executor, f: Callable[[Any], Any]) -> None:
+    result = coded(f, pool)
+    assert_same(result, plain_map(f, DATA, K), 1e-11)
+    assert result.report.executor == type(pool).__name__
+    assert all(task.seconds is not None and task.seconds >= 0 for task in result.report.tasks if task.arrived)
+
+
+def test_integers_are_exact(pool: Executor) -> None:
+    data = np.random.default_rng(0).integers(0, 256, (24, 7), dtype=np.uint8)
+    assert_same(coded(double, pool, data, workers=12), plain_map(double, data, K))
+
+
+def test_nested_blocks_travel(pool: Executor) -> None:
+    blocks = [{"x": row, "pair": Summary(row[:2], float(row[0]))} for row in DATA]
+    options = {"blocks": None, "workers": 20}
+    assert_same(coded(both, pool, blocks, **options), plain_map(both, blocks, 18), 1e-10)
+
+
+def both(block: dict[str, Any]) -> Any:
+    return block["x"] * 2, block["pair"].total + block["pair"].rows.sum()
+
+
+def test_what_f_closes_over_travels(pool: Executor) -> None:
+    weights, scale = np.arange(5.0), 3
+    result = coded(lambda block: scale * (block @ weights), pool)
+    np.testing.assert_allclose(result.concatenate(), 3 * (DATA @ weights))
+
+
+def test_two_maps_share_a_pool(pool: Executor) -> None:
+    results: dict[int, CodedResult] = {}
+
+    def run(which: int) -> None:
+        results[which] = coded(partial(np.multiply, which), pool)
+
+    both_at_once = [threading.Thread(target=run, args=(which,)) for which in (2, 3)]
+    for thread in both_at_once:
+        thread.start()
+    for thread in both_at_once:
+        thread.join(PATIENCE)
+    for which in (2, 3):
+        np.testing.assert_allclose(results[which].concatenate(), which * DATA)
+
+
+def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> None:
+    data = DATA.copy()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        block *= 2
+        return block
+
+    with pytest.raises(NotDecodableError, match="read-only"):
+        coded(f, threads, data)
+    np.testing.assert_array_equal(data, DATA)
+
+
+# --- stragglers --------------------------------------------------------------------------------
+
+
+def test_stragglers_are_abandoned_and_their_blocks_decoded(pool: Executor, gate: Path) -> None:
+    result = coded(partial(waits_at, gate, corners_of(1)), pool)
+    assert_same(result, plain_map(double, DATA, K), 1e-11)
+    assert result.report.recovered == (1,)
+    assert result.report.tasks[1].state == "abandoned"
+    assert not gate.exists()
+
+
+def test_a_pool_is_usable_after_stragglers(pool: Executor, gate: Path) -> None:
+    """Even when they have taken all of its slots but one, twice."""
+    for _ in range(2):
+        options = {"workers": 12, "verify": False}
+        result = coded(partial(waits_at, gate, corners_of(0, 1, 2)), pool, **options)
+        assert result.report.recovered == (0, 1, 2)
+    assert [future.result(PATIENCE) for future in [pool.submit(abs, -i) for i in range(9)]] == [*range(9)]
+
+
+def test_every_slot_of_a_thread_pool_is_free_after_stragglers(threads: Executor) -> None:
+    release, meeting = threading.Event(), threading.Barrier(SLOTS, timeout=PATIENCE)
+    corners = corners_of(0, 1, 2)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if block[0, 0] in corners:
+            release.wait()
+        return double(block)
+
+    coded(f, threads, workers=12)
+    try:
+        assert sorted(threads.map(lambda _: meeting.wait(), range(SLOTS))) == [*range(SLOTS)]
+    finally:
+        release.set()
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_the_interpreter_exits_without_waiting_for_a_straggler(kind: str) -> None:
+    pool = "ThreadPoolExecutor" if kind == "threads" else "ProcessPoolExecutor"
+    script = f"""
+import concurrent.futures, time
+import numpy as np, polarmap
+
+def main():
+    pool = concurrent.futures.{pool}(3)
+    faulty = polarmap.FaultyExecutor(pool, {{0: polarmap.Fault("sleep", seconds=600)}})
+    result = polarmap.coded_map(np.sum, np.ones((6, 2)), blocks=3, workers=5, executor=faulty)
+    print([round(float(total), 9) for total in result], result.report.recovered)
+
+if __name__ == "__main__":
+    main()
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE)
+    assert run.stdout == "[4.0, 4.0, 4.0] (0,)\n", run.stderr
+    assert run.returncode == 0
+
+
+def test_timeout_leaves_a_usable_pool(pool: Executor, gate: Path) -> None:
+    with pytest.raises(CodedTimeoutError, match=r"0 of 6 needed results arrived within 0\.2 s, 8 tasks"):
+        coded(partial(always_waits, gate), pool, timeout=0.2)
+    assert_same(coded(double, pool), plain_map(double, DATA, K), 1e-11)
+
+
+def always_waits(gate: Path, block: Any) -> Any:
+    wait_for(gate)
+    return double(block)
+
+
+# --- failures ----------------------------------------------------------------------------------
+
+
+def test_an_exception_costs_one_result(pool: Executor, tmp_path: Path) -> None:
+    result = coded(partial(fails_first, tmp_path / "failed", corners_of(2)), pool)
+    assert_same(result, plain_map(double, DATA, K), 1e-11)
+    assert result.report.recovered == (2,)
+    assert "ValueError: this block is cursed" in result.report.tasks[2].failures[0]
+
+
+def fails_first(failed: Path, corners: tuple[float, ...], block: Any) -> Any:
+    """fails_at, and no other block is done before."""
+    if block[0, 0] in corners:
+        failed.touch()
+    wait_for(failed)
+    return fails_at(corners or (0.0,), block)
+
+
+def test_an_exception_everywhere_is_raised_with_its_cause(pool: Executor) -> None:
+    with pytest.raises(
+        NotDecodableError, match=r"f fails everywhere.*ValueError: this block is cursed"
+    ) as caught:
+        coded(partial(fails_at, ()), pool)
+    assert type(caught.value.__cause__) is ValueError
+
+
+def test_non_linear_functions_are_found_out(pool: Executor, gate: Path) -> None:
+    with pytest.raises(NotLinearError):
+        coded(partial(waits_and_squares, gate, corners_of(1)), pool)
+
+
+def waits_and_squares(gate: Path, corners: tuple[float, ...], block: Any) -> Any:
+    return waits_at(gate, corners, block) ** 2
+
+
+@pytest.mark.parametrize("kind", ["raise", "garbage", "sleep"])
+def test_faults_are_injected(pool: Executor, kind: str) -> None:
+    faults = {0: Fault(kind, seconds=600), 1: Fault("sleep", seconds=600)}
+    result = coded(double, FaultyExecutor(pool, faults), workers=12)
+    assert_same(result, plain_map(double, DATA, K), 1e-11)
+    assert 1 in result.report.recovered
+
+
+def test_a_killed_process_breaks_the_pool_but_not_the_map() -> None:
+    with spawned(1) as pool:  # of two, the other might do all the rest before this one begins
+        result = coded(double, FaultyExecutor(pool, {0: Fault("kill", attempts=9)}))
+        assert_same(result, plain_map(double, DATA, K), 1e-11)
+        assert 0 in result.report.recovered
+        assert all("BrokenProcessPool" in failure for failure in result.report.tasks[0].failures)
+        with pytest.raises(ExecutorError, match="ProcessPoolExecutor accepts no tasks"):
+            coded(double, pool)
+
+
+def test_a_process_killed_from_outside_costs_nothing_but_time(tmp_path: Path, gate: Path) -> None:
+    with spawned(2) as pool:
+        killer = threading.Thread(target=kill_one_of, args=(tmp_path, 2, gate))
+        killer.start()
+        result = coded(partial(says_who_it_is, tmp_path, gate), pool)
+        killer.join()
+    assert_same(result, plain_map(double, DATA, K), 1e-11)
+
+
+def says_who_it_is(folder: Path, gate: Path, block: Any) -> Any:
+    (folder / f"{os.getpid()}.pid").touch()
+    return always_waits(gate, block)
+
+
+def kill_one_of(folder: Path, count: int, gate: Path) -> None:
+    """Kill a process when so many have said who they are; then let the others go on."""
+    while len(found := sorted(folder.glob("*.pid"))) < count:
+        time.sleep(0.01)
+    os.kill(int(found[0].stem), signal.SIGKILL)
+    gate.touch()
+
+
+def test_a_pool_that_is_shut_down_is_refused() -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    with pytest.raises(ExecutorError, match="ThreadPoolExecutor accepts no tasks: cannot schedule"):
+        coded(double, pool)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_tasks_that_somebody_elses_shutdown_cancels_are_lost(kind: str, tmp_path: Path, gate: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    pool = CountingThreads(2) if kind == "threads" else CountingProcesses(2, mp_context=context)
+    closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate))
+    closing.start()
+    with pytest.raises(
+        NotDecodableError, match=r"of 6 needed.*WorkerLost: RuntimeError: cannot schedule new"
+    ):
+        coded(partial(begins_and_waits, tmp_path, gate), pool)
+    closing.join()
+
+
+def test_a_map_needs_none_of_the_tasks_that_a_shutdown_cancels(tmp_path: Path, gate: Path) -> None:
+    pool = CountingThreads(3)
+    closing = threading.Thread(target=shut_down, args=(pool, tmp_path, gate, 3))
+    closing.start()
+    result = coded(partial(begins_and_waits, tmp_path, gate), pool, blocks=3, verify=False)
+    closing.join()
+    assert_same(result, plain_map(double, DATA, 3), 1e-11)
+    assert [task.failures for task in result.report.tasks[3:]] == 5 * [
+        ("WorkerLost: CountingThreads was shut down or cancelled the task before it began",)
+    ]
+
+
+def begins_and_waits(folder: Path, gate: Path, block: Any) -> Any:
+    (folder / f"{block[0, 0]}.begun").touch()
+    return always_waits(gate, block)
+
+
+class Counting:
+    """A pool that knows how many tasks it was given."""
+
+    given = 0
+
+    def submit(self, *call: Any, **named: Any) -> Any:
+        future = super().submit(*call, **named)
+        self.given += 1
+        return future
+
+
+class CountingThreads(Counting, ThreadPoolExecutor): ...
+
+
+class CountingProcesses(Counting, ProcessPoolExecutor): ...
+
+
+def shut_down(pool: Any, folder: Path, gate: Path, begun: int = 2) -> None:
+    """Once all tasks are there and so many have begun; these may end then."""
+    while pool.given < N or len(list(folder.glob("*.begun"))) < begun:
+        time.sleep(0.01)
+    pool.shutdown(wait=False, cancel_futures=True)
+    gate.touch()
+
+
+def test_a_dask_client_that_is_closed_ends_the_map(tmp_path: Path, gate: Path) -> None:
+    import distributed
+
+    sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": True, "memory_limit": 0}
+    with distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster:
+        client = cluster.get_client()
+        closing = threading.Thread(target=close, args=(client, tmp_path, gate))
+        closing.start()
+        with pytest.raises(NotDecodableError, match=r"0 of 6 needed results arrived and no more can.*closed"):
+            coded(partial(begins_and_waits, tmp_path, gate), client.get_executor())
+        gate.touch()
+        closing.join()
+
+
+def close(client: Any, folder: Path, gate: Path) -> None:
+    while len(list(folder.glob("*.begun"))) < 2:
+        time.sleep(0.01)
+    client.close()
+
+
+def fails_to_begin() -> None:
+    raise ValueError("no licence")
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_a_pool_whose_initializer_raises_is_one_clear_error(kind: str) -> None:
+    pool: Executor = ThreadPoolExecutor(2, initializer=fails_to_begin)
+    if kind == "processes":
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(1, mp_context=context, initializer=fails_to_begin)
+    with pool, pytest.raises((NotDecodableError, ExecutorError), match="initializer"):
+        coded(double, pool, blocks=2, workers=3)
+
+
+class Refusing(ThreadPoolExecutor):
+    """Takes so many tasks, and no more."""
+
+    left = 4
+
+    def submit(self, *call: Any, **named: Any) -> Any:
+        self.left -= 1
+        if self.left < 0:
+            raise RuntimeError("quota exceeded")
+        return super().submit(*call, **named)
+
+
+def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
+    with Refusing(4) as pool, pytest.raises(NotDecodableError, match=r"4 tasks: WorkerLost.*quota exceeded"):
+        coded(double, pool)
+
+
+def test_an_executor_knows_that_nothing_more_will_come(tmp_path: Path, gate: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        blocks = CodedBlocks(*plan_code(DATA, Choice(K, N)))
+        run = FuturesExecutor(pool).open(Payload(partial(waits_at, gate, corners_of(1)), blocks))
+        run.submit(range(N))
+        while len(run.running()) > 1:
+            run.wait(1.0)
+        assert not run.is_exhausted()
+        gate.touch()
+        while not run.is_exhausted():
+            run.wait(1.0)
+        run.submit([1])
+        assert not run.is_exhausted()
+        run.close()
+
+
+def test_a_function_that_does_not_travel_is_refused(processes: Executor) -> None:
+    lock = threading.Lock()
+
+    def f(block: Any) -> Any:
+        with lock:
+            return double(block)
+
+    with pytest.raises(CodeError, match=r"f cannot be pickled.*lock"):
+        coded(f, processes)

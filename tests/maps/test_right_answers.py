@@ -1,0 +1,563 @@
+"""The numbers of a plain map, or one clear word: cases that once gave neither."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import AlteringReplay, arriving, assert_same, plain_map
+
+from polarmap import (
+    CodedOperator,
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    ReplayExecutor,
+    coded_gram,
+    coded_map,
+    coded_matmul,
+)
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.executors.base import Outcome
+from polarmap.run import trusted
+
+STREAM = np.random.default_rng(0)
+FLOATS = STREAM.standard_normal((48, 3))
+LARGE = STREAM.integers(-(2**62), 2**62, (6, 3))
+
+
+@pytest.fixture(autouse=True)
+def nothing_verified() -> Iterator[None]:
+    trusted.forget()
+    yield
+    trusted.forget()
+
+
+def losing(*lost: int) -> ReplayExecutor:
+    return ReplayExecutor(dict.fromkeys(lost, math.inf))
+
+
+class Lying(AlteringReplay):
+    """Adds to one entry of what one worker returns."""
+
+    def __init__(self, seconds: dict[int, float], liar: int, entry: int, lie: Any) -> None:
+        super().__init__(seconds)
+        self._liar, self._entry, self._lie = liar, entry, lie
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task != self._liar or outcome.leaves is None:
+            return outcome
+        changed = outcome.leaves[0].copy()
+        changed.reshape(-1)[self._entry] += np.asarray(self._lie, changed.dtype)
+        return outcome._replace(leaves=[changed])
+
+
+# --- integers ----------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(lost=st.sets(st.integers(0, 6), max_size=3), seed=st.integers(0, 99), top=st.sampled_from([8, 60, 64]))
+def test_unsigned_products_of_64_bits_are_exact(lost: set[int], seed: int, top: int) -> None:
+    stream = np.random.default_rng(seed)
+    data = stream.integers(0, 2**top, (6, 3), dtype="u8")
+    x = stream.integers(0, 9, 3, dtype="u8")
+    if not PolarCode(7, 3, "arikan").decodable(~np.isin(np.arange(7), list(lost))):
+        return
+    result = coded_map(lambda block: block @ x, data, blocks=3, workers=7, executor=losing(*lost))
+    assert_same(result, plain_map(lambda block: block @ x, data, 3))
+
+
+def test_unsigned_blocks_are_encoded_as_unsigned() -> None:
+    data = np.array([[2**63 + 5], [7]], "u8")
+    coded = PolarCode(4, 2, "arikan").encode(data)
+    assert coded.dtype == np.uint64
+    assert PolarCode(4, 2, "arikan").decode({0: coded[0], 3: coded[3]}).tolist() == data.tolist()
+
+
+def test_results_of_parity_of_another_kind_overrule_no_data() -> None:
+    """int64 parity of uint32 data times uint64 is float64 in numpy."""
+    data, x = np.arange(18, dtype="u4").reshape(6, 3), np.array([1, 2, 3], "u8")
+    options = {"blocks": 3, "workers": 7, "verify": False}
+    result = coded_map(lambda block: block @ x, data, executor=losing(), **options)
+    assert_same(result, plain_map(lambda block: block @ x, data, 3))
+    with pytest.raises(NotDecodableError, match=r"returned float64.2., others uint64.2.: .*convert the data"):
+        coded_map(lambda block: block @ x, data, executor=losing(0), **options)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("lost", [(), (0,), (1, 2)])
+def test_python_integers_come_back_with_their_sign(lost: tuple[int, ...], sign: int) -> None:
+    data = np.array([[2**62], [2**62 - 1], [3], [4]]) * sign
+    f = lambda block: int(block.sum()) + int(block.sum()) // 1  # noqa: E731  beyond int64 for the first
+    result = coded_map(f, data[:, 0].reshape(4, 1) // 8, blocks=4, workers=8, executor=losing(*lost))
+    assert list(result) == plain_map(f, data // 8, 4)
+    unsigned = np.array([[2**63 + 5], [2**61], [2**61], [2**61]], "u8")
+    total = lambda block: int(block.sum())  # noqa: E731
+    options = {"blocks": 4, "workers": 8, "timeout": 100}
+    with contextlib.suppress(CodeError):  # where parity has wrapped
+        assert list(coded_map(total, unsigned, executor=losing(*lost), **options)) == unsigned[:, 0].tolist()
+
+
+@pytest.mark.parametrize("lost", [(0,), (1, 2), (0, 1, 2)])
+@pytest.mark.parametrize("data", [LARGE, LARGE.astype("u8")], ids=["int64", "uint64"])
+@pytest.mark.parametrize("verify", [False, "auto", True])
+def test_floats_of_wrapped_integers_are_refused(data: np.ndarray, lost: tuple[int, ...], verify: Any) -> None:
+    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "workers": 7, "verify": verify}
+    with pytest.raises(CodeError, match=r"missing and cannot be decoded: f turns u?int64 .*astype\(float\)"):
+        coded_map(f, data, executor=losing(*lost), **options)
+    small = data % 1000
+    if data.dtype == np.int64:  # which passes for small numbers, and is not trusted with large ones
+        assert_same(coded_map(f, small, executor=losing(*lost), **options), plain_map(f, small, 3), 1e-9)
+        with pytest.raises(CodeError, match="modulo 2"):
+            coded_map(f, data, executor=losing(*lost), **options)
+
+
+def test_floats_of_wrapped_integers_are_warned_of_while_nothing_is_lost() -> None:
+    f, options = (lambda block: block @ np.ones(3)), {"blocks": 3, "workers": 7}
+    with pytest.warns(RuntimeWarning, match=r"those of a plain map, but a lost one .*f turns int64"):
+        result = coded_map(f, LARGE, executor=losing(), **options)
+    assert_same(result, plain_map(f, LARGE, 3))
+    with pytest.raises(CodeError, match="f turns int64 blocks into float64"):
+        coded_map(f, LARGE, executor=losing(), verify=True, **options)
+
+
+def test_an_operator_of_unsigned_integers_takes_real_vectors() -> None:
+    A = STREAM.integers(0, 1000, (24, 5), dtype="u8")
+    x = STREAM.standard_normal(5)
+    for lost in [(), (0, 3), (1, 7), (5,)]:
+        assert PolarCode(9, 6, "arikan").decodable(~np.isin(np.arange(9), lost))
+        with CodedOperator(A, blocks=6, workers=9, executor=losing(*lost)) as operator:
+            np.testing.assert_allclose(operator @ x, A @ x, rtol=1e-10)
+
+
+def test_what_f_was_found_to_be_is_remembered_for_its_dtype() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        return block // 2 if block.dtype.kind in "iu" else block / 2  # linear for floats only
+
+    options = {"blocks": 8, "workers": 12, "timeout": 100}
+    coded_map(f, FLOATS, executor=losing(0), **options)
+    with pytest.raises(NotLinearError):
+        coded_map(
+            f, (1000 * FLOATS).astype(int), executor=arriving([1, 2, 3, 4, 5, 6, 7, 9, 10, 11], 12), **options
+        )
+
+
+@settings(deadline=None, derandomize=True, max_examples=40)
+@given(lost=st.sets(st.integers(0, 31), min_size=1, max_size=8), scale=st.sampled_from([1e6, 1e9]))
+def test_integers_made_of_floats_come_with_a_bound(lost: set[int], scale: float) -> None:
+    f = lambda block: np.rint(block * scale).astype(np.int64)  # noqa: E731
+    result = coded_map(f, FLOATS, blocks=24, workers=32, executor=losing(*lost), verify=False)
+    off = np.abs(result.concatenate() - f(FLOATS)).max()
+    assert off <= result.report.error_bound * np.abs(f(FLOATS)).max()
+    assert (result.report.error_bound == 0) == (not result.report.recovered)
+
+
+def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, float]:
+    """When each task returns; so many never do."""
+    order = stream.permutation(n).tolist()
+    seconds = {task: 1 + 0.01 * turn for turn, task in enumerate(order)}
+    return seconds | dict.fromkeys(order[n - late :], math.inf)
+
+
+# --- liars -------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    k=st.integers(1, 8),
+    parity=st.integers(1, 6),
+    seed=st.integers(0, 10**6),
+    lie=st.integers(1, 50),
+    late=st.integers(0, 6),
+)
+def test_a_lie_among_integers_is_found_or_its_worker_listed(
+    k: int, parity: int, seed: int, lie: int, late: int
+) -> None:
+    trusted.forget()
+    n, stream = k + parity, np.random.default_rng(seed)
+    seconds = in_some_order(stream, n, min(late, parity))
+    data = stream.integers(-99, 99, (2 * k, 3))
+    f = lambda block: block @ np.array([1, 2, 3])  # noqa: E731
+    liar = int(stream.integers(n))
+    executor = Lying(seconds, liar, int(stream.integers(2)), lie)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return
+    right = [np.array_equal(one, other) for one, other in zip(result, plain_map(f, data, k))]
+    if result.report.verified != "not needed":  # else they are a plain map's
+        assert all(right) or liar in result.report.unchecked
+
+
+@settings(deadline=None, derandomize=True, max_examples=300)
+@given(
+    k=st.integers(2, 24),
+    parity=st.integers(2, 8),
+    seed=st.integers(0, 10**6),
+    size=st.floats(-8, 1),
+    late=st.integers(0, 8),
+    dtype=st.sampled_from(["f4", "f8"]),
+)
+def test_a_lie_among_floats_is_found_or_within_the_bound(
+    k: int, parity: int, seed: int, size: float, late: int, dtype: str
+) -> None:
+    trusted.forget()
+    n, stream = k + parity, np.random.default_rng(seed)
+    seconds = in_some_order(stream, n, min(late, parity))
+    data = stream.standard_normal((2 * k, 3)).astype(dtype)
+    f = lambda block: block @ np.array([1, 2, 3], dtype)  # noqa: E731
+    liar = int(stream.integers(n))
+    executor = Lying(seconds, liar, int(stream.integers(2)), 9 * 10.0**size)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            result = coded_map(f, data, blocks=k, workers=n, executor=executor, timeout=1000)
+        except (NotLinearError, NotDecodableError, CodedTimeoutError):
+            return
+    if result.report.verified == "not needed" or liar in result.report.unchecked:
+        return
+    truth = np.stack(plain_map(f, data.astype(float), k))
+    off = np.abs(np.stack(list(result)) - truth).max() / np.abs(truth).max()
+    assert off <= 1.01 * result.report.error_bound + 4 * np.finfo(dtype).eps
+
+
+# --- is f linear? ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parity", [1.0, math.inf], ids=["parity arrives", "evaluated here"])
+@pytest.mark.parametrize("f", [np.exp, np.abs, np.square, lambda block: np.maximum(block, 0)])
+def test_what_is_not_linear_is_said_although_nothing_fails(f: Callable[[Any], Any], parity: float) -> None:
+    executor = {"executor": ReplayExecutor(dict.fromkeys(range(24, 32), parity))}
+    options = {"blocks": 24, "workers": 32, "timeout": 100}
+    with pytest.warns(RuntimeWarning, match="are those of a plain map, but .* f is not linear"):
+        result = coded_map(f, FLOATS, **executor, **options)
+    assert_same(result, plain_map(f, FLOATS, 24))
+    with pytest.raises(NotLinearError, match="f is not linear"):
+        coded_map(f, FLOATS, **executor, verify=True, **options)
+
+
+def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
+    """Parity of positive numbers may be negative."""
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if (block < 0).any():
+            raise ValueError("negative")
+        return block
+
+    with pytest.warns(RuntimeWarning, match="but f fails on parity blocks, here with ValueError"):
+        result = coded_map(f, np.exp(FLOATS), blocks=4, workers=6, executor=losing(), retries=0)
+    assert_same(result, plain_map(f, np.exp(FLOATS), 4))
+
+
+def test_on_demand_a_parity_block_is_evaluated_here() -> None:
+    with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
+        coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), parity="on_demand")
+    assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), parity="on_demand").report.k == 24
+    assert trusted.recall(np.negative, trusted.LINEAR, [np.dtype(float)])
+
+
+def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for() -> None:
+    here = threading.main_thread()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is not here:
+            raise RuntimeError("no accelerator here")
+        return block
+
+    options = {"blocks": 24, "workers": 32, "executor": losing(*range(24, 32))}
+    assert coded_map(f, FLOATS, **options).report.seconds < 2.1
+    with pytest.warns(RuntimeWarning, match="could not be verified: all data tasks.*no accelerator here"):
+        coded_map(f, FLOATS, **options, verify=True)
+
+
+# --- NaN, overflow -----------------------------------------------------------------------------
+
+
+def test_nan_is_named_when_it_is_encoded() -> None:
+    data = FLOATS.copy()
+    data[17, 2] = data[30, 0] = np.nan
+    with pytest.warns(RuntimeWarning, match=r"at 2 places, the first of them in row 17, entry \(2,\)"):
+        result = coded_map(np.negative, data, blocks=24, workers=32, executor=losing())
+    np.testing.assert_array_equal(result.concatenate(), -data)
+    with pytest.warns(RuntimeWarning, match="sums of the data overflow float64"):
+        coded_map(np.negative, 1.7e308 * np.sign(FLOATS), blocks=24, workers=32, executor=losing())
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN")
+def test_nan_with_a_lost_worker_ends_with_one_clear_error() -> None:
+    data = FLOATS.copy()
+    data[17, 2] = np.nan
+    options = {"blocks": 24, "workers": 32}
+    with pytest.raises(NotDecodableError, match=r"NaN or inf, .* not all data tasks reported: 23 of 24"):
+        coded_map(np.negative, data, executor=losing(3), **options)
+    with pytest.raises(CodedTimeoutError, match="1 task still runs; results contain NaN or inf"):
+        coded_map(np.negative, data, executor=losing(3), timeout=50, **options)
+
+
+# --- what never ends, what is not accurate ------------------------------------------------------
+
+
+@pytest.mark.parametrize("parity", ["upfront", "on_demand"])
+@pytest.mark.parametrize("retries", [0, 1])
+def test_a_map_in_which_nothing_can_arrive_says_so(parity: str, retries: int) -> None:
+    faulty = FaultyExecutor(losing(1, 2, 4), {5: Fault("kill", attempts=9)})
+    with pytest.raises(
+        NotDecodableError, match=r"5 of 6 .* arrived, and none of the 3 tasks .* will ever end"
+    ):
+        coded_map(np.negative, FLOATS, blocks=6, workers=9, executor=faulty, retries=retries, parity=parity)
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+@pytest.mark.parametrize("how", ["kill", "never"])
+def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) -> None:
+    data, code = FLOATS.astype(dtype), PolarCode(32, 24)
+    limit = 0.1 if dtype == "f2" else 1e-4
+    found = 0
+    for seed in range(400):
+        lost = np.random.default_rng(seed).permutation(32)[:8].tolist()
+        arrived = ~np.isin(np.arange(32), lost)
+        amplification = code.plan(arrived, exact=False).amplification
+        if amplification * np.finfo(dtype).eps <= limit:
+            continue
+        found += 1
+        faults = dict.fromkeys(lost, Fault("kill", attempts=9)) if how == "kill" else {}
+        executor = FaultyExecutor(ReplayExecutor() if faults else losing(*lost), faults)
+        options = {"blocks": 24, "workers": 32, "verify": False}
+        with pytest.warns(RuntimeWarning, match=r"no more accurately than to .* which is more than rtol"):
+            result = coded_map(np.negative, data, executor=executor, **options)
+        truth = -data.astype(float)
+        off = np.abs(result.concatenate().astype(float) - truth).max() / np.abs(truth).max()
+        assert off <= result.report.error_bound
+        if found == 3:
+            break
+    assert found >= 2
+
+
+# --- deadlines ---------------------------------------------------------------------------------
+
+
+def test_equal_arrivals_tell_nothing_of_the_others() -> None:
+    data = np.zeros((12, 3))
+    data[11] = 7
+    options = {"blocks": 6, "workers": 8, "deadline": 2}
+    result = coded_map(lambda block: block.sum(axis=0), data, executor=losing(3, 4, 5, 6, 7), **options)
+    assert result.report.recovered == ()
+    assert result.report.estimated == (3, 4, 5)
+    assert result.report.errors == (0, 0, 0, math.inf, math.inf, math.inf)
+    assert "by how much they are off is unknown" in str(result.report)
+
+
+@pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
+def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
+    """All patterns of arrivals: what is not called an estimate is right to the last bit."""
+    top = 2**31 if dtype == "i4" else 2**60
+    data = np.random.default_rng(1).integers(top // 2, top, (8, 2)).astype(dtype)
+    code = PolarCode(7, 4, "arikan")
+    determined = 0
+    for count in range(1, 7):
+        for arrived in combinations(range(7), count):
+            lost = set(range(7)) - set(arrived)
+            options = {"code": code, "deadline": 2, "verify": False}
+            if code.decodable(np.isin(np.arange(7), arrived)):
+                continue
+            result = coded_map(np.copy, data, executor=losing(*lost), **options)
+            for index, block in enumerate(data.reshape(4, 2, 2)):
+                if index not in result.report.estimated:
+                    assert np.array_equal(result[index], block)
+                    determined += index in lost
+                elif dtype == "i4":
+                    assert (result[index].astype(float) > 0).all()  # clipped, not wrapped
+    assert determined > 5
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN")
+def test_nan_at_a_deadline_is_one_clear_error() -> None:
+    data = np.ones((12, 1))
+    data[0] = np.nan
+    with pytest.raises(NotDecodableError, match="NaN or inf"):
+        coded_map(np.copy, data, blocks=6, workers=8, executor=losing(3, 4, 5, 6), deadline=2)
+
+
+# --- filler ------------------------------------------------------------------------------------
+
+
+def test_results_with_as_many_rows_as_a_block_by_chance_are_whole() -> None:
+    data = np.arange(33.0).reshape(11, 3)
+    with pytest.warns(RuntimeWarning, match=r"divide into 4 blocks: f saw 1 rows of zeros .* blocks=11"):
+        result = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=losing())
+    assert result.concatenate().sum() == data.sum()
+
+
+@pytest.mark.parametrize("lost", [(), (0,), (83,)])
+def test_rows_of_filler_are_cut_off_everywhere(lost: tuple[int, ...]) -> None:
+    data = STREAM.standard_normal((2003, 3))
+    f = lambda block: (block @ np.ones(3), {"twice": 2 * block})  # noqa: E731
+    result = coded_map(f, data, blocks=24, executor=losing(*lost))
+    assert sum(len(one) for one, _ in result) == sum(len(other["twice"]) for _, other in result) == 2003
+    np.testing.assert_allclose(np.concatenate([other["twice"] for _, other in result]), 2 * data, atol=1e-12)
+
+
+def test_of_a_function_whose_rows_see_each_other_filler_is_said() -> None:
+    data = STREAM.standard_normal((11, 3))
+    with pytest.warns(RuntimeWarning, match="f saw 1 rows of zeros"):
+        result = coded_map(lambda block: block - block.mean(axis=0), data, blocks=4, executor=losing())
+    assert [len(one) for one in result] == [3, 3, 3, 3]
+    with pytest.warns(RuntimeWarning, match="f saw 1 rows of zeros"):  # and not only the first time
+        coded_map(lambda block: block - block.mean(axis=0), data, blocks=4, executor=losing())
+
+
+def test_f_is_evaluated_here_once_for_filler() -> None:
+    here = []
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is not threading.main_thread():
+            here.append(len(block))
+        return block
+
+    for _ in range(3):
+        coded_map(f, STREAM.standard_normal((11, 3)), blocks=4, executor=losing(), verify=False)
+    assert here == [2, 3]
+
+
+# --- what the soak found -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["auto", True])
+def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
+    """Under noise f is as good as constant, which is affine: only f of data itself tells."""
+    clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
+    options = {"blocks": 8, "workers": 12, "private": 1, "timeout": 100, "verify": verify}
+    with pytest.raises(NotLinearError):
+        coded_map(clip, FLOATS, executor=losing(), **options)
+    result = coded_map(np.negative, FLOATS, executor=losing(2), **options)
+    np.testing.assert_allclose(result.concatenate(), -FLOATS, atol=1e-9)
+
+
+@pytest.mark.parametrize("f", [np.abs, np.square, lambda block: block.clip(0, 1)])
+def test_equal_blocks_vouch_for_nothing(f: Callable[[Any], Any]) -> None:
+    options = {"blocks": 8, "workers": 12, "timeout": 100}
+    coded_map(f, np.ones((48, 3)), executor=losing(0), **options)
+    with pytest.raises(NotLinearError):
+        coded_map(f, FLOATS, executor=losing(0), **options)
+
+
+@pytest.mark.parametrize("code", ["rotation", "arikan"])
+def test_integers_made_of_floats_come_with_a_bound_whatever_the_code(code: str) -> None:
+    f = lambda block: np.rint(block * 1e9).astype(np.int64)  # noqa: E731
+    lost = [0, 8] if code == "arikan" else [0, 3, 9]
+    options = {"blocks": 8, "workers": 12, "code": code, "verify": False}
+    result = coded_map(f, FLOATS, executor=losing(*lost), **options)
+    off = np.abs(result.concatenate() - f(FLOATS)).max()
+    assert off <= result.report.error_bound * np.abs(f(FLOATS)).max()
+    assert result.report.error_bound > 0
+
+
+class LyingOnce(AlteringReplay):
+    """Every subtask of the first attempt of one worker is off."""
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if (outcome.task, outcome.attempt) != (1, 0) or outcome.leaves is None:
+            return outcome
+        return outcome._replace(leaves=[leaf + 7.0 for leaf in outcome.leaves])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_a_worker_found_out_in_one_codeword_is_trusted_in_none(seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    seconds = dict(enumerate((1 + stream.random(12)).tolist())) | {int(stream.integers(2, 12)): math.inf}
+    f = lambda block: block @ np.ones(3)  # noqa: E731
+    options = {"blocks": 8, "workers": 12, "subtasks": 3, "timeout": 100}
+    result = coded_map(f, FLOATS, executor=LyingOnce(seconds), **options)
+    if 1 not in result.report.unchecked:
+        np.testing.assert_allclose(result.concatenate(), f(FLOATS), atol=1e-12)
+
+
+def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
+    options = {"blocks": 6, "workers": 9, "deadline": 1.5}  # while another result may tell who is to blame
+    with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
+        result = coded_map(np.abs, FLOATS, executor=losing(0, 4), **options)
+    assert result.report.recovered == ()
+    assert result.report.estimated == (0, 4)
+
+
+def test_products_of_other_byte_orders() -> None:
+    A, B = FLOATS.astype(">f8"), STREAM.standard_normal((3, 5)).astype(">f8")
+    wide = STREAM.integers(0, 99, (12, 4)).astype(">i4")
+    never = {"executor": losing(0)}
+    for method in ("rows", "columns", "grid"):
+        np.testing.assert_allclose(coded_matmul(A, B, method=method, **never).array, A @ B, atol=1e-10)
+    np.testing.assert_allclose(coded_gram(A, blocks=3, **never).array, A.T @ A, atol=1e-9)
+    assert np.array_equal(coded_gram(wide, blocks=2, workers=4, **never).array, wide.T @ wide)
+    with CodedOperator(A, blocks=6, **never) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
+
+
+class Longer(AlteringReplay):
+    """Some workers return something of another shape, and alike."""
+
+    def altered(self, outcome: Outcome) -> Outcome:
+        if outcome.task > 1 or outcome.leaves is None:
+            return outcome
+        return outcome._replace(leaves=[np.zeros(99, outcome.leaves[0].dtype)])
+
+
+def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
+    A, B = FLOATS[:8], STREAM.standard_normal((3, 5))
+    product = coded_matmul(A, B, method="rows", blocks=2, workers=5, executor=Longer({4: 9.0}))
+    np.testing.assert_allclose(product.array, A @ B, atol=1e-10)
+    assert product.report.indices("failed") == [0, 1]
+    with CodedOperator(A, blocks=2, workers=5, executor=Longer()) as operator:
+        np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
+
+
+@pytest.mark.parametrize("garbage", [0, 4])
+def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int) -> None:
+    """Found out in one codeword, what a worker returned is taken out of another in which nothing else is."""
+    struck = {garbage: "garbage", 1: "raise", 2: "kill"}
+    faults = {task: Fault(kind, attempts=9) for task, kind in struck.items()}
+    seconds = {garbage: 1.0, 3: 1.5, 4 - garbage: 2.0}
+    data = STREAM.integers(-9, 9, (3, 4))
+    options = {"blocks": 1, "workers": 5, "code": "arikan", "subtasks": 3, "timeout": 100, "retries": 0}
+    with contextlib.suppress(NotLinearError, NotDecodableError, CodeError):
+        result = coded_map(
+            np.negative, data, executor=FaultyExecutor(ReplayExecutor(seconds), faults), **options
+        )
+        assert garbage in result.report.unchecked or np.array_equal(result[0], -data)
+
+
+class SilentError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_exception_without_words_is_told_of_all_the_same() -> None:
+    here = threading.main_thread()
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is not here:
+            raise SilentError
+        return block
+
+    options = {"blocks": 24, "workers": 32, "executor": losing(*range(24, 32)), "verify": True}
+    with pytest.warns(RuntimeWarning, match="could not be verified.*SilentError: <its __str__ raised>"):
+        coded_map(f, FLOATS, **options)
+
+
+def test_equal_results_do_not_make_f_linear() -> None:
+    """Signs of positive numbers are equal, and that of the block that is lost is another."""
+    data = np.array([[-1.0], [2.0], [3.0], [4.0]])
+    arrived = [task for task in range(12) if task and (PolarCode(12, 4).encode(data)[task] > 0).all()]
+    assert len(arrived) >= 5
+    with pytest.raises(NotLinearError):
+        coded_map(np.sign, data, blocks=4, workers=12, executor=arriving(arrived, 12), timeout=100)

@@ -1,0 +1,187 @@
+"""Blocks that lie in storage already: read by the workers, verified, and erasures where damaged."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, PolarCode
+from polarmap.blocks.stored import StoredBlocks
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.worker.parts import DamagedError, Keep, Part, Place, assemble, read_file
+from polarmap.worker.pytree import Packed
+
+
+class StoredInFolder:
+    """n coded blocks of a matrix as files, each in two parts of one file."""
+
+    def __init__(self, folder, A, n=8, k=6):
+        self.folder, self.code = str(folder), PolarCode(n, k)
+        self.shape = (len(A) // k, *A.shape[1:])
+        coded = self.code.encode(A.reshape(k, -1))
+        self.parts = []
+        for index, block in enumerate(coded):
+            data, cut = block.tobytes(), block.nbytes // 3
+            (folder / f"block-{index}").write_bytes(data)
+            first = Part(f"block-{index}", cut, zlib.crc32(data[:cut]))
+            second = Part(f"block-{index}", len(data) - cut, zlib.crc32(data[cut:]), cut)
+            self.parts.append((first, second))
+
+    def read(self, index):
+        data = assemble(self.parts[index], lambda part: read_file(self.folder, part))
+        return Packed(("array",), (("<f8", self.shape),), data).unpack()[0]
+
+    def coded_blocks(self):
+        source = Place("folder", self.folder)
+        return StoredBlocks(
+            self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self.read, self.read
+        )
+
+
+@pytest.fixture
+def A():
+    return np.random.default_rng(0).standard_normal((60, 7))
+
+
+@pytest.fixture
+def stored(tmp_path, A):
+    return StoredInFolder(tmp_path, A)
+
+
+def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, stored, tmp_path, executor):
+    (tmp_path / "block-1").unlink()
+    with open(tmp_path / "block-4", "r+b") as file:
+        file.seek(100)
+        file.write(b"garbage")
+    with pytest.warns(RuntimeWarning, match="could not be verified: .* DamagedError: block-1 is missing"):
+        y = polarmap.coded_map(lambda block: block @ np.ones(7), stored, executor=executor, retries=0)
+    np.testing.assert_allclose(y.concatenate(), A @ np.ones(7), rtol=1e-9, atol=1e-9)
+    assert set(y.report.recovered) >= {1, 4}
+    assert "block-1 is missing" in y.report.tasks[1].failures[0]
+    assert "block-4 is corrupt" in y.report.tasks[4].failures[0]
+
+
+def test_a_truncated_block_is_an_erasure(A, stored, tmp_path):
+    os.truncate(tmp_path / "block-0", 100)
+    with ThreadPoolExecutor(4) as pool:
+        y = polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
+    assert sum(y) == pytest.approx(A.sum())
+    assert "block-0 has 100 of 186 bytes" in y.report.tasks[0].failures[0]
+
+
+def test_too_much_damage_is_said_by_name(stored, tmp_path):
+    for index in range(3):
+        (tmp_path / f"block-{index}").unlink()
+    with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match=r"block-\d is missing"):
+        polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
+
+
+def test_stragglers_of_a_stored_array_are_not_waited_for(A, stored):
+    executor = FaultyExecutor(None, {0: Fault("sleep", 600), 2: Fault("kill")})
+    y = polarmap.coded_map(lambda block: block.T @ block[:, :0], stored, executor=executor, timeout=60)
+    assert [one.shape for one in y] == [(7, 0)] * 6
+
+
+def test_sizes_are_those_it_was_encoded_with(stored):
+    for wrong in ({"blocks": 5}, {"workers": 9}, {"code": "arikan"}):
+        with pytest.raises(CodeError, match="encoded already, as 6 blocks for 8 workers"):
+            polarmap.coded_map(np.sum, stored, **wrong)
+
+
+def test_an_array_in_a_bucket_needs_its_configuration(stored):
+    blocks = stored.coded_blocks()
+    blocks._source = Place("bucket", "rows", "minio")
+    stored.coded_blocks = lambda: blocks
+    with pytest.raises(ExecutorError, match="minio bucket 'rows': pass executor="):
+        polarmap.coded_map(np.sum, stored, executor="localhost")
+
+
+@given(st.binary(max_size=60), st.lists(st.integers(0, 60), max_size=4))
+def test_parts_in_a_row_are_the_whole(data, cuts):
+    places = sorted({0, len(data), *(cut for cut in cuts if cut < len(data))})
+    parts = [Part("x", b - a, zlib.crc32(data[a:b]), a) for a, b in pairwise(places)]
+    assert bytes(assemble(parts, lambda part: data[part.offset : part.offset + part.size])) == data
+
+
+@given(st.binary(min_size=1, max_size=60), st.data())
+def test_any_changed_byte_is_noticed(data, draw):
+    place = draw.draw(st.integers(0, len(data) - 1))
+    changed = bytearray(data)
+    changed[place] ^= draw.draw(st.integers(1, 255))
+    with pytest.raises(DamagedError, match="x is corrupt"):
+        assemble([Part("x", len(data), zlib.crc32(data))], lambda part: changed)
+
+
+def test_results_may_stay_in_storage(A, tmp_path, executor):
+    from polarmap.blocks.choose_code import Choice
+    from polarmap.coded_map import _coded
+    from polarmap.executors import executor_of
+    from polarmap.executors.base import Payload
+
+    coded = _coded(A, Choice(6, 8), None)
+    keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
+    outcomes: list = []
+    with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, keep=keep))) as run:
+        run.submit(range(8))
+        while len(outcomes) < 8:
+            outcomes += run.wait(10)
+    for outcome in outcomes:
+        kept = outcome.kept
+        assert kept.layout == (("<f8", (10, 7)),)
+        assert [part.size for part in kept.parts] == [160, 160, 160, 80]
+        data = assemble(kept.parts, lambda part: read_file(str(tmp_path), part))
+        [block] = coded.leaves(outcome.task)
+        assert bytes(data) == (block * 2).tobytes()
+        np.testing.assert_array_equal(outcome.leaves[0], 2 * block.reshape(-1))  # smaller than a sample
+
+
+def test_a_coded_array_is_mapped_where_it_lies(A, tmp_path, executor):
+    polarmap.encode(A[:-3], blocks=6, workers=8, name="rows", storage=tmp_path, memory=1 << 20)
+    coded = polarmap.open_coded("rows", storage=tmp_path)
+    y = polarmap.coded_map(lambda block: block @ np.ones(7), coded, executor=executor, timeout=60)
+    np.testing.assert_allclose(y.concatenate(), A[:-3] @ np.ones(7), rtol=1e-9, atol=1e-9)
+
+
+def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):
+    class Memory(dict):
+        name = "memory"
+
+        def put(self, key, data):
+            self[key] = bytes(data)
+
+        def get(self, key, start=0, stop=None):
+            if key not in self:
+                raise polarmap.errors.MissingObjectError(key)
+            return self[key][start:stop]
+
+        def size(self, key):
+            return len(self[key]) if key in self else None
+
+        def keys(self, prefix=""):
+            return sorted(key for key in dict.keys(self) if key.startswith(prefix))
+
+        def delete(self, keys):
+            for key in keys:
+                self.pop(key, None)
+
+    memory = Memory()
+    coded = polarmap.encode(A, blocks=6, workers=8, name="rows", storage=memory)
+    lost = [part.key for index in (0, 7) for part in coded.stored(index)]
+    memory.delete(lost)
+    with ThreadPoolExecutor(4) as pool:
+        # What is verified is not handed out before every task has had a moment to report.
+        y = polarmap.coded_map(np.sum, coded, executor=pool, timeout=60, verify=True)
+    assert sum(y) == pytest.approx(A.sum())
+    assert y.report.recovered == (0,)
+    assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
+    with pytest.raises(ExecutorError, match="is in memory, which workers cannot reach: use a thread pool"):
+        polarmap.coded_map(np.sum, coded, executor="localhost")

@@ -1,0 +1,127 @@
+"""The planner: what it recommends, against trying everything; and why it refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap.errors import CodeError
+from polarmap.planning import (
+    Completion,
+    Failing,
+    Pareto,
+    ShiftedExponential,
+    completion_time,
+    frontier,
+    plan,
+    stragglers,
+    training_trace,
+)
+
+LAW = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
+
+
+@pytest.mark.parametrize("objective", ["mean", "p50", "p95", "p99"])
+@pytest.mark.parametrize("k", [1, 6, 24])
+def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
+    found = plan(k, LAW, objective, max_workers=k + 12)
+    every = [completion_time(n, k, "rotation" if n > k else "uncoded", LAW) for n in range(k, k + 13)]
+    best = min(getattr(one, objective) for one in every)
+    near = [one for one in every if getattr(one, objective) <= 1.05 * best]
+    assert found.expected == min(near, key=lambda one: one.paid)
+    assert (found.n, found.k) == (found.expected.n, k)
+    assert found.uncoded == every[0]
+
+
+def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
+    found = plan(24, LAW, "cost", slack=0.0)
+    assert found.expected.paid == min(one.paid for one in found.frontier)
+    assert found.n > 24  # one parity task saves more waiting than it costs
+    assert found.expected.paid < found.uncoded.paid
+
+
+def test_without_stragglers_no_parity() -> None:
+    found = plan(10, ShiftedExponential(1.0, 1e-3), "cost", slack=0.0)
+    assert (found.n, found.code) == (10, "uncoded")
+    assert "start 10 workers for 10 blocks (no code)" in str(found)
+
+
+def test_limits_bind() -> None:
+    free = plan(24, LAW, "p99", slack=0.0)
+    bound = plan(24, LAW, "p99", budget=32.0, slack=0.0)
+    assert bound.expected.paid <= 32.0 < free.expected.paid
+    cheap = plan(24, LAW, "cost", deadline=1.5)
+    assert cheap.expected.p99 <= 1.5
+    assert cheap.expected.paid < free.expected.paid
+
+
+def test_the_frontier_goes_from_cheap_to_fast() -> None:
+    found = plan(24, training_trace(), "p99", max_workers=40)
+    paid, times = ([getattr(one, name) for one in found.frontier] for name in ("paid", "p99"))
+    assert paid == sorted(paid)
+    assert times == sorted(times, reverse=True)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
+def test_the_frontier_is_what_nothing_dominates(points: list[tuple[int, int]]) -> None:
+    blank = completion_time(2, 1, "mds", ShiftedExponential(1.0, 1.0))
+    options = [blank._replace(p99=float(time), paid=float(cost)) for time, cost in points]
+    kept = {(one.p99, one.paid) for one in frontier(options)}
+    assert kept == {(one.p99, one.paid) for one in options if not any(beats(two, one) for two in options)}
+
+
+def beats(one: Completion, other: Completion) -> bool:
+    return one != other and one.p99 <= other.p99 and one.paid <= other.paid
+
+
+def test_large_jobs_are_planned_from_few_sizes() -> None:
+    found = plan(3000, training_trace(), "mean")
+    assert 3000 < found.n <= 6000
+    assert found.expected.mean < found.uncoded.mean
+
+
+def test_a_simulated_code_needs_more_workers() -> None:
+    limit = 1.6
+    few, more = (plan(24, LAW, "cost", code=code, deadline=limit).n for code in ("rotation", "sequential"))
+    assert few < more
+
+
+def test_run_times_in_a_list_do() -> None:
+    times = LAW.sample(np.random.default_rng(0), 500)
+    assert abs(plan(24, times.tolist(), "mean").n - plan(24, LAW, "mean").n) <= 4
+
+
+def test_failing_tasks_ask_for_parity() -> None:
+    found = plan(24, Failing(LAW, 0.05), "cost", max_never=1e-4)
+    assert found.expected.never <= 1e-4
+    assert found.n >= 30
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"max_workers": 20}, "k = 24 blocks need at least as many workers, max_workers is 20"),
+        ({"objective": "speed"}, "objective must be one of mean, p50"),
+        ({"code": "mds"}, "code must be one of rotation"),
+        ({"deadline": 0.5}, r"at most 48 workers: p99 is 1\.\d+ s at best, the deadline 0\.5 s"),
+        ({"budget": 10.0}, r"at least \d+\.\d+ worker-seconds are needed, the budget is 10"),
+        ({"budget": np.nan}, "budget must be at least 0, not nan"),
+        ({"slack": -1.0}, "slack must be"),
+        ({"runtimes": Failing(LAW, 0.6)}, "never completes with a probability of at least 0.897"),
+        (
+            {"runtimes": Pareto(1.0, 0.5), "objective": "mean", "max_workers": 24},
+            "the mean of the completion time is infinite",
+        ),
+        ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
+        ({"runtimes": []}, "no run times"),
+        ({"k": 0}, "k must be an integer of at least 1, not 0"),
+        ({"k": 2.5}, "k must be an integer of at least 1, not 2.5"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str) -> None:
+    given_ = {"k": 24, "runtimes": LAW, "objective": "p99", **arguments}
+    with pytest.raises(CodeError, match=says):
+        plan(**given_)

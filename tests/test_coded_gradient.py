@@ -1,0 +1,342 @@
+"""Coded gradients against derivatives in closed form, with workers that never report."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import arriving, process_pool
+from scipy.optimize import minimize, rosen, rosen_der
+
+import polarmap
+from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.run import trusted
+
+WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
+
+
+def curved(x: Any) -> Any:
+    """Neither symmetric nor polynomial, and no two coordinates alike."""
+    rows = WEIGHTS[:, : np.size(x)] @ np.reshape(x, -1)
+    return np.sum(np.logaddexp(0, rows)) + np.sin(rows).sum()
+
+
+def curved_gradient(x: Any) -> np.ndarray:
+    weights = WEIGHTS[:, : np.size(x)]
+    rows = weights @ np.reshape(x, -1)
+    return np.reshape(weights.T @ (1 / (1 + np.exp(-rows)) + np.cos(rows)), np.shape(x))
+
+
+@pytest.fixture(autouse=True)
+def nothing_verified() -> None:
+    trusted.forget()
+
+
+def losing(*tasks: int) -> ReplayExecutor:
+    return ReplayExecutor(dict.fromkeys(tasks, math.inf))
+
+
+def point(d: int, seed: int = 0) -> np.ndarray:
+    return 0.3 * np.random.default_rng(seed).standard_normal(d)
+
+
+# --- the gradient --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("code", ["rotation", "arikan"])
+@pytest.mark.parametrize(("scheme", "digits"), [("central", 8), ("forward", 5)])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int, data: Any) -> None:
+    d = data.draw(st.integers(1, 60), label="d")
+    k = data.draw(st.integers(1, min(d, 12)), label="k")
+    n = data.draw(st.integers(k + 1, k + 6), label="n")
+    chosen = PolarCode(n, k, kernel=code)
+    order = data.draw(st.permutations(range(n)), label="order")
+    count = next(m for m in range(1, n + 1) if chosen.decodable(np.isin(range(n), order[:m])))
+    late = arriving(order[: min(count + 1, n)], n)
+    x = point(d)
+    try:
+        found = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=late)
+    except NotDecodableError:  # too inaccurate, which the report of a longer wait must show
+        found = coded_gradient(curved, x, scheme=scheme, code=chosen, executor=arriving(order, n))
+    exact = curved_gradient(x)
+    assert found.gradient.shape == x.shape
+    assert np.abs(found.gradient - exact).max() < 10.0**-digits * max(1, np.abs(exact).max())
+
+
+def test_gradient_has_the_shape_of_x_and_unit_steps_of_every_size() -> None:
+    x = point(24).reshape(2, 3, 4)
+    found = coded_gradient(curved, x, blocks=6, workers=9, executor=losing(0, 4, 5))
+    np.testing.assert_allclose(found.gradient, curved_gradient(x), rtol=1e-7, atol=1e-7)
+    assert found.report.recovered == (0, 4, 5)
+    assert found.slopes.shape == (24,)
+
+
+def test_scalar_x() -> None:
+    found = coded_gradient(lambda x: float(x) ** 3, 2.0, executor=losing(0))
+    assert found.gradient == pytest.approx(12)
+    assert found.gradient.shape == ()
+
+
+def test_coordinates_of_very_different_scale() -> None:
+    scale = 10.0 ** np.arange(-6, 6)
+    x = 0.5 * scale
+    found = coded_gradient(
+        lambda x: curved(x / scale), x, scale=scale, blocks=6, workers=9, executor=losing(0, 2, 3)
+    )
+    np.testing.assert_allclose(found.gradient * scale, curved_gradient(x / scale), rtol=1e-6, atol=1e-7)
+
+
+def test_a_far_point_is_stepped_from_in_proportion() -> None:
+    x = np.array([1e9, 1.0, -1e6])
+    found = coded_gradient(lambda x: np.sum(np.log1p(x**2)), x, executor=losing(1))
+    np.testing.assert_allclose(found.gradient, 2 * x / (1 + x**2), rtol=1e-7)
+
+
+@settings(max_examples=25, deadline=None)
+@given(d=st.integers(1, 12), r=st.integers(1, 18), seed=st.integers(0, 99))
+def test_directions_give_the_projection_on_their_span(d: int, r: int, seed: int) -> None:
+    directions = np.random.default_rng(seed).standard_normal((r, d)) * 10.0 ** (seed % 5 - 2)
+    x = point(d, seed)
+    workers = r + 2 if r < 6 else 8
+    found = coded_gradient(
+        curved, x, directions=directions, blocks=min(r, 6), workers=workers, executor=losing(0)
+    )
+    exact = curved_gradient(x)
+    expected = np.linalg.pinv(directions) @ directions @ exact
+    condition = np.linalg.cond(directions)
+    np.testing.assert_allclose(found.gradient, expected, atol=1e-7 * condition * np.abs(exact).max())
+    np.testing.assert_allclose(
+        found.slopes, directions @ exact, atol=1e-6 * np.abs(directions @ exact).max() + 1e-9
+    )
+
+
+def test_directions_of_the_shape_of_x() -> None:
+    x = point(12).reshape(3, 4)
+    basis = np.linalg.qr(np.random.default_rng(1).standard_normal((12, 12)))[0].reshape(12, 3, 4)
+    found = coded_gradient(curved, x, directions=basis, workers=8, executor=losing(2, 3))
+    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
+
+
+def test_evaluations_are_counted() -> None:
+    for scheme, d, k, lost in [("central", 10, 4, ()), ("forward", 10, 4, ()), ("central", 11, 4, (1, 4))]:
+        calls = []
+
+        def f(x: Any, calls: list[int] = calls) -> Any:
+            calls.append(1)
+            return curved(x)
+
+        found = coded_gradient(
+            f, point(d), scheme=scheme, blocks=k, workers=k + 2, verify=False, executor=losing(*lost)
+        )
+        assert found.evaluations == len(calls)
+
+
+# --- the check -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scheme", ["central", "forward"])
+@pytest.mark.parametrize(
+    ("f", "x"),
+    [
+        (rosen, np.ones(8)),  # a minimum: slopes are nothing but error
+        (rosen, np.ones(8) + 1e-9),
+        (lambda x: rosen(x) + 1e6, np.ones(8)),  # a minimum lost in rounding
+        (lambda x: np.sum(x**2), np.zeros(8)),
+        (lambda x: 1e-9 * rosen(x), np.ones(8)),
+        (np.prod, np.arange(1.0, 9.0)),
+        (lambda x: np.exp(-np.sum(x**2)), np.full(8, 5.0)),
+        (lambda x: 3.0, np.arange(8.0)),
+    ],
+)
+def test_truncation_and_rounding_pass_the_check(scheme: str, f: Any, x: np.ndarray) -> None:
+    for lost in [(0,), (1, 3), (7, 9)]:
+        found = coded_gradient(f, x, scheme=scheme, blocks=8, workers=12, verify=True, executor=losing(*lost))
+        assert found.report.verified in ("parity", "not needed")
+
+
+def test_local_check_allows_for_what_decoding_amplifies() -> None:
+    found = coded_gradient(rosen, np.ones(8), blocks=8, workers=10, executor=losing(0, 3))
+    assert found.report.verified == "local"
+    assert np.abs(found.gradient).max() < 1e-5
+
+
+def test_a_kink_is_no_slope() -> None:
+    def kinked(x: Any) -> Any:
+        return curved(x) + np.abs(x[2] - 3e-7)
+
+    with pytest.raises(NotLinearError, match=r"not smooth or not deterministic at steps of h=.*verify=False"):
+        coded_gradient(kinked, np.zeros(8), h=1e-6, blocks=8, workers=12, executor=losing(0, 5))
+
+
+def test_noise_is_no_slope_until_the_step_is_long_enough() -> None:
+    stream = np.random.default_rng(0)
+
+    def noisy(x: Any) -> Any:
+        return np.sum(x**2) + 1e-5 * stream.standard_normal()
+
+    x = np.arange(1.0, 9.0)
+    late = losing(0, 5)
+    with pytest.raises(NotLinearError):
+        coded_gradient(noisy, x, blocks=8, workers=12, executor=late)
+    found = coded_gradient(noisy, x, h=1e-2, blocks=8, workers=12, executor=late)
+    np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-3)
+
+
+def test_single_precision_f_with_a_longer_step() -> None:
+    def single(x: Any) -> Any:
+        return np.sum(np.float32(x) ** 2, dtype=np.float32)
+
+    x = np.arange(1.0, 9.0)
+    found = coded_gradient(single, x, h=5e-3, blocks=8, workers=12, verify=True, executor=losing(0, 5))
+    np.testing.assert_allclose(found.gradient, 2 * x, rtol=1e-2)
+
+
+@pytest.mark.parametrize("scheme", ["central", "forward"])
+@pytest.mark.parametrize("liar", [1, 9])
+def test_garbage_is_named_and_left_out(liar: int, scheme: str) -> None:
+    faulty = FaultyExecutor(losing(0), {liar: Fault("garbage", attempts=9)})
+    x = point(30)
+    options: dict[str, Any] = {"blocks": 8, "workers": 12, "verify": True, "retries": 0}
+    found = coded_gradient(curved, x, scheme=scheme, executor=faulty, **options)
+    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-5)
+    assert found.report.indices("failed") == [liar]
+
+
+def test_accuracy_that_is_asked_for_is_waited_for() -> None:
+    code = PolarCode(12, 8)
+    orders = [np.random.default_rng(seed).permutation(12) for seed in range(30)]
+    for order in orders:
+        found = coded_gradient(curved, point(8), code=code, rtol=1e-9, executor=arriving(order, 12))
+        assert found.report.amplification * (polarmap.coded_gradient.DEFAULT_STEP["central"] ** 2) < 1e-9
+
+
+# --- iterations ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["BFGS", "L-BFGS-B", "CG"])
+def test_minimize_arrives_where_the_exact_gradient_does(method: str) -> None:
+    x = np.array([1.3, 0.7, 0.8, 1.9, 1.2])
+    gradient = CodedGradient(rosen, blocks=5, workers=8, executor=losing(0, 2, 4))
+    found = minimize(rosen, x, jac=gradient, method=method)
+    exact = minimize(rosen, x, jac=rosen_der, method=method)
+    np.testing.assert_allclose(found.x, exact.x, atol=1e-4)
+    assert gradient.calls == found.njev
+    assert gradient.evaluations == found.njev * 2 * 5
+    assert gradient.report is not None
+    assert gradient.report.verified == "earlier"  # checked once, at the first point
+
+
+def test_arguments_of_the_objective_are_passed_on() -> None:
+    def shifted(x: Any, by: float, factor: float) -> Any:
+        return factor * np.sum((x - by) ** 4)
+
+    gradient = CodedGradient(shifted, workers=4, executor=ReplayExecutor())
+    np.testing.assert_allclose(gradient(np.zeros(3), 1.0, 2.0), -8, rtol=1e-7)
+
+
+def test_pools_run_it() -> None:
+    x = point(10)
+    for pool in (ThreadPoolExecutor(2), process_pool(2)):
+        with pool:
+            faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
+            found = coded_gradient(curved, x, workers=8, executor=faulty)
+        np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
+
+
+def test_localhost_with_a_sleeping_and_a_killed_worker() -> None:
+    x = point(20)
+    faulty = FaultyExecutor("localhost", {0: Fault("sleep", 600), 3: Fault("kill", attempts=9)})
+    found = coded_gradient(curved, x, blocks=4, workers=7, executor=faulty, timeout=100)
+    np.testing.assert_allclose(found.gradient, curved_gradient(x), atol=1e-7)
+    assert {0, 3} <= set(found.report.recovered)
+
+
+# --- what cannot be ------------------------------------------------------------------------------
+
+
+def test_nan_of_f_stays_in_its_coordinate_when_all_data_tasks_report() -> None:
+    def rooted(x: Any) -> Any:
+        with np.errstate(all="ignore"):
+            return np.sqrt(x[0]) + np.sum(x[1:] ** 2)
+
+    gradient = coded_gradient(rooted, np.arange(4.0), workers=6, blocks=4, executor=ReplayExecutor())
+    assert np.isnan(gradient.gradient[0])
+    np.testing.assert_allclose(gradient.gradient[1:], [2, 4, 6], rtol=1e-7)
+
+
+def vector(x: Any) -> Any:
+    return x
+
+
+def complex_valued(x: Any) -> Any:
+    return np.sum(x) * 1j
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"f": vector}, r"one real number, not float64\[6\]"),
+        ({"f": complex_valued}, r"one real number, not complex128\[\]"),
+        ({"f": lambda x: None}, "one real number, not object"),
+        ({"f": 3}, "f must be callable"),
+        ({"x": []}, "no coordinates"),
+        ({"x": np.zeros((0, 4))}, r"\(0, 4\) has no coordinates"),
+        ({"x": [1.0, np.nan, np.inf]}, "x holds 2 NaN or inf"),
+        ({"x": ["a"]}, "x is no array of real numbers"),
+        ({"x": [1j]}, "x is no array of real numbers"),
+        ({"directions": np.ones((2, 5))}, r"directions of shape \(2, 5\) do not fit x of shape \(6,\)"),
+        ({"directions": np.ones((0, 6))}, r"do not fit x"),
+        ({"directions": 1.0}, r"do not fit x"),
+        ({"directions": np.eye(6) * [1, 1, 0, 1, 1, 1]}, "direction 2 is zero"),
+        ({"directions": np.full((2, 6), np.nan)}, "directions holds 12 NaN"),
+        ({"scale": np.ones(5)}, r"scale of shape \(5,\) does not fit x of shape \(6,\)"),
+        ({"scale": 0.0}, "scale must be positive"),
+        ({"h": 0.0}, "h must be a positive number, not 0.0"),
+        ({"h": "small"}, "h must be a positive number"),
+        ({"h": np.inf}, "h must be a positive number"),
+        ({"scheme": "backward"}, "scheme must be 'central' or 'forward', not 'backward'"),
+        ({"blocks": 7}, "blocks=7 is more than the 6 directions"),
+        ({"blocks": 0}, "blocks must be a positive integer"),
+        ({"workers": 6, "blocks": 6}, "workers=6 leaves no parity"),
+        ({"code": PolarCode(9, 6), "workers": 8}, "does not fit"),
+        ({"rtol": 1e-12}, "rtol=1e-12 is below the error of a slope itself, about 7"),
+        ({"rtol": -1.0}, "rtol must be a positive number"),
+        ({"verify": "maybe"}, "verify must be"),
+    ],
+)
+def test_bad_arguments(change: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"f": curved, "x": np.ones(6), "executor": ReplayExecutor()} | change
+    f, x = arguments.pop("f"), arguments.pop("x")
+    with pytest.raises(CodeError, match=message):
+        coded_gradient(f, x, **arguments)
+
+
+def test_too_few_workers_and_too_late() -> None:
+    with pytest.raises(NotDecodableError, match="5 of 6 needed results"):
+        coded_gradient(
+            curved,
+            np.ones(6),
+            blocks=6,
+            workers=8,
+            retries=0,
+            executor=FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("kill", attempts=9))),
+        )
+    with pytest.raises(CodedTimeoutError, match="5 of 6 needed results"):
+        coded_gradient(curved, np.ones(6), blocks=6, workers=8, timeout=5, executor=losing(0, 1, 2))
+
+
+def test_f_that_raises_is_the_cause() -> None:
+    def broken(x: Any) -> Any:
+        raise RuntimeError("no licence for the simulator")
+
+    with pytest.raises(NotDecodableError, match="no licence for the simulator") as caught:
+        coded_gradient(broken, np.ones(6), executor=ReplayExecutor())
+    assert isinstance(caught.value.__cause__, RuntimeError)

@@ -1,0 +1,234 @@
+"""coded_sum: the plain sum, whichever workers are missing."""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_sum
+from polarmap.code.gradient_coding import GradientCode, group_sizes
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from tests.plain import arriving
+
+SIZES = [(n, s) for n in range(1, 9) for s in range(n)]
+
+
+# --- the code, against dense linear algebra and every pattern ----------------------------------
+
+
+@pytest.mark.parametrize(("n", "tolerate"), [*SIZES, (11, 4), (12, 5)])
+def test_every_pattern_of_losses_leaves_the_sum(n: int, tolerate: int) -> None:
+    code = GradientCode(n, tolerate)
+    assert (np.count_nonzero(code.matrix, axis=1) == tolerate + 1).all()
+    assert (np.count_nonzero(code.matrix, axis=0) == tolerate + 1).all()
+    for lost in combinations(range(n), tolerate):
+        plan = code.plan(~np.isin(np.arange(n), lost), exact=False)
+        assert plan.deficit == 0
+        np.testing.assert_allclose(plan.weights[0] @ code.matrix[plan.arrived], 1, rtol=0, atol=1e-9)
+        assert plan.amplification < 1000
+
+
+@pytest.mark.parametrize(("n", "tolerate"), [*SIZES, (7, 4), (9, 5)])
+def test_determined_exactly_when_the_rows_span_the_all_ones_vector(n: int, tolerate: int) -> None:
+    code = GradientCode(n, tolerate)
+    for bits in range(1 << n):
+        arrived = (bits >> np.arange(n) & 1).astype(bool)
+        rows = code.matrix[arrived]
+        spans = len(rows) > 0 and np.linalg.matrix_rank(np.vstack([rows, np.ones(n)]), 1e-9) == (
+            np.linalg.matrix_rank(rows, 1e-9)
+        )
+        plan = code.plan(arrived, exact=False)
+        assert (plan.deficit == 0) == spans
+        if len(rows):
+            assert plan.surplus == len(rows) - np.linalg.matrix_rank(rows, 1e-9)
+            assert np.allclose(plan.equations(99) @ rows, 0)
+
+
+@given(tolerate=st.integers(0, 20), more=st.integers(1, 60))
+def test_groups_hold_everybody_and_none_is_too_small(tolerate: int, more: int) -> None:
+    sizes = group_sizes(tolerate + more, tolerate)
+    assert sum(sizes) == tolerate + more
+    assert min(sizes) > tolerate
+
+
+# --- the sum -----------------------------------------------------------------------------------
+
+
+def features(part: np.ndarray) -> dict[str, Any]:
+    """Not linear in anything."""
+    return {"loss": float(np.sin(part).sum()), "gradient": (np.exp(-part), np.maximum(part, 0))}
+
+
+def assert_sum(value: Any, parts: list[np.ndarray]) -> None:
+    wanted = [features(part) for part in parts]
+    assert type(value["loss"]) is float
+    assert value["loss"] == pytest.approx(sum(one["loss"] for one in wanted), rel=1e-9, abs=1e-12)
+    for place in (0, 1):
+        total = sum(one["gradient"][place] for one in wanted)
+        np.testing.assert_allclose(value["gradient"][place], total, rtol=1e-9)
+
+
+@pytest.mark.parametrize(("n", "tolerate"), [(6, 2), (7, 2), (5, 3), (8, 1), (4, 0), (1, 0)])
+def test_any_workers_may_be_missing(n: int, tolerate: int) -> None:
+    parts = list(np.random.default_rng(0).standard_normal((n, 4)))
+    for lost in list(combinations(range(n), tolerate))[:12]:
+        executor = arriving([i for i in range(n) if i not in lost], n)
+        result = coded_sum(features, parts, tolerate=tolerate, executor=executor)
+        assert_sum(result.value, parts)
+        assert (result.report.n, result.report.k, result.report.recovered) == (n, n, ())
+        assert result.report.needed <= n - tolerate
+
+
+@given(
+    n=st.integers(1, 8),
+    each=st.integers(1, 3),
+    tolerate=st.integers(0, 7),
+    shape=st.lists(st.integers(0, 3), max_size=2),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_shape_and_several_parts_a_worker(
+    n: int, each: int, tolerate: int, shape: list[int], seed: int
+) -> None:
+    tolerate = min(tolerate, n - 1)
+    rng = np.random.default_rng(seed)
+    parts = [rng.standard_normal(shape) for _ in range(n * each)]
+    order = rng.permutation(n)[: n - tolerate].tolist()
+    result = coded_sum(np.cos, parts, tolerate=tolerate, workers=n, executor=arriving(order, n))
+    np.testing.assert_allclose(result.value, sum(np.cos(part) for part in parts), rtol=1e-8, atol=1e-9)
+    assert np.shape(result.value) == tuple(shape)
+
+
+def test_repetition_returns_long_before_all_but_s_have_arrived() -> None:
+    parts = list(np.random.default_rng(0).standard_normal((12, 4)))
+    result = coded_sum(features, parts, tolerate=3, executor=arriving([0, 1, 2, 5, 11, 4], 12))
+    assert result.report.needed == 5
+    assert_sum(result.value, parts)
+
+
+def test_integers_stay_exact_where_groups_repeat_and_become_floats_where_not() -> None:
+    parts = [np.array([2**62 + i, i]) for i in range(6)]
+    exact = coded_sum(lambda part: part * 3, parts, tolerate=1, executor=arriving([1, 2, 5], 6))
+    assert exact.value.dtype == np.int64
+    np.testing.assert_array_equal(exact.value, sum(part * 3 for part in parts))
+    small = [np.array([i, i + 1]) for i in range(5)]
+    rounded = coded_sum(lambda part: part * 3, small, tolerate=1, executor=arriving([1, 2, 4], 5))
+    assert rounded.value.dtype == np.float64
+    np.testing.assert_allclose(rounded.value, sum(part * 3 for part in small))
+
+
+def test_truth_values_are_counted() -> None:
+    parts = list(np.random.default_rng(0).standard_normal((6, 50)))
+    result = coded_sum(lambda part: (part > 0).any(), parts, tolerate=1, executor=ReplayExecutor())
+    assert result.value == 6
+
+
+def test_an_array_is_cut_into_nearly_equal_parts_without_filler() -> None:
+    A = np.random.default_rng(0).standard_normal((100, 3))
+    result = coded_sum(
+        lambda part: np.array([len(part), part.min()]), A, workers=7, executor=ReplayExecutor()
+    )
+    assert result.value[0] == pytest.approx(100)
+    assert coded_sum(len, A, executor=ReplayExecutor()).report.n == 24
+    assert coded_sum(len, A[:5], executor=ReplayExecutor()).report.n == 5
+
+
+def test_parts_may_differ_in_shape_and_be_nested() -> None:
+    parts = [{"x": np.ones(i + 1), "w": 0.5} for i in range(4)]
+    result = coded_sum(lambda part: part["w"] * part["x"].sum(), parts, executor=arriving([0, 3], 4))
+    assert result.value == pytest.approx(5)
+
+
+# --- what goes wrong ---------------------------------------------------------------------------
+
+
+def test_processes_that_die_are_survived() -> None:
+    parts = list(np.random.default_rng(0).standard_normal((4, 30)))
+    faulty = FaultyExecutor("localhost", {1: Fault("kill", attempts=9), 2: Fault("sleep", seconds=60)})
+    result = coded_sum(features, parts, tolerate=2, executor=faulty, timeout=60)
+    assert_sum(result.value, parts)
+
+
+def test_threads_that_raise_are_survived() -> None:
+    parts = list(np.random.default_rng(0).standard_normal((5, 30)))
+    with ThreadPoolExecutor(4) as pool:
+        faulty = FaultyExecutor(pool, {0: Fault("raise", attempts=9)})
+        assert_sum(coded_sum(features, parts, tolerate=2, executor=faulty).value, parts)
+
+
+def test_a_failed_task_that_is_needed_is_tried_again() -> None:
+    faulty = FaultyExecutor(arriving([0, 1, 2], 6), {0: Fault("raise"), 1: Fault("raise"), 2: Fault("raise")})
+    with pytest.raises(CodedTimeoutError):
+        coded_sum(np.cos, list(np.eye(6)), tolerate=1, executor=faulty, timeout=5)
+    everybody = FaultyExecutor(ReplayExecutor(), {i: Fault("kill") for i in range(6)})
+    result = coded_sum(np.cos, list(np.eye(6)), tolerate=1, executor=everybody, retries=1)
+    np.testing.assert_allclose(result.value, sum(map(np.cos, np.eye(6))))
+
+
+def test_too_many_losses_are_an_error_with_the_cause() -> None:
+    def fails(part: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError("on purpose")
+
+    with pytest.raises(NotDecodableError, match="on purpose") as caught:
+        coded_sum(fails, list(np.eye(6)), tolerate=1, executor=ReplayExecutor(), retries=0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_copies_that_contradict_each_other_are_refused() -> None:
+    faulty = FaultyExecutor(arriving([0, 1, 2, 3], 4, step=0.0), {1: Fault("garbage")})
+    with pytest.raises(NotDecodableError, match="contradict each other"):
+        coded_sum(np.cos, list(np.eye(4)), tolerate=1, executor=faulty)
+
+
+def test_nan_is_refused_rather_than_waited_for() -> None:
+    parts = list(np.eye(4))
+    parts[2][0] = np.nan
+    with pytest.raises(NotDecodableError, match="NaN or inf"):
+        coded_sum(np.cos, parts, tolerate=1, executor=ReplayExecutor())
+
+
+def test_different_structures_of_results_are_a_failure_of_f() -> None:
+    def odd(part: np.ndarray) -> Any:
+        return (part, part) if part[0] else part
+
+    with pytest.raises(NotDecodableError, match="different structures"):
+        coded_sum(odd, list(np.eye(2)), tolerate=1, executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize(
+    ("parts", "options", "words"),
+    [
+        (np.eye(4), {"tolerate": 4}, "at most 3"),
+        (np.eye(4), {"tolerate": -1}, "at least 0"),
+        (np.eye(4), {"tolerate": 1.5}, "must be an integer"),
+        (np.eye(4), {"workers": 5}, "cannot be cut into 5"),
+        (np.zeros((0, 3)), {}, "cannot be cut"),
+        (list(np.eye(4)), {"workers": 3}, "does not divide the 4 parts"),
+        (list(np.eye(4)), {"workers": 0}, "workers must be a positive integer"),
+        ([], {}, "at least one part"),
+        ("abc", {}, "an array or a sequence"),
+        ({"a": 1}, {}, "an array or a sequence"),
+        ([np.eye(2), [np.eye(2)]], {}, "part 1 differs"),
+        ([np.eye(2), None], {}, "a part cannot be sent: it holds None"),
+        ([None, None], {}, "a part cannot be sent: it holds None"),
+        ([np.ma.masked_array([1.0], [True])], {}, "masked"),
+        (list(np.eye(4)), {"rtol": 0}, "rtol"),
+        (list(np.eye(4)), {"retries": -1}, "retries"),
+    ],
+)
+def test_bad_input_is_refused(parts: Any, options: dict[str, Any], words: str) -> None:
+    options = {"tolerate": 0 if len(parts) == 1 else 1} | options
+    with pytest.raises(CodeError, match=words):
+        coded_sum(np.cos, parts, executor=ReplayExecutor({0: math.inf}), **options)
+
+
+def test_f_must_be_callable() -> None:
+    with pytest.raises(CodeError, match="callable"):
+        coded_sum("cos", [1.0, 2.0])  # type: ignore[arg-type]

@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import pickle
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from plain import assert_same, shape_of
+
+from polarmap.worker.pytree import Packed, flatten, pack, pack_leaves, unflatten
+
+
+class Point(NamedTuple):
+    x: Any
+    y: Any
+
+
+NUMBERS = st.one_of(
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False),
+    st.complex_numbers(allow_nan=False),
+    st.builds(np.float32, st.floats(width=32, allow_nan=False)),
+    st.builds(np.uint8, st.integers(0, 255)),
+)
+DTYPES = st.one_of(
+    hnp.integer_dtypes(endianness="?"),
+    hnp.unsigned_integer_dtypes(endianness="?"),
+    hnp.floating_dtypes(endianness="?", sizes=(16, 32, 64)),
+    hnp.complex_number_dtypes(endianness="?", sizes=(64, 128)),
+    hnp.boolean_dtypes(),
+)
+ARRAYS = hnp.arrays(
+    DTYPES, hnp.array_shapes(min_dims=0, min_side=0, max_side=3), elements={"allow_nan": False}
+)
+KEYS = st.one_of(st.text(max_size=3), st.integers())
+TREES = st.recursive(
+    NUMBERS | ARRAYS,
+    lambda children: st.one_of(
+        st.lists(children, max_size=3),
+        st.lists(children, max_size=3).map(tuple),
+        st.dictionaries(KEYS, children, max_size=3),
+        st.builds(Point, children, children),
+    ),
+    max_leaves=8,
+)
+
+
+@settings(deadline=None, derandomize=True)
+@given(TREES)
+def test_unflatten_inverts_flatten(tree: Any) -> None:
+    leaves, structure = flatten(tree)
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    assert_same([unflatten(structure, leaves)], [tree])
+
+
+@settings(deadline=None, derandomize=True)
+@given(TREES)
+def test_unpack_inverts_pack_and_a_pickle_in_between(tree: Any) -> None:
+    packed = Packed(*pickle.loads(pickle.dumps(tuple(pack(tree)))))
+    assert_same([unflatten(packed.structure, packed.unpack())], [tree])
+
+
+def test_leaves_come_from_left_to_right() -> None:
+    leaves, _ = flatten({"b": (1, [2, 3]), "a": 4})
+    assert [int(leaf) for leaf in leaves] == [1, 2, 3, 4]
+
+
+def test_containers_and_kinds_of_number_come_back_as_they_were() -> None:
+    tree = {"point": Point(1, 2.5), "list": [np.float32(1), 1j], 3: (np.zeros(()), np.int8(4))}
+    leaves, structure = flatten(tree)
+    assert shape_of(unflatten(structure, leaves)) == shape_of(tree)
+
+
+@pytest.mark.parametrize("empty", [(), [], {}, [(), {}]])
+def test_containers_may_be_empty(empty: Any) -> None:
+    leaves, structure = flatten(empty)
+    assert leaves == []
+    assert unflatten(structure, []) == empty
+
+
+def test_unpacked_leaves_are_writable() -> None:
+    for leaf in pack((np.arange(3), 1.0)).unpack():
+        leaf[...] = 7
+
+
+@pytest.mark.parametrize("layout", ["C", "F"])
+def test_pack_stores_in_c_order(layout: Any) -> None:
+    matrix = np.asarray(np.arange(6).reshape(2, 3), order=layout)
+    assert pack(matrix).unpack()[0].tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_pack_leaves_equals_pack() -> None:
+    tree = {"a": np.arange(4.0), "b": 1}
+    assert pack_leaves(*flatten(tree)) == pack(tree)
+
+
+def test_pack_refuses_objects() -> None:
+    with pytest.raises(TypeError, match="dtype object: it must be an array of numbers or a number"):
+        pack({"a": np.array([1, None])})
+
+
+def test_flatten_refuses_masked_arrays() -> None:
+    with pytest.raises(TypeError, match="masked array"):
+        flatten([np.ma.masked_less(np.arange(3), 1)])
