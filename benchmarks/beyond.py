@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks import is_quick, show
-from polarmap import EvaluationCode, PrivateCode, ReplayExecutor, coded_map
+from polarmap import LagrangeCode, MaskedCode, ReplayExecutor, coded_map
 from polarmap.code.gradient_coding import GradientCode
 
 # A third more workers than results are needed, and larger ones.
@@ -20,23 +20,23 @@ def polynomials(orders: int) -> Iterator[list[object]]:
     """Errors by decoding when half, and when all, of the spare results are missing."""
     for degree, k in POLYNOMIALS:
         for points in ("circle", "chebyshev"):
-            needed = EvaluationCode(2000, k, degree, points).needed
-            code = EvaluationCode(needed + -(-needed // 3), k, degree, points)
-            spare = code.n - code.needed
+            needed = LagrangeCode(2000, k, degree, points).recovery_threshold
+            code = LagrangeCode(needed + -(-needed // 3), k, degree, points)
+            spare = code.n - needed
             half, full = code.amplification((spare + 1) // 2), code.amplification(spare)
-            beyond = float(np.mean([arrivals(code, seed) for seed in range(orders)])) - code.needed
+            beyond = float(np.mean([arrivals(code, seed) for seed in range(orders)])) - needed
             yield [
-                *[degree, k, points, code.n, code.needed, _short(code.growth), _short(half.median)],
+                *[degree, k, points, code.n, needed, _short(code.norm_inf), _short(half.median)],
                 *[_short(half.worst), _short(full.median), _short(full.worst), f"{beyond:.1f}"],
             ]
 
 
-def arrivals(code: EvaluationCode, seed: int, limit: float = 1e-10 / 2.2e-16) -> int:
+def arrivals(code: LagrangeCode, seed: int, limit: float = 1e-10 / 2.2e-16) -> int:
     """Results of a random order until all data are determined to ten digits."""
     arrived = np.zeros(code.n, bool)
     for count, index in enumerate(np.random.default_rng(seed).permutation(code.n), 1):
         arrived[index] = True
-        if count >= code.needed and code.plan(arrived, exact=False).amplification <= limit:
+        if count >= code.recovery_threshold and code.plan(arrived, exact=False).amplification <= limit:
             return count
     return code.n
 
@@ -63,24 +63,24 @@ def private(rows: int) -> Iterator[list[object]]:
     """What t workers learn at most, what one shows in fact, and the digits that decoding loses."""
     for n, k, t in PRIVATE:
         for noise in (10.0, 100.0, 1000.0):
-            code = PrivateCode(n, k, t, noise)
+            code = MaskedCode(n, k, t, noise)
             yield [
                 *[n, k, t, f"{noise:g}", _short(code.leakage()), _short(code.leakage(correlated=True))],
                 *[_short(correlation(code)), f"{digits_lost(code, rows):.1f}"],
             ]
 
 
-def correlation(code: PrivateCode) -> float:
+def correlation(code: MaskedCode) -> float:
     """Of what the worst worker sees with the best linear guess at the data."""
     signal = (code.coefficients[:, : code.k] ** 2).sum(axis=1).max()
     return float(np.sqrt(signal / (signal + code.noise**2)))
 
 
-def digits_lost(code: PrivateCode, rows: int) -> float:
+def digits_lost(code: MaskedCode, rows: int) -> float:
     """Decimal digits of a product with a matrix, the last workers missing, in float64."""
     rng = np.random.default_rng(0)
     A, w = rng.standard_normal((code.k * rows, 20)), rng.standard_normal(20)
-    late = dict.fromkeys(range(code.needed + 1, code.n), 9.0)
+    late = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
     result = coded_map(
         lambda block: block @ w, A, blocks=code.k, workers=code.n, private=code.t, noise=code.noise,
         executor=ReplayExecutor(late), verify=False, rtol=1e-6,
@@ -95,7 +95,7 @@ def _short(value: float) -> str:
 
 def main() -> None:
     quick = is_quick(__doc__)
-    header = ["degree", "k", "points", "n", "needed", "growth", "half, median", "half, worst"]
+    header = ["degree", "k", "points", "n", "recovery threshold", "norm inf", "half, median", "half, worst"]
     show([*header, "all, median", "all, worst", "beyond"], polynomials(5 if quick else 100))
     print()
     show(["n", "s", "groups", "n - s", "needed, mean", "amplification"], sums(20 if quick else 1000))

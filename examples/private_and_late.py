@@ -19,7 +19,7 @@ def main() -> None:
             result = polarmap.coded_map(
                 lambda block: block @ w, A, blocks=7, workers=12, private=2, noise=noise, executor=pool
             )
-            bits = polarmap.PrivateCode(12, 7, 2, noise).leakage()
+            bits = polarmap.MaskedCode(12, 7, 2, noise).leakage()
             error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
             print(f"{noise:5}  {bits:13.1g}  {error:.1g}")
 

@@ -9,8 +9,8 @@ from polarmap import errors, planning
 from polarmap.arrays.array import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.audit import Audit
 from polarmap.arrays.in_place import RawObjects, ZarrObjects
-from polarmap.code.lagrange import EvaluationCode
-from polarmap.code.masked import PrivateCode
+from polarmap.code.lagrange import LagrangeCode
+from polarmap.code.masked import MaskedCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import Decoder
 from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
@@ -44,13 +44,13 @@ __all__ = [
     "CodedResult",
     "CodedSum",
     "Decoder",
-    "EvaluationCode",
     "Fault",
     "FaultyExecutor",
     "GradientResult",
+    "LagrangeCode",
+    "MaskedCode",
     "Plan",
     "PolarCode",
-    "PrivateCode",
     "RawObjects",
     "ReplayExecutor",
     "Report",

@@ -17,7 +17,7 @@ from polarmap.blocks.equal import Blocks, CodedBlocks
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code
-from polarmap.code.masked import PrivateCode
+from polarmap.code.masked import MaskedCode
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.faulty import FaultyExecutor
@@ -171,17 +171,17 @@ def coded_map(
     workers : int, optional
         n, larger than k. By default k + ceil(k / 3): a third more work than a plain map; with a
         `degree` a third more than the results needed.
-    code : {"auto", "rotation", "arikan"}, PolarCode or EvaluationCode
+    code : {"auto", "rotation", "arikan"}, PolarCode or LagrangeCode
         "auto" codes integers with the arikan kernel (exact), all else with the rotation kernel
         (decodes at the k-th arrival), and polynomials by evaluation.
     degree : int
         Of f as a polynomial in its block: 2 for `block.T @ block`, squares or energies. Coded by an
-        `EvaluationCode`, for floating data only; about degree * k results determine the rest. Refused
+        `LagrangeCode`, for floating data only; about degree * k results determine the rest. Refused
         before anything starts when decoding would not be accurate enough for `rtol`.
     private : int
         t: any t workers that put together what they got see the data only under noise. No block is
         sent as it is and k + t results determine the rest, for linear or affine f. Not perfect secrecy:
-        `PrivateCode.leakage` bounds what they learn.
+        `MaskedCode.leakage` bounds what they learn.
     noise : float
         With `private`: standard deviation of what masks the data, in root mean squares of the data.
         Leakage falls with its square, and its digits are lost in decoding.
@@ -354,7 +354,7 @@ def _coded(data: Any, choice: Choice, rtol: float | None) -> Encoded:
     """The coded blocks of the data, which may be encoded already."""
     if not hasattr(data, "coded_blocks"):
         blocks, code = plan_code(data, choice, rtol)
-        return MaskedBlocks(blocks, code) if isinstance(code, PrivateCode) else CodedBlocks(blocks, code)
+        return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
     coded: Encoded = data.coded_blocks()
     fits = choice._replace(
         blocks=None if choice.blocks == coded.code.k else choice.blocks,

@@ -13,8 +13,8 @@ from polarmap.blocks.equal import Blocks
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.base import Code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact, is_integer
-from polarmap.code.lagrange import EvaluationCode, largest_k, largest_reliable_k, results_needed
-from polarmap.code.masked import PrivateCode
+from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
+from polarmap.code.masked import MaskedCode
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
@@ -78,13 +78,13 @@ def plan_code(data: Any, choice: Choice, rtol: float | None = None) -> tuple[Blo
     return cut, chosen
 
 
-def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | EvaluationCode | PrivateCode:
+def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | LagrangeCode | MaskedCode:
     k, t, degree = cut.k, choice.private, choice.degree
     if t:
-        return PrivateCode(_third_more(k + t) if workers is None else workers, k, t, choice.noise)
+        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, choice.noise)
     if degree > 1:
-        needed = results_needed(k, degree, "circle")
-        return EvaluationCode(_third_more(needed) if workers is None else workers, k, degree)
+        needed = recovery_threshold(k, degree, "circle")
+        return LagrangeCode(_third_more(needed) if workers is None else workers, k, degree)
     return _polar(k, cut.dtypes, workers, str(choice.code))
 
 
@@ -117,7 +117,7 @@ def _given(
     data: Any, blocks: int | None, workers: int | None, code: Code, degree: int
 ) -> tuple[Blocks, Code]:
     """The blocks for a code of the caller's."""
-    if not all(hasattr(code, part) for part in ("n", "k", "needed", "parity", "plan")):
+    if not all(hasattr(code, part) for part in ("n", "k", "recovery_threshold", "parity", "plan")):
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
     if degree != getattr(code, "degree", 1) and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
@@ -166,15 +166,15 @@ def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_accuracy(code: EvaluationCode | PrivateCode, cut: Blocks, rtol: float | None) -> None:
+def _check_accuracy(code: LagrangeCode | MaskedCode, cut: Blocks, rtol: float | None) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
     inexact = [dtype for dtype in cut.dtypes if not is_exact(dtype)]
     limits = [(default_rtol(one) if rtol is None else rtol) / epsilon(one) for one in inexact]
     limit = min(limits, default=np.inf)
     if code.is_reliable(limit):
         return
-    lost = (code.n - code.needed + 1) // 2
-    if isinstance(code, EvaluationCode):
+    lost = (code.n - code.recovery_threshold + 1) // 2
+    if isinstance(code, LagrangeCode):
         fits = largest_reliable_k(code.n, code.degree, limit)
         advice = f"blocks={fits} is the most that {code.n} workers carry" if fits else "raise rtol"
         raise CodeError(

@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.equal import Array, Blocks, CodedBlocks
 from polarmap.code.dtypes import real_dtype, working_dtype
-from polarmap.code.masked import PrivateCode
+from polarmap.code.masked import MaskedCode
 
 
 class MaskedBlocks(CodedBlocks):
@@ -16,7 +16,7 @@ class MaskedBlocks(CodedBlocks):
     They are held to the end of the map: made again, they would be others.
     """
 
-    def __init__(self, blocks: Blocks, code: PrivateCode) -> None:
+    def __init__(self, blocks: Blocks, code: MaskedCode) -> None:
         super().__init__(blocks, code, keep=True)
         self._private = code
 

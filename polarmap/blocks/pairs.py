@@ -10,8 +10,8 @@ import numpy.typing as npt
 from polarmap.blocks.base import Encoded
 from polarmap.blocks.equal import Blocks
 from polarmap.code.polar import PolarCode
-from polarmap.code.product import GridCode
-from polarmap.code.symmetric import GramCode
+from polarmap.code.product import ProductCode
+from polarmap.code.symmetric import SymmetricProductCode
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Structure
 
@@ -31,7 +31,7 @@ class CodedGrid:
     def __init__(self, left: Encoded, right: Encoded, triangle: bool = False) -> None:
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
-        self.code = GramCode(left.code) if triangle else GridCode(left.code, right.code)
+        self.code = SymmetricProductCode(left.code) if triangle else ProductCode(left.code, right.code)
         self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
         self.blocks = _Pairs(self)
         self.not_protected = ""  # factors are finite

@@ -20,7 +20,7 @@ class Code(Protocol):
     """n coded blocks, whose n results determine the k results that are wanted.
 
     n, k : coded blocks and data blocks.
-    needed : the fewest results that can determine those of the data blocks.
+    recovery_threshold : the fewest results that can determine those of the data blocks.
     systematic : the coded blocks that are data blocks as they are: 0..k-1, or none.
     kernel, decoder : "arikan" and "sequential" are special to whoever asks, others are names.
     name : what a report calls it.
@@ -33,13 +33,13 @@ class Code(Protocol):
     decoder: str
 
     @property
-    def needed(self) -> int: ...
+    def recovery_threshold(self) -> int: ...
 
     @property
     def systematic(self) -> Indices: ...
 
     @property
-    def growth(self) -> float:
+    def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a coded block."""
         ...
 

@@ -74,7 +74,7 @@ def frozen_inputs(n: int, k: int, erasure: float) -> Indices:
 
 
 class Rotations(NamedTuple):
-    """A folded orthogonal butterfly: k blocks in groups of `size`, out to r parity blocks.
+    """Orthogonal butterflies that give r parity blocks of k data blocks, in groups of `size`.
 
     Group g is transformed with `inward[g]`, the groups are added and shuffled with `shuffles[h]`,
     transformed with `outward[h]`, and rows `rows` of the stacked result are kept. Row i is then

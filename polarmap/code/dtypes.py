@@ -54,10 +54,10 @@ def working_dtype(dtype: DType) -> DType:
     return np.dtype(_WORKING[_name(dtype)])
 
 
-def parity_dtype(dtype: DType, growth: int) -> DType:
+def parity_dtype(dtype: DType, norm_inf: int) -> DType:
     """The dtype of parity blocks: the data's own, or for integers one that cannot overflow.
 
-    `growth` is the largest sum of absolute parity coefficients. 64-bit integers have nothing wider:
+    `norm_inf` is the largest sum of absolute parity coefficients. 64-bit integers have nothing wider:
     their parity wraps modulo 2^64 in their own dtype, which integer results undo exactly.
 
     >>> parity_dtype(np.dtype("u1"), 40), parity_dtype(np.dtype("u1"), 400), parity_dtype(np.dtype("u8"), 40)
@@ -67,7 +67,7 @@ def parity_dtype(dtype: DType, growth: int) -> DType:
         return dtype
     bits = 8 * dtype.itemsize - (dtype.kind == "i")
     for size in (2, 4, 8):
-        if growth << bits < 1 << (8 * size - 1):
+        if norm_inf << bits < 1 << (8 * size - 1):
             return np.dtype(f"i{size}")
     return dtype if dtype.itemsize == 8 else np.dtype("i8")
 

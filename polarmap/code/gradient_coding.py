@@ -74,7 +74,7 @@ class GradientCode:
         return max(self.sizes) == self.tolerate + 1
 
     @property
-    def needed(self) -> int:
+    def recovery_threshold(self) -> int:
         """The fewest results that can determine the sum: every value is in one of them."""
         return sum(-(-size // (self.tolerate + 1)) for size in self.sizes)
 
@@ -84,7 +84,7 @@ class GradientCode:
         return np.arange(0)
 
     @property
-    def growth(self) -> float:
+    def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a worker."""
         return float(np.abs(self.matrix).sum(axis=1).max())
 
@@ -139,7 +139,7 @@ class SumPlan(DecodingPlan):
     @cached_property
     def deficit(self) -> int:
         """At least so many arrivals are needed still."""
-        few = self._gradient.needed - len(self.arrived)
+        few = self._gradient.recovery_threshold - len(self.arrived)
         return few if few > 0 else int(not np.isfinite(self.weights).all())
 
     @cached_property
@@ -244,8 +244,8 @@ def _losses(size: int, count: int) -> list[Indices]:
 
 
 def _highest_frequencies(size: int, count: int) -> Floats:
-    turns = np.outer(np.arange((size - count + 1) // 2, size // 2 + 1), np.arange(size)) * (2 * np.pi / size)
-    waves = np.concatenate([np.cos(turns), np.sin(turns)])
+    phases = np.outer(np.arange((size - count + 1) // 2, size // 2 + 1), np.arange(size)) * (2 * np.pi / size)
+    waves = np.concatenate([np.cos(phases), np.sin(phases)])
     return np.asarray(waves[np.linalg.norm(waves, axis=1) > 1e-6])  # the sine of the highest of all is zero
 
 

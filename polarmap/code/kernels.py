@@ -44,12 +44,12 @@ def arikan_inverse(x: Array) -> Array:
     return x
 
 
-def rotate(x: Array, turns: Floats) -> Array:
-    """x <- the orthogonal butterfly of x in place; `turns` (stages, len(x) / 2, 2): cos, sin."""
-    for stage, turn in enumerate(turns):
+def rotate(x: Array, rotations: Floats) -> Array:
+    """x <- the orthogonal butterfly of x in place; `rotations` (stages, len(x) / 2, 2): cos, sin."""
+    for stage, rotation in enumerate(rotations):
         half = 1 << stage
         pairs = x.reshape(-1, 2, half, x.shape[1])
-        cosine, sine = turn.reshape(-1, half, 2, 1).swapaxes(1, 2).swapaxes(0, 1).astype(x.dtype)
+        cosine, sine = rotation.reshape(-1, half, 2, 1).swapaxes(1, 2).swapaxes(0, 1).astype(x.dtype)
         upper = pairs[:, 0] * cosine + pairs[:, 1] * sine
         pairs[:, 1] *= cosine
         pairs[:, 1] -= pairs[:, 0] * sine
@@ -57,18 +57,17 @@ def rotate(x: Array, turns: Floats) -> Array:
     return x
 
 
-def folded(data: Array, plan: Rotations) -> Array:
+def rotation_parity(data: Array, plan: Rotations) -> Array:
     """The r parity rows of k data rows (any real floating dtype), as `Rotations` describes."""
     width = data.shape[1]
     added = np.zeros((plan.size, width), data.dtype)
-    for group, turns in enumerate(plan.inward):
+    for group, rotations in enumerate(plan.inward):
         rows = data[group * plan.size : (group + 1) * plan.size]
         padded = np.zeros((plan.size, width), data.dtype)
         padded[: len(rows)] = rows
-        added += rotate(padded, turns)
-    stacked = [
-        rotate(added[shuffle], turns) for shuffle, turns in zip(plan.shuffles, plan.outward, strict=True)
-    ]
+        added += rotate(padded, rotations)
+    pairs = zip(plan.shuffles, plan.outward, strict=True)
+    stacked = [rotate(added[shuffle], rotations) for shuffle, rotations in pairs]
     chosen = np.concatenate(stacked)[plan.rows]
     chosen *= plan.scale[:, None].astype(data.dtype)
     chosen += plan.shift[:, None].astype(data.dtype) * data.sum(axis=0)

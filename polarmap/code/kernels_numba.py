@@ -37,14 +37,14 @@ def _piece(addresses: Indices, row: int, left: int, right: int) -> Floats:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
-def _rotate(x: Floats, turns: Floats) -> None:
+def _rotate(x: Floats, rotations: Floats) -> None:
     """The orthogonal butterfly along the first axis of a (size, WIDTH) tile, two stages a pass."""
     size = x.shape[0]
-    stages = turns.shape[0]
+    stages = rotations.shape[0]
     stage = 0
     if stages % 2:
         for pair in range(size // 2):
-            c, s = turns[0, pair, 0], turns[0, pair, 1]
+            c, s = rotations[0, pair, 0], rotations[0, pair, 1]
             for w in range(WIDTH):
                 a, b = x[2 * pair, w], x[2 * pair + 1, w]
                 x[2 * pair, w] = a * c + b * s
@@ -52,7 +52,7 @@ def _rotate(x: Floats, turns: Floats) -> None:
         stage = 1
     while stage < stages:
         half = 1 << stage
-        first, second = turns[stage], turns[stage + 1]
+        first, second = rotations[stage], rotations[stage + 1]
         for base in range(0, size, 4 * half):
             for offset in range(half):
                 i = base + offset
@@ -90,7 +90,7 @@ def _load(rows: Indices, first: int, left: int, right: int, tile: Floats, total:
 
 
 @numba.njit(nogil=True, cache=True, fastmath={"contract"}, boundscheck=False)
-def folded(
+def rotation_parity(
     data: Indices,
     out: Floats,
     start: int,
@@ -102,7 +102,7 @@ def folded(
     scale: Floats,
     shift: Floats,
 ) -> None:
-    """Columns start..stop of `out` (r, width) from the rows at `data` (k), as butterfly.folded."""
+    """Columns start..stop of `out` (r, width) from the rows at `data` (k), as kernels.rotation_parity."""
     size = shuffles.shape[1]
     tile = np.zeros((size, WIDTH))
     added = np.zeros((size, WIDTH))

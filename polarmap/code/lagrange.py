@@ -1,4 +1,4 @@
-"""EvaluationCode: blocks as values of a function u at n points, for f polynomial in its block.
+"""LagrangeCode: blocks as values of a function u at n points, for f polynomial in its block.
 
 u(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
 others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(u(z)) then is a function of the
@@ -39,13 +39,13 @@ class Amplification(NamedTuple):
     worst: float
 
 
-class EvaluationCode:
+class LagrangeCode:
     """A code for f polynomial of some degree in its block, over real numbers.
 
     Parameters
     ----------
     n : int
-        Coded blocks (workers), more than `needed`, at most 2,048.
+        Coded blocks (workers), more than `recovery_threshold`, at most 2,048.
     k : int
         Data blocks.
     degree : int
@@ -65,7 +65,7 @@ class EvaluationCode:
 
     Examples
     --------
-    >>> code = EvaluationCode(8, 3, degree=2)
+    >>> code = LagrangeCode(8, 3, degree=2)
     >>> blocks = np.array([[1.0], [2.0], [4.0]])
     >>> coded = np.concatenate([blocks, code.parity(blocks)])
     >>> squares = coded**2
@@ -74,32 +74,32 @@ class EvaluationCode:
     [1.0, 4.0, 16.0]
     """
 
-    kernel, decoder = "evaluation", "optimal"
+    kernel, decoder = "lagrange", "optimal"
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
         if not is_one_of(points, ("auto", "circle", "chebyshev")):
             raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
         if points == "auto":
-            points = "circle" if n > results_needed(k, degree, "circle") else "chebyshev"
+            points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
         self.n, self.k, self.degree, self.points = n, k, degree, points
-        self.needed = results_needed(k, degree, points)
+        needed = self.recovery_threshold = recovery_threshold(k, degree, points)
         if n > MAX_POINTS:
-            raise CodeError(f"an evaluation code has at most {MAX_POINTS} coded blocks, not n = {n}")
-        if n <= self.needed:
+            raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
+        if n <= needed:
             fits = largest_k(n - 1, degree, points)
             raise CodeError(
-                f"f of degree {degree} on k = {k} blocks needs {self.needed} results and a spare one: "
-                f"with k = {k} use n > {self.needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
+                f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
+                f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
             )
 
     def __repr__(self) -> str:
-        return f"EvaluationCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"
+        return f"LagrangeCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"
 
     @property
     def name(self) -> str:
         """What a report calls it."""
-        return f"evaluation of degree {self.degree} on the {self.points} points"
+        return f"Lagrange, degree {self.degree} on the {self.points} points"
 
     @property
     def assumption(self) -> str:
@@ -119,7 +119,7 @@ class EvaluationCode:
 
     @cached_property
     def generator(self) -> Floats:
-        """Results = generator @ unknowns, shape (n, needed): orthonormal columns."""
+        """Results = generator @ unknowns, shape (n, recovery_threshold): orthonormal columns."""
         return np.asarray(np.linalg.qr(self._basis(self.degree))[0])
 
     @cached_property
@@ -129,8 +129,8 @@ class EvaluationCode:
         return np.asarray(np.linalg.solve(basis[: self.k].T, basis[self.k :].T).T)
 
     @property
-    def growth(self) -> float:
-        """The largest sum of absolute coefficients of a parity block: f of it may be growth^degree larger."""
+    def norm_inf(self) -> float:
+        """The largest sum of absolute coefficients of a parity block; f of it may exceed others as much."""
         return float(np.abs(self.coefficients).sum(axis=1).max())
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
@@ -150,7 +150,7 @@ class EvaluationCode:
 
     def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
         """How to recover the results of missing data blocks from those of the mask `arrived`."""
-        return _EvaluationPlan(self.generator, self.generator[: self.k], self.k, arrived)
+        return _LagrangePlan(self.generator, self.generator[: self.k], self.k, arrived)
 
     def amplification(self, losses: int) -> Amplification:
         """What decoding does to the relative error of results when so many are lost.
@@ -160,11 +160,12 @@ class EvaluationCode:
 
         Examples
         --------
-        >>> EvaluationCode(24, 9, 2).amplification(2)  # doctest: +ELLIPSIS
+        >>> LagrangeCode(24, 9, 2).amplification(2)  # doctest: +ELLIPSIS
         Amplification(median=1.55..., ninety=1.62..., worst=3.59...)
         """
-        if not is_integer(losses) or not 0 < losses <= self.n - self.needed:
-            raise CodeError(f"{self!r} bears between 1 and {self.n - self.needed} losses, not {losses!r}")
+        spare = self.n - self.recovery_threshold
+        if not is_integer(losses) or not 0 < losses <= spare:
+            raise CodeError(f"{self!r} bears between 1 and {spare} losses, not {losses!r}")
         found = [loss_amplification(self.generator, lost, self.k) for lost in self._losses(losses)]
         edge = [loss_amplification(self.generator, lost, self.k) for lost in self._neighbours(losses)]
         median, ninety = np.quantile(found, [0.5, RELIABLE], method="inverted_cdf")
@@ -172,7 +173,7 @@ class EvaluationCode:
 
     def is_reliable(self, limit: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
-        return self.amplification((self.n - self.needed + 1) // 2).ninety <= limit
+        return self.amplification((self.n - self.recovery_threshold + 1) // 2).ninety <= limit
 
     def _losses(self, count: int) -> list[Indices]:
         if comb(self.n, count) <= PATTERNS:
@@ -182,8 +183,8 @@ class EvaluationCode:
 
     def _neighbours(self, count: int) -> list[Indices]:
         place = np.argsort(self.order)
-        turns = self.n if self.points == "circle" else self.n - count + 1
-        starts = np.unique(np.linspace(0, turns - 1, PATTERNS).astype(int))
+        starting_points = self.n if self.points == "circle" else self.n - count + 1
+        starts = np.unique(np.linspace(0, starting_points - 1, PATTERNS).astype(int))
         return [place[(start + np.arange(count)) % self.n] for start in starts]
 
     def _basis(self, degree: int) -> Floats:
@@ -211,10 +212,10 @@ class EvaluationCode:
                 return np.inf
 
         step = 2 * np.pi / PHASES / self.k
-        return min((turn * step for turn in range(PHASES)), key=overshoot)
+        return min((multiple * step for multiple in range(PHASES)), key=overshoot)
 
 
-class _EvaluationPlan(GeneratedPlan):
+class _LagrangePlan(GeneratedPlan):
     """Of a large code what is lost tells more cheaply than what arrived how accurate decoding is."""
 
     @cached_property
@@ -243,17 +244,17 @@ def circle_basis(angles: Floats, k: int, degree: int, phase: float) -> Floats:
     (1, 8)
     """
     full = degree * (k - 1) // 2 if k % 2 else degree * k // 2 - 1
-    turns = np.outer(angles, np.arange(1, full + 1))
-    basis = [np.ones((len(angles), 1)), np.sqrt(2) * np.cos(turns), np.sqrt(2) * np.sin(turns)]
+    phases = np.outer(angles, np.arange(1, full + 1))
+    basis = [np.ones((len(angles), 1)), np.sqrt(2) * np.cos(phases), np.sqrt(2) * np.sin(phases)]
     if k % 2 == 0:
         basis.append(np.sqrt(2) * np.cos(degree * k / 2 * (angles - phase))[:, None])
     return np.concatenate(basis, axis=1)
 
 
-def results_needed(k: int, degree: int, points: str) -> int:
+def recovery_threshold(k: int, degree: int, points: str) -> int:
     """How many results determine those of k blocks.
 
-    >>> [results_needed(k, 2, "circle") for k in (3, 4, 5)], results_needed(4, 2, "chebyshev")
+    >>> [recovery_threshold(k, 2, "circle") for k in (3, 4, 5)], recovery_threshold(4, 2, "chebyshev")
     ([5, 8, 9], 7)
     """
     return degree * k if points == "circle" and k % 2 == 0 else degree * (k - 1) + 1
@@ -266,14 +267,14 @@ def largest_k(results: int, degree: int, points: str = "chebyshev") -> int:
     (4, 5)
     """
     most = (results - 1) // degree + 1 if results > 0 else 0
-    return max(k for k in (most, most - 1, 0) if k <= 0 or results_needed(k, degree, points) <= results)
+    return max(k for k in (most, most - 1, 0) if k <= 0 or recovery_threshold(k, degree, points) <= results)
 
 
 @lru_cache(maxsize=64)
 def largest_reliable_k(n: int, degree: int, limit: float) -> int:
     """The largest k that n workers carry reliably within an amplification; 0 if none."""
     for k in range(largest_k(n - 1, degree), 0, -1):
-        if EvaluationCode(n, k, degree).is_reliable(limit):
+        if LagrangeCode(n, k, degree).is_reliable(limit):
             return k
     return 0
 

@@ -23,12 +23,12 @@ class GeneratedPlan(DecodingPlan):
 
     Parameters
     ----------
-    generator, targets : arrays (n, needed) and (k, needed)
+    generator, targets : arrays (n, u) and (k, u)
         G and T.
     systematic : int
         How many of the first results are wanted as they are: k or 0.
     arrived : boolean array (n,)
-    growth : float
+    gain : float
         By how much the results that arrive may exceed those wanted.
     """
 
@@ -38,10 +38,10 @@ class GeneratedPlan(DecodingPlan):
         targets: Floats,
         systematic: int,
         arrived: npt.NDArray[np.bool_],
-        growth: float = 1.0,
+        gain: float = 1.0,
     ) -> None:
         self.exact = self._is_sequential = False
-        self._generator, self._growth = generator, growth
+        self._generator, self._gain = generator, gain
         self.arrived = np.flatnonzero(arrived)
         self.known = np.flatnonzero(arrived[:systematic])
         self.missing = np.setdiff1d(np.arange(len(targets)), self.known)
@@ -68,12 +68,12 @@ class GeneratedPlan(DecodingPlan):
 
     @cached_property
     def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times the growth of results by coding."""
+        """The largest 2-norm of a row of `weights`, times `gain`."""
         if not len(self.missing):
             return 0.0
         if self.deficit:
             return np.inf
-        return self._growth * float(np.linalg.norm(self.weights, axis=1).max())
+        return self._gain * float(np.linalg.norm(self.weights, axis=1).max())
 
     @property
     def surplus(self) -> int:
@@ -113,9 +113,9 @@ def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float
     """
     rows = orthonormal[lost]
     values, vectors = np.linalg.eigh(rows @ rows.T)
-    needed = vectors[lost < wanted]
-    if not len(needed):
+    rows_wanted = vectors[lost < wanted]
+    if not len(rows_wanted):
         return 0.0
     if values[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
         return np.inf
-    return float(np.sqrt((needed**2 @ (values.clip(0) / (1 - values))).max()))
+    return float(np.sqrt((rows_wanted**2 @ (values.clip(0) / (1 - values))).max()))

@@ -1,4 +1,4 @@
-"""PrivateCode: coded blocks that are all mixtures with noise, so that few workers learn little.
+"""MaskedCode: coded blocks that are all mixtures with noise, so that few workers learn little.
 
 Frozen inputs of a code are zero; here t of its inputs are noise instead (secret sharing over the
 reals, as in Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939, there over finite fields).
@@ -32,7 +32,7 @@ CONSTANT = 0.25  # norm of a row of noise coefficients
 RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
 
 
-class PrivateCode:
+class MaskedCode:
     """n mixtures of k data blocks and t noise blocks; any k + t results give those of the data.
 
     Parameters
@@ -61,40 +61,40 @@ class PrivateCode:
 
     Examples
     --------
-    >>> code = PrivateCode(6, 3, 1)
+    >>> code = MaskedCode(6, 3, 1)
     >>> mixed = code.parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
     >>> decoded = code.plan(np.arange(6) > 0, exact=False).recover(dict(enumerate(mixed)), np.dtype(float))
     >>> (decoded.ravel() + 0.0).round(6).tolist()
     [0.0, 1.0, 2.0]
     """
 
-    kernel, decoder = "private", "optimal"
+    kernel, decoder = "masked", "optimal"
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
             if not is_integer(value) or value < 1:
                 raise CodeError(f"{name} must be a positive integer, not {value!r}")
         if n > MAX_WORKERS:
-            raise CodeError(f"a private code has at most {MAX_WORKERS} workers, not n = {n}")
+            raise CodeError(f"a masked code has at most {MAX_WORKERS} workers, not n = {n}")
         if not is_positive(noise):
             raise CodeError(f"noise must be a positive number, not {noise!r}")
         if k < 2:  # rows that sum to one leave a single block no mixtures to differ in
-            raise CodeError("a private code needs at least k = 2 data blocks")
+            raise CodeError("a masked code needs at least k = 2 data blocks")
         if n <= k + t:
             raise CodeError(
                 f"{k} data blocks and {t} of noise need {k + t} results and a spare one, so n = {n} workers "
                 f"are too few: use n > {k + t}"
             )
         self.n, self.k, self.t, self.noise = int(n), int(k), int(t), float(noise)
-        self.needed = self.k + self.t
+        self.recovery_threshold = self.k + self.t
 
     def __repr__(self) -> str:
-        return f"PrivateCode({self.n}, {self.k}, {self.t}, noise={self.noise:g})"
+        return f"MaskedCode({self.n}, {self.k}, {self.t}, noise={self.noise:g})"
 
     @property
     def name(self) -> str:
         """What a report calls it."""
-        return f"private against {self.t}, noise {self.noise:g}"
+        return f"masked against {self.t}, noise {self.noise:g}"
 
     @property
     def assumption(self) -> str:
@@ -117,7 +117,12 @@ class PrivateCode:
         return self.noise / CONSTANT
 
     @cached_property
-    def growth(self) -> float:
+    def norm_inf(self) -> float:
+        """The largest sum of absolute coefficients of a coded block."""
+        return float(np.abs(self.coefficients).sum(axis=1).max())
+
+    @cached_property
+    def gain(self) -> float:
         """The largest root mean square of a coded block, in that of the data."""
         squares = self.coefficients[:, : self.k] ** 2
         return float(np.sqrt(squares.sum(axis=1).max() + self.noise**2))
@@ -137,7 +142,7 @@ class PrivateCode:
     def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
         """How to recover the results of the data blocks from those of the mask `arrived`."""
         targets = np.eye(self.k, self.k + self.t)
-        return GeneratedPlan(self.coefficients, targets, 0, arrived, self.growth)
+        return GeneratedPlan(self.coefficients, targets, 0, arrived, self.gain)
 
     def leakage(self, correlated: bool = False) -> float:
         """Bits per entry that the most fortunate t workers learn of all data blocks together, at most.
@@ -146,7 +151,7 @@ class PrivateCode:
 
         Examples
         --------
-        >>> code = PrivateCode(12, 8, 1, noise=100)
+        >>> code = MaskedCode(12, 8, 1, noise=100)
         >>> code.leakage() < 0.0001 < code.leakage(correlated=True)
         True
         """
@@ -167,9 +172,9 @@ class PrivateCode:
 
     def is_reliable(self, limit: float) -> bool:
         """Whether nine in ten ways to lose half of the spare results stay within `limit`."""
-        lost = (self.n - self.needed + 1) // 2
+        lost = (self.n - self.recovery_threshold + 1) // 2
         norms = [_amplification(self.coefficients, self.k, one) for one in _arrivals(self.n, self.n - lost)]
-        return self.growth * float(np.quantile(norms, RELIABLE, method="inverted_cdf")) <= limit
+        return self.gain * float(np.quantile(norms, RELIABLE, method="inverted_cdf")) <= limit
 
 
 def noise_coefficients(n: int, t: int) -> Floats:
@@ -183,10 +188,10 @@ def noise_coefficients(n: int, t: int) -> Floats:
     """
     angles = 2 * np.pi * np.arange(n) / n
     if t % 2 == 0:
-        turns = np.outer(angles, np.arange(t // 2) + 0.5)
-        return np.asarray(np.concatenate([np.cos(turns), np.sin(turns)], axis=1) * np.sqrt(2 / t))
-    turns = np.outer(angles, np.arange(1, (t - 1) // 2 + 1))
-    waves = [np.ones((n, 1)), np.sqrt(2) * np.cos(turns), np.sqrt(2) * np.sin(turns)]
+        phases = np.outer(angles, np.arange(t // 2) + 0.5)
+        return np.asarray(np.concatenate([np.cos(phases), np.sin(phases)], axis=1) * np.sqrt(2 / t))
+    phases = np.outer(angles, np.arange(1, (t - 1) // 2 + 1))
+    waves = [np.ones((n, 1)), np.sqrt(2) * np.cos(phases), np.sqrt(2) * np.sin(phases)]
     signs = 1.0 - 2.0 * (np.arange(n) % 2)
     return np.asarray(np.concatenate(waves, axis=1) * (signs / np.sqrt(t))[:, None])
 

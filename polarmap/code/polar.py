@@ -127,7 +127,7 @@ class PolarCode:
         return self.k / self.n
 
     @property
-    def needed(self) -> int:
+    def recovery_threshold(self) -> int:
         """The fewest results that can determine those of the data blocks: k."""
         return self.k
 
@@ -193,7 +193,7 @@ class PolarCode:
         )
 
     @cached_property
-    def growth(self) -> int:
+    def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a parity block, rounded up."""
         return int(np.ceil(np.abs(self.coefficients).sum(axis=1).max()))
 
@@ -205,7 +205,7 @@ class PolarCode:
                 f"the rotation kernel cannot carry {checked} blocks: use kernel='arikan' for exact "
                 "integers, or convert them to a floating dtype"
             )
-        return parity_dtype(checked, self.growth) if is_exact(checked) else checked
+        return parity_dtype(checked, self.norm_inf) if is_exact(checked) else checked
 
     def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """The n - k parity blocks of k flat data blocks.
@@ -250,7 +250,7 @@ class PolarCode:
         """Whether a BLAS product is quick, and float64 holds the sums of blocks of integer `dtype`."""
         if not is_exact(dtype) or min(self.k, self.n - self.k) > DENSE_UP_TO_UNCOMPILED:
             return False
-        return self.growth << 8 * dtype.itemsize < modular.EXACT
+        return self.norm_inf << 8 * dtype.itemsize < modular.EXACT
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
@@ -381,7 +381,7 @@ def _rotation_coefficients(plan: Rotations, k: int) -> Floats:
     def work(columns: slice) -> None:
         identity = np.zeros((k, columns.stop - columns.start))
         np.fill_diagonal(identity[columns], 1.0)
-        coefficients[:, columns] = kernels.folded(identity, plan)
+        coefficients[:, columns] = kernels.rotation_parity(identity, plan)
 
     tiled.over_cores(work, list(tiled.tiles(k, 3 * plan.size, 8)))
     return coefficients

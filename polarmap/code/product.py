@@ -12,7 +12,7 @@ from polarmap.code import tiled
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, check_dtype
 from polarmap.code.polar import PolarCode
-from polarmap.code.product_plan import GridPlan
+from polarmap.code.product_plan import ProductPlan
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 
 
-class GridCode:
+class ProductCode:
     """The product of two polar codes: n = n_A n_B blocks x_ij of which k = k_A k_B are data.
 
     With X the data blocks on a k_A x k_B grid and G = [I; P] of either code, x = G_A X G_B': what
@@ -42,7 +42,7 @@ class GridCode:
 
     Examples
     --------
-    >>> code = GridCode(PolarCode(3, 2), PolarCode(4, 3))
+    >>> code = ProductCode(PolarCode(3, 2), PolarCode(4, 3))
     >>> code.n, code.k
     (12, 6)
     >>> code.cells[:7].tolist()
@@ -66,7 +66,7 @@ class GridCode:
         self.kernel = left.kernel
 
     def __repr__(self) -> str:
-        return f"GridCode({self.left!r}, {self.right!r})"
+        return f"ProductCode({self.left!r}, {self.right!r})"
 
     @property
     def name(self) -> str:
@@ -74,7 +74,7 @@ class GridCode:
         return f"{self.kernel} grid {self.left.n} x {self.right.n}"
 
     @property
-    def needed(self) -> int:
+    def recovery_threshold(self) -> int:
         """The fewest results that can determine those of the data blocks: k."""
         return self.k
 
@@ -84,9 +84,9 @@ class GridCode:
         return np.arange(self.k)
 
     @property
-    def growth(self) -> int:
+    def norm_inf(self) -> int:
         """The largest sum of absolute coefficients of a block."""
-        return self.left.growth * self.right.growth
+        return self.left.norm_inf * self.right.norm_inf
 
     @cached_property
     def cells(self) -> Indices:
@@ -118,9 +118,9 @@ class GridCode:
         """The blocks of a grid are made by its tasks, not here."""
         raise NotImplementedError("the factors are encoded, not their product")
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GridPlan:
+    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> ProductPlan:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return GridPlan(self, arrived, exact)
+        return ProductPlan(self, arrived, exact)
 
 
 def _generator(code: PolarCode) -> Array:

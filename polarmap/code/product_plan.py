@@ -1,4 +1,4 @@
-"""GridPlan: the data of a grid from what arrived, by its lines in turns or by all equations at once."""
+"""ProductPlan: the data of a grid from what arrived, by its lines in turns or by all equations at once."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
 from polarmap.code.recovery import DecodingPlan, Rows
-from polarmap.code.row_column import Alternation, Places, Step, needed, replay
+from polarmap.code.row_column import Places, RowColumnDecoder, Step, replay, steps_towards
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
-    from polarmap.code.product import GridCode
+    from polarmap.code.product import ProductCode
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -28,7 +28,7 @@ JOINT_FLOPS = 3e8
 JOINT_WEIGHTS = 1 << 18
 
 
-class GridPlan(DecodingPlan):
+class ProductPlan(DecodingPlan):
     """How to recover the missing data blocks of one arrival pattern on a grid.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
@@ -39,7 +39,7 @@ class GridPlan(DecodingPlan):
     line by line wherever that gets through.
     """
 
-    def __init__(self, code: GridCode, arrived: Mask, exact: bool) -> None:
+    def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
         super().__init__(cast("PolarCode", code), arrived, exact)  # a grid has what a plan asks for
         self._grid = code
 
@@ -49,14 +49,14 @@ class GridPlan(DecodingPlan):
         few = self._grid.k - len(self.arrived)
         if few > 0:
             return few
-        if self._could_alternate and self.alternation.is_complete:
+        if self._could_be_by_lines and self.by_lines.is_complete:
             return 0
         return super().deficit if self._is_worth_solving else 1
 
     @cached_property
-    def alternation(self) -> Alternation:
+    def by_lines(self) -> RowColumnDecoder:
         """What follows line by line."""
-        made = Alternation(self._grid, self.exact)
+        made = RowColumnDecoder(self._grid, self.exact)
         made.add(self.arrived)
         return made
 
@@ -74,7 +74,7 @@ class GridPlan(DecodingPlan):
         return known
 
     @property
-    def _could_alternate(self) -> bool:
+    def _could_be_by_lines(self) -> bool:
         return bool(self._counted[: self._grid.left.k, : self._grid.right.k].all())
 
     @cached_property
@@ -96,9 +96,9 @@ class GridPlan(DecodingPlan):
         """The lines to decode one after another; None to solve all equations at once."""
         if not self.exact and len(self.missing) * len(self.arrived) <= JOINT_WEIGHTS:
             return None
-        if not (self._could_alternate and self.alternation.is_complete):
+        if not (self._could_be_by_lines and self.by_lines.is_complete):
             return None
-        return needed(self.alternation.steps, set(self.missing.tolist()))
+        return steps_towards(self.by_lines.steps, set(self.missing.tolist()))
 
     @cached_property
     def weights(self) -> Floats:

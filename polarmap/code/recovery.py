@@ -63,7 +63,7 @@ class Decoder:
         self.ready = False
         self._plan: DecodingPlan | None = None
         self._data_missing = code.k
-        self._look_again_at = code.needed
+        self._look_again_at = code.recovery_threshold
         if code.decoder == "sequential":
             self._polar = cast("PolarCode", code)
             self._progress = sequential.Progress(_frozen_mask(self._polar))
@@ -330,8 +330,8 @@ def left_null(matrix: Floats, most: int) -> Floats:
     full, _ = np.linalg.qr(matrix, mode="complete")
     null = full[:, matrix.shape[1] :]
     if null.shape[1] > most:
-        turns = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, most + 1)) * 0.7)
-        null, _ = np.linalg.qr(null @ turns)
+        waves = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, most + 1)) * 0.7)
+        null, _ = np.linalg.qr(null @ waves)
     return np.asarray(null)
 
 

@@ -85,7 +85,7 @@ def covered(plan: DecodingPlan, dtype: DType) -> Mask:
     return np.asarray((np.abs(plan.checks) > TINY).any(axis=0))
 
 
-def influence(plan: DecodingPlan, dtype: DType) -> Mask:
+def support(plan: DecodingPlan, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
     if not len(plan.missing):
         return np.zeros((0, len(plan.arrived)), bool)
@@ -100,7 +100,7 @@ def revealed(plan: DecodingPlan, dtype: DType) -> Mask:
         return np.zeros((0, len(plan.arrived)), bool)
     if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
         return np.asarray(_integer_weights(plan) & np.uint64(1)).astype(bool)
-    made_of = influence(plan, dtype)
+    made_of = support(plan, dtype)
     return made_of & (np.abs(plan.weights) % 2 == 1) if plan.exact and is_exact(dtype) else made_of
 
 
@@ -115,17 +115,17 @@ def _integer_weights(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
 
 
 def undetected(
-    plan: DecodingPlan, misfit: float | None, evaluated: Mapping[int, float], returned: int
+    plan: DecodingPlan, largest: float | None, evaluated: Mapping[int, float], returned: int
 ) -> float:
-    """The largest error that one deviating block can have caused unseen, in the unit of the misfits.
+    """The largest error that one deviating block can have caused unseen, in the unit of the residuals.
 
     A block that deviates by d breaks an equation by its coefficient times d, and moves a recovered
     block by its weight times d: what was measured bounds the one and so the other.
 
     Parameters
     ----------
-    misfit : float, optional
-        The largest of the left-over equations; None if they were not looked at.
+    largest : float, optional
+        The largest residual of the left-over equations; None if they were not looked at.
     evaluated : mapping from data block to float
         By how much recovered blocks missed what they should be.
     returned : int
@@ -136,18 +136,18 @@ def undetected(
     weights = np.abs(plan.weights)
     reach = np.maximum(weights.max(axis=0), plan.arrived < returned)
     least = np.full(len(plan.arrived), np.inf)
-    if misfit is not None and len(plan.checks):
-        least = _quotient(misfit, np.abs(plan.checks).max(axis=0))
+    if largest is not None and len(plan.checks):
+        least = _quotient(largest, np.abs(plan.checks).max(axis=0))
     for block, missed in evaluated.items():
         least = np.minimum(least, _quotient(missed, weights[np.searchsorted(plan.missing, block)]))
     seen = np.isfinite(least)
     return float((reach[seen] * least[seen]).max(initial=0.0))
 
 
-def _quotient(misfit: float, coefficients: Floats) -> Floats:
-    """misfit / coefficients; inf where a coefficient is nothing but rounding."""
+def _quotient(deviation: float, coefficients: Floats) -> Floats:
+    """deviation / coefficients; inf where a coefficient is nothing but rounding."""
     seen = coefficients > TINY
-    return np.where(seen, misfit / np.where(seen, coefficients, 1.0), np.inf)
+    return np.where(seen, deviation / np.where(seen, coefficients, 1.0), np.inf)
 
 
 def residual(
@@ -180,13 +180,13 @@ def residual(
     for columns in tiled.tiles(received[0].size, len(received), 8):
         tile = tiled.gather(received, columns, np.float64)
         with tiled.ignoring_inf():
-            misfit = np.abs(checks @ tile).max(axis=0, initial=0)
+            deviation = np.abs(checks @ tile).max(axis=0, initial=0)
             scale = np.abs(tile).max(axis=0)
-            finite &= bool(np.isfinite(misfit).all())
-            over = misfit > limit * scale + floor
-            share = np.maximum(misfit - floor, 0) / np.where(scale > 0, scale, 1)
+            finite &= bool(np.isfinite(deviation).all())
+            over = deviation > limit * scale + floor
+            share = np.maximum(deviation - floor, 0) / np.where(scale > 0, scale, 1)
         worst = max(worst, float(share.max(initial=0)))
-        rounding = max(rounding, float(misfit.max(initial=0)) / (largest or 1.0))
+        rounding = max(rounding, float(deviation.max(initial=0)) / (largest or 1.0))
         broken.append(columns.start + np.flatnonzero(over))
     entries = np.concatenate(broken) if broken else np.empty(0, np.intp)
     return Residual(worst if len(entries) else rounding, entries, finite)
@@ -208,13 +208,13 @@ def culprits(
     checks = plan.checks
     if len(checks) < 2:
         return []
-    misfit = checks @ received.astype(np.float64)
-    misfit /= np.abs(misfit).max(initial=np.finfo(float).tiny)  # its squares must not overflow
-    allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(misfit)
+    deviation = checks @ received.astype(np.float64)
+    deviation /= np.abs(deviation).max(initial=np.finfo(float).tiny)  # its squares must not overflow
+    allowed = max(1e-6, 8 * tolerance(_sized(dtype, precision))) * np.linalg.norm(deviation)
     norms = np.linalg.norm(checks, axis=0)
     checked = np.flatnonzero(norms > TINY)  # the others stand in no equation
     directions = (checks[:, checked] / norms[checked]).T
-    left = [np.linalg.norm(misfit - np.outer(one, one @ misfit)) for one in directions]
+    left = [np.linalg.norm(deviation - np.outer(one, one @ deviation)) for one in directions]
     return [int(i) for i, rest in zip(plan.arrived[checked], left) if rest <= allowed]
 
 
@@ -227,8 +227,8 @@ def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dty
     bits = np.uint64((1 << 8 * dtype.itemsize) - 1)
     broken = []
     for columns in tiled.tiles(received[0].size, len(received), 8):
-        misfit = modular.matmul(checks, tiled.gather(received, columns, np.int64)) & bits
-        broken.append(columns.start + np.flatnonzero(misfit.any(axis=0)))
+        deviation = modular.matmul(checks, tiled.gather(received, columns, np.int64)) & bits
+        broken.append(columns.start + np.flatnonzero(deviation.any(axis=0)))
     found = np.concatenate(broken) if broken else np.empty(0, np.intp)
     return Residual(float(len(found) > 0), found, True)
 

@@ -14,7 +14,7 @@ from polarmap.code.dtypes import DType, is_exact, working_dtype
 from polarmap.code.recovery import DecodingPlan, Rows
 
 if TYPE_CHECKING:
-    from polarmap.code.product import GridCode
+    from polarmap.code.product import ProductCode
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -36,7 +36,7 @@ class Step(NamedTuple):
         return np.setdiff1d(np.arange(len(self.places)), self.plan.arrived)
 
 
-class Alternation:
+class RowColumnDecoder:
     """Which cells of a grid are determined by lines that decode, one after another.
 
     Attributes
@@ -47,7 +47,7 @@ class Alternation:
         In an order in which each finds its cells known.
     """
 
-    def __init__(self, code: GridCode, exact: bool) -> None:
+    def __init__(self, code: ProductCode, exact: bool) -> None:
         self._code, self._exact = code, exact
         self.known = np.zeros((code.left.n, code.right.n), bool)
         self.steps: list[Step] = []
@@ -85,7 +85,7 @@ class Alternation:
         return [int(cell) for cell in step.fresh]
 
 
-def needed(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Places]]:
+def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Places]]:
     """The steps on the way to the `missing` blocks, each with the blocks that are wanted of it."""
     wanted, chosen = set(missing), []
     for step in reversed(steps):

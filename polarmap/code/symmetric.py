@@ -13,8 +13,8 @@ from polarmap.code import tiled
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.code.product import GridCode
-from polarmap.code.product_plan import GridPlan
+from polarmap.code.product import ProductCode
+from polarmap.code.product_plan import ProductPlan
 from polarmap.code.recovery import DecodingPlan, Rows
 from polarmap.errors import CodeError
 
@@ -22,7 +22,7 @@ Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 
-class GramCode:
+class SymmetricProductCode:
     """The upper triangle of the grid of a code with itself: n (n + 1) / 2 blocks x_ij, i <= j.
 
     x_ji is the (conjugate) transpose of x_ij, so an arrival fills two cells of the grid, and what
@@ -36,7 +36,7 @@ class GramCode:
 
     Examples
     --------
-    >>> code = GramCode(PolarCode(4, 3))
+    >>> code = SymmetricProductCode(PolarCode(4, 3))
     >>> code.n, code.k, code.cells[:7].tolist()
     (10, 6, [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2], [0, 3]])
     """
@@ -48,11 +48,11 @@ class GramCode:
         if factor.kernel != "rotation":
             raise CodeError("a triangle of products is coded with the rotation kernel only")
         self.factor, self.kernel = factor, factor.kernel
-        self.whole = GridCode(factor, factor)
+        self.whole = ProductCode(factor, factor)
         self.n, self.k = factor.n * (factor.n + 1) // 2, factor.k * (factor.k + 1) // 2
 
     def __repr__(self) -> str:
-        return f"GramCode({self.factor!r})"
+        return f"SymmetricProductCode({self.factor!r})"
 
     @property
     def name(self) -> str:
@@ -60,7 +60,7 @@ class GramCode:
         return f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
 
     @property
-    def needed(self) -> int:
+    def recovery_threshold(self) -> int:
         """The fewest results that can determine those of the data blocks: k."""
         return self.k
 
@@ -70,9 +70,9 @@ class GramCode:
         return np.arange(self.k)
 
     @property
-    def growth(self) -> float:
+    def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a block."""
-        return self.whole.growth
+        return self.whole.norm_inf
 
     @cached_property
     def cells(self) -> Indices:
@@ -104,24 +104,24 @@ class GramCode:
         """The blocks of a grid are made by its tasks, not here."""
         raise NotImplementedError("the factor is encoded, not the product")
 
-    def plan(self, arrived: Mask, exact: bool) -> GramPlan:
+    def plan(self, arrived: Mask, exact: bool) -> SymmetricProductPlan:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return GramPlan(self, arrived)
+        return SymmetricProductPlan(self, arrived)
 
 
-class GramPlan(DecodingPlan):
+class SymmetricProductPlan(DecodingPlan):
     """How to recover the missing data blocks of one arrival pattern on the triangle.
 
     The whole grid is recovered from the arrivals and their transposes. Left-over equations are those
     of the symmetric parts.
     """
 
-    def __init__(self, code: GramCode, arrived: Mask) -> None:
+    def __init__(self, code: SymmetricProductCode, arrived: Mask) -> None:
         super().__init__(cast("PolarCode", code), arrived, exact=False)
         self._gram = code
         mask = np.zeros(code.whole.n, bool)
         mask[code.places[arrived]] = True
-        self._grid = GridPlan(code.whole, mask, exact=False)
+        self._grid = ProductPlan(code.whole, mask, exact=False)
 
     @cached_property
     def deficit(self) -> int:

@@ -93,12 +93,12 @@ def dense(matrix: Floats, rows: Rows, out: Array) -> None:
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:
     """out = the parity rows by two butterflies, those of `fast` (polarmap.code.kernels_numba) or numpy's."""
     if fast is not None:
-        run_compiled(fast.folded, rows, out, *plan[1:])
+        run_compiled(fast.rotation_parity, rows, out, *plan[1:])
         return
     working = working_dtype(out.dtype)
 
     def work(columns: slice) -> None:
-        out[:, columns] = kernels.folded(gather(rows, columns, working), plan)
+        out[:, columns] = kernels.rotation_parity(gather(rows, columns, working), plan)
 
     over_cores(work, list(tiles(out.shape[1], 3 * plan.size, working.itemsize)))
 

@@ -21,15 +21,15 @@ class Uncoded:
     """k blocks for k workers.
 
     >>> code = Uncoded(3)
-    >>> code.n, code.k, code.needed
+    >>> code.n, code.k, code.recovery_threshold
     (3, 3, 3)
     """
 
     kernel, decoder = "none", "optimal"
-    name, assumption, growth = "no code", "deterministic", 1.0
+    name, assumption, norm_inf = "no code", "deterministic", 1.0
 
     def __init__(self, k: int) -> None:
-        self.n = self.k = self.needed = k
+        self.n = self.k = self.recovery_threshold = k
 
     @property
     def systematic(self) -> Indices:

@@ -188,7 +188,7 @@ class _Kept:
         if is_exact(dtype) and dtype.itemsize == 8:
             if side.largest is None:
                 self.sides[name] = side = side._replace(largest=_largest(side.coded))
-            matrices.check_no_wrap(dtype, side.largest or 0, side.coded.code.growth, "A")
+            matrices.check_no_wrap(dtype, side.largest or 0, side.coded.code.norm_inf, "A")
         return side.coded
 
     def remove(self) -> None:

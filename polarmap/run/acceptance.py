@@ -110,7 +110,7 @@ class Settlement:
 
     def _parity_is_checked_here(self, decoder: Decoder) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
-        if decoder.code.needed > decoder.code.k:  # a polynomial takes more than one
+        if decoder.code.recovery_threshold > decoder.code.k:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
         run = self._verifier.parity_run()
         if run.is_running:

@@ -122,7 +122,7 @@ class Collector:
             for number, part in by_subtask(outcome, len(self._words)):
                 self._words[number].take_in(part, self._news_at)
             arrived = min(len(word.arrivals.received) for word in self._words)
-            self._show(arrived, self._code.needed)
+            self._show(arrived, self._code.recovery_threshold)
 
     def _say_what_is_not_protected(self) -> None:
         """Once, when the blocks have been encoded."""
@@ -231,7 +231,7 @@ class Collector:
 
     def _fail_if_hopeless(self, failed: list[int]) -> None:
         """More tasks than the code can lose failed in the same way and none succeeded."""
-        spare, arrivals = self._code.n - self._code.needed, self._words[0].arrivals
+        spare, arrivals = self._code.n - self._code.recovery_threshold, self._words[0].arrivals
         if any(word.arrivals.received for word in self._words):
             return
         if len(failed) <= max(spare, self._code.n // 4, 1):
@@ -247,4 +247,4 @@ class Collector:
         """Of the codeword of which least has arrived."""
         unsettled = [word for word in self._words if word.how is None] or self._words
         worst = min(unsettled, key=lambda word: word.arrivals.count)
-        return Shortfall(worst.arrivals, self._code.needed)
+        return Shortfall(worst.arrivals, self._code.recovery_threshold)

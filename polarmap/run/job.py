@@ -57,7 +57,7 @@ class Job:
         payload = Payload(f, coded, keep=keep, subtasks=settings.subtasks)
         with closing(around(self._executor.open(payload))) as run:
             began = min(self._began, run.now())  # a virtual clock begins when the run is opened
-            with open_bar(coded.n, coded.code.needed, wanted) as show:
+            with open_bar(coded.n, coded.code.recovery_threshold, wanted) as show:
                 collected = Collector(run, f, coded, settings, show, here).run()
         seconds = run.now() - began
         report = report_of(collected, coded, self._executor.name, seconds, coded.encode_seconds - encoded)

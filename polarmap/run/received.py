@@ -280,7 +280,7 @@ class Arrivals:
         blocks = self._coded.blocks
         wide = [leaf for leaf, dtype in enumerate(blocks.dtypes) if is_exact(dtype) and dtype.itemsize == 8]
         return any(
-            blocks.dtypes[leaf].kind == "u" or blocks.largest(leaf) * self._code.growth >= 1 << 63
+            blocks.dtypes[leaf].kind == "u" or blocks.largest(leaf) * self._code.norm_inf >= 1 << 63
             for leaf in wide
         )
 
@@ -358,8 +358,8 @@ class Arrivals:
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
             return self._has_all_data(indices)
-        if self.decoder is None or len(indices) < self._code.needed:
-            return len(indices) >= self._code.needed or self._has_all_data(indices)
+        if self.decoder is None or len(indices) < self._code.recovery_threshold:
+            return len(indices) >= self._code.recovery_threshold or self._has_all_data(indices)
         limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
         for index in indices:

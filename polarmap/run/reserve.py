@@ -28,7 +28,7 @@ class Reserve:
         self._code, self._law = code, settings.runtimes
         count = code.n
         if settings.parity == "on_demand":
-            count = min(code.n, code.needed + settings.upfront)
+            count = min(code.n, code.recovery_threshold + settings.upfront)
         self.first: Sequence[int] = range(count)
         self.left: Sequence[int] = range(count, code.n)
         self._hopeless: tuple[frozenset[int], int] | None = None
@@ -66,7 +66,7 @@ class Reserve:
 
     @property
     def _needed(self) -> int:
-        return self._code.needed
+        return self._code.recovery_threshold
 
     def _taken(self) -> tuple[list[float], list[float]]:
         """What tasks took that arrived: those started at once, and those started later."""

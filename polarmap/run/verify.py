@@ -122,7 +122,7 @@ class Verifier:
             seen = residual.revealed(plan, dtype)[evaluated].any(axis=0)
             if self._misfits_of:
                 seen |= residual.covered(plan, dtype)
-            unseen |= (residual.influence(plan, dtype).any(axis=0) | also) & ~seen
+            unseen |= (residual.support(plan, dtype).any(axis=0) | also) & ~seen
         return unseen
 
     @property
@@ -258,9 +258,7 @@ class Verifier:
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
         plan, columns = self._plan, self._unseen()
-        told = sum(
-            residual.influence(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes()
-        )
+        told = sum(residual.support(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes())
         return int(plan.missing[np.argmax(told)])
 
     def _misfits(self) -> tuple[bool, set[int] | None]:

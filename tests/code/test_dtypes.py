@@ -38,11 +38,11 @@ def test_default_rtol_leaves_room_for_a_hundredfold_amplification(name: str) -> 
 
 
 @pytest.mark.parametrize("name", EVERY[5:])
-@pytest.mark.parametrize("growth", [1, 3, 127, 128, 129, 2**20])
-def test_parity_dtype_holds_every_sum(name: str, growth: int) -> None:
-    limits, wide = np.iinfo(name), dtypes.parity_dtype(np.dtype(name), growth)
+@pytest.mark.parametrize("norm_inf", [1, 3, 127, 128, 129, 2**20])
+def test_parity_dtype_holds_every_sum(name: str, norm_inf: int) -> None:
+    limits, wide = np.iinfo(name), dtypes.parity_dtype(np.dtype(name), norm_inf)
     assert wide.kind == ("u" if name == "u8" else "i")  # which wraps, as its sums do
     if wide.itemsize < 8:
-        assert np.iinfo(wide).min <= growth * limits.min
-        assert growth * max(limits.max, -limits.min) <= np.iinfo(wide).max
+        assert np.iinfo(wide).min <= norm_inf * limits.min
+        assert norm_inf * max(limits.max, -limits.min) <= np.iinfo(wide).max
     assert dtypes.epsilon(np.dtype(name)) == dtypes.default_rtol(np.dtype(name)) == 0

@@ -51,14 +51,14 @@ def test_folded_is_what_rotations_describes(n: int, k: int) -> None:
         ]
     )
     expected = plan.scale[:, None] * stacked[plan.rows] + np.outer(plan.shift, data.sum(axis=0))
-    np.testing.assert_allclose(kernels.folded(data, plan), expected, atol=1e-12)
+    np.testing.assert_allclose(kernels.rotation_parity(data, plan), expected, atol=1e-12)
 
 
 def test_columns_do_not_see_each_other() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
-    whole = kernels.folded(data, code._rotations)
+    whole = kernels.rotation_parity(data, code._rotations)
     for column in range(9):
-        alone = kernels.folded(data[:, column : column + 1], code._rotations)
+        alone = kernels.rotation_parity(data[:, column : column + 1], code._rotations)
         np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)
 
 

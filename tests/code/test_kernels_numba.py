@@ -24,7 +24,7 @@ def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
 def test_folded_is_numpys(n: int, k: int, width: int) -> None:
     code = PolarCode(n, k)
     data = np.random.default_rng(width).standard_normal((k, width))
-    expected = kernels.folded(data, code._rotations)
+    expected = kernels.rotation_parity(data, code._rotations)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-12)
 
 
@@ -43,7 +43,7 @@ def test_interpreted_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = np.random.default_rng(0)
     data, weights = stream.standard_normal((24, 40)), stream.standard_normal((3, 24))
     expected, product = parity(code, data), np.empty((3, 40))
-    for name in ("_rotate", "_load", "folded", "_add_four", "combined"):
+    for name in ("_rotate", "_load", "rotation_parity", "_add_four", "combined"):
         monkeypatch.setattr(kernels_numba, name, getattr(kernels_numba, name).py_func)
     monkeypatch.setattr(kernels_numba, "_piece", piece)
     np.testing.assert_allclose(parity(code, data), expected, atol=1e-13)

@@ -11,22 +11,22 @@ from hypothesis import strategies as st
 
 from polarmap import Decoder, PolarCode
 from polarmap.code import modular, product_plan, residual
-from polarmap.code.product import GridCode
-from polarmap.code.row_column import Alternation
+from polarmap.code.product import ProductCode
+from polarmap.code.row_column import RowColumnDecoder
 from polarmap.errors import CodeError
 
 KERNELS = ["rotation", "arikan"]
 
 
-def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> GridCode:
-    return GridCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
+def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:
+    return ProductCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
 
 
 def generator(code: PolarCode) -> np.ndarray:
     return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
 
 
-def combinations_of(code: GridCode) -> np.ndarray:
+def combinations_of(code: ProductCode) -> np.ndarray:
     """Every block as a sum of the data blocks, from Kronecker's product."""
     whole = np.kron(generator(code.left), generator(code.right))
     rows, columns = code.cells.T
@@ -38,14 +38,14 @@ def rank(rows: np.ndarray, exact: bool) -> int:
     return len(modular.independent_rows(rows)) if exact else int(np.linalg.matrix_rank(rows, tol=1e-9))
 
 
-def decoded(code: GridCode, arrived: np.ndarray, exact: bool) -> Decoder:
+def decoded(code: ProductCode, arrived: np.ndarray, exact: bool) -> Decoder:
     decoder = Decoder(code, exact=exact, max_amplification=inf)
     for index in np.flatnonzero(arrived):
         decoder.add(int(index))
     return decoder
 
 
-def blocks_of(code: GridCode, dtype: str, width: int = 3) -> np.ndarray:
+def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
     """All blocks of a random grid."""
     stream = np.random.default_rng(0)
     if dtype.startswith("int"):
@@ -78,37 +78,38 @@ def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_alternation_alone_is_never_wrong_and_stalls_at_stopping_sets_only(kernel: str) -> None:
+def test_line_by_line_decoding_is_never_wrong_and_stalls_at_stopping_sets_only(kernel: str) -> None:
     code, exact = grid((3, 2), (4, 3), kernel), kernel == "arikan"
     combinations = combinations_of(code)
     for pattern in range(0, 1 << code.n, 5):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
-        alternation = Alternation(code, exact)
-        alternation.add(np.flatnonzero(arrived))
-        if alternation.is_complete:
+        by_lines = RowColumnDecoder(code, exact)
+        by_lines.add(np.flatnonzero(arrived))
+        if by_lines.is_complete:
             assert rank(combinations[arrived], exact) == code.k
         if not exact:  # any k of a line decode it: what stays unknown has more than r in every line
-            unknown = ~alternation.known
+            unknown = ~by_lines.known
             assert all(count > 1 for count in unknown.sum(axis=0) if count)
             assert all(count > 1 for count in unknown.sum(axis=1) if count)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_joint_equations_decode_where_alternation_stalls(kernel: str) -> None:
+def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
     code, exact = grid((12, 10), (12, 10), kernel), kernel == "arikan"
     combinations, stream = combinations_of(code), np.random.default_rng(0)
     data = blocks_of(code, "int64" if exact else "float64")
     only_jointly = 0
     for _ in range(15):
-        decoder, alternation = Decoder(code, exact=exact, max_amplification=inf), Alternation(code, exact)
+        decoder = Decoder(code, exact=exact, max_amplification=inf)
+        by_lines = RowColumnDecoder(code, exact)
         for index in stream.permutation(code.n).tolist():
-            alternation.add([index])
+            by_lines.add([index])
             if decoder.add(index):
                 break
             if decoder.count >= code.k:
                 assert rank(combinations[decoder.arrived], exact) < code.k
         assert rank(combinations[decoder.arrived], exact) == code.k
-        only_jointly += not alternation.is_complete
+        only_jointly += not by_lines.is_complete
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
         found = decoder.plan.recover(rows, data.dtype)
         np.testing.assert_allclose(found, data[decoder.missing], rtol=0 if exact else 1e-6, atol=1e-6)
@@ -137,7 +138,7 @@ def test_data_comes_back(
     limit = product_plan.JOINT_WEIGHTS
     product_plan.JOINT_WEIGHTS = 0 if by_lines else limit
     try:
-        plan = product_plan.GridPlan(code, decoder.arrived, exact)
+        plan = product_plan.ProductPlan(code, decoder.arrived, exact)
         found = plan.recover(rows, data.dtype)
         if not exact and len(decoder.missing):
             together = plan.weights @ data[decoder.arrived].astype("complex128")
@@ -194,8 +195,8 @@ def test_grids_that_cannot_be() -> None:
     with pytest.raises(CodeError, match="a grid of 65 x 64 is more than 4096 tasks"):
         grid((65, 64), (64, 60))
     with pytest.raises(CodeError, match="one kernel, not 'rotation' and 'arikan'"):
-        GridCode(PolarCode(3, 2), PolarCode(3, 2, kernel="arikan"))
+        ProductCode(PolarCode(3, 2), PolarCode(3, 2, kernel="arikan"))
     with pytest.raises(CodeError, match="decoder='optimal' only"):
-        GridCode(*[PolarCode(3, 2, kernel="arikan", decoder="sequential")] * 2)
+        ProductCode(*[PolarCode(3, 2, kernel="arikan", decoder="sequential")] * 2)
     with pytest.raises(CodeError, match="positions run from 0 to 8, not 9"):
         Decoder(grid((3, 2), (3, 2))).add(9)

@@ -9,13 +9,13 @@ import pytest
 
 from polarmap import Decoder, PolarCode
 from polarmap.code import residual
-from polarmap.code.symmetric import GramCode
+from polarmap.code.symmetric import SymmetricProductCode
 from polarmap.errors import CodeError
 
 SIDE = 2
 
 
-def squares(code: GramCode, dtype: str = "float64") -> dict[int, np.ndarray]:
+def squares(code: SymmetricProductCode, dtype: str = "float64") -> dict[int, np.ndarray]:
     """Flat blocks A_i' A_j of a random A."""
     stream = np.random.default_rng(0)
     data = stream.standard_normal((code.factor.k, 5, SIDE))
@@ -25,7 +25,7 @@ def squares(code: GramCode, dtype: str = "float64") -> dict[int, np.ndarray]:
     return {t: (coded[i].conj().T @ coded[j]).reshape(-1) for t, (i, j) in enumerate(code.cells.tolist())}
 
 
-def is_determined(code: GramCode, arrived: np.ndarray) -> bool:
+def is_determined(code: SymmetricProductCode, arrived: np.ndarray) -> bool:
     """Whether A' A follows: rank of the equations for every entry of its upper triangle of blocks."""
     generator = np.concatenate([np.eye(code.factor.k), code.factor.coefficients])
     k = code.factor.k
@@ -46,7 +46,7 @@ def is_determined(code: GramCode, arrived: np.ndarray) -> bool:
 
 @pytest.mark.parametrize("sizes", [(3, 2), (4, 2)])
 def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
-    code = GramCode(PolarCode(*sizes))
+    code = SymmetricProductCode(PolarCode(*sizes))
     data = squares(code)
     for pattern in range(1 << code.n):
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
@@ -63,7 +63,7 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_random_orders(dtype: str) -> None:
-    code = GramCode(PolarCode(8, 6))
+    code = SymmetricProductCode(PolarCode(8, 6))
     data = squares(code, dtype)
     counts = []
     for seed in range(20):
@@ -79,7 +79,7 @@ def test_random_orders(dtype: str) -> None:
 
 
 def test_amplification_is_that_of_independent_errors() -> None:
-    code = GramCode(PolarCode(6, 4))
+    code = SymmetricProductCode(PolarCode(6, 4))
     data, stream = squares(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
     plan = code.plan(arrived, exact=False)
@@ -97,7 +97,7 @@ def test_amplification_is_that_of_independent_errors() -> None:
 
 
 def test_left_over_equations_hold_and_name_garbage() -> None:
-    code = GramCode(PolarCode(6, 4))
+    code = SymmetricProductCode(PolarCode(6, 4))
     for dtype in ("float64", "complex128"):
         rows = squares(code, dtype)
         for lost in (0, 2):
@@ -112,7 +112,7 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
 
 def test_integers_are_refused() -> None:
     with pytest.raises(CodeError, match="rotation kernel only"):
-        GramCode(PolarCode(3, 2, kernel="arikan"))
+        SymmetricProductCode(PolarCode(3, 2, kernel="arikan"))
     with pytest.raises(CodeError, match="int64 products cannot be decoded exactly"):
-        GramCode(PolarCode(3, 2)).parity_dtype("int64")
-    assert Decoder(GramCode(PolarCode(3, 2)), max_amplification=inf).add(0) is False
+        SymmetricProductCode(PolarCode(3, 2)).parity_dtype("int64")
+    assert Decoder(SymmetricProductCode(PolarCode(3, 2)), max_amplification=inf).add(0) is False

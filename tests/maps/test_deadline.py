@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import EvaluationCode, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import Fault, FaultyExecutor, LagrangeCode, PolarCode, ReplayExecutor, coded_map
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.run import trusted
@@ -173,7 +173,7 @@ def test_nan_is_an_error() -> None:
         ({"deadline": "soon"}, "deadline must be a positive number"),
         ({"deadline": 1, "degree": 2}, "not with degree"),
         ({"deadline": 1, "private": 1}, "not with degree, private"),
-        ({"deadline": 1, "code": EvaluationCode(12, 4, 2), "blocks": 4}, "not with degree"),
+        ({"deadline": 1, "code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:

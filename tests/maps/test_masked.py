@@ -1,4 +1,4 @@
-"""PrivateCode and coded_map(private=t): exact enough for us, noise for any t of the workers."""
+"""MaskedCode and coded_map(private=t): exact enough for us, noise for any t of the workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_filler
 
-from polarmap import Fault, FaultyExecutor, PrivateCode, ReplayExecutor, coded_map
+from polarmap import Fault, FaultyExecutor, MaskedCode, ReplayExecutor, coded_map
 from polarmap.blocks.equal import cut
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.masked import noise_coefficients
@@ -40,7 +40,7 @@ def affine(block: np.ndarray) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("n", "k", "t"), SMALL)
 def test_every_pattern_of_k_plus_t_results_decodes(n: int, k: int, t: int) -> None:
-    code = PrivateCode(n, k, t, noise=10)
+    code = MaskedCode(n, k, t, noise=10)
     inputs = np.random.default_rng(n).standard_normal((k + t, 5))
     mixed = code.parity(inputs)
     np.testing.assert_allclose(mixed, code.coefficients @ inputs, rtol=1e-12, atol=1e-12)
@@ -65,7 +65,7 @@ def test_any_t_rows_of_noise_are_independent(n: int, t: int) -> None:
 @pytest.mark.parametrize(("n", "k", "t"), SMALL)
 @pytest.mark.parametrize("correlated", [False, True])
 def test_leakage_is_the_information_of_normal_data(n: int, k: int, t: int, correlated: bool) -> None:
-    code = PrivateCode(n, k, t, noise=7)
+    code = MaskedCode(n, k, t, noise=7)
     signal = np.full((k, k), 1.0) if correlated else np.eye(k)
     worst = 0.0
     for some in combinations(range(n), t):
@@ -80,20 +80,20 @@ def test_leakage_is_the_information_of_normal_data(n: int, k: int, t: int, corre
 
 
 def test_leakage_falls_with_the_square_of_the_noise() -> None:
-    low, high = (PrivateCode(12, 8, 2, noise).leakage() for noise in (100, 1000))
+    low, high = (MaskedCode(12, 8, 2, noise).leakage() for noise in (100, 1000))
     assert high == pytest.approx(low / 100, rel=1e-2)
 
 
 # --- what workers see --------------------------------------------------------------------------
 
 
-def what_workers_get(data: np.ndarray, code: PrivateCode) -> np.ndarray:
+def what_workers_get(data: np.ndarray, code: MaskedCode) -> np.ndarray:
     coded = MaskedBlocks(cut(data, code.k), code)
     return np.stack([coded.leaves(index)[0].ravel() for index in range(code.n)])
 
 
 def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:
-    code = PrivateCode(8, 4, 1, noise=3)
+    code = MaskedCode(8, 4, 1, noise=3)
     data = np.random.default_rng(5).standard_normal((4, 200_000))
     seen = what_workers_get(data, code)
     for worker in range(code.n):
@@ -105,7 +105,7 @@ def test_the_correlation_of_what_a_worker_sees_is_that_of_the_bound() -> None:
 
 
 def test_noise_is_new_for_every_map_and_scales_with_the_data() -> None:
-    code = PrivateCode(6, 3, 1, noise=50)
+    code = MaskedCode(6, 3, 1, noise=50)
     for scale in (1e-6, 1.0, 1e6):
         data = scale * np.random.default_rng(5).standard_normal((3, 5000))
         first, second = what_workers_get(data, code), what_workers_get(data, code)
@@ -142,7 +142,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
     assert_same(result, plain_map(affine, DATA, 5), rtol=1e-9)
     report = result.report
     assert report.recovered == (0, 1, 2, 3, 4)
-    assert report.code == "private against 1, noise 30"
+    assert report.code == "masked against 1, noise 30"
     assert report.error_bound < 1e-10
 
 

@@ -22,11 +22,11 @@ from polarmap import (
     CodedGradient,
     CodedOperator,
     Decoder,
-    EvaluationCode,
     Fault,
     FaultyExecutor,
+    LagrangeCode,
+    MaskedCode,
     PolarCode,
-    PrivateCode,
     RawObjects,
     ReplayExecutor,
     ZarrObjects,
@@ -137,11 +137,11 @@ def polar(n: Any = 6, k: Any = 4, **options: Any) -> None:
 
 
 def evaluation(n: Any = 9, k: Any = 3, degree: Any = 2, points: Any = "auto") -> None:
-    EvaluationCode(n, k, degree, points).parity(np.ones((3, 2)))
+    LagrangeCode(n, k, degree, points).parity(np.ones((3, 2)))
 
 
 def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
-    PrivateCode(n, k, t, noise).parity(np.ones((5, 2)))
+    MaskedCode(n, k, t, noise).parity(np.ones((5, 2)))
 
 
 def raw_objects(keys: Any = ("raw",), shape: Any = (2, 3), dtype: Any = "f8", rows: Any = 2) -> None:
@@ -188,9 +188,9 @@ CALLS: dict[str, Call] = {
     "PolarCode.decode, a block": Call(decode_at, {"index": 5, "block": np.ones(2)}),
     "PolarCode.encode": Call(PolarCode(6, 4).encode, {"blocks": np.ones((4, 2))}),
     "PolarCode.decodable": Call(PolarCode(6, 4).decodable, {"arrived": np.ones(6, bool)}),
-    "EvaluationCode": Call(evaluation, {}),
-    "EvaluationCode.amplification": Call(EvaluationCode(9, 3, 2).amplification, {"losses": 1}),
-    "PrivateCode": Call(private, {}),
+    "LagrangeCode": Call(evaluation, {}),
+    "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).amplification, {"losses": 1}),
+    "MaskedCode": Call(private, {}),
     "Decoder": Call(
         decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
     ),

@@ -1,4 +1,4 @@
-"""EvaluationCode and coded_map(degree=...): polynomials decoded from any results that suffice."""
+"""LagrangeCode and coded_map(degree=...): polynomials decoded from any results that suffice."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import EvaluationCode, Fault, FaultyExecutor, ReplayExecutor, coded_map
-from polarmap.code.lagrange import largest_k, largest_reliable_k, results_needed
+from polarmap import Fault, FaultyExecutor, LagrangeCode, ReplayExecutor, coded_map
+from polarmap.code.lagrange import largest_k, largest_reliable_k, recovery_threshold
 from polarmap.errors import CodeError, NotLinearError
 from polarmap.run import trusted
 from tests.plain import arriving, assert_same, plain_map
@@ -24,7 +24,7 @@ def forgotten() -> None:
     trusted.forget()
 
 
-def coded_blocks(code: EvaluationCode, data: np.ndarray) -> np.ndarray:
+def coded_blocks(code: LagrangeCode, data: np.ndarray) -> np.ndarray:
     return np.concatenate([data, code.parity(data)])
 
 
@@ -48,17 +48,17 @@ SMALL = [(6, 2, 2), (8, 3, 2), (9, 4, 2), (8, 4, 2), (11, 4, 3), (12, 5, 2), (10
         (n, k, degree, points)
         for points in ("circle", "chebyshev")
         for n, k, degree in SMALL
-        if n > results_needed(k, degree, points)
+        if n > recovery_threshold(k, degree, points)
     ],
 )
 def test_every_pattern_of_enough_arrivals_gives_every_result(
     n: int, k: int, degree: int, points: str
 ) -> None:
-    code = EvaluationCode(n, k, degree, points)
+    code = LagrangeCode(n, k, degree, points)
     rng = np.random.default_rng(n)
     results = polynomial(coded_blocks(code, rng.standard_normal((k, 3))), degree, rng)
     scale = np.abs(results).max()
-    for arrived in combinations(range(n), code.needed):
+    for arrived in combinations(range(n), code.recovery_threshold):
         plan = code.plan(np.isin(np.arange(n), arrived), exact=False)
         assert plan.deficit == 0
         decoded = plan.recover({i: results[i] for i in arrived}, np.dtype(float))
@@ -68,8 +68,8 @@ def test_every_pattern_of_enough_arrivals_gives_every_result(
 
 @pytest.mark.parametrize(("n", "k", "degree"), SMALL)
 def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: int) -> None:
-    code = EvaluationCode(n, k, degree)
-    patterns = [*combinations(range(n), n - code.needed)]
+    code = LagrangeCode(n, k, degree)
+    patterns = [*combinations(range(n), n - code.recovery_threshold)]
     worst = 0.0
     for lost in patterns:
         arrived = np.setdiff1d(np.arange(n), lost)
@@ -80,7 +80,7 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
             dense, rel=1e-6
         )
         worst = max(worst, dense)
-    found = code.amplification(n - code.needed)
+    found = code.amplification(n - code.recovery_threshold)
     assert found.median <= found.ninety <= found.worst <= worst * (1 + 1e-6)
     if len(patterns) <= 64:
         assert found.worst == pytest.approx(worst, rel=1e-6)
@@ -98,27 +98,27 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
 def test_parity_sums_to_one_and_results_satisfy_the_equations(
     k: int, degree: int, spare: int, points: str
 ) -> None:
-    n = max(results_needed(k, degree, points), k) + spare
-    code = EvaluationCode(n, k, degree, points)
+    n = max(recovery_threshold(k, degree, points), k) + spare
+    code = LagrangeCode(n, k, degree, points)
     rng = np.random.default_rng(n)
     assert np.allclose(code.coefficients.sum(axis=1), 1)
     assert sorted(code.order.tolist()) == list(range(n))
-    assert code.growth < 3.5 * np.log2(k + 2)
+    assert code.norm_inf < 3.5 * np.log2(k + 2)
     results = polynomial(coded_blocks(code, rng.standard_normal((k, 3))), degree, rng)
     equations = code.plan(np.ones(n, bool), False).equations(8)
-    assert len(equations) == min(n - code.needed, 8)
+    assert len(equations) == min(n - code.recovery_threshold, 8)
     assert np.allclose(equations @ equations.T, np.eye(len(equations)))
     assert np.abs(equations @ results).max() <= 1e-11 * np.abs(results).max()
 
 
 @given(results=st.integers(0, 40), degree=st.integers(1, 5), points=POINTS)
 def test_largest_k_is_the_largest(results: int, degree: int, points: str) -> None:
-    fits = [k for k in range(1, 42) if results_needed(k, degree, points) <= results]
+    fits = [k for k in range(1, 42) if recovery_threshold(k, degree, points) <= results]
     assert largest_k(results, degree, points) == max(fits, default=0)
 
 
 def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
-    code = EvaluationCode(90, 30, 2)
+    code = LagrangeCode(90, 30, 2)
     for seed in range(8):
         arrived = np.ones(90, bool)
         arrived[np.random.default_rng(seed).permutation(90)[: 20 + seed]] = False
@@ -129,14 +129,14 @@ def test_the_amplification_of_large_codes_is_that_of_their_decoder() -> None:
 
 
 def test_the_circle_beats_chebyshev_where_both_need_as_much() -> None:
-    circle, chebyshev = (EvaluationCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
-    assert circle.needed == chebyshev.needed == 17
+    circle, chebyshev = (LagrangeCode(24, 9, 2, points) for points in ("circle", "chebyshev"))
+    assert circle.recovery_threshold == chebyshev.recovery_threshold == 17
     for losses in range(2, 8):
         assert circle.amplification(losses).worst < chebyshev.amplification(losses).worst / 2
 
 
 def test_complex_blocks_and_float32_keep_their_dtype() -> None:
-    code = EvaluationCode(12, 4, 2)
+    code = LagrangeCode(12, 4, 2)
     rng = np.random.default_rng(3)
     data = (rng.standard_normal((4, 5)) + 1j * rng.standard_normal((4, 5))).astype("c8")
     coded = coded_blocks(code, data)
@@ -163,7 +163,7 @@ def test_complex_blocks_and_float32_keep_their_dtype() -> None:
 )
 def test_sizes_that_cannot_be_are_refused(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(CodeError, match=words):
-        EvaluationCode(*arguments)
+        LagrangeCode(*arguments)
 
 
 # --- coded_map ---------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ def test_squares_survive_lost_workers(lost: tuple[int, ...]) -> None:
         result = coded_map(f, A, blocks=5, workers=12, degree=2, executor=executor)
         assert_same(result, plain_map(f, A, 5), rtol=1e-9)
         assert result.report.recovered == lost
-        assert result.report.code == "evaluation of degree 2 on the circle points"
+        assert result.report.code == "Lagrange, degree 2 on the circle points"
         assert result.report.verified == ("not needed", "parity", "parity", "local")[len(lost)]
 
 
@@ -199,11 +199,11 @@ def test_all_data_need_no_decoding_though_fewer_arrived_than_an_equation_takes()
 
 def test_results_beyond_the_needed_are_awaited_where_decoding_is_inaccurate() -> None:
     A = np.random.default_rng(0).standard_normal((40, 3)).astype("f4")
-    code = EvaluationCode(32, 8, 2)
+    code = LagrangeCode(32, 8, 2)
     place = np.argsort(code.order)
     order = place[np.r_[10:32, 0:10]].tolist()  # an arc of the circle comes last
     result = coded_map(gram, A, code=code, executor=arriving(order, 32), verify=False)
-    assert result.report.needed > code.needed
+    assert result.report.needed > code.recovery_threshold
     assert result.report.error_bound <= 1e-4
     assert_same(result, plain_map(gram, A, 8), rtol=1e-3)
 
@@ -268,7 +268,7 @@ def test_default_sizes_leave_a_third_to_spare() -> None:
         ({"degree": 0}, "degree must be a positive integer"),
         ({"degree": 2.0}, "degree must be a positive integer"),
         ({"degree": 2, "code": "arikan"}, "carries linear f only"),
-        ({"degree": 3, "code": EvaluationCode(12, 5, 2)}, "does not carry f of degree 3"),
+        ({"degree": 3, "code": LagrangeCode(12, 5, 2)}, "does not carry f of degree 3"),
         ({"degree": 2, "blocks": 8, "workers": 8}, "use k <= 4"),
         (
             {"degree": 2, "blocks": 24, "workers": 60, "rtol": 1e-15},
@@ -285,8 +285,8 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 def test_the_k_a_refusal_names_works() -> None:
     limit = 1e-15 / np.finfo(float).eps
     fits = largest_reliable_k(60, 2, limit)
-    assert EvaluationCode(60, fits, 2).is_reliable(limit)
-    assert not EvaluationCode(60, fits + 1, 2).is_reliable(limit)
+    assert LagrangeCode(60, fits, 2).is_reliable(limit)
+    assert not LagrangeCode(60, fits + 1, 2).is_reliable(limit)
 
 
 def test_integers_are_refused_with_the_way_out() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 from plain import leaves
 
 import polarmap
-from polarmap import CodedResult, EvaluationCode, PolarCode, PrivateCode
+from polarmap import CodedResult, LagrangeCode, MaskedCode, PolarCode
 from polarmap.errors import PolarmapError
 from polarmap.run import trusted
 from soak import oracle
@@ -128,7 +128,7 @@ class MapCase:
         bad = [one for one in expected for leaf in leaves(one) if not is_finite(leaf)]
         if bad or not all(is_finite(leaf) for block in self.blocks for leaf in leaves(block)):
             reasons["NaN"] = (*short, "NotLinearError", "CodeError")
-        if self.faults.deceiving or self.faults.outvotes(self.code.needed):
+        if self.faults.deceiving or self.faults.outvotes(self.code.recovery_threshold):
             reasons["garbage"] = (*short, "NotLinearError")
         if self._wraps_into_floats(expected):
             reasons["64-bit integers whose parity wraps into floats"] = ("CodeError", "NotLinearError")
@@ -139,7 +139,7 @@ class MapCase:
         if not self.is_decodable:
             reasons["too many lost"] = short
         silent = {task for task, kind in self.faults.struck.items() if kind == "never"}
-        if self.options.get("parity") == "on_demand" and silent >= set(range(self.code.needed)):
+        if self.options.get("parity") == "on_demand" and silent >= set(range(self.code.recovery_threshold)):
             reasons["on demand, and nothing is heard"] = short  # parity starts after 60 s, 120 s, 240 s ...
         if self.executor == "replay" and self._may_be_inaccurate:
             reasons["too inaccurate"] = short
@@ -155,7 +155,7 @@ class MapCase:
         largest = max(oracle.largest(leaf) for block in self.blocks for leaf in leaves(block))
         if into and any(one.kind == "u" for one in wide):
             return True
-        return bool(wide) and into and largest * float(self.code.growth) >= 2.0**62
+        return bool(wide) and into and largest * float(self.code.norm_inf) >= 2.0**62
 
     @property
     def f_fits(self) -> bool:
@@ -173,7 +173,7 @@ class MapCase:
         """Whether what is not lost determines the results, over the integers if there are any."""
         arrived = np.setdiff1d(np.arange(self.code.n), sorted(self.lost))
         if not isinstance(self.code, PolarCode):
-            return len(arrived) >= self.code.needed
+            return len(arrived) >= self.code.recovery_threshold
         if self.code.decoder == "sequential":
             return not any(task < self.code.k for task in self.lost)
         if self.code.kernel == "rotation":
@@ -187,7 +187,7 @@ class MapCase:
         """Half the spare results of these codes are what their users are told to count on."""
         if isinstance(self.code, PolarCode):
             return False
-        return len(self.lost) > (self.code.n - self.code.needed + 1) // 2
+        return len(self.lost) > (self.code.n - self.code.recovery_threshold + 1) // 2
 
     def came_by(self, deadline: float) -> bool:
         """Whether a result comes before the deadline."""
@@ -293,7 +293,9 @@ class Judge:
             return True
         if unverified and set(case.faults.struck.values()) & MISLEADING:
             return True
-        if case.faults.outvotes(case.code.needed) or (case.code.k == 1 and len(case.faults.deceiving) > 1):
+        if case.faults.outvotes(case.code.recovery_threshold) or (
+            case.code.k == 1 and len(case.faults.deceiving) > 1
+        ):
             return True  # as many say the same as it takes
         if not case.faults.deceiving:
             return False
@@ -410,7 +412,7 @@ def _over_array(seed: int, executor: str, draw: Draw) -> MapCase:
     if dtype in (np.dtype("f8"), np.dtype("c16")) and draw.chance(0.1):
         options["rtol"] = draw.pick([1e-6, 1e-8])
     about = f"{dtype.str} {list(data.shape)}, {layout}{', NaN or inf in it' if is_nan else ''}"
-    faults = draw_faults(draw, executor, code.n, code.n - code.needed)
+    faults = draw_faults(draw, executor, code.n, code.n - code.recovery_threshold)
     warm = kind == "polar" and executor == "replay" and draw.chance(0.1)
     return MapCase(seed, executor, f, data, blocks, rows, code, options, faults, warm, about)
 
@@ -456,13 +458,13 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     """The code, and the options that ask for it."""
     exact = dtype.kind in "iu"
     if kind == "evaluation":
-        needed = EvaluationCode(4 * k + 64, k, 2, "circle").needed
+        needed = LagrangeCode(4 * k + 64, k, 2, "circle").recovery_threshold
         n = needed + spare + 1
-        return EvaluationCode(n, k, 2), {"blocks": k, "workers": n, "degree": 2}
+        return LagrangeCode(n, k, 2), {"blocks": k, "workers": n, "degree": 2}
     if kind == "private":
         t = draw.number(1, 2)
         n = k + t + spare + 1
-        return PrivateCode(n, k, t, 100.0), {"blocks": k, "workers": n, "private": t}
+        return MaskedCode(n, k, t, 100.0), {"blocks": k, "workers": n, "private": t}
     if kind == "sequential":
         code = PolarCode(k + spare, k, kernel="arikan", decoder="sequential")
         return code, {"blocks": k, "code": code}
