@@ -22,8 +22,8 @@ import numpy as np
 
 import polarmap
 from benchmarks import interleaved, show
-from polarmap.arrays.array import open_store
 from polarmap.arrays.encode import TRANSFERS
+from polarmap.arrays.stores import open_store
 
 K, N, COLUMNS = 24, 32, 5_000
 MIB = 1 << 20

@@ -8,7 +8,7 @@ import typing
 from polarmap import errors, planning
 from polarmap.arrays.array import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.audit import Audit
-from polarmap.arrays.in_place import RawObjects, ZarrObjects
+from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
 from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import MaskedCode
 from polarmap.code.polar import PolarCode

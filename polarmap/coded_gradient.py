@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.choose_code import CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
@@ -133,7 +133,7 @@ def coded_gradient(
     data, task = _prepare(f, point, unit, step, scheme, base, k)
     settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
     try:
-        mapped = run_settled(task, data, Choice(k, workers, code), executor, settings, progress)
+        mapped = run_settled(task, data, CodeOptions(k, workers, code), executor, settings, progress)
     except NotLinearError as error_:
         raise NotLinearError(_not_smooth(step, error_)) from error_
     except NotDecodableError as error_:

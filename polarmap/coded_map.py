@@ -8,11 +8,12 @@ from typing import Any, overload
 
 import numpy as np
 
-from polarmap.arrays.array import CodedArray, open_store
+from polarmap.arrays.array import CodedArray
 from polarmap.arrays.stored_result import Keeping, sampled
+from polarmap.arrays.stores import open_store
 from polarmap.blocks import equal as blocks_
-from polarmap.blocks.base import Encoded
-from polarmap.blocks.choose_code import DEFAULT_NOISE, Choice, of_plan, plan_code
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.choose_code import DEFAULT_NOISE, CodeOptions, choose_code, options_of_plan
 from polarmap.blocks.equal import Blocks, CodedBlocks
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.arguments import is_one_of
@@ -97,7 +98,7 @@ class StoredResult(CodedResult):
             return [self[number] for number in range(len(self))[index]]
         number = range(len(self))[index]
         leaves = self.coded_blocks().leaves(number)
-        if self.array.filler:
+        if self.array.padding:
             leaves = [leaf[: max(0, len(self.array) - number * self.array.rows)] for leaf in leaves]
         return unflatten(self._structure, leaves)
 
@@ -110,7 +111,7 @@ class StoredResult(CodedResult):
             return self.array[:]
         return blocks_.concatenate(list(self), axis)
 
-    def coded_blocks(self) -> Encoded:
+    def coded_blocks(self) -> CodedData:
         """As `coded_map` takes data that is encoded already."""
         return self.array.coded_blocks()
 
@@ -291,26 +292,26 @@ def coded_map(
         raise CodeError(f"parity must be 'upfront' or 'on_demand', not {parity!r}")
     settings = checked_settings(f, verify, rtol, timeout, retries, deadline)
     if plan is not None:
-        blocks, workers, code = of_plan(plan, blocks, workers, code)
+        blocks, workers, code = options_of_plan(plan, blocks, workers, code)
         upfront = plan.upfront if plan.parity == "on_demand" else 0
         settings = replace(settings, parity=plan.parity, upfront=upfront, runtimes=plan.runtimes)
     subtasks = blocks_.checked_count("subtasks", subtasks)
     settings = replace(settings, parity=parity or settings.parity, subtasks=subtasks)
     if subtasks > 1 and (settings.parity == "on_demand" or deadline is not None or store is not None):
         raise CodeError("subtasks do not go with parity='on_demand', deadline= or store=: leave one out")
-    choice = Choice(blocks, workers, code, degree, private, noise)
+    choice = CodeOptions(blocks, workers, code, degree, private, noise)
     if store is None:
         return run(f, data, choice, executor, settings, progress)
     coded = _coded(data, choice, rtol)
     place = getattr(data, "store", None) if storage is None else storage
     with Keeping(open_store(place), store, coded) as keeping:
-        return run(f, coded, Choice(), _executor(executor, data), settings, progress, keeping)
+        return run(f, coded, CodeOptions(), _executor(executor, data), settings, progress, keeping)
 
 
 def run(
     f: Callable[[Any], Any],
     data: Any,
-    choice: Choice,
+    choice: CodeOptions,
     executor: Any,
     settings: Settings,
     progress: bool | None,
@@ -327,18 +328,18 @@ def run(
         collected, report = job.run(f, coded, settings, progress)
     else:
         collected, report = job.run(f, coded, settings, progress, sampled(f), keeping.keep)
-        filler = coded.blocks.filler if any(collected.rows) else 0
-        made = keeping.manifest(collected.kept, filler, collected.results[0][0].dtype)
+        padding = coded.blocks.padding if any(collected.rows) else 0
+        made = keeping.manifest(collected.kept, padding, collected.results[0][0].dtype)
         _, _, structure = collected.structure  # of a sample: see worker.leave
         return StoredResult(CodedArray(keeping.store, made), report, coded.blocks, structure)
-    whole = blocks_.without_filler(collected.results, coded.blocks, collected.rows)
+    whole = blocks_.without_padding(collected.results, coded.blocks, collected.rows)
     results = [unflatten(collected.structure, leaves) for leaves in whole]
     return CodedResult(results, report, coded.blocks)
 
 
 def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | Code) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*plan_code(data, Choice(blocks, workers, code)), keep=True)
+    return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)
 
 
 def _executor(choice: Any, data: Any) -> Any:
@@ -350,18 +351,18 @@ def _executor(choice: Any, data: Any) -> Any:
     return choice
 
 
-def _coded(data: Any, choice: Choice, rtol: float | None) -> Encoded:
+def _coded(data: Any, choice: CodeOptions, rtol: float | None) -> CodedData:
     """The coded blocks of the data, which may be encoded already."""
     if not hasattr(data, "coded_blocks"):
-        blocks, code = plan_code(data, choice, rtol)
+        blocks, code = choose_code(data, choice, rtol)
         return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
-    coded: Encoded = data.coded_blocks()
+    coded: CodedData = data.coded_blocks()
     fits = choice._replace(
         blocks=None if choice.blocks == coded.code.k else choice.blocks,
         workers=None if choice.workers == coded.n else choice.workers,
         code="auto" if is_one_of(choice.code, (coded.code.kernel,)) else choice.code,
     )
-    if not all(map(_is_same, fits, Choice())):
+    if not all(map(_is_same, fits, CodeOptions())):
         raise CodeError(
             f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
             f"{coded.code!r}: leave blocks, workers, code, degree and private out"

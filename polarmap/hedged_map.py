@@ -45,7 +45,7 @@ def hedged_map(
         Any function of a block. Both copies of a late task may run to their end, so it should have
         no side effects that are not to happen twice.
     data : array-like, or sequence of blocks
-        An array is cut along its first axis into nearly equal blocks, without filler. A sequence
+        An array is cut along its first axis into nearly equal blocks, without padding. A sequence
         gives the blocks, of one structure and any shapes. Results may be of any shapes and structures.
     blocks : int, optional
         k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).

@@ -64,7 +64,7 @@ class Report:
         and of all.
     unchecked : results that were handed out, or that decoded blocks are made of, and that no check
         involved ("parity" or "local"): garbage from one of these workers would have passed.
-    filler : rows of zeros added to the data so that it cuts into equal blocks.
+    padding : rows of zeros added to the data so that it cuts into equal blocks.
     errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
         equal and so tells nothing of it. Empty if all are exact.
@@ -86,7 +86,7 @@ class Report:
     error_bound: float
     residual: float | None
     verified: str
-    filler: int = field(default=0)
+    padding: int = field(default=0)
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
     parity: str = "upfront"

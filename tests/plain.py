@@ -21,8 +21,8 @@ ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may
 def cut(data: np.ndarray, k: int) -> list[np.ndarray]:
     """k equal blocks of an array, the last filled up with rows of zeros."""
     rows = -(-len(data) // k)
-    filler = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
-    return list(np.concatenate([data, filler]).reshape(k, rows, *data.shape[1:]))
+    padding = np.zeros((rows * k - len(data), *data.shape[1:]), data.dtype)
+    return list(np.concatenate([data, padding]).reshape(k, rows, *data.shape[1:]))
 
 
 def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
@@ -31,7 +31,7 @@ def plain_map(f: Callable[[Any], Any], data: Any, k: int) -> list[Any]:
     return [f(block) for block in blocks]
 
 
-def without_filler(results: Iterable[Any], data: np.ndarray, k: int) -> list[Any]:
+def without_padding(results: Iterable[Any], data: np.ndarray, k: int) -> list[Any]:
     """Results with one row for each row of a block, without those of the rows of zeros."""
     rows = -(-len(data) // k)
     return [one[: max(0, len(data) - turn * rows)] for turn, one in enumerate(results)]

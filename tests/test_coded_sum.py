@@ -130,7 +130,7 @@ def test_truth_values_are_counted() -> None:
     assert result.value == 6
 
 
-def test_an_array_is_cut_into_nearly_equal_parts_without_filler() -> None:
+def test_an_array_is_cut_into_nearly_equal_parts_without_padding() -> None:
     A = np.random.default_rng(0).standard_normal((100, 3))
     result = coded_sum(
         lambda part: np.array([len(part), part.min()]), A, workers=7, executor=ReplayExecutor()

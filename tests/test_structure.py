@@ -34,8 +34,7 @@ MAY_IMPORT = {
     "polarmap.worker": ["polarmap.worker", "numpy"],
     "polarmap.worker.parts": [],
     "polarmap.storage": [
-        *["polarmap.storage", "polarmap.worker.parts", "polarmap.storage.retry", "polarmap.code"],
-        *["polarmap.errors", "numpy"],
+        *["polarmap.storage", "polarmap.errors"],
     ],
     "polarmap.worker.finite_differences": ["numpy"],
     "polarmap.code": ["polarmap.code", "polarmap.worker.cores", "polarmap.errors", "numpy"],

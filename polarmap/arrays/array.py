@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from math import prod
@@ -12,23 +11,22 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays import audit, encode_remotely, manifest, parts
+from polarmap.arrays import audit, encode_remotely, fetch, manifest
 from polarmap.arrays import encode as encoding
 from polarmap.arrays.audit import Audit
+from polarmap.arrays.keys import check_name
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.nonfinite import NonFinite
+from polarmap.arrays.nonfinite import NonFiniteRecord
 from polarmap.arrays.sources import open_source
+from polarmap.arrays.stores import open_store, place_of
 from polarmap.arrays.stripes import plan_stripes
-from polarmap.blocks.choose_code import plan_rows
+from polarmap.blocks.choose_code import choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, StorageError
+from polarmap.errors import CodeError
 from polarmap.run.progress import is_wanted, open_count
-from polarmap.storage.base import Store, check_name
-from polarmap.storage.bucket import ObjectStore
-from polarmap.storage.folder import FolderStore
-from polarmap.storage.places import source_of
+from polarmap.storage.base import Store
 from polarmap.worker.parts import DamagedError, Part
 
 Array = npt.NDArray[Any]
@@ -51,7 +49,7 @@ class CodedArray:
     n, k : int
         Coded blocks, data blocks.
     rows : int
-        Of each block. The last data block ends with `filler` rows of zeros.
+        Of each block. The last data block ends with `padding` rows of zeros.
     code : PolarCode
     nbytes : int
         Of the data.
@@ -71,7 +69,7 @@ class CodedArray:
         self.n, self.k = made.code.n, made.code.k
 
     @property
-    def filler(self) -> int:
+    def padding(self) -> int:
         """Rows of zeros at the end of the last data block."""
         return self.k * self.rows - self.shape[0]
 
@@ -111,10 +109,10 @@ class CodedArray:
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        made, source = self._manifest, source_of(self.store)
+        made, source = self._manifest, place_of(self.store)
         readers = (self._read_block, self._read_as_stored)
         return StoredBlocks(
-            made.code, source, made.parts, made.dtype, made.block_shape, self.filler, *readers
+            made.code, source, made.parts, made.dtype, made.block_shape, self.padding, *readers
         )
 
     def _read_block(self, index: int) -> Array:
@@ -126,9 +124,9 @@ class CodedArray:
     def _read_as_stored(self, index: int) -> Array:
         """Block `index`; DamagedError if it is not what was stored."""
         stripes = []
-        with ThreadPoolExecutor(parts.TRANSFERS) as pool:
+        with ThreadPoolExecutor(fetch.TRANSFERS) as pool:
             for stripe in range(len(self._manifest.parts[index])):
-                good, damaged = parts.fetch_blocks(self.store, self._manifest, stripe, [index], pool)
+                good, damaged = fetch.fetch_blocks(self.store, self._manifest, stripe, [index], pool)
                 for damage in damaged:
                     raise DamagedError(f"{damage.key} is {damage.kind}")
                 stripes.append(good[index])
@@ -191,7 +189,7 @@ class CodedArray:
         """Rows start..stop; no more is held than these and one stripe of each block."""
         out = np.empty((stop - start, *self.shape[1:]), self.dtype)
         flat, width = out.reshape(-1), prod(self.shape[1:])
-        with ThreadPoolExecutor(parts.TRANSFERS) as pool:
+        with ThreadPoolExecutor(fetch.TRANSFERS) as pool:
             for block in range(start // self.rows, -(-stop // self.rows)):
                 base = block * self.rows * width  # of this block, in elements of the whole
                 first, last = max(start * width, base), min(stop * width, base + self.rows * width)
@@ -200,7 +198,7 @@ class CodedArray:
                     if low < high:
                         offset = base + self._manifest.bounds[stripe]
                         columns = slice(low - offset, high - offset)
-                        part = parts.read_stripe(self.store, self._manifest, stripe, block, columns, pool)
+                        part = fetch.read_stripe(self.store, self._manifest, stripe, block, columns, pool)
                         flat[low - start * width : high - start * width] = part
         return out
 
@@ -330,16 +328,14 @@ def encode(
     store = open_store(storage)
     source = open_source(A, store)
     check_array(source)
-    chosen = plan_rows(source.shape[0], source.dtype, blocks, workers, code)
-    cut = plan_stripes(
-        chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.unbroken_rows
-    )
-    seen = NonFinite(cut)
+    chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
+    cut = plan_stripes(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows)
+    seen = NonFiniteRecord(cut)
     if executor is not None:
         write = encode_remotely.writing(store, source, cut, seen, executor, progress)
         made = encoding.encode(store, name, cut, overwrite, write)
     else:
-        with open_count(len(cut.boxes), shown) as show:
+        with open_count(len(cut.hyperslabs), shown) as show:
             write = encoding.writing(store, source, cut, seen, show)
             made = encoding.encode(store, name, cut, overwrite, write)
     seen.warn()
@@ -375,26 +371,3 @@ def list_coded(storage: Any = None) -> list[str]:
         As for `encode`.
     """
     return manifest.names(open_store(storage))
-
-
-def open_store(choice: Any) -> Store:
-    """The store that `storage=choice` means."""
-    if choice is None:
-        return FolderStore.default()
-    verbs = ("put", "get", "size", "keys", "delete")
-    if not isinstance(choice, type) and all(hasattr(choice, verb) for verb in verbs):
-        store: Store = choice
-        return store
-    is_path = isinstance(choice, (str, os.PathLike))
-    if is_path and not os.fsdecode(choice).endswith((".yaml", ".yml")):
-        return FolderStore(choice)
-    if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
-        from polarmap.executors.lithops_storage import open_storage
-
-        objects = ObjectStore(*open_storage(choice))
-        objects.executor = choice
-        return objects
-    raise StorageError(
-        f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
-        "a lithops.FunctionExecutor, or a store"
-    )

@@ -13,12 +13,13 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays import generations
+from polarmap.arrays.decode import decode_blocks, decoder_of
+from polarmap.arrays.fetch import KINDS, TRANSFERS, Damage, fetch, fetch_blocks
 from polarmap.arrays.generations import Generation
+from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.arrays.parts import KINDS, TRANSFERS, Damage, fetch, fetch_blocks
-from polarmap.arrays.read import decoder_of, recover
 from polarmap.errors import NotDecodableError, PolarmapError, StorageError
-from polarmap.storage.base import Store, folder_of, manifest_key
+from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
@@ -129,7 +130,7 @@ def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit) -> 
                 part = Part(generation.part_key(block, stripe), raw.nbytes, checksum(raw))
                 store.put(part.key, raw)
                 rebuilt[block, stripe] = part
-            generation.sign()
+            generation.heartbeat()
         repaired = manifest.with_parts(rebuilt)
         generation.publish(repaired, before)
     return repaired
@@ -144,7 +145,7 @@ def _rebuild(store: Store, manifest: Manifest, stripe: int) -> Mapping[int, Arra
     if not bad:
         return {}
     lost = [block for block in bad if block < code.k]
-    rebuilt = recover(manifest, stripe, lost, good) if lost else {}
+    rebuilt = decode_blocks(manifest, stripe, lost, good) if lost else {}
     if max(bad) >= code.k:
         data = [rebuilt.get(block, good.get(block)) for block in range(code.k)]
         parity = code.parity([row for row in data if row is not None])
@@ -174,5 +175,5 @@ def delete(store: Store, name: str) -> None:
 
 def owned_bytes(manifest: Manifest) -> int:
     """Bytes in storage that exist for this array only."""
-    prefix = folder_of(manifest.name)
+    prefix = array_prefix(manifest.name)
     return sum(part.size for parts in manifest.parts for part in parts if part.key.startswith(prefix))

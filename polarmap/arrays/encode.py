@@ -12,12 +12,13 @@ import numpy.typing as npt
 
 from polarmap.arrays import generations
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, checksum, describe_code, standing
-from polarmap.arrays.nonfinite import NonFinite, finder
+from polarmap.arrays.keys import array_prefix
+from polarmap.arrays.manifest import Manifest, checksum, describe_code, read_current
+from polarmap.arrays.nonfinite import NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.errors import StorageError
-from polarmap.storage.base import Store, folder_of
+from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
@@ -26,10 +27,10 @@ TRANSFERS = 8  # objects sent at once
 
 Show = Callable[[int], None]
 # Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
-Write = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
+StripeWriter = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
 
 
-def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: Write) -> Manifest:
+def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: StripeWriter) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
     before = _standing(store, name, overwrite)
     purpose = _purpose(plan)
@@ -47,7 +48,9 @@ def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: Wr
     return made
 
 
-def writing(store: Store, source: Source, plan: StripePlan, seen: NonFinite, show: Show) -> Write:
+def writing(
+    store: Store, source: Source, plan: StripePlan, seen: NonFiniteRecord, show: Show
+) -> StripeWriter:
     """Reads, encodes and stores here.
 
     Stripes that an earlier run of the same plan had finished are kept if the source still holds
@@ -63,7 +66,7 @@ def writing(store: Store, source: Source, plan: StripePlan, seen: NonFinite, sho
 
 def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:
     """The manifest that is there now and may be replaced."""
-    data = standing(store, name)
+    data = read_current(store, name)
     if data is not None and not overwrite:
         raise StorageError(
             f"there is a coded array {name!r} in {store.name} already: choose another name, "
@@ -78,13 +81,13 @@ def _purpose(plan: StripePlan) -> dict[str, Any]:
         "shape": list(plan.shape),
         "dtype": plan.dtype.str,
         "code": describe_code(plan.code),
-        "stripes": [len(plan.boxes), plan.widest],
+        "stripes": [len(plan.hyperslabs), plan.widest_stripe],
     }
 
 
 def _check_still_there(store: Store, made: Manifest) -> None:
     """Parts kept from earlier runs may have been swept by another process."""
-    folder = folder_of(made.name)
+    folder = array_prefix(made.name)
     gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
     if gone:
         raise StorageError(
@@ -101,17 +104,20 @@ class _Writer:
         store: Store,
         source: Source,
         plan: StripePlan,
-        seen: NonFinite,
+        seen: NonFiniteRecord,
         generation: Generation,
         earlier: dict[int, list[Part]],
     ) -> None:
         self._store, self._source, self._plan = store, source, plan
-        self._seen, self._find = seen, finder()
+        self._seen, self._find = seen, nonfinite_finder()
         self._generation, self._earlier = generation, earlier
         n, k = plan.code.n, plan.code.k
         self._buffers = [
-            (np.empty(k * plan.widest, plan.dtype), np.empty((n - k) * plan.widest, plan.parity_dtype))
-            for _ in range(min(2, len(plan.boxes)))
+            (
+                np.empty(k * plan.widest_stripe, plan.dtype),
+                np.empty((n - k) * plan.widest_stripe, plan.parity_dtype),
+            )
+            for _ in range(min(2, len(plan.hyperslabs)))
         ]
 
     def run(self, show: Show) -> Iterator[list[Part]]:
@@ -120,7 +126,7 @@ class _Writer:
         with contextlib.ExitStack() as stack:
             stack.callback(pool.shutdown, cancel_futures=True)
             sending: list[Future[Part]] = []
-            for stripe in range(len(self._plan.boxes)):
+            for stripe in range(len(self._plan.hyperslabs)):
                 kept = self._prepare(stripe, pool)
                 if stripe:
                     yield self._wait(stripe - 1, sending)
@@ -128,7 +134,7 @@ class _Writer:
                 sending = self._send(stripe, kept, pool)
             if sending:
                 yield [future.result() for future in sending]
-                show(len(self._plan.boxes))
+                show(len(self._plan.hyperslabs))
 
     def _rows(self, stripe: int) -> tuple[Array, Array]:
         """Data and parity rows of a stripe, in the buffer that is not being sent."""
@@ -141,9 +147,9 @@ class _Writer:
     def _prepare(self, stripe: int, pool: ThreadPoolExecutor) -> list[Part] | None:
         """Read and encode a stripe, unless it was stored by an earlier run: then its parts."""
         data, parity = self._rows(stripe)
-        box = self._plan.boxes[stripe]
+        slab = self._plan.hyperslabs[stripe]
         for block, row in enumerate(data):
-            self._source.read(block * self._plan.rows, box, row)
+            self._source.read(block * self._plan.rows, slab, row)
         kept = self._earlier.get(stripe)
         if kept is not None:
             now = list(pool.map(checksum, data))
@@ -164,7 +170,7 @@ class _Writer:
     def _put(self, block: int, stripe: int, row: Array) -> Part:
         raw = row.data.cast("B")
         if block < self._plan.code.k:
-            place = self._source.locate(block * self._plan.rows, self._plan.boxes[stripe])
+            place = self._source.locate(block * self._plan.rows, self._plan.hyperslabs[stripe])
             if place is not None:
                 return place._replace(crc32=checksum(raw))
         part = Part(self._generation.part_key(block, stripe), raw.nbytes, checksum(raw))

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.encode import Write
+from polarmap.arrays.encode import StripeWriter
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.nonfinite import Found, NonFinite, finder
-from polarmap.arrays.reach import Reach
+from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
+from polarmap.arrays.readable_parts import ReadableParts
 from polarmap.arrays.sources import Source
+from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import StripePlan
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
@@ -25,34 +26,38 @@ from polarmap.run.hedging import Attempts, HedgedRun
 from polarmap.run.job import Job
 from polarmap.run.options import Settings
 from polarmap.storage.base import Store
-from polarmap.storage.places import source_of
 from polarmap.worker.parts import Keep, Part
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
 
 SETTINGS = Settings(verify=False, retries=2)
-FOUND = 4  # numbers of a note before the checksums
+COUNTS = 4  # numbers of a note before the checksums
 
 
 def writing(
-    store: Store, source: Source, plan: StripePlan, seen: NonFinite, executor: Any, progress: bool | None
-) -> Write:
+    store: Store,
+    source: Source,
+    plan: StripePlan,
+    seen: NonFiniteRecord,
+    executor: Any,
+    progress: bool | None,
+) -> StripeWriter:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
     Stripes that an earlier run had finished stay if workers find the same data there again. `seen` is
     told of NaN and inf.
     """
-    reach = Reach(source, store)
-    for box in plan.boxes:  # refuses what workers cannot read before any starts
+    readable = ReadableParts(source, store)
+    for slab in plan.hyperslabs:  # refuses what workers cannot read before any starts
         for block in range(plan.code.k):
-            reach.parts(block * plan.rows, box)
+            readable.parts(block * plan.rows, slab)
 
     def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
-        stripes = range(len(plan.boxes))
+        stripes = range(len(plan.hyperslabs))
         done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
         if done:
-            tasks = _Stripes(plan, reach, sorted(done))
+            tasks = _Stripes(plan, readable, sorted(done))
             collected, _ = Job(executor).run(examiner(), tasks, SETTINGS, progress)
             for stripe, [note] in zip(tasks.stripes, collected.results):
                 found, sums = _parsed(note)
@@ -60,7 +65,7 @@ def writing(
                     seen.note(stripe, found)
                 else:
                     del done[stripe]
-        tasks = _Stripes(plan, reach, [stripe for stripe in stripes if stripe not in done])
+        tasks = _Stripes(plan, readable, [stripe for stripe in stripes if stripe not in done])
         if tasks.stripes:
             done |= _encoded(store, tasks, seen, generation, executor, progress)
         return [done[stripe] for stripe in stripes]
@@ -71,7 +76,7 @@ def writing(
 def _encoded(
     store: Store,
     tasks: _Stripes,
-    seen: NonFinite,
+    seen: NonFiniteRecord,
     generation: Generation,
     executor: Any,
     progress: bool | None,
@@ -84,16 +89,16 @@ def _encoded(
         stripe, parts = tasks.stripes[outcome.task], list(outcome.kept.parts)
         found, sums = _parsed(np.frombuffer(store.get(parts.pop().key), np.int64))
         seen.note(stripe, found)
-        if tasks.reach.is_stored:
+        if tasks.readable.is_stored:
             data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
             parts = [part._replace(crc32=value) for part, value in zip(data, sums)] + parts
         generation.record(stripe, parts)
         done[stripe] = parts
 
-    arrays = 1 + (code.n - code.k if tasks.reach.is_stored else code.n)
-    items = max(tasks.plan.widest, code.k + FOUND)  # every row, and the note, is one part
-    keep = Keep(source_of(store), f"{generation.prefix}stripes", items, arrays)
-    encode = encoder(code, tasks.plan, not tasks.reach.is_stored)
+    arrays = 1 + (code.n - code.k if tasks.readable.is_stored else code.n)
+    items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
+    keep = Keep(place_of(store), f"{generation.prefix}stripes", items, arrays)
+    encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
     noting = partial(_NotingRun, count=tasks.n, note=note)
     Job(executor).run(encode, tasks, SETTINGS, progress, keep=keep, around=noting)
     return done
@@ -104,7 +109,7 @@ def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Arr
 
     The rows are data and parity, or parity only; then the note holds the checksums of the data.
     """
-    P, find = code.parity_check[:, : code.k], finder()
+    P, find = code.parity_check[:, : code.k], nonfinite_finder()
     dtype = plan.parity_dtype
     if dtype.kind in "iu":
         P = P.astype(dtype)
@@ -123,11 +128,11 @@ def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Arr
 
 def examiner() -> Callable[[Array], Array]:
     """On a worker: the note that goes with a stripe which is encoded already."""
-    find = finder()
+    find = nonfinite_finder()
     return lambda stripe: np.array([*find(stripe), *(zlib.crc32(row.data) for row in stripe)], np.int64)
 
 
-def _parsed(note: Array) -> tuple[Found, list[int]]:
+def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
     """What was found of NaN and inf, and the checksums of data rows if these are in the note."""
     count, block, column, overflowing, *sums = note.tolist()
     return (count, block, column, overflowing), sums
@@ -152,14 +157,14 @@ class _NotingRun(HedgedRun):
 class _Stripes(PartBlocks):
     """What each worker gets: a stripe of all k data blocks, which it reads where they lie."""
 
-    def __init__(self, plan: StripePlan, reach: Reach, stripes: Sequence[int]) -> None:
-        self.plan, self.reach, self.stripes = plan, reach, list(stripes)
+    def __init__(self, plan: StripePlan, readable: ReadableParts, stripes: Sequence[int]) -> None:
+        self.plan, self.readable, self.stripes = plan, readable, list(stripes)
         super().__init__([[]] * len(self.stripes), ("array",), Uncoded(len(self.stripes)))
-        self.source = reach.place
+        self.source = readable.place
 
     def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:
         """Of one data block."""
-        return self.reach.parts(block * self.plan.rows, self.plan.boxes[stripe])
+        return self.readable.parts(block * self.plan.rows, self.plan.hyperslabs[stripe])
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """Of all of them, in order."""
@@ -176,5 +181,5 @@ class _Stripes(PartBlocks):
         stripe, [(_, shape)] = self.stripes[number], self.layout(number)
         rows = np.empty(shape, self.plan.dtype)
         for block, row in enumerate(rows):
-            self.reach.source.read(block * self.plan.rows, self.plan.boxes[stripe], row)
+            self.readable.source.read(block * self.plan.rows, self.plan.hyperslabs[stripe], row)
         return [rows]

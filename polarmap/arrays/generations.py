@@ -14,15 +14,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from polarmap.arrays.manifest import Manifest, load, standing
+from polarmap.arrays.keys import array_prefix, manifest_key
+from polarmap.arrays.manifest import Manifest, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Store, folder_of, manifest_key
-from polarmap.storage.owners import Owner
+from polarmap.storage.base import Store
+from polarmap.storage.process_identity import ProcessIdentity
 from polarmap.worker.parts import Part
 
-NOTE = "running.json"
-STALE_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
-SIGN_SECONDS = 600.0  # between signs of life
+RUN_NOTE = "running.json"
+STALE_AFTER_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
+HEARTBEAT_SECONDS = 600.0  # between signs of life
 
 _running: set[str] = set()  # generations of this process
 
@@ -36,13 +37,13 @@ class Generation:
     def __init__(self, store: Store, name: str, purpose: Mapping[str, Any]) -> None:
         self._store, self._purpose = store, dict(purpose)
         self.id = uuid.uuid4().hex[:12]
-        self.prefix = f"{folder_of(name)}{self.id}/"
-        self._signed = 0.0
+        self.prefix = f"{array_prefix(name)}{self.id}/"
+        self._last_heartbeat = 0.0
 
     def __enter__(self) -> Generation:
         _running.add(self.id)
         try:
-            self.sign()
+            self.heartbeat()
         except BaseException:
             _running.discard(self.id)
             raise
@@ -51,13 +52,13 @@ class Generation:
     def __exit__(self, *exception: object) -> None:
         _running.discard(self.id)
 
-    def sign(self) -> None:
+    def heartbeat(self) -> None:
         """Note, now and then, who runs this and what for."""
-        if time.monotonic() - self._signed < SIGN_SECONDS and self._signed:
+        if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
             return
-        note = {"purpose": self._purpose, "owner": str(Owner.current()), "time": time.time()}
-        self._store.put(self.prefix + NOTE, json.dumps(note).encode())
-        self._signed = time.monotonic()
+        note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
+        self._store.put(self.prefix + RUN_NOTE, json.dumps(note).encode())
+        self._last_heartbeat = time.monotonic()
 
     def part_key(self, block: int, stripe: int) -> str:
         """Where a part of this run goes."""
@@ -68,7 +69,7 @@ class Generation:
         self._store.put(
             f"{self.prefix}{stripe:06d}.json", json.dumps([tuple(part) for part in parts]).encode()
         )
-        self.sign()
+        self.heartbeat()
 
     def publish(self, made: Manifest, before: bytes | None) -> None:
         """Put the manifest, unless it is no longer the one (or none) that was there at the beginning.
@@ -77,10 +78,10 @@ class Generation:
         """
         store, name, data = self._store, made.name, made.dump()
         Manifest.parse(data, f"what was made for the coded array {name!r} is not published: its manifest")
-        now = standing(store, name)
+        now = read_current(store, name)
         if now == before:
             store.put(manifest_key(name), data)
-        store.delete([self.prefix + NOTE])
+        store.delete([self.prefix + RUN_NOTE])
         if now != before:
             sweep(store, name)
             raise StorageError(
@@ -93,9 +94,9 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
     """Stripes that runs for the same purpose had finished when they were cut short."""
     found: dict[int, list[Part]] = {}
     wanted = json.loads(json.dumps(purpose))
-    keys = store.keys(folder_of(name))
+    keys = store.keys(array_prefix(name))
     for generation, owned in _by_generation(name, keys).items():
-        note = _read(store, f"{generation}{NOTE}")
+        note = _read(store, f"{generation}{RUN_NOTE}")
         if note is None or note.get("purpose") != wanted or _is_running(generation, note):
             continue
         for key in owned:
@@ -112,7 +113,7 @@ def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
     ended = {
         generation: owned
-        for generation, owned in _by_generation(name, store.keys(folder_of(name))).items()
+        for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items()
         if not _is_noted_as_running(store, generation, owned)
     }
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
@@ -125,16 +126,16 @@ def sweep(store: Store, name: str) -> None:
 
 def _is_noted_as_running(store: Store, generation: str, owned: Sequence[str]) -> bool:
     """Whether there is a note of a run that may still be under way."""
-    note = _read(store, f"{generation}{NOTE}") if f"{generation}{NOTE}" in owned else None
-    return note is not None and _may_run(generation, note)
+    note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None
+    return note is not None and _may_be_running(generation, note)
 
 
 def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
     """Keys of an array by the prefix of their generation."""
     found: dict[str, list[str]] = {}
     for key in keys:
-        generation = key[len(folder_of(name)) :].partition("/")[0]
-        found.setdefault(f"{folder_of(name)}{generation}/", []).append(key)
+        generation = key[len(array_prefix(name)) :].partition("/")[0]
+        found.setdefault(f"{array_prefix(name)}{generation}/", []).append(key)
     return found
 
 
@@ -148,15 +149,15 @@ def _read(store: Store, key: str) -> Any:
 
 def _is_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run is known to be under way."""
-    owner = Owner.parse(str(note.get("owner")))
-    if owner == Owner.current():
+    owner = ProcessIdentity.parse(str(note.get("owner")))
+    if owner == ProcessIdentity.current():
         return generation.rstrip("/").rpartition("/")[2] in _running
-    return owner.is_here() and not owner.is_dead()
+    return owner.is_on_this_machine() and not owner.is_dead()
 
 
-def _may_run(generation: str, note: Mapping[str, Any]) -> bool:
+def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     """Whether the run may be under way, as far as can be seen from here."""
-    if Owner.parse(str(note.get("owner"))).is_here():
+    if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
     age = time.time() - float(note.get("time", 0.0))
-    return age < STALE_SECONDS
+    return age < STALE_AFTER_SECONDS

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.arrays.keys import MANIFESTS, check_name, manifest_key
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage.base import MANIFESTS, Store, check_key, check_name, manifest_key
+from polarmap.storage.base import Store, check_key
 from polarmap.worker.parts import Part
 
 FORMAT, VERSION = "polarmap coded array", 1
@@ -29,7 +30,7 @@ class Manifest:
 
     name : what it is called.
     shape, dtype, parity_dtype : of the data, and of the parity blocks.
-    rows : of each block; the last data block ends with k * rows - shape[0] filler rows.
+    rows : of each block; the last data block ends with k * rows - shape[0] padding rows.
     code : what binds the blocks.
     parts : per block, its parts in order.
     scalars : whether each block is one number without axes, of which the array is the vector.
@@ -185,7 +186,7 @@ def load_as_stored(store: Store, name: str) -> tuple[Manifest, bytes]:
     return manifest, data
 
 
-def standing(store: Store, name: str) -> bytes | None:
+def read_current(store: Store, name: str) -> bytes | None:
     """The manifest of that name as it is stored; None if there is none."""
     try:
         return store.get(manifest_key(name))

@@ -15,14 +15,14 @@ from polarmap.arrays.stripes import StripePlan
 Array = npt.NDArray[Any]
 # Data and parity rows of a stripe (no parity: only the data are looked at) -> NaN and inf among the
 # data, block and column of the first of them, and columns of finite data whose parity overflows.
-Found = tuple[int, int, int, int]
-Find = Callable[..., Found]
+NonFiniteCounts = tuple[int, int, int, int]
+NonFiniteFinder = Callable[..., NonFiniteCounts]
 
 
-def finder() -> Find:
+def nonfinite_finder() -> NonFiniteFinder:
     """What looks for NaN and inf; it travels to workers that have numpy only."""
 
-    def find(data: Sequence[Array], parity: Sequence[Array] | None = None) -> Found:
+    def find(data: Sequence[Array], parity: Sequence[Array] | None = None) -> NonFiniteCounts:
         if data[0].dtype.kind in "iu" or (
             parity is not None and all(np.isfinite(row).all() for row in parity)
         ):
@@ -42,16 +42,16 @@ def finder() -> Find:
     return find
 
 
-class NonFinite:
+class NonFiniteRecord:
     """The NaN and inf that one encode has seen."""
 
     def __init__(self, plan: StripePlan) -> None:
         self._plan = plan
-        self._starts = list(accumulate(map(plan.width, range(len(plan.boxes))), initial=0))
+        self._starts = list(accumulate(map(plan.width, range(len(plan.hyperslabs))), initial=0))
         self._count = self._overflowing = 0
         self._first: list[int] = []  # positions in the whole array
 
-    def note(self, stripe: int, found: Found) -> None:
+    def note(self, stripe: int, found: NonFiniteCounts) -> None:
         """Add what was found in a stripe."""
         count, block, column, overflowing = found
         self._count += count

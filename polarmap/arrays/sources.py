@@ -1,4 +1,4 @@
-"""Where the data comes from: anything with shape, dtype and slicing, read box by box."""
+"""Where the data comes from: anything with shape, dtype and slicing, read slab by slab."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stripes import Box
+from polarmap.arrays.stripes import Hyperslab
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage.base import Store
@@ -25,19 +25,19 @@ class Source(Protocol):
 
     shape, dtype : of the whole, in native byte order.
     chunk_rows : rows that are stored together and should be read together.
-    unbroken_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
+    object_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
-    unbroken_rows: int
+    object_rows: int
 
-    def read(self, first: int, box: Box, out: Array) -> None:
-        """Fill `out` with the box whose row 0 is row `first` of the whole; zeros beyond its end."""
+    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
+        """Fill `out` with the slab whose row 0 is row `first` of the whole; zeros beyond its end."""
 
-    def locate(self, first: int, box: Box) -> Part | None:
-        """Where the box already lies in the store as raw bytes (without a checksum), if it does."""
+    def locate(self, first: int, slab: Hyperslab) -> Part | None:
+        """Where the slab already lies in the store as raw bytes (without a checksum), if it does."""
 
 
 class ArraySource:
@@ -47,19 +47,19 @@ class ArraySource:
         self._data = data
         self.shape = tuple(int(length) for length in data.shape)
         self.dtype = check_dtype(data.dtype, "the data")
-        self.chunk_rows, self.unbroken_rows = _chunk_rows(data), 0
+        self.chunk_rows, self.object_rows = _chunk_rows(data), 0
 
-    def read(self, first: int, box: Box, out: Array) -> None:
+    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """One slicing of the array."""
-        rows, *inner = box
+        rows, *inner = slab
         start, stop = (min(first + row, self.shape[0]) for row in (rows.start, rows.stop))
-        target = out.reshape([one.stop - one.start for one in box])
+        target = out.reshape([one.stop - one.start for one in slab])
         if stop > start:
             target[: stop - start] = np.asarray(self._data[(slice(start, stop), *inner)])
         target[stop - start :] = 0
         self._release()
 
-    def locate(self, first: int, box: Box) -> Part | None:
+    def locate(self, first: int, slab: Hyperslab) -> Part | None:
         """An array lies in no store that we know of."""
         return None
 

@@ -12,13 +12,14 @@ import numpy as np
 
 from polarmap.arrays import generations
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, standing
-from polarmap.blocks.base import Encoded
+from polarmap.arrays.keys import check_name
+from polarmap.arrays.manifest import Manifest, read_current
+from polarmap.arrays.stores import place_of
+from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
-from polarmap.storage.base import Store, check_name
-from polarmap.storage.places import source_of
+from polarmap.storage.base import Store
 from polarmap.worker.parts import Keep, Kept, Part
 from polarmap.worker.run_task import sample
 
@@ -35,14 +36,14 @@ class Keeping:
         What executors are told.
     """
 
-    def __init__(self, store: Store, name: str, coded: Encoded) -> None:
+    def __init__(self, store: Store, name: str, coded: CodedData) -> None:
         if not isinstance(coded.code, PolarCode):
             raise CodeError(f"store= keeps results of linear f, coded by a PolarCode, not by {coded.code!r}")
         self.store, self._name, self._code = store, check_name(name), coded.code
         _refuse_standing(store, name)
         self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
         items = max(1, STRIPE_BYTES // (8 * coded.n))
-        self.keep = Keep(source_of(store), f"{self._generation.prefix}result", items)
+        self.keep = Keep(place_of(store), f"{self._generation.prefix}result", items)
 
     def __enter__(self) -> Keeping:
         self._generation.__enter__()
@@ -56,10 +57,10 @@ class Keeping:
             with contextlib.suppress(Exception):
                 generations.sweep(self.store, self._name)
 
-    def manifest(self, kept: Mapping[int, Kept], filler: int, dtype: np.dtype[Any]) -> Manifest:
+    def manifest(self, kept: Mapping[int, Kept], padding: int, dtype: np.dtype[Any]) -> Manifest:
         """Make the results an array that can be opened; those that never came are parts to repair.
 
-        The last `filler` rows of the results come from no data, and `dtype` is that of data blocks' results.
+        The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
         """
         [(_, shape)] = kept[min(kept)].layout
         parity_dtype = self._code.parity_dtype(dtype)
@@ -73,7 +74,7 @@ class Keeping:
                     f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
                 )
         rows, *inner = shape or (1,)
-        total = self._code.k * rows - filler
+        total = self._code.k * rows - padding
         counts = _counts(prod(shape), self.keep.items)
         parts = [
             kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
@@ -100,7 +101,7 @@ def sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _refuse_standing(store: Store, name: str) -> None:
-    if standing(store, name) is not None:
+    if read_current(store, name) is not None:
         raise StorageError(
             f"there is a coded array {name!r} in {store.name} already: choose another name for store=, "
             "or delete it first"

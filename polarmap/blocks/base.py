@@ -9,14 +9,14 @@ from polarmap.code.base import Code
 from polarmap.executors.base import Coded
 
 
-class Encoded(Coded, Protocol):
+class CodedData(Coded, Protocol):
     """n coded blocks, in memory or in storage.
 
-    `coded_map` takes data with a method `coded_blocks() -> Encoded` as it is.
+    `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
     """
 
     encode_seconds: float
-    not_protected: str  # what is to be said of data that parity cannot carry; empty if there is none
+    unprotected_warning: str  # what is to be said of data that parity cannot carry; empty if there is none
 
     @property
     def code(self) -> Code:

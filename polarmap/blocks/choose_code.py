@@ -21,7 +21,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.planner import Plan
 
 
-def of_plan(
+def options_of_plan(
     plan: Plan, blocks: int | None, workers: int | None, code: str | Code
 ) -> tuple[int, int, str | Code]:
     """Blocks, workers and code of a plan; CodeError where the caller asks for others too."""
@@ -43,7 +43,7 @@ def of_plan(
 DEFAULT_NOISE = 100.0
 
 
-class Choice(NamedTuple):
+class CodeOptions(NamedTuple):
     """How the caller of coded_map wants data coded; see there."""
 
     blocks: int | None = None
@@ -54,7 +54,7 @@ class Choice(NamedTuple):
     noise: float = DEFAULT_NOISE
 
 
-def plan_code(data: Any, choice: Choice, rtol: float | None = None) -> tuple[Blocks, Code]:
+def choose_code(data: Any, choice: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
     blocks, workers, code, *_ = choice
     degree = blocks_.checked_count("degree", choice.degree)
@@ -78,7 +78,7 @@ def plan_code(data: Any, choice: Choice, rtol: float | None = None) -> tuple[Blo
     return cut, chosen
 
 
-def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | LagrangeCode | MaskedCode:
+def _chosen(cut: Blocks, workers: int | None, choice: CodeOptions) -> PolarCode | LagrangeCode | MaskedCode:
     k, t, degree = cut.k, choice.private, choice.degree
     if t:
         return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, choice.noise)
@@ -88,7 +88,7 @@ def _chosen(cut: Blocks, workers: int | None, choice: Choice) -> PolarCode | Lag
     return _polar(k, cut.dtypes, workers, str(choice.code))
 
 
-def _usual_count(total: int, workers: int | None, choice: Choice) -> int:
+def _usual_count(total: int, workers: int | None, choice: CodeOptions) -> int:
     """k for an array of so many rows: near 24, or as many as the workers carry."""
     if workers is None:
         plain = choice.degree == 1 and not choice.private  # others lose digits as k grows
@@ -101,7 +101,7 @@ def _third_more(needed: int) -> int:
     return needed + math.ceil(needed / 3)
 
 
-def _check_private(choice: Choice) -> None:
+def _check_private(choice: CodeOptions) -> None:
     t = choice.private
     if not is_integer(t) or t < 0:
         raise CodeError(f"private must be 0 or the number of workers that may collude, not {t!r}")
@@ -132,7 +132,7 @@ def _check_fit(code: Code, k: int, workers: int | None) -> None:
         raise CodeError(f"{code!r} does not fit {k} blocks on {n} workers")
 
 
-def plan_rows(
+def choose_polar_code(
     total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: str | PolarCode
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
@@ -143,7 +143,7 @@ def plan_rows(
     elif isinstance(code, PolarCode):
         k = code.k
     else:
-        k = _usual_count(total, workers, Choice())
+        k = _usual_count(total, workers, CodeOptions())
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     if isinstance(code, PolarCode):

@@ -29,7 +29,7 @@ class Blocks:
     k : int
     structure : Structure
         Of every block.
-    filler : int
+    padding : int
         Rows of zeros added to the end of an array so that it cuts into equal blocks.
     rows : int or None
         Rows per block of an array that was cut, None for a sequence.
@@ -39,11 +39,11 @@ class Blocks:
         self,
         leaves: Sequence[Sequence[Array]],
         structure: Structure,
-        filler: int = 0,
+        padding: int = 0,
         rows: int | None = None,
     ) -> None:
         self._leaves, self.structure = leaves, structure
-        self.k, self.filler, self.rows = len(leaves), filler, rows
+        self.k, self.padding, self.rows = len(leaves), padding, rows
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
@@ -120,9 +120,9 @@ def _cut_array(data: Any, blocks: int | None) -> Blocks:
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     rows = -(-total // k)
-    filler = rows * k - total
+    padding = rows * k - total
     kind = "matrix" if isinstance(data, np.matrix) else "array"
-    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), filler, rows)
+    return Blocks([[_slice(data, rows, index)] for index in range(k)], (kind,), padding, rows)
 
 
 def _slice(data: Any, rows: int, index: int) -> Array:
@@ -175,7 +175,7 @@ class CodedBlocks:
         self._parity: list[Array] | None = None
         self._encoding = threading.Lock()
         self.encode_seconds = 0.0
-        self.not_protected = ""
+        self.unprotected_warning = ""
 
     @property
     def n(self) -> int:
@@ -241,7 +241,7 @@ class CodedBlocks:
                 began = time.perf_counter()
                 leaves = range(len(self.blocks.dtypes))
                 self._parity = [self._mixtures(leaf) for leaf in leaves]
-                self.not_protected = self.not_protected or self._overwhelmed(self._parity)
+                self.unprotected_warning = self.unprotected_warning or self._overwhelmed(self._parity)
                 self.encode_seconds += time.perf_counter() - began
             return self._parity
 
@@ -280,12 +280,14 @@ def usual_count(total: int, wanted: int, most: int | None = None) -> int:
     return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
 
 
-def without_filler(results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]) -> list[list[Array]]:
-    """Results without the rows that come from filler, of the leaves that have one row per row."""
+def without_padding(
+    results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]
+) -> list[list[Array]]:
+    """Results without the rows that come from padding, of the leaves that have one row per row."""
     if not any(rows):
         return list(results)
     assert blocks.rows is not None
-    total = blocks.k * blocks.rows - blocks.filler
+    total = blocks.k * blocks.rows - blocks.padding
     counts = [min(max(total - index * blocks.rows, 0), blocks.rows) for index in range(blocks.k)]
     return [
         [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.code.product import ProductCode
@@ -21,20 +21,20 @@ Layout = tuple[tuple[str, tuple[int, ...]], ...]
 PAIR: Structure = (tuple, (), (("array",), ("array",)))
 
 
-class CodedGrid:
+class CodedPairs:
     """Pairs (A_i, B_j) of coded blocks: the data pairs row by row, then the others.
 
     Every block of a factor is one piece, stored once for all pairs that it stands in. `triangle`: of
     the pairs of a factor with itself, those with i <= j.
     """
 
-    def __init__(self, left: Encoded, right: Encoded, triangle: bool = False) -> None:
+    def __init__(self, left: CodedData, right: CodedData, triangle: bool = False) -> None:
         assert isinstance(left.code, PolarCode) and isinstance(right.code, PolarCode)
         self.left, self.right = left, right
         self.code = SymmetricProductCode(left.code) if triangle else ProductCode(left.code, right.code)
         self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
         self.blocks = _Pairs(self)
-        self.not_protected = ""  # factors are finite
+        self.unprotected_warning = ""  # factors are finite
 
     @property
     def n(self) -> int:
@@ -56,7 +56,7 @@ class CodedGrid:
         """Of both factors."""
         return self.left.encode_seconds + (self.right.encode_seconds if self._shift else 0.0)
 
-    def coded_blocks(self) -> CodedGrid:
+    def coded_blocks(self) -> CodedPairs:
         """As `coded_map` asks for data that is encoded already."""
         return self
 
@@ -100,9 +100,9 @@ class CodedGrid:
 class _Pairs(Blocks):
     """What is asked of the data pairs."""
 
-    def __init__(self, grid: CodedGrid) -> None:
+    def __init__(self, grid: CodedPairs) -> None:
         self._grid = grid
-        self.k, self.structure, self.filler, self.rows = grid.code.k, PAIR, 0, None
+        self.k, self.structure, self.padding, self.rows = grid.code.k, PAIR, 0, None
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:

@@ -28,7 +28,7 @@ class StoredBlocks:
     parts : list of n tuples of Part
         What each block consists of.
     dtype, shape : of a data block
-    filler : int
+    padding : int
         Rows of zeros at the end of the last block.
     read : callable
         Number of a block -> the block, also where it has to be decoded from others.
@@ -37,7 +37,7 @@ class StoredBlocks:
     """
 
     encode_seconds = 0.0
-    not_protected = ""
+    unprotected_warning = ""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class StoredBlocks:
         parts: Sequence[tuple[Part, ...]],
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
-        filler: int,
+        padding: int,
         read: Callable[[int], Array],
         read_as_stored: Callable[[int], Array],
     ) -> None:
@@ -54,7 +54,7 @@ class StoredBlocks:
         self._read, self._read_as_stored = read, read_as_stored
         self._dtype, self._shape = dtype, shape
         rows = shape[0] if shape else None
-        self.blocks = _StoredData(code.k, dtype, read, filler, rows, self.structure)
+        self.blocks = _StoredData(code.k, dtype, read, padding, rows, self.structure)
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` asks for data that is encoded already."""
@@ -113,11 +113,11 @@ class _StoredData(Blocks):
         k: int,
         dtype: np.dtype[Any],
         read: Callable[[int], Array],
-        filler: int,
+        padding: int,
         rows: int | None,
         structure: Structure,
     ) -> None:
-        self.k, self.structure, self.filler, self.rows = k, structure, filler, rows
+        self.k, self.structure, self.padding, self.rows = k, structure, padding, rows
         self._dtype, self._read = dtype, read
 
     @property

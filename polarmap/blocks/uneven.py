@@ -56,7 +56,7 @@ class PartBlocks:
 
     source: Place | None = None
     encode_seconds = 0.0
-    not_protected = ""
+    unprotected_warning = ""
 
     def __init__(self, parts: Sequence[list[Array]], structure: Structure, code: Code) -> None:
         self._parts, self.structure, self.code = parts, structure, code

@@ -39,7 +39,7 @@ from polarmap.executors.base import (
     pickled,
 )
 from polarmap.executors.private_folder import interpreter, named_for_lithops, private_folder
-from polarmap.storage.retry import ask
+from polarmap.storage.retry import retry_call
 from polarmap.worker import run_task
 from polarmap.worker.partial_results import turns
 from polarmap.worker.parts import Part, Place
@@ -267,7 +267,7 @@ class LithopsRun:
     def _put(self, piece: int) -> None:
         data = b"".join(leaf.tobytes() for leaf in self._coded.piece(piece))
         key = f"{self._prefix}/block/{piece}"
-        ask(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
+        retry_call(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
 
     def _count_attempts(self, tasks: Sequence[int]) -> None:
         """These are about to be started, for the first time or once more."""
@@ -333,7 +333,7 @@ class FunctionsRun(LithopsRun):
         """Put these objects and the blocks of these tasks."""
         try:
             for key, data in objects.items():
-                ask(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
+                retry_call(partial(self._storage.put_object, self._bucket, key, data), RETURN_SECONDS)
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 for done in [pool.submit(self._put, piece) for piece in self._unstored(tasks)]:
                     done.result()
@@ -421,7 +421,7 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     config = settings.read(file)
     lithops, missing = load_lithops(), _missing_settings(config)
     with _naming(file, config):
-        functions = ask(
+        functions = retry_call(
             lambda: lithops.FunctionExecutor(config_file=str(file), log_level=None, **missing),
             RETURN_SECONDS if file.absolute() in _opened else 0.0,
         )

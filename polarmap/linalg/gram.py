@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.equal import checked_count
-from polarmap.blocks.pairs import CodedGrid
+from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
 from polarmap.coded_map import encode_once
 from polarmap.errors import CodeError
@@ -92,7 +92,7 @@ def coded_gram(
     return CodedProduct(array, result.report)
 
 
-def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedGrid:
+def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
     """Pairs of coded blocks of columns; of integers all, as these are decoded exactly line by line."""
     columns = matrix.shape[1]
     if k > columns:
@@ -103,7 +103,7 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedGrid:
     same = is_exact(dtype) or matrix.dtype == wanted
     data = matrices.Watched(matrix if same else matrices.Cast(matrix, wanted), "A")
     factor = encode_once(matrices.Transposed(data), k, n, "auto")
-    return CodedGrid(factor, factor, triangle=not is_exact(dtype))
+    return CodedPairs(factor, factor, triangle=not is_exact(dtype))
 
 
 def _checked_weights(weights: Any, rows: int) -> Array:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray, encode
-from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.choose_code import CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS, CodedBlocks, checked_count
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -114,7 +114,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run, self._settings = partial(run, choice=Choice(), executor=executor), settings
+        self._run, self._settings = partial(run, choice=CodeOptions(), executor=executor), settings
         self._progress = progress
         self.products = 0
         self.report: Report | None = None

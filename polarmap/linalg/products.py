@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import Choice
+from polarmap.blocks.choose_code import CodeOptions
 from polarmap.blocks.equal import CodedBlocks
-from polarmap.blocks.pairs import CodedGrid
+from polarmap.blocks.pairs import CodedPairs
 from polarmap.coded_map import CodedResult, encode_once
 from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError
@@ -153,7 +153,7 @@ def _one_sided(
 def _on_grid(
     left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: str, options: dict[str, Any]
 ) -> tuple[Array, Report]:
-    coded = CodedGrid(
+    coded = CodedPairs(
         _encoded(left, rows, code, "A"), _encoded(matrices.Transposed(right), columns, code, "B")
     )
     f = _pair_product(np.result_type(left.dtype, right.dtype))
@@ -162,7 +162,7 @@ def _on_grid(
     return array, result.report
 
 
-def pair_shape(coded: CodedGrid) -> Shape:
+def pair_shape(coded: CodedPairs) -> Shape:
     """Of the product of a pair of blocks, of which the second is transposed."""
     (_, left), (_, right) = coded.layout(0)
     return left[0], right[0]
@@ -173,7 +173,7 @@ def run(f: Callable[[Any], Any], coded: Any, shape: Shape, options: Mapping[str,
     given = dict(options)
     executor, progress = given.pop("executor"), given.pop("progress")
     settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True, shape=shape)
-    return run_settled(f, coded, Choice(), executor, settings, progress)
+    return run_settled(f, coded, CodeOptions(), executor, settings, progress)
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
@@ -187,7 +187,7 @@ def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array
 
 
 def assemble(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:
-    """Blocks of a product, each with its row and column on the grid, as one matrix without filler."""
+    """Blocks of a product, each with its row and column on the grid, as one matrix without padding."""
     whole: Array = np.empty(shape)
     for number, ((row, column), block) in enumerate(blocks):
         if not number:

@@ -12,7 +12,7 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.base import Code
 from polarmap.code.recovery import Decoder
@@ -42,14 +42,14 @@ class Codeword:
     def __init__(
         self,
         f: Callable[[Any], Any],
-        coded: Encoded,
+        coded: CodedData,
         settings: Settings,
         watch: Stopwatch,
         is_known: bool,
         number: int = 0,
     ) -> None:
         many = settings.subtasks > 1
-        self._coded = cast(Encoded, Rows(coded, settings.subtasks, number)) if many else coded
+        self._coded = cast(CodedData, Rows(coded, settings.subtasks, number)) if many else coded
         self.number = number
         self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted, settings.shape)
         self.verifier = Verifier(f, self._coded, self.arrivals, settings, is_known)
@@ -125,7 +125,7 @@ class Codeword:
 class Rows:
     """Some rows of all coded blocks: coded blocks of the same code."""
 
-    def __init__(self, coded: Encoded, count: int, number: int) -> None:
+    def __init__(self, coded: CodedData, count: int, number: int) -> None:
         self._all, self._count, self._number = coded, count, number
         self.n, self.k, self.structure, self.source = coded.n, coded.k, coded.structure, coded.source
 
@@ -135,9 +135,9 @@ class Rows:
         return self._all.encode_seconds
 
     @property
-    def not_protected(self) -> str:
+    def unprotected_warning(self) -> str:
         """Of all rows."""
-        return self._all.not_protected
+        return self._all.unprotected_warning
 
     @property
     def code(self) -> Code:
@@ -178,7 +178,7 @@ def cut_rows(leaves: Sequence[Array], count: int, number: int) -> list[Array]:
     return [leaf[rows(len(leaf), count, number)] for leaf in leaves]
 
 
-def check_rows(coded: Encoded, subtasks: int) -> None:
+def check_rows(coded: CodedData, subtasks: int) -> None:
     """CodeError for blocks that cannot be cut into so many subtasks."""
     for name, shape in coded.layout(0):
         if not shape or shape[0] < subtasks:

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, NotDecodableError
 from polarmap.executors.base import Run
@@ -19,7 +19,7 @@ from polarmap.run.codeword import Codeword, by_subtask, joined
 from polarmap.run.estimate import estimate
 from polarmap.run.failure_message import Shortfall
 from polarmap.run.options import Settings
-from polarmap.run.padding import FillerRows
+from polarmap.run.padding import PaddingRows
 from polarmap.run.reserve import Reserve
 from polarmap.run.row_by_row import RowwiseCheck
 from polarmap.run.stopwatch import Stopwatch
@@ -41,7 +41,7 @@ class Collected:
     words: list[Codeword]  # one, or one for each subtask; all settled
     kept: dict[int, Kept]  # where those results lie that stayed in storage
     seconds: float
-    rows: tuple[bool, ...] = ()  # for each leaf, whether rows of it that come from filler are cut off
+    rows: tuple[bool, ...] = ()  # for each leaf, whether rows of it that come from padding are cut off
     errors: tuple[float, ...] = ()  # of each result, if a deadline left some as estimates
 
 
@@ -52,7 +52,7 @@ class Collector:
         self,
         run: Run,
         f: Callable[[Any], Any],
-        coded: Encoded,
+        coded: CodedData,
         settings: Settings,
         show: Callable[[int, int], None],
         here: Callable[[Any], Any] | None = None,
@@ -74,7 +74,7 @@ class Collector:
         """Start, collect, decode, verify; whoever opened the run closes it."""
         self._run.submit(self._reserve.first)
         rowwise = RowwiseCheck(self._f, self._coded, self._settings, self._watch)
-        self._filler = FillerRows(self._f, self._coded, self._settings, self._watch)
+        self._padding = PaddingRows(self._f, self._coded, self._settings, self._watch)
         while True:
             self._take_in()
             self._say_what_is_not_protected()
@@ -82,7 +82,7 @@ class Collector:
             self._spread_garbage()
             stand = all(settled) and all(word.how for word in self._words)
             done = stand and rowwise.is_over(self._words, self._results)
-            if done and self._filler.is_over(self._words):
+            if done and self._padding.is_over(self._words):
                 return self._collected()
             if self._settings.deadline is not None and self._watch.elapsed >= self._settings.deadline:
                 return self._at_the_deadline(self._settings.deadline)
@@ -126,9 +126,9 @@ class Collector:
 
     def _say_what_is_not_protected(self) -> None:
         """Once, when the blocks have been encoded."""
-        if self._coded.not_protected and not self._has_said:
+        if self._coded.unprotected_warning and not self._has_said:
             self._has_said = True
-            warnings.warn(self._coded.not_protected, RuntimeWarning, stacklevel=2)
+            warnings.warn(self._coded.unprotected_warning, RuntimeWarning, stacklevel=2)
 
     def _spread_garbage(self) -> None:
         """A worker whose result contradicts the others in one codeword is not trusted in any."""
@@ -164,7 +164,7 @@ class Collector:
             words=self._words,
             kept=kept,
             seconds=self._watch.elapsed,
-            rows=self._filler.found(self._words, shapes),
+            rows=self._padding.found(self._words, shapes),
             errors=errors,
         )
 

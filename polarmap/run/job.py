@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
@@ -39,7 +39,7 @@ class Job:
     def run(
         self,
         f: Callable[[Any], Any],
-        coded: Encoded,
+        coded: CodedData,
         settings: Settings,
         progress: bool | None,
         here: Callable[[Any], Any] | None = None,
@@ -83,7 +83,7 @@ def checked_settings(
     )
 
 
-def _check_limits(worker: Worker | None, coded: Encoded) -> None:
+def _check_limits(worker: Worker | None, coded: CodedData) -> None:
     """LimitError for what cannot work where the executor runs it."""
     if worker is not None:
         largest = max(layout_bytes(coded.layout(index)) for index in range(coded.n))

@@ -1,6 +1,6 @@
 """What became of the rows of zeros that fill up the last blocks of an array that does not divide.
 
-Results with one row for each row of a block have rows that come from filler, which are cut off. Of any
+Results with one row for each row of a block have rows that come from padding, which are cut off. Of any
 other result nobody but f knows what zeros have done to it.
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.run import trusted
 from polarmap.run.codeword import Codeword
@@ -28,16 +28,18 @@ Array = npt.NDArray[Any]
 ROW_PER_ROW = "one row of a result for each row of a block"
 
 
-class FillerRows:
+class PaddingRows:
     """Which leaves of the results have one row for each row of a block.
 
     A result may have as many rows as a block by chance. So f is evaluated on the driver, beside the
     map, on two rows of a block and on four; once for all maps of the same function.
     """
 
-    def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
+    def __init__(
+        self, f: Callable[[Any], Any], coded: CodedData, settings: Settings, watch: Stopwatch
+    ) -> None:
         self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
-        self._blocks: Blocks | None = coded.blocks if coded.blocks.filler else None
+        self._blocks: Blocks | None = coded.blocks if coded.blocks.padding else None
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
@@ -57,7 +59,7 @@ class FillerRows:
         return not self._run.is_running or waited > words[0].settlement.surplus_wait
 
     def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
-        """For each leaf, of these shapes, whether its filler rows are to be cut off; none without filler.
+        """For each leaf, of these shapes, whether its padding rows are to be cut off; none without padding.
 
         Warns where f has seen zeros that may show in a result.
         """
@@ -113,10 +115,10 @@ class FillerRows:
 
     def _warn(self, blocks: Blocks) -> None:
         assert blocks.rows is not None
-        total = blocks.k * blocks.rows - blocks.filler
+        total = blocks.k * blocks.rows - blocks.padding
         counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"
         warnings.warn(
-            f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.filler} rows of zeros at the "
+            f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.padding} rows of zeros at the "
             f"end, which may show in its last results; blocks={counts} divides them",
             RuntimeWarning,
             stacklevel=2,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.recovery import Decoder
 from polarmap.code.tiled import ignoring_inf
@@ -57,7 +57,7 @@ class Arrivals:
 
     def __init__(
         self,
-        coded: Encoded,
+        coded: CodedData,
         rtol: float | None,
         model: Callable[[], list[Array] | None],
         trusted: bool = False,

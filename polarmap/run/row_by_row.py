@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.errors import CodeError
 from polarmap.run import trusted
 from polarmap.run.acceptance import UNVERIFIED_SECONDS, UNVERIFIED_TASKS
@@ -32,7 +32,9 @@ class RowwiseCheck:
     On the first use of f with subtasks, and whenever verify=True.
     """
 
-    def __init__(self, f: Callable[[Any], Any], coded: Encoded, settings: Settings, watch: Stopwatch) -> None:
+    def __init__(
+        self, f: Callable[[Any], Any], coded: CodedData, settings: Settings, watch: Stopwatch
+    ) -> None:
         self._f, self._coded, self._watch = f, coded, watch
         self._rtol = settings.rtol
         dtypes = coded.blocks.dtypes

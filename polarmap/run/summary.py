@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
@@ -15,7 +15,7 @@ HOW = ["no", "earlier", "local", "parity", "not needed"]
 
 
 def report_of(
-    collected: Collected, coded: Encoded, executor: str, seconds: float, encode_seconds: float
+    collected: Collected, coded: CodedData, executor: str, seconds: float, encode_seconds: float
 ) -> Report:
     """The report of a map that ended well; of several codewords the worst counts."""
     words = collected.words
@@ -43,7 +43,7 @@ def report_of(
         residual=max(residuals, default=None),
         verified=min((str(word.how) for word in words), key=HOW.index),
         unchecked=tuple(sorted(_unchecked(words))),
-        filler=coded.blocks.filler,
+        padding=coded.blocks.padding,
         errors=collected.errors if any(collected.errors) else (),
     )
 

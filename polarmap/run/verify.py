@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import Encoded
+from polarmap.blocks.base import CodedData
 from polarmap.code import residual
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.recovery import DecodingPlan
@@ -55,7 +55,7 @@ class Verifier:
     def __init__(
         self,
         f: Callable[[Any], Any],
-        coded: Encoded,
+        coded: CodedData,
         arrivals: Arrivals,
         settings: Settings,
         is_known: bool,

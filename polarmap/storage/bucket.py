@@ -8,11 +8,11 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, check_key
-from polarmap.storage.retry import ask, code_of, may_pass
+from polarmap.storage.retry import is_transient, retry_call, s3_error_code
 
 # Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
 # answered before, and one that never has.
-PATIENCE, FIRST_PATIENCE = 30.0, 5.0
+RETRY_SECONDS, FIRST_RETRY_SECONDS = 30.0, 5.0
 
 Result = TypeVar("Result")
 
@@ -23,8 +23,8 @@ class ObjectStore:
     """Objects in a bucket, through an object that has the methods of `lithops.Storage`.
 
     A storage that refuses the connection, times out or says that it is too busy is asked again
-    for PATIENCE seconds if it has answered before, so that a restart goes unnoticed, else for
-    FIRST_PATIENCE. All else that goes wrong is an error at once.
+    for RETRY_SECONDS seconds if it has answered before, so that a restart goes unnoticed, else for
+    FIRST_RETRY_SECONDS. All else that goes wrong is an error at once.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class ObjectStore:
     def put(self, key: str, data: Data) -> None:
         """One PUT."""
         body = data if isinstance(data, bytes) else bytes(data)
-        self._ask(lambda: self.storage.put_object(self.bucket, check_key(key), body), key)
+        self._retried(lambda: self.storage.put_object(self.bucket, check_key(key), body), key)
 
     def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """One GET, of a range if one is given."""
@@ -63,7 +63,7 @@ class ObjectStore:
         if stop is not None:
             options = {"extra_get_args": {"Range": f"bytes={start}-{stop - 1}"}}
         try:
-            data = self._ask(lambda: self.storage.get_object(self.bucket, check_key(key), **options), key)
+            data = self._retried(lambda: self.storage.get_object(self.bucket, check_key(key), **options), key)
         except _RangeError:
             return b""
         whole = bytes(data)
@@ -72,7 +72,7 @@ class ObjectStore:
     def size(self, key: str) -> int | None:
         """One HEAD."""
         try:
-            head = self._ask(lambda: self.storage.head_object(self.bucket, check_key(key)), key)
+            head = self._retried(lambda: self.storage.head_object(self.bucket, check_key(key)), key)
         except MissingObjectError:
             return None
         lengths = [value for field, value in head.items() if field.lower() == "content-length"]
@@ -80,25 +80,25 @@ class ObjectStore:
 
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix`, sorted."""
-        return sorted(self._ask(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
+        return sorted(self._retried(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, a thousand per request."""
         for start in range(0, len(keys), 1000):
             lot = [check_key(key) for key in keys[start : start + 1000]]
-            self._ask(partial(self.storage.delete_objects, self.bucket, lot), lot[0])
+            self._retried(partial(self.storage.delete_objects, self.bucket, lot), lot[0])
 
-    def _ask(self, request: Callable[[], Result], key: str) -> Result:
+    def _retried(self, request: Callable[[], Result], key: str) -> Result:
         """The answer to a request, asked again while the storage may only be away for a moment."""
         try:
-            answer = ask(request, PATIENCE if self._has_answered else FIRST_PATIENCE)
+            answer = retry_call(request, RETRY_SECONDS if self._has_answered else FIRST_RETRY_SECONDS)
         except Exception as error:
             raise self._clear(error, key) from error
         self._has_answered = True
         return answer
 
     def _clear(self, error: Exception, key: str) -> StorageError:
-        code, kind = code_of(error), type(error).__name__
+        code, kind = s3_error_code(error), type(error).__name__
         if isinstance(error, StorageError):
             return error
         if code == "NoSuchBucket":
@@ -109,7 +109,7 @@ class ObjectStore:
             return _RangeError(f"{key!r} in {self.name} is shorter than that")
         if code in _DENIED or "Auth" in kind or str(error).startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             return StorageError(f"{self.name} refuses the credentials of the configuration ({code or kind})")
-        if may_pass(error):
+        if is_transient(error):
             return StorageError(f"{self.name} does not answer: {kind}: {error}")
         return StorageError(f"{self.name} cannot be used: {kind}: {error}")
 

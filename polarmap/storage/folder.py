@@ -12,7 +12,7 @@ from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, check_key
-from polarmap.storage.owners import Owner
+from polarmap.storage.process_identity import ProcessIdentity
 
 _TEMPORARY = ".unfinished"
 STALE_SECONDS = 86_400.0  # after which an unfinished file of another machine is taken for left over
@@ -114,15 +114,15 @@ class FolderStore:
         """Remove unfinished files whose writer has died."""
         with contextlib.suppress(OSError):
             for path in (self.root / _TEMPORARY).iterdir():
-                owner = Owner.parse(path.name.rpartition("+")[0])
+                owner = ProcessIdentity.parse(path.name.rpartition("+")[0])
                 old = time.time() - path.stat().st_mtime > STALE_SECONDS
-                if owner.is_dead() or (old and not owner.is_here()):
+                if owner.is_dead() or (old and not owner.is_on_this_machine()):
                     path.unlink(missing_ok=True)
 
     def _unfinished(self) -> Path:
         folder = self.root / _TEMPORARY
         folder.mkdir(parents=True, exist_ok=True)
-        return folder / f"{Owner.current()}+{uuid.uuid4().hex}"
+        return folder / f"{ProcessIdentity.current()}+{uuid.uuid4().hex}"
 
     def _move(self, source: Path, target: Path) -> None:
         """Rename; again when another thread has just removed the empty folder it goes to."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
-PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
+FIRST_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
 Result = TypeVar("Result")
 
@@ -15,26 +15,26 @@ _BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "5
 _BROKEN = ("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading")
 
 
-def ask(request: Callable[[], Result], seconds: float) -> Result:
+def retry_call(request: Callable[[], Result], seconds: float) -> Result:
     """The answer to a request, which is made again for so long while it may yet succeed.
 
-    >>> ask(iter([1, 2]).__next__, seconds=0.0)
+    >>> retry_call(iter([1, 2]).__next__, seconds=0.0)
     1
     """
-    deadline, pause = monotonic() + seconds, PAUSE
+    deadline, pause = monotonic() + seconds, FIRST_PAUSE
     while True:
         try:
             return request()
         except Exception as error:
-            if not may_pass(error) or monotonic() + pause > deadline:
+            if not is_transient(error) or monotonic() + pause > deadline:
                 raise
         sleep(pause)
         pause = min(2 * pause, 1.0)
 
 
-def may_pass(error: Exception) -> bool:
+def is_transient(error: Exception) -> bool:
     """Whether the same request may succeed in a moment."""
-    code = code_of(error)
+    code = s3_error_code(error)
     if code:
         return code in _BUSY
     names = [one.__name__ for one in type(error).__mro__]
@@ -43,7 +43,7 @@ def may_pass(error: Exception) -> bool:
     return any(part in name for name in names for part in _BROKEN)
 
 
-def code_of(error: Exception) -> str:
+def s3_error_code(error: Exception) -> str:
     """The code in an answer of S3; empty if it is none."""
     response = getattr(error, "response", None)
     return str(response.get("Error", {}).get("Code", "")) if isinstance(response, dict) else ""

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import PolarCode
 from polarmap.arrays import encode
+from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, StorageError
-from polarmap.storage.base import folder_of, manifest_key
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
 
@@ -490,4 +490,4 @@ def test_a_file_where_a_folder_should_be(tmp_path):
 
 
 def test_folder_of_an_array_is_below_its_name():
-    assert folder_of("a") == "polarmap/coded/a/"
+    assert array_prefix("a") == "polarmap/coded/a/"

@@ -13,8 +13,8 @@ import pytest
 from arrays.test_array import MIB, objects, random_array
 
 import polarmap
+from polarmap.arrays.keys import manifest_key
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import manifest_key
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}

@@ -60,7 +60,7 @@ def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
     tmp_path_factory, rows, k, extra, columns, dtype, data
 ):
     store = FolderStore(tmp_path_factory.mktemp("store"))
-    total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "filler"))
+    total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
     places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
     A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
     coded, said = encode(A, blocks=k, workers=k + extra, storage=store)
@@ -128,9 +128,9 @@ def test_damaged_parity_comes_back_with_its_nan(store):
 
 
 def test_filler_is_no_entry_that_could_be_lost(store):
-    """NaN in the place of a filler row: all rows of the array are there to be decoded."""
+    """NaN in the place of a padding row: all rows of the array are there to be decoded."""
     A = random_array((11, 3))
-    A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is filler
+    A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
     coded, _ = encode(A, blocks=4, workers=6, storage=store)
     damage(store, coded.stored(3)[0], "missing")
     coded.repair()

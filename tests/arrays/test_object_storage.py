@@ -19,9 +19,9 @@ from arrays.test_array import MIB, random_array
 from servers import BUCKET, KEY, SECRET
 
 import polarmap
-from polarmap.arrays.array import open_store
+from polarmap.arrays.keys import manifest_key
+from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import manifest_key
 
 SECONDS = 30  # an error must come within these, though the machine be busy
 
@@ -140,8 +140,8 @@ def refused(action, message):
 @pytest.fixture
 def impatient(monkeypatch):
     """Shorter waits, so that the tests are."""
-    monkeypatch.setattr("polarmap.storage.bucket.PATIENCE", 2.0)
-    monkeypatch.setattr("polarmap.storage.bucket.FIRST_PATIENCE", 1.0)
+    monkeypatch.setattr("polarmap.storage.bucket.RETRY_SECONDS", 2.0)
+    monkeypatch.setattr("polarmap.storage.bucket.FIRST_RETRY_SECONDS", 1.0)
     monkeypatch.setattr("polarmap.executors.lithops_storage.TIMEOUT", 2)
 
 
@@ -207,7 +207,7 @@ class Interrupting:
 
 
 def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
-    monkeypatch.setattr("polarmap.storage.bucket.PATIENCE", 60.0)  # a busy machine starts it slowly
+    monkeypatch.setattr("polarmap.storage.bucket.RETRY_SECONDS", 60.0)  # a busy machine starts it slowly
     A = random_array((96, 4_000))
 
     def restart():

@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map, without_filler
+from plain import assert_same, cut, plain_map, without_padding
 
 from polarmap import CodedResult, FaultyExecutor, ReplayExecutor, coded_map
 from polarmap.errors import CodeError, NotDecodableError
@@ -61,10 +61,10 @@ def test_any_number_of_rows_concatenates_to_f_of_the_whole(
     data = np.random.default_rng(rows).integers(0, 99, (rows, *tail)).astype(dtype)
     result = halved(data, k, workers=2 * k + 1)
     assert len(result) == k
-    assert result.report.filler == -(-rows // k) * k - rows
+    assert result.report.padding == -(-rows // k) * k - rows
     np.testing.assert_allclose(result.concatenate(), data * 0.5, rtol=1e-3, atol=1e-3)
     expected = plain_map(lambda block: block * 0.5, data, k)
-    assert_same(result, without_filler(expected, data, k), 1e-3)
+    assert_same(result, without_padding(expected, data, k), 1e-3)
 
 
 def test_results_of_filler_rows_are_cut_off_only_from_row_by_row_functions() -> None:
@@ -74,14 +74,14 @@ def test_results_of_filler_rows_are_cut_off_only_from_row_by_row_functions() -> 
     assert [len(block) for block in by_row] == [3, 3, 3, 1]
     with pytest.warns(RuntimeWarning, match="10 rows do not divide into 4 blocks: f saw 2 rows of zeros"):
         sums = coded_map(lambda block: block.sum(axis=0), data, blocks=4, executor=ReplayExecutor())
-    assert sums.report.filler == 2
+    assert sums.report.padding == 2
     assert sums.concatenate().shape == (4 * 5,)
     np.testing.assert_allclose(np.sum(list(sums), axis=0), data.sum(axis=0))
 
 
 def test_whole_blocks_of_filler_are_cut_off_too() -> None:
     result = halved(MATRIX[:25], 24)
-    assert result.report.filler == 23
+    assert result.report.padding == 23
     np.testing.assert_allclose(result.concatenate(), MATRIX[:25] * 0.5)
 
 
@@ -260,7 +260,7 @@ def test_blocks_of_a_sequence_reach_f_as_they_are(name: str) -> None:
     result = coded_map(same, data, executor=ReplayExecutor({0: math.inf}), timeout=100)
     assert_same(result, native, 1e-4)
     assert result.report.recovered == (0,)
-    assert result.report.filler == 0
+    assert result.report.padding == 0
 
 
 @pytest.mark.parametrize("make", [tuple, deque])

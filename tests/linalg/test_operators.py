@@ -224,9 +224,9 @@ def test_report_is_of_the_last_product() -> None:
     assert coded.report is None
     coded @ np.ones(13)
     assert (coded.report.n, coded.report.k, coded.report.recovered) == (N, K, (1, 4))
-    assert coded.report.filler == 4
+    assert coded.report.padding == 4
     coded.rmatvec(np.ones(50))
-    assert coded.report.filler == 5 and coded.products == 2
+    assert coded.report.padding == 5 and coded.products == 2
 
 
 def test_small_sides_have_blocks_in_proportion() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import arriving, assert_same, plain_map, without_filler
+from plain import arriving, assert_same, plain_map, without_padding
 
 from polarmap import Fault, FaultyExecutor, MaskedCode, ReplayExecutor, coded_map
 from polarmap.blocks.equal import cut
@@ -123,7 +123,7 @@ def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None
 
     faulty = FaultyExecutor(arriving(range(5), 6), {i: Fault("kill") for i in range(5)})
     result = coded_map(f, DATA, blocks=4, workers=6, private=1, executor=faulty, verify=False)
-    expected = without_filler(plain_map(lambda block: block @ W, DATA, 4), DATA, 4)
+    expected = without_padding(plain_map(lambda block: block @ W, DATA, 4), DATA, 4)
     assert_same(result, expected, rtol=1e-8)
     assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
 
@@ -156,7 +156,7 @@ def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
         warnings.simplefilter("always")
         result = coded_map(np.cumsum, data, executor=ReplayExecutor(), **options)
     assert [str(one.message)[-7:] for one in caught] == ["es them"] * ((k + rows) % k > 0)
-    assert_same(result, plain_map(np.cumsum, data, k), rtol=1e-7)  # of filler too
+    assert_same(result, plain_map(np.cumsum, data, k), rtol=1e-7)  # of padding too
 
 
 @pytest.mark.parametrize("dtype", ["f4", "c8", "c16"])

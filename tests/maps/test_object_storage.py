@@ -9,7 +9,7 @@ import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.arrays.array import open_store
+from polarmap.arrays.stores import open_store
 
 
 @pytest.fixture

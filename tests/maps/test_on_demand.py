@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map, process_pool, states, without_filler
+from plain import assert_same, cut, plain_map, process_pool, states, without_padding
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
@@ -208,7 +208,7 @@ def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_retur
                 coded(timeout=2000.0, **options)
         else:
             result = coded(timeout=2000.0, **options)
-            assert_same(result, without_filler(plain_map(product, DATA, k), DATA, k), 1e-9)
+            assert_same(result, without_padding(plain_map(product, DATA, k), DATA, k), 1e-9)
             assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
             assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5, abs=1e-6)
             assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]

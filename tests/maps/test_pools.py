@@ -21,7 +21,7 @@ import pytest
 from plain import assert_same, plain_map
 
 from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
-from polarmap.blocks.choose_code import Choice, plan_code
+from polarmap.blocks.choose_code import CodeOptions, choose_code
 from polarmap.blocks.equal import CodedBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
@@ -449,7 +449,7 @@ def test_a_pool_that_takes_some_tasks_only_is_one_clear_error() -> None:
 
 def test_an_executor_knows_that_nothing_more_will_come(tmp_path: Path, gate: Path) -> None:
     with ThreadPoolExecutor(4) as pool:
-        blocks = CodedBlocks(*plan_code(DATA, Choice(K, N)))
+        blocks = CodedBlocks(*choose_code(DATA, CodeOptions(K, N)))
         run = FuturesExecutor(pool).open(Payload(partial(waits_at, gate, corners_of(1)), blocks))
         run.submit(range(N))
         while len(run.running()) > 1:

@@ -389,7 +389,7 @@ def test_nan_at_a_deadline_is_one_clear_error() -> None:
         coded_map(np.copy, data, blocks=6, workers=8, executor=losing(3, 4, 5, 6), deadline=2)
 
 
-# --- filler ------------------------------------------------------------------------------------
+# --- padding ------------------------------------------------------------------------------------
 
 
 def test_results_with_as_many_rows_as_a_block_by_chance_are_whole() -> None:
@@ -417,7 +417,7 @@ def test_of_a_function_whose_rows_see_each_other_filler_is_said() -> None:
         coded_map(lambda block: block - block.mean(axis=0), data, blocks=4, executor=losing())
 
 
-def test_f_is_evaluated_here_once_for_filler() -> None:
+def test_f_is_evaluated_here_once_for_padding() -> None:
     here = []
 
     def f(block: np.ndarray) -> np.ndarray:

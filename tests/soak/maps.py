@@ -220,12 +220,12 @@ class Judge:
     def __init__(self, case: MapCase, expected: list[Any], result: CodedResult, told: list[str]) -> None:
         self.case, self.result, self.report, self.told = case, result, result.report, told
         self.untrimmed, self.expected = expected, [*expected]
-        if case.rows is not None and result.report.filler:
+        if case.rows is not None and result.report.padding:
             self.expected[-1] = self._trimmed(expected[-1], case.rows)
         self._allowed = self._bounds()
 
     def _trimmed(self, last: Any, rows: int) -> Any:
-        """The last result without rows that stand for filler; of containers either will do.
+        """The last result without rows that stand for padding; of containers either will do.
 
         Rows that have seen others stay, with a warning, where that shows.
         """
@@ -240,7 +240,7 @@ class Judge:
         if len(found) != len(self.expected):
             raise Finding("wrong structure", f"{len(found)} results of {len(self.expected)} blocks")
         if _same_shapes(found[-1], self.untrimmed[-1]) and not _same_shapes(found[-1], self.expected[-1]):
-            raise Finding("filler rows", f"{self.report.filler} in the last result of {self.case.f.name}")
+            raise Finding("padding rows", f"{self.report.padding} in the last result of {self.case.f.name}")
         try:
             for index, one in enumerate(found):
                 self._check(index, one)
@@ -495,6 +495,6 @@ def _options(draw: Draw, executor: str, rows: int, kind: str) -> dict[str, Any]:
 def _cut(data: np.ndarray, k: int, rows: int) -> tuple[list[np.ndarray], int]:
     """Blocks in native byte order, the last filled up with zeros, and its real rows."""
     native = np.ascontiguousarray(data, dtype=data.dtype.newbyteorder("="))
-    filler = np.zeros((k * rows - len(data), *data.shape[1:]), native.dtype)
-    blocks = np.concatenate([native, filler]).reshape(k, rows, *data.shape[1:])
-    return list(blocks), rows - len(filler)
+    padding = np.zeros((k * rows - len(data), *data.shape[1:]), native.dtype)
+    blocks = np.concatenate([native, padding]).reshape(k, rows, *data.shape[1:])
+    return list(blocks), rows - len(padding)

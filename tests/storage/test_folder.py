@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 import polarmap
+from polarmap.arrays.keys import check_name
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import check_key, check_name
+from polarmap.storage.base import check_key
 from polarmap.storage.folder import FolderStore
-from polarmap.storage.owners import Owner
+from polarmap.storage.process_identity import ProcessIdentity
 
 
 @pytest.fixture
@@ -116,13 +117,14 @@ def test_readers_see_an_object_whole_or_not_at_all(store):
 def test_unfinished_files_of_the_dead_are_swept(store):
     store.put("a", b"1")
     folder = store.root / ".unfinished"
+    module = ProcessIdentity.__module__
     dead = subprocess.run(
-        [sys.executable, "-c", "from polarmap.storage.owners import Owner; print(Owner.current())"],
+        [sys.executable, "-c", f"import {module} as m; print(m.ProcessIdentity.current())"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     names = {
         f"{dead}+1": False,
-        f"{Owner.current()}+1": True,
+        f"{ProcessIdentity.current()}+1": True,
         "elsewhere+1+1+1": True,
         "elsewhere+1+1+2": False,
     }
@@ -130,20 +132,20 @@ def test_unfinished_files_of_the_dead_are_swept(store):
         (folder / name).write_bytes(b"")
     old = time.time() - 2 * 86_400
     os.utime(folder / "elsewhere+1+1+2", (old, old))
-    os.utime(folder / f"{Owner.current()}+1", (old, old))
+    os.utime(folder / f"{ProcessIdentity.current()}+1", (old, old))
     store.sweep()
     assert {path.name for path in folder.iterdir()} == {name for name, stays in names.items() if stays}
     assert store.keys("") == ["a"]
 
 
 def test_owners_know_who_is_dead():
-    here = Owner.current()
-    assert Owner.parse(str(here)) == here
-    assert here.is_here()
+    here = ProcessIdentity.current()
+    assert ProcessIdentity.parse(str(here)) == here
+    assert here.is_on_this_machine()
     assert not here.is_dead()
     assert here._replace(started="1").is_dead()  # the number was given out again
     assert not here._replace(host="elsewhere", process=2**22 + 1).is_dead()
-    assert not Owner.parse("nonsense").is_dead()
+    assert not ProcessIdentity.parse("nonsense").is_dead()
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
         other = here._replace(process=child.pid, started=started(child.pid))
         assert not other.is_dead()
@@ -153,7 +155,7 @@ def test_owners_know_who_is_dead():
 
 
 def started(process):
-    from polarmap.storage.owners import _started
+    from polarmap.storage.process_identity import _started
 
     return _started(process)
 

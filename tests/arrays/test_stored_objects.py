@@ -8,8 +8,8 @@ from arrays.test_array import MIB, objects, random_array
 
 import polarmap
 from polarmap import RawObjects, ZarrObjects
+from polarmap.arrays.keys import array_prefix
 from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage.base import folder_of
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
@@ -29,7 +29,7 @@ def put_rows(store, A, rows, head=b""):
 
 def copied(coded):
     """Data parts that lie below the array's own folder."""
-    own = folder_of(coded.name)
+    own = array_prefix(coded.name)
     return [part for index in range(coded.k) for part in coded.stored(index) if part.key.startswith(own)]
 
 

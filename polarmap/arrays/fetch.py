@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.arrays.read import decoder_of, is_finite, recover
 from polarmap.errors import MissingObjectError
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
@@ -79,4 +79,4 @@ def read_stripe(
         for index, row in more.items():
             good[index] = row[columns]
             decoder.add(index)
-    return recover(manifest, stripe, [block], good, columns.start)[block]
+    return decode_blocks(manifest, stripe, [block], good, columns.start)[block]

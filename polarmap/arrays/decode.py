@@ -35,7 +35,7 @@ def is_finite(rows: Iterable[Array]) -> bool:
     return all(is_exact(row.dtype) or bool(np.isfinite(row).all()) for row in rows)
 
 
-def recover(
+def decode_blocks(
     manifest: Manifest, stripe: int, wanted: Sequence[int], good: Mapping[int, Array], start: int = 0
 ) -> dict[int, Array]:
     """The data blocks `wanted` of a stripe, none of which is good, decoded from the good ones.
@@ -78,7 +78,7 @@ def _decode_spoiled(
     """Decode the columns with NaN or inf anew, each from the blocks that are finite there.
 
     Returns the positions in the whole array of entries that these do not determine; `first` are
-    those of the first entries of the rows. Filler is zero where no parity says otherwise.
+    those of the first entries of the rows. Padding is zero where no parity says otherwise.
     """
     unknown = []
     for columns, blocks in _alike(good, rows):

@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 
-class Owner(NamedTuple):
+class ProcessIdentity(NamedTuple):
     """A process: its machine, its number and when it started (its number may be given out again)."""
 
     host: str
@@ -19,24 +19,24 @@ class Owner(NamedTuple):
         return f"{self.host}+{self.process}+{self.started}"
 
     @classmethod
-    def current(cls) -> Owner:
+    def current(cls) -> ProcessIdentity:
         """This process."""
         return cls(_machine(), os.getpid(), _started(os.getpid()) or "")
 
     @classmethod
-    def parse(cls, text: str) -> Owner:
+    def parse(cls, text: str) -> ProcessIdentity:
         """The inverse of str(); what is no owner is one of nowhere."""
         host, _, rest = text.partition("+")
         process, _, started = rest.partition("+")
         return cls(host, int(process), started) if process.isdecimal() else cls("", 0, "")
 
-    def is_here(self) -> bool:
+    def is_on_this_machine(self) -> bool:
         """Whether it belongs to this machine."""
         return self.host == _machine()
 
     def is_dead(self) -> bool:
         """Whether it is known to have ended."""
-        if not self.is_here():
+        if not self.is_on_this_machine():
             return False
         try:
             os.kill(self.process, 0)

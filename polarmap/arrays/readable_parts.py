@@ -1,4 +1,4 @@
-"""Where workers can read a box of the source themselves."""
+"""Where workers can read a slab of the source themselves."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from math import prod
 import numpy as np
 
 from polarmap.arrays.sources import ArraySource, Source
-from polarmap.arrays.stripes import Box, elements
+from polarmap.arrays.stores import place_of
+from polarmap.arrays.stripes import Hyperslab, element_count
 from polarmap.errors import CodeError
 from polarmap.storage.base import Store
-from polarmap.storage.places import source_of
 from polarmap.worker.parts import Part, Place
 
 
-class Reach:
-    """The parts, as workers read them, of the boxes of a source.
+class ReadableParts:
+    """The parts, as workers read them, of the hyperslabs of a source.
 
     Attributes
     ----------
@@ -28,23 +28,23 @@ class Reach:
     def __init__(self, source: Source, store: Store) -> None:
         self.source, self._file = source, mapped_file(source)
         self.is_stored = self._file is None
-        self.place = source_of(store) if self._file is None else Place("folder", "/")
+        self.place = place_of(store) if self._file is None else Place("folder", "/")
 
-    def parts(self, first: int, box: Box) -> tuple[Part, ...]:
-        """The box whose row 0 is row `first` of the whole; CodeError if only the driver can read it."""
-        size = elements(box) * self.source.dtype.itemsize
+    def parts(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+        """The slab whose row 0 is row `first` of the whole; CodeError if only the driver can read it."""
+        size = element_count(slab) * self.source.dtype.itemsize
         if self._file is None:
-            part = self.source.locate(first, box)
+            part = self.source.locate(first, slab)
             if part is None:
                 raise CodeError(
                     "with executor=, the data has to lie where workers can read it themselves: a .npy file "
                     "or memory map on this machine, or objects in the storage of which each block is a whole "
-                    "number, without filler rows; leave executor out to send it through the driver"
+                    "number, without padding rows; leave executor out to send it through the driver"
                 )
             return (part._replace(crc32=None),)
         path, offset = self._file
         row = prod(self.source.shape[1:]) * self.source.dtype.itemsize
-        start = (first + box[0].start) * row + _inner(box, self.source.shape) * self.source.dtype.itemsize
+        start = (first + slab[0].start) * row + _inner(slab, self.source.shape) * self.source.dtype.itemsize
         there = max(0, min(size, self.source.shape[0] * row - start))
         parts = (Part(path, there, None, offset + start), Part("", size - there))
         return tuple(part for part in parts if part.size)
@@ -64,7 +64,7 @@ def mapped_file(source: Source) -> tuple[str, int] | None:
     return str(array.filename).lstrip("/"), offset
 
 
-def _inner(box: Box, shape: tuple[int, ...]) -> int:
-    """Elements of a row before the box."""
+def _inner(slab: Hyperslab, shape: tuple[int, ...]) -> int:
+    """Elements of a row before the slab."""
     strides = [prod(shape[axis + 1 :]) for axis in range(len(shape))]
-    return sum(one.start * stride for one, stride in zip(box[1:], strides[1:], strict=True))
+    return sum(one.start * stride for one, stride in zip(slab[1:], strides[1:], strict=True))

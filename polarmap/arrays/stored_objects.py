@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stripes import Box, elements
+from polarmap.arrays.stripes import Hyperslab, element_count
 from polarmap.code.dtypes import check_dtype, is_integer
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage.base import Store, check_key
@@ -181,14 +181,14 @@ class StoredRows:
         self._store, self._places, self._stored_dtype = store, places, dtype
         self._offset, self._fill = offset, fill
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
-        self.chunk_rows, self.unbroken_rows = 1, rows
+        self.chunk_rows, self.object_rows = 1, rows
         self._width = prod(self.shape[1:])
 
-    def read(self, first: int, box: Box, out: Array) -> None:
+    def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """Range by range; zeros beyond the last row."""
-        start, end = self._range(first, box)
+        start, end = self._range(first, slab)
         stop = max(start, min(end, prod(self.shape)))
-        flat, length = out.reshape(-1), self.unbroken_rows * self._width
+        flat, length = out.reshape(-1), self.object_rows * self._width
         flat[stop - start :] = 0
         while start < stop:
             number, skipped = divmod(start, length)
@@ -196,10 +196,10 @@ class StoredRows:
             flat[:count], flat = self._piece(number, skipped, count), flat[count:]
             start += count
 
-    def locate(self, first: int, box: Box) -> Part | None:
-        """The range of the one object that holds the box."""
-        start, stop = self._range(first, box)
-        length, itemsize = self.unbroken_rows * self._width, self.dtype.itemsize
+    def locate(self, first: int, slab: Hyperslab) -> Part | None:
+        """The range of the one object that holds the slab."""
+        start, stop = self._range(first, slab)
+        length, itemsize = self.object_rows * self._width, self.dtype.itemsize
         key = self._places.get(start // length)
         if key is None or (stop - 1) // length != start // length or stop > prod(self.shape):
             return None
@@ -208,12 +208,12 @@ class StoredRows:
         offset = self._offset + start % length * itemsize
         return Part(key, (stop - start) * itemsize, None, offset)
 
-    def _range(self, first: int, box: Box) -> tuple[int, int]:
-        """First and last element of the whole, which the box holds in a row."""
-        index = [first + box[0].start, *(one.start for one in box[1:])]
+    def _range(self, first: int, slab: Hyperslab) -> tuple[int, int]:
+        """First and last element of the whole, which the slab holds in a row."""
+        index = [first + slab[0].start, *(one.start for one in slab[1:])]
         start = int(np.ravel_multi_index(index[1:], self.shape[1:])) if len(index) > 1 else 0
         start += index[0] * self._width
-        return start, start + elements(box)
+        return start, start + element_count(slab)
 
     def _piece(self, number: int, start: int, count: int) -> Array | Any:
         if number not in self._places:

@@ -1,0 +1,44 @@
+"""Stores as callers name them and as workers reach them."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from polarmap.errors import StorageError
+from polarmap.storage.base import Store
+from polarmap.storage.bucket import ObjectStore
+from polarmap.storage.folder import FolderStore
+from polarmap.worker.parts import Place
+
+
+def open_store(choice: Any) -> Store:
+    """The store that `storage=choice` means."""
+    if choice is None:
+        return FolderStore.default()
+    verbs = ("put", "get", "size", "keys", "delete")
+    if not isinstance(choice, type) and all(hasattr(choice, verb) for verb in verbs):
+        store: Store = choice
+        return store
+    is_path = isinstance(choice, (str, os.PathLike))
+    if is_path and not os.fsdecode(choice).endswith((".yaml", ".yml")):
+        return FolderStore(choice)
+    if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
+        from polarmap.executors.lithops_storage import open_storage
+
+        objects = ObjectStore(*open_storage(choice))
+        objects.executor = choice
+        return objects
+    raise StorageError(
+        f"storage={choice!r} is no storage: pass None, the path of a folder or of a Lithops YAML file, "
+        "a lithops.FunctionExecutor, or a store"
+    )
+
+
+def place_of(store: Store) -> Place:
+    """What workers need to reach a store themselves; of kind "driver" if only this process can."""
+    if isinstance(store, FolderStore):
+        return Place("folder", str(store.root))
+    if isinstance(store, ObjectStore):
+        return Place("bucket", store.bucket, store.backend)
+    return Place("driver", store.name)
