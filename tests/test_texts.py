@@ -1,0 +1,51 @@
+"""What no committed text may hold."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from fnmatch import fnmatch
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PRODUCTS = [".*", "__pycache__", "*.py[co]", "*.nb[ic]", "*.egg-info", "build", "dist", "site"]
+MACHINE_PATH = re.compile(r"(?<![\w.:/])/(?:work|home|root|Users)/\w|/tmp/d[e]v\b")
+
+
+def test_no_committed_text_names_a_path_of_some_machine() -> None:
+    found = [
+        f"{path}:{number}: {line.strip()}"
+        for path in committed()
+        for number, line in enumerate(path.read_bytes().decode(errors="replace").splitlines(), 1)
+        if MACHINE_PATH.search(line)
+    ]
+    assert found == []
+
+
+def committed() -> list[Path]:
+    """What git knows; where there is no git, or no checkout, all that lies here but products and caches."""
+    git = ["git", "-c", f"safe.directory={ROOT}", "-C", str(ROOT), "ls-files", "-z"]
+    try:
+        run = subprocess.run(git, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return written()
+    return [path for path in (ROOT / name for name in run.stdout.split("\0")) if path.is_file()]
+
+
+def written() -> list[Path]:
+    """All files here but products and caches."""
+    found = []
+    for folder, folders, names in os.walk(ROOT):
+        folders[:] = [name for name in folders if not is_product(name)]
+        found += [Path(folder, name) for name in names if not is_product(name)]
+    return found
+
+
+def is_product(name: str) -> bool:
+    return name != ".ci" and any(fnmatch(name, pattern) for pattern in PRODUCTS)
+
+
+def test_without_git_no_committed_text_is_overlooked() -> None:
+    assert set(committed()) <= {*written(), ROOT / ".gitignore"}
