@@ -19,7 +19,7 @@ import numpy as np
 
 import polarmap
 from benchmarks import is_quick
-from benchmarks.compare.jobs import LAWS
+from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.compare.page import table
 from polarmap import Fault, FaultyExecutor
 from polarmap.executors import slots
@@ -28,7 +28,7 @@ from polarmap.planning import Distribution
 from polarmap.planning.backups import CUBED
 
 K, N = 24, 32
-SCALE = 1.0  # seconds in which a task of the laws' unit sleeps
+SCALE = 1.0  # seconds in which a task of the distributions' unit sleeps
 POLL = 0.005
 ROOT = Path(__file__).resolve().parents[1]
 HEADER = ["", "median s", "99 % s", "ratio to plain", "quartiles"]
@@ -47,9 +47,9 @@ def delayed(seconds: float, block: Any) -> Any:
 class Draws:
     """Seconds of every task of one job, and of the backups of its data tasks."""
 
-    def __init__(self, law: Distribution, rng: np.random.Generator) -> None:
-        self.tasks = SCALE * law.sample(rng, N)
-        self.backups = SCALE * law.sample(rng, K)
+    def __init__(self, runtimes: Distribution, rng: np.random.Generator) -> None:
+        self.tasks = SCALE * runtimes.sample(rng, N)
+        self.backups = SCALE * runtimes.sample(rng, K)
 
 
 class Threads:
@@ -165,13 +165,13 @@ SCHEMES: dict[str, Callable[..., None]] = {
 }
 
 
-def measured(workers: Workers, law: Distribution, jobs: int) -> dict[str, np.ndarray]:
+def measured(workers: Workers, runtimes: Distribution, jobs: int) -> dict[str, np.ndarray]:
     """Scheme -> seconds of each job; the schemes in turns."""
     blocks = list(np.random.default_rng(0).standard_normal((K, 16)))
     rng = np.random.default_rng(1)
     seconds = {scheme: np.empty(jobs) for scheme in SCHEMES}
     for job in range(-1, jobs):  # the first one warms up
-        draws = Draws(law, rng)
+        draws = Draws(runtimes, rng)
         for scheme, run in SCHEMES.items():
             began = time.monotonic()
             run(workers, draws, blocks)
@@ -184,16 +184,16 @@ def report(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> str:
     parts = [
         "# Real jobs with delays",
         f"Written by `python -m benchmarks.stragglers`: jobs of {K} tasks ({N} coded) that sleep for drawn "
-        f"run times, {SCALE:g} s to the unit of the law, the same draws for every scheme; a fresh executor "
-        "for every map and a slot for every task. Seconds from the call to the results, start of the "
-        "executor included; the ratio is to the plain map of the same job: median and quartiles.",
+        f"run times, {SCALE:g} s to the unit of the distribution, the same draws for every scheme; a fresh "
+        "executor for every map and a slot for every task. Seconds from the call to the results, start of "
+        "the executor included; the ratio is to the plain map of the same job: median and quartiles.",
     ]
     if not any(workers == Localhost.name for workers, _ in found):
         parts.append("Lithops localhost was left out this time.")
-    for (workers, law), seconds in found.items():
+    for (workers, name), seconds in found.items():
         base = seconds["plain map"]
         rows = [row(scheme, taken, taken / base) for scheme, taken in seconds.items()]
-        parts += [f"## {workers}: {law}, {len(base)} jobs", table(HEADER, rows)]
+        parts += [f"## {workers}: {name}, {len(base)} jobs", table(HEADER, rows)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -207,7 +207,9 @@ def main() -> None:
     quick = is_quick(__doc__)
     kinds: tuple[Workers, ...] = (Threads, Localhost)
     found = {
-        (kind.name, name): measured(kind, LAWS[name], 3 if quick else 50) for kind in kinds for name in CHOSEN
+        (kind.name, name): measured(kind, DISTRIBUTIONS[name], 3 if quick else 50)
+        for kind in kinds
+        for name in CHOSEN
     }
     text = report(found)
     path = ROOT / ("build/comparison" if quick else "docs") / "real-jobs.md"

@@ -293,8 +293,8 @@ def coded_map(
     settings = checked_settings(f, verify, rtol, timeout, retries, deadline)
     if plan is not None:
         blocks, workers, code = options_of_plan(plan, blocks, workers, code)
-        upfront = plan.upfront if plan.parity == "on_demand" else 0
-        settings = replace(settings, parity=plan.parity, upfront=upfront, runtimes=plan.runtimes)
+        upfront = plan.upfront if plan.schedule == "on_demand" else 0
+        settings = replace(settings, parity=plan.schedule, upfront=upfront, runtimes=plan.runtimes)
     subtasks = blocks_.checked_count("subtasks", subtasks)
     settings = replace(settings, parity=parity or settings.parity, subtasks=subtasks)
     if subtasks > 1 and (settings.parity == "on_demand" or deadline is not None or store is not None):

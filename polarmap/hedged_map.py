@@ -14,7 +14,7 @@ from polarmap.code.dtypes import is_integer
 from polarmap.code.uncoded import Uncoded
 from polarmap.coded_map import CodedResult
 from polarmap.errors import CodeError
-from polarmap.planning.backups import Rule
+from polarmap.planning.backups import BackupRule
 from polarmap.report import Report, TaskReport
 from polarmap.run.hedging import Attempts, HedgedRun
 from polarmap.run.job import Job, checked_settings, cost_of
@@ -92,14 +92,14 @@ def hedged_map(
     return CodedResult(results, replace(report, cost=cost_of(job.worker, report)), coded.blocks)
 
 
-def _checked_rule(slow: Any, done: Any, backups: Any) -> Rule:
+def _checked_rule(slow: Any, done: Any, backups: Any) -> BackupRule:
     if not is_number(slow) or not slow >= 1:
         raise CodeError(f"slow must be a number of at least 1, not {slow!r}")
     if not is_number(done) or not 0 < done <= 1:
         raise CodeError(f"done must be a share above 0 and up to 1, not {done!r}")
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
-    return Rule(slow=float(slow), done=float(done), most=int(backups))
+    return BackupRule(slow=float(slow), done=float(done), most=int(backups))
 
 
 def _with_backups(report: Report, attempts: Attempts) -> Report:

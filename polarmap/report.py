@@ -59,7 +59,7 @@ class Report:
     residual : largest relative misfit of the left-over parity equations, None if none was checked.
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
-    parity : "upfront", or "on_demand": parity tasks were held back until they were needed.
+    schedule : "upfront", or "on_demand": parity tasks were held back until they were needed.
     subtasks : that each task was cut into; `needed` and `recovered` are of the codeword that took most,
         and of all.
     unchecked : results that were handed out, or that decoded blocks are made of, and that no check
@@ -89,7 +89,7 @@ class Report:
     padding: int = field(default=0)
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
-    parity: str = "upfront"
+    schedule: str = "upfront"
     subtasks: int = 1
     errors: tuple[float, ...] = ()
 
@@ -122,7 +122,7 @@ class Report:
             lines.append(f"estimated: {_list(self.estimated)}, {known}")
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
-        if self.parity == "on_demand":
+        if self.schedule == "on_demand":
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
                 f"started on demand: {_list(later)}, not started: {_list(self.indices('not started'))}"

@@ -20,7 +20,7 @@ from polarmap.executors.base import Payload
 from polarmap.executors.private_folder import named_for_lithops
 from polarmap.executors.replay import ReplayRun
 from polarmap.planning import Failing, Pareto, completion_time
-from polarmap.planning.backups import HEDGED, Rule, hedged
+from polarmap.planning.backups import HEDGED, BackupRule, simulate_backups
 from polarmap.run.hedging import Attempts, HedgedRun
 
 DATA = np.random.default_rng(0).standard_normal((50, 3))
@@ -55,7 +55,7 @@ def test_nothing_is_late_before_the_share_is_done(
     durations: list[float], more: int, slow: float, done: float
 ) -> None:
     tasks = len(durations) + more
-    patience = Rule(slow, done).patience(durations, tasks)
+    patience = BackupRule(slow, done).late_after(durations, tasks)
     if len(durations) < math.ceil(done * tasks):
         assert patience == math.inf
     else:
@@ -175,23 +175,23 @@ class RunOfTable(ReplayRun):
 
 RULES = [
     HEDGED,
-    Rule(slow=1.0),
-    Rule(1.1, 0.25, most=3),
-    Rule(2.0, 1.0),
-    Rule(most=0),
-    Rule(3.0, 0.9, most=1),
+    BackupRule(slow=1.0),
+    BackupRule(1.1, 0.25, most=3),
+    BackupRule(2.0, 1.0),
+    BackupRule(most=0),
+    BackupRule(3.0, 0.9, most=1),
 ]
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("unit", [1.0, 0.01])  # there the tenth of a second counts
-def test_the_map_does_what_the_simulation_says(rule: Rule, unit: float) -> None:
+def test_the_map_does_what_the_simulation_says(rule: BackupRule, unit: float) -> None:
     rng = np.random.default_rng(0)
-    law = Failing(Pareto(unit, 1.0), 0.1)
+    distribution = Failing(Pareto(unit, 1.0), 0.1)
     for k in [1, 2, 3, 5, 12, 24] * 8:
-        seconds = law.sample(rng, (rule.most + 1, k))
+        seconds = distribution.sample(rng, (rule.most + 1, k))
         further = iter(seconds[1:, np.newaxis])
-        jobs = hedged(seconds[:1], lambda late, further=further: next(further)[late], rule)
+        jobs = simulate_backups(seconds[:1], lambda late, further=further: next(further)[late], rule)
         options = {"slow": rule.slow, "done": rule.done, "backups": rule.most, "timeout": 3000.0}
         try:
             result = hedged_map(summary, DATA, blocks=k, executor=Table(seconds), **options)
@@ -205,10 +205,10 @@ def test_the_map_does_what_the_simulation_says(rule: Rule, unit: float) -> None:
 
 def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
     """Of what is lost one time in five, two backups leave one in 125; cubed's single one one in 25."""
-    law = Failing(Pareto(1.0, 9.0), 0.2)
-    never = completion_time(20, 20, "backup", law, trials=20_000).never
+    distribution = Failing(Pareto(1.0, 9.0), 0.2)
+    never = completion_time(20, 20, "backup", distribution, trials=20_000).failure_probability
     assert never == pytest.approx(1 - (1 - 0.2**3) ** 20, abs=0.02)
-    cubed = completion_time(20, 20, "backup-cubed", law, trials=20_000).never
+    cubed = completion_time(20, 20, "backup-cubed", distribution, trials=20_000).failure_probability
     assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 
@@ -291,7 +291,7 @@ def test_what_is_closed_is_the_run_underneath() -> None:
             return ClosedRun({}, payload)
 
     parts = PartBlocks([[np.ones(1)]], ("array",), Uncoded(1))
-    HedgedRun(Closed().open(Payload(np.sum, parts)), Rule(), Attempts(1)).close()
+    HedgedRun(Closed().open(Payload(np.sum, parts)), BackupRule(), Attempts(1)).close()
     assert closed == ["close"]
     with pytest.raises(NotDecodableError):
         hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)

@@ -13,7 +13,7 @@ from benchmarks import is_quick
 from benchmarks.compare import codes, elastic, figures, page
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.goals import goals
-from benchmarks.compare.jobs import LAWS, schemes
+from benchmarks.compare.jobs import DISTRIBUTIONS, schemes
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = [
@@ -40,9 +40,11 @@ def main() -> None:
     log("codes", began)
     extra = {size: others(size) for size in sizes if size.n <= DENSE_UP_TO}
     jobs = {
-        (size, name): {job.scheme: job for job in schemes(size, law, measured[size], trials(size, quick))}
+        (size, name): {
+            job.scheme: job for job in schemes(size, runtimes, measured[size], trials(size, quick))
+        }
         for size in sizes
-        for name, law in LAWS.items()
+        for name, runtimes in DISTRIBUTIONS.items()
     }
     log("jobs", began)
     aims = goals(jobs, measured, quick)
@@ -80,7 +82,7 @@ def draw(
     folder: Path, measured: dict[Size, list[Measured]], jobs: page.Jobs, crowd: list[elastic.Elastic]
 ) -> None:
     smallest = next(iter(measured))
-    of_smallest = {law: schemes for (size, law), schemes in jobs.items() if size == smallest}
+    of_smallest = {name: schemes for (size, name), schemes in jobs.items() if size == smallest}
     figures.draw_jobs(of_smallest, smallest, folder / "compare-jobs.png")
     figures.draw_arrivals(measured, folder / "compare-arrivals.png")
     figures.draw_elastic(crowd, folder / "elastic.png")

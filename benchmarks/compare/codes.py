@@ -114,7 +114,7 @@ def timed(action: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
 
 
 def counted(arrivals: Array, n: int) -> Needed:
-    """The law of what was simulated; orders that never decode are left out of its weights."""
+    """The distribution of what was simulated; orders that never decode are left out of its weights."""
     ranks, counts = np.unique(arrivals, return_counts=True)
     kept = ranks <= n
     return Needed(ranks[kept].astype(float), counts[kept] / len(arrivals), len(arrivals))

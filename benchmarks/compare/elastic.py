@@ -2,7 +2,8 @@
 
 The same 500 blocks in both. Every worker joins after a start-up time, computes, and may be taken
 away at any moment (spot capacity). An uncoded task that is lost is started again on a new worker;
-of the coded ones nobody asks. What the talk's model was in detail is not published: these laws are ours.
+of the coded ones nobody asks. What the talk's model was in detail is not published: the distributions
+are ours.
 """
 
 from __future__ import annotations

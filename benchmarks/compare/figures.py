@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
 from polarmap.planning import Completion, ShiftedExponential, plan, stragglers, training_trace
-from polarmap.plot import canvas, draw_polarization, draw_return_times
+from polarmap.plot import canvas, draw_polarization, draw_runtimes
 
 # Scheme -> marker and colour: no code grey, rival codes open, ours filled.
 LOOKS = {
@@ -35,9 +35,9 @@ def look_of(scheme: str) -> str | None:
 
 
 def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) -> None:
-    """The 99 % quantile against cost, a panel for each law."""
+    """The 99 % quantile against cost, a panel for each distribution."""
     figure, axes = canvas.blank(10.5, 7.6, columns=2, rows=2)
-    for one, (law, schemes) in zip(axes.flat, jobs.items()):
+    for one, (name, schemes) in zip(axes.flat, jobs.items()):
         uncoded = schemes["uncoded"]
         for scheme, found in schemes.items():
             if (key := look_of(scheme)) is not None and np.isfinite(found.p99):
@@ -54,7 +54,7 @@ def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) ->
                     label=label,
                 )
         one.set_ylim(bottom=0)
-        canvas.titled(one, law, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
+        canvas.titled(one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
     figure.legend(
         *axes[0, 0].get_legend_handles_labels(),
         loc="outside lower center",
@@ -138,7 +138,7 @@ def _draw_rates(axes: Any, results: list[elastic.Elastic]) -> None:
 
 
 def draw_theory(folder: Path) -> None:
-    """Return times, polarization, the frontier of a plan."""
-    draw_return_times(training_trace(), folder / "return-times.png")
+    """Run times, polarization, the frontier of a plan."""
+    draw_runtimes(training_trace(), folder / "run-times.png")
     draw_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
     plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from benchmarks.compare.codes import Measured, Size
-from benchmarks.compare.jobs import LAWS, demanded, simulated
+from benchmarks.compare.jobs import DISTRIBUTIONS, demanded, simulated
 from polarmap import PolarCode
 from polarmap.planning import Completion, sequential_finish
 
@@ -31,10 +31,10 @@ Jobs = dict[str, Completion]
 
 def goals(tables: dict[tuple[Size, str], Jobs], codes: dict[Size, list[Measured]], quick: bool) -> list[Goal]:
     small = next(iter(codes))
-    straggling = tables[small, next(iter(LAWS))]
+    straggling = tables[small, next(iter(DISTRIBUTIONS))]
     return [
         Goal(
-            "rotation / MDS, mean completion, the worst of all sizes and laws",
+            "rotation / MDS, mean completion, the worst of all sizes and distributions",
             worst_of_rotation(tables),
             1.01,
         ),
@@ -59,9 +59,10 @@ def of_stragglers(jobs: Jobs) -> Iterator[Goal]:
 
 def mix(size: Size, jobs: Jobs) -> Goal:
     """The fastest mixture that costs at most 1.15 times what no code does."""
-    backup, uncoded, law = jobs["backup tasks (cubed)"], jobs["uncoded"], LAWS[next(iter(LAWS))]
+    backup, uncoded = jobs["backup tasks (cubed)"], jobs["uncoded"]
+    runtimes = next(iter(DISTRIBUTIONS.values()))
     mixtures = {
-        upfront: simulated("", size, law, 10_000, lambda *job, few=upfront: demanded(few, *job))
+        upfront: simulated("", size, runtimes, 10_000, lambda *job, few=upfront: demanded(few, *job))
         for upfront in range(size.n - size.k + 1)
     }
     cheap = {few: found for few, found in mixtures.items() if found.paid <= 1.15 * uncoded.paid}
@@ -73,10 +74,10 @@ def mix(size: Size, jobs: Jobs) -> Goal:
 
 
 def of_subtasks(tables: dict[tuple[Size, str], Jobs]) -> Iterator[Goal]:
-    for (size, law), jobs in tables.items():
+    for (size, name), jobs in tables.items():
         if size == next(iter(tables))[0]:
             ratio = jobs["16 subtasks"].mean / jobs["dense Gaussian"].mean
-            yield Goal(f"16 subtasks' mean / T_(k:n), (32, 24), {law}", ratio, 1.0)
+            yield Goal(f"16 subtasks' mean / T_(k:n), (32, 24), {name}", ratio, 1.0)
 
 
 def sweep(trials: int) -> Goal:

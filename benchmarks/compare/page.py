@@ -69,12 +69,12 @@ def goal_row(goal: Goal) -> list[str]:
 
 def job_tables(size: Size, jobs: Jobs, folded: bool) -> list[str]:
     parts = [f"### {size.k:,} blocks, {size.n:,} coded tasks"]
-    for (of, law), schemes in jobs.items():
+    for (of, name), schemes in jobs.items():
         if of == size:
             cost = schemes["uncoded"].paid
-            header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "never"]
+            header = ["seconds", "mean", "median", "99 %", "cost", "arrivals", "fails"]
             rows = [job_row(one, cost) for one in schemes.values()]
-            parts += folding(law, table(header, rows)) if folded else [f"**{law}**", table(header, rows)]
+            parts += folding(name, table(header, rows)) if folded else [f"**{name}**", table(header, rows)]
     return parts
 
 
@@ -82,7 +82,8 @@ def job_row(one: Completion, cost: float) -> list[str]:
     name = f"**{one.scheme}**" if any(ours in one.scheme for ours in OURS) else one.scheme
     times = [number(time) for time in (one.mean, one.p50, one.p99)]
     arrivals = "" if "subtasks" in one.scheme else f"{one.arrivals:,.1f}"
-    return [name, *times, f"{one.paid / cost:.3f}", arrivals, f"{one.never:.2g}" if one.never else "0"]
+    failing = f"{one.failure_probability:.2g}" if one.failure_probability else "0"
+    return [name, *times, f"{one.paid / cost:.3f}", arrivals, failing]
 
 
 def folding(title: str, text: str) -> list[str]:
@@ -91,19 +92,19 @@ def folding(title: str, text: str) -> list[str]:
 
 def code_tables(size: Size, some: list[Measured], extra: list[tuple[str, ...]]) -> list[str]:
     header = [
-        *[f"({size.n:,}, {size.k:,})", "beyond k", "never", "encode ops", "encode s"],
+        *[f"({size.n:,}, {size.k:,})", "beyond k", "fails", "encode ops", "encode s"],
         *["decode ops", "plan s", "decode s", "amplification", "worst"],
     ]
     return [table(header, [*(code_row(size, code) for code in some), *extra])]
 
 
 def code_row(size: Size, code: Measured) -> list[str]:
-    never = 1 - code.needed.weights.sum()
+    failing = 1 - code.needed.weights.sum()
     factors = ["exact", "exact"] if code.amplification is None else [power(x) for x in code.amplification]
     return [
         f"**{code.name}**" if any(ours in code.name for ours in OURS) else code.name,
         f"{code.beyond:.1f}",
-        f"{never:.2g}" if never > 1e-9 else "0",
+        f"{failing:.2g}" if failing > 1e-9 else "0",
         f"{code.encode / size.n:.1f}",
         number(code.encode_seconds),
         f"{code.decode / size.n:.1f}",

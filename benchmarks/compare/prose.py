@@ -27,14 +27,14 @@ WINNERS = """\
   third more tasks, at more than twice its price; two copies are not, and neither keeps up as jobs grow."""
 
 JOBS = """\
-Seconds until the results are determined. Tasks take about one second; `cost` is in worker-seconds relative
-to a plain map, and whatever runs at completion is stopped and paid until then; `arrivals` is the mean
-number of results awaited; `never` the probability that not even all results suffice. Codes start a third
-more tasks than there are blocks. Uncoded, replication and codes are exact integrals over the law (of the
-simulated number of arrivals, where that is random); backup tasks, on demand and subtasks are simulated.
-Subtasks assume that a worker is equally slow all the time and hands in its pieces as it goes, so they can
-beat T_(k:n), the k-th arrival, which bounds every code of all-or-nothing workers: the row of the dense
-Gaussian code is that bound.
+Seconds until the results are determined. Tasks take about one second; `cost` is in worker-seconds
+relative to a plain map, and whatever runs at completion is stopped and paid until then; `arrivals` is the
+mean number of results awaited; `fails` the probability that not even all results suffice. Codes start a
+third more tasks than there are blocks. Uncoded, replication and codes are exact integrals over the
+distribution (of the simulated number of arrivals, where that is random); backup tasks, on demand and
+subtasks are simulated. Subtasks assume that a worker is equally slow all the time and hands in its pieces
+as it goes, so they can beat T_(k:n), the k-th arrival, which bounds every code of all-or-nothing workers:
+the row of the dense Gaussian code is that bound.
 
 * 2x and 3x replication start every task two or three times; the loser is stopped at once.
 * Backup tasks start a late task again: cubed's rule (10 tasks or more, half of them done, later than 3 x
@@ -45,7 +45,7 @@ Gaussian code is that bound.
 CODES = """\
 ![arrivals beyond k](figures/compare-arrivals.png)
 
-`beyond k`: mean results needed beyond k in random order; `never`: orders that do not decode with all n.
+`beyond k`: mean results needed beyond k in random order; `fails`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block; seconds are for {megabytes}
 MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, {cores} cores at a load
 average of {load:.0f}; `plan` is what depends on the arrivals only, not on the blocks. `amplification`: by
@@ -86,5 +86,5 @@ the coded job never completes without restarts of its own (which `coded_map` mak
 REAL = """\
 ## Real jobs
 
-Everything above is simulated. `python -m benchmarks.stragglers` runs two of the laws for real, as tasks
-that sleep, on threads and on Lithops: [real jobs](real-jobs.md)."""
+Everything above is simulated. `python -m benchmarks.stragglers` runs two of the distributions for real, as
+tasks that sleep, on threads and on Lithops: [real jobs](real-jobs.md)."""

@@ -70,16 +70,16 @@ def pipeline() -> None:
 
 def completion() -> None:
     """The distribution of the completion time, by scheme."""
-    law = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     rng = np.random.default_rng(0)
-    times = np.sort(law.sample(rng, (5_000, 32)), axis=1)
-    plain = np.sort(law.sample(rng, (5_000, 24)).max(axis=1))
+    times = np.sort(distribution.sample(rng, (5_000, 32)), axis=1)
+    plain = np.sort(distribution.sample(rng, (5_000, 24)).max(axis=1))
     coded = np.sort(times[:, 23])
     shares = np.linspace(0, 1, len(plain))
     figure, axes = plt.subplots(figsize=(7.2, 3.6))
     axes.plot(plain, shares, color=LOST, linewidth=2, label="plain map, 24 workers")
     axes.plot(coded, shares, color=DATA, linewidth=2, label="coded map, 32 workers")
-    backup = completion_time(24, 24, "backup-cubed", law)
+    backup = completion_time(24, 24, "backup-cubed", distribution)
     quantiles = [backup.p50, backup.p95, backup.p99]
     axes.plot(quantiles, [0.5, 0.95, 0.99], "o", color=PARITY, label="backup tasks (p50, p95, p99)")
     axes.set(

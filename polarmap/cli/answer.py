@@ -78,7 +78,7 @@ def plain(value: Any) -> Any:
     {'p99': None, 'n': 3, 'where': 'a/b'}
     """
     if isinstance(value, Distribution):
-        return repr(value)  # a law, which may hold all the times that were seen
+        return repr(value)  # a distribution, which may hold all the times that were seen
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, tuple) and hasattr(value, "_asdict"):

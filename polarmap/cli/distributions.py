@@ -1,4 +1,4 @@
-"""The law of run times that the options of `plan` and `simulate` describe."""
+"""The distribution of run times that the options of `plan` and `simulate` describe."""
 
 from __future__ import annotations
 
@@ -20,25 +20,27 @@ from polarmap.planning import (
     training_trace,
 )
 
-LAWS: dict[str, tuple[int, Callable[..., Distribution]]] = {
+DISTRIBUTIONS: dict[str, tuple[int, Callable[..., Distribution]]] = {
     "exponential": (2, ShiftedExponential),
     "pareto": (2, Pareto),
     "training-trace": (0, training_trace),
 }
 
 
-def law_of(
+def distribution_of(
     times: Path | None,
     column: str | None,
-    law: str | None,
+    distribution: str | None,
     slow: tuple[float, float] | None,
     cold: tuple[float, float] | None,
     failing: float | None,
 ) -> Distribution:
     """What the options say, as one distribution."""
-    if (times is None) == (law is None):
-        raise click.UsageError("say how long tasks take: either --times FILE or --law NAME:A,B")
-    runtimes = Empirical(read_times(times, column)) if times is not None else named_law(str(law))
+    if (times is None) == (distribution is None):
+        raise click.UsageError("say how long tasks take: either --times FILE or --distribution NAME:A,B")
+    runtimes = (
+        Empirical(read_times(times, column)) if times is not None else named_distribution(str(distribution))
+    )
     if slow is not None:
         runtimes = stragglers(runtimes, *slow)
     if cold is not None:
@@ -46,25 +48,28 @@ def law_of(
     return runtimes if failing is None else Failing(runtimes, failing)
 
 
-def named_law(text: str) -> Distribution:
-    """The law that NAME:A,B names.
+def named_distribution(text: str) -> Distribution:
+    """The distribution that NAME:A,B names.
 
-    >>> named_law("exponential:1,0.5")
+    >>> named_distribution("exponential:1,0.5")
     ShiftedExponential(shift=1.0, scale=0.5)
     """
     name, _, rest = text.partition(":")
-    if name not in LAWS:
+    if name not in DISTRIBUTIONS:
         raise click.BadParameter(
-            f"there is no law {name!r}; there are: {', '.join(LAWS)}", param_hint="--law"
+            f"there is no distribution {name!r}; there are: {', '.join(DISTRIBUTIONS)}",
+            param_hint="--distribution",
         )
-    count, build = LAWS[name]
+    count, build = DISTRIBUTIONS[name]
     try:
         numbers = [float(part) for part in rest.split(",") if part.strip()]
     except ValueError as error:
-        raise click.BadParameter(f"{rest!r} is not a list of numbers: {error}", param_hint="--law") from None
+        raise click.BadParameter(
+            f"{rest!r} is not a list of numbers: {error}", param_hint="--distribution"
+        ) from None
     if len(numbers) != count:
         raise click.BadParameter(
-            f"{name} has {count} parameters, {text!r} gives {len(numbers)}", param_hint="--law"
+            f"{name} has {count} parameters, {text!r} gives {len(numbers)}", param_hint="--distribution"
         )
     return build(*numbers)
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from polarmap.cli.answer import Answer, answering, table
-from polarmap.cli.distributions import law_of
+from polarmap.cli.distributions import distribution_of
 from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
@@ -20,23 +20,23 @@ from polarmap.planning import plan as plan_workers
 from polarmap.planning.planner import CODES, OBJECTIVES
 
 Command = Callable[..., Answer]
-HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "never")
+HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "failure_probability")
 
 
 def of_runtimes(function: Command) -> Command:
-    """The options that say how long tasks take; the function gets them as one law, `runtimes`."""
+    """The options that say how long tasks take; the function gets them as one distribution, `runtimes`."""
 
     @functools.wraps(function)
-    def with_law(
+    def with_distribution(
         times: Path | None,
         column: str | None,
-        law: str | None,
+        distribution: str | None,
         stragglers: tuple[float, float] | None,
         cold_starts: tuple[float, float] | None,
         failing: float | None,
         **options: Any,
     ) -> Answer:
-        runtimes = law_of(times, column, law, stragglers, cold_starts, failing)
+        runtimes = distribution_of(times, column, distribution, stragglers, cold_starts, failing)
         return function(runtimes=runtimes, **options)
 
     for option in reversed(
@@ -48,7 +48,7 @@ def of_runtimes(function: Command) -> Command:
             ),
             click.option("--column", metavar="NAME", help="Column of the CSV file."),
             click.option(
-                "--law",
+                "--distribution",
                 metavar="NAME:A,B",
                 help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
             ),
@@ -61,8 +61,8 @@ def of_runtimes(function: Command) -> Command:
             click.option("--failing", type=float, metavar="SHARE", help="Some tasks never end."),
         ]
     ):
-        option(with_law)
-    return with_law
+        option(with_distribution)
+    return with_distribution
 
 
 @answering("plan")
@@ -133,4 +133,4 @@ def _workers(scheme: str, n: int, k: int) -> int:
 
 def _row(one: Completion) -> tuple[str, ...]:
     seconds = [f"{value:.4g}" for value in (one.mean, one.p50, one.p95, one.p99, one.paid, one.arrivals)]
-    return (one.scheme, str(one.n), *seconds, f"{one.never:.2g}")
+    return (one.scheme, str(one.n), *seconds, f"{one.failure_probability:.2g}")

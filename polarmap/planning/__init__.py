@@ -1,5 +1,6 @@
 """Run times as distributions: how they polarize, when a job is complete, how many workers to start."""
 
+from polarmap.planning.backups import BackupRule, SimulatedJobs, simulate_backups
 from polarmap.planning.completion import (
     SCHEMES,
     Completion,
@@ -21,7 +22,7 @@ from polarmap.planning.distributions import (
     stragglers,
 )
 from polarmap.planning.empirical import Empirical, as_runtimes
-from polarmap.planning.on_demand import late_age, late_from, on_demand, to_start
+from polarmap.planning.on_demand import ParityRule, simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
     frozen_at,
@@ -34,11 +35,12 @@ from polarmap.planning.polarization import (
     virtual_mean,
     virtual_quantile,
 )
-from polarmap.planning.subtasks import subtasks
+from polarmap.planning.subtasks import simulate_subtasks
 from polarmap.planning.training_trace import training_trace
 
 __all__ = [
     "SCHEMES",
+    "BackupRule",
     "Completion",
     "Distribution",
     "Empirical",
@@ -46,9 +48,11 @@ __all__ = [
     "Mixture",
     "Needed",
     "Pareto",
+    "ParityRule",
     "Plan",
     "Scaled",
     "ShiftedExponential",
+    "SimulatedJobs",
     "arrivals_needed",
     "as_runtimes",
     "cold_starts",
@@ -57,19 +61,17 @@ __all__ = [
     "completion_time",
     "frontier",
     "frozen_at",
-    "late_age",
-    "late_from",
     "lower_bound",
-    "on_demand",
     "plan",
     "polarize",
     "sequential_bound",
     "sequential_finish",
+    "simulate_backups",
+    "simulate_on_demand",
+    "simulate_subtasks",
     "step_times",
     "stragglers",
-    "subtasks",
     "target_time",
-    "to_start",
     "training_trace",
     "unpolarized",
     "virtual_cdf",

@@ -20,7 +20,7 @@ from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
 Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
 
-class Rule(NamedTuple):
+class BackupRule(NamedTuple):
     """When a task gets a backup: its latest attempt has run longer than `slow` times the usual time.
 
     slow : multiple of the usual time.
@@ -43,10 +43,10 @@ class Rule(NamedTuple):
         """How many of them must have returned."""
         return max(1, ceil(tasks * self.done) if self.of_all else floor(tasks * self.done))
 
-    def patience(self, durations: Sequence[float], tasks: int) -> float:
-        """How long an attempt may take, given how long those took that returned, in order of return.
+    def late_after(self, durations: Sequence[float], tasks: int) -> float:
+        """Seconds after which an attempt is late, given how long others took, in order of return.
 
-        >>> Rule().patience([1.0, 2.0, 0.5], tasks=4), Rule().patience([1.0], tasks=4)
+        >>> BackupRule().late_after([1.0, 2.0, 0.5], tasks=4), BackupRule().late_after([1.0], tasks=4)
         (6.0, inf)
         """
         awaited = self.awaited(tasks)
@@ -55,14 +55,14 @@ class Rule(NamedTuple):
         return max(self.least, self.slow * (max(durations[:awaited]) if self.of_all else median(durations)))
 
 
-HEDGED = Rule()  # the defaults of hedged_map
+HEDGED = BackupRule()  # the defaults of hedged_map
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
-CUBED = Rule(least=0.0, most=1, tasks=10)
-SPARK = Rule(done=0.9, least=0.0, most=1, tasks=2, of_all=False)
+CUBED = BackupRule(least=0.0, most=1, tasks=10)
+SPARK = BackupRule(done=0.9, least=0.0, most=1, tasks=2, of_all=False)
 
 
-class Trials(NamedTuple):
+class SimulatedJobs(NamedTuple):
     """Simulated jobs; arrays (trials,): seconds, worker-seconds, tasks started."""
 
     time: Floats
@@ -70,14 +70,8 @@ class Trials(NamedTuple):
     started: Floats
 
 
-def backed_up(k: int, runtimes: Distribution, rule: Rule, trials: int, rng: np.random.Generator) -> Trials:
-    """Jobs of k tasks, all started at once, whose late tasks are started again."""
-    first = np.sort(runtimes.sample(rng, (trials, k)), axis=1)
-    return hedged(first, lambda late: runtimes.sample(rng, int(late.sum())), rule)
-
-
-def hedged(first: Floats, again: Again, rule: Rule) -> Trials:
-    """The same of given run times: what `hedged_map` does when every task begins as it is started.
+def simulate_backups(first: Floats, again: Again, rule: BackupRule) -> SimulatedJobs:
+    """Simulate jobs whose late tasks are started again: `hedged_map` when every task begins at once.
 
     The rule is asked at every moment. All tasks being equally old, the moment it holds for one it
     holds for all that still run, and for their backups after as long once more.
@@ -89,11 +83,12 @@ def hedged(first: Floats, again: Again, rule: Rule) -> Trials:
     again : callable
         Run times of further attempts, of the tasks that are True in an array (trials, k); called for
         each attempt in turn.
-    rule : Rule
+    rule : BackupRule
 
     Examples
     --------
-    >>> jobs = hedged(np.array([[1.0] * 9 + [8.0]]), lambda late: np.full(late.sum(), 1.5), Rule())
+    >>> first = np.array([[1.0] * 9 + [8.0]])
+    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), BackupRule())
     >>> jobs.time.tolist(), jobs.paid.tolist(), jobs.started.tolist()
     ([4.5], [15.0], [11.0])
     """
@@ -109,10 +104,10 @@ def hedged(first: Floats, again: Again, rule: Rule) -> Trials:
         copies = np.isfinite(start)
         started += copies.sum(axis=1)
         paid += np.where(copies, time - np.where(copies, start, 0.0), 0.0).sum(axis=1)
-    return Trials(time.max(axis=1), paid, started)
+    return SimulatedJobs(time.max(axis=1), paid, started)
 
 
-def launch_times(first: Floats, rule: Rule) -> Floats:
+def launch_times(first: Floats, rule: BackupRule) -> Floats:
     """When a rule starts backups, (trials,); inf if it never does.
 
     Parameters
@@ -136,8 +131,8 @@ def launch_times(first: Floats, rule: Rule) -> Floats:
     return launch
 
 
-def _usual(first: Floats, rule: Rule, returned: int) -> Floats:
-    """The usual time when so many tasks have returned, as `Rule.patience` has it."""
+def _usual(first: Floats, rule: BackupRule, returned: int) -> Floats:
+    """The usual time when so many tasks have returned, as `BackupRule.late_after` has it."""
     if rule.of_all:
         return first[:, rule.awaited(first.shape[1]) - 1]
     return (first[:, (returned - 1) // 2] + first[:, returned // 2]) / 2
@@ -151,9 +146,9 @@ class Replicated(NamedTuple):
     runtimes: Distribution
 
     @property
-    def never(self) -> float:
+    def failure_probability(self) -> float:
         """Probability that all copies of some task never end."""
-        return float(-np.expm1(self.k * np.log1p(-(self.runtimes.never**self.copies))))
+        return float(-np.expm1(self.k * np.log1p(-(self.runtimes.failure_probability**self.copies))))
 
     def quantile(self, p: Floats) -> Floats:
         """The time by which the job is complete with probability `p`.
@@ -162,9 +157,9 @@ class Replicated(NamedTuple):
         >>> Replicated(1, 2, ShiftedExponential(0.0, 1.0)).quantile(np.array([0.5])).round(6).tolist()
         [0.346574]
         """
-        share = np.minimum(p / (1 - self.never), 1.0)
+        share = np.minimum(p / (1 - self.failure_probability), 1.0)
         times = self.runtimes.inverse(*self._shares(share, 1 - share, self.k))
-        return np.where(p > 1 - self.never, np.inf, times)
+        return np.where(p > 1 - self.failure_probability, np.inf, times)
 
     def mean(self) -> float:
         """Expected seconds, of the jobs that complete."""
@@ -183,7 +178,8 @@ class Replicated(NamedTuple):
         with np.errstate(divide="ignore"):
             logarithm = np.where(below < 0.5, np.log(below), np.log1p(-np.minimum(above, 0.5))) / tasks
             still = -np.expm1(logarithm)  # 1 - below^(1/tasks)
-            failing = self.runtimes.never**self.copies
+            failing = self.runtimes.failure_probability**self.copies
             out = np.log(still + np.exp(logarithm) * failing) / self.copies
-        never = self.runtimes.never
-        return -np.expm1(out) / (1 - never), np.maximum(np.exp(out) - never, 0) / (1 - never)
+        ends = 1 - self.runtimes.failure_probability
+        still_out = np.exp(out) - self.runtimes.failure_probability
+        return -np.expm1(out) / ends, np.maximum(still_out, 0) / ends

@@ -20,9 +20,9 @@ from polarmap.planning import backups, decodability
 from polarmap.planning.decodability import Needed
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_runtimes
-from polarmap.planning.on_demand import on_demand
+from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
-from polarmap.planning.subtasks import subtasks
+from polarmap.planning.subtasks import simulate_subtasks
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
@@ -46,7 +46,7 @@ class Completion(NamedTuple):
     paid : expected worker-seconds; whatever runs is stopped at completion.
     arrivals : expected number of results awaited; of copies, those that win.
     started : expected number of tasks started.
-    never : probability that the job never completes, because too many tasks never end.
+    failure_probability : probability that the job never completes, because too many tasks never end.
     upfront : of parity on demand: parity tasks that start at once.
     """
 
@@ -61,15 +61,16 @@ class Completion(NamedTuple):
     paid: float
     arrivals: float
     started: float
-    never: float
+    failure_probability: float
     upfront: int = 0
 
     def __str__(self) -> str:
         error = f" +- {self.error:.2g}" if self.error else ""
-        never = f", never with probability {self.never:.2g}" if self.never else ""
+        failing = self.failure_probability
+        fails = f", fails with probability {failing:.2g}" if failing else ""
         return (
             f"{self.scheme} ({self.n}, {self.k}): mean {self.mean:.4g}{error} s, p50 {self.p50:.4g}, "
-            f"p99 {self.p99:.4g}, {self.paid:.4g} worker-seconds{never}"
+            f"p99 {self.p99:.4g}, {self.paid:.4g} worker-seconds{fails}"
         )
 
 
@@ -96,7 +97,7 @@ def completion_time(
         one-shot code of all-or-nothing workers can be. "rotation": the same, for almost any k
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
-        "on_demand": rotation, but parity tasks start when data tasks are late (`to_start`).
+        "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
         "subtasks": rotation, every worker handing in its work in pieces.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
@@ -126,29 +127,34 @@ def completion_time(
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
     rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
     """
-    law = as_runtimes(runtimes)
+    distribution = as_runtimes(runtimes)
     _check_scheme(n, k, scheme, trials)
     _check_options(seed, upfront, pieces, erasure)
-    if law.never == 1:
+    if distribution.failure_probability == 1:
         return _hopeless(scheme, n, k)
     rng = np.random.default_rng(seed)
     if scheme in RULES:
-        return _simulated(scheme, k, k, backups.backed_up(k, law, RULES[scheme], trials, rng))
+        return _simulated(scheme, k, k, _backed_up(k, distribution, RULES[scheme], trials, rng))
     if scheme == "on_demand":
-        jobs = on_demand(law.sample(rng, (trials, k)), law.sample(rng, (trials, n - k)), upfront, law)
+        jobs = simulate_on_demand(
+            distribution.sample(rng, (trials, k)),
+            distribution.sample(rng, (trials, n - k)),
+            upfront,
+            distribution,
+        )
         return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
     if scheme == "subtasks":
-        return _simulated(scheme, n, k, subtasks(law.sample(rng, (trials, n)), k, pieces))
+        return _simulated(scheme, n, k, simulate_subtasks(distribution.sample(rng, (trials, n)), k, pieces))
     if scheme == "replication":
-        return _replicated(n, k, law)
+        return _replicated(n, k, distribution)
     needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
-    return completion_after(needed, n, k, law, scheme)
+    return completion_after(needed, n, k, distribution, scheme)
 
 
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, trials: int = 1000, seed: int = 0
 ) -> Needed:
-    """The law of the number of arrivals a code needs; parameters as for `completion_time`.
+    """The distribution of the number of arrivals a code needs; parameters as for `completion_time`.
 
     >>> arrivals_needed(8, 6, "rotation").ranks.tolist()
     [6.0]
@@ -167,7 +173,7 @@ def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: s
     Parameters
     ----------
     needed : Needed
-        The law of the number of arrivals; weights that sum to less than one leave jobs that not
+        The distribution of the number of arrivals; weights that sum to less than one leave jobs that not
         even n arrivals complete.
     n, k, runtimes
         As for `completion_time`.
@@ -178,21 +184,21 @@ def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: s
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> lossy = Needed(np.array([3.0]), np.array([0.9]), 1000)
-    >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).never
+    >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).failure_probability
     0.1
     """
-    law = as_runtimes(runtimes)
-    if law.never == 1:
+    distribution = as_runtimes(runtimes)
+    if distribution.failure_probability == 1:
         return _hopeless(scheme, n, k)
-    at = rank_means(law, n, needed.ranks)
+    at = rank_means(distribution, n, needed.ranks)
     # Jobs that complete are fewer at the ranks that seldom do.
-    weights = needed.weights * (1 - at.never)
+    weights = needed.weights * (1 - at.failure_probability)
     completes = weights.sum()
     if completes < 1e-300:
         return _hopeless(scheme, n, k)
     mean = float(weights @ at.time / completes)
     spread = needed.weights @ (at.time - mean) ** 2 if np.isfinite(mean) and needed.trials else 0.0
-    p50, p95, p99 = quantiles(law, n, needed.decodes(n), QUANTILES).tolist()
+    p50, p95, p99 = quantiles(distribution, n, needed.decodes(n), QUANTILES).tolist()
     undecodable = 1 - float(needed.weights.sum())
     return Completion(
         scheme=scheme,
@@ -206,7 +212,8 @@ def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: s
         paid=float(weights @ at.paid / completes),
         arrivals=float(weights @ needed.ranks / completes),
         started=float(n),
-        never=float(needed.weights @ at.never) + (round(undecodable, 12) if undecodable > 1e-12 else 0.0),
+        failure_probability=float(needed.weights @ at.failure_probability)
+        + (round(undecodable, 12) if undecodable > 1e-12 else 0.0),
     )
 
 
@@ -233,15 +240,34 @@ def lower_bound(n: int, k: int, runtimes: object) -> float:
     return completion_time(n, k, "mds", runtimes).mean
 
 
-def _replicated(n: int, k: int, law: Distribution) -> Completion:
-    job = backups.Replicated(k, n // k, law)
+def _backed_up(
+    k: int, runtimes: Distribution, rule: backups.BackupRule, trials: int, rng: np.random.Generator
+) -> backups.SimulatedJobs:
+    """Jobs of k tasks, all started at once, whose late tasks are started again."""
+    first = np.sort(runtimes.sample(rng, (trials, k)), axis=1)
+    return backups.simulate_backups(first, lambda late: runtimes.sample(rng, int(late.sum())), rule)
+
+
+def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
+    job = backups.Replicated(k, n // k, distribution)
     p50, p95, p99 = job.quantile(QUANTILES).tolist()
     return Completion(
-        "replication", n, k, job.mean(), 0.0, p50, p95, p99, job.paid(), float(k), float(n), job.never
+        "replication",
+        n,
+        k,
+        job.mean(),
+        0.0,
+        p50,
+        p95,
+        p99,
+        job.paid(),
+        float(k),
+        float(n),
+        job.failure_probability,
     )
 
 
-def _simulated(scheme: str, n: int, k: int, jobs: backups.Trials) -> Completion:
+def _simulated(scheme: str, n: int, k: int, jobs: backups.SimulatedJobs) -> Completion:
     ended = np.isfinite(jobs.time)
     if not ended.any():
         return _hopeless(scheme, n, k)
@@ -259,7 +285,7 @@ def _simulated(scheme: str, n: int, k: int, jobs: backups.Trials) -> Completion:
         paid=float(jobs.paid[ended].mean()),
         arrivals=float(k),
         started=float(jobs.started[ended].mean()),
-        never=1 - count / len(jobs.time),
+        failure_probability=1 - count / len(jobs.time),
     )
 
 

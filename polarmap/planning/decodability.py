@@ -25,11 +25,11 @@ TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache hol
 
 
 class Needed(NamedTuple):
-    """The law of the number of arrivals that determine the data.
+    """The distribution of the number of arrivals that determine the data.
 
     ranks : distinct numbers m, ascending, (j,).
     weights : their probabilities, (j,).
-    trials : orders of arrival simulated; 0 if the law is exact.
+    trials : orders of arrival simulated; 0 if the distribution is exact.
     """
 
     ranks: Floats
@@ -114,7 +114,7 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
     for first in range(0, trials, width):
         part = arrivals[:, first : first + width]
         tile = leaves[:, : part.shape[1]]
-        tile[: length - code.n] = _never(arrivals.dtype)
+        tile[: length - code.n] = _latest(arrivals.dtype)
         tile[code.order] = part
         _slow_and_fast(tile)
         untouched = part[: code.k].max(axis=0)
@@ -176,5 +176,5 @@ def _counted(needed: Array, trials: int) -> Needed:
     return Needed(ranks.astype(float), counts / trials, trials)
 
 
-def _never(dtype: np.dtype[Any]) -> float | int:
+def _latest(dtype: np.dtype[Any]) -> float | int:
     return np.inf if dtype.kind == "f" else int(np.iinfo(dtype).max)

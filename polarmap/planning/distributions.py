@@ -1,9 +1,9 @@
 """Distributions of the run time of a task: how long it takes, and whether it ever ends.
 
 Times are in seconds, or in any other unit as long as it is the same everywhere. A distribution is
-split into the probability `never` that the task never ends and the law of the tasks that end.
-That law is given by three functions of the pair (below, above) of its cdf and 1 - cdf: both are
-carried, because the largest of thousands of tasks lives where one of the two is far below eps.
+split into the probability that a task never ends and the distribution of the tasks that end. The
+latter is given by three functions of the pair (below, above) of its cdf and 1 - cdf: both are carried,
+because the largest of thousands of tasks lives where one of the two is far below eps.
 """
 
 from __future__ import annotations
@@ -26,17 +26,17 @@ BISECTIONS = 64  # halvings of a bracket of double precision, down to its last b
 
 
 class Distribution(ABC):
-    """A law of run times.
+    """A distribution of run times.
 
     Attributes
     ----------
-    never : float
+    failure_probability : float
         Probability that a task never ends.
     """
 
-    never: float = 0.0
+    failure_probability: float = 0.0
 
-    # -- the law of the tasks that end ------------------------------------------------------
+    # -- the distribution of the tasks that end ------------------------------------------------------
 
     @abstractmethod
     def split(self, times: Floats) -> tuple[Floats, Floats]:
@@ -54,37 +54,44 @@ class Distribution(ABC):
         what means of order statistics are summed from, without a grid error at steps.
         """
 
-    # -- the whole law ----------------------------------------------------------------------
+    # -- the whole distribution ----------------------------------------------------------------------
 
     def cdf(self, times: npt.ArrayLike) -> Floats:
-        """P(T <= t), in the shape of `times`; below 1 - never everywhere.
+        """P(T <= t), in the shape of `times`; at most 1 - failure_probability.
 
         >>> ShiftedExponential(1.0, 2.0).cdf([0.0, 1.0, 3.0]).round(4).tolist()
         [0.0, 0.0, 0.6321]
         """
-        return (1 - self.never) * self.split(np.asarray(times, float))[0]
+        return (1 - self.failure_probability) * self.split(np.asarray(times, float))[0]
 
     def survival(self, times: npt.ArrayLike) -> Floats:
         """P(T > t): the probability that a worker is still out, its erasure probability at t."""
-        return self.never + (1 - self.never) * self.split(np.asarray(times, float))[1]
+        return (
+            self.failure_probability
+            + (1 - self.failure_probability) * self.split(np.asarray(times, float))[1]
+        )
 
     def quantile(self, p: npt.ArrayLike) -> Floats:
-        """The smallest t with P(T <= t) >= p; inf above 1 - never.
+        """The smallest t with P(T <= t) >= p; inf above 1 - failure_probability.
 
         >>> Failing(ShiftedExponential(1.0, 1.0), 0.1).quantile([0.0, 0.45, 0.95]).round(4).tolist()
         [1.0, 1.6931, inf]
         """
         share = checked_probabilities(p)
-        below = np.minimum(share / (1 - self.never), 1.0) if self.never < 1 else np.zeros_like(share)
+        below = (
+            np.minimum(share / (1 - self.failure_probability), 1.0)
+            if self.failure_probability < 1
+            else np.zeros_like(share)
+        )
         ended = self.inverse(below, 1 - below)
-        return np.where(share > 1 - self.never, inf, ended)
+        return np.where(share > 1 - self.failure_probability, inf, ended)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""
         uniform = rng.random(size)
         times = self.inverse(uniform, 1 - uniform)
-        if self.never:
-            times = np.where(rng.random(size) < self.never, inf, times)
+        if self.failure_probability:
+            times = np.where(rng.random(size) < self.failure_probability, inf, times)
         return times
 
     def mean(self) -> float:
@@ -93,7 +100,7 @@ class Distribution(ABC):
         >>> ShiftedExponential(1.0, 2.0).mean(), Pareto(1.0, 2.0).mean(), Pareto(1.0, 1.0).mean()
         (3.0, 2.0, inf)
         """
-        return inf if self.never else self.mean_if_ended()
+        return inf if self.failure_probability else self.mean_if_ended()
 
     def mean_if_ended(self) -> float:
         """The expected run time of the tasks that end."""
@@ -176,9 +183,9 @@ class Pareto(Distribution):
         seen, done = checked_observations(times, ended)
         scale = float(seen[done].min())
         if scale <= 0:
-            raise CodeError("a Pareto law has no run time of 0")
+            raise CodeError("a Pareto distribution has no run time of 0")
         logarithms = np.log(np.maximum(seen, scale))
-        return cls(scale, 1 / _mean_excess(logarithms, done, "the shape of a Pareto law"))
+        return cls(scale, 1 / _mean_excess(logarithms, done, "the shape of a Pareto distribution"))
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         exponent = self.shape * np.log(np.maximum(times, self.scale) / self.scale)
@@ -207,13 +214,13 @@ class Scaled(Distribution):
     runtimes: Distribution
     factor: float = 1.0
     delay: float = 0.0
-    never: float = field(init=False, repr=False)
+    failure_probability: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_law(self.runtimes)
+        _check_distribution(self.runtimes)
         _check_number("factor", self.factor, positive=True)
         _check_number("delay", self.delay)
-        object.__setattr__(self, "never", self.runtimes.never)
+        object.__setattr__(self, "failure_probability", self.runtimes.failure_probability)
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         return self.runtimes.split((times - self.delay) / self.factor)
@@ -238,15 +245,17 @@ class Failing(Distribution):
 
     runtimes: Distribution
     probability: float
-    never: float = field(init=False, repr=False)
+    failure_probability: float = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_law(self.runtimes)
+        _check_distribution(self.runtimes)
         share = checked_probabilities(self.probability)
         if share.ndim:
             raise CodeError(f"tasks fail with one probability, not with {share.size}")
         failing = float(share)
-        object.__setattr__(self, "never", failing + (1 - failing) * self.runtimes.never)
+        object.__setattr__(
+            self, "failure_probability", failing + (1 - failing) * self.runtimes.failure_probability
+        )
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         return self.runtimes.split(times)
@@ -264,7 +273,7 @@ class Failing(Distribution):
 
 @dataclass(frozen=True)
 class Mixture(Distribution):
-    """Each task follows one of several laws, drawn with given probabilities.
+    """Each task follows one of several distributions, drawn with given probabilities.
 
     Parameters
     ----------
@@ -281,14 +290,14 @@ class Mixture(Distribution):
 
     components: tuple[Distribution, ...]
     weights: tuple[float, ...]
-    never: float = field(init=False, repr=False)
+    failure_probability: float = field(init=False, repr=False)
     _shares: tuple[float, ...] = field(init=False, repr=False)  # among the tasks that end
 
     def __init__(self, components: Any, weights: Any) -> None:
         shares = checked_probabilities(weights)
         parts = tuple(components) if isinstance(components, (tuple, list)) else (components,)
         for part in parts:
-            _check_law(part)
+            _check_distribution(part)
         if not parts or shares.shape != (len(parts),):
             raise CodeError(
                 f"a mixture needs one weight for each component, not {shares.size} for {len(parts)}"
@@ -296,14 +305,14 @@ class Mixture(Distribution):
         if abs(shares.sum() - 1) > 1e-9:
             raise CodeError(f"the weights of a mixture sum to 1, not to {shares.sum():g}")
         used = [(part, share) for part, share in zip(parts, shares.tolist()) if share > 0]
-        ending = np.array([share * (1 - part.never) for part, share in used])
-        never = float(sum(share * part.never for part, share in used))
+        ending = np.array([share * (1 - part.failure_probability) for part, share in used])
+        failing = float(sum(share * part.failure_probability for part, share in used))
         if not ending.sum() > 0:
             raise CodeError("no component of this mixture ever ends")
         for name, value in {
             "components": tuple(part for part, _ in used),
             "weights": tuple(share for _, share in used),
-            "never": never,
+            "failure_probability": failing,
             "_shares": tuple((ending / ending.sum()).tolist()),
         }.items():
             object.__setattr__(self, name, value)
@@ -346,7 +355,7 @@ class Mixture(Distribution):
         areas = sum(
             share * part.area(there) for share, part, there in zip(self._shares, self.components, reached)
         )
-        # Where the law has a step at `times`, part of it belongs to this side.
+        # Where the distribution has a step at `times`, part of it belongs to this side.
         rest = above - sum(share * there for share, there in zip(self._shares, reached))
         step = np.multiply(times, rest, out=np.zeros_like(above), where=np.isfinite(times))
         return np.asarray(areas + step)
@@ -413,7 +422,7 @@ def _check_number(name: str, value: float, positive: bool = False) -> None:
         raise CodeError(f"{name} must be a finite number {least} 0, not {value!r}")
 
 
-def _check_law(runtimes: Distribution) -> None:
+def _check_distribution(runtimes: Distribution) -> None:
     if not isinstance(runtimes, Distribution):
         raise CodeError(f"runtimes must be a Distribution, not {type(runtimes).__name__}: see Empirical")
 

@@ -1,7 +1,7 @@
 """Run times as they were observed: in a list, in the reports of coded maps, in a csv file.
 
 Tasks that were abandoned are right-censored: all that is known is that they ran longer. They are
-neither dropped, which would make every job look fast, nor taken as ended: the law is the
+neither dropped, which would make every job look fast, nor taken as ended: the distribution is the
 product-limit estimate (Kaplan and Meier 1958).
 """
 
@@ -44,7 +44,7 @@ class Empirical(Distribution):
     ----------
     values, masses : arrays (j,)
         The distinct run times and their probabilities among the tasks that end.
-    never : float
+    failure_probability : float
         Probability beyond the last run time that ended. The data say nothing of when, if ever,
         that part ends; `with_tail` extrapolates.
 
@@ -58,7 +58,7 @@ class Empirical(Distribution):
 
     def __init__(self, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> None:
         seen, done = checked_observations(times, ended)
-        self.values, masses, self.never = product_limit(seen, done)
+        self.values, masses, self.failure_probability = product_limit(seen, done)
         self.masses = masses / masses.sum()
         self.observed = len(seen)
         # Rounding must not make a sum of probabilities larger than one.
@@ -70,7 +70,7 @@ class Empirical(Distribution):
         self._tail = _mean_excess(seen, done)
 
     def __repr__(self) -> str:
-        beyond = f", {self.never:.2g} beyond" if self.never else ""
+        beyond = f", {self.failure_probability:.2g} beyond" if self.failure_probability else ""
         return (
             f"<Empirical: {self.observed} tasks, {self.values[0]:g} to {self.values[-1]:g} s, "
             f"median {self.quantile(0.5):g}{beyond}>"
@@ -87,7 +87,7 @@ class Empirical(Distribution):
         return cls(read_column(path, column))
 
     def with_tail(self) -> Distribution:
-        """The same with an exponential tail in place of `never`, fitted beyond the median.
+        """The same with an exponential tail in place of `failure_probability`, fitted beyond the median.
 
         The tail's scale is the censored maximum-likelihood estimate: all time spent beyond the
         median, also by abandoned tasks, for each task that ended there.
@@ -95,13 +95,13 @@ class Empirical(Distribution):
         >>> Empirical([1.0, 2.0, 4.0, 4.0], ended=[True, True, True, False]).with_tail().mean()
         3.75
         """
-        if not self.never:
+        if not self.failure_probability:
             return self
         if not self._tail > 0:
             raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
         seen = _known(self)
         tail = ShiftedExponential(float(self.values[-1]), self._tail)
-        return Mixture([seen, tail], [1 - self.never, self.never])
+        return Mixture([seen, tail], [1 - self.failure_probability, self.failure_probability])
 
     def split(self, times: Floats) -> tuple[Floats, Floats]:
         step = np.searchsorted(self.values, times, side="right")
@@ -118,11 +118,11 @@ class Empirical(Distribution):
         return np.asarray(np.interp(above, self._above[::-1], self._areas[::-1]))
 
 
-def _known(law: Empirical) -> Empirical:
-    """The law of the tasks that end, as a distribution of its own."""
+def _known(distribution: Empirical) -> Empirical:
+    """The distribution of the tasks that end, as a distribution of its own."""
     known = Empirical.__new__(Empirical)
-    known.__dict__.update(law.__dict__)
-    known.never = 0.0
+    known.__dict__.update(distribution.__dict__)
+    known.failure_probability = 0.0
     return known
 
 
@@ -221,7 +221,7 @@ def _mean_excess(seen: Floats, done: Mask) -> float:
 def as_runtimes(given: object) -> Distribution:
     """A Distribution from one, from run times in seconds, or from reports of coded maps.
 
-    Reports say nothing of the time beyond the end of their map, so their law is continued with
+    Reports say nothing of the time beyond the end of their map, so their distribution is continued with
     an exponential tail (`Empirical.with_tail`).
 
     >>> as_runtimes([1.0, 3.0]).mean()
@@ -231,8 +231,8 @@ def as_runtimes(given: object) -> Distribution:
         return given
     items = [given] if isinstance(given, Report) else list(_iterated(given))
     if items and all(isinstance(item, Report) for item in items):
-        law = Empirical.from_reports([item for item in items if isinstance(item, Report)])
-        return law.with_tail()
+        distribution = Empirical.from_reports([item for item in items if isinstance(item, Report)])
+        return distribution.with_tail()
     return Empirical(np.array(items, dtype=object))
 
 

@@ -6,7 +6,7 @@ place, which makes up for any one late task, not for this one. So a false alarm 
 the late task returns after all, the job is complete and its stand-in is stopped. A task that failed
 is not counted on either, from the moment it did.
 
-Where no law of run times is known, the tasks of the job tell: from half of them what the others
+Where no distribution of run times is known, the tasks of the job tell: from half of them what the others
 should take; from fewer, three times as long as half would take at their pace. Nothing tells what is
 late while nothing has returned: then parity tasks are started one by one, the first after a minute.
 """
@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from math import ceil, inf, log
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError
-from polarmap.planning.backups import Trials
+from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Distribution, Floats
 
 LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be wrong with them
@@ -31,109 +32,112 @@ CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 
 
-def to_start(
-    needed: int,
-    arrived: Sequence[float],
-    running: Iterable[float],
-    now: float,
-    left: int,
-    tasks: int,
-    runtimes: Distribution | None = None,
-    later: Sequence[float] = (),
-) -> int:
-    """How many parity tasks to start now.
+class ParityRule(NamedTuple):
+    """When a task is late, and how many parity tasks are started for the late and the failed ones.
 
     Parameters
     ----------
     needed : int
-        Results that determine those of the data tasks.
-    arrived : sequence of float
-        What the tasks took whose results are here, of those that were started at once.
-    running : iterable of float
-        When the tasks began that still run, on the clock of `now`. A task that waits for a free
-        worker begins at `now`: nothing can be said of it yet. A task that failed does not run.
-    left : int
-        Parity tasks that have not been started.
-    tasks : int
-        Data tasks of the job.
+        Results that determine those of the data tasks, and data tasks of the job.
     runtimes : Distribution, optional
-        Of one task. Without it the tasks of this job tell.
-    later : sequence of float
-        As `arrived`, of the tasks that were started later.
+        Of one task. Without it the tasks of the job tell.
 
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> law = ShiftedExponential(1.0, 0.1)  # 11 in 12 tasks take 1.25 s or less
-    >>> to_start(24, [1.1] * 22, [0.0, 0.0], now=1.2, left=8, tasks=24, runtimes=law)
+    >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
+    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0], now=1.2, left=8)
     0
-    >>> to_start(24, [1.1] * 22, [0.0, 0.0], now=1.3, left=8, tasks=24, runtimes=law)
+    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0], now=1.3, left=8)
     2
-    >>> to_start(24, [1.1] * 22, [0.0, 0.0, 1.25, 1.25], now=1.3, left=6, tasks=24, runtimes=law)
+    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0, 1.25, 1.25], now=1.3, left=6)
     0
     """
-    moments = late_from(tasks, arrived, running, runtimes, later)
-    on_time = sum(moment > now for moment in moments)
-    return min(left, max(0, needed - len(arrived) - len(later) - on_time))
+
+    needed: int
+    runtimes: Distribution | None = None
+
+    def parity_to_start(
+        self,
+        durations: Sequence[float],
+        running: Iterable[float],
+        now: float,
+        left: int,
+        later: Sequence[float] = (),
+    ) -> int:
+        """How many parity tasks to start at the moment `now`.
+
+        Parameters
+        ----------
+        durations : sequence of float
+            What the tasks took whose results are here, of those that were started at once.
+        running : iterable of float
+            When the tasks began that still run, on the clock of `now`. A task that waits for a free
+            worker begins at `now`: nothing can be said of it yet. A task that failed does not run.
+        left : int
+            Parity tasks that have not been started.
+        later : sequence of float
+            As `durations`, of the tasks that were started later.
+        """
+        on_time = sum(moment > now for moment in self.late_moments(durations, running, later))
+        return min(left, max(0, self.needed - len(durations) - len(later) - on_time))
+
+    def late_moments(
+        self, durations: Sequence[float], running: Iterable[float], later: Sequence[float] = ()
+    ) -> list[float]:
+        """The moment from which each running task is late; parameters as for `parity_to_start`.
+
+        It has then run for `late_after`. While nothing tells that, the oldest is late after a minute,
+        and each of the others after twice as long as the one before: one parity task that returns will
+        tell more than all the waiting.
+
+        >>> ParityRule(3).late_moments([1.0], [0.0, 0.5])
+        [6.0, 6.5]
+        >>> ParityRule(3).late_moments([], [0.0, 0.0, 0.0])
+        [60.0, 120.0, 240.0]
+        """
+        began = list(running)
+        known = durations if len(durations) >= _half(self.needed) else [*durations, *later]
+        age = self.late_after(known)
+        if age < inf:
+            return [moment + age for moment in began]
+        oldest_first = sorted(range(len(began)), key=began.__getitem__)
+        turn = {task: turn for turn, task in enumerate(oldest_first)}
+        return [moment + SILENCE_SECONDS * 2.0 ** turn[task] for task, moment in enumerate(began)]
+
+    def late_after(self, durations: npt.ArrayLike) -> float:
+        """Seconds after which a running task is late, given how long others took; inf while unknown.
+
+        With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
+        the tasks that end. Without, the same quantile of the shifted exponential distribution that has
+        the fastest and the median task of this job: known once half have returned, and in no need of
+        the slow ones. Never less than 1.1 times the median. Before half have returned, three times as
+        long as half would take if they went on returning at the pace so far, and at least 0.1 s.
+
+        >>> rule = ParityRule(24)
+        >>> rule.late_after([1.0] * 12), rule.late_after([1.0] * 6), rule.late_after([])
+        (1.1, 6.0, inf)
+        >>> round(rule.late_after([1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
+        1.3585
+        """
+        late = _late_share(self.needed)
+        if self.runtimes is not None:
+            pair = self.runtimes.inverse(np.array([1 - late, 0.5]), np.array([late, 0.5]))
+            quantile, median = pair.tolist()
+            return float(max(quantile, LEEWAY * median))
+        times = np.sort(np.asarray(durations, np.float64))
+        half = _half(self.needed)
+        if not len(times):
+            return inf
+        if len(times) < half:
+            return float(_cautious(times[-1], len(times), half))
+        return float(_extrapolated(times[0], times[half - 1], late))
 
 
-def late_from(
-    tasks: int,
-    arrived: Sequence[float],
-    running: Iterable[float],
-    runtimes: Distribution | None = None,
-    later: Sequence[float] = (),
-) -> list[float]:
-    """The moment from which each running task counts as late; parameters as for `to_start`.
-
-    It has reached its `late_age`. While nothing tells that, the oldest is late after a minute, and
-    each of the others after twice as long as the one before: one parity task that returns will tell
-    more than all the waiting.
-
-    >>> late_from(3, [1.0], [0.0, 0.5])
-    [6.0, 6.5]
-    >>> late_from(3, [], [0.0, 0.0, 0.0])
-    [60.0, 120.0, 240.0]
-    """
-    began = list(running)
-    told = arrived if len(arrived) >= _half(tasks) else [*arrived, *later]
-    age = late_age(tasks, told, runtimes)
-    if age < inf:
-        return [moment + age for moment in began]
-    oldest_first = sorted(range(len(began)), key=began.__getitem__)
-    turn = {task: turn for turn, task in enumerate(oldest_first)}
-    return [moment + SILENCE_SECONDS * 2.0 ** turn[task] for task, moment in enumerate(began)]
-
-
-def late_age(tasks: int, arrived: npt.ArrayLike, runtimes: Distribution | None = None) -> float:
-    """The age in seconds from which a task counts as late; inf while nothing tells.
-
-    With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
-    the tasks that end. Without, the same quantile of the shifted exponential law that has the
-    fastest and the median task of this job: known once half have returned, and in no need of the
-    slow ones. Never less than 1.1 times the median. Before half have returned, three times as long
-    as half would take if they went on returning at the pace so far, and at least 0.1 s.
-
-    >>> late_age(24, [1.0] * 12), late_age(24, [1.0] * 6), late_age(24, [])
-    (1.1, 6.0, inf)
-    >>> round(late_age(24, [1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
-    1.3585
-    """
-    late = _late_share(tasks)
-    if runtimes is not None:
-        quantile, median = runtimes.inverse(np.array([1 - late, 0.5]), np.array([late, 0.5])).tolist()
-        return float(max(quantile, LEEWAY * median))
-    times = np.sort(np.asarray(arrived, np.float64))
-    half = _half(tasks)
-    if not len(times):
-        return inf
-    if len(times) < half:
-        return float(_cautious(times[-1], len(times), half))
-    return float(_extrapolated(times[0], times[half - 1], late))
-
-
-def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribution | None = None) -> Trials:
-    """Jobs that start their data tasks, and parity tasks as `to_start` says; vectorized over trials.
+def simulate_on_demand(
+    data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribution | None = None
+) -> SimulatedJobs:
+    """Simulate jobs that start their data tasks at once and parity tasks by the `ParityRule`.
 
     Any k results determine the job, as of the rotation kernel. Whatever runs when it is complete
     is stopped at that moment; a task costs worker-seconds from its start until it returns or is
@@ -152,13 +156,13 @@ def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribu
 
     Returns
     -------
-    Trials
+    SimulatedJobs
         time, paid, started; arrays (trials,).
 
     Examples
     --------
     >>> late = np.array([[1.0] * 23 + [5.0]])
-    >>> jobs = on_demand(late, np.full((1, 8), 1.0))
+    >>> jobs = simulate_on_demand(late, np.full((1, 8), 1.0))
     >>> jobs.time.tolist(), jobs.paid.round(9).tolist(), jobs.started.tolist()
     ([2.1], [26.1], [25.0])
     """
@@ -171,7 +175,7 @@ def on_demand(data: Floats, parity: Floats, upfront: int = 0, runtimes: Distribu
     stop = time[:, None]
     with np.errstate(invalid="ignore"):
         paid = np.where(starts < stop, np.minimum(ends, stop) - starts, 0.0).sum(axis=1)
-    return Trials(time, paid, k + (started < stop).sum(axis=1).astype(float))
+    return SimulatedJobs(time, paid, k + (started < stop).sum(axis=1).astype(float))
 
 
 def _starts(data: Floats, parity: Floats, upfront: int, runtimes: Distribution | None) -> Floats:
@@ -206,7 +210,7 @@ def _turn_by_turn(data: Floats, parity: Floats, upfront: int, first: Floats, age
 
 def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
     """The starts in one job, by the rule as it is asked in a map."""
-    k, now = len(data), 0.0
+    k, now, rule = len(data), 0.0, ParityRule(len(data))
     started = np.full(len(parity), inf)
     started[:upfront] = 0.0
     while True:
@@ -218,10 +222,10 @@ def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
         if arrived.sum() >= k or not len(left):
             return started
         told = seconds[arrived & at_once].tolist(), seconds[arrived & ~at_once].tolist()
-        count = to_start(k, told[0], begins[running], now, len(left), k, None, told[1])
+        count = rule.parity_to_start(told[0], begins[running], now, len(left), told[1])
         started[left[:count]] = now
         if not count:
-            moments = np.array([*ends[running], *late_from(k, told[0], begins[running], None, told[1])])
+            moments = np.array([*ends[running], *rule.late_moments(told[0], begins[running], told[1])])
             now = float(np.min(moments[moments > now], initial=inf))
         if now == inf:
             return started
@@ -239,7 +243,7 @@ def _is_early(at_once: Floats, k: int, upfront: int) -> npt.NDArray[np.bool_]:
 def _first_look(at_once: Floats, k: int, runtimes: Distribution | None) -> tuple[Floats, Floats]:
     """When tasks are late in each job (trials,), and the age from which a task is."""
     if runtimes is not None:
-        age = np.full(len(at_once), late_age(k, (), runtimes))
+        age = np.full(len(at_once), ParityRule(k, runtimes).late_after(()))
         return age, age
     median = at_once[:, _half(k) - 1]
     age = _extrapolated(at_once[:, 0], median, _late_share(k))
@@ -260,7 +264,7 @@ def _cautious(slowest: Floats, returned: npt.ArrayLike, half: int) -> Floats:
 
 
 def _extrapolated(fastest: Floats, median: Floats, late: float) -> Floats:
-    """The quantile at 1 - late of the shifted exponential law with this minimum and median."""
+    """The quantile at 1 - late of the shifted exponential distribution with this minimum and median."""
     quantile = median + (median - fastest) * (log(1 / late) / log(2) - 1)
     return np.maximum(quantile, LEEWAY * median)
 

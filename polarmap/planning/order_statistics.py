@@ -1,8 +1,8 @@
-"""The m-th of n independent run times: its mean, what has been paid by then, its law.
+"""The m-th of n independent run times: its mean, what has been paid by then, its distribution.
 
 T_(m:n) is the quantile function at a Beta(m, n - m + 1) variable (David and Nagaraja, Order
 Statistics, 2.1). Means integrate that density against the closed-form area under the quantile
-function, on a grid that is dense where the density is, so the steps of an empirical law do no harm.
+function, on a grid that is dense where the density is, so the steps of an empirical distribution do no harm.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ class Ranks(NamedTuple):
 
     time : seconds of T_(m:n).
     paid : worker-seconds when the n - m others are stopped at T_(m:n).
-    never : probability that fewer than m tasks end.
+    failure_probability : probability that fewer than m tasks end.
     """
 
     time: Floats
     paid: Floats
-    never: Floats
+    failure_probability: Floats
 
 
 class Grid(NamedTuple):
@@ -52,7 +52,7 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
     >>> rank_means(ShiftedExponential(0.0, 1.0), 3, np.array([1, 3])).time.round(6).tolist()
     [0.333333, 1.833333]
     """
-    grid = bulk(n, ranks, runtimes.never)
+    grid = bulk(n, ranks, runtimes.failure_probability)
     widths = lengths(*grid)
     with np.errstate(invalid="ignore"):
         edges = runtimes.area(grid.above)
@@ -62,7 +62,7 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
     size = max(1, CHUNK // len(grid.below))
     for first in range(0, len(ranks), size):
         part = ranks[first : first + size]
-        logarithm = log_density(n, part, grid, runtimes.never)
+        logarithm = log_density(n, part, grid, runtimes.failure_probability)
         # However unlikely it is that so many end: if they do, then with this density.
         density = np.exp(logarithm - logarithm.max(axis=1, keepdims=True))
         completes = integral(density, widths)
@@ -71,7 +71,7 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
         paid[first : first + size] = (part - 1) * before + (n - part + 1) * at_rank
     if not np.isfinite(runtimes.mean_if_ended()):
         time[ranks == n] = paid[ranks == n] = np.inf
-    return Ranks(time, paid, np.array([_never(n, int(m), runtimes.never) for m in ranks]))
+    return Ranks(time, paid, np.array([_too_few_end(n, int(m), runtimes.failure_probability) for m in ranks]))
 
 
 def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Floats:
@@ -89,7 +89,7 @@ def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Flo
     >>> quantiles(ShiftedExponential(0.0, 1.0), 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
     """
-    low, high = np.zeros(p.shape), np.full(p.shape, 1 - runtimes.never)  # shares of tasks back
+    low, high = np.zeros(p.shape), np.full(p.shape, 1 - runtimes.failure_probability)  # shares of tasks back
     completes = decoded_by(n, decodes, high)
     for _ in range(BISECTIONS):
         share = (low + high) / 2
@@ -122,21 +122,21 @@ def decoded_by(n: int, decodes: Floats, arrived: Floats) -> Floats:
     return np.clip(out, 0.0, 1.0).reshape(arrived.shape)
 
 
-def log_density(n: int, ranks: Floats, grid: Grid, never: float) -> Floats:
+def log_density(n: int, ranks: Floats, grid: Grid, failing: float) -> Floats:
     """log of the density of the m-th of n at each node, (ranks, nodes), per unit of `below`."""
     m = ranks[:, None]
-    arrived = np.log(grid.below) + np.log1p(-never)
-    missing = np.log(never + (1 - never) * grid.above)
-    constant = np.log(m) + log_binomials(n)[ranks.astype(int)][:, None] + np.log1p(-never)
+    arrived = np.log(grid.below) + np.log1p(-failing)
+    missing = np.log(failing + (1 - failing) * grid.above)
+    constant = np.log(m) + log_binomials(n)[ranks.astype(int)][:, None] + np.log1p(-failing)
     return np.asarray(constant + (m - 1) * arrived + (n - m) * missing)
 
 
-def bulk(n: int, ranks: Floats, never: float) -> Grid:
+def bulk(n: int, ranks: Floats, failing: float) -> Grid:
     """A grid that is dense wherever one of the ranks may fall, and goes on to the last tail."""
     coarse = Grid(*logistic(COARSE))
     inner = np.log(coarse.below) + np.log(coarse.above)  # d below / d logit
     ends = np.array([ranks.min(), ranks.max()], float)
-    weight = log_density(n, ends, coarse, never) + inner
+    weight = log_density(n, ends, coarse, failing) + inner
     low, high = (np.flatnonzero(line > line.max() - NEGLIGIBLE) for line in weight)
     start, stop = COARSE[max(low[0] - 1, 0)], COARSE[min(high[-1] + 1, len(COARSE) - 1)]
     return Grid(*nodes(float(start), float(stop), BULK))
@@ -153,9 +153,9 @@ def log_binomials(n: int) -> Floats:
     return np.asarray(factorials[n] - factorials - factorials[::-1])
 
 
-def _never(n: int, rank: int, never: float) -> float:
+def _too_few_end(n: int, rank: int, failing: float) -> float:
     """P(fewer than `rank` of n tasks end)."""
-    if not never:
+    if not failing:
         return 0.0
     too_few = (np.arange(n + 1) < rank).astype(float)
-    return float(decoded_by(n, too_few, np.array([1 - never]))[0])
+    return float(decoded_by(n, too_few, np.array([1 - failing]))[0])

@@ -1,4 +1,4 @@
-"""How many workers to start: the choice between waiting and paying, from a law of run times."""
+"""How many workers to start: the choice between waiting and paying, from a distribution of run times."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class Plan:
     frontier : the options than which none is both faster (by the objective; p99 for "cost") and
         cheaper, from the cheapest to the fastest.
     worker : what the tasks run on, if that was said.
-    parity : "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
+    schedule : "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
         when tasks are late.
     upfront : parity tasks that start at once.
-    runtimes : the law it was made for; it tells when a task is late.
+    runtimes : the distribution it was made for; it tells when a task is late.
     """
 
     n: int
@@ -55,7 +55,7 @@ class Plan:
     uncoded: Completion
     frontier: tuple[Completion, ...]
     worker: Worker | None = None
-    parity: str = "upfront"
+    schedule: str = "upfront"
     upfront: int = 0
     runtimes: Distribution | None = None
 
@@ -96,7 +96,7 @@ class Plan:
         return [some[starts] for starts in sorted(some)]
 
     def _workers(self) -> str:
-        if self.parity == "upfront":
+        if self.schedule == "upfront":
             return f"{self.n} workers"
         return f"{self.k + self.upfront} workers, and up to {self.n - self.k - self.upfront} on demand,"
 
@@ -111,11 +111,11 @@ def plan(
     budget: float = inf,
     code: str = "rotation",
     slack: float = 0.05,
-    max_never: float = 1e-3,
+    max_failure_probability: float = 1e-3,
     trials: int = 200,
     seed: int = 0,
     worker: Worker | None = None,
-    parity: str = "upfront",
+    schedule: str = "upfront",
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
@@ -142,14 +142,14 @@ def plan(
         As the scheme of `completion_time`; "rotation" is exact and quick.
     slack : float
         Relative loss accepted in the objective.
-    max_never : float
+    max_failure_probability : float
         Largest accepted probability that too many tasks never end.
     trials, seed : int
         Of the simulation of codes other than rotation.
     worker : polarmap.clouds.limits.Worker, optional
         What the tasks will run on: its number at a time bounds the workers, its time limit the
         tasks, and the plan says what it costs.
-    parity : {"upfront", "on_demand", "auto"}
+    schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
         For the rotation code. Simulated, at least 2,000 jobs for each size of the head start.
 
@@ -167,8 +167,8 @@ def plan(
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential, stragglers
-    >>> law = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
-    >>> print(plan(24, law, "p99", max_workers=36))
+    >>> distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    >>> print(plan(24, distribution, "p99", max_workers=36))
     start 32 workers for 24 blocks (rotation code), chosen for p99
                     n    mean s     p50 s     p99 s  worker-s
       plain        24      2.98      1.48      6.93     28.51
@@ -180,18 +180,18 @@ def plan(
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
     """
-    law = as_runtimes(runtimes)
+    distribution = as_runtimes(runtimes)
     most = 2 * _checked_count("k", k) if max_workers is None else _checked_count("max_workers", max_workers)
     _checked_count("trials", trials)
     if worker is not None and not isinstance(worker, Worker):
         raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
     if worker is not None:
-        limits.check_task_seconds(worker, float(law.quantile(0.5)))
+        limits.check_task_seconds(worker, float(distribution.quantile(0.5)))
         most = min(most, limits.at_a_time(worker) or most)
-    _check(_checked_count("k", k), most, objective, code, slack, deadline, budget, max_never)
-    _check_parity(parity, code)
-    options = _options(k, most, code, parity, law, trials, seed)
-    possible = _feasible(options, objective, max_never, deadline, budget)
+    _check(_checked_count("k", k), most, objective, code, slack, deadline, budget, max_failure_probability)
+    _check_schedule(schedule, code)
+    options = _options(k, most, code, schedule, distribution, trials, seed)
+    possible = _feasible(options, objective, max_failure_probability, deadline, budget)
     chosen = _cheapest_near_best(possible, objective, slack)
     return Plan(
         n=chosen.n,
@@ -202,9 +202,9 @@ def plan(
         uncoded=options[0],
         frontier=frontier(possible, _clock(objective)),
         worker=worker,
-        parity="on_demand" if chosen.scheme == "on_demand" else "upfront",
+        schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
         upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
-        runtimes=law,
+        runtimes=distribution,
     )
 
 
@@ -212,8 +212,8 @@ def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Complet
     """The options than which none is both faster and cheaper, from the cheapest to the fastest.
 
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> law = ShiftedExponential(1.0, 1.0)
-    >>> options = [completion_time(n, 4, "rotation", law) for n in (5, 6, 8)]
+    >>> distribution = ShiftedExponential(1.0, 1.0)
+    >>> options = [completion_time(n, 4, "rotation", distribution) for n in (5, 6, 8)]
     >>> [option.n for option in frontier(options)]
     [5, 6, 8]
     """
@@ -229,16 +229,17 @@ def _cost(one: Completion, worker: Worker) -> Cost | None:
 
 
 def _options(
-    k: int, most: int, code: str, parity: str, law: Distribution, trials: int, seed: int
+    k: int, most: int, code: str, schedule: str, distribution: Distribution, trials: int, seed: int
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes = _sizes(k, most) if parity != "on_demand" else [k]
-    found = [_option(n, k, code, law, trials, seed) for n in sizes]
-    if parity != "upfront":
+    sizes = _sizes(k, most) if schedule != "on_demand" else [k]
+    found = [_option(n, k, code, distribution, trials, seed) for n in sizes]
+    if schedule != "upfront":
         jobs = max(trials, 2000)
         heads = [n - k for n in _sizes(k, most) if n < most]
         found += [
-            completion_time(most, k, "on_demand", law, upfront=head, trials=jobs, seed=seed) for head in heads
+            completion_time(most, k, "on_demand", distribution, upfront=head, trials=jobs, seed=seed)
+            for head in heads
         ]
     return found
 
@@ -248,8 +249,8 @@ def _starts(one: Completion) -> tuple[int, int]:
     return (one.k + one.upfront, one.n) if one.scheme == "on_demand" else (one.n, 0)
 
 
-def _option(n: int, k: int, code: str, law: Distribution, trials: int, seed: int) -> Completion:
-    return completion_time(n, k, "uncoded" if n == k else code, law, trials=trials, seed=seed)
+def _option(n: int, k: int, code: str, distribution: Distribution, trials: int, seed: int) -> Completion:
+    return completion_time(n, k, "uncoded" if n == k else code, distribution, trials=trials, seed=seed)
 
 
 def _sizes(k: int, most: int) -> list[int]:
@@ -263,15 +264,16 @@ def _sizes(k: int, most: int) -> list[int]:
 
 
 def _feasible(
-    options: list[Completion], objective: str, max_never: float, deadline: float, budget: float
+    options: list[Completion], objective: str, max_failure_probability: float, deadline: float, budget: float
 ) -> list[Completion]:
     """The options within all limits; an error that names the limit that leaves none."""
     clock = _clock(objective)
+    safest = min(option.failure_probability for option in options)
     reliable = _kept(
-        [option for option in options if option.never <= max_never],
+        [option for option in options if option.failure_probability <= max_failure_probability],
         options,
-        f"the job never completes with a probability of at least {min(o.never for o in options):.3g}, "
-        f"above max_never = {max_never:g}, because too many tasks never end",
+        f"the job never completes with a probability of at least {safest:.3g}, "
+        f"above max_failure_probability = {max_failure_probability:g}, because too many tasks never end",
     )
     finite = _kept(
         [option for option in reliable if isfinite(_value(option, objective))],
@@ -320,7 +322,7 @@ def _check(
     slack: float,
     deadline: float,
     budget: float,
-    max_never: float,
+    max_failure_probability: float,
 ) -> None:
     if most < k:
         raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
@@ -328,16 +330,21 @@ def _check(
         raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
     if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
-    limits = {"slack": slack, "deadline": deadline, "budget": budget, "max_never": max_never}
+    limits = {
+        "slack": slack,
+        "deadline": deadline,
+        "budget": budget,
+        "max_failure_probability": max_failure_probability,
+    }
     for name, limit in limits.items():
         if not is_number(limit) or limit < 0:
             raise CodeError(f"{name} must be at least 0, not {limit!r}")
 
 
-def _check_parity(parity: str, code: str) -> None:
-    if not is_one_of(parity, ("upfront", "on_demand", "auto")):
-        raise CodeError(f"parity must be 'upfront', 'on_demand' or 'auto', not {parity!r}")
-    if parity != "upfront" and code != "rotation":
+def _check_schedule(schedule: str, code: str) -> None:
+    if not is_one_of(schedule, ("upfront", "on_demand", "auto")):
+        raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
+    if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
 
 

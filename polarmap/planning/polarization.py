@@ -87,8 +87,8 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
     """
     share = checked_probabilities(p)
     below, above = _real_shares(depth, index, share, 1 - share)
-    ends = 1 - runtimes.never
-    ended = np.minimum(below / ends, 1.0), np.maximum((above - runtimes.never) / ends, 0.0)
+    ends = 1 - runtimes.failure_probability
+    ended = np.minimum(below / ends, 1.0), np.maximum((above - runtimes.failure_probability) / ends, 0.0)
     return np.where(below > ends, np.inf, runtimes.inverse(*ended))
 
 
@@ -102,7 +102,7 @@ def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
     >>> [round(virtual_mean(ShiftedExponential(0.0, 1.0), 1, index), 6) for index in (0, 1)]
     [1.5, 0.5]
     """
-    if runtimes.never:
+    if runtimes.failure_probability:
         return np.inf
     below, above = everywhere()
     return mean_quantile(runtimes, lengths(below, above), *_real_shares(depth, index, below, above))
@@ -182,13 +182,13 @@ def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.9
     """
     _check_sizes(n, k)
     missed = 1 - float(checked_probabilities(probability))
-    low, high = 0.0, 1 - runtimes.never  # shares of workers back
+    low, high = 0.0, 1 - runtimes.failure_probability  # shares of workers back
     for _ in range(50):
         share = (low + high) / 2
         time = float(runtimes.quantile(share))
         late = not np.isfinite(time) or _is_late(n, k, runtimes, time, missed)
         low, high = (share, high) if late else (low, share)
-    return float(runtimes.quantile(high)) if high < 1 - runtimes.never else np.inf
+    return float(runtimes.quantile(high)) if high < 1 - runtimes.failure_probability else np.inf
 
 
 def _is_late(n: int, k: int, runtimes: Distribution, time: float, missed: float) -> bool:

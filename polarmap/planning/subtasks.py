@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError
-from polarmap.planning.backups import Trials
+from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Floats
 
 TILE_BYTES = 1 << 26  # of the finish times of some trials
@@ -28,8 +28,8 @@ def order(worker: int, pieces: int) -> tuple[int, ...]:
     return tuple((worker + step) % pieces for step in range(pieces))
 
 
-def subtasks(times: npt.ArrayLike, k: int, pieces: int, startup: float = 0.0) -> Trials:
-    """Jobs whose n workers hand in every subtask; any k workers' results decode each of them.
+def simulate_subtasks(times: npt.ArrayLike, k: int, pieces: int, startup: float = 0.0) -> SimulatedJobs:
+    """Simulate jobs whose n workers hand in every subtask, each decoded from any k workers' results.
 
     Parameters
     ----------
@@ -44,13 +44,13 @@ def subtasks(times: npt.ArrayLike, k: int, pieces: int, startup: float = 0.0) ->
 
     Returns
     -------
-    Trials
+    SimulatedJobs
         time, paid (whatever runs at completion is stopped), started; arrays (trials,).
 
     Examples
     --------
     >>> slow = np.array([[1.0, 1.0, 1.0, 4.0, 4.0, 4.0]])
-    >>> [subtasks(slow, 4, pieces).time[0].item() for pieces in (1, 2, 4)]
+    >>> [simulate_subtasks(slow, 4, pieces).time[0].item() for pieces in (1, 2, 4)]
     [4.0, 2.0, 2.0]
     """
     whole = np.asarray(times, np.float64)
@@ -64,7 +64,7 @@ def subtasks(times: npt.ArrayLike, k: int, pieces: int, startup: float = 0.0) ->
         [_complete(whole[first : first + width], k, pieces, startup) for first in range(0, trials, width)]
     )
     paid = np.minimum(whole, time[:, None]).sum(axis=1)
-    return Trials(time, paid, np.full(trials, float(n)))
+    return SimulatedJobs(time, paid, np.full(trials, float(n)))
 
 
 def _complete(whole: Floats, k: int, pieces: int, startup: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Run times of the tasks of one large training job: real ones, with a bimodal law.
+"""Run times of the tasks of one large training job: real ones, with a bimodal distribution.
 
 Of 45,056 forward and backward operations, each relative to the median of its operation and
 pipeline stage: 1,000 means of equal shares, ascending, in units of 1e-4. Derived from
@@ -73,7 +73,7 @@ _SLICES = """
 
 
 def training_trace() -> Empirical:
-    """The law of the recorded run times, in multiples of the median.
+    """The distribution of the recorded run times, in multiples of the median.
 
     >>> training_trace().quantile([0.5, 0.95, 0.99]).round(2).tolist()
     [1.0, 2.23, 2.49]

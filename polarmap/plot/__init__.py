@@ -1,12 +1,12 @@
-"""Figures: workers' return times, polarization, the frontier of a plan, the timeline of a map.
+"""Figures: workers' run times, polarization, the frontier of a plan, the timeline of a map.
 
 Needs matplotlib (`pip install 'polarmap[plot]'`), imported when the first figure is drawn. Every
 function returns a matplotlib Figure, and writes it where `path` says (.png, .svg, .pdf). None
 touches pyplot, so nothing is shown, kept or needs a display.
 """
 
+from polarmap.plot.distributions import draw_polarization, draw_runtimes
 from polarmap.plot.frontier import draw_frontier
-from polarmap.plot.laws import draw_polarization, draw_return_times
 from polarmap.plot.timeline import draw_timeline
 
-__all__ = ["draw_frontier", "draw_polarization", "draw_return_times", "draw_timeline"]
+__all__ = ["draw_frontier", "draw_polarization", "draw_runtimes", "draw_timeline"]

@@ -8,7 +8,7 @@ from math import inf
 import numpy as np
 
 from polarmap.executors.base import Failure, Outcome, Run
-from polarmap.planning.backups import Rule
+from polarmap.planning.backups import BackupRule
 
 
 class Attempts:
@@ -35,7 +35,7 @@ class HedgedRun:
     Results of any shape are kept in `attempts`; what is handed on is an empty array in their place.
     """
 
-    def __init__(self, run: Run, rule: Rule, attempts: Attempts) -> None:
+    def __init__(self, run: Run, rule: BackupRule, attempts: Attempts) -> None:
         self._run, self._rule, self._attempts = run, rule, attempts
         self._backups = [0] * len(attempts.started)
         self._durations: list[float] = []
@@ -78,7 +78,7 @@ class HedgedRun:
 
     def _due(self) -> list[tuple[float, int]]:
         """When each running task becomes late, counted from its latest attempt."""
-        patience = self._rule.patience(self._durations, len(self._backups))
+        patience = self._rule.late_after(self._durations, len(self._backups))
         if patience == inf:
             return []
         latest: dict[int, float] = {}

@@ -61,7 +61,7 @@ class Job:
                 collected = Collector(run, f, coded, settings, show, here).run()
         seconds = run.now() - began
         report = report_of(collected, coded, self._executor.name, seconds, coded.encode_seconds - encoded)
-        report = replace(report, parity=settings.parity, subtasks=settings.subtasks)
+        report = replace(report, schedule=settings.parity, subtasks=settings.subtasks)
         return collected, replace(report, cost=cost_of(self.worker, report))
 
 

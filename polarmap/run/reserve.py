@@ -7,7 +7,7 @@ from math import inf
 
 from polarmap.code.base import Code
 from polarmap.executors.base import Run
-from polarmap.planning.on_demand import late_from, to_start
+from polarmap.planning.on_demand import ParityRule
 from polarmap.run.options import Settings
 from polarmap.run.received import Arrivals
 from polarmap.run.stopwatch import Stopwatch
@@ -25,7 +25,7 @@ class Reserve:
         self, run: Run, arrivals: Arrivals, code: Code, settings: Settings, watch: Stopwatch
     ) -> None:
         self._run, self._arrivals, self._watch = run, arrivals, watch
-        self._code, self._law = code, settings.runtimes
+        self._code, self._rule = code, ParityRule(code.recovery_threshold, settings.runtimes)
         count = code.n
         if settings.parity == "on_demand":
             count = min(code.n, code.recovery_threshold + settings.upfront)
@@ -41,7 +41,7 @@ class Reserve:
         now = self._watch.elapsed
         first, later = self._taken()
         began = self._running(now).values()
-        count = to_start(self._needed, first, began, now, len(self.left), self._needed, self._law, later)
+        count = self._rule.parity_to_start(first, began, now, len(self.left), later)
         count = max(count, self._short(self._on_time(now), count))
         if count:
             new, self.left = self.left[:count], self.left[count:]
@@ -82,7 +82,7 @@ class Reserve:
     def _late_from(self, now: float) -> dict[int, float]:
         """When each running task becomes late, or did."""
         running, (first, later) = self._running(now), self._taken()
-        return dict(zip(running, late_from(self._needed, first, running.values(), self._law, later)))
+        return dict(zip(running, self._rule.late_moments(first, running.values(), later)))
 
     def _on_time(self, now: float) -> frozenset[int]:
         """The tasks that run and are not late."""

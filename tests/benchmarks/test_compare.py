@@ -14,7 +14,7 @@ from benchmarks.rivals import mds
 from polarmap.planning import Completion, ShiftedExponential
 
 SIZE = Size(12, 9, 60, 30, 5)
-LAW = ShiftedExponential(1.0, 1.0)
+DISTRIBUTION = ShiftedExponential(1.0, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def measured() -> list[Measured]:
 
 @pytest.fixture(scope="module")
 def table(measured: list[Measured]) -> dict[str, Completion]:
-    return {job.scheme: job for job in jobs.schemes(SIZE, LAW, measured, 2000)}
+    return {job.scheme: job for job in jobs.schemes(SIZE, DISTRIBUTION, measured, 2000)}
 
 
 def test_codes_need_what_they_are_known_to_need(measured: list[Measured]) -> None:
@@ -79,7 +79,9 @@ def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
 
 def test_the_page_holds_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
     crowd = elastic.elastic(0.1, 5)
-    text = page.page({SIZE: measured}, {}, {(SIZE, "law"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0)
+    text = page.page(
+        {SIZE: measured}, {}, {(SIZE, "distribution"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0
+    )
     for name in [*table, *(code.name for code in measured), "goal"]:
         assert name in text
     rows = [line for line in text.splitlines() if line.startswith("|")]
@@ -95,7 +97,7 @@ def test_numbers_have_three_digits(value: float, text: str) -> None:
 
 
 def test_figures_are_drawn(measured: list[Measured], table: dict[str, Completion], tmp_path: Path) -> None:
-    figures.draw_jobs({"law": table}, SIZE, tmp_path / "jobs.png")
+    figures.draw_jobs({"distribution": table}, SIZE, tmp_path / "jobs.png")
     figures.draw_arrivals({SIZE: measured}, tmp_path / "arrivals.png")
     crowd = [one for rate in (0.0, 3.0) for one in elastic.elastic(rate, 5)]
     figures.draw_elastic(crowd, tmp_path / "elastic.png")

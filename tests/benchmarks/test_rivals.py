@@ -73,9 +73,9 @@ def test_a_schedule_solves_weighted_equations() -> None:
 
 
 def test_the_robust_soliton_is_the_ideal_one_but_for_its_ripple() -> None:
-    law = fountain.robust_soliton(1000, 1e-9, 0.5)
-    assert law[0] == pytest.approx(1e-3, rel=1e-3)
-    assert law[1:50] == pytest.approx(1 / (np.arange(2, 51) * np.arange(1, 50)), rel=1e-3)
+    distribution = fountain.robust_soliton(1000, 1e-9, 0.5)
+    assert distribution[0] == pytest.approx(1e-3, rel=1e-3)
+    assert distribution[1:50] == pytest.approx(1 / (np.arange(2, 51) * np.arange(1, 50)), rel=1e-3)
 
 
 def test_polynomial_weights_in_logarithms_equal_a_dense_solve() -> None:

@@ -26,7 +26,7 @@ from polarmap.cli import commands, main
 from polarmap.planning import ShiftedExponential, completion_time, plan, stragglers
 
 ROOT = Path(__file__).resolve().parents[2]
-LAW = ["--law", "exponential:1,0.1", "--stragglers", "0.02", "5"]
+DISTRIBUTION = ["--distribution", "exponential:1,0.1", "--stragglers", "0.02", "5"]
 COMMAND = [sys.executable, "-m", "polarmap"]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
 
@@ -83,14 +83,20 @@ def test_every_command_explains_itself_and_takes_json(polarmap: Run, words: tupl
     [
         (["fly"], "No such command 'fly'"),
         (["plan"], "Missing option '--k'"),
-        (["plan", "--k", "0", *LAW], "'--k'"),
-        (["plan", "--k", "4"], "either --times FILE or --law NAME:A,B"),
-        (["plan", "--k", "4", *LAW, "--times", __file__], "either --times FILE or --law NAME:A,B"),
-        (["plan", "--k", "4", "--law", "gauss:1"], "there is no law 'gauss'; there are: exponential, pareto"),
-        (["plan", "--k", "4", "--law", "pareto:1"], "pareto has 2 parameters, 'pareto:1' gives 1"),
-        (["plan", "--k", "4", "--law", "pareto:1,x"], "'1,x' is not a list of numbers"),
+        (["plan", "--k", "0", *DISTRIBUTION], "'--k'"),
+        (["plan", "--k", "4"], "either --times FILE or --distribution NAME:A,B"),
+        (
+            ["plan", "--k", "4", *DISTRIBUTION, "--times", __file__],
+            "either --times FILE or --distribution NAME:A,B",
+        ),
+        (
+            ["plan", "--k", "4", "--distribution", "gauss:1"],
+            "there is no distribution 'gauss'; there are: exponential, pareto",
+        ),
+        (["plan", "--k", "4", "--distribution", "pareto:1"], "pareto has 2 parameters, 'pareto:1' gives 1"),
+        (["plan", "--k", "4", "--distribution", "pareto:1,x"], "'1,x' is not a list of numbers"),
         (["plan", "--k", "4", "--times", "no-such-file"], "'no-such-file' does not exist"),
-        (["simulate", "--k", "4", *LAW, "--scheme", "magic"], "'magic' is not one of"),
+        (["simulate", "--k", "4", *DISTRIBUTION, "--scheme", "magic"], "'magic' is not one of"),
         (["doctor", "--config", "no-such-file"], "'no-such-file' does not exist"),
         (["config", "show"], "Missing argument 'NAME'"),
     ],
@@ -118,26 +124,38 @@ def test_a_file_that_is_no_text_is_said_to_be_none(polarmap: Run, tmp_path: Path
 
 
 def test_tasks_that_never_end_are_simulated_as_such(polarmap: Run) -> None:
-    ran = polarmap("simulate", "--k", 4, *LAW, "--failing", 1, "--json")
+    ran = polarmap("simulate", "--k", 4, *DISTRIBUTION, "--failing", 1, "--json")
     assert ran.code == 0
-    assert {one["never"] for one in ran.json["completions"]} == {1.0}
+    assert {one["failure_probability"] for one in ran.json["completions"]} == {1.0}
 
 
 @pytest.mark.parametrize(
     ("arguments", "kind", "message"),
     [
         (["config", "show", "mars"], "ExecutorError", "there is no configuration 'mars'; there are: "),
-        (["plan", "--k", "4", "--law", "pareto:0,1"], "CodeError", "scale must be a finite number above 0"),
-        (["plan", "--k", "9", *LAW, "--max-workers", "8"], "CodeError", "k = 9 blocks need at least as many"),
-        (["plan", "--k", "9", *LAW, "--deadline", "0.5"], "CodeError", "the deadline 0.5 s"),
         (
-            ["plan", "--k", "4", *LAW, "--failing", "1"],
+            ["plan", "--k", "4", "--distribution", "pareto:0,1"],
+            "CodeError",
+            "scale must be a finite number above 0",
+        ),
+        (
+            ["plan", "--k", "9", *DISTRIBUTION, "--max-workers", "8"],
+            "CodeError",
+            "k = 9 blocks need at least as many",
+        ),
+        (["plan", "--k", "9", *DISTRIBUTION, "--deadline", "0.5"], "CodeError", "the deadline 0.5 s"),
+        (
+            ["plan", "--k", "4", *DISTRIBUTION, "--failing", "1"],
             "CodeError",
             "never completes with a probability of at",
         ),
-        (["plan", "--k", "100000000", *LAW], "CodeError", "k = 100000000 is more than the 65536 workers"),
-        (["simulate", "--k", "4", "--n", "100000000", *LAW], "CodeError", "n and trials go up to"),
-        (["simulate", "--k", "9", "--n", "8", *LAW, "--scheme", "mds"], "CodeError", "8"),
+        (
+            ["plan", "--k", "100000000", *DISTRIBUTION],
+            "CodeError",
+            "k = 100000000 is more than the 65536 workers",
+        ),
+        (["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION], "CodeError", "n and trials go up to"),
+        (["simulate", "--k", "9", "--n", "8", *DISTRIBUTION, "--scheme", "mds"], "CodeError", "8"),
     ],
 )
 def test_a_refusal_is_one_line_and_exits_with_1(
@@ -160,7 +178,7 @@ def test_a_refusal_is_one_line_and_exits_with_1(
 
 def test_plan_is_that_of_the_library(polarmap: Run) -> None:
     expected = plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0), "p99", max_workers=36)
-    arguments = ["plan", "--k", 24, *LAW, "--max-workers", 36]
+    arguments = ["plan", "--k", 24, *DISTRIBUTION, "--max-workers", 36]
     assert polarmap(*arguments).out == f"{expected}\n"
     found = polarmap(*arguments, "--json").json["plan"]
     assert (found["n"], found["k"], found["objective"]) == (expected.n, 24, "p99")
@@ -176,13 +194,13 @@ def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
         "lithops: {backend: aws_lambda, storage: aws_s3}\n"
         "aws_lambda: {runtime_memory: 1769, runtime_timeout: 180, max_workers: 26}\n"
     )
-    ran = polarmap("plan", "--k", 24, *LAW, "--config", file, "--json")
+    ran = polarmap("plan", "--k", 24, *DISTRIBUTION, "--config", file, "--json")
     assert ran.code == 0
     assert 24 <= ran.json["plan"]["n"] <= 26
     assert ran.json["cost"] is not None
-    slow = polarmap("plan", "--k", 24, "--law", "exponential:1000,1", "--config", file)
+    slow = polarmap("plan", "--k", 24, "--distribution", "exponential:1000,1", "--config", file)
     assert (slow.code, "180" in slow.err) == (1, True)
-    here = polarmap("plan", "--k", 24, *LAW, "--config", ROOT / "config" / "localhost.yaml")
+    here = polarmap("plan", "--k", 24, *DISTRIBUTION, "--config", ROOT / "config" / "localhost.yaml")
     assert (here.code, "no runtime_memory" in here.err) == (1, True)
 
 
@@ -230,12 +248,12 @@ def test_run_times_come_from_standard_input(polarmap: Run, monkeypatch: pytest.M
 
 
 def test_what_never_ends_is_null_in_json(polarmap: Run) -> None:
-    ran = polarmap("simulate", "--k", 8, *LAW, "--failing", 0.5, "--scheme", "uncoded", "--json")
+    ran = polarmap("simulate", "--k", 8, *DISTRIBUTION, "--failing", 0.5, "--scheme", "uncoded", "--json")
     assert ran.json["completions"][0]["p99"] is None
 
 
 def test_every_scheme_is_simulated(polarmap: Run) -> None:
-    ran = polarmap("simulate", "--k", 12, *LAW, "--cold-starts", 0.1, 4, "--trials", 20)
+    ran = polarmap("simulate", "--k", 12, *DISTRIBUTION, "--cold-starts", 0.1, 4, "--trials", 20)
     schemes = [line.split()[0] for line in ran.out.splitlines()[1:]]
     assert schemes == ["uncoded", "replication", "backup", "sequential", "rotation"]
 

@@ -140,7 +140,7 @@ def test_a_template_is_refused_by_naming_what_is_missing(module: str, backend: s
     path = f"config/{backend}.yaml"
     more = [f"backends/{backend}"] if module == "deploy" else []
     run = subprocess.run(
-        [sys.executable, "-m", f"polarmap.clouds.{module}", backend, path, *more],
+        [sys.executable, "-m", f"polarmap.cli.{module}", backend, path, *more],
         capture_output=True, text=True, cwd=ROOT,
     )  # fmt: skip
     assert run.returncode == 1

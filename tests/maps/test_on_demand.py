@@ -16,14 +16,14 @@ from plain import assert_same, cut, plain_map, process_pool, states, without_pad
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
-from polarmap.planning import Empirical, ShiftedExponential, completion_time, on_demand, stragglers
+from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
 from polarmap.run import trusted
 
 N, K = 32, 24
 DATA = np.random.default_rng(0).standard_normal((2 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (2 * K, 5))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
-LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 @pytest.fixture(autouse=True)
@@ -179,7 +179,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
 
 def replayed(seed: int) -> tuple[CodedResult, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
-    data, parity = LAW.sample(rng, K), LAW.sample(rng, N - K)
+    data, parity = DISTRIBUTION.sample(rng, K), DISTRIBUTION.sample(rng, N - K)
     seconds = dict(enumerate([*data.tolist(), *parity.tolist()]))
     return coded(executor=ReplayExecutor(seconds), verify=False), data, parity
 
@@ -187,7 +187,7 @@ def replayed(seed: int) -> tuple[CodedResult, np.ndarray, np.ndarray]:
 def test_the_map_does_what_the_simulation_of_the_policy_says() -> None:
     for seed in range(40):
         result, data, parity = replayed(seed)
-        jobs = on_demand(data[None], parity[None])
+        jobs = simulate_on_demand(data[None], parity[None])
         assert result.report.seconds == pytest.approx(jobs.time[0], abs=1e-6)
         assert worker_seconds(result) == pytest.approx(jobs.paid[0], rel=1e-5)
         assert sum(task.launched is not None for task in result.report.tasks) == jobs.started[0]
@@ -200,7 +200,7 @@ def test_the_map_does_what_the_simulation_says_of_few_tasks_that_may_never_retur
         spare = int(rng.integers(1, 6))
         times = rng.choice([1.0, 30.0]) * rng.exponential(1.0, k + spare) + rng.choice([0.0, 1.0])
         times[rng.random(k + spare) < rng.choice([0.0, 0.3, 0.7])] = math.inf
-        jobs = on_demand(times[None, :k], times[None, k:])
+        jobs = simulate_on_demand(times[None, :k], times[None, k:])
         executor = ReplayExecutor(dict(enumerate(times.tolist())))
         options = {"blocks": k, "workers": k + spare, "executor": executor, "verify": False}
         if jobs.time[0] > 2000:
@@ -288,8 +288,8 @@ def test_a_result_of_another_shape_is_replaced_as_a_failure_is() -> None:
 def test_goals_hold_for_replayed_maps() -> None:
     """300 maps: little more than a plain map's worker-seconds, a tail far below backup tasks'."""
     maps = [replayed(seed)[0] for seed in range(300)]
-    plain = completion_time(K, K, "uncoded", LAW)
-    backup = completion_time(K, K, "backup-cubed", LAW, trials=20_000)
+    plain = completion_time(K, K, "uncoded", DISTRIBUTION)
+    backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, trials=20_000)
     assert np.mean([worker_seconds(one) for one in maps]) <= 1.05 * plain.paid
     assert np.quantile([one.report.seconds for one in maps], 0.99) <= 0.6 * backup.p99
 
@@ -297,9 +297,9 @@ def test_goals_hold_for_replayed_maps() -> None:
 def test_run_times_are_learned_from_what_ran() -> None:
     """Tasks held back count from their own start, tasks never started not at all."""
     report = coded(executor=ReplayExecutor({0: 50.0}), verify=False).report
-    law = Empirical.from_reports(report)
-    assert law.observed == K + 1
-    assert law.values.tolist() == pytest.approx([1.0])
+    distribution = Empirical.from_reports(report)
+    assert distribution.observed == K + 1
+    assert distribution.values.tolist() == pytest.approx([1.0])
 
 
 def test_an_unknown_policy_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""coded_map(plan=...): blocks, workers, code and parity as planned from a law of run times."""
+"""coded_map(plan=...): blocks, workers, code and parity as planned from a distribution of run times."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential, stragglers
 
 DATA = np.random.default_rng(0).standard_normal((24, 5))
-LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal"])
 def test_a_plan_sets_blocks_workers_and_code(code: str) -> None:
-    made = plan(8, LAW, "p99", max_workers=12, code=code)
+    made = plan(8, DISTRIBUTION, "p99", max_workers=12, code=code)
     report = coded_map(np.copy, DATA, plan=made, executor=ReplayExecutor({0: math.inf}), timeout=99).report
-    assert (report.n, report.k, report.parity) == (made.n, 8, "upfront")
+    assert (report.n, report.k, report.schedule) == (made.n, 8, "upfront")
     assert code in report.code or code == "optimal"
 
 
 def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() -> None:
-    made = plan(8, LAW, "cost", max_workers=12, parity="on_demand")
-    assert (made.parity, made.n) == ("on_demand", 12)
+    made = plan(8, DISTRIBUTION, "cost", max_workers=12, schedule="on_demand")
+    assert (made.schedule, made.n) == ("on_demand", 12)
     seconds = dict.fromkeys(range(3), math.inf)
     result = coded_map(np.copy, DATA, plan=made, executor=ReplayExecutor(seconds), timeout=99, verify=False)
     assert_same(result, cut(DATA, 8), 1e-11)
     launched = [task.launched for task in result.report.tasks[8:]]
     assert launched[: made.upfront] == [0.0] * made.upfront
-    late = float(LAW.quantile(0.75))  # of 8 tasks two are late by chance
+    late = float(DISTRIBUTION.quantile(0.75))  # of 8 tasks two are late by chance
     assert launched[made.upfront : 3] == pytest.approx(
-        [max(late, 1.1 * LAW.quantile(0.5))] * (3 - made.upfront)
+        [max(late, 1.1 * DISTRIBUTION.quantile(0.5))] * (3 - made.upfront)
     )
     assert result.report.indices("not started") == [11]
 
@@ -49,7 +49,7 @@ def test_a_plan_without_a_code_is_a_plain_map() -> None:
 
 
 def test_what_the_caller_says_of_parity_wins() -> None:
-    made = plan(8, LAW, "p99", max_workers=12)
+    made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     report = coded_map(np.copy, DATA, plan=made, parity="on_demand", executor=ReplayExecutor()).report
     assert len(report.indices("not started")) == made.n - 8
 
@@ -64,7 +64,7 @@ def test_what_the_caller_says_of_parity_wins() -> None:
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:
-    made = plan(8, LAW, "p99", max_workers=12)
+    made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     with pytest.raises(CodeError, match=message):
         coded_map(np.copy, DATA, **{"plan": made} | options, executor=ReplayExecutor())
 
@@ -72,9 +72,9 @@ def test_contradictions_are_refused(options: dict, message: str) -> None:
 @pytest.mark.parametrize("objective", ["cost", "p99"])
 def test_the_planned_mix_is_cheap_and_has_a_short_tail(objective: str) -> None:
     """A few parity tasks upfront, the rest on demand: within 15 % of a plain map's cost."""
-    made = plan(24, LAW, objective, max_workers=32, parity="auto", budget=1.15 * 28.51)
-    backup = polarmap.planning.completion_time(24, 24, "backup-cubed", LAW, trials=20_000)
-    assert made.parity == "on_demand"
+    made = plan(24, DISTRIBUTION, objective, max_workers=32, schedule="auto", budget=1.15 * 28.51)
+    backup = polarmap.planning.completion_time(24, 24, "backup-cubed", DISTRIBUTION, trials=20_000)
+    assert made.schedule == "on_demand"
     assert made.expected.paid <= 1.15 * made.uncoded.paid
     assert made.expected.p99 <= (0.35 if objective == "p99" else 0.6) * backup.p99
     assert "on demand" in str(made)
@@ -82,9 +82,9 @@ def test_the_planned_mix_is_cheap_and_has_a_short_tail(objective: str) -> None:
 
 def test_parity_on_demand_is_planned_for_the_rotation_code() -> None:
     with pytest.raises(CodeError, match="rotation code only"):
-        plan(8, LAW, code="sequential", parity="auto")
+        plan(8, DISTRIBUTION, code="sequential", schedule="auto")
     with pytest.raises(CodeError, match="'upfront', 'on_demand' or 'auto', not 'never'"):
-        plan(8, LAW, parity="never")
+        plan(8, DISTRIBUTION, schedule="never")
 
 
 def test_the_public_names_are_the_planner_s() -> None:

@@ -17,7 +17,7 @@ from plain import assert_same, cut, plain_map, process_pool
 
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.planning import ShiftedExponential, subtasks
+from polarmap.planning import ShiftedExponential, simulate_subtasks
 from polarmap.run import row_by_row, trusted
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.worker.partial_results import joined, rows, run, turns
@@ -96,7 +96,7 @@ def test_half_finished_work_counts(pieces: int) -> None:
     assert_same(result, plain_map(product, DATA, K), 1e-11)
     report = result.report
     times = np.array([[seconds[task] for task in range(N)]])
-    assert report.seconds == pytest.approx(subtasks(times, K, pieces).time[0])
+    assert report.seconds == pytest.approx(simulate_subtasks(times, K, pieces).time[0])
     assert report.seconds < 3.0
     assert set(report.indices("abandoned")) >= set(range(5))
     assert all(report.tasks[task].subtasks < pieces for task in range(5))
@@ -106,12 +106,12 @@ def test_half_finished_work_counts(pieces: int) -> None:
 
 
 def test_maps_end_when_the_simulation_says_and_before_any_code_of_whole_tasks_could() -> None:
-    law, gain = ShiftedExponential(1.0, 1.0), []
+    distribution, gain = ShiftedExponential(1.0, 1.0), []
     for seed in range(30):
-        times = law.sample(np.random.default_rng(seed), (1, N))
+        times = distribution.sample(np.random.default_rng(seed), (1, N))
         executor = ReplayExecutor(dict(enumerate(times[0].tolist())))
         report = coded(executor=executor, verify=False).report
-        assert report.seconds == pytest.approx(subtasks(times, K, S).time[0])
+        assert report.seconds == pytest.approx(simulate_subtasks(times, K, S).time[0])
         gain.append(report.seconds / np.sort(times[0])[K - 1])
     assert np.mean(gain) < 0.85
 

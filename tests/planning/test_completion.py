@@ -27,11 +27,11 @@ from polarmap.planning import (
     sequential_finish,
     training_trace,
 )
-from polarmap.planning.backups import CUBED, HEDGED, SPARK, Rule, launch_times
+from polarmap.planning.backups import CUBED, HEDGED, SPARK, BackupRule, launch_times
 from polarmap.planning.decodability import integer_needed, optimal_needed, sequential_needed
 
 EXPONENTIAL = ShiftedExponential(0.0, 1.0)
-LAWS: dict[str, Distribution] = {
+DISTRIBUTIONS: dict[str, Distribution] = {
     "exponential": ShiftedExponential(1.0, 1.0),
     "pareto": Pareto(1.0, 2.5),
     "trace": training_trace(),
@@ -80,36 +80,36 @@ def test_order_statistics_of_pareto(n: int, k: int) -> None:
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 40), st.floats(0, 1))
 def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> None:
     k = max(1, round(share * n))
-    law = Empirical(np.array(times, float))
-    masses = stats.beta.cdf(np.append(0, np.cumsum(law.masses)), k, n - k + 1)
-    expected = np.diff(masses) @ law.values
-    assert completion_time(n, k, "mds", law).mean == pytest.approx(expected, rel=1e-5)
+    distribution = Empirical(np.array(times, float))
+    masses = stats.beta.cdf(np.append(0, np.cumsum(distribution.masses)), k, n - k + 1)
+    expected = np.diff(masses) @ distribution.values
+    assert completion_time(n, k, "mds", distribution).mean == pytest.approx(expected, rel=1e-5)
 
 
 def test_cdf_is_the_incomplete_beta_function() -> None:
-    law, times = ShiftedExponential(1.0, 1.0), np.linspace(0.5, 4, 50)
+    distribution, times = ShiftedExponential(1.0, 1.0), np.linspace(0.5, 4, 50)
     for n, k in [(10, 7), (512, 256), (6, 6)]:
-        found = completion_cdf(n, k, "mds", law, times)
-        np.testing.assert_allclose(found, stats.beta.cdf(law.cdf(times), k, n - k + 1), atol=1e-10)
+        found = completion_cdf(n, k, "mds", distribution, times)
+        np.testing.assert_allclose(found, stats.beta.cdf(distribution.cdf(times), k, n - k + 1), atol=1e-10)
 
 
 def test_a_mean_may_exist_though_no_worker_has_one() -> None:
-    law = Pareto(1.0, 0.8)  # the k-th of n has a mean if shape (n - k + 1) > 1
-    assert completion_time(8, 8, "uncoded", law).mean == np.inf
+    distribution = Pareto(1.0, 0.8)  # the k-th of n has a mean if shape (n - k + 1) > 1
+    assert completion_time(8, 8, "uncoded", distribution).mean == np.inf
     expected = stats.beta(7, 2).expect(lambda u: (1 - u) ** (-1 / 0.8))
-    assert completion_time(8, 7, "mds", law).mean == pytest.approx(expected, rel=1e-3)
+    assert completion_time(8, 7, "mds", distribution).mean == pytest.approx(expected, rel=1e-3)
 
 
 def test_the_numbers_of_the_literature() -> None:
     """Rate 1/2, run times 1 + Exp(1), 512 workers."""
-    law = ShiftedExponential(1.0, 1.0)
+    distribution = ShiftedExponential(1.0, 1.0)
     gaps = 1 / np.arange(512, 256, -1)
-    assert completion_time(512, 256, "rotation", law).mean == pytest.approx(1 + gaps.sum(), rel=1e-8)
-    assert completion_time(256, 256, "uncoded", law).mean == pytest.approx(7.1244, abs=1e-3)
-    sequential = completion_time(512, 256, "sequential", law)
+    assert completion_time(512, 256, "rotation", distribution).mean == pytest.approx(1 + gaps.sum(), rel=1e-8)
+    assert completion_time(256, 256, "uncoded", distribution).mean == pytest.approx(7.1244, abs=1e-3)
+    sequential = completion_time(512, 256, "sequential", distribution)
     assert sequential.mean == pytest.approx(1.94, abs=0.01)
     limit = 1 + np.log(2)
-    assert abs(completion_time(10_000, 5000, "mds", law).mean - limit) < 1e-3
+    assert abs(completion_time(10_000, 5000, "mds", distribution).mean - limit) < 1e-3
 
 
 # --- against simulated jobs -------------------------------------------------------------------------
@@ -122,46 +122,48 @@ def brute_force(finish: np.ndarray, arrivals: np.ndarray) -> tuple[float, float,
     return finish[ended].mean(), paid[ended].mean(), 1 - ended.mean()
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 @pytest.mark.parametrize(("n", "k"), [(12, 9), (12, 12), (100, 90)])
-def test_kth_arrivals_of_simulated_jobs(law: Distribution, n: int, k: int) -> None:
-    arrivals = law.sample(np.random.default_rng(7), (n, 20_000))
+def test_kth_arrivals_of_simulated_jobs(distribution: Distribution, n: int, k: int) -> None:
+    arrivals = distribution.sample(np.random.default_rng(7), (n, 20_000))
     mean, paid, never = brute_force(np.sort(arrivals, axis=0)[k - 1], arrivals)
-    found = completion_time(n, k, "mds", law)
+    found = completion_time(n, k, "mds", distribution)
     assert found.mean == pytest.approx(mean, rel=0.015)
     assert found.paid == pytest.approx(paid, rel=0.015)
-    assert found.never == pytest.approx(never, abs=0.01)
+    assert found.failure_probability == pytest.approx(never, abs=0.01)
 
 
-@pytest.mark.parametrize("law", [LAWS["exponential"], LAWS["failing"]], ids=["exponential", "failing"])
-def test_sequential_jobs_by_rank_are_those_by_time(law: Distribution) -> None:
+@pytest.mark.parametrize(
+    "distribution", [DISTRIBUTIONS["exponential"], DISTRIBUTIONS["failing"]], ids=["exponential", "failing"]
+)
+def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -> None:
     """Decodability is simulated without run times; simulating both together agrees."""
     n, k = 48, 30
     code = PolarCode(n, k, "arikan", "sequential")
-    arrivals = law.sample(np.random.default_rng(3), (n, 20_000))
+    arrivals = distribution.sample(np.random.default_rng(3), (n, 20_000))
     finish = sequential_finish(code, arrivals)
     mean, paid, never = brute_force(finish, arrivals)
-    found = completion_time(n, k, "sequential", law, trials=5000)
+    found = completion_time(n, k, "sequential", distribution, trials=5000)
     assert found.mean == pytest.approx(mean, abs=5 * found.error + 0.01 * mean)
     assert found.paid == pytest.approx(paid, rel=0.02)
-    assert found.never == pytest.approx(never, abs=0.01)
+    assert found.failure_probability == pytest.approx(never, abs=0.01)
     times = np.quantile(finish, [0.2, 0.5, 0.9])
-    found_cdf = completion_cdf(n, k, "sequential", law, times, trials=5000)
+    found_cdf = completion_cdf(n, k, "sequential", distribution, times, trials=5000)
     np.testing.assert_allclose(found_cdf, [0.2, 0.5, 0.9], atol=0.03)
     assert 0 < found.error < 0.05 * found.mean
 
 
-@pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
-def test_replicas_of_simulated_jobs(law: Distribution) -> None:
-    copies = law.sample(np.random.default_rng(5), (3, 10, 40_000))
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
+def test_replicas_of_simulated_jobs(distribution: Distribution) -> None:
+    copies = distribution.sample(np.random.default_rng(5), (3, 10, 40_000))
     tasks = copies.min(axis=0)
     finish = tasks.max(axis=0)
     ended = np.isfinite(finish)
-    found = completion_time(30, 10, "replication", law)
+    found = completion_time(30, 10, "replication", distribution)
     assert found.mean == pytest.approx(finish[ended].mean(), rel=0.01)
     assert found.paid == pytest.approx(3 * tasks.sum(axis=0)[ended].mean(), rel=0.01)
     assert found.p99 == pytest.approx(np.quantile(finish, 0.99, method="higher"), rel=0.05)
-    assert found.never == pytest.approx(1 - ended.mean(), abs=1e-3)
+    assert found.failure_probability == pytest.approx(1 - ended.mean(), abs=1e-3)
 
 
 # --- how many arrivals --------------------------------------------------------------------------------
@@ -199,10 +201,10 @@ def test_no_decoder_beats_a_better_one() -> None:
         for needed in (arrivals_needed(96, 64, scheme, trials=300) for scheme in schemes)
     ]
     assert means == sorted(means)
-    law = LAWS["cold"]
-    times = [completion_time(96, 64, scheme, law, trials=300).mean for scheme in schemes]
+    distribution = DISTRIBUTIONS["cold"]
+    times = [completion_time(96, 64, scheme, distribution, trials=300).mean for scheme in schemes]
     assert times == sorted(times)
-    assert times[0] == lower_bound(96, 64, law)
+    assert times[0] == lower_bound(96, 64, distribution)
 
 
 def test_float32_and_tiles_do_not_matter() -> None:
@@ -216,7 +218,7 @@ def test_float32_and_tiles_do_not_matter() -> None:
 # --- backups ------------------------------------------------------------------------------------------
 
 
-def stepped(first: np.ndarray, rule: Rule, step: float) -> float:
+def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
     """When the rule starts backups, found by asking it at small steps, as its authors wrote it."""
     for now in np.arange(0, first.max(), step):
         done = sorted(first[first <= now])
@@ -234,7 +236,7 @@ def stepped(first: np.ndarray, rule: Rule, step: float) -> float:
 
 @pytest.mark.parametrize("rule", [HEDGED, CUBED, SPARK], ids=["hedged", "cubed", "spark"])
 @pytest.mark.parametrize("k", [1, 2, 9, 10, 24, 31])
-def test_backups_start_when_the_rule_first_says_so(rule: Rule, k: int) -> None:
+def test_backups_start_when_the_rule_first_says_so(rule: BackupRule, k: int) -> None:
     first = np.sort(Pareto(1.0, 1.0).sample(np.random.default_rng(k), (40, k)), axis=1)
     first = np.minimum(first, 20.0 + np.arange(k))
     found = launch_times(first, rule)
@@ -254,9 +256,9 @@ def test_backups_help_against_stragglers_and_cost_what_they_ran() -> None:
 
 
 def test_backups_rescue_failures_but_not_all() -> None:
-    law = Failing(Empirical([1.0]), 0.05)
-    found = completion_time(20, 20, "backup-cubed", law, trials=20_000)
-    assert found.never == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
+    distribution = Failing(Empirical([1.0]), 0.05)
+    found = completion_time(20, 20, "backup-cubed", distribution, trials=20_000)
+    assert found.failure_probability == pytest.approx(1 - (1 - 0.05**2) ** 20, abs=0.01)
     assert found.mean == pytest.approx(1 + 3 * (1 - (0.95 / 0.9975) ** 20), rel=0.02)
 
 
@@ -292,16 +294,16 @@ def test_other_bad_input() -> None:
 def test_jobs_that_never_complete_say_so(scheme: str) -> None:
     n = 12 if scheme in ("uncoded", "backup", "backup-cubed", "backup-spark") else 24
     never = completion_time(n, 12, scheme, Failing(EXPONENTIAL, 0.97), trials=50)
-    assert never.never == pytest.approx(1, abs=1e-3)
+    assert never.failure_probability == pytest.approx(1, abs=1e-3)
     assert never.p50 == np.inf
-    assert "never with probability" in str(never)
+    assert "fails with probability" in str(never)
 
 
 def test_the_integral_of_the_survival_is_the_mean() -> None:
-    law = LAWS["cold"]
+    distribution = DISTRIBUTIONS["cold"]
 
     def late(time: float) -> float:
-        return 1 - float(completion_cdf(16, 12, "mds", law, time))
+        return 1 - float(completion_cdf(16, 12, "mds", distribution, time))
 
     expected, _ = integrate.quad(late, 0, 30, points=[1, 2, 5], limit=200)
-    assert completion_time(16, 12, "mds", law).mean == pytest.approx(expected, rel=1e-6)
+    assert completion_time(16, 12, "mds", distribution).mean == pytest.approx(expected, rel=1e-6)

@@ -27,7 +27,7 @@ from polarmap.planning import (
 )
 from polarmap.report import Report, TaskReport
 
-LAWS: dict[str, Distribution] = {
+DISTRIBUTIONS: dict[str, Distribution] = {
     "exponential": ShiftedExponential(1.0, 2.0),
     "pareto": Pareto(1.5, 2.5),
     "scaled": Scaled(Pareto(1.0, 3.0), 2.0, 0.5),
@@ -38,84 +38,84 @@ LAWS: dict[str, Distribution] = {
     "failing": Failing(cold_starts(Empirical([1.0, 2.0, 4.0]), 0.25, 3.0), 0.1),
     "trace": training_trace(),
 }
-every_law = pytest.mark.parametrize("law", LAWS.values(), ids=LAWS)
+every_distribution = pytest.mark.parametrize("distribution", DISTRIBUTIONS.values(), ids=DISTRIBUTIONS)
 P = np.linspace(0.001, 0.999, 401)
 
 
-# --- one law at a time -------------------------------------------------------------------------
+# --- one distribution at a time -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("law", "oracle"),
+    ("distribution", "oracle"),
     [
         (ShiftedExponential(1.0, 2.0), stats.expon(1.0, 2.0)),
         (Pareto(1.5, 2.5), stats.pareto(2.5, scale=1.5)),
         (Scaled(ShiftedExponential(1.0, 2.0), 3.0, 4.0), stats.expon(7.0, 6.0)),
     ],
 )
-def test_closed_forms(law: Distribution, oracle: stats.rv_continuous) -> None:
+def test_closed_forms(distribution: Distribution, oracle: stats.rv_continuous) -> None:
     times = np.linspace(0, 40, 300)
-    np.testing.assert_allclose(law.cdf(times), oracle.cdf(times), rtol=1e-12)
-    np.testing.assert_allclose(law.survival(times), oracle.sf(times), rtol=1e-12)
-    np.testing.assert_allclose(law.quantile(P), oracle.ppf(P), rtol=1e-12)
-    assert law.mean() == pytest.approx(oracle.mean())
+    np.testing.assert_allclose(distribution.cdf(times), oracle.cdf(times), rtol=1e-12)
+    np.testing.assert_allclose(distribution.survival(times), oracle.sf(times), rtol=1e-12)
+    np.testing.assert_allclose(distribution.quantile(P), oracle.ppf(P), rtol=1e-12)
+    assert distribution.mean() == pytest.approx(oracle.mean())
 
 
-@every_law
-def test_the_quantile_is_the_first_time_that_reaches_p(law: Distribution) -> None:
-    ends = 1 - law.never
+@every_distribution
+def test_the_quantile_is_the_first_time_that_reaches_p(distribution: Distribution) -> None:
+    ends = 1 - distribution.failure_probability
     finite = P[ends > P]
-    times = law.quantile(finite)
-    assert (law.cdf(times) >= finite - 1e-9).all()
-    assert (law.cdf(times * (1 - 1e-9)) <= finite + 1e-6).all()
-    assert (law.quantile(P[ends < P]) == np.inf).all()
+    times = distribution.quantile(finite)
+    assert (distribution.cdf(times) >= finite - 1e-9).all()
+    assert (distribution.cdf(times * (1 - 1e-9)) <= finite + 1e-6).all()
+    assert (distribution.quantile(P[ends < P]) == np.inf).all()
 
 
-@every_law
-def test_cdf_and_survival_are_complements(law: Distribution) -> None:
+@every_distribution
+def test_cdf_and_survival_are_complements(distribution: Distribution) -> None:
     times = np.linspace(0, 30, 500)
-    np.testing.assert_allclose(law.cdf(times) + law.survival(times), 1, atol=1e-12)
-    assert (np.diff(law.cdf(times)) >= 0).all()
-    assert law.cdf(np.inf) == pytest.approx(1 - law.never)
+    np.testing.assert_allclose(distribution.cdf(times) + distribution.survival(times), 1, atol=1e-12)
+    assert (np.diff(distribution.cdf(times)) >= 0).all()
+    assert distribution.cdf(np.inf) == pytest.approx(1 - distribution.failure_probability)
 
 
-@every_law
-def test_samples_follow_the_cdf(law: Distribution) -> None:
-    drawn = law.sample(np.random.default_rng(0), (200, 500))
+@every_distribution
+def test_samples_follow_the_cdf(distribution: Distribution) -> None:
+    drawn = distribution.sample(np.random.default_rng(0), (200, 500))
     assert drawn.shape == (200, 500)
-    times = law.quantile(np.linspace(0.05, 0.85, 9))
+    times = distribution.quantile(np.linspace(0.05, 0.85, 9))
     shares = (drawn.ravel()[:, None] <= times).mean(axis=0)
-    np.testing.assert_allclose(shares, law.cdf(times), atol=0.007)
-    assert (drawn == np.inf).mean() == pytest.approx(law.never, abs=0.005)
+    np.testing.assert_allclose(shares, distribution.cdf(times), atol=0.007)
+    assert (drawn == np.inf).mean() == pytest.approx(distribution.failure_probability, abs=0.005)
 
 
-@every_law
-def test_the_mean_is_the_integral_of_the_quantile(law: Distribution) -> None:
-    drawn = law.sample(np.random.default_rng(1), 400_000)
+@every_distribution
+def test_the_mean_is_the_integral_of_the_quantile(distribution: Distribution) -> None:
+    drawn = distribution.sample(np.random.default_rng(1), 400_000)
     ended = drawn[np.isfinite(drawn)]
     error = ended.std() / np.sqrt(len(ended))
-    assert law.mean_if_ended() == pytest.approx(ended.mean(), abs=5 * error)
+    assert distribution.mean_if_ended() == pytest.approx(ended.mean(), abs=5 * error)
 
 
-@every_law
+@every_distribution
 @settings(max_examples=15, deadline=None)
 @given(low=st.floats(0.001, 0.99), share=st.floats(0.01, 0.99))
-def test_areas_are_integrals_of_the_quantile(law: Distribution, low: float, share: float) -> None:
+def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: float, share: float) -> None:
     high = low + share * (0.999 - low)
     nodes = np.linspace(low, high, 20_001)
     middles = (nodes[1:] + nodes[:-1]) / 2
-    expected = law.inverse(1 - middles, middles).mean() * (high - low)
-    upper, lower = law.area(np.array([high, low]))
+    expected = distribution.inverse(1 - middles, middles).mean() * (high - low)
+    upper, lower = distribution.area(np.array([high, low]))
     assert upper - lower == pytest.approx(expected, rel=1e-3)
 
 
 def test_far_tails_keep_their_digits() -> None:
-    law = Mixture([ShiftedExponential(0.0, 1.0), ShiftedExponential(0.0, 2.0)], [0.5, 0.5])
+    distribution = Mixture([ShiftedExponential(0.0, 1.0), ShiftedExponential(0.0, 2.0)], [0.5, 0.5])
     above = np.array([1e-200])
-    time = law.inverse(1 - above, above)
-    assert law.split(time)[1] == pytest.approx(1e-200, rel=1e-9)
+    time = distribution.inverse(1 - above, above)
+    assert distribution.split(time)[1] == pytest.approx(1e-200, rel=1e-9)
     small = np.array([1e-30])
-    assert law.split(law.inverse(small, 1 - small))[0] == pytest.approx(1e-30, rel=1e-9)
+    assert distribution.split(distribution.inverse(small, 1 - small))[0] == pytest.approx(1e-30, rel=1e-9)
 
 
 def test_a_mean_that_does_not_exist() -> None:
@@ -125,9 +125,9 @@ def test_a_mean_that_does_not_exist() -> None:
 
 
 def test_failures_add_up() -> None:
-    law = Mixture([Failing(Pareto(1.0, 2.0), 0.5), Failing(Pareto(1.0, 2.0), 1.0)], [0.5, 0.5])
-    assert Failing(law, 0.2).never == pytest.approx(0.2 + 0.8 * 0.75)
-    assert law.quantile(0.2) == pytest.approx(stats.pareto(2.0).ppf(0.8))
+    distribution = Mixture([Failing(Pareto(1.0, 2.0), 0.5), Failing(Pareto(1.0, 2.0), 1.0)], [0.5, 0.5])
+    assert Failing(distribution, 0.2).failure_probability == pytest.approx(0.2 + 0.8 * 0.75)
+    assert distribution.quantile(0.2) == pytest.approx(stats.pareto(2.0).ppf(0.8))
 
 
 # --- fits ----------------------------------------------------------------------------------------
@@ -136,11 +136,11 @@ def test_failures_add_up() -> None:
 @pytest.mark.parametrize("censored", [False, True])
 def test_fits_recover_their_parameters_also_from_censored_times(censored: bool) -> None:
     rng = np.random.default_rng(5)
-    for law in (ShiftedExponential(2.0, 3.0), Pareto(2.0, 1.5)):
-        times = law.sample(rng, 40_000)
-        limit = law.quantile(0.7) if censored else np.inf
-        fitted = type(law).fit(np.minimum(times, limit), times <= limit)
-        assert vars(fitted) == pytest.approx(vars(law), rel=0.03)
+    for distribution in (ShiftedExponential(2.0, 3.0), Pareto(2.0, 1.5)):
+        times = distribution.sample(rng, 40_000)
+        limit = distribution.quantile(0.7) if censored else np.inf
+        fitted = type(distribution).fit(np.minimum(times, limit), times <= limit)
+        assert vars(fitted) == pytest.approx(vars(distribution), rel=0.03)
 
 
 # --- observed run times ----------------------------------------------------------------------------
@@ -155,21 +155,23 @@ def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
         with pytest.raises(CodeError, match="none of the tasks"):
             Empirical(times, ended)
         return
-    law = Empirical(times, ended)
+    distribution = Empirical(times, ended)
     oracle = stats.ecdf(stats.CensoredData(uncensored=times[ended], right=times[~ended])).cdf
-    np.testing.assert_allclose(law.cdf(np.arange(11.0)), oracle.evaluate(np.arange(11.0)), atol=1e-12)
+    np.testing.assert_allclose(
+        distribution.cdf(np.arange(11.0)), oracle.evaluate(np.arange(11.0)), atol=1e-12
+    )
 
 
 def test_an_exponential_tail_continues_what_was_cut_off() -> None:
-    law, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
-    times, limit = law.sample(rng, 20_000), float(law.quantile(0.75))
+    distribution, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
+    times, limit = distribution.sample(rng, 20_000), float(distribution.quantile(0.75))
     seen = Empirical(np.minimum(times, limit), times <= limit)
-    assert seen.never == pytest.approx(0.25, abs=0.01)
+    assert seen.failure_probability == pytest.approx(0.25, abs=0.01)
     assert seen.quantile(0.9) == np.inf
     continued = seen.with_tail()
     assert continued.mean() == pytest.approx(3.0, rel=0.02)
     np.testing.assert_allclose(
-        continued.quantile([0.5, 0.9, 0.99]), law.quantile([0.5, 0.9, 0.99]), rtol=0.05
+        continued.quantile([0.5, 0.9, 0.99]), distribution.quantile([0.5, 0.9, 0.99]), rtol=0.05
     )
 
 
@@ -188,12 +190,12 @@ def test_reports_censor_what_they_abandon() -> None:
         TaskReport(2, "abandoned", None, None, 1),
         TaskReport(3, "failed", None, None, 2),
     )
-    law = Empirical.from_reports(seen)
-    assert law.values.tolist() == [1.0, 3.0]
-    assert law.never == pytest.approx(0.5)  # of four: one failed, one not seen to end
+    distribution = Empirical.from_reports(seen)
+    assert distribution.values.tolist() == [1.0, 3.0]
+    assert distribution.failure_probability == pytest.approx(0.5)  # of four: one failed, one not seen to end
     by_worker = Empirical.from_reports([seen, seen], clock="seconds")
     assert by_worker.values.tolist() == [0.5, 2.5]
-    assert as_runtimes([seen, seen]).never == 0
+    assert as_runtimes([seen, seen]).failure_probability == 0
     with pytest.raises(CodeError, match="clock must be"):
         Empirical.from_reports(seen, clock="wall")
 
@@ -201,8 +203,8 @@ def test_reports_censor_what_they_abandon() -> None:
 def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
     first = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
     second = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "used", 2.0, 2.0, 1))
-    law = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
-    np.testing.assert_allclose(law.cdf([1.0, 2.0]), [0.5, 1.0])
+    distribution = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
+    np.testing.assert_allclose(distribution.cdf([1.0, 2.0]), [0.5, 1.0])
 
 
 def test_columns_of_csv_files(tmp_path: Path) -> None:
@@ -217,8 +219,8 @@ def test_columns_of_csv_files(tmp_path: Path) -> None:
 
 
 def test_the_recorded_trace_is_what_its_source_says() -> None:
-    law = training_trace()  # median 1, 95 % 2.2, 99 % 2.5
-    np.testing.assert_allclose(law.quantile([0.5, 0.95, 0.99]), [1.0, 2.2, 2.5], atol=0.05)
+    distribution = training_trace()  # median 1, 95 % 2.2, 99 % 2.5
+    np.testing.assert_allclose(distribution.quantile([0.5, 0.95, 0.99]), [1.0, 2.2, 2.5], atol=0.05)
 
 
 # --- what is refused ---------------------------------------------------------------------------------
@@ -258,6 +260,6 @@ def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: s
 
 
 def test_the_integral_of_the_survival_is_the_mean() -> None:
-    law = cold_starts(ShiftedExponential(1.0, 0.5), 0.1, 5.0)
-    expected, _ = integrate.quad(lambda t: float(law.survival(t)), 0, 60, points=[1, 6], limit=200)
-    assert law.mean() == pytest.approx(expected, rel=1e-8)
+    distribution = cold_starts(ShiftedExponential(1.0, 0.5), 0.1, 5.0)
+    expected, _ = integrate.quad(lambda t: float(distribution.survival(t)), 0, 60, points=[1, 6], limit=200)
+    assert distribution.mean() == pytest.approx(expected, rel=1e-8)

@@ -13,22 +13,21 @@ from hypothesis import strategies as st
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Failing,
+    ParityRule,
     ShiftedExponential,
     completion_time,
-    late_from,
-    on_demand,
+    simulate_on_demand,
+    simulate_subtasks,
     stragglers,
-    subtasks,
-    to_start,
 )
 
 K, N = 24, 32
-LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def event_by_event(data, parity, upfront, runtimes):
     """The same policy, asked at every event and at every moment a task becomes late."""
-    k, queue, now = len(data), [], 0.0
+    k, queue, now, rule = len(data), [], 0.0, ParityRule(len(data), runtimes)
     ends = [(end, 0.0, end) for end in [*data, *parity[:upfront]]]
     later, launched = list(parity[upfront:]), []
     while True:
@@ -37,11 +36,11 @@ def event_by_event(data, parity, upfront, runtimes):
         if len(first) + len(then) >= k:
             break
         running = [start for end, start, _ in ends if end > now]
-        for _ in range(to_start(k, first, running, now, len(later), k, runtimes, then)):
+        for _ in range(rule.parity_to_start(first, running, now, len(later), then)):
             ends.append((now + later[0], now, later.pop(0)))
             launched.append(now)
         running = [start for end, start, _ in ends if end > now]
-        moments = [end for end, _, _ in ends] + late_from(k, first, running, runtimes, then)
+        moments = [end for end, _, _ in ends] + rule.late_moments(first, running, then)
         queue = [moment for moment in moments if math.isfinite(moment) and moment > now]
         heapq.heapify(queue)
         if not queue:
@@ -63,20 +62,22 @@ def event_by_event(data, parity, upfront, runtimes):
 def test_the_vectorized_policy_is_the_one_that_is_asked_event_by_event(
     k: int, spare: int, upfront: int, seed: int, told: bool, never: float, least: float
 ) -> None:
-    law = stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
-    law = Failing(law, never) if never else law
+    distribution = stragglers(ShiftedExponential(least, 0.3), 0.1, 4.0)
+    distribution = Failing(distribution, never) if never else distribution
     upfront = min(upfront, spare)
     rng = np.random.default_rng(seed)
-    data, parity = law.sample(rng, (1, k)), law.sample(rng, (1, spare))
-    jobs = on_demand(data, parity, upfront, law if told else None)
-    time, launched = event_by_event(data[0].tolist(), parity[0].tolist(), upfront, law if told else None)
+    data, parity = distribution.sample(rng, (1, k)), distribution.sample(rng, (1, spare))
+    jobs = simulate_on_demand(data, parity, upfront, distribution if told else None)
+    time, launched = event_by_event(
+        data[0].tolist(), parity[0].tolist(), upfront, distribution if told else None
+    )
     assert jobs.time[0] == pytest.approx(time)
     if math.isfinite(time):
         assert jobs.started[0] == k + upfront + len(launched)
 
 
 def test_nothing_is_started_while_all_is_on_time() -> None:
-    jobs = on_demand(np.full((3, K), 1.0), np.full((3, N - K), 1.0))
+    jobs = simulate_on_demand(np.full((3, K), 1.0), np.full((3, N - K), 1.0))
     assert jobs.time.tolist() == [1.0] * 3
     assert jobs.paid.tolist() == [K] * 3
     assert jobs.started.tolist() == [K] * 3
@@ -84,21 +85,22 @@ def test_nothing_is_started_while_all_is_on_time() -> None:
 
 def test_a_parity_task_that_is_late_itself_gets_a_stand_in() -> None:
     data, parity = np.array([[1.0] * 23 + [50.0]]), np.array([[50.0, 1.0]])
-    jobs = on_demand(data, parity)
+    jobs = simulate_on_demand(data, parity)
     assert jobs.time.tolist() == pytest.approx([3.2])  # late at 1.1 s, the first stand-in at 2.2 s
     assert jobs.started.tolist() == [26]
     assert jobs.paid.tolist() == pytest.approx([23 + 3.2 + 2.1 + 1])
 
 
 def test_a_job_that_nobody_can_complete_never_does() -> None:
-    jobs = on_demand(np.array([[1.0, math.inf]]), np.array([[math.inf]]))
+    jobs = simulate_on_demand(np.array([[1.0, math.inf]]), np.array([[math.inf]]))
     assert jobs.time.tolist() == [math.inf]
-    assert on_demand(np.full((1, 4), math.inf), np.ones((1, 2))).time.tolist() == [math.inf]
+    assert simulate_on_demand(np.full((1, 4), math.inf), np.ones((1, 2))).time.tolist() == [math.inf]
 
 
 def test_fewer_than_half_tell_with_caution() -> None:
     """Of three, one tells that two take six times as long at the most."""
-    jobs = on_demand(np.array([[1.0, math.inf, math.inf]] * 2), np.array([[1.0, 1.0], [math.inf] * 2]))
+    data, parity = np.array([[1.0, math.inf, math.inf]] * 2), np.array([[1.0, 1.0], [math.inf] * 2])
+    jobs = simulate_on_demand(data, parity)
     assert jobs.time.tolist() == [7.0, math.inf]
     assert jobs.started.tolist() == [5, 5]
 
@@ -106,14 +108,14 @@ def test_fewer_than_half_tell_with_caution() -> None:
 def test_where_nothing_returns_one_parity_task_tells_for_all() -> None:
     """The first after a minute; it returns, so all else is late and the other one starts."""
     never = np.full((1, 2), math.inf)
-    assert on_demand(never, np.ones((1, 2))).time.tolist() == [62.0]
-    jobs = on_demand(never, np.array([[math.inf, 1.0, 1.0]]))
+    assert simulate_on_demand(never, np.ones((1, 2))).time.tolist() == [62.0]
+    jobs = simulate_on_demand(never, np.array([[math.inf, 1.0, 1.0]]))
     assert jobs.time.tolist() == [122.0]  # the first hangs too: another after twice as long
 
 
 def test_a_long_silence_costs_few_parity_tasks() -> None:
     """Ten minutes a task: they are late by no clock of ours."""
-    jobs = on_demand(np.full((1, K), 600.0), np.full((1, N - K), 600.0))
+    jobs = simulate_on_demand(np.full((1, K), 600.0), np.full((1, N - K), 600.0))
     assert jobs.time.tolist() == [600.0]
     assert jobs.started.tolist() == [K + 4]  # after 1, 2, 4 and 8 minutes
 
@@ -121,9 +123,11 @@ def test_a_long_silence_costs_few_parity_tasks() -> None:
 def test_run_times_without_a_least_seldom_alarm_early() -> None:
     """The first of 24 exponential times is small by chance: three times it says nothing."""
     rng = np.random.default_rng(0)
-    law = ShiftedExponential(0.0, 10.0)
-    jobs = on_demand(law.sample(rng, (2000, K)), law.sample(rng, (2000, N - K)))
-    half = on_demand(law.sample(rng, (2000, K)), law.sample(rng, (2000, N - K)), runtimes=law)
+    distribution = ShiftedExponential(0.0, 10.0)
+    jobs = simulate_on_demand(distribution.sample(rng, (2000, K)), distribution.sample(rng, (2000, N - K)))
+    half = simulate_on_demand(
+        distribution.sample(rng, (2000, K)), distribution.sample(rng, (2000, N - K)), runtimes=distribution
+    )
     assert jobs.paid.mean() <= 1.02 * half.paid.mean()
 
 
@@ -131,18 +135,18 @@ def test_run_times_without_a_least_seldom_alarm_early() -> None:
 @pytest.mark.parametrize(("upfront", "cost", "tail"), [(0, 1.05, 0.6), (5, 1.15, 0.35)])
 def test_goals_for_two_stragglers_in_a_hundred(told: bool, upfront: int, cost: float, tail: float) -> None:
     """Against a plain map's worker-seconds and the p99 of backup tasks."""
-    plain = completion_time(K, K, "uncoded", LAW)
-    backup = completion_time(K, K, "backup-cubed", LAW, trials=20_000)
+    plain = completion_time(K, K, "uncoded", DISTRIBUTION)
+    backup = completion_time(K, K, "backup-cubed", DISTRIBUTION, trials=20_000)
     rng = np.random.default_rng(1)
-    data, parity = LAW.sample(rng, (20_000, K)), LAW.sample(rng, (20_000, N - K))
-    jobs = on_demand(data, parity, upfront, LAW if told else None)
+    data, parity = DISTRIBUTION.sample(rng, (20_000, K)), DISTRIBUTION.sample(rng, (20_000, N - K))
+    jobs = simulate_on_demand(data, parity, upfront, DISTRIBUTION if told else None)
     assert jobs.paid.mean() <= cost * plain.paid
     assert np.quantile(jobs.time, 0.99) <= tail * backup.p99
 
 
 def test_one_piece_is_the_order_statistic() -> None:
-    times = LAW.sample(np.random.default_rng(0), (100, N))
-    assert subtasks(times, K, 1).time.tolist() == np.sort(times, axis=1)[:, K - 1].tolist()
+    times = DISTRIBUTION.sample(np.random.default_rng(0), (100, N))
+    assert simulate_subtasks(times, K, 1).time.tolist() == np.sort(times, axis=1)[:, K - 1].tolist()
 
 
 @pytest.mark.parametrize("pieces", [1, 2, 3, 8])
@@ -150,7 +154,7 @@ def test_one_piece_is_the_order_statistic() -> None:
 def test_subtasks_are_counted_one_by_one(pieces: int, startup: float) -> None:
     times = ShiftedExponential(1.0, 1.0).sample(np.random.default_rng(0), (20, 7))
     times[0, 2] = math.inf
-    for row, time in zip(times, subtasks(times, 5, pieces, startup).time):
+    for row, time in zip(times, simulate_subtasks(times, 5, pieces, startup).time):
         handed_in = [[] for _ in range(pieces)]
         for worker, whole in enumerate(row):
             for step in range(pieces):
@@ -161,8 +165,8 @@ def test_subtasks_are_counted_one_by_one(pieces: int, startup: float) -> None:
 
 
 def test_subtasks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None:
-    times = LAW.sample(np.random.default_rng(0), (2000, N))
-    bound, split = subtasks(times, K, 1), subtasks(times, K, 8)
+    times = DISTRIBUTION.sample(np.random.default_rng(0), (2000, N))
+    bound, split = simulate_subtasks(times, K, 1), simulate_subtasks(times, K, 8)
     assert split.time.mean() < 0.9 * bound.time.mean()
     assert split.paid.mean() < bound.paid.mean()
 
@@ -170,12 +174,12 @@ def test_subtasks_beat_the_bound_of_workers_that_return_all_or_nothing() -> None
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: on_demand(np.ones((2, 3)), np.ones((3, 3))),
-        lambda: on_demand(np.ones(3), np.ones(3)),
-        lambda: on_demand(np.ones((2, 3)), np.ones((2, 1)), upfront=2),
-        lambda: subtasks(np.ones((2, 3)), 4, 1),
-        lambda: subtasks(np.ones((2, 3)), 2, 0),
-        lambda: subtasks(np.ones((2, 3)), 2, 1, math.nan),
+        lambda: simulate_on_demand(np.ones((2, 3)), np.ones((3, 3))),
+        lambda: simulate_on_demand(np.ones(3), np.ones(3)),
+        lambda: simulate_on_demand(np.ones((2, 3)), np.ones((2, 1)), upfront=2),
+        lambda: simulate_subtasks(np.ones((2, 3)), 4, 1),
+        lambda: simulate_subtasks(np.ones((2, 3)), 2, 0),
+        lambda: simulate_subtasks(np.ones((2, 3)), 2, 1, math.nan),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(call) -> None:

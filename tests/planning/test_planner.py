@@ -20,14 +20,16 @@ from polarmap.planning import (
     training_trace,
 )
 
-LAW = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
 
 
 @pytest.mark.parametrize("objective", ["mean", "p50", "p95", "p99"])
 @pytest.mark.parametrize("k", [1, 6, 24])
 def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
-    found = plan(k, LAW, objective, max_workers=k + 12)
-    every = [completion_time(n, k, "rotation" if n > k else "uncoded", LAW) for n in range(k, k + 13)]
+    found = plan(k, DISTRIBUTION, objective, max_workers=k + 12)
+    every = [
+        completion_time(n, k, "rotation" if n > k else "uncoded", DISTRIBUTION) for n in range(k, k + 13)
+    ]
     best = min(getattr(one, objective) for one in every)
     near = [one for one in every if getattr(one, objective) <= 1.05 * best]
     assert found.expected == min(near, key=lambda one: one.paid)
@@ -36,7 +38,7 @@ def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
 
 
 def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
-    found = plan(24, LAW, "cost", slack=0.0)
+    found = plan(24, DISTRIBUTION, "cost", slack=0.0)
     assert found.expected.paid == min(one.paid for one in found.frontier)
     assert found.n > 24  # one parity task saves more waiting than it costs
     assert found.expected.paid < found.uncoded.paid
@@ -49,10 +51,10 @@ def test_without_stragglers_no_parity() -> None:
 
 
 def test_limits_bind() -> None:
-    free = plan(24, LAW, "p99", slack=0.0)
-    bound = plan(24, LAW, "p99", budget=32.0, slack=0.0)
+    free = plan(24, DISTRIBUTION, "p99", slack=0.0)
+    bound = plan(24, DISTRIBUTION, "p99", budget=32.0, slack=0.0)
     assert bound.expected.paid <= 32.0 < free.expected.paid
-    cheap = plan(24, LAW, "cost", deadline=1.5)
+    cheap = plan(24, DISTRIBUTION, "cost", deadline=1.5)
     assert cheap.expected.p99 <= 1.5
     assert cheap.expected.paid < free.expected.paid
 
@@ -85,18 +87,20 @@ def test_large_jobs_are_planned_from_few_sizes() -> None:
 
 def test_a_simulated_code_needs_more_workers() -> None:
     limit = 1.6
-    few, more = (plan(24, LAW, "cost", code=code, deadline=limit).n for code in ("rotation", "sequential"))
+    few, more = (
+        plan(24, DISTRIBUTION, "cost", code=code, deadline=limit).n for code in ("rotation", "sequential")
+    )
     assert few < more
 
 
 def test_run_times_in_a_list_do() -> None:
-    times = LAW.sample(np.random.default_rng(0), 500)
-    assert abs(plan(24, times.tolist(), "mean").n - plan(24, LAW, "mean").n) <= 4
+    times = DISTRIBUTION.sample(np.random.default_rng(0), 500)
+    assert abs(plan(24, times.tolist(), "mean").n - plan(24, DISTRIBUTION, "mean").n) <= 4
 
 
 def test_failing_tasks_ask_for_parity() -> None:
-    found = plan(24, Failing(LAW, 0.05), "cost", max_never=1e-4)
-    assert found.expected.never <= 1e-4
+    found = plan(24, Failing(DISTRIBUTION, 0.05), "cost", max_failure_probability=1e-4)
+    assert found.expected.failure_probability <= 1e-4
     assert found.n >= 30
 
 
@@ -110,7 +114,7 @@ def test_failing_tasks_ask_for_parity() -> None:
         ({"budget": 10.0}, r"at least \d+\.\d+ worker-seconds are needed, the budget is 10"),
         ({"budget": np.nan}, "budget must be at least 0, not nan"),
         ({"slack": -1.0}, "slack must be"),
-        ({"runtimes": Failing(LAW, 0.6)}, "never completes with a probability of at least 0.897"),
+        ({"runtimes": Failing(DISTRIBUTION, 0.6)}, "never completes with a probability of at least 0.897"),
         (
             {"runtimes": Pareto(1.0, 0.5), "objective": "mean", "max_workers": 24},
             "the mean of the completion time is infinite",
@@ -122,6 +126,6 @@ def test_failing_tasks_ask_for_parity() -> None:
     ],
 )
 def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str) -> None:
-    given_ = {"k": 24, "runtimes": LAW, "objective": "p99", **arguments}
+    given_ = {"k": 24, "runtimes": DISTRIBUTION, "objective": "p99", **arguments}
     with pytest.raises(CodeError, match=says):
         plan(**given_)

@@ -29,7 +29,7 @@ from polarmap.planning import (
     virtual_quantile,
 )
 
-LAW = ShiftedExponential(1.0, 1.0)
+DISTRIBUTION = ShiftedExponential(1.0, 1.0)
 
 
 def recursion(times: np.ndarray) -> np.ndarray:
@@ -49,30 +49,32 @@ def test_polarize_is_the_erasure_recursion_at_every_time(survival: list[float], 
 
 
 def test_virtual_workers_are_the_maxima_and_minima_of_real_ones() -> None:
-    drawn = LAW.sample(np.random.default_rng(0), (16, 20_000))
+    drawn = DISTRIBUTION.sample(np.random.default_rng(0), (16, 20_000))
     virtual = recursion(drawn)
-    times = LAW.quantile(np.array([0.2, 0.5, 0.8]))
+    times = DISTRIBUTION.quantile(np.array([0.2, 0.5, 0.8]))
     for index in range(16):
         seen = (virtual[index][:, None] <= times).mean(axis=0)
-        np.testing.assert_allclose(virtual_cdf(LAW, 4, index, times), seen, atol=0.015)
+        np.testing.assert_allclose(virtual_cdf(DISTRIBUTION, 4, index, times), seen, atol=0.015)
 
 
-@pytest.mark.parametrize("law", [LAW, Pareto(1.0, 1.5), training_trace()], ids=["exp", "pareto", "trace"])
-def test_means_are_a_martingale(law: ShiftedExponential) -> None:
-    survival = law.survival(law.quantile(np.linspace(0.01, 0.99, 50)))
+@pytest.mark.parametrize(
+    "distribution", [DISTRIBUTION, Pareto(1.0, 1.5), training_trace()], ids=["exp", "pareto", "trace"]
+)
+def test_means_are_a_martingale(distribution: ShiftedExponential) -> None:
+    survival = distribution.survival(distribution.quantile(np.linspace(0.01, 0.99, 50)))
     np.testing.assert_allclose(polarize(survival, 10).mean(axis=0), survival, rtol=1e-12)
-    means = [virtual_mean(law, 5, index) for index in range(32)]
-    assert np.mean(means) == pytest.approx(law.mean(), rel=1e-5)
+    means = [virtual_mean(distribution, 5, index) for index in range(32)]
+    assert np.mean(means) == pytest.approx(distribution.mean(), rel=1e-5)
 
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 20), st.integers(0, 2**20 - 1), st.floats(1e-9, 1 - 1e-9))
 def test_quantile_inverts_cdf_at_any_depth(depth: int, index: int, p: float) -> None:
     index %= 1 << depth
-    law = ShiftedExponential(0.0, 1.0)  # a shift would cost the digits of a time near it
-    time = virtual_quantile(law, depth, index, p)
-    assert virtual_cdf(law, depth, index, time) == pytest.approx(p, rel=1e-6)
-    may_fail = Failing(law, 0.25)
+    distribution = ShiftedExponential(0.0, 1.0)  # a shift would cost the digits of a time near it
+    time = virtual_quantile(distribution, depth, index, p)
+    assert virtual_cdf(distribution, depth, index, time) == pytest.approx(p, rel=1e-6)
+    may_fail = Failing(distribution, 0.25)
     time = virtual_quantile(may_fail, depth, index, p)
     if np.isfinite(time):
         assert virtual_cdf(may_fail, depth, index, time) == pytest.approx(p, rel=1e-6)
@@ -81,11 +83,11 @@ def test_quantile_inverts_cdf_at_any_depth(depth: int, index: int, p: float) -> 
 
 
 def test_the_slowest_and_the_fastest_are_the_extremes() -> None:
-    law = ShiftedExponential(0.0, 1.0)
+    distribution = ShiftedExponential(0.0, 1.0)
     harmonic = (1 / np.arange(1, 257)).sum()
-    assert virtual_mean(law, 8, 0) == pytest.approx(harmonic, rel=1e-6)
-    assert virtual_mean(law, 8, 255) == pytest.approx(1 / 256, rel=1e-6)
-    assert virtual_mean(Failing(law, 0.1), 3, 2) == np.inf
+    assert virtual_mean(distribution, 8, 0) == pytest.approx(harmonic, rel=1e-6)
+    assert virtual_mean(distribution, 8, 255) == pytest.approx(1 / 256, rel=1e-6)
+    assert virtual_mean(Failing(distribution, 0.1), 3, 2) == np.inf
 
 
 def test_polarization_is_exponentially_fast_and_bounded_by_the_theorem() -> None:
@@ -102,17 +104,17 @@ def test_virtual_workers_tend_to_steps_at_the_quantiles_of_the_real_ones() -> No
     shares = np.array([0.1, 0.25, 0.5, 0.75, 0.9])
     errors = []
     for depth in (6, 16):
-        steps = np.sort(step_times(LAW, depth))
-        errors.append(np.abs(np.quantile(steps, shares) - LAW.quantile(shares)).max())
+        steps = np.sort(step_times(DISTRIBUTION, depth))
+        errors.append(np.abs(np.quantile(steps, shares) - DISTRIBUTION.quantile(shares)).max())
     assert errors[1] < 0.01 < errors[0]
     # and so the share of virtual workers that are done by t tends to F(t)
-    rows = polarize(LAW.survival([1.5, 2.0]), 16)
-    np.testing.assert_allclose((rows < 0.5).mean(axis=0), LAW.cdf([1.5, 2.0]), atol=0.01)
+    rows = polarize(DISTRIBUTION.survival([1.5, 2.0]), 16)
+    np.testing.assert_allclose((rows < 0.5).mean(axis=0), DISTRIBUTION.cdf([1.5, 2.0]), atol=0.01)
 
 
 def test_step_times_are_medians_by_index() -> None:
-    medians = [float(virtual_quantile(LAW, 4, index, 0.5)) for index in range(16)]
-    np.testing.assert_allclose(step_times(LAW, 4), medians, rtol=1e-12)
+    medians = [float(virtual_quantile(DISTRIBUTION, 4, index, 0.5)) for index in range(16)]
+    np.testing.assert_allclose(step_times(DISTRIBUTION, 4), medians, rtol=1e-12)
 
 
 # --- frozen sets ---------------------------------------------------------------------------------
@@ -121,8 +123,8 @@ def test_step_times_are_medians_by_index() -> None:
 @pytest.mark.parametrize(("n", "k"), [(8, 4), (30, 17), (64, 48), (100, 50)])
 def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -> None:
     time = 1.7
-    erasure = float(LAW.survival(time))
-    frozen = frozen_at(n, k, LAW, time)
+    erasure = float(DISTRIBUTION.survival(time))
+    frozen = frozen_at(n, k, DISTRIBUTION, time)
     assert frozen.tolist() == frozen_inputs(n, k, erasure).tolist()
     assert frozen.tolist() == PolarCode(n, k, "arikan", erasure=erasure).frozen.tolist()
     if n == 64:  # no positions punctured: the n - k largest, up to ties
@@ -130,28 +132,28 @@ def test_frozen_inputs_are_the_least_likely_at_the_target_time(n: int, k: int) -
         assert late[frozen].min() >= np.delete(late, frozen).max() - 1e-12
 
 
-def test_the_frozen_set_depends_on_time_and_law_only_through_the_erasure() -> None:
+def test_the_frozen_set_depends_on_time_and_distribution_only_through_the_erasure() -> None:
     other = Empirical([1.0, 2.0, 3.0, 4.0])
-    time = float(LAW.quantile(0.5))
-    assert frozen_at(64, 40, other, 2.0).tolist() == frozen_at(64, 40, LAW, time).tolist()
+    time = float(DISTRIBUTION.quantile(0.5))
+    assert frozen_at(64, 40, other, 2.0).tolist() == frozen_at(64, 40, DISTRIBUTION, time).tolist()
 
 
 def test_the_union_bound_holds_and_is_near() -> None:
     n, k, time = 64, 32, 2.4
-    bound = sequential_bound(n, k, LAW, time)
-    code = PolarCode(n, k, "arikan", "sequential", erasure=float(LAW.survival(time)))
-    arrivals = LAW.sample(np.random.default_rng(2), (n, 40_000))
+    bound = sequential_bound(n, k, DISTRIBUTION, time)
+    code = PolarCode(n, k, "arikan", "sequential", erasure=float(DISTRIBUTION.survival(time)))
+    arrivals = DISTRIBUTION.sample(np.random.default_rng(2), (n, 40_000))
     late = (sequential_finish(code, arrivals) > time).mean()
     assert late - 0.003 <= bound <= 2 * late + 0.003
 
 
 def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
     for probability in (0.5, 0.99):
-        time = target_time(128, 64, LAW, probability)
-        erasure = float(LAW.survival(time))
-        done = completion_time(128, 64, "sequential", LAW, erasure=erasure, trials=2000)
+        time = target_time(128, 64, DISTRIBUTION, probability)
+        erasure = float(DISTRIBUTION.survival(time))
+        done = completion_time(128, 64, "sequential", DISTRIBUTION, erasure=erasure, trials=2000)
         assert (done.p50 if probability == 0.5 else done.p99) <= time * 1.01
-    assert target_time(8, 7, Failing(LAW, 0.5), 0.99) == np.inf
+    assert target_time(8, 7, Failing(DISTRIBUTION, 0.5), 0.99) == np.inf
 
 
 @pytest.mark.parametrize(
@@ -159,10 +161,10 @@ def test_the_target_time_is_met_with_the_probability_asked_for() -> None:
     [
         (lambda: polarize([1.2], 2), "between 0 and 1"),
         (lambda: polarize([0.5], -1), "depth must lie"),
-        (lambda: virtual_cdf(LAW, 3, 8, 1.0), "8 virtual workers, not one at 8"),
-        (lambda: frozen_at(8, 4, LAW, 0.5), "no worker is back"),
+        (lambda: virtual_cdf(DISTRIBUTION, 3, 8, 1.0), "8 virtual workers, not one at 8"),
+        (lambda: frozen_at(8, 4, DISTRIBUTION, 0.5), "no worker is back"),
         (lambda: frozen_at(8, 4, Empirical([1.0]), 2.0), "every worker is back"),
-        (lambda: frozen_at(4, 4, LAW, 2.0), "1 <= k < n"),
+        (lambda: frozen_at(4, 4, DISTRIBUTION, 2.0), "1 <= k < n"),
     ],
 )
 def test_bad_input_is_refused_with_a_reason(call, says: str) -> None:

@@ -16,9 +16,9 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport
 from polarmap.errors import CodeError
 from polarmap.planning import Empirical, Failing, Pareto, ShiftedExponential, plan, stragglers, training_trace
-from polarmap.plot import draw_polarization, draw_return_times, draw_timeline
+from polarmap.plot import draw_polarization, draw_runtimes, draw_timeline
 
-LAW = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def report_of(seconds: Mapping[int, float], faults: Mapping[int, Fault] | None = None) -> Report:
@@ -139,11 +139,11 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> N
     rendered(figure, tmp_path)
 
 
-# --- laws and plans -----------------------------------------------------------------------------
+# --- distributions and plans -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "law",
+    "distribution",
     [
         [1.0, 1.2, 1.1, 5.0],
         [2.0],
@@ -154,32 +154,32 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> N
     ],
     ids=repr,
 )
-def test_return_times_and_polarization_render(law: object, tmp_path: Path) -> None:
-    rendered(draw_return_times(law, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
-    rendered(draw_polarization(law, depths=(0, 2)), tmp_path)
+def test_return_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
+    rendered(draw_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
+    rendered(draw_polarization(distribution, depths=(0, 2)), tmp_path)
 
 
 def test_return_times_hold_all_tasks_that_are_drawn() -> None:
-    figure = draw_return_times([1.0] * 8 + [3.0] * 2)
+    figure = draw_runtimes([1.0] * 8 + [3.0] * 2)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
     assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
     assert "seconds" in figure.axes[0].get_xlabel()
 
 
 def test_polarization_has_a_line_for_each_virtual_worker() -> None:
-    figure = draw_polarization(LAW, depths=(0, 1, 5))
+    figure = draw_polarization(DISTRIBUTION, depths=(0, 1, 5))
     assert [len(axes.collections[0].get_segments()) for axes in figure.axes] == [1, 2, 32]
 
 
 @pytest.mark.parametrize("depths", [(), (-1,), (13,)])
 def test_depths_that_cannot_be_drawn_are_refused(depths: tuple[int, ...]) -> None:
     with pytest.raises(CodeError, match="depths to draw"):
-        draw_polarization(LAW, depths=depths)
+        draw_polarization(DISTRIBUTION, depths=depths)
 
 
 @pytest.mark.parametrize("objective", ["p99", "mean", "cost"])
 def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: Path) -> None:
-    chosen = plan(8, LAW, objective)
+    chosen = plan(8, DISTRIBUTION, objective)
     figure = chosen.plot(tmp_path / "frontier.svg")
     assert (tmp_path / "frontier.svg").read_bytes().startswith(b"<?xml")
     labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
@@ -189,13 +189,13 @@ def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: P
 
 
 def test_a_frontier_of_one_point_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
-    rendered(plan(8, LAW, max_workers=8).plot(), tmp_path)
-    rendered(plan(8, Failing(LAW, 0.02), max_workers=16).plot(), tmp_path)
+    rendered(plan(8, DISTRIBUTION, max_workers=8).plot(), tmp_path)
+    rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot(), tmp_path)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CodeError, match="cannot be written"):
-        draw_return_times([1.0, 2.0], tmp_path / "figure.nonsense")
+        draw_runtimes([1.0, 2.0], tmp_path / "figure.nonsense")
 
 
 def test_no_figure_touches_pyplot() -> None:

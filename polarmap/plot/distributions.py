@@ -21,7 +21,7 @@ MOST_DEPTH = 12  # beyond, lines can no longer be told apart
 LEAST = 1e-4  # share still out at which a tail is cut off
 
 
-def draw_return_times(
+def draw_runtimes(
     runtimes: object, path: canvas.Path | None = None, *, fitted: Distribution | None = None
 ) -> Figure:
     """How run times spread, and how many workers are still out as time goes by.
@@ -38,11 +38,11 @@ def draw_return_times(
     -------
     matplotlib.figure.Figure
     """
-    law = as_runtimes(runtimes)
+    distribution = as_runtimes(runtimes)
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
-    times = _grid(law)
-    _draw_density(axes[0], law, times)
-    _draw_survival(axes[1], law, times, fitted)
+    times = _grid(distribution)
+    _draw_density(axes[0], distribution, times)
+    _draw_survival(axes[1], distribution, times, fitted)
     return canvas.saved(figure, path)
 
 
@@ -65,42 +65,44 @@ def draw_polarization(
     """
     if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
-    law = as_runtimes(runtimes)
+    distribution = as_runtimes(runtimes)
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
-    times = _grid(law)
+    times = _grid(distribution)
     for one, depth in zip(axes[0], depths):
-        _draw_virtual(one, law, times, depth)
+        _draw_virtual(one, distribution, times, depth)
     _explain(axes[0, int(np.argmax(depths))])
     axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=canvas.INK)
     return canvas.saved(figure, path)
 
 
-def _grid(law: Distribution) -> Floats:
+def _grid(distribution: Distribution) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
-    ends = 1 - law.never
-    first, last = law.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
+    ends = 1 - distribution.failure_probability
+    first, last = distribution.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
     return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
 
 
-def _draw_density(axes: Axes, law: Distribution, times: Floats) -> None:
+def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None:
     edges = np.linspace(times[0], times[-1], 60)
-    shares = np.diff(law.cdf(edges))
+    shares = np.diff(distribution.cdf(edges))
     axes.bar(
         edges[:-1], 100 * shares, np.diff(edges), align="edge", color=canvas.BLUE, edgecolor="white", lw=0.4
     )
-    count = f" ({law.observed} tasks)" if isinstance(law, Empirical) else ""
-    canvas.titled(axes, f"Return times{count}", "run time of a task, seconds", "share of the tasks, %")
+    count = f" ({distribution.observed} tasks)" if isinstance(distribution, Empirical) else ""
+    canvas.titled(axes, f"Run times{count}", "run time of a task, seconds", "share of the tasks, %")
     axes.grid(visible=False, axis="x")
 
 
-def _draw_survival(axes: Axes, law: Distribution, times: Floats, fitted: Distribution | None) -> None:
-    axes.semilogy(times, _positive(law.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
+def _draw_survival(
+    axes: Axes, distribution: Distribution, times: Floats, fitted: Distribution | None
+) -> None:
+    axes.semilogy(times, _positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
     if fitted is not None:
         fit = _positive(fitted.survival(times))
         axes.semilogy(times, fit, "--", color=canvas.VERMILLION, lw=1.5, label=type(fitted).__name__)
         axes.legend(frameon=False, fontsize=9)
     for p, style in ((0.5, ":"), (0.99, "--")):
-        time = float(law.quantile(p))
+        time = float(distribution.quantile(p))
         if np.isfinite(time):
             axes.axvline(time, color=canvas.GREY, lw=1, ls=style)
             text = f"{'median' if p == 0.5 else '99 %'} {time:.3g} s"
@@ -136,17 +138,17 @@ def _positive(shares: Floats) -> Floats:
     return np.where(shares > 0, shares, np.nan)
 
 
-def _draw_virtual(axes: Axes, law: Distribution, times: Floats, depth: int) -> None:
+def _draw_virtual(axes: Axes, distribution: Distribution, times: Floats, depth: int) -> None:
     from matplotlib.collections import LineCollection
 
-    done = 1 - polarize(law.survival(times), depth)
+    done = 1 - polarize(distribution.survival(times), depth)
     slowest_first = done[np.argsort(done.mean(axis=1), kind="stable")]
     count = len(slowest_first)
     colors = _shade(np.linspace(0.0, 0.85, count))
     lines = [np.column_stack([times, curve]) for curve in slowest_first]
     width = float(np.clip(2.2 - 0.22 * depth, 0.5, 2.0))
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
-    axes.plot(times, law.cdf(times), "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
+    axes.plot(times, distribution.cdf(times), "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
     axes.set_xlim(times[0], times[-1])
     axes.set_ylim(-0.02, 1.02)
     workers = "a real worker" if depth == 0 else f"{count} virtual workers"
