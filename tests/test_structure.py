@@ -40,7 +40,7 @@ STILL_UPWARD = {
     ("polarmap.plot.timeline", "polarmap.report"),
     *[("polarmap.plot.frontier", f"polarmap.planning.{name}") for name in ("completion", "planner")],
     *[
-        ("polarmap.plot.laws", f"polarmap.planning.{name}")
+        ("polarmap.plot.distributions", f"polarmap.planning.{name}")
         for name in ("distributions", "empirical", "polarization")
     ],
 }
@@ -81,7 +81,7 @@ ONLY_FROM = {
     ],
     "sklearn": ["polarmap.glm.fitting", "polarmap.glm"],
     "matplotlib": [
-        *(f"polarmap.plot.{name}" for name in ["canvas", "frontier", "laws", "timeline"]),
+        *(f"polarmap.plot.{name}" for name in ["canvas", "distributions", "frontier", "timeline"]),
         *["polarmap.report", "polarmap.planning.planner"],  # name the type of what they return
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
@@ -134,7 +134,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "glm": "fitting losses",
     "linalg": "layouts matrices",
     "planning": "backups decodability empirical order_statistics quadrature subtasks training_trace",
-    "plot": "canvas frontier laws timeline",
+    "plot": "canvas distributions frontier timeline",
     "run": (
         "acceptance codeword collect estimate failure_message hedging job local_evaluation padding "
         "progress received reserve row_by_row stopwatch summary verify"
