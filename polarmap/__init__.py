@@ -6,8 +6,10 @@ import importlib
 import typing
 
 from polarmap import errors, planning
-from polarmap.arrays.array import CodedArray, encode, list_coded, open_coded
+from polarmap.arrays.array import CodedArray
 from polarmap.arrays.audit import Audit
+from polarmap.arrays.encode import encode
+from polarmap.arrays.open_coded import list_coded, open_coded
 from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
 from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import MaskedCode

@@ -1,189 +1,127 @@
-"""Encode: data to n blocks in storage, stripe by stripe, in bounded memory."""
+"""The verb that encodes an array once and keeps it in storage."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.arrays import generations
-from polarmap.arrays.generations import Generation
-from polarmap.arrays.keys import array_prefix
-from polarmap.arrays.manifest import Manifest, checksum, describe_code, read_current
-from polarmap.arrays.nonfinite import NonFiniteRecord, nonfinite_finder
-from polarmap.arrays.sources import Source
-from polarmap.arrays.stripes import StripePlan
-from polarmap.errors import StorageError
-from polarmap.storage.base import Store
-from polarmap.worker.parts import Part
+from polarmap.arrays import encode_locally, encode_remotely
+from polarmap.arrays.array import CodedArray
+from polarmap.arrays.keys import check_name
+from polarmap.arrays.nonfinite import NonFiniteRecord
+from polarmap.arrays.sources import open_source
+from polarmap.arrays.stores import open_store
+from polarmap.arrays.stripes import plan_stripes
+from polarmap.arrays.write_array import write_array
+from polarmap.blocks.choose_code import choose_polar_code
+from polarmap.blocks.equal import check_array, checked_count
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
+from polarmap.run.progress import is_wanted, open_count
 
-Array = npt.NDArray[Any]
-
-TRANSFERS = 8  # objects sent at once
-
-Show = Callable[[int], None]
-# Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
-StripeWriter = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
+MEMORY = 256 << 20
+LEAST_MEMORY = 1 << 20
 
 
-def encode(store: Store, name: str, plan: StripePlan, overwrite: bool, write: StripeWriter) -> Manifest:
-    """Have the n coded blocks of a source stored and, last of all, their manifest."""
-    before = _standing(store, name, overwrite)
-    purpose = _purpose(plan)
-    if hasattr(store, "sweep"):
-        store.sweep()
-    earlier = generations.finished_stripes(store, name, purpose)
-    with Generation(store, name, purpose) as generation:
-        columns = write(generation, earlier)
-        parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
-        made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
-        if earlier:
-            _check_still_there(store, made)
-        generation.publish(made, before)
-    generations.sweep(store, name)
-    return made
+def encode(
+    A: Any,
+    *,
+    blocks: int | None = None,
+    workers: int | None = None,
+    code: str | PolarCode = "auto",
+    name: str,
+    storage: Any = None,
+    overwrite: bool = False,
+    memory: int = MEMORY,
+    executor: Any = None,
+    progress: bool | None = None,
+) -> CodedArray:
+    """Encode an array once and keep it in storage.
 
+    The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
+    added. A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding
+    is cut short, nothing can be opened, and the next call with the same arguments goes on where it
+    stopped (it reads the finished part of the data again, and encodes anew what has changed).
 
-def writing(
-    store: Store, source: Source, plan: StripePlan, seen: NonFiniteRecord, show: Show
-) -> StripeWriter:
-    """Reads, encodes and stores here.
+    Parameters
+    ----------
+    A : array-like or path
+        Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; the path of a .npy
+        file; `RawObjects` or `ZarrObjects` that lie in the storage already and are not copied then.
+        Float16/32/64, complex64/128 and integers.
+    blocks, workers, code : optional
+        k, n and the code, as for `coded_map`.
+    name : str
+        What to call it: letters, digits, '.', '_' and '-'.
+    storage : optional
+        None: a folder of the user ($POLARMAP_STORE, or polarmap/ in the XDG data folder). The path
+        of a folder. The path of a Lithops YAML configuration or a `lithops.FunctionExecutor`: its
+        storage. A store (see polarmap.storage.base).
+    overwrite : bool
+        Replace an array of that name; it stays until the new one is complete.
+    memory : int
+        Bytes that all stripes in memory may take together, at least 1 MiB. The larger, the fewer
+        and larger the stored objects; Zarr and HDF5 chunks should fit, blocks times over.
+    executor : optional
+        As for `coded_map`: its workers encode, one stripe of all blocks each, and nothing passes
+        through this process. They must reach the data (a .npy file or memory map on this machine,
+        or raw blocks in the storage) and the storage. `memory` then is that of a worker.
+    progress : bool, optional
+        Show a bar; by default when standard error is a terminal.
 
-    Stripes that an earlier run of the same plan had finished are kept if the source still holds
-    the same numbers there, which is seen by reading it again; others are encoded anew.
-    `seen` is told of NaN and inf, `show` the number of stripes that are done.
+    Returns
+    -------
+    CodedArray
+
+    Warns
+    -----
+    RuntimeWarning
+        NaN or inf are among the data, or the parity overflows: how many and where the first is. What is
+        lost in the same places of other blocks cannot be decoded; all else can.
+
+    Raises
+    ------
+    CodeError
+        Data, sizes or dtypes that cannot be coded.
+    StorageError
+        The name is taken or bad, or the storage cannot be used.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> coded = encode(np.arange(12).reshape(6, 2), blocks=3, name="small", storage=folder.name)
+    >>> coded[2:4].tolist()
+    [[4, 5], [6, 7]]
+    >>> coded.check()
+    <Audit of 'small': 4 blocks of 1 parts, all good>
+    >>> folder.cleanup()
     """
-
-    def write(generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
-        return list(_Writer(store, source, plan, seen, generation, earlier).run(show))
-
-    return write
-
-
-def _standing(store: Store, name: str, overwrite: bool) -> bytes | None:
-    """The manifest that is there now and may be replaced."""
-    data = read_current(store, name)
-    if data is not None and not overwrite:
-        raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name, "
-            "or pass overwrite=True"
+    check_name(name)
+    shown = is_wanted(progress)
+    if not isinstance(overwrite, (bool, int, np.bool_)):
+        raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
+    if checked_count("memory", memory) < LEAST_MEMORY:
+        raise CodeError(
+            f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
-    return data
-
-
-def _purpose(plan: StripePlan) -> dict[str, Any]:
-    """What two runs must agree on for one to go on where the other stopped."""
-    return {
-        "shape": list(plan.shape),
-        "dtype": plan.dtype.str,
-        "code": describe_code(plan.code),
-        "stripes": [len(plan.hyperslabs), plan.widest_stripe],
-    }
-
-
-def _check_still_there(store: Store, made: Manifest) -> None:
-    """Parts kept from earlier runs may have been swept by another process."""
-    folder = array_prefix(made.name)
-    gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
-    if gone:
-        raise StorageError(
-            f"{len(gone)} parts of {made.name!r} in {store.name} were removed by another process "
-            "meanwhile; encode again"
-        )
-
-
-class _Writer:
-    """Reads, encodes and stores one stripe after another; two are in memory at once."""
-
-    def __init__(
-        self,
-        store: Store,
-        source: Source,
-        plan: StripePlan,
-        seen: NonFiniteRecord,
-        generation: Generation,
-        earlier: dict[int, list[Part]],
-    ) -> None:
-        self._store, self._source, self._plan = store, source, plan
-        self._seen, self._find = seen, nonfinite_finder()
-        self._generation, self._earlier = generation, earlier
-        n, k = plan.code.n, plan.code.k
-        self._buffers = [
-            (
-                np.empty(k * plan.widest_stripe, plan.dtype),
-                np.empty((n - k) * plan.widest_stripe, plan.parity_dtype),
-            )
-            for _ in range(min(2, len(plan.hyperslabs)))
-        ]
-
-    def run(self, show: Show) -> Iterator[list[Part]]:
-        """The n parts of each stripe, in order, once they are stored."""
-        pool = ThreadPoolExecutor(TRANSFERS)
-        with contextlib.ExitStack() as stack:
-            stack.callback(pool.shutdown, cancel_futures=True)
-            sending: list[Future[Part]] = []
-            for stripe in range(len(self._plan.hyperslabs)):
-                kept = self._prepare(stripe, pool)
-                if stripe:
-                    yield self._wait(stripe - 1, sending)
-                    show(stripe)
-                sending = self._send(stripe, kept, pool)
-            if sending:
-                yield [future.result() for future in sending]
-                show(len(self._plan.hyperslabs))
-
-    def _rows(self, stripe: int) -> tuple[Array, Array]:
-        """Data and parity rows of a stripe, in the buffer that is not being sent."""
-        width = self._plan.width(stripe)
-        data, parity = self._buffers[stripe % 2]
-        k = self._plan.code.k
-        rows = data[: k * width].reshape(k, width)
-        return rows, parity[: (self._plan.code.n - k) * width].reshape(-1, width)
-
-    def _prepare(self, stripe: int, pool: ThreadPoolExecutor) -> list[Part] | None:
-        """Read and encode a stripe, unless it was stored by an earlier run: then its parts."""
-        data, parity = self._rows(stripe)
-        slab = self._plan.hyperslabs[stripe]
-        for block, row in enumerate(data):
-            self._source.read(block * self._plan.rows, slab, row)
-        kept = self._earlier.get(stripe)
-        if kept is not None:
-            now = list(pool.map(checksum, data))
-            if now == [part.crc32 for part in kept[: len(data)]]:
-                self._seen.note(stripe, self._find(data))
-                return kept
-        self._plan.code.parity(data, out=parity)
-        self._seen.note(stripe, self._find(data, parity))
-        return None
-
-    def _send(self, stripe: int, kept: list[Part] | None, pool: ThreadPoolExecutor) -> list[Future[Part]]:
-        if kept is not None:
-            return [_done(part) for part in kept]
-        data, parity = self._rows(stripe)
-        rows = [*data, *parity]
-        return [pool.submit(self._put, block, stripe, row) for block, row in enumerate(rows)]
-
-    def _put(self, block: int, stripe: int, row: Array) -> Part:
-        raw = row.data.cast("B")
-        if block < self._plan.code.k:
-            place = self._source.locate(block * self._plan.rows, self._plan.hyperslabs[stripe])
-            if place is not None:
-                return place._replace(crc32=checksum(raw))
-        part = Part(self._generation.part_key(block, stripe), raw.nbytes, checksum(raw))
-        self._store.put(part.key, raw)
-        return part
-
-    def _wait(self, stripe: int, sending: list[Future[Part]]) -> list[Part]:
-        parts = [future.result() for future in sending]
-        self._generation.record(stripe, parts)
-        return parts
-
-
-def _done(part: Part) -> Future[Part]:
-    future: Future[Part] = Future()
-    future.set_result(part)
-    return future
+    if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
+        check_array(A, "A")
+    if isinstance(A, np.matrix):
+        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
+    store = open_store(storage)
+    source = open_source(A, store)
+    check_array(source)
+    chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
+    cut = plan_stripes(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows)
+    seen = NonFiniteRecord(cut)
+    if executor is not None:
+        write = encode_remotely.writing(store, source, cut, seen, executor, progress)
+        made = write_array(store, name, cut, overwrite, write)
+    else:
+        with open_count(len(cut.hyperslabs), shown) as show:
+            write = encode_locally.stripe_writer(store, source, cut, seen, show)
+            made = write_array(store, name, cut, overwrite, write)
+    seen.warn()
+    return CodedArray(store, made)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,13 +15,11 @@ from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
 from polarmap.storage.base import Store
-from polarmap.worker.parts import Part
+from polarmap.worker.parts import DamagedError, Part
 
 Array = npt.NDArray[Any]
 
 TRANSFERS = 8  # objects fetched at once
-
-
 KINDS = ("missing", "truncated", "corrupt")
 
 
@@ -80,3 +80,36 @@ def read_stripe(
             good[index] = row[columns]
             decoder.add(index)
     return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
+
+
+def read_rows(store: Store, manifest: Manifest, start: int, stop: int) -> Array:
+    """Rows start..stop of the array; no more is held than these and one stripe of each block."""
+    inner = manifest.shape[1:]
+    out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
+    flat, width = out.reshape(-1), prod(inner)
+    size = manifest.rows * width  # of a block
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        for block in range(start // manifest.rows, -(-stop // manifest.rows)):
+            base = block * size  # of this block, in elements of the whole
+            first, last = max(start * width, base), min(stop * width, base + size)
+            for stripe, (low, high) in enumerate(pairwise(manifest.bounds)):
+                low, high = max(first, base + low), min(last, base + high)
+                if low < high:
+                    offset = base + manifest.bounds[stripe]
+                    columns = slice(low - offset, high - offset)
+                    part = read_stripe(store, manifest, stripe, block, columns, pool)
+                    flat[low - start * width : high - start * width] = part
+    return out
+
+
+def read_as_stored(store: Store, manifest: Manifest, index: int) -> Array:
+    """Block `index`; DamagedError if it is not what was stored."""
+    stripes = []
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        for stripe in range(len(manifest.parts[index])):
+            good, damaged = fetch_blocks(store, manifest, stripe, [index], pool)
+            for damage in damaged:
+                raise DamagedError(f"{damage.key} is {damage.kind}")
+            stripes.append(good[index])
+    dtype = manifest.dtype_of(index).newbyteorder("=")
+    return np.concatenate([np.empty(0, dtype), *stripes]).reshape(manifest.block_shape)

@@ -124,6 +124,12 @@ def sweep(store: Store, name: str) -> None:
         store.delete([key for key in owned if key not in needed])
 
 
+def delete(store: Store, name: str) -> None:
+    """Remove a coded array; objects of others that it refers to stay."""
+    store.delete([manifest_key(name)])
+    sweep(store, name)
+
+
 def _is_noted_as_running(store: Store, generation: str, owned: Sequence[str]) -> bool:
     """Whether there is a note of a run that may still be under way."""
     note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays.keys import MANIFESTS, check_name, manifest_key
+from polarmap.arrays.keys import MANIFESTS, array_prefix, check_name, manifest_key
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage.base import Store, check_key
@@ -73,6 +73,12 @@ class Manifest:
     def objects(self) -> set[str]:
         """The keys of all objects that hold parts."""
         return {part.key for parts in self.parts for part in parts}
+
+    @property
+    def owned_bytes(self) -> int:
+        """Bytes in storage that exist for this array only."""
+        prefix = array_prefix(self.name)
+        return sum(part.size for parts in self.parts for part in parts if part.key.startswith(prefix))
 
     def dump(self) -> bytes:
         """As the object that is stored."""

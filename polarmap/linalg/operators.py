@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.array import CodedArray, encode
+from polarmap.arrays.array import CodedArray
+from polarmap.arrays.encode import encode
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS, CodedBlocks, checked_count
 from polarmap.code.dtypes import is_exact

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap import PolarCode
-from polarmap.arrays import encode
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.stripes import plan_stripes
+from polarmap.arrays.write_array import write_array
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, StorageError
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
@@ -374,7 +374,7 @@ def test_what_could_not_be_opened_is_not_published(store):
         return [parts]
 
     with pytest.raises(StorageError, match=r"'a' is not published: .* block 5 is not cut as block 0 is"):
-        encode.encode(store, "a", plan, False, write)
+        write_array(store, "a", plan, False, write)
     assert polarmap.list_coded(store) == []
     polarmap.encode(np.ones((8, 3)), name="a", storage=store)
 

@@ -1,0 +1,68 @@
+"""Stripes become an array that can be opened: the manifest is written last of all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from polarmap.arrays import generations
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.keys import array_prefix
+from polarmap.arrays.manifest import Manifest, describe_code, read_current
+from polarmap.arrays.stripes import StripePlan
+from polarmap.errors import StorageError
+from polarmap.storage.base import Store
+from polarmap.worker.parts import Part
+
+# Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
+StripeWriter = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
+
+
+def write_array(store: Store, name: str, plan: StripePlan, overwrite: bool, write: StripeWriter) -> Manifest:
+    """Have the n coded blocks of a source stored and, last of all, their manifest."""
+    before = _replaceable(store, name, overwrite)
+    purpose = _purpose(plan)
+    if hasattr(store, "sweep"):
+        store.sweep()
+    earlier = generations.finished_stripes(store, name, purpose)
+    with Generation(store, name, purpose) as generation:
+        columns = write(generation, earlier)
+        parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
+        made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
+        if earlier:
+            _check_still_there(store, made)
+        generation.publish(made, before)
+    generations.sweep(store, name)
+    return made
+
+
+def _replaceable(store: Store, name: str, overwrite: bool) -> bytes | None:
+    """The manifest that is there now and may be replaced."""
+    data = read_current(store, name)
+    if data is not None and not overwrite:
+        raise StorageError(
+            f"there is a coded array {name!r} in {store.name} already: choose another name, "
+            "or pass overwrite=True"
+        )
+    return data
+
+
+def _purpose(plan: StripePlan) -> dict[str, Any]:
+    """What two runs must agree on for one to go on where the other stopped."""
+    return {
+        "shape": list(plan.shape),
+        "dtype": plan.dtype.str,
+        "code": describe_code(plan.code),
+        "stripes": [len(plan.hyperslabs), plan.widest_stripe],
+    }
+
+
+def _check_still_there(store: Store, made: Manifest) -> None:
+    """Parts kept from earlier runs may have been swept by another process."""
+    folder = array_prefix(made.name)
+    gone = {key for key in made.objects if key.startswith(folder)} - set(store.keys(folder))
+    if gone:
+        raise StorageError(
+            f"{len(gone)} parts of {made.name!r} in {store.name} were removed by another process "
+            "meanwhile; encode again"
+        )
