@@ -36,16 +36,9 @@ FLOORS = [
     ["worker", "errors"],
 ]
 # Arrows that run back up today: module -> what it imports from its own floor or one above.
-STILL_UPWARD = {
-    ("polarmap.plot.timeline", "polarmap.report"),
-    *[("polarmap.plot.frontier", f"polarmap.planning.{name}") for name in ("completion", "planner")],
-    *[
-        ("polarmap.plot.distributions", f"polarmap.planning.{name}")
-        for name in ("distributions", "empirical", "polarization")
-    ],
-}
+STILL_UPWARD: set[tuple[str, str]] = set()
 # Rooms tied to each other in a circle today.
-STILL_CIRCULAR = [{"planning", "plot", "report"}]
+STILL_CIRCULAR: list[set[str]] = []
 
 # Modules that import nothing else of the package: they travel, or are read on their own.
 STAND_ALONE = [
@@ -82,7 +75,9 @@ ONLY_FROM = {
     "sklearn": ["polarmap.glm.fitting", "polarmap.glm"],
     "matplotlib": [
         *(f"polarmap.plot.{name}" for name in ["canvas", "distributions", "frontier", "timeline"]),
-        *["polarmap.report", "polarmap.planning.planner"],  # name the type of what they return
+        # These name the type of what they return.
+        "polarmap.report",
+        *(f"polarmap.planning.{name}" for name in ("empirical", "planner", "polarization")),
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],

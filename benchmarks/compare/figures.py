@@ -9,8 +9,16 @@ import numpy as np
 
 from benchmarks.compare import elastic
 from benchmarks.compare.codes import Measured, Size
-from polarmap.planning import Completion, ShiftedExponential, plan, stragglers, training_trace
-from polarmap.plot import canvas, draw_polarization, draw_runtimes
+from polarmap.planning import (
+    Completion,
+    ShiftedExponential,
+    plan,
+    plot_polarization,
+    plot_runtimes,
+    stragglers,
+    training_trace,
+)
+from polarmap.plot import canvas
 
 # Scheme -> marker and colour: no code grey, rival codes open, ours filled.
 LOOKS = {
@@ -139,6 +147,6 @@ def _draw_rates(axes: Any, results: list[elastic.Elastic]) -> None:
 
 def draw_theory(folder: Path) -> None:
     """Run times, polarization, the frontier of a plan."""
-    draw_runtimes(training_trace(), folder / "run-times.png")
-    draw_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
+    plot_runtimes(training_trace(), folder / "run-times.png")
+    plot_polarization(ShiftedExponential(1.0, 1.0), folder / "polarization.png")
     plan(24, stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)).plot(folder / "frontier.png")

@@ -21,11 +21,12 @@ from polarmap.planning.distributions import (
     cold_starts,
     stragglers,
 )
-from polarmap.planning.empirical import Empirical, as_runtimes
+from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes
 from polarmap.planning.on_demand import ParityRule, simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
     frozen_at,
+    plot_polarization,
     polarize,
     sequential_bound,
     step_times,
@@ -63,6 +64,8 @@ __all__ = [
     "frozen_at",
     "lower_bound",
     "plan",
+    "plot_polarization",
+    "plot_runtimes",
     "polarize",
     "sequential_bound",
     "sequential_finish",

@@ -11,6 +11,7 @@ import csv
 from collections.abc import Iterable
 from math import inf
 from os import PathLike
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -25,6 +26,9 @@ from polarmap.planning.distributions import (
     checked_observations,
 )
 from polarmap.report import Report
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 ROUNDING = 1e-12  # of a cumulated probability: a quantile at an edge takes the step below it
 
@@ -234,6 +238,30 @@ def as_runtimes(given: object) -> Distribution:
         distribution = Empirical.from_reports([item for item in items if isinstance(item, Report)])
         return distribution.with_tail()
     return Empirical(np.array(items, dtype=object))
+
+
+def plot_runtimes(
+    runtimes: object, path: str | PathLike[str] | None = None, *, fitted: Distribution | None = None
+) -> Figure:
+    """Plot how run times spread, and how many workers are still out as time goes by.
+
+    Parameters
+    ----------
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    fitted : Distribution, optional
+        Drawn beside them, to see whether it fits.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from polarmap.plot.distributions import draw_runtimes
+
+    distribution = as_runtimes(runtimes)
+    observed = distribution.observed if isinstance(distribution, Empirical) else None
+    return draw_runtimes(distribution, path, fitted=fitted, observed=observed)
 
 
 def _iterated(given: object) -> Iterable[object]:

@@ -9,13 +9,20 @@ virtual worker's cdf is a fixed polynomial of the real workers' cdf, inverted in
 
 from __future__ import annotations
 
+from os import PathLike
+from typing import TYPE_CHECKING
+
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.design import Indices, erasure_probabilities, frozen_inputs, power_of_two_above
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution, Floats, checked_probabilities
+from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MOST_DEPTH = 24  # 2^24 virtual workers
 
@@ -61,6 +68,28 @@ def polarize(survival: npt.ArrayLike, depth: int) -> Floats:
     [0.9375, 0.5625, 0.4375, 0.0625]
     """
     return _polarized(survival, depth)[1]
+
+
+def plot_polarization(
+    runtimes: object, path: str | PathLike[str] | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
+) -> Figure:
+    """Plot P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
+
+    Parameters
+    ----------
+    runtimes : Distribution, run times in seconds, or reports of coded maps
+    path : str or path, optional
+        Where to write it: .png, .svg or .pdf.
+    depths : tuple of int
+        One panel each; at depth d there are 2^d virtual workers.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    from polarmap.plot.distributions import draw_polarization
+
+    return draw_polarization(as_runtimes(runtimes), polarize, path, depths=depths)
 
 
 def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.ArrayLike) -> Floats:

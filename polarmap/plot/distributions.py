@@ -2,58 +2,83 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from polarmap.errors import CodeError
-from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.empirical import Empirical, as_runtimes
-from polarmap.planning.polarization import polarize
 from polarmap.plot import canvas
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+Floats = npt.NDArray[np.float64]
+Polarize = Callable[[Floats, int], Floats]  # survival (times,) and depth -> (2^depth, times)
+
 POINTS = 600  # of a curve
 MOST_DEPTH = 12  # beyond, lines can no longer be told apart
 LEAST = 1e-4  # share still out at which a tail is cut off
 
 
+class Distribution(Protocol):
+    """What is drawn of a distribution; `polarmap.planning.Distribution` says what it means."""
+
+    @property
+    def failure_probability(self) -> float: ...
+    def cdf(self, times: npt.ArrayLike) -> Floats: ...
+    def survival(self, times: npt.ArrayLike) -> Floats: ...
+    def quantile(self, p: npt.ArrayLike) -> Floats: ...
+
+
 def draw_runtimes(
-    runtimes: object, path: canvas.Path | None = None, *, fitted: Distribution | None = None
+    distribution: Distribution,
+    path: canvas.Path | None = None,
+    *,
+    fitted: Distribution | None = None,
+    observed: int | None = None,
 ) -> Figure:
     """How run times spread, and how many workers are still out as time goes by.
 
     Parameters
     ----------
-    runtimes : run times in seconds, reports of coded maps, or a Distribution
+    distribution : Distribution
+        `polarmap.planning.plot_runtimes` also takes run times in seconds and reports.
     path : str or path, optional
         Where to write it: .png, .svg or .pdf.
     fitted : Distribution, optional
-        Drawn beside them, to see whether it fits.
+        Drawn beside it, to see whether it fits.
+    observed : int, optional
+        Tasks whose run times it was made from.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    distribution = as_runtimes(runtimes)
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
     times = _grid(distribution)
-    _draw_density(axes[0], distribution, times)
+    _draw_density(axes[0], distribution, times, observed)
     _draw_survival(axes[1], distribution, times, fitted)
     return canvas.saved(figure, path)
 
 
 def draw_polarization(
-    runtimes: object, path: canvas.Path | None = None, *, depths: tuple[int, ...] = (0, 1, 3, 8)
+    distribution: Distribution,
+    polarize: Polarize,
+    path: canvas.Path | None = None,
+    *,
+    depths: tuple[int, ...] = (0, 1, 3, 8),
 ) -> Figure:
     """P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
 
     Parameters
     ----------
-    runtimes : Distribution, run times in seconds, or reports of coded maps
+    distribution : Distribution
+        Of real workers. `polarmap.planning.plot_polarization` also takes run times and reports.
+    polarize : callable
+        `polarmap.planning.polarize`.
     path : str or path, optional
         Where to write it: .png, .svg or .pdf.
     depths : tuple of int
@@ -65,11 +90,10 @@ def draw_polarization(
     """
     if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
-    distribution = as_runtimes(runtimes)
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)
     times = _grid(distribution)
     for one, depth in zip(axes[0], depths):
-        _draw_virtual(one, distribution, times, depth)
+        _draw_virtual(one, times, distribution.cdf(times), 1 - polarize(distribution.survival(times), depth))
     _explain(axes[0, int(np.argmax(depths))])
     axes[0, 0].set_ylabel("probability of being done by then", fontsize=10, color=canvas.INK)
     return canvas.saved(figure, path)
@@ -82,13 +106,13 @@ def _grid(distribution: Distribution) -> Floats:
     return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
 
 
-def _draw_density(axes: Axes, distribution: Distribution, times: Floats) -> None:
+def _draw_density(axes: Axes, distribution: Distribution, times: Floats, observed: int | None) -> None:
     edges = np.linspace(times[0], times[-1], 60)
     shares = np.diff(distribution.cdf(edges))
     axes.bar(
         edges[:-1], 100 * shares, np.diff(edges), align="edge", color=canvas.BLUE, edgecolor="white", lw=0.4
     )
-    count = f" ({distribution.observed} tasks)" if isinstance(distribution, Empirical) else ""
+    count = "" if observed is None else f" ({observed} tasks)"
     canvas.titled(axes, f"Run times{count}", "run time of a task, seconds", "share of the tasks, %")
     axes.grid(visible=False, axis="x")
 
@@ -138,18 +162,18 @@ def _positive(shares: Floats) -> Floats:
     return np.where(shares > 0, shares, np.nan)
 
 
-def _draw_virtual(axes: Axes, distribution: Distribution, times: Floats, depth: int) -> None:
+def _draw_virtual(axes: Axes, times: Floats, real: Floats, done: Floats) -> None:
+    """A line (times,) for each row of `done` (virtual workers, times), and the one of real workers."""
     from matplotlib.collections import LineCollection
 
-    done = 1 - polarize(distribution.survival(times), depth)
     slowest_first = done[np.argsort(done.mean(axis=1), kind="stable")]
     count = len(slowest_first)
     colors = _shade(np.linspace(0.0, 0.85, count))
     lines = [np.column_stack([times, curve]) for curve in slowest_first]
-    width = float(np.clip(2.2 - 0.22 * depth, 0.5, 2.0))
+    width = float(np.clip(2.2 - 0.22 * np.log2(count), 0.5, 2.0))
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=width))
-    axes.plot(times, distribution.cdf(times), "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
+    axes.plot(times, real, "--", color=canvas.VERMILLION, lw=1.3, label="a real worker")
     axes.set_xlim(times[0], times[-1])
     axes.set_ylim(-0.02, 1.02)
-    workers = "a real worker" if depth == 0 else f"{count} virtual workers"
+    workers = "a real worker" if count == 1 else f"{count} virtual workers"
     canvas.titled(axes, workers, "seconds")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import isfinite
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from polarmap.plot import canvas
 
@@ -11,8 +12,31 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from polarmap.planning.completion import Completion
-    from polarmap.planning.planner import Plan
+
+class Completion(Protocol):
+    """What is drawn of an option, beside the time it was chosen for; see `polarmap.planning.Completion`."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def paid(self) -> float: ...
+
+
+class Plan(Protocol):
+    """What is drawn of a plan; `polarmap.Plan` says what it means."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def objective(self) -> str: ...
+    @property
+    def expected(self) -> Completion: ...
+    @property
+    def uncoded(self) -> Completion: ...
+    @property
+    def frontier(self) -> Sequence[Completion]: ...
 
 
 def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from polarmap.plot import canvas
 
@@ -10,10 +11,40 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from polarmap.report import Report, TaskReport
-
 DECODED = "decoded from others"
 MOST_LABELLED = 48  # tasks that get a line of their own number
+
+
+class TaskReport(Protocol):
+    """What is drawn of a task; `polarmap.TaskReport` says what it means."""
+
+    @property
+    def index(self) -> int: ...
+    @property
+    def state(self) -> str: ...
+    @property
+    def launched(self) -> float | None: ...
+    @property
+    def arrived(self) -> float | None: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def attempts(self) -> int: ...
+
+
+class Report(Protocol):
+    """What is drawn of a map; `polarmap.Report` says what it means."""
+
+    @property
+    def n(self) -> int: ...
+    @property
+    def k(self) -> int: ...
+    @property
+    def tasks(self) -> Sequence[TaskReport]: ...
+    @property
+    def recovered(self) -> Sequence[int]: ...
+    @property
+    def seconds(self) -> float: ...
 
 
 class Look(NamedTuple):
@@ -124,9 +155,10 @@ def _mark_unstarted(axes: Axes, report: Report, end: float) -> None:
 def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
     """What was tried again, failed or decoded, at the right edge of its line."""
     margin = 1.012 * end
+    failed = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
         DECODED: ("D", canvas.GREEN, set(report.recovered)),
-        "failed": ("x", canvas.VERMILLION, set(report.indices("failed")) - set(report.recovered)),
+        "failed": ("x", canvas.VERMILLION, failed - set(report.recovered)),
     }
     for label, (marker, color, tasks) in marks.items():
         if tasks:

@@ -15,8 +15,18 @@ from matplotlib.figure import Figure
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport
 from polarmap.errors import CodeError
-from polarmap.planning import Empirical, Failing, Pareto, ShiftedExponential, plan, stragglers, training_trace
-from polarmap.plot import draw_polarization, draw_runtimes, draw_timeline
+from polarmap.planning import (
+    Empirical,
+    Failing,
+    Pareto,
+    ShiftedExponential,
+    plan,
+    plot_polarization,
+    plot_runtimes,
+    stragglers,
+    training_trace,
+)
+from polarmap.plot import draw_timeline
 
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
@@ -155,26 +165,26 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> N
     ids=repr,
 )
 def test_return_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
-    rendered(draw_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
-    rendered(draw_polarization(distribution, depths=(0, 2)), tmp_path)
+    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
+    rendered(plot_polarization(distribution, depths=(0, 2)), tmp_path)
 
 
 def test_return_times_hold_all_tasks_that_are_drawn() -> None:
-    figure = draw_runtimes([1.0] * 8 + [3.0] * 2)
+    figure = plot_runtimes([1.0] * 8 + [3.0] * 2)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
     assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
     assert "seconds" in figure.axes[0].get_xlabel()
 
 
 def test_polarization_has_a_line_for_each_virtual_worker() -> None:
-    figure = draw_polarization(DISTRIBUTION, depths=(0, 1, 5))
+    figure = plot_polarization(DISTRIBUTION, depths=(0, 1, 5))
     assert [len(axes.collections[0].get_segments()) for axes in figure.axes] == [1, 2, 32]
 
 
 @pytest.mark.parametrize("depths", [(), (-1,), (13,)])
 def test_depths_that_cannot_be_drawn_are_refused(depths: tuple[int, ...]) -> None:
     with pytest.raises(CodeError, match="depths to draw"):
-        draw_polarization(DISTRIBUTION, depths=depths)
+        plot_polarization(DISTRIBUTION, depths=depths)
 
 
 @pytest.mark.parametrize("objective", ["p99", "mean", "cost"])
@@ -195,13 +205,13 @@ def test_a_frontier_of_one_point_and_an_infinite_plain_map_render(tmp_path: Path
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CodeError, match="cannot be written"):
-        draw_runtimes([1.0, 2.0], tmp_path / "figure.nonsense")
+        plot_runtimes([1.0, 2.0], tmp_path / "figure.nonsense")
 
 
 def test_no_figure_touches_pyplot() -> None:
     code = (
-        "import sys; from polarmap.plot import draw_polarization; "
-        "from polarmap.planning import training_trace; draw_polarization(training_trace(), depths=(1,)); "
+        "import sys; from polarmap.planning import plot_polarization, training_trace; "
+        "plot_polarization(training_trace(), depths=(1,)); "
         "assert 'matplotlib.pyplot' not in sys.modules"
     )
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
