@@ -16,7 +16,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.job import checked_settings
+from polarmap.run.options import checked_settings
 from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]

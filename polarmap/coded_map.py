@@ -14,7 +14,7 @@ from polarmap.arrays.stores import open_store
 from polarmap.blocks import equal as blocks_
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.choose_code import DEFAULT_NOISE, CodeOptions, choose_code, options_of_plan
-from polarmap.blocks.equal import Blocks, CodedBlocks
+from polarmap.blocks.equal import CodedBlocks
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code
@@ -24,9 +24,9 @@ from polarmap.errors import CodeError
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
-from polarmap.run.codeword import check_rows
-from polarmap.run.job import Job, checked_settings
-from polarmap.run.options import Settings
+from polarmap.run.execute import Launch, run_coded
+from polarmap.run.options import Settings, checked_settings
+from polarmap.run.subtask_rows import check_rows
 from polarmap.worker.pytree import Structure, unflatten
 
 
@@ -39,8 +39,8 @@ class CodedResult(Sequence[Any]):
         Who arrived when, what was decoded, how accurate it is.
     """
 
-    def __init__(self, results: Sequence[Any], report: Report, blocks: Blocks) -> None:
-        self._results, self.report, self._blocks = list(results), report, blocks
+    def __init__(self, results: Sequence[Any], report: Report) -> None:
+        self._results, self.report = list(results), report
 
     def __len__(self) -> int:
         return len(self._results)
@@ -85,8 +85,8 @@ class StoredResult(CodedResult):
         `array.repair()` rebuilds them.
     """
 
-    def __init__(self, array: CodedArray, report: Report, blocks: Blocks, structure: Structure) -> None:
-        super().__init__([None] * array.k, report, blocks)
+    def __init__(self, array: CodedArray, report: Report, structure: Structure) -> None:
+        super().__init__([None] * array.k, report)
         self.array, self._structure = array, structure
 
     @overload
@@ -318,23 +318,23 @@ def run(
     keeping: Keeping | None = None,
 ) -> CodedResult:
     """`coded_map` once its options have become settings and a choice of code."""
-    job = Job(_executor(executor, data))
+    launch = Launch(_executor(executor, data))
     coded = _coded(data, choice, settings.rtol)
     if settings.subtasks > 1:
         check_rows(coded, settings.subtasks)
     if settings.deadline is not None and (keeping is not None or not isinstance(coded.code, PolarCode)):
         raise CodeError("deadline= estimates blocks of linear f: not with degree, private, store or a grid")
     if keeping is None:
-        collected, report = job.run(f, coded, settings, progress)
+        collected, report = run_coded(launch, f, coded, settings, progress)
     else:
-        collected, report = job.run(f, coded, settings, progress, sampled(f), keeping.keep)
+        collected, report = run_coded(launch, f, coded, settings, progress, sampled(f), keeping.keep)
         padding = coded.blocks.padding if any(collected.rows) else 0
-        made = keeping.manifest(collected.kept, padding, collected.results[0][0].dtype)
+        made = keeping.manifest(collected.stored, padding, collected.results[0][0].dtype)
         _, _, structure = collected.structure  # of a sample: see worker.leave
-        return StoredResult(CodedArray(keeping.store, made), report, coded.blocks, structure)
+        return StoredResult(CodedArray(keeping.store, made), report, structure)
     whole = blocks_.without_padding(collected.results, coded.blocks, collected.rows)
     results = [unflatten(collected.structure, leaves) for leaves in whole]
-    return CodedResult(results, report, coded.blocks)
+    return CodedResult(results, report)
 
 
 def encode_once(data: Any, blocks: int | None, workers: int | None, code: str | Code) -> CodedBlocks:

@@ -14,7 +14,8 @@ from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.job import Job, checked_settings
+from polarmap.run.execute import Launch, run_coded
+from polarmap.run.options import checked_settings
 from polarmap.worker.pytree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
@@ -95,12 +96,12 @@ def coded_sum(
     ([10, 11, 14], [10, 11, 14])
     """
     settings = replace(checked_settings(f, "auto", rtol, timeout, retries), trusted=True)
-    job = Job(executor)
+    launch = Launch(executor)
     n = None if workers is None else checked_count("workers", workers)
     shares = _Shares(*cut_parts(parts, n), n, tolerate)
     combined = combining(f)
     try:
-        collected, report = job.run(combined, shares, settings, progress)
+        collected, report = run_coded(launch, combined, shares, settings, progress)
     except NotLinearError as error:
         raise NotDecodableError(
             "results of workers that share parts contradict each other: f is not deterministic, or a "
@@ -131,8 +132,28 @@ def combining(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     return combine
 
 
+class _UnmixedParts:
+    """The parts as data blocks: results are mixed, these are not."""
+
+    rows, padding = None, 0
+
+    def __init__(self, count: int) -> None:
+        self.k = count
+        self.dtypes: list[np.dtype[Any]] = []
+
+    def leaves(self, index: int) -> list[Array]:
+        """No code asks for them."""
+        raise LookupError(index)
+
+    def largest(self, leaf: int) -> int:
+        """No code asks for it."""
+        raise LookupError(leaf)
+
+
 class _Shares(PartBlocks):
     """What each worker gets: its coefficients and its parts. Each part is stored once."""
+
+    encode_seconds, unprotected_warning = 0.0, ""
 
     def __init__(
         self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int
@@ -143,7 +164,8 @@ class _Shares(PartBlocks):
             raise CodeError(f"workers={n} does not divide the {self.count} parts")
         self._gradient, self._each = GradientCode(n, tolerate), self.count // n
         kinds = (structure,) * ((self._gradient.tolerate + 1) * self._each)
-        super().__init__(parts, (tuple, (), (("array",), (list, (), kinds))), self._gradient)
+        super().__init__(parts, (tuple, (), (("array",), (list, (), kinds))), n)
+        self.code, self.blocks = self._gradient, _UnmixedParts(self.count)
 
     def pieces(self, index: int) -> Sequence[int]:
         """Pieces below `count` are the parts, the others the coefficients of the workers."""

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any
 
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
-from polarmap.code.uncoded import Uncoded
 from polarmap.coded_map import CodedResult
 from polarmap.errors import CodeError
 from polarmap.planning.backups import BackupRule
-from polarmap.report import Report, TaskReport
-from polarmap.run.hedging import Attempts, HedgedRun
-from polarmap.run.job import Job, checked_settings, cost_of
+from polarmap.run.execute import Launch, run_uncoded
+from polarmap.run.options import checked_settings
 from polarmap.worker.pytree import unflatten
 
 
@@ -78,18 +74,15 @@ def hedged_map(
     """
     settings = checked_settings(f, False, None, timeout, retries)
     rule = _checked_rule(slow, done, backups)
-    job = Job(executor)
+    launch = Launch(executor)
     blocks = None if blocks is None else checked_count("blocks", blocks)
     parts, structure = cut_parts(data, blocks)
     if blocks not in (None, len(parts)):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
-    coded = PartBlocks(parts, structure, Uncoded(len(parts)))
-    attempts = Attempts(coded.n)
-    _, report = job.run(f, coded, settings, progress, around=partial(HedgedRun, rule=rule, attempts=attempts))
-    outcomes = [attempts.results[index] for index in range(coded.n)]
+    coded = PartBlocks(parts, structure)
+    outcomes, report = run_uncoded(launch, f, coded, settings, progress, rule)
     results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
-    report = _with_backups(report, attempts)
-    return CodedResult(results, replace(report, cost=cost_of(job.worker, report)), coded.blocks)
+    return CodedResult(results, report)
 
 
 def _checked_rule(slow: Any, done: Any, backups: Any) -> BackupRule:
@@ -100,13 +93,3 @@ def _checked_rule(slow: Any, done: Any, backups: Any) -> BackupRule:
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
     return BackupRule(slow=float(slow), done=float(done), most=int(backups))
-
-
-def _with_backups(report: Report, attempts: Attempts) -> Report:
-    """The report with backups among the attempts, and their failures among the failures."""
-
-    def told(task: TaskReport) -> TaskReport:
-        failures = task.failures + tuple(str(failure) for failure in attempts.failures[task.index])
-        return replace(task, attempts=attempts.started[task.index], failures=failures)
-
-    return replace(report, code="no code, backup tasks", tasks=tuple(map(told, report.tasks)))

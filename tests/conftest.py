@@ -65,3 +65,13 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
 
     with (ThreadPoolExecutor if request.param == "threads" else process_pool)(4) as pool:
         yield pool
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_known_of_functions() -> Iterator[None]:
+    """No test profits from what another one's map has found a function to be."""
+    from polarmap.run.trusted import TRUSTED
+
+    TRUSTED.clear()
+    yield
+    TRUSTED.clear()

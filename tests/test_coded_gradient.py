@@ -16,7 +16,6 @@ from scipy.optimize import minimize, rosen, rosen_der
 import polarmap
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.run import trusted
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 
@@ -31,11 +30,6 @@ def curved_gradient(x: Any) -> np.ndarray:
     weights = WEIGHTS[:, : np.size(x)]
     rows = weights @ np.reshape(x, -1)
     return np.reshape(weights.T @ (1 / (1 + np.exp(-rows)) + np.cos(rows)), np.shape(x))
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> None:
-    trusted.forget()
 
 
 def losing(*tasks: int) -> ReplayExecutor:

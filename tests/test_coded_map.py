@@ -158,6 +158,7 @@ def test_results_are_writable_and_do_not_share_memory() -> None:
 
 
 def test_progress_shows_what_arrived_and_what_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    doubled(blocks=6, workers=8)  # which tells that it is linear
     doubled(blocks=6, workers=8, progress=True)
     shown = capsys.readouterr().err
     assert all(f"{arrived}/8 arrived, 6 needed" in shown for arrived in range(7))

@@ -134,8 +134,9 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "planning": "backups decodability empirical order_statistics quadrature subtasks training_trace",
     "plot": "canvas distributions frontier timeline",
     "run": (
-        "acceptance codeword collect estimate failure_message hedging job local_evaluation padding "
-        "progress received reserve row_by_row stopwatch summary verify"
+        "acceptance codeword estimate execute failure_message first_results local_evaluation "
+        "options padding progress received results row_by_row subtask_rows "
+        "summary verify"
     ),
     "storage": "base bucket process_identity retry",
     "worker": "cores finite_differences partial_results parts",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +18,9 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.write_array import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
-from polarmap.code.uncoded import Uncoded
-from polarmap.executors.base import Outcome, Run
+from polarmap.executors.base import Outcome
 from polarmap.planning.backups import HEDGED
-from polarmap.run.hedging import Attempts, HedgedRun
-from polarmap.run.job import Job
+from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import Settings
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Keep, Part
@@ -58,8 +55,8 @@ def writing(
         done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
         if done:
             tasks = _Stripes(plan, readable, sorted(done))
-            collected, _ = Job(executor).run(examiner(), tasks, SETTINGS, progress)
-            for stripe, [note] in zip(tasks.stripes, collected.results):
+            examined, _ = run_uncoded(Launch(executor), examiner(), tasks, SETTINGS, progress)
+            for stripe, [note] in zip(tasks.stripes, (one.leaves or [] for one in examined)):
                 found, sums = _parsed(note)
                 if sums == [part.crc32 for part in done[stripe][: plan.code.k]]:
                     seen.note(stripe, found)
@@ -99,8 +96,7 @@ def _encoded(
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
     keep = Keep(place_of(store), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    noting = partial(_NotingRun, count=tasks.n, note=note)
-    Job(executor).run(encode, tasks, SETTINGS, progress, keep=keep, around=noting)
+    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, HEDGED, keep, note)
     return done
 
 
@@ -138,28 +134,12 @@ def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
     return (count, block, column, overflowing), sums
 
 
-class _NotingRun(HedgedRun):
-    """Tells of every first result as soon as it is there."""
-
-    def __init__(self, run: Run, count: int, note: Callable[[Outcome], None]) -> None:
-        super().__init__(run, HEDGED, Attempts(count))
-        self._note = note
-
-    def wait(self, timeout: float) -> list[Outcome]:
-        """What ended first of each task."""
-        outcomes = super().wait(timeout)
-        for outcome in outcomes:
-            if outcome.failure is None:
-                self._note(outcome)
-        return outcomes
-
-
 class _Stripes(PartBlocks):
     """What each worker gets: a stripe of all k data blocks, which it reads where they lie."""
 
     def __init__(self, plan: StripePlan, readable: ReadableParts, stripes: Sequence[int]) -> None:
         self.plan, self.readable, self.stripes = plan, readable, list(stripes)
-        super().__init__([[]] * len(self.stripes), ("array",), Uncoded(len(self.stripes)))
+        super().__init__([], ("array",), len(self.stripes))
         self.source = readable.place
 
     def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:

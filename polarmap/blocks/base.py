@@ -2,11 +2,44 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
-from polarmap.blocks.equal import Blocks
+import numpy as np
+import numpy.typing as npt
+
 from polarmap.code.base import Code
 from polarmap.executors.base import Coded
+
+
+class DataBlocks(Protocol):
+    """What is known of the data blocks of a map.
+
+    k : how many there are.
+    rows : of each, if they were cut from an array along its first axis.
+    padding : rows of zeros at the end of the last one.
+    """
+
+    @property
+    def k(self) -> int: ...
+
+    @property
+    def rows(self) -> int | None: ...
+
+    @property
+    def padding(self) -> int: ...
+
+    @property
+    def dtypes(self) -> list[np.dtype[Any]]:
+        """Of the leaves that a code mixes; empty where it mixes none."""
+        ...
+
+    def leaves(self, index: int) -> list[npt.NDArray[Any]]:
+        """The arrays of data block `index`."""
+        ...
+
+    def largest(self, leaf: int) -> int:
+        """The largest absolute value of a leaf of integers in any block."""
+        ...
 
 
 class CodedData(Coded, Protocol):
@@ -15,8 +48,15 @@ class CodedData(Coded, Protocol):
     `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
     """
 
-    encode_seconds: float
-    unprotected_warning: str  # what is to be said of data that parity cannot carry; empty if there is none
+    @property
+    def encode_seconds(self) -> float:
+        """Spent on encoding so far."""
+        ...
+
+    @property
+    def unprotected_warning(self) -> str:
+        """What is to be said of data that parity cannot carry; empty if there is none."""
+        ...
 
     @property
     def code(self) -> Code:
@@ -24,6 +64,6 @@ class CodedData(Coded, Protocol):
         ...
 
     @property
-    def blocks(self) -> Blocks:
+    def blocks(self) -> DataBlocks:
         """The data blocks."""
         ...

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.base import DataBlocks
 from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, real_dtype
 from polarmap.errors import CodeError
@@ -281,7 +282,7 @@ def usual_count(total: int, wanted: int, most: int | None = None) -> int:
 
 
 def without_padding(
-    results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]
+    results: Sequence[list[Array]], blocks: DataBlocks, rows: Sequence[bool]
 ) -> list[list[Array]]:
     """Results without the rows that come from padding, of the leaves that have one row per row."""
     if not any(rows):

@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.equal import Blocks, check_labels_and_dtype
-from polarmap.code.base import Code
+from polarmap.blocks.equal import check_labels_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of
@@ -55,13 +54,12 @@ class PartBlocks:
     """What each worker gets: one part of its own."""
 
     source: Place | None = None
-    encode_seconds = 0.0
-    unprotected_warning = ""
 
-    def __init__(self, parts: Sequence[list[Array]], structure: Structure, code: Code) -> None:
-        self._parts, self.structure, self.code = parts, structure, code
-        self.n = self.k = code.n
-        self.blocks = Blocks([[]] * len(parts), structure)
+    def __init__(
+        self, parts: Sequence[list[Array]], structure: Structure, workers: int | None = None
+    ) -> None:
+        self._parts, self.structure = parts, structure
+        self.n = self.k = len(parts) if workers is None else workers
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays that worker `index` gets."""

@@ -25,7 +25,7 @@ from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
 from polarmap.linalg import matrices
 from polarmap.report import Report
-from polarmap.run.job import checked_settings
+from polarmap.run.options import checked_settings
 
 try:
     from scipy.sparse.linalg import LinearOperator

@@ -17,7 +17,7 @@ from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError
 from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
-from polarmap.run.job import checked_settings
+from polarmap.run.options import checked_settings
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]

@@ -103,7 +103,7 @@ class ParityRule(NamedTuple):
             return [moment + age for moment in began]
         oldest_first = sorted(range(len(began)), key=began.__getitem__)
         turn = {task: turn for turn, task in enumerate(oldest_first)}
-        return [moment + SILENCE_SECONDS * 2.0 ** turn[task] for task, moment in enumerate(began)]
+        return [moment + SILENCE_SECONDS * 2.0 ** min(turn[task], 1000) for task, moment in enumerate(began)]
 
     def late_after(self, durations: npt.ArrayLike) -> float:
         """Seconds after which a running task is late, given how long others took; inf while unknown.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,9 @@ from polarmap.code.recovery import Decoder, DecodingPlan
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
-from polarmap.run.received import Arrivals
-from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.received import Received
+from polarmap.run.schedule import Stopwatch
+from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import NotFiniteError, Verifier
 
 Array = npt.NDArray[Any]
@@ -26,8 +26,8 @@ UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
 
 
-class Settlement:
-    """Looks at the arrivals after each, until their results stand.
+class Acceptance:
+    """Decides, after every arrival, whether the results of a codeword are handed out.
 
     Attributes
     ----------
@@ -38,17 +38,24 @@ class Settlement:
         NaN or inf are among the results: nothing can be decoded, every data task has to report.
     """
 
-    def __init__(self, arrivals: Arrivals, verifier: Verifier, settings: Settings, watch: Stopwatch) -> None:
-        self._arrivals, self._verifier = arrivals, verifier
+    def __init__(
+        self,
+        received: Received,
+        verifier: Verifier,
+        tasks: TaskTable,
+        settings: Settings,
+        watch: Stopwatch,
+    ) -> None:
+        self._received, self._verifier, self._tasks = received, verifier, tasks
         self._settings, self._watch = settings, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
         self._decoded_by: DecodingPlan | None = None
         self.not_finite = False
 
-    def look(self) -> str | None:
+    def step(self) -> str | None:
         """How the results were verified, once they are determined and that is settled."""
-        decoder = self._arrivals.decoder
+        decoder = self._received.decoder
         if decoder is None or not decoder.ready:
             return None
         if not len(decoder.missing):
@@ -70,7 +77,7 @@ class Settlement:
         when a worker is missing.
         """
         if self.not_finite:
-            self._arrivals.needed = decoder.count
+            self._received.needed = decoder.count
         elif self._is_first_use or self._verifier.broken:
             try:
                 if not self._is_protected(decoder):
@@ -97,8 +104,8 @@ class Settlement:
         """
         if decoder.code.n == decoder.code.k:
             return True
-        if not self._arrivals.are_stored and self._arrivals.wraps:  # else all would be read to tell
-            return self._say_not_protected(self._arrivals.why_not_protected())
+        if not self._received.are_stored and self._received.wraps:  # else all would be read to tell
+            return self._say_not_protected(self._received.why_not_protected())
         if decoder.surplus:
             if not self._surplus_holds():
                 return False
@@ -117,7 +124,7 @@ class Settlement:
             return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
         if run.leaves is None:
             here = run.words
-            odd = [task for task in self._arrivals.tasks[decoder.code.k :] if task.failures]
+            odd = [i for i in range(decoder.code.k, decoder.code.n) if self._tasks[i].failures]
             if odd:
                 self._verifier.blame_f(f"f fails on parity blocks, here with {here}")
             return self._say_unverified(f"here it raised {here}")
@@ -151,9 +158,9 @@ class Settlement:
         return True
 
     def _verify(self, decoder: Decoder) -> str | None:
-        if self._arrivals.wraps:
+        if self._received.wraps:
             raise CodeError(
-                f"a result is missing and cannot be decoded: {self._arrivals.why_not_protected()}"
+                f"a result is missing and cannot be decoded: {self._received.why_not_protected()}"
             )
         if self._settings.verify is False:
             self._decode()
@@ -172,10 +179,10 @@ class Settlement:
         return self._check_locally(decoder)
 
     def _surplus_holds(self) -> bool:
-        more = self._arrivals.more_may_come and not self._surplus_wait_is_over()
+        more = self._received.more_may_come and not self._surplus_wait_is_over()
         holds, failure, culprit = self._verifier.surplus_holds(more, self._watch.remaining)
         if failure is not None:
-            self._arrivals.drop(culprit, failure, self._watch.elapsed)
+            self._received.drop(culprit, failure, self._watch.elapsed)
         return holds
 
     def _check_locally(self, decoder: Decoder) -> str | None:
@@ -190,7 +197,7 @@ class Settlement:
             self._decode()
             return "no"
         agrees = self._verifier.agrees_here(self._decode())
-        time_is_left = self._arrivals.more_may_come and not self._surplus_wait_is_over()
+        time_is_left = self._received.more_may_come and not self._surplus_wait_is_over()
         if time_is_left and not (agrees and self._verifier.is_telling):
             return None
         if not agrees:
@@ -203,18 +210,17 @@ class Settlement:
             return True
         if run.error is None:
             return False
-        return self._surplus_wait_is_over() if decoder.surplus else not self._arrivals.more_may_come
+        return self._surplus_wait_is_over() if decoder.surplus else not self._received.more_may_come
 
     def is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        since = None if self.not_finite else self._arrivals.determined_at
+        since = None if self.not_finite else self._received.determined_at
         return since is not None and self._watch.elapsed - since > self._patience
 
     @property
     def _patience(self) -> float:
         """The longest wait for a result, or for f on the driver, that is not needed."""
-        seconds = (task.seconds for task in self._arrivals.tasks if task.seconds is not None)
-        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(seconds, default=0.0))
+        return longest_wait(self._tasks)
 
     @property
     def _waited(self) -> str:
@@ -228,7 +234,7 @@ class Settlement:
         if run.error is not None:
             here = f"raised {run.words}"
         self._warn(
-            f"f could not be verified: no result beyond the {self._arrivals.needed} needed arrived, and on "
+            f"f could not be verified: no result beyond the {self._received.needed} needed arrived, and on "
             f"the driver it {here}"
         )
 
@@ -239,11 +245,11 @@ class Settlement:
 
     def _decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
-        assert self._arrivals.decoder is not None
-        plan = self._arrivals.decoder.plan
+        assert self._received.decoder is not None
+        plan = self._received.decoder.plan
         if plan is not self._decoded_by:
             began = self._watch.elapsed
-            self.results, self._decoded_by = self._arrivals.decode(), plan
+            self.results, self._decoded_by = self._received.decode(), plan
             self.decode_seconds = self._watch.elapsed - began
         if self.results is None:
             raise NotFiniteError
@@ -251,15 +257,19 @@ class Settlement:
 
     @property
     def _since_ready(self) -> float:
-        assert self._arrivals.ready_at is not None
-        return self._watch.elapsed - self._arrivals.ready_at
+        assert self._received.ready_at is not None
+        return self._watch.elapsed - self._received.ready_at
 
     @property
     def surplus_wait(self) -> float:
         """One median task time, within SURPLUS_SECONDS."""
-        usual = median(task.seconds for task in self._arrivals.tasks if task.seconds is not None)
-        return float(np.clip(usual, *SURPLUS_SECONDS))
+        return float(np.clip(self._tasks.median_seconds, *SURPLUS_SECONDS))
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""
-        return not self._arrivals.more_may_come or self._since_ready >= self.surplus_wait
+        return not self._received.more_may_come or self._since_ready >= self.surplus_wait
+
+
+def longest_wait(tasks: TaskTable) -> float:
+    """Seconds to wait at most for a result, or for f on the driver, that is not needed."""
+    return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * tasks.longest_seconds)

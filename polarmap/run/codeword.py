@@ -1,4 +1,4 @@
-"""One codeword of a map: its blocks, what has arrived of its results, and whether they stand.
+"""One codeword of a map: its blocks, what has arrived of its results, and whether they are accepted.
 
 A map without subtasks is one codeword. With s subtasks it is s of them: the first rows of all
 coded blocks, the next rows, and so on; each is decoded as soon as enough workers handed it in.
@@ -6,37 +6,38 @@ coded blocks, the next rows, and so on; each is decoded as soon as enough worker
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, cast
+import warnings
+from collections.abc import Callable, Collection
+from math import inf
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import Blocks
-from polarmap.code.base import Code
 from polarmap.code.recovery import Decoder
-from polarmap.errors import CodeError
+from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.acceptance import Settlement
+from polarmap.run.acceptance import Acceptance
+from polarmap.run.failure_message import FailureMessage
+from polarmap.run.first_results import raise_if_all_fail
 from polarmap.run.options import Settings
-from polarmap.run.received import Arrivals
-from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.received import Received
+from polarmap.run.schedule import Stopwatch
+from polarmap.run.subtask_rows import Rows, by_subtask, joined
+from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import Verifier
-from polarmap.worker.partial_results import rows
-from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
 
 
 class Codeword:
-    """The collector's view of one codeword.
+    """The blocks, results and checks of one codeword.
 
     Attributes
     ----------
-    arrivals, verifier, settlement
-    how : str or None
-        How its results were verified, once they are settled.
+    received, verifier, acceptance
+    verification : str or None
+        How its results were verified, once they are accepted.
     """
 
     def __init__(
@@ -44,41 +45,40 @@ class Codeword:
         f: Callable[[Any], Any],
         coded: CodedData,
         settings: Settings,
+        tasks: TaskTable,
         watch: Stopwatch,
-        is_known: bool,
         number: int = 0,
     ) -> None:
         many = settings.subtasks > 1
-        self._coded = cast(CodedData, Rows(coded, settings.subtasks, number)) if many else coded
-        self.number = number
-        self.arrivals = Arrivals(self._coded, settings.rtol, self._model, settings.trusted, settings.shape)
-        self.verifier = Verifier(f, self._coded, self.arrivals, settings, is_known)
-        self.settlement = Settlement(self.arrivals, self.verifier, settings, watch)
-        self.how: str | None = None
+        self._coded: CodedData = Rows(coded, settings.subtasks, number) if many else coded
+        self.received = Received(self._coded, tasks, number, settings, self._model)
+        self.verifier = Verifier(f, self._coded, self.received, settings)
+        self.acceptance = Acceptance(self.received, self.verifier, tasks, settings, watch)
+        self.verification: str | None = None
         self._watch = watch
-        self._late: list[tuple[Outcome, float]] = []  # came after the results were settled
+        self._late: list[tuple[Outcome, float]] = []  # came after the results were accepted
 
-    def take_in(self, outcome: Outcome, elapsed: float) -> None:
-        """Note what became of a task here; what is settled stays as it is."""
-        if self.how is None:
-            self.arrivals.absorb(outcome, elapsed)
+    def add(self, outcome: Outcome, elapsed: float) -> None:
+        """Take in a result; what is accepted stays as it is."""
+        if self.verification is None:
+            self.received.add(outcome, elapsed)
         else:
             self._late.append((outcome, elapsed))
-            self.arrivals.note(outcome, elapsed)
+            self.received.note_late(outcome, elapsed)
 
-    def look(self) -> bool:
-        """Whether the results are settled."""
-        self.how = self.how or self.settlement.look()
-        return self.how is not None
+    def step(self) -> bool:
+        """Whether the results are accepted, after another look at them."""
+        self.verification = self.verification or self.acceptance.step()
+        return self.verification is not None
 
     @property
     def is_short(self) -> bool:
         """Whether more results are needed."""
-        return self.how is None and (self.arrivals.ready_at is None or self.settlement.not_finite)
+        return self.verification is None and (self.received.ready_at is None or self.acceptance.not_finite)
 
     def could_finish(self, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results."""
-        return self.arrivals.could_finish(self.settlement.not_finite, accurately)
+        return self.received.could_finish(self.acceptance.not_finite, accurately)
 
     @property
     def error_bound(self) -> float:
@@ -87,139 +87,179 @@ class Codeword:
 
     def distrust(self, task: int, attempt: int, failure: Failure) -> None:
         """A worker was found out in another codeword: what that attempt returned here counts no more."""
-        received = self.arrivals.received.get(task)
-        self.arrivals.convicted[task] = max(attempt, self.arrivals.convicted.get(task, -1))
+        received = self.received.results.get(task)
+        self.received.convicted[task] = max(attempt, self.received.convicted.get(task, -1))
         if received is not None and received.attempt <= attempt:
-            self.arrivals.drop(task, failure, self._watch.elapsed)
-            self.how, late, self._late = None, self._late, []
+            self.received.drop(task, failure, self._watch.elapsed)
+            self.verification, late, self._late = None, self._late, []
             for outcome, elapsed in late:
-                self.arrivals.tasks[outcome.task].arrived = None
-                self.arrivals.absorb(outcome, elapsed)
-
-    @property
-    def garbage(self) -> dict[int, tuple[int, Failure]]:
-        """The tasks whose results contradicted the others: in which attempt, and what is said of it."""
-        found = {}
-        for index, attempt in self.arrivals.convicted.items():
-            for failure in self.arrivals.tasks[index].failures:
-                if failure.kind == "garbage":
-                    found[index] = attempt, failure
-        return found
+                self.received.arrived.pop(outcome.task, None)
+                self.received.add(outcome, elapsed)
 
     @property
     def decoder(self) -> Decoder:
-        """Of the results, which are settled."""
-        assert self.arrivals.decoder is not None
-        return self.arrivals.decoder
+        """Of the results, which are accepted."""
+        assert self.received.decoder is not None
+        return self.received.decoder
 
     @property
     def results(self) -> list[list[Array]]:
         """Of the k data blocks, flat."""
-        assert self.settlement.results is not None
-        return self.settlement.results
+        assert self.acceptance.results is not None
+        return self.acceptance.results
 
     def _model(self) -> list[Array] | None:
         return self.verifier.evaluate(0, self._watch.remaining)
 
 
-class Rows:
-    """Some rows of all coded blocks: coded blocks of the same code."""
+class Codewords:
+    """All codewords of a map: what they need of its tasks (the `Need` of its schedule).
 
-    def __init__(self, coded: CodedData, count: int, number: int) -> None:
-        self._all, self._count, self._number = coded, count, number
-        self.n, self.k, self.structure, self.source = coded.n, coded.k, coded.structure, coded.source
+    Attributes
+    ----------
+    members : list of Codeword
+        One, or one for each subtask.
+    """
+
+    def __init__(
+        self,
+        f: Callable[[Any], Any],
+        coded: CodedData,
+        settings: Settings,
+        tasks: TaskTable,
+        watch: Stopwatch,
+    ) -> None:
+        self._code, self._tasks, self._settings, self._watch = coded.code, tasks, settings, watch
+        count = settings.subtasks
+        self.members = [Codeword(f, coded, settings, tasks, watch, one) for one in range(count)]
+
+    def add(self, outcome: Outcome, elapsed: float) -> None:
+        """Take in what became of an attempt, or of some subtasks of it."""
+        if outcome.failure is None:
+            for number, part in by_subtask(outcome, len(self.members)):
+                self.members[number].add(part, elapsed)
+
+    def step(self) -> bool:
+        """Whether the results of all are accepted, after another look at them."""
+        accepted = [word.step() for word in self.members]
+        self._spread_garbage()
+        return all(accepted) and all(word.verification for word in self.members)
 
     @property
-    def encode_seconds(self) -> float:
-        """Of all rows."""
-        return self._all.encode_seconds
+    def results(self) -> list[list[Array]]:
+        """Of the k data blocks, flat."""
+        return joined([word.results for word in self.members])
 
     @property
-    def unprotected_warning(self) -> str:
-        """Of all rows."""
-        return self._all.unprotected_warning
+    def not_finite_message(self) -> str:
+        """What is said where NaN or inf keep what arrived from being decoded."""
+        return self._message.too_few(not_finite=True)
 
     @property
-    def code(self) -> Code:
-        """Of all rows."""
-        return self._all.code
+    def count(self) -> int:
+        """Results that arrived, of the codeword of which fewest did."""
+        return min(len(word.received.results) for word in self.members)
+
+    # -- what the schedule asks -------------------------------------------------------------
 
     @property
-    def blocks(self) -> Blocks:
-        """These rows of the data blocks."""
-        return cast(Blocks, RowsOfData(self._all.blocks, self._count, self._number))
+    def is_met(self) -> bool:
+        """Whether every codeword is determined."""
+        return not any(word.is_short for word in self.members)
 
-    def leaves(self, index: int) -> list[Array]:
-        """These rows of block `index`."""
-        return cut_rows(self._all.leaves(index), self._count, self._number)
+    @property
+    def received(self) -> Collection[int]:
+        """The tasks whose results count, of a map without subtasks."""
+        return self.members[0].received.results.keys()
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._all, name)  # what executors ask for is the whole block
+    @property
+    def is_protected(self) -> bool:
+        """Whether parity helps: not where NaN or inf keeps a codeword from being decoded."""
+        return not any(word.acceptance.not_finite for word in self.members)
 
+    def failed(self) -> list[int]:
+        """Tasks whose results are needed, that failed; NotDecodableError if f fails everywhere."""
+        found = sorted({task for word in self._short for task in word.received.failed})
+        any_returned = any(word.received.results for word in self.members)
+        raise_if_all_fail(self._tasks, found, any_returned, self._code.n - self._code.recovery_threshold)
+        return found
 
-class RowsOfData:
-    """Some rows of all data blocks."""
+    def would_be_met(self, tasks: Collection[int]) -> bool:
+        """Whether results of these tasks would determine those of the data, without subtasks."""
+        return self.members[0].received.would_determine(set(tasks))
 
-    def __init__(self, blocks: Blocks, count: int, number: int) -> None:
-        self._blocks, self._count, self._number = blocks, count, number
-        self.k, self.structure, self.dtypes = blocks.k, blocks.structure, blocks.dtypes
+    def is_out_of_reach(self) -> bool:
+        """Whether a codeword cannot be determined by what arrived, runs or is held back."""
+        return any(not word.could_finish() for word in self._short)
 
-    def largest(self, leaf: int) -> int:
-        """Of all rows, which bounds that of these."""
-        return self._blocks.largest(leaf)
+    def look_seconds(self) -> float:
+        """Often once f may run here, less so the longer that takes."""
+        waits = (word.received.ready_at for word in self.members)
+        seconds = [max(0.02, (self._watch.elapsed - since) / 20) for since in waits if since is not None]
+        return min(seconds, default=inf)
 
-    def leaves(self, index: int) -> list[Array]:
-        """These rows of data block `index`."""
-        return cut_rows(self._blocks.leaves(index), self._count, self._number)
+    def settle_for_less(self, nothing_can_come: bool) -> None:
+        """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
+        for word in self._short:
+            is_stuck = bool(word.received.failed) and not word.could_finish()
+            if nothing_can_come or is_stuck or word.acceptance.is_accuracy_hopeless():
+                self._make_do(word, nothing_can_come)
 
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        """What to say when the timeout has passed, and the exception behind it."""
+        return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
 
-def cut_rows(leaves: Sequence[Array], count: int, number: int) -> list[Array]:
-    """Of each array the rows that a subtask takes."""
-    return [leaf[rows(len(leaf), count, number)] for leaf in leaves]
+    # ---------------------------------------------------------------------------------------
 
+    @property
+    def _short(self) -> list[Codeword]:
+        return [word for word in self.members if word.is_short]
 
-def check_rows(coded: CodedData, subtasks: int) -> None:
-    """CodeError for blocks that cannot be cut into so many subtasks."""
-    for name, shape in coded.layout(0):
-        if not shape or shape[0] < subtasks:
-            raise CodeError(
-                f"subtasks={subtasks} cuts every array of a block along its first axis, and one is {name} of "
-                f"shape {tuple(shape)}: use fewer subtasks"
+    def _make_do(self, word: Codeword, nothing_can_come: bool) -> None:
+        may_come = word.received.more_may_come and not word.acceptance.is_accuracy_hopeless()
+        if may_come and not nothing_can_come and word.could_finish(accurately=False):
+            return
+        if not word.acceptance.not_finite and word.received.accept(self._watch.elapsed):
+            return
+        if self._settings.deadline is not None and word.received.results:
+            return
+        message = self._message.too_few(word.acceptance.not_finite, nothing_can_come)
+        raise NotDecodableError(message) from self._tasks.first_cause
+
+    def _spread_garbage(self) -> None:
+        """A worker whose result contradicts the others in one codeword is not trusted in any."""
+        if len(self.members) > 1:
+            for one in self.members:
+                for task, attempt in one.received.convicted.items():
+                    garbage = [
+                        failure for failure, _ in self._tasks[task].failures if failure.kind == "garbage"
+                    ]
+                    for word in self.members:
+                        if garbage and word.received.convicted.get(task, -1) < attempt:
+                            word.distrust(task, attempt, garbage[-1])
+
+    @property
+    def _message(self) -> FailureMessage:
+        """Of the codeword of which least has arrived."""
+        open_ones = [word for word in self.members if word.verification is None] or self.members
+        worst = min(open_ones, key=lambda word: len(word.received.arrived))
+        return FailureMessage(
+            self._tasks,
+            self._code.recovery_threshold,
+            arrived=worst.received.arrived.keys(),
+            received=worst.received.results.keys(),
+            data=worst.received.data_count,
+            is_ready=worst.received.ready_at is not None,
+            running=worst.received.running,
+        )
+
+    def warn_of_inaccuracy(self) -> None:
+        """Say of results that were taken at less than the accuracy asked for how accurate they are."""
+        bounds = [word.error_bound for word in self.members if word.received.is_inaccurate]
+        if bounds:
+            warnings.warn(
+                "what arrived determines the other results, but no more accurately than to "
+                f"{max(bounds):.2g} (relative), which is more than rtol: no further result came",
+                RuntimeWarning,
+                stacklevel=2,
             )
-
-
-def by_subtask(outcome: Outcome, count: int) -> list[tuple[int, Outcome]]:
-    """An outcome for each codeword that it says something of."""
-    if outcome.leaves is None or not outcome.subtasks:
-        return [(number, outcome) for number in range(count)]
-    assert outcome.structure is not None
-    found, first = [], 0
-    for subtask, structure in zip(outcome.subtasks, outcome.structure[2], strict=True):
-        size = count_leaves(structure)
-        part = outcome._replace(
-            leaves=outcome.leaves[first : first + size], structure=structure, subtasks=(), over=True
-        )
-        found.append((subtask, part))
-        first += size
-    return found
-
-
-def count_leaves(structure: Structure) -> int:
-    """Of a tree of this structure."""
-    return 1 if len(structure) == 1 else sum(map(count_leaves, structure[2]))
-
-
-def joined(parts: Sequence[list[list[Array]]]) -> list[list[Array]]:
-    """Results of the data blocks from those of their subtasks."""
-    if len(parts) == 1:
-        return parts[0]
-    kinds = [[leaf.shape[1:] for leaf in part[0]] for part in parts]
-    if any(kind != kinds[0] for kind in kinds) or any(not leaf.ndim for part in parts for leaf in part[0]):
-        raise CodeError(
-            "f of the pieces of a block gave results that cannot be joined along axis 0: leave subtasks out "
-            "for this f, unless workers returned garbage"
-        )
-    return [
-        [np.concatenate(leaves) for leaves in zip(*(part[block] for part in parts), strict=True)]
-        for block in range(len(parts[0]))
-    ]

@@ -12,7 +12,8 @@ from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.run.received import Arrivals, kinds_of, leaves_of, unwrapped
+from polarmap.run.received import Received
+from polarmap.run.results import kinds_of, leaves_of, unwrapped
 
 Array = npt.NDArray[Any]
 
@@ -27,26 +28,26 @@ class Estimate(NamedTuple):
     errors: tuple[float, ...]
 
 
-def estimate(arrivals: Arrivals, code: PolarCode) -> Estimate:
+def estimate(arrived: Received, code: PolarCode) -> Estimate:
     """Estimates from what arrived, which must be finite and not nothing.
 
     Errors are root mean squares over the entries of a block, in relation to that of the results that
     arrived; the largest of its leaves. What the equations determine is decoded: integers exactly.
     """
-    mask = np.isin(np.arange(code.n), list(arrivals.received))
-    dtypes, kinds = arrivals.dtypes(), kinds_of(arrivals.structure)
-    precision = max(epsilon(np.dtype(float) if is_exact(one) else arrivals.precision(one)) for one in dtypes)
+    mask = np.isin(np.arange(code.n), list(arrived.results))
+    dtypes, kinds = arrived.dtypes(), kinds_of(arrived.structure)
+    precision = max(epsilon(np.dtype(float) if is_exact(one) else arrived.precision(one)) for one in dtypes)
     how = estimator(code, mask, precision)
-    if len(how.missing) and arrivals.wraps:
-        raise CodeError(f"a result is missing and cannot be estimated: {arrivals.why_not_protected()}")
-    shapes = [leaf.shape for leaf in leaves_of(next(iter(arrivals.received.values())))]
+    if len(how.missing) and arrived.wraps:
+        raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected()}")
+    shapes = [leaf.shape for leaf in leaves_of(next(iter(arrived.results.values())))]
     errors = np.zeros(code.k)
     estimated: list[list[Array]] = []
     for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
-        rows = arrivals.rows(leaf)
+        rows = arrived.rows(leaf)
         received = np.stack([rows[int(index)] for index in how.arrived])
         values = how.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
-        expected = _expected(arrivals, how, received, dtype)
+        expected = _expected(arrived, how, received, dtype)
         blocks = list(_whole(values, dtype) if is_exact(dtype) else values.astype(dtype))
         if is_exact(dtype) and code.kernel == "arikan":
             known = _exact(code, how, rows, dtype)
@@ -59,20 +60,20 @@ def estimate(arrivals: Arrivals, code: PolarCode) -> Estimate:
 
     def result(index: int) -> list[Array]:
         if index not in place:
-            return leaves_of(arrivals.received[index])
+            return leaves_of(arrived.results[index])
         return [blocks[place[index]].reshape(shape) for blocks, shape in zip(estimated, shapes)]
 
     return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()))
 
 
-def _expected(arrivals: Arrivals, how: Estimator, received: Array, dtype: DType) -> list[float]:
+def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) -> list[float]:
     """The relative error to expect of each missing block; 0.0 for what is determined within rtol."""
     rounding = np.linalg.norm(how.weights, axis=1)
     if is_exact(dtype):  # made of floats: rounded to one
         rounding /= float(np.abs(received).max(initial=0)) or 1.0
     else:
-        rounding *= epsilon(arrivals.precision(dtype))
-        rounding[rounding <= arrivals.rtol(dtype)] = 0.0
+        rounding *= epsilon(arrived.precision(dtype))
+        rounding[rounding <= arrived.rtol(dtype)] = 0.0
     share = _relative_scatter(how, received) or np.inf  # where none shows, nothing tells
     expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
     return expected

@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import Blocks, dividing_counts
-from polarmap.run import trusted
+from polarmap.blocks.base import CodedData, DataBlocks
+from polarmap.blocks.equal import dividing_counts
 from polarmap.run.codeword import Codeword
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
-from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.schedule import Stopwatch
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
 
@@ -39,13 +38,14 @@ class PaddingRows:
         self, f: Callable[[Any], Any], coded: CodedData, settings: Settings, watch: Stopwatch
     ) -> None:
         self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
-        self._blocks: Blocks | None = coded.blocks if coded.blocks.padding else None
+        self._trust = settings.trust
+        self._blocks: DataBlocks | None = coded.blocks if coded.blocks.padding else None
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
         self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
         if self._blocks is not None and not self._all_are:
-            self._known = trusted.recall(f, ROW_PER_ROW, self._blocks.dtypes)
+            self._known = self._trust.recall(f, ROW_PER_ROW, self._blocks.dtypes)
             if self._known is None:
                 self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
@@ -56,7 +56,7 @@ class PaddingRows:
         if self._settled_at is None:
             self._settled_at = self._watch.elapsed
         waited = self._watch.elapsed - self._settled_at
-        return not self._run.is_running or waited > words[0].settlement.surplus_wait
+        return not self._run.is_running or waited > words[0].acceptance.surplus_wait
 
     def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its padding rows are to be cut off; none without padding.
@@ -70,7 +70,7 @@ class PaddingRows:
             for leaf, shape in enumerate(shapes)
         )
         if self._run is not None and self._run.leaves is not None:
-            trusted.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
+            self._trust.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
         if not all(are):
             self._warn(self._blocks)
         return are
@@ -89,7 +89,7 @@ class PaddingRows:
             return False
         numbers = more[np.isfinite(more)] if more.dtype.kind in "iufc" else np.zeros(0)
         largest = float(np.abs(numbers).max(initial=0))
-        precision = words[0].arrivals.precision(few.dtype)
+        precision = words[0].received.precision(few.dtype)
         return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
 
     @property
@@ -113,7 +113,7 @@ class PaddingRows:
         structure = self._coded.structure
         return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
 
-    def _warn(self, blocks: Blocks) -> None:
+    def _warn(self, blocks: DataBlocks) -> None:
         assert blocks.rows is not None
         total = blocks.k * blocks.rows - blocks.padding
         counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"

@@ -1,9 +1,8 @@
-"""What has arrived: results of one shape, what became of each task, and the decoder they feed."""
+"""The results of one codeword: those of one shape, and the decoder that they feed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -14,101 +13,100 @@ from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.recovery import Decoder
 from polarmap.code.tiled import ignoring_inf
-from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.worker.pytree import Shape, Structure
+from polarmap.run.options import Settings
+from polarmap.run.results import (
+    describe_result,
+    is_well_formed,
+    kinds_of,
+    leaves_of,
+    shapes_of,
+    signature,
+    unwrapped,
+)
+from polarmap.run.tasks import TaskTable
+from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
 
 
-@dataclass
-class Task:
-    """What is known of one task."""
-
-    attempts: int = 1
-    running: bool = True
-    launched: float | None = 0.0  # when it was first handed out; None while it is held back
-    began: float | None = None  # when it, or its latest attempt, came to run, where that is known
-    took: float | None = None  # from then until its result was here
-    returned: float | None = None  # when it reported a result, in whatever shape
-    arrived: float | None = None  # the same if the result is used
-    seconds: float | None = None
-    failures: list[Failure] = field(default_factory=list)
-
-
-class Arrivals:
-    """The results received so far, and whether they determine those of the data tasks.
+class Received:
+    """The results of one codeword so far, and whether they determine those of the data blocks.
 
     Attributes
     ----------
-    tasks : list of Task
-    received : dict from task to Outcome
-        Results of the most common structure and shape; others are failures of their tasks.
+    number : int
+        Of the codeword.
+    results : dict from task to Outcome
+        Of the most common structure and shape; others are failures of their tasks.
+    arrived, seconds : dict from task to float
+        When its result came that counts, in seconds after the start, and what the worker spent on it.
     decoder : Decoder or None
         None until the first result tells the dtypes.
     determined_at, ready_at : float or None
-        When the received results first determined the rest, and as accurately as is asked for, in
-        seconds after the start.
+        When the results first determined the rest, and as accurately as is asked for, in seconds after
+        the start.
     needed : int
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
+    convicted : dict from task to int
+        The last attempt of it that returned garbage.
     """
 
     def __init__(
         self,
         coded: CodedData,
-        rtol: float | None,
+        tasks: TaskTable,
+        number: int,
+        settings: Settings,
         model: Callable[[], list[Array] | None],
-        trusted: bool = False,
-        shape: Shape | None = None,
     ) -> None:
-        self._coded, self._code, self._rtol_wanted = coded, coded.code, rtol
-        self._trusted, self._shape = trusted, shape
+        self._coded, self._code, self.number, self._tasks = coded, coded.code, number, tasks
+        self._rtol_wanted, self._trusted, self._shape = settings.rtol, settings.trusted, settings.shape
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None
         self._groups: dict[Any, dict[int, Outcome]] = {}
-        self.tasks = [Task() for _ in range(coded.n)]
-        self.received: dict[int, Outcome] = {}
+        self._returned: dict[int, tuple[float, int]] = {}  # task -> when, and in which attempt, whatever came
+        self._rejected: set[int] = set()
+        self.results: dict[int, Outcome] = {}
+        self.arrived: dict[int, float] = {}
+        self.seconds: dict[int, float] = {}
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
-        self.convicted: dict[int, int] = {}  # task -> the last attempt of it that returned garbage
+        self.convicted: dict[int, int] = {}
 
-    def absorb(self, outcome: Outcome, elapsed: float) -> None:
-        """Note what became of an attempt, `elapsed` seconds after the start."""
-        task = self.tasks[outcome.task]
-        task.running = False
-        if task.arrived is not None:
+    def add(self, outcome: Outcome, elapsed: float) -> None:
+        """Take in a result, `elapsed` seconds after the start; failures are in the table of tasks."""
+        index = outcome.task
+        if index in self.arrived or outcome.failure is not None:
             return
-        if outcome.failure is not None:
-            task.failures.append(outcome.failure)
+        self._returned[index] = elapsed, outcome.attempt
+        if outcome.attempt <= self.convicted.get(index, -1):
             return
-        if outcome.attempt <= self.convicted.get(outcome.task, -1):
-            return
-        if not _is_well_formed(outcome) or self._shape not in (None, *_shapes(outcome)):
+        if not is_well_formed(outcome) or self._shape not in (None, *shapes_of(outcome)):
             due = "a number" if self._shape is None else f"shape {self._shape}"
-            message = f"returned {_describe(outcome)} where {due} is due"
-            task.failures.append(Failure("shape", "WrongShape", message))
+            message = f"returned {describe_result(outcome)} where {due} is due"
+            self.reject(index, Failure("shape", "WrongShape", message))
             return
-        task.returned, task.seconds = elapsed, outcome.seconds
-        task.took = outcome.seconds if task.began is None else elapsed - task.began
+        self.seconds[index] = outcome.seconds
         for group in self._groups.values():  # an odd result, tried again
-            group.pop(outcome.task, None)
-        group = self._groups.setdefault(_signature(outcome), {})
-        group[outcome.task] = outcome
-        if group is self.received:
-            self._accept(outcome.task)
+            group.pop(index, None)
+        group = self._groups.setdefault(signature(outcome), {})
+        group[index] = outcome
+        if group is self.results:
+            self._accept(index)
             if self.decoder is None:  # all of them had been garbage
                 self._restart_decoder(elapsed)
             else:
-                self._add(outcome.task, elapsed)
-        elif not self.received or self._overrules(group):
+                self._feed(index, elapsed)
+        elif not self.results or self._overrules(group):
             self._follow(group, elapsed)
         else:
-            self._reject_odd(outcome.task, outcome)
+            self._reject_odd(index, outcome)
 
     def _overrules(self, group: dict[int, Outcome]) -> bool:
         """Whether these results are followed rather than those so far: if they are more.
@@ -117,70 +115,57 @@ class Arrivals:
         data blocks: f of wider integers may be of another kind.
         """
         one, other = next(iter(group.values())), self._any_received
-        has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.received))
-        are_alike = one.structure == other.structure and _shapes(one) == _shapes(other)
-        if has_data != had_data and (are_alike or len(group) == len(self.received)):
+        has_data, had_data = (min(some) < len(self._code.systematic) for some in (group, self.results))
+        are_alike = one.structure == other.structure and shapes_of(one) == shapes_of(other)
+        if has_data != had_data and (are_alike or len(group) == len(self.results)):
             return has_data
-        return len(group) > len(self.received)
+        return len(group) > len(self.results)
 
-    def note(self, outcome: Outcome, elapsed: float) -> None:
-        """Note that a result came, or why not, without making use of it."""
-        task = self.tasks[outcome.task]
-        task.running = False
-        if task.arrived is not None:
-            return
-        if outcome.failure is not None:
-            task.failures.append(outcome.failure)
-        else:
-            task.arrived, task.seconds = elapsed, outcome.seconds
-
-    def hold_back(self, indices: Iterable[int]) -> None:
-        """These tasks are not started with the others."""
-        for index in indices:
-            self.tasks[index] = Task(attempts=0, running=False, launched=None)
-
-    def launch(self, indices: Iterable[int], elapsed: float) -> None:
-        """These are handed out, for the first time or once more."""
-        for index in indices:
-            task = self.tasks[index]
-            task.attempts += 1
-            task.running, task.began = True, None
-            if task.launched is None:
-                task.launched = elapsed
+    def note_late(self, outcome: Outcome, elapsed: float) -> None:
+        """Note that a result came which is not needed any more, without making use of it."""
+        if outcome.failure is None and outcome.task not in self.arrived:
+            self._returned[outcome.task] = elapsed, outcome.attempt
+            self.arrived[outcome.task], self.seconds[outcome.task] = elapsed, outcome.seconds
 
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
-        task = self.tasks[index]
-        task.arrived = None
-        task.failures.append(failure)
+        self.arrived.pop(index, None)
+        self._rejected.add(index)
+        self._tasks.reject(index, failure, self.number)
 
     def drop(self, index: int, failure: Failure, elapsed: float) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
-        self.convicted[index] = self.received[index].attempt
-        del self.received[index]
+        self.convicted[index] = self.results[index].attempt
+        del self.results[index]
         self.reject(index, failure)
         self._restart_decoder(elapsed)
 
-    @property
-    def more_may_come(self) -> bool:
-        """Whether any task still runs."""
-        return any(task.running for task in self.tasks)
+    def _may_come(self, index: int) -> bool:
+        """Whether an attempt runs that has not told its result here."""
+        if index in self.arrived or index not in self._tasks.running:
+            return False
+        return self._returned.get(index, (0.0, -1))[1] < self._tasks[index].attempts - 1
 
     @property
-    def count(self) -> int:
-        """Results that count."""
-        return sum(task.arrived is not None for task in self.tasks)
+    def more_may_come(self) -> bool:
+        """Whether any result may still come."""
+        return any(map(self._may_come, self._tasks.running))
+
+    @property
+    def running(self) -> list[int]:
+        """Tasks whose results may still come."""
+        return [index for index in self._tasks.running if self._may_come(index)]
 
     @property
     def data_count(self) -> int:
-        """Those of data blocks among them."""
-        return sum(self.tasks[index].arrived is not None for index in self._code.systematic)
+        """Results of data blocks that count."""
+        return sum(int(index) in self.arrived for index in self._code.systematic)
 
     @property
-    def failed(self) -> list[int]:
-        """Tasks without a result that do not run, though they were started."""
-        tasks = enumerate(self.tasks)
-        return [i for i, task in tasks if task.arrived is None and not task.running and task.attempts]
+    def failed(self) -> set[int]:
+        """Tasks without a result here that do not run, though they were started."""
+        found = self._tasks.failed | self._rejected
+        return {index for index in found if index not in self.arrived and not self._may_come(index)}
 
     def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.
@@ -188,20 +173,19 @@ class Arrivals:
         Results that look odd now may turn out to be the usual ones. `all_data`: decoding does not
         help, every data task has to report. `accurately`: as accurately as is asked for.
         """
-        tasks = enumerate(self.tasks)
-        running = {index for index, task in tasks if task.running or not task.attempts}
+        running = {*self.running, *self._tasks.held_back}
         candidates = [running | group.keys() for group in self._groups.values() or [{}]]
         return any(self.would_determine(indices, all_data, accurately) for indices in candidates)
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
-        return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.received.items()}
+        return {index: leaves_of(one)[leaf].reshape(-1) for index, one in self.results.items()}
 
     def all_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
-        if self._has_all_data(set(self.received)):
+        if self._has_all_data(set(self.results)):
             return True
-        leaves = (leaf for one in self.received.values() for leaf in leaves_of(one))
+        leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def dtypes(self) -> list[DType]:
@@ -210,13 +194,13 @@ class Arrivals:
         Parity blocks of integers are wider, and so may be f of them: when nothing else arrived, f
         of a data block tells.
         """
-        first = min(self.received)
-        found = [leaf.dtype for leaf in leaves_of(self.received[first])]
+        first = min(self.results)
+        found = [leaf.dtype for leaf in leaves_of(self.results[first])]
         if first < len(self._code.systematic) or not any(map(is_exact, self._coded.blocks.dtypes)):
             return found
         if self._model is None:
             self._model = self._evaluate() or []
-        if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.received[first])]:
+        if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
 
@@ -228,7 +212,7 @@ class Arrivals:
     @property
     def structure(self) -> Structure:
         """Of the results."""
-        return self.received[min(self.received)].structure or ("array",)
+        return self.results[min(self.results)].structure or ("array",)
 
     def precision(self, dtype: DType) -> DType:
         """The dtype whose rounding limits results of `dtype`: parity blocks are rounded to the data's."""
@@ -262,7 +246,7 @@ class Arrivals:
 
         def result(index: int) -> list[Array]:
             if index not in place:
-                return leaves_of(self.received[index])
+                return leaves_of(self.results[index])
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
         return [result(index) for index in range(self._code.k)]
@@ -296,7 +280,7 @@ class Arrivals:
 
     def _follow(self, group: dict[int, Outcome], elapsed: float) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
-        odd, self.received = self.received, group
+        odd, self.results = self.results, group
         for index in group:
             self._accept(index)
         for index, outcome in odd.items():
@@ -304,14 +288,14 @@ class Arrivals:
         self._restart_decoder(elapsed)
 
     def _accept(self, index: int) -> None:
-        task = self.tasks[index]
-        task.arrived, task.running = task.returned, False
-        task.failures = [failure for failure in task.failures if failure.kind != "shape"]
+        self.arrived[index] = self._returned[index][0]
+        self._rejected.discard(index)
+        self._tasks.accept(index, self.number)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
-        usual = _describe(self._any_received)
-        message = f"returned {_describe(outcome)}, others {usual}"
-        if index >= len(self._code.systematic) and _shapes(outcome) == _shapes(self._any_received):
+        usual = describe_result(self._any_received)
+        message = f"returned {describe_result(outcome)}, others {usual}"
+        if index >= len(self._code.systematic) and shapes_of(outcome) == shapes_of(self._any_received):
             data, parity = (self._coded.layout(place)[0][0] for place in (0, self._code.n - 1))
             message += (
                 f": f of {np.dtype(parity)} blocks, which parity of {np.dtype(data)} is, has another kind of "
@@ -321,13 +305,13 @@ class Arrivals:
 
     @property
     def _any_received(self) -> Outcome:
-        return next(iter(self.received.values()))
+        return next(iter(self.results.values()))
 
     def _restart_decoder(self, elapsed: float) -> None:
         self.ready_at = self.determined_at = self.decoder = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
-        if not self.received:
+        if not self.results:
             return
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
@@ -337,10 +321,10 @@ class Arrivals:
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
-        for index in self.received:
-            self._add(index, elapsed)
+        for index in self.results:
+            self._feed(index, elapsed)
 
-    def _add(self, index: int, elapsed: float) -> None:
+    def _feed(self, index: int, elapsed: float) -> None:
         assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
             self.ready_at, self.needed = elapsed, self.decoder.count
@@ -372,63 +356,3 @@ class Arrivals:
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""
         return default_rtol(dtype) if self._rtol_wanted is None else self._rtol_wanted
-
-
-def leaves_of(outcome: Outcome) -> list[Array]:
-    """The arrays of a result."""
-    assert outcome.leaves is not None
-    return outcome.leaves
-
-
-def _signature(outcome: Outcome) -> Any:
-    """What results of one f have in common; parity blocks of integers may be wider."""
-    kinds = tuple((kind_of(leaf.dtype), leaf.shape) for leaf in leaves_of(outcome))
-    return repr(outcome.structure), kinds
-
-
-def kind_of(dtype: DType) -> str:
-    """What must agree between results: any integer goes with any other."""
-    return "integer" if is_exact(dtype) else dtype.kind
-
-
-def _is_well_formed(outcome: Outcome) -> bool:
-    """Whether numbers are single ones: what says otherwise has not come from f."""
-    kinds = kinds_of(outcome.structure or ("array",))
-    return all(
-        leaf.size == 1 or kind not in ("python", "numpy") for kind, leaf in zip(kinds, leaves_of(outcome))
-    )
-
-
-def _shapes(outcome: Outcome) -> list[tuple[int, ...]]:
-    return [leaf.shape for leaf in leaves_of(outcome)]
-
-
-def kinds_of(structure: Structure) -> list[str]:
-    """What each leaf of a tree of this structure was: "array", "numpy" or "python"."""
-    if len(structure) < 3 or structure[0] == "sample":
-        return [structure[0]]
-    return [kind for part in structure[2] for kind in kinds_of(part)]
-
-
-def unwrapped(weights: Array, received: Array, blocks: Array) -> list[Array]:
-    """Python integers, which do not wrap, from what they are modulo 2^64 and from what they are about.
-
-    CodeError where the two contradict each other: then parity has wrapped.
-    """
-    values = received.astype(np.float64)
-    about = (weights @ values)[:, 0]
-    margin = 16 * np.finfo(float).eps * (np.abs(weights) @ np.abs(values))[:, 0] + 1
-    found = []
-    for near, off, modular in zip(about.tolist(), margin.tolist(), blocks[:, 0].tolist()):
-        exact = modular + (round((near - modular) / 2**64) << 64)
-        if not abs(exact - near) <= off or not -(1 << 63) <= exact < 1 << 64:
-            raise CodeError(
-                "f returns Python integers, and parity blocks of the data wrap modulo 2^64, which Python "
-                "integers do not: return numpy integers, as in numpy.int64(total)"
-            )
-        found.append(np.array([exact]))
-    return found
-
-
-def _describe(outcome: Outcome) -> str:
-    return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves_of(outcome)) or "nothing"

@@ -11,12 +11,12 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.errors import CodeError
-from polarmap.run import trusted
-from polarmap.run.acceptance import UNVERIFIED_SECONDS, UNVERIFIED_TASKS
-from polarmap.run.codeword import Codeword
+from polarmap.run.acceptance import longest_wait
+from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
-from polarmap.run.stopwatch import Stopwatch
+from polarmap.run.schedule import Stopwatch
+from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import unflatten
 
@@ -33,17 +33,22 @@ class RowwiseCheck:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: CodedData, settings: Settings, watch: Stopwatch
+        self,
+        f: Callable[[Any], Any],
+        coded: CodedData,
+        settings: Settings,
+        tasks: TaskTable,
+        watch: Stopwatch,
     ) -> None:
-        self._f, self._coded, self._watch = f, coded, watch
-        self._rtol = settings.rtol
+        self._f, self._coded, self._tasks, self._watch = f, coded, tasks, watch
+        self._rtol, self._trust = settings.rtol, settings.trust
         dtypes = coded.blocks.dtypes
-        is_trusted = settings.verify == "auto" and trusted.recall(f, ROW_BY_ROW, dtypes) is not None
+        is_trusted = settings.verify == "auto" and self._trust.recall(f, ROW_BY_ROW, dtypes) is not None
         wanted = settings.subtasks > 1 and settings.verify is not False and not is_trusted
         self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
         self._settled_at: float | None = None
 
-    def is_over(self, words: Sequence[Codeword], results: Callable[[], list[list[Array]]]) -> bool:
+    def is_over(self, codewords: Codewords) -> bool:
         """Whether the results may be handed out; CodeError if f does not act on rows.
 
         The wait for f is at most 20 s, or four times the longest task, after everything else.
@@ -52,17 +57,17 @@ class RowwiseCheck:
             return True
         if self._settled_at is None:
             self._settled_at = self._watch.elapsed
-        if self._run.is_running and not self._is_hopeless(words):
+        if self._run.is_running and not self._is_hopeless():
             return False
         if self._run.leaves is None:
             self._warn()
-        elif not self._agrees(words, results()[BLOCK]):
+        elif not self._agrees(codewords.members, codewords.results[BLOCK]):
             raise CodeError(
                 f"f of block {BLOCK} is not what f gives of its rows piece by piece, joined along axis 0: "
                 "leave subtasks out for this f"
             )
         else:
-            trusted.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
+            self._trust.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
         return True
 
     def _agrees(self, words: Sequence[Codeword], joined: list[Array]) -> bool:
@@ -71,17 +76,15 @@ class RowwiseCheck:
             return False
         amplification = max(word.decoder.amplification for word in words)
         largest = [max(float(abs(one).max(initial=0)) for one in (a, b)) for a, b in zip(whole, joined)]
-        precision = words[0].arrivals.precision
+        precision = words[0].received.precision
         return all(
             leaf_agrees(one, other, precision(other.dtype), self._rtol, amplification, most, 0.0)
             for one, other, most in zip(whole, joined, largest)
         )
 
-    def _is_hopeless(self, words: Sequence[Codeword]) -> bool:
+    def _is_hopeless(self) -> bool:
         assert self._settled_at is not None
-        seconds = [task.seconds or 0.0 for word in words for task in word.arrivals.tasks]
-        limit = max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(seconds))
-        return self._watch.elapsed - self._settled_at > limit
+        return self._watch.elapsed - self._settled_at > longest_wait(self._tasks)
 
     def _warn(self) -> None:
         assert self._run is not None

@@ -8,21 +8,24 @@ from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
-from polarmap.run.collect import Collected
+from polarmap.run.first_results import FirstResults
+from polarmap.run.tasks import TaskTable
 
 # From the least to the most that a map's codewords were verified by.
-HOW = ["no", "earlier", "local", "parity", "not needed"]
+VERIFICATIONS = ["no", "earlier", "local", "parity", "not needed"]
 
 
-def report_of(
-    collected: Collected, coded: CodedData, executor: str, seconds: float, encode_seconds: float
+def report_of_coded(
+    words: list[Codeword], tasks: TaskTable, coded: CodedData, errors: tuple[float, ...], ended: float
 ) -> Report:
-    """The report of a map that ended well; of several codewords the worst counts."""
-    words = collected.words
+    """The report of a coded map that was accepted in second `ended`; of several codewords the worst counts.
+
+    `errors`: of each result, if some are estimates.
+    """
     recovered = sorted({int(index) for word in words for index in word.decoder.missing})
     amplification = bound = 0.0
-    if collected.errors:
-        recovered = [index for index in recovered if collected.errors[index] == 0]
+    if errors:
+        recovered = [index for index in recovered if errors[index] == 0]
     else:
         amplification, bound = (max(figures) for figures in zip(*map(_errors, words)))
     residuals = [word.verifier.residual for word in words if word.verifier.residual is not None]
@@ -30,27 +33,59 @@ def report_of(
         n=coded.n,
         k=coded.code.k,
         code=coded.code.name,
-        executor=executor,
-        tasks=tuple(_task_report(words, index) for index in range(coded.n)),
-        needed=max(word.arrivals.needed for word in words),
+        executor="",
+        tasks=tuple(_task_report(words, tasks, index) for index in range(coded.n)),
+        needed=max(word.received.needed for word in words),
         recovered=tuple(recovered),
-        seconds=seconds,
-        encode_seconds=encode_seconds,
-        decode_seconds=sum(word.settlement.decode_seconds for word in words),
-        surplus_seconds=max(_waited(word, collected.seconds) for word in words),
+        seconds=ended,
+        encode_seconds=0.0,
+        decode_seconds=sum(word.acceptance.decode_seconds for word in words),
+        surplus_seconds=max(_waited(word, ended) for word in words),
         amplification=amplification,
         error_bound=bound,
         residual=max(residuals, default=None),
-        verified=min((str(word.how) for word in words), key=HOW.index),
+        verified=min((str(word.verification) for word in words), key=VERIFICATIONS.index),
         unchecked=tuple(sorted(_unchecked(words))),
         padding=coded.blocks.padding,
-        errors=collected.errors if any(collected.errors) else (),
+        errors=errors if any(errors) else (),
+    )
+
+
+def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, seconds: float) -> Report:
+    """The report of a map without a code, of which every task has returned."""
+    return Report(
+        n=len(tasks),
+        k=len(tasks),
+        code="no code, backup tasks",
+        executor=executor,
+        tasks=tuple(
+            TaskReport(
+                index=index,
+                state="used",
+                arrived=firsts.arrived[index],
+                seconds=firsts.outcomes[index].seconds,
+                attempts=tasks[index].attempts,
+                failures=_failures(tasks, index),
+                launched=tasks[index].launched,
+            )
+            for index in range(len(tasks))
+        ),
+        needed=len(tasks),
+        recovered=(),
+        seconds=seconds,
+        encode_seconds=0.0,
+        decode_seconds=0.0,
+        surplus_seconds=0.0,
+        amplification=0.0,
+        error_bound=0.0,
+        residual=None,
+        verified="not needed",
     )
 
 
 def _errors(word: Codeword) -> tuple[float, float]:
     """Amplification and error bound."""
-    decoder, dtypes = word.decoder, word.arrivals.precisions
+    decoder, dtypes = word.decoder, word.received.precisions
     if not len(decoder.missing):
         return 0.0, 0.0
     amplification = decoder.amplification
@@ -61,26 +96,25 @@ def _errors(word: Codeword) -> tuple[float, float]:
 
 def _waited(word: Codeword, ended: float) -> float:
     """Seconds from when the results were determined until they were handed out."""
-    if word.how in ("not needed", "no"):
+    if word.verification in ("not needed", "no"):
         return 0.0
-    return max(0.0, ended - (word.arrivals.ready_at or 0.0) - word.settlement.decode_seconds)
+    return max(0.0, ended - (word.received.ready_at or 0.0) - word.acceptance.decode_seconds)
 
 
 def _unchecked(words: list[Codeword]) -> set[int]:
     """Of a map whose decoded results were checked: also of those of its codewords that needed no decoding."""
-    if min((str(word.how) for word in words), key=HOW.index) not in ("parity", "local"):
+    if min((str(word.verification) for word in words), key=VERIFICATIONS.index) not in ("parity", "local"):
         return set()
     return {index for word in words for index in word.verifier.unchecked()}
 
 
-def _task_report(words: list[Codeword], index: int) -> TaskReport:
-    tasks = [word.arrivals.tasks[index] for word in words]
-    times = [task.arrived for task in tasks if task.arrived is not None]
-    seconds = [task.seconds for task in tasks if task.seconds is not None]
-    is_whole = len(times) == len(tasks)
+def _task_report(words: list[Codeword], tasks: TaskTable, index: int) -> TaskReport:
+    task, received = tasks[index], [word.received for word in words]
+    times = [one.arrived[index] for one in received if index in one.arrived]
+    seconds = [one.seconds[index] for one in received if index in one.seconds]
+    is_whole = len(times) == len(received)
     if not is_whole:
-        running, attempts = any(task.running for task in tasks), tasks[0].attempts
-        state = "abandoned" if running else "failed" if attempts else "not started"
+        state = "abandoned" if index in tasks.running else "failed" if task.attempts else "not started"
     else:
         is_data = index < len(words[0].decoder.code.systematic)
         decodes = any(len(word.decoder.missing) and word.decoder.arrived[index] for word in words)
@@ -90,8 +124,12 @@ def _task_report(words: list[Codeword], index: int) -> TaskReport:
         state=state,
         arrived=max(times) if is_whole else None,
         seconds=max(seconds, default=None) if is_whole else None,
-        attempts=tasks[0].attempts,
-        failures=tuple(dict.fromkeys(str(failure) for task in tasks for failure in task.failures)),
-        launched=tasks[0].launched,
-        subtasks=len(times) if len(tasks) > 1 else None,
+        attempts=task.attempts,
+        failures=_failures(tasks, index),
+        launched=task.launched,
+        subtasks=len(times) if len(received) > 1 else None,
     )
+
+
+def _failures(tasks: TaskTable, index: int) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(str(failure) for failure, _ in tasks[index].failures))

@@ -1,4 +1,4 @@
-"""What functions were found to be in this process: linear, acting on rows."""
+"""What functions were found to be (linear, acting on rows): only the first map of each has to find out."""
 
 from __future__ import annotations
 
@@ -15,24 +15,30 @@ import cloudpickle
 import numpy as np
 
 LINEAR = "linear or affine in its block"
-_found: dict[str, Any] = {}
 _identities: dict[int, tuple[weakref.ref[Any], int]] = {}  # id -> the living object that has it, its number
 _numbers = itertools.count()
 
 
-def recall(f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = ()) -> Any:
-    """What was noted of f, or of a function of the same code and constants, on data of such dtypes."""
-    return _found.get(_key(f, what, dtypes))
+class TrustedFunctions:
+    """What functions were found to be on data of such dtypes, by their code and constants."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, Any] = {}
+
+    def recall(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = ()) -> Any:
+        """What was noted of f, or of a function of the same code and constants, on data of such dtypes."""
+        return self._found.get(_key(f, what, dtypes)) if self._found else None
+
+    def note(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = (), value: Any = True) -> None:
+        """Remember what f was found to be on data of such dtypes."""
+        self._found[_key(f, what, dtypes)] = value
+
+    def clear(self) -> None:
+        """Forget every function."""
+        self._found.clear()
 
 
-def note(f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = (), value: Any = True) -> None:
-    """Remember what f was found to be on data of such dtypes."""
-    _found[_key(f, what, dtypes)] = value
-
-
-def forget() -> None:
-    """Forget every function (for tests)."""
-    _found.clear()
+TRUSTED = TrustedFunctions()  # what maps of this process found, unless their options name another memory
 
 
 def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,10 +15,11 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.recovery import DecodingPlan
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run import trusted
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
-from polarmap.run.received import Arrivals, kind_of, leaves_of
+from polarmap.run.received import Received
+from polarmap.run.results import kind_of, leaves_of
+from polarmap.run.trusted import LINEAR
 from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
@@ -42,8 +43,6 @@ class Verifier:
 
     Attributes
     ----------
-    is_known : bool
-        Whether f was known to be what the code assumes when the map began.
     evaluated : dict from data block to flat result
         What f gave here.
     residual : float or None
@@ -56,13 +55,13 @@ class Verifier:
         self,
         f: Callable[[Any], Any],
         coded: CodedData,
-        arrivals: Arrivals,
+        received: Received,
         settings: Settings,
-        is_known: bool,
     ) -> None:
-        self._f, self._coded, self._arrivals, self._rtol = f, coded, arrivals, settings.rtol
+        self._f, self._coded, self._received, self._rtol = f, coded, received, settings.rtol
         self._errors_of = settings.errors
-        self.is_known = is_known
+        self._trust = settings.trust
+        self._is_ours = settings.trusted
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
         self._misfits_of: list[float | None] = []  # of each leaf, as last measured
@@ -71,6 +70,13 @@ class Verifier:
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
+
+    @cached_property
+    def is_known(self) -> bool:
+        """Whether f was known to be what the code assumes before this map."""
+        if self._is_ours:
+            return True
+        return bool(self._trust.recall(self._f, self._coded.code.assumption, self._coded.blocks.dtypes))
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
@@ -84,7 +90,7 @@ class Verifier:
         `more`: whether to wait for another result where these do not tell garbage from a
         non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
         """
-        decoder = self._arrivals.decoder
+        decoder = self._received.decoder
         assert decoder is not None
         if more and self._undecided == decoder.count:
             return False, None, -1
@@ -100,7 +106,7 @@ class Verifier:
 
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
-        decoder = self._arrivals.decoder
+        decoder = self._received.decoder
         return decoder is not None and decoder.ready and decoder.surplus > 0 and self._misfits()[0]
 
     def unchecked(self) -> list[int]:
@@ -118,7 +124,7 @@ class Verifier:
         plan = self._plan
         unseen = np.zeros(len(plan.arrived), bool)
         evaluated = np.isin(plan.missing, list(self.evaluated))
-        for dtype in set(self._arrivals.dtypes()):
+        for dtype in set(self._received.dtypes()):
             seen = residual.revealed(plan, dtype)[evaluated].any(axis=0)
             if self._misfits_of:
                 seen |= residual.covered(plan, dtype)
@@ -143,10 +149,10 @@ class Verifier:
         tell from rounding.
         """
         plan, bound = self._plan, 0.0
-        for leaf, dtype in enumerate(self._arrivals.dtypes()):
+        for leaf, dtype in enumerate(self._received.dtypes()):
             if is_exact(dtype) and not plan.rounds:
                 continue
-            hidden = epsilon(self._arrivals.precision(dtype))  # rounding may hide as much
+            hidden = epsilon(self._received.precision(dtype))  # rounding may hide as much
             misfit = self._misfits_of[leaf] if self._misfits_of else None
             misfit = None if misfit is None else misfit + hidden
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
@@ -164,7 +170,7 @@ class Verifier:
         if not len(plan.missing):
             return 0.0
         norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
-        return norm * epsilon(self._arrivals.precision(dtype))
+        return norm * epsilon(self._received.precision(dtype))
 
     @property
     def _halves(self) -> float:
@@ -175,7 +181,7 @@ class Verifier:
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
-        return max(float(np.abs(row).max(initial=0)) for row in self._arrivals.rows(leaf).values())
+        return max(float(np.abs(row).max(initial=0)) for row in self._received.rows(leaf).values())
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -217,30 +223,30 @@ class Verifier:
 
     def parity_fits(self, leaves: list[Array]) -> bool:
         """Whether f of the first parity block, evaluated here, is what the results of all data tell."""
-        received = self._arrivals.received
-        first = leaves_of(received[min(received)])
+        results = self._received.results
+        first = leaves_of(results[min(results)])
         if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
             (one.shape, kind_of(one.dtype)) for one in first
         ]:
             self.residual = np.inf
             return False
         k, code = len(self._coded.code.systematic), self._coded.code
-        exact = self._arrivals.decoder is not None and self._arrivals.decoder.exact
+        exact = self._received.decoder is not None and self._received.decoder.exact
         plan = code.plan(np.arange(code.n) <= k, exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
-        rows = [self._arrivals.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
+        rows = [self._received.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
         return not self._measure(plan, rows)[0]
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
         if not self.is_known and self._differ():
-            trusted.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
+            self._trust.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
-        for leaf, dtype in enumerate(self._arrivals.dtypes()):
-            first, *others = self._arrivals.rows(leaf).values()
-            apart = 0.0 if is_exact(dtype) else residual.tolerance(self._arrivals.precision(dtype))
+        for leaf, dtype in enumerate(self._received.dtypes()):
+            first, *others = self._received.rows(leaf).values()
+            apart = 0.0 if is_exact(dtype) else residual.tolerance(self._received.precision(dtype))
             with np.errstate(invalid="ignore", over="ignore"):
                 if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
                     return True
@@ -248,8 +254,8 @@ class Verifier:
 
     @property
     def _plan(self) -> DecodingPlan:
-        assert self._arrivals.decoder is not None
-        return self._arrivals.decoder.plan
+        assert self._received.decoder is not None
+        return self._received.decoder.plan
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
@@ -258,25 +264,25 @@ class Verifier:
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
         plan, columns = self._plan, self._unseen()
-        told = sum(residual.support(plan, dtype)[:, columns].sum(axis=1) for dtype in self._arrivals.dtypes())
+        told = sum(residual.support(plan, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes())
         return int(plan.missing[np.argmax(told)])
 
     def _misfits(self) -> tuple[bool, set[int] | None]:
         """Whether an equation is broken, and the tasks any one of which would explain it."""
-        leaves = range(len(self._arrivals.dtypes()))
-        return self._measure(self._plan, [self._arrivals.rows(leaf) for leaf in leaves])
+        leaves = range(len(self._received.dtypes()))
+        return self._measure(self._plan, [self._received.rows(leaf) for leaf in leaves])
 
     def _measure(self, plan: DecodingPlan, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
         """The same for a plan and the flat results, by leaf, that satisfy its left-over equations."""
         broken = False
         suspects: set[int] | None = None
         self._misfits_of = []
-        for arrived, dtype, error in zip(leaves, self._arrivals.dtypes(), self._errors()):
+        for arrived, dtype, error in zip(leaves, self._received.dtypes(), self._errors()):
             if error == np.inf:
                 self._misfits_of.append(None)
                 continue
             rows = plan.checkable(arrived)
-            precision = self._arrivals.precision(dtype)
+            precision = self._received.precision(dtype)
             found = residual.residual(plan, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
@@ -293,7 +299,7 @@ class Verifier:
     def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
         """One result contradicts the others: garbage, unless f gives it here too."""
         own = self.evaluate(index, seconds)
-        if own is not None and self._agrees(own, leaves_of(self._arrivals.received[index])):
+        if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
         self.residual, self.broken = None, False
@@ -305,22 +311,22 @@ class Verifier:
             return False
         for leaf, (one, two, error) in enumerate(zip(own, other, self._errors())):
             noise = self._decoding_noise(leaf) if decoded else (0.0, 0.0)
-            precision = self._arrivals.precision(two.dtype)
+            precision = self._received.precision(two.dtype)
             if not leaf_agrees(one, two, precision, self._rtol, *noise, error * max(1.0, noise[0])):
                 return False
         return True
 
     def _errors(self) -> list[float]:
         """What entries of each leaf may be off by anyway."""
-        received = [leaves_of(one) for one in self._arrivals.received.values()]
+        received = [leaves_of(one) for one in self._received.results.values()]
         return [0.0] * len(received[0]) if self._errors_of is None else self._errors_of(received)
 
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
-        assert self._arrivals.decoder is not None
-        rows = self._arrivals.rows(leaf).values()
+        assert self._received.decoder is not None
+        rows = self._received.rows(leaf).values()
         largest = max(float(np.abs(row).max(initial=0)) for row in rows)
-        return self._arrivals.decoder.amplification, largest
+        return self._received.decoder.amplification, largest
 
     def _data_block(self, index: int) -> Any:
         """Where every coded block is a mixture, the data blocks are none of these."""
@@ -335,7 +341,7 @@ class Verifier:
     def blame_f(self, what: str) -> NoReturn:
         """Give up: nothing can be decoded."""
         assumption = self._coded.code.assumption
-        kind = "linear" if assumption == trusted.LINEAR else "one"
+        kind = "linear" if assumption == LINEAR else "one"
         raise NotLinearError(f"{what}: {NOT_LINEAR.format(assumption=assumption, kind=kind)}")
 
 

@@ -15,7 +15,6 @@ from plain import process_pool
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
-from polarmap.code.uncoded import Uncoded
 from polarmap.executors import executor_of
 from polarmap.executors.base import Executor, Outcome, Payload, Run
 from polarmap.executors.private_folder import named_for_lithops
@@ -23,7 +22,7 @@ from polarmap.worker.parts import Keep, Place, assemble, read_file
 
 N, ROWS, SUBTASKS = 6, 6, 3
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(N))
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 NEVER = 600.0

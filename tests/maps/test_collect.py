@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,7 +21,7 @@ from polarmap import CodedResult, Decoder, Fault, FaultyExecutor, PolarCode, Rep
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.replay import ReplayRun
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 
 N, K = 12, 8
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -29,13 +29,6 @@ WHOLE = np.random.default_rng(0).integers(-99, 99, (3 * K, 5))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
 VIRTUAL_SECONDS = 1000.0  # a limit on the virtual clock, so that a missing arrival fails the test
 LOST_DATA = dict.fromkeys([1, 4], math.inf)
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 class Recorder:
@@ -224,7 +217,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 def test_any_code_order_and_dtype_gives_the_plain_map(
     k: int, parity: int, lost: int, dtype: str, seed: int, kernel: str, name: str
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     f, stream = FUNCTIONS[name], np.random.default_rng(seed)
     kind = np.dtype(dtype).kind
     low, high = (0, 9) if kind in "fc" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
@@ -674,7 +667,7 @@ def test_failures_are_tried_as_often_as_needed_and_allowed(strikes: int, retries
 def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     kinds: list[str], strikes: int, retries: int, seed: int, whole: bool
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     stream = np.random.default_rng(seed)
     data = WHOLE + stream.integers(0, 99) if whole else DATA
     odd = [data[3 * index].tolist() for index in range(K) if kinds[index] == "odd"]
@@ -860,7 +853,7 @@ def test_garbage_integers_pass_only_where_the_report_says_so() -> None:
 
 def fate_of_garbage(seed: int) -> str:
     """What becomes of garbage that arrives first, when arrivals come one by one."""
-    trusted.forget()
+    TRUSTED.clear()
     order = np.random.default_rng(seed).permutation(20).tolist()
     code, culprit = PolarCode(20, K, "arikan"), order[0]
     executor = FaultyExecutor(arriving(order, 20), {culprit: Fault("garbage")})
@@ -890,7 +883,7 @@ def test_a_single_odd_block_of_integers_is_seen_wherever_a_check_involves_it() -
 
 
 def fate_of_an_odd_block(seed: int) -> str:
-    trusted.forget()
+    TRUSTED.clear()
     order = np.random.default_rng(seed).permutation(N).tolist()
     odd = WHOLE[3 * next(index for index in order if index < K)]
 
@@ -992,7 +985,7 @@ def test_seconds_count_from_the_call_although_the_run_is_opened_later(
         def open(self, payload: Payload) -> ReplayRun:
             return Late({}, payload)
 
-    monkeypatch.setattr("polarmap.run.job.time", SimpleNamespace(monotonic=lambda: 990.0))
+    monkeypatch.setattr("polarmap.run.execute.time", SimpleNamespace(monotonic=lambda: 990.0))
     assert coded(verify=False, executor=Clocked()).report.seconds == 11.0
     assert coded(verify=False, executor=ReplayExecutor()).report.seconds == 1.0
 

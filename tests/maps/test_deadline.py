@@ -14,15 +14,9 @@ from hypothesis import strategies as st
 from polarmap import Fault, FaultyExecutor, LagrangeCode, PolarCode, ReplayExecutor, coded_map
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
-from polarmap.run import trusted
 from tests.plain import arriving
 
 EPS = float(np.finfo(float).eps)
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> None:
-    trusted.forget()
 
 
 def scattered(k: int, width: int, seed: int = 0) -> np.ndarray:

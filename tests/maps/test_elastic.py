@@ -22,7 +22,7 @@ from plain import assert_same, cut
 
 from polarmap import coded_map
 from polarmap.errors import NotDecodableError
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 
 N, K = 8, 6
 DATA = np.random.default_rng(0).standard_normal((4 * K, 5))
@@ -33,10 +33,10 @@ PATIENCE = 100.0
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    trusted.forget()
+    TRUSTED.clear()
     before = set(Path(tempfile.gettempdir()).glob("polarmap-*"))
     yield
-    trusted.forget()
+    TRUSTED.clear()
     assert set(Path(tempfile.gettempdir()).glob("polarmap-*")) == before
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,6 @@ from plain import arrivals, arriving, assert_same, leaves, plain_map
 import polarmap
 from polarmap import PolarCode
 from polarmap.errors import NotLinearError
-from polarmap.run import trusted
 
 N, K, ROWS, COLUMNS = 18, 12, 4, 10
 SEEDS = (1, 2, 3)
@@ -229,13 +228,6 @@ NON_LINEAR = {
     "product of two parts": Case(lambda batch: batch["x"] * batch["pair"][1], batches),
     "times the mean of the integers": Case(lambda pair: pair[1] * pair[0].mean(), counts_and_weights),
 }
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 def coded(case: Case, seed: int, count: int) -> tuple[polarmap.CodedResult, Any]:

@@ -19,16 +19,10 @@ from polarmap.blocks.equal import cut
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.masked import noise_coefficients
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.run import trusted
 
 SMALL = [(4, 2, 1), (6, 3, 2), (7, 3, 3), (5, 2, 2), (8, 2, 5), (9, 6, 1), (10, 6, 2)]
 DATA = np.random.default_rng(0).standard_normal((30, 4))
 W = np.random.default_rng(1).standard_normal((4, 3))
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> None:
-    trusted.forget()
 
 
 def affine(block: np.ndarray) -> dict[str, Any]:

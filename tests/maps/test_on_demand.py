@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from typing import Any
@@ -17,20 +17,13 @@ from plain import assert_same, cut, plain_map, process_pool, states, without_pad
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.planning import Empirical, ShiftedExponential, completion_time, simulate_on_demand, stragglers
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 
 N, K = 32, 24
 DATA = np.random.default_rng(0).standard_normal((2 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (2 * K, 5))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
 DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 def product(block: np.ndarray) -> np.ndarray:
@@ -159,7 +152,7 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
 def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     kinds: list[str], seed: int, whole: bool
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     data = WHOLE[:24] if whole else DATA[:24]
     times = np.random.default_rng(seed).uniform(1, 2, 12)
     seconds = {i: {"late": 9.0, "hang": math.inf}.get(kind, times[i]) for i, kind in enumerate(kinds)}

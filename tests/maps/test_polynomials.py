@@ -15,13 +15,7 @@ from hypothesis import strategies as st
 from polarmap import Fault, FaultyExecutor, LagrangeCode, ReplayExecutor, coded_map
 from polarmap.code.lagrange import largest_k, largest_reliable_k, recovery_threshold
 from polarmap.errors import CodeError, NotLinearError
-from polarmap.run import trusted
 from tests.plain import arriving, assert_same, plain_map
-
-
-@pytest.fixture(autouse=True)
-def forgotten() -> None:
-    trusted.forget()
 
 
 def coded_blocks(code: LagrangeCode, data: np.ndarray) -> np.ndarray:

@@ -26,7 +26,6 @@ from polarmap.blocks.equal import CodedBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor
-from polarmap.run import trusted
 
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -37,13 +36,6 @@ PATIENCE = 50.0  # seconds until a test gives up; none should come near
 class Summary(NamedTuple):
     rows: Any
     total: Any
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from itertools import combinations
 from typing import Any
 
@@ -28,18 +28,11 @@ from polarmap import (
 )
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
-from polarmap.run import trusted
+from polarmap.run.trusted import LINEAR, TRUSTED
 
 STREAM = np.random.default_rng(0)
 FLOATS = STREAM.standard_normal((48, 3))
 LARGE = STREAM.integers(-(2**62), 2**62, (6, 3))
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 def losing(*lost: int) -> ReplayExecutor:
@@ -182,7 +175,7 @@ def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, f
 def test_a_lie_among_integers_is_found_or_its_worker_listed(
     k: int, parity: int, seed: int, lie: int, late: int
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     n, stream = k + parity, np.random.default_rng(seed)
     seconds = in_some_order(stream, n, min(late, parity))
     data = stream.integers(-99, 99, (2 * k, 3))
@@ -212,7 +205,7 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
 def test_a_lie_among_floats_is_found_or_within_the_bound(
     k: int, parity: int, seed: int, size: float, late: int, dtype: str
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     n, stream = k + parity, np.random.default_rng(seed)
     seconds = in_some_order(stream, n, min(late, parity))
     data = stream.standard_normal((2 * k, 3)).astype(dtype)
@@ -264,7 +257,7 @@ def test_on_demand_a_parity_block_is_evaluated_here() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
         coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), parity="on_demand")
     assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), parity="on_demand").report.k == 24
-    assert trusted.recall(np.negative, trusted.LINEAR, [np.dtype(float)])
+    assert TRUSTED.recall(np.negative, LINEAR, [np.dtype(float)])
 
 
 def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for() -> None:

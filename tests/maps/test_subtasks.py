@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,9 @@ from plain import assert_same, cut, plain_map, process_pool
 from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.planning import ShiftedExponential, simulate_subtasks
-from polarmap.run import row_by_row, trusted
+from polarmap.run import row_by_row
 from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.trusted import TRUSTED
 from polarmap.worker.partial_results import joined, rows, run, turns
 from polarmap.worker.pytree import pack
 
@@ -28,13 +29,6 @@ DATA = np.random.default_rng(0).standard_normal((6 * K, 5))
 WHOLE = np.random.default_rng(0).integers(-99, 99, (6 * K, 5))
 WEIGHTS = np.random.default_rng(1).standard_normal(5)
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 def product(block: np.ndarray) -> np.ndarray:
@@ -175,7 +169,7 @@ def test_without_surplus_a_decoded_piece_is_evaluated_here(data: np.ndarray) -> 
     result = coded(np.copy, data, executor=executor, **options)
     assert_same(result, cut(data, K), 1e-11)
     assert result.report.verified == ("parity" if whole else "local")
-    trusted.forget()
+    TRUSTED.clear()
     with pytest.raises(NotLinearError):
         coded(np.abs, executor=executor)
 
@@ -195,7 +189,7 @@ def test_f_that_is_not_linear_is_refused() -> None:
 def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     kinds: list[str], pieces: int, seed: int, whole: bool
 ) -> None:
-    trusted.forget()
+    TRUSTED.clear()
     data = WHOLE if whole else DATA
     times = np.random.default_rng(seed).uniform(1, 2, N)
     seconds = {i: {"late": 9.0, "hang": math.inf}.get(kind, times[i]) for i, kind in enumerate(kinds)}
@@ -336,7 +330,8 @@ def test_localhost_hands_in_what_the_dead_have_finished() -> None:
     data = np.random.default_rng(3).standard_normal((5 * 8, 400))
     faults = {0: Fault("kill", attempts=9), 2: Fault("kill", attempts=9), 5: Fault("kill", attempts=9)}
     executor = FaultyExecutor("localhost", faults)
-    result = coded(copied, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
+    f = lambda block: block.copy()  # noqa: E731 - travels by value
+    result = coded(f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
     assert_partial(result, [0, 2, 5], data)
 
 
@@ -344,5 +339,6 @@ def test_a_lithops_executor_of_the_caller_hands_in_objects() -> None:
     data = np.random.default_rng(3).standard_normal((5 * 8, 400))
     faults = {0: Fault("raise", attempts=9), 2: Fault("raise", attempts=9), 5: Fault("raise", attempts=9)}
     executor = FaultyExecutor(ROOT / "config" / "localhost.yaml", faults)
-    result = coded(copied, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
+    f = lambda block: block.copy()  # noqa: E731 - travels by value
+    result = coded(f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
     assert_partial(result, [0, 2, 5], data)

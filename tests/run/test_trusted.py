@@ -6,7 +6,7 @@ import functools
 import gc
 import math
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,19 +14,11 @@ import pytest
 
 from polarmap import ReplayExecutor, coded_map
 from polarmap.errors import NotLinearError
-from polarmap.run import trusted
-from polarmap.run.trusted import fingerprint
+from polarmap.run.trusted import LINEAR, TRUSTED, fingerprint
 
 DATA = np.random.default_rng(0).standard_normal((12, 5))
 SCALE = 2.0
 WEIGHTS = np.ones(5)
-
-
-@pytest.fixture(autouse=True)
-def nothing_verified() -> Iterator[None]:
-    trusted.forget()
-    yield
-    trusted.forget()
 
 
 def times(x: Any) -> Callable[[Any], Any]:
@@ -209,14 +201,14 @@ def test_what_cannot_be_pickled_counts_as_itself() -> None:
 def test_note_and_forget() -> None:
     f = times(np.ones(3))
     floats, integers = [np.dtype(float)], [np.dtype(int)]
-    assert trusted.recall(f, trusted.LINEAR, floats) is None
-    trusted.note(f, trusted.LINEAR, floats)
-    assert trusted.recall(times(np.zeros(3)), trusted.LINEAR, floats) is True
-    assert trusted.recall(times(np.zeros(4)), trusted.LINEAR, floats) is None
-    assert trusted.recall(f, trusted.LINEAR, integers) is None
-    assert trusted.recall(f, "another thing", floats) is None
-    trusted.forget()
-    assert trusted.recall(f, trusted.LINEAR, floats) is None
+    assert TRUSTED.recall(f, LINEAR, floats) is None
+    TRUSTED.note(f, LINEAR, floats)
+    assert TRUSTED.recall(times(np.zeros(3)), LINEAR, floats) is True
+    assert TRUSTED.recall(times(np.zeros(4)), LINEAR, floats) is None
+    assert TRUSTED.recall(f, LINEAR, integers) is None
+    assert TRUSTED.recall(f, "another thing", floats) is None
+    TRUSTED.clear()
+    assert TRUSTED.recall(f, LINEAR, floats) is None
 
 
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import polarmap
 from polarmap import CodedArray, PolarCode, RawObjects, ReplayExecutor
 from polarmap.errors import CodeError, MissingObjectError, NotDecodableError, PolarmapError
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 from polarmap.storage.folder import FolderStore
 from soak import oracle
 from soak.draws import Draw
@@ -52,7 +52,7 @@ class ArrayCase:
         return is_finite(self.A)
 
     def run(self, pools: Pools) -> str:
-        trusted.forget()
+        TRUSTED.clear()
         folder = Path(tempfile.mkdtemp(prefix="soak-array-"))
         try:
             return self._run(folder, pools, Draw(self.seed + 1))

@@ -14,7 +14,7 @@ from plain import leaves
 import polarmap
 from polarmap import CodedResult, LagrangeCode, MaskedCode, PolarCode
 from polarmap.errors import PolarmapError
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import DECEIVING, Faults, Pools, draw_faults
@@ -65,7 +65,7 @@ class MapCase:
 
     def run(self, pools: Pools) -> str:
         """The verdict in a word; a Finding for what must not be."""
-        trusted.forget()
+        TRUSTED.clear()
         expected, raised = self._expected()
         executor = pools.executor(self.executor, self.faults, self.seed)
         with warnings.catch_warnings(record=True) as told:

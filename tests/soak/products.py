@@ -12,7 +12,7 @@ import polarmap
 from polarmap import PolarCode
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.report import Report
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
 from soak.faults import Faults, Pools, draw_faults
@@ -38,7 +38,7 @@ class ProductCase:
         return f"{self.method}: {sides}\n  {self.options}\n  {self.faults}"
 
     def run(self, pools: Pools) -> str:
-        trusted.forget()
+        TRUSTED.clear()
         executor = pools.executor(self.executor, self.faults, self.seed)
         with warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")

@@ -12,7 +12,7 @@ from plain import leaves
 
 import polarmap
 from polarmap.errors import PolarmapError
-from polarmap.run import trusted
+from polarmap.run.trusted import TRUSTED
 from soak import functions, oracle
 from soak.draws import Draw
 from soak.faults import Faults, Pools, draw_faults
@@ -52,7 +52,7 @@ class SumCase:
         return self.options.get("tolerate")
 
     def run(self, pools: Pools) -> str:
-        trusted.forget()
+        TRUSTED.clear()
         executor = pools.executor(self.executor, self.faults, self.seed)
         try:
             with np.errstate(all="ignore"):

@@ -1,0 +1,258 @@
+"""One map on an executor: checked, opened, scheduled, and its outcomes made into results and a report."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from math import inf
+from typing import Any, NamedTuple
+
+import numpy.typing as npt
+
+from polarmap.blocks.base import CodedData
+from polarmap.clouds import limits
+from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Cost, cost
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.executors import executor_of
+from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes
+from polarmap.planning.backups import BackupRule
+from polarmap.planning.on_demand import ParityRule
+from polarmap.report import Report
+from polarmap.run.codeword import Codewords
+from polarmap.run.estimate import estimate
+from polarmap.run.first_results import FirstResults
+from polarmap.run.options import Settings
+from polarmap.run.padding import PaddingRows
+from polarmap.run.policies import Backups, OnDemand, Upfront
+from polarmap.run.progress import is_wanted, open_bar
+from polarmap.run.row_by_row import RowwiseCheck
+from polarmap.run.schedule import Policy, Stopwatch, schedule
+from polarmap.run.summary import report_of_coded, report_of_uncoded
+from polarmap.run.tasks import TaskTable
+from polarmap.worker.parts import Keep, Kept
+from polarmap.worker.pytree import Structure
+from polarmap.worker.run_task import WANTED_SECONDS
+
+Array = npt.NDArray[Any]
+Function = Callable[[Any], Any]
+
+
+class Launch:
+    """The executor that the caller of a map chose, and when the call began.
+
+    Attributes
+    ----------
+    executor : Executor
+    worker : Worker or None
+        What a task is given there and may cost, where that is known.
+    began : float
+        On `time.monotonic`.
+    """
+
+    def __init__(self, executor: Any) -> None:
+        self.began = time.monotonic()
+        self.executor = executor_of(executor)
+        self.worker = self.executor.worker
+
+
+@dataclass
+class Collected:
+    """The flat results of the k data blocks.
+
+    structure : of each.
+    stored : where those results lie that stayed in storage, of which these are samples.
+    rows : for each leaf, whether rows of it that come from padding are cut off.
+    """
+
+    results: list[list[Array]]
+    structure: Structure
+    stored: dict[int, Kept]
+    rows: tuple[bool, ...]
+
+
+class _Call(NamedTuple):
+    """What one coded map does: f on workers and on the driver, the blocks, the options."""
+
+    f: Function
+    driver_f: Function
+    coded: CodedData
+    options: Settings
+
+
+def run_coded(
+    launch: Launch,
+    f: Function,
+    coded: CodedData,
+    options: Settings,
+    progress: bool | None,
+    driver_f: Function | None = None,
+    output: Keep | None = None,
+) -> tuple[Collected, Report]:
+    """The results of f on the data blocks as soon as they are determined, and how they came about.
+
+    `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
+    where results stay.
+    """
+    _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
+    wanted = is_wanted(progress)
+    encoded = coded.encode_seconds  # by earlier maps of the same blocks
+    payload = Payload(f, coded, keep=output, subtasks=options.subtasks)
+    call = _Call(f, driver_f or f, coded, options)
+    with closing(launch.executor.open(payload)) as run:
+        began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
+        with open_bar(coded.n, coded.code.recovery_threshold, wanted) as show:
+            tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
+            codewords = Codewords(call.driver_f, coded, options, tasks, watch)
+            errors, rows = _collect(run, call, tasks, codewords, watch, show)
+            ended = watch.elapsed
+    report = report_of_coded(codewords.members, tasks, coded, errors, ended)
+    report = replace(
+        report,
+        executor=launch.executor.name,
+        seconds=run.now() - began,
+        encode_seconds=coded.encode_seconds - encoded,
+        schedule=options.parity,
+        subtasks=options.subtasks,
+    )
+    report = replace(report, cost=cost_of(launch.worker, report))
+    received = codewords.members[0].received
+    stored = {index: one.kept for index, one in received.results.items() if one.kept is not None}
+    return Collected(codewords.results, received.structure, stored, rows), report
+
+
+def run_uncoded(
+    launch: Launch,
+    f: Function,
+    blocks: Coded,
+    options: Settings,
+    progress: bool | None,
+    rule: BackupRule | None = None,
+    output: Keep | None = None,
+    note: Callable[[Outcome], None] | None = None,
+) -> tuple[list[Outcome], Report]:
+    """The first result of f on every block, whatever it is, and how they came about.
+
+    `rule`: when a task is late and gets a backup; `note` is told of every first result as it comes.
+    """
+    _check_limits(launch.worker, blocks, blocks.n, None)
+    wanted = is_wanted(progress)
+    policy: Policy = Upfront(blocks.n) if rule is None else Backups(blocks.n, rule)
+    with closing(launch.executor.open(Payload(f, blocks, keep=output))) as run:
+        began = min(launch.began, run.now())
+        with open_bar(blocks.n, blocks.n, wanted) as show:
+            tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
+            firsts = FirstResults(tasks, note)
+            for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch):
+                for outcome in outcomes:
+                    firsts.add(outcome, watch.elapsed)
+                    show(len(firsts.outcomes), blocks.n)
+                if firsts.is_met:
+                    break
+    report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
+    report = replace(report, cost=cost_of(launch.worker, report))
+    return [firsts.outcomes[index] for index in range(blocks.n)], report
+
+
+def _collect(
+    run: Run,
+    call: _Call,
+    tasks: TaskTable,
+    codewords: Codewords,
+    watch: Stopwatch,
+    show: Callable[[int, int], None],
+) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+    """Schedule the tasks until the codewords are accepted, or the deadline is there.
+
+    Returns the errors of results that are estimates, and for each leaf whether padding rows are cut off.
+    """
+    coded, options = call.coded, call.options
+    row_by_row = RowwiseCheck(call.f, coded, options, tasks, watch)
+    padding = PaddingRows(call.f, coded, options, watch)
+    errors: tuple[float, ...] = ()
+    has_warned = False
+    for outcomes in schedule(run, _policy(coded, options), options.retries, tasks, codewords, watch):
+        for outcome in outcomes:
+            codewords.add(outcome, watch.elapsed)
+            show(codewords.count, coded.code.recovery_threshold)
+        if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
+            has_warned = True
+            warnings.warn(coded.unprotected_warning, RuntimeWarning, stacklevel=2)
+        words = codewords.members
+        if codewords.step() and row_by_row.is_over(codewords) and padding.is_over(words):
+            break
+        if watch.is_past_deadline:
+            errors = _estimate(coded, codewords, tasks, watch)
+            break
+    codewords.warn_of_inaccuracy()
+    return errors, padding.found(codewords.members, _shapes(codewords))
+
+
+def _policy(coded: CodedData, options: Settings) -> Policy:
+    code = coded.code
+    if options.parity != "on_demand":
+        return Upfront(code.n)
+    counts_decide = code.kernel != "arikan"
+    rule = ParityRule(code.recovery_threshold, options.runtimes)
+    return OnDemand(code.n, rule, options.upfront, counts_decide)
+
+
+def _shapes(codewords: Codewords) -> list[tuple[int, ...]]:
+    """Of the leaves of a result, which may be a sample of what is stored."""
+    for outcome in codewords.members[0].received.results.values():
+        if outcome.kept is not None:
+            return [shape for _, shape in outcome.kept.layout]
+    return [leaf.shape for leaf in codewords.results[0]]
+
+
+def _estimate(
+    coded: CodedData, codewords: Codewords, tasks: TaskTable, watch: Stopwatch
+) -> tuple[float, ...]:
+    """At the deadline of a map without subtasks: results that are exact or estimates, and their errors."""
+    [word] = codewords.members
+    received = word.received
+    if not received.results:
+        raise CodedTimeoutError(
+            f"no result arrived within the deadline of {watch.deadline:g} s: nothing to estimate from"
+        ) from tasks.first_cause
+    if word.acceptance.not_finite or not received.all_finite():
+        raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
+    assert isinstance(coded.code, PolarCode)  # checked before the map began
+    found = estimate(received, coded.code)
+    errors = found.errors
+    if word.verifier.contradicts():
+        missing = word.decoder.missing.tolist()
+        errors = tuple(inf if index in missing else error for index, error in enumerate(errors))
+        warnings.warn(
+            f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
+            "or a worker returned garbage, so what is decoded or estimated may be far off",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    word.acceptance.results, word.verification = found.results, "no"
+    received.needed = received.needed or len(received.arrived)
+    return errors
+
+
+def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None) -> None:
+    """LimitError for what cannot work where the executor runs it."""
+    if worker is not None:
+        largest = max(layout_bytes(blocks.layout(index)) for index in range(blocks.n))
+        limits.check(worker, limits.Job(blocks.n, k, largest, rows))
+
+
+def cost_of(worker: Worker | None, report: Report) -> Cost | None:
+    """Every attempt is paid; one that never reported, until its worker sees that nobody waits."""
+    if worker is None:
+        return None
+    unheard = report.seconds + WANTED_SECONDS
+    seconds = [
+        task.seconds or unheard - (task.launched or 0.0)
+        for task in report.tasks
+        for _ in range(task.attempts)
+    ]
+    return cost(worker, seconds, report.seconds)

@@ -1,0 +1,195 @@
+"""The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
+
+Which tasks start at once and which later is a policy (`policies`); what is still needed is known to
+whoever makes something of the outcomes (`Need`); how tasks run is known to the executor's `Run`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from math import inf
+from typing import Protocol
+
+from polarmap.errors import CodedTimeoutError
+from polarmap.executors.base import Outcome, Run
+from polarmap.run.tasks import TaskTable
+
+TICK_SECONDS = 0.25  # the longest the loop looks away from its deadlines
+STALL_SECONDS = 1.0  # without news, before failed tasks are started again
+
+
+class Stopwatch:
+    """Seconds since it was made, on a clock that is passed in.
+
+    After `timeout` seconds a map fails; after `deadline` it hands out what there is.
+
+    >>> hand = iter([10.0, 12.0, 12.5])
+    >>> watch = Stopwatch(lambda: next(hand), timeout=3.0)
+    >>> watch.elapsed, watch.remaining
+    (2.0, 0.5)
+    """
+
+    def __init__(
+        self, now: Callable[[], float], timeout: float | None = None, deadline: float | None = None
+    ) -> None:
+        self._now, self.timeout, self.deadline = now, timeout, deadline
+        self._limit = inf if timeout is None else timeout
+        self._began = now()
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds so far."""
+        return self._now() - self._began
+
+    @property
+    def until_limit(self) -> float:
+        """Seconds until the deadline or the timeout, whichever comes first."""
+        deadline = inf if self.deadline is None else self.deadline
+        return min(deadline, self._limit) - self.elapsed
+
+    @property
+    def is_past_deadline(self) -> bool:
+        """Whether results are to be handed out as they are."""
+        return self.deadline is not None and self.elapsed >= self.deadline
+
+    @property
+    def remaining(self) -> float:
+        """Seconds until the timeout; inf without one, below 0 when it has passed."""
+        return self._limit - self.elapsed
+
+
+class Need(Protocol):
+    """What is still needed of a map's tasks, after the outcomes that were yielded last."""
+
+    @property
+    def is_met(self) -> bool:
+        """Whether the results that arrived suffice, so that no further task has to be started."""
+        ...
+
+    @property
+    def received(self) -> Collection[int]:
+        """The tasks whose results count."""
+        ...
+
+    @property
+    def is_protected(self) -> bool:
+        """Whether tasks that are held back would help."""
+        ...
+
+    def failed(self) -> list[int]:
+        """Tasks that were started, do not run and gave nothing that can be used, where that is needed."""
+        ...
+
+    def would_be_met(self, tasks: Collection[int]) -> bool:
+        """Whether results of these tasks would suffice."""
+        ...
+
+    def is_out_of_reach(self) -> bool:
+        """Whether what arrived, runs and is held back cannot suffice."""
+        ...
+
+    def look_seconds(self) -> float:
+        """How long the loop may look away, because something else than a task is waited for."""
+        ...
+
+    def settle_for_less(self, nothing_can_come: bool) -> None:
+        """Where no further result can come or is worth the wait, take what there is or raise."""
+        ...
+
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        """What to say when the timeout has passed, and the exception behind it."""
+        ...
+
+
+class Policy(Protocol):
+    """Which tasks start at once, and which later: decisions only, clocks and counts passed in."""
+
+    @property
+    def first(self) -> Sequence[int]:
+        """The tasks that start at once."""
+        ...
+
+    @property
+    def watches_starts(self) -> bool:
+        """Whether it is to be told when tasks begin to run."""
+        ...
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether there are tasks that it has not started."""
+        ...
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """The tasks to start now, for the first time or once more."""
+        ...
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Seconds until the next task may be due, if nothing happens before; inf if none may."""
+        ...
+
+
+def schedule(
+    run: Run, policy: Policy, retries: int, tasks: TaskTable, need: Need, watch: Stopwatch
+) -> Iterator[list[Outcome]]:
+    """What ended, as soon as anything did; an empty list when it is time to look at other things.
+
+    Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
+    what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
+    time of the watch is over, and what `need` raises when nothing can come any more.
+    """
+    last_news = 0.0
+
+    def start(indices: Sequence[int]) -> None:
+        nonlocal last_news
+        last_news = watch.elapsed
+        tasks.start(indices, last_news)
+        run.submit(indices)
+
+    tasks.start(policy.first, 0.0)
+    run.submit(policy.first)
+    while True:
+        wait = min(TICK_SECONDS, need.look_seconds(), policy.wait_seconds(tasks, watch.elapsed))
+        outcomes = run.wait(max(0.0, min(wait, watch.until_limit)))
+        now = watch.elapsed
+        if policy.watches_starts:
+            offset = now - run.now()
+            tasks.note_began({task: when + offset for task, when in run.running().items()})
+        if outcomes:
+            last_news = now
+        for outcome in outcomes:
+            tasks.note(outcome, now)
+        yield outcomes
+        due = policy.due(tasks, need, watch.elapsed)
+        if due:
+            start(due)
+        if watch.remaining <= 0:
+            message, cause = need.timed_out(watch.timeout or 0.0)
+            raise CodedTimeoutError(message) from cause
+        if need.is_met:
+            continue
+        ended = _is_over(run, policy, tasks, need, watch)
+        is_idle = watch.elapsed - last_news > STALL_SECONDS and not policy.holds_back
+        again = to_retry(tasks, need, retries, is_idle, ended)
+        if again:
+            start(again)
+        else:
+            need.settle_for_less(ended)
+
+
+def to_retry(tasks: TaskTable, need: Need, retries: int, is_idle: bool, is_over: bool) -> list[int]:
+    """The failed tasks to start again: none while others may make up for them.
+
+    `is_idle`: nothing has happened for a while; `is_over`: nothing will happen.
+    """
+    failed = need.failed()
+    again = [index for index in failed if tasks[index].attempts <= retries]
+    return again if again and (is_over or is_idle or need.is_out_of_reach()) else []
+
+
+def _is_over(run: Run, policy: Policy, tasks: TaskTable, need: Need, watch: Stopwatch) -> bool:
+    """Whether a map without a limit would wait for ever, as the executor knows."""
+    if watch.timeout is not None or watch.deadline is not None:
+        return False
+    if need.is_protected and (policy.holds_back or policy.wait_seconds(tasks, watch.elapsed) < inf):
+        return False
+    return run.is_exhausted()

@@ -1,0 +1,178 @@
+"""The tasks of one map: what was started, what runs, what ended and how. Knows no codes and no results."""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from polarmap.executors.base import Failure, Outcome
+
+
+@dataclass
+class Task:
+    """What is known of one task.
+
+    submitted : for each attempt, the second of the map in which it was handed out.
+    running : attempts that have not ended.
+    began : when its latest attempt came to run, where the executor tells.
+    returned : whether an attempt ended with a result that was not rejected.
+    took : seconds from when that attempt began to run until its result was here.
+    failures : why attempts gave nothing, and why results were rejected; with the number of the codeword
+        whose result it was, None where the whole attempt failed.
+    """
+
+    submitted: list[float] = field(default_factory=list)
+    running: set[int] = field(default_factory=set)
+    began: float | None = None
+    returned: bool = False
+    took: float | None = None
+    failures: list[tuple[Failure, int | None]] = field(default_factory=list)
+
+    @property
+    def attempts(self) -> int:
+        """How often it was started."""
+        return len(self.submitted)
+
+    @property
+    def launched(self) -> float | None:
+        """When it was first handed out; None while it is held back."""
+        return self.submitted[0] if self.submitted else None
+
+    @property
+    def last_failure(self) -> Failure | None:
+        """Why it gave nothing, as last said."""
+        return self.failures[-1][0] if self.failures else None
+
+
+class TaskTable:
+    """The tasks of a map, by number; every change costs O(log n).
+
+    Attributes
+    ----------
+    running : set of int
+        Tasks of which an attempt runs, or waits for a slot.
+    failed : set of int
+        Tasks that were started, do not run and have not returned a result that stands.
+    held_back : set of int
+        Tasks that have not been started.
+    started : list of (float, int)
+        Every attempt, as it was handed out: when, and of which task.
+    durations : list of float
+        What the first results of tasks took since their attempts were handed out, in order of return.
+    """
+
+    def __init__(self, n: int) -> None:
+        self._tasks = [Task() for _ in range(n)]
+        self.running: set[int] = set()
+        self.failed: set[int] = set()
+        self.held_back = set(range(n))
+        self.started: list[tuple[float, int]] = []
+        self.durations: list[float] = []
+        self._seconds = SortedNumbers()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def __getitem__(self, index: int) -> Task:
+        return self._tasks[index]
+
+    def start(self, indices: Iterable[int], elapsed: float) -> None:
+        """Note that an attempt of each was handed out."""
+        for index in indices:
+            task = self._tasks[index]
+            task.running.add(task.attempts)
+            task.submitted.append(elapsed)
+            task.began = None
+            self.started.append((elapsed, index))
+            self.running.add(index)
+            self.failed.discard(index)
+            self.held_back.discard(index)
+
+    def note_began(self, began: Mapping[int, float]) -> None:
+        """Note when tasks began to run, as their executor tells."""
+        for index, when in began.items():
+            self._tasks[index].began = when
+
+    def note(self, outcome: Outcome, elapsed: float) -> None:
+        """Note what became of an attempt, or of a part of it."""
+        index, task = outcome.task, self._tasks[outcome.task]
+        if outcome.over:
+            task.running.discard(outcome.attempt)
+        if outcome.failure is not None:
+            if not task.returned:
+                task.failures.append((outcome.failure, None))
+        else:
+            self._seconds.add(outcome.seconds)
+            if outcome.over and not task.returned:
+                task.returned = True
+                task.took = outcome.seconds if task.began is None else elapsed - task.began
+                self.durations.append(elapsed - task.submitted[outcome.attempt])
+        self._place(index)
+
+    def reject(self, index: int, failure: Failure, codeword: int) -> None:
+        """A result turned out to be none."""
+        task = self._tasks[index]
+        task.returned, task.took = False, None
+        task.failures.append((failure, codeword))
+        self._place(index)
+
+    def accept(self, index: int, codeword: int) -> None:
+        """A result that was taken for one of a wrong shape is of the usual one."""
+        task = self._tasks[index]
+        task.returned = not task.running
+        task.failures = [
+            (one, word) for one, word in task.failures if (one.kind, word) != ("shape", codeword)
+        ]
+        self._place(index)
+
+    @property
+    def median_seconds(self) -> float:
+        """That workers spent on results, of which there is one at least."""
+        return self._seconds.median
+
+    @property
+    def longest_seconds(self) -> float:
+        """The longest that a worker spent on a result; 0 before there is one."""
+        return self._seconds.largest
+
+    @property
+    def first_cause(self) -> BaseException | None:
+        """The exception of the first task that raised one."""
+        causes = (failure.cause for task in self._tasks for failure, _ in task.failures)
+        return next((cause for cause in causes if cause is not None), None)
+
+    def _place(self, index: int) -> None:
+        """Keep the sets true of a task that has changed."""
+        task = self._tasks[index]
+        if not task.running:
+            self.running.discard(index)
+            (self.failed.discard if task.returned else self.failed.add)(index)
+
+
+class SortedNumbers:
+    """Numbers in order, however they come.
+
+    >>> some = SortedNumbers()
+    >>> for number in (3.0, 1.0, 2.0): some.add(number)
+    >>> some.median, some.largest
+    (2.0, 3.0)
+    """
+
+    def __init__(self) -> None:
+        self._numbers: list[float] = []
+
+    def add(self, number: float) -> None:
+        """Put one in its place."""
+        insort(self._numbers, number)
+
+    @property
+    def median(self) -> float:
+        """The middle one, or the mean of the middle two."""
+        half, odd = divmod(len(self._numbers), 2)
+        return self._numbers[half] if odd else (self._numbers[half - 1] + self._numbers[half]) / 2
+
+    @property
+    def largest(self) -> float:
+        """0 if there is none."""
+        return self._numbers[-1] if self._numbers else 0.0

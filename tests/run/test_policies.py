@@ -1,0 +1,172 @@
+"""Policies decide on clocks and counts that are passed in: late tasks, parity on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarmap.executors.base import Failure, Outcome
+from polarmap.planning.backups import BackupRule
+from polarmap.planning.on_demand import ParityRule
+from polarmap.run.policies import Backups, OnDemand, Upfront
+from polarmap.run.tasks import TaskTable
+
+
+class Wanted:
+    """A need that a number of results meets."""
+
+    is_protected = True
+
+    def __init__(self, tasks: TaskTable, count: int) -> None:
+        self._tasks, self._count = tasks, count
+
+    @property
+    def received(self) -> list[int]:
+        return [index for index in range(len(self._tasks)) if self._tasks[index].returned]
+
+    @property
+    def is_met(self) -> bool:
+        return len(self.received) >= self._count
+
+    def failed(self) -> list[int]:
+        return sorted(self._tasks.failed)
+
+    def would_be_met(self, tasks: Collection[int]) -> bool:
+        return len(tasks) >= self._count
+
+    def is_out_of_reach(self) -> bool:
+        return False
+
+    def look_seconds(self) -> float:
+        return inf
+
+    def settle_for_less(self, nothing_can_come: bool) -> None: ...
+
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        return "late", None
+
+
+def returned(task: int, attempt: int = 0) -> Outcome:
+    return Outcome(task, attempt, [np.zeros(1)], ("array",), None, 1.0)
+
+
+def lost(task: int, attempt: int = 0) -> Outcome:
+    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", ""), 0.0)
+
+
+def test_upfront_starts_everything_and_then_nothing() -> None:
+    policy, tasks = Upfront(5), TaskTable(5)
+    assert list(policy.first) == [0, 1, 2, 3, 4]
+    assert not policy.due(tasks, Wanted(tasks, 5), 1e9)
+    assert policy.wait_seconds(tasks, 1e9) == inf
+
+
+def backed_up(rule: BackupRule, n: int) -> tuple[Backups, TaskTable, Wanted]:
+    policy, tasks = Backups(n, rule), TaskTable(n)
+    tasks.start(policy.first, 0.0)
+    return policy, tasks, Wanted(tasks, n)
+
+
+def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
+    policy, tasks, need = backed_up(BackupRule(slow=3.0, done=0.5, most=2), 4)
+    assert policy.wait_seconds(tasks, 1.0) == inf
+    for task in (0, 1, 2):
+        tasks.note(returned(task), 1.0)
+    assert policy.wait_seconds(tasks, 1.0) == pytest.approx(2.0)
+    assert not policy.due(tasks, need, 2.9)
+    assert list(policy.due(tasks, need, 3.0)) == [3]
+    tasks.start([3], 3.0)
+    assert not policy.due(tasks, need, 5.9)
+    assert policy.wait_seconds(tasks, 5.9) == pytest.approx(0.1)
+    assert list(policy.due(tasks, need, 6.0)) == [3]
+    tasks.start([3], 6.0)
+    assert not policy.due(tasks, need, 1e6)
+    assert policy.wait_seconds(tasks, 1e6) == inf
+
+
+def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
+    policy, tasks, need = backed_up(BackupRule(most=3), 4)
+    for task in (0, 1, 2):
+        tasks.note(returned(task), 1.0)
+    assert list(policy.due(tasks, need, 3.0)) == [3]
+    tasks.start([3], 3.0)
+    tasks.note(lost(3, 1), 4.0)
+    assert tasks.running == {3}
+    assert not tasks.failed
+    assert list(policy.due(tasks, need, 4.0)) == [3]
+
+
+@given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
+def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], most: int) -> None:
+    """Against a look at every attempt, at the moments at which something happens."""
+    n, rule = len(times), BackupRule(most=most)
+    policy, tasks, need = backed_up(rule, n)
+    latest, started, durations = [0.0] * n, [1] * n, []
+    for now, task in sorted((seconds, task) for task, seconds in enumerate(times)):
+        tasks.note(returned(task), now)
+        durations.append(now)
+        age = rule.late_after(durations, n)
+        expected = [
+            one
+            for one in range(n)
+            if not tasks[one].returned and latest[one] + age <= now and started[one] <= most
+        ]
+        assert list(policy.due(tasks, need, now)) == expected
+        tasks.start(expected, now)
+        for one in expected:
+            latest[one], started[one] = now, started[one] + 1
+
+
+def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:
+    policy, tasks = OnDemand(n, ParityRule(k)), TaskTable(n)
+    tasks.start(policy.first, 0.0)
+    return policy, tasks, Wanted(tasks, k)
+
+
+def test_parity_starts_in_the_place_of_late_and_failed_tasks() -> None:
+    policy, tasks, need = on_demand(8, 6)
+    assert list(policy.first) == list(range(6))
+    tasks.note_began(dict.fromkeys(range(6), 0.0))
+    for task in range(4):
+        tasks.note(returned(task), 1.0)
+    assert not policy.due(tasks, need, 1.0)
+    tasks.note(lost(5), 1.05)
+    assert list(policy.due(tasks, need, 1.05)) == [6]
+    tasks.start([6], 1.05)
+    tasks.note_began({6: 1.05})
+    wait = policy.wait_seconds(tasks, 1.05)
+    assert 0 < wait < 2
+    assert list(policy.due(tasks, need, 1.05 + wait)) == [7]
+    assert not policy.holds_back
+    assert policy.wait_seconds(tasks, 9.0) == inf
+
+
+def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> None:
+    policy, tasks, need = on_demand(4, 2)
+    need.is_protected = False
+    assert not policy.due(tasks, need, 1e6)
+    need.is_protected = True
+    tasks.note(returned(0), 1.0)
+    tasks.note(returned(1), 1.0)
+    assert not policy.due(tasks, need, 1e6)
+
+
+def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
+    policy, tasks, need = on_demand(2400, 1800)
+    tasks.note_began(dict.fromkeys(range(1800), 0.0))
+    assert not policy.due(tasks, need, 59.0)
+    assert list(policy.due(tasks, need, 60.0)) == [1800]
+
+
+def test_where_numbers_do_not_decide_the_need_is_asked() -> None:
+    policy, tasks = OnDemand(8, ParityRule(4), counts_decide=False), TaskTable(8)
+    tasks.start(policy.first, 0.0)
+    need = Wanted(tasks, 6)
+    for task in range(4):
+        tasks.note(returned(task), 1.0)
+    assert list(policy.due(tasks, need, 1.0)) == [4, 5]

@@ -1,0 +1,92 @@
+"""The loop alone: what it submits and yields, when it tries again, when it gives up."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import pytest
+from run.test_policies import Wanted, lost, returned
+
+from polarmap.errors import CodedTimeoutError
+from polarmap.executors.base import Outcome
+from polarmap.run.policies import Upfront
+from polarmap.run.schedule import Stopwatch, schedule
+from polarmap.run.tasks import TaskTable
+
+
+class Scripted:
+    """A run whose outcomes are written down beforehand, on a clock of its own."""
+
+    def __init__(self, script: Sequence[tuple[float, Outcome]]) -> None:
+        self._script, self._now = list(script), 0.0
+        self.submitted: list[list[int]] = []
+
+    def now(self) -> float:
+        return self._now
+
+    def submit(self, tasks: Sequence[int]) -> None:
+        self.submitted.append(list(tasks))
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        if not self._script or self._script[0][0] > self._now + timeout:
+            self._now += timeout
+            return []
+        self._now, outcome = self._script.pop(0)
+        return [outcome]
+
+    def running(self) -> Mapping[int, float]:
+        return {}
+
+    def is_exhausted(self) -> bool:
+        return not self._script
+
+    def close(self) -> None: ...
+
+
+class GivingUp(Wanted):
+    """Says of less than it needs that it will not do."""
+
+    def settle_for_less(self, nothing_can_come: bool) -> None:
+        if nothing_can_come:
+            raise LookupError("nothing can come")
+
+    def is_out_of_reach(self) -> bool:
+        return bool(self.failed())
+
+
+def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float | None = None):  # type: ignore[no-untyped-def]
+    tasks = TaskTable(n)
+    need = GivingUp(tasks, needed)
+    watch = Stopwatch(run.now, timeout)
+    for outcomes in schedule(run, Upfront(n), retries, tasks, need, watch):
+        yield from outcomes
+        if need.is_met:
+            return
+
+
+def test_it_stops_when_it_is_not_asked_any_more() -> None:
+    run = Scripted([(1.0, returned(2)), (2.0, returned(0)), (3.0, returned(1))])
+    assert [one.task for one in loop(run, 3, needed=2)] == [2, 0]
+    assert run.submitted == [[0, 1, 2]]
+    assert run.now() == 2.0
+
+
+def test_what_failed_starts_again_where_nothing_makes_up_for_it() -> None:
+    run = Scripted([(1.0, returned(1)), (1.0, lost(0)), (9.0, returned(0, 1))])
+    assert len(list(loop(run, 2, needed=2))) == 3
+    assert run.submitted == [[0, 1], [0]]
+
+
+def test_it_is_tried_again_as_often_as_may_be() -> None:
+    run = Scripted([(float(attempt), lost(0, attempt)) for attempt in range(4)])
+    with pytest.raises(LookupError, match="nothing can come"):
+        list(loop(run, 1, needed=1, retries=3))
+    assert run.submitted == [[0]] * 4
+
+
+def test_time_is_up() -> None:
+    run = Scripted([(math.inf, returned(0))])
+    with pytest.raises(CodedTimeoutError, match="late"):
+        list(loop(run, 1, needed=1, timeout=3.0))
+    assert run.now() == pytest.approx(3.0)

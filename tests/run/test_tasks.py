@@ -1,0 +1,71 @@
+"""The table of tasks: what runs, what failed and what was told of it, whatever order things happen in."""
+
+from __future__ import annotations
+
+from statistics import median
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarmap.executors.base import Failure, Outcome
+from polarmap.run.tasks import SortedNumbers, TaskTable
+
+LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
+
+
+def ended(task: int, attempt: int, failure: Failure | None = None, over: bool = True) -> Outcome:
+    leaves = None if failure else [np.zeros(1)]
+    return Outcome(task, attempt, leaves, None if failure else ("array",), failure, 2.0, over=over)
+
+
+def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
+    tasks = TaskTable(2)
+    tasks.start([0], 0.0)
+    tasks.start([0], 1.0)
+    tasks.note(ended(0, 1, LOST), 2.0)
+    assert (tasks.running, tasks.failed, tasks.held_back) == ({0}, set(), {1})
+    tasks.note(ended(0, 0, LOST), 3.0)
+    assert (tasks.running, tasks.failed) == (set(), {0})
+    assert [str(failure) for failure, _ in tasks[0].failures] == ["WorkerLost: gone"] * 2
+
+
+def test_what_fails_after_a_result_is_not_told() -> None:
+    tasks = TaskTable(1)
+    tasks.start([0], 0.0)
+    tasks.start([0], 1.0)
+    tasks.note(ended(0, 1), 2.5)
+    tasks.note(ended(0, 0, LOST), 3.0)
+    assert tasks[0].failures == []
+    assert tasks.durations == [1.5]
+    assert not tasks.failed
+
+
+def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
+    tasks = TaskTable(1)
+    tasks.start([0], 0.0)
+    tasks.note(ended(0, 0), 1.0)
+    tasks.reject(0, ODD, codeword=0)
+    assert tasks.failed == {0}
+    tasks.accept(0, codeword=0)
+    assert not tasks.failed
+    assert tasks[0].failures == []
+
+
+def test_parts_of_an_attempt_leave_it_running() -> None:
+    tasks = TaskTable(1)
+    tasks.start([0], 0.0)
+    tasks.note(ended(0, 0, over=False), 1.0)
+    assert tasks.running == {0}
+    assert tasks.durations == []
+    tasks.note(ended(0, 0, LOST), 2.0)
+    assert tasks.failed == {0}
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1))
+def test_sorted_numbers_know_their_median(numbers: list[float]) -> None:
+    some = SortedNumbers()
+    for number in numbers:
+        some.add(number)
+    assert some.median == median(numbers)
+    assert some.largest == max(numbers)
