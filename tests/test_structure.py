@@ -106,11 +106,11 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 # Folders of tests/ that mirror no folder of the package.
 WHOLE = {"maps", "cloud", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
-PROJECT = {"config", "docs", "examples", "packaging", "soak", "structure", "texts"}
+PROJECT = {"config", "docs", "examples", "packaging", "recipes", "soak", "structure", "texts"}
 # Tests in mirrored folders that name no module.
 STILL_NAMELESS = {
     *["arrays/test_crashes.py", "arrays/test_object_storage.py"],
-    *["clouds/test_recipes.py", "code/test_patterns.py"],
+    "code/test_patterns.py",
 }
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
@@ -119,8 +119,6 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         "row_index stores stripes write_array"
     ),
     "blocks": "choose_code masked pairs stored uneven",
-    "cli": "answer arrays demo deploy distributions doctor forecast smoke templates",
-    "clouds": "prices settings",
     "code": (
         "arguments estimation gradient_coding lagrange linear masked product_plan residual "
         "row_column tiled uncoded"
@@ -131,8 +129,6 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     ),
     "glm": "fitting losses",
     "linalg": "layouts matrices",
-    "planning": "backups decodability empirical order_statistics quadrature subtasks training_trace",
-    "plot": "canvas distributions frontier timeline",
     "run": (
         "acceptance codeword estimate execute failure_message first_results local_evaluation "
         "options padding progress received results row_by_row subtask_rows "

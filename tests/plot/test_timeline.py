@@ -1,34 +1,19 @@
-"""Figures: what is in them, for ordinary and odd input; nothing global, no warnings."""
+"""Timelines: every task and both moments, for ordinary and odd reports."""
 
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import pytest
+from figures import rendered
 from matplotlib.figure import Figure
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport
-from polarmap.errors import CodeError
-from polarmap.planning import (
-    Empirical,
-    Failing,
-    Pareto,
-    ShiftedExponential,
-    plan,
-    plot_polarization,
-    plot_runtimes,
-    stragglers,
-    training_trace,
-)
 from polarmap.plot import draw_timeline
-
-DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 
 
 def report_of(seconds: Mapping[int, float], faults: Mapping[int, Fault] | None = None) -> Report:
@@ -76,15 +61,6 @@ def bars(figure: Figure) -> dict[str, list[tuple[float, float, float]]]:
 
 def texts(figure: Figure) -> list[str]:
     return [text.get_text() for text in figure.axes[0].texts]
-
-
-def rendered(figure: Figure, folder: Path) -> None:
-    """It can be drawn."""
-    figure.savefig(folder / "figure.png", dpi=50)
-    assert (folder / "figure.png").read_bytes().startswith(b"\x89PNG")
-
-
-# --- timelines ----------------------------------------------------------------------------------
 
 
 def test_a_timeline_shows_every_task_and_both_moments(tmp_path: Path) -> None:
@@ -147,71 +123,3 @@ def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> N
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert ("not started" in labels) == (len(late) < 3)
     rendered(figure, tmp_path)
-
-
-# --- distributions and plans -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "distribution",
-    [
-        [1.0, 1.2, 1.1, 5.0],
-        [2.0],
-        training_trace(),
-        Pareto(1.0, 1.0),
-        Failing(ShiftedExponential(0.0, 1.0), 0.3),
-        Empirical([1.0, 2.0, 3.0], ended=[True, True, False]),
-    ],
-    ids=repr,
-)
-def test_return_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
-    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
-    rendered(plot_polarization(distribution, depths=(0, 2)), tmp_path)
-
-
-def test_return_times_hold_all_tasks_that_are_drawn() -> None:
-    figure = plot_runtimes([1.0] * 8 + [3.0] * 2)
-    heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
-    assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
-    assert "seconds" in figure.axes[0].get_xlabel()
-
-
-def test_polarization_has_a_line_for_each_virtual_worker() -> None:
-    figure = plot_polarization(DISTRIBUTION, depths=(0, 1, 5))
-    assert [len(axes.collections[0].get_segments()) for axes in figure.axes] == [1, 2, 32]
-
-
-@pytest.mark.parametrize("depths", [(), (-1,), (13,)])
-def test_depths_that_cannot_be_drawn_are_refused(depths: tuple[int, ...]) -> None:
-    with pytest.raises(CodeError, match="depths to draw"):
-        plot_polarization(DISTRIBUTION, depths=depths)
-
-
-@pytest.mark.parametrize("objective", ["p99", "mean", "cost"])
-def test_a_frontier_marks_the_plan_and_the_plain_map(objective: str, tmp_path: Path) -> None:
-    chosen = plan(8, DISTRIBUTION, objective)
-    figure = chosen.plot(tmp_path / "frontier.svg")
-    assert (tmp_path / "frontier.svg").read_bytes().startswith(b"<?xml")
-    labels = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert labels == ["frontier", "plain map, 8 workers", f"plan, {chosen.n} workers"]
-    assert len(figure.axes[0].lines[0].get_xdata()) == len(chosen.frontier)
-    rendered(figure, tmp_path)
-
-
-def test_a_frontier_of_one_point_and_an_infinite_plain_map_render(tmp_path: Path) -> None:
-    rendered(plan(8, DISTRIBUTION, max_workers=8).plot(), tmp_path)
-    rendered(plan(8, Failing(DISTRIBUTION, 0.02), max_workers=16).plot(), tmp_path)
-
-
-def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CodeError, match="cannot be written"):
-        plot_runtimes([1.0, 2.0], tmp_path / "figure.nonsense")
-
-
-def test_no_figure_touches_pyplot() -> None:
-    code = (
-        "import sys; from polarmap.planning import plot_polarization, training_trace; "
-        "plot_polarization(training_trace(), depths=(1,)); "
-        "assert 'matplotlib.pyplot' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)

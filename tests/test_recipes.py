@@ -1,4 +1,4 @@
-"""Cloud recipes: configurations Lithops accepts, policies that parse, errors before anything costs money."""
+"""Cloud recipes: configurations Lithops accepts, policies that parse and grant no more than they name."""
 
 from __future__ import annotations
 
@@ -6,20 +6,15 @@ import copy
 import json
 import re
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-import polarmap
-from polarmap.cli import deploy, smoke
 from polarmap.clouds import settings
-from polarmap.errors import ExecutorError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[1]
 CLOUDS = ["aws_lambda", "azure_functions", "gcp_functions", "k8s"]
 POLICIES = sorted(path for name in CLOUDS for path in (ROOT / "backends" / name).glob("*.json"))
 ACCESS_KEY = re.compile(r"AKIA[0-9A-Z]{16}|-----BEGIN|AccountKey=\w")
@@ -35,9 +30,6 @@ def filled(part: Any) -> Any:
     if isinstance(part, dict):
         return {key: filled(value) for key, value in part.items()}
     return re.sub(r"<(https?://)?[^>]*>", r"\1filled", part) if isinstance(part, str) else part
-
-
-# --- config/ and backends/ ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("backend", CLOUDS)
@@ -116,78 +108,3 @@ def test_google_permissions_are_single_ones() -> None:
     assert role["includedPermissions"] == list(dict.fromkeys(role["includedPermissions"]))
     assert all(re.fullmatch(r"[a-z]+\.[a-z]+\.[a-zA-Z]+", one) for one in role["includedPermissions"])
     assert not [one for one in role["includedPermissions"] if one.startswith(("iam.", "storage."))]
-
-
-# --- deploying ---------------------------------------------------------------------------------
-
-
-def test_workers_get_the_versions_installed_here() -> None:
-    lines = (ROOT / "backends" / "gcp_functions" / "requirements.txt").read_text().splitlines()
-    pinned = deploy.frozen(lines, {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0"})
-    assert pinned[:3] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0"]
-    assert pinned[3:] == ["google-cloud-storage", "google-cloud-pubsub"]
-
-
-def test_numpy_without_a_wheel_is_refused_before_it_is_built() -> None:
-    with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel: run the client on Python 3\.12"):
-        deploy.check_python("aws_lambda", (3, 11), "2.4.6")
-    deploy.check_python("gcp_functions", (3, 11), "2.4.6")
-
-
-@pytest.mark.parametrize("module", ["deploy", "smoke"])
-@pytest.mark.parametrize("backend", CLOUDS)
-def test_a_template_is_refused_by_naming_what_is_missing(module: str, backend: str) -> None:
-    path = f"config/{backend}.yaml"
-    more = [f"backends/{backend}"] if module == "deploy" else []
-    run = subprocess.run(
-        [sys.executable, "-m", f"polarmap.cli.{module}", backend, path, *more],
-        capture_output=True, text=True, cwd=ROOT,
-    )  # fmt: skip
-    assert run.returncode == 1
-    assert "Traceback" not in run.stderr
-    assert f"'{path}' is a template: copy it and fill in\n" in run.stderr
-    assert ".storage_bucket: <" in run.stderr
-
-
-def test_coded_map_refuses_a_template_too() -> None:
-    with pytest.raises(
-        ExecutorError, match=r"(?s)is a template: copy it and fill in.*aws_lambda\.execution_role: <arn"
-    ):
-        polarmap.coded_map(len, [[1.0], [2.0]], executor=ROOT / "config" / "aws_lambda.yaml")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (None, "there is no Lithops configuration"),
-        ("lithops: [", "is not YAML"),
-        ("- lithops", "holds no Lithops configuration: a mapping"),
-        ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
-        ("{}", None),
-    ],
-)
-def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str | None) -> None:
-    path = tmp_path / "config.yaml"
-    if text is not None:
-        path.write_text(text)
-    if message is None:
-        assert settings.backend_of(settings.read(path)) == "aws_lambda"
-        return
-    for use in (smoke.smoke, lambda file, name: deploy.deploy(file, name, ROOT / "backends" / name)):
-        with pytest.raises(ExecutorError, match=message):
-            use(str(path), "aws_lambda")
-
-
-def test_smoke_runs_a_coded_map_with_a_sleeping_worker(tmp_path: Path) -> None:
-    report = smoke.smoke(str(ROOT / "config" / "localhost.yaml"), "localhost", timeout=60)
-    assert "abandoned: 1" in report and "lithops/localhost" in report
-
-
-def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:
-    path = tmp_path / "k8s.yaml"
-    path.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: a/b/c}\n")
-    monkeypatch.setitem(sys.modules, "kubernetes", None)  # as if it were not installed
-    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
-        polarmap.coded_map(len, [[1.0], [2.0]], executor=path)
-    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
-        deploy.deploy(str(path), "k8s", ROOT / "backends" / "k8s")

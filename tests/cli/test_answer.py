@@ -1,0 +1,80 @@
+"""Answers: text or one JSON document, errors as one line, readers that go away."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+
+import pytest
+from command_lines import COMMAND, DISTRIBUTION, ENVIRONMENT, Run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "message"),
+    [
+        (["config", "show", "mars"], "ExecutorError", "there is no configuration 'mars'; there are: "),
+        (
+            ["plan", "--k", "4", "--distribution", "pareto:0,1"],
+            "CodeError",
+            "scale must be a finite number above 0",
+        ),
+        (
+            ["plan", "--k", "9", *DISTRIBUTION, "--max-workers", "8"],
+            "CodeError",
+            "k = 9 blocks need at least as many",
+        ),
+        (["plan", "--k", "9", *DISTRIBUTION, "--deadline", "0.5"], "CodeError", "the deadline 0.5 s"),
+        (
+            ["plan", "--k", "4", *DISTRIBUTION, "--failing", "1"],
+            "CodeError",
+            "never completes with a probability of at",
+        ),
+        (
+            ["plan", "--k", "100000000", *DISTRIBUTION],
+            "CodeError",
+            "k = 100000000 is more than the 65536 workers",
+        ),
+        (["simulate", "--k", "4", "--n", "100000000", *DISTRIBUTION], "CodeError", "n and trials go up to"),
+        (["simulate", "--k", "9", "--n", "8", *DISTRIBUTION, "--scheme", "mds"], "CodeError", "8"),
+    ],
+)
+def test_a_refusal_is_one_line_and_exits_with_1(
+    polarmap: Run, arguments: list[str], kind: str, message: str
+) -> None:
+    ran = polarmap(*arguments)
+    assert (ran.code, ran.out) == (1, "")
+    assert ran.err.startswith("polarmap: ")
+    assert ran.err.count("\n") == 1
+    assert message in ran.err
+    as_json = polarmap(*arguments, "--json")
+    assert as_json.code == 1
+    assert as_json.json == {
+        "error": {"type": kind, "message": as_json.err.removeprefix("polarmap: ").strip()}
+    }
+
+
+def test_what_never_ends_is_null_in_json(polarmap: Run) -> None:
+    ran = polarmap("simulate", "--k", 8, *DISTRIBUTION, "--failing", 0.5, "--scheme", "uncoded", "--json")
+    assert ran.json["completions"][0]["p99"] is None
+
+
+def test_the_module_runs_and_stdout_is_one_document() -> None:
+    run = subprocess.run(
+        [*COMMAND, "config", "list", "--json"], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert json.loads(run.stdout)["configurations"]
+    assert run.stderr == ""
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    with subprocess.Popen(
+        [*COMMAND, "config", "show", "localhost"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=ENVIRONMENT,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 141

@@ -1,0 +1,89 @@
+"""`polarmap encode`, `list`, `check`, `repair` and `delete`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import zarr
+from command_lines import Run
+
+from polarmap import open_coded
+
+
+@pytest.fixture
+def stored(polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store with one coded array of integers, "small"."""
+    monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "store"))
+    np.save(tmp_path / "small.npy", np.arange(60).reshape(12, 5))
+    ran = polarmap("encode", tmp_path / "small.npy", "small", "--blocks", 4, "--workers", 6)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("<CodedArray 'small': 12 x 5 int64, 4 of 6 blocks are data")
+    return tmp_path / "store"
+
+
+def parts(store: Path) -> list[Path]:
+    return sorted(path for path in store.rglob("*") if path.is_file() and path.suffix != ".json")
+
+
+def test_arrays_are_listed_checked_repaired_and_deleted(polarmap: Run, stored: Path) -> None:
+    listed = polarmap("list", "--json").json["arrays"]
+    assert [(one["name"], one["shape"], one["n"], one["k"]) for one in listed] == [("small", [12, 5], 6, 4)]
+    assert polarmap("check", "small").code == 0
+    victim = max(parts(stored), key=lambda path: path.stat().st_size)
+    victim.write_bytes(b"x" * victim.stat().st_size)
+    damaged = polarmap("check", "small", "--json")
+    assert (damaged.code, damaged.json["ok"]) == (1, False)
+    assert [one["kind"] for one in damaged.json["audit"]["damaged"]] == ["corrupt"]
+    assert polarmap("repair", "small").out.startswith("repaired 1 part of 'small', in blocks [")
+    assert polarmap("repair", "small").out.startswith("nothing to repair")
+    assert np.array_equal(open_coded("small")[:], np.arange(60).reshape(12, 5))
+    asked = polarmap("delete", "small")
+    assert (asked.code, "say --yes" in asked.err) == (2, True)
+    assert polarmap("delete", "small", "--yes").code == 0
+    assert polarmap("list").out == "no coded arrays\n"
+    assert parts(stored) == []
+
+
+def test_an_array_that_cannot_be_opened_is_listed_with_the_reason(polarmap: Run, stored: Path) -> None:
+    for manifest in stored.rglob("*.json"):
+        manifest.write_text("{")
+    ran = polarmap("list")
+    assert ran.code == 1
+    assert "cannot be opened" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["check", "none"], "none"),
+        (["repair", "none"], "none"),
+        (["delete", "none", "--yes"], "none"),
+        (["check", "../up"], "../up"),
+        (["encode", "no-such.npy", "a"], "there is no file 'no-such.npy'"),
+        (["encode", "{folder}", "a"], "is no Zarr array"),
+        (["encode", "{folder}/small.npy", "small"], "'small'"),
+    ],
+)
+def test_what_cannot_be_done_with_arrays_is_said(
+    polarmap: Run, stored: Path, arguments: list[str], message: str
+) -> None:
+    ran = polarmap(*(one.format(folder=stored.parent) for one in arguments))
+    assert (ran.code, ran.out) == (1, "")
+    assert message in ran.err
+    assert ran.err.count("\n") == 1
+
+
+def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
+    data = np.arange(24.0).reshape(8, 3)
+    zarr.save_array(str(stored.parent / "data.zarr"), data)
+    with h5py.File(stored.parent / "data.h5", "w") as file:
+        file["group/data"] = data
+    sources = {"zarr": "data.zarr", "hdf5": "data.h5::group/data"}
+    for name, source in sources.items():
+        assert polarmap("encode", stored.parent / source, name, "--blocks", 4).code == 0
+        assert np.array_equal(open_coded(name)[:], data)
+    ran = polarmap("encode", stored.parent / "data.h5::other", "x")
+    assert (ran.code, "no dataset 'other'; it holds group" in ran.err) == (1, True)

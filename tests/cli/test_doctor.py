@@ -1,0 +1,88 @@
+"""`polarmap doctor`: what it finds in order, what it names, and that nothing is left running."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import pytest
+from command_lines import ROOT, Ran, Run
+
+
+def states(ran: Ran) -> dict[str, str]:
+    return {check["name"]: check["state"] for check in ran.json["checks"]}
+
+
+def test_doctor_finds_this_machine_in_order(polarmap: Run) -> None:
+    ran = polarmap("doctor", "--json")
+    assert ran.code == 0, ran.out
+    assert ran.json["ok"]
+    found = states(ran)
+    assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
+
+
+def test_doctor_examines_a_configuration(polarmap: Run) -> None:
+    ran = polarmap("doctor", "--config", ROOT / "config" / "localhost.yaml")
+    assert ran.code == 0, ran.out
+    assert ran.out.endswith("\npolarmap works here\n")
+    assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
+    assert "\nok    coded map: 4 blocks on 6 workers (lithops/localhost), right" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("text", "check", "message"),
+    [
+        ("lithops: [", "configuration", "is not YAML"),
+        ("just text\n", "configuration", "holds no Lithops configuration"),
+        (
+            "lithops: {backend: aws_lambda, storage: aws_s3}\naws: {region: <region>}\n",
+            "configuration",
+            "aws.region: <region>",
+        ),
+        ("lithops: {backend: mars, storage: localhost}\n", "Lithops", "mars"),
+        (
+            "lithops: {backend: localhost, storage: minio}\nminio: {endpoint: 'http://127.0.0.1:1', "
+            "access_key_id: a, secret_access_key: b, storage_bucket: c}\n",
+            "Lithops",
+            "http://127.0.0.1:1",
+        ),
+    ],
+)
+def test_doctor_names_what_is_wrong_and_exits_with_1(
+    polarmap: Run, tmp_path: Path, text: str, check: str, message: str
+) -> None:
+    file = tmp_path / "lithops.yaml"
+    file.write_text(text)
+    ran = polarmap("doctor", "--config", file, "--json")
+    assert ran.code == 1
+    assert not ran.json["ok"]
+    bad = [one for one in ran.json["checks"] if one["state"] == "bad"]
+    assert [one["name"] for one in bad] == [check]
+    assert message in bad[0]["found"]
+
+
+def test_doctor_notes_a_configuration_that_is_not_used(
+    polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / ".lithops_config").write_text("lithops: {backend: localhost, storage: localhost}\n")
+    ran = polarmap("doctor")
+    assert ran.code == 0
+    assert "note  Lithops: .lithops_config is not used by executor=None" in ran.out
+
+
+def test_doctor_sees_a_wrong_lithops(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "importlib.metadata.requires", lambda name: ["lithops==1.0", "numpy>=999", "none-such>=1"]
+    )
+    ran = polarmap("doctor", "--json")
+    assert ran.code == 1
+    found = states(ran)
+    assert [found["lithops"], found["numpy"], found["none-such"]] == ["bad"] * 3
+    assert "coded map" not in found
+
+
+def test_nothing_of_the_command_line_is_left_running(polarmap: Run) -> None:
+    before = threading.active_count()
+    polarmap("doctor")
+    assert threading.active_count() <= before + 1  # a pool thread may be on its way out

@@ -1,0 +1,68 @@
+"""What a map costs: bills by hand, and where the figures come from."""
+
+from __future__ import annotations
+
+import math
+from datetime import date
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap.clouds import prices
+from polarmap.clouds.limits import BACKENDS, Worker
+from polarmap.executors.replay import ReplayExecutor
+from polarmap.planning import ShiftedExponential, plan
+
+LAMBDA = Worker("aws_lambda", "aws_s3", memory=2048, seconds=180, workers=1000, interval=0.3)
+
+
+def test_figures_say_when_and_where_they_were_read() -> None:
+    for one in (*BACKENDS.values(), *prices.PRICES.values()):
+        assert date.fromisoformat(one.checked) <= date(2100, 1, 1)
+        assert one.source
+    assert set(prices.PRICES) <= set(BACKENDS)
+
+
+def test_a_bill_by_hand() -> None:
+    """Three Lambda calls of 2 GB: two of 1 s and one of 4 s, and a second around each."""
+    bill = prices.cost(LAMBDA, [1.0, 1.0, 4.0], elapsed=6.0)
+    assert bill is not None
+    assert bill.compute == pytest.approx((2 + 2 + 5) * 2 * 1.66667e-5)
+    assert bill.calls == pytest.approx(3 * 0.20 / 1e6)
+    writes, reads = 3 * 4 + 6 / 0.3, 3 * 5 + 6 / 0.5
+    assert bill.requests == pytest.approx(writes * 0.005 / 1000 + reads * 0.0004 / 1000)
+    assert bill.total == pytest.approx(bill.compute + bill.calls + bill.requests)
+
+
+def test_google_rounds_up_and_charges_processors() -> None:
+    bill = prices.cost(Worker("gcp_functions", "gcp_storage", 4096), [0.01], 0.0)
+    assert bill is not None
+    assert bill.compute == pytest.approx(1.1 * (4 * 2.5e-6 + 2 * 2.4e-5))
+
+
+def test_a_report_carries_its_cost() -> None:
+    class Priced(ReplayExecutor):
+        worker = LAMBDA
+
+    report = polarmap.coded_map(
+        np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=Priced({3: math.inf})
+    ).report
+    assert report.cost is not None and report.cost.calls == pytest.approx(6 * 2e-7)
+    assert "cost at list prices: $" in str(report)
+    free = polarmap.coded_map(np.sum, np.ones((8, 3)), blocks=4, workers=6, executor=ReplayExecutor())
+    assert free.report.cost is None
+    hedged = polarmap.hedged_map(np.sum, np.ones((8, 3)), blocks=4, executor=Priced({3: 9.0})).report
+    assert hedged.cost is not None and hedged.cost.calls == pytest.approx((4 + 2) * 2e-7)  # two backups
+
+
+def test_a_plan_says_what_it_costs_and_keeps_to_the_limits() -> None:
+    distribution = ShiftedExponential(5.0, 1.0)
+    free = plan(24, distribution)
+    priced = plan(24, distribution, worker=LAMBDA)
+    assert (priced.n, free.cost) == (free.n, None)
+    assert priced.cost is not None and priced.uncoded_cost is not None
+    assert priced.cost.compute > 0.8 * priced.expected.paid * 2 * 1.66667e-5
+    assert "cost in the mean: $" in str(priced)
+    few = Worker("aws_lambda", "aws_s3", 2048, workers=26)
+    assert plan(24, distribution, worker=few).n <= 26

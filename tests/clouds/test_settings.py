@@ -1,0 +1,55 @@
+"""Lithops configurations that are templates, broken, or in need of a library."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import polarmap
+from polarmap.cli import deploy, smoke
+from polarmap.clouds import settings
+from polarmap.errors import ExecutorError
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_coded_map_refuses_a_template_too() -> None:
+    with pytest.raises(
+        ExecutorError, match=r"(?s)is a template: copy it and fill in.*aws_lambda\.execution_role: <arn"
+    ):
+        polarmap.coded_map(len, [[1.0], [2.0]], executor=ROOT / "config" / "aws_lambda.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "there is no Lithops configuration"),
+        ("lithops: [", "is not YAML"),
+        ("- lithops", "holds no Lithops configuration: a mapping"),
+        ("lithops: {backend: k8s}", "is for 'k8s', not for 'aws_lambda'"),
+        ("{}", None),
+    ],
+)
+def test_configurations_that_cannot_be_used(tmp_path: Path, text: str | None, message: str | None) -> None:
+    path = tmp_path / "config.yaml"
+    if text is not None:
+        path.write_text(text)
+    if message is None:
+        assert settings.backend_of(settings.read(path)) == "aws_lambda"
+        return
+    for use in (smoke.smoke, lambda file, name: deploy.deploy(file, name, ROOT / "backends" / name)):
+        with pytest.raises(ExecutorError, match=message):
+            use(str(path), "aws_lambda")
+
+
+def test_a_missing_client_library_is_named_with_its_extra(tmp_path: Path, monkeypatch: Any) -> None:
+    path = tmp_path / "k8s.yaml"
+    path.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: a/b/c}\n")
+    monkeypatch.setitem(sys.modules, "kubernetes", None)  # as if it were not installed
+    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
+        polarmap.coded_map(len, [[1.0], [2.0]], executor=path)
+    with pytest.raises(ExecutorError, match=r"kubernetes.*pip install 'polarmap\[k8s\]'"):
+        deploy.deploy(str(path), "k8s", ROOT / "backends" / "k8s")

@@ -1,0 +1,85 @@
+"""How many arrivals a code needs: against the decoders themselves, fed the same orders."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from simulated_jobs import DISTRIBUTIONS, brute_force
+
+from polarmap.code.polar import PolarCode
+from polarmap.code.recovery import Decoder
+from polarmap.planning import (
+    Distribution,
+    arrivals_needed,
+    completion_cdf,
+    completion_time,
+    lower_bound,
+    sequential_finish,
+)
+from polarmap.planning.decodability import integer_needed, optimal_needed, sequential_needed
+
+
+@pytest.mark.parametrize(
+    "distribution", [DISTRIBUTIONS["exponential"], DISTRIBUTIONS["failing"]], ids=["exponential", "failing"]
+)
+def test_sequential_jobs_by_rank_are_those_by_time(distribution: Distribution) -> None:
+    """Decodability is simulated without run times; simulating both together agrees."""
+    n, k = 48, 30
+    code = PolarCode(n, k, "arikan", "sequential")
+    arrivals = distribution.sample(np.random.default_rng(3), (n, 20_000))
+    finish = sequential_finish(code, arrivals)
+    mean, paid, never = brute_force(finish, arrivals)
+    found = completion_time(n, k, "sequential", distribution, trials=5000)
+    assert found.mean == pytest.approx(mean, abs=5 * found.error + 0.01 * mean)
+    assert found.paid == pytest.approx(paid, rel=0.02)
+    assert found.failure_probability == pytest.approx(never, abs=0.01)
+    times = np.quantile(finish, [0.2, 0.5, 0.9])
+    found_cdf = completion_cdf(n, k, "sequential", distribution, times, trials=5000)
+    np.testing.assert_allclose(found_cdf, [0.2, 0.5, 0.9], atol=0.03)
+    assert 0 < found.error < 0.05 * found.mean
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (16, 12), (30, 17), (64, 48)])
+def test_arrivals_needed_are_those_of_the_decoder(n: int, k: int) -> None:
+    """The max/min pass and the eliminations, against a Decoder fed the same orders."""
+    orders = 40
+    ranks = (
+        np.random.default_rng(9).permuted(np.tile(np.arange(1, n + 1, dtype=np.int32), (orders, 1)), axis=1).T
+    )
+    simulated = [
+        (sequential_needed, "sequential", False),
+        (optimal_needed, "optimal", False),
+        (integer_needed, "optimal", True),
+    ]
+    for needed, decoder, exact in simulated:
+        code = PolarCode(n, k, "arikan", decoder)
+        counts = [fed(Decoder(code, exact=exact), order) for order in np.argsort(ranks, axis=0).T]
+        ranks_found, weights = np.unique(counts, return_counts=True)
+        found = needed(n, k, None, orders, 9)
+        assert found.ranks.tolist() == ranks_found.tolist()
+        assert (found.weights * orders).round().tolist() == weights.tolist()
+
+
+def fed(decoder: Decoder, order: np.ndarray) -> int:
+    return next(count for count, index in enumerate(order.tolist(), 1) if decoder.add(index))
+
+
+def test_no_decoder_beats_a_better_one() -> None:
+    schemes = ["mds", "optimal", "integers", "sequential"]
+    means = [
+        float(needed.ranks @ needed.weights)
+        for needed in (arrivals_needed(96, 64, scheme, trials=300) for scheme in schemes)
+    ]
+    assert means == sorted(means)
+    distribution = DISTRIBUTIONS["cold"]
+    times = [completion_time(96, 64, scheme, distribution, trials=300).mean for scheme in schemes]
+    assert times == sorted(times)
+    assert times[0] == lower_bound(96, 64, distribution)
+
+
+def test_float32_and_tiles_do_not_matter() -> None:
+    code = PolarCode(300, 200, "arikan", "sequential")
+    arrivals = np.random.default_rng(0).random((300, 2000)).astype(np.float32)
+    whole = sequential_finish(code, arrivals)
+    assert whole.dtype == np.float32
+    assert (whole == [sequential_finish(code, arrivals[:, i : i + 1])[0] for i in range(2000)]).all()

@@ -1,0 +1,111 @@
+"""Run times as they were observed: against scipy's product-limit estimate, from reports and files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from polarmap.errors import CodeError
+from polarmap.planning import (
+    Empirical,
+    ShiftedExponential,
+    as_runtimes,
+)
+from polarmap.report import Report, TaskReport
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=40))
+def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
+    times = np.array([time for time, _ in observed], float)
+    ended = np.array([done for _, done in observed])
+    if not ended.any():
+        with pytest.raises(CodeError, match="none of the tasks"):
+            Empirical(times, ended)
+        return
+    distribution = Empirical(times, ended)
+    oracle = stats.ecdf(stats.CensoredData(uncensored=times[ended], right=times[~ended])).cdf
+    np.testing.assert_allclose(
+        distribution.cdf(np.arange(11.0)), oracle.evaluate(np.arange(11.0)), atol=1e-12
+    )
+
+
+def test_an_exponential_tail_continues_what_was_cut_off() -> None:
+    distribution, rng = ShiftedExponential(1.0, 2.0), np.random.default_rng(8)
+    times, limit = distribution.sample(rng, 20_000), float(distribution.quantile(0.75))
+    seen = Empirical(np.minimum(times, limit), times <= limit)
+    assert seen.failure_probability == pytest.approx(0.25, abs=0.01)
+    assert seen.quantile(0.9) == np.inf
+    continued = seen.with_tail()
+    assert continued.mean() == pytest.approx(3.0, rel=0.02)
+    np.testing.assert_allclose(
+        continued.quantile([0.5, 0.9, 0.99]), distribution.quantile([0.5, 0.9, 0.99]), rtol=0.05
+    )
+
+
+def report(*tasks: TaskReport) -> Report:
+    return Report(
+        n=len(tasks), k=2, code="c", executor="e", tasks=tasks, needed=2, recovered=(), seconds=9.0,
+        encode_seconds=0.0, decode_seconds=0.0, surplus_seconds=0.0, amplification=1.0, error_bound=0.0,
+        residual=None, verified="no",
+    )  # fmt: skip
+
+
+def test_reports_censor_what_they_abandon() -> None:
+    seen = report(
+        TaskReport(0, "used", 1.0, 0.5, 1),
+        TaskReport(1, "used", 3.0, 2.5, 1),
+        TaskReport(2, "abandoned", None, None, 1),
+        TaskReport(3, "failed", None, None, 2),
+    )
+    distribution = Empirical.from_reports(seen)
+    assert distribution.values.tolist() == [1.0, 3.0]
+    assert distribution.failure_probability == pytest.approx(0.5)  # of four: one failed, one not seen to end
+    by_worker = Empirical.from_reports([seen, seen], clock="seconds")
+    assert by_worker.values.tolist() == [0.5, 2.5]
+    assert as_runtimes([seen, seen]).failure_probability == 0
+    with pytest.raises(CodeError, match="clock must be"):
+        Empirical.from_reports(seen, clock="wall")
+
+
+def test_a_task_abandoned_early_counts_as_running_no_longer_than_it_was_seen() -> None:
+    first = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "abandoned", None, None, 1))
+    second = report(TaskReport(0, "used", 1.0, 1.0, 1), TaskReport(1, "used", 2.0, 2.0, 1))
+    distribution = Empirical.from_reports([first, second])  # 1, 1, 1+, 2
+    np.testing.assert_allclose(distribution.cdf([1.0, 2.0]), [0.5, 1.0])
+
+
+def test_columns_of_csv_files(tmp_path: Path) -> None:
+    file = tmp_path / "times.csv"
+    file.write_text("step,relative\n1,2.5\n2,1.5\n")
+    assert Empirical.from_csv(file, "relative").mean() == 2.0
+    with pytest.raises(CodeError, match="no column 'seconds' but step, relative"):
+        Empirical.from_csv(file, "seconds")
+    file.write_text("relative\n1.0\nslow\n")
+    with pytest.raises(CodeError, match="more than numbers"):
+        Empirical.from_csv(file, "relative")
+
+
+@pytest.mark.parametrize(
+    ("build", "says"),
+    [
+        (lambda: Empirical([]), "no run times"),
+        (lambda: Empirical([1.0, -2.0]), "run time 1 is -2"),
+        (lambda: Empirical([np.nan]), "run time 0 is nan"),
+        (lambda: Empirical(["fast"]), "numbers of seconds"),
+        (lambda: Empirical([np.inf]), "none of the tasks observed has ended"),
+        (lambda: Empirical([1.0, 2.0], [True]), "1 marks of what ended for 2"),
+        (lambda: as_runtimes(3.0), "seconds of past tasks or reports, not float"),
+        (lambda: as_runtimes("fast"), "not str"),
+        (lambda: as_runtimes([]), "no run times"),
+    ],
+)
+def test_bad_input_is_refused_with_a_reason(build: Callable[[], object], says: str) -> None:
+    with pytest.raises(CodeError, match=says):
+        build()

@@ -1,0 +1,76 @@
+"""The k-th of n run times: against closed forms and scipy."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from polarmap.planning import (
+    Empirical,
+    Pareto,
+    ShiftedExponential,
+    completion_cdf,
+    completion_time,
+)
+
+EXPONENTIAL = ShiftedExponential(0.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 1000, 10_000])
+def test_the_maximum_of_exponentials_is_a_harmonic_number(n: int) -> None:
+    found = completion_time(n, n, "uncoded", EXPONENTIAL)
+    assert found.mean == pytest.approx((1 / np.arange(1, n + 1)).sum(), rel=1e-7)
+    assert found.p99 == pytest.approx(stats.expon.ppf(0.99 ** (1 / n)), rel=1e-9)
+    assert found.paid == pytest.approx(n, rel=1e-6)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_order_statistics_of_exponentials(n: int, share: float) -> None:
+    k = max(1, round(share * n))
+    found = completion_time(n, k, "mds", EXPONENTIAL)
+    gaps = 1 / np.arange(n, n - k, -1)  # from one arrival to the next
+    assert found.mean == pytest.approx(gaps.sum(), rel=1e-6)
+    # n - i workers are paid during gap i: each gap costs one worker-second on average
+    assert found.paid == pytest.approx(k, rel=1e-6)
+    assert found.p50 == pytest.approx(stats.expon.ppf(stats.beta(k, n - k + 1).median()), rel=1e-6)
+    assert found.error == 0
+
+
+@pytest.mark.parametrize(("n", "k"), [(5, 3), (64, 48), (1000, 999)])
+def test_order_statistics_of_pareto(n: int, k: int) -> None:
+    shape = 2.5
+    oracle = stats.beta(k, n - k + 1)
+    expected = oracle.expect(lambda u: (1 - u) ** (-1 / shape))
+    if k == n - 1:  # closed form, where the quadrature of scipy gives up
+        expected = np.exp(
+            np.sum(np.log(np.arange(n - k + 1, n + 1)) - np.log(np.arange(n - k + 1, n + 1) - 1 / shape))
+        )
+    assert completion_time(n, k, "mds", Pareto(1.0, shape)).mean == pytest.approx(expected, rel=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 40), st.floats(0, 1))
+def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> None:
+    k = max(1, round(share * n))
+    distribution = Empirical(np.array(times, float))
+    masses = stats.beta.cdf(np.append(0, np.cumsum(distribution.masses)), k, n - k + 1)
+    expected = np.diff(masses) @ distribution.values
+    assert completion_time(n, k, "mds", distribution).mean == pytest.approx(expected, rel=1e-5)
+
+
+def test_cdf_is_the_incomplete_beta_function() -> None:
+    distribution, times = ShiftedExponential(1.0, 1.0), np.linspace(0.5, 4, 50)
+    for n, k in [(10, 7), (512, 256), (6, 6)]:
+        found = completion_cdf(n, k, "mds", distribution, times)
+        np.testing.assert_allclose(found, stats.beta.cdf(distribution.cdf(times), k, n - k + 1), atol=1e-10)
+
+
+def test_a_mean_may_exist_though_no_worker_has_one() -> None:
+    distribution = Pareto(1.0, 0.8)  # the k-th of n has a mean if shape (n - k + 1) > 1
+    assert completion_time(8, 8, "uncoded", distribution).mean == np.inf
+    expected = stats.beta(7, 2).expect(lambda u: (1 - u) ** (-1 / 0.8))
+    assert completion_time(8, 7, "mds", distribution).mean == pytest.approx(expected, rel=1e-3)

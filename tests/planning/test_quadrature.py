@@ -1,0 +1,40 @@
+"""Integrals over probabilities: against closed forms, also of what lives at the very ends."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from polarmap.planning import Pareto, ShiftedExponential
+from polarmap.planning.quadrature import everywhere, integral, lengths, logistic, mean_quantile, nodes
+
+
+def test_probabilities_and_their_complements_both_keep_their_digits() -> None:
+    logits = np.array([-700.0, -1.0, 0.0, 1.0, 700.0])
+    below, above = logistic(logits)
+    np.testing.assert_array_equal(below, above[::-1])
+    np.testing.assert_allclose(np.log(below) - np.log(above), logits, rtol=1e-14)
+
+
+def test_cells_fill_the_probabilities_also_where_they_are_narrower_than_eps() -> None:
+    below, above = everywhere()
+    widths = lengths(below, above)
+    assert (widths > 0).all()
+    assert widths.sum() == pytest.approx(1, rel=1e-12)
+
+
+@pytest.mark.parametrize("power", [0, 1, 2, 5])
+def test_smooth_densities_are_integrated_to_many_digits(power: int) -> None:
+    below, above = nodes(-40.0, 40.0, 2001)
+    assert integral(below**power, lengths(below, above)) == pytest.approx(1 / (power + 1), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("runtimes", "mean"),
+    [(ShiftedExponential(1.0, 2.0), 3.0), (Pareto(1.0, 2.0), 2.0), (Pareto(1.0, 1.1), 11.0)],
+)
+def test_the_mean_quantile_over_all_workers_is_the_mean(
+    runtimes: ShiftedExponential | Pareto, mean: float
+) -> None:
+    below, above = everywhere()
+    assert mean_quantile(runtimes, lengths(below, above), below, above) == pytest.approx(mean, rel=1e-6)

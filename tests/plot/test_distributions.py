@@ -1,0 +1,57 @@
+"""Run times and polarization as figures, of ordinary and odd distributions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from figures import rendered
+
+from polarmap.errors import CodeError
+from polarmap.planning import (
+    Empirical,
+    Failing,
+    Pareto,
+    ShiftedExponential,
+    plot_polarization,
+    plot_runtimes,
+    stragglers,
+    training_trace,
+)
+
+DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+
+
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        [1.0, 1.2, 1.1, 5.0],
+        [2.0],
+        training_trace(),
+        Pareto(1.0, 1.0),
+        Failing(ShiftedExponential(0.0, 1.0), 0.3),
+        Empirical([1.0, 2.0, 3.0], ended=[True, True, False]),
+    ],
+    ids=repr,
+)
+def test_return_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
+    rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
+    rendered(plot_polarization(distribution, depths=(0, 2)), tmp_path)
+
+
+def test_return_times_hold_all_tasks_that_are_drawn() -> None:
+    figure = plot_runtimes([1.0] * 8 + [3.0] * 2)
+    heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
+    assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
+    assert "seconds" in figure.axes[0].get_xlabel()
+
+
+def test_polarization_has_a_line_for_each_virtual_worker() -> None:
+    figure = plot_polarization(DISTRIBUTION, depths=(0, 1, 5))
+    assert [len(axes.collections[0].get_segments()) for axes in figure.axes] == [1, 2, 32]
+
+
+@pytest.mark.parametrize("depths", [(), (-1,), (13,)])
+def test_depths_that_cannot_be_drawn_are_refused(depths: tuple[int, ...]) -> None:
+    with pytest.raises(CodeError, match="depths to draw"):
+        plot_polarization(DISTRIBUTION, depths=depths)
