@@ -95,7 +95,7 @@ class Acceptance:
     def _is_first_use(self) -> bool:
         """Whether it is to be found out what f is."""
         verify = self._settings.verify
-        return verify is True or (verify == "auto" and not self._verifier.is_known)
+        return verify is True or (verify == "auto" and not self._verifier.trust.is_known)
 
     def _is_protected(self, decoder: Decoder) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.
@@ -220,7 +220,7 @@ class Acceptance:
     @property
     def _patience(self) -> float:
         """The longest wait for a result, or for f on the driver, that is not needed."""
-        return longest_wait(self._tasks)
+        return longest_wait(self._received.seconds.largest)
 
     @property
     def _waited(self) -> str:
@@ -263,13 +263,13 @@ class Acceptance:
     @property
     def surplus_wait(self) -> float:
         """One median task time, within SURPLUS_SECONDS."""
-        return float(np.clip(self._tasks.median_seconds, *SURPLUS_SECONDS))
+        return float(np.clip(self._received.seconds.median, *SURPLUS_SECONDS))
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""
         return not self._received.more_may_come or self._since_ready >= self.surplus_wait
 
 
-def longest_wait(tasks: TaskTable) -> float:
+def longest_wait(longest_task: float) -> float:
     """Seconds to wait at most for a result, or for f on the driver, that is not needed."""
-    return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * tasks.longest_seconds)
+    return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * longest_task)

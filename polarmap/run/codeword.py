@@ -18,13 +18,13 @@ from polarmap.code.recovery import Decoder
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.acceptance import Acceptance
-from polarmap.run.failure_message import FailureMessage
-from polarmap.run.first_results import raise_if_all_fail
+from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.options import Settings
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.subtask_rows import Rows, by_subtask, joined
 from polarmap.run.tasks import TaskTable
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import Verifier
 
 Array = npt.NDArray[Any]
@@ -47,12 +47,13 @@ class Codeword:
         settings: Settings,
         tasks: TaskTable,
         watch: Stopwatch,
+        trust: Trust,
         number: int = 0,
     ) -> None:
         many = settings.subtasks > 1
         self._coded: CodedData = Rows(coded, settings.subtasks, number) if many else coded
         self.received = Received(self._coded, tasks, number, settings, self._model)
-        self.verifier = Verifier(f, self._coded, self.received, settings)
+        self.verifier = Verifier(f, self._coded, self.received, settings, trust)
         self.acceptance = Acceptance(self.received, self.verifier, tasks, settings, watch)
         self.verification: str | None = None
         self._watch = watch
@@ -130,13 +131,16 @@ class Codewords:
         watch: Stopwatch,
     ) -> None:
         self._code, self._tasks, self._settings, self._watch = coded.code, tasks, settings, watch
-        count = settings.subtasks
-        self.members = [Codeword(f, coded, settings, tasks, watch, one) for one in range(count)]
+        trust = Trust(settings.trust, f, coded.code.assumption, coded.blocks.dtypes, settings.trusted)
+        self.members = [
+            Codeword(f, coded, settings, tasks, watch, trust, number) for number in range(settings.subtasks)
+        ]
 
     def add(self, outcome: Outcome, elapsed: float) -> None:
         """Take in what became of an attempt, or of some subtasks of it."""
         if outcome.failure is None:
-            for number, part in by_subtask(outcome, len(self.members)):
+            parts = by_subtask(outcome) if outcome.subtasks else [(0, outcome)]
+            for number, part in parts:
                 self.members[number].add(part, elapsed)
 
     def step(self) -> bool:
@@ -148,6 +152,8 @@ class Codewords:
     @property
     def results(self) -> list[list[Array]]:
         """Of the k data blocks, flat."""
+        if len(self.members) == 1:
+            return self.members[0].results
         return joined([word.results for word in self.members])
 
     @property
@@ -180,6 +186,8 @@ class Codewords:
     def failed(self) -> list[int]:
         """Tasks whose results are needed, that failed; NotDecodableError if f fails everywhere."""
         found = sorted({task for word in self._short for task in word.received.failed})
+        if not found:
+            return []
         any_returned = any(word.received.results for word in self.members)
         raise_if_all_fail(self._tasks, found, any_returned, self._code.n - self._code.recovery_threshold)
         return found

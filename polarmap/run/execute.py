@@ -30,7 +30,7 @@ from polarmap.run.options import Settings
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, Upfront
 from polarmap.run.progress import is_wanted, open_bar
-from polarmap.run.row_by_row import RowwiseCheck
+from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, schedule
 from polarmap.run.summary import report_of_coded, report_of_uncoded
 from polarmap.run.tasks import TaskTable
@@ -171,8 +171,8 @@ def _collect(
     Returns the errors of results that are estimates, and for each leaf whether padding rows are cut off.
     """
     coded, options = call.coded, call.options
-    row_by_row = RowwiseCheck(call.f, coded, options, tasks, watch)
-    padding = PaddingRows(call.f, coded, options, watch)
+    row_by_row = RowByRowCheck(call.f, coded, options, watch) if options.subtasks > 1 else None
+    padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
     errors: tuple[float, ...] = ()
     has_warned = False
     for outcomes in schedule(run, _policy(coded, options), options.retries, tasks, codewords, watch):
@@ -182,14 +182,14 @@ def _collect(
         if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
             has_warned = True
             warnings.warn(coded.unprotected_warning, RuntimeWarning, stacklevel=2)
-        words = codewords.members
-        if codewords.step() and row_by_row.is_over(codewords) and padding.is_over(words):
+        checks = (check for check in (row_by_row, padding) if check is not None)
+        if codewords.step() and all(check.is_over(codewords) for check in checks):
             break
         if watch.is_past_deadline:
             errors = _estimate(coded, codewords, tasks, watch)
             break
     codewords.warn_of_inaccuracy()
-    return errors, padding.found(codewords.members, _shapes(codewords))
+    return errors, padding.found(codewords.members, _shapes(codewords)) if padding else ()
 
 
 def _policy(coded: CodedData, options: Settings) -> Policy:

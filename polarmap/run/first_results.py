@@ -7,7 +7,7 @@ from math import inf
 
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Outcome
-from polarmap.run.failure_message import FailureMessage
+from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.tasks import TaskTable
 
 
@@ -84,14 +84,3 @@ class FirstResults:
             is_ready=False,
             running=sorted(self._tasks.running),
         )
-
-
-def raise_if_all_fail(tasks: TaskTable, failed: list[int], any_returned: bool, spare: int) -> None:
-    """NotDecodableError when more tasks than may be missing failed alike and none succeeded."""
-    if any_returned or len(failed) <= max(spare, len(tasks) // 4, 1):
-        return
-    firsts = [tasks[index].failures[0][0] for index in failed]
-    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].kind == "raised":
-        raise NotDecodableError(
-            f"f fails everywhere: the first {len(failed)} tasks to end all raised {firsts[0]}"
-        ) from tasks.first_cause

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData, DataBlocks
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import dividing_counts
-from polarmap.run.codeword import Codeword
+from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
 from polarmap.run.schedule import Stopwatch
@@ -39,32 +39,30 @@ class PaddingRows:
     ) -> None:
         self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
         self._trust = settings.trust
-        self._blocks: DataBlocks | None = coded.blocks if coded.blocks.padding else None
+        self._blocks = coded.blocks
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
         self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
-        if self._blocks is not None and not self._all_are:
+        if not self._all_are:
             self._known = self._trust.recall(f, ROW_PER_ROW, self._blocks.dtypes)
             if self._known is None:
                 self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
-    def is_over(self, words: Sequence[Codeword]) -> bool:
+    def is_over(self, codewords: Codewords) -> bool:
         """Whether it is known, or takes longer than a task usually does."""
         if self._run is None:
             return True
         if self._settled_at is None:
             self._settled_at = self._watch.elapsed
         waited = self._watch.elapsed - self._settled_at
-        return not self._run.is_running or waited > words[0].acceptance.surplus_wait
+        return not self._run.is_running or waited > codewords.members[0].acceptance.surplus_wait
 
     def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
-        """For each leaf, of these shapes, whether its padding rows are to be cut off; none without padding.
+        """For each leaf, of these shapes, whether its padding rows are to be cut off.
 
         Warns where f has seen zeros that may show in a result.
         """
-        if self._blocks is None:
-            return ()
         are = tuple(
             shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
             for leaf, shape in enumerate(shapes)
@@ -72,7 +70,7 @@ class PaddingRows:
         if self._run is not None and self._run.leaves is not None:
             self._trust.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
         if not all(are):
-            self._warn(self._blocks)
+            self._warn()
         return are
 
     def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, count: int) -> bool:
@@ -95,7 +93,7 @@ class PaddingRows:
     @property
     def _counts(self) -> tuple[int, int]:
         """Rows that f is evaluated on, no more than a block has: not one, which numpy may squeeze."""
-        assert self._blocks is not None and self._blocks.rows is not None
+        assert self._blocks.rows is not None
         few = min(2, self._blocks.rows - 1)
         return few, min(few + 2, self._blocks.rows)
 
@@ -113,7 +111,8 @@ class PaddingRows:
         structure = self._coded.structure
         return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
 
-    def _warn(self, blocks: DataBlocks) -> None:
+    def _warn(self) -> None:
+        blocks = self._blocks
         assert blocks.rows is not None
         total = blocks.k * blocks.rows - blocks.padding
         counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"

@@ -24,6 +24,7 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
+from polarmap.run.task_seconds import TaskSeconds
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import Structure
 
@@ -39,8 +40,10 @@ class Received:
         Of the codeword.
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
-    arrived, seconds : dict from task to float
-        When its result came that counts, in seconds after the start, and what the worker spent on it.
+    arrived : dict from task to float
+        When its result came that counts, in seconds after the start.
+    seconds : TaskSeconds
+        That workers spent on results.
     decoder : Decoder or None
         None until the first result tells the dtypes.
     determined_at, ready_at : float or None
@@ -71,13 +74,14 @@ class Received:
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
-        self.seconds: dict[int, float] = {}
+        self.seconds = TaskSeconds()
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
         self.convicted: dict[int, int] = {}
+        self._could_finish: tuple[Any, bool] = (), False
 
     def add(self, outcome: Outcome, elapsed: float) -> None:
         """Take in a result, `elapsed` seconds after the start; failures are in the table of tasks."""
@@ -173,9 +177,13 @@ class Received:
         Results that look odd now may turn out to be the usual ones. `all_data`: decoding does not
         help, every data task has to report. `accurately`: as accurately as is asked for.
         """
-        running = {*self.running, *self._tasks.held_back}
-        candidates = [running | group.keys() for group in self._groups.values() or [{}]]
-        return any(self.would_determine(indices, all_data, accurately) for indices in candidates)
+        key = (self._tasks.changes, all_data, accurately)
+        if self._could_finish[0] != key:  # a look costs as much as decoding
+            running = {*self.running, *self._tasks.held_back}
+            candidates = [running | group.keys() for group in self._groups.values() or [{}]]
+            would = any(self.would_determine(indices, all_data, accurately) for indices in candidates)
+            self._could_finish = key, would
+        return self._could_finish[1]
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""

@@ -16,7 +16,6 @@ from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
 from polarmap.run.schedule import Stopwatch
-from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import unflatten
 
@@ -26,7 +25,7 @@ ROW_BY_ROW = "row by row"
 BLOCK = 0  # whose f is evaluated whole
 
 
-class RowwiseCheck:
+class RowByRowCheck:
     """f of one whole block, evaluated on the driver while the map runs, against its joined pieces.
 
     On the first use of f with subtasks, and whenever verify=True.
@@ -37,14 +36,13 @@ class RowwiseCheck:
         f: Callable[[Any], Any],
         coded: CodedData,
         settings: Settings,
-        tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        self._f, self._coded, self._tasks, self._watch = f, coded, tasks, watch
+        self._f, self._coded, self._watch = f, coded, watch
         self._rtol, self._trust = settings.rtol, settings.trust
         dtypes = coded.blocks.dtypes
         is_trusted = settings.verify == "auto" and self._trust.recall(f, ROW_BY_ROW, dtypes) is not None
-        wanted = settings.subtasks > 1 and settings.verify is not False and not is_trusted
+        wanted = settings.verify is not False and not is_trusted
         self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
         self._settled_at: float | None = None
 
@@ -57,7 +55,7 @@ class RowwiseCheck:
             return True
         if self._settled_at is None:
             self._settled_at = self._watch.elapsed
-        if self._run.is_running and not self._is_hopeless():
+        if self._run.is_running and not self._is_hopeless(codewords):
             return False
         if self._run.leaves is None:
             self._warn()
@@ -82,9 +80,10 @@ class RowwiseCheck:
             for one, other, most in zip(whole, joined, largest)
         )
 
-    def _is_hopeless(self) -> bool:
+    def _is_hopeless(self, codewords: Codewords) -> bool:
         assert self._settled_at is not None
-        return self._watch.elapsed - self._settled_at > longest_wait(self._tasks)
+        longest = max(word.received.seconds.largest for word in codewords.members)
+        return self._watch.elapsed - self._settled_at > longest_wait(longest)
 
     def _warn(self) -> None:
         assert self._run is not None

@@ -101,10 +101,9 @@ def check_rows(coded: CodedData, subtasks: int) -> None:
             )
 
 
-def by_subtask(outcome: Outcome, count: int) -> list[tuple[int, Outcome]]:
-    """An outcome for each codeword that it says something of."""
-    if outcome.leaves is None or not outcome.subtasks:
-        return [(number, outcome) for number in range(count)]
+def by_subtask(outcome: Outcome) -> list[tuple[int, Outcome]]:
+    """The results of subtasks that an outcome holds, each with the number of its codeword."""
+    assert outcome.leaves is not None
     assert outcome.structure is not None
     found, first = [], 0
     for subtask, structure in zip(outcome.subtasks, outcome.structure[2], strict=True):

@@ -9,6 +9,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
+from polarmap.run.received import Received
 from polarmap.run.tasks import TaskTable
 
 # From the least to the most that a map's codewords were verified by.
@@ -34,7 +35,7 @@ def report_of_coded(
         k=coded.code.k,
         code=coded.code.name,
         executor="",
-        tasks=tuple(_task_report(words, tasks, index) for index in range(coded.n)),
+        tasks=_task_reports(words, tasks),
         needed=max(word.received.needed for word in words),
         recovered=tuple(recovered),
         seconds=ended,
@@ -108,17 +109,26 @@ def _unchecked(words: list[Codeword]) -> set[int]:
     return {index for word in words for index in word.verifier.unchecked()}
 
 
-def _task_report(words: list[Codeword], tasks: TaskTable, index: int) -> TaskReport:
-    task, received = tasks[index], [word.received for word in words]
+def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, ...]:
+    """Of each task: a result that nothing was decoded from is surplus, unless it is a data block's."""
+    used = np.zeros(len(tasks), bool)
+    used[: len(words[0].decoder.code.systematic)] = True
+    for word in words:
+        if len(word.decoder.missing):
+            used |= word.decoder.arrived
+    received = [word.received for word in words]
+    return tuple(_task_report(received, tasks, index, bool(used[index])) for index in range(len(tasks)))
+
+
+def _task_report(received: list[Received], tasks: TaskTable, index: int, is_used: bool) -> TaskReport:
+    task = tasks[index]
     times = [one.arrived[index] for one in received if index in one.arrived]
     seconds = [one.seconds[index] for one in received if index in one.seconds]
     is_whole = len(times) == len(received)
     if not is_whole:
         state = "abandoned" if index in tasks.running else "failed" if task.attempts else "not started"
     else:
-        is_data = index < len(words[0].decoder.code.systematic)
-        decodes = any(len(word.decoder.missing) and word.decoder.arrived[index] for word in words)
-        state = "used" if is_data or decodes else "surplus"
+        state = "used" if is_used else "surplus"
     return TaskReport(
         index=index,
         state=state,

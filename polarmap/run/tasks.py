@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import insort
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -60,6 +59,8 @@ class TaskTable:
         Every attempt, as it was handed out: when, and of which task.
     durations : list of float
         What the first results of tasks took since their attempts were handed out, in order of return.
+    changes : int
+        How often something was noted, for those who need not look again while nothing was.
     """
 
     def __init__(self, n: int) -> None:
@@ -69,7 +70,7 @@ class TaskTable:
         self.held_back = set(range(n))
         self.started: list[tuple[float, int]] = []
         self.durations: list[float] = []
-        self._seconds = SortedNumbers()
+        self.changes = 0
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -79,6 +80,7 @@ class TaskTable:
 
     def start(self, indices: Iterable[int], elapsed: float) -> None:
         """Note that an attempt of each was handed out."""
+        self.changes += 1
         for index in indices:
             task = self._tasks[index]
             task.running.add(task.attempts)
@@ -102,12 +104,10 @@ class TaskTable:
         if outcome.failure is not None:
             if not task.returned:
                 task.failures.append((outcome.failure, None))
-        else:
-            self._seconds.add(outcome.seconds)
-            if outcome.over and not task.returned:
-                task.returned = True
-                task.took = outcome.seconds if task.began is None else elapsed - task.began
-                self.durations.append(elapsed - task.submitted[outcome.attempt])
+        elif outcome.over and not task.returned:
+            task.returned = True
+            task.took = outcome.seconds if task.began is None else elapsed - task.began
+            self.durations.append(elapsed - task.submitted[outcome.attempt])
         self._place(index)
 
     def reject(self, index: int, failure: Failure, codeword: int) -> None:
@@ -127,16 +127,6 @@ class TaskTable:
         self._place(index)
 
     @property
-    def median_seconds(self) -> float:
-        """That workers spent on results, of which there is one at least."""
-        return self._seconds.median
-
-    @property
-    def longest_seconds(self) -> float:
-        """The longest that a worker spent on a result; 0 before there is one."""
-        return self._seconds.largest
-
-    @property
     def first_cause(self) -> BaseException | None:
         """The exception of the first task that raised one."""
         causes = (failure.cause for task in self._tasks for failure, _ in task.failures)
@@ -144,35 +134,8 @@ class TaskTable:
 
     def _place(self, index: int) -> None:
         """Keep the sets true of a task that has changed."""
+        self.changes += 1
         task = self._tasks[index]
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)
-
-
-class SortedNumbers:
-    """Numbers in order, however they come.
-
-    >>> some = SortedNumbers()
-    >>> for number in (3.0, 1.0, 2.0): some.add(number)
-    >>> some.median, some.largest
-    (2.0, 3.0)
-    """
-
-    def __init__(self) -> None:
-        self._numbers: list[float] = []
-
-    def add(self, number: float) -> None:
-        """Put one in its place."""
-        insort(self._numbers, number)
-
-    @property
-    def median(self) -> float:
-        """The middle one, or the mean of the middle two."""
-        half, odd = divmod(len(self._numbers), 2)
-        return self._numbers[half] if odd else (self._numbers[half - 1] + self._numbers[half]) / 2
-
-    @property
-    def largest(self) -> float:
-        """0 if there is none."""
-        return self._numbers[-1] if self._numbers else 0.0

@@ -38,6 +38,40 @@ class TrustedFunctions:
         self._found.clear()
 
 
+class Trust:
+    """Whether f was known to be what the code assumes of it before a map, looked up when it is first asked.
+
+    One for all codewords of a map: what is found out in one of them is no reason to trust f in the others.
+
+    Parameters
+    ----------
+    memory : TrustedFunctions
+    f : callable
+    assumption : str
+        Of the code.
+    dtypes : list of dtype
+        Of the data.
+    is_ours : bool
+        True by construction.
+    """
+
+    def __init__(
+        self, memory: TrustedFunctions, f: Any, assumption: str, dtypes: Sequence[Any], is_ours: bool
+    ) -> None:
+        self._memory, self._f, self._assumption = memory, f, assumption
+        self._dtypes, self._is_ours = list(dtypes), is_ours
+
+    @functools.cached_property
+    def is_known(self) -> bool:
+        """Whether this map need not find out."""
+        return self._is_ours or bool(self._memory.recall(self._f, self._assumption, self._dtypes))
+
+    def note_passed(self) -> None:
+        """Remember for later maps that f is what the code assumes."""
+        if not self.is_known:
+            self._memory.note(self._f, self._assumption, self._dtypes)
+
+
 TRUSTED = TrustedFunctions()  # what maps of this process found, unless their options name another memory
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cached_property, partial
+from functools import partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -19,7 +19,7 @@ from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
 from polarmap.run.received import Received
 from polarmap.run.results import kind_of, leaves_of
-from polarmap.run.trusted import LINEAR
+from polarmap.run.trusted import LINEAR, Trust
 from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
@@ -43,6 +43,8 @@ class Verifier:
 
     Attributes
     ----------
+    trust : Trust
+        Whether f is known to be what the code assumes.
     evaluated : dict from data block to flat result
         What f gave here.
     residual : float or None
@@ -57,11 +59,11 @@ class Verifier:
         coded: CodedData,
         received: Received,
         settings: Settings,
+        trust: Trust,
     ) -> None:
         self._f, self._coded, self._received, self._rtol = f, coded, received, settings.rtol
         self._errors_of = settings.errors
-        self._trust = settings.trust
-        self._is_ours = settings.trusted
+        self.trust = trust
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
         self._misfits_of: list[float | None] = []  # of each leaf, as last measured
@@ -70,13 +72,6 @@ class Verifier:
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
-
-    @cached_property
-    def is_known(self) -> bool:
-        """Whether f was known to be what the code assumes before this map."""
-        if self._is_ours:
-            return True
-        return bool(self._trust.recall(self._f, self._coded.code.assumption, self._coded.blocks.dtypes))
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
@@ -239,8 +234,8 @@ class Verifier:
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
-        if not self.is_known and self._differ():
-            self._trust.note(self._f, self._coded.code.assumption, self._coded.blocks.dtypes)
+        if not self.trust.is_known and self._differ():
+            self.trust.note_passed()
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""

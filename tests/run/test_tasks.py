@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.tasks import SortedNumbers, TaskTable
+from polarmap.run.tasks import TaskTable
 
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
 
@@ -60,12 +56,3 @@ def test_parts_of_an_attempt_leave_it_running() -> None:
     assert tasks.durations == []
     tasks.note(ended(0, 0, LOST), 2.0)
     assert tasks.failed == {0}
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1))
-def test_sorted_numbers_know_their_median(numbers: list[float]) -> None:
-    some = SortedNumbers()
-    for number in numbers:
-        some.add(number)
-    assert some.median == median(numbers)
-    assert some.largest == max(numbers)
