@@ -69,10 +69,12 @@ ONLY_FROM = {
     "tqdm": ["polarmap.run.progress"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
-        *["polarmap.glm", "polarmap.glm.fitting", "polarmap.glm.losses"],
+        *[f"polarmap.glm.{name}" for name in ("least_squares", "logistic", "losses", "minimize")],
         "polarmap.linalg.operators",
     ],
-    "sklearn": ["polarmap.glm.fitting", "polarmap.glm"],
+    "sklearn": [
+        f"polarmap.glm.{name}" for name in ("coded_model", "convergence", "logistic", "poisson", "ridge")
+    ],
     "matplotlib": [
         *(f"polarmap.plot.{name}" for name in ["canvas", "distributions", "frontier", "timeline"]),
         # These name the type of what they return.
@@ -127,7 +129,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         "dask_pool executors faulty futures lithops local pool_worker private_folder replay slots "
         "spare_processes"
     ),
-    "glm": "fitting losses",
+    "glm": "coded_model convergence least_squares logistic losses minimize objective poisson ridge",
     "linalg": "layouts matrices",
     "run": (
         "acceptance codeword estimate execute failure_message first_results local_evaluation "

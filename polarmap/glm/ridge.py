@@ -1,0 +1,158 @@
+"""Linear regression by least squares, with an L2 penalty or none."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import RegressorMixin
+from sklearn.utils.validation import validate_data
+
+from polarmap.errors import ModelError
+from polarmap.glm.coded_model import CodedModel
+from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares
+
+Floats = npt.NDArray[np.float64]
+
+
+class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
+    """Least squares with an L2 penalty: min |y - X w - c|^2 + alpha |w|^2, as sklearn's Ridge.
+
+    Parameters
+    ----------
+    alpha : float
+        0 or more; `LeastSquares` is the one of 0.
+    fit_intercept : bool
+    solver : {"lsqr", "lsmr", "cg"}
+        Of scipy.sparse.linalg; "cg" on the normal equations.
+    tol : float
+        Relative, of the solver.
+    max_iter : int
+        Each iteration is two coded maps.
+    blocks, workers, code, executor, timeout : optional
+        As for `CodedOperator`. Clones share the executor. A pool stays behind when
+        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+
+    Attributes
+    ----------
+    coef_ : (features,) or (targets, features)
+    intercept_ : float or (targets,)
+    n_iter_ : int, or (targets,)
+    report_ : Report
+        Of the last coded map.
+
+    Raises
+    ------
+    ModelError
+        Options that cannot be; too few samples to determine the coefficients; features that depend on
+        each other so closely that no digit is left.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = Ridge(alpha=0.1, blocks=6, executor=pool).fit(X, y)
+    >>> round(model.score(X, y), 3)
+    0.513
+    """
+
+    def __init__(
+        self,
+        alpha: float = 1.0,
+        *,
+        fit_intercept: bool = True,
+        solver: str = "lsqr",
+        tol: float = 1e-12,
+        max_iter: int = 1000,
+        blocks: int | None = None,
+        workers: int | None = None,
+        code: Any = "auto",
+        executor: Any = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.alpha, self.fit_intercept, self.solver = alpha, fit_intercept, solver
+        self.tol, self.max_iter = tol, max_iter
+        self.blocks, self.workers, self.code = blocks, workers, code
+        self.executor, self.timeout = executor, timeout
+
+    def fit(self, X: Any, y: Any) -> Any:
+        """Fit to X (samples, features) and y (samples,) or (samples, targets)."""
+        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        y = y.astype(np.float64)
+        alpha = self._penalty()
+        self._check_numbers(tol=0.0, max_iter=1)
+        self._check_solver(("lsqr", "lsmr", "cg"))
+        unknowns = X.shape[1] + bool(self.fit_intercept)
+        if alpha == 0 and len(X) < unknowns:
+            raise ModelError(
+                f"n_samples = {len(X)} cannot determine {unknowns} coefficients: the system is singular; use "
+                "more samples, or Ridge(alpha=...) with alpha > 0"
+            )
+        A, mean, scale = self._scaled(X, alpha / len(X))
+        targets = y.reshape(len(y), -1)
+        centre = targets.mean(axis=0) if self.fit_intercept else np.zeros(targets.shape[1])
+        with self._operator(A) as operator:
+            system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
+            solved = [solve_least_squares(self, system, target) for target in (targets - centre).T]
+            self.report_ = operator.report
+        coef = np.stack([v for v, _ in solved]) * scale
+        intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
+        single = y.ndim == 1
+        self.coef_ = coef[0] if single else coef
+        self.intercept_ = float(intercept[0]) if single else intercept
+        self.n_iter_ = int(n_iter[0]) if single else n_iter
+        return self
+
+    def predict(self, X: Any) -> Floats:
+        """X coef_ + intercept_."""
+        return self._linear(X)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.multi_output = True
+        return tags
+
+    def _penalty(self) -> float:
+        self._check_numbers(alpha=0.0)
+        return float(self.alpha)
+
+
+class LeastSquares(Ridge):
+    """Ordinary least squares: min |y - X w - c|^2, as sklearn's LinearRegression.
+
+    Features that depend on each other exactly leave w undetermined; then one of the minimizers is
+    returned. Parameters, attributes and errors as for `Ridge`, without alpha.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0]])
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = LeastSquares(blocks=2, executor=pool).fit(X, [1.0, 3.0, 5.0, 7.0])
+    >>> bool(np.isclose(model.coef_[0], 2)), bool(np.isclose(model.intercept_, 1))
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        *,
+        fit_intercept: bool = True,
+        solver: str = "lsqr",
+        tol: float = 1e-12,
+        max_iter: int = 1000,
+        blocks: int | None = None,
+        workers: int | None = None,
+        code: Any = "auto",
+        executor: Any = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.fit_intercept, self.solver = fit_intercept, solver
+        self.tol, self.max_iter = tol, max_iter
+        self.blocks, self.workers, self.code = blocks, workers, code
+        self.executor, self.timeout = executor, timeout
+
+    def _penalty(self) -> float:
+        return 0.0
