@@ -1,0 +1,75 @@
+"""Linear regression against scikit-learn's, with a worker dead and another late in every product."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn import datasets, linear_model
+from straggling_models import Straggling, assert_same_model, options, standardized
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.glm import LeastSquares, Ridge
+
+
+@pytest.mark.parametrize("solver", ["lsqr", "lsmr", "cg"])
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 100.0])
+@pytest.mark.parametrize("data", [datasets.load_diabetes, datasets.load_breast_cancer])
+def test_ridge_is_that_of_sklearn(data: Any, alpha: float, fit_intercept: bool, solver: str) -> None:
+    X, y = data(return_X_y=True)  # as they are: columns of breast_cancer differ by 10^5
+    if data is datasets.load_breast_cancer and not fit_intercept:
+        X, y = standardized(data)
+    model = Ridge(alpha, fit_intercept=fit_intercept, solver=solver, **options()).fit(X, y)
+    oracle = linear_model.Ridge(alpha, fit_intercept=fit_intercept, solver="svd").fit(X, y)
+    assert_same_model(model, oracle, X)
+
+
+def test_least_squares_is_that_of_sklearn() -> None:
+    for data in (datasets.load_diabetes, datasets.load_breast_cancer):
+        X, y = data(return_X_y=True)
+        model = LeastSquares(**options()).fit(X, y)
+        assert_same_model(model, linear_model.LinearRegression().fit(X, y), X)
+    assert "alpha" not in model.get_params()
+
+
+def test_several_targets() -> None:
+    X, y = datasets.load_linnerud(return_X_y=True)
+    model, oracle = Ridge(**options()).fit(X, y), linear_model.Ridge().fit(X, y)
+    assert model.coef_.shape == (3, 3)
+    assert model.intercept_.shape == model.n_iter_.shape == (3,)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-8)
+    np.testing.assert_allclose(model.predict(X), oracle.predict(X), rtol=1e-8)
+    assert model.score(X, y) == pytest.approx(oracle.score(X, y))
+
+
+@settings(max_examples=25, deadline=None)
+@given(samples=st.integers(2, 40), features=st.integers(1, 12), seed=st.integers(0, 99))
+def test_ridge_of_any_shape(samples: int, features: int, seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    X = stream.standard_normal((samples, features)) * 10.0 ** stream.integers(-3, 4, features)
+    y = stream.standard_normal(samples)
+    model = Ridge(0.5, blocks=4, executor=Straggling()).fit(X, y)
+    oracle = linear_model.Ridge(0.5, solver="svd").fit(X, y)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-6, atol=1e-9 * np.abs(oracle.coef_).max())
+    np.testing.assert_allclose(model.predict(X), oracle.predict(X), atol=1e-8)
+
+
+def test_a_constant_column_has_no_coefficient() -> None:
+    X = np.column_stack([np.arange(10.0), np.full(10, 0.1)])
+    model = LeastSquares(blocks=2, executor=ReplayExecutor()).fit(X, 3 * X[:, 0] + 1)
+    np.testing.assert_allclose(model.coef_, [3, 0], atol=1e-12)
+
+
+def test_localhost_with_a_killed_worker() -> None:
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 6)))[0]
+    y = basis @ np.arange(6.0) + 3  # orthogonal columns: a step or two of the solver
+    faulty = FaultyExecutor("localhost", {0: Fault("kill", attempts=99)})
+    model = LeastSquares(fit_intercept=False, blocks=3, workers=5, tol=1e-8, executor=faulty, timeout=60).fit(
+        basis, y
+    )
+    np.testing.assert_allclose(model.coef_, basis.T @ y, rtol=1e-6)
+    assert 0 in model.report_.recovered

@@ -1,0 +1,43 @@
+"""Models of whose products a worker dead and another late are part, and how they are compared."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from sklearn.preprocessing import StandardScaler
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+
+
+class Straggling(ReplayExecutor):
+    """Task 1 never reports; can be copied and pickled at any time, as parameters of estimators are."""
+
+    def __init__(self) -> None:
+        super().__init__({1: math.inf})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Straggling, ()
+
+
+def options(**more: Any) -> dict[str, Any]:
+    """4 of 7 workers suffice; of those with data one is dead and one late."""
+    faulty = FaultyExecutor(Straggling(), {0: Fault("kill", attempts=99)})
+    return {"blocks": 4, "workers": 7, "executor": faulty, **more}
+
+
+def standardized(data: Any) -> tuple[np.ndarray, np.ndarray]:
+    X, y = data(return_X_y=True)
+    return StandardScaler().fit_transform(X), y
+
+
+def assert_same_model(model: Any, oracle: Any, X: np.ndarray) -> None:
+    size = max(1.0, np.abs(oracle.coef_).max())
+    np.testing.assert_allclose(model.coef_, oracle.coef_, atol=1e-6 * size, rtol=0)
+    np.testing.assert_allclose(
+        model.intercept_, oracle.intercept_, atol=1e-6 * max(size, np.abs(oracle.intercept_).max())
+    )
+    np.testing.assert_allclose(model.predict(X), oracle.predict(X), rtol=1e-6, atol=1e-6 * size)
+    assert 0 in model.report_.recovered
+    assert model.n_iter_ >= 1
