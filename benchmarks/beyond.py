@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from benchmarks import is_quick, show
-from polarmap import LagrangeCode, MaskedCode, ReplayExecutor, coded_map
+from polarmap import LagrangeCode, Masked, MaskedCode, ReplayExecutor, coded_map
 from polarmap.code.gradient_coding import GradientCode
 
 # A third more workers than results are needed, and larger ones.
@@ -82,7 +82,7 @@ def digits_lost(code: MaskedCode, rows: int) -> float:
     A, w = rng.standard_normal((code.k * rows, 20)), rng.standard_normal(20)
     late = dict.fromkeys(range(code.recovery_threshold + 1, code.n), 9.0)
     result = coded_map(
-        lambda block: block @ w, A, blocks=code.k, workers=code.n, private=code.t, noise=code.noise,
+        lambda block: block @ w, A, blocks=code.k, workers=code.n, code=Masked(code.t, code.noise),
         executor=ReplayExecutor(late), verify=False, rtol=1e-6,
     )  # fmt: skip
     error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()

@@ -161,7 +161,7 @@ SCHEMES: dict[str, Callable[..., None]] = {
     "plain map": plain,
     "backup tasks (cubed)": partial(plain, with_backups=True),
     "coded, upfront": coded,
-    "coded, on demand": partial(coded, parity="on_demand"),
+    "coded, on demand": partial(coded, schedule="on_demand"),
 }
 
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault, FaultyExecutor, Masked
 
 
 def main() -> None:
@@ -17,7 +17,12 @@ def main() -> None:
     with ThreadPoolExecutor(12) as pool:
         for noise in (10, 100, 1000):
             result = polarmap.coded_map(
-                lambda block: block @ w, A, blocks=7, workers=12, private=2, noise=noise, executor=pool
+                lambda block: block @ w,
+                A,
+                blocks=7,
+                workers=12,
+                code=Masked(colluders=2, noise=noise),
+                executor=pool,
             )
             bits = polarmap.MaskedCode(12, 7, 2, noise).leakage()
             error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
@@ -33,7 +38,7 @@ def main() -> None:
             faults = {int(task): Fault("sleep", seconds=30) for task in rng.permutation(16)[:6]}
             slopes = polarmap.coded_map(
                 lambda block, v=v: block[:, :-1] @ v - block[:, -1], blocks, workers=16,
-                executor=FaultyExecutor(pool, faults), deadline=0.3,
+                executor=FaultyExecutor(pool, faults), timeout=0.3, on_timeout="estimate",
             )  # fmt: skip
             v = v - sum(slopes) / 4800
             if step % 4 == 3:

@@ -11,12 +11,13 @@ from polarmap.arrays.audit import Audit
 from polarmap.arrays.encode import encode
 from polarmap.arrays.open_coded import list_coded, open_coded
 from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
+from polarmap.arrays.stored_result import Stored, StoredResult
 from polarmap.code.lagrange import LagrangeCode
-from polarmap.code.masked import MaskedCode
+from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import Decoder
 from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
-from polarmap.coded_map import CodedResult, coded_map
+from polarmap.coded_map import coded_map
 from polarmap.coded_sum import CodedSum, coded_sum
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.replay import ReplayExecutor
@@ -25,6 +26,8 @@ from polarmap.linalg.gram import coded_gram
 from polarmap.linalg.products import CodedProduct, coded_matmul
 from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.options import Subtasks
 from polarmap.worker.run_task import Fault
 
 if typing.TYPE_CHECKING:
@@ -50,12 +53,16 @@ __all__ = [
     "FaultyExecutor",
     "GradientResult",
     "LagrangeCode",
+    "Masked",
     "MaskedCode",
     "Plan",
     "PolarCode",
     "RawObjects",
     "ReplayExecutor",
     "Report",
+    "Stored",
+    "StoredResult",
+    "Subtasks",
     "TaskReport",
     "ZarrObjects",
     "coded_gradient",

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
-from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.options import checked_settings
+from polarmap.run.map_blocks import map_blocks
+from polarmap.run.options import Verify, checked_settings
 from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
@@ -55,9 +55,9 @@ def coded_gradient(
     scheme: str = "central",
     blocks: int | None = None,
     workers: int | None = None,
-    code: str | PolarCode = "auto",
+    code: CodeName | PolarCode = "auto",
     executor: Any = None,
-    verify: bool | str = "auto",
+    verify: Verify = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
@@ -133,7 +133,7 @@ def coded_gradient(
     data, task = _prepare(f, point, unit, step, scheme, base, k)
     settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
     try:
-        mapped = run_settled(task, data, CodeOptions(k, workers, code), executor, settings, progress)
+        mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, settings, progress)
     except NotLinearError as error_:
         raise NotLinearError(_not_smooth(step, error_)) from error_
     except NotDecodableError as error_:
@@ -255,7 +255,7 @@ def _gradient(slopes: Floats, base: Floats | None, scale: Floats) -> Floats:
     return np.asarray(found).reshape(scale.shape)
 
 
-def _count_blocks(blocks: Any, workers: Any, code: str | PolarCode, count: int) -> int:
+def _count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: int) -> int:
     """k, as coded_map chooses it for `count` rows."""
     if isinstance(code, PolarCode) and blocks is None:
         blocks = code.k

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
-from polarmap.coded_map import CodedResult
 from polarmap.errors import CodeError
 from polarmap.planning.backups import BackupRule
+from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import checked_settings
 from polarmap.worker.pytree import unflatten
 
+T = TypeVar("T")
+
 
 def hedged_map(
-    f: Callable[[Any], Any],
+    f: Callable[[Any], T],
     data: Any,
     *,
     blocks: int | None = None,
@@ -29,7 +31,7 @@ def hedged_map(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
-) -> CodedResult:
+) -> CodedResult[T]:
     """Map any f over blocks of data; what is late gets a backup, and the first result of each counts.
 
     For functions that no code commutes with. A straggler costs `slow` times the usual time plus one

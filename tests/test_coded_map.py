@@ -19,20 +19,15 @@ OPTIONS = {
     "workers": None,
     "code": "auto",
     "degree": 1,
-    "private": 0,
-    "noise": 100.0,
+    "schedule": "upfront",
     "executor": None,
-    "plan": None,
-    "parity": None,
-    "subtasks": 1,
+    "out": None,
     "verify": "auto",
     "rtol": None,
     "timeout": None,
-    "deadline": None,
+    "on_timeout": "raise",
     "retries": 1,
     "progress": None,
-    "store": None,
-    "storage": None,
 }
 
 

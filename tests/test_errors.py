@@ -59,8 +59,14 @@ def test_every_error_is_a_polarmap_error_and_the_fitting_builtin(name: str) -> N
         ({"verify": "yes"}, "verify must be 'auto', True or False, not 'yes'"),
         ({"verify": None}, "verify must be 'auto', True or False, not None"),
         ({"verify": 2}, "verify must be 'auto', True or False, not 2"),
-        ({"code": "x"}, "code must be 'auto', 'rotation', 'arikan' or a PolarCode, not 'x'"),
-        ({"code": 3}, "code must be 'auto', 'rotation', 'arikan' or a PolarCode, not 3"),
+        (
+            {"code": "x"},
+            "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), not 'x'",
+        ),
+        (
+            {"code": 3},
+            "code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), not 3",
+        ),
         ({"blocks": 0}, "blocks must be a positive integer, not 0"),
         ({"blocks": -3}, "blocks must be a positive integer, not -3"),
         ({"blocks": 2.0}, "blocks must be a positive integer, not 2.0"),

@@ -14,7 +14,7 @@ from polarmap.arrays.sources import open_source
 from polarmap.arrays.stores import open_store
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.arrays.write_array import write_array
-from polarmap.blocks.choose_code import choose_polar_code
+from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
@@ -29,7 +29,7 @@ def encode(
     *,
     blocks: int | None = None,
     workers: int | None = None,
-    code: str | PolarCode = "auto",
+    code: CodeName | PolarCode = "auto",
     name: str,
     storage: Any = None,
     overwrite: bool = False,

@@ -2,116 +2,147 @@
 
 from __future__ import annotations
 
-import contextlib
-import uuid
-from collections.abc import Callable, Mapping
-from math import prod
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from polarmap.arrays import generations
-from polarmap.arrays.generations import Generation
-from polarmap.arrays.keys import check_name
-from polarmap.arrays.manifest import Manifest, read_current
-from polarmap.arrays.stores import place_of
+from polarmap.arrays.array import CodedArray
+from polarmap.arrays.result_writer import ResultWriter
+from polarmap.arrays.stores import open_store
 from polarmap.blocks.base import CodedData
-from polarmap.code.dtypes import is_exact
-from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, StorageError
-from polarmap.storage.base import Store
-from polarmap.worker.parts import Keep, Kept, Part
+from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.equal import concatenate
+from polarmap.errors import CodeError
+from polarmap.report import Report
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.execute import run_coded
+from polarmap.run.map_blocks import prepared
+from polarmap.run.options import Settings
+from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.run_task import sample
 
-STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
+T = TypeVar("T")
 
 
-class Keeping:
-    """The objects of one map's results; a context, which leaves nothing when the map fails.
+@dataclass(frozen=True)
+class Stored:
+    """For `out=` of `coded_map`: results stay in storage, as a coded array of this name.
+
+    Workers write their own, only a sample of each travels, and the checks are made on that. f must be
+    linear or affine and return one array.
+
+    Parameters
+    ----------
+    name : str
+        What to call the array: letters, digits, '.', '_' and '-'.
+    storage : optional
+        Where, as for `encode`; by default where the data lies.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from polarmap import ReplayExecutor, coded_map
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> out = Stored("doubled", storage=folder.name)
+    >>> y = coded_map(lambda block: 2 * block, np.eye(4), blocks=4, out=out, executor=ReplayExecutor())
+    >>> y.array.name, y[3].tolist()
+    ('doubled', [[0.0, 0.0, 0.0, 2.0]])
+    >>> folder.cleanup()
+    """
+
+    name: str
+    storage: Any = None
+
+
+class StoredResult(CodedResult[T]):
+    """The results of a coded map that stayed in storage; `coded_map` takes it as data.
 
     Attributes
     ----------
-    store : Store
-    keep : Keep
-        What executors are told.
+    array : CodedArray
+        The results: one after another along the first axis, as `concatenate` would join them.
+        Blocks whose results had not arrived are missing in it: decoded when they are read, until
+        `array.repair()` rebuilds them.
     """
 
-    def __init__(self, store: Store, name: str, coded: CodedData) -> None:
-        if not isinstance(coded.code, PolarCode):
-            raise CodeError(f"store= keeps results of linear f, coded by a PolarCode, not by {coded.code!r}")
-        self.store, self._name, self._code = store, check_name(name), coded.code
-        _refuse_standing(store, name)
-        self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
-        items = max(1, STRIPE_BYTES // (8 * coded.n))
-        self.keep = Keep(place_of(store), f"{self._generation.prefix}result", items)
+    def __init__(self, array: CodedArray, report: Report, structure: Structure) -> None:
+        super().__init__([], report)
+        self.array, self._structure = array, structure
 
-    def __enter__(self) -> Keeping:
-        self._generation.__enter__()
-        return self
+    def __len__(self) -> int:
+        return self.array.k
 
-    def __exit__(self, kind: object, *error: object) -> None:
-        self._generation.__exit__(kind, *error)
-        if kind is None:
-            generations.sweep(self.store, self._name)
-        else:  # a storage that is down must not hide why the map ended
-            with contextlib.suppress(Exception):
-                generations.sweep(self.store, self._name)
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        if isinstance(index, slice):
+            return [self[number] for number in range(len(self))[index]]
+        number = range(len(self))[index]
+        leaves = self.coded_blocks().leaves(number)
+        if self.array.padding:
+            leaves = [leaf[: max(0, len(self.array) - number * self.array.rows)] for leaf in leaves]
+        result: T = unflatten(self._structure, leaves)
+        return result
 
-    def manifest(self, kept: Mapping[int, Kept], padding: int, dtype: np.dtype[Any]) -> Manifest:
-        """Make the results an array that can be opened; those that never came are parts to repair.
+    def __iter__(self) -> Iterator[T]:
+        return (self[index] for index in range(len(self)))
 
-        The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
-        """
-        [(_, shape)] = kept[min(kept)].layout
-        parity_dtype = self._code.parity_dtype(dtype)
-        for index, one in kept.items():
-            wanted = dtype if index < self._code.k else parity_dtype
-            found = np.dtype(one.layout[0][0])
-            alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
-            if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
-                raise CodeError(
-                    f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
-                    f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
-                )
-        rows, *inner = shape or (1,)
-        total = self._code.k * rows - padding
-        counts = _counts(prod(shape), self.keep.items)
-        parts = [
-            kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
-            for index in range(self._code.n)
-        ]
-        made = Manifest(
-            self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts), shape == ()
-        )
-        self._generation.publish(made, None)
-        return made
+    def concatenate(self, axis: int = 0) -> Any:
+        """The results as one array, read from storage."""
+        if axis == 0:
+            return self.array[:]
+        return concatenate(list(self), axis)
 
-    def _absent(
-        self, index: int, counts: list[int], dtype: np.dtype[Any], parity_dtype: np.dtype[Any]
-    ) -> tuple[Part, ...]:
-        """Parts that are missing until they are repaired."""
-        itemsize = (dtype if index < self._code.k else parity_dtype).itemsize
-        prefix = f"{self.keep.prefix}/{index}-absent"
-        return tuple(Part(f"{prefix}/{number}", count * itemsize) for number, count in enumerate(counts))
+    def coded_blocks(self) -> CodedData:
+        """As `coded_map` takes data that is encoded already."""
+        return self.array.coded_blocks()
+
+    @property
+    def store(self) -> Any:
+        """Where the results lie."""
+        return self.array.store
+
+    @property
+    def executor(self) -> Any:
+        """As that of the array."""
+        return self.array.executor
 
 
-def sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def map_to_storage(
+    f: Callable[[Any], T],
+    data: Any,
+    options: CodeOptions,
+    out: Stored,
+    executor: Any,
+    settings: Settings,
+    progress: bool | None,
+) -> StoredResult[T]:
+    """The results of f on the blocks of the data, which workers leave in storage."""
+    _check_out(out, settings)
+    launch, coded = prepared(data, options, executor, settings)
+    place = getattr(data, "store", None) if out.storage is None else out.storage
+    with ResultWriter(open_store(place), out.name, coded) as writer:
+        collected, report = run_coded(launch, f, coded, settings, progress, _sampled(f), writer.keep)
+        padding = coded.blocks.padding if any(collected.rows) else 0
+        made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
+    _, _, structure = collected.structure  # of a sample: see worker.leave
+    return StoredResult(CodedArray(writer.store, made), report, structure)
+
+
+def _check_out(out: Any, settings: Settings) -> None:
+    if not isinstance(out, Stored):
+        advice = f": use Stored({out!r})" if isinstance(out, str) else ""
+        raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
+    if settings.subtasks > 1:
+        raise CodeError("Subtasks do not go with out=Stored(...): leave one out")
+    if settings.deadline is not None:
+        raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
+
+
+def _sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """What the driver sees of f when results stay in storage."""
     return lambda block: sample(np.asarray(f(block)))
-
-
-def _refuse_standing(store: Store, name: str) -> None:
-    if read_current(store, name) is not None:
-        raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name for store=, "
-            "or delete it first"
-        )
-
-
-def _counts(size: int, items: int) -> list[int]:
-    """Numbers in each part of a result.
-
-    >>> _counts(7, 3)
-    [3, 3, 1]
-    """
-    return [min(items, size - start) for start in range(0, size, items)]

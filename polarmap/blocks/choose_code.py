@@ -4,43 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from polarmap.blocks import equal as blocks_
-from polarmap.blocks.equal import Blocks
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.equal import Blocks, CodedBlocks
+from polarmap.blocks.masked import MaskedBlocks
+from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code
-from polarmap.code.dtypes import default_rtol, epsilon, is_exact, is_integer
+from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
-from polarmap.code.masked import MaskedCode
+from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.polar import MAX_WORKERS, PolarCode
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
-from polarmap.planning.planner import Plan
 
-
-def options_of_plan(
-    plan: Plan, blocks: int | None, workers: int | None, code: str | Code
-) -> tuple[int, int, str | Code]:
-    """Blocks, workers and code of a plan; CodeError where the caller asks for others too."""
-    if not isinstance(plan, Plan):
-        raise CodeError(f"plan must be a Plan as polarmap.plan returns it, not {type(plan).__name__}")
-    for name, given, planned in (("blocks", blocks, plan.k), ("workers", workers, plan.n)):
-        if given is not None and not (is_integer(given) and given == planned):
-            raise CodeError(f"{name}={given}, but the plan is for {planned}: leave {name} out, or plan again")
-    if not is_one_of(code, ("auto",)):
-        raise CodeError(f"the plan says which code: leave code={code!r} out")
-    if plan.code == "uncoded":
-        return plan.k, plan.n, Uncoded(plan.k)
-    if plan.code == "rotation":
-        return plan.k, plan.n, "auto"
-    decoder = "sequential" if plan.code == "sequential" else "optimal"
-    return plan.k, plan.n, PolarCode(plan.n, plan.k, "arikan", decoder)
-
-
-DEFAULT_NOISE = 100.0
+CodeName = Literal["auto", "rotation", "arikan"]
+NAMES = ("auto", "rotation", "arikan")
 
 
 class CodeOptions(NamedTuple):
@@ -48,29 +29,58 @@ class CodeOptions(NamedTuple):
 
     blocks: int | None = None
     workers: int | None = None
-    code: str | Code = "auto"
+    code: CodeName | Code | Masked = "auto"
     degree: int = 1
-    private: int = 0
-    noise: float = DEFAULT_NOISE
+
+    @property
+    def colluders(self) -> int:
+        """Workers that may put together what they got without learning the data; 0 if it is not masked."""
+        return int(self.code.colluders) if isinstance(self.code, Masked) else 0
 
 
-def choose_code(data: Any, choice: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
+def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
+    """The coded blocks of the data, which may be encoded already."""
+    if not hasattr(data, "coded_blocks"):
+        blocks, code = choose_code(data, options, rtol)
+        return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
+    coded: CodedData = data.coded_blocks()
+    fits = options._replace(
+        blocks=None if options.blocks == coded.code.k else options.blocks,
+        workers=None if options.workers == coded.n else options.workers,
+        code="auto" if is_one_of(options.code, (coded.code.kernel,)) else options.code,
+    )
+    if not all(map(_is_same, fits, CodeOptions())):
+        raise CodeError(
+            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
+            f"{coded.code!r}: leave blocks, workers, code and degree out"
+        )
+    return coded
+
+
+def _is_same(option: Any, default: Any) -> bool:
+    return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))
+
+
+def encode_once(
+    data: Any, blocks: int | None, workers: int | None, code: CodeName | PolarCode
+) -> CodedBlocks:
+    """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
+    return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)
+
+
+def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
-    blocks, workers, code, *_ = choice
-    degree = blocks_.checked_count("degree", choice.degree)
-    _check_private(choice)
-    if not isinstance(code, str):
+    blocks, workers, code, degree = options
+    degree = blocks_.checked_count("degree", degree)
+    if not isinstance(code, (str, Masked)):
         return _given(data, blocks, workers, code, degree)
-    if code not in ("auto", "rotation", "arikan"):
-        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
-    if degree > 1 and code != "auto":
-        raise CodeError(f"the {code} kernel carries linear f only: with degree={degree} leave code out")
+    _check_name(code, degree)
     if workers is not None:
         workers = blocks_.checked_count("workers", workers)
     if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
-        blocks = _usual_count(int(data.shape[0]), workers, choice)
+        blocks = _usual_count(int(data.shape[0]), workers, degree, options.colluders)
     cut = blocks_.cut(data, blocks)
-    chosen = _chosen(cut, workers, choice)
+    chosen = _chosen(cut, workers, code, degree)
     for dtype in cut.dtypes:
         chosen.parity_dtype(dtype)
     if not isinstance(chosen, PolarCode):
@@ -78,22 +88,42 @@ def choose_code(data: Any, choice: CodeOptions, rtol: float | None = None) -> tu
     return cut, chosen
 
 
-def _chosen(cut: Blocks, workers: int | None, choice: CodeOptions) -> PolarCode | LagrangeCode | MaskedCode:
-    k, t, degree = cut.k, choice.private, choice.degree
-    if t:
-        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, choice.noise)
+def _check_name(code: str | Masked, degree: int) -> None:
+    """CodeError for a word that names no code, and for a code that does not carry f of such a degree."""
+    if isinstance(code, Masked):
+        if degree > 1:
+            raise CodeError(f"{code!r} carries linear f only: leave degree={degree} or the code out")
+    elif code not in NAMES:
+        raise CodeError(_no_code(code))
+    elif degree > 1 and code != "auto":
+        raise CodeError(f"the {code} kernel carries linear f only: with degree={degree} leave code out")
+
+
+def _no_code(code: object) -> str:
+    return (
+        f"code must be 'auto', 'rotation', 'arikan', Masked() or a code such as PolarCode(n, k), not {code!r}"
+    )
+
+
+def _chosen(
+    cut: Blocks, workers: int | None, code: CodeName | Masked, degree: int
+) -> PolarCode | LagrangeCode | MaskedCode:
+    k = cut.k
+    if isinstance(code, Masked):
+        t = int(code.colluders)
+        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, code.noise)
     if degree > 1:
         needed = recovery_threshold(k, degree, "circle")
         return LagrangeCode(_third_more(needed) if workers is None else workers, k, degree)
-    return _polar(k, cut.dtypes, workers, str(choice.code))
+    return _polar(k, cut.dtypes, workers, code)
 
 
-def _usual_count(total: int, workers: int | None, choice: CodeOptions) -> int:
+def _usual_count(total: int, workers: int | None, degree: int = 1, colluders: int = 0) -> int:
     """k for an array of so many rows: near 24, or as many as the workers carry."""
     if workers is None:
-        plain = choice.degree == 1 and not choice.private  # others lose digits as k grows
+        plain = degree == 1 and not colluders  # others lose digits as k grows
         return blocks_.usual_count(total, blocks_.DEFAULT_BLOCKS, None if plain else blocks_.DEFAULT_BLOCKS)
-    most = max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, choice.degree) - choice.private)
+    most = max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree) - colluders)
     return blocks_.usual_count(total, most, most)
 
 
@@ -101,24 +131,12 @@ def _third_more(needed: int) -> int:
     return needed + math.ceil(needed / 3)
 
 
-def _check_private(choice: CodeOptions) -> None:
-    t = choice.private
-    if not is_integer(t) or t < 0:
-        raise CodeError(f"private must be 0 or the number of workers that may collude, not {t!r}")
-    if not is_number(choice.noise):
-        raise CodeError(f"noise must be a positive number, not {choice.noise!r}")
-    if not t and choice.noise != DEFAULT_NOISE:
-        raise CodeError("noise= masks data from workers that may collude: say how many with private=")
-    if t and (choice.degree > 1 or choice.code != "auto"):
-        raise CodeError("private= has a code of its own, for linear f: leave code and degree out")
-
-
 def _given(
     data: Any, blocks: int | None, workers: int | None, code: Code, degree: int
 ) -> tuple[Blocks, Code]:
     """The blocks for a code of the caller's."""
     if not all(hasattr(code, part) for part in ("n", "k", "recovery_threshold", "parity", "plan")):
-        raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")
+        raise CodeError(_no_code(code))
     if degree != getattr(code, "degree", 1) and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
     cut = blocks_.cut(data, code.k if blocks is None else blocks)
@@ -133,7 +151,7 @@ def _check_fit(code: Code, k: int, workers: int | None) -> None:
 
 
 def choose_polar_code(
-    total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: str | PolarCode
+    total: int, dtype: np.dtype[Any], blocks: int | None, workers: int | None, code: CodeName | PolarCode
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
     if workers is not None:
@@ -143,13 +161,13 @@ def choose_polar_code(
     elif isinstance(code, PolarCode):
         k = code.k
     else:
-        k = _usual_count(total, workers, CodeOptions())
+        k = _usual_count(total, workers)
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     if isinstance(code, PolarCode):
         _check_fit(code, k, workers)
         chosen = code
-    elif is_one_of(code, ("auto", "rotation", "arikan")):
+    elif is_one_of(code, NAMES):
         chosen = _polar(k, [dtype], workers, code)
     else:
         raise CodeError(f"code must be 'auto', 'rotation', 'arikan' or a PolarCode, not {code!r}")

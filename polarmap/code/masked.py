@@ -6,6 +6,7 @@ reals, as in Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939, there o
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import combinations
 from math import comb
@@ -30,6 +31,50 @@ SEEDS, PATTERNS = 8, 64  # tried up to 64 blocks, and the most patterns of arriv
 COALITIONS = 4096  # sets of t workers whose leakage is computed one by one; a sample beyond
 CONSTANT = 0.25  # norm of a row of noise coefficients
 RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a code to be worth its launch
+
+
+@dataclass(frozen=True)
+class Masked:
+    """A `MaskedCode` for `code=` of `coded_map`, whose number of blocks and workers follow from the data.
+
+    Any `colluders` workers that put together what they got see the data only under noise. No block is
+    sent as it is and k + colluders results determine the rest, for linear or affine f. Not perfect
+    secrecy: `MaskedCode.leakage` bounds what they learn.
+
+    Parameters
+    ----------
+    colluders : int
+        t, how many workers may put together what they got.
+    noise : float
+        Standard deviation of what masks the data, in root mean squares of the data. Leakage falls with
+        its square, and its digits are lost in decoding.
+
+    Raises
+    ------
+    CodeError
+        For numbers that cannot be.
+
+    Examples
+    --------
+    >>> from polarmap import Masked, ReplayExecutor, coded_map
+    >>> A = np.arange(12.0).reshape(6, 2)
+    >>> code = Masked(colluders=1, noise=30.0)
+    >>> y = coded_map(np.negative, A, blocks=3, workers=5, code=code, executor=ReplayExecutor())
+    >>> bool(np.allclose(y.concatenate(), -A)), len(y.report.recovered)
+    (True, 3)
+    """
+
+    colluders: int = 1
+    noise: float = 100.0
+
+    def __post_init__(self) -> None:
+        if not is_integer(self.colluders) or self.colluders < 1:
+            raise CodeError(
+                "colluders must be 1 or more, the number of workers that may put together what they got, "
+                f"not {self.colluders!r}"
+            )
+        if not is_positive(self.noise):
+            raise CodeError(f"noise must be a positive number, not {self.noise!r}")
 
 
 class MaskedCode:

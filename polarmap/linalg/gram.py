@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.choose_code import encode_once
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
-from polarmap.coded_map import encode_once
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble, pair_shape, run
+from polarmap.run.options import Verify
 
 Array = npt.NDArray[Any]
 
@@ -29,11 +30,11 @@ def coded_gram(
     blocks: int | None = None,
     workers: int | None = None,
     executor: Any = None,
-    verify: bool | str = "auto",
+    verify: Verify = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
-    progress: bool | None = False,
+    progress: bool | None = None,
 ) -> CodedProduct:
     """A^H A, or A^H diag(weights) A, without waiting for stragglers.
 

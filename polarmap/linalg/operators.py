@@ -16,16 +16,16 @@ import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encode import encode
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
 from polarmap.blocks.equal import DEFAULT_BLOCKS, CodedBlocks, checked_count
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.coded_map import encode_once, run
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
 from polarmap.linalg import matrices
 from polarmap.report import Report
-from polarmap.run.options import checked_settings
+from polarmap.run.map_blocks import map_blocks
+from polarmap.run.options import Verify, checked_settings
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -96,13 +96,13 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         transposed: CodedArray | None = None,
         blocks: int | None = None,
         workers: int | None = None,
-        code: str | PolarCode = "auto",
+        code: CodeName | PolarCode = "auto",
         executor: Any = None,
-        verify: bool | str = "auto",
+        verify: Verify = "auto",
         rtol: float | None = None,
         timeout: float | None = None,
         retries: int = 1,
-        progress: bool | None = False,
+        progress: bool | None = None,
     ) -> None:
         matrix = matrices.checked(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
@@ -115,8 +115,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run, self._settings = partial(run, choice=CodeOptions(), executor=executor), settings
-        self._progress = progress
+        self._run, self._settings = partial(map_blocks, options=CodeOptions(), executor=executor), settings
+        self._progress = bool(progress)  # by default no bar for each of many products
         self.products = 0
         self.report: Report | None = None
 
@@ -169,7 +169,9 @@ class _Side(NamedTuple):
 class _Kept:
     """Both sides of a matrix, each encoded when it is first asked for."""
 
-    def __init__(self, matrix: Any, executor: Any, sizes: tuple[int, int], code: str | PolarCode) -> None:
+    def __init__(
+        self, matrix: Any, executor: Any, sizes: tuple[int, int], code: CodeName | PolarCode
+    ) -> None:
         self._matrix, self._sizes, self._code = matrix, sizes, code
         self._storage = storage_beside(executor)
         self._prefix = f"operator-{uuid.uuid4().hex}"
@@ -205,7 +207,7 @@ class _Kept:
         n = k + math.ceil((self._sizes[1] - self._sizes[0]) * k / self._sizes[0])
         code = self._code
         if isinstance(code, PolarCode) and k < code.k:
-            code = code.kernel
+            code = "arikan" if code.kernel == "arikan" else "rotation"
         if self._storage is None:
             return _Side(encode_once(data, k, n, code), data.largest)
         name, place = f"{self._prefix}-{name}", self._storage
@@ -244,7 +246,7 @@ def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
     return transposed
 
 
-def _sizes(blocks: int | None, workers: int | None, code: str | PolarCode) -> tuple[int, int]:
+def _sizes(blocks: int | None, workers: int | None, code: CodeName | PolarCode) -> tuple[int, int]:
     """k and n as asked for."""
     if isinstance(code, PolarCode):
         blocks = code.k if blocks is None else blocks

@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
 from polarmap.blocks.equal import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.coded_map import CodedResult, encode_once
-from polarmap.coded_map import run as run_settled
 from polarmap.errors import CodeError
 from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
-from polarmap.run.options import checked_settings
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.map_blocks import map_blocks
+from polarmap.run.options import Verify, checked_settings
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
@@ -37,13 +37,13 @@ def coded_matmul(
     method: str = "auto",
     blocks: int | tuple[int, int] | None = None,
     workers: int | tuple[int, int] | None = None,
-    code: str = "auto",
+    code: CodeName = "auto",
     executor: Any = None,
-    verify: bool | str = "auto",
+    verify: Verify = "auto",
     rtol: float | None = None,
     timeout: float | None = None,
     retries: int = 1,
-    progress: bool | None = False,
+    progress: bool | None = None,
 ) -> CodedProduct:
     """A @ B without waiting for stragglers, with one factor coded or both.
 
@@ -64,7 +64,7 @@ def coded_matmul(
     code : {"auto", "rotation", "arikan"}
         "auto" codes a product of integers with the arikan kernel: exact, modulo 2^bits as numpy.
     executor, verify, rtol, timeout, retries, progress : optional
-        As for `coded_map`, but no bar by default. A product is bilinear, so verify="auto" awaits no
+        As for `coded_map`. A product is bilinear, so verify="auto" awaits no
         result to find out and only compares what arrives beyond need, which on a grid is common.
         verify=True waits for one whenever something has to be decoded; two tell which worker
         returned garbage. Faults are numbered by task: on a grid the k_A k_B data tasks row by row,
@@ -140,7 +140,7 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
 
 
 def _one_sided(
-    data: Any, factor: Any, cut: layouts.Cut, code: str, options: dict[str, Any]
+    data: Any, factor: Any, cut: layouts.Cut, code: CodeName, options: dict[str, Any]
 ) -> tuple[Array, Report]:
     """data @ factor with data coded by rows."""
     operand = matrices.checked_operand(factor[:])
@@ -151,7 +151,7 @@ def _one_sided(
 
 
 def _on_grid(
-    left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: str, options: dict[str, Any]
+    left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: CodeName, options: dict[str, Any]
 ) -> tuple[Array, Report]:
     coded = CodedPairs(
         _encoded(left, rows, code, "A"), _encoded(matrices.Transposed(right), columns, code, "B")
@@ -168,15 +168,17 @@ def pair_shape(coded: CodedPairs) -> Shape:
     return left[0], right[0]
 
 
-def run(f: Callable[[Any], Any], coded: Any, shape: Shape, options: Mapping[str, Any]) -> CodedResult:
+def run(
+    f: Callable[[Any], Array], coded: Any, shape: Shape, options: Mapping[str, Any]
+) -> CodedResult[Array]:
     """The map of an f of ours, which returns arrays of that shape and is what the code assumes."""
     given = dict(options)
     executor, progress = given.pop("executor"), given.pop("progress")
     settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True, shape=shape)
-    return run_settled(f, coded, CodeOptions(), executor, settings, progress)
+    return map_blocks(f, coded, CodeOptions(), executor, settings, progress)
 
 
-def _encoded(data: Any, cut: layouts.Cut, code: str, name: str) -> CodedBlocks:
+def _encoded(data: Any, cut: layouts.Cut, code: CodeName, name: str) -> CodedBlocks:
     return encode_once(matrices.Watched(data, name), *cut, code)
 
 

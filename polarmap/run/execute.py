@@ -217,7 +217,7 @@ def _estimate(
     received = word.received
     if not received.results:
         raise CodedTimeoutError(
-            f"no result arrived within the deadline of {watch.deadline:g} s: nothing to estimate from"
+            f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
         ) from tasks.first_cause
     if word.acceptance.not_finite or not received.all_finite():
         raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause

@@ -1,23 +1,66 @@
-"""What the caller of coded_map chose, beside the data and the code."""
+"""What the caller of a map chose beside the data and the code: checked, and as the loop reads it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.equal import checked_count
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
+from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Distribution
+from polarmap.planning.planner import Plan
 from polarmap.run.trusted import TRUSTED, TrustedFunctions
+
+Verify = bool | Literal["auto"]
+ScheduleName = Literal["upfront", "on_demand"]
+OnTimeout = Literal["raise", "estimate"]
 
 # From the leaves of every received result: what entries of each leaf may be off by although f is as
 # linear as it should be; inf for a leaf that is not meant to be decoded.
 Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
+
+
+@dataclass(frozen=True)
+class Subtasks:
+    """A schedule of `coded_map`: all tasks start at once and hand in their work piece by piece.
+
+    Every worker cuts its block into `count` pieces along the first axis and hands in the result of
+    each as it comes, and each piece is decoded once enough workers have done it: what a straggler has
+    finished counts, even if it then dies. f has to act on rows: f of a block must be f of its pieces,
+    joined along axis 0 (`block @ x`, elementwise functions; not sums over rows). The first use
+    evaluates f of one whole block here, beside the map, to check that.
+
+    Parameters
+    ----------
+    count : int
+        Pieces of a block.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from polarmap import ReplayExecutor, Subtasks, coded_map
+    >>> slow = ReplayExecutor({0: 8.0, 1: 8.0, 2: 8.0})  # an eighth of the others' speed
+    >>> y = coded_map(np.negative, np.eye(24), blocks=6, workers=8, schedule=Subtasks(4), executor=slow)
+    >>> [task.subtasks for task in y.report.tasks if task.state == "abandoned"], y.report.seconds < 8
+    ([0, 0, 0], True)
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        checked_count("the count of Subtasks", self.count)
+
+
+Schedule = ScheduleName | Subtasks | Plan
 
 
 @dataclass(frozen=True)
@@ -41,18 +84,63 @@ class Settings:
 
 
 def checked_settings(
-    f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any, deadline: Any = None
+    f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any, on_timeout: Any = "raise"
 ) -> Settings:
     """The options that every map has; CodeError for f or an option that cannot be."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
     if not isinstance(verify, (bool, np.bool_)) and not is_one_of(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
-    for name, value in (("rtol", rtol), ("timeout", timeout), ("deadline", deadline)):
+    for name, value in (("rtol", rtol), ("timeout", timeout)):
         if value is not None and not (is_number(value) and value > 0):
             raise CodeError(f"{name} must be a positive number, not {value!r}")
     if not is_integer(retries) or retries < 0:
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
-    return Settings(
-        verify if isinstance(verify, str) else bool(verify), rtol, timeout, int(retries), deadline
-    )
+    if not is_one_of(on_timeout, ("raise", "estimate")):
+        raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
+    verify = verify if isinstance(verify, str) else bool(verify)
+    if on_timeout == "raise":
+        return Settings(verify, rtol, timeout, int(retries))
+    if timeout is None:
+        raise CodeError("on_timeout='estimate' needs timeout=: the seconds after which to estimate")
+    return Settings(verify, rtol, None, int(retries), deadline=timeout)
+
+
+def scheduled(settings: Settings, schedule: Schedule) -> Settings:
+    """`settings` with what a schedule says of when tasks start; CodeError for what is no schedule."""
+    if isinstance(schedule, Plan):
+        upfront = schedule.upfront if schedule.schedule == "on_demand" else 0
+        return replace(settings, parity=schedule.schedule, upfront=upfront, runtimes=schedule.runtimes)
+    if isinstance(schedule, Subtasks):
+        if settings.deadline is not None and schedule.count > 1:
+            raise CodeError("Subtasks do not go with on_timeout='estimate': leave one out")
+        return replace(settings, subtasks=int(schedule.count))
+    if not is_one_of(schedule, ("upfront", "on_demand")):
+        advice = f": use Subtasks({schedule})" if is_integer(schedule) else ""
+        raise CodeError(
+            f"schedule must be 'upfront', 'on_demand', Subtasks(count) or a Plan as polarmap.plan "
+            f"returns it, not {schedule!r}{advice}"
+        )
+    return replace(settings, parity=schedule)
+
+
+def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:
+    """`options` with the sizes and the code of a plan; CodeError where the caller asks for others too."""
+    if not isinstance(schedule, Plan):
+        return options
+    plan, (blocks, workers, code, _) = schedule, options
+    for name, given, wanted in (("blocks", blocks, plan.k), ("workers", workers, plan.n)):
+        if given is not None and not (is_integer(given) and given == wanted):
+            raise CodeError(f"{name}={given}, but the plan is for {wanted}: leave {name} out, or plan again")
+    if not is_one_of(code, ("auto", *_kernels(plan))):
+        raise CodeError(f"the plan says which code, {plan.code!r}: leave code={code!r} out")
+    if plan.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
+        return options._replace(blocks=plan.k, workers=plan.n)
+    decoder = "sequential" if plan.code == "sequential" else "optimal"
+    made = Uncoded(plan.k) if plan.code == "uncoded" else PolarCode(plan.n, plan.k, "arikan", decoder)
+    return options._replace(blocks=plan.k, workers=plan.n, code=made)
+
+
+def _kernels(plan: Plan) -> tuple[str, ...]:
+    """What a caller may say the code is and mean that of the plan."""
+    return {"rotation": ("rotation",), "uncoded": ()}.get(plan.code, ("arikan",))

@@ -62,7 +62,7 @@ class RowByRowCheck:
         elif not self._agrees(codewords.members, codewords.results[BLOCK]):
             raise CodeError(
                 f"f of block {BLOCK} is not what f gives of its rows piece by piece, joined along axis 0: "
-                "leave subtasks out for this f"
+                "leave Subtasks out for this f"
             )
         else:
             self._trust.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
@@ -89,7 +89,7 @@ class RowByRowCheck:
         assert self._run is not None
         here = "did not end" if self._run.error is None else f"raised {self._run.words}"
         warnings.warn(
-            f"it could not be verified that f acts on each row by itself, as subtasks need: here it {here}",
+            f"it could not be verified that f acts on each row by itself, as Subtasks need: here it {here}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -96,8 +96,8 @@ def check_rows(coded: CodedData, subtasks: int) -> None:
     for name, shape in coded.layout(0):
         if not shape or shape[0] < subtasks:
             raise CodeError(
-                f"subtasks={subtasks} cuts every array of a block along its first axis, and one is {name} of "
-                f"shape {tuple(shape)}: use fewer subtasks"
+                f"Subtasks({subtasks}) cuts every array of a block along its first axis, and one is {name} "
+                f"of shape {tuple(shape)}: use fewer"
             )
 
 
@@ -128,7 +128,7 @@ def joined(parts: Sequence[list[list[Array]]]) -> list[list[Array]]:
     kinds = [[leaf.shape[1:] for leaf in part[0]] for part in parts]
     if any(kind != kinds[0] for kind in kinds) or any(not leaf.ndim for part in parts for leaf in part[0]):
         raise CodeError(
-            "f of the pieces of a block gave results that cannot be joined along axis 0: leave subtasks out "
+            "f of the pieces of a block gave results that cannot be joined along axis 0: leave Subtasks out "
             "for this f, unless workers returned garbage"
         )
     return [

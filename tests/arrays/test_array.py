@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import PolarCode
+from polarmap import PolarCode, Stored
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.arrays.write_array import write_array
@@ -473,7 +473,7 @@ def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
     monkeypatch.chdir(tmp_path)
     for use in (lambda: polarmap.encode(np.arange(8.0), name="a", storage=choice),
                 lambda: polarmap.open_coded("a", choice), lambda: polarmap.list_coded(choice),
-                lambda: polarmap.coded_map(np.sum, np.arange(8.0), store="a", storage=choice)):  # fmt: skip
+                lambda: polarmap.coded_map(np.sum, np.arange(8.0), out=Stored("a", choice))):  # fmt: skip
         with pytest.raises(StorageError, match=r"is no storage|is not the path of a folder"):
             use()
     assert list(tmp_path.iterdir()) == []

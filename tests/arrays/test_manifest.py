@@ -12,6 +12,7 @@ import pytest
 from arrays.test_array import MIB, random_array
 
 import polarmap
+from polarmap import Stored
 from polarmap.storage.folder import FolderStore
 
 PAGE = Path(__file__).parents[2] / "docs" / "coded-array-format.md"
@@ -36,7 +37,7 @@ def test_the_reader_of_the_page_reads(tmp_path, dtype):
 def test_the_reader_of_the_page_reads_numbers(tmp_path):
     options = {"blocks": 6, "executor": polarmap.ReplayExecutor()}
     A = random_array((42, 5))
-    y = polarmap.coded_map(np.sum, A, store="a", storage=tmp_path, **options)
+    y = polarmap.coded_map(np.sum, A, out=Stored("a", tmp_path), **options)
     y.array.repair()
     np.testing.assert_allclose(reader()(tmp_path, "a"), A.reshape(6, -1).sum(axis=1), rtol=1e-10)
     manifest = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]

@@ -1,4 +1,4 @@
-"""coded_map(store=): results that stay in storage, and maps of these."""
+"""coded_map(out=Stored(...)): results that stay in storage, and maps of these."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from plain import arriving, assert_same, cut
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError, StorageError
 
 
@@ -28,12 +28,12 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
     B = np.random.default_rng(1).standard_normal((7, 5))
     faulty = FaultyExecutor(executor, {1: Fault("sleep", 60)})
     first = polarmap.coded_map(
-        lambda block: block @ B, A, blocks=6, workers=8, store="AB", storage=tmp_path, executor=faulty
+        lambda block: block @ B, A, blocks=6, workers=8, out=Stored("AB", tmp_path), executor=faulty
     )
     assert first.array.shape == (59, 5)
     np.testing.assert_allclose(first.concatenate(), A @ B, rtol=1e-9, atol=1e-9)
     np.testing.assert_allclose(first[1], (A @ B)[10:20], rtol=1e-9, atol=1e-9)
-    second = polarmap.coded_map(lambda block: block @ B.T, first, store="ABB", executor=faulty)
+    second = polarmap.coded_map(lambda block: block @ B.T, first, out=Stored("ABB"), executor=faulty)
     np.testing.assert_allclose(second.concatenate(), A @ B @ B.T, rtol=1e-9, atol=1e-9)
     assert polarmap.list_coded(tmp_path) == ["AB", "ABB"]
     for result in (first, second):
@@ -57,7 +57,7 @@ def test_any_shape_comes_back(tmp_path_factory, rows, k, extra, columns, dtype, 
     seconds = {index: data.draw(st.floats(0.1, 2)) for index in range(n)}
     f = data.draw(st.sampled_from([lambda block: block + block, lambda block: block.sum()]))
     y = polarmap.coded_map(
-        f, A, blocks=k, workers=n, store="y", storage=folder, executor=ReplayExecutor(seconds), verify=False
+        f, A, blocks=k, workers=n, out=Stored("y", folder), executor=ReplayExecutor(seconds), verify=False
     )
     expected = polarmap.coded_map(f, A, blocks=k, workers=n, executor=ReplayExecutor(), verify=False)
     np.testing.assert_allclose(y.concatenate(), expected.concatenate(), rtol=1e-4, atol=1e-3)
@@ -83,7 +83,7 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
     f = SCALARS[name]
     options = {"blocks": 6, "workers": 9, "verify": False}
     lost = arriving([1, 2, 3, 4, 5, 6, 7, 8], 9)
-    y = polarmap.coded_map(f, data, store="y", storage=tmp_path, executor=lost, **options)
+    y = polarmap.coded_map(f, data, out=Stored("y", tmp_path), executor=lost, **options)
     expected = polarmap.coded_map(f, data, executor=ReplayExecutor(), **options)
     assert_same(y, expected, 1e-9)
     assert_same([y[0], y[-1], *y[2:4]], [expected[0], expected[-1], *expected[2:4]], 1e-9)
@@ -101,25 +101,25 @@ def test_numbers_come_back_as_of_a_map_without_store(A, tmp_path, name):
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 def test_numbers_stay_and_are_mapped_by_any_workers(A, tmp_path, executor):
     y = polarmap.coded_map(
-        np.sum, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=executor, timeout=60
+        np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=executor, timeout=60
     )
     assert all(type(total) is np.float64 for total in y)
-    z = polarmap.coded_map(lambda total: 2 * total, y, store="z", executor=executor, timeout=60)
+    z = polarmap.coded_map(lambda total: 2 * total, y, out=Stored("z"), executor=executor, timeout=60)
     expected = [2 * block.sum() for block in cut(A, 6)]
     assert_same(z, expected, 1e-9)
 
 
 def test_an_array_in_a_container_is_refused(A, tmp_path):
-    options = {"blocks": 6, "workers": 8, "storage": tmp_path, "executor": ReplayExecutor()}
+    options = {"blocks": 6, "workers": 8, "executor": ReplayExecutor()}
     with pytest.raises(NotDecodableError, match="f returned it in a list"):
-        polarmap.coded_map(lambda block: [block], A, store="y", **options)
+        polarmap.coded_map(lambda block: [block], A, out=Stored("y", tmp_path), **options)
     assert files(tmp_path) == set()
 
 
 def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
     with pytest.raises(NotLinearError):
         polarmap.coded_map(
-            np.sin, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=arriving(range(1, 8), 8)
+            np.sin, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=arriving(range(1, 8), 8)
         )
     assert files(tmp_path) == set()
     assert polarmap.list_coded(tmp_path) == []
@@ -128,28 +128,19 @@ def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
 def test_a_map_that_fails_leaves_nothing(A, tmp_path):
     faulty = FaultyExecutor(ReplayExecutor(), {index: Fault("raise", attempts=9) for index in range(4)})
     with pytest.raises(NotDecodableError):
-        polarmap.coded_map(np.sum, A, blocks=6, workers=8, store="y", storage=tmp_path, executor=faulty)
+        polarmap.coded_map(np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=faulty)
     assert files(tmp_path) == set()
 
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
 def test_results_that_cannot_stay_are_refused(A, tmp_path):
-    options = {"blocks": 6, "workers": 8, "storage": tmp_path, "executor": ReplayExecutor()}
+    options = {"blocks": 6, "workers": 8, "executor": ReplayExecutor()}
     with pytest.raises(NotDecodableError, match="one array; f returned 2"):
-        polarmap.coded_map(lambda block: (block, block), A, store="y", **options)
+        polarmap.coded_map(lambda block: (block, block), A, out=Stored("y", tmp_path), **options)
     with pytest.raises(StorageError, match="cannot name a coded array"):
-        polarmap.coded_map(np.sum, A, store="../y", **options)
+        polarmap.coded_map(np.sum, A, out=Stored("../y", tmp_path), **options)
     with pytest.raises(CodeError, match="coded by a PolarCode"):
-        polarmap.coded_map(
-            np.square,
-            A,
-            degree=2,
-            store="y",
-            storage=tmp_path,
-            blocks=3,
-            workers=8,
-            executor=ReplayExecutor(),
-        )
-    polarmap.coded_map(np.sum, A, store="y", **options)
+        polarmap.coded_map(np.square, A, degree=2, out=Stored("y", tmp_path), **(options | {"blocks": 3}))
+    polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **options)
     with pytest.raises(StorageError, match=r"there is a coded array 'y' .* already: choose another name"):
-        polarmap.coded_map(np.sum, A, store="y", **(options | {"executor": ReplayExecutor()}))
+        polarmap.coded_map(np.sum, A, out=Stored("y", tmp_path), **(options | {"executor": ReplayExecutor()}))

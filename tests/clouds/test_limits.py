@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import polarmap
+from polarmap import Masked
 from polarmap.clouds import limits
 from polarmap.clouds.limits import BACKENDS, MB, Job, Worker
 from polarmap.errors import LimitError
@@ -142,7 +143,9 @@ class Small(ReplayExecutor):
     worker = Worker("aws_lambda", "aws_s3", memory=155)
 
 
-@pytest.mark.parametrize("options", [{}, {"private": 1}, {"private": 3, "workers": 30}, {"degree": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"code": Masked()}, {"code": Masked(3), "workers": 30}, {"degree": 2}]
+)
 def test_the_advice_is_counted_in_data_blocks(options: dict[str, Any]) -> None:
     """Where every coded block is a mixture, n of them go out, but k is what the caller chooses."""
     data = np.zeros((160, 25_000))

@@ -13,7 +13,7 @@ import pytest
 from servers import BUCKET, SECRET, S3Server
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault, FaultyExecutor, Subtasks
 
 
 @pytest.fixture
@@ -45,7 +45,10 @@ def test_subtasks_and_parity_on_demand(s3_server, config):
     A = np.random.default_rng(0).standard_normal((40, 3000))
     dying = {task: Fault("kill", attempts=9) for task in (0, 2, 5)}
     late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
-    for faults, options in ((dying, {"subtasks": 2, "retries": 0}), (late, {"parity": "on_demand"})):
+    for faults, options in (
+        (dying, {"schedule": Subtasks(2), "retries": 0}),
+        (late, {"schedule": "on_demand"}),
+    ):
         y = polarmap.coded_map(
             lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
             executor=FaultyExecutor(config, faults), **options,

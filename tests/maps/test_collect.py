@@ -953,7 +953,14 @@ def test_a_function_with_chance_in_it_is_refused() -> None:
     [
         lambda executor: polarmap.coded_map(np.sum, [], executor=executor),
         lambda executor: polarmap.coded_map(
-            np.sum, np.ones((8, 2)), blocks=4, workers=12, degree=2, deadline=1.0, executor=executor
+            np.sum,
+            np.ones((8, 2)),
+            blocks=4,
+            workers=12,
+            degree=2,
+            timeout=1.0,
+            on_timeout="estimate",
+            executor=executor,
         ),
         lambda executor: polarmap.coded_sum(np.sum, [], executor=executor),
         lambda executor: polarmap.hedged_map(np.sum, [np.ones(2)], blocks=3, executor=executor),

@@ -1,4 +1,4 @@
-"""coded_map(deadline=...): what is exact stays so, the rest is estimated with an honest error."""
+"""coded_map(on_timeout="estimate"): what is exact stays so, the rest is estimated with an honest error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import Fault, FaultyExecutor, LagrangeCode, PolarCode, ReplayExecutor, coded_map
+from polarmap import (
+    Fault,
+    FaultyExecutor,
+    LagrangeCode,
+    Masked,
+    PolarCode,
+    ReplayExecutor,
+    Stored,
+    Subtasks,
+    coded_map,
+)
 from polarmap.code.estimation import estimator
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from tests.plain import arriving
@@ -72,7 +82,7 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
     blocks = list(scattered(12, 4000))
     arrived = [0, 1, 2, 3, 4, 5, 6, 13, 15]  # nine of twelve that it takes
     executor = arriving(arrived, 16, step=0.01)
-    result = coded_map(identity, blocks, workers=16, executor=executor, deadline=5)
+    result = coded_map(identity, blocks, workers=16, executor=executor, timeout=5, on_timeout="estimate")
     report = result.report
     assert report.seconds == 5
     assert report.verified == "no"
@@ -91,8 +101,17 @@ def test_estimates_at_the_deadline_come_with_their_error() -> None:
 
 def test_parity_improves_on_the_mean() -> None:
     blocks = list(scattered(12, 4000))
-    few = coded_map(identity, blocks, workers=16, executor=arriving(range(8), 16), deadline=5)
-    more = coded_map(identity, blocks, workers=16, executor=arriving([*range(8), 13, 14], 16), deadline=5)
+    few = coded_map(
+        identity, blocks, workers=16, executor=arriving(range(8), 16), timeout=5, on_timeout="estimate"
+    )
+    more = coded_map(
+        identity,
+        blocks,
+        workers=16,
+        executor=arriving([*range(8), 13, 14], 16),
+        timeout=5,
+        on_timeout="estimate",
+    )
     assert max(more.report.errors) < max(few.report.errors)
     off = [np.mean([(y[i] - blocks[i]) ** 2 for i in range(8, 12)]) for y in (few, more)]
     assert off[1] < off[0]
@@ -100,7 +119,9 @@ def test_parity_improves_on_the_mean() -> None:
 
 def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
     blocks = list(scattered(6, 5))
-    result = coded_map(identity, blocks, workers=8, executor=arriving(range(1, 8), 8), deadline=50)
+    result = coded_map(
+        identity, blocks, workers=8, executor=arriving(range(1, 8), 8), timeout=50, on_timeout="estimate"
+    )
     assert result.report.errors == result.report.estimated == ()
     assert result.report.recovered == (0,)
     assert result.report.verified == "parity"
@@ -110,7 +131,9 @@ def test_what_arrives_in_time_is_as_without_a_deadline() -> None:
 def test_results_that_are_determined_but_not_yet_verified_are_exact() -> None:
     blocks = list(scattered(6, 5))
     executor = ReplayExecutor({0: math.inf, 7: 9.0})
-    result = coded_map(identity, blocks, workers=8, executor=executor, deadline=1.05, verify=True)
+    result = coded_map(
+        identity, blocks, workers=8, executor=executor, timeout=1.05, on_timeout="estimate", verify=True
+    )
     assert result.report.estimated == ()
     np.testing.assert_allclose(list(result), blocks, rtol=1e-9)
 
@@ -119,7 +142,7 @@ def test_failed_tasks_are_estimated_too_instead_of_failing() -> None:
     blocks = list(scattered(6, 50))
     faults = {i: Fault("raise", attempts=99) for i in range(3)}
     executor = FaultyExecutor(ReplayExecutor(dict.fromkeys(range(3), 2.0)), faults)
-    result = coded_map(identity, blocks, workers=8, executor=executor, deadline=5)
+    result = coded_map(identity, blocks, workers=8, executor=executor, timeout=5, on_timeout="estimate")
     assert result.report.estimated == (0, 1, 2)
     assert result.report.indices("failed") == [0, 1, 2]
 
@@ -131,7 +154,9 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
     def f(block: np.ndarray) -> dict[str, Any]:
         return {"twice": 2 * block, "sum": block.sum()}
 
-    result = coded_map(f, blocks, workers=8, executor=arriving([0, 1, 2, 7], 8), deadline=5)
+    result = coded_map(
+        f, blocks, workers=8, executor=arriving([0, 1, 2, 7], 8), timeout=5, on_timeout="estimate"
+    )
     exact = f(blocks[5])
     assert result[5]["twice"].dtype == exact["twice"].dtype
     assert type(result[5]["sum"]) is type(exact["sum"])
@@ -140,7 +165,9 @@ def test_structures_and_dtypes_are_kept(dtype: str) -> None:
 
 def test_a_single_result_is_the_estimate_of_all() -> None:
     blocks = list(scattered(4, 5))
-    result = coded_map(identity, blocks, workers=6, executor=arriving([2], 6), deadline=5)
+    result = coded_map(
+        identity, blocks, workers=6, executor=arriving([2], 6), timeout=5, on_timeout="estimate"
+    )
     for one in result:
         np.testing.assert_allclose(one, blocks[2])
     assert result.report.estimated == (0, 1, 3)
@@ -148,8 +175,8 @@ def test_a_single_result_is_the_estimate_of_all() -> None:
 
 
 def test_no_result_at_all_is_an_error() -> None:
-    with pytest.raises(CodedTimeoutError, match="no result arrived within the deadline of 2 s"):
-        coded_map(identity, np.eye(6), blocks=6, executor=arriving([], 8), deadline=2)
+    with pytest.raises(CodedTimeoutError, match="no result arrived within the timeout of 2 s"):
+        coded_map(identity, np.eye(6), blocks=6, executor=arriving([], 8), timeout=2, on_timeout="estimate")
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
@@ -157,22 +184,34 @@ def test_nan_is_an_error() -> None:
     blocks = scattered(6, 5)
     blocks[3] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
-        coded_map(identity, list(blocks), workers=8, executor=arriving(range(1, 8), 8), deadline=9)
+        coded_map(
+            identity,
+            list(blocks),
+            workers=8,
+            executor=arriving(range(1, 8), 8),
+            timeout=9,
+            on_timeout="estimate",
+        )
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"deadline": 0}, "deadline must be a positive number"),
-        ({"deadline": "soon"}, "deadline must be a positive number"),
-        ({"deadline": 1, "degree": 2}, "not with degree"),
-        ({"deadline": 1, "private": 1}, "not with degree, private"),
-        ({"deadline": 1, "code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
+        ({"timeout": 0}, "timeout must be a positive number"),
+        ({"timeout": "soon"}, "timeout must be a positive number"),
+        ({"timeout": None}, "on_timeout='estimate' needs timeout="),
+        ({"on_timeout": "guess"}, "on_timeout must be 'raise' or 'estimate', not 'guess'"),
+        ({"degree": 2}, "not with degree=, Masked"),
+        ({"code": Masked()}, "not with degree=, Masked"),
+        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
+        ({"schedule": Subtasks(2)}, "Subtasks do not go with on_timeout='estimate'"),
+        ({"out": Stored("y")}, "on_timeout='estimate' does not go with out="),
     ],
 )
 def test_bad_choices_are_refused(options: dict[str, Any], words: str) -> None:
+    late = {"timeout": 1, "on_timeout": "estimate", "executor": ReplayExecutor()}
     with pytest.raises(CodeError, match=words):
-        coded_map(identity, np.eye(24), executor=ReplayExecutor(), **options)
+        coded_map(identity, np.eye(24), **late | options)
 
 
 # --- gradient descent on estimates -------------------------------------------------------------
@@ -192,7 +231,9 @@ def test_gradient_descent_with_estimated_gradients_converges() -> None:
         def gradient(block: np.ndarray, w: np.ndarray = w) -> np.ndarray:
             return block[:, :-1] @ w - block[:, -1]
 
-        parts = coded_map(gradient, blocks, workers=16, executor=ReplayExecutor(late), deadline=2)
+        parts = coded_map(
+            gradient, blocks, workers=16, executor=ReplayExecutor(late), timeout=2, on_timeout="estimate"
+        )
         assert parts.report.seconds <= 2
         estimated += len(parts.report.estimated)
         w = w - sum(parts) / (1200 * (1 + turn / 20))

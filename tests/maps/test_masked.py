@@ -1,4 +1,4 @@
-"""MaskedCode and coded_map(private=t): exact enough for us, noise for any t of the workers."""
+"""MaskedCode and code=Masked(colluders=t): exact enough for us, noise for any t of the workers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_padding
 
-from polarmap import Fault, FaultyExecutor, MaskedCode, ReplayExecutor, coded_map
+from polarmap import Fault, FaultyExecutor, Masked, MaskedCode, ReplayExecutor, coded_map
 from polarmap.blocks.equal import cut
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.masked import noise_coefficients
@@ -116,7 +116,7 @@ def test_a_map_sends_the_same_mixture_again_when_a_task_is_tried_again() -> None
         return block @ W
 
     faulty = FaultyExecutor(arriving(range(5), 6), {i: Fault("kill") for i in range(5)})
-    result = coded_map(f, DATA, blocks=4, workers=6, private=1, executor=faulty, verify=False)
+    result = coded_map(f, DATA, blocks=4, workers=6, code=Masked(colluders=1), executor=faulty, verify=False)
     expected = without_padding(plain_map(lambda block: block @ W, DATA, 4), DATA, 4)
     assert_same(result, expected, rtol=1e-8)
     assert not any(np.array_equal(one, block) for one in seen for block in np.split(DATA[:28], 4))
@@ -131,7 +131,13 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
     order = [i for i in range(8) if i not in lost]
     executor = arriving(order, 8)
     result = coded_map(
-        affine, DATA, blocks=5, workers=8, private=1, noise=30, executor=executor, verify=verify
+        affine,
+        DATA,
+        blocks=5,
+        workers=8,
+        code=Masked(colluders=1, noise=30),
+        executor=executor,
+        verify=verify,
     )
     assert_same(result, plain_map(affine, DATA, 5), rtol=1e-9)
     report = result.report
@@ -145,7 +151,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
 def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
     n = k + t + more
-    options = {"blocks": k, "workers": n, "private": t, "noise": 5, "rtol": 1e-8}
+    options = {"blocks": k, "workers": n, "code": Masked(t, 5), "rtol": 1e-8}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         result = coded_map(np.cumsum, data, executor=ReplayExecutor(), **options)
@@ -156,32 +162,40 @@ def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
 @pytest.mark.parametrize("dtype", ["f4", "c8", "c16"])
 def test_dtypes_are_kept(dtype: str) -> None:
     data = (DATA + (1j * DATA[::-1] if dtype.startswith("c") else 0)).astype(dtype)
-    result = coded_map(np.negative, data, blocks=3, workers=7, private=1, noise=3, executor=ReplayExecutor())
+    result = coded_map(
+        np.negative, data, blocks=3, workers=7, code=Masked(colluders=1, noise=3), executor=ReplayExecutor()
+    )
     assert result[0].dtype == np.dtype(dtype)
     np.testing.assert_allclose(result.concatenate(), -data, atol=1e-3 if dtype != "c16" else 1e-11)
 
 
 def test_default_sizes() -> None:
-    report = coded_map(np.negative, DATA, blocks=10, private=2, executor=ReplayExecutor()).report
+    report = coded_map(
+        np.negative, DATA, blocks=10, code=Masked(colluders=2), executor=ReplayExecutor()
+    ).report
     assert (report.n, report.k) == (16, 10)
-    report = coded_map(np.negative, DATA, workers=16, private=2, executor=ReplayExecutor()).report
+    report = coded_map(
+        np.negative, DATA, workers=16, code=Masked(colluders=2), executor=ReplayExecutor()
+    ).report
     assert (report.n, report.k) == (16, 10)
 
 
 def test_a_pool_with_a_worker_that_raises() -> None:
     with ThreadPoolExecutor(4) as pool:
         faulty = FaultyExecutor(pool, {0: Fault("raise", attempts=9)})
-        result = coded_map(affine, DATA[:28], blocks=4, workers=7, private=2, executor=faulty)
+        result = coded_map(affine, DATA[:28], blocks=4, workers=7, code=Masked(colluders=2), executor=faulty)
     assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
 
 
 def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
-    result = coded_map(affine, DATA[:28], blocks=4, workers=9, private=1, executor=faulty)
+    result = coded_map(affine, DATA[:28], blocks=4, workers=9, code=Masked(colluders=1), executor=faulty)
     assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
     for order in ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]):
         with pytest.raises(NotLinearError):
-            coded_map(np.square, DATA, blocks=4, workers=9, private=1, executor=arriving(order, 9))
+            coded_map(
+                np.square, DATA, blocks=4, workers=9, code=Masked(colluders=1), executor=arriving(order, 9)
+            )
 
 
 @pytest.mark.filterwarnings("ignore:the data is NaN")
@@ -189,31 +203,44 @@ def test_nan_is_an_error_at_once() -> None:
     data = DATA.copy()
     data[3, 1] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
-        coded_map(np.negative, data, blocks=4, workers=7, private=1, executor=ReplayExecutor())
+        coded_map(np.negative, data, blocks=4, workers=7, code=Masked(colluders=1), executor=ReplayExecutor())
 
 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"private": -1}, "private must be 0 or the number"),
-        ({"private": 1.0}, "private must be 0 or the number"),
-        ({"private": 5, "blocks": 4, "workers": 8}, "use n > 9"),
-        ({"private": 1, "blocks": 1}, "at least k = 2"),
-        ({"private": 1, "noise": 0}, "noise must be a positive number"),
-        ({"private": 1, "noise": math.inf}, "noise must be a positive number"),
-        ({"private": 1, "noise": "loud"}, "noise must be a positive number"),
-        ({"private": 1, "degree": 2}, "code of its own"),
-        ({"private": 1, "code": "rotation"}, "code of its own"),
-        ({"noise": 3}, "say how many with private="),
-        ({"private": 1, "noise": 1e9}, "lower noise"),
-        ({"private": 3, "blocks": 6, "workers": 12, "rtol": 1e-15}, "raise rtol"),
+        ({"code": Masked(5), "blocks": 4, "workers": 8}, "use n > 9"),
+        ({"blocks": 1}, "at least k = 2"),
+        ({"degree": 2}, "carries linear f only"),
+        ({"code": Masked(noise=1e9)}, "lower noise"),
+        ({"code": Masked(3), "blocks": 6, "workers": 12, "rtol": 1e-15}, "raise rtol"),
     ],
 )
 def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
-        coded_map(np.negative, DATA, executor=ReplayExecutor({0: math.inf}), **options)
+        coded_map(
+            np.negative, DATA, **{"code": Masked(), "executor": ReplayExecutor({0: math.inf})} | options
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"colluders": 0}, "colluders must be 1 or more"),
+        ({"colluders": -1}, "colluders must be 1 or more"),
+        ({"colluders": 1.0}, "colluders must be 1 or more"),
+        ({"noise": 0}, "noise must be a positive number"),
+        ({"noise": math.inf}, "noise must be a positive number"),
+        ({"noise": "loud"}, "noise must be a positive number"),
+    ],
+)
+def test_a_mask_that_cannot_be_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        Masked(**options)
 
 
 def test_integers_are_refused() -> None:
     with pytest.raises(CodeError, match=r"astype\(float\)"):
-        coded_map(np.negative, np.ones((8, 2), int), blocks=4, private=1, executor=ReplayExecutor())
+        coded_map(
+            np.negative, np.ones((8, 2), int), blocks=4, code=Masked(colluders=1), executor=ReplayExecutor()
+        )

@@ -29,6 +29,7 @@ from polarmap import (
     PolarCode,
     RawObjects,
     ReplayExecutor,
+    Stored,
     ZarrObjects,
     planning,
 )
@@ -144,6 +145,19 @@ def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
     MaskedCode(n, k, t, noise).parity(np.ones((5, 2)))
 
 
+def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
+    code = polarmap.Masked(colluders, noise)
+    polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
+
+
+def subtasks(count: Any) -> None:
+    polarmap.coded_map(np.copy, ROWS, blocks=4, schedule=polarmap.Subtasks(count), executor=ReplayExecutor())
+
+
+def stored(name: Any, storage: Any = None) -> None:
+    polarmap.coded_map(total, ROWS, blocks=4, out=Stored(name, storage), executor=ReplayExecutor())
+
+
 def raw_objects(keys: Any = ("raw",), shape: Any = (2, 3), dtype: Any = "f8", rows: Any = 2) -> None:
     Path("raws").mkdir(exist_ok=True)
     Path("raws/raw").write_bytes(bytes(48))
@@ -164,7 +178,7 @@ CALLS: dict[str, Call] = {
     "coded_map": Call(
         polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)
     ),
-    "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "store": "s"} | REPLAY),
+    "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
     "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "workers": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
@@ -193,6 +207,9 @@ CALLS: dict[str, Call] = {
     "LagrangeCode": Call(evaluation, {}),
     "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).amplification, {"losses": 1}),
     "MaskedCode": Call(private, {}),
+    "Masked": Call(masked, {}),
+    "Subtasks": Call(subtasks, {"count": 2}),
+    "Stored": Call(stored, {"name": "s"}),
     "Decoder": Call(
         decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
     ),
@@ -231,7 +248,7 @@ CALLS: dict[str, Call] = {
 }
 RESULTS = {
     *["Audit", "CodedArray", "CodedProduct", "CodedResult", "CodedSum", "GradientResult", "Plan", "Report"],
-    "TaskReport",
+    *["StoredResult", "TaskReport"],
 }
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault, FaultyExecutor, Stored
 from polarmap.arrays.stores import open_store
 
 
@@ -24,10 +24,12 @@ def test_chained_maps_stay_in_the_bucket(config):
     A, B = np.random.default_rng(0).standard_normal((2, 600, 30))
     coded = polarmap.encode(A, blocks=6, workers=8, name="A", storage=config)
     assert coded.executor == config  # no executor needs to be named
-    first = polarmap.coded_map(lambda block: block @ B[:30], coded, store="AB", timeout=100)
+    first = polarmap.coded_map(lambda block: block @ B[:30], coded, out=Stored("AB"), timeout=100)
     first.array.repair()  # else what had not arrived of it counts among the two losses it can bear
     faulty = FaultyExecutor(None, {2: Fault("sleep", 600), 3: Fault("kill")})
-    second = polarmap.coded_map(lambda block: 2 * block, first, store="AB2", executor=faulty, timeout=100)
+    second = polarmap.coded_map(
+        lambda block: 2 * block, first, out=Stored("AB2"), executor=faulty, timeout=100
+    )
     np.testing.assert_allclose(second.concatenate(), 2 * A @ B[:30], rtol=1e-9, atol=1e-9)
     second.array.repair()
     assert second.array.check().ok

@@ -1,4 +1,4 @@
-"""parity="on_demand": started when data tasks are late or have failed, on a virtual clock and for real."""
+"""schedule="on_demand": started when data tasks are late or have failed, on a virtual clock and for real."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def product(block: np.ndarray) -> np.ndarray:
 
 
 def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
-    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "parity": "on_demand"}
+    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "schedule": "on_demand"}
     return coded_map(f, data, **defaults | options)
 
 
@@ -234,7 +234,7 @@ def test_on_demand_succeeds_wherever_upfront_does(n: int, k: int, whole: bool) -
 def assert_as_reliable(data: np.ndarray, n: int, k: int, lost: Sequence[int], kinds: Sequence[str]) -> None:
     options = {"blocks": k, "workers": n, "verify": False, "timeout": 1000.0}
     try:
-        coded(np.copy, data, executor=lossy(lost, kinds), **options, parity="upfront")
+        coded(np.copy, data, executor=lossy(lost, kinds), **options, schedule="upfront")
     except (NotDecodableError, CodedTimeoutError):
         return
     result = coded(np.copy, data, executor=lossy(lost, kinds), **options)
@@ -296,8 +296,8 @@ def test_run_times_are_learned_from_what_ran() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(CodeError, match="parity must be 'upfront' or 'on_demand', not 'never'"):
-        coded(executor=ReplayExecutor(), parity="never")
+    with pytest.raises(CodeError, match=r"schedule must be 'upfront', 'on_demand', Subtasks.*, not 'never'"):
+        coded(executor=ReplayExecutor(), schedule="never")
 
 
 # --- for real ----------------------------------------------------------------------------------

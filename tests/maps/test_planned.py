@@ -1,4 +1,4 @@
-"""coded_map(plan=...): blocks, workers, code and parity as planned from a distribution of run times."""
+"""coded_map(schedule=Plan): blocks, workers, code and parity as planned from a distribution of run times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 @pytest.mark.parametrize("code", ["rotation", "sequential", "optimal"])
 def test_a_plan_sets_blocks_workers_and_code(code: str) -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12, code=code)
-    report = coded_map(np.copy, DATA, plan=made, executor=ReplayExecutor({0: math.inf}), timeout=99).report
+    report = coded_map(
+        np.copy, DATA, schedule=made, executor=ReplayExecutor({0: math.inf}), timeout=99
+    ).report
     assert (report.n, report.k, report.schedule) == (made.n, 8, "upfront")
     assert code in report.code or code == "optimal"
 
@@ -29,7 +31,9 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     made = plan(8, DISTRIBUTION, "cost", max_workers=12, schedule="on_demand")
     assert (made.schedule, made.n) == ("on_demand", 12)
     seconds = dict.fromkeys(range(3), math.inf)
-    result = coded_map(np.copy, DATA, plan=made, executor=ReplayExecutor(seconds), timeout=99, verify=False)
+    result = coded_map(
+        np.copy, DATA, schedule=made, executor=ReplayExecutor(seconds), timeout=99, verify=False
+    )
     assert_same(result, cut(DATA, 8), 1e-11)
     launched = [task.launched for task in result.report.tasks[8:]]
     assert launched[: made.upfront] == [0.0] * made.upfront
@@ -43,14 +47,15 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
 def test_a_plan_without_a_code_is_a_plain_map() -> None:
     made = plan(8, ShiftedExponential(1.0, 1e-3), "cost", slack=0.0)
     assert made.code == "uncoded"
-    result = coded_map(np.sin, DATA, plan=made, executor=ReplayExecutor())
+    result = coded_map(np.sin, DATA, schedule=made, executor=ReplayExecutor())
     assert_same(result, [np.sin(block) for block in cut(DATA, 8)])
     assert states(result.report) == {"used": list(range(8))}
 
 
-def test_what_the_caller_says_of_parity_wins() -> None:
+def test_the_sizes_of_a_plan_go_with_another_schedule() -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
-    report = coded_map(np.copy, DATA, plan=made, parity="on_demand", executor=ReplayExecutor()).report
+    sizes = {"blocks": made.k, "workers": made.n}
+    report = coded_map(np.copy, DATA, **sizes, schedule="on_demand", executor=ReplayExecutor()).report
     assert len(report.indices("not started")) == made.n - 8
 
 
@@ -60,13 +65,20 @@ def test_what_the_caller_says_of_parity_wins() -> None:
         ({"blocks": 6}, "blocks=6, but the plan is for 8"),
         ({"workers": 9}, "workers=9, but the plan is for 1"),
         ({"code": "arikan"}, "the plan says which code"),
-        ({"plan": 12}, "plan must be a Plan as polarmap.plan returns it, not int"),
+        ({"schedule": 12}, "schedule must be .* or a Plan as polarmap.plan returns it, not 12"),
     ],
 )
 def test_contradictions_are_refused(options: dict, message: str) -> None:
     made = plan(8, DISTRIBUTION, "p99", max_workers=12)
     with pytest.raises(CodeError, match=message):
-        coded_map(np.copy, DATA, **{"plan": made} | options, executor=ReplayExecutor())
+        coded_map(np.copy, DATA, **{"schedule": made} | options, executor=ReplayExecutor())
+
+
+def test_what_agrees_with_a_plan_may_be_said() -> None:
+    made = plan(8, DISTRIBUTION, "p99", max_workers=12)
+    said = {"blocks": 8, "workers": made.n, "code": made.code}
+    report = coded_map(np.copy, DATA, schedule=made, **said, executor=ReplayExecutor()).report
+    assert (report.k, report.n) == (8, made.n)
 
 
 @pytest.mark.parametrize("objective", ["cost", "p99"])

@@ -20,8 +20,10 @@ from polarmap import (
     CodedOperator,
     Fault,
     FaultyExecutor,
+    Masked,
     PolarCode,
     ReplayExecutor,
+    Subtasks,
     coded_gram,
     coded_map,
     coded_matmul,
@@ -255,8 +257,8 @@ def test_f_that_fails_on_parity_is_said_although_nothing_fails() -> None:
 
 def test_on_demand_a_parity_block_is_evaluated_here() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
-        coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), parity="on_demand")
-    assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), parity="on_demand").report.k == 24
+        coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), schedule="on_demand")
+    assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), schedule="on_demand").report.k == 24
     assert TRUSTED.recall(np.negative, LINEAR, [np.dtype(float)])
 
 
@@ -301,14 +303,16 @@ def test_nan_with_a_lost_worker_ends_with_one_clear_error() -> None:
 # --- what never ends, what is not accurate ------------------------------------------------------
 
 
-@pytest.mark.parametrize("parity", ["upfront", "on_demand"])
+@pytest.mark.parametrize("schedule", ["upfront", "on_demand"])
 @pytest.mark.parametrize("retries", [0, 1])
-def test_a_map_in_which_nothing_can_arrive_says_so(parity: str, retries: int) -> None:
+def test_a_map_in_which_nothing_can_arrive_says_so(schedule: str, retries: int) -> None:
     faulty = FaultyExecutor(losing(1, 2, 4), {5: Fault("kill", attempts=9)})
     with pytest.raises(
         NotDecodableError, match=r"5 of 6 .* arrived, and none of the 3 tasks .* will ever end"
     ):
-        coded_map(np.negative, FLOATS, blocks=6, workers=9, executor=faulty, retries=retries, parity=parity)
+        coded_map(
+            np.negative, FLOATS, blocks=6, workers=9, executor=faulty, retries=retries, schedule=schedule
+        )
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
@@ -343,7 +347,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
 def test_equal_arrivals_tell_nothing_of_the_others() -> None:
     data = np.zeros((12, 3))
     data[11] = 7
-    options = {"blocks": 6, "workers": 8, "deadline": 2}
+    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
     result = coded_map(lambda block: block.sum(axis=0), data, executor=losing(3, 4, 5, 6, 7), **options)
     assert result.report.recovered == ()
     assert result.report.estimated == (3, 4, 5)
@@ -361,7 +365,7 @@ def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     for count in range(1, 7):
         for arrived in combinations(range(7), count):
             lost = set(range(7)) - set(arrived)
-            options = {"code": code, "deadline": 2, "verify": False}
+            options = {"code": code, "timeout": 2, "on_timeout": "estimate", "verify": False}
             if code.decodable(np.isin(np.arange(7), arrived)):
                 continue
             result = coded_map(np.copy, data, executor=losing(*lost), **options)
@@ -379,7 +383,9 @@ def test_nan_at_a_deadline_is_one_clear_error() -> None:
     data = np.ones((12, 1))
     data[0] = np.nan
     with pytest.raises(NotDecodableError, match="NaN or inf"):
-        coded_map(np.copy, data, blocks=6, workers=8, executor=losing(3, 4, 5, 6), deadline=2)
+        coded_map(
+            np.copy, data, blocks=6, workers=8, executor=losing(3, 4, 5, 6), timeout=2, on_timeout="estimate"
+        )
 
 
 # --- padding ------------------------------------------------------------------------------------
@@ -430,7 +436,7 @@ def test_f_is_evaluated_here_once_for_padding() -> None:
 def test_noise_that_saturates_f_does_not_make_it_linear(verify: Any) -> None:
     """Under noise f is as good as constant, which is affine: only f of data itself tells."""
     clip = lambda block: np.clip(block, -1, 1)  # noqa: E731
-    options = {"blocks": 8, "workers": 12, "private": 1, "timeout": 100, "verify": verify}
+    options = {"blocks": 8, "workers": 12, "code": Masked(), "timeout": 100, "verify": verify}
     with pytest.raises(NotLinearError):
         coded_map(clip, FLOATS, executor=losing(), **options)
     result = coded_map(np.negative, FLOATS, executor=losing(2), **options)
@@ -470,14 +476,15 @@ def test_a_worker_found_out_in_one_codeword_is_trusted_in_none(seed: int) -> Non
     stream = np.random.default_rng(seed)
     seconds = dict(enumerate((1 + stream.random(12)).tolist())) | {int(stream.integers(2, 12)): math.inf}
     f = lambda block: block @ np.ones(3)  # noqa: E731
-    options = {"blocks": 8, "workers": 12, "subtasks": 3, "timeout": 100}
+    options = {"blocks": 8, "workers": 12, "schedule": Subtasks(3), "timeout": 100}
     result = coded_map(f, FLOATS, executor=LyingOnce(seconds), **options)
     if 1 not in result.report.unchecked:
         np.testing.assert_allclose(result.concatenate(), f(FLOATS), atol=1e-12)
 
 
 def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
-    options = {"blocks": 6, "workers": 9, "deadline": 1.5}  # while another result may tell who is to blame
+    # While another result may tell who is to blame.
+    options = {"blocks": 6, "workers": 9, "timeout": 1.5, "on_timeout": "estimate"}
     with pytest.warns(RuntimeWarning, match="the parity equations are off by"):
         result = coded_map(np.abs, FLOATS, executor=losing(0, 4), **options)
     assert result.report.recovered == ()
@@ -521,7 +528,14 @@ def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int)
     faults = {task: Fault(kind, attempts=9) for task, kind in struck.items()}
     seconds = {garbage: 1.0, 3: 1.5, 4 - garbage: 2.0}
     data = STREAM.integers(-9, 9, (3, 4))
-    options = {"blocks": 1, "workers": 5, "code": "arikan", "subtasks": 3, "timeout": 100, "retries": 0}
+    options = {
+        "blocks": 1,
+        "workers": 5,
+        "code": "arikan",
+        "schedule": Subtasks(3),
+        "timeout": 100,
+        "retries": 0,
+    }
     with contextlib.suppress(NotLinearError, NotDecodableError, CodeError):
         result = coded_map(
             np.negative, data, executor=FaultyExecutor(ReplayExecutor(seconds), faults), **options

@@ -122,12 +122,11 @@ def test_any_changed_byte_is_noticed(data, draw):
 
 
 def test_results_may_stay_in_storage(A, tmp_path, executor):
-    from polarmap.blocks.choose_code import CodeOptions
-    from polarmap.coded_map import _coded
+    from polarmap.blocks.choose_code import CodeOptions, encoded
     from polarmap.executors import executor_of
     from polarmap.executors.base import Payload
 
-    coded = _coded(A, CodeOptions(6, 8), None)
+    coded = encoded(A, CodeOptions(6, 8), None)
     keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
     outcomes: list = []
     with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, keep=keep))) as run:

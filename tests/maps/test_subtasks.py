@@ -1,4 +1,4 @@
-"""subtasks=s: pieces of a task are handed in one by one, and what a straggler has finished counts."""
+"""Subtasks(s): pieces of a task are handed in one by one, and what a straggler has finished counts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import assert_same, cut, plain_map, process_pool
 
-from polarmap import CodedResult, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_map
+from polarmap import (
+    CodedResult,
+    Fault,
+    FaultyExecutor,
+    PolarCode,
+    ReplayExecutor,
+    Stored,
+    Subtasks,
+    coded_map,
+)
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.planning import ShiftedExponential, simulate_subtasks
 from polarmap.run import row_by_row
@@ -36,7 +45,7 @@ def product(block: np.ndarray) -> np.ndarray:
 
 
 def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
-    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "subtasks": S}
+    defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "schedule": Subtasks(S)}
     return coded_map(f, data, **defaults | options)
 
 
@@ -86,7 +95,7 @@ def test_joined_results_are_one_list() -> None:
 def test_half_finished_work_counts(pieces: int) -> None:
     """Five of twelve workers are three times as slow: whole tasks would take 3 s."""
     seconds = {task: 1.0 + 0.001 * task for task in range(N)} | dict.fromkeys(range(5), 3.0)
-    result = coded(executor=ReplayExecutor(seconds), subtasks=pieces, verify=False)
+    result = coded(executor=ReplayExecutor(seconds), schedule=Subtasks(pieces), verify=False)
     assert_same(result, plain_map(product, DATA, K), 1e-11)
     report = result.report
     times = np.array([[seconds[task] for task in range(N)]])
@@ -136,7 +145,7 @@ def test_workers_that_die_in_the_middle_leave_what_they_finished() -> None:
     assert result.report.indices("failed") == [0, 2, 4, 6, 9]
     assert [result.report.tasks[task].subtasks for task in (0, 2)] == [S // 2] * 2
     with pytest.raises(NotDecodableError):
-        coded(executor=FaultyExecutor(ReplayExecutor(), faults), retries=0, subtasks=1)
+        coded(executor=FaultyExecutor(ReplayExecutor(), faults), retries=0, schedule=Subtasks(1))
 
 
 def test_too_many_deaths_are_tried_again() -> None:
@@ -199,7 +208,7 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     decodes = PolarCode(N, K, "arikan" if whole else "rotation").decodable(comes)
     gave_up = False
     try:
-        result = coded(np.copy, data, executor=executor, timeout=60.0, subtasks=pieces)
+        result = coded(np.copy, data, executor=executor, timeout=60.0, schedule=Subtasks(pieces))
     except (NotDecodableError, TimeoutError) as error:
         gave_up = "fails everywhere" not in str(error)
     else:
@@ -230,7 +239,7 @@ def test_f_that_mixes_rows_is_refused(f: Callable[[Any], Any], late: float) -> N
 def test_f_that_mixes_rows_is_refused_in_plain_words() -> None:
     with pytest.raises(CodeError, match="not what f gives of its rows piece by piece, joined along axis 0"):
         coded(lambda block: np.cumsum(block, axis=0), executor=ReplayExecutor())
-    with pytest.raises(CodeError, match="cannot be joined along axis 0: leave subtasks out"):
+    with pytest.raises(CodeError, match="cannot be joined along axis 0: leave Subtasks out"):
         coded(np.sum, executor=ReplayExecutor())
 
 
@@ -271,16 +280,22 @@ def test_a_check_of_rows_that_does_not_end_is_given_up() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"subtasks": 7}, r"subtasks=7 cuts every array.*shape \(6, 5\): use fewer"),
-        ({"subtasks": 0}, "subtasks must be a positive integer"),
-        ({"deadline": 3.0}, "subtasks do not go with"),
-        ({"parity": "on_demand"}, "subtasks do not go with"),
+        ({"schedule": Subtasks(7)}, r"Subtasks\(7\) cuts every array.*shape \(6, 5\): use fewer"),
+        ({"schedule": 4}, r"schedule must be 'upfront', .*, not 4: use Subtasks\(4\)"),
+        ({"on_timeout": "estimate"}, "Subtasks do not go with on_timeout='estimate'"),
+        ({"out": Stored("y")}, "Subtasks do not go with out="),
         ({"data": [np.float64(one) for one in range(K)]}, r"shape \(\)"),
     ],
 )
 def test_what_cannot_be_cut_is_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded(**{"executor": ReplayExecutor()} | options)
+
+
+@pytest.mark.parametrize("count", [0, -1, 2.0, True, "two"])
+def test_a_count_that_cannot_be_is_refused_where_it_is_written(count: Any) -> None:
+    with pytest.raises(CodeError, match="the count of Subtasks must be a positive integer"):
+        Subtasks(count)
 
 
 # --- for real ----------------------------------------------------------------------------------
@@ -331,7 +346,9 @@ def test_localhost_hands_in_what_the_dead_have_finished() -> None:
     faults = {0: Fault("kill", attempts=9), 2: Fault("kill", attempts=9), 5: Fault("kill", attempts=9)}
     executor = FaultyExecutor("localhost", faults)
     f = lambda block: block.copy()  # noqa: E731 - travels by value
-    result = coded(f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
+    result = coded(
+        f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, schedule=Subtasks(2)
+    )
     assert_partial(result, [0, 2, 5], data)
 
 
@@ -340,5 +357,7 @@ def test_a_lithops_executor_of_the_caller_hands_in_objects() -> None:
     faults = {0: Fault("raise", attempts=9), 2: Fault("raise", attempts=9), 5: Fault("raise", attempts=9)}
     executor = FaultyExecutor(ROOT / "config" / "localhost.yaml", faults)
     f = lambda block: block.copy()  # noqa: E731 - travels by value
-    result = coded(f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, subtasks=2)
+    result = coded(
+        f, data, blocks=5, workers=7, executor=executor, timeout=90, retries=0, schedule=Subtasks(2)
+    )
     assert_partial(result, [0, 2, 5], data)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from plain import process_pool
 
-from polarmap import ReplayExecutor, coded_map, coded_sum, encode, hedged_map
+from polarmap import ReplayExecutor, Stored, Subtasks, coded_map, coded_sum, encode, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
 from polarmap.worker.pytree import flatten, pack, unflatten
 
@@ -52,7 +52,7 @@ def test_a_sequence_of_matrices_and_subtasks_of_them() -> None:
     result = coded_map(square, blocks, workers=3, executor=late())
     assert type(result[0]) is np.matrix
     np.testing.assert_allclose(result[0], square(blocks[0]), atol=1e-12)
-    pieces = coded_map(square, MATRIX, blocks=4, workers=6, subtasks=3, executor=late())
+    pieces = coded_map(square, MATRIX, blocks=4, workers=6, schedule=Subtasks(3), executor=late())
     assert type(pieces[0]) is np.matrix
     np.testing.assert_allclose(pieces.concatenate(), square(MATRIX), atol=1e-12)
 
@@ -81,7 +81,7 @@ def test_a_stored_array_has_no_place_for_a_matrix(tmp_path: Any) -> None:
         encode(MATRIX, name="a", storage=tmp_path)
     coded = encode(np.asarray(MATRIX), blocks=3, name="a", storage=tmp_path)
     with pytest.raises(NotDecodableError, match=r"return it as a numpy\.ndarray"):
-        coded_map(lambda block: block.view(np.matrix), coded, store="b", executor=ReplayExecutor())
+        coded_map(lambda block: block.view(np.matrix), coded, out=Stored("b"), executor=ReplayExecutor())
 
 
 # --- records -----------------------------------------------------------------------------------

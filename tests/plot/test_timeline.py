@@ -110,7 +110,7 @@ def test_the_number_of_attempts_is_shown() -> None:
 def test_tasks_that_were_held_back_start_late_or_not_at_all(tmp_path: Path) -> None:
     seconds = {0: 9.0, **{index: 1.0 + index / 100 for index in range(1, 9)}}
     executor = ReplayExecutor(seconds)
-    options = {"executor": executor, "parity": "on_demand", "verify": False}
+    options = {"executor": executor, "schedule": "on_demand", "verify": False}
     report = polarmap.coded_map(np.sum, list(np.ones((6, 4))), workers=9, **options).report
     figure = report.plot()
     launched = {task.index: task.launched for task in report.tasks if task.index >= 6}

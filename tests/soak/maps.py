@@ -12,7 +12,7 @@ import numpy as np
 from plain import leaves
 
 import polarmap
-from polarmap import CodedResult, LagrangeCode, MaskedCode, PolarCode
+from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, PolarCode, Subtasks
 from polarmap.errors import PolarmapError
 from polarmap.run.trusted import TRUSTED
 from soak import oracle
@@ -56,6 +56,15 @@ class MapCase:
         return int(self.options.get("retries", 1))
 
     @property
+    def subtasks(self) -> int:
+        schedule = self.options.get("schedule")
+        return schedule.count if isinstance(schedule, Subtasks) else 1
+
+    @property
+    def is_estimated(self) -> bool:
+        return self.options.get("on_timeout") == "estimate"
+
+    @property
     def lost(self) -> set[int]:
         return self.faults.lost(self.retries)
 
@@ -77,7 +86,7 @@ class MapCase:
             except PolarmapError as error:
                 return self._judge_error(error, expected, raised)
         check_warnings(told)
-        if raised is not None and not (self.options.get("subtasks", 1) > 1 and told):
+        if raised is not None and not (self.subtasks > 1 and told):
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
         if raised is not None:
             return "f raises"  # of a whole block: of the pieces it need not
@@ -139,11 +148,11 @@ class MapCase:
         if not self.is_decodable:
             reasons["too many lost"] = short
         silent = {task for task, kind in self.faults.struck.items() if kind == "never"}
-        if self.options.get("parity") == "on_demand" and silent >= set(range(self.code.recovery_threshold)):
+        if self.options.get("schedule") == "on_demand" and silent >= set(range(self.code.recovery_threshold)):
             reasons["on demand, and nothing is heard"] = short  # parity starts after 60 s, 120 s, 240 s ...
         if self.executor == "replay" and self._may_be_inaccurate:
             reasons["too inaccurate"] = short
-        if self.options.get("deadline") and not self.came_by(self.options["deadline"]):
+        if self.is_estimated and not self.came_by(self.options["timeout"]):
             reasons["deadline"] = ("CodedTimeoutError", "NotDecodableError")
         if not self.is_rowwise:
             reasons["f does not act on rows"] = ("CodeError", "NotLinearError", *short)
@@ -166,7 +175,7 @@ class MapCase:
     @property
     def is_rowwise(self) -> bool:
         """Whether f may be cut into subtasks, if it is."""
-        return self.options.get("subtasks", 1) == 1 or self.f.rows == "each"
+        return self.subtasks == 1 or self.f.rows == "each"
 
     @property
     def is_decodable(self) -> bool:
@@ -202,7 +211,7 @@ class MapCase:
         exact = any(one.kind in "iu" for one in self.dtypes)
         if exact and (self.options.get("code") == "rotation" or not isinstance(self.code, PolarCode)):
             return "integers on a code for floats"
-        if self.options.get("subtasks", 1) > 1:
+        if self.subtasks > 1:
             return "subtasks"
         if not isinstance(self.code, PolarCode):
             return "a code that may be too inaccurate"
@@ -265,11 +274,11 @@ class Judge:
             self._check_arrived(found, self.expected[index], what)
 
     def _is_decoded(self, index: int) -> bool:
-        return index in self.report.recovered or self.case.options.get("subtasks", 1) > 1
+        return index in self.report.recovered or self.case.subtasks > 1
 
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
-        is_cut = self.case.options.get("subtasks", 1) > 1
+        is_cut = self.case.subtasks > 1
         if is_cut or self.report.verified in ("not needed", "no", "earlier"):
             return True
         return index not in self.report.recovered and self.case.code.kernel != "rotation"
@@ -314,7 +323,7 @@ class Judge:
             epsilon = max(coarse, oracle.epsilon(np.asarray(place[0]).dtype))
             scale = max(results, (data or float(noise > 1)) * self.case.f.gain) * noise
             amplification = max(1.0, self.report.amplification)
-            if self.case.options.get("deadline"):
+            if self.case.is_estimated:
                 amplification = 1e4
             bounds.append(
                 oracle.SLACK * (self.report.error_bound * results + epsilon * amplification * scale)
@@ -464,7 +473,7 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     if kind == "private":
         t = draw.number(1, 2)
         n = k + t + spare + 1
-        return MaskedCode(n, k, t, 100.0), {"blocks": k, "workers": n, "private": t}
+        return MaskedCode(n, k, t, 100.0), {"blocks": k, "workers": n, "code": Masked(t)}
     if kind == "sequential":
         code = PolarCode(k + spare, k, kernel="arikan", decoder="sequential")
         return code, {"blocks": k, "code": code}
@@ -484,11 +493,11 @@ def _options(draw: Draw, executor: str, rows: int, kind: str) -> dict[str, Any]:
         options["retries"] = draw.number(0, 2)
     choice = draw.pick({"none": 12, "on_demand": 3, "subtasks": 2, "deadline": 2})
     if choice == "on_demand":
-        options["parity"] = "on_demand"
+        options["schedule"] = "on_demand"
     elif choice == "subtasks" and rows > 1 and kind == "polar":
-        options["subtasks"] = draw.number(2, rows)
+        options["schedule"] = Subtasks(draw.number(2, rows))
     elif choice == "deadline" and executor == "replay" and kind == "polar":
-        options["deadline"] = float(draw.pick([1.2, 1.5, 3.0, 50.0]))
+        options |= {"timeout": float(draw.pick([1.2, 1.5, 3.0, 50.0])), "on_timeout": "estimate"}
     return options
 
 

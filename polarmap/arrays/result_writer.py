@@ -1,0 +1,113 @@
+"""Where the results of one map are written when they stay in storage, and the array they become."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from polarmap.arrays import generations
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.keys import check_name
+from polarmap.arrays.manifest import Manifest, read_current
+from polarmap.arrays.stores import place_of
+from polarmap.blocks.base import CodedData
+from polarmap.code.dtypes import is_exact
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError, StorageError
+from polarmap.storage.base import Store
+from polarmap.worker.parts import Keep, Kept, Part
+
+STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
+
+
+class ResultWriter:
+    """Where one map's results are written; a context, which leaves nothing when the map fails.
+
+    Attributes
+    ----------
+    store : Store
+    keep : Keep
+        What executors are told.
+    """
+
+    def __init__(self, store: Store, name: str, coded: CodedData) -> None:
+        if not isinstance(coded.code, PolarCode):
+            raise CodeError(
+                f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}"
+            )
+        self.store, self._name, self._code = store, check_name(name), coded.code
+        _refuse_standing(store, name)
+        self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
+        items = max(1, STRIPE_BYTES // (8 * coded.n))
+        self.keep = Keep(place_of(store), f"{self._generation.prefix}result", items)
+
+    def __enter__(self) -> ResultWriter:
+        self._generation.__enter__()
+        return self
+
+    def __exit__(self, kind: object, *error: object) -> None:
+        self._generation.__exit__(kind, *error)
+        if kind is None:
+            generations.sweep(self.store, self._name)
+        else:  # a storage that is down must not hide why the map ended
+            with contextlib.suppress(Exception):
+                generations.sweep(self.store, self._name)
+
+    def manifest(self, kept: Mapping[int, Kept], padding: int, dtype: np.dtype[Any]) -> Manifest:
+        """Make the results an array that can be opened; those that never came are parts to repair.
+
+        The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
+        """
+        [(_, shape)] = kept[min(kept)].layout
+        parity_dtype = self._code.parity_dtype(dtype)
+        for index, one in kept.items():
+            wanted = dtype if index < self._code.k else parity_dtype
+            found = np.dtype(one.layout[0][0])
+            alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
+            if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
+                raise CodeError(
+                    f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
+                    f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
+                )
+        rows, *inner = shape or (1,)
+        total = self._code.k * rows - padding
+        counts = _counts(prod(shape), self.keep.items)
+        parts = [
+            kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
+            for index in range(self._code.n)
+        ]
+        made = Manifest(
+            self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts), shape == ()
+        )
+        self._generation.publish(made, None)
+        return made
+
+    def _absent(
+        self, index: int, counts: list[int], dtype: np.dtype[Any], parity_dtype: np.dtype[Any]
+    ) -> tuple[Part, ...]:
+        """Parts that are missing until they are repaired."""
+        itemsize = (dtype if index < self._code.k else parity_dtype).itemsize
+        prefix = f"{self.keep.prefix}/{index}-absent"
+        return tuple(Part(f"{prefix}/{number}", count * itemsize) for number, count in enumerate(counts))
+
+
+def _refuse_standing(store: Store, name: str) -> None:
+    if read_current(store, name) is not None:
+        raise StorageError(
+            f"there is a coded array {name!r} in {store.name} already: choose another name for "
+            "Stored(...), or delete it first"
+        )
+
+
+def _counts(size: int, items: int) -> list[int]:
+    """Numbers in each part of a result.
+
+    >>> _counts(7, 3)
+    [3, 3, 1]
+    """
+    return [min(items, size - start) for start in range(0, size, items)]

@@ -1,0 +1,55 @@
+"""What a map returns: the results of its blocks, and how they came about."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar, overload
+
+from polarmap.blocks.equal import concatenate
+from polarmap.report import Report
+
+T = TypeVar("T")
+
+
+class CodedResult(Sequence[T]):
+    """The k results of a coded map, in order, as `[f(block) for block in blocks]` gives them.
+
+    Attributes
+    ----------
+    report : Report
+        Who arrived when, what was decoded, how accurate it is.
+    """
+
+    def __init__(self, results: Sequence[T], report: Report) -> None:
+        self._results, self.report = list(results), report
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return self._results[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        return f"<CodedResult of {len(self)} blocks, {len(self.report.recovered)} decoded>"
+
+    def concatenate(self, axis: int = 0) -> Any:
+        """The results as one array.
+
+        Parameters
+        ----------
+        axis : int
+            Along which results are joined. Scalars are stacked.
+
+        Raises
+        ------
+        CodeError
+            If the results are containers rather than arrays, or their shapes do not fit.
+        """
+        return concatenate(self._results, axis)

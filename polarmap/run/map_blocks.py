@@ -1,0 +1,58 @@
+"""One map of an f that a code commutes with, once its options have been checked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from polarmap.blocks import equal as blocks_
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.choose_code import CodeOptions, encoded
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
+from polarmap.executors.faulty import FaultyExecutor
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.execute import Launch, run_coded
+from polarmap.run.options import Settings
+from polarmap.run.subtask_rows import check_rows
+from polarmap.worker.pytree import unflatten
+
+T = TypeVar("T")
+
+
+def map_blocks(
+    f: Callable[[Any], T],
+    data: Any,
+    options: CodeOptions,
+    executor: Any,
+    settings: Settings,
+    progress: bool | None,
+) -> CodedResult[T]:
+    """The results of f on the blocks of the data, which come home."""
+    launch, coded = prepared(data, options, executor, settings)
+    collected, report = run_coded(launch, f, coded, settings, progress)
+    whole = blocks_.without_padding(collected.results, coded.blocks, collected.rows)
+    return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
+
+
+def prepared(data: Any, options: CodeOptions, executor: Any, settings: Settings) -> tuple[Launch, CodedData]:
+    """A launch on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
+    launch = Launch(_executor(executor, data))
+    coded = encoded(data, options, settings.rtol)
+    if settings.subtasks > 1:
+        check_rows(coded, settings.subtasks)
+    if settings.deadline is not None and not isinstance(coded.code, PolarCode):
+        raise CodeError(
+            "on_timeout='estimate' estimates blocks of linear f: not with degree=, Masked or the code "
+            f"{coded.code!r}"
+        )
+    return launch, coded
+
+
+def _executor(choice: Any, data: Any) -> Any:
+    """Where a stored array's workers can read it, when the caller does not say."""
+    if choice is None:
+        return getattr(data, "executor", None)
+    if isinstance(choice, FaultyExecutor) and choice.executor is None:
+        return FaultyExecutor(_executor(None, data), choice.faults)
+    return choice
