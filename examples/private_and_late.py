@@ -17,13 +17,9 @@ def main() -> None:
     with ThreadPoolExecutor(12) as pool:
         for noise in (10, 100, 1000):
             result = polarmap.coded_map(
-                lambda block: block @ w,
-                A,
-                blocks=7,
-                workers=12,
-                code=Masked(colluders=2, noise=noise),
-                executor=pool,
-            )
+                lambda block: block @ w, A, blocks=7, workers=12,
+                code=Masked(colluders=2, noise=noise), executor=pool,
+            )  # fmt: skip
             bits = polarmap.MaskedCode(12, 7, 2, noise).leakage()
             error = np.abs(result.concatenate() - A @ w).max() / np.abs(A @ w).max()
             print(f"{noise:5}  {bits:13.1g}  {error:.1g}")
@@ -32,7 +28,7 @@ def main() -> None:
     y = X @ w + 0.1 * rng.standard_normal((12, 400))
     blocks = [np.column_stack([one.T @ one, one.T @ two]) for one, two in zip(X, y)]
     v = np.zeros(30)
-    print("\nleast squares, 6 of 16 workers miss every deadline of 0.3 s")
+    print("\nleast squares, 6 of 16 workers miss every timeout of 0.3 s")
     with ThreadPoolExecutor(16) as pool:
         for step in range(12):
             faults = {int(task): Fault("sleep", seconds=30) for task in rng.permutation(16)[:6]}

@@ -84,14 +84,13 @@ ONLY_FROM = {
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],
     "polarmap.coded_map": [
-        *["polarmap", "polarmap.coded_gradient", "polarmap.hedged_map"],
-        *[f"polarmap.linalg.{name}" for name in ("gram", "operators", "products")],
+        "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
     ],
     "polarmap.run.collect": ["polarmap.run.job", "polarmap.run.summary"],
     "polarmap.run.job": [
-        *[f"polarmap.{name}" for name in ("coded_map", "coded_gradient", "coded_sum", "hedged_map")],
-        *["polarmap.arrays.encode_remotely", "polarmap.linalg.operators", "polarmap.linalg.products"],
+        *[f"polarmap.{name}" for name in ("coded_sum", "hedged_map")],
+        *["polarmap.arrays.encode_remotely", "polarmap.run.map_blocks"],
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
