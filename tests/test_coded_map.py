@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -114,39 +113,6 @@ def test_every_code_decodes(code: Any) -> None:
     assert_same(result, plain_map(double, DATA, 20), 1e-9)
     assert result.report.recovered == (3, 8)
     assert result.report.code == ("rotation optimal" if code == "rotation" else result.report.code)
-
-
-# --- the result --------------------------------------------------------------------------------
-
-
-def test_the_result_is_a_sequence() -> None:
-    result = doubled(blocks=6)
-    expected = plain_map(double, DATA, 6)
-    assert isinstance(result, Sequence)
-    assert len(result) == 6
-    assert_same(result, expected)
-    assert_same([result[i] for i in range(-6, 6)], 2 * expected)
-    assert_same(result[1:-1:2], expected[1:-1:2])
-    assert_same(reversed(result), expected[::-1])
-    with pytest.raises(IndexError):
-        result[6]
-
-
-def test_the_result_says_what_it_is() -> None:
-    late = ReplayExecutor({1: math.inf, 4: math.inf})
-    assert (
-        repr(doubled(blocks=6, workers=9, executor=late, timeout=100))
-        == "<CodedResult of 6 blocks, 2 decoded>"
-    )
-
-
-def test_results_are_writable_and_do_not_share_memory() -> None:
-    result = coded_map(
-        lambda block: (block, block.sum(axis=0)), DATA, blocks=6, executor=ReplayExecutor({2: 9.0})
-    )
-    for rows, sums in result:
-        rows[...] = 0
-        assert sums.any()
 
 
 # --- progress ----------------------------------------------------------------------------------

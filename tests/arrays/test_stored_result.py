@@ -12,7 +12,7 @@ from plain import arriving, assert_same, cut
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError, StorageError
+from polarmap.errors import CodeError, NotDecodableError, StorageError
 
 
 def files(folder) -> set[str]:
@@ -113,22 +113,6 @@ def test_an_array_in_a_container_is_refused(A, tmp_path):
     options = {"blocks": 6, "workers": 8, "executor": ReplayExecutor()}
     with pytest.raises(NotDecodableError, match="f returned it in a list"):
         polarmap.coded_map(lambda block: [block], A, out=Stored("y", tmp_path), **options)
-    assert files(tmp_path) == set()
-
-
-def test_a_function_that_is_not_linear_leaves_nothing(A, tmp_path):
-    with pytest.raises(NotLinearError):
-        polarmap.coded_map(
-            np.sin, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=arriving(range(1, 8), 8)
-        )
-    assert files(tmp_path) == set()
-    assert polarmap.list_coded(tmp_path) == []
-
-
-def test_a_map_that_fails_leaves_nothing(A, tmp_path):
-    faulty = FaultyExecutor(ReplayExecutor(), {index: Fault("raise", attempts=9) for index in range(4)})
-    with pytest.raises(NotDecodableError):
-        polarmap.coded_map(np.sum, A, blocks=6, workers=8, out=Stored("y", tmp_path), executor=faulty)
     assert files(tmp_path) == set()
 
 

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import assert_same, plain_map
+
+from polarmap import CodedResult, ReplayExecutor, coded_map
+
+DATA = np.random.default_rng(0).standard_normal((60, 4))
+
+
+def double(block: Any) -> Any:
+    return 2 * block
+
+
+def doubled(**options: Any) -> CodedResult:
+    return coded_map(double, DATA, **{"executor": ReplayExecutor()} | options)
+
+
+def test_the_result_is_a_sequence() -> None:
+    result = doubled(blocks=6)
+    expected = plain_map(double, DATA, 6)
+    assert isinstance(result, Sequence)
+    assert len(result) == 6
+    assert_same(result, expected)
+    assert_same([result[i] for i in range(-6, 6)], 2 * expected)
+    assert_same(result[1:-1:2], expected[1:-1:2])
+    assert_same(reversed(result), expected[::-1])
+    with pytest.raises(IndexError):
+        result[6]
+
+
+def test_the_result_says_what_it_is() -> None:
+    late = ReplayExecutor({1: math.inf, 4: math.inf})
+    assert (
+        repr(doubled(blocks=6, workers=9, executor=late, timeout=100))
+        == "<CodedResult of 6 blocks, 2 decoded>"
+    )
+
+
+def test_results_are_writable_and_do_not_share_memory() -> None:
+    result = coded_map(
+        lambda block: (block, block.sum(axis=0)), DATA, blocks=6, executor=ReplayExecutor({2: 9.0})
+    )
+    for rows, sums in result:
+        rows[...] = 0
+        assert sums.any()
