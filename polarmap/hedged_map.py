@@ -94,4 +94,4 @@ def _checked_rule(slow: Any, done: Any, backups: Any) -> BackupRule:
         raise CodeError(f"done must be a share above 0 and up to 1, not {done!r}")
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
-    return BackupRule(slow=float(slow), done=float(done), most=int(backups))
+    return BackupRule(slow=float(slow), done=float(done), max_backups=int(backups))

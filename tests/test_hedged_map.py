@@ -173,10 +173,10 @@ class RunOfTable(ReplayRun):
 RULES = [
     HEDGED,
     BackupRule(slow=1.0),
-    BackupRule(1.1, 0.25, most=3),
+    BackupRule(1.1, 0.25, max_backups=3),
     BackupRule(2.0, 1.0),
-    BackupRule(most=0),
-    BackupRule(3.0, 0.9, most=1),
+    BackupRule(max_backups=0),
+    BackupRule(3.0, 0.9, max_backups=1),
 ]
 
 
@@ -186,10 +186,10 @@ def test_the_map_does_what_the_simulation_says(rule: BackupRule, unit: float) ->
     rng = np.random.default_rng(0)
     distribution = Failing(Pareto(unit, 1.0), 0.1)
     for k in [1, 2, 3, 5, 12, 24] * 8:
-        seconds = distribution.sample(rng, (rule.most + 1, k))
+        seconds = distribution.sample(rng, (rule.max_backups + 1, k))
         further = iter(seconds[1:, np.newaxis])
         jobs = simulate_backups(seconds[:1], lambda late, further=further: next(further)[late], rule)
-        options = {"slow": rule.slow, "done": rule.done, "backups": rule.most, "timeout": 3000.0}
+        options = {"slow": rule.slow, "done": rule.done, "backups": rule.max_backups, "timeout": 3000.0}
         try:
             result = hedged_map(summary, DATA, blocks=k, executor=Table(seconds), **options)
         except CodedTimeoutError:

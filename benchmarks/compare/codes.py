@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival, fermat, fountain, mds, polar, staircase
 from polarmap import PolarCode
-from polarmap.planning import Needed
+from polarmap.planning import ArrivalsNeeded
 from polarmap.planning.decodability import _real_rank
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated
@@ -44,7 +44,7 @@ class Measured(NamedTuple):
     """
 
     name: str
-    needed: Needed
+    needed: ArrivalsNeeded
     beyond: float
     encode: float
     encode_seconds: float
@@ -113,11 +113,11 @@ def timed(action: Callable[[], Any], repeats: int = 1) -> tuple[float, Any]:
     return least, result
 
 
-def counted(arrivals: Array, n: int) -> Needed:
+def counted(arrivals: Array, n: int) -> ArrivalsNeeded:
     """The distribution of what was simulated; orders that never decode are left out of its weights."""
     ranks, counts = np.unique(arrivals, return_counts=True)
     kept = ranks <= n
-    return Needed(ranks[kept].astype(float), counts[kept] / len(arrivals), len(arrivals))
+    return ArrivalsNeeded(ranks[kept].astype(float), counts[kept] / len(arrivals), len(arrivals))
 
 
 def arrival_orders(n: int, count: int, seed: int = 0) -> Array:

@@ -23,7 +23,7 @@ BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 class Answer(NamedTuple):
-    """The same for programs and for people, and whether all is well (exit code 0 or 1)."""
+    """What a command found, for programs and for people, and whether all is well (exit code 0 or 1)."""
 
     data: Mapping[str, Any]
     text: str
@@ -63,7 +63,7 @@ def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answ
 
 
 def _print(text: str) -> None:
-    """To standard output; a reader that has gone, as `head` has, ends the command quietly."""
+    """Print to standard output; a reader that has gone, as `head` has, ends the command quietly."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -72,7 +72,7 @@ def _print(text: str) -> None:
 
 
 def plain(value: Any) -> Any:
-    """As JSON has it: records as objects, numbers that are not finite as null.
+    """A value as JSON has it: records as objects, numbers that are not finite as null.
 
     >>> plain({"p99": float("inf"), "n": np.int64(3), "where": PurePath("a/b")})
     {'p99': None, 'n': 3, 'where': 'a/b'}
@@ -95,7 +95,7 @@ def plain(value: Any) -> Any:
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    """Columns as wide as their widest entry, numbers to the right.
+    """A table as text: columns as wide as their widest entry, numbers to the right.
 
     >>> print(table(("name", "n"), [("a", "10"), ("long", "5")]))
     name   n

@@ -94,7 +94,7 @@ def delete(name: str, storage: str | None, yes: bool) -> Answer:
 
 
 def _open(source: str) -> tuple[Any, Callable[[], None]]:
-    """What `encode` takes for SOURCE, and what closes it."""
+    """Open SOURCE: what `encode` takes for it, and what closes it."""
     path, separator, dataset = source.partition(DATASET)
     if separator:
         try:

@@ -74,7 +74,7 @@ def _plain_map(A: Floats, x: Floats, sleep: float) -> tuple[float, Floats]:
 
 
 def _forked_pool() -> Pool:
-    """Processes that leave it to this one to be interrupted.
+    """A pool of processes that leave it to this one to be interrupted.
 
     Interrupts wait until all are forked: Python ignores what hooks of a fork raise.
     """

@@ -37,7 +37,7 @@ INSTALLED = "is the extra of this cloud installed (pip install 'polarmap[aws]'),
 
 
 class Check(NamedTuple):
-    """One thing looked at. state : "ok", "note" (works, could be better) or "bad"."""
+    """What was found of one thing, and how good: "ok", "note" (works, could be better) or "bad"."""
 
     name: str
     state: str
@@ -118,7 +118,7 @@ def _numbers(version: str) -> list[int]:
 
 
 def _this_machine() -> Iterator[Check]:
-    """The embedded default. Lithops' own configuration does not count here: say so where there is one."""
+    """Checks of what executor=None uses: this machine, whatever Lithops' own configuration says."""
     yield Check("configuration", "ok", "none given: Lithops on this machine")
     for place in _lithops_places():
         yield Check(
@@ -167,7 +167,7 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
-    """Storage, then a coded map: only where nothing before them is bad."""
+    """Checks of what runs: storage, then a coded map, if nothing before them is bad."""
     if config is not None:
         try:
             probed = _storage(config)
@@ -181,7 +181,7 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
 
 
 def _storage(config: Path) -> Check:
-    """Of what Lithops makes of the configuration; ExecutorError if it makes nothing of it."""
+    """Check the storage that a configuration names; ExecutorError if Lithops makes nothing of it."""
     from polarmap.executors.lithops import end, open_functions, probe_storage
 
     functions = open_functions(config)
@@ -195,7 +195,7 @@ def _storage(config: Path) -> Check:
 
 
 def _map(executor: Any, timeout: float) -> Check:
-    """A small matrix times a vector; integers, so that right means equal."""
+    """Check a coded map: a small matrix times a vector, integers, so that right means equal."""
     A, x = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])
     began = time.perf_counter()
     try:

@@ -17,14 +17,35 @@ from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
 from polarmap.planning import SCHEMES, Completion, completion_time
 from polarmap.planning import plan as plan_workers
-from polarmap.planning.planner import CODES, OBJECTIVES
+from polarmap.planning.objective import OBJECTIVES
+from polarmap.planning.planner import CODES, SCHEDULES
 
 Command = Callable[..., Answer]
-HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "failure_probability")
+HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "fails")
+
+
+RUNTIMES = (
+    click.option(
+        "--times",
+        type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
+        help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
+    ),
+    click.option("--column", metavar="NAME", help="Column of the CSV file."),
+    click.option(
+        "--distribution",
+        metavar="NAME:A,B",
+        help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
+    ),
+    click.option("--stragglers", type=float, nargs=2, metavar="SHARE FACTOR", help="Some tasks take longer."),
+    click.option(
+        "--cold-starts", type=float, nargs=2, metavar="SHARE SECONDS", help="Some tasks wait first."
+    ),
+    click.option("--failing", type=float, metavar="SHARE", help="Some tasks never end."),
+)
 
 
 def of_runtimes(function: Command) -> Command:
-    """The options that say how long tasks take; the function gets them as one distribution, `runtimes`."""
+    """Add the options that say how long tasks take; the function gets `runtimes`, one distribution."""
 
     @functools.wraps(function)
     def with_distribution(
@@ -39,28 +60,7 @@ def of_runtimes(function: Command) -> Command:
         runtimes = distribution_of(times, column, distribution, stragglers, cold_starts, failing)
         return function(runtimes=runtimes, **options)
 
-    for option in reversed(
-        [
-            click.option(
-                "--times",
-                type=click.Path(exists=True, dir_okay=False, allow_dash=True, path_type=Path),
-                help="Measured run times in seconds: a file of numbers, or a CSV file; - is standard input.",
-            ),
-            click.option("--column", metavar="NAME", help="Column of the CSV file."),
-            click.option(
-                "--distribution",
-                metavar="NAME:A,B",
-                help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
-            ),
-            click.option(
-                "--stragglers", type=float, nargs=2, metavar="SHARE FACTOR", help="Some tasks take longer."
-            ),
-            click.option(
-                "--cold-starts", type=float, nargs=2, metavar="SHARE SECONDS", help="Some tasks wait first."
-            ),
-            click.option("--failing", type=float, metavar="SHARE", help="Some tasks never end."),
-        ]
-    ):
+    for option in reversed(RUNTIMES):
         option(with_distribution)
     return with_distribution
 
@@ -73,6 +73,13 @@ def of_runtimes(function: Command) -> Command:
 @click.option("--deadline", type=float, default=math.inf, help="Seconds the objective may take.")
 @click.option("--budget", type=float, default=math.inf, help="Worker-seconds that may be paid in the mean.")
 @click.option("--code", type=click.Choice(CODES), default="rotation", show_default=True)
+@click.option(
+    "--schedule",
+    type=click.Choice(SCHEDULES),
+    default="upfront",
+    show_default=True,
+    help="Whether parity starts at once, when tasks are late, or as is better.",
+)
 @click.option("--slack", type=float, default=0.05, show_default=True, help="Relative loss accepted.")
 @click.option(
     "--config",
@@ -125,7 +132,7 @@ def simulate(
 
 
 def _workers(scheme: str, n: int, k: int) -> int:
-    """That a scheme starts: copies double the map, backups start only when needed."""
+    """How many workers a scheme starts: copies double the map, backups start only when needed."""
     if scheme == "replication":
         return max(2, n // k) * k
     return k if scheme == "uncoded" or scheme.startswith("backup") else n

@@ -1,1 +1,1 @@
-"""What each cloud allows and charges, its configuration files, and how a worker gets there."""
+"""What each cloud allows and charges, and its configuration files."""

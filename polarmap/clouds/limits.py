@@ -95,7 +95,7 @@ class Worker:
 
     @property
     def limits(self) -> Backend | None:
-        """Of the backend, None if polarmap knows none."""
+        """What the backend allows; None if polarmap does not know."""
         return BACKENDS.get(f"{self.backend} {self.trigger}", BACKENDS.get(self.backend))
 
     @property
@@ -131,8 +131,8 @@ def worker_of(config: Mapping[str, Any]) -> Worker | None:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a map asks of its workers.
+class MapSize:
+    """How large a map is: what it asks of its workers.
 
     n, k : workers and data blocks.
     block_bytes : of the largest coded block.
@@ -145,13 +145,13 @@ class Job:
     rows: int | None = None
 
 
-def check(worker: Worker, job: Job) -> None:
+def check(worker: Worker, asked: MapSize) -> None:
     """Refuse a map that cannot work there, before anything is stored or started.
 
     Parameters
     ----------
     worker : Worker
-    job : Job
+    asked : MapSize
 
     Raises
     ------
@@ -167,9 +167,9 @@ def check(worker: Worker, job: Job) -> None:
     Examples
     --------
     >>> worker = Worker("aws_lambda", "aws_s3", memory=2048)
-    >>> check(worker, Job(n=32, k=24, block_bytes=500 * 2**20, rows=1000))
+    >>> check(worker, MapSize(n=32, k=24, block_bytes=500 * 2**20, rows=1000))
     >>> try:
-    ...     check(worker, Job(n=32, k=24, block_bytes=1900 * 2**20, rows=1000))
+    ...     check(worker, MapSize(n=32, k=24, block_bytes=1900 * 2**20, rows=1000))
     ... except LimitError as error:
     ...     print(error)
     a 1.9 GB block does not fit a 2048 MB worker of aws_lambda, which needs 3.9 GB to hold it and a copy \
@@ -179,13 +179,14 @@ before f takes any: use blocks >= 49 or runtime_memory >= 3950
     if backend is None:
         return
     _check_seconds(worker, backend)
-    _check_memory(worker, backend, job)
-    _check_object(worker, job)
+    _check_memory(worker, backend, asked)
+    _check_object(worker, asked)
     most = at_a_time(worker)
-    if most is not None and job.n > most:
+    if most is not None and asked.n > most:
         warnings.warn(
-            f"workers = {job.n}, but {worker.backend} runs {most} at a time (max_workers): {job.n - most} "
-            f"wait until others end, stragglers among them; raise max_workers or use workers <= {most}",
+            f"workers = {asked.n}, but {worker.backend} runs {most} at a time (max_workers): "
+            f"{asked.n - most} wait until others end, stragglers among them; "
+            f"raise max_workers or use workers <= {most}",
             RuntimeWarning,
             stacklevel=5,
         )
@@ -215,7 +216,7 @@ def at_a_time(worker: Worker) -> int | None:
     return worker.workers or (worker.limits.concurrency if worker.limits is not None else None)
 
 
-def needed(block_bytes: int) -> int:
+def memory_needed(block_bytes: int) -> int:
     """Bytes of memory that a worker needs at least to get at its block."""
     return BASE_BYTES + BLOCK_COPIES * block_bytes
 
@@ -228,39 +229,39 @@ def _check_seconds(worker: Worker, backend: Backend) -> None:
         )
 
 
-def _check_memory(worker: Worker, backend: Backend, job: Job) -> None:
-    need = needed(job.block_bytes)
+def _check_memory(worker: Worker, backend: Backend, asked: MapSize) -> None:
+    need = memory_needed(asked.block_bytes)
     if need <= worker.granted * MB:
         return
     largest = (worker.granted * MB - BASE_BYTES) // BLOCK_COPIES
-    advice = [_more_blocks(job, largest)]
+    advice = [_more_blocks(asked, largest)]
     size = _size_for(need, backend)
     if size is not None:
         advice.append(f"runtime_memory >= {size}")
     raise LimitError(
-        f"a {_size(job.block_bytes)} block does not fit a {worker.granted} MB worker of {worker.backend}, "
+        f"a {_size(asked.block_bytes)} block does not fit a {worker.granted} MB worker of {worker.backend}, "
         f"which needs {_size(need)} to hold it and a copy before f takes any: "
         + " or ".join(filter(None, advice))
     )
 
 
-def _check_object(worker: Worker, job: Job) -> None:
+def _check_object(worker: Worker, asked: MapSize) -> None:
     largest = LARGEST_OBJECT.get(worker.storage)
-    if largest is not None and job.block_bytes > largest:
+    if largest is not None and asked.block_bytes > largest:
         raise LimitError(
-            f"a {_size(job.block_bytes)} block is larger than one object of {worker.storage} may be "
-            f"({_size(largest)}): {_more_blocks(job, largest)}"
+            f"a {_size(asked.block_bytes)} block is larger than one object of {worker.storage} may be "
+            f"({_size(largest)}): {_more_blocks(asked, largest)}"
         )
 
 
-def _more_blocks(job: Job, largest: int) -> str:
+def _more_blocks(asked: MapSize, largest: int) -> str:
     """How to cut so that no block weighs more than `largest` bytes."""
-    if job.rows is None:
+    if asked.rows is None:
         return f"use blocks of at most {_size(max(largest, 0))}"
-    rows = largest * job.rows // job.block_bytes
+    rows = largest * asked.rows // asked.block_bytes
     if rows < 1:
         return "no number of blocks helps, as one row is too large"
-    return f"use blocks >= {math.ceil(job.k * job.rows / rows)}"
+    return f"use blocks >= {math.ceil(asked.k * asked.rows / rows)}"
 
 
 def _size_for(need: int, backend: Backend) -> int | None:
@@ -270,7 +271,8 @@ def _size_for(need: int, backend: Backend) -> int | None:
 
 
 def _size(count: int) -> str:
-    """
+    """A number of bytes as text.
+
     >>> _size(1_992_294_400), _size(5 * 2**20)
     ('1.9 GB', '5.0 MB')
     """

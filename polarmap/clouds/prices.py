@@ -87,7 +87,7 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """All of it."""
+        """Compute, calls and requests together."""
         return self.compute + self.calls + self.requests
 
     def __str__(self) -> str:

@@ -27,7 +27,7 @@ _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The configuration in a file, complete.
+    """Read a complete Lithops configuration from a file.
 
     Raises
     ------

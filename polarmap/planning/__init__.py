@@ -10,7 +10,7 @@ from polarmap.planning.completion import (
     completion_time,
     lower_bound,
 )
-from polarmap.planning.decodability import Needed, sequential_finish
+from polarmap.planning.decodability import ArrivalsNeeded, sequential_finish
 from polarmap.planning.distributions import (
     Distribution,
     Failing,
@@ -41,13 +41,13 @@ from polarmap.planning.training_trace import training_trace
 
 __all__ = [
     "SCHEMES",
+    "ArrivalsNeeded",
     "BackupRule",
     "Completion",
     "Distribution",
     "Empirical",
     "Failing",
     "Mixture",
-    "Needed",
     "Pareto",
     "ParityRule",
     "Plan",

@@ -1,4 +1,4 @@
-"""Starting a task again: every task r times at once, or the late ones once more, by the rule of `hedged_map`.
+"""Backup tasks and copies: late tasks are started once more, or every task several times at once.
 
 Of several copies of a task the others are stopped the moment the first returns, the cheapest
 accounting there is.
@@ -26,21 +26,21 @@ class BackupRule(NamedTuple):
     slow : multiple of the usual time.
     done : the usual time is that by which this share of all tasks had returned, queueing included
         (as in cubed); before so many have, nothing is late.
-    least : seconds below which nothing is late.
-    most : backups that one task may get.
-    tasks : fewer than so many get none.
+    min_seconds : below which nothing is late.
+    max_backups : that one task may get.
+    min_tasks : fewer than so many get no backups.
     of_all : False: the usual time is the median of those that returned (as in Spark).
     """
 
     slow: float = 3.0
     done: float = 0.5
-    least: float = 0.1
-    most: int = 2
-    tasks: int = 1
+    min_seconds: float = 0.1
+    max_backups: int = 2
+    min_tasks: int = 1
     of_all: bool = True
 
     def awaited(self, tasks: int) -> int:
-        """How many of them must have returned."""
+        """How many of so many tasks must have returned before any is late."""
         return max(1, ceil(tasks * self.done) if self.of_all else floor(tasks * self.done))
 
     def late_after(self, durations: Sequence[float], tasks: int) -> float:
@@ -50,20 +50,21 @@ class BackupRule(NamedTuple):
         (6.0, inf)
         """
         awaited = self.awaited(tasks)
-        if len(durations) < awaited or tasks < self.tasks:
+        if len(durations) < awaited or tasks < self.min_tasks:
             return inf
-        return max(self.least, self.slow * (max(durations[:awaited]) if self.of_all else median(durations)))
+        usual = max(durations[:awaited]) if self.of_all else median(durations)
+        return max(self.min_seconds, self.slow * usual)
 
 
 HEDGED = BackupRule()  # the defaults of hedged_map
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
-CUBED = BackupRule(least=0.0, most=1, tasks=10)
-SPARK = BackupRule(done=0.9, least=0.0, most=1, tasks=2, of_all=False)
+CUBED = BackupRule(min_seconds=0.0, max_backups=1, min_tasks=10)
+SPARK = BackupRule(done=0.9, min_seconds=0.0, max_backups=1, min_tasks=2, of_all=False)
 
 
 class SimulatedJobs(NamedTuple):
-    """Simulated jobs; arrays (trials,): seconds, worker-seconds, tasks started."""
+    """What simulated jobs took: seconds, worker-seconds and tasks started; arrays (trials,)."""
 
     time: Floats
     paid: Floats
@@ -94,7 +95,7 @@ def simulate_backups(first: Floats, again: Again, rule: BackupRule) -> Simulated
     """
     launch = launch_times(np.sort(first, axis=1), rule)[:, None]
     time, began = first.copy(), []
-    for turn in range(1, rule.most + 1):
+    for turn in range(1, rule.max_backups + 1):
         start = np.broadcast_to(turn * launch, first.shape)
         late = time > start
         began.append(np.where(late, start, inf))
@@ -122,10 +123,10 @@ def launch_times(first: Floats, rule: BackupRule) -> Floats:
     """
     trials, k = first.shape
     launch = np.full(trials, np.inf)
-    if k < rule.tasks:
+    if k < rule.min_tasks:
         return launch
     for returned in range(k - 1, rule.awaited(k) - 1, -1):  # the earliest moment comes last
-        patience = np.maximum(rule.least, rule.slow * _usual(first, rule, returned))
+        patience = np.maximum(rule.min_seconds, rule.slow * _usual(first, rule, returned))
         moment = np.maximum(first[:, returned - 1], patience)
         launch = np.where(moment < first[:, returned], moment, launch)
     return launch

@@ -17,7 +17,7 @@ from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.planning import backups, decodability
-from polarmap.planning.decodability import Needed
+from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.on_demand import simulate_on_demand
@@ -153,7 +153,7 @@ def completion_time(
 
 def arrivals_needed(
     n: int, k: int, scheme: str, *, erasure: float | None = None, trials: int = 1000, seed: int = 0
-) -> Needed:
+) -> ArrivalsNeeded:
     """The distribution of the number of arrivals a code needs; parameters as for `completion_time`.
 
     >>> arrivals_needed(8, 6, "rotation").ranks.tolist()
@@ -167,12 +167,14 @@ def arrivals_needed(
     return decodability.exactly(k)
 
 
-def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: str = "coded") -> Completion:
+def completion_after(
+    needed: ArrivalsNeeded, n: int, k: int, runtimes: object, scheme: str = "coded"
+) -> Completion:
     """When a job is complete that needs a random number of arrivals: for any code you can simulate.
 
     Parameters
     ----------
-    needed : Needed
+    needed : ArrivalsNeeded
         The distribution of the number of arrivals; weights that sum to less than one leave jobs that not
         even n arrivals complete.
     n, k, runtimes
@@ -183,7 +185,7 @@ def completion_after(needed: Needed, n: int, k: int, runtimes: object, scheme: s
     Examples
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> lossy = Needed(np.array([3.0]), np.array([0.9]), 1000)
+    >>> lossy = ArrivalsNeeded(np.array([3.0]), np.array([0.9]), 1000)
     >>> completion_after(lossy, 4, 3, ShiftedExponential(1.0, 1.0)).failure_probability
     0.1
     """

@@ -2,7 +2,7 @@
 
 The workers are alike, so which of them are early does not depend on how early they are: the m-th
 arrival completes the job with a probability that is a property of the code alone. It is simulated
-once per code, and every run-time distribution is then integrated exactly (`orderstatistics`).
+once per code, and every run-time distribution is then integrated exactly (`order_statistics`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DEPENDENT = 1e-11  # a column whose new part is smaller, relative to the others'
 TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache holds
 
 
-class Needed(NamedTuple):
+class ArrivalsNeeded(NamedTuple):
     """The distribution of the number of arrivals that determine the data.
 
     ranks : distinct numbers m, ascending, (j,).
@@ -41,13 +41,13 @@ class Needed(NamedTuple):
         return np.append(0.0, self.weights.cumsum())[np.searchsorted(self.ranks, np.arange(n + 1), "right")]
 
 
-def exactly(rank: int) -> Needed:
-    """Any `rank` arrivals do, and no fewer: an MDS code, or no code at all."""
-    return Needed(np.array([float(rank)]), np.ones(1), 0)
+def exactly(rank: int) -> ArrivalsNeeded:
+    """The number of arrivals where it is certain, of an MDS code or no code: any `rank`, and no fewer."""
+    return ArrivalsNeeded(np.array([float(rank)]), np.ones(1), 0)
 
 
 @lru_cache(maxsize=256)
-def sequential_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+def sequential_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
     """What the sequential decoder of the arikan code needs: the papers' decoder.
 
     >>> needed = sequential_needed(16, 12, None, 2000, 0)
@@ -60,7 +60,7 @@ def sequential_needed(n: int, k: int, erasure: float | None, trials: int, seed: 
 
 
 @lru_cache(maxsize=256)
-def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
     """What the optimal decoder of the arikan code needs, for real numbers.
 
     >>> needed = optimal_needed(16, 12, None, 500, 0)
@@ -73,7 +73,7 @@ def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int
 
 
 @lru_cache(maxsize=256)
-def integer_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> Needed:
+def integer_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
     """What the optimal decoder of the arikan code needs, for integers modulo 2^64."""
     columns = _columns(PolarCode(n, k, "arikan", erasure=erasure))
     orders = np.argsort(_orders(n, trials, seed), axis=0).T
@@ -123,7 +123,7 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
 
 
 def _slow_and_fast(leaves: Array) -> None:
-    """In place along the first axis: every pair becomes its maximum and its minimum."""
+    """Replace, in place along the first axis, every pair by its maximum and its minimum."""
     half = len(leaves) // 2
     while half:
         pairs = leaves.reshape(-1, 2, half, leaves.shape[1])
@@ -147,7 +147,7 @@ def _real_rank(check: Floats, order: Array) -> int:
 
 
 def _integer_rank(columns: list[int], order: list[int]) -> int:
-    """The same over GF(2), where rows are bits of Python integers."""
+    """The arrivals needed in this order, over GF(2), where rows are bits of Python integers."""
     basis: dict[int, int] = {}  # leading bit -> column
     for missing, index in enumerate(reversed(order)):
         column = columns[index]
@@ -171,9 +171,9 @@ def _orders(n: int, trials: int, seed: int) -> npt.NDArray[np.int32]:
     return np.ascontiguousarray(np.random.default_rng(seed).permuted(ranks, axis=1).T)
 
 
-def _counted(needed: Array, trials: int) -> Needed:
+def _counted(needed: Array, trials: int) -> ArrivalsNeeded:
     ranks, counts = np.unique(needed, return_counts=True)
-    return Needed(ranks.astype(float), counts / trials, trials)
+    return ArrivalsNeeded(ranks.astype(float), counts / trials, trials)
 
 
 def _latest(dtype: np.dtype[Any]) -> float | int:

@@ -193,7 +193,7 @@ def _starts(data: Floats, parity: Floats, upfront: int, runtimes: Distribution |
 
 
 def _turn_by_turn(data: Floats, parity: Floats, upfront: int, first: Floats, age: Floats) -> Floats:
-    """The starts where the age does not change: all that was started in one look is late together."""
+    """Start times of parity tasks where `age`, from which a task is late, does not change."""
     k, places = data.shape[1], np.arange(parity.shape[1])
     started = np.full(parity.shape, inf)
     started[:, :upfront] = 0.0
@@ -209,7 +209,7 @@ def _turn_by_turn(data: Floats, parity: Floats, upfront: int, first: Floats, age
 
 
 def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
-    """The starts in one job, by the rule as it is asked in a map."""
+    """Start times of the parity tasks of one job, by the rule as a map asks it."""
     k, now, rule = len(data), 0.0, ParityRule(len(data))
     started = np.full(len(parity), inf)
     started[:upfront] = 0.0
@@ -241,7 +241,7 @@ def _is_early(at_once: Floats, k: int, upfront: int) -> npt.NDArray[np.bool_]:
 
 
 def _first_look(at_once: Floats, k: int, runtimes: Distribution | None) -> tuple[Floats, Floats]:
-    """When tasks are late in each job (trials,), and the age from which a task is."""
+    """When the data tasks of each job are late, and after how many seconds any task is; (trials,)."""
     if runtimes is not None:
         age = np.full(len(at_once), ParityRule(k, runtimes).late_after(()))
         return age, age
@@ -259,7 +259,7 @@ def _late_share(tasks: int) -> float:
 
 
 def _cautious(slowest: Floats, returned: npt.ArrayLike, half: int) -> Floats:
-    """Longer than half of the tasks should take, of which fewer have returned by now."""
+    """Seconds that half of the tasks should not need, of which fewer have returned by now."""
     return np.maximum(CAUTION_SECONDS, CAUTION * half / np.asarray(returned) * slowest)
 
 

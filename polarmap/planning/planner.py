@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf, isfinite
+from math import inf
 from os import PathLike
 from typing import TYPE_CHECKING
 
@@ -13,18 +13,19 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.arguments import is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.distributions import Distribution
 from polarmap.planning.empirical import as_runtimes
+from polarmap.planning.objective import Objective
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
+SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
 MOST_SIZES = 48  # values of n that are tried, dense near k
 
@@ -181,18 +182,13 @@ def plan(
                    36      1.11      1.11      1.18     38.48
     """
     distribution = as_runtimes(runtimes)
-    most = 2 * _checked_count("k", k) if max_workers is None else _checked_count("max_workers", max_workers)
+    most = _most_workers(k, max_workers, worker, distribution)
     _checked_count("trials", trials)
-    if worker is not None and not isinstance(worker, Worker):
-        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
-    if worker is not None:
-        limits.check_task_seconds(worker, float(distribution.quantile(0.5)))
-        most = min(most, limits.at_a_time(worker) or most)
-    _check(_checked_count("k", k), most, objective, code, slack, deadline, budget, max_failure_probability)
+    aim = Objective(objective, slack, deadline, budget, max_failure_probability)
     _check_schedule(schedule, code)
     options = _options(k, most, code, schedule, distribution, trials, seed)
-    possible = _feasible(options, objective, max_failure_probability, deadline, budget)
-    chosen = _cheapest_near_best(possible, objective, slack)
+    possible = aim.possible(options)
+    chosen = aim.choice(possible)
     return Plan(
         n=chosen.n,
         k=k,
@@ -200,7 +196,7 @@ def plan(
         objective=objective,
         expected=chosen,
         uncoded=options[0],
-        frontier=frontier(possible, _clock(objective)),
+        frontier=frontier(possible, aim.clock),
         worker=worker,
         schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
         upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
@@ -222,6 +218,21 @@ def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Complet
         if not kept or getattr(option, clock) < getattr(kept[-1], clock):
             kept.append(option)
     return tuple(kept)
+
+
+def _most_workers(k: int, max_workers: int | None, worker: Worker | None, runtimes: Distribution) -> int:
+    """How many workers there may be: by the caller's limit and that of what they run on."""
+    most = 2 * _checked_count("k", k)
+    if max_workers is not None:
+        most = _checked_count("max_workers", max_workers)
+    if worker is not None and not isinstance(worker, Worker):
+        raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
+    if worker is not None:
+        limits.check_task_seconds(worker, float(runtimes.quantile(0.5)))
+        most = min(most, limits.at_a_time(worker) or most)
+    if most < k:
+        raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
+    return most
 
 
 def _cost(one: Completion, worker: Worker) -> Cost | None:
@@ -263,86 +274,10 @@ def _sizes(k: int, most: int) -> list[int]:
     return [k, *(k + np.unique(parity)).tolist()]
 
 
-def _feasible(
-    options: list[Completion], objective: str, max_failure_probability: float, deadline: float, budget: float
-) -> list[Completion]:
-    """The options within all limits; an error that names the limit that leaves none."""
-    clock = _clock(objective)
-    safest = min(option.failure_probability for option in options)
-    reliable = _kept(
-        [option for option in options if option.failure_probability <= max_failure_probability],
-        options,
-        f"the job never completes with a probability of at least {safest:.3g}, "
-        f"above max_failure_probability = {max_failure_probability:g}, because too many tasks never end",
-    )
-    finite = _kept(
-        [option for option in reliable if isfinite(_value(option, objective))],
-        options,
-        f"the {objective} of the completion time is infinite; plan for a lower quantile",
-    )
-    timely = _kept(
-        [option for option in finite if getattr(option, clock) <= deadline],
-        options,
-        f"{clock} is {min(getattr(o, clock) for o in finite):.4g} s at best, the deadline {deadline:g} s",
-    )
-    return _kept(
-        [option for option in timely if option.paid <= budget],
-        options,
-        f"at least {min(o.paid for o in timely):.4g} worker-seconds are needed, the budget is {budget:g}",
-    )
-
-
-def _kept(some: list[Completion], options: list[Completion], reason: str) -> list[Completion]:
-    if not some:
-        most = max(option.n for option in options)
-        raise CodeError(f"no plan for k = {options[0].k} on at most {most} workers: {reason}")
-    return some
-
-
-def _cheapest_near_best(options: list[Completion], objective: str, slack: float) -> Completion:
-    limit = (1 + slack) * min(_value(option, objective) for option in options)
-    near = [option for option in options if _value(option, objective) <= limit]
-    other = "p99" if objective == "cost" else "paid"
-    return min(near, key=lambda option: (getattr(option, other), option.n))
-
-
-def _clock(objective: str) -> str:
-    return "p99" if objective == "cost" else objective
-
-
-def _value(option: Completion, objective: str) -> float:
-    return float(getattr(option, "paid" if objective == "cost" else objective))
-
-
-def _check(
-    k: int,
-    most: int,
-    objective: str,
-    code: str,
-    slack: float,
-    deadline: float,
-    budget: float,
-    max_failure_probability: float,
-) -> None:
-    if most < k:
-        raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
-    if not is_one_of(objective, OBJECTIVES):
-        raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {objective!r}")
+def _check_schedule(schedule: str, code: str) -> None:
     if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
-    limits = {
-        "slack": slack,
-        "deadline": deadline,
-        "budget": budget,
-        "max_failure_probability": max_failure_probability,
-    }
-    for name, limit in limits.items():
-        if not is_number(limit) or limit < 0:
-            raise CodeError(f"{name} must be at least 0, not {limit!r}")
-
-
-def _check_schedule(schedule: str, code: str) -> None:
-    if not is_one_of(schedule, ("upfront", "on_demand", "auto")):
+    if not is_one_of(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")

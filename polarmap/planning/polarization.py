@@ -253,7 +253,7 @@ def _real_shares(depth: int, index: int, below: Floats, above: Floats) -> tuple[
 
 
 def _bits(depth: int, index: int) -> list[int]:
-    """0 for slow and 1 for fast, from the real workers inwards."""
+    """The branches to a virtual worker: 0 for slow and 1 for fast, from the real workers inwards."""
     if not 0 <= index < 1 << _checked_depth(depth):
         raise CodeError(f"at depth {depth} there are {1 << depth} virtual workers, not one at {index}")
     return [index >> (depth - 1 - level) & 1 for level in range(depth)]

@@ -44,7 +44,7 @@ def everywhere() -> tuple[Floats, Floats]:
 
 
 def lengths(below: Floats, above: Floats) -> Floats:
-    """Of the cells between neighbouring nodes, accurate in both halves."""
+    """Lengths of the cells between neighbouring nodes, accurate in both halves."""
     return np.where(below[1:] < 0.5, np.diff(below), -np.diff(above))
 
 

@@ -19,15 +19,6 @@ from polarmap.planning.distributions import Floats
 TILE_BYTES = 1 << 26  # of the finish times of some trials
 
 
-def order(worker: int, pieces: int) -> tuple[int, ...]:
-    """The order in which a worker takes its subtasks: each worker starts one further on.
-
-    >>> order(0, 4), order(5, 4)
-    ((0, 1, 2, 3), (1, 2, 3, 0))
-    """
-    return tuple((worker + step) % pieces for step in range(pieces))
-
-
 def simulate_subtasks(times: npt.ArrayLike, k: int, pieces: int, startup: float = 0.0) -> SimulatedJobs:
     """Simulate jobs whose n workers hand in every subtask, each decoded from any k workers' results.
 

@@ -26,7 +26,7 @@ Path = str | PathLike[str]
 
 
 def blank(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, Any]:
-    """A figure of so many inches and its axes, an array (rows, columns) of Axes."""
+    """Make a figure of so many inches and its axes, an array (rows, columns) of Axes."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ def blank(width: float, height: float, columns: int = 1, rows: int = 1, **shared
 
 
 def plain(axes: Axes) -> None:
-    """Two spines, a faint grid behind the data."""
+    """Style axes: two spines, a faint grid behind the data."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
     axes.tick_params(colors=INK, labelsize=9)
@@ -52,14 +52,14 @@ def plain(axes: Axes) -> None:
 
 
 def titled(axes: Axes, title: str, x: str = "", y: str = "") -> None:
-    """A title on the left, labels with units."""
+    """Set the title, on the left, and the labels, which name units."""
     axes.set_title(title, loc="left", fontsize=11, color=INK)
     axes.set_xlabel(x, fontsize=10, color=INK)
     axes.set_ylabel(y, fontsize=10, color=INK)
 
 
 def saved(figure: Figure, path: Path | None) -> Figure:
-    """The figure, also written to `path` if there is one; its ending says the format."""
+    """Return the figure, also written to `path` if there is one; its ending says the format."""
     if path is not None:
         try:
             figure.savefig(path, dpi=DPI)

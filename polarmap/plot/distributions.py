@@ -40,7 +40,7 @@ def draw_runtimes(
     fitted: Distribution | None = None,
     observed: int | None = None,
 ) -> Figure:
-    """How run times spread, and how many workers are still out as time goes by.
+    """Draw how run times spread, and how many workers are still out as time goes by.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def draw_polarization(
     *,
     depths: tuple[int, ...] = (0, 1, 3, 8),
 ) -> Figure:
-    """P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
+    """Draw P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
 
     Parameters
     ----------
@@ -144,7 +144,7 @@ def _draw_survival(
 
 
 def _explain(axes: Axes) -> None:
-    """Which line is which, in the panel with the most of them."""
+    """Add a legend that says which line is which, in the panel with the most of them."""
     for name, share in (("fastest virtual worker", 0.85), ("slowest virtual worker", 0.0)):
         axes.plot([], [], color=_shade(np.array([share]))[0], lw=2, label=name)
     axes.legend(frameon=True, framealpha=0.9, edgecolor="white", fontsize=7.5, loc="lower right")
@@ -163,7 +163,7 @@ def _positive(shares: Floats) -> Floats:
 
 
 def _draw_virtual(axes: Axes, times: Floats, real: Floats, done: Floats) -> None:
-    """A line (times,) for each row of `done` (virtual workers, times), and the one of real workers."""
+    """Draw a line (times,) for each row of `done` (virtual workers, times), and the one of real workers."""
     from matplotlib.collections import LineCollection
 
     slowest_first = done[np.argsort(done.mean(axis=1), kind="stable")]

@@ -40,7 +40,7 @@ class Plan(Protocol):
 
 
 def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:
-    """Completion time against worker-seconds, for the numbers of workers worth choosing.
+    """Draw completion time against worker-seconds, for the numbers of workers worth choosing.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:
 
 
 def _name_some(axes: Axes, options: list[Completion], plan: Plan, clock: str) -> None:
-    """The number of workers beside those points that are far enough from each other."""
+    """Write the number of workers beside those points that are far enough from each other."""
     high = max([getattr(one, clock) for one in options], default=1.0)
     low_cost, high_cost = options[0].paid, options[-1].paid
     width = (high_cost - low_cost) or 1.0

@@ -47,7 +47,7 @@ class Report(Protocol):
     def seconds(self) -> float: ...
 
 
-class Look(NamedTuple):
+class BarStyle(NamedTuple):
     """How the bars of one state are drawn."""
 
     label: str
@@ -56,12 +56,12 @@ class Look(NamedTuple):
     hatch: str
 
 
-LOOKS = {
-    "used": Look("used", canvas.BLUE, canvas.BLUE, ""),
-    "parity": Look("used, parity", canvas.ORANGE, canvas.ORANGE, ""),
-    "surplus": Look("surplus", "white", canvas.BLUE, "////"),
-    "abandoned": Look("abandoned", "white", canvas.GREY, "...."),
-    "failed": Look("failed", "white", canvas.VERMILLION, "xxxx"),
+STYLES = {
+    "used": BarStyle("used", canvas.BLUE, canvas.BLUE, ""),
+    "parity": BarStyle("used, parity", canvas.ORANGE, canvas.ORANGE, ""),
+    "surplus": BarStyle("surplus", "white", canvas.BLUE, "////"),
+    "abandoned": BarStyle("abandoned", "white", canvas.GREY, "...."),
+    "failed": BarStyle("failed", "white", canvas.VERMILLION, "xxxx"),
 }
 
 
@@ -69,13 +69,13 @@ class Bar(NamedTuple):
     """Where one task is drawn, in seconds of the map."""
 
     task: int
-    look: str
+    style: str
     start: float
     end: float
 
 
 def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
-    """A line per task from its start to its end, with the k-th arrival and the decode instant.
+    """Draw a line per task from its start to its end, with the k-th arrival and the decode instant.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def _was_started(task: TaskReport) -> bool:
 
 
 def _bar(task: TaskReport, report: Report, end: float) -> Bar:
-    """The last attempt: from when the worker began, where that is known, until it arrived."""
+    """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
     start = launched = task.launched or 0.0
     if task.arrived is not None and task.seconds is not None:
@@ -120,8 +120,8 @@ def _bar(task: TaskReport, report: Report, end: float) -> Bar:
 
 
 def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
-    for name, look in _looks(bars).items():
-        some = [bar for bar in bars if bar.look == name]
+    for name, style in _styles(bars).items():
+        some = [bar for bar in bars if bar.style == name]
         waits = [bar for bar in some if bar.start > 0]
         axes.hlines([bar.task for bar in waits], 0, [bar.start for bar in waits], canvas.PALE, linewidth=1)
         axes.barh(
@@ -129,31 +129,31 @@ def _draw_bars(axes: Axes, bars: list[Bar]) -> None:
             [bar.end - bar.start for bar in some],
             left=[bar.start for bar in some],
             height=0.7,
-            label=look.label,
-            facecolor=look.face,
-            edgecolor=look.edge,
-            hatch=look.hatch,
+            label=style.label,
+            facecolor=style.face,
+            edgecolor=style.edge,
+            hatch=style.hatch,
             linewidth=0.8,
         )
 
 
-def _looks(bars: list[Bar]) -> dict[str, Look]:
-    """Those that occur, in a fixed order; a state not known here is drawn as surplus."""
-    seen = {bar.look for bar in bars}
-    known = {name: look for name, look in LOOKS.items() if name in seen}
-    others = {name: LOOKS["surplus"]._replace(label=name) for name in sorted(seen - LOOKS.keys())}
+def _styles(bars: list[Bar]) -> dict[str, BarStyle]:
+    """The styles of the states that occur, in a fixed order; a state not known here is drawn as surplus."""
+    seen = {bar.style for bar in bars}
+    known = {name: style for name, style in STYLES.items() if name in seen}
+    others = {name: STYLES["surplus"]._replace(label=name) for name in sorted(seen - STYLES.keys())}
     return known | others
 
 
 def _mark_unstarted(axes: Axes, report: Report, end: float) -> None:
-    """Tasks that were held back and never needed: a dotted line."""
+    """Draw a dotted line for tasks that were held back and not needed."""
     held = [task.index for task in report.tasks if not _was_started(task)]
     if held:
         axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
 
 
 def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
-    """What was tried again, failed or decoded, at the right edge of its line."""
+    """Mark what was tried again, failed or decoded, at the right edge of its line."""
     margin = 1.012 * end
     failed = {task.index for task in report.tasks if task.state == "failed"}
     marks = {
@@ -175,7 +175,7 @@ def _mark_tasks(axes: Axes, report: Report, end: float) -> None:
 
 
 def _mark_moments(axes: Axes, report: Report, end: float) -> None:
-    """The k-th arrival, and the return of the results, named above the axes."""
+    """Mark the k-th arrival and the return of the results, named above the axes."""
     arrivals = sorted(task.arrived for task in report.tasks if task.arrived is not None)
     moments = []
     if len(arrivals) >= report.k:
@@ -221,7 +221,7 @@ def _arrange(axes: Axes, report: Report, end: float) -> None:
 
 
 def _explain(figure: Figure, axes: Axes) -> None:
-    """A legend below: bars first, marks last."""
+    """Add a legend below: bars first, marks last."""
     entries = sorted(zip(*axes.get_legend_handles_labels()), key=lambda entry: entry[1] == DECODED)
     if entries:
         figure.legend(*zip(*entries), loc="outside lower center", ncols=6, frameon=False, fontsize=9)

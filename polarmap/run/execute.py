@@ -242,7 +242,7 @@ def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None
     """LimitError for what cannot work where the executor runs it."""
     if worker is not None:
         largest = max(layout_bytes(blocks.layout(index)) for index in range(blocks.n))
-        limits.check(worker, limits.Job(blocks.n, k, largest, rows))
+        limits.check(worker, limits.MapSize(blocks.n, k, largest, rows))
 
 
 def cost_of(worker: Worker | None, report: Report) -> Cost | None:

@@ -157,7 +157,7 @@ class Backups:
         return max(0.0, min([*oldest, *others], default=inf) - now)
 
     def _may_back_up(self, tasks: TaskTable, task: int) -> bool:
-        return not tasks[task].returned and self._backups[task] < self._rule.most
+        return not tasks[task].returned and self._backups[task] < self._rule.max_backups
 
     def _late_from(self, tasks: TaskTable, index: int, age: float) -> float:
         """When the latest attempt of a task that runs becomes late, or did; inf if none counts."""

@@ -37,6 +37,14 @@ def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
     assert (here.code, "no runtime_memory" in here.err) == (1, True)
 
 
+def test_a_plan_may_start_parity_when_tasks_are_late(polarmap: Run) -> None:
+    ran = polarmap(
+        "plan", "--k", 8, *DISTRIBUTION, "--objective", "cost", "--schedule", "on_demand", "--json"
+    )
+    assert ran.code == 0
+    assert ran.json["plan"]["schedule"] == "on_demand"
+
+
 def test_every_scheme_is_simulated(polarmap: Run) -> None:
     ran = polarmap("simulate", "--k", 12, *DISTRIBUTION, "--cold-starts", 0.1, 4, "--trials", 20)
     schemes = [line.split()[0] for line in ran.out.splitlines()[1:]]

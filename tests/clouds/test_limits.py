@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import polarmap
 from polarmap import Masked
 from polarmap.clouds import limits
-from polarmap.clouds.limits import BACKENDS, MB, Job, Worker
+from polarmap.clouds.limits import BACKENDS, MB, MapSize, Worker
 from polarmap.errors import LimitError
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.planning import ShiftedExponential, plan
@@ -38,59 +38,67 @@ def test_the_advice_works(rows: int, row_bytes: int, k: int, memory: int) -> Non
     """As many blocks as the message says do fit, one fewer row of memory would not have been asked for."""
     worker = Worker("aws_lambda", "aws_s3", memory, workers=10**9)
     try:
-        limits.check(worker, Job(k + 1, k, rows * row_bytes, rows))
-        assert limits.needed(rows * row_bytes) <= memory * MB
+        limits.check(worker, MapSize(k + 1, k, rows * row_bytes, rows))
+        assert limits.memory_needed(rows * row_bytes) <= memory * MB
     except LimitError as error:
         advice = str(error).rpartition(": ")[2]
         assert (
-            limits.needed(rows * row_bytes) > memory * MB
+            limits.memory_needed(rows * row_bytes) > memory * MB
             or rows * row_bytes > limits.LARGEST_OBJECT["aws_s3"]
         )
         if "use blocks >= " not in advice:
-            assert limits.needed(row_bytes) > memory * MB
+            assert limits.memory_needed(row_bytes) > memory * MB
             return
         wanted = int(advice.split("use blocks >= ")[1].split()[0])
         fitting = -(-(rows * k) // wanted)  # rows per block when the same rows are cut into so many
-        limits.check(worker, Job(wanted + 1, wanted, fitting * row_bytes, fitting))
+        limits.check(worker, MapSize(wanted + 1, wanted, fitting * row_bytes, fitting))
 
 
 @pytest.mark.parametrize(
     ("worker", "job", "message"),
     [
-        (LAMBDA, Job(32, 24, 1900 * MB, 1000), r"^a 1\.9 GB block does not fit a 2048 MB worker of aws_la"),
         (
             LAMBDA,
-            Job(32, 24, 1900 * MB, 1000),
+            MapSize(32, 24, 1900 * MB, 1000),
+            r"^a 1\.9 GB block does not fit a 2048 MB worker of aws_la",
+        ),
+        (
+            LAMBDA,
+            MapSize(32, 24, 1900 * MB, 1000),
             r"needs 3\.9 GB.*use blocks >= \d+ or runtime_memory >= 3950$",
         ),
-        (LAMBDA, Job(32, 24, 1900 * MB), r"use blocks of at most 949\.0 MB or runtime_memory >= 3950$"),
-        (LAMBDA, Job(4, 3, 2000 * MB, 1), r"no number of blocks helps, as one row is too large or runtime_m"),
-        (LAMBDA, Job(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),  # no Lambda is as large as that
-        (AZURE, Job(8, 6, 1000 * MB, 9), r"a 2048 MB worker.*runtime_memory >= 4096$"),
-        (GOOGLE, Job(8, 6, 1), r"runtime_timeout is 600 s, gcp_functions ends a call after 540 s"),
+        (LAMBDA, MapSize(32, 24, 1900 * MB), r"use blocks of at most 949\.0 MB or runtime_memory >= 3950$"),
+        (
+            LAMBDA,
+            MapSize(4, 3, 2000 * MB, 1),
+            r"no number of blocks helps, as one row is too large or runtime_m",
+        ),
+        (LAMBDA, MapSize(4, 3, 6000 * MB, 10), r"use blocks >= \d+$"),  # no Lambda is as large as that
+        (AZURE, MapSize(8, 6, 1000 * MB, 9), r"a 2048 MB worker.*runtime_memory >= 4096$"),
+        (GOOGLE, MapSize(8, 6, 1), r"runtime_timeout is 600 s, gcp_functions ends a call after 540 s"),
         (
             REDIS,
-            Job(8, 6, 600 * MB, 60),
+            MapSize(8, 6, 600 * MB, 60),
             r"larger than one object of redis may be \(512\.0 MB\): use blocks >= 8$",
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_what_to_change(worker: Worker, job: Job, message: str) -> None:
+def test_what_does_not_fit_is_refused_with_what_to_change(worker: Worker, job: MapSize, message: str) -> None:
     with pytest.raises(LimitError, match=message):
         limits.check(worker, job)
 
 
 def test_google_functions_called_by_https_may_take_longer() -> None:
-    limits.check(Worker("gcp_functions", "gcp_storage", 2048, 3600, trigger="https"), Job(8, 6, 1))
+    limits.check(Worker("gcp_functions", "gcp_storage", 2048, 3600, trigger="https"), MapSize(8, 6, 1))
 
 
 def test_more_workers_than_run_at_a_time_are_warned_of() -> None:
     with pytest.warns(RuntimeWarning, match="workers = 12, but k8s runs 10 at a time .max_workers.: 2 wait"):
-        limits.check(Worker("k8s", "minio", 512, workers=10), Job(12, 9, 100))
+        limits.check(Worker("k8s", "minio", 512, workers=10), MapSize(12, 9, 100))
 
 
 def test_unknown_backends_are_not_judged() -> None:
-    limits.check(Worker("singularity", "redis", 1), Job(10**6, 10**5, 10**12))
+    limits.check(Worker("singularity", "redis", 1), MapSize(10**6, 10**5, 10**12))
 
 
 @pytest.mark.parametrize("name", ["aws_lambda", "azure_functions", "gcp_functions", "k8s"])
@@ -101,7 +109,7 @@ def test_every_recipe_is_within_the_limits(name: str) -> None:
     assert worker.granted == worker.memory <= worker.limits.most_memory
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        limits.check(worker, Job(32, 24, 50 * MB, 100))
+        limits.check(worker, MapSize(32, 24, 50 * MB, 100))
 
 
 def test_lithops_own_limits_are_ours() -> None:

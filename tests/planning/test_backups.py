@@ -40,8 +40,8 @@ def stepped(first: np.ndarray, rule: BackupRule, step: float) -> float:
         else:
             ready = len(done) >= max(1, int(len(first) * rule.done))
             median = np.median(done) if ready else None
-        patience = max(rule.least, rule.slow * median) if ready else np.inf
-        if len(first) >= rule.tasks and now > patience and len(done) < len(first):
+        patience = max(rule.min_seconds, rule.slow * median) if ready else np.inf
+        if len(first) >= rule.min_tasks and now > patience and len(done) < len(first):
             return float(now)
     return np.inf
 

@@ -73,7 +73,7 @@ def backed_up(rule: BackupRule, n: int) -> tuple[Backups, TaskTable, Wanted]:
 
 
 def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
-    policy, tasks, need = backed_up(BackupRule(slow=3.0, done=0.5, most=2), 4)
+    policy, tasks, need = backed_up(BackupRule(slow=3.0, done=0.5, max_backups=2), 4)
     assert policy.wait_seconds(tasks, 1.0) == inf
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
@@ -90,7 +90,7 @@ def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
 
 
 def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
-    policy, tasks, need = backed_up(BackupRule(most=3), 4)
+    policy, tasks, need = backed_up(BackupRule(max_backups=3), 4)
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
     assert list(policy.due(tasks, need, 3.0)) == [3]
@@ -104,7 +104,7 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
 def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], most: int) -> None:
     """Against a look at every attempt, at the moments at which something happens."""
-    n, rule = len(times), BackupRule(most=most)
+    n, rule = len(times), BackupRule(max_backups=most)
     policy, tasks, need = backed_up(rule, n)
     latest, started, durations = [0.0] * n, [1] * n, []
     for now, task in sorted((seconds, task) for task, seconds in enumerate(times)):

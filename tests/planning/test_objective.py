@@ -1,0 +1,76 @@
+"""What plans are chosen for: limits, each named when it leaves nothing, and the choice within the slack."""
+
+from __future__ import annotations
+
+from math import inf
+
+import pytest
+
+from polarmap.errors import CodeError
+from polarmap.planning import Completion
+from polarmap.planning.objective import Objective
+
+
+def option(n: int, seconds: float, paid: float, failing: float = 0.0) -> Completion:
+    return Completion("rotation", n, 4, seconds, 0.0, seconds, seconds, seconds, paid, 4.0, float(n), failing)
+
+
+OPTIONS = [option(4, 9.0, 10.0), option(5, 3.0, 11.0), option(6, 2.05, 12.0), option(8, 2.0, 16.0)]
+
+
+@pytest.mark.parametrize(
+    ("objective", "n"),
+    [
+        (Objective(), 6),  # within 5 % of the fastest, and cheaper
+        (Objective(slack=0.0), 8),
+        (Objective(slack=1.0), 5),
+        (Objective("cost"), 4),
+        (Objective("cost", slack=0.1), 5),
+        (Objective("mean", slack=0.0), 8),
+    ],
+)
+def test_the_choice_is_the_cheapest_near_the_best(objective: Objective, n: int) -> None:
+    assert objective.choice(OPTIONS).n == n
+
+
+def test_options_beyond_a_limit_are_left_out() -> None:
+    assert [one.n for one in Objective(deadline=3.0).possible(OPTIONS)] == [5, 6, 8]
+    assert [one.n for one in Objective(budget=11.0).possible(OPTIONS)] == [4, 5]
+    assert [one.n for one in Objective("cost", deadline=3.0).possible(OPTIONS)] == [5, 6, 8]
+    risky = [option(4, 1.0, 1.0, failing=0.01), *OPTIONS]
+    assert Objective().possible(risky) == OPTIONS
+    assert Objective(max_failure_probability=0.01).possible(risky) == risky
+    assert Objective().possible([option(4, inf, 1.0), *OPTIONS]) == OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("objective", "options", "says"),
+    [
+        (
+            Objective(deadline=1.0),
+            OPTIONS,
+            "k = 4 on at most 8 workers: p99 is 2 s at best, the deadline 1 s",
+        ),
+        (Objective(budget=9.0), OPTIONS, "at least 10 worker-seconds are needed, the budget is 9"),
+        (Objective(), [option(4, 1.0, 1.0, 0.5)], "a probability of at least 0.5, above .* = 0.001"),
+        (Objective("mean"), [option(4, inf, 1.0)], "the mean of the completion time is infinite"),
+    ],
+)
+def test_the_limit_that_leaves_nothing_is_named(
+    objective: Objective, options: list[Completion], says: str
+) -> None:
+    with pytest.raises(CodeError, match=says):
+        objective.possible(options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"quantity": "p42"}, "objective must be one of mean, p50, p95, p99, cost, not 'p42'"),
+        ({"slack": -0.1}, "slack must be at least 0, not -0.1"),
+        ({"deadline": "soon"}, "deadline must be at least 0, not 'soon'"),
+    ],
+)
+def test_what_is_no_objective_is_refused(options: dict[str, object], says: str) -> None:
+    with pytest.raises(CodeError, match=says):
+        Objective(**options)  # type: ignore[arg-type]
