@@ -132,7 +132,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "linalg": "layouts matrices",
     "run": (
         "acceptance codeword estimate execute failure_message first_results local_evaluation "
-        "options padding progress received results row_by_row subtask_rows summary verify"
+        "padding progress received results row_by_row subtask_rows summary verify"
     ),
     "storage": "base bucket process_identity retry",
     "worker": "cores finite_differences partial_results parts",
