@@ -75,3 +75,41 @@ def nothing_is_known_of_functions() -> Iterator[None]:
     TRUSTED.clear()
     yield
     TRUSTED.clear()
+
+
+@pytest.fixture(params=["s3", "redis"])
+def server(request: pytest.FixtureRequest) -> Any:
+    """A server of either kind of object storage."""
+    return request.getfixturevalue(f"{request.param}_server")
+
+
+@pytest.fixture
+def config(server: Server, tmp_path: Path) -> Iterator[Path]:
+    """A Lithops configuration with that storage, which is empty before and after."""
+    from polarmap.arrays.stores import open_store
+
+    path = server.config(tmp_path / "lithops.yaml")
+    store = open_store(path)
+    yield path
+    store.delete(store.keys("polarmap/"))
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Tests marked every_store run on a folder and on both kinds of object storage."""
+    if "store" in metafunc.fixturenames and metafunc.definition.get_closest_marker("every_store"):
+        metafunc.parametrize("store", ["folder", "s3", "redis"], indirect=True)
+
+
+@pytest.fixture
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
+    """An empty store: a folder, or the kind that a test asks for."""
+    from polarmap.arrays.stores import open_store
+    from polarmap.storage.folder import FolderStore
+
+    kind = getattr(request, "param", "folder")
+    if kind == "folder":
+        yield FolderStore(tmp_path / "store")
+        return
+    found = open_store(request.getfixturevalue(f"{kind}_server").config(tmp_path / "lithops.yaml"))
+    yield found
+    found.delete(found.keys("polarmap/"))

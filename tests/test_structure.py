@@ -110,15 +110,11 @@ WHOLE = {"maps", "cloud", "soak", "benchmarks"}
 PROJECT = {"config", "docs", "examples", "packaging", "recipes", "soak", "structure", "texts"}
 # Tests in mirrored folders that name no module.
 STILL_NAMELESS = {
-    *["arrays/test_crashes.py", "arrays/test_object_storage.py"],
     "code/test_patterns.py",
 }
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
-    "arrays": (
-        "audit decode encode encode_locally fetch generations keys open_coded readable_parts repair "
-        "row_index stores stripes write_array"
-    ),
+    "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code masked pairs stored uneven",
     "code": (
         "arguments estimation gradient_coding lagrange linear masked product_plan residual "
@@ -134,7 +130,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         "acceptance codeword estimate execute failure_message first_results local_evaluation "
         "padding progress received results row_by_row subtask_rows summary verify"
     ),
-    "storage": "base bucket process_identity retry",
+    "storage": "base retry",
     "worker": "cores finite_differences partial_results parts",
 }
 

@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from arrays.test_array import MIB, random_array
+from array_data import MIB, random_array
 
 import polarmap
-from polarmap import Stored
+from polarmap import PolarCode
+from polarmap.arrays.keys import manifest_key
+from polarmap.errors import StorageError
 from polarmap.storage.folder import FolderStore
+
+pytestmark = pytest.mark.every_store
 
 PAGE = Path(__file__).parents[2] / "docs" / "coded-array-format.md"
 
@@ -37,7 +41,7 @@ def test_the_reader_of_the_page_reads(tmp_path, dtype):
 def test_the_reader_of_the_page_reads_numbers(tmp_path):
     options = {"blocks": 6, "executor": polarmap.ReplayExecutor()}
     A = random_array((42, 5))
-    y = polarmap.coded_map(np.sum, A, out=Stored("a", tmp_path), **options)
+    y = polarmap.coded_map(np.sum, A, out=polarmap.Stored("a", tmp_path), **options)
     y.array.repair()
     np.testing.assert_allclose(reader()(tmp_path, "a"), A.reshape(6, -1).sum(axis=1), rtol=1e-10)
     manifest = json.loads((tmp_path / "polarmap/manifests/a.json").read_text())["array"]
@@ -71,3 +75,88 @@ def test_no_object_holds_a_secret_or_a_pickle(tmp_path):
         assert not store.get(key).startswith(b"\x80")
     text = store.get("polarmap/manifests/a.json").decode()
     assert str(tmp_path) not in text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda document: document.update(version=2), "format version 2; this polarmap reads 1"),
+        (lambda document: document.update(format="zip"), "not the manifest of a coded array"),
+        (lambda document: document["array"].update(rows_per_block=3), "its checksum does not fit"),
+        (lambda document: document["array"]["blocks"][0][0].update(crc32=1), "its checksum does not fit"),
+        (lambda document: document.pop("array"), "its checksum does not fit"),
+    ],
+)
+def test_damaged_manifests_are_refused(store, change, message):
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+    document = json.loads(store.get(manifest_key("a")))
+    change(document)
+    store.put(manifest_key("a"), json.dumps(document).encode())
+    with pytest.raises(StorageError, match=message):
+        polarmap.open_coded("a", store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"dtype": "|O8"},
+        {"dtype": "<M8[s]"},
+        {"dtype": 3},
+        {"dtype": "<f4"},
+        {"parity_dtype": "<f4"},
+        {"shape": [9]},
+        {"shape": []},
+        {"shape": [8.0]},
+        {"shape": [-8]},
+        {"rows_per_block": 3},
+        {"scalars": True},
+        {"scalars": 1},
+        {"blocks": []},
+        {"blocks": None},
+        {"name": "../a"},
+        {"name": "b"},
+        {"code": {}},
+        {"code": {"n": 6, "k": 4}},
+    ],
+)
+def test_inconsistent_manifests_are_refused(store, change):
+    """Even with a checksum that fits, as somebody else's program may write it."""
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+    write_manifest(store, change)
+    with pytest.raises(StorageError):
+        polarmap.open_coded("a", store)
+
+
+@pytest.mark.parametrize("key", ["../../secret", "/etc/passwd", "a//b", "", 3])
+def test_keys_that_leave_the_store_are_refused(store, key):
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+    array = json.loads(store.get(manifest_key("a")))["array"]
+    array["blocks"][0][0]["key"] = key
+    write_manifest(store, array)
+    with pytest.raises(StorageError, match="no key of an object"):
+        polarmap.open_coded("a", store)
+
+
+def write_manifest(store, change):
+    """Change fields of a manifest and give it a checksum that fits."""
+    import zlib
+
+    document = json.loads(store.get(manifest_key("a")))
+    document["array"].update(change)
+    text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
+    document["crc32"] = zlib.crc32(text.encode())
+    store.put(manifest_key("a"), json.dumps(document).encode())
+
+
+def test_codes_with_parameters_of_numpy_are_described(store):
+    code = PolarCode(6, 4, erasure=np.float32(0.1), seed=np.int64(3))
+    polarmap.encode(np.arange(8.0), code=code, name="a", storage=store)
+    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], np.arange(8.0))
+
+
+def test_a_code_that_comes_out_otherwise_is_refused(store):
+    polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
+    code = json.loads(store.get(manifest_key("a")))["array"]["code"]
+    write_manifest(store, {"code": {**code, "seed": code["seed"] + 1}})
+    with pytest.raises(StorageError, match="builds other parity blocks"):
+        polarmap.open_coded("a", store)

@@ -7,18 +7,12 @@ import sys
 
 import numpy as np
 import pytest
-from arrays.test_array import DTYPES, MIB, random_array
+from array_data import DTYPES, MIB, random_array
 
 import polarmap
 from polarmap.errors import CodeError
-from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 5, "workers": 7, "name": "a", "memory": MIB}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FolderStore(tmp_path / "store")
 
 
 def as_memmap(A, folder):

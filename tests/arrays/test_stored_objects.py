@@ -4,20 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from arrays.test_array import MIB, objects, random_array
+from array_data import MIB, objects, random_array
 
 import polarmap
 from polarmap import RawObjects, ZarrObjects
 from polarmap.arrays.keys import array_prefix
 from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FolderStore(tmp_path / "store")
 
 
 def put_rows(store, A, rows, head=b""):

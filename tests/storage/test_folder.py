@@ -1,4 +1,4 @@
-"""A folder as a store, and the owners of what is unfinished in it."""
+"""A folder as a store, and what is unfinished in it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,9 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap.arrays.keys import check_name
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import check_key
-from polarmap.storage.folder import FolderStore
 from polarmap.storage.process_identity import ProcessIdentity
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FolderStore(tmp_path / "store")
 
 
 def test_it_does_what_a_store_should(store):
@@ -136,30 +129,3 @@ def test_unfinished_files_of_the_dead_are_swept(store):
     store.sweep()
     assert {path.name for path in folder.iterdir()} == {name for name, stays in names.items() if stays}
     assert store.keys("") == ["a"]
-
-
-def test_owners_know_who_is_dead():
-    here = ProcessIdentity.current()
-    assert ProcessIdentity.parse(str(here)) == here
-    assert here.is_on_this_machine()
-    assert not here.is_dead()
-    assert here._replace(started="1").is_dead()  # the number was given out again
-    assert not here._replace(host="elsewhere", process=2**22 + 1).is_dead()
-    assert not ProcessIdentity.parse("nonsense").is_dead()
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        other = here._replace(process=child.pid, started=started(child.pid))
-        assert not other.is_dead()
-        child.kill()
-        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
-        assert other.is_dead()  # though nobody has reaped it yet
-
-
-def started(process):
-    from polarmap.storage.process_identity import _started
-
-    return _started(process)
-
-
-def test_names_that_may_be():
-    for name in ("a", "A.b-c_9", "9", "x" * 128):
-        assert check_name(name) == name

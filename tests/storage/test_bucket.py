@@ -1,21 +1,16 @@
-"""The coded-array suite on real object storage, and what only a server can do: refuse, hang, die."""
+"""A bucket as a store, on real servers: what it does, and what only a server can do: refuse, hang, die."""
 
 from __future__ import annotations
 
 import io
-import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 import traceback
-from pathlib import Path
 
 import numpy as np
 import pytest
-from arrays.test_array import *  # noqa: F403
-from arrays.test_array import MIB, random_array
+from array_data import MIB, random_array
 from servers import BUCKET, KEY, SECRET
 
 import polarmap
@@ -24,43 +19,6 @@ from polarmap.arrays.stores import open_store
 from polarmap.errors import MissingObjectError, StorageError
 
 SECONDS = 30  # an error must come within these, though the machine be busy
-
-
-@pytest.fixture(params=["s3", "redis"])
-def server(request):
-    return request.getfixturevalue(f"{request.param}_server")
-
-
-@pytest.fixture
-def config(server, tmp_path):
-    """A Lithops configuration with that storage, which is empty before and after."""
-    path = server.config(tmp_path / "lithops.yaml")
-    store = open_store(path)
-    yield path
-    store.delete(store.keys("polarmap/"))
-
-
-@pytest.fixture
-def store(config):
-    return open_store(config)
-
-
-def test_the_configuration_is_a_storage(config, server):
-    A = random_array((24, 100))
-    coded = polarmap.encode(A, blocks=6, name="a", storage=config)
-    assert polarmap.list_coded(str(config)) == ["a"]
-    np.testing.assert_array_equal(polarmap.open_coded("a", config)[:], A)
-    assert f"{server.storage} bucket" in repr(coded)
-
-
-def test_a_function_executor_is_a_storage(config):
-    import lithops
-
-    A = random_array((24, 100))
-    with lithops.FunctionExecutor(config_file=str(config), log_level=None) as functions:
-        polarmap.encode(A, blocks=6, name="a", storage=functions)
-        np.testing.assert_array_equal(polarmap.open_coded("a", functions)[:], A)
-    assert polarmap.list_coded(config) == ["a"]
 
 
 def test_a_store_does_what_it_should(store):
@@ -123,9 +81,6 @@ def read(client, key):
     finally:
         response.close()
         response.release_conn()
-
-
-# --- what goes wrong ---------------------------------------------------------------------------
 
 
 def refused(action, message):
@@ -246,66 +201,3 @@ def test_storage_that_dies_and_stays_away_leaves_what_the_next_run_takes_up(impa
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
     assert len(open_store(config).keys("polarmap/")) == 1 + 8 * len(coded.stored(0))
-
-
-# --- maps --------------------------------------------------------------------------------------
-
-
-def test_a_stored_array_is_mapped_with_stragglers_and_damage(server, config):
-    A, x = random_array((240, 60)), np.arange(60.0)
-    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
-    coded.store.delete([coded.stored(1)[0].key])
-    faults = {4: polarmap.Fault("sleep", 600)}
-    executor = polarmap.FaultyExecutor(config, faults)
-    y = polarmap.coded_map(lambda block: block @ x, coded, executor=executor, timeout=100)
-    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
-    assert {1, 4} <= set(y.report.recovered)
-
-
-def test_a_map_outlives_a_restart_of_its_storage(s3_server, tmp_path):
-    config = s3_server.config(tmp_path / "s3.yaml")
-    A, x = random_array((240, 60)), np.arange(60.0)
-    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
-    started, over = tmp_path / "started", tmp_path / "over"
-    maximum = 60.0
-
-    def f(block):
-        """Started, it waits until the storage has been killed."""
-        started.touch()
-        deadline = time.monotonic() + maximum
-        while not over.exists() and time.monotonic() < deadline:
-            time.sleep(0.02)
-        return block @ x
-
-    def bounce():
-        while not started.exists():
-            time.sleep(0.02)
-        s3_server.kill()
-        over.touch()
-        s3_server.start()
-
-    thread = threading.Thread(target=bounce)
-    thread.start()
-    y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=100)
-    thread.join()
-    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
-    coded.delete()
-
-
-@pytest.mark.timeout(300)
-def test_the_example_outlives_a_restart_of_its_storage(s3_server, tmp_path):
-    config = s3_server.config(tmp_path / "s3.yaml")
-    root = Path(__file__).parents[2]
-    command = [sys.executable, str(root / "examples" / "power_iteration.py"), str(config)]
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=root) as example:
-        lines = []
-        for line in example.stdout:
-            lines.append(line)
-            if line.startswith("iteration 0"):
-                s3_server.kill()
-                s3_server.launch()
-    s3_server.wait()
-    assert example.returncode == 0, "".join(lines)
-    assert lines[-1].startswith("numpy on the whole matrix")
-    assert polarmap.list_coded(config) == []

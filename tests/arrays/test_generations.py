@@ -1,49 +1,25 @@
-"""Encoding cut short, resumed, and done twice at once: nothing opens before all of it is there."""
+"""Encoding cut short, resumed and done twice at once: nothing opens before all of it is there."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
 import pytest
-from arrays.test_array import MIB, objects, random_array
+from array_data import MIB, random_array
+from counting_store import BrokenError, Counting, fail
 
 import polarmap
-from polarmap.arrays.keys import manifest_key
-from polarmap.errors import MissingObjectError, StorageError
+from polarmap.errors import MissingObjectError
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+
+
 SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
-
-
-@pytest.fixture
-def store(tmp_path):
-    return FolderStore(tmp_path / "store")
-
-
-class Counting:
-    """A store that counts what is put, and does something before the put number `at`."""
-
-    def __init__(self, store, at=-1, happen=None):
-        self._store, self._at, self._happen = store, at, happen
-        self.puts = []
-        self._lock = threading.Lock()
-
-    def __getattr__(self, name):
-        return getattr(self._store, name)
-
-    def put(self, key, data):
-        with self._lock:
-            self.puts.append(key)
-            strike = len(self.puts) == self._at
-        if strike:
-            self._happen()
-        self._store.put(key, data)
 
 
 CRASH = """
@@ -134,14 +110,6 @@ def test_deleting_after_a_crash_leaves_nothing(store, source):
     assert store.keys("polarmap/") == []
 
 
-class BrokenError(Exception):
-    pass
-
-
-def fail():
-    raise BrokenError
-
-
 def test_a_resumed_run_sees_what_has_changed_in_the_source(store):
     A = random_array(SHAPE)
     with pytest.raises(BrokenError):
@@ -184,57 +152,6 @@ def test_two_failures_in_a_row_keep_what_either_had_finished(store):
     np.testing.assert_array_equal(coded[:], A)
 
 
-# --- two at once -------------------------------------------------------------------------------
-
-
-def test_the_first_to_finish_wins_and_the_other_says_so(store):
-    A, B = random_array(SHAPE), random_array(SHAPE, seed=1)
-    won = []
-
-    def overtake():
-        won.append(polarmap.encode(B, storage=store, **OPTIONS))
-
-    with pytest.raises(StorageError, match="was written or deleted by another process meanwhile"):
-        polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
-    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
-    assert won[0].check().ok
-    assert len(store.keys("polarmap/")) == 1 + 6 * 5
-
-
-def test_an_array_deleted_meanwhile_is_not_brought_back(store):
-    A = random_array(SHAPE)
-    before = polarmap.encode(A[:8], storage=store, **OPTIONS)
-    with pytest.raises(StorageError, match="by another process meanwhile"):
-        polarmap.encode(A, storage=Counting(store, 25, before.delete), overwrite=True, **OPTIONS)
-    assert store.keys("polarmap/") == []
-
-
-def test_many_at_once_leave_one_whole_array(store):
-    arrays = [random_array((16, 500), seed=seed) for seed in range(6)]
-    start = threading.Barrier(len(arrays))
-    outcomes = []
-
-    def run(A):
-        start.wait(30)
-        try:
-            outcomes.append(polarmap.encode(A, blocks=4, workers=6, name="a", storage=store, overwrite=True))
-        except StorageError as error:
-            outcomes.append(error)
-
-    threads = [threading.Thread(target=run, args=(A,)) for A in arrays]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(60)
-    assert len(outcomes) == len(arrays)
-    assert any(isinstance(one, polarmap.CodedArray) for one in outcomes)
-    coded = polarmap.open_coded("a", store)
-    assert any(np.array_equal(coded[:], A) for A in arrays)
-    assert coded.check().ok
-    polarmap.encode(arrays[0], blocks=4, workers=6, name="a", storage=store, overwrite=True)
-    assert len(store.keys("polarmap/")) == 1 + 6
-
-
 def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     A = random_array(SHAPE)
     with pytest.raises(BrokenError):
@@ -249,39 +166,3 @@ def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):
     store.put(key, json.dumps({**elsewhere, "time": time.time() - 2 * 86_400}).encode())
     polarmap.encode(B, storage=store, overwrite=True, **OPTIONS)
     assert key not in store.keys("polarmap/")
-
-
-def test_repair_does_not_bring_back_what_was_replaced(store):
-    A = random_array(SHAPE)
-    coded = polarmap.encode(A, storage=store, **OPTIONS)
-    store.delete([coded.stored(1)[2].key])
-    other = polarmap.encode(A[:8], storage=store, overwrite=True, **OPTIONS)
-    assert coded.repair().ok  # it looks at what is there now
-    np.testing.assert_array_equal(coded[:], A[:8])
-    store.delete([other.stored(1)[0].key])
-
-    def overtake():
-        polarmap.encode(A[:4], storage=store, overwrite=True, **OPTIONS)
-
-    late = polarmap.open_coded("a", Counting(store, 2, overtake))
-    with pytest.raises(StorageError, match="by another process meanwhile"):
-        late.repair()
-    np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], A[:4])
-    assert polarmap.open_coded("a", store).check().ok
-
-
-def test_a_repair_cut_short_changes_nothing(store):
-    A = random_array(SHAPE)
-    coded = polarmap.encode(A, storage=store, **OPTIONS)
-    for stripe in range(3):
-        store.delete([coded.stored(1)[stripe].key])
-    before = objects(store)
-    late = polarmap.open_coded("a", Counting(store, 3, fail))
-    with pytest.raises(BrokenError):
-        late.repair()
-    now = objects(store)
-    assert {key: now[key] for key in before} == before
-    assert manifest_key("a") in now
-    coded.repair()
-    assert coded.check().ok
-    assert len(store.keys("polarmap/")) == 1 + 6 * 5

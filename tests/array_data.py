@@ -1,0 +1,48 @@
+"""Arrays to encode, what is stored of them, and how it is damaged."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
+
+
+MIB = 1 << 20
+
+
+def random_array(shape, dtype="f8", seed=0):
+    rng = np.random.default_rng(seed)
+    dtype = np.dtype(dtype)
+    if dtype.kind in "iu":
+        info = np.iinfo(dtype)
+        return rng.integers(info.min, info.max, shape, dtype.newbyteorder("="), endpoint=True).astype(dtype)
+    if dtype.kind == "c":
+        return (rng.standard_normal(shape) + 1j * rng.standard_normal(shape)).astype(dtype)
+    return rng.standard_normal(shape).astype(dtype)
+
+
+def damage(store, part, kind):
+    """Make a stored part missing, truncated or corrupt."""
+    data = store.get(part.key)
+    if kind == "missing":
+        store.delete([part.key])
+    elif kind == "truncated":
+        store.put(part.key, data[:-1])
+    else:
+        store.put(part.key, data[:3] + bytes([data[3] ^ 1]) + data[4:])
+
+
+def losses(code, count):
+    """Some blocks, data and parity, that the others determine."""
+    for lost in itertools.combinations(range(code.n), count):
+        mask = np.ones(code.n, bool)
+        mask[list(lost)] = False
+        if code.decodable(mask) and lost[0] < code.k <= lost[-1]:
+            return lost
+    raise AssertionError(code)
+
+
+def objects(store):
+    return {key: store.get(key) for key in store.keys("polarmap/")}

@@ -1,0 +1,188 @@
+"""Decoding arrays with NaN and inf: what is finite is decoded, what cannot be known is refused by name."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from array_data import MIB, damage, objects, random_array
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import cut
+
+import polarmap
+from polarmap import PolarCode, ReplayExecutor
+from polarmap.errors import NotDecodableError
+from polarmap.storage.folder import FolderStore
+
+TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
+
+
+def encode(A, **options):
+    """`encode` of data that may have NaN or inf; what it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coded = polarmap.encode(A, name="a", **options)
+    return coded, [str(one.message) for one in caught if one.category is RuntimeWarning]
+
+
+def spoilt(shape, dtype, places, kinds):
+    """An array with NaN and inf at flat `places`."""
+    A = random_array(shape, dtype)
+    with np.errstate(invalid="ignore"):
+        A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
+    return A
+
+
+def undetermined(A, k, lost):
+    """By plain numpy: entries of lost data blocks where some data block, lost or not, is not finite."""
+    blocks = np.stack(cut(A, k))
+    columns = ~np.isfinite(blocks).all(axis=0)
+    mask = np.zeros(blocks.shape, bool)
+    mask[[block for block in lost if block < k]] = columns
+    return mask.reshape(-1, *A.shape[1:])[: len(A)]
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    rows=st.integers(1, 12), k=st.integers(1, 5), extra=st.integers(1, 4), columns=st.integers(1, 5),
+    dtype=st.sampled_from(sorted(TOLERANCE)), data=st.data(),
+)  # fmt: skip
+def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
+    tmp_path_factory, rows, k, extra, columns, dtype, data
+):
+    store = FolderStore(tmp_path_factory.mktemp("store"))
+    total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
+    places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
+    A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
+    coded, said = encode(A, blocks=k, workers=k + extra, storage=store)
+    assert len(said) == bool(places)
+    lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
+    for block in lost:
+        damage(store, coded.stored(block)[0], "missing")
+    before, unknown = objects(store), undetermined(A, k, lost)
+
+    for row in range(total):
+        if unknown[row].any():
+            with pytest.raises(NotDecodableError, match=f"^{entries(unknown[row])} of blocks"):
+                coded[row]
+        else:
+            np.testing.assert_allclose(coded[row], A[row], rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    if unknown.any():
+        first = re.escape(str(np.argwhere(unknown)[0].tolist()))
+        with pytest.raises(NotDecodableError, match=f"the first at {first}"):
+            coded[:]
+        with pytest.raises(NotDecodableError, match=f"^{entries(unknown)} of blocks .* the first at {first}"):
+            coded.repair()
+        assert objects(store) == before
+    else:
+        coded.repair()
+        again = polarmap.open_coded("a", store)
+        assert again.check().ok
+        np.testing.assert_allclose(again[:], A, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+def entries(unknown):
+    return "1 entry" if unknown.sum() == 1 else f"{unknown.sum()} entries"
+
+
+@settings(deadline=None, max_examples=60)
+@given(data=st.data())
+def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
+    """Floats with the arikan kernel: more may be decoded there, and nothing wrongly."""
+    store = FolderStore(tmp_path_factory.mktemp("store"))
+    decoder = data.draw(st.sampled_from(["optimal", "sequential"]))
+    places = data.draw(st.lists(st.integers(0, 59), max_size=4, unique=True))
+    A = spoilt((20, 3), "f8", places, np.arange(len(places)) % 3)
+    coded, _ = encode(A, code=PolarCode(9, 5, "arikan", decoder), storage=store)
+    for block in data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=2, unique=True)):
+        damage(store, coded.stored(block)[0], "corrupt")
+    before = objects(store)
+    try:
+        coded.repair()
+    except NotDecodableError:
+        assert objects(store) == before
+    else:
+        np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
+
+
+def test_damaged_parity_comes_back_with_its_nan(store):
+    A = spoilt((24, 50), "f8", [7, 300], [0, 1])
+    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    stored = [coded._read_as_stored(block) for block in range(6)]
+    assert np.isnan(stored[4].reshape(-1)[7])
+    assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
+    for block in (4, 5):
+        damage(store, coded.stored(block)[0], "truncated")
+    assert coded.repair().blocks == [4, 5]
+    for block in range(6):
+        np.testing.assert_array_equal(coded._read_as_stored(block), stored[block])
+
+
+def test_filler_is_no_entry_that_could_be_lost(store):
+    """NaN in the place of a padding row: all rows of the array are there to be decoded."""
+    A = random_array((11, 3))
+    A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
+    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    damage(store, coded.stored(3)[0], "missing")
+    coded.repair()
+    np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(coded._read_as_stored(3)[2], 0, atol=1e-9)
+
+
+def overflowing(dtype="f4"):
+    """Data of a (6, 4) code whose first parity block overflows in column 0, and that parity."""
+    P = PolarCode(6, 4).coefficients
+    A = np.ones((4, 3), dtype)
+    A[:, 0] = 0.6 * np.finfo(dtype).max * np.sign(P[0])
+    with np.errstate(over="ignore"):
+        parity = (P @ A.astype("f8")).astype(dtype)
+    assert np.isinf(parity[0, 0]) and np.isfinite(parity).sum() == 5
+    return A, parity
+
+
+def test_parity_that_overflows_is_an_erasure_there(store):
+    A, _ = overflowing()
+    coded, said = encode(A, blocks=4, workers=6, storage=store)
+    assert said == [
+        "at 1 place of the blocks the parity overflows float32: a lost part cannot be decoded where it, or "
+        "another block in the same place, holds such an entry"
+    ]
+    damage(store, coded.stored(2)[0], "missing")
+    np.testing.assert_allclose(coded[:], A, rtol=1e-4)  # by the other parity block
+    damage(store, coded.stored(3)[0], "missing")
+    with pytest.raises(NotDecodableError, match=r"2 entries of blocks \[2, 3\] .* the first at \[2, 0\]"):
+        coded.repair()
+    np.testing.assert_allclose(coded[:2], A[:2])
+
+
+def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
+    A = random_array((8, 50_000))
+    A[1, 40_000] = np.nan
+    coded, said = encode(A, blocks=4, workers=6, storage=store, memory=MIB)
+    assert len(coded.stored(0)) > 3
+    assert len(said) == 1
+    assert said[0].startswith("1 entry is NaN or inf, the first at [1, 40000]:")
+    for part in coded.stored(2):
+        damage(store, part, "missing")
+    np.testing.assert_allclose(coded[4], A[4], rtol=1e-9, atol=1e-9)
+    with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[2\] .* the first at \[5, 40000\]"):
+        coded[:]
+    before = objects(store)
+    with pytest.raises(NotDecodableError, match=r"the first at \[5, 40000\]"):
+        coded.repair()
+    assert objects(store) == before
+
+
+def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
+    A = random_array((12, 3))
+    A[1, 1] = np.nan
+    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    y = polarmap.coded_map(lambda block: 2 * block, coded, executor=ReplayExecutor())
+    np.testing.assert_array_equal(y.concatenate(), 2 * A)
+    damage(store, coded.stored(1)[0], "missing")
+    with ThreadPoolExecutor(4) as pool, pytest.raises(NotDecodableError, match="NaN or inf"):
+        polarmap.coded_map(lambda block: 2 * block, coded, executor=pool, timeout=60, verify=False)

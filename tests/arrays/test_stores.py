@@ -1,0 +1,68 @@
+"""Which store a choice of storage means, and what is none."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_data import random_array
+
+import polarmap
+from polarmap.errors import StorageError
+from polarmap.storage.folder import FolderStore
+
+
+def test_the_configuration_is_a_storage(config, server):
+    A = random_array((24, 100))
+    coded = polarmap.encode(A, blocks=6, name="a", storage=config)
+    assert polarmap.list_coded(str(config)) == ["a"]
+    np.testing.assert_array_equal(polarmap.open_coded("a", config)[:], A)
+    assert f"{server.storage} bucket" in repr(coded)
+
+
+def test_a_function_executor_is_a_storage(config):
+    import lithops
+
+    A = random_array((24, 100))
+    with lithops.FunctionExecutor(config_file=str(config), log_level=None) as functions:
+        polarmap.encode(A, blocks=6, name="a", storage=functions)
+        np.testing.assert_array_equal(polarmap.open_coded("a", functions)[:], A)
+    assert polarmap.list_coded(config) == ["a"]
+
+
+def test_default_storage_is_a_folder_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.delenv("POLARMAP_STORE", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    polarmap.encode(np.arange(8.0), name="a")
+    assert (tmp_path / "data/polarmap/polarmap/manifests/a.json").is_file()
+    monkeypatch.setenv("POLARMAP_STORE", str(tmp_path / "other"))
+    assert polarmap.list_coded() == []
+    polarmap.encode(np.arange(8.0), name="b", storage=tmp_path / "other")
+    assert polarmap.list_coded() == ["b"]
+
+
+@pytest.mark.parametrize(
+    "choice",
+    ["", "\0", "a\0b", Path("\0"), "~nobody-has-this-name/x", "\ud800", b"x", 3, True, [], {}, FolderStore],
+    ids=repr,
+)
+def test_storages_that_cannot_be(tmp_path, monkeypatch, choice):
+    monkeypatch.chdir(tmp_path)
+    A = np.arange(8.0)
+    for use in (lambda: polarmap.encode(A, name="a", storage=choice),
+                lambda: polarmap.open_coded("a", choice), lambda: polarmap.list_coded(choice),
+                lambda: polarmap.coded_map(np.sum, A, out=polarmap.Stored("a", choice))):  # fmt: skip
+        with pytest.raises(StorageError, match=r"is no storage|is not the path of a folder"):
+            use()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_where_a_folder_should_be(tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+            polarmap.encode(np.arange(8.0), name="a", storage=path)
+    (tmp_path / "polarmap").write_bytes(b"")
+    with pytest.raises(StorageError, match="cannot be used: Not a directory"):
+        polarmap.encode(np.arange(8.0), name="a", storage=tmp_path)

@@ -1,0 +1,33 @@
+"""A store that counts what is put into it, and lets something happen meanwhile."""
+
+from __future__ import annotations
+
+import threading
+
+
+class Counting:
+    """A store that counts what is put, and does something before the put number `at`."""
+
+    def __init__(self, store, at=-1, happen=None):
+        self._store, self._at, self._happen = store, at, happen
+        self.puts = []
+        self._lock = threading.Lock()
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def put(self, key, data):
+        with self._lock:
+            self.puts.append(key)
+            strike = len(self.puts) == self._at
+        if strike:
+            self._happen()
+        self._store.put(key, data)
+
+
+class BrokenError(Exception):
+    pass
+
+
+def fail():
+    raise BrokenError
