@@ -31,7 +31,7 @@ def errors(code: PolarCode, data: np.ndarray, count: int) -> list[float]:
 def worst(code: PolarCode, data: np.ndarray, coded: np.ndarray, order: np.ndarray) -> float:
     decoder = Decoder(code, exact=data.dtype.kind == "i")
     assert any(decoder.add(int(index)) for index in order)
-    plan = decoder.plan
+    plan = decoder.recovery
     recovered = plan.recover({index: coded[index] for index in plan.arrived.tolist()}, data.dtype)
     if data.dtype.kind == "i":
         return float(np.count_nonzero(recovered != data[plan.missing]))
@@ -55,7 +55,7 @@ def amplifications(code: PolarCode, arrivals: int, count: int) -> np.ndarray:
     found = np.full(count, np.inf)
     for turn in range(count):
         arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:arrivals])
-        plan = code.plan(arrived, exact=False)
+        plan = code.recovery(arrived, exact=False)
         if plan.deficit == 0:
             found[turn] = plan.amplification
     return found

@@ -36,7 +36,7 @@ def arrivals(code: LagrangeCode, seed: int, limit: float = 1e-10 / 2.2e-16) -> i
     arrived = np.zeros(code.n, bool)
     for count, index in enumerate(np.random.default_rng(seed).permutation(code.n), 1):
         arrived[index] = True
-        if count >= code.recovery_threshold and code.plan(arrived, exact=False).amplification <= limit:
+        if count >= code.recovery_threshold and code.recovery(arrived, exact=False).amplification <= limit:
             return count
     return code.n
 
@@ -50,7 +50,7 @@ def sums(orders: int) -> Iterator[list[object]]:
             arrived = np.zeros(n, bool)
             for count, index in enumerate(np.random.default_rng(seed).permutation(n), 1):
                 arrived[index] = True
-                plan = code.plan(arrived, exact=False)
+                plan = code.recovery(arrived, exact=False)
                 if not plan.deficit:
                     needed.append(count)
                     worst = max(worst, plan.amplification)

@@ -25,7 +25,7 @@ def recovery(n: int, k: int, size: int, repeats: int) -> list[object]:
     copy, recover = interleaved(
         [
             lambda: np.copyto(copies, blocks[:k]),
-            lambda: decoder.plan.recover(rows, blocks.dtype),
+            lambda: decoder.recovery.recover(rows, blocks.dtype),
         ],
         repeats,
     )
@@ -45,7 +45,7 @@ def planned(code: PolarCode, order: list[int]) -> float:
     start = perf_counter()
     decoder = Decoder(code)
     assert any(decoder.add(index) for index in order)
-    assert decoder.plan.weights.size
+    assert decoder.recovery.weights.size
     return perf_counter() - start
 
 

@@ -12,10 +12,10 @@ from polarmap.arrays.encode import encode
 from polarmap.arrays.open_coded import list_coded, open_coded
 from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
 from polarmap.arrays.stored_result import Stored, StoredResult
+from polarmap.code.decoder import Decoder
 from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.polar import PolarCode
-from polarmap.code.recovery import Decoder
 from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
 from polarmap.coded_map import coded_map
 from polarmap.coded_sum import CodedSum, coded_sum

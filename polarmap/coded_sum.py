@@ -169,7 +169,7 @@ class _Shares(PartBlocks):
 
     def pieces(self, index: int) -> Sequence[int]:
         """Pieces below `count` are the parts, the others the coefficients of the workers."""
-        values = np.flatnonzero(self._gradient.matrix[index])
+        values = np.flatnonzero(self._gradient.generator[index])
         parts = (values[:, None] * self._each + np.arange(self._each)).ravel()
         return (self.count + index, *parts.tolist())
 
@@ -177,7 +177,7 @@ class _Shares(PartBlocks):
         """The leaves of a part, or a worker's coefficients."""
         if number < self.count:
             return super().piece(number)
-        row = self._gradient.matrix[number - self.count]
+        row = self._gradient.generator[number - self.count]
         row = np.repeat(row[row != 0], self._each)
         return [row.astype(np.int64) if self._gradient.is_repetition else row]
 

@@ -13,52 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_sum
-from polarmap.code.gradient_coding import GradientCode, group_sizes
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from tests.plain import arriving
-
-SIZES = [(n, s) for n in range(1, 9) for s in range(n)]
-
-
-# --- the code, against dense linear algebra and every pattern ----------------------------------
-
-
-@pytest.mark.parametrize(("n", "tolerate"), [*SIZES, (11, 4), (12, 5)])
-def test_every_pattern_of_losses_leaves_the_sum(n: int, tolerate: int) -> None:
-    code = GradientCode(n, tolerate)
-    assert (np.count_nonzero(code.matrix, axis=1) == tolerate + 1).all()
-    assert (np.count_nonzero(code.matrix, axis=0) == tolerate + 1).all()
-    for lost in combinations(range(n), tolerate):
-        plan = code.plan(~np.isin(np.arange(n), lost), exact=False)
-        assert plan.deficit == 0
-        np.testing.assert_allclose(plan.weights[0] @ code.matrix[plan.arrived], 1, rtol=0, atol=1e-9)
-        assert plan.amplification < 1000
-
-
-@pytest.mark.parametrize(("n", "tolerate"), [*SIZES, (7, 4), (9, 5)])
-def test_determined_exactly_when_the_rows_span_the_all_ones_vector(n: int, tolerate: int) -> None:
-    code = GradientCode(n, tolerate)
-    for bits in range(1 << n):
-        arrived = (bits >> np.arange(n) & 1).astype(bool)
-        rows = code.matrix[arrived]
-        spans = len(rows) > 0 and np.linalg.matrix_rank(np.vstack([rows, np.ones(n)]), 1e-9) == (
-            np.linalg.matrix_rank(rows, 1e-9)
-        )
-        plan = code.plan(arrived, exact=False)
-        assert (plan.deficit == 0) == spans
-        if len(rows):
-            assert plan.surplus == len(rows) - np.linalg.matrix_rank(rows, 1e-9)
-            assert np.allclose(plan.equations(99) @ rows, 0)
-
-
-@given(tolerate=st.integers(0, 20), more=st.integers(1, 60))
-def test_groups_hold_everybody_and_none_is_too_small(tolerate: int, more: int) -> None:
-    sizes = group_sizes(tolerate + more, tolerate)
-    assert sum(sizes) == tolerate + more
-    assert min(sizes) > tolerate
-
-
-# --- the sum -----------------------------------------------------------------------------------
 
 
 def features(part: np.ndarray) -> dict[str, Any]:
@@ -144,9 +100,6 @@ def test_parts_may_differ_in_shape_and_be_nested() -> None:
     parts = [{"x": np.ones(i + 1), "w": 0.5} for i in range(4)]
     result = coded_sum(lambda part: part["w"] * part["x"].sum(), parts, executor=arriving([0, 3], 4))
     assert result.value == pytest.approx(5)
-
-
-# --- what goes wrong ---------------------------------------------------------------------------
 
 
 def test_processes_that_die_are_survived() -> None:

@@ -109,17 +109,11 @@ WHOLE = {"maps", "cloud", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {"config", "docs", "examples", "packaging", "recipes", "soak", "structure", "texts"}
 # Tests in mirrored folders that name no module.
-STILL_NAMELESS = {
-    "code/test_patterns.py",
-}
+STILL_NAMELESS = {}
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code masked pairs stored uneven",
-    "code": (
-        "arguments estimation gradient_coding lagrange linear masked product_plan residual "
-        "row_column tiled uncoded"
-    ),
     "executors": (
         "dask_pool executors faulty futures lithops local pool_worker private_folder replay slots "
         "spare_processes"

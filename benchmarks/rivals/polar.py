@@ -10,7 +10,7 @@ from benchmarks.rivals import Array
 from polarmap import Decoder, PolarCode
 from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import DENSE_UP_TO
-from polarmap.code.recovery import DecodingPlan
+from polarmap.code.sequential import SequentialRecovery
 from polarmap.planning.decodability import _columns, _integer_rank, _real_rank, sequential_finish
 
 
@@ -61,21 +61,20 @@ class Planned:
     def __init__(self, code: PolarCode, arrived: Array, exact: bool) -> None:
         here = np.zeros(code.n, bool)
         here[arrived] = True
-        self._plan, self._k = DecodingPlan(code, here, exact), code.k
+        self._recovery, self._k = code.recovery(here, exact), code.k
         self._prepare()
 
     def _prepare(self) -> None:
-        plan = self._plan
-        if plan.code.decoder == "sequential":
-            steps, _ = plan._schedule
-            self.operations = float(sum(len(step.target) for step in steps if step.sign))
+        plan = self._recovery
+        if isinstance(plan, SequentialRecovery):
+            self.operations = float(sum(len(step.target) for step in plan.steps if step.sign))
             return
         self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
         if not plan.exact:
             _ = plan.weights
 
     def recover(self, blocks: Array) -> Array:
-        plan = self._plan
+        plan = self._recovery
         data = blocks[: self._k].copy()
         rows = {index: blocks[index] for index in plan.arrived.tolist()}
         data[plan.missing] = plan.recover(rows, blocks.dtype)

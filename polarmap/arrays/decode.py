@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.manifest import Manifest
+from polarmap.code.decoder import Decoder
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
-from polarmap.code.recovery import Decoder
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import NotDecodableError
 
@@ -67,7 +67,7 @@ def decode_blocks(
 
 
 def _decoded(decoder: Decoder, manifest: Manifest, good: Mapping[int, Array], wanted: Indices) -> Array:
-    plan = decoder.plan
+    plan = decoder.recovery
     rows = plan.recover(dict(good), manifest.dtype.newbyteorder("="))
     return rows if len(rows) == len(wanted) else rows[np.searchsorted(plan.missing, wanted)]
 

@@ -13,7 +13,7 @@ from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks, CodedBlocks
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.arguments import is_one_of
-from polarmap.code.base import Code
+from polarmap.code.base import Code, is_code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.code.masked import Masked, MaskedCode
@@ -47,7 +47,7 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
     fits = options._replace(
         blocks=None if options.blocks == coded.code.k else options.blocks,
         workers=None if options.workers == coded.n else options.workers,
-        code="auto" if is_one_of(options.code, (coded.code.kernel,)) else options.code,
+        code="auto" if is_one_of(options.code, (coded.code.option,)) else options.code,
     )
     if not all(map(_is_same, fits, CodeOptions())):
         raise CodeError(
@@ -135,9 +135,9 @@ def _given(
     data: Any, blocks: int | None, workers: int | None, code: Code, degree: int
 ) -> tuple[Blocks, Code]:
     """The blocks for a code of the caller's."""
-    if not all(hasattr(code, part) for part in ("n", "k", "recovery_threshold", "parity", "plan")):
+    if not is_code(code):
         raise CodeError(_no_code(code))
-    if degree != getattr(code, "degree", 1) and degree != 1:
+    if degree != code.degree and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
     cut = blocks_.cut(data, code.k if blocks is None else blocks)
     _check_fit(code, cut.k, workers)

@@ -73,7 +73,7 @@ def estimator(code: PolarCode, arrived: npt.NDArray[np.bool_], precision: float)
     unseen = np.eye(len(missing)) - solver @ system
     squares = (unseen**2).sum(axis=1) + unseen.sum(axis=1) ** 2 / count
     squares[squares < DETERMINED**2] = 0.0
-    generator = np.concatenate([np.eye(k), coefficients])[positions]
+    generator = code.generator[positions].astype(np.float64)
     gains = np.linalg.norm(centring @ generator, axis=1) if count > 1 else np.ones(count)
     gains[gains == 0] = 1.0
     return Estimator(missing, positions, weights, np.sqrt(squares), centring, gains)

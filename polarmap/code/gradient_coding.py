@@ -1,7 +1,10 @@
 """GradientCode: the sum of n values from any n - s of n workers that each combine s + 1 of them.
 
+    G = B, s + 1 entries of a row not zero,   T = 1', the sum of the unknown values
+
 Gradient coding of Tandon, Lei, Dimakis and Karampatziakis (2017), arXiv 1612.03301: worker i returns
-the combination B_i g of its s + 1 values, and the all-ones vector is a combination of any n - s rows.
+the combination B_i u of its s + 1 values, and the all-ones vector is a combination of any n - s rows.
+What is sent is not coded at all: f is anything, and the values of f are combined where they are made.
 """
 
 from __future__ import annotations
@@ -15,9 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
+from polarmap.code.base import Mask, Recovery, Results
 from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer
-from polarmap.code.recovery import DecodingPlan
+from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.linear import LinearCode
+from polarmap.code.recovery import RealRecovery
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -27,7 +32,7 @@ SPANNED = 1e-8  # the largest entry by which a combination of arrived rows may m
 INDEPENDENT = 1e-10  # singular values below this share of the largest are rounding
 
 
-class GradientCode:
+class GradientCode(LinearCode):
     """A code for the sum of n values of any function at all.
 
     Workers form groups. One of s + 1 workers is fractional repetition: each returns the plain sum of
@@ -50,11 +55,9 @@ class GradientCode:
     --------
     >>> GradientCode(6, 2).sizes, GradientCode(8, 2).sizes
     ((3, 3), (5, 3))
-    >>> GradientCode(4, 1).matrix.tolist()[:2]
+    >>> GradientCode(4, 1).generator.tolist()[:2]
     [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
-
-    kernel, decoder = "gradient", "optimal"
 
     def __init__(self, n: int, tolerate: int) -> None:
         for name, value, least in (("n", n, 1), ("tolerate", tolerate, 0)):
@@ -62,7 +65,8 @@ class GradientCode:
                 raise CodeError(f"{name} must be an integer of at least {least}, not {value!r}")
         if tolerate >= n:
             raise CodeError(f"{n} workers cannot tolerate that {tolerate} are missing: at most {n - 1}")
-        self.n, self.k, self.tolerate = int(n), 1, int(tolerate)
+        self.n = self.k = int(n)
+        self.tolerate = int(tolerate)
         self.sizes = group_sizes(self.n, self.tolerate)
 
     def __repr__(self) -> str:
@@ -79,14 +83,29 @@ class GradientCode:
         return sum(-(-size // (self.tolerate + 1)) for size in self.sizes)
 
     @property
-    def systematic(self) -> Indices:
-        """No result is wanted as it is."""
-        return np.arange(0)
+    def wanted(self) -> int:
+        """One: the sum."""
+        return 1
+
+    @property
+    def is_mds(self) -> bool:
+        """It takes results of every group."""
+        return False
+
+    @property
+    def targets(self) -> Floats:
+        """T = 1', shape (1, n)."""
+        return np.ones((1, self.n))
+
+    @property
+    def coefficients(self) -> Floats:
+        """E = I: data is sent as it is."""
+        return np.eye(self.n)
 
     @property
     def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a worker."""
-        return float(np.abs(self.matrix).sum(axis=1).max())
+        return float(np.abs(self.generator).sum(axis=1).max())
 
     @property
     def name(self) -> str:
@@ -100,14 +119,14 @@ class GradientCode:
         return "deterministic"
 
     @cached_property
-    def matrix(self) -> Floats:
+    def generator(self) -> Floats:
         """B, shape (n, n): worker i returns the combination B_i of all values, s + 1 of them not zero."""
         matrix = np.zeros((self.n, self.n))
         for first, size in self.groups:
             matrix[first : first + size, first : first + size] = group_matrix(size, self.tolerate)
         return matrix
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Data is sent as it is."""
         return check_dtype(dtype, "the data")
 
@@ -115,9 +134,9 @@ class GradientCode:
         """No block is a mixture: workers get their values' arguments and mix what f makes of them."""
         raise CodeError(f"{self!r} mixes results, not blocks")
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> SumPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to combine the results of the workers of the mask `arrived` into the sum."""
-        return SumPlan(self, arrived)
+        return GradientRecovery(self, arrived)
 
     @property
     def groups(self) -> list[tuple[int, int]]:
@@ -126,15 +145,14 @@ class GradientCode:
         return list(zip(firsts, self.sizes, strict=True))
 
 
-class SumPlan(DecodingPlan):
+class GradientRecovery(RealRecovery):
     """The combination of arrived results that is the sum; `deficit` is 1 while there is none."""
 
-    def __init__(self, code: GradientCode, arrived: npt.NDArray[np.bool_]) -> None:
-        self.exact = self._is_sequential = False
+    rounds = False  # integers come from repetition and are added up as such
+
+    def __init__(self, code: GradientCode, arrived: Mask) -> None:
+        super().__init__(arrived, code.wanted, 0)
         self._gradient = code
-        self.arrived = np.flatnonzero(arrived)
-        self.missing = np.arange(1)
-        self.known, self.parity = np.arange(0), self.arrived
 
     @cached_property
     def deficit(self) -> int:
@@ -164,13 +182,8 @@ class SumPlan(DecodingPlan):
         return bool((counts * (self._gradient.tolerate + 1) >= sizes).all())
 
     @cached_property
-    def amplification(self) -> float:
-        """The 2-norm of `weights`: errors of the results in relation to that of the sum."""
-        return float(np.linalg.norm(self.weights)) if not self.deficit else np.inf
-
-    @cached_property
     def _null(self) -> Floats:
-        rows = self._gradient.matrix[self.arrived]
+        rows = self._gradient.generator[self.arrived]
         vectors, values, _ = np.linalg.svd(rows)
         return np.asarray(vectors[:, int((values > INDEPENDENT * values[0]).sum()) :])
 
@@ -183,14 +196,10 @@ class SumPlan(DecodingPlan):
         """Up to `most` of these equations, orthonormal."""
         return self._null[:, :most].T
 
-    @property
-    def rounds(self) -> bool:
-        """Integers come from repetition and are added up as such."""
-        return False
-
-    def _recover_floats(self, rows: Any, out: Array) -> None:
+    def fill(self, rows: Results, out: Array) -> None:
+        """Put the sum into `out`, (1, b)."""
         if not is_exact(out.dtype):
-            super()._recover_floats(rows, out)
+            super().fill(rows, out)
             return
         out[:] = 0  # integers come from repetition: weights are 0 and 1
         for index in self.arrived[self.weights[0] != 0]:
@@ -219,7 +228,7 @@ def group_sizes(n: int, tolerate: int) -> tuple[int, ...]:
 def group_matrix(size: int, tolerate: int) -> Floats:
     """B of one group, (size, size): all ones, or cyclic with s + 1 coefficients of mean square 1.
 
-    Rows of a cyclic one lie in the null space of an H (s, size) with H 1 = 0: the highest s
+    Results of a cyclic one lie in the null space of an H (s, size) with H 1 = 0: the highest s
     frequencies where they are real (cyclic MDS codes of Raviv et al. 2018, arXiv 1707.03858), else
     the best of some pseudo-random ones.
     """

@@ -1,8 +1,11 @@
-"""LagrangeCode: blocks as values of a function u at n points, for f polynomial in its block.
+"""LagrangeCode: blocks as values of a function at n points, for f polynomial in its block.
 
-u(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
-others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(u(z)) then is a function of the
-same kind but `degree` times the order, and that many of its values determine all of them.
+    G = values of basis functions of f(w(z)) at the n points,   T = the first k rows of G
+
+w(z) passes through the k data blocks at k of the points and the parity blocks are its values at the
+others (Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939). f(w(z)) is a function of the same
+kind but `degree` times the order: the unknowns are its coefficients in a basis that is orthonormal
+on the points, and as many of its values as there are coefficients determine them all.
 """
 
 from __future__ import annotations
@@ -15,11 +18,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import tiled
 from polarmap.code.arguments import is_one_of
+from polarmap.code.base import Mask, Recovery
 from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer
-from polarmap.code.linear import GeneratedPlan, loss_amplification, mix
+from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.linear import LinearCode
+from polarmap.code.recovery import LinearRecovery, loss_amplification
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -39,7 +43,7 @@ class Amplification(NamedTuple):
     worst: float
 
 
-class LagrangeCode:
+class LagrangeCode(LinearCode):
     """A code for f polynomial of some degree in its block, over real numbers.
 
     Parameters
@@ -52,9 +56,9 @@ class LagrangeCode:
         Of f, at least 1. Every polynomial of at most this degree in the entries of a block will do,
         homogeneous or not, in real and imaginary parts for complex blocks.
     points : {"auto", "circle", "chebyshev"}
-        "circle": u is a trigonometric polynomial, the points are spread evenly over the circle (real
+        "circle": w is a trigonometric polynomial, the points are spread evenly over the circle (real
         values at the n-th roots of unity). Needs degree (k - 1) + 1 results for odd k and degree k for
-        even k. "chebyshev": u is a polynomial, the points are Chebyshev's; degree (k - 1) + 1 results
+        even k. "chebyshev": w is a polynomial, the points are Chebyshev's; degree (k - 1) + 1 results
         for every k, but lost neighbours cost the square of what they cost on the circle. "auto": the
         circle where its results fit.
 
@@ -69,12 +73,10 @@ class LagrangeCode:
     >>> blocks = np.array([[1.0], [2.0], [4.0]])
     >>> coded = np.concatenate([blocks, code.parity(blocks)])
     >>> squares = coded**2
-    >>> decoder = code.plan(np.arange(8) >= 3, exact=False)
-    >>> decoder.recover(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
+    >>> recovery = code.recovery(np.arange(8) >= 3, exact=False)
+    >>> recovery.recover(dict(enumerate(squares)), np.dtype(float)).round(9).ravel().tolist()
     [1.0, 4.0, 16.0]
     """
-
-    kernel, decoder = "lagrange", "optimal"
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
@@ -83,7 +85,7 @@ class LagrangeCode:
         if points == "auto":
             points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
         self.n, self.k, self.degree, self.points = n, k, degree, points
-        needed = self.recovery_threshold = recovery_threshold(k, degree, points)
+        needed = self.recovery_threshold
         if n > MAX_POINTS:
             raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
         if n <= needed:
@@ -107,6 +109,11 @@ class LagrangeCode:
         return f"a polynomial of degree {self.degree} or less in its block"
 
     @property
+    def recovery_threshold(self) -> int:
+        """How many results determine those of the data blocks: as many as f(w(z)) has coefficients."""
+        return recovery_threshold(self.k, self.degree, self.points)
+
+    @property
     def systematic(self) -> Indices:
         """The coded blocks that are data blocks untouched: 0..k-1."""
         return np.arange(self.k)
@@ -122,18 +129,18 @@ class LagrangeCode:
         """Results = generator @ unknowns, shape (n, recovery_threshold): orthonormal columns."""
         return np.asarray(np.linalg.qr(self._basis(self.degree))[0])
 
+    @property
+    def targets(self) -> Floats:
+        """T: the values at the points of the data blocks."""
+        return self.generator[: self.k]
+
     @cached_property
     def coefficients(self) -> Floats:
         """Parity blocks = coefficients @ data blocks, shape (n - k, k); rows sum to one."""
         basis = self._basis(1)
         return np.asarray(np.linalg.solve(basis[: self.k].T, basis[self.k :].T).T)
 
-    @property
-    def norm_inf(self) -> float:
-        """The largest sum of absolute coefficients of a parity block; f of it may exceed others as much."""
-        return float(np.abs(self.coefficients).sum(axis=1).max())
-
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the parity blocks: the data's own, which must be inexact."""
         checked = check_dtype(dtype, "the data")
         if is_exact(checked):
@@ -143,14 +150,9 @@ class LagrangeCode:
             )
         return checked
 
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """The n - k parity blocks of k flat data blocks, as `PolarCode.parity` gives them."""
-        tiled.check_rows(rows, self.k, repr(self))
-        return mix(self.coefficients, rows, self.parity_dtype(rows[0].dtype), out)
-
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the results of missing data blocks from those of the mask `arrived`."""
-        return _LagrangePlan(self.generator, self.generator[: self.k], self.k, arrived)
+        return LagrangeRecovery(self.generator, self.targets, self.k, arrived)
 
     def amplification(self, losses: int) -> Amplification:
         """What decoding does to the relative error of results when so many are lost.
@@ -188,7 +190,7 @@ class LagrangeCode:
         return [place[(start + np.arange(count)) % self.n] for start in starts]
 
     def _basis(self, degree: int) -> Floats:
-        """The functions that u (degree 1) or f(u) is made of, at the points, in the order of blocks."""
+        """The functions that w (degree 1) or f(w) is made of, at the points, in the order of blocks."""
         if self.points == "chebyshev":
             angles = (2 * self.order + 1) * (np.pi / (2 * self.n))
             return np.asarray(np.cos(np.outer(angles, np.arange(degree * (self.k - 1) + 1))))
@@ -215,7 +217,7 @@ class LagrangeCode:
         return min((multiple * step for multiple in range(PHASES)), key=overshoot)
 
 
-class _LagrangePlan(GeneratedPlan):
+class LagrangeRecovery(LinearRecovery):
     """Of a large code what is lost tells more cheaply than what arrived how accurate decoding is."""
 
     @cached_property

@@ -1,94 +1,145 @@
-"""Codes given by two matrices: how blocks are mixed, and how results depend on their unknowns."""
+"""Codes given by matrices: results = G u, wanted = T u, coded blocks = E blocks.
+
+A new code is a class of its own with one of the two below as its base: `LinearCode` for any G, T
+and E, `SystematicCode` for G = [I; P] and T = I, whose first k blocks are the data themselves.
+"""
 
 from __future__ import annotations
 
-from functools import cached_property
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
+from polarmap.code.base import Mask, Recovery
 from polarmap.code.design import Floats, Indices
-from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtype
-from polarmap.code.recovery import DecodingPlan, left_inverse, left_null
+from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype, working_dtype
+from polarmap.code.recovery import LinearRecovery, SystematicRecovery
 
 Array = npt.NDArray[Any]
 
 
-class GeneratedPlan(DecodingPlan):
-    """Results are G c for unknown c, and those wanted are T c: T pinv(G_arrived) recovers them.
+class LinearCode(ABC):
+    """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
-    Of all decoders without bias that one multiplies independent errors of the results least.
-
-    Parameters
-    ----------
-    generator, targets : arrays (n, u) and (k, u)
-        G and T.
-    systematic : int
-        How many of the first results are wanted as they are: k or 0.
-    arrived : boolean array (n,)
-    gain : float
-        By how much the results that arrive may exceed those wanted.
+    A subclass sets n, k, `name`, `assumption` and says G, T, E and which dtypes it carries.
     """
 
-    def __init__(
-        self,
-        generator: Floats,
-        targets: Floats,
-        systematic: int,
-        arrived: npt.NDArray[np.bool_],
-        gain: float = 1.0,
-    ) -> None:
-        self.exact = self._is_sequential = False
-        self._generator, self._gain = generator, gain
-        self.arrived = np.flatnonzero(arrived)
-        self.known = np.flatnonzero(arrived[:systematic])
-        self.missing = np.setdiff1d(np.arange(len(targets)), self.known)
-        self.parity = np.flatnonzero(arrived[systematic:])
-        self._wanted = targets[self.missing]
-
-    @cached_property
-    def system(self) -> Floats:
-        """G restricted to what arrived."""
-        return self._generator[self.arrived]
-
-    @cached_property
-    def deficit(self) -> int:
-        """How many arrivals are still needed at the least."""
-        if not len(self.missing):
-            return 0
-        few = self._generator.shape[1] - len(self.arrived)
-        return few if few > 0 else int(not np.isfinite(self._solver).all())
-
-    @cached_property
-    def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived): least squares."""
-        return self._wanted @ self._solver
-
-    @cached_property
-    def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`, times `gain`."""
-        if not len(self.missing):
-            return 0.0
-        if self.deficit:
-            return np.inf
-        return self._gain * float(np.linalg.norm(self.weights, axis=1).max())
+    n: int
+    k: int
+    degree: int = 1
 
     @property
-    def surplus(self) -> int:
-        """Equations left over."""
-        return len(self.arrived) - int(self._generator.shape[1])
+    @abstractmethod
+    def name(self) -> str:
+        """What a report calls it."""
 
-    def equations(self, most: int) -> Floats:
-        """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
-        if len(self.system) <= self.system.shape[1]:
-            return np.empty((0, len(self.system)))
-        return left_null(self.system, most).T
+    @property
+    def option(self) -> str:
+        """No word asks for such a code: it is handed over as an object."""
+        return ""
 
-    @cached_property
-    def _solver(self) -> Floats:
-        return left_inverse(self.system)
+    @property
+    @abstractmethod
+    def assumption(self) -> str:
+        """What f must be, to follow "f is not"."""
+
+    @property
+    @abstractmethod
+    def generator(self) -> Array:
+        """G, shape (n, number of unknowns)."""
+
+    @property
+    @abstractmethod
+    def targets(self) -> Array:
+        """T, shape (wanted, number of unknowns)."""
+
+    @property
+    @abstractmethod
+    def coefficients(self) -> Array:
+        """E, shape (n - len(systematic), number of blocks that are mixed)."""
+
+    @abstractmethod
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
+        """Of the coded blocks that are no data blocks; CodeError for data it cannot carry."""
+
+    @property
+    def carries_integers(self) -> bool:
+        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
+        return False
+
+    @property
+    def is_mds(self) -> bool:
+        """Whether any `recovery_threshold` results determine those wanted, or nearly any."""
+        return True
+
+    @property
+    def wanted(self) -> int:
+        """How many results are wanted: those of the k data blocks."""
+        return self.k
+
+    @property
+    def recovery_threshold(self) -> int:
+        """The fewest results that can determine those wanted: one for each unknown."""
+        return int(self.generator.shape[1])
+
+    @property
+    def systematic(self) -> Indices:
+        """The coded blocks that are data blocks untouched: none."""
+        return np.arange(0)
+
+    @property
+    def norm_inf(self) -> float:
+        """The largest sum of absolute coefficients of a coded block."""
+        return float(np.abs(self.coefficients).sum(axis=1).max(initial=1.0))
+
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
+        """E rows, for flat blocks of one dtype; into `out`, if given."""
+        tiled.check_rows(rows, self.coefficients.shape[1], repr(self))
+        return mix(self.coefficients, rows, self.parity_dtype(rows[0].dtype), out)
+
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
+        """How to recover what is wanted from the results of the mask `arrived`."""
+        return LinearRecovery(self.generator, self.targets, len(self.systematic), arrived)
+
+    def progress(self) -> Callable[[int], bool] | None:
+        """None: the deficit of `recovery` says whether arrivals determine what is wanted."""
+        return None
+
+
+class SystematicCode(LinearCode):
+    """G = [I; P], T = I, E = P: blocks 0..k-1 are the data untouched, k..n-1 their parity.
+
+    A subclass says P, as `coefficients`.
+    """
+
+    @property
+    def generator(self) -> Array:
+        """G = [I; P], shape (n, k)."""
+        identity = np.eye(self.k, dtype=self.coefficients.dtype)
+        return np.concatenate([identity, self.coefficients])
+
+    @property
+    def targets(self) -> Array:
+        """T = I, shape (k, k)."""
+        return np.eye(self.k, dtype=self.coefficients.dtype)
+
+    @property
+    def recovery_threshold(self) -> int:
+        """The fewest results that can determine those of the data blocks: k."""
+        return self.k
+
+    @property
+    def systematic(self) -> Indices:
+        """The coded blocks that are data blocks untouched: 0..k-1."""
+        return np.arange(self.k)
+
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
+        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+        return SystematicRecovery(self, arrived)
 
 
 def mix(matrix: Floats, rows: tiled.Rows, dtype: npt.DTypeLike, out: Array | None = None) -> Array:
@@ -103,19 +154,3 @@ def mix(matrix: Floats, rows: tiled.Rows, dtype: npt.DTypeLike, out: Array | Non
         view = out
     tiled.dense(matrix.astype(working_dtype(view.dtype), copy=False), rows, view)
     return out
-
-
-def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float:
-    """The amplification when the results `lost` are missing, for a G with orthonormal columns.
-
-    With K = G_lost G_lost', the row of G_i pinv(G_arrived) has the squared norm [K / (1 - K)]_ii.
-    Only the first `wanted` results are decoded.
-    """
-    rows = orthonormal[lost]
-    values, vectors = np.linalg.eigh(rows @ rows.T)
-    rows_wanted = vectors[lost < wanted]
-    if not len(rows_wanted):
-        return 0.0
-    if values[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
-        return np.inf
-    return float(np.sqrt((rows_wanted**2 @ (values.clip(0) / (1 - values))).max()))

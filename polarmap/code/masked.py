@@ -1,5 +1,7 @@
 """MaskedCode: coded blocks that are all mixtures with noise, so that few workers learn little.
 
+    G = [D, N] for the unknowns f of (data, noise),   T = [I, 0],   coded blocks = G (data, noise)
+
 Frozen inputs of a code are zero; here t of its inputs are noise instead (secret sharing over the
 reals, as in Lagrange coded computing, Yu et al. 2019, arXiv 1806.00939, there over finite fields).
 """
@@ -15,12 +17,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import tiled
 from polarmap.code.arguments import is_positive
+from polarmap.code.base import Mask, Recovery
 from polarmap.code.design import Floats, Indices, UniformStream
-from polarmap.code.dtypes import check_dtype, is_exact, is_integer
-from polarmap.code.linear import GeneratedPlan, mix
-from polarmap.code.recovery import left_inverse
+from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.linear import LinearCode
+from polarmap.code.recovery import LinearRecovery, left_inverse
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -77,7 +79,7 @@ class Masked:
             raise CodeError(f"noise must be a positive number, not {self.noise!r}")
 
 
-class MaskedCode:
+class MaskedCode(LinearCode):
     """n mixtures of k data blocks and t noise blocks; any k + t results give those of the data.
 
     Parameters
@@ -108,12 +110,11 @@ class MaskedCode:
     --------
     >>> code = MaskedCode(6, 3, 1)
     >>> mixed = code.parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
-    >>> decoded = code.plan(np.arange(6) > 0, exact=False).recover(dict(enumerate(mixed)), np.dtype(float))
+    >>> recovery = code.recovery(np.arange(6) > 0, exact=False)
+    >>> decoded = recovery.recover(dict(enumerate(mixed)), np.dtype(float))
     >>> (decoded.ravel() + 0.0).round(6).tolist()
     [0.0, 1.0, 2.0]
     """
-
-    kernel, decoder = "masked", "optimal"
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
@@ -131,7 +132,6 @@ class MaskedCode:
                 f"are too few: use n > {k + t}"
             )
         self.n, self.k, self.t, self.noise = int(n), int(k), int(t), float(noise)
-        self.recovery_threshold = self.k + self.t
 
     def __repr__(self) -> str:
         return f"MaskedCode({self.n}, {self.k}, {self.t}, noise={self.noise:g})"
@@ -147,9 +147,19 @@ class MaskedCode:
         return "linear or affine in its block"
 
     @property
-    def systematic(self) -> Indices:
-        """No worker gets a data block as it is."""
-        return np.arange(0)
+    def recovery_threshold(self) -> int:
+        """How many results determine those of the data blocks: k + t."""
+        return self.k + self.t
+
+    @property
+    def generator(self) -> Floats:
+        """G = [D, N], shape (n, k + t): f commutes with the mixtures that blocks are made by."""
+        return self.coefficients
+
+    @property
+    def targets(self) -> Floats:
+        """T = [I, 0], shape (k, k + t)."""
+        return np.eye(self.k, self.k + self.t)
 
     @cached_property
     def coefficients(self) -> Floats:
@@ -162,32 +172,21 @@ class MaskedCode:
         return self.noise / CONSTANT
 
     @cached_property
-    def norm_inf(self) -> float:
-        """The largest sum of absolute coefficients of a coded block."""
-        return float(np.abs(self.coefficients).sum(axis=1).max())
-
-    @cached_property
     def gain(self) -> float:
         """The largest root mean square of a coded block, in that of the data."""
         squares = self.coefficients[:, : self.k] ** 2
         return float(np.sqrt(squares.sum(axis=1).max() + self.noise**2))
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """The dtype of the mixtures: the data's own, which must be inexact."""
         checked = check_dtype(dtype, "the data")
         if is_exact(checked):
             raise CodeError(f"{checked} blocks cannot be masked by real noise: use .astype(float)")
         return checked
 
-    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
-        """The n mixtures of k flat data blocks and t flat noise blocks after them."""
-        tiled.check_rows(rows, self.k + self.t, repr(self))
-        return mix(self.coefficients, rows, self.parity_dtype(rows[0].dtype), out)
-
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> GeneratedPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the results of the data blocks from those of the mask `arrived`."""
-        targets = np.eye(self.k, self.k + self.t)
-        return GeneratedPlan(self.coefficients, targets, 0, arrived, self.gain)
+        return LinearRecovery(self.generator, self.targets, 0, arrived, self.gain)
 
     def leakage(self, correlated: bool = False) -> float:
         """Bits per entry that the most fortunate t workers learn of all data blocks together, at most.

@@ -1,4 +1,4 @@
-"""Linear algebra over the integers modulo 2^64, where exactly the odd numbers divide.
+"""Recovery of integers modulo 2^64, where exactly the odd numbers divide, and its linear algebra.
 
 A square integer matrix is invertible modulo 2^64 iff it is invertible modulo 2, so every rank
 question here is one over GF(2), answered with rows packed into Python integers.
@@ -6,16 +6,112 @@ question here is one over GF(2), answered with rows packed into Python integers.
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+
+from polarmap.code import tiled
+from polarmap.code.base import Results
+from polarmap.code.design import Indices
+from polarmap.code.dtypes import is_exact
+from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery
 
 Array = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
 
 EXACT = 1 << 53  # up to here float64 holds every integer
 _LIMB = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
+
+
+class ModularRecovery(SystematicRecovery):
+    """For G = [I; P] of integers, T = I: as many parity rows as are missing solve for them exactly.
+
+    What integers determine modulo 2^64 they determine over the reals too, so that results of a
+    floating dtype are recovered by least squares as ever.
+    """
+
+    exact = True
+    rounds = False
+    amplification = 0.0  # nothing is rounded
+
+    @cached_property
+    def pivots(self) -> Indices:
+        """Results of `system` that determine the missing integers; fewer than those if too few do."""
+        return np.array(independent_rows(self.system), dtype=np.intp)
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 when the data are determined."""
+        return len(self.missing) - len(self.pivots) if len(self.missing) else 0
+
+    def integer_weights(self) -> Words:
+        """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
+        solver = self._inverse
+        known = self.code.coefficients[np.ix_(self.parity[self.pivots], self.known)]
+        weights = np.zeros((len(self.missing), len(self.arrived)), np.uint64)
+        weights[:, : len(self.known)] = np.uint64(0) - matmul(solver, known)
+        weights[:, len(self.known) + self.pivots] = solver
+        return weights
+
+    def integer_checks(self, without: int | None = None) -> Words:
+        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
+
+        None of them involves result `without`, if one is given: there may be none then.
+        """
+        if without is not None:
+            return self._checks_without(without)
+        others = np.setdiff1d(np.arange(len(self.parity)), self.pivots)
+        mixed = mixtures(len(others))
+        rows = np.zeros((len(mixed), len(self.parity)), np.uint64)
+        rows[:, others] = mixed
+        if len(self.missing):
+            rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
+        return np.concatenate([np.uint64(0) - matmul(rows, self.known_coefficients), rows], axis=1)
+
+    def _checks_without(self, index: int) -> Words:
+        """Those left over when result `index` had not arrived."""
+        mask = np.zeros(self.code.k + len(self.code.coefficients), bool)
+        mask[self.arrived] = True
+        mask[index] = False
+        reduced = ModularRecovery(self.code, mask)
+        if reduced.deficit or reduced.surplus <= 0:
+            return np.zeros((0, len(self.arrived)), np.uint64)
+        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
+
+    @cached_property
+    def _inverse(self) -> Words:
+        return inverse(self.system[self.pivots])
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Syndrome, then the inverse of the pivot rows, both modulo 2^64; floats by least squares."""
+        if not is_exact(out.dtype):
+            super().fill(rows, out)
+            return
+        parity = self.parity[self.pivots]
+        coefficients = self.code.coefficients[np.ix_(parity, self.known)]
+        known = [rows[int(index)] for index in self.known]
+        received = [rows[int(index) + self.code.k] for index in parity]
+        for columns in tiled.tiles(out.shape[1], len(self.arrived), 8):
+            syndrome = tiled.gather(received, columns, np.int64).view(np.uint64)
+            if known:
+                syndrome -= matmul(coefficients, tiled.gather(known, columns, np.int64))
+            out[:, columns] = matmul(self._inverse, syndrome).astype(out.dtype)
+
+
+def mixtures(count: int) -> Words:
+    """Sums of `count` equations, at most MOST_CHECKS of them, that involve each.
+
+    >>> mixtures(2).tolist(), mixtures(100).shape
+    ([[1, 0], [0, 1]], (8, 100))
+    """
+    if count <= MOST_CHECKS:
+        return np.eye(count, dtype=np.uint64)
+    mix = np.outer(np.arange(1, MOST_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
+    mix = mix * mix * np.uint64(37) % np.uint64(509)
+    mix[0] = 1
+    return mix
 
 
 def independent_rows(matrix: Array) -> list[int]:

@@ -1,27 +1,31 @@
-"""PolarCode: n coded blocks of which k are the data, bound by C x = 0."""
+"""PolarCode: n coded blocks x = G u of which k are the data u, bound by C x = 0.
+
+    G = [I; P],   T = I,   C = [P, -I]
+
+A polar code is an invertible butterfly x = B v whose inputs v are zero on a frozen set F of n - k.
+Read backwards, the rows F of the inverse of B vanish on every codeword: these n - k equations are
+C x = 0, solved for the parity blocks they are x = [I; P] u. A linear f commutes with them, and since
+the rows of P sum to one so does an affine f: the results satisfy C f(x) = 0 too.
+
+Arikan kernel (arXiv 1901.06811): B of [[1, 1], [0, 1]], F by channel polarization; P of small
+integers. Rotation kernel: B of 2 x 2 rotations by pseudo-random angles, folded so that P itself is
+two butterflies with a shuffle between them; almost any k blocks determine the rest.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cached_property, lru_cache
-from itertools import combinations
-from math import comb
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import kernels, modular, tiled
+from polarmap.code import modular, tiled
 from polarmap.code.arguments import is_number, is_one_of
-from polarmap.code.design import (
-    Floats,
-    Indices,
-    Rotations,
-    UniformStream,
-    frozen_inputs,
-    power_of_two_above,
-    rotations,
-)
+from polarmap.code.base import Mask, Recovery
+from polarmap.code.decoder import Decoder
+from polarmap.code.design import Indices, Rotations, frozen_inputs, power_of_two_above, rotations
 from polarmap.code.dtypes import (
     DType,
     check_dtype,
@@ -31,7 +35,11 @@ from polarmap.code.dtypes import (
     real_dtype,
     working_dtype,
 )
-from polarmap.code.recovery import Decoder, DecodingPlan, worst_amplification
+from polarmap.code.linear import SystematicCode
+from polarmap.code.modular import ModularRecovery
+from polarmap.code.recovery import SystematicRecovery
+from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
+from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.errors import CodeError, NotDecodableError
 
 Array = npt.NDArray[Any]
@@ -41,15 +49,13 @@ MAX_WORKERS = 1 << 16
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (benchmarks/arrivals.py).
 OPTIMAL_SHARE = 0.25
-# Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
-SEEDS, PATTERNS = 8, 64
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/tiled.py),
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128
 
 
-class PolarCode:
+class PolarCode(SystematicCode):
     """A systematic polar code over the reals, or over the integers.
 
     The coded blocks x satisfy C x = 0 with C = [P, -I]: blocks 0..k-1 are the data untouched,
@@ -127,9 +133,14 @@ class PolarCode:
         return self.k / self.n
 
     @property
-    def recovery_threshold(self) -> int:
-        """The fewest results that can determine those of the data blocks: k."""
-        return self.k
+    def carries_integers(self) -> bool:
+        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
+        return self.kernel == "arikan"
+
+    @property
+    def is_mds(self) -> bool:
+        """Whether nearly any k results determine those of the data blocks."""
+        return self.kernel == "rotation"
 
     @property
     def name(self) -> str:
@@ -137,14 +148,14 @@ class PolarCode:
         return f"{self.kernel} {self.decoder}"
 
     @property
+    def option(self) -> str:
+        """The word that asks for such a code: its kernel."""
+        return self.kernel
+
+    @property
     def assumption(self) -> str:
         """What f must be for its results to satisfy C x = 0."""
         return "linear or affine in its block"
-
-    @property
-    def systematic(self) -> Indices:
-        """The coded blocks that are data blocks untouched: 0..k-1."""
-        return np.arange(self.k)
 
     @cached_property
     def frozen(self) -> Indices:
@@ -173,13 +184,13 @@ class PolarCode:
         """The seed of the rotation angles in use."""
         if self._seed is not None or self.kernel == "arikan":
             return self._seed or 0
-        return _best_seed(self.n, self.k) if self.n <= 64 else 0
+        return best_seed(self.n, self.k) if self.n <= 64 else 0
 
     @cached_property
     def coefficients(self) -> Array:
         """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
         if self.kernel == "rotation":
-            return _rotation_coefficients(self._rotations, self.k)
+            return rotation_coefficients(self._rotations, self.k)
         identity = np.eye(self.k, dtype=np.int64)
         out = np.empty((self.n - self.k, self.k), np.int64)
         tiled.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, identity, out)
@@ -200,7 +211,7 @@ class PolarCode:
     def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
         """The dtype of the parity blocks of data of `dtype` (wider, for integers)."""
         checked = check_dtype(dtype, "the data")
-        if is_exact(checked) and self.kernel == "rotation":
+        if is_exact(checked) and not self.carries_integers:
             raise CodeError(
                 f"the rotation kernel cannot carry {checked} blocks: use kernel='arikan' for exact "
                 "integers, or convert them to a floating dtype"
@@ -293,7 +304,7 @@ class PolarCode:
         mask = _as_block(arrived)
         if mask.shape != (self.n,) or mask.dtype != bool:
             raise CodeError(f"arrived must be a boolean mask of length {self.n}")
-        decoder = Decoder(self, exact=self.kernel == "arikan" if exact is None else exact)
+        decoder = Decoder(self, exact=self.carries_integers if exact is None else exact)
         for index in np.flatnonzero(mask):
             decoder.add(int(index))
         return decoder.ready
@@ -333,7 +344,7 @@ class PolarCode:
         _check_blocks(self, arrays)
         first = next(iter(arrays.values()))
         dtype = check_dtype(first.dtype, "a block")
-        decoder = Decoder(self, exact=is_exact(dtype) and self.kernel == "arikan")
+        decoder = Decoder(self, exact=is_exact(dtype) and self.carries_integers)
         for index in arrays:
             decoder.add(index)
         if not decoder.ready:
@@ -342,70 +353,30 @@ class PolarCode:
                 f"at least {max(1, self.k - len(arrays))} more needed"
             )
         rows = {index: array.reshape(-1) for index, array in arrays.items()}
-        recovered = decoder.plan.recover(rows, dtype)
+        recovered = decoder.recovery.recover(rows, dtype)
         result = np.empty((self.k, first.size), dtype)
         for index in range(self.k):
             if index in rows:
                 result[index] = rows[index]
-        result[decoder.plan.missing] = recovered
+        result[decoder.missing] = recovered
         return result.reshape((self.k, *first.shape))
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> DecodingPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return DecodingPlan(self, arrived, exact)
+        if self.decoder == "sequential":
+            return SequentialRecovery(self, arrived, exact)
+        return ModularRecovery(self, arrived) if exact else SystematicRecovery(self, arrived)
+
+    def progress(self) -> Callable[[int], bool] | None:
+        """Of the sequential decoder: told of every arrival, says when all leaves are determined."""
+        if self.decoder != "sequential":
+            return None
+        progress, order = Progress(frozen_mask(self)), self.order
+        return lambda index: progress.arrive(int(order[index]))
 
     @cached_property
     def _rotations(self) -> Rotations:
-        return _normalized(rotations(self.n, self.k, self.seed), self.k)
-
-
-def _normalized(plan: Rotations, k: int) -> Rotations:
-    """`plan` with scale and shift such that every row of P sums to one.
-
-    The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
-    blocks carry the same weight. With k = 2 the rest has one direction only and its length is
-    what tells the parity blocks apart: there it stays as it is.
-    """
-    raw = _rotation_coefficients(plan, k)
-    mean = raw.mean(axis=1)
-    scale = np.ones(len(raw))
-    if k > 2:
-        scale /= np.linalg.norm(raw - mean[:, None], axis=1)
-    return plan._replace(scale=scale, shift=1 / k - scale * mean)
-
-
-def _rotation_coefficients(plan: Rotations, k: int) -> Floats:
-    """P, by transforming the identity tile by tile."""
-    coefficients = np.empty((len(plan.rows), k))
-
-    def work(columns: slice) -> None:
-        identity = np.zeros((k, columns.stop - columns.start))
-        np.fill_diagonal(identity[columns], 1.0)
-        coefficients[:, columns] = kernels.rotation_parity(identity, plan)
-
-    tiled.over_cores(work, list(tiled.tiles(k, 3 * plan.size, 8)))
-    return coefficients
-
-
-@lru_cache(maxsize=256)
-def _best_seed(n: int, k: int) -> int:
-    """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
-    patterns = _arrival_patterns(n, k)
-
-    def worst(seed: int) -> float:
-        plan = _normalized(rotations(n, k, seed), k)
-        coefficients = _rotation_coefficients(plan, k)
-        return max(worst_amplification(coefficients, arrived) for arrived in patterns)
-
-    return min(range(SEEDS), key=worst)
-
-
-def _arrival_patterns(n: int, k: int) -> list[Indices]:
-    """All sets of k arrivals when there are few, else a fixed sample."""
-    if comb(n, k) <= PATTERNS:
-        return [np.array(arrived) for arrived in combinations(range(n), k)]
-    stream = UniformStream(n, k)
-    return [np.sort(stream.permutation(n)[:k]) for _ in range(PATTERNS)]
+        return normalized(rotations(self.n, self.k, self.seed), self.k)
 
 
 def _check_sizes(n: int, k: int) -> None:

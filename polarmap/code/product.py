@@ -1,4 +1,10 @@
-"""Product codes: blocks on a grid, every column a codeword of one code, every row of another."""
+"""ProductCode: blocks on a grid, every column a codeword of one code, every row of another.
+
+    x = G_A X G_B',   so G = kron(G_A, G_B) with its unit rows first,   T = I
+
+for the data blocks X on a k_A x k_B grid and G_A = [I; P_A], G_B = [I; P_B]: what A_i B_j gives for
+coded A_i and B_j. C_A x = 0 for every column of x and C_B x' = 0 for every row.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +15,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
+from polarmap.code.base import Mask, Recovery
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
-from polarmap.code.product_plan import ProductPlan
+from polarmap.code.product_recovery import ProductRecovery
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -20,13 +28,10 @@ Array = npt.NDArray[Any]
 MAX_TASKS = 4096  # the joint equations of more take too long to solve
 
 
-class ProductCode:
+class ProductCode(SystematicCode):
     """The product of two polar codes: n = n_A n_B blocks x_ij of which k = k_A k_B are data.
 
-    With X the data blocks on a k_A x k_B grid and G = [I; P] of either code, x = G_A X G_B': what
-    A_i B_j gives for coded A_i and B_j. Data comes first, row by row, then the other blocks, row
-    by row. As a code of its own it is systematic, with the rows of kron(G_A, G_B) that are no unit
-    vectors as its coefficients.
+    Data comes first, row by row, then the other blocks, row by row.
 
     Parameters
     ----------
@@ -48,9 +53,6 @@ class ProductCode:
     >>> code.cells[:7].tolist()
     [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [0, 3]]
     """
-
-    decoder = "optimal"
-    assumption = "a product of two blocks"
 
     def __init__(self, left: PolarCode, right: PolarCode) -> None:
         self.left, self.right = left, right
@@ -74,14 +76,19 @@ class ProductCode:
         return f"{self.kernel} grid {self.left.n} x {self.right.n}"
 
     @property
-    def recovery_threshold(self) -> int:
-        """The fewest results that can determine those of the data blocks: k."""
-        return self.k
+    def assumption(self) -> str:
+        """What f must be."""
+        return "a product of two blocks"
 
     @property
-    def systematic(self) -> Indices:
-        """The blocks that are data blocks untouched: 0..k-1."""
-        return np.arange(self.k)
+    def carries_integers(self) -> bool:
+        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
+        return self.left.carries_integers
+
+    @property
+    def is_mds(self) -> bool:
+        """It takes more than k results, in the right places."""
+        return False
 
     @property
     def norm_inf(self) -> int:
@@ -107,7 +114,7 @@ class ProductCode:
     def coefficients(self) -> Array:
         """P, shape (n - k, k): parity blocks from data blocks."""
         rows, columns = self.cells[self.k :].T
-        product = np.einsum("pa,pb->pab", _generator(self.left)[rows], _generator(self.right)[columns])
+        product = np.einsum("pa,pb->pab", self.left.generator[rows], self.right.generator[columns])
         return np.asarray(product.reshape(len(rows), -1))
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
@@ -118,11 +125,6 @@ class ProductCode:
         """The blocks of a grid are made by its tasks, not here."""
         raise NotImplementedError("the factors are encoded, not their product")
 
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> ProductPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return ProductPlan(self, arrived, exact)
-
-
-def _generator(code: PolarCode) -> Array:
-    identity = np.eye(code.k, dtype=code.coefficients.dtype)
-    return np.concatenate([identity, code.coefficients])
+        return ProductRecovery(self, arrived, exact)

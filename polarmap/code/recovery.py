@@ -1,163 +1,210 @@
-"""Decoder: which arrivals determine the data, and how; bits first, blocks last."""
+"""Recovery over the reals: weights @ G[arrived] = T[missing], by least squares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from abc import ABC, abstractmethod
 from functools import cached_property
-from math import inf, isinf
-from typing import TYPE_CHECKING, Any, cast
+from typing import Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from polarmap.code import modular, sequential, tiled
-from polarmap.code.arguments import is_number
-from polarmap.code.base import Code
-from polarmap.code.design import Floats, Indices, power_of_two_above
-from polarmap.code.dtypes import DType, is_exact, is_integer, real_dtype, working_dtype
-from polarmap.errors import CodeError
-
-if TYPE_CHECKING:
-    from polarmap.code.polar import PolarCode
-
-Array = npt.NDArray[Any]
-Rows = Mapping[int, Array]
+from polarmap.code import tiled
+from polarmap.code.base import Array, Mask, Results, Words
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import DType, is_exact, real_dtype
 
 # A parity system with a relative singular value below this is taken as singular: its solution
 # would have no correct digit left in float32, three in float64.
 SINGULAR = 1e-12
-# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
-# so that the decision comes at most n / LOOKS arrivals late.
-LOOKS = 1000
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
 
 
-class Decoder:
-    """Collects arrivals of one codeword and says when its data blocks are determined.
+class RealRecovery(ABC):
+    """Recovered = weights @ received over the reals; integers are rounded.
 
     Parameters
     ----------
-    code : PolarCode, or any code that has its `plan`
-    exact : bool
-        Decode integers modulo 2^64 rather than real numbers.
-    max_amplification : float
-        Wait for more arrivals while a recovered block would multiply the relative error of the
-        received ones by more than this. All n arrivals are accepted at any amplification.
-
-    Examples
-    --------
-    >>> from polarmap.code.polar import PolarCode
-    >>> decoder = Decoder(PolarCode(4, 2))
-    >>> [decoder.add(i) for i in (3, 3, 0)]
-    [False, False, True]
-    >>> decoder.missing.tolist()
-    [1]
+    arrived : boolean array (n,)
+    wanted : int
+        How many results are wanted.
+    systematic : int
+        How many of the first results are wanted as they are.
     """
 
-    def __init__(self, code: Code, *, exact: bool = False, max_amplification: float = inf) -> None:
-        if not hasattr(code, "plan") or not is_number(max_amplification):
-            raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
-        self.code, self.exact, self.max_amplification = code, exact, max_amplification
-        self.arrived = np.zeros(code.n, dtype=bool)
-        self.count = 0
-        self.ready = False
-        self._plan: DecodingPlan | None = None
-        self._data_missing = code.k
-        self._look_again_at = code.recovery_threshold
-        if code.decoder == "sequential":
-            self._polar = cast("PolarCode", code)
-            self._progress = sequential.Progress(_frozen_mask(self._polar))
-            self._determined = False
+    exact = False
+    rounds = True
 
-    def add(self, index: int) -> bool:
-        """Note the arrival of block `index` (once); True when the data blocks are determined."""
-        if not is_integer(index) or not 0 <= index < self.code.n:
-            raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {index!r}")
-        if self.arrived[index]:
-            return self.ready
-        self.arrived[index] = True
-        self.count += 1
-        self._plan = None
-        self._data_missing -= index < len(self.code.systematic)
-        if self.code.decoder == "sequential":
-            self._determined |= self._progress.arrive(int(self._polar.order[index]))
-        self.ready = self.ready or (self._is_determined() and self._is_accurate())
-        return self.ready
-
-    def accept(self) -> bool:
-        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
-        self.max_amplification = inf
-        self.ready = self._is_determined()
-        return self.ready
+    def __init__(self, arrived: Mask, wanted: int, systematic: int) -> None:
+        self.arrived = np.flatnonzero(arrived)
+        self.known = np.flatnonzero(arrived[:systematic])
+        is_missing = np.ones(wanted, bool)
+        is_missing[:systematic] = ~arrived[:systematic]
+        self.missing = np.flatnonzero(is_missing)
 
     @property
-    def is_inaccurate(self) -> bool:
-        """Whether the data blocks are determined, but not as accurately as is asked for."""
-        return not self.ready and self._is_determined()
+    @abstractmethod
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 once the missing ones are determined."""
 
     @property
-    def missing(self) -> Indices:
-        """The data blocks that have not arrived, ascending."""
-        if not len(self.code.systematic):
-            return np.arange(self.code.k)
-        return np.flatnonzero(~self.arrived[: self.code.k])
+    @abstractmethod
+    def surplus(self) -> int:
+        """How many equations are left over; below 0 while results are too few."""
+
+    @property
+    @abstractmethod
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+
+    @abstractmethod
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations on the arrived results, (s, arrived)."""
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`; 0 if nothing is missing, inf if undetermined."""
+        if not len(self.missing):
+            return 0.0
+        if self.deficit:
+            return np.inf
+        norms = np.linalg.norm(self.weights, axis=1)
+        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+
+    @cached_property
+    def checks(self) -> Floats:
+        """The left-over equations that are evaluated."""
+        return self.equations(MOST_CHECKS)
+
+    def integer_weights(self) -> Words | None:
+        """None: integers are recovered as real numbers."""
+        return None
+
+    def integer_checks(self, without: int | None = None) -> Words | None:
+        """None: integers are recovered as real numbers."""
+        return None
+
+    def checkable(self, rows: Results) -> Results:
+        """What satisfies the left-over equations: the results that arrived."""
+        return rows
+
+    def recover(self, rows: Results, dtype: DType) -> Array:
+        """The missing results (len(missing), b) from the flat ones that arrived.
+
+        `rows` maps positions to arrays (b,) and must hold every arrived position. Integers of an
+        exact recovery come back exactly, modulo 2^bits; integers of another are rounded.
+        """
+        width = next(iter(rows.values())).size
+        if dtype.kind == "c":
+            real = real_dtype(dtype)
+            halves = {
+                index: np.ascontiguousarray(rows[index], dtype).view(real) for index in self.arrived.tolist()
+            }
+            return self.recover(halves, real).view(dtype)
+        out = np.empty((len(self.missing), width), dtype)
+        if len(self.missing) and width:
+            self.fill(rows, out)
+        return out
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Put the missing results into `out`, (len(missing), b) of a real dtype."""
+        received = [rows[int(index)] for index in self.arrived]
+        if is_exact(out.dtype):
+            rounded = np.empty(out.shape)
+            tiled.product(self.weights, received, rounded)
+            out[:] = np.rint(rounded)
+        else:
+            tiled.product(self.weights, received, out, tiled.compiled_loops(received, out.dtype))
+
+
+class LinearRecovery(RealRecovery):
+    """weights = T[missing] pinv(G[arrived]), the least-squares solution for all unknowns.
+
+    Of all decoders without bias that one multiplies independent errors of the results least.
+
+    Parameters
+    ----------
+    generator, targets : arrays (n, unknowns) and (wanted, unknowns)
+        G and T.
+    systematic : int
+        How many of the first results are wanted as they are: k or 0.
+    arrived : boolean array (n,)
+    gain : float
+        By how much the results that arrive may exceed those wanted.
+    """
+
+    def __init__(
+        self, generator: Floats, targets: Floats, systematic: int, arrived: Mask, gain: float = 1.0
+    ) -> None:
+        super().__init__(arrived, len(targets), systematic)
+        self._generator, self._gain = generator, gain
+        self._wanted = targets[self.missing]
+
+    @cached_property
+    def system(self) -> Floats:
+        """G restricted to what arrived."""
+        return self._generator[self.arrived]
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least."""
+        if not len(self.missing):
+            return 0
+        few = self._generator.shape[1] - len(self.arrived)
+        return few if few > 0 else int(not np.isfinite(self._solver).all())
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived)."""
+        return self._wanted @ self._solver
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`, times `gain`."""
+        return super().amplification * self._gain
 
     @property
     def surplus(self) -> int:
-        """Equations left over for verification."""
-        return max(0, self.plan.surplus)
+        """Equations left over."""
+        return len(self.arrived) - int(self._generator.shape[1])
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` orthonormal equations on the results that arrived, (s, arrived)."""
+        if len(self.system) <= self.system.shape[1]:
+            return np.empty((0, len(self.system)))
+        return left_null(self.system, most).T
+
+    @cached_property
+    def _solver(self) -> Floats:
+        return left_inverse(self.system)
+
+
+class Parity(Protocol):
+    """A code with G = [I; P] and T = I: all that the recovery of such a code asks of it."""
+
+    k: int
 
     @property
-    def plan(self) -> DecodingPlan:
-        """How to recover the missing data blocks from the arrived ones."""
-        if self._plan is None:
-            self._plan = self.code.plan(self.arrived.copy(), self.exact)
-        return self._plan
-
-    @property
-    def amplification(self) -> float:
-        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
-        return self.plan.amplification if self._is_determined() else np.inf
-
-    def _is_determined(self) -> bool:
-        if self.ready or self._data_missing == 0:
-            return True
-        if self.code.decoder == "sequential":
-            return self._determined
-        if self.count < self._look_again_at:
-            return False
-        deficit = self.plan.deficit
-        if deficit and not self.exact:
-            deficit = max(deficit, self.code.n // LOOKS)
-        # One arrival lowers the deficit by at most one: no need to look before that many.
-        self._look_again_at = self.count + deficit
-        return deficit == 0
-
-    def _is_accurate(self) -> bool:
-        if isinf(self.max_amplification) or self.count == self.code.n:
-            return True
-        return self.plan.amplification <= self.max_amplification
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k)."""
+        ...
 
 
-class DecodingPlan:
-    """How to recover the missing data blocks of one arrival pattern. Depends on bits only.
+class SystematicRecovery(RealRecovery):
+    """For G = [I; P], T = I: data that arrived is taken as it is, what is missing solves the rest.
+
+    parity - P[parity, known] known = P[parity, missing] missing, in the least-squares sense.
 
     Attributes
     ----------
-    missing : Indices
-        The data blocks to recover, ascending.
+    known : Indices
+        The data blocks that arrived.
     parity : Indices
         The parity blocks that arrived, as rows of P.
-    known, arrived : Indices
-        The data blocks, and all blocks, that arrived.
     """
 
-    def __init__(self, code: PolarCode, arrived: npt.NDArray[np.bool_], exact: bool) -> None:
-        self.code, self.exact = code, exact
-        self._is_sequential = code.decoder == "sequential"
-        self.arrived = np.flatnonzero(arrived)
-        self.missing = np.flatnonzero(~arrived[: code.k])
-        self.known = np.flatnonzero(arrived[: code.k])
+    def __init__(self, code: Parity, arrived: Mask) -> None:
+        super().__init__(arrived, code.k, code.k)
+        self.code = code
         self.parity = np.flatnonzero(arrived[code.k :])
 
     @cached_property
@@ -165,21 +212,17 @@ class DecodingPlan:
         """P restricted to arrived parity (rows) and missing data (columns)."""
         return self.code.coefficients[np.ix_(self.parity, self.missing)]
 
-    @cached_property
-    def pivots(self) -> Indices:
-        """Rows of `system` that determine the missing integers; fewer than those if too few do."""
-        return np.array(modular.independent_rows(self.system), dtype=np.intp)
+    @property
+    def known_coefficients(self) -> Array:
+        """P restricted to arrived parity (rows) and known data (columns)."""
+        return self.code.coefficients[np.ix_(self.parity, self.known)]
 
     @cached_property
     def deficit(self) -> int:
-        """How many arrivals are still needed at the least; 0 when the data are determined."""
-        unknowns = len(self.missing)
-        if not unknowns:
-            return 0
-        if self.exact:
-            return unknowns - len(self.pivots)
-        if len(self.parity) < unknowns:
-            return unknowns - len(self.parity)
+        """How many more results it takes at the least; 0 when the data are determined."""
+        few = len(self.missing) - len(self.parity)
+        if few > 0 or not len(self.missing):
+            return max(few, 0)
         return 0 if np.isfinite(self._solver).all() else 1
 
     @property
@@ -190,118 +233,18 @@ class DecodingPlan:
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
-        if self._is_sequential:
-            return self._sequential_weights()
-        known = self.code.coefficients[np.ix_(self.parity, self.known)]
-        return np.concatenate([-(self._solver @ known), self._solver], axis=1)
-
-    @cached_property
-    def amplification(self) -> float:
-        """The largest 2-norm of a row of `weights`; 0 for an exact plan."""
-        if self.exact or not len(self.missing):
-            return 0.0
-        if len(self.parity) < len(self.missing):
-            return np.inf
-        norms = np.linalg.norm(self.weights, axis=1)
-        return float(norms.max()) if np.isfinite(norms).all() else np.inf
+        return np.concatenate([-(self._solver @ self.known_coefficients), self._solver], axis=1)
 
     def equations(self, most: int) -> Floats:
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
         if len(self.parity) <= len(self.missing):
             return np.empty((0, len(self.arrived)))
         null = left_null(self.system.astype(np.float64), most)
-        known = self.code.coefficients[np.ix_(self.parity, self.known)]
-        return np.concatenate([-(null.T @ known), null.T], axis=1)
-
-    @property
-    def rounds(self) -> bool:
-        """Whether integers are decoded as real numbers and rounded."""
-        return not self.exact
-
-    @cached_property
-    def checks(self) -> Floats:
-        """The left-over equations that are evaluated."""
-        return self.equations(MOST_CHECKS)
+        return np.concatenate([-(null.T @ self.known_coefficients), null.T], axis=1)
 
     @cached_property
     def _solver(self) -> Floats:
         return left_inverse(self.system.astype(np.float64, copy=False))
-
-    def checkable(self, rows: Rows) -> Rows:
-        """What satisfies the left-over equations: the blocks that arrived."""
-        return rows
-
-    def recover(self, rows: Rows, dtype: DType) -> Array:
-        """The missing data blocks (len(missing), b) from the flat blocks that arrived.
-
-        `rows` maps positions to arrays (b,) and must hold every arrived position. Integers of an
-        exact plan come back exactly, modulo 2^bits; integers of another are rounded.
-        """
-        width = next(iter(rows.values())).size
-        if dtype.kind == "c":
-            real = real_dtype(dtype)
-            halves = {
-                index: np.ascontiguousarray(rows[index], dtype).view(real) for index in self.arrived.tolist()
-            }
-            return self.recover(halves, real).view(dtype)
-        out = np.empty((len(self.missing), width), dtype)
-        if not len(self.missing) or not width:
-            return out
-        if self._is_sequential:
-            self._recover_sequentially(rows, out)
-        elif is_exact(dtype) and self.exact:
-            self._recover_integers(rows, out)
-        else:
-            self._recover_floats(rows, out)
-        return out
-
-    def _recover_floats(self, rows: Rows, out: Array) -> None:
-        received = [rows[int(index)] for index in self.arrived]
-        if is_exact(out.dtype):
-            rounded = np.empty(out.shape)
-            tiled.product(self.weights, received, rounded)
-            out[:] = np.rint(rounded)
-        else:
-            tiled.product(self.weights, received, out, tiled.compiled_loops(received, out.dtype))
-
-    def _recover_integers(self, rows: Rows, out: Array) -> None:
-        """Syndrome, then the inverse of the pivot rows, both modulo 2^64."""
-        parity = self.parity[self.pivots]
-        solver = modular.inverse(self.system[self.pivots])
-        coefficients = self.code.coefficients[np.ix_(parity, self.known)]
-        known = [rows[int(index)] for index in self.known]
-        received = [rows[int(index) + self.code.k] for index in parity]
-        for columns in tiled.tiles(out.shape[1], len(self.arrived), 8):
-            syndrome = tiled.gather(received, columns, np.int64).view(np.uint64)
-            if known:
-                syndrome -= modular.matmul(coefficients, tiled.gather(known, columns, np.int64))
-            out[:, columns] = modular.matmul(solver, syndrome).astype(out.dtype)
-
-    def _recover_sequentially(self, rows: Rows, out: Array) -> None:
-        exact = is_exact(out.dtype)
-        working = np.dtype(np.int64) if exact else working_dtype(out.dtype)
-        received = [rows[int(index)] for index in self.arrived]
-        steps, leaves = self._schedule
-        length = power_of_two_above(self.code.n)
-        for columns in tiled.tiles(out.shape[1], 2 * length, working.itemsize):
-            table = np.zeros((2 * length, columns.stop - columns.start), working)
-            table[leaves] = tiled.gather(received, columns, working)
-            sequential.replay(steps, table)
-            out[:, columns] = table[self.code.order[self.missing]].astype(out.dtype)
-
-    @cached_property
-    def _schedule(self) -> tuple[list[sequential.Step], Indices]:
-        leaves = self.code.order[self.arrived]
-        known = np.zeros(power_of_two_above(self.code.n), bool)
-        known[leaves] = True
-        return sequential.schedule(_frozen_mask(self.code), known), leaves
-
-    def _sequential_weights(self) -> Floats:
-        """The schedule replayed on the identity."""
-        out = np.empty((len(self.missing), len(self.arrived)))
-        unit = np.eye(len(self.arrived))
-        self._recover_sequentially(dict(zip(self.arrived.tolist(), unit, strict=True)), out)
-        return out
 
 
 def left_inverse(matrix: Floats) -> Floats:
@@ -311,6 +254,8 @@ def left_inverse(matrix: Floats) -> Floats:
     array([[0.5, 0. ]])
     """
     rows, columns = matrix.shape
+    if not columns:
+        return np.empty((0, rows))
     singular = np.full((columns, rows), np.inf)
     if rows < columns:
         return singular
@@ -350,10 +295,17 @@ def worst_amplification(coefficients: Floats, arrived: Indices) -> float:
     return float(np.linalg.norm(weights, axis=1).max())
 
 
-def _frozen_mask(code: PolarCode) -> npt.NDArray[np.bool_]:
-    """Frozen and punctured inputs of the arikan butterfly."""
-    length = power_of_two_above(code.n)
-    mask = np.zeros(length, bool)
-    mask[code.frozen] = True
-    mask[: length - code.n] = True
-    return mask
+def loss_amplification(orthonormal: Floats, lost: Indices, wanted: int) -> float:
+    """The amplification when the results `lost` are missing, for a G with orthonormal columns.
+
+    With K = G_lost G_lost', the row of G_i pinv(G_arrived) has the squared norm [K / (1 - K)]_ii.
+    Only the first `wanted` results are decoded.
+    """
+    rows = orthonormal[lost]
+    values, vectors = np.linalg.eigh(rows @ rows.T)
+    rows_wanted = vectors[lost < wanted]
+    if not len(rows_wanted):
+        return 0.0
+    if values[-1] >= 1 - 1e-14:  # an amplification above 1e7 is no more than rounding here
+        return np.inf
+    return float(np.sqrt((rows_wanted**2 @ (values.clip(0) / (1 - values))).max()))

@@ -13,9 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, tiled
+from polarmap.code.base import Recovery, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
-from polarmap.code.recovery import MOST_CHECKS, DecodingPlan, Rows
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -52,70 +52,33 @@ def noise(dtype: DType) -> float:
     return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
 
 
-def integer_checks(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
-    """The same modulo 2^64: the parity rows that are no pivots, with the pivots eliminated."""
-    others = np.setdiff1d(np.arange(len(plan.parity)), plan.pivots)
-    mix = _mix(len(others))
-    rows = np.zeros((len(mix), len(plan.parity)), np.uint64)
-    rows[:, others] = mix
-    if len(plan.missing):
-        mixed = modular.matmul(mix, plan.system[others])
-        rows[:, plan.pivots] -= modular.matmul(mixed, modular.inverse(plan.system[plan.pivots]))
-    known = plan.code.coefficients[np.ix_(plan.parity, plan.known)]
-    return np.concatenate([np.uint64(0) - modular.matmul(rows, known), rows], axis=1)
-
-
-def _mix(count: int) -> npt.NDArray[np.uint64]:
-    """Sums of `count` equations, at most MOST_CHECKS of them, that involve each."""
-    if count <= MOST_CHECKS:
-        return np.eye(count, dtype=np.uint64)
-    mix = np.outer(np.arange(1, MOST_CHECKS + 1), np.arange(1, count + 1)).astype(np.uint64)
-    mix = mix * mix * np.uint64(37) % np.uint64(509)
-    mix[0] = 1
-    return mix
-
-
-def covered(plan: DecodingPlan, dtype: DType) -> Mask:
+def covered(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` stand in a left-over equation, (arrived,).
 
     Of integers with an odd coefficient: an even one wraps some deviations to nothing.
     """
-    if is_exact(dtype) and plan.exact:
-        return np.asarray((integer_checks(plan) & np.uint64(1)).any(axis=0))
-    return np.asarray((np.abs(plan.checks) > TINY).any(axis=0))
+    words = recovery.integer_checks() if is_exact(dtype) else None
+    if words is not None:
+        return np.asarray((words & np.uint64(1)).any(axis=0))
+    return np.asarray((np.abs(recovery.checks) > TINY).any(axis=0))
 
 
-def support(plan: DecodingPlan, dtype: DType) -> Mask:
+def support(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
-    if not len(plan.missing):
-        return np.zeros((0, len(plan.arrived)), bool)
-    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
-        return np.asarray(_integer_weights(plan) != 0)
-    return np.asarray(np.abs(plan.weights) > TINY)
+    if not len(recovery.missing):
+        return np.zeros((0, len(recovery.arrived)), bool)
+    words = recovery.integer_weights() if is_exact(dtype) else None
+    return np.asarray(np.abs(recovery.weights) > TINY if words is None else words != 0)
 
 
-def revealed(plan: DecodingPlan, dtype: DType) -> Mask:
+def revealed(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks show in each decoded block whatever they deviate by, (missing, arrived)."""
-    if not len(plan.missing):
-        return np.zeros((0, len(plan.arrived)), bool)
-    if is_exact(dtype) and plan.exact and plan.code.decoder == "optimal":
-        return np.asarray(_integer_weights(plan) & np.uint64(1)).astype(bool)
-    made_of = support(plan, dtype)
-    return made_of & (np.abs(plan.weights) % 2 == 1) if plan.exact and is_exact(dtype) else made_of
-
-
-def _integer_weights(plan: DecodingPlan) -> npt.NDArray[np.uint64]:
-    """Recovered = weights @ received modulo 2^64, (missing, arrived), up to their signs."""
-    solver = modular.inverse(plan.system[plan.pivots])
-    known = plan.code.coefficients[np.ix_(plan.parity[plan.pivots], plan.known)]
-    weights = np.zeros((len(plan.missing), len(plan.arrived)), np.uint64)
-    weights[:, : len(plan.known)] = modular.matmul(solver, known)
-    weights[:, len(plan.known) + plan.pivots] = solver
-    return weights
+    words = recovery.integer_weights() if is_exact(dtype) and len(recovery.missing) else None
+    return support(recovery, dtype) if words is None else (words & np.uint64(1)).astype(bool)
 
 
 def undetected(
-    plan: DecodingPlan, largest: float | None, evaluated: Mapping[int, float], returned: int
+    recovery: Recovery, largest: float | None, evaluated: Mapping[int, float], returned: int
 ) -> float:
     """The largest error that one deviating block can have caused unseen, in the unit of the residuals.
 
@@ -131,15 +94,15 @@ def undetected(
     returned : int
         The first so many blocks are handed out themselves.
     """
-    if not len(plan.missing):
+    if not len(recovery.missing):
         return 0.0
-    weights = np.abs(plan.weights)
-    reach = np.maximum(weights.max(axis=0), plan.arrived < returned)
-    least = np.full(len(plan.arrived), np.inf)
-    if largest is not None and len(plan.checks):
-        least = _quotient(largest, np.abs(plan.checks).max(axis=0))
+    weights = np.abs(recovery.weights)
+    reach = np.maximum(weights.max(axis=0), recovery.arrived < returned)
+    least = np.full(len(recovery.arrived), np.inf)
+    if largest is not None and len(recovery.checks):
+        least = _quotient(largest, np.abs(recovery.checks).max(axis=0))
     for block, missed in evaluated.items():
-        least = np.minimum(least, _quotient(missed, weights[np.searchsorted(plan.missing, block)]))
+        least = np.minimum(least, _quotient(missed, weights[np.searchsorted(recovery.missing, block)]))
     seen = np.isfinite(least)
     return float((reach[seen] * least[seen]).max(initial=0.0))
 
@@ -151,8 +114,8 @@ def _quotient(deviation: float, coefficients: Floats) -> Floats:
 
 
 def residual(
-    plan: DecodingPlan,
-    rows: Rows,
+    recovery: Recovery,
+    rows: Results,
     dtype: DType,
     rtol: float | None = None,
     precision: DType | None = None,
@@ -166,12 +129,13 @@ def residual(
     if dtype.kind == "c":
         real = real_dtype(dtype)
         halves = {index: row.astype(dtype, copy=False).view(real) for index, row in rows.items()}
-        found = residual(plan, halves, real, rtol, precision, error)
+        found = residual(recovery, halves, real, rtol, precision, error)
         return found._replace(broken=np.unique(found.broken // 2))
-    received = [rows[int(index)] for index in plan.arrived]
-    if is_exact(dtype) and plan.exact:
-        return _integer_residual(integer_checks(plan), received, dtype)
-    checks = plan.checks
+    received = [rows[int(index)] for index in recovery.arrived]
+    words = recovery.integer_checks() if is_exact(dtype) else None
+    if words is not None:
+        return _integer_residual(words, received, dtype)
+    checks = recovery.checks
     sized = _sized(dtype, precision)
     limit = max(tolerance(sized), rtol or 0.0)
     largest = max(float(np.abs(row).max(initial=0)) for row in received)
@@ -193,19 +157,19 @@ def residual(
 
 
 def culprits(
-    plan: DecodingPlan, rows: Rows, broken: Indices, dtype: DType, precision: DType | None = None
+    recovery: Recovery, rows: Results, broken: Indices, dtype: DType, precision: DType | None = None
 ) -> list[int]:
     """The blocks of which one alone can explain the broken entries; needs two equations or more."""
     columns = broken[np.linspace(0, len(broken) - 1, min(len(broken), MOST_COLUMNS)).astype(int)]
-    if is_exact(dtype) and plan.exact:
-        few = {int(index): rows[int(index)][columns] for index in plan.arrived}
-        return [int(index) for index in plan.arrived if _holds_without(plan, few, int(index), dtype)]
+    if is_exact(dtype) and recovery.exact:
+        few = [rows[int(index)][columns] for index in recovery.arrived]
+        return [int(index) for index in recovery.arrived if _holds_without(recovery, few, int(index), dtype)]
     if dtype.kind == "c":
-        received = np.stack([rows[int(index)][columns] for index in plan.arrived])
+        received = np.stack([rows[int(index)][columns] for index in recovery.arrived])
         received = np.concatenate([received.real, received.imag], axis=1)
     else:
-        received = np.stack([rows[int(index)][columns].astype(np.float64) for index in plan.arrived])
-    checks = plan.checks
+        received = np.stack([rows[int(index)][columns].astype(np.float64) for index in recovery.arrived])
+    checks = recovery.checks
     if len(checks) < 2:
         return []
     deviation = checks @ received.astype(np.float64)
@@ -215,7 +179,7 @@ def culprits(
     checked = np.flatnonzero(norms > TINY)  # the others stand in no equation
     directions = (checks[:, checked] / norms[checked]).T
     left = [np.linalg.norm(deviation - np.outer(one, one @ deviation)) for one in directions]
-    return [int(i) for i, rest in zip(plan.arrived[checked], left) if rest <= allowed]
+    return [int(i) for i, rest in zip(recovery.arrived[checked], left) if rest <= allowed]
 
 
 def _sized(dtype: DType, precision: DType | None) -> DType:
@@ -233,11 +197,8 @@ def _integer_residual(checks: npt.NDArray[np.uint64], received: list[Array], dty
     return Residual(float(len(found) > 0), found, True)
 
 
-def _holds_without(plan: DecodingPlan, rows: Rows, index: int, dtype: DType) -> bool:
-    mask = np.zeros(plan.code.n, bool)
-    mask[plan.arrived] = True
-    mask[index] = False
-    reduced = DecodingPlan(plan.code, mask, plan.exact)
-    if len(reduced.pivots) < len(reduced.missing) or len(reduced.parity) <= len(reduced.missing):
-        return False
-    return not len(residual(reduced, rows, dtype).broken)
+def _holds_without(recovery: Recovery, received: list[Array], index: int, dtype: DType) -> bool:
+    checks = recovery.integer_checks(without=index)
+    return (
+        checks is not None and len(checks) > 0 and not len(_integer_residual(checks, received, dtype).broken)
+    )

@@ -1,4 +1,4 @@
-"""Rows and columns of a grid decode each other, in turns, until nothing more is gained."""
+"""Results and columns of a grid decode each other, in turns, until nothing more is gained."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, tiled
+from polarmap.code.base import Recovery, Results
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, is_exact, working_dtype
-from polarmap.code.recovery import DecodingPlan, Rows
 
 if TYPE_CHECKING:
+    from polarmap.code.polar import PolarCode
     from polarmap.code.product import ProductCode
 
 Array = npt.NDArray[Any]
@@ -22,18 +23,20 @@ Places = set[int]
 
 
 class Step(NamedTuple):
-    """One line of the grid decoded: from the cells of it that `plan` has as arrived, all of them.
+    """One line of the grid decoded: from the cells of it that `recovery` has as arrived, all of them.
 
     places : the numbers of the blocks along the line.
+    code : of which the line is a codeword.
     """
 
     places: Indices
-    plan: DecodingPlan
+    code: PolarCode
+    recovery: Recovery
 
     @property
     def fresh(self) -> Indices:
         """The cells of the line that this makes known."""
-        return np.setdiff1d(np.arange(len(self.places)), self.plan.arrived)
+        return np.setdiff1d(np.arange(len(self.places)), self.recovery.arrived)
 
 
 class RowColumnDecoder:
@@ -75,11 +78,11 @@ class RowColumnDecoder:
         code = self._code.right if axis else self._code.left
         if known.all() or known.sum() < code.k:
             return []
-        plan = DecodingPlan(code, known.copy(), self._exact)
-        if plan.deficit:
+        recovery = code.recovery(known.copy(), self._exact)
+        if recovery.deficit:
             return []
         places = self._code.places[:, line] if axis == 0 else self._code.places[line]
-        step = Step(places, plan)
+        step = Step(places, code, recovery)
         self.steps.append(step)
         known[:] = True
         return [int(cell) for cell in step.fresh]
@@ -92,25 +95,25 @@ def steps_towards(steps: Sequence[Step], missing: Places) -> list[tuple[Step, Pl
         found = wanted & set(step.places[step.fresh].tolist())
         if found:
             chosen.append((step, found))
-            wanted |= set(step.places[step.plan.arrived].tolist())
+            wanted |= set(step.places[step.recovery.arrived].tolist())
     return chosen[::-1]
 
 
-def replay(steps: Sequence[tuple[Step, Places]], rows: Rows, dtype: DType) -> dict[int, Array]:
+def replay(steps: Sequence[tuple[Step, Places]], rows: Results, dtype: DType) -> dict[int, Array]:
     """All flat blocks, the ones given and those that `steps` recover; sums as `dtype` demands."""
     working = dtype if is_exact(dtype) else working_dtype(dtype)
     values = dict(rows)
     for step, wanted in steps:
-        line = {int(cell): values[int(step.places[cell])] for cell in step.plan.arrived}
-        line |= dict(zip(step.plan.missing.tolist(), step.plan.recover(line, working)))
-        parity = [cell for cell in step.fresh.tolist() if cell >= step.plan.code.k]
+        line = {int(cell): values[int(step.places[cell])] for cell in step.recovery.arrived}
+        line |= dict(zip(step.recovery.missing.tolist(), step.recovery.recover(line, working)))
+        parity = [cell for cell in step.fresh.tolist() if cell >= step.code.k]
         parity = [cell for cell in parity if int(step.places[cell]) in wanted]
-        line |= dict(zip(parity, _parity(step.plan.code, parity, line, working)))
+        line |= dict(zip(parity, _parity(step.code, parity, line, working)))
         values |= {int(step.places[cell]): line[cell] for cell in step.fresh.tolist() if cell in line}
     return values
 
 
-def _parity(code: Any, cells: Sequence[int], line: Rows, dtype: DType) -> Array:
+def _parity(code: PolarCode, cells: Sequence[int], line: Results, dtype: DType) -> Array:
     """The parity blocks `cells` of a line whose data is known."""
     coefficients = code.coefficients[[cell - code.k for cell in cells]]
     data = [line[cell] for cell in range(code.k)]

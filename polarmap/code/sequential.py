@@ -1,4 +1,4 @@
-"""The sequential (successive cancellation) decoder of the Arikan butterfly, for erasures.
+"""Recovery by successive cancellation on the Arikan butterfly: additions and subtractions, n log n.
 
 Bits first: which workers arrived decides what can be decoded and by which additions; the blocks
 are touched only when a schedule is replayed on them (arXiv 1901.06811, section 3).
@@ -6,15 +6,130 @@ are touched only when a schedule is replayed on them (arXiv 1901.06811, section 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import Indices
+from polarmap.code import tiled
+from polarmap.code.base import Results
+from polarmap.code.design import Floats, Indices, power_of_two_above
+from polarmap.code.dtypes import is_exact, working_dtype
+from polarmap.code.modular import ModularRecovery, Words
+from polarmap.code.recovery import SystematicRecovery
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
+
+
+class Butterfly(Protocol):
+    """A code [I; P] on the Arikan butterfly of the next power of two.
+
+    order : the leaf of each coded block.
+    frozen : the inputs that are zero.
+    """
+
+    n: int
+    k: int
+
+    @property
+    def coefficients(self) -> Array: ...
+
+    @property
+    def order(self) -> Indices: ...
+
+    @property
+    def frozen(self) -> Indices: ...
+
+
+class SequentialRecovery(SystematicRecovery):
+    """Missing leaves of the butterfly from those that arrived, one node after another."""
+
+    def __init__(self, code: Butterfly, arrived: Mask, exact: bool) -> None:
+        super().__init__(code, arrived)
+        self.exact, self.rounds = exact, not exact
+        self._modular = ModularRecovery(code, arrived)
+        self._order, self._frozen = code.order, frozen_mask(code)
+
+    @cached_property
+    def deficit(self) -> int:
+        """0 when successive cancellation gets through, else how many results are missing at the least."""
+        if not len(self.missing) or gets_through(self._frozen, self._leaves):
+            return 0
+        return max(1, len(self.missing) - len(self.parity))
+
+    @cached_property
+    def steps(self) -> list[Step]:
+        """The additions that recover the missing blocks."""
+        return schedule(self._frozen, self._leaves)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """Recovered = weights @ received, (missing, arrived): the steps replayed on the identity."""
+        out = np.empty((len(self.missing), len(self.arrived)))
+        unit = np.eye(len(self.arrived))
+        self.fill(dict(zip(self.arrived.tolist(), unit, strict=True)), out)
+        return out
+
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`; 0 when integers are exact."""
+        return 0.0 if self.exact else super().amplification
+
+    def integer_weights(self) -> Words | None:
+        """The same integers modulo 2^64."""
+        return self.weights.astype(np.int64).view(np.uint64) if self.exact else None
+
+    def integer_checks(self, without: int | None = None) -> Words | None:
+        """The equations do not depend on how blocks are recovered."""
+        return self._modular.integer_checks(without) if self.exact else None
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Replay the steps on the blocks, tile by tile."""
+        working = np.dtype(np.int64) if is_exact(out.dtype) else working_dtype(out.dtype)
+        received = [rows[int(index)] for index in self.arrived]
+        length = len(self._frozen)
+        leaves = self._order[self.arrived]
+        for columns in tiled.tiles(out.shape[1], 2 * length, working.itemsize):
+            table = np.zeros((2 * length, columns.stop - columns.start), working)
+            table[leaves] = tiled.gather(received, columns, working)
+            replay(self.steps, table)
+            out[:, columns] = table[self._order[self.missing]].astype(out.dtype)
+
+    @property
+    def _leaves(self) -> Mask:
+        known = np.zeros(len(self._frozen), bool)
+        known[self._order[self.arrived]] = True
+        return known
+
+
+def frozen_mask(code: Butterfly) -> Mask:
+    """Frozen and punctured inputs of the butterfly."""
+    length = power_of_two_above(code.n)
+    mask = np.zeros(length, bool)
+    mask[code.frozen] = True
+    mask[: length - code.n] = True
+    return mask
+
+
+def gets_through(frozen: Mask, known: Mask) -> bool:
+    """Whether successive cancellation determines every input from the leaves that are known.
+
+    Of a pair (a, b), minus (a - b) takes both and plus (either, given minus) takes one.
+
+    >>> frozen = np.array([True, False])
+    >>> gets_through(frozen, np.array([True, False])), gets_through(frozen, np.array([False, False]))
+    (True, False)
+    """
+    nodes, half = known.copy(), len(known) // 2
+    while half:
+        pairs = nodes.reshape(-1, 2, half)
+        both = pairs[:, 0] & pairs[:, 1]
+        pairs[:, 1] |= pairs[:, 0]
+        pairs[:, 0] = both
+        half //= 2
+    return bool((nodes | frozen).all())
 
 
 class Progress:
@@ -53,7 +168,7 @@ class Step(NamedTuple):
 def schedule(frozen: Mask, known: Mask) -> list[Step]:
     """The additions that fill in every leaf of a decodable pattern, n log n block operations.
 
-    Rows 0..N-1 hold the leaves; N..2N-1 are scratch, one region per level.
+    Results 0..N-1 hold the leaves; N..2N-1 are scratch, one region per level.
     """
     steps: list[Step] = []
     _fill(0, len(frozen), frozen, known, steps)

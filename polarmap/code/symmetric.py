@@ -1,28 +1,34 @@
-"""Symmetric grids: A_i' A_j for i <= j only, since the blocks below the diagonal are their transposes."""
+"""SymmetricProductCode: A_i' A_j for i <= j only, the blocks below the diagonal are their transposes.
+
+    x = G_A X G_A'   with X' = X,   so for the symmetric parts x_ij + x_ij'   G = [I; P],   T = I
+
+P is that of the whole grid with the two columns of x_ab and x_ba added up. A whole block needs more
+than its symmetric part: it is recovered on the whole grid, from arrivals and their transposes.
+"""
 
 from __future__ import annotations
 
 from functools import cached_property
 from math import isqrt
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
+from polarmap.code.base import Mask, Recovery, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact
+from polarmap.code.linear import SystematicCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.product import ProductCode
-from polarmap.code.product_plan import ProductPlan
-from polarmap.code.recovery import DecodingPlan, Rows
+from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
-Mask = npt.NDArray[np.bool_]
 
 
-class SymmetricProductCode:
+class SymmetricProductCode(SystematicCode):
     """The upper triangle of the grid of a code with itself: n (n + 1) / 2 blocks x_ij, i <= j.
 
     x_ji is the (conjugate) transpose of x_ij, so an arrival fills two cells of the grid, and what
@@ -41,9 +47,6 @@ class SymmetricProductCode:
     (10, 6, [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2], [0, 3]])
     """
 
-    decoder = "optimal"
-    assumption = "a product of one block's transpose and another"
-
     def __init__(self, factor: PolarCode) -> None:
         if factor.kernel != "rotation":
             raise CodeError("a triangle of products is coded with the rotation kernel only")
@@ -60,14 +63,14 @@ class SymmetricProductCode:
         return f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
 
     @property
-    def recovery_threshold(self) -> int:
-        """The fewest results that can determine those of the data blocks: k."""
-        return self.k
+    def assumption(self) -> str:
+        """What f must be."""
+        return "a product of one block's transpose and another"
 
     @property
-    def systematic(self) -> Indices:
-        """The blocks that are data blocks untouched: 0..k-1."""
-        return np.arange(self.k)
+    def is_mds(self) -> bool:
+        """It takes more than k results, in the right places."""
+        return False
 
     @property
     def norm_inf(self) -> float:
@@ -104,12 +107,12 @@ class SymmetricProductCode:
         """The blocks of a grid are made by its tasks, not here."""
         raise NotImplementedError("the factor is encoded, not the product")
 
-    def plan(self, arrived: Mask, exact: bool) -> SymmetricProductPlan:
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        return SymmetricProductPlan(self, arrived)
+        return SymmetricProductRecovery(self, arrived)
 
 
-class SymmetricProductPlan(DecodingPlan):
+class SymmetricProductRecovery(SystematicRecovery):
     """How to recover the missing data blocks of one arrival pattern on the triangle.
 
     The whole grid is recovered from the arrivals and their transposes. Left-over equations are those
@@ -117,11 +120,11 @@ class SymmetricProductPlan(DecodingPlan):
     """
 
     def __init__(self, code: SymmetricProductCode, arrived: Mask) -> None:
-        super().__init__(cast("PolarCode", code), arrived, exact=False)
-        self._gram = code
+        super().__init__(code, arrived)
+        self._triangle = code
         mask = np.zeros(code.whole.n, bool)
         mask[code.places[arrived]] = True
-        self._grid = ProductPlan(code.whole, mask, exact=False)
+        self._grid = code.whole.recovery(mask, exact=False)
 
     @cached_property
     def deficit(self) -> int:
@@ -135,26 +138,26 @@ class SymmetricProductPlan(DecodingPlan):
         The entries of a block and of its transpose have errors of their own.
         """
         whole = self._grid.weights[self._wanted] ** 2
-        where = np.zeros((len(whole), self._gram.whole.n))
+        where = np.zeros((len(whole), self._triangle.whole.n))
         where[:, self._grid.arrived] = whole
-        here, there = self._gram.places[self.arrived].T
+        here, there = self._triangle.places[self.arrived].T
         return np.asarray(np.sqrt(where[:, here] + where[:, there] * (here != there)))
 
     @property
     def _wanted(self) -> Indices:
         """The rows that recover our missing blocks among those of the whole grid."""
-        return np.asarray(np.searchsorted(self._grid.missing, self._gram.places[self.missing, 0]))
+        return np.asarray(np.searchsorted(self._grid.missing, self._triangle.places[self.missing, 0]))
 
-    def recover(self, rows: Rows, dtype: DType) -> Array:
+    def recover(self, rows: Results, dtype: DType) -> Array:
         """The missing data blocks (len(missing), b) from the flat square blocks that arrived."""
         whole = {}
         for index in self.arrived.tolist():
-            here, there = self._gram.places[index].tolist()
+            here, there = self._triangle.places[index].tolist()
             whole[there] = transposed(rows[index])
             whole[here] = rows[index]
         return self._grid.recover(whole, dtype)[self._wanted]
 
-    def checkable(self, rows: Rows) -> Rows:
+    def checkable(self, rows: Results) -> Results:
         """The symmetric parts, twice."""
         return {index: row + transposed(row) for index, row in rows.items()}
 

@@ -1,23 +1,21 @@
-"""No code: every result is wanted and nothing determines a missing one."""
+"""No code: G = I, T = I. Every result is wanted and nothing determines a missing one."""
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import check_dtype
-from polarmap.code.polar import PolarCode
-from polarmap.code.recovery import DecodingPlan
-from polarmap.code.tiled import Rows
+from polarmap.code import tiled
+from polarmap.code.dtypes import DType, check_dtype
+from polarmap.code.linear import SystematicCode
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 
 
-class Uncoded:
+class Uncoded(SystematicCode):
     """k blocks for k workers.
 
     >>> code = Uncoded(3)
@@ -25,32 +23,31 @@ class Uncoded:
     (3, 3, 3)
     """
 
-    kernel, decoder = "none", "optimal"
-    name, assumption, norm_inf = "no code", "deterministic", 1.0
-
     def __init__(self, k: int) -> None:
-        self.n = self.k = self.recovery_threshold = k
+        self.n = self.k = k
+
+    def __repr__(self) -> str:
+        return f"Uncoded({self.k})"
 
     @property
-    def systematic(self) -> Indices:
-        """Every block is sent as it is."""
-        return np.arange(self.k)
+    def name(self) -> str:
+        """What a report calls it."""
+        return "no code"
 
-    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    @property
+    def assumption(self) -> str:
+        """What f must be."""
+        return "deterministic"
+
+    @property
+    def coefficients(self) -> Array:
+        """P has no rows."""
+        return np.empty((0, self.k))
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """There is no parity."""
         return check_dtype(dtype, "the data")
 
-    def parity(self, rows: Rows, out: Array | None = None) -> Array:
+    def parity(self, rows: tiled.Rows, out: Array | None = None) -> Array:
         """There is no parity."""
         raise CodeError("without a code there are no parity blocks")
-
-    def plan(self, arrived: npt.NDArray[np.bool_], exact: bool) -> DecodingPlan:
-        """Nothing can be recovered."""
-        return _Nothing(cast(PolarCode, self), arrived, exact)
-
-
-class _Nothing(DecodingPlan):
-    @property
-    def deficit(self) -> int:
-        """All that is missing has to arrive."""
-        return len(self.missing)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.recovery import Decoder, DecodingPlan
+from polarmap.code.base import Recovery
+from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import Settings
@@ -50,7 +51,7 @@ class Acceptance:
         self._settings, self._watch = settings, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
-        self._decoded_by: DecodingPlan | None = None
+        self._decoded_by: Recovery | None = None
         self.not_finite = False
 
     def step(self) -> str | None:
@@ -102,7 +103,7 @@ class Acceptance:
 
         NotLinearError if they could not.
         """
-        if decoder.code.n == decoder.code.k:
+        if decoder.code.n == decoder.code.wanted:
             return True
         if not self._received.are_stored and self._received.wraps:  # else all would be read to tell
             return self._say_not_protected(self._received.why_not_protected())
@@ -117,14 +118,14 @@ class Acceptance:
 
     def _parity_is_checked_here(self, decoder: Decoder) -> bool:
         """The same by f of a parity block on the driver, where no parity result came."""
-        if decoder.code.recovery_threshold > decoder.code.k:  # a polynomial takes more than one
+        if decoder.code.recovery_threshold > decoder.code.wanted:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
         run = self._verifier.parity_run()
         if run.is_running:
             return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
         if run.leaves is None:
             here = run.words
-            odd = [i for i in range(decoder.code.k, decoder.code.n) if self._tasks[i].failures]
+            odd = [i for i in range(decoder.code.wanted, decoder.code.n) if self._tasks[i].failures]
             if odd:
                 self._verifier.blame_f(f"f fails on parity blocks, here with {here}")
             return self._say_unverified(f"here it raised {here}")
@@ -246,7 +247,7 @@ class Acceptance:
     def _decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
         assert self._received.decoder is not None
-        plan = self._received.decoder.plan
+        plan = self._received.decoder.recovery
         if plan is not self._decoded_by:
             began = self._watch.elapsed
             self.results, self._decoded_by = self._received.decode(), plan

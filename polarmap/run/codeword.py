@@ -14,7 +14,7 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.code.recovery import Decoder
+from polarmap.code.decoder import Decoder
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.acceptance import Acceptance

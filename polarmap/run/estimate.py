@@ -49,7 +49,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
         values = how.weights @ received.astype(np.complex128 if dtype.kind == "c" else np.float64)
         expected = _expected(arrived, how, received, dtype)
         blocks = list(_whole(values, dtype) if is_exact(dtype) else values.astype(dtype))
-        if is_exact(dtype) and code.kernel == "arikan":
+        if is_exact(dtype) and code.carries_integers:
             known = _exact(code, how, rows, dtype)
             expected = [0.0 if row in known else error or np.inf for row, error in enumerate(expected)]
             for row, block in known.items():

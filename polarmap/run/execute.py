@@ -196,7 +196,7 @@ def _policy(coded: CodedData, options: Settings) -> Policy:
     code = coded.code
     if options.parity != "on_demand":
         return Upfront(code.n)
-    counts_decide = code.kernel != "arikan"
+    counts_decide = code.is_mds
     rule = ParityRule(code.recovery_threshold, options.runtimes)
     return OnDemand(code.n, rule, options.upfront, counts_decide)
 

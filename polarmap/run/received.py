@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
+from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
-from polarmap.code.recovery import Decoder
 from polarmap.code.tiled import ignoring_inf
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.options import Settings
@@ -235,7 +235,7 @@ class Received:
         Raises CodeError for Python integers that parity does not determine.
         """
         assert self.decoder is not None
-        plan = self.decoder.plan
+        plan = self.decoder.recovery
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
@@ -257,7 +257,7 @@ class Received:
                 return leaves_of(self.results[index])
             return [blocks[place[index]].reshape(shape) for blocks, shape in zip(recovered, shapes)]
 
-        return [result(index) for index in range(self._code.k)]
+        return [result(index) for index in range(self._code.wanted)]
 
     @property
     def are_stored(self) -> bool:
@@ -325,7 +325,7 @@ class Received:
         for dtype in dtypes:
             check_dtype(dtype, "the result of f")
         whole = any(is_exact(dtype) for dtype in self._coded.blocks.dtypes or dtypes)  # else f rounds
-        exact = self._code.kernel == "arikan" and whole and any(is_exact(dtype) for dtype in dtypes)
+        exact = self._code.carries_integers and whole and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))

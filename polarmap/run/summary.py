@@ -91,7 +91,7 @@ def _errors(word: Codeword) -> tuple[float, float]:
         return 0.0, 0.0
     amplification = decoder.amplification
     if decoder.exact and not all(map(is_exact, dtypes)):  # floats decoded beside integers
-        amplification = float(np.linalg.norm(decoder.plan.weights, axis=1).max())
+        amplification = float(np.linalg.norm(decoder.recovery.weights, axis=1).max())
     return amplification, word.error_bound
 
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.code import residual
+from polarmap.code.base import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
-from polarmap.code.recovery import DecodingPlan
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_evaluation import LocalRun
@@ -227,7 +227,7 @@ class Verifier:
             return False
         k, code = len(self._coded.code.systematic), self._coded.code
         exact = self._received.decoder is not None and self._received.decoder.exact
-        plan = code.plan(np.arange(code.n) <= k, exact)
+        plan = code.recovery(np.arange(code.n) <= k, exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
         rows = [self._received.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
         return not self._measure(plan, rows)[0]
@@ -248,9 +248,9 @@ class Verifier:
         return False
 
     @property
-    def _plan(self) -> DecodingPlan:
+    def _plan(self) -> Recovery:
         assert self._received.decoder is not None
-        return self._received.decoder.plan
+        return self._received.decoder.recovery
 
     def _has_more_to_tell(self) -> bool:
         """Whether the last local run has been looked at, and another block would check more."""
@@ -267,7 +267,7 @@ class Verifier:
         leaves = range(len(self._received.dtypes()))
         return self._measure(self._plan, [self._received.rows(leaf) for leaf in leaves])
 
-    def _measure(self, plan: DecodingPlan, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
+    def _measure(self, plan: Recovery, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
         """The same for a plan and the flat results, by leaf, that satisfy its left-over equations."""
         broken = False
         suspects: set[int] | None = None

@@ -4,7 +4,7 @@ import code_oracles as oracles
 import numpy as np
 import pytest
 
-from polarmap.code import kernels, tiled
+from polarmap.code import kernels
 from polarmap.code.design import rotations
 from polarmap.code.polar import PolarCode
 
@@ -36,7 +36,7 @@ def test_rotate_is_the_product_of_plain_rotations(n: int, k: int) -> None:
 
 
 @pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
-def test_folded_is_what_rotations_describes(n: int, k: int) -> None:
+def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
     plan = PolarCode(n, k)._rotations
     size, groups = plan.size, len(plan.inward)
     data = np.random.default_rng(0).standard_normal((k, 4))
@@ -60,16 +60,3 @@ def test_columns_do_not_see_each_other() -> None:
     for column in range(9):
         alone = kernels.rotation_parity(data[:, column : column + 1], code._rotations)
         np.testing.assert_allclose(alone[:, 0], whole[:, column], atol=1e-13)
-
-
-@pytest.mark.parametrize("width", [0, 1, 64, 1000])
-@pytest.mark.parametrize("cores", [1, 2, 5])
-def test_tiles_cover_every_column_once(width: int, cores: int, monkeypatch) -> None:
-    monkeypatch.setattr(tiled, "available_cores", lambda: cores)
-    seen = np.zeros(width, int)
-
-    def count(columns: slice) -> None:
-        seen[columns] += 1
-
-    tiled.over_cores(count, list(tiled.tiles(width, 1 << 10, 8)))
-    assert (seen == 1).all()

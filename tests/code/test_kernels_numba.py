@@ -21,7 +21,7 @@ def parity(code: PolarCode, data: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize(("n", "k"), SIZES)
 @pytest.mark.parametrize("width", [1, 127, 128, 1100])
-def test_folded_is_numpys(n: int, k: int, width: int) -> None:
+def test_rotation_parity_is_numpys(n: int, k: int, width: int) -> None:
     code = PolarCode(n, k)
     data = np.random.default_rng(width).standard_normal((k, width))
     expected = kernels.rotation_parity(data, code._rotations)
@@ -55,41 +55,3 @@ def piece(addresses: np.ndarray, row: int, left: int, right: int) -> np.ndarray:
     """What kernels_numba._piece reads at an address, in plain Python."""
     doubles = ctypes.c_double * (right - left)
     return np.ctypeslib.as_array(doubles.from_address(int(addresses[row]) + 8 * left))
-
-
-def test_rows_of_other_lengths_are_not_read_by_address() -> None:
-    with pytest.raises(ValueError, match="broadcast"):
-        tiled.product(np.ones((1, 2)), [np.ones(5), np.ones(3)], np.empty((1, 5)), kernels_numba)
-
-
-@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
-@pytest.mark.parametrize("strided", [False, True])
-def test_decode_takes_the_compiled_path_for_any_rows(
-    dtype: str, strided: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tiled, "COMPILED_FROM_BYTES", 0)
-    code = PolarCode(100, 70)
-    data = np.random.default_rng(0).standard_normal((70, 600)).astype(dtype)
-    coded = np.repeat(code.encode(data), 2, axis=1)[:, ::2] if strided else code.encode(data)
-    decoded = code.decode({index: coded[index] for index in range(5, 90)})
-    tolerance = 1e-11 if np.finfo(dtype).bits == 64 else 1e-4
-    np.testing.assert_allclose(decoded, data, atol=tolerance)
-
-
-@pytest.mark.parametrize("dtype", ["f4", "f8", "c8", "c16"])
-@pytest.mark.parametrize("layout", ["rows", "list", "strided", "read-only"])
-def test_parity_takes_the_compiled_path_for_any_rows(
-    dtype: str, layout: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    code = PolarCode(300, 200)
-    data = np.random.default_rng(0).standard_normal((200, 500)).astype(dtype)
-    expected = code.coefficients @ data
-    rows = {
-        "rows": data,
-        "list": list(data),
-        "strided": np.repeat(data, 2, axis=1)[:, ::2],
-        "read-only": np.frombuffer(data.tobytes(), data.dtype).reshape(data.shape),
-    }[layout]
-    monkeypatch.setattr(tiled, "COMPILED_FROM_BYTES", 0)
-    tolerance = 1e-12 if data.dtype.itemsize >= (16 if dtype[0] == "c" else 8) else 1e-5
-    np.testing.assert_allclose(code.parity(rows), expected, atol=tolerance)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from functools import cache
+
 import code_oracles as oracles
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap.code import modular
+from polarmap.code.polar import PolarCode
+from polarmap.errors import NotDecodableError
 
 seeds = st.integers(0, 10_000)
 
@@ -69,3 +73,41 @@ def test_inverse_at_byte_boundaries(size: int) -> None:
     matrix = unimodular(np.random.default_rng(size), size)
     product = modular.matmul(matrix, modular.inverse(matrix))
     assert (product == np.eye(size, dtype=np.uint64)).all()
+
+
+SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
+
+SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
+
+by_size = pytest.mark.parametrize(("n", "k"), SIZES)
+
+
+@cache
+def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
+    return PolarCode(n, k, "arikan", decoder)
+
+
+def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
+    return {int(index): coded[index] for index in np.flatnonzero(arrived)}
+
+
+@by_size
+def test_arikan_decodes_integers_iff_the_rank_modulo_two_is_full(n: int, k: int) -> None:
+    code, check = arikan(n, k), oracles.polar_check(arikan(n, k))
+    for arrived in oracles.patterns(n):
+        assert code.decodable(arrived) == oracles.gf2_decodable(check, arrived)
+
+
+@by_size
+def test_arikan_integers_are_those_of_rational_arithmetic(n: int, k: int) -> None:
+    code, check = arikan(n, k), oracles.polar_check(arikan(n, k))
+    data = np.random.default_rng(n * k).integers(-(2**40), 2**40, k)
+    coded = code.encode(data)
+    for arrived in oracles.patterns(n):
+        if not oracles.gf2_decodable(check, arrived):
+            with pytest.raises(NotDecodableError):
+                code.decode(received(coded, arrived))
+            continue
+        lost = oracles.fraction_solve(check, arrived, coded)
+        expected = [lost.get(j, coded[j]) for j in range(k)]
+        assert code.decode(received(coded, arrived)).tolist() == expected == data.tolist()

@@ -3,7 +3,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 
+import code_oracles as oracles
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -289,3 +291,33 @@ ROTATION_6_4 = [
     [0.02810156966225133, 0.910960250307227, -0.42642531422383456, 0.48736349425435616],
     [0.3795806456372328, 0.9381363496374525, -0.45495533855543635, 0.13723834328075096],
 ]
+
+SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
+
+SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
+
+by_size = pytest.mark.parametrize(("n", "k"), SIZES)
+
+
+@cache
+def rotation(n: int, k: int) -> PolarCode:
+    return PolarCode(n, k)
+
+
+@cache
+def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
+    return PolarCode(n, k, "arikan", decoder)
+
+
+@by_size
+def test_rotation_is_mds_at_these_sizes(n: int, k: int) -> None:
+    for arrived in oracles.patterns(n):
+        assert rotation(n, k).decodable(arrived) == (arrived.sum() >= k)
+
+
+@by_size
+def test_arikan_check_matrix_is_the_frozen_rows_of_the_inverse(n: int, k: int) -> None:
+    code = arikan(n, k)
+    generator = np.concatenate([np.eye(k, dtype=int), code.coefficients])
+    assert not (oracles.polar_check(code) @ generator).any()
+    assert not (code.parity_check @ generator).any()

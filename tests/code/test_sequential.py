@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import code_oracles as oracles
 import numpy as np
 import pytest
@@ -53,3 +55,45 @@ def frozen_and_unsent(code: PolarCode) -> np.ndarray:
     mask[code.frozen] = True
     mask[: len(mask) - code.n] = True
     return mask
+
+
+SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
+
+SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
+
+by_size = pytest.mark.parametrize(("n", "k"), SIZES)
+
+
+@cache
+def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
+    return PolarCode(n, k, "arikan", decoder)
+
+
+def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
+    return {int(index): coded[index] for index in np.flatnonzero(arrived)}
+
+
+@by_size
+def test_sequential_decodes_iff_the_genie_does(n: int, k: int) -> None:
+    code = arikan(n, k, "sequential")
+    for arrived in oracles.patterns(n):
+        lost_data = not arrived[:k].all()
+        assert code.decodable(arrived) == (oracles.sequential_decodable(code, arrived) or not lost_data)
+
+
+@by_size
+def test_sequential_decodes_only_what_optimal_does(n: int, k: int) -> None:
+    same = PolarCode(n, k, "arikan", erasure=arikan(n, k, "sequential").erasure)
+    for arrived in oracles.patterns(n):
+        if arikan(n, k, "sequential").decodable(arrived):
+            assert same.decodable(arrived)
+
+
+@by_size
+def test_sequential_recovers_floats_and_integers(n: int, k: int) -> None:
+    code = arikan(n, k, "sequential")
+    data = np.random.default_rng(n * k).integers(-1000, 1000, (k, 2))
+    whole, real = code.encode(data), code.encode(data.astype(float))
+    for arrived in filter(code.decodable, oracles.patterns(n)):
+        assert code.decode(received(whole, arrived)).tolist() == data.tolist()
+        assert code.decode(received(real, arrived)).tolist() == data.tolist()

@@ -52,7 +52,7 @@ def test_every_pattern_of_a_small_triangle(sizes: tuple[int, int]) -> None:
         arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
         if arrived.sum() < code.k:
             continue
-        plan = code.plan(arrived, exact=False)
+        plan = code.recovery(arrived, exact=False)
         assert (plan.deficit == 0 or not len(plan.missing)) == is_determined(code, arrived), arrived
         if plan.deficit == 0:
             rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
@@ -73,7 +73,7 @@ def test_random_orders(dtype: str) -> None:
                 break
         counts.append(decoder.count)
         rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
-        found = decoder.plan.recover(rows, np.dtype(dtype))
+        found = decoder.recovery.recover(rows, np.dtype(dtype))
         assert np.abs(found - [data[index] for index in decoder.missing]).max(initial=0) < 1e-9
     assert np.mean(counts) < code.k + 4
 
@@ -82,7 +82,7 @@ def test_amplification_is_that_of_independent_errors() -> None:
     code = SymmetricProductCode(PolarCode(6, 4))
     data, stream = squares(code), np.random.default_rng(1)
     arrived = stream.permutation(code.n) < 15
-    plan = code.plan(arrived, exact=False)
+    plan = code.recovery(arrived, exact=False)
     assert plan.deficit == 0 and len(plan.missing)
     rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
     exact = plan.recover(rows, np.dtype(float))
@@ -103,7 +103,7 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
         for lost in (0, 2):
             del rows[lost]
         arrived = np.isin(np.arange(code.n), list(rows))
-        plan = code.plan(arrived, exact=False)
+        plan = code.recovery(arrived, exact=False)
         assert not len(residual.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken)
         rows[5] = rows[5] + 1
         broken = residual.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken

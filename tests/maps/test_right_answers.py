@@ -324,7 +324,7 @@ def test_an_inaccurate_pattern_is_returned_with_its_bound(dtype: str, how: str) 
     for seed in range(400):
         lost = np.random.default_rng(seed).permutation(32)[:8].tolist()
         arrived = ~np.isin(np.arange(32), lost)
-        amplification = code.plan(arrived, exact=False).amplification
+        amplification = code.recovery(arrived, exact=False).amplification
         if amplification * np.finfo(dtype).eps <= limit:
             continue
         found += 1

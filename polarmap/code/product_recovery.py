@@ -1,21 +1,22 @@
-"""ProductPlan: the data of a grid from what arrived, by its lines in turns or by all equations at once."""
+"""Recovery of a product code: by rows and columns in turns, or by all equations of the grid at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.base import Results
 from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
-from polarmap.code.recovery import DecodingPlan, Rows
+from polarmap.code.modular import ModularRecovery, Words
+from polarmap.code.recovery import RealRecovery, SystematicRecovery
 from polarmap.code.row_column import Places, RowColumnDecoder, Step, replay, steps_towards
 
 if TYPE_CHECKING:
-    from polarmap.code.polar import PolarCode
     from polarmap.code.product import ProductCode
 
 Array = npt.NDArray[Any]
@@ -28,7 +29,7 @@ JOINT_FLOPS = 3e8
 JOINT_WEIGHTS = 1 << 18
 
 
-class ProductPlan(DecodingPlan):
+class ProductRecovery(RealRecovery):
     """How to recover the missing data blocks of one arrival pattern on a grid.
 
     A row with k_B independent blocks known is known as a whole, a column with k_A too, and so on in
@@ -40,8 +41,9 @@ class ProductPlan(DecodingPlan):
     """
 
     def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
-        super().__init__(cast("PolarCode", code), arrived, exact)  # a grid has what a plan asks for
-        self._grid = code
+        super().__init__(arrived, code.k, code.k)
+        self._grid, self.exact, self.rounds = code, exact, not exact
+        self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)
 
     @cached_property
     def deficit(self) -> int:
@@ -51,7 +53,7 @@ class ProductPlan(DecodingPlan):
             return few
         if self._could_be_by_lines and self.by_lines.is_complete:
             return 0
-        return super().deficit if self._is_worth_solving else 1
+        return self.joint.deficit if self._is_worth_solving else 1
 
     @cached_property
     def by_lines(self) -> RowColumnDecoder:
@@ -89,7 +91,7 @@ class ProductPlan(DecodingPlan):
         free = max(0, rows - grid.left.n + grid.left.k) * max(0, columns - grid.right.n + grid.right.k)
         if free > rows * columns - int(unknown.sum()):
             return False
-        return len(self.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
+        return len(self.joint.parity) * len(self.missing) ** 2 <= JOINT_FLOPS
 
     @cached_property
     def steps(self) -> Sequence[tuple[Step, Places]] | None:
@@ -104,24 +106,44 @@ class ProductPlan(DecodingPlan):
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived)."""
         if self.steps is None or self.exact:
-            return super().weights
+            return self.joint.weights
         out = np.empty((len(self.missing), len(self.arrived)))
         self._recover_by_lines(dict(zip(self.arrived.tolist(), np.eye(len(self.arrived)))), out)
         return out
 
-    def _recover_floats(self, rows: Rows, out: Array) -> None:
-        if self.steps is None or is_exact(out.dtype):
-            super()._recover_floats(rows, out)
-        else:
-            self._recover_by_lines(rows, out)
+    @cached_property
+    def amplification(self) -> float:
+        """The largest 2-norm of a row of `weights`; 0 when integers are exact."""
+        return 0.0 if self.exact else super().amplification
 
-    def _recover_integers(self, rows: Rows, out: Array) -> None:
-        if self.steps is None:
-            super()._recover_integers(rows, out)
-        else:
-            self._recover_by_lines(rows, out)
+    @property
+    def surplus(self) -> int:
+        """Equations left over."""
+        return self.joint.surplus
 
-    def _recover_by_lines(self, rows: Rows, out: Array) -> None:
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations on the arrived blocks, (s, arrived)."""
+        return self.joint.equations(most)
+
+    def integer_weights(self) -> Words | None:
+        """The weights of integers modulo 2^64, all equations taken at once."""
+        return self.joint.integer_weights()
+
+    def integer_checks(self, without: int | None = None) -> Words | None:
+        """The equations of integers modulo 2^64, none of which involves block `without`."""
+        return self.joint.integer_checks(without)
+
+    def fill(self, rows: Results, out: Array) -> None:
+        """Put the missing blocks into `out`, line by line or by all equations at once."""
+        is_rounded = is_exact(out.dtype) and not self.exact
+        if self.steps is not None and not is_rounded:
+            self._recover_by_lines(rows, out)
+        elif self.exact:
+            self.joint.fill(rows, out)
+        else:
+            super().fill(rows, out)
+
+    def _recover_by_lines(self, rows: Results, out: Array) -> None:
         assert self.steps is not None
         received = {int(index): rows[int(index)] for index in self.arrived}
         values = replay(self.steps, received, out.dtype)

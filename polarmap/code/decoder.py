@@ -1,0 +1,123 @@
+"""Decoder: notes the arrivals of one codeword and says when they determine what is wanted."""
+
+from __future__ import annotations
+
+from math import inf, isinf
+
+import numpy as np
+
+from polarmap.code.arguments import is_number
+from polarmap.code.base import Code, Recovery, is_code
+from polarmap.code.design import Indices
+from polarmap.code.dtypes import is_integer
+from polarmap.errors import CodeError
+
+# A look at thousands of real equations takes long: no more looks than this as n blocks arrive,
+# so that the decision comes at most n / LOOKS arrivals late.
+LOOKS = 1000
+
+
+class Decoder:
+    """Collects arrivals of one codeword and says when its data blocks are determined.
+
+    Parameters
+    ----------
+    code : PolarCode, or any code that has its `recovery`
+    exact : bool
+        Decode integers modulo 2^64 rather than real numbers.
+    max_amplification : float
+        Wait for more arrivals while a recovered block would multiply the relative error of the
+        received ones by more than this. All n arrivals are accepted at any amplification.
+
+    Examples
+    --------
+    >>> from polarmap.code.polar import PolarCode
+    >>> decoder = Decoder(PolarCode(4, 2))
+    >>> [decoder.add(i) for i in (3, 3, 0)]
+    [False, False, True]
+    >>> decoder.missing.tolist()
+    [1]
+    """
+
+    def __init__(self, code: Code, *, exact: bool = False, max_amplification: float = inf) -> None:
+        if not is_code(code) or not is_number(max_amplification):
+            raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
+        self.code, self.exact, self.max_amplification = code, exact, max_amplification
+        self.arrived = np.zeros(code.n, dtype=bool)
+        self.count = 0
+        self.ready = False
+        self._recovery: Recovery | None = None
+        self._wanted_missing = code.wanted
+        self._look_again_at = code.recovery_threshold
+        self._progress = code.progress()
+        self._is_through = False
+
+    def add(self, index: int) -> bool:
+        """Note the arrival of block `index` (once); True when the data blocks are determined."""
+        if not is_integer(index) or not 0 <= index < self.code.n:
+            raise CodeError(f"positions run from 0 to {self.code.n - 1}, not {index!r}")
+        if self.arrived[index]:
+            return self.ready
+        self.arrived[index] = True
+        self.count += 1
+        self._recovery = None
+        self._wanted_missing -= index < len(self.code.systematic)
+        if self._progress is not None:
+            self._is_through |= self._progress(int(index))
+        self.ready = self.ready or (self._is_determined() and self._is_accurate())
+        return self.ready
+
+    def accept(self) -> bool:
+        """Take what has arrived at any accuracy, since nothing more can; whether it determines the data."""
+        self.max_amplification = inf
+        self.ready = self._is_determined()
+        return self.ready
+
+    @property
+    def is_inaccurate(self) -> bool:
+        """Whether the data blocks are determined, but not as accurately as is asked for."""
+        return not self.ready and self._is_determined()
+
+    @property
+    def missing(self) -> Indices:
+        """The wanted results that have not arrived, ascending."""
+        missing = np.ones(self.code.wanted, bool)
+        count = len(self.code.systematic)
+        missing[:count] = ~self.arrived[:count]
+        return np.flatnonzero(missing)
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over for verification."""
+        return max(0, self.recovery.surplus)
+
+    @property
+    def recovery(self) -> Recovery:
+        """How to recover the missing results from the arrived ones."""
+        if self._recovery is None:
+            self._recovery = self.code.recovery(self.arrived.copy(), self.exact)
+        return self._recovery
+
+    @property
+    def amplification(self) -> float:
+        """The largest of a recovered block; 0 if none or exact, inf while undetermined."""
+        return self.recovery.amplification if self._is_determined() else np.inf
+
+    def _is_determined(self) -> bool:
+        if self.ready or self._wanted_missing == 0:
+            return True
+        if self._progress is not None:
+            return self._is_through
+        if self.count < self._look_again_at:
+            return False
+        deficit = self.recovery.deficit
+        if deficit and not self.exact:
+            deficit = max(deficit, self.code.n // LOOKS)
+        # One arrival lowers the deficit by at most one: no need to look before that many.
+        self._look_again_at = self.count + deficit
+        return deficit == 0
+
+    def _is_accurate(self) -> bool:
+        if isinf(self.max_amplification) or self.count == self.code.n:
+            return True
+        return self.recovery.amplification <= self.max_amplification

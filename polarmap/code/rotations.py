@@ -1,0 +1,69 @@
+"""Rotation codes whose parity rows sum to one, with the angles that lose fewest digits.
+
+P = diag(scale) R + shift 1' for the rows R of orthogonal butterflies: 1 is in the code, so that
+constants survive decoding, and f may be affine.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from polarmap.code import kernels, tiled
+from polarmap.code.design import Floats, Indices, Rotations, UniformStream, rotations
+from polarmap.code.recovery import worst_amplification
+
+# Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
+SEEDS, PATTERNS = 8, 64
+
+
+def normalized(plan: Rotations, k: int) -> Rotations:
+    """`plan` with scale and shift such that every row of P sums to one.
+
+    The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
+    blocks carry the same weight. With k = 2 the rest has one direction only and its length is
+    what tells the parity blocks apart: there it stays as it is.
+    """
+    raw = rotation_coefficients(plan, k)
+    mean = raw.mean(axis=1)
+    scale = np.ones(len(raw))
+    if k > 2:
+        scale /= np.linalg.norm(raw - mean[:, None], axis=1)
+    return plan._replace(scale=scale, shift=1 / k - scale * mean)
+
+
+def rotation_coefficients(plan: Rotations, k: int) -> Floats:
+    """P, by transforming the identity tile by tile."""
+    coefficients = np.empty((len(plan.rows), k))
+
+    def work(columns: slice) -> None:
+        identity = np.zeros((k, columns.stop - columns.start))
+        np.fill_diagonal(identity[columns], 1.0)
+        coefficients[:, columns] = kernels.rotation_parity(identity, plan)
+
+    tiled.over_cores(work, list(tiled.tiles(k, 3 * plan.size, 8)))
+    return coefficients
+
+
+@lru_cache(maxsize=256)
+def best_seed(n: int, k: int) -> int:
+    """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
+    patterns = _arrival_patterns(n, k)
+
+    def worst(seed: int) -> float:
+        plan = normalized(rotations(n, k, seed), k)
+        coefficients = rotation_coefficients(plan, k)
+        return max(worst_amplification(coefficients, arrived) for arrived in patterns)
+
+    return min(range(SEEDS), key=worst)
+
+
+def _arrival_patterns(n: int, k: int) -> list[Indices]:
+    """All sets of k arrivals when there are few, else a fixed sample."""
+    if comb(n, k) <= PATTERNS:
+        return [np.array(arrived) for arrived in combinations(range(n), k)]
+    stream = UniformStream(n, k)
+    return [np.sort(stream.permutation(n)[:k]) for _ in range(PATTERNS)]

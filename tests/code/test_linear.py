@@ -1,0 +1,72 @@
+"""A new code is one class: its G, T and E are all that the decoder needs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from polarmap import coded_map
+from polarmap.code.decoder import Decoder
+from polarmap.code.linear import LinearCode, SystematicCode, mix
+from polarmap.errors import CodeError
+
+
+class Vandermonde(SystematicCode):
+    """Parity blocks with powers as weights, for a handful of blocks."""
+
+    name, assumption = "Vandermonde", "linear in its block"
+
+    def __init__(self, n: int, k: int) -> None:
+        self.n, self.k = n, k
+
+    @property
+    def coefficients(self) -> npt.NDArray[Any]:
+        rows = np.vander(np.linspace(-1, 1, self.n - self.k), self.k) + 0.5
+        return rows / rows.sum(axis=1, keepdims=True)
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+        return np.dtype(dtype)
+
+
+class Differences(LinearCode):
+    """Results are u_i and u_i - u_0; wanted are the u_i."""
+
+    name, assumption, k = "differences", "linear", 3
+    n = 5
+    generator = np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [-1, 1, 0], [-1, 0, 1]])
+    targets = np.eye(3)
+    coefficients = generator
+
+    def parity_dtype(self, dtype: npt.DTypeLike) -> np.dtype[Any]:
+        return np.dtype(dtype)
+
+
+def test_a_new_systematic_code_carries_a_map() -> None:
+    A = np.arange(24.0).reshape(12, 2)
+    y = coded_map(lambda block: block @ np.array([2.0, 1.0]), A, code=Vandermonde(6, 4))
+    np.testing.assert_allclose(y.concatenate(), A @ [2.0, 1.0])
+
+
+def test_a_new_code_of_mixtures_decodes() -> None:
+    code = Differences()
+    assert (code.recovery_threshold, code.wanted, code.norm_inf, len(code.systematic)) == (3, 3, 2.0, 0)
+    data = np.random.default_rng(0).standard_normal((3, 4))
+    coded = code.parity(data)
+    decoder = Decoder(code)
+    assert [decoder.add(index) for index in (3, 4, 1)] == [False, False, True]
+    rows = {index: coded[index] for index in (1, 3, 4)}
+    np.testing.assert_allclose(decoder.recovery.recover(rows, data.dtype), data)
+    with pytest.raises(CodeError, match="encodes 3 blocks, not 2"):
+        code.parity(data[:2])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c8", "c16"])
+def test_mix_is_a_product_in_the_dtype_of_the_data(dtype: str) -> None:
+    matrix = np.random.default_rng(0).standard_normal((3, 4))
+    rows = np.random.default_rng(1).standard_normal((4, 5)).astype(dtype)
+    made = mix(matrix, rows, dtype)
+    assert made.dtype == dtype
+    np.testing.assert_allclose(made, (matrix @ rows).astype(dtype), rtol=1e-2 if dtype == "f2" else 1e-5)

@@ -1,0 +1,123 @@
+"""Recovery of products: every pattern, line by line and by joint equations."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import pytest
+
+from polarmap import Decoder, PolarCode
+from polarmap.code import modular, product_recovery
+from polarmap.code.product import ProductCode
+from polarmap.code.row_column import RowColumnDecoder
+
+KERNELS = ["rotation", "arikan"]
+
+
+def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:
+    return ProductCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
+
+
+def generator(code: PolarCode) -> np.ndarray:
+    return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
+
+
+def combinations_of(code: ProductCode) -> np.ndarray:
+    """Every block as a sum of the data blocks, from Kronecker's product."""
+    whole = np.kron(generator(code.left), generator(code.right))
+    rows, columns = code.cells.T
+    assert (code.cells[: code.k] < [code.left.k, code.right.k]).all()
+    return whole[rows * code.right.n + columns]
+
+
+def rank(rows: np.ndarray, exact: bool) -> int:
+    return len(modular.independent_rows(rows)) if exact else int(np.linalg.matrix_rank(rows, tol=1e-9))
+
+
+def decoded(code: ProductCode, arrived: np.ndarray, exact: bool) -> Decoder:
+    decoder = Decoder(code, exact=exact, max_amplification=inf)
+    for index in np.flatnonzero(arrived):
+        decoder.add(int(index))
+    return decoder
+
+
+def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
+    """All blocks of a random grid."""
+    stream = np.random.default_rng(0)
+    if dtype.startswith("int"):
+        data = stream.integers(-(2**62), 2**62, (code.k, width))
+        with np.errstate(over="ignore"):
+            return (combinations_of(code) @ data).astype(dtype)
+    data = stream.standard_normal((code.k, width))
+    if dtype == "complex128":
+        data = data + 1j * stream.standard_normal((code.k, width))
+    return (combinations_of(code) @ data).astype(dtype)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("sizes", [((3, 2), (3, 2)), ((5, 3), (2, 1)), ((2, 1), (4, 3))])
+def test_every_pattern_of_a_small_grid(kernel: str, sizes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    code, exact = grid(*sizes, kernel), kernel == "arikan"
+    combinations = combinations_of(code)
+    data = blocks_of(code, "int64" if exact else "float64")
+    for pattern in range(1 << code.n):
+        arrived = (pattern >> np.arange(code.n) & 1).astype(bool)
+        if arrived.sum() < code.k:
+            continue
+        decoder = decoded(code, arrived, exact)
+        is_determined = rank(combinations[arrived], exact) == code.k
+        assert decoder.ready == is_determined, arrived
+        if is_determined:
+            rows = {int(index): data[index] for index in np.flatnonzero(arrived)}
+            found = decoder.recovery.recover(rows, data.dtype)
+            np.testing.assert_allclose(found, data[decoder.missing], rtol=0 if exact else 1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_joint_equations_decode_where_line_by_line_stalls(kernel: str) -> None:
+    code, exact = grid((12, 10), (12, 10), kernel), kernel == "arikan"
+    combinations, stream = combinations_of(code), np.random.default_rng(0)
+    data = blocks_of(code, "int64" if exact else "float64")
+    only_jointly = 0
+    for _ in range(15):
+        decoder = Decoder(code, exact=exact, max_amplification=inf)
+        by_lines = RowColumnDecoder(code, exact)
+        for index in stream.permutation(code.n).tolist():
+            by_lines.add([index])
+            if decoder.add(index):
+                break
+            if decoder.count >= code.k:
+                assert rank(combinations[decoder.arrived], exact) < code.k
+        assert rank(combinations[decoder.arrived], exact) == code.k
+        only_jointly += not by_lines.is_complete
+        rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
+        found = decoder.recovery.recover(rows, data.dtype)
+        np.testing.assert_allclose(found, data[decoder.missing], rtol=0 if exact else 1e-6, atol=1e-6)
+    assert only_jointly > 1
+
+
+def test_amplification_is_awaited() -> None:
+    code = grid((8, 6), (8, 6))
+    order = np.random.default_rng(1).permutation(code.n).tolist()
+    counts = []
+    for limit in (inf, 20.0, 2.0):
+        decoder = Decoder(code, exact=False, max_amplification=limit)
+        assert any(decoder.add(index) for index in order)
+        assert decoder.amplification <= limit
+        counts.append(decoder.count)
+    assert counts == sorted(counts) and counts[0] < counts[2]
+
+
+def test_large_grids_are_decoded_line_by_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product_recovery, "JOINT_WEIGHTS", 1000)
+    code = grid((40, 36), (40, 36))
+    data = blocks_of(code, "float64", 2)
+    decoder = Decoder(code, exact=False, max_amplification=1e5)
+    for index in np.random.default_rng(3).permutation(code.n)[:1490].tolist():
+        decoder.add(index)
+    assert decoder.ready and len(decoder.missing) > 50
+    assert decoder.recovery.steps
+    rows = {int(index): data[index] for index in np.flatnonzero(decoder.arrived)}
+    found = decoder.recovery.recover(rows, data.dtype)
+    assert np.abs(found - data[decoder.missing]).max() < 1e-8 * np.abs(data).max()

@@ -1,0 +1,34 @@
+"""Rotation codes: parity rows sum to one, deviate alike, and come from the best of the seeds."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from polarmap.code.design import rotations
+from polarmap.code.polar import PolarCode
+from polarmap.code.recovery import worst_amplification
+from polarmap.code.rotations import (
+    SEEDS,
+    _arrival_patterns,
+    best_seed,
+    normalized,
+    rotation_coefficients,
+)
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 3), (12, 8), (40, 24), (100, 75)])
+def test_rows_sum_to_one_and_deviate_by_one(n: int, k: int) -> None:
+    rows = rotation_coefficients(normalized(rotations(n, k, 0), k), k)
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
+
+
+def test_no_seed_loses_fewer_digits_than_the_best() -> None:
+    patterns = _arrival_patterns(6, 4)
+    worst = [
+        max(worst_amplification(PolarCode(6, 4, seed=seed).coefficients, one) for one in patterns)
+        for seed in range(SEEDS)
+    ]
+    assert worst[best_seed(6, 4)] == min(worst)
+    assert PolarCode(6, 4).seed == best_seed(6, 4)
