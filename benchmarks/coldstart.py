@@ -11,8 +11,8 @@ from pathlib import Path
 import cloudpickle
 
 from benchmarks import interleaved, is_quick, show
-from polarmap.executors.lithops import pickled_by_value
-from polarmap.worker import run_task
+from polarmap.executors.pickling import pickled_by_value
+from polarmap.worker.io_lithops import make_task
 
 
 def main() -> None:
@@ -20,7 +20,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         task = Path(folder) / "task"
         with pickled_by_value():
-            task.write_bytes(cloudpickle.dumps(run_task.make_task(lambda block: 2 * block)))
+            task.write_bytes(cloudpickle.dumps(make_task(lambda block: 2 * block)))
         load = f"import pickle; pickle.load(open({str(task)!r}, 'rb'))"
         steps = {
             "interpreter": "pass",

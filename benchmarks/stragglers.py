@@ -23,7 +23,7 @@ from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.compare.page import table
 from polarmap import Fault, FaultyExecutor
 from polarmap.executors import slots
-from polarmap.executors.lithops import end, localhost_functions
+from polarmap.executors.lithops_internals import end, localhost_functions
 from polarmap.planning import Distribution
 from polarmap.planning.backups import CUBED
 

@@ -28,7 +28,7 @@ from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import Subtasks
-from polarmap.worker.run_task import Fault
+from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:
     from polarmap import glm as glm

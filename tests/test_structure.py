@@ -60,11 +60,11 @@ CLI = [
 ]
 # Import -> the only modules that may have it. Every library but numpy stands here.
 ONLY_FROM = {
-    "lithops": ["polarmap.executors.lithops", "polarmap.cli.deploy"],
+    "lithops": ["polarmap.executors.lithops_internals", "polarmap.cli.deploy"],
     "click": CLI,
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
-    "cloudpickle": ["polarmap.executors.base", "polarmap.executors.lithops", "polarmap.run.trusted"],
+    "cloudpickle": ["polarmap.executors.pickling", "polarmap.run.trusted"],
     "yaml": ["polarmap.clouds.settings"],
     "tqdm": ["polarmap.run.progress"],
     "numba": ["polarmap.code.kernels_numba"],
@@ -115,8 +115,8 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code masked pairs stored uneven",
     "executors": (
-        "dask_pool executors faulty futures lithops local pool_worker private_folder replay slots "
-        "spare_processes"
+        "dask executors futures lithops lithops_configuration lithops_internals "
+        "lithops_run local private_folder spare_processes"
     ),
     "glm": "losses minimize objective",
     "linalg": "layouts matrices",
@@ -125,7 +125,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         "padding progress received results row_by_row subtask_rows summary verify"
     ),
     "storage": "base retry",
-    "worker": "cores finite_differences partial_results parts",
+    "worker": "cores finite_differences",
 }
 
 

@@ -23,8 +23,9 @@ from polarmap.planning.backups import HEDGED
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import Settings
 from polarmap.storage.base import Store
-from polarmap.worker.parts import Keep, Part
+from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Shape
+from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
@@ -82,8 +83,8 @@ def _encoded(
     code, done = tasks.plan.code, {}
 
     def note(outcome: Outcome) -> None:
-        assert outcome.kept is not None
-        stripe, parts = tasks.stripes[outcome.task], list(outcome.kept.parts)
+        assert outcome.stored is not None
+        stripe, parts = tasks.stripes[outcome.task], list(outcome.stored.parts)
         found, sums = _parsed(np.frombuffer(store.get(parts.pop().key), np.int64))
         seen.note(stripe, found)
         if tasks.readable.is_stored:
@@ -94,9 +95,9 @@ def _encoded(
 
     arrays = 1 + (code.n - code.k if tasks.readable.is_stored else code.n)
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
-    keep = Keep(place_of(store), f"{generation.prefix}stripes", items, arrays)
+    output = OutputSpec(place_of(store), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, HEDGED, keep, note)
+    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, HEDGED, output, note)
     return done
 
 

@@ -20,7 +20,8 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage.base import Store
-from polarmap.worker.parts import Keep, Kept, Part
+from polarmap.worker.parts import Part
+from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 STRIPE_BYTES = 64 << 20  # of all n results together, that repairing them later holds at once
 
@@ -31,7 +32,7 @@ class ResultWriter:
     Attributes
     ----------
     store : Store
-    keep : Keep
+    output : OutputSpec
         What executors are told.
     """
 
@@ -44,7 +45,7 @@ class ResultWriter:
         _refuse_standing(store, name)
         self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
         items = max(1, STRIPE_BYTES // (8 * coded.n))
-        self.keep = Keep(place_of(store), f"{self._generation.prefix}result", items)
+        self.output = OutputSpec(place_of(store), f"{self._generation.prefix}result", items)
 
     def __enter__(self) -> ResultWriter:
         self._generation.__enter__()
@@ -58,14 +59,14 @@ class ResultWriter:
             with contextlib.suppress(Exception):
                 generations.sweep(self.store, self._name)
 
-    def manifest(self, kept: Mapping[int, Kept], padding: int, dtype: np.dtype[Any]) -> Manifest:
+    def manifest(self, stored: Mapping[int, StoredOutput], padding: int, dtype: np.dtype[Any]) -> Manifest:
         """Make the results an array that can be opened; those that never came are parts to repair.
 
         The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
         """
-        [(_, shape)] = kept[min(kept)].layout
+        [(_, shape)] = stored[min(stored)].layout
         parity_dtype = self._code.parity_dtype(dtype)
-        for index, one in kept.items():
+        for index, one in stored.items():
             wanted = dtype if index < self._code.k else parity_dtype
             found = np.dtype(one.layout[0][0])
             alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
@@ -76,9 +77,9 @@ class ResultWriter:
                 )
         rows, *inner = shape or (1,)
         total = self._code.k * rows - padding
-        counts = _counts(prod(shape), self.keep.items)
+        counts = _counts(prod(shape), self.output.items)
         parts = [
-            kept[index].parts if index in kept else self._absent(index, counts, dtype, parity_dtype)
+            stored[index].parts if index in stored else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)
         ]
         made = Manifest(
@@ -92,7 +93,7 @@ class ResultWriter:
     ) -> tuple[Part, ...]:
         """Parts that are missing until they are repaired."""
         itemsize = (dtype if index < self._code.k else parity_dtype).itemsize
-        prefix = f"{self.keep.prefix}/{index}-absent"
+        prefix = f"{self.output.prefix}/{index}-absent"
         return tuple(Part(f"{prefix}/{number}", count * itemsize) for number, count in enumerate(counts))
 
 

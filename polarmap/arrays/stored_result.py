@@ -21,7 +21,7 @@ from polarmap.run.execute import run_coded
 from polarmap.run.map_blocks import prepared
 from polarmap.run.options import Settings
 from polarmap.worker.pytree import Structure, unflatten
-from polarmap.worker.run_task import sample
+from polarmap.worker.stored_output import sample
 
 T = TypeVar("T")
 
@@ -126,7 +126,7 @@ def map_to_storage(
     launch, coded = prepared(data, options, executor, settings)
     place = getattr(data, "store", None) if out.storage is None else out.storage
     with ResultWriter(open_store(place), out.name, coded) as writer:
-        collected, report = run_coded(launch, f, coded, settings, progress, _sampled(f), writer.keep)
+        collected, report = run_coded(launch, f, coded, settings, progress, _sampled(f), writer.output)
         padding = coded.blocks.padding if any(collected.rows) else 0
         made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
     _, _, structure = collected.structure  # of a sample: see worker.leave

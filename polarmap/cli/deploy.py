@@ -20,7 +20,7 @@ from typing import Any
 
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
-from polarmap.executors.lithops import end
+from polarmap.executors.lithops_internals import end
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)

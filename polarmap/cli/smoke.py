@@ -11,7 +11,7 @@ from polarmap import coded_map
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.faulty import FaultyExecutor
-from polarmap.worker.run_task import Fault
+from polarmap.worker.faults import Fault
 
 ROWS, COLUMNS, BLOCKS, WORKERS = 240, 50, 6, 8
 SLEEP_SECONDS = 60.0  # of the one straggler: longer than the map, shorter than any backend's limit

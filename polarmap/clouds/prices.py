@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polarmap.clouds.limits import Worker
-from polarmap.worker.run_task import WANTED_SECONDS
+from polarmap.worker.liveness import LIVENESS_SECONDS
 
 # Storage requests of one task: its block, Lithops' start and end marks and a large result are
-# written; function, input, block, end mark and result are read. Also, every WANTED_SECONDS, a worker
+# written; function, input, block, end mark and result are read. Also, every LIVENESS_SECONDS, a worker
 # looks whether it is still wanted.
 WRITES, READS = 4, 5
 # Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two
@@ -144,6 +144,6 @@ def _billed(seconds: float, price: Price) -> float:
 
 def _requests(worker: Worker, seconds: Sequence[float], elapsed: float) -> float:
     write, read = STORAGE.get(worker.storage, (0.0, 0.0))
-    looks = sum(one / WANTED_SECONDS for one in seconds)
+    looks = sum(one / LIVENESS_SECONDS for one in seconds)
     listings = elapsed / worker.interval
     return (WRITES * len(seconds) + listings) * write + (READS * len(seconds) + looks) * read

@@ -31,9 +31,13 @@ def executor_of(choice: Any) -> Executor:
     if isinstance(choice, Executor):
         return choice
     if _is_of_lithops(choice):
-        from polarmap.executors.lithops import FunctionsExecutor
+        from polarmap.executors.lithops import LithopsExecutor
 
-        return FunctionsExecutor(choice)
+        return LithopsExecutor(choice)
+    if _is_of_dask(choice):
+        from polarmap.executors.dask import DaskExecutor
+
+        return DaskExecutor(choice)
     from polarmap.executors.futures import FuturesExecutor
 
     return FuturesExecutor(choice)
@@ -46,7 +50,7 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
         return replace(choice, executor=inner), close
     _check(choice)
     if _is_path(choice):
-        from polarmap.executors.lithops import close_functions, open_functions
+        from polarmap.executors.lithops_configuration import close_functions, open_functions
 
         functions = open_functions(choice)
         return functions, partial(close_functions, functions)
@@ -106,6 +110,10 @@ def _is_localhost(choice: Any) -> bool:
 
 def _is_path(choice: Any) -> bool:
     return isinstance(choice, (str, bytes, os.PathLike)) and not _is_localhost(choice)
+
+
+def _is_of_dask(choice: Any) -> bool:
+    return type(choice).__module__.startswith("distributed.") and hasattr(choice, "_client")
 
 
 def _is_of_lithops(choice: Any) -> bool:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import cloudpickle
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
-from polarmap.errors import CodeError, ExecutorError
-from polarmap.worker.parts import DamagedError, Keep, Kept, Part, Place
-from polarmap.worker.pytree import Layout, Structure
-from polarmap.worker.run_task import Error, Fault, Reply
+from polarmap.errors import ExecutorError
+from polarmap.worker.faults import Fault
+from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket
+from polarmap.worker.partial_results import subtask_order
+from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.pytree import Layout, Structure, unflatten
+from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -45,19 +47,16 @@ class Outcome(NamedTuple):
     structure: Structure | None
     failure: Failure | None
     seconds: float  # that the worker spent; 0 if unknown
-    kept: Kept | None = None  # where the result lies if the leaves are only a sample of it
+    stored: StoredOutput | None = None  # where the result lies if the leaves are only a sample of it
     subtasks: tuple[int, ...] = ()  # whose results these are, in a list; empty: of the whole task
     over: bool = True  # whether the attempt has ended
 
 
 class Coded(Protocol):
-    """The coded blocks, made as they are asked for: the first k are wanted most, the rest is parity."""
+    """The coded blocks, made as they are asked for."""
 
     @property
     def n(self) -> int: ...
-
-    @property
-    def k(self) -> int: ...
 
     @property
     def structure(self) -> Structure: ...
@@ -102,15 +101,24 @@ class Payload:
     f : what workers call, each with its block.
     blocks : the coded blocks.
     faults : from task to what it is to suffer.
-    keep : where results stay, of which only samples then travel; None: they travel whole.
+    output : where results stay, of which only samples then travel; None: they travel whole.
     subtasks : that each task is cut into; with more than 1 their results are told as they come.
+    low_priority : tasks that give way to others, where they share a machine's cores.
     """
 
     f: Function
     blocks: Coded
     faults: Mapping[int, Fault] = field(default_factory=dict)
-    keep: Keep | None = None
+    output: OutputSpec | None = None
     subtasks: int = 1
+    low_priority: Collection[int] = ()
+
+    def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
+        """What the worker of an attempt is told; `block`: what it is to read."""
+        fault = self.faults.get(task)
+        if fault is not None and attempt >= fault.attempts:
+            fault = None
+        return Ticket(task, attempt, block, fault, self.output, subtask_order(task, self.subtasks))
 
 
 class Run(Protocol):
@@ -176,8 +184,19 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
         return lost(reply.task, reply.attempt, message)
     leaves = packed.unpack()
     return Outcome(
-        reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.kept, reply.subtasks
+        reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.stored, reply.subtasks
     )
+
+
+def partial_outcome(reply: Reply) -> Outcome:
+    """What a worker has handed in of a task that goes on."""
+    return outcome_of(reply)._replace(over=False)
+
+
+def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:
+    """The block of a task, each of its leaves `as_seen` by f."""
+    leaves = [as_seen(leaf) for piece in coded.pieces(task) for leaf in coded.piece(piece)]
+    return unflatten(coded.structure, leaves)
 
 
 def check_folder(source: Place | None) -> None:
@@ -217,11 +236,3 @@ def failure_of(error: Error) -> Failure:
 def lost(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
     return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)
-
-
-def pickled(f: Function, place: str) -> bytes:
-    """f as bytes for a worker elsewhere; CodeError if it cannot travel to `place`."""
-    try:
-        return bytes(cloudpickle.dumps(f))
-    except Exception as error:
-        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error

@@ -10,7 +10,7 @@ import numpy as np
 
 from polarmap.errors import CodeError
 from polarmap.executors.base import Executor, Payload, Run
-from polarmap.worker.run_task import FAULTS, Fault
+from polarmap.worker.faults import FAULTS, Fault
 
 
 @dataclass(frozen=True)

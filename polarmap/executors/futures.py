@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import shutil
 import tempfile
@@ -23,21 +22,22 @@ from polarmap.executors.base import (
     Function,
     Outcome,
     Payload,
+    block_of,
     check_folder,
     lost,
     outcome_of,
-    pickled,
+    partial_outcome,
 )
-from polarmap.executors.dask_pool import DaskPool, is_of_dask
-from polarmap.executors.pool_worker import Deferred, Wanted, run_in_pool
-from polarmap.executors.spare_processes import SpareProcesses
-from polarmap.worker.partial_results import turns
+from polarmap.executors.pickling import pickled
+from polarmap.executors.spare_processes import SpareProcesses, has_initializer
+from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
+from polarmap.worker.messages import Reply, StoredBlock
 from polarmap.worker.parts import DamagedError
-from polarmap.worker.pytree import unflatten
-from polarmap.worker.run_task import Reply, parse_message
 
 LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
 GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
+
+Ended = tuple[int, int, Future[Any]]  # task, attempt and what is done now
 
 
 class FuturesExecutor:
@@ -60,21 +60,18 @@ class FuturesExecutor:
 
     def open(self, payload: Payload) -> FuturesRun:
         """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
-        check_folder(payload.keep and payload.keep.source)
-        return FuturesRun(self._pool, payload)
+        check_folder(payload.output and payload.output.source)
+        return FuturesRun(self.name, self._pool, payload)
 
 
 class FuturesRun:
     """The tasks of one map as futures of a pool."""
 
-    def __init__(self, pool: Any, payload: Payload) -> None:
-        self._name = type(pool).__name__
-        self._pool = DaskPool(pool) if is_of_dask(pool) else pool
-        self._coded, self._faults = payload.blocks, payload.faults
-        self._keep, self._subtasks = payload.keep, payload.subtasks
+    def __init__(self, name: str, pool: Any, payload: Payload) -> None:
+        self._name, self._pool = name, pool
+        self._payload = payload
         self._attempts: dict[int, int] = {}
-        # What ended: a task's future, or the reply of one of its subtasks.
-        self._ended: queue.SimpleQueue[tuple[int, int, Future[Any] | Reply]] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Ended | Reply] = queue.SimpleQueue()
         self._futures: list[Future[Any]] = []
         self._pending: dict[int, Future[Any]] = {}
         self._began: dict[int, float] = {}
@@ -82,11 +79,11 @@ class FuturesRun:
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._spares: SpareProcesses | None = None
         self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
-        self._event = threading.Event()
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         self._f: Function | bytes = payload.f if self._shares_memory else pickled(payload.f, self._name)
-        self._folder = None if self._shares_memory else tempfile.mkdtemp(prefix="polarmap-")
-        self._cancelled = self._event if self._folder is None else Wanted.mark(self._folder)
+        self._link: ThreadLink | FolderLink = ThreadLink(threading.Event(), self._ended)
+        if not self._shares_memory:
+            self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"))
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -108,21 +105,20 @@ class FuturesRun:
     def wait(self, timeout: float) -> list[Outcome]:
         """Whatever futures are done, and the subtasks that were handed in."""
         deadline = time.monotonic() + timeout
+        link = self._link if self._payload.subtasks > 1 and isinstance(self._link, FolderLink) else None
         while True:
-            look = self._subtasks > 1 and self._folder is not None
-            if isinstance(self._pool, DaskPool):
-                self._pool.fail_if_closed()
-            ended = self._drained(min(timeout, LOOK_SECONDS) if look else timeout)
-            outcomes = self._handed_in() if look else []  # before the ends of their tasks
-            outcomes += [outcome for one in ended if (outcome := self._outcome(*one)) is not None]
-            if outcomes or not look or time.monotonic() >= deadline:
+            ended = self._drained(timeout if link is None else min(timeout, LOOK_SECONDS))
+            outcomes = [] if link is None else list(map(partial_outcome, link.take()))  # before the ends
+            outcomes += [outcome for one in ended if (outcome := self._outcome(one)) is not None]
+            if outcomes or link is None or time.monotonic() >= deadline:
                 return outcomes
 
     def is_exhausted(self) -> bool:
         """Whether no outcome can come any more unless something is started."""
         return not self._pending and self._ended.empty()
 
-    def _drained(self, timeout: float) -> list[tuple[int, int, Future[Any] | Reply]]:
+    def _drained(self, timeout: float) -> list[Ended | Reply]:
+        """What has ended by now, or the first that ends within `timeout` seconds."""
         ended = []
         with contextlib.suppress(queue.Empty):
             ended.append(self._ended.get(timeout=timeout))
@@ -130,25 +126,12 @@ class FuturesRun:
                 ended.append(self._ended.get_nowait())
         return ended
 
-    def _handed_in(self) -> list[Outcome]:
-        """The results of subtasks that workers in other processes left in the folder."""
-        outcomes = []
-        for entry in sorted(os.scandir(self._folder), key=lambda entry: entry.name):
-            if entry.name.endswith(".part"):
-                continue
-            with open(entry.path, "rb") as file:
-                reply = parse_message(file.read())
-            os.unlink(entry.path)
-            if reply is not None:
-                outcomes.append(outcome_of(reply)._replace(over=False))
-        return outcomes
-
     def close(self) -> None:
         """Cancel what is queued, leave what runs."""
-        self._event.set()
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
-            self._folder = None
+        if isinstance(self._link, ThreadLink):
+            self._link.cancel.set()
+        else:
+            shutil.rmtree(self._link.folder, ignore_errors=True)
         for future in self._futures:
             future.cancel()
         if self._spares is not None:
@@ -160,16 +143,12 @@ class FuturesRun:
     def _submit(self, task: int) -> None:
         attempt = self._attempts[task]
         try:
-            block = self._block(task)
-            fault = self._faults.get(task)
-            arguments: tuple[Any, ...] = (block, fault, task, attempt, self._cancelled, self._keep)
-            if self._subtasks > 1:
-                channel = self._ended if self._shares_memory else None
-                arguments = (*arguments, turns(task, self._subtasks), channel)
+            block, stored = self._block(task)
+            ticket = self._payload.ticket(task, attempt, stored)
             if self._spares is not None:
                 self._on_spares.add((task, attempt))
             pool = self._pool if self._spares is None else self._spares
-            future = pool.submit(run_in_pool, self._f, *arguments)
+            future = pool.submit(run_in_pool, self._f, block, ticket, self._link)
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):
                 raise ExecutorError(f"{self._name} accepts no tasks: {error}") from error
@@ -180,38 +159,38 @@ class FuturesRun:
         self._began.pop(task, None)
         future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
 
-    def _block(self, task: int) -> Any:
+    def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
         """The block itself, or a stored one for the worker to read where it can."""
-        coded = self._coded
-        if coded.source is not None and (self._shares_memory or coded.source.kind == "folder"):
-            read = None if coded.source.kind == "folder" else partial(coded.piece, task)
-            return Deferred(coded.source, coded.parts(task), coded.structure, coded.layout(task), read)
-        leaves = [leaf for piece in coded.pieces(task) for leaf in coded.piece(piece)]
-        return unflatten(coded.structure, [_frozen(leaf) for leaf in leaves])
+        coded = self._payload.blocks
+        if coded.source is not None and coded.source.kind == "folder":
+            return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
+        if coded.source is not None and self._shares_memory:
+            return LazyBlock(partial(block_of, coded, task)), None
+        return block_of(coded, task, _frozen), None
 
-    def _outcome(self, task: int, attempt: int, future: Future[Any] | Reply) -> Outcome | None:
-        if isinstance(future, Reply):
-            return outcome_of(future)._replace(over=False)
+    def _outcome(self, ended: Ended | Reply) -> Outcome | None:
+        """What is told of a future that is done, or of the result of a subtask."""
+        if isinstance(ended, Reply):
+            return partial_outcome(ended)
+        task, attempt, future = ended
         if self._pending.get(task) is future:
             del self._pending[task]
         if future.cancelled():
             return lost(task, attempt, f"{self._name} was shut down or cancelled the task before it began")
         error = future.exception()
-        if isinstance(error, BrokenProcessPool) and self._moves(task, attempt):
+        if isinstance(error, BrokenProcessPool) and self._is_moved(task, attempt):
             return None
         if error is not None:
             return lost(task, attempt, f"{type(error).__name__}: {error}{self._hint(error)}")
-        plain = future.result()
-        return None if plain is None else outcome_of(Reply.parse(plain))
+        sent = future.result()
+        return None if sent is None else outcome_of(Reply.parse(sent))
 
     def _hint(self, error: BaseException) -> str:
         """Python does not say which of its causes a broken process pool has."""
-        may_be = (
-            isinstance(error, BrokenProcessPool) and getattr(self._pool, "_initializer", None) is not None
-        )
+        may_be = isinstance(error, BrokenProcessPool) and has_initializer(self._pool)
         return " (or the initializer of the pool raised: see standard error)" * may_be
 
-    def _moves(self, task: int, attempt: int) -> bool:
+    def _is_moved(self, task: int, attempt: int) -> bool:
         """Whether an attempt that a broken pool failed goes on in a process of ours."""
         if (task, attempt) in self._on_spares or not isinstance(self._pool, ProcessPoolExecutor):
             return False

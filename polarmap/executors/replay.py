@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError
-from polarmap.executors.base import Outcome, Payload, lost, outcome_of
-from polarmap.worker.partial_results import rows, turns
-from polarmap.worker.parts import DamagedError
-from polarmap.worker.pytree import unflatten
-from polarmap.worker.run_task import Error, Reply, apply, describe, leave
+from polarmap.executors.base import Outcome, Payload, block_of, lost, outcome_of
+from polarmap.worker.messages import Reply, Ticket, describe
+from polarmap.worker.objects import write_object
+from polarmap.worker.partial_results import PartialResult, evaluate
+from polarmap.worker.run_task import packing
+from polarmap.worker.stored_output import store_result
 
 
 class ReplayExecutor:
@@ -52,15 +53,31 @@ class ReplayExecutor:
         return ReplayRun(self._seconds, payload)
 
 
+class _Attempt(NamedTuple):
+    """One attempt of a task that runs.
+
+    ticket : what its worker is told; a fault that this executor plays itself is not in it.
+    results : of its pieces, evaluated as they arrive.
+    seconds : that it takes.
+    lost_by : the fault that ends its worker, if one does.
+    """
+
+    ticket: Ticket
+    results: Iterator[PartialResult]
+    seconds: float
+    lost_by: str | None
+
+
 class ReplayRun:
     """The tasks of one map, which arrive when the script says."""
 
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
-        self._f, self._coded, self._faults = payload.f, payload.blocks, payload.faults
-        self._keep, self._subtasks = payload.keep, payload.subtasks
+        self._payload = payload
+        self._steps = payload.subtasks
         self._attempts: dict[int, int] = {}
-        self._arrivals: list[tuple[float, int, int, int]] = []
+        self._running: dict[tuple[int, int], _Attempt] = {}
+        self._arrivals: list[tuple[float, int, int, int]] = []  # a heap; of attempts that ended, too
         self._began: dict[int, float] = {}
 
     def now(self) -> float:
@@ -79,77 +96,70 @@ class ReplayRun:
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Move the clock to the next arrival, or by `timeout`."""
-        if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
+        if self.is_exhausted() or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return []
         self._now, task, attempt, step = heapq.heappop(self._arrivals)
-        outcome = self._run(task, attempt) if self._subtasks == 1 else self._run_subtask(task, attempt, step)
+        outcome = self._arrived(self._running[task, attempt], step)
         if outcome.over:
+            del self._running[task, attempt]
             if attempt == self._attempts[task]:
                 self._began.pop(task, None)
-            self._arrivals = [one for one in self._arrivals if one[1:3] != (task, attempt)]
-            heapq.heapify(self._arrivals)
         return [outcome]
 
     def is_exhausted(self) -> bool:
         """Whether no arrival is left on the schedule."""
+        while self._arrivals and self._arrivals[0][1:3] not in self._running:
+            heapq.heappop(self._arrivals)
         return not self._arrivals
 
     def close(self) -> None:
         """Forget what has not arrived."""
         self._arrivals = []
+        self._running.clear()
         self._began.clear()
 
     def _schedule(self, task: int) -> None:
         attempt = self._attempts[task]
         self._began[task] = self._now
-        seconds = self._seconds.get(task, 1.0)
-        fault = self._faults.get(task)
-        if fault is not None and fault.kind == "sleep" and attempt < fault.attempts:
-            seconds += fault.seconds
-        if math.isfinite(seconds):
-            for step in range(self._subtasks):
-                arrival = self._now + seconds * (step + 1) / self._subtasks
+        started = self._started(task, attempt)
+        if math.isfinite(started.seconds):
+            self._running[task, attempt] = started
+            for step in range(self._steps):
+                arrival = self._now + started.seconds * (step + 1) / self._steps
                 heapq.heappush(self._arrivals, (arrival, task, attempt, step))
 
-    def _run_subtask(self, task: int, attempt: int, step: int) -> Outcome:
-        """The outcome of one subtask; every step but the last leaves the attempt running."""
-        fault = self._faults.get(task)
-        fault = None if fault is None or attempt >= fault.attempts or fault.kind == "sleep" else fault
-        if fault is not None and fault.kind in ("kill", "exit") and step == self._subtasks // 2:
-            return lost(task, attempt, f"its worker was struck by {fault.kind!r}")
-        subtask = turns(task, self._subtasks)[step]
-        leaves = [leaf[rows(len(leaf), self._subtasks, subtask)].copy() for leaf in self._coded.leaves(task)]
-        if fault is not None and (fault.kind == "garbage" or step == self._subtasks // 2):
-            result = apply(self._f, unflatten(self._coded.structure, leaves), fault, attempt)
-        else:
-            result = apply(self._f, unflatten(self._coded.structure, leaves), None, attempt)
-        seconds = self._seconds.get(task, 1.0) * (step + 1) / self._subtasks
-        if isinstance(result, Error):
-            return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
-        listed = result._replace(structure=(list, (), (result.structure,)))
-        reply = Reply(task, attempt, listed, None, 0.0, seconds, None, (subtask,))
-        return outcome_of(reply)._replace(over=step + 1 == self._subtasks)
+    def _started(self, task: int, attempt: int) -> _Attempt:
+        """An attempt, nothing of which is evaluated yet."""
+        ticket = self._payload.ticket(task, attempt)
+        fault, seconds = ticket.fault, self._seconds.get(task, 1.0)
+        lost_by = fault.kind if fault is not None and fault.kind in ("kill", "exit") else None
+        if fault is not None and fault.kind == "sleep":
+            seconds += fault.seconds
+        if fault is not None and fault.kind not in ("raise", "garbage"):
+            ticket = ticket._replace(fault=None)
+        return _Attempt(ticket, self._results(ticket), seconds, lost_by)
 
-    def _run(self, task: int, attempt: int) -> Outcome:
-        fault = self._faults.get(task)
-        if fault is not None and attempt < fault.attempts:
-            if fault.kind in ("kill", "exit"):
-                return lost(task, attempt, f"its worker was struck by {fault.kind!r}")
-            if fault.kind == "sleep":
-                fault = None
+    def _results(self, ticket: Ticket) -> Iterator[PartialResult]:
+        """Of the pieces of a task; the block is made when the first is asked for."""
+        block = block_of(self._payload.blocks, ticket.task, np.copy)
+        yield from evaluate(packing(self._payload.f, ticket.fault, self._steps), block, ticket.subtask_order)
+
+    def _arrived(self, running: _Attempt, step: int) -> Outcome:
+        """What is told of an attempt now; every step but the last leaves it running."""
+        task, attempt, *_ = ticket = running.ticket
+        if running.lost_by is not None and step == self._steps // 2:
+            return lost(task, attempt, f"its worker was struck by {running.lost_by!r}")
+        seconds = running.seconds * (step + 1) / self._steps
         try:
-            pieces = [leaf for piece in self._coded.pieces(task) for leaf in self._coded.piece(piece)]
-        except DamagedError as error:
-            return outcome_of(Reply(task, attempt, None, describe(error), 0.0, 0.0))
-        block = unflatten(self._coded.structure, [leaf.copy() for leaf in pieces])
-        result, kept = apply(self._f, block, fault, attempt), None
-        if self._keep is not None and not isinstance(result, Error):
-            result, kept = leave(result, self._keep, task, attempt, None)
-        seconds = self._seconds.get(task, 1.0)
-        if isinstance(result, Error):
-            return outcome_of(Reply(task, attempt, None, result, 0.0, seconds))
-        return outcome_of(Reply(task, attempt, result, None, 0.0, seconds, kept))
+            packed, subtasks = next(running.results)
+            reply = Reply(task, attempt, packed, None, 0.0, seconds, None, subtasks)
+            if ticket.output is not None:
+                packed, stored = store_result(packed, ticket.output, task, attempt, write_object)
+                reply = reply._replace(result=packed, stored=stored)
+        except BaseException as error:
+            return outcome_of(Reply(task, attempt, None, describe(error), 0.0, seconds))
+        return outcome_of(reply)._replace(over=step + 1 == self._steps)
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

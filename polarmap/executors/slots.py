@@ -7,7 +7,7 @@ keep the tasks behind it from starting.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 SPARE_SLOTS = 2  # beyond the cores, so that fetching a block overlaps with computing on another
 BUSY_SHARE = 0.2  # of one core; below it a task counts as idle
@@ -57,6 +57,12 @@ class BusyTasks:
             self._idle[process] = 0 if worked else self._idle.get(process, 0) + 1
             self._seen[process] = (now, used)
         return sum(self._idle[process] < 2 for process in seconds)
+
+
+def processor_seconds_of(processes: Iterable[int]) -> dict[int, float]:
+    """User and system time of each process that still runs; nothing where /proc does not tell."""
+    found = ((process, processor_seconds(process)) for process in processes)
+    return {process: seconds for process, seconds in found if seconds is not None}
 
 
 def processor_seconds(process: int) -> float | None:

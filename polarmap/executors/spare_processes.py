@@ -16,14 +16,24 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 
+def has_initializer(pool: Any) -> bool:
+    """Whether the processes of a pool begin with a call of the caller's."""
+    return isinstance(pool, ProcessPoolExecutor) and _of(pool)._initializer is not None
+
+
+def _of(pool: ProcessPoolExecutor) -> Any:
+    """Its inside: how to start a process as it does is known to nobody else."""
+    return pool
+
+
 class SpareProcesses:
     """As many single processes as a broken pool had, started as tasks come."""
 
     def __init__(self, broken: ProcessPoolExecutor) -> None:
-        private: Any = broken  # how to start a process is known to nobody else
-        self._count = int(private._max_workers)
-        self._context, self._initializer = private._mp_context, private._initializer
-        self._initargs = private._initargs
+        inside = _of(broken)
+        self._count = int(inside._max_workers)
+        self._context, self._initializer = inside._mp_context, inside._initializer
+        self._initargs = inside._initargs
         self._lock = threading.Lock()
         self._free: list[ProcessPoolExecutor] = []
         self._all: list[ProcessPoolExecutor] = []
@@ -47,8 +57,7 @@ class SpareProcesses:
         for future, _, _ in waiting:
             future.cancel()
         for pool in pools:
-            processes: Any = getattr(pool, "_processes", None)
-            for process in list((processes or {}).values()):
+            for process in list((_of(pool)._processes or {}).values()):
                 with contextlib.suppress(Exception):
                     process.kill()
             pool.shutdown(wait=True, cancel_futures=True)

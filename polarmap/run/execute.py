@@ -34,9 +34,9 @@ from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, schedule
 from polarmap.run.summary import report_of_coded, report_of_uncoded
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.parts import Keep, Kept
+from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.pytree import Structure
-from polarmap.worker.run_task import WANTED_SECONDS
+from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
@@ -71,7 +71,7 @@ class Collected:
 
     results: list[list[Array]]
     structure: Structure
-    stored: dict[int, Kept]
+    stored: dict[int, StoredOutput]
     rows: tuple[bool, ...]
 
 
@@ -91,7 +91,7 @@ def run_coded(
     options: Settings,
     progress: bool | None,
     driver_f: Function | None = None,
-    output: Keep | None = None,
+    output: OutputSpec | None = None,
 ) -> tuple[Collected, Report]:
     """The results of f on the data blocks as soon as they are determined, and how they came about.
 
@@ -101,7 +101,8 @@ def run_coded(
     _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
     wanted = is_wanted(progress)
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
-    payload = Payload(f, coded, keep=output, subtasks=options.subtasks)
+    parity = range(len(coded.code.systematic) or coded.n, coded.n)
+    payload = Payload(f, coded, output=output, subtasks=options.subtasks, low_priority=parity)
     call = _Call(f, driver_f or f, coded, options)
     with closing(launch.executor.open(payload)) as run:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
@@ -121,7 +122,7 @@ def run_coded(
     )
     report = replace(report, cost=cost_of(launch.worker, report))
     received = codewords.members[0].received
-    stored = {index: one.kept for index, one in received.results.items() if one.kept is not None}
+    stored = {index: one.stored for index, one in received.results.items() if one.stored is not None}
     return Collected(codewords.results, received.structure, stored, rows), report
 
 
@@ -132,7 +133,7 @@ def run_uncoded(
     options: Settings,
     progress: bool | None,
     rule: BackupRule | None = None,
-    output: Keep | None = None,
+    output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
 ) -> tuple[list[Outcome], Report]:
     """The first result of f on every block, whatever it is, and how they came about.
@@ -142,7 +143,7 @@ def run_uncoded(
     _check_limits(launch.worker, blocks, blocks.n, None)
     wanted = is_wanted(progress)
     policy: Policy = Upfront(blocks.n) if rule is None else Backups(blocks.n, rule)
-    with closing(launch.executor.open(Payload(f, blocks, keep=output))) as run:
+    with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
         began = min(launch.began, run.now())
         with open_bar(blocks.n, blocks.n, wanted) as show:
             tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
@@ -204,8 +205,8 @@ def _policy(coded: CodedData, options: Settings) -> Policy:
 def _shapes(codewords: Codewords) -> list[tuple[int, ...]]:
     """Of the leaves of a result, which may be a sample of what is stored."""
     for outcome in codewords.members[0].received.results.values():
-        if outcome.kept is not None:
-            return [shape for _, shape in outcome.kept.layout]
+        if outcome.stored is not None:
+            return [shape for _, shape in outcome.stored.layout]
     return [leaf.shape for leaf in codewords.results[0]]
 
 
@@ -249,7 +250,7 @@ def cost_of(worker: Worker | None, report: Report) -> Cost | None:
     """Every attempt is paid; one that never reported, until its worker sees that nobody waits."""
     if worker is None:
         return None
-    unheard = report.seconds + WANTED_SECONDS
+    unheard = report.seconds + LIVENESS_SECONDS
     seconds = [
         task.seconds or unheard - (task.launched or 0.0)
         for task in report.tasks

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.worker.messages import describe
 from polarmap.worker.pytree import flatten
-from polarmap.worker.run_task import describe
 
 Array = npt.NDArray[Any]
 

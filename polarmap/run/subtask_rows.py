@@ -24,7 +24,7 @@ class Rows:
 
     def __init__(self, coded: CodedData, count: int, number: int) -> None:
         self._all, self._count, self._number = coded, count, number
-        self.n, self.k, self.structure, self.source = coded.n, coded.k, coded.structure, coded.source
+        self.n, self.structure, self.source = coded.n, coded.structure, coded.source
 
     @property
     def encode_seconds(self) -> float:

@@ -5,26 +5,26 @@ Runs on workers too: imports numpy at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-from polarmap.worker.pytree import Packed, flatten, pack, unflatten
+from polarmap.worker.pytree import Packed, flatten, unflatten
 
 
-class Handed(NamedTuple):
-    """Results of subtasks, as they travel: packed in a list, and which they are."""
+class PartialResult(NamedTuple):
+    """Results of subtasks, packed in a list, and which subtasks these are; none: that of a whole task."""
 
     packed: Packed
     subtasks: tuple[int, ...]
 
 
-def turns(task: int, count: int) -> tuple[int, ...]:
+def subtask_order(task: int, count: int) -> tuple[int, ...]:
     """The order in which a task takes its subtasks: each task starts one further on.
 
     So half-finished tasks have finished different subtasks, and all of these get on together.
 
-    >>> turns(0, 4), turns(5, 4)
-    ((0, 1, 2, 3), (1, 2, 3, 0))
+    >>> subtask_order(0, 4), subtask_order(5, 4), subtask_order(3, 1)
+    ((0, 1, 2, 3), (1, 2, 3, 0), ())
     """
     return tuple((task + step) % count for step in range(count)) if count > 1 else ()
 
@@ -38,34 +38,24 @@ def rows(total: int, count: int, subtask: int) -> slice:
     return slice(total * subtask // count, total * (subtask + 1) // count)
 
 
-def run(
-    f: Callable[[Any], Any],
-    block: Any,
-    order: Sequence[int],
-    before: Callable[[int], None],
-    finish: Callable[[Packed], Packed],
-    publish: Callable[[Handed], bool],
-) -> Handed:
-    """f of each piece of the block, in this order; what could not be published is returned.
-
-    `before` is called with the number of the step, `finish` with each result; the last result is
-    not published: it travels with the end of the task.
-    """
+def evaluate(call: Callable[[Any], Packed], block: Any, order: Sequence[int]) -> Iterator[PartialResult]:
+    """The results of a call for each piece of a block, in this order; of the whole block without one."""
+    if not order:
+        yield PartialResult(call(block), ())
+        return
     leaves, structure = flatten(block)
-    rest: list[Handed] = []
-    for step, subtask in enumerate(order):
-        before(step)
+    for subtask in order:
         piece = [leaf[rows(len(leaf), len(order), subtask)] for leaf in leaves]
-        handed = Handed(finish(pack([f(unflatten(structure, piece))])), (subtask,))
-        if step + 1 == len(order) or not publish(handed):
-            rest.append(handed)
-    return joined(rest)
+        packed = call(unflatten(structure, piece))
+        yield PartialResult(packed._replace(structure=(list, (), (packed.structure,))), (subtask,))
 
 
-def joined(parts: Sequence[Handed]) -> Handed:
+def joined(parts: Sequence[PartialResult]) -> PartialResult:
     """Several as one."""
+    if len(parts) == 1:
+        return parts[0]
     children = tuple(child for part in parts for child in part.packed.structure[2])
     layout = tuple(leaf for part in parts for leaf in part.packed.layout)
     data = b"".join(part.packed.data for part in parts)
     subtasks = tuple(subtask for part in parts for subtask in part.subtasks)
-    return Handed(Packed((list, (), children), layout, data), subtasks)
+    return PartialResult(Packed((list, (), children), layout, data), subtasks)

@@ -41,43 +41,6 @@ class Place(NamedTuple):
     backend: str = ""
 
 
-class Keep(NamedTuple):
-    """Where each task is to leave its result, of which only a sample then travels.
-
-    source : a folder or bucket.
-    prefix : of the keys; a part of a result is `prefix/task-attempt/number`.
-    items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
-        numbers of one array only.
-    arrays : how many a result consists of.
-    """
-
-    source: Place
-    prefix: str
-    items: int
-    arrays: int = 1
-
-
-class Kept(NamedTuple):
-    """A result that was left in storage.
-
-    layout : dtype and shape of each of its arrays.
-    parts : their bytes in a row.
-    """
-
-    layout: tuple[tuple[str, tuple[int, ...]], ...]
-    parts: tuple[Part, ...]
-
-    def plain(self) -> tuple[Any, ...]:
-        """As plain tuples: what travels."""
-        return self.layout, tuple(tuple(part) for part in self.parts)
-
-    @classmethod
-    def parse(cls, plain: tuple[Any, ...]) -> Kept:
-        """The inverse of `plain`."""
-        layout, parts = plain
-        return cls(layout, tuple(Part(*part) for part in parts))
-
-
 class DamagedError(Exception):
     """Stored bytes are missing, too few or not what was written."""
 

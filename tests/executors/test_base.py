@@ -18,7 +18,8 @@ from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
 from polarmap.executors.base import Executor, Outcome, Payload, Run
 from polarmap.executors.private_folder import named_for_lithops
-from polarmap.worker.parts import Keep, Place, assemble, read_file
+from polarmap.worker.parts import Place, assemble, read_file
+from polarmap.worker.stored_output import OutputSpec
 
 N, ROWS, SUBTASKS = 6, 6, 3
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
@@ -178,13 +179,13 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ex
 
 
 def test_results_stay_where_the_payload_says(executor: Executor, tmp_path: Path) -> None:
-    keep = Keep(Place("folder", str(tmp_path)), "results/y", items=5)
-    with closing(executor.open(payload(keep=keep))) as run:
+    output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=5)
+    with closing(executor.open(payload(output=output))) as run:
         run.submit([0, 3])
         for task, outcome in ended(run, 0, 3).items():
-            assert outcome.kept is not None
-            assert [part.size for part in outcome.kept.parts] == [40, 40, 16]
-            data = assemble(outcome.kept.parts, lambda part: read_file(str(tmp_path), part))
+            assert outcome.stored is not None
+            assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
+            data = assemble(outcome.stored.parts, lambda part: read_file(str(tmp_path), part))
             assert bytes(data) == (2 * DATA[task]).tobytes()
 
 

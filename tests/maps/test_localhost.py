@@ -282,7 +282,7 @@ def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
 
 
 def sleepers_claimed(temporary: Path) -> bool:
-    return len(list(temporary.glob("polarmap-*/claims/*/*"))) >= 9
+    return len(list(temporary.glob("polarmap-*/locks/*/*"))) >= 9
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
@@ -302,14 +302,14 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
 def test_a_worker_needs_no_polarmap():
     import cloudpickle
 
-    from polarmap.executors.lithops import pickled_by_value
-    from polarmap.worker import run_task
+    from polarmap.executors.pickling import pickled_by_value
+    from polarmap.worker.io_lithops import make_task
 
     with pickled_by_value(), pickled_by_value():
         pass
     assert not cloudpickle.list_registry_pickle_by_value()
     with pickled_by_value():
-        payload = cloudpickle.dumps(run_task.make_task(lambda block: block * 2))
+        payload = cloudpickle.dumps(make_task(lambda block: block * 2))
     program = (
         "import sys, pickle; sys.modules['polarmap'] = None; task = pickle.loads(sys.stdin.buffer.read());"
         "print(sorted(m for m in sys.modules if m.startswith(('polarmap.', 'lithops', 'numba'))))"

@@ -59,7 +59,9 @@ def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypat
     A = np.random.default_rng(0).standard_normal((60, 30))
     options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
-    monkeypatch.setattr("polarmap.executors.lithops.RETURN_SECONDS", 90.0)  # a busy machine starts it slowly
+    monkeypatch.setattr(
+        "polarmap.executors.lithops_storage.RETURN_SECONDS", 90.0
+    )  # a busy machine starts it slowly
     pauses = []
 
     def launch_at_first(seconds):

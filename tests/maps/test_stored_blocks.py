@@ -17,8 +17,9 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
-from polarmap.worker.parts import DamagedError, Keep, Part, Place, assemble, read_file
+from polarmap.worker.parts import DamagedError, Part, Place, assemble, read_file
 from polarmap.worker.pytree import Packed
+from polarmap.worker.stored_output import OutputSpec
 
 
 class StoredInFolder:
@@ -127,17 +128,17 @@ def test_results_may_stay_in_storage(A, tmp_path, executor):
     from polarmap.executors.base import Payload
 
     coded = encoded(A, CodeOptions(6, 8), None)
-    keep = Keep(Place("folder", str(tmp_path)), "results/y", items=20)
+    output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=20)
     outcomes: list = []
-    with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, keep=keep))) as run:
+    with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, output=output))) as run:
         run.submit(range(8))
         while len(outcomes) < 8:
             outcomes += run.wait(10)
     for outcome in outcomes:
-        kept = outcome.kept
-        assert kept.layout == (("<f8", (10, 7)),)
-        assert [part.size for part in kept.parts] == [160, 160, 160, 80]
-        data = assemble(kept.parts, lambda part: read_file(str(tmp_path), part))
+        stored = outcome.stored
+        assert stored.layout == (("<f8", (10, 7)),)
+        assert [part.size for part in stored.parts] == [160, 160, 160, 80]
+        data = assemble(stored.parts, lambda part: read_file(str(tmp_path), part))
         [block] = coded.leaves(outcome.task)
         assert bytes(data) == (block * 2).tobytes()
         np.testing.assert_array_equal(outcome.leaves[0], 2 * block.reshape(-1))  # smaller than a sample

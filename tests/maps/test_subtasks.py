@@ -30,8 +30,7 @@ from polarmap.planning import ShiftedExponential, simulate_subtasks
 from polarmap.run import row_by_row
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.trusted import TRUSTED
-from polarmap.worker.partial_results import joined, rows, run, turns
-from polarmap.worker.pytree import pack
+from polarmap.worker.partial_results import rows
 
 N, K, S = 12, 8, 4
 DATA = np.random.default_rng(0).standard_normal((6 * K, 5))
@@ -47,45 +46,6 @@ def product(block: np.ndarray) -> np.ndarray:
 def coded(f: Callable[[Any], Any] = product, data: Any = DATA, **options: Any) -> CodedResult:
     defaults = {"blocks": K, "workers": N, "timeout": 1000.0, "schedule": Subtasks(S)}
     return coded_map(f, data, **defaults | options)
-
-
-# --- one task ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("total", [4, 5, 7, 100])
-def test_the_pieces_of_a_block_are_its_rows(total: int) -> None:
-    whole = np.arange(total)
-    assert np.concatenate([whole[rows(total, 4, one)] for one in range(4)]).tolist() == whole.tolist()
-
-
-def test_every_subtask_comes_first_on_as_many_tasks() -> None:
-    assert sorted(turns(task, 4)[0] for task in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert all(sorted(turns(task, 4)) == [0, 1, 2, 3] for task in range(8))
-    assert turns(3, 1) == ()
-
-
-@pytest.mark.parametrize("fails", [(), (1,), (0, 2), (0, 1, 2, 3)])
-def test_what_cannot_be_published_travels_with_the_end(fails: tuple[int, ...]) -> None:
-    published = []
-
-    def publish(handed: Any) -> bool:
-        published.append(handed)
-        return handed.subtasks[0] not in fails
-
-    block = {"a": np.arange(8.0), "b": np.eye(8)}
-    rest = run(
-        lambda one: (one["a"] * 2, one["b"]), block, (2, 3, 0, 1), lambda step: None, lambda r: r, publish
-    )
-    assert [handed.subtasks[0] for handed in published] == [2, 3, 0]
-    assert rest.subtasks == tuple(one for one in (2, 3, 0, 1) if one in fails or one == 1)
-    first = rest.packed.unpack()[0]
-    assert first.tolist() == [2.0 * row for row in range(*rows(8, 4, rest.subtasks[0]).indices(8))]
-    assert len(rest.packed.structure[2]) == len(rest.subtasks)
-
-
-def test_joined_results_are_one_list() -> None:
-    one, two = (run(np.copy, np.full(1, n), (0,), lambda s: None, lambda r: r, bool) for n in (1.0, 2.0))
-    assert joined([one, two]).packed == pack([np.ones(1), np.full(1, 2.0)])
 
 
 # --- on the virtual clock ----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""A worker needs Lithops and numpy: an interpreter with those alone runs what a full client sends."""
+"""The program of a worker, by itself and where Lithops and numpy are all there is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import venv
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import numpy as np
@@ -16,10 +18,105 @@ import pytest
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.executors.lithops import pickled_by_value
-from polarmap.worker import run_task
+from polarmap.executors.pickling import pickled_by_value
+from polarmap.worker.io_lithops import make_task
+from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.partial_results import rows
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import pack
+from polarmap.worker.run_task import run_task
+from polarmap.worker.stored_output import OutputSpec
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
+
+
+class MemoryIO:
+    """A driver that lives in this process."""
+
+    def __init__(self, f: Callable[[Any], Any], block: Any, fails: tuple[int, ...] = ()) -> None:
+        self._f, self._block, self._fails = f, block, fails
+        self.handed_in: list[Reply] = []
+        self.objects: dict[str, bytes] = {}
+        self.cancelled_from = 99  # the number of the question that is answered by yes
+        self._asked = 0
+
+    def load(self, ticket: Ticket) -> tuple[Callable[[Any], Any], Any]:
+        if isinstance(self._block, Exception):
+            raise self._block
+        return self._f, self._block
+
+    def is_cancelled(self) -> bool:
+        self._asked += 1
+        return self._asked >= self.cancelled_from
+
+    def hand_in(self, reply: Reply) -> bool:
+        self.handed_in.append(reply)
+        return reply.subtasks[0] not in self._fails
+
+    def write(self, place: Place, key: str, data: bytes) -> None:
+        self.objects[key] = data
+
+    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
+        for part in parts:
+            del self.objects[part.key]
+
+
+TICKET = Ticket(3, 1, None, None, None)
+STORING = TICKET._replace(output=OutputSpec(Place("folder", "f"), "p", items=4))
+
+
+def test_a_task_tells_its_result() -> None:
+    reply = run_task(TICKET, MemoryIO(np.negative, np.arange(3.0)))
+    assert reply is not None
+    assert (reply.task, reply.attempt, reply.error, reply.stored, reply.subtasks) == (3, 1, None, None, ())
+    assert reply.result == pack(-np.arange(3.0))
+    assert 0 <= reply.ended - reply.started < 60
+
+
+@pytest.mark.parametrize("io", [MemoryIO(np.negative, "text"), MemoryIO(np.negative, OSError("text"))])
+def test_whatever_is_raised_is_told(io: MemoryIO) -> None:
+    reply = run_task(TICKET, io)
+    assert reply is not None
+    assert reply.result is None
+    assert reply.error is not None
+    assert "Error" in reply.error.type
+
+
+def test_a_fault_comes_between() -> None:
+    reply = run_task(TICKET._replace(fault=Fault("raise")), MemoryIO(np.negative, 1))
+    assert reply is not None and reply.error is not None
+    assert reply.error.message == "injected fault"
+
+
+@pytest.mark.parametrize("fails", [(), (1,), (0, 2), (0, 1, 2, 3)])
+def test_what_cannot_be_handed_in_travels_with_the_end(fails: tuple[int, ...]) -> None:
+    io = MemoryIO(lambda one: (one["a"] * 2, one["b"]), {"a": np.arange(8.0), "b": np.eye(8)}, fails)
+    rest = run_task(TICKET._replace(subtask_order=(2, 3, 0, 1)), io)
+    assert rest is not None and rest.result is not None
+    assert [reply.subtasks[0] for reply in io.handed_in] == [2, 3, 0]
+    assert rest.subtasks == tuple(one for one in (2, 3, 0, 1) if one in fails or one == 1)
+    first = rest.result.unpack()[0]
+    assert first.tolist() == [2.0 * row for row in range(*rows(8, 4, rest.subtasks[0]).indices(8))]
+    assert len(rest.result.structure[2]) == len(rest.subtasks)
+
+
+def test_a_result_may_stay_in_storage() -> None:
+    io = MemoryIO(np.negative, np.arange(6.0))
+    reply = run_task(STORING, io)
+    assert reply is not None and reply.stored is not None
+    assert [part.key for part in reply.stored.parts] == [*io.objects] == ["p/3-1/0", "p/3-1/1"]
+    assert b"".join(io.objects.values()) == (-np.arange(6.0)).tobytes()
+
+
+@pytest.mark.parametrize("question", [1, 2])
+def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
+    io = MemoryIO(np.negative, np.arange(6.0))
+    io.cancelled_from = question
+    assert run_task(STORING, io) is None
+    assert io.objects == {}
+
+
+# --- on a bare interpreter ---------------------------------------------------------------------
 
 
 def needed_by(*names: str) -> set[str]:
@@ -99,7 +196,7 @@ def test_a_worker_with_lithops_and_numpy_only(
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
     with pickled_by_value():
-        pickled = cloudpickle.dumps(run_task.make_task(lambda block: 2 * block))
+        pickled = cloudpickle.dumps(make_task(lambda block: 2 * block))
     (tmp_path / "task").write_bytes(pickled)
     code = (
         "import json, pickle, sys\n"

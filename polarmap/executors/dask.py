@@ -1,4 +1,4 @@
-"""Dask's executor with futures of ours, that may be cancelled at any time.
+"""The executor of a Dask client, with futures of ours, that may be cancelled at any time.
 
 Dask fulfils a future although it was cancelled, and prints the error that this is.
 """
@@ -10,10 +10,37 @@ from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from polarmap.clouds.limits import Worker
+from polarmap.executors.base import Outcome, Payload, check_folder
+from polarmap.executors.futures import FuturesRun
 
-def is_of_dask(pool: Any) -> bool:
-    """Whether it is what `client.get_executor()` gives."""
-    return type(pool).__module__.startswith("distributed.") and hasattr(pool, "_client")
+
+class DaskExecutor:
+    """What `client.get_executor()` gives; it belongs to the caller, and stays usable afterwards."""
+
+    worker: Worker | None = None
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self.name = type(pool).__name__
+
+    def open(self, payload: Payload) -> DaskRun:
+        """Tasks of one map; CodeError for an f that does not travel to Dask's workers."""
+        check_folder(payload.output and payload.output.source)
+        return DaskRun(self.name, DaskPool(self._pool), payload)
+
+
+class DaskRun(FuturesRun):
+    """The tasks of one map as futures of Dask."""
+
+    def __init__(self, name: str, pool: DaskPool, payload: Payload) -> None:
+        super().__init__(name, pool, payload)
+        self._dask = pool
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """Whatever futures are done; all of them if the client was closed."""
+        self._dask.fail_if_closed()
+        return super().wait(timeout)
 
 
 class DaskPool:

@@ -1,0 +1,258 @@
+"""All that is done with the inside of Lithops, which any new version may change: its pin moves by tests.
+
+Everything else in this folder calls public methods of a `lithops.FunctionExecutor`, or what stands here.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import copy
+import importlib
+import logging
+import os
+import sys
+import threading
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from polarmap.executors.private_folder import interpreter, private_folder
+
+MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
+_building = threading.Lock()  # held while a module of Lithops has other values
+
+
+@cache
+def load_lithops() -> Any:
+    """Lithops, quiet unless the caller has set up logging."""
+    first = "lithops" not in sys.modules
+    import lithops
+
+    logging.getLogger("lithops").addHandler(logging.NullHandler())
+    if first:
+        atexit.register(_remove_empty_folders)
+    return lithops
+
+
+def _remove_empty_folders() -> None:
+    """Importing Lithops makes folders in the temporary folder; leave none that stayed empty."""
+    from lithops import constants
+
+    for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
+        with contextlib.suppress(OSError):
+            os.rmdir(folder)
+
+
+# --- configurations and storage ----------------------------------------------------------------
+
+
+def complete_config(file: Path, missing: Mapping[str, Any]) -> dict[str, Any]:
+    """A configuration with Lithops' defaults and what is `missing`, without asking its cloud."""
+    config: dict[str, Any] = load_lithops().config.default_config(str(file), None, {"backend": missing})
+    return config
+
+
+def storage_settings(file: Path) -> dict[str, Any]:
+    """The storage settings in a file; as everywhere in Lithops, localhost has localhost storage."""
+    lithops = load_lithops()
+    config: dict[str, Any] = lithops.config.load_yaml_config(str(file)) or {}
+    section = config.setdefault("lithops", {})
+    if "storage" not in section and section.get("backend", "localhost") == "localhost":
+        section["storage"] = "localhost"
+    complete = lithops.config.default_storage_config(config_data=config)
+    settings: dict[str, Any] = lithops.config.extract_storage_config(complete)
+    return settings
+
+
+def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
+    """A `lithops.Storage` whose clients wait so long and ask once: Lithops' own ask six times.
+
+    Its S3 clients take this from their modules, that of Redis from its settings.
+    """
+    kind = settings["backend"]
+    if kind == "redis":
+        settings = {**settings, kind: {**_redis_settings(seconds), **settings[kind]}}
+    module = importlib.import_module(f"lithops.storage.backends.{kind}.{kind}")
+    with _building, _replaced(module, CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0):
+        storage = load_lithops().Storage(storage_config=settings)
+    clients = vars(storage.storage_handler)
+    for name in {"s3_client", "cos_client"} & clients.keys():
+        clients[name] = _Impatient(clients[name])
+    return storage
+
+
+def _redis_settings(seconds: int) -> dict[str, Any]:
+    once = importlib.import_module("redis.backoff").NoBackoff()
+    retry = importlib.import_module("redis.retry").Retry(once, 0)
+    return {"socket_connect_timeout": seconds, "socket_timeout": seconds, "retry": retry}
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, **settings: Any) -> Iterator[None]:
+    """Give those settings that a module has other values for a while."""
+    before = {name: vars(module)[name] for name in settings.keys() & vars(module).keys()}
+    try:
+        vars(module).update({name: settings[name] for name in before})
+        yield
+    finally:
+        vars(module).update(before)
+
+
+class _Impatient:
+    """A botocore client whose read timeouts Lithops does not see, so that it does not ask again."""
+
+    def __init__(self, client: Any) -> None:
+        self._client = client
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._client, name)
+        if not callable(value):
+            return value
+
+        def ask(*args: Any, **options: Any) -> Any:
+            try:
+                return value(*args, **options)
+            except Exception as error:
+                if type(error).__name__ == "ReadTimeoutError":
+                    raise TimeoutError(str(error)) from error
+                raise
+
+        return ask
+
+
+# --- FunctionExecutors -------------------------------------------------------------------------
+
+
+def localhost_functions(count: int) -> Any:
+    """A FunctionExecutor on this machine with `count` slots and all its files in our folder."""
+    with _no_copy_of_lithops():
+        functions = load_lithops().FunctionExecutor(config=_localhost_config(count), log_level=None)
+    functions.compute_handler.env._ensure_runner = lambda: None
+    # An absolute bucket takes storage and job files out of Lithops' shared folder.
+    bucket = str(private_folder() / "storage")
+    functions.config["localhost"]["storage_bucket"] = bucket
+    functions.internal_storage.bucket = functions.storage.bucket = bucket
+    metadata = _runtime_metadata()
+    # Spares one interpreter start per process, and a file in the user's Lithops cache.
+    functions.internal_storage.get_runtime_meta = lambda key: metadata
+    return functions
+
+
+def _localhost_config(count: int) -> dict[str, Any]:
+    return {
+        "lithops": {
+            "backend": "localhost",
+            "storage": "localhost",
+            "monitoring": "storage",
+            "monitoring_interval": MONITORING_SECONDS,
+            "data_cleaner": False,
+        },
+        "localhost": {
+            "version": 1,
+            "runtime": str(interpreter()),
+            "worker_processes": count,
+        },
+    }
+
+
+@contextlib.contextmanager
+def _no_copy_of_lithops() -> Iterator[None]:
+    """Keep an executor from copying Lithops to the shared folder while it is built."""
+    from lithops.localhost.v1 import localhost
+
+    with _building, _replaced(localhost, copy_lithops_package=lambda *paths: None):
+        yield
+
+
+@cache
+def _runtime_metadata() -> dict[str, Any]:
+    load_lithops()
+    from lithops.worker.utils import get_runtime_metadata
+
+    metadata: dict[str, Any] = get_runtime_metadata()
+    return metadata
+
+
+def another_like(functions: Any) -> Any:
+    """A further FunctionExecutor with the configuration of one."""
+    return load_lithops().FunctionExecutor(config=copy.deepcopy(functions.config), log_level=None)
+
+
+def runner_process(functions: Any) -> Any:
+    """The runner that forks the workers of its job (localhost, version 1); None before it starts."""
+    return next(iter(functions.compute_handler.env.jobs.values()), None)
+
+
+def files_of_jobs(functions: Any) -> Iterator[Path]:
+    """The files of a private executor's jobs outside its storage."""
+    return private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*")
+
+
+def keep_monitoring(functions: Any, futures: Sequence[Any]) -> None:
+    """Start the thread that watches these again if it has died."""
+    if futures and not functions.job_monitor.is_alive():
+        functions.job_monitor.start(fs=futures)
+
+
+def abandon(functions: Any, futures: Sequence[Any]) -> None:
+    """Drop or kill what runs of these; where that cannot be done, they go on."""
+    keys = {future.job_key for future in futures}
+    with contextlib.suppress(Exception):
+        functions.job_monitor.remove(futures)
+        functions.compute_handler.clear(keys, exception=TimeoutError("abandoned"))
+
+
+def forget(functions: Any, futures: Collection[Any]) -> None:
+    """An executor of the caller keeps every future, with its result: let go of these."""
+    functions.futures[:] = [one for one in functions.futures if one not in futures]
+
+
+def end(functions: Any) -> None:
+    """Kill what a FunctionExecutor of ours runs, and let go of it.
+
+    By the keys of its jobs: without them Lithops kills what runs, but not a job that its thread
+    is just about to start.
+    """
+    keys = {future.job_key for future in functions.futures}
+    if keys:
+        with contextlib.suppress(Exception):
+            functions.compute_handler.clear(keys, exception=RuntimeError("stopped"))
+    with contextlib.suppress(Exception):
+        functions.__exit__(None, None, None)
+    atexit.unregister(functions._clean_at_exit)
+    with contextlib.suppress(Exception):  # singularity and k8s keep a connection to RabbitMQ
+        functions.compute_handler.backend.connection.close()
+    with contextlib.suppress(AttributeError):  # only that of localhost, version 1, has one
+        functions.compute_handler.job_manager.join(timeout=5)
+
+
+# --- futures -----------------------------------------------------------------------------------
+
+
+class LostError(Exception):
+    """A function ended without a result, for the reason that this says."""
+
+
+def has_ended(future: Any) -> bool:
+    """Whether Lithops has seen the end of a function, or given it up."""
+    return bool(future.ready or future.success or future.done)
+
+
+def result_of(future: Any, functions: Any) -> Any:
+    """What a function that has ended returned; LostError if it returned nothing."""
+    if future.done:  # without our having asked: Lithops gave it up
+        raise LostError(_reason(future))
+    future._write_activation_logs = lambda: None  # else it keeps logs of every task
+    future.status(throw_except=False, internal_storage=functions.internal_storage)
+    if future.error:
+        raise LostError(_reason(future))
+    return future.result(throw_except=False, internal_storage=functions.internal_storage)
+
+
+def _reason(future: Any) -> str:
+    """Why Lithops says a task gave no result."""
+    error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
+    text = str(error) or "it never reported"
+    return text if isinstance(error, RuntimeError | MemoryError) else f"{type(error).__name__}: {text}"

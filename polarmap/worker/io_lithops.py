@@ -1,0 +1,172 @@
+"""Tasks of Lithops: the block and a large result are objects, the reply is what the function returns.
+
+Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from polarmap.worker.liveness import exit_when, exit_with_driver
+from polarmap.worker.messages import Reply, Ticket, plain
+from polarmap.worker.objects import is_missing, read_part, remove_parts, write_object
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.run_task import run_task
+
+BLOCK_SECONDS = 600.0  # how long a worker waits for a block that the driver is still writing
+POLL_SECONDS = 0.02  # how often it looks for it
+INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
+
+Function = Callable[[Any], Any]
+
+
+class Address(NamedTuple):
+    """Where the tasks of a map and their driver leave objects for each other. Plain data.
+
+    prefix : of their keys.
+    is_fresh : whether the driver may still be writing the blocks.
+    driver : the process that waits, where it is on the worker's machine.
+    scratch : its temporary folder, removed by whoever notices that it died.
+    locks : a local folder of files, each of which only one copy of an attempt can create.
+    nice : how much the task gives way to others on its machine.
+    """
+
+    bucket: str
+    prefix: str
+    is_fresh: bool
+    driver: int | None = None
+    scratch: str | None = None
+    locks: str | None = None
+    nice: int = 0
+
+    @property
+    def liveness_key(self) -> str:
+        """Of an object that exists for as long as anybody waits for results."""
+        return f"{self.prefix}/alive"
+
+    def result_key(self, task: int, attempt: int) -> str:
+        """Of a result that does not travel with the status."""
+        return f"{self.prefix}/result/{task}-{attempt}"
+
+    def subtask_key(self, task: int, attempt: int, subtask: int) -> str:
+        """Of the result of a subtask."""
+        return f"{self.prefix}/subtask/{task}-{attempt}-{subtask}"
+
+    def lock(self, task: int, attempt: int) -> str | None:
+        """The file that only one copy of this attempt can create."""
+        return None if self.locks is None else os.path.join(self.locks, f"{task}-{attempt}")
+
+
+def make_task(f: Function) -> Callable[..., tuple[Any, ...] | None]:
+    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
+
+    def task(fields: tuple[Any, ...], storage: Any) -> tuple[Any, ...] | None:
+        ticket, address = fields
+        io = LithopsIO(f, Address(*address), storage)
+        return io.run(Ticket.parse(ticket))
+
+    return task
+
+
+class LithopsIO:
+    """What connects a task of Lithops with its driver."""
+
+    def __init__(self, f: Function, address: Address, storage: Any) -> None:
+        self._f, self._address, self._storage = f, address, storage
+
+    def run(self, ticket: Ticket) -> tuple[Any, ...] | None:
+        """The plain reply; None if another copy of this attempt runs, or nobody waits for it."""
+        address = self._address
+        if not _lock(address.lock(ticket.task, ticket.attempt)):
+            return None
+        if address.nice:
+            os.nice(address.nice)
+        _drop_inherited_connections(self._storage)
+        if address.driver is None:
+            exit_when(self.is_cancelled)
+        else:
+            exit_with_driver(address.driver, address.scratch)
+        reply = run_task(ticket, self)
+        return None if reply is None else plain(self._sent(reply))
+
+    def load(self, ticket: Ticket) -> tuple[Function, Any]:
+        """f, and the block as soon as the driver has written it."""
+        assert ticket.block is not None
+        deadline = time.monotonic() + BLOCK_SECONDS
+        read = partial(self._read, ticket.block.source)
+        while True:
+            try:
+                return self._f, ticket.block.load(read)
+            except Exception:
+                if not self._address.is_fresh or time.monotonic() > deadline:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def is_cancelled(self) -> bool:
+        """Whether the liveness key is gone; a storage that cannot be asked says nothing.
+
+        On this machine nobody needs to ask: the driver kills its workers, or has died.
+        """
+        if self._address.driver is not None:
+            return False
+        try:
+            self._storage.head_object(self._address.bucket, self._address.liveness_key)
+        except Exception as error:
+            return is_missing(error)
+        return False
+
+    def hand_in(self, reply: Reply) -> bool:
+        """Store the result of a subtask."""
+        try:
+            key = self._address.subtask_key(reply.task, reply.attempt, reply.subtasks[0])
+            self._put(key, reply.to_bytes())
+        except Exception:
+            return False
+        return True
+
+    def write(self, place: Place, key: str, data: bytes) -> None:
+        """Store a part of the result."""
+        write_object(place, key, data, self._storage)
+
+    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
+        """Take such parts out of storage again."""
+        remove_parts(place, parts, self._storage)
+
+    def _read(self, source: Place, part: Part) -> Any:
+        return read_part(source, part, self._storage)
+
+    def _sent(self, reply: Reply) -> Reply:
+        """The reply as it travels with the status: a large result has become an object."""
+        if reply.result is None or len(reply.result.data) <= INLINE_BYTES:
+            return reply
+        self._put(self._address.result_key(reply.task, reply.attempt), bytes(reply.result.data))
+        return reply._replace(result=reply.result._replace(data=b""))
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Store an object for the driver, and take it back if that has cleaned up."""
+        self._storage.put_object(self._address.bucket, key, data)
+        if self.is_cancelled():
+            self._storage.delete_object(self._address.bucket, key)
+
+
+def _lock(path: str | None) -> bool:
+    """Whether this copy of an attempt is the first to start; the file then names its process."""
+    if path is None:
+        return True
+    try:
+        with open(path, "x") as lock:
+            lock.write(str(os.getpid()))
+    except FileExistsError:
+        return False
+    return True
+
+
+def _drop_inherited_connections(storage: Any) -> None:
+    """Forget keep-alive sockets opened before the fork: since Lithops 3.8 the parent uses them too."""
+    with contextlib.suppress(AttributeError):
+        storage.get_client()._endpoint.http_session._manager.clear()

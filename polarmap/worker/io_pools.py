@@ -1,0 +1,165 @@
+"""Tasks in a pool: they run on daemon threads, and are left when nobody waits for them any more.
+
+Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple, Protocol
+
+from polarmap.worker.messages import Reply, Ticket, plain
+from polarmap.worker.objects import read_part, remove_parts, write_object
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.run_task import run_task
+
+POLL_SECONDS = 0.02  # how often a worker looks whether its task is over, or cancelled
+
+Function = Callable[[Any], Any]
+
+
+class Link(Protocol):
+    """What a task in a pool shares with the driver."""
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits any more, as far as can be seen from here."""
+        ...
+
+    def hand_in(self, reply: Reply) -> bool:
+        """Send the result of a subtask; False if that did not work."""
+        ...
+
+
+class ThreadLink(NamedTuple):
+    """Of a task in the driver's process.
+
+    cancel : set when nobody waits any more.
+    replies : of subtasks.
+    """
+
+    cancel: threading.Event
+    replies: SimpleQueue[Any]
+
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits any more."""
+        return self.cancel.is_set()
+
+    def hand_in(self, reply: Reply) -> bool:
+        """Send the result of a subtask."""
+        self.replies.put(reply)
+        return True
+
+
+class FolderLink(NamedTuple):
+    """Of a task in another process: a folder that exists for as long as the driver waits.
+
+    folder : to be seen from the driver's machine only; results of subtasks are files in it.
+    machine : its name, and the directory that the folder lies in.
+    """
+
+    folder: str
+    machine: tuple[str, int, int]
+
+    @classmethod
+    def to(cls, folder: str) -> FolderLink:
+        """The link to this process, by a folder of it."""
+        return cls(folder, _machine(folder))
+
+    def is_cancelled(self) -> bool:
+        """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
+        if os.path.isdir(self.folder):
+            return False
+        try:
+            return _machine(self.folder) == self.machine
+        except OSError:
+            return False
+
+    def hand_in(self, reply: Reply) -> bool:
+        """Leave the result of a subtask in the folder; False where that does not work."""
+        path = os.path.join(self.folder, f"{reply.task}-{reply.attempt}-{reply.subtasks[0]}")
+        try:
+            with open(path + ".part", "wb") as file:
+                file.write(reply.to_bytes())
+            os.replace(path + ".part", path)
+        except Exception:
+            return False
+        return True
+
+    def take(self) -> list[Reply]:
+        """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
+        replies: list[Reply] = []
+        if not os.path.isdir(self.folder):
+            return replies
+        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
+            if entry.name.endswith(".part"):
+                continue
+            with open(entry.path, "rb") as file:
+                reply = Reply.from_bytes(file.read())
+            os.unlink(entry.path)
+            if reply is not None:
+                replies.append(reply)
+        return replies
+
+
+def _machine(folder: str) -> tuple[str, int, int]:
+    """The machine and the directory that a folder lies, or lay, in."""
+    parent = os.stat(os.path.dirname(folder))
+    return os.uname().nodename, parent.st_dev, parent.st_ino
+
+
+class PoolIO:
+    """What connects a task of a pool with its driver.
+
+    f : a function, or the bytes of a pickled one.
+    block : what f is called with; None if the ticket names a stored block.
+    """
+
+    def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
+        self._f, self._block = f, block
+        self.is_cancelled, self.hand_in = link.is_cancelled, link.hand_in
+
+    def load(self, ticket: Ticket) -> tuple[Function, Any]:
+        """f and the block."""
+        f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
+        if ticket.block is not None:
+            source = ticket.block.source
+            return f, ticket.block.load(lambda part: read_part(source, part))
+        return f, self._block.make() if isinstance(self._block, LazyBlock) else self._block
+
+    def write(self, place: Place, key: str, data: bytes) -> None:
+        """Store a part of the result."""
+        write_object(place, key, data)
+
+    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
+        """Take such parts out of storage again."""
+        remove_parts(place, parts)
+
+
+class LazyBlock(NamedTuple):
+    """A block that its worker, a thread of the driver's process, is to read."""
+
+    make: Callable[[], Any]
+
+
+def run_in_pool(f: Function | bytes, block: Any, ticket: Ticket, link: Link) -> tuple[Any, ...] | None:
+    """The plain reply of a task, which runs on a daemon thread; None if it is left.
+
+    So a straggler holds neither its pool's slot nor the exit of the interpreter.
+    """
+    if link.is_cancelled():
+        return None
+    replies: list[Reply | None] = []
+    io = PoolIO(f, block, link)
+    thread = threading.Thread(target=lambda: replies.append(run_task(ticket, io)), daemon=True)
+    thread.start()
+    parent = os.getppid()
+    while thread.is_alive():
+        thread.join(POLL_SECONDS)
+        if thread.is_alive() and (link.is_cancelled() or os.getppid() != parent):
+            return None
+    [reply] = replies
+    return None if reply is None else plain(reply)

@@ -1,0 +1,30 @@
+"""How functions travel."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+
+import cloudpickle
+import pytest
+
+from polarmap.errors import CodeError
+from polarmap.executors.pickling import pickled, pickled_by_value
+
+
+def test_a_function_comes_back() -> None:
+    assert pickle.loads(pickled(lambda block: 2 * block, "a pool"))(3) == 6
+
+
+def test_one_that_cannot_travel_is_named_with_its_place() -> None:
+    lock = threading.Lock()
+    with pytest.raises(CodeError, match="f cannot be pickled for a pool: TypeError: cannot pickle"):
+        pickled(lambda block: lock, "a pool")
+
+
+def test_the_last_to_leave_takes_the_entry_out() -> None:
+    with pickled_by_value():
+        with pickled_by_value():
+            pass
+        assert cloudpickle.list_registry_pickle_by_value() == {"polarmap.worker"}
+    assert cloudpickle.list_registry_pickle_by_value() == set()

@@ -1,0 +1,95 @@
+"""Scripted arrivals: what arrives when, and what is evaluated for it."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import Fault, ReplayExecutor
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.code.uncoded import Uncoded
+from polarmap.errors import CodeError
+from polarmap.executors.base import Payload
+from polarmap.executors.replay import ReplayRun
+
+N = 4
+
+
+def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: Any) -> ReplayRun:
+    blocks = PartBlocks([[np.full(4, float(task))] for task in range(n)], ("array",), Uncoded(n))
+    return ReplayExecutor(seconds).open(Payload(f, blocks, **more))
+
+
+def test_tasks_arrive_by_the_script_and_the_clock_follows() -> None:
+    run = opened({0: 3.0, 2: math.inf})
+    run.submit(range(N))
+    assert run.running() == dict.fromkeys(range(N), 0.0)
+    assert [run.wait(9.0)[0].task for _ in range(3)] == [1, 3, 0]
+    assert run.now() == 3.0
+    assert set(run.running()) == {2}
+    assert run.is_exhausted()
+    assert run.wait(9.0) == []
+    assert run.now() == 12.0
+
+
+def test_f_is_called_when_its_result_arrives() -> None:
+    calls: list[float] = []
+
+    def f(block: Any) -> Any:
+        calls.append(block[0])
+        return block
+
+    run = opened({0: 2.0}, f)
+    run.submit([0, 1])
+    assert (run.wait(1.0)[0].task, calls) == (1, [1.0])
+    run.close()
+    assert (run.wait(9.0), calls) == ([], [1.0])
+
+
+def test_what_an_attempt_owed_when_it_was_lost_never_arrives() -> None:
+    run = opened({}, subtasks=4, faults={0: Fault("kill"), 1: Fault("sleep", 1.0)})
+    run.submit([0, 1])
+    outcomes = [outcome for _ in range(7) for outcome in run.wait(9.0)]
+    assert [outcome.over for outcome in outcomes if outcome.task == 0] == [False, False, True]
+    assert [outcome.subtasks for outcome in outcomes if outcome.task == 1] == [(1,), (2,), (3,), (0,)]
+    assert run.now() == 2.0
+    assert run.is_exhausted()
+
+
+def test_f_may_change_its_block() -> None:
+    def f(block: Any) -> Any:
+        block += 1.0
+        return block
+
+    run = opened({}, f)
+    for attempt in range(2):
+        run.submit([0])
+        [outcome] = run.wait(9.0)
+        assert outcome.leaves is not None
+        assert (outcome.attempt, outcome.leaves[0].tolist()) == (attempt, [1.0] * 4)
+
+
+def test_an_arrival_does_not_look_at_all_others() -> None:
+    """Ten times the tasks take ten times as long, not a hundred times."""
+
+    def seconds(n: int) -> float:
+        run = opened({task: 1.0 + task for task in range(n)}, n=n)
+        run.submit(range(n))
+        began = time.perf_counter()
+        while not run.is_exhausted():
+            run.wait(1e9)
+        return time.perf_counter() - began
+
+    few, many = (min(seconds(n) for _ in range(3)) for n in (500, 5000))
+    assert many < 40 * few
+
+
+@pytest.mark.parametrize("script", [3, {0: -1.0}, {0.5: 1.0}, {0: "1"}, {0: math.nan}])
+def test_a_script_maps_tasks_to_seconds(script: Any) -> None:
+    with pytest.raises(CodeError, match="seconds map tasks by number to seconds of at least 0"):
+        ReplayExecutor(script)

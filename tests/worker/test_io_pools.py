@@ -1,0 +1,97 @@
+"""A task in a pool: left when it is cancelled, and its pieces come through memory or a folder."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
+from polarmap.worker.messages import Reply, StoredBlock, Ticket
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import pack
+
+TICKET = Ticket(3, 1, None, None, None)
+
+
+def thread_link() -> ThreadLink:
+    return ThreadLink(threading.Event(), SimpleQueue())
+
+
+def folder_link(tmp_path: Path) -> FolderLink:
+    folder = tmp_path / "link"
+    folder.mkdir()
+    return FolderLink.to(str(folder))
+
+
+def told(f: Any, block: Any, ticket: Ticket = TICKET) -> Reply:
+    sent = run_in_pool(f, block, ticket, thread_link())
+    assert sent is not None
+    return Reply.parse(sent)
+
+
+@pytest.mark.parametrize("f", [np.negative, cloudpickle.dumps(np.negative)])
+@pytest.mark.parametrize("block", [np.arange(3), LazyBlock(lambda: np.arange(3))])
+def test_functions_and_blocks_come_in_two_kinds(f: Any, block: Any) -> None:
+    assert told(f, block).result == pack(-np.arange(3))
+
+
+def test_a_stored_block_is_read_by_the_worker(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(np.arange(3.0).tobytes())
+    block = StoredBlock(Place("folder", str(tmp_path)), (Part("x", 24),), ("array",), (("<f8", (3,)),))
+    assert told(np.negative, None, TICKET._replace(block=block)).result == pack(-np.arange(3.0))
+    lost = block._replace(parts=(Part("y", 24),))
+    error = told(np.negative, None, TICKET._replace(block=lost)).error
+    assert error is not None
+    assert error.type == "DamagedError"
+
+
+def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
+    assert told(b"no pickle", 1).error is not None
+
+
+def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
+    link, began = thread_link(), threading.Event()
+
+    def f(block: Any) -> Any:
+        began.set()
+        time.sleep(60)
+
+    threading.Thread(target=lambda: began.wait(60) and link.cancel.set()).start()
+    before = time.monotonic()
+    assert run_in_pool(f, 1, TICKET, link) is None
+    assert began.is_set()
+    assert run_in_pool(f, 1, TICKET, link) is None
+    assert time.monotonic() - before < 30
+
+
+def test_pieces_are_handed_in_through_memory() -> None:
+    link = thread_link()
+    last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link)
+    assert link.replies.get_nowait().subtasks == (1,)
+    assert last is not None
+    assert Reply.parse(last).subtasks == (0,)
+
+
+def test_pieces_are_handed_in_through_a_folder_and_told_once(tmp_path: Path) -> None:
+    link = folder_link(tmp_path)
+    run_in_pool(np.negative, np.arange(3), TICKET._replace(subtask_order=(2, 0, 1)), link)
+    assert [reply.subtasks for reply in link.take()] == [(0,), (2,)]
+    assert link.take() == []
+
+
+def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> None:
+    link = folder_link(tmp_path)
+    assert not link.is_cancelled()
+    os.rmdir(link.folder)
+    assert link.is_cancelled()
+    assert not link._replace(machine=("elsewhere", 0, 0)).is_cancelled()
+    assert not link.hand_in(Reply(3, 1, pack([1]), None, 0.0, 0.0, None, (0,)))
+    assert link.take() == []

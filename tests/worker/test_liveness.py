@@ -1,0 +1,55 @@
+"""Processes end when nobody waits for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from polarmap.worker.liveness import is_alive
+
+SLEEP = "; import time; time.sleep(60)"
+
+
+def started(program: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", program + SLEEP], start_new_session=True)
+
+
+def test_a_process_is_alive_until_it_ends() -> None:
+    assert is_alive(os.getpid())
+    process = started("pass")
+    assert is_alive(process.pid)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
+    assert not is_alive(process.pid) or sys.platform != "linux"
+    process.wait()
+    assert not is_alive(process.pid)
+
+
+def test_a_process_ends_as_soon_as_it_is_cancelled(tmp_path: Path) -> None:
+    process = started(
+        "import os; from polarmap.worker.liveness import exit_when; "
+        f"exit_when(lambda: os.path.exists({str(tmp_path / 'over')!r}))"
+    )
+    (tmp_path / "over").touch()
+    assert process.wait(30) == 0
+
+
+def test_a_job_ends_with_its_driver_and_removes_its_folder(tmp_path: Path) -> None:
+    driver = started("pass")
+    scratch = tmp_path / "scratch"
+    (scratch / "below").mkdir(parents=True)
+    worker = started(
+        "from polarmap.worker.liveness import exit_with_driver; "
+        f"exit_with_driver({driver.pid}, {str(scratch)!r})"
+    )
+    assert worker.poll() is None
+    driver.kill()
+    driver.wait()
+    assert worker.wait(30) != 0
+    for _ in range(300):
+        if not scratch.exists():
+            break
+        subprocess.run(["sleep", "0.1"])
+    assert not scratch.exists()

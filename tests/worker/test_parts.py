@@ -1,0 +1,54 @@
+"""Bytes in storage are read as they were written, or not at all."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import pytest
+
+from polarmap.worker.parts import DamagedError, Part, assemble, read_file, write_file
+
+DATA = bytes(range(100))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    write_file(str(tmp_path), "below/x", DATA)
+    return str(tmp_path)
+
+
+def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
+    assert bytes(read_file(folder, Part("below/x", 10, None, 20))) == DATA[20:30]
+    assert bytes(read_file(folder, Part("below/x", 10, None, 95))) == DATA[95:]
+    assert bytes(read_file(folder, Part("below/x", 10, None, 100))) == b""
+    with pytest.raises(DamagedError, match="below/y is missing"):
+        read_file(folder, Part("below/y", 1))
+
+
+def test_parts_in_a_row(folder: str) -> None:
+    parts = [Part("below/x", 30, zlib.crc32(DATA[:30])), Part("below/x", 70, None, 30)]
+    assert bytes(assemble(parts, lambda part: read_file(folder, part))) == DATA
+    assert bytes(assemble(iter(parts[:1]), lambda part: read_file(folder, part))) == DATA[:30]
+    assert bytes(assemble([], lambda part: b"")) == b""
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        (Part("below/x", 101), "has 100 of 101 bytes from 0 on"),
+        (Part("below/x", 9, None, 95), "has 5 of 9 bytes from 95 on"),
+        (Part("below/x", 100, 7), "is corrupt"),
+    ],
+)
+def test_what_is_not_as_it_was_written_is_damaged(folder: str, part: Part, message: str) -> None:
+    for parts in ([part], [Part("below/x", 5), part]):
+        with pytest.raises(DamagedError, match=f"below/x {message}"):
+            assemble(parts, lambda part: read_file(folder, part))
+
+
+def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
+    with pytest.raises(TypeError):
+        write_file(folder, "below/x", object())
+    assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
+    assert Path(folder, "below/x").read_bytes() == DATA

@@ -1,0 +1,58 @@
+"""Results that stay in storage."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.worker.messages import plain
+from polarmap.worker.parts import Part, Place, assemble
+from polarmap.worker.pytree import pack
+from polarmap.worker.stored_output import SAMPLE, OutputSpec, StoredOutput, sample, store_result
+
+OUTPUT = OutputSpec(Place("folder", "f"), "p", items=300)
+
+
+def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, StoredOutput, dict[str, bytes]]:
+    objects: dict[str, bytes] = {}
+    packed, where = store_result(
+        pack(result), output, 3, 1, lambda place, key, data: objects.update({key: data})
+    )
+    return packed, where, objects
+
+
+def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
+    result = np.arange(1000.0).reshape(10, 100)
+    packed, where, objects = stored(result)
+    assert [part.key for part in where.parts] == [f"p/3-1/{number}" for number in range(4)]
+    assert bytes(assemble(where.parts, lambda part: objects[part.key])) == result.tobytes()
+    assert packed.structure == ("sample", (10, 100), ("array",))
+    np.testing.assert_array_equal(packed.unpack()[0], sample(result))
+    assert packed.unpack()[0].size == SAMPLE
+
+
+def test_several_arrays_share_the_sample_and_no_part() -> None:
+    _, where, _ = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(arrays=2))
+    assert [part.size for part in where.parts] == [24, 1200, 400]
+    assert where.layout == (("<f8", (3,)), ("<i4", (400,)))
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        ((np.zeros(2), np.zeros(2)), "f returned 2"),
+        ([np.zeros(2)], "f returned it in a list"),
+        (np.zeros((1, 1)).view(np.matrix), "return it as a numpy.ndarray"),
+    ],
+)
+def test_what_is_not_one_array_is_refused(result: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        stored(result)
+
+
+def test_where_a_result_lies_travels_as_plain_tuples() -> None:
+    where = StoredOutput((("<f8", (2,)),), (Part("x", 16, 3),))
+    assert StoredOutput.parse(plain(where)) == where
+    assert OutputSpec.parse(plain(OUTPUT)) == OUTPUT
