@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable
 
 LIVENESS_SECONDS = 0.5  # between two looks whether anybody waits
-DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone
+DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone, and its files
 
 
 def exit_when(is_cancelled: Callable[[], bool]) -> None:
@@ -56,8 +56,9 @@ def end_job(scratch: str | None) -> None:
     os.setpgid(0, 0)
     os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + DYING_SECONDS
-    while _is_there(group) and time.monotonic() < deadline:
+    while _is_there(group) and time.monotonic() < deadline:  # what nobody reaps stays there
         time.sleep(0.005)
+    deadline = time.monotonic() + DYING_SECONDS
     while scratch is not None and os.path.isdir(scratch) and time.monotonic() < deadline:
         shutil.rmtree(scratch, ignore_errors=True)  # fails where another job's child is at it too
     os._exit(0)
