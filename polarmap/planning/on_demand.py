@@ -37,7 +37,7 @@ class ParityRule(NamedTuple):
 
     Parameters
     ----------
-    needed : int
+    recovery_threshold : int
         Results that determine those of the data tasks, and data tasks of the job.
     runtimes : Distribution, optional
         Of one task. Without it the tasks of the job tell.
@@ -46,58 +46,46 @@ class ParityRule(NamedTuple):
     --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
-    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0], now=1.2, left=8)
-    0
-    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0], now=1.3, left=8)
-    2
-    >>> rule.parity_to_start([1.1] * 22, [0.0, 0.0, 1.25, 1.25], now=1.3, left=6)
-    0
+    >>> moments = rule.late_moments([1.1] * 22, running=[0.0, 0.0])
+    >>> [rule.parity_to_start(22, sum(moment > now for moment in moments), left=8) for now in (1.2, 1.3)]
+    [0, 2]
     """
 
-    needed: int
+    recovery_threshold: int
     runtimes: Distribution | None = None
 
-    def parity_to_start(
-        self,
-        durations: Sequence[float],
-        running: Iterable[float],
-        now: float,
-        left: int,
-        later: Sequence[float] = (),
-    ) -> int:
-        """How many parity tasks to start at the moment `now`.
-
-        Parameters
-        ----------
-        durations : sequence of float
-            What the tasks took whose results are here, of those that were started at once.
-        running : iterable of float
-            When the tasks began that still run, on the clock of `now`. A task that waits for a free
-            worker begins at `now`: nothing can be said of it yet. A task that failed does not run.
-        left : int
-            Parity tasks that have not been started.
-        later : sequence of float
-            As `durations`, of the tasks that were started later.
-        """
-        on_time = sum(moment > now for moment in self.late_moments(durations, running, later))
-        return min(left, max(0, self.needed - len(durations) - len(later) - on_time))
+    def parity_to_start(self, returned: int, on_time: int, left: int) -> int:
+        """How many of the `left` parity tasks to start when so many tasks have returned or are not late."""
+        return min(left, max(0, self.recovery_threshold - returned - on_time))
 
     def late_moments(
         self, durations: Sequence[float], running: Iterable[float], later: Sequence[float] = ()
     ) -> list[float]:
-        """The moment from which each running task is late; parameters as for `parity_to_start`.
+        """The moment from which each running task is late.
 
         It has then run for `late_after`. While nothing tells that, the oldest is late after a minute,
         and each of the others after twice as long as the one before: one parity task that returns will
         tell more than all the waiting.
 
+        Parameters
+        ----------
+        durations : sequence of float
+            What the tasks took that have returned, of those that were started at once.
+        running : iterable of float
+            When the tasks began that still run. For one that waits for a free worker say now: nothing
+            can be said of it yet. One that failed does not run.
+        later : sequence of float
+            As `durations`, of the tasks that were started later.
+
+        Examples
+        --------
         >>> ParityRule(3).late_moments([1.0], [0.0, 0.5])
         [6.0, 6.5]
         >>> ParityRule(3).late_moments([], [0.0, 0.0, 0.0])
         [60.0, 120.0, 240.0]
         """
         began = list(running)
-        known = durations if len(durations) >= _half(self.needed) else [*durations, *later]
+        known = durations if len(durations) >= _half(self.recovery_threshold) else [*durations, *later]
         age = self.late_after(known)
         if age < inf:
             return [moment + age for moment in began]
@@ -120,13 +108,13 @@ class ParityRule(NamedTuple):
         >>> round(rule.late_after([1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
         1.3585
         """
-        late = _late_share(self.needed)
+        late = _late_share(self.recovery_threshold)
         if self.runtimes is not None:
             pair = self.runtimes.inverse(np.array([1 - late, 0.5]), np.array([late, 0.5]))
             quantile, median = pair.tolist()
             return float(max(quantile, LEEWAY * median))
         times = np.sort(np.asarray(durations, np.float64))
-        half = _half(self.needed)
+        half = _half(self.recovery_threshold)
         if not len(times):
             return inf
         if len(times) < half:
@@ -222,11 +210,12 @@ def _event_by_event(data: Floats, parity: Floats, upfront: int) -> Floats:
         if arrived.sum() >= k or not len(left):
             return started
         told = seconds[arrived & at_once].tolist(), seconds[arrived & ~at_once].tolist()
-        count = rule.parity_to_start(told[0], begins[running], now, len(left), told[1])
+        moments = np.array(rule.late_moments(told[0], begins[running], told[1]))
+        count = rule.parity_to_start(int(arrived.sum()), int((moments > now).sum()), len(left))
         started[left[:count]] = now
         if not count:
-            moments = np.array([*ends[running], *rule.late_moments(told[0], begins[running], told[1])])
-            now = float(np.min(moments[moments > now], initial=inf))
+            events = np.concatenate([ends[running], moments])
+            now = float(np.min(events[events > now], initial=inf))
         if now == inf:
             return started
 

@@ -52,7 +52,7 @@ class OnDemand:
         upfront: int = 0,
         counts_decide: bool = True,
     ) -> None:
-        started = min(n, rule.needed + upfront)
+        started = min(n, rule.recovery_threshold + upfront)
         self.first: Sequence[int] = range(started)
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
@@ -76,7 +76,7 @@ class OnDemand:
         moments = self._late_from(tasks, now)
         on_time = frozenset(task for task, moment in moments.items() if moment > now)
         returned = len(first) + len(later)
-        count = min(len(self._left), max(0, self._rule.needed - returned - len(on_time)))
+        count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         count = max(count, self._missing(need, on_time, count))
         due, self._left = self._left[:count], self._left[count:]
         return due
@@ -107,7 +107,7 @@ class OnDemand:
     def _missing(self, need: Need, on_time: frozenset[int], count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
         counted = on_time.union(need.received)
-        if len(counted) + count < self._rule.needed or (self._counts_decide and on_time):
+        if len(counted) + count < self._rule.recovery_threshold or (self._counts_decide and on_time):
             return count
         while count < len(self._left) and not self._would_do(need, counted, count):
             count += 1

@@ -35,7 +35,8 @@ def event_by_event(data, parity, upfront, runtimes):
         if len(first) + len(then) >= k:
             break
         running = [start for end, start, _ in ends if end > now]
-        for _ in range(rule.parity_to_start(first, running, now, len(later), then)):
+        on_time = sum(moment > now for moment in rule.late_moments(first, running, then))
+        for _ in range(rule.parity_to_start(len(first) + len(then), on_time, len(later))):
             ends.append((now + later[0], now, later.pop(0)))
             launched.append(now)
         running = [start for end, start, _ in ends if end > now]

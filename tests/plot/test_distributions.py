@@ -34,12 +34,12 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     ],
     ids=repr,
 )
-def test_return_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
+def test_run_times_and_polarization_render(distribution: object, tmp_path: Path) -> None:
     rendered(plot_runtimes(distribution, fitted=ShiftedExponential(1.0, 1.0)), tmp_path)
     rendered(plot_polarization(distribution, depths=(0, 2)), tmp_path)
 
 
-def test_return_times_hold_all_tasks_that_are_drawn() -> None:
+def test_run_times_hold_all_tasks_that_are_drawn() -> None:
     figure = plot_runtimes([1.0] * 8 + [3.0] * 2)
     heights = [bar.get_height() for bar in figure.axes[0].containers[0].patches]
     assert sorted(heights)[-2:] == pytest.approx([20.0, 80.0])
