@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.choose_code import CodeName, CodeOptions
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.equal import checked_count
+from polarmap.blocks.block_count import checked_count
 from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError

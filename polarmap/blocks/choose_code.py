@@ -8,10 +8,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks import equal as blocks_
-from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import Blocks, CodedBlocks
-from polarmap.blocks.masked import MaskedBlocks
+from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count, default_block_count
+from polarmap.blocks.equal import Blocks, cut
 from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code, is_code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
@@ -38,54 +36,24 @@ class CodeOptions(NamedTuple):
         return int(self.code.colluders) if isinstance(self.code, Masked) else 0
 
 
-def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
-    """The coded blocks of the data, which may be encoded already."""
-    if not hasattr(data, "coded_blocks"):
-        blocks, code = choose_code(data, options, rtol)
-        return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
-    coded: CodedData = data.coded_blocks()
-    fits = options._replace(
-        blocks=None if options.blocks == coded.code.k else options.blocks,
-        workers=None if options.workers == coded.n else options.workers,
-        code="auto" if is_one_of(options.code, (coded.code.option,)) else options.code,
-    )
-    if not all(map(_is_same, fits, CodeOptions())):
-        raise CodeError(
-            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
-            f"{coded.code!r}: leave blocks, workers, code and degree out"
-        )
-    return coded
-
-
-def _is_same(option: Any, default: Any) -> bool:
-    return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))
-
-
-def encode_once(
-    data: Any, blocks: int | None, workers: int | None, code: CodeName | PolarCode
-) -> CodedBlocks:
-    """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
-    return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)
-
-
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
     blocks, workers, code, degree = options
-    degree = blocks_.checked_count("degree", degree)
+    degree = checked_count("degree", degree)
     if not isinstance(code, (str, Masked)):
         return _given(data, blocks, workers, code, degree)
     _check_name(code, degree)
     if workers is not None:
-        workers = blocks_.checked_count("workers", workers)
+        workers = checked_count("workers", workers)
     if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
-        blocks = _usual_count(int(data.shape[0]), workers, degree, options.colluders)
-    cut = blocks_.cut(data, blocks)
-    chosen = _chosen(cut, workers, code, degree)
-    for dtype in cut.dtypes:
+        blocks = _block_count(int(data.shape[0]), workers, degree, options.colluders)
+    data_blocks = cut(data, blocks)
+    chosen = _chosen(data_blocks, workers, code, degree)
+    for dtype in data_blocks.dtypes:
         chosen.parity_dtype(dtype)
     if not isinstance(chosen, PolarCode):
-        _check_accuracy(chosen, cut, rtol)
-    return cut, chosen
+        _check_accuracy(chosen, data_blocks, rtol)
+    return data_blocks, chosen
 
 
 def _check_name(code: str | Masked, degree: int) -> None:
@@ -106,25 +74,25 @@ def _no_code(code: object) -> str:
 
 
 def _chosen(
-    cut: Blocks, workers: int | None, code: CodeName | Masked, degree: int
+    blocks: Blocks, workers: int | None, code: CodeName | Masked, degree: int
 ) -> PolarCode | LagrangeCode | MaskedCode:
-    k = cut.k
+    k = blocks.k
     if isinstance(code, Masked):
         t = int(code.colluders)
         return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, code.noise)
     if degree > 1:
         needed = recovery_threshold(k, degree, "circle")
         return LagrangeCode(_third_more(needed) if workers is None else workers, k, degree)
-    return _polar(k, cut.dtypes, workers, code)
+    return _polar(k, blocks.dtypes, workers, code)
 
 
-def _usual_count(total: int, workers: int | None, degree: int = 1, colluders: int = 0) -> int:
+def _block_count(total: int, workers: int | None, degree: int = 1, colluders: int = 0) -> int:
     """k for an array of so many rows: near 24, or as many as the workers carry."""
     if workers is None:
         plain = degree == 1 and not colluders  # others lose digits as k grows
-        return blocks_.usual_count(total, blocks_.DEFAULT_BLOCKS, None if plain else blocks_.DEFAULT_BLOCKS)
+        return default_block_count(total, DEFAULT_BLOCKS, None if plain else DEFAULT_BLOCKS)
     most = max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree) - colluders)
-    return blocks_.usual_count(total, most, most)
+    return default_block_count(total, most, most)
 
 
 def _third_more(needed: int) -> int:
@@ -139,13 +107,13 @@ def _given(
         raise CodeError(_no_code(code))
     if degree != code.degree and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
-    cut = blocks_.cut(data, code.k if blocks is None else blocks)
-    _check_fit(code, cut.k, workers)
-    return cut, code
+    data_blocks = cut(data, code.k if blocks is None else blocks)
+    _check_fit(code, data_blocks.k, workers)
+    return data_blocks, code
 
 
 def _check_fit(code: Code, k: int, workers: int | None) -> None:
-    n = code.n if workers is None else blocks_.checked_count("workers", workers)
+    n = code.n if workers is None else checked_count("workers", workers)
     if (code.n, code.k) != (n, k):
         raise CodeError(f"{code!r} does not fit {k} blocks on {n} workers")
 
@@ -155,13 +123,13 @@ def choose_polar_code(
 ) -> PolarCode:
     """The code for an array of `total` rows that is not to be cut yet."""
     if workers is not None:
-        workers = blocks_.checked_count("workers", workers)
+        workers = checked_count("workers", workers)
     if blocks is not None:
-        k = blocks_.checked_count("blocks", blocks)
+        k = checked_count("blocks", blocks)
     elif isinstance(code, PolarCode):
         k = code.k
     else:
-        k = _usual_count(total, workers)
+        k = _block_count(total, workers)
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     if isinstance(code, PolarCode):
@@ -184,9 +152,9 @@ def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel:
     return PolarCode(n, k, kernel=kernel)
 
 
-def _check_accuracy(code: LagrangeCode | MaskedCode, cut: Blocks, rtol: float | None) -> None:
+def _check_accuracy(code: LagrangeCode | MaskedCode, blocks: Blocks, rtol: float | None) -> None:
     """CodeError, before anything starts, for a code that would seldom decode within rtol."""
-    inexact = [dtype for dtype in cut.dtypes if not is_exact(dtype)]
+    inexact = [dtype for dtype in blocks.dtypes if not is_exact(dtype)]
     limits = [(default_rtol(one) if rtol is None else rtol) / epsilon(one) for one in inexact]
     limit = min(limits, default=np.inf)
     if code.is_reliable(limit):
@@ -196,7 +164,7 @@ def _check_accuracy(code: LagrangeCode | MaskedCode, cut: Blocks, rtol: float | 
         fits = largest_reliable_k(code.n, code.degree, limit)
         advice = f"blocks={fits} is the most that {code.n} workers carry" if fits else "raise rtol"
         raise CodeError(
-            f"with {lost} of {code.n} workers missing, decoding f of degree {code.degree} on {cut.k} blocks "
+            f"with {lost} of {code.n} workers missing, decoding f of degree {code.degree} on {code.k} blocks "
             f"would multiply errors by {code.amplification(lost).ninety:.2g}, and rtol permits {limit:.2g}: "
             + advice
         )

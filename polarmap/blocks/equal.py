@@ -1,25 +1,20 @@
-"""Data <-> k equal blocks, their parity blocks, and results <-> one array."""
+"""Data, an array or a sequence, as k equal blocks."""
 
 from __future__ import annotations
 
-import threading
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import DataBlocks
-from polarmap.code.base import Code
-from polarmap.code.dtypes import check_dtype, real_dtype
+from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count, default_block_count
+from polarmap.blocks.check_data import check_array, refuse_masked_and_sparse
+from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.parts import Part
-from polarmap.worker.pytree import Structure, flatten, is_table, numpy_dtype, unflatten
+from polarmap.worker.pytree import Structure, flatten
 
 Array = npt.NDArray[Any]
-
-DEFAULT_BLOCKS = 24
 
 
 class Blocks:
@@ -72,7 +67,7 @@ class Blocks:
 
 def cut(data: Any, blocks: int | None) -> Blocks:
     """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
-    _refuse_masked_and_sparse(data)
+    refuse_masked_and_sparse(data)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         return _cut_array(data, blocks)
     is_sequence = hasattr(data, "__len__") and hasattr(data, "__getitem__")
@@ -83,41 +78,10 @@ def cut(data: Any, blocks: int | None) -> Blocks:
     return _from_sequence(data, blocks)
 
 
-def check_array(data: Any, name: str = "data") -> None:
-    """Refuse an array that cannot be cut into blocks and coded."""
-    _refuse_masked_and_sparse(data, name)
-    if len(data.shape) == 0 or data.shape[0] == 0:
-        raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
-    check_dtype(data.dtype, "the data")
-
-
-def _refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
-    if isinstance(data, np.ma.MaskedArray):
-        raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
-    if hasattr(data, "toarray"):
-        kind = type(data).__name__
-        raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
-    check_labels_and_dtype(data, name)
-
-
-def check_labels_and_dtype(data: Any, name: str = "data") -> None:
-    """Refuse what looks like an array but is a table, or of a dtype that numpy does not know."""
-    kind = type(data)
-    if is_table(data):
-        raise CodeError(f"{name} is a {kind.__name__}, whose labels f would not see: use {name}.to_numpy()")
-    if hasattr(data, "shape") and hasattr(data, "dtype") and numpy_dtype(data) is None:
-        raise CodeError(
-            f"{name} is a {kind.__module__}.{kind.__name__} of dtype {data.dtype}, which numpy does not "
-            f"know: use numpy.asarray({name})"
-        )
-    if isinstance(data, np.ndarray) and kind not in (np.ndarray, np.memmap, np.matrix):
-        raise CodeError(f"{name} is a {kind.__name__}, and f would see arrays: use numpy.asarray({name})")
-
-
 def _cut_array(data: Any, blocks: int | None) -> Blocks:
     check_array(data)
     total = int(data.shape[0])
-    k = usual_count(total, DEFAULT_BLOCKS) if blocks is None else checked_count("blocks", blocks)
+    k = default_block_count(total, DEFAULT_BLOCKS) if blocks is None else checked_count("blocks", blocks)
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     rows = -(-total // k)
@@ -153,7 +117,7 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
         if other != structure or shapes != [(leaf.shape, leaf.dtype) for leaf in first]:
             raise CodeError(
                 f"block {index} differs from block 0 in structure, shape or dtype: "
-                f"{_describe(leaves)} against {_describe(first)}"
+                f"{describe_leaves(leaves)} against {describe_leaves(first)}"
             )
     for leaf in first:
         check_dtype(leaf.dtype, "a block")
@@ -162,179 +126,6 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
         for leaves, _ in flat
     ]
     return Blocks(native, structure)
-
-
-class CodedBlocks:
-    """The n coded blocks of `Blocks`; those that are no data blocks are made when one is asked for.
-
-    `keep`: hold on to these when a map lets go of them, for the next map of the same data.
-    """
-
-    def __init__(self, blocks: Blocks, code: Code, keep: bool = False) -> None:
-        self.blocks, self.code, self._keep = blocks, code, keep
-        self._as_they_are = len(code.systematic)
-        self._parity: list[Array] | None = None
-        self._encoding = threading.Lock()
-        self.encode_seconds = 0.0
-        self.unprotected_warning = ""
-
-    @property
-    def n(self) -> int:
-        """Coded blocks."""
-        return self.code.n
-
-    @property
-    def k(self) -> int:
-        """Blocks that come before the others in line: the data blocks, or all if each is a mixture."""
-        return self._as_they_are or self.n
-
-    @property
-    def structure(self) -> Structure:
-        """Of every block."""
-        return self.blocks.structure
-
-    def leaves(self, index: int) -> list[Array]:
-        """The arrays of coded block `index`."""
-        if index < self._as_they_are:
-            return self.blocks.leaves(index)
-        shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
-        rows = (parity[index - self._as_they_are] for parity in self._all_parity())
-        return [row.reshape(shape) for row, shape in zip(rows, shapes)]
-
-    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Dtype and shape of each array of coded block `index`, without computing it."""
-        dtypes = self.blocks.dtypes
-        if index >= self._as_they_are:
-            dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
-        return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
-
-    def coded_blocks(self) -> CodedBlocks:
-        """As `coded_map` asks for data that is encoded already."""
-        return self
-
-    @property
-    def source(self) -> None:
-        """They lie in memory."""
-        return None
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing of them lies in storage."""
-        raise LookupError(index)
-
-    def pieces(self, index: int) -> tuple[int, ...]:
-        """A block is one piece."""
-        return (index,)
-
-    def piece(self, number: int) -> list[Array]:
-        """The leaves of a block."""
-        return self.leaves(number)
-
-    def release(self) -> None:
-        """Let go of the parity blocks; asked for again, they are computed again."""
-        with self._encoding:
-            if not self._keep:
-                self._parity = None
-
-    def _all_parity(self) -> list[Array]:
-        """Of each leaf; computed by whichever thread asks first."""
-        with self._encoding:
-            if self._parity is None:
-                began = time.perf_counter()
-                leaves = range(len(self.blocks.dtypes))
-                self._parity = [self._mixtures(leaf) for leaf in leaves]
-                self.unprotected_warning = self.unprotected_warning or self._overwhelmed(self._parity)
-                self.encode_seconds += time.perf_counter() - began
-            return self._parity
-
-    def _mixtures(self, leaf: int) -> Array:
-        """The coded blocks that are no data blocks, flat."""
-        return self.code.parity(self.blocks.stacked(leaf))
-
-    def _overwhelmed(self, parity: Sequence[Array]) -> str:
-        """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
-        for leaf, rows in enumerate(parity):
-            if rows.dtype.kind in "fc" and rows.size and not _is_finite(rows.view(real_dtype(rows.dtype))):
-                return _not_finite(self.blocks, leaf)
-        return ""
-
-
-def dividing_counts(total: int, near: int) -> list[int]:
-    """The numbers of blocks next to `near`, below and above, that divide so many rows; not 1.
-
-    >>> dividing_counts(2000, 24), dividing_counts(11, 4), dividing_counts(13, 26)
-    ([20, 25], [11], [13])
-    """
-    divisors = [count for count in range(2, min(total, 64 * near) + 1) if total % count == 0]
-    below, above = [one for one in divisors if one < near], [one for one in divisors if one > near]
-    return below[-1:] + above[:1]
-
-
-def usual_count(total: int, wanted: int, most: int | None = None) -> int:
-    """How many blocks to cut so many rows into: where there is one within a quarter, a number that divides.
-
-    >>> [usual_count(total, 24) for total in (2000, 1200, 2003, 10)], usual_count(2000, 24, most=24)
-    ([25, 24, 24, 10], 20)
-    """
-    wanted = min(wanted, total)
-    most = wanted + wanted // 4 if most is None else most
-    near = [count for count in range(-(-3 * wanted // 4), most + 1) if total % count == 0]
-    return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
-
-
-def without_padding(
-    results: Sequence[list[Array]], blocks: DataBlocks, rows: Sequence[bool]
-) -> list[list[Array]]:
-    """Results without the rows that come from padding, of the leaves that have one row per row."""
-    if not any(rows):
-        return list(results)
-    assert blocks.rows is not None
-    total = blocks.k * blocks.rows - blocks.padding
-    counts = [min(max(total - index * blocks.rows, 0), blocks.rows) for index in range(blocks.k)]
-    return [
-        [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]
-        for leaves, count in zip(results, counts, strict=True)
-    ]
-
-
-def concatenate(results: Sequence[Any], axis: int) -> Any:
-    """Results joined along `axis`."""
-    flat = [flatten(result) for result in results]
-    if len(flat[0][1]) != 1:
-        raise CodeError(
-            f"concatenate() joins results that are arrays; f returned {_describe(flat[0][0])} "
-            "in a container: use list(result)"
-        )
-    arrays = [leaves[0] for leaves, _ in flat]
-    if arrays[0].ndim == 0:
-        return np.stack(arrays)
-    try:
-        return unflatten(flat[0][1], [np.concatenate(arrays, axis=axis)])
-    except ValueError as error:  # of numpy, AxisError among them
-        shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
-        raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error
-
-
-def _is_finite(rows: Array) -> bool:
-    """Without a mask as large as the rows: NaN and inf are the largest or the smallest."""
-    return bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
-
-
-def _not_finite(blocks: Blocks, leaf: int) -> str:
-    """Where the data is NaN or inf, or its sums are, and what that means for a map."""
-    what = f"sums of the data overflow {blocks.dtypes[leaf]}"
-    count, first = 0, ""
-    for index in range(blocks.k):
-        array = blocks.leaves(index)[leaf]
-        places = np.argwhere(~np.isfinite(array))
-        if len(places) and not count:
-            row, *inner = places[0].tolist() or [0]
-            whole = f"block {index}" if blocks.rows is None else f"row {index * blocks.rows + row}"
-            entry = [row, *inner] if blocks.rows is None else inner
-            first = f"{whole}, entry {tuple(entry)}" if entry else whole
-        count += len(places)
-    if count:
-        what = f"the data is NaN or inf at {count} place{'s' * (count > 1)}, the first of them in {first}"
-    return f"{what}: parity is of no use there, so a result that is missing may not be decodable"
 
 
 def _adjoining(rows: list[Array]) -> Array | list[Array]:
@@ -351,12 +142,6 @@ def _adjoining(rows: list[Array]) -> Array | list[Array]:
     return np.lib.stride_tricks.as_strided(rows[0], shape, strides, writeable=False)
 
 
-def checked_count(name: str, value: Any) -> int:
-    """`value` if it is a positive integer; `name` stands in the error."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise CodeError(f"{name} must be a positive integer, not {value!r}")
-    return int(value)
-
-
-def _describe(leaves: Sequence[Array]) -> str:
+def describe_leaves(leaves: Sequence[Array]) -> str:
+    """Dtype and shape of each, for messages."""
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.equal import Array, Blocks, CodedBlocks
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.equal import Array, Blocks
 from polarmap.code.dtypes import real_dtype, working_dtype
 from polarmap.code.masked import MaskedCode
 
@@ -20,7 +21,7 @@ class MaskedBlocks(CodedBlocks):
         super().__init__(blocks, code, keep=True)
         self._private = code
 
-    def _mixtures(self, leaf: int) -> Array:
+    def _parity_of(self, leaf: int) -> Array:
         rows = list(self.blocks.stacked(leaf))
         masks = noise_like(rows, self._private.t, self._private.deviation)
         return self.code.parity([*rows, *masks])

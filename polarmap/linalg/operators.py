@@ -16,8 +16,10 @@ import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encode import encode
-from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
-from polarmap.blocks.equal import DEFAULT_BLOCKS, CodedBlocks, checked_count
+from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.encode_data import encode_once
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError

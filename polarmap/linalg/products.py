@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
-from polarmap.blocks.equal import CodedBlocks
+from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.encode_data import encode_once
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError
 from polarmap.linalg import layouts, matrices

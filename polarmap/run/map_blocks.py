@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from polarmap.blocks import equal as blocks_
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.choose_code import CodeOptions, encoded
+from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.encode_data import encoded
+from polarmap.blocks.join_results import without_padding
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.faulty import FaultyExecutor
@@ -31,7 +32,7 @@ def map_blocks(
     """The results of f on the blocks of the data, which come home."""
     launch, coded = prepared(data, options, executor, settings)
     collected, report = run_coded(launch, f, coded, settings, progress)
-    whole = blocks_.without_padding(collected.results, coded.blocks, collected.rows)
+    whole = without_padding(collected.results, coded.blocks, collected.rows)
     return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
 

@@ -22,7 +22,7 @@ from plain import assert_same, plain_map
 
 from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
 from polarmap.blocks.choose_code import CodeOptions, choose_code
-from polarmap.blocks.equal import CodedBlocks
+from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor

@@ -1,0 +1,136 @@
+"""Data blocks and their parity blocks in memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.blocks.equal import Blocks
+from polarmap.code.base import Code
+from polarmap.code.dtypes import real_dtype
+from polarmap.worker.parts import Part
+from polarmap.worker.pytree import Structure
+
+Array = npt.NDArray[Any]
+
+
+class CodedBlocks:
+    """The n coded blocks of `Blocks`; those that are no data blocks are made when one is asked for.
+
+    `keep`: hold on to these when a map lets go of them, for the next map of the same data.
+    """
+
+    def __init__(self, blocks: Blocks, code: Code, keep: bool = False) -> None:
+        self.blocks, self.code, self._keep = blocks, code, keep
+        self._data_count = len(code.systematic)
+        self._parity: list[Array] | None = None
+        self._encoding = threading.Lock()
+        self.encode_seconds = 0.0
+        self.unprotected_warning = ""
+
+    @property
+    def n(self) -> int:
+        """Coded blocks."""
+        return self.code.n
+
+    @property
+    def k(self) -> int:
+        """Blocks that come before the others in line: the data blocks, or all if each is a mixture."""
+        return self._data_count or self.n
+
+    @property
+    def structure(self) -> Structure:
+        """Of every block."""
+        return self.blocks.structure
+
+    def leaves(self, index: int) -> list[Array]:
+        """The arrays of coded block `index`."""
+        if index < self._data_count:
+            return self.blocks.leaves(index)
+        shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
+        rows = (parity[index - self._data_count] for parity in self._all_parity())
+        return [row.reshape(shape) for row, shape in zip(rows, shapes)]
+
+    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """Dtype and shape of each array of coded block `index`, without computing it."""
+        dtypes = self.blocks.dtypes
+        if index >= self._data_count:
+            dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
+        return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
+
+    def coded_blocks(self) -> CodedBlocks:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
+    @property
+    def source(self) -> None:
+        """They lie in memory."""
+        return None
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Nothing of them lies in storage."""
+        raise LookupError(index)
+
+    def pieces(self, index: int) -> tuple[int, ...]:
+        """A block is one piece."""
+        return (index,)
+
+    def piece(self, number: int) -> list[Array]:
+        """The leaves of a block."""
+        return self.leaves(number)
+
+    def release(self) -> None:
+        """Let go of the parity blocks; asked for again, they are computed again."""
+        with self._encoding:
+            if not self._keep:
+                self._parity = None
+
+    def _all_parity(self) -> list[Array]:
+        """Of each leaf; computed by whichever thread asks first."""
+        with self._encoding:
+            if self._parity is None:
+                began = time.perf_counter()
+                leaves = range(len(self.blocks.dtypes))
+                self._parity = [self._parity_of(leaf) for leaf in leaves]
+                self.unprotected_warning = self.unprotected_warning or self._nonfinite_warning(self._parity)
+                self.encode_seconds += time.perf_counter() - began
+            return self._parity
+
+    def _parity_of(self, leaf: int) -> Array:
+        """The coded blocks that are no data blocks, flat."""
+        return self.code.parity(self.blocks.stacked(leaf))
+
+    def _nonfinite_warning(self, parity: Sequence[Array]) -> str:
+        """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
+        for leaf, rows in enumerate(parity):
+            if rows.dtype.kind in "fc" and rows.size and not _is_finite(rows.view(real_dtype(rows.dtype))):
+                return _describe_nonfinite(self.blocks, leaf)
+        return ""
+
+
+def _is_finite(rows: Array) -> bool:
+    """Without a mask as large as the rows: NaN and inf are the largest or the smallest."""
+    return bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
+
+
+def _describe_nonfinite(blocks: Blocks, leaf: int) -> str:
+    """Where the data is NaN or inf, or its sums are, and what that means for a map."""
+    what = f"sums of the data overflow {blocks.dtypes[leaf]}"
+    count, first = 0, ""
+    for index in range(blocks.k):
+        array = blocks.leaves(index)[leaf]
+        places = np.argwhere(~np.isfinite(array))
+        if len(places) and not count:
+            row, *inner = places[0].tolist() or [0]
+            whole = f"block {index}" if blocks.rows is None else f"row {index * blocks.rows + row}"
+            entry = [row, *inner] if blocks.rows is None else inner
+            first = f"{whole}, entry {tuple(entry)}" if entry else whole
+        count += len(places)
+    if count:
+        what = f"the data is NaN or inf at {count} place{'s' * (count > 1)}, the first of them in {first}"
+    return f"{what}: parity is of no use there, so a result that is missing may not be decodable"
