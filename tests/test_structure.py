@@ -109,7 +109,7 @@ WHOLE = {"maps", "cloud", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {"config", "docs", "examples", "packaging", "recipes", "soak", "structure", "texts"}
 # Tests in mirrored folders that name no module.
-STILL_NAMELESS = {}
+STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",

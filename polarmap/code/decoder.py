@@ -47,7 +47,7 @@ class Decoder:
         self.count = 0
         self.ready = False
         self._recovery: Recovery | None = None
-        self._wanted_missing = code.wanted
+        self._wanted_missing, self._systematic = code.wanted, len(code.systematic)
         self._look_again_at = code.recovery_threshold
         self._progress = code.progress()
         self._is_through = False
@@ -61,7 +61,7 @@ class Decoder:
         self.arrived[index] = True
         self.count += 1
         self._recovery = None
-        self._wanted_missing -= index < len(self.code.systematic)
+        self._wanted_missing -= index < self._systematic
         if self._progress is not None:
             self._is_through |= self._progress(int(index))
         self.ready = self.ready or (self._is_determined() and self._is_accurate())
@@ -82,8 +82,7 @@ class Decoder:
     def missing(self) -> Indices:
         """The wanted results that have not arrived, ascending."""
         missing = np.ones(self.code.wanted, bool)
-        count = len(self.code.systematic)
-        missing[:count] = ~self.arrived[:count]
+        missing[: self._systematic] = ~self.arrived[: self._systematic]
         return np.flatnonzero(missing)
 
     @property

@@ -40,7 +40,8 @@ from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
 from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
-from polarmap.errors import CodeError, NotDecodableError
+from polarmap.code.stacked import as_block, decode_blocks
+from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 
@@ -282,7 +283,7 @@ class PolarCode(SystematicCode):
         CodeError
             If the first axis is not k long or the dtype cannot be coded.
         """
-        data = _as_block(blocks)
+        data = as_block(blocks)
         if data.ndim == 0 or len(data) != self.k:
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
@@ -301,7 +302,7 @@ class PolarCode(SystematicCode):
             Over integers modulo 2^64 (rank over GF(2)) instead of the reals; by default for the
             arikan kernel.
         """
-        mask = _as_block(arrived)
+        mask = as_block(arrived)
         if mask.shape != (self.n,) or mask.dtype != bool:
             raise CodeError(f"arrived must be a boolean mask of length {self.n}")
         decoder = Decoder(self, exact=self.carries_integers if exact is None else exact)
@@ -335,31 +336,7 @@ class PolarCode(SystematicCode):
         >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
         [[2, 3], [5, 7]]
         """
-        if not isinstance(blocks, Mapping):
-            raise CodeError(f"blocks must be a mapping from position to block, not {type(blocks).__name__}")
-        for index in blocks:
-            if not is_integer(index) or not 0 <= index < self.n:
-                raise CodeError(f"positions run from 0 to {self.n - 1}, not {index!r}")
-        arrays = {index: _as_block(block) for index, block in sorted(blocks.items())}
-        _check_blocks(self, arrays)
-        first = next(iter(arrays.values()))
-        dtype = check_dtype(first.dtype, "a block")
-        decoder = Decoder(self, exact=is_exact(dtype) and self.carries_integers)
-        for index in arrays:
-            decoder.add(index)
-        if not decoder.ready:
-            raise NotDecodableError(
-                f"{len(arrays)} of {self.n} blocks do not determine the {self.k} data blocks; "
-                f"at least {max(1, self.k - len(arrays))} more needed"
-            )
-        rows = {index: array.reshape(-1) for index, array in arrays.items()}
-        recovered = decoder.recovery.recover(rows, dtype)
-        result = np.empty((self.k, first.size), dtype)
-        for index in range(self.k):
-            if index in rows:
-                result[index] = rows[index]
-        result[decoder.missing] = recovered
-        return result.reshape((self.k, *first.shape))
+        return decode_blocks(self, blocks)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
@@ -385,25 +362,3 @@ def _check_sizes(n: int, k: int) -> None:
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
-
-
-def _as_block(block: npt.ArrayLike) -> Array:
-    try:
-        return np.asarray(block, order="C")
-    except (TypeError, ValueError) as error:
-        raise CodeError(f"a block must be an array of numbers: {error}") from error
-
-
-def _check_blocks(code: PolarCode, arrays: Mapping[int, Array]) -> None:
-    if not arrays:
-        raise NotDecodableError(f"no blocks given; at least {code.k} are needed")
-    first = next(iter(arrays))
-    for index, array in arrays.items():
-        # Integer parity blocks are wider than integer data blocks; all else is alike.
-        model = arrays[first]
-        is_wider = first < code.k <= index and array.dtype.kind == "i" and model.dtype.kind in "iu"
-        if array.shape != model.shape or (array.dtype != model.dtype and not is_wider):
-            raise CodeError(
-                f"block {index} is {array.dtype} of shape {array.shape}, "
-                f"block {first} {model.dtype} of shape {model.shape}"
-            )

@@ -135,11 +135,16 @@ def residual(
     words = recovery.integer_checks() if is_exact(dtype) else None
     if words is not None:
         return _integer_residual(words, received, dtype)
-    checks = recovery.checks
     sized = _sized(dtype, precision)
-    limit = max(tolerance(sized), rtol or 0.0)
     largest = max(float(np.abs(row).max(initial=0)) for row in received)
     floor = max(noise(sized) * largest, error)
+    return _real_residual(recovery.checks, received, max(tolerance(sized), rtol or 0.0), floor, largest)
+
+
+def _real_residual(
+    checks: Floats, received: list[Array], limit: float, floor: float, largest: float
+) -> Residual:
+    """An entry breaks an equation by more than `limit` of its largest value in any block, and `floor`."""
     rounding, worst, broken, finite = 0.0, 0.0, [], True
     for columns in tiled.tiles(received[0].size, len(received), 8):
         tile = tiled.gather(received, columns, np.float64)
