@@ -264,7 +264,7 @@ def test_what_would_change_on_the_way_there_is_refused_by_name(name: str) -> Non
     ("data", "words"),
     [
         (Frame(), r"data is a Frame, whose labels f would not see: use data.to_numpy\(\)"),
-        (Tensor(), r"data is a test_types.Tensor of dtype <object .*: use numpy.asarray\(data\)"),
+        (Tensor(), r"data is a [\w.]*test_types.Tensor of dtype <object .*: use numpy.asarray\(data\)"),
         (np.ones((4, 2)).view(Quantity), r"data is a Quantity, .*: use numpy.asarray\(data\)"),
     ],
 )
