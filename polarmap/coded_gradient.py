@@ -16,7 +16,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.map_blocks import map_blocks
-from polarmap.run.options import Verify, checked_settings
+from polarmap.run.options import Verify, checked_options
 from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
@@ -124,16 +124,16 @@ def coded_gradient(
     point = _checked_point(x)
     unit = _checked_scale(scale, point)
     step = _checked_step(h, scheme)
-    settings = checked_settings(f, verify, rtol, timeout, retries)
+    options = checked_options(f, verify, rtol, timeout, retries)
     error = step**2 + EPS / step if scheme == "central" else step + EPS / step
     amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
     base = None if directions is None else _checked_directions(directions, point)
     count = point.size if base is None else len(base)
     k = _count_blocks(blocks, workers, code, count)
     data, task = _prepare(f, point, unit, step, scheme, base, k)
-    settings = replace(settings, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
+    options = replace(options, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
     try:
-        mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, settings, progress)
+        mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, progress)
     except NotLinearError as error_:
         raise NotLinearError(_not_smooth(step, error_)) from error_
     except NotDecodableError as error_:

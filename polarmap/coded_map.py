@@ -17,7 +17,7 @@ from polarmap.run.options import (
     ScheduleName,
     Subtasks,
     Verify,
-    checked_settings,
+    checked_options,
     planned,
     scheduled,
 )
@@ -203,8 +203,8 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    settings = scheduled(checked_settings(f, verify, rtol, timeout, retries, on_timeout), schedule)
-    options = planned(CodeOptions(blocks, workers, code, degree), schedule)
+    options = scheduled(checked_options(f, verify, rtol, timeout, retries, on_timeout), schedule)
+    code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
-        return map_blocks(f, data, options, executor, settings, progress)
-    return map_to_storage(f, data, options, out, executor, settings, progress)
+        return map_blocks(f, data, code_options, executor, options, progress)
+    return map_to_storage(f, data, code_options, out, executor, options, progress)

@@ -15,7 +15,7 @@ from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
-from polarmap.run.options import checked_settings
+from polarmap.run.options import checked_options
 from polarmap.worker.pytree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
@@ -95,13 +95,13 @@ def coded_sum(
     >>> total.value.tolist(), sum(part**2 % 5 for part in parts).tolist()
     ([10, 11, 14], [10, 11, 14])
     """
-    settings = replace(checked_settings(f, "auto", rtol, timeout, retries), trusted=True)
+    options = replace(checked_options(f, "auto", rtol, timeout, retries), trusted=True)
     launch = Launch(executor)
     n = None if workers is None else checked_count("workers", workers)
     shares = _Shares(*cut_parts(parts, n), n, tolerate)
     combined = combining(f)
     try:
-        collected, report = run_coded(launch, combined, shares, settings, progress)
+        collected, report = run_coded(launch, combined, shares, options, progress)
     except NotLinearError as error:
         raise NotDecodableError(
             "results of workers that share parts contradict each other: f is not deterministic, or a "

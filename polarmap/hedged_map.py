@@ -13,7 +13,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.backups import BackupRule
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
-from polarmap.run.options import checked_settings
+from polarmap.run.options import checked_options
 from polarmap.worker.pytree import unflatten
 
 T = TypeVar("T")
@@ -74,7 +74,7 @@ def hedged_map(
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
     ([[1, 3], [5, 9], [2, 8]], 4.0, 2)
     """
-    settings = checked_settings(f, False, None, timeout, retries)
+    options = checked_options(f, False, None, timeout, retries)
     rule = _checked_rule(slow, done, backups)
     launch = Launch(executor)
     blocks = None if blocks is None else checked_count("blocks", blocks)
@@ -82,7 +82,7 @@ def hedged_map(
     if blocks not in (None, len(parts)):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
     coded = PartBlocks(parts, structure)
-    outcomes, report = run_uncoded(launch, f, coded, settings, progress, rule)
+    outcomes, report = run_uncoded(launch, f, coded, options, progress, rule)
     results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
     return CodedResult(results, report)
 

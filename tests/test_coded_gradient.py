@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from plain import arriving, process_pool
 from scipy.optimize import minimize, rosen, rosen_der
 
-import polarmap
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
+from polarmap.coded_gradient import DEFAULT_STEP
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
@@ -209,7 +209,7 @@ def test_accuracy_that_is_asked_for_is_waited_for() -> None:
     orders = [np.random.default_rng(seed).permutation(12) for seed in range(30)]
     for order in orders:
         found = coded_gradient(curved, point(8), code=code, rtol=1e-9, executor=arriving(order, 12))
-        assert found.report.amplification * (polarmap.coded_gradient.DEFAULT_STEP["central"] ** 2) < 1e-9
+        assert found.report.amplification * (DEFAULT_STEP["central"] ** 2) < 1e-9
 
 
 # --- iterations ----------------------------------------------------------------------------------

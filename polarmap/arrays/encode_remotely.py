@@ -21,7 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.executors.base import Outcome
 from polarmap.planning.backups import HEDGED
 from polarmap.run.execute import Launch, run_uncoded
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Shape
@@ -29,7 +29,7 @@ from polarmap.worker.stored_output import OutputSpec
 
 Array = npt.NDArray[Any]
 
-SETTINGS = Settings(verify=False, retries=2)
+SETTINGS = MapOptions(verify=False, retries=2)
 COUNTS = 4  # numbers of a note before the checksums
 
 

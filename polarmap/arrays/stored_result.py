@@ -19,7 +19,7 @@ from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import run_coded
 from polarmap.run.map_blocks import prepared
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample
 
@@ -115,31 +115,31 @@ class StoredResult(CodedResult[T]):
 def map_to_storage(
     f: Callable[[Any], T],
     data: Any,
-    options: CodeOptions,
+    code_options: CodeOptions,
     out: Stored,
     executor: Any,
-    settings: Settings,
+    options: MapOptions,
     progress: bool | None,
 ) -> StoredResult[T]:
     """The results of f on the blocks of the data, which workers leave in storage."""
-    _check_out(out, settings)
-    launch, coded = prepared(data, options, executor, settings)
+    _check_out(out, options)
+    launch, coded = prepared(data, code_options, executor, options)
     place = getattr(data, "store", None) if out.storage is None else out.storage
     with ResultWriter(open_store(place), out.name, coded) as writer:
-        collected, report = run_coded(launch, f, coded, settings, progress, _sampled(f), writer.output)
+        collected, report = run_coded(launch, f, coded, options, progress, _sampled(f), writer.output)
         padding = coded.blocks.padding if any(collected.rows) else 0
         made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
-    _, _, structure = collected.structure  # of a sample: see worker.leave
+    _, _, structure = collected.structure  # of a sample: see worker.store_result
     return StoredResult(CodedArray(writer.store, made), report, structure)
 
 
-def _check_out(out: Any, settings: Settings) -> None:
+def _check_out(out: Any, options: MapOptions) -> None:
     if not isinstance(out, Stored):
         advice = f": use Stored({out!r})" if isinstance(out, str) else ""
         raise CodeError(f"out must be None or Stored(name, storage), not {out!r}{advice}")
-    if settings.subtasks > 1:
+    if options.subtasks > 1:
         raise CodeError("Subtasks do not go with out=Stored(...): leave one out")
-    if settings.deadline is not None:
+    if options.deadline is not None:
         raise CodeError("on_timeout='estimate' does not go with out=Stored(...): leave one out")
 
 

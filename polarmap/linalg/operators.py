@@ -27,7 +27,7 @@ from polarmap.executors import keep_open, storage_beside
 from polarmap.linalg import matrices
 from polarmap.report import Report
 from polarmap.run.map_blocks import map_blocks
-from polarmap.run.options import Verify, checked_settings
+from polarmap.run.options import Verify, checked_options
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -108,8 +108,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     ) -> None:
         matrix = matrices.checked(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
-        settings = checked_settings(len, verify, rtol, timeout, retries)
-        settings = replace(settings, trusted=True, row_by_row=True)
+        options = checked_options(len, verify, rtol, timeout, retries)
+        options = replace(options, trusted=True, row_by_row=True)
         executor, end = keep_open(executor)
         self._kept = _Kept(matrix, executor, _sizes(blocks, workers, code), code)
         self._finish = weakref.finalize(self, _close, self._kept, end)
@@ -117,7 +117,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run, self._settings = partial(map_blocks, options=CodeOptions(), executor=executor), settings
+        self._run, self._options = partial(map_blocks, code_options=CodeOptions(), executor=executor), options
         self._progress = bool(progress)  # by default no bar for each of many products
         self.products = 0
         self.report: Report | None = None
@@ -155,8 +155,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         coded = self._kept.real_side(name) if not is_exact(dtype) else self._kept.side(name).coded
         f = matrices.times(operand, dtype)
         shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
-        settings = replace(self._settings, shape=shape)
-        result = self._run(f, coded, settings=settings, progress=self._progress)
+        options = replace(self._options, shape=shape)
+        result = self._run(f, coded, options=options, progress=self._progress)
         self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 

@@ -18,7 +18,7 @@ from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.map_blocks import map_blocks
-from polarmap.run.options import Verify, checked_settings
+from polarmap.run.options import Verify, checked_options
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
@@ -175,8 +175,8 @@ def run(
     """The map of an f of ours, which returns arrays of that shape and is what the code assumes."""
     given = dict(options)
     executor, progress = given.pop("executor"), given.pop("progress")
-    settings = replace(checked_settings(f, **given), trusted=True, row_by_row=True, shape=shape)
-    return map_blocks(f, coded, CodeOptions(), executor, settings, progress)
+    chosen = replace(checked_options(f, **given), trusted=True, row_by_row=True, shape=shape)
+    return map_blocks(f, coded, CodeOptions(), executor, chosen, progress)
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: CodeName, name: str) -> CodedBlocks:

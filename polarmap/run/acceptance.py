@@ -12,7 +12,7 @@ from polarmap.code.base import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.run.local_evaluation import LocalRun
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
@@ -44,11 +44,11 @@ class Acceptance:
         received: Received,
         verifier: Verifier,
         tasks: TaskTable,
-        settings: Settings,
+        options: MapOptions,
         watch: Stopwatch,
     ) -> None:
         self._received, self._verifier, self._tasks = received, verifier, tasks
-        self._settings, self._watch = settings, watch
+        self._options, self._watch = options, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
         self._decoded_by: Recovery | None = None
@@ -84,7 +84,7 @@ class Acceptance:
                 if not self._is_protected(decoder):
                     return None
             except NotLinearError as error:
-                if self._settings.verify is True:
+                if self._options.verify is True:
                     raise
                 self._warn(f"{AS_A_PLAIN_MAP}, but {error}")
             except NotFiniteError:
@@ -95,7 +95,7 @@ class Acceptance:
     @property
     def _is_first_use(self) -> bool:
         """Whether it is to be found out what f is."""
-        verify = self._settings.verify
+        verify = self._options.verify
         return verify is True or (verify == "auto" and not self._verifier.trust.is_known)
 
     def _is_protected(self, decoder: Decoder) -> bool:
@@ -139,20 +139,18 @@ class Acceptance:
         """Whether f of a parity block has had its time: more of it where the caller insists."""
         if self._watch.remaining <= 0:
             return True
-        return self._since_ready > (
-            self._patience if self._settings.verify is True else 2 * self.surplus_wait
-        )
+        return self._since_ready > (self._patience if self._options.verify is True else 2 * self.surplus_wait)
 
     def _say_not_protected(self, why: str) -> bool:
         """Say that a lost result could not be decoded; CodeError where the caller insists."""
-        if self._settings.verify is True:
+        if self._options.verify is True:
             raise CodeError(why)
         self._warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
         return True
 
     def _say_unverified(self, why: str) -> bool:
         """Say that nothing is known of f, to a caller who insists."""
-        if self._settings.verify is True:
+        if self._options.verify is True:
             self._warn(
                 f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}"
             )
@@ -163,7 +161,7 @@ class Acceptance:
             raise CodeError(
                 f"a result is missing and cannot be decoded: {self._received.why_not_protected()}"
             )
-        if self._settings.verify is False:
+        if self._options.verify is False:
             self._decode()
             return "no"
         trusted = not self._is_first_use

@@ -19,7 +19,7 @@ from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.acceptance import Acceptance
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.subtask_rows import Rows, by_subtask, joined
@@ -44,17 +44,17 @@ class Codeword:
         self,
         f: Callable[[Any], Any],
         coded: CodedData,
-        settings: Settings,
+        options: MapOptions,
         tasks: TaskTable,
         watch: Stopwatch,
         trust: Trust,
         number: int = 0,
     ) -> None:
-        many = settings.subtasks > 1
-        self._coded: CodedData = Rows(coded, settings.subtasks, number) if many else coded
-        self.received = Received(self._coded, tasks, number, settings, self._model)
-        self.verifier = Verifier(f, self._coded, self.received, settings, trust)
-        self.acceptance = Acceptance(self.received, self.verifier, tasks, settings, watch)
+        many = options.subtasks > 1
+        self._coded: CodedData = Rows(coded, options.subtasks, number) if many else coded
+        self.received = Received(self._coded, tasks, number, options, self._model)
+        self.verifier = Verifier(f, self._coded, self.received, options, trust)
+        self.acceptance = Acceptance(self.received, self.verifier, tasks, options, watch)
         self.verification: str | None = None
         self._watch = watch
         self._late: list[tuple[Outcome, float]] = []  # came after the results were accepted
@@ -126,14 +126,14 @@ class Codewords:
         self,
         f: Callable[[Any], Any],
         coded: CodedData,
-        settings: Settings,
+        options: MapOptions,
         tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        self._code, self._tasks, self._settings, self._watch = coded.code, tasks, settings, watch
-        trust = Trust(settings.trust, f, coded.code.assumption, coded.blocks.dtypes, settings.trusted)
+        self._code, self._tasks, self._options, self._watch = coded.code, tasks, options, watch
+        trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, options.trusted)
         self.members = [
-            Codeword(f, coded, settings, tasks, watch, trust, number) for number in range(settings.subtasks)
+            Codeword(f, coded, options, tasks, watch, trust, number) for number in range(options.subtasks)
         ]
 
     def add(self, outcome: Outcome, elapsed: float) -> None:
@@ -229,7 +229,7 @@ class Codewords:
             return
         if not word.acceptance.not_finite and word.received.accept(self._watch.elapsed):
             return
-        if self._settings.deadline is not None and word.received.results:
+        if self._options.deadline is not None and word.received.results:
             return
         message = self._message.too_few(word.acceptance.not_finite, nothing_can_come)
         raise NotDecodableError(message) from self._tasks.first_cause

@@ -26,7 +26,7 @@ from polarmap.report import Report
 from polarmap.run.codeword import Codewords
 from polarmap.run.estimate import estimate
 from polarmap.run.first_results import FirstResults
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, Upfront
 from polarmap.run.progress import is_wanted, open_bar
@@ -81,14 +81,14 @@ class _Call(NamedTuple):
     f: Function
     driver_f: Function
     coded: CodedData
-    options: Settings
+    options: MapOptions
 
 
 def run_coded(
     launch: Launch,
     f: Function,
     coded: CodedData,
-    options: Settings,
+    options: MapOptions,
     progress: bool | None,
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
@@ -117,7 +117,7 @@ def run_coded(
         executor=launch.executor.name,
         seconds=run.now() - began,
         encode_seconds=coded.encode_seconds - encoded,
-        schedule=options.parity,
+        schedule=options.schedule,
         subtasks=options.subtasks,
     )
     report = replace(report, cost=cost_of(launch.worker, report))
@@ -130,7 +130,7 @@ def run_uncoded(
     launch: Launch,
     f: Function,
     blocks: Coded,
-    options: Settings,
+    options: MapOptions,
     progress: bool | None,
     rule: BackupRule | None = None,
     output: OutputSpec | None = None,
@@ -193,12 +193,12 @@ def _collect(
     return errors, padding.found(codewords.members, _shapes(codewords)) if padding else ()
 
 
-def _policy(coded: CodedData, options: Settings) -> Policy:
+def _policy(coded: CodedData, options: MapOptions) -> Policy:
     code = coded.code
-    if options.parity != "on_demand":
+    if options.schedule != "on_demand":
         return Upfront(code.n)
     counts_decide = code.is_mds
-    rule = ParityRule(code.recovery_threshold, options.runtimes)
+    rule = ParityRule(code.recovery_threshold, options.distribution)
     return OnDemand(code.n, rule, options.upfront, counts_decide)
 
 

@@ -14,7 +14,7 @@ from polarmap.errors import CodeError
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_coded
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.subtask_rows import check_rows
 from polarmap.worker.pytree import unflatten
 
@@ -24,25 +24,27 @@ T = TypeVar("T")
 def map_blocks(
     f: Callable[[Any], T],
     data: Any,
-    options: CodeOptions,
+    code_options: CodeOptions,
     executor: Any,
-    settings: Settings,
+    options: MapOptions,
     progress: bool | None,
 ) -> CodedResult[T]:
     """The results of f on the blocks of the data, which come home."""
-    launch, coded = prepared(data, options, executor, settings)
-    collected, report = run_coded(launch, f, coded, settings, progress)
+    launch, coded = prepared(data, code_options, executor, options)
+    collected, report = run_coded(launch, f, coded, options, progress)
     whole = without_padding(collected.results, coded.blocks, collected.rows)
     return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
 
-def prepared(data: Any, options: CodeOptions, executor: Any, settings: Settings) -> tuple[Launch, CodedData]:
+def prepared(
+    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+) -> tuple[Launch, CodedData]:
     """A launch on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
     launch = Launch(_executor(executor, data))
-    coded = encoded(data, options, settings.rtol)
-    if settings.subtasks > 1:
-        check_rows(coded, settings.subtasks)
-    if settings.deadline is not None and not isinstance(coded.code, PolarCode):
+    coded = encoded(data, code_options, options.rtol)
+    if options.subtasks > 1:
+        check_rows(coded, options.subtasks)
+    if options.deadline is not None and not isinstance(coded.code, PolarCode):
         raise CodeError(
             "on_timeout='estimate' estimates blocks of linear f: not with degree=, Masked or the code "
             f"{coded.code!r}"

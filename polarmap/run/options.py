@@ -64,8 +64,8 @@ Schedule = ScheduleName | Subtasks | Plan
 
 
 @dataclass(frozen=True)
-class Settings:
-    """The options of coded_map that the collector follows; see there."""
+class MapOptions:
+    """The options of a map that its loop and its checks follow; those of `coded_map` are described there."""
 
     verify: bool | str = "auto"
     rtol: float | None = None
@@ -73,19 +73,19 @@ class Settings:
     retries: int = 1
     deadline: float | None = None  # then estimates, rather than a failure
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
-    parity: str = "upfront"
+    schedule: str = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand
     subtasks: int = 1  # that each task is cut into
-    runtimes: Distribution | None = None  # of one task; None: learned from this map
+    distribution: Distribution | None = None  # of the run time of one task; None: learned from this map
     trust: TrustedFunctions = TRUSTED  # what earlier maps found functions to be
     trusted: bool = False  # f is ours: what the code assumes of it is true by construction
     shape: tuple[int, ...] | None = None  # of the array that f, which is ours, returns
     row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block
 
 
-def checked_settings(
+def checked_options(
     f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any, on_timeout: Any = "raise"
-) -> Settings:
+) -> MapOptions:
     """The options that every map has; CodeError for f or an option that cannot be."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
@@ -100,28 +100,28 @@ def checked_settings(
         raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
     verify = verify if isinstance(verify, str) else bool(verify)
     if on_timeout == "raise":
-        return Settings(verify, rtol, timeout, int(retries))
+        return MapOptions(verify, rtol, timeout, int(retries))
     if timeout is None:
         raise CodeError("on_timeout='estimate' needs timeout=: the seconds after which to estimate")
-    return Settings(verify, rtol, None, int(retries), deadline=timeout)
+    return MapOptions(verify, rtol, None, int(retries), deadline=timeout)
 
 
-def scheduled(settings: Settings, schedule: Schedule) -> Settings:
-    """`settings` with what a schedule says of when tasks start; CodeError for what is no schedule."""
+def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
+    """`options` with what a schedule says of when tasks start; CodeError for what is no schedule."""
     if isinstance(schedule, Plan):
         upfront = schedule.upfront if schedule.schedule == "on_demand" else 0
-        return replace(settings, parity=schedule.schedule, upfront=upfront, runtimes=schedule.runtimes)
+        return replace(options, schedule=schedule.schedule, upfront=upfront, distribution=schedule.runtimes)
     if isinstance(schedule, Subtasks):
-        if settings.deadline is not None and schedule.count > 1:
+        if options.deadline is not None and schedule.count > 1:
             raise CodeError("Subtasks do not go with on_timeout='estimate': leave one out")
-        return replace(settings, subtasks=int(schedule.count))
+        return replace(options, subtasks=int(schedule.count))
     if not is_one_of(schedule, ("upfront", "on_demand")):
         advice = f": use Subtasks({schedule})" if is_integer(schedule) else ""
         raise CodeError(
             f"schedule must be 'upfront', 'on_demand', Subtasks(count) or a Plan as polarmap.plan "
             f"returns it, not {schedule!r}{advice}"
         )
-    return replace(settings, parity=schedule)
+    return replace(options, schedule=schedule)
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:

@@ -17,7 +17,7 @@ from polarmap.blocks.base import CodedData
 from polarmap.blocks.block_count import dividing_counts
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
@@ -35,15 +35,15 @@ class PaddingRows:
     """
 
     def __init__(
-        self, f: Callable[[Any], Any], coded: CodedData, settings: Settings, watch: Stopwatch
+        self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions, watch: Stopwatch
     ) -> None:
-        self._f, self._coded, self._watch, self._rtol = f, coded, watch, settings.rtol
-        self._trust = settings.trust
+        self._f, self._coded, self._watch, self._rtol = f, coded, watch, options.rtol
+        self._trust = options.trust
         self._blocks = coded.blocks
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
-        self._all_are = settings.row_by_row or settings.subtasks > 1  # which is checked elsewhere
+        self._all_are = options.row_by_row or options.subtasks > 1  # which is checked elsewhere
         if not self._all_are:
             self._known = self._trust.recall(f, ROW_PER_ROW, self._blocks.dtypes)
             if self._known is None:

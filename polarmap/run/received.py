@@ -14,7 +14,7 @@ from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     describe_result,
     is_well_formed,
@@ -62,11 +62,11 @@ class Received:
         coded: CodedData,
         tasks: TaskTable,
         number: int,
-        settings: Settings,
+        options: MapOptions,
         model: Callable[[], list[Array] | None],
     ) -> None:
         self._coded, self._code, self.number, self._tasks = coded, coded.code, number, tasks
-        self._rtol_wanted, self._trusted, self._shape = settings.rtol, settings.trusted, settings.shape
+        self._rtol_wanted, self._trusted, self._shape = options.rtol, options.trusted, options.shape
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None
         self._groups: dict[Any, dict[int, Outcome]] = {}

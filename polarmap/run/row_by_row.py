@@ -14,7 +14,7 @@ from polarmap.errors import CodeError
 from polarmap.run.acceptance import longest_wait
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import unflatten
@@ -35,14 +35,14 @@ class RowByRowCheck:
         self,
         f: Callable[[Any], Any],
         coded: CodedData,
-        settings: Settings,
+        options: MapOptions,
         watch: Stopwatch,
     ) -> None:
         self._f, self._coded, self._watch = f, coded, watch
-        self._rtol, self._trust = settings.rtol, settings.trust
+        self._rtol, self._trust = options.rtol, options.trust
         dtypes = coded.blocks.dtypes
-        is_trusted = settings.verify == "auto" and self._trust.recall(f, ROW_BY_ROW, dtypes) is not None
-        wanted = settings.verify is not False and not is_trusted
+        is_trusted = options.verify == "auto" and self._trust.recall(f, ROW_BY_ROW, dtypes) is not None
+        wanted = options.verify is not False and not is_trusted
         self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
         self._settled_at: float | None = None
 

@@ -16,7 +16,7 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_evaluation import LocalRun
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.results import kind_of, leaves_of
 from polarmap.run.trusted import LINEAR, Trust
@@ -58,11 +58,11 @@ class Verifier:
         f: Callable[[Any], Any],
         coded: CodedData,
         received: Received,
-        settings: Settings,
+        options: MapOptions,
         trust: Trust,
     ) -> None:
-        self._f, self._coded, self._received, self._rtol = f, coded, received, settings.rtol
-        self._errors_of = settings.errors
+        self._f, self._coded, self._received, self._rtol = f, coded, received, options.rtol
+        self._errors_of = options.errors
         self.trust = trust
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None

@@ -7,7 +7,7 @@ from polarmap import Fault, FaultyExecutor, LagrangeCode, Masked, ReplayExecutor
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.run.map_blocks import map_blocks, prepared
-from polarmap.run.options import Settings
+from polarmap.run.options import MapOptions
 
 DATA = np.arange(24.0).reshape(12, 2)
 
@@ -25,7 +25,7 @@ class Stored:
 
 def test_data_says_where_its_workers_can_read_it() -> None:
     mine, yours = ReplayExecutor({0: 3.0}), ReplayExecutor({0: 7.0})
-    sizes, settings = CodeOptions(4, 5), Settings(verify=False)
+    sizes, settings = CodeOptions(4, 5), MapOptions(verify=False)
     for executor, seconds in ((None, 1.0), (yours, 1.0), (FaultyExecutor(None, {0: Fault("sleep", 9)}), 1.0)):
         result = map_blocks(np.negative, Stored(mine), sizes, executor, settings, False)
         np.testing.assert_allclose(result.concatenate(), -DATA, atol=1e-12)
@@ -36,9 +36,9 @@ def test_data_says_where_its_workers_can_read_it() -> None:
 @pytest.mark.parametrize("code", [Masked(), LagrangeCode(12, 4, 2)])
 def test_estimates_are_for_linear_functions_under_a_polar_code(code: Masked | LagrangeCode) -> None:
     with pytest.raises(CodeError, match="on_timeout='estimate' estimates blocks of linear f: not with"):
-        prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), Settings(deadline=3.0))
+        prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(deadline=3.0))
 
 
 def test_blocks_that_cannot_be_cut_into_subtasks_are_refused() -> None:
     with pytest.raises(CodeError, match=r"Subtasks\(4\) cuts every array of a block along its first axis"):
-        prepared(DATA, CodeOptions(4), ReplayExecutor(), Settings(subtasks=4))
+        prepared(DATA, CodeOptions(4), ReplayExecutor(), MapOptions(subtasks=4))

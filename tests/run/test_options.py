@@ -14,7 +14,7 @@ from polarmap import Masked, PolarCode, ReplayExecutor, Stored, Subtasks, coded_
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
-from polarmap.run.options import checked_settings, planned, scheduled
+from polarmap.run.options import checked_options, planned, scheduled
 
 VERBS: list[Callable[..., Any]] = [
     *[polarmap.coded_map, polarmap.coded_sum, polarmap.coded_gradient, polarmap.hedged_map],
@@ -65,16 +65,16 @@ def test_a_value_that_cannot_be_names_what_can(options: dict[str, Any], words: s
 
 
 def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
-    fails = checked_settings(len, "auto", None, 30.0, 1)
-    estimates = checked_settings(len, "auto", None, 30.0, 1, "estimate")
+    fails = checked_options(len, "auto", None, 30.0, 1)
+    estimates = checked_options(len, "auto", None, 30.0, 1, "estimate")
     assert (fails.timeout, fails.deadline) == (30.0, None)
     assert (estimates.timeout, estimates.deadline) == (None, 30.0)
 
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:
     made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
-    settings = scheduled(checked_settings(len, "auto", None, None, 1), made)
-    assert settings.runtimes is made.runtimes
+    settings = scheduled(checked_options(len, "auto", None, None, 1), made)
+    assert settings.distribution is made.runtimes
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.workers) == (8, made.n)
     assert isinstance(options.code, PolarCode)
