@@ -16,7 +16,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.map_blocks import map_blocks
-from polarmap.run.options import Verify, checked_options
+from polarmap.run.options import Verify, check_function, checked_options
 from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
@@ -124,7 +124,8 @@ def coded_gradient(
     point = _checked_point(x)
     unit = _checked_scale(scale, point)
     step = _checked_step(h, scheme)
-    options = checked_options(f, verify, rtol, timeout, retries)
+    check_function(f)
+    options = checked_options(verify, rtol, timeout, retries)
     error = step**2 + EPS / step if scheme == "central" else step + EPS / step
     amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
     base = None if directions is None else _checked_directions(directions, point)

@@ -17,6 +17,7 @@ from polarmap.run.options import (
     ScheduleName,
     Subtasks,
     Verify,
+    check_function,
     checked_options,
     planned,
     scheduled,
@@ -203,7 +204,8 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    options = scheduled(checked_options(f, verify, rtol, timeout, retries, on_timeout), schedule)
+    check_function(f)
+    options = scheduled(checked_options(verify, rtol, timeout, retries, on_timeout), schedule)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
         return map_blocks(f, data, code_options, executor, options, progress)

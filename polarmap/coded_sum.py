@@ -15,7 +15,7 @@ from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
-from polarmap.run.options import checked_options
+from polarmap.run.options import check_function, checked_options
 from polarmap.worker.pytree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
@@ -95,7 +95,8 @@ def coded_sum(
     >>> total.value.tolist(), sum(part**2 % 5 for part in parts).tolist()
     ([10, 11, 14], [10, 11, 14])
     """
-    options = replace(checked_options(f, "auto", rtol, timeout, retries), trusted=True)
+    check_function(f)
+    options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
     launch = Launch(executor)
     n = None if workers is None else checked_count("workers", workers)
     shares = _Shares(*cut_parts(parts, n), n, tolerate)

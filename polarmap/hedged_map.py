@@ -13,7 +13,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.backups import BackupRule
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
-from polarmap.run.options import checked_options
+from polarmap.run.options import check_function, checked_options
 from polarmap.worker.pytree import unflatten
 
 T = TypeVar("T")
@@ -74,7 +74,8 @@ def hedged_map(
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
     ([[1, 3], [5, 9], [2, 8]], 4.0, 2)
     """
-    options = checked_options(f, False, None, timeout, retries)
+    check_function(f)
+    options = checked_options(False, None, timeout, retries)
     rule = _checked_rule(slow, done, backups)
     launch = Launch(executor)
     blocks = None if blocks is None else checked_count("blocks", blocks)

@@ -15,8 +15,8 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.products import CodedProduct, assemble, pair_shape, run
-from polarmap.run.options import Verify
+from polarmap.linalg.products import CodedProduct, assemble, pair_shape, product_map
+from polarmap.run.options import Verify, checked_options
 
 Array = npt.NDArray[Any]
 
@@ -85,8 +85,8 @@ def coded_gram(
     n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
     coded = _coded(matrix, dtype, k, n)
     f = _products(w, dtype)
-    options = {"executor": executor, "verify": verify, "rtol": rtol, "timeout": timeout}
-    result = run(f, coded, pair_shape(coded), options | {"retries": retries, "progress": progress})
+    run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
+    result = run(f, coded, pair_shape(coded))
     array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
     if not is_exact(dtype):
         _mirror(array, result[0].shape[0])

@@ -7,8 +7,6 @@ import uuid
 import warnings
 import weakref
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +15,7 @@ import numpy.typing as npt
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encode import encode
 from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
-from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.choose_code import CodeName
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.encode_data import encode_once
 from polarmap.code.dtypes import is_exact
@@ -25,8 +23,8 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open, storage_beside
 from polarmap.linalg import matrices
+from polarmap.linalg.products import product_map
 from polarmap.report import Report
-from polarmap.run.map_blocks import map_blocks
 from polarmap.run.options import Verify, checked_options
 
 try:
@@ -108,8 +106,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     ) -> None:
         matrix = matrices.checked(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
-        options = checked_options(len, verify, rtol, timeout, retries)
-        options = replace(options, trusted=True, row_by_row=True)
+        options = checked_options(verify, rtol, timeout, retries)
         executor, end = keep_open(executor)
         self._kept = _Kept(matrix, executor, _sizes(blocks, workers, code), code)
         self._finish = weakref.finalize(self, _close, self._kept, end)
@@ -117,8 +114,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
             self._kept.sides["rows"] = _Side(A)
         if transposed is not None:
             self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
-        self._run, self._options = partial(map_blocks, code_options=CodeOptions(), executor=executor), options
-        self._progress = bool(progress)  # by default no bar for each of many products
+        self._run = product_map(executor, options, bool(progress))  # no bar for each of many products
         self.products = 0
         self.report: Report | None = None
 
@@ -155,8 +151,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         coded = self._kept.real_side(name) if not is_exact(dtype) else self._kept.side(name).coded
         f = matrices.times(operand, dtype)
         shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
-        options = replace(self._options, shape=shape)
-        result = self._run(f, coded, options=options, progress=self._progress)
+        result = self._run(f, coded, shape)
         self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 

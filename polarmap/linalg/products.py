@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -18,10 +18,12 @@ from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.map_blocks import map_blocks
-from polarmap.run.options import Verify, checked_options
+from polarmap.run.options import MapOptions, Verify, checked_options
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
+# f, coded blocks, the shape of what f returns -> its results.
+ProductMap = Callable[[Callable[[Any], Array], Any, Shape], CodedResult[Array]]
 
 
 class CodedProduct(NamedTuple):
@@ -109,16 +111,15 @@ def coded_matmul(
     """
     left, right, shape = _factors(A, B)
     layout = layouts.choose(method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize)
-    options = {"executor": executor, "verify": verify, "rtol": rtol, "timeout": timeout}
-    options |= {"retries": retries, "progress": progress}
+    run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
     if layout.rows and layout.columns:
-        array, report = _on_grid(left, right, layout.rows, layout.columns, code, options)
+        array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
     elif layout.rows:
-        array, report = _one_sided(left, right, layout.rows, code, options)
+        array, report = _one_sided(left, right, layout.rows, code, run)
     else:
         assert layout.columns is not None
         transposed = matrices.Transposed(right), matrices.Transposed(left)
-        array, report = _one_sided(*transposed, layout.columns, code, options)
+        array, report = _one_sided(*transposed, layout.columns, code, run)
         array = array.T
     return CodedProduct(array.reshape(shape), report)
 
@@ -141,24 +142,24 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
 
 
 def _one_sided(
-    data: Any, factor: Any, cut: layouts.Cut, code: CodeName, options: dict[str, Any]
+    data: Any, factor: Any, cut: layouts.Cut, code: CodeName, run: ProductMap
 ) -> tuple[Array, Report]:
     """data @ factor with data coded by rows."""
     operand = matrices.checked_operand(factor[:])
     f = matrices.times(operand, np.result_type(data.dtype, operand.dtype))
     coded = _encoded(data, cut, code, "a factor")
-    result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]), options)
+    result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
     return np.asarray(result.concatenate()), result.report
 
 
 def _on_grid(
-    left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: CodeName, options: dict[str, Any]
+    left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: CodeName, run: ProductMap
 ) -> tuple[Array, Report]:
     coded = CodedPairs(
         _encoded(left, rows, code, "A"), _encoded(matrices.Transposed(right), columns, code, "B")
     )
     f = _pair_product(np.result_type(left.dtype, right.dtype))
-    result = run(f, coded, pair_shape(coded), options)
+    result = run(f, coded, pair_shape(coded))
     array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1]))
     return array, result.report
 
@@ -169,14 +170,14 @@ def pair_shape(coded: CodedPairs) -> Shape:
     return left[0], right[0]
 
 
-def run(
-    f: Callable[[Any], Array], coded: Any, shape: Shape, options: Mapping[str, Any]
-) -> CodedResult[Array]:
-    """The map of an f of ours, which returns arrays of that shape and is what the code assumes."""
-    given = dict(options)
-    executor, progress = given.pop("executor"), given.pop("progress")
-    chosen = replace(checked_options(f, **given), trusted=True, row_by_row=True, shape=shape)
-    return map_blocks(f, coded, CodeOptions(), executor, chosen, progress)
+def product_map(executor: Any, options: MapOptions, progress: bool | None) -> ProductMap:
+    """Maps an f of ours, which returns arrays of a known shape and is what the code assumes."""
+    options = replace(options, trusted=True, row_by_row=True)
+
+    def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
+        return map_blocks(f, coded, CodeOptions(), executor, replace(options, shape=shape), progress)
+
+    return run
 
 
 def _encoded(data: Any, cut: layouts.Cut, code: CodeName, name: str) -> CodedBlocks:

@@ -48,10 +48,10 @@ class Subtasks:
     --------
     >>> import numpy as np
     >>> from polarmap import ReplayExecutor, Subtasks, coded_map
-    >>> slow = ReplayExecutor({0: 8.0, 1: 8.0, 2: 8.0})  # an eighth of the others' speed
+    >>> slow = ReplayExecutor({0: 8.0, 1: 8.0, 2: 8.0})  # one more than may be missing
     >>> y = coded_map(np.negative, np.eye(24), blocks=6, workers=8, schedule=Subtasks(4), executor=slow)
     >>> [task.subtasks for task in y.report.tasks if task.state == "abandoned"], y.report.seconds < 8
-    ([0, 0, 0], True)
+    ([2, 2, 2], True)
     """
 
     count: int
@@ -67,13 +67,13 @@ Schedule = ScheduleName | Subtasks | Plan
 class MapOptions:
     """The options of a map that its loop and its checks follow; those of `coded_map` are described there."""
 
-    verify: bool | str = "auto"
+    verify: Verify = "auto"
     rtol: float | None = None
     timeout: float | None = None
     retries: int = 1
-    deadline: float | None = None  # then estimates, rather than a failure
+    deadline: float | None = None  # the timeout after which to estimate, rather than fail
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
-    schedule: str = "upfront"
+    schedule: ScheduleName = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand
     subtasks: int = 1  # that each task is cut into
     distribution: Distribution | None = None  # of the run time of one task; None: learned from this map
@@ -83,12 +83,16 @@ class MapOptions:
     row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block
 
 
-def checked_options(
-    f: Any, verify: Any, rtol: Any, timeout: Any, retries: Any, on_timeout: Any = "raise"
-) -> MapOptions:
-    """The options that every map has; CodeError for f or an option that cannot be."""
+def check_function(f: Any) -> None:
+    """CodeError for what cannot be called."""
     if not callable(f):
         raise CodeError(f"f must be callable, not {type(f).__name__}")
+
+
+def checked_options(
+    verify: Any, rtol: Any, timeout: Any, retries: Any, on_timeout: Any = "raise"
+) -> MapOptions:
+    """The options that every map has; CodeError for one that cannot be."""
     if not isinstance(verify, (bool, np.bool_)) and not is_one_of(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
@@ -109,8 +113,10 @@ def checked_options(
 def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
     """`options` with what a schedule says of when tasks start; CodeError for what is no schedule."""
     if isinstance(schedule, Plan):
-        upfront = schedule.upfront if schedule.schedule == "on_demand" else 0
-        return replace(options, schedule=schedule.schedule, upfront=upfront, distribution=schedule.runtimes)
+        options = replace(options, distribution=schedule.runtimes)
+        if schedule.schedule == "upfront":
+            return options
+        return replace(options, schedule="on_demand", upfront=schedule.upfront)
     if isinstance(schedule, Subtasks):
         if options.deadline is not None and schedule.count > 1:
             raise CodeError("Subtasks do not go with on_timeout='estimate': leave one out")

@@ -65,15 +65,15 @@ def test_a_value_that_cannot_be_names_what_can(options: dict[str, Any], words: s
 
 
 def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
-    fails = checked_options(len, "auto", None, 30.0, 1)
-    estimates = checked_options(len, "auto", None, 30.0, 1, "estimate")
+    fails = checked_options("auto", None, 30.0, 1)
+    estimates = checked_options("auto", None, 30.0, 1, "estimate")
     assert (fails.timeout, fails.deadline) == (30.0, None)
     assert (estimates.timeout, estimates.deadline) == (None, 30.0)
 
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:
     made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
-    settings = scheduled(checked_options(len, "auto", None, None, 1), made)
+    settings = scheduled(checked_options("auto", None, None, 1), made)
     assert settings.distribution is made.runtimes
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.workers) == (8, made.n)
