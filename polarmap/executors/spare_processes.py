@@ -55,7 +55,8 @@ class SpareProcesses:
             pools = self._all + self._broken
             self._all, self._free, self._broken, self._count = [], [], [], 0
         for future, _, _ in waiting:
-            future.cancel()
+            if future.cancel():
+                future.set_running_or_notify_cancel()  # else whoever waits for it goes on waiting
         for pool in pools:
             for process in list((_of(pool)._processes or {}).values()):
                 with contextlib.suppress(Exception):

@@ -1,0 +1,84 @@
+"""What `executor=` may be, and what each of it means."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.errors import ExecutorError
+from polarmap.executors import executor_of, keep_open, storage_beside
+from polarmap.executors.base import Executor
+from polarmap.executors.private_folder import private_folder
+
+
+class Pool:
+    """Of some other library."""
+
+    def submit(self, call: Any, *arguments: Any) -> Future[Any]:
+        raise NotImplementedError
+
+
+@pytest.fixture
+def yaml(tmp_path: Path) -> Path:
+    path = tmp_path / "here.yaml"
+    path.write_text("lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"), [(None, "localhost"), ("localhost", "localhost"), (Pool(), "Pool")]
+)
+def test_it_says_what_it_is(choice: Any, name: str) -> None:
+    executor = executor_of(choice)
+    assert isinstance(executor, Executor)
+    assert executor.name == name
+
+
+def test_an_executor_of_ours_is_taken_as_it_is() -> None:
+    replay = ReplayExecutor()
+    assert executor_of(replay) is replay
+
+
+@pytest.mark.parametrize("kind", [Path, str])
+def test_a_configuration_is_a_path(yaml: Path, kind: type) -> None:
+    executor = executor_of(kind(yaml))
+    assert executor.name == "lithops/localhost"
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (ThreadPoolExecutor, r"is a class: pass an executor that was made of it, ThreadPoolExecutor\(...\)"),
+        (SimpleNamespace(get_executor=print), "of Dask: pass client.get_executor()"),
+        (3, "executor=3 is not an executor: pass None or 'localhost'"),
+        (b"x.yaml", "is no path that Lithops takes: pass a str"),
+        ("k8s", "pass a configuration of it, which `polarmap config show k8s` prints"),
+        ("processes", r"pass a pool, as concurrent.futures.ProcessPoolExecutor\(8\)"),
+        ("threads", r"pass a pool, as concurrent.futures.ThreadPoolExecutor\(8\)"),
+        ("missing.yaml", "there is no Lithops configuration 'missing.yaml'"),
+    ],
+)
+def test_what_is_none_is_refused_with_what_to_pass(choice: Any, message: str) -> None:
+    for wrapped in (choice, FaultyExecutor(choice, {0: Fault("raise")})):
+        with pytest.raises(ExecutorError, match=message):
+            executor_of(wrapped)
+
+
+def test_only_a_configuration_is_opened_for_many_maps() -> None:
+    faulty = FaultyExecutor("localhost", {0: Fault("raise")})
+    for choice in (None, Pool(), faulty):
+        kept, close = keep_open(choice)
+        close()
+        assert kept is choice or kept == choice
+
+
+def test_arrays_stay_beside_the_workers_that_read_them() -> None:
+    functions = SimpleNamespace(compute_handler=None, internal_storage=None)
+    assert storage_beside(None) == private_folder() / "arrays"
+    assert storage_beside(FaultyExecutor(functions)) is functions
+    assert storage_beside(Pool()) is None

@@ -1,0 +1,102 @@
+"""Tasks on any pool of futures; whole maps on them are in tests/maps."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.code.uncoded import Uncoded
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors.base import Payload
+from polarmap.executors.futures import FuturesExecutor
+
+DATA = [np.arange(3.0) + task for task in range(3)]
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
+
+
+class ManualPool:
+    """A pool whose calls run when the test says so."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Future[Any], Any, tuple[Any, ...]]] = []
+
+    def submit(self, call: Any, *arguments: Any) -> Future[Any]:
+        future: Future[Any] = Future()
+        self.calls.append((future, call, arguments))
+        return future
+
+    def run(self, number: int) -> None:
+        future, call, arguments = self.calls[number]
+        future.set_result(call(*arguments))
+
+
+def test_outcomes_come_in_the_order_of_their_ends() -> None:
+    pool = ManualPool()
+    with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+        run.submit([0, 1, 2])
+        assert set(run.running()) == {0, 1, 2}  # nobody knows better
+        pool.run(2)
+        pool.run(0)
+        outcomes = run.wait(1.0)
+        assert [outcome.task for outcome in outcomes] == [2, 0]
+        for outcome in outcomes:
+            assert outcome.leaves is not None
+            np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
+        assert set(run.running()) == {1}
+        assert not run.is_exhausted()
+
+
+def test_what_the_pool_drops_is_lost() -> None:
+    pool = ManualPool()
+    with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+        run.submit([0, 1])
+        pool.calls[0][0].cancel()
+        pool.calls[1][0].set_exception(OSError("node down"))
+        texts = [str(outcome.failure) for outcome in run.wait(1.0)]
+    assert texts == [
+        "WorkerLost: ManualPool was shut down or cancelled the task before it began",
+        "WorkerLost: OSError: node down",
+    ]
+
+
+def test_threads_must_not_write_into_the_data() -> None:
+    def f(block: Any) -> Any:
+        block += 1
+        return block
+
+    with ThreadPoolExecutor(1) as pool, closing(FuturesExecutor(pool).open(Payload(f, BLOCKS))) as run:
+        run.submit([0])
+        [outcome] = run.wait(60.0)
+    assert outcome.failure is not None
+    assert "read-only" in outcome.failure.message
+
+
+def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
+    gate = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(gate.wait, 60)
+        with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
+            run.submit([0])
+            assert run.running() == {}
+            gate.set()
+            assert len(run.wait(60.0)) == 1
+
+
+def test_a_pool_that_takes_nothing_is_one_clear_error() -> None:
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()
+    run = FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))
+    with closing(run), pytest.raises(ExecutorError, match="ThreadPoolExecutor accepts no tasks"):
+        run.submit([0])
+
+
+def test_an_f_that_cannot_travel_is_refused_at_once() -> None:
+    lock = threading.Lock()
+    with pytest.raises(CodeError, match="f cannot be pickled for ManualPool"):
+        FuturesExecutor(ManualPool()).open(Payload(lambda block: lock, BLOCKS))

@@ -1,0 +1,150 @@
+"""What is seen of tasks through Lithops, with futures and a storage in memory."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.code.uncoded import Uncoded
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import lithops_run
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.lithops_run import LithopsRun
+from polarmap.worker import io_lithops
+
+DATA = [np.arange(3.0) + task for task in range(3)]
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
+
+
+class Future:
+    """As Lithops has it, with what it will return."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        self.ready = self.success = self.done = self.error = False
+        self._exception: Any = None
+        self._call = call
+
+    def status(self, **options: Any) -> None:
+        pass
+
+    def result(self, **options: Any) -> Any:
+        return self._call()
+
+
+class Functions:
+    """A FunctionExecutor that runs nothing until a future is asked for its result."""
+
+    internal_storage = None
+
+    def __init__(self, storage: DictStorage) -> None:
+        self._storage = storage
+        self.futures: list[Future] = []
+
+    def map(self, task: Any, fields: Sequence[Any], **options: Any) -> list[Future]:
+        made = [Future(lambda one=one: task(one["fields"], self._storage)) for one in fields]
+        self.futures += made
+        return made
+
+
+class Run(LithopsRun):
+    """One that any FunctionExecutor serves."""
+
+    def __init__(self, **more: Any) -> None:
+        storage = DictStorage()
+        super().__init__("memory", Payload(np.negative, BLOCKS, **more), storage)
+        self.functions = Functions(storage)
+        self._objects.put_blocks(range(3), is_first=True)
+
+    def submit(self, tasks: Sequence[int]) -> None:
+        self._map(self.functions, self._count_attempts(tasks), None)
+
+    def close(self) -> None:
+        self._objects.remove()
+
+
+@pytest.fixture(autouse=True)
+def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(io_lithops, "exit_when", lambda is_cancelled: None)
+
+
+def told(run: Run) -> list[Outcome]:
+    return run.wait(1.0)
+
+
+def test_what_is_ready_is_told_once() -> None:
+    run = Run()
+    run.submit([2, 0])
+    assert set(run.running()) == {0, 2}
+    assert run.wait(0.01) == []
+    run.functions.futures[0].ready = True
+    [outcome] = told(run)
+    assert outcome.leaves is not None
+    assert (outcome.task, outcome.leaves[0].tolist()) == (2, (-DATA[2]).tolist())
+    assert set(run.running()) == {0}
+    run.functions.futures[1].success = True
+    assert [one.task for one in told(run)] == [0]
+    assert run.is_exhausted()
+
+
+def test_what_lithops_gave_up_is_lost_with_its_reason() -> None:
+    run = Run()
+    run.submit([0, 1, 2])
+    first, second, third = run.functions.futures
+    first.done, first._exception = True, (RuntimeError, RuntimeError("timed out"))
+    second.ready = second.error = True
+    second._exception = KeyError("x")
+    third.ready, third._call = True, lambda: 1 / 0  # type: ignore[assignment]
+    texts = [str(outcome.failure) for outcome in told(run)]
+    assert texts == [
+        "WorkerLost: timed out",
+        "WorkerLost: KeyError: 'x'",
+        "WorkerLost: ZeroDivisionError: division by zero",
+    ]
+
+
+def test_pieces_come_before_the_end_of_their_task() -> None:
+    run = Run(subtasks=3)
+    run.submit([1])
+    [future] = run.functions.futures
+    future.ready = True
+    outcomes = told(run)
+    assert [(one.subtasks, one.over) for one in outcomes] == [((1,), False), ((2,), False), ((0,), True)]
+
+
+def test_waiting_takes_as_long_as_it_may() -> None:
+    run = Run()
+    run.submit([0])
+    began = time.monotonic()
+    assert run.wait(0.1) == []
+    assert 0.1 <= time.monotonic() - began < 5.0
+
+
+def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(lithops_run, "has_ended", lambda future: looks.append(future))
+    run = Run()
+    run.submit([0])
+    for _ in range(1000):
+        run.wait(0.0)
+    assert 1 <= len(looks) < 1000
+
+
+def test_a_job_that_is_refused_is_one_clear_error() -> None:
+    run = Run()
+    run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
+    with pytest.raises(ExecutorError, match="memory takes no job: ZeroDivisionError"):
+        run.submit([0])
+
+
+def test_an_f_that_cannot_travel_is_named() -> None:
+    run = Run()
+    run._payload = Payload((one for one in ()).__next__, BLOCKS)
+    run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
+    with pytest.raises(CodeError, match="f cannot be pickled for memory"):
+        run.submit([0])

@@ -1,0 +1,63 @@
+"""The temporary folder of a process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from polarmap.executors.private_folder import interpreter, named_for_lithops, private_folder
+
+
+def in_another_process(program: str, folder: Path) -> str:
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    code = f"from polarmap.executors.private_folder import private_folder; {program}"
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return run.stdout.strip()
+
+
+def test_it_is_made_once_and_gone_after_exit(tmp_path: Path) -> None:
+    told = in_another_process("print(private_folder()); assert private_folder().is_dir()", tmp_path)
+    assert Path(told).parent == tmp_path.resolve()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_forked_child_does_not_remove_it(tmp_path: Path) -> None:
+    program = (
+        "import os, sys; folder = private_folder()\n"
+        "if os.fork() == 0: sys.exit(0)\n"
+        "os.wait(); print(folder.is_dir())"
+    )
+    assert in_another_process(program, tmp_path) == "True"
+
+
+def test_folders_of_dead_processes_are_swept(tmp_path: Path) -> None:
+    (tmp_path / "polarmap-999999999-left").mkdir()
+    (tmp_path / f"polarmap-{os.getpid()}-here").mkdir()
+    (tmp_path / "polarmap-names-nobody").mkdir()
+    in_another_process("private_folder()", tmp_path)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {f"polarmap-{os.getpid()}-here", "polarmap-names-nobody"}
+
+
+def test_the_interpreter_is_a_script_in_it() -> None:
+    script = interpreter()
+    assert script.parent == private_folder()
+    assert os.access(script, os.X_OK)
+    assert str(private_folder()).startswith(str(Path(tempfile.gettempdir()).resolve()))
+
+
+def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named_for_lithops() == sys.executable
+    monkeypatch.setattr("sys.executable", "/a folder/python")
+    script = Path(named_for_lithops())
+    try:
+        assert '"/a folder/python"' in script.read_text()
+    finally:
+        script.unlink()
