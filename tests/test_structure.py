@@ -116,7 +116,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "blocks": (
         "block_count check_data choose_code coded encode_data join_results masked pairs stored uneven"
     ),
-    "executors": "dask lithops lithops_configuration lithops_internals local",
+    "executors": "dask lithops",
     "glm": "losses minimize objective",
     "linalg": "layouts matrices",
     "run": (
