@@ -118,7 +118,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     ),
     "executors": "dask lithops",
     "glm": "losses minimize objective",
-    "linalg": "layouts matrices",
+    "linalg": "coded_sides layouts matrices",
     "run": (
         "acceptance codeword estimate execute failure_message first_results local_evaluation "
         "padding progress received results row_by_row subtask_rows summary verify"

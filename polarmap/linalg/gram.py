@@ -15,7 +15,7 @@ from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
 from polarmap.errors import CodeError
 from polarmap.linalg import matrices
-from polarmap.linalg.products import CodedProduct, assemble, pair_shape, product_map
+from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
 from polarmap.run.options import Verify, checked_options
 
 Array = npt.NDArray[Any]
@@ -78,7 +78,7 @@ def coded_gram(
     >>> np.allclose(hessian.array, A.T @ (w[:, None] * A)), hessian.report.n
     (True, 10)
     """
-    matrix = matrices.checked(A, "A")
+    matrix = matrices.check_matrix(A, "A")
     w = None if weights is None else _checked_weights(weights, matrix.shape[0])
     dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
     k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
@@ -87,7 +87,7 @@ def coded_gram(
     f = _products(w, dtype)
     run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
     result = run(f, coded, pair_shape(coded))
-    array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
+    array = assemble_blocks(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
     if not is_exact(dtype):
         _mirror(array, result[0].shape[0])
     return CodedProduct(array, result.report)
@@ -102,13 +102,13 @@ def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:
         raise CodeError(f"workers={n} leaves no parity for {k} blocks of columns: use workers > {k}")
     wanted = dtype if is_exact(dtype) or matrix.dtype.kind == "c" else real_dtype(dtype)
     same = is_exact(dtype) or matrix.dtype == wanted
-    data = matrices.Watched(matrix if same else matrices.Cast(matrix, wanted), "A")
-    factor = encode_once(matrices.Transposed(data), k, n, "auto")
+    data = matrices.CheckedMatrix(matrix if same else matrices.CastMatrix(matrix, wanted), "A")
+    factor = encode_once(matrices.TransposedMatrix(data), k, n, "auto")
     return CodedPairs(factor, factor, triangle=not is_exact(dtype))
 
 
 def _checked_weights(weights: Any, rows: int) -> Array:
-    w = matrices.checked_operand(weights, "weights")
+    w = matrices.check_operand(weights, "weights")
     if w.shape != (rows,):
         raise CodeError(f"weights has shape {w.shape}, but A has {rows} rows: one weight for each is needed")
     if w.dtype.kind == "c":

@@ -17,37 +17,37 @@ Counts = int | tuple[int, int] | None
 Shape = tuple[int, int, int]  # M, L, N: A is (M, L), B is (L, N)
 
 
-class Cut(NamedTuple):
+class BlockCounts(NamedTuple):
     """k blocks and n coded ones."""
 
     k: int
     n: int
 
 
-class Layout(NamedTuple):
+class ProductLayout(NamedTuple):
     """How A is cut by rows and B by columns; None for a factor that every worker gets whole."""
 
-    rows: Cut | None
-    columns: Cut | None
+    rows: BlockCounts | None
+    columns: BlockCounts | None
 
 
-def choose(method: str, shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layout:
+def choose_layout(method: str, shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
     """The layout that `method` means, or the cheapest; CodeError where there is none."""
     if not is_one_of(method, ("auto", "rows", "columns", "grid")):
         raise CodeError(f"method must be 'auto', 'rows', 'columns' or 'grid', not {method!r}")
     if method == "grid" or (method == "auto" and (_is_pair(blocks) or _is_pair(workers))):
-        return _grid(shape, blocks, workers, itemsize)
+        return _both_factors_coded(shape, blocks, workers, itemsize)
     if method != "auto":
-        return _side(method, shape, blocks, workers)
+        return _one_factor_coded(method, shape, blocks, workers)
     long = [side for side, length in (("rows", shape[0]), ("columns", shape[2])) if length > 1]
-    candidates = [_side(side, shape, blocks, workers) for side in long or ["rows"]]
+    candidates = [_one_factor_coded(side, shape, blocks, workers) for side in long or ["rows"]]
     few = isinstance(workers, int) and workers < 4
     if blocks is None and len(long) == 2 and not few:
-        candidates.append(_grid(shape, None, workers, itemsize))
-    return min(candidates, key=lambda layout: seconds(layout, shape, itemsize))
+        candidates.append(_both_factors_coded(shape, None, workers, itemsize))
+    return min(candidates, key=lambda layout: task_seconds(layout, shape, itemsize))
 
 
-def seconds(layout: Layout, shape: Shape, itemsize: int) -> float:
+def task_seconds(layout: ProductLayout, shape: Shape, itemsize: int) -> float:
     """What one task takes to read its blocks, multiply and write, roughly."""
     m = shape[0] / (layout.rows.k if layout.rows else 1)
     n = shape[2] / (layout.columns.k if layout.columns else 1)
@@ -55,7 +55,7 @@ def seconds(layout: Layout, shape: Shape, itemsize: int) -> float:
     return values * itemsize / BYTES_PER_SECOND + m * shape[1] * n / PRODUCTS_PER_SECOND
 
 
-def _side(side: str, shape: Shape, blocks: Counts, workers: Counts) -> Layout:
+def _one_factor_coded(side: str, shape: Shape, blocks: Counts, workers: Counts) -> ProductLayout:
     """One factor coded."""
     for name, counts in (("blocks", blocks), ("workers", workers)):
         if _is_pair(counts):
@@ -64,36 +64,43 @@ def _side(side: str, shape: Shape, blocks: Counts, workers: Counts) -> Layout:
     n = None if workers is None else checked_count("workers", workers)
     usual = min(max(1, 3 * (n or WORKERS) // 4), length)
     k = usual if blocks is None else checked_count("blocks", blocks)
-    cut = _checked(Cut(k, k + math.ceil(k / 3) if n is None else n), side, length)
-    return Layout(cut, None) if side == "rows" else Layout(None, cut)
+    cut = _check_counts(BlockCounts(k, k + math.ceil(k / 3) if n is None else n), side, length)
+    return ProductLayout(cut, None) if side == "rows" else ProductLayout(None, cut)
 
 
-def _grid(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> Layout:
+def _both_factors_coded(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
     """Both factors coded, as asked for or the cheapest with so many tasks."""
     if blocks is not None or _is_pair(workers):
         rows, columns = (
-            _part(side, length, _of_pair("blocks", blocks, side), _of_pair("workers", workers, side))
+            _counts_of_side(
+                side, length, _of_pair("blocks", blocks, side), _of_pair("workers", workers, side)
+            )
             for side, length in enumerate((shape[0], shape[2]))
         )
-        return Layout(_checked(rows, "rows", shape[0]), _checked(columns, "columns", shape[2]))
+        return ProductLayout(
+            _check_counts(rows, "rows", shape[0]), _check_counts(columns, "columns", shape[2])
+        )
     total = WORKERS if workers is None else checked_count("workers", workers)
     if total > MAX_WORKERS:
         raise CodeError(f"a grid has at most {MAX_WORKERS} tasks, not workers={total}")
     if total < 4:
         raise CodeError(f"a grid has at least 2 x 2 tasks, not workers={total}")
     sides = [(n, total // n) for n in range(2, total // 2 + 1)]
-    layouts = [Layout(_part(0, shape[0], None, n), _part(1, shape[2], None, other)) for n, other in sides]
-    return min(layouts, key=lambda layout: seconds(layout, shape, itemsize))
+    layouts = [
+        ProductLayout(_counts_of_side(0, shape[0], None, n), _counts_of_side(1, shape[2], None, other))
+        for n, other in sides
+    ]
+    return min(layouts, key=lambda layout: task_seconds(layout, shape, itemsize))
 
 
-def _part(side: int, length: int, k: int | None, n: int | None) -> Cut:
+def _counts_of_side(side: int, length: int, k: int | None, n: int | None) -> BlockCounts:
     """A side of a grid: an eighth of it for parity, and no more blocks than rows unless asked for."""
     if k is None:
         assert n is not None
         parity = max(1, round(n / 8))
         k = max(1, min(n - parity, length))
-        return Cut(k, min(n, k + parity))
-    return Cut(k, k + math.ceil(k / 7) if n is None else n)
+        return BlockCounts(k, min(n, k + parity))
+    return BlockCounts(k, k + math.ceil(k / 7) if n is None else n)
 
 
 def _is_pair(counts: Counts) -> bool:
@@ -108,7 +115,7 @@ def _of_pair(name: str, counts: Counts, side: int) -> int | None:
     return checked_count(name, counts[side])
 
 
-def _checked(cut: Cut, side: str, length: int) -> Cut:
+def _check_counts(cut: BlockCounts, side: str, length: int) -> BlockCounts:
     if cut.k > length:
         raise CodeError(f"{cut.k} blocks are more than the {length} {side} to be cut")
     if cut.n <= cut.k:

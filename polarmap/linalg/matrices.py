@@ -14,19 +14,19 @@ from polarmap.errors import CodeError
 Array = npt.NDArray[Any]
 
 
-class Transposed:
+class TransposedMatrix:
     """The transpose of a matrix that need not lie in memory; reads columns as rows."""
 
     def __init__(self, matrix: Any) -> None:
         self._matrix, self.dtype = matrix, matrix.dtype
         self.shape = (matrix.shape[1], matrix.shape[0])
 
-    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
-        rows, *columns = box if isinstance(box, tuple) else (box,)
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
+        rows, *columns = index if isinstance(index, tuple) else (index,)
         return np.asarray(self._matrix[(columns[0] if columns else slice(None), rows)]).T
 
 
-class Watched:
+class CheckedMatrix:
     """A matrix that says what is wrong with it as it is read.
 
     largest : the largest absolute value read so far, of integers.
@@ -38,25 +38,25 @@ class Watched:
         self.chunks = getattr(matrix, "chunks", None)
         self.largest = 0
 
-    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
-        part = np.asarray(self._matrix[box])
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
+        part = np.asarray(self._matrix[index])
         check_finite(part, self._name)
         if is_exact(part.dtype) and part.size:
             self.largest = max(self.largest, int(part.max()), -int(part.min()))
         return part
 
 
-class Cast:
+class CastMatrix:
     """A matrix read in another dtype."""
 
     def __init__(self, matrix: Any, dtype: DType) -> None:
         self._matrix, self.shape, self.dtype = matrix, matrix.shape, dtype
 
-    def __getitem__(self, box: slice | tuple[slice, ...]) -> Array:
-        return np.asarray(self._matrix[box]).astype(self.dtype)
+    def __getitem__(self, index: slice | tuple[slice, ...]) -> Array:
+        return np.asarray(self._matrix[index]).astype(self.dtype)
 
 
-def array_like(matrix: Any, name: str) -> Any:
+def as_array_like(matrix: Any, name: str) -> Any:
     """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry."""
     if isinstance(matrix, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
@@ -71,9 +71,9 @@ def array_like(matrix: Any, name: str) -> Any:
     return np.asarray(matrix) if isinstance(matrix, np.matrix) else matrix
 
 
-def checked(matrix: Any, name: str) -> Any:
+def check_matrix(matrix: Any, name: str) -> Any:
     """A matrix that can be cut and coded; CodeError for anything else."""
-    matrix = array_like(matrix, name)
+    matrix = as_array_like(matrix, name)
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")
@@ -81,17 +81,19 @@ def checked(matrix: Any, name: str) -> Any:
     return matrix
 
 
-def of_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
+def to_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
     """Both factors so that no parity is coarser than the product: floats of one precision, or integers."""
     common = np.result_type(left.dtype, right.dtype)
     if is_exact(common):
         return left, right
     wanted = [common if one.dtype.kind == "c" else real_dtype(common) for one in (left, right)]
-    cast = [one if one.dtype == dtype else Cast(one, dtype) for one, dtype in zip((left, right), wanted)]
+    cast = [
+        one if one.dtype == dtype else CastMatrix(one, dtype) for one, dtype in zip((left, right), wanted)
+    ]
     return cast[0], cast[1]
 
 
-def checked_operand(operand: Any, name: str = "the operand") -> Array:
+def check_operand(operand: Any, name: str = "the operand") -> Array:
     """A vector or matrix that lies here and that every worker gets."""
     array = np.asarray(operand)
     if array.dtype.kind not in "biufc":
@@ -119,7 +121,7 @@ def check_no_wrap(dtype: DType, largest: int, growth: float, name: str) -> None:
         )
 
 
-def times(operand: Array, dtype: DType) -> Callable[[Array], Array]:
+def product_with(operand: Array, dtype: DType) -> Callable[[Array], Array]:
     """f(block) = block @ operand in `dtype`, on a worker.
 
     Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold

@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-import uuid
 import warnings
 import weakref
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.encode import encode
 from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.choose_code import CodeName
-from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.encode_data import encode_once
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError
-from polarmap.executors import keep_open, storage_beside
+from polarmap.executors import keep_open
 from polarmap.linalg import matrices
+from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
@@ -104,16 +101,16 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = None,
     ) -> None:
-        matrix = matrices.checked(A, "A")
+        matrix = matrices.check_matrix(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
         options = checked_options(verify, rtol, timeout, retries)
         executor, end = keep_open(executor)
-        self._kept = _Kept(matrix, executor, _sizes(blocks, workers, code), code)
-        self._finish = weakref.finalize(self, _close, self._kept, end)
+        self._sides = CodedSides(matrix, executor, _sizes(blocks, workers, code), code)
+        self._finish = weakref.finalize(self, _close, self._sides, end)
         if isinstance(A, CodedArray):
-            self._kept.sides["rows"] = _Side(A)
+            self._sides.sides["rows"] = CodedSide(A)
         if transposed is not None:
-            self._kept.sides["columns"] = _Side(_checked_transpose(transposed, matrix))
+            self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
         self._run = product_map(executor, options, bool(progress))  # no bar for each of many products
         self.products = 0
         self.report: Report | None = None
@@ -144,87 +141,22 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
         if not self._finish.alive:
             raise CodeError("this CodedOperator is closed: make a new one")
-        operand = matrices.checked_operand(operand)
+        operand = matrices.check_operand(operand)
         dtype = np.result_type(self.dtype, operand.dtype)
         if operand.size == 0:
             return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-        coded = self._kept.real_side(name) if not is_exact(dtype) else self._kept.side(name).coded
-        f = matrices.times(operand, dtype)
+        coded = self._sides.real_side(name) if not is_exact(dtype) else self._sides.side(name).coded
+        f = matrices.product_with(operand, dtype)
         shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
         result = self._run(f, coded, shape)
         self.report, self.products = result.report, self.products + 1
         return np.asarray(result.concatenate())
 
 
-class _Side(NamedTuple):
-    """The coded rows or columns of a matrix, and the largest integer among them."""
-
-    coded: CodedBlocks | CodedArray
-    largest: int | None = None  # not known of a coded array of the caller's
-
-
-class _Kept:
-    """Both sides of a matrix, each encoded when it is first asked for."""
-
-    def __init__(
-        self, matrix: Any, executor: Any, sizes: tuple[int, int], code: CodeName | PolarCode
-    ) -> None:
-        self._matrix, self._sizes, self._code = matrix, sizes, code
-        self._storage = storage_beside(executor)
-        self._prefix = f"operator-{uuid.uuid4().hex}"
-        self.sides: dict[str, _Side] = {}
-        self._ours: list[CodedArray] = []
-
-    def side(self, name: str) -> _Side:
-        """The "rows" or the "columns"."""
-        if name not in self.sides:
-            self.sides[name] = self._encode(name)
-        return self.sides[name]
-
-    def real_side(self, name: str) -> CodedBlocks | CodedArray:
-        """A side for products with real numbers; CodeError if its parity may have wrapped."""
-        side = self.side(name)
-        dtype = self._matrix.dtype
-        if is_exact(dtype) and dtype.itemsize == 8:
-            if side.largest is None:
-                self.sides[name] = side = side._replace(largest=_largest(side.coded))
-            matrices.check_no_wrap(dtype, side.largest or 0, side.coded.code.norm_inf, "A")
-        return side.coded
-
-    def remove(self) -> None:
-        """Let go of memory, delete what was stored."""
-        self.sides.clear()
-        while self._ours:
-            self._ours.pop().delete()
-
-    def _encode(self, name: str) -> _Side:
-        matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
-        data = matrices.Watched(matrix if name == "rows" else matrices.Transposed(matrix), "A")
-        k = min(self._sizes[0], int(data.shape[0]))
-        n = k + math.ceil((self._sizes[1] - self._sizes[0]) * k / self._sizes[0])
-        code = self._code
-        if isinstance(code, PolarCode) and k < code.k:
-            code = "arikan" if code.kernel == "arikan" else "rotation"
-        if self._storage is None:
-            return _Side(encode_once(data, k, n, code), data.largest)
-        name, place = f"{self._prefix}-{name}", self._storage
-        coded = encode(data, blocks=k, workers=n, code=code, name=name, storage=place, progress=False)
-        self._ours.append(coded)
-        return _Side(coded, data.largest)
-
-
-def _largest(coded: Any) -> int:
-    """The largest absolute value of a coded array of integers, read block by block."""
-    watched = matrices.Watched(coded, "A")
-    for start in range(0, coded.shape[0], coded.rows):
-        watched[start : start + coded.rows]
-    return watched.largest
-
-
-def _close(kept: _Kept, end: Callable[[], None]) -> None:
+def _close(sides: CodedSides, end: Callable[[], None]) -> None:
     """Of an operator that is closed or gone; what cannot be removed is named."""
     try:
-        kept.remove()
+        sides.remove()
     except PolarmapError as error:
         warnings.warn(f"blocks of a CodedOperator may be left in storage: {error}", RuntimeWarning, 2)
     finally:

@@ -110,7 +110,9 @@ def coded_matmul(
     (True, 'arikan grid 4 x 3')
     """
     left, right, shape = _factors(A, B)
-    layout = layouts.choose(method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize)
+    layout = layouts.choose_layout(
+        method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
+    )
     run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
     if layout.rows and layout.columns:
         array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
@@ -118,7 +120,7 @@ def coded_matmul(
         array, report = _one_sided(left, right, layout.rows, code, run)
     else:
         assert layout.columns is not None
-        transposed = matrices.Transposed(right), matrices.Transposed(left)
+        transposed = matrices.TransposedMatrix(right), matrices.TransposedMatrix(left)
         array, report = _one_sided(*transposed, layout.columns, code, run)
         array = array.T
     return CodedProduct(array.reshape(shape), report)
@@ -127,40 +129,50 @@ def coded_matmul(
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
     # Columns of a coded array are read through all its rows: once, then.
-    A, B = matrices.array_like(A, "A"), matrices.array_like(B[:] if hasattr(B, "coded_blocks") else B, "B")
+    A, B = (
+        matrices.as_array_like(A, "A"),
+        matrices.as_array_like(B[:] if hasattr(B, "coded_blocks") else B, "B"),
+    )
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
-    left = matrices.checked(A[:][None, :] if len(A.shape) == 1 else A, "A")
-    right = matrices.checked(B[:][:, None] if len(B.shape) == 1 else B, "B")
+    left = matrices.check_matrix(A[:][None, :] if len(A.shape) == 1 else A, "A")
+    right = matrices.check_matrix(B[:][:, None] if len(B.shape) == 1 else B, "B")
     if left.shape[1] != right.shape[0]:
         raise CodeError(
             f"A of shape {tuple(A.shape)} and B of shape {tuple(B.shape)} do not match: "
             f"{left.shape[1]} columns against {right.shape[0]} rows"
         )
     shape = (*A.shape[:-1], *B.shape[1:])
-    return *matrices.of_one_precision(left, right), shape
+    return *matrices.to_one_precision(left, right), shape
 
 
 def _one_sided(
-    data: Any, factor: Any, cut: layouts.Cut, code: CodeName, run: ProductMap
+    data: Any, factor: Any, cut: layouts.BlockCounts, code: CodeName, run: ProductMap
 ) -> tuple[Array, Report]:
     """data @ factor with data coded by rows."""
-    operand = matrices.checked_operand(factor[:])
-    f = matrices.times(operand, np.result_type(data.dtype, operand.dtype))
+    operand = matrices.check_operand(factor[:])
+    f = matrices.product_with(operand, np.result_type(data.dtype, operand.dtype))
     coded = _encoded(data, cut, code, "a factor")
     result = run(f, coded, (coded.layout(0)[0][1][0], *operand.shape[1:]))
     return np.asarray(result.concatenate()), result.report
 
 
 def _on_grid(
-    left: Any, right: Any, rows: layouts.Cut, columns: layouts.Cut, code: CodeName, run: ProductMap
+    left: Any,
+    right: Any,
+    rows: layouts.BlockCounts,
+    columns: layouts.BlockCounts,
+    code: CodeName,
+    run: ProductMap,
 ) -> tuple[Array, Report]:
     coded = CodedPairs(
-        _encoded(left, rows, code, "A"), _encoded(matrices.Transposed(right), columns, code, "B")
+        _encoded(left, rows, code, "A"), _encoded(matrices.TransposedMatrix(right), columns, code, "B")
     )
     f = _pair_product(np.result_type(left.dtype, right.dtype))
     result = run(f, coded, pair_shape(coded))
-    array = assemble(zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1]))
+    array = assemble_blocks(
+        zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1])
+    )
     return array, result.report
 
 
@@ -180,8 +192,8 @@ def product_map(executor: Any, options: MapOptions, progress: bool | None) -> Pr
     return run
 
 
-def _encoded(data: Any, cut: layouts.Cut, code: CodeName, name: str) -> CodedBlocks:
-    return encode_once(matrices.Watched(data, name), *cut, code)
+def _encoded(data: Any, cut: layouts.BlockCounts, code: CodeName, name: str) -> CodedBlocks:
+    return encode_once(matrices.CheckedMatrix(data, name), *cut, code)
 
 
 def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array]:
@@ -190,7 +202,7 @@ def _pair_product(dtype: np.dtype[Any]) -> Callable[[tuple[Array, Array]], Array
     return lambda pair: np.matmul(pair[0], pair[1].T, dtype=native, casting="unsafe")
 
 
-def assemble(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:
+def assemble_blocks(blocks: Iterable[tuple[Sequence[int], Array]], shape: tuple[int, int]) -> Array:
     """Blocks of a product, each with its row and column on the grid, as one matrix without padding."""
     whole: Array = np.empty(shape)
     for number, ((row, column), block) in enumerate(blocks):
