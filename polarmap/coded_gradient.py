@@ -26,7 +26,7 @@ EPS = float(np.finfo(np.float64).eps)
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
 MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
-SLACK = 64  # by which a misfit must exceed the estimated error of slopes to tell a non-smooth f
+SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
 
 
 @dataclass(frozen=True)

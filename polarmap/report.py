@@ -56,7 +56,7 @@ class Report:
     error_bound : of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
         or more where one worker may have deviated by more without showing in the checks. Integers that f
         made of floats are taken to be rounded. 0 when nothing was decoded, or integers exactly.
-    residual : largest relative misfit of the left-over parity equations, None if none was checked.
+    residual : largest relative residual of the left-over parity equations, None if none was checked.
     verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
     schedule : "upfront", or "on_demand": parity tasks were held back until they were needed.

@@ -67,9 +67,9 @@ def decode_blocks(
 
 
 def _decoded(decoder: Decoder, manifest: Manifest, good: Mapping[int, Array], wanted: Indices) -> Array:
-    plan = decoder.recovery
-    rows = plan.recover(dict(good), manifest.dtype.newbyteorder("="))
-    return rows if len(rows) == len(wanted) else rows[np.searchsorted(plan.missing, wanted)]
+    recovery = decoder.recovery
+    rows = recovery.recover(dict(good), manifest.dtype.newbyteorder("="))
+    return rows if len(rows) == len(wanted) else rows[np.searchsorted(recovery.missing, wanted)]
 
 
 def _decode_spoiled(

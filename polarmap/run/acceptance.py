@@ -245,10 +245,10 @@ class Acceptance:
     def _decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
         assert self._received.decoder is not None
-        plan = self._received.decoder.recovery
-        if plan is not self._decoded_by:
+        recovery = self._received.decoder.recovery
+        if recovery is not self._decoded_by:
             began = self._watch.elapsed
-            self.results, self._decoded_by = self._received.decode(), plan
+            self.results, self._decoded_by = self._received.decode(), recovery
             self.decode_seconds = self._watch.elapsed - began
         if self.results is None:
             raise NotFiniteError

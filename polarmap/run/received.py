@@ -235,22 +235,24 @@ class Received:
         Raises CodeError for Python integers that parity does not determine.
         """
         assert self.decoder is not None
-        plan = self.decoder.recovery
+        recovery = self.decoder.recovery
         recovered: list[list[Array]] = []
         kinds = kinds_of(self.structure)
         for leaf, dtype in enumerate(self.dtypes()):
             with ignoring_inf():
-                blocks = plan.recover(self.rows(leaf), dtype)
+                blocks = recovery.recover(self.rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
                 return None
-            is_python = kinds[leaf] == "python" and is_exact(dtype) and plan.exact and len(plan.missing) > 0
+            is_python = (
+                kinds[leaf] == "python" and is_exact(dtype) and recovery.exact and len(recovery.missing) > 0
+            )
             if is_python:
-                received = np.stack([self.rows(leaf)[int(index)] for index in plan.arrived])
-                recovered.append(unwrapped(plan.weights, received, blocks))
+                received = np.stack([self.rows(leaf)[int(index)] for index in recovery.arrived])
+                recovered.append(unwrapped(recovery.weights, received, blocks))
             else:
                 recovered.append(list(blocks))
         shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
-        place = {int(index): row for row, index in enumerate(plan.missing)}
+        place = {int(index): row for row, index in enumerate(recovery.missing)}
 
         def result(index: int) -> list[Array]:
             if index not in place:

@@ -48,7 +48,7 @@ class Verifier:
     evaluated : dict from data block to flat result
         What f gave here.
     residual : float or None
-        Largest relative misfit of the left-over equations when last evaluated; None if never.
+        Largest relative residual of the left-over equations when last evaluated; None if never.
     broken : bool
         Whether one of them was broken then, and nobody has been found who did it.
     """
@@ -66,7 +66,7 @@ class Verifier:
         self.trust = trust
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None
-        self._misfits_of: list[float | None] = []  # of each leaf, as last measured
+        self._residuals: list[float | None] = []  # of each leaf, as last measured
         self._missed: dict[int, list[float]] = {}  # by how much decoded blocks missed what f gave here
         self.evaluated: dict[int, list[Array]] = {}
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
@@ -89,7 +89,7 @@ class Verifier:
         assert decoder is not None
         if more and self._undecided == decoder.count:
             return False, None, -1
-        broken, suspects = self._misfits()
+        broken, suspects = self._equations_broken()
         if not broken:
             return True, None, -1
         if suspects is not None and len(suspects) == 1:
@@ -102,7 +102,7 @@ class Verifier:
     def contradicts(self) -> bool:
         """Whether left-over equations, if there are any, do not hold, whoever is to blame."""
         decoder = self._received.decoder
-        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._misfits()[0]
+        return decoder is not None and decoder.ready and decoder.surplus > 0 and self._equations_broken()[0]
 
     def unchecked(self) -> list[int]:
         """The results that are handed out, or that decoded blocks are made of, and that no check involves.
@@ -110,20 +110,20 @@ class Verifier:
         Checks are the left-over equations and the decoded blocks of which f was evaluated here.
         Garbage from one of these workers would pass; from any other it would not.
         """
-        plan = self._plan
-        handed_out = plan.arrived < len(self._coded.code.systematic)
-        return [int(index) for index in plan.arrived[self._unseen(handed_out)]]
+        recovery = self._recovery
+        handed_out = recovery.arrived < len(self._coded.code.systematic)
+        return [int(index) for index in recovery.arrived[self._unseen(handed_out)]]
 
     def _unseen(self, also: Mask | bool = False) -> Mask:
         """Which of the arrived results that decoded blocks are made of, or `also`, no check involves."""
-        plan = self._plan
-        unseen = np.zeros(len(plan.arrived), bool)
-        evaluated = np.isin(plan.missing, list(self.evaluated))
+        recovery = self._recovery
+        unseen = np.zeros(len(recovery.arrived), bool)
+        evaluated = np.isin(recovery.missing, list(self.evaluated))
         for dtype in set(self._received.dtypes()):
-            seen = residual.revealed(plan, dtype)[evaluated].any(axis=0)
-            if self._misfits_of:
-                seen |= residual.covered(plan, dtype)
-            unseen |= (residual.support(plan, dtype).any(axis=0) | also) & ~seen
+            seen = residual.revealed(recovery, dtype)[evaluated].any(axis=0)
+            if self._residuals:
+                seen |= residual.covered(recovery, dtype)
+            unseen |= (residual.support(recovery, dtype).any(axis=0) | also) & ~seen
         return unseen
 
     @property
@@ -143,16 +143,16 @@ class Verifier:
         By rounding, which decoding multiplies, or by one worker whose deviation the checks could not
         tell from rounding.
         """
-        plan, bound = self._plan, 0.0
+        recovery, bound = self._recovery, 0.0
         for leaf, dtype in enumerate(self._received.dtypes()):
-            if is_exact(dtype) and not plan.rounds:
+            if is_exact(dtype) and not recovery.rounds:
                 continue
             hidden = epsilon(self._received.precision(dtype))  # rounding may hide as much
-            misfit = self._misfits_of[leaf] if self._misfits_of else None
-            misfit = None if misfit is None else misfit + hidden
+            left_over = self._residuals[leaf] if self._residuals else None
+            left_over = None if left_over is None else left_over + hidden
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
             missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
-            unseen = residual.undetected(plan, misfit, missed, len(self._coded.code.systematic))
+            unseen = residual.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
             largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
@@ -161,18 +161,22 @@ class Verifier:
 
     def _rounding(self, dtype: DType) -> float:
         """What rounding of floating results becomes by decoding them, as a share of the largest."""
-        plan = self._plan
-        if not len(plan.missing):
+        recovery = self._recovery
+        if not len(recovery.missing):
             return 0.0
-        norm = float(np.linalg.norm(plan.weights, axis=1).max()) if plan.exact else plan.amplification
+        norm = (
+            float(np.linalg.norm(recovery.weights, axis=1).max())
+            if recovery.exact
+            else recovery.amplification
+        )
         return norm * epsilon(self._received.precision(dtype))
 
     @property
     def _halves(self) -> float:
         """What integers that f made of floats, and so rounded, may be off by: a half through every weight."""
-        if not len(self._plan.missing):
+        if not len(self._recovery.missing):
             return 0.0
-        return 0.5 * float(np.abs(self._plan.weights).sum(axis=1).max()) + 0.5
+        return 0.5 * float(np.abs(self._recovery.weights).sum(axis=1).max()) + 0.5
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
@@ -184,7 +188,7 @@ class Verifier:
         The next one begins where the last has ended and results are left unchecked; it takes the
         block that is made of most of these.
         """
-        missing = self._plan.missing.tolist()
+        missing = self._recovery.missing.tolist()
         if self._local is None or self._local.index not in missing or self._has_more_to_tell():
             index = self._most_telling()
             self._local = LocalRun(self._f, partial(self._data_block, index), index)
@@ -194,7 +198,7 @@ class Verifier:
 
     def agrees_here(self, results: list[list[Array]]) -> bool:
         """Whether decoded blocks are what f gave of them here."""
-        decoded = set(self._plan.missing.tolist())
+        decoded = set(self._recovery.missing.tolist())
         here = {index: own for index, own in self.evaluated.items() if index in decoded}
         if not all(self._agrees(own, results[index], decoded=True) for index, own in here.items()):
             return False
@@ -227,10 +231,10 @@ class Verifier:
             return False
         k, code = len(self._coded.code.systematic), self._coded.code
         exact = self._received.decoder is not None and self._received.decoder.exact
-        plan = code.recovery(np.arange(code.n) <= k, exact)
+        recovery = code.recovery(np.arange(code.n) <= k, exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
         rows = [self._received.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
-        return not self._measure(plan, rows)[0]
+        return not self._measure(recovery, rows)[0]
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
@@ -248,7 +252,7 @@ class Verifier:
         return False
 
     @property
-    def _plan(self) -> Recovery:
+    def _recovery(self) -> Recovery:
         assert self._received.decoder is not None
         return self._received.decoder.recovery
 
@@ -258,36 +262,38 @@ class Verifier:
 
     def _most_telling(self) -> int:
         """The block to decode that is made of most results unchecked so far."""
-        plan, columns = self._plan, self._unseen()
-        told = sum(residual.support(plan, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes())
-        return int(plan.missing[np.argmax(told)])
+        recovery, columns = self._recovery, self._unseen()
+        told = sum(
+            residual.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
+        )
+        return int(recovery.missing[np.argmax(told)])
 
-    def _misfits(self) -> tuple[bool, set[int] | None]:
+    def _equations_broken(self) -> tuple[bool, set[int] | None]:
         """Whether an equation is broken, and the tasks any one of which would explain it."""
         leaves = range(len(self._received.dtypes()))
-        return self._measure(self._plan, [self._received.rows(leaf) for leaf in leaves])
+        return self._measure(self._recovery, [self._received.rows(leaf) for leaf in leaves])
 
-    def _measure(self, plan: Recovery, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
-        """The same for a plan and the flat results, by leaf, that satisfy its left-over equations."""
+    def _measure(self, recovery: Recovery, leaves: list[dict[int, Array]]) -> tuple[bool, set[int] | None]:
+        """The same for a recovery and the flat results, by leaf, that satisfy its left-over equations."""
         broken = False
         suspects: set[int] | None = None
-        self._misfits_of = []
+        self._residuals = []
         for arrived, dtype, error in zip(leaves, self._received.dtypes(), self._errors()):
             if error == np.inf:
-                self._misfits_of.append(None)
+                self._residuals.append(None)
                 continue
-            rows = plan.checkable(arrived)
+            rows = recovery.checkable(arrived)
             precision = self._received.precision(dtype)
-            found = residual.residual(plan, rows, dtype, self._rtol, precision, error)
+            found = residual.residual(recovery, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
-            self._misfits_of.append(found.relative)
+            self._residuals.append(found.relative)
             if len(found.broken):
                 broken = True
-                if plan.surplus > 1:
-                    named = set(residual.culprits(plan, rows, found.broken, dtype, precision))
+                if recovery.surplus > 1:
+                    named = set(residual.culprits(recovery, rows, found.broken, dtype, precision))
                     suspects = named if suspects is None else suspects & named
-        measured = [misfit for misfit in self._misfits_of if misfit is not None]
+        measured = [one for one in self._residuals if one is not None]
         self.residual, self.broken = max(measured, default=0.0), broken
         return broken, suspects
 
