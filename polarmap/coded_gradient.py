@@ -9,15 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.map_blocks import map_blocks
 from polarmap.run.options import Verify, check_function, checked_options
-from polarmap.worker.finite_differences import NotScalarError, Sizes, along_coordinates, along_rows
+from polarmap.run.slope_errors import SlopeErrors
+from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
@@ -26,7 +27,6 @@ EPS = float(np.finfo(np.float64).eps)
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
 MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited
-SLACK = 64  # by which a residual must exceed the estimated error of slopes to tell a non-smooth f
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ def coded_gradient(
     amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
     base = None if directions is None else _checked_directions(directions, point)
     count = point.size if base is None else len(base)
-    k = _count_blocks(blocks, workers, code, count)
+    k = count_blocks(blocks, workers, code, count)
     data, task = _prepare(f, point, unit, step, scheme, base, k)
-    options = replace(options, rtol=amplification * EPS, errors=_SlopeErrors(step, scheme))
+    options = replace(options, rtol=amplification * EPS, errors=SlopeErrors(step, scheme))
     try:
         mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, progress)
     except NotLinearError as error_:
@@ -141,9 +141,9 @@ def coded_gradient(
         if isinstance(error_.__cause__, NotScalarError):
             raise CodeError(str(error_.__cause__)) from error_
         raise
-    slopes = _interleave([slopes for slopes, _ in mapped], count)
+    slopes = join_slopes([slopes for slopes, _ in mapped], count)
     evaluations = _count_evaluations(mapped.report, count, scheme)
-    return GradientResult(_gradient(slopes, base, unit), slopes, evaluations, mapped.report)
+    return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, evaluations, mapped.report)
 
 
 class CodedGradient:
@@ -188,35 +188,6 @@ class CodedGradient:
         return result.gradient
 
 
-class _SlopeErrors:
-    """What slopes may be off by, from the `Sizes` that came with them."""
-
-    def __init__(self, h: float, scheme: str) -> None:
-        self._h, self._scheme = h, scheme
-
-    def __call__(self, received: list[list[Array]]) -> list[float]:
-        """Of slopes; the sizes beside them are not meant to be decoded.
-
-        The most extreme worker is left out, which may have returned garbage.
-        """
-        columns = dict(zip(Sizes._fields, np.stack([leaves[1] for leaves in received]).T))
-        lowest, highest = -_second_largest(-columns["lowest"]), _second_largest(columns["highest"])
-        rounding = _second_largest(columns["eps"]) * max(abs(lowest), abs(highest))
-        truncation = self._h * max(0.0, highest - lowest)
-        if self._scheme == "forward":
-            truncation = _second_largest(columns["curvature"])
-        error = _second_largest(columns["longest"]) * (rounding + truncation) / self._h
-        return [SLACK * error, np.inf]
-
-
-def _second_largest(column: Array) -> float:
-    """Of three finite values or more; the largest of fewer, 0 of none."""
-    finite = np.sort(column[np.isfinite(column)])
-    if len(finite) == 0:
-        return 0.0
-    return float(finite[-2] if len(finite) > 2 else finite[-1])
-
-
 def _prepare(
     f: Callable[[Any], Any],
     x: Floats,
@@ -229,14 +200,7 @@ def _prepare(
     """k blocks, every k-th direction in one, and the task that measures slopes along them."""
     if base is None:
         return list(np.eye(k)), along_coordinates(f, x, scale, h, scheme, k)
-    filled = np.zeros((-(-len(base) // k) * k, *x.shape))
-    filled[: len(base)] = base
-    return [filled[i::k] for i in range(k)], along_rows(f, x, scale, h, scheme)
-
-
-def _interleave(slopes: Sequence[Floats], count: int) -> Floats:
-    """The inverse of taking every k-th direction into one block."""
-    return np.stack(slopes, axis=1).reshape(-1)[:count]
+    return cut_directions(base, k), along_rows(f, x, scale, h, scheme)
 
 
 def _count_evaluations(report: Report, count: int, scheme: str) -> int:
@@ -244,31 +208,6 @@ def _count_evaluations(report: Report, count: int, scheme: str) -> int:
     heard = [task.index for task in report.tasks if task.arrived is not None]
     directions = sum(-(-(count - index * (index < report.k)) // report.k) for index in heard)
     return 2 * directions if scheme == "central" else directions + 2 * len(heard)
-
-
-def _gradient(slopes: Floats, base: Floats | None, scale: Floats) -> Floats:
-    """What has these slopes; the shortest such vector if there are several."""
-    if base is None:
-        return slopes.reshape(scale.shape) / scale
-    if not np.isfinite(slopes).all():
-        return np.full(scale.shape, np.nan)
-    found = np.linalg.lstsq(base.reshape(len(base), -1), slopes, rcond=None)[0]
-    return np.asarray(found).reshape(scale.shape)
-
-
-def _count_blocks(blocks: Any, workers: Any, code: CodeName | PolarCode, count: int) -> int:
-    """k, as coded_map chooses it for `count` rows."""
-    if isinstance(code, PolarCode) and blocks is None:
-        blocks = code.k
-    if blocks is not None:
-        k = checked_count("blocks", blocks)
-    elif workers is not None:
-        k = max(1, min(3 * checked_count("workers", workers) // 4, count))
-    else:
-        k = min(DEFAULT_BLOCKS, count)
-    if k > count:
-        raise CodeError(f"blocks={k} is more than the {count} directions; use blocks <= {count}")
-    return k
 
 
 def _checked_point(x: Any) -> Floats:

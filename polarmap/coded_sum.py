@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.block_count import checked_count
-from polarmap.blocks.uneven import PartBlocks, cut_parts
-from polarmap.code.gradient_coding import GradientCode
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.blocks.shared_parts import SharedParts
+from polarmap.blocks.uneven import cut_parts
+from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
 from polarmap.run.options import check_function, checked_options
-from polarmap.worker.pytree import Structure, flatten, unflatten
+from polarmap.worker.combination import combination
+from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
 
@@ -99,8 +99,8 @@ def coded_sum(
     options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
     launch = Launch(executor)
     n = None if workers is None else checked_count("workers", workers)
-    shares = _Shares(*cut_parts(parts, n), n, tolerate)
-    combined = combining(f)
+    shares = SharedParts(*cut_parts(parts, n), n, tolerate)
+    combined = combination(f)
     try:
         collected, report = run_coded(launch, combined, shares, options, progress)
     except NotLinearError as error:
@@ -110,77 +110,6 @@ def coded_sum(
         ) from error
     value = unflatten(collected.structure, collected.results[0])
     return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
-
-
-def combining(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """On a worker: f of each part, times its coefficient, added up."""
-
-    def combine(block: Any) -> Any:
-        coefficients, parts = block
-        total: list[Any] = []
-        structure: Structure = ()
-        for coefficient, part in zip(coefficients.tolist(), parts):
-            leaves, structure = flatten(f(part))
-            wrong = [leaf.dtype for leaf in leaves if leaf.dtype.kind not in "biufc"]
-            if wrong:
-                raise TypeError(f"f returned dtype {wrong[0]}, which cannot be added up: return numbers")
-            terms = [coefficient * (leaf + 0 if leaf.dtype == bool else leaf) for leaf in leaves]
-            if total and len(total) != len(terms):
-                raise ValueError("f returned different structures for different parts")
-            total = [one + two for one, two in zip(total, terms)] if total else terms
-        return unflatten(structure, [np.asarray(leaf) for leaf in total])
-
-    return combine
-
-
-class _UnmixedParts:
-    """The parts as data blocks: results are mixed, these are not."""
-
-    rows, padding = None, 0
-
-    def __init__(self, count: int) -> None:
-        self.k = count
-        self.dtypes: list[np.dtype[Any]] = []
-
-    def leaves(self, index: int) -> list[Array]:
-        """No code asks for them."""
-        raise LookupError(index)
-
-    def largest(self, leaf: int) -> int:
-        """No code asks for it."""
-        raise LookupError(leaf)
-
-
-class _Shares(PartBlocks):
-    """What each worker gets: its coefficients and its parts. Each part is stored once."""
-
-    encode_seconds, unprotected_warning = 0.0, ""
-
-    def __init__(
-        self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int
-    ) -> None:
-        self.count = len(parts)
-        n = self.count if workers is None else workers
-        if self.count % n:
-            raise CodeError(f"workers={n} does not divide the {self.count} parts")
-        self._gradient, self._each = GradientCode(n, tolerate), self.count // n
-        kinds = (structure,) * ((self._gradient.tolerate + 1) * self._each)
-        super().__init__(parts, (tuple, (), (("array",), (list, (), kinds))), n)
-        self.code, self.blocks = self._gradient, _UnmixedParts(self.count)
-
-    def pieces(self, index: int) -> Sequence[int]:
-        """Pieces below `count` are the parts, the others the coefficients of the workers."""
-        values = np.flatnonzero(self._gradient.generator[index])
-        parts = (values[:, None] * self._each + np.arange(self._each)).ravel()
-        return (self.count + index, *parts.tolist())
-
-    def piece(self, number: int) -> list[Array]:
-        """The leaves of a part, or a worker's coefficients."""
-        if number < self.count:
-            return super().piece(number)
-        row = self._gradient.generator[number - self.count]
-        row = np.repeat(row[row != 0], self._each)
-        return [row.astype(np.int64) if self._gradient.is_repetition else row]
 
 
 def _checked(report: Report) -> str:
