@@ -113,9 +113,7 @@ STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
-    "blocks": (
-        "block_count check_data choose_code coded encode_data join_results masked pairs stored uneven"
-    ),
+    "blocks": "choose_code coded encode_data masked pairs stored",
     "executors": "dask lithops",
     "glm": "losses minimize objective",
     "linalg": "coded_sides layouts matrices",
@@ -123,7 +121,6 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
         "acceptance codeword estimate execute failure_message first_results local_evaluation "
         "padding progress received results row_by_row subtask_rows summary verify"
     ),
-    "storage": "base retry",
     "worker": "cores finite_differences",
 }
 

@@ -1,0 +1,55 @@
+"""Parts of data for maps without a code: nearly equal, none filled up."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from polarmap.blocks.uneven import DEFAULT_PARTS, PartBlocks, cut_parts
+from polarmap.errors import CodeError
+
+
+@given(rows=st.integers(1, 60), data=st.data())
+def test_an_array_is_cut_into_nearly_equal_parts(rows: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, rows))
+    A = np.arange(rows * 2).reshape(rows, 2)
+    parts, structure = cut_parts(A, count)
+    sizes = [len(part) for [part] in parts]
+    assert structure == ("array",)
+    assert len(sizes) == count
+    assert max(sizes) - min(sizes) <= 1
+    np.testing.assert_array_equal(np.concatenate([part for [part] in parts]), A)
+
+
+def test_by_default_an_array_is_cut_into_a_few_parts() -> None:
+    assert len(cut_parts(np.zeros(100), None)[0]) == DEFAULT_PARTS
+    assert len(cut_parts(np.zeros(5), None)[0]) == 5
+
+
+def test_parts_of_a_sequence_are_as_they_are() -> None:
+    data = [{"a": np.arange(3), "b": 1.0}, {"a": np.arange(5.0), "b": 2.0}]
+    parts, structure = cut_parts(data, None)
+    blocks = PartBlocks(parts, structure)
+    assert (blocks.n, blocks.k) == (2, 2)
+    assert [leaf.shape for leaf in blocks.leaves(1)] == [(5,), ()]
+    assert blocks.layout(1) == (("<f8", (5,)), ("<f8", ()))
+
+
+@pytest.mark.parametrize(
+    ("data", "count", "message"),
+    [
+        (np.zeros(3), 4, r"of shape \(3,\) cannot be cut into 4 parts"),
+        (np.zeros((0, 2)), None, "cannot be cut into 1 parts"),
+        ([], None, "at least one part"),
+        ("text", None, "at least one part"),
+        ([np.zeros(2), (np.zeros(2),)], None, "part 1 differs from part 0 in structure"),
+        ([np.array([None])], None, "Python objects"),
+    ],
+)
+def test_data_that_cannot_be_cut(data: Any, count: int | None, message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        cut_parts(data, count)

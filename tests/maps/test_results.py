@@ -1,0 +1,62 @@
+"""What f may return, and what it may not."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from plain import assert_same, plain_map
+
+from polarmap import ReplayExecutor, coded_map
+from polarmap.errors import CodeError, NotDecodableError
+
+STREAM = np.random.default_rng(0)
+
+
+MATRIX = STREAM.standard_normal((26, 5))
+
+
+@pytest.mark.parametrize(
+    ("f", "dtype"),
+    [
+        (lambda block: block > 0, "bool"),
+        (lambda block: (block, bool(block[0, 0] > 0)), "bool"),
+        (lambda block: "text", "<U4"),
+        (lambda block: np.datetime64("2020-01-01"), "datetime64"),
+    ],
+)
+def test_results_that_cannot_be_coded_are_named_by_dtype(f: Any, dtype: str) -> None:
+    with pytest.raises(CodeError, match=f"the result of f has dtype {dtype}.*convert it first"):
+        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize(
+    ("f", "words"),
+    [
+        (lambda block: None, "f returned None: use arrays, numbers"),
+        (lambda block: (block, None), "f returned a tuple with None: use arrays, numbers"),
+        (lambda block: object(), "f returned an object: use arrays, numbers"),
+        (lambda block: np.array([1, "a", None]), "dtype object: it must be an array"),
+        (lambda block: scipy.sparse.csr_array(block), r"csr_array: use its .toarray\(\)"),
+    ],
+    ids=["None", "None inside", "object", "object array", "sparse"],
+)
+def test_results_that_are_no_arrays_say_so_at_once(f: Any, words: str) -> None:
+    with pytest.raises(NotDecodableError, match=f"f fails everywhere.*{words}"):
+        coded_map(f, MATRIX, blocks=4, executor=ReplayExecutor())
+
+
+def test_ragged_lists_are_results_like_others() -> None:
+    def f(block: np.ndarray) -> list[Any]:
+        return [block.sum(), [block[0, 0], [block[1, 1]]]]
+
+    result = coded_map(f, MATRIX, blocks=13, executor=ReplayExecutor({1: math.inf}), timeout=100)
+    assert_same(result, plain_map(f, MATRIX, 13), 1e-9)
+
+
+def test_masked_results_are_refused() -> None:
+    with pytest.raises(NotDecodableError, match="masked array"):
+        coded_map(lambda block: np.ma.masked_less(block, 0), MATRIX, blocks=4, executor=ReplayExecutor())
