@@ -15,14 +15,20 @@ from hypothesis import strategies as st
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.private_folder import named_for_lithops
-from polarmap.linalg import layouts
-from polarmap.linalg.layouts import BlockCounts, ProductLayout
 
 STREAM = np.random.default_rng(0)
+
+
 A, B = STREAM.standard_normal((23, 17)), STREAM.standard_normal((17, 19))
+
+
 DEAD = Fault("raise", attempts=9)
+
+
 # Of a grid 5 x 5 with 4 x 4 data tasks: two data tasks in one row, one in another, and parity tasks.
 LOST = dict.fromkeys([0, 1, 6, 18, 22], DEAD)
+
+
 GRID = {"method": "grid", "workers": (5, 5), "blocks": (4, 4)}
 
 
@@ -45,9 +51,6 @@ def assert_close(found: np.ndarray, expected: np.ndarray, rtol: float) -> None:
         np.testing.assert_array_equal(found, expected)
         return
     assert np.abs(found - expected).max() <= rtol * np.abs(expected).max()
-
-
-# --- grids ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "float32", "complex128", "complex64"])
@@ -124,9 +127,6 @@ def test_too_few_results() -> None:
         matmul(A, B, dict.fromkeys([0, 1, 4, 5], DEAD), blocks=(4, 4), workers=(5, 5))
 
 
-# --- vectors, one side, choice ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("method", ["auto", "rows", "columns"])
 def test_vectors_as_in_numpy(method: str) -> None:
     if method != "columns":
@@ -149,47 +149,6 @@ def test_lists_and_arrays_on_disk(tmp_path: Any) -> None:
     left, right = encode(A, name="a", **places), encode(B, name="b", **places)
     for options in (GRID, {"method": "rows"}, {"method": "columns"}):
         assert_close(matmul(left, right, {1: DEAD}, **options).array, A @ B, 1e-9)
-
-
-def test_choice_is_the_cheapest_by_the_formula() -> None:
-    def values(rows: float, columns: float, m: int, inner: int, n: int) -> float:
-        m, n = m / rows, n / columns
-        return 8 * (m * inner + inner * n + m * n) / 5e7 + m * inner * n / 1e10
-
-    for shape in [(10_000, 10_000, 10_000), (100_000, 500, 20), (20, 500, 100_000), (50, 10**6, 50)]:
-        chosen = layouts.choose_layout("auto", shape, None, 32, 8)
-        found = layouts.task_seconds(chosen, shape, 8)
-        sides = chosen.rows.k if chosen.rows else 1, chosen.columns.k if chosen.columns else 1
-        assert math.isclose(found, values(*sides, *shape))
-        assert found <= min(values(min(24, shape[0]), 1, *shape), values(1, min(24, shape[2]), *shape))
-        assert found <= layouts.task_seconds(layouts.choose_layout("grid", shape, None, 32, 8), shape, 8)
-    assert layouts.choose_layout("auto", (100_000, 500, 20), None, 32, 8) == ProductLayout(
-        BlockCounts(24, 32), None
-    )
-    assert layouts.choose_layout("auto", (20, 500, 100_000), None, 32, 8) == ProductLayout(
-        None, BlockCounts(24, 32)
-    )
-    grid = layouts.choose_layout("auto", (10_000, 10_000, 10_000), None, 32, 8)
-    assert grid.rows and grid.columns and grid.rows.n * grid.columns.n <= 32
-
-
-def test_sizes_left_open_are_filled_in() -> None:
-    shape = (100, 100, 100)
-    assert layouts.choose_layout("rows", shape, None, None, 8) == ProductLayout(BlockCounts(24, 32), None)
-    assert layouts.choose_layout("rows", shape, 6, None, 8) == ProductLayout(BlockCounts(6, 8), None)
-    assert layouts.choose_layout("columns", shape, None, 8, 8) == ProductLayout(None, BlockCounts(6, 8))
-    assert layouts.choose_layout("auto", shape, (7, 3), None, 8) == ProductLayout(
-        BlockCounts(7, 8), BlockCounts(3, 4)
-    )
-    assert layouts.choose_layout("grid", shape, None, (8, 16), 8) == ProductLayout(
-        BlockCounts(7, 8), BlockCounts(14, 16)
-    )
-    assert layouts.choose_layout("grid", (3, 9, 2), None, (8, 16), 8) == ProductLayout(
-        BlockCounts(3, 4), BlockCounts(2, 4)
-    )
-
-
-# --- misfortunes ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", ["float64", "int64"])
@@ -237,9 +196,6 @@ def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None
         assert_close(product.array, A @ B, 1e-9)
         assert len([key for key in keys if "/block/" in key]) == 3 + 3
         assert storage.list_keys(storage.bucket, "polarmap") == []
-
-
-# --- what is refused -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
