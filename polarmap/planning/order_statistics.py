@@ -17,7 +17,9 @@ from polarmap.planning.quadrature import FURTHEST, integral, lengths, logistic, 
 
 BULK = 4001  # nodes where the density is
 COARSE = np.arange(-FURTHEST, FURTHEST, 0.005)  # logits among which the bulk is looked for
-NEGLIGIBLE = 45.0  # a density smaller than its peak by this power of e
+# A density smaller than its peak by this power of e does not count: below the peak, where run times are
+# bounded, and above it, where a heavy tail may make up for some of it.
+NEGLIGIBLE = (34.0, 45.0)
 CHUNK = 1 << 23  # numbers of a table at a time
 
 
@@ -137,7 +139,7 @@ def bulk(n: int, ranks: Floats, failing: float) -> Grid:
     inner = np.log(coarse.below) + np.log(coarse.above)  # d below / d logit
     ends = np.array([ranks.min(), ranks.max()], float)
     weight = log_density(n, ends, coarse, failing) + inner
-    low, high = (np.flatnonzero(line > line.max() - NEGLIGIBLE) for line in weight)
+    low, high = (np.flatnonzero(line > line.max() - less) for line, less in zip(weight, NEGLIGIBLE))
     start, stop = COARSE[max(low[0] - 1, 0)], COARSE[min(high[-1] + 1, len(COARSE) - 1)]
     return Grid(*nodes(float(start), float(stop), BULK))
 

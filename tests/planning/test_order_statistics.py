@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -54,6 +54,7 @@ def test_order_statistics_of_pareto(n: int, k: int) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 40), st.floats(0, 1))
+@example([1, 4, 4, 5, 4, 4], 15, 0.0)  # the step is where the nodes are far apart
 def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> None:
     k = max(1, round(share * n))
     distribution = Empirical(np.array(times, float))
