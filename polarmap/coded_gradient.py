@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -52,7 +52,7 @@ def coded_gradient(
     directions: Any = None,
     h: float | None = None,
     scale: Any = None,
-    scheme: str = "central",
+    scheme: Literal["central", "forward"] = "central",
     blocks: int | None = None,
     workers: int | None = None,
     code: CodeName | PolarCode = "auto",

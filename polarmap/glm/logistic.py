@@ -11,6 +11,8 @@ from sklearn.base import ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
+from polarmap.blocks.choose_code import CodeName
+from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError
 from polarmap.glm.losses import Bernoulli, Loss, Multinomial
 from polarmap.glm.minimize import MinimizedModel
@@ -74,7 +76,7 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         max_iter: int = 500,
         blocks: int | None = None,
         workers: int | None = None,
-        code: Any = "auto",
+        code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
     ) -> None:

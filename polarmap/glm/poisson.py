@@ -10,6 +10,8 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_tweedie_score
 from sklearn.utils.validation import validate_data
 
+from polarmap.blocks.choose_code import CodeName
+from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError
 from polarmap.glm.losses import Poisson
 from polarmap.glm.minimize import MinimizedModel
@@ -62,7 +64,7 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
         max_iter: int = 500,
         blocks: int | None = None,
         workers: int | None = None,
-        code: Any = "auto",
+        code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
     ) -> None:

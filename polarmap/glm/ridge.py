@@ -9,6 +9,8 @@ import numpy.typing as npt
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import validate_data
 
+from polarmap.blocks.choose_code import CodeName
+from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError
 from polarmap.glm.coded_model import CodedModel
 from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares
@@ -69,7 +71,7 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         max_iter: int = 1000,
         blocks: int | None = None,
         workers: int | None = None,
-        code: Any = "auto",
+        code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
     ) -> None:
@@ -145,7 +147,7 @@ class LeastSquares(Ridge):
         max_iter: int = 1000,
         blocks: int | None = None,
         workers: int | None = None,
-        code: Any = "auto",
+        code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
     ) -> None:

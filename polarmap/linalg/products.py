@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ def coded_matmul(
     A: Any,
     B: Any,
     *,
-    method: str = "auto",
+    method: Literal["auto", "rows", "columns", "grid"] = "auto",
     blocks: int | tuple[int, int] | None = None,
     workers: int | tuple[int, int] | None = None,
     code: CodeName = "auto",

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -49,3 +50,25 @@ def test_results_are_writable_and_do_not_share_memory() -> None:
     for rows, sums in result:
         rows[...] = 0
         assert sums.any()
+
+
+def test_type_checkers_know_what_f_returns_and_find_misspelt_options(tmp_path: Path) -> None:
+    api = pytest.importorskip("mypy.api")
+    source = tmp_path / "typed.py"
+    source.write_text(
+        "import polarmap\n"
+        "from polarmap import Stored, coded_map\n"
+        "def f(block: object) -> float: return 1.0\n"
+        "reveal_type(coded_map(f, [1])[0])\n"
+        "reveal_type(coded_map(f, [1], out=Stored('a')))\n"
+        "coded_map(f, [1], schedule='on demand')\n"
+        "coded_map(f, [1], deadline=3)\n"
+        "polarmap.coded_mop\n"
+    )
+    told, _, _ = api.run([str(source), "--cache-dir", str(tmp_path), "--follow-imports=silent"])
+    lines = [line.partition(": ")[2] for line in told.splitlines() if "overload variants" not in line]
+    assert 'note: Revealed type is "float"' in lines
+    assert 'note: Revealed type is "polarmap.arrays.stored_result.StoredResult[float]"' in lines
+    assert any("Unexpected keyword argument" in line for line in lines)
+    assert any('Module has no attribute "coded_mop"' in line for line in lines)
+    assert {line.split(":")[1] for line in told.splitlines() if ": error:" in line} == {"6", "7", "8"}
