@@ -15,7 +15,7 @@ from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.map_blocks import map_blocks
+from polarmap.run.execute import map_blocks
 from polarmap.run.options import Verify, check_function, checked_options
 from polarmap.run.slope_errors import SlopeErrors
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows

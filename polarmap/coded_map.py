@@ -11,7 +11,7 @@ from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.map_blocks import map_blocks
+from polarmap.run.execute import map_blocks
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,

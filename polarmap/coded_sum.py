@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.block_count import checked_count
+from polarmap.blocks.equal import checked_count
 from polarmap.blocks.shared_parts import SharedParts
 from polarmap.blocks.uneven import cut_parts
 from polarmap.errors import NotDecodableError, NotLinearError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from polarmap.blocks.block_count import checked_count
+from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, cut_parts
 from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer

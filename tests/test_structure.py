@@ -90,7 +90,7 @@ ONLY_FROM = {
     "polarmap.run.collect": ["polarmap.run.job", "polarmap.run.summary"],
     "polarmap.run.job": [
         *[f"polarmap.{name}" for name in ("coded_sum", "hedged_map")],
-        *["polarmap.arrays.encode_remotely", "polarmap.run.map_blocks"],
+        *["polarmap.arrays.encode_remotely", "polarmap.run.execute"],
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
@@ -113,13 +113,13 @@ STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
-    "blocks": "choose_code coded encode_data pairs stored",
+    "blocks": "choose_code coded pairs stored",
     "executors": "dask lithops",
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (
-        "acceptance codeword estimate execute failure_message first_results local_evaluation "
-        "padding progress received results row_by_row subtask_rows summary verify"
+        "acceptance codeword estimate failure_message first_results local_evaluation padding "
+        "progress received results row_by_row subtask_rows summary verify"
     ),
     "worker": "cores finite_differences",
 }

@@ -14,9 +14,8 @@ from polarmap.arrays.sources import open_source
 from polarmap.arrays.stores import open_store
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.arrays.write_array import write_array
-from polarmap.blocks.block_count import checked_count
-from polarmap.blocks.check_data import check_array
 from polarmap.blocks.choose_code import CodeName, choose_polar_code
+from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.progress import is_wanted, open_count

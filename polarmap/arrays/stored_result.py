@@ -13,12 +13,11 @@ from polarmap.arrays.result_writer import ResultWriter
 from polarmap.arrays.stores import open_store
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.choose_code import CodeOptions
-from polarmap.blocks.join_results import concatenate
+from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import run_coded
-from polarmap.run.map_blocks import prepared
+from polarmap.run.execute import prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample

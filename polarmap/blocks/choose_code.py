@@ -8,8 +8,10 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count, default_block_count
-from polarmap.blocks.equal import Blocks, cut
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
+from polarmap.blocks.masked import MaskedBlocks
 from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code, is_code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
@@ -172,3 +174,33 @@ def _check_accuracy(code: LagrangeCode | MaskedCode, blocks: Blocks, rtol: float
         f"with {lost} of {code.n} workers missing, noise of {code.noise:g} times the data would drown more "
         "digits than rtol permits: lower noise, raise rtol, or use more workers"
     )
+
+
+def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
+    """The coded blocks of the data, which may be encoded already."""
+    if not hasattr(data, "coded_blocks"):
+        blocks, code = choose_code(data, options, rtol)
+        return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
+    coded: CodedData = data.coded_blocks()
+    fits = options._replace(
+        blocks=None if options.blocks == coded.code.k else options.blocks,
+        workers=None if options.workers == coded.n else options.workers,
+        code="auto" if is_one_of(options.code, (coded.code.option,)) else options.code,
+    )
+    if not all(map(_is_same, fits, CodeOptions())):
+        raise CodeError(
+            f"the data is encoded already, as {coded.code.k} blocks for {coded.n} workers with "
+            f"{coded.code!r}: leave blocks, workers, code and degree out"
+        )
+    return coded
+
+
+def _is_same(option: Any, default: Any) -> bool:
+    return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))
+
+
+def encode_once(
+    data: Any, blocks: int | None, workers: int | None, code: CodeName | PolarCode
+) -> CodedBlocks:
+    """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
+    return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)

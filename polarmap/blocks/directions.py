@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 

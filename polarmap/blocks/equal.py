@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count, default_block_count
-from polarmap.blocks.check_data import check_array, refuse_masked_and_sparse
+from polarmap.blocks.base import DataBlocks
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure, flatten
+from polarmap.worker.pytree import Structure, flatten, is_table, numpy_dtype, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -145,3 +144,102 @@ def _adjoining(rows: list[Array]) -> Array | list[Array]:
 def describe_leaves(leaves: Sequence[Array]) -> str:
     """Dtype and shape of each, for messages."""
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves)
+
+
+DEFAULT_BLOCKS = 24
+
+
+def dividing_counts(total: int, near: int) -> list[int]:
+    """The numbers of blocks next to `near`, below and above, that divide so many rows; not 1.
+
+    >>> dividing_counts(2000, 24), dividing_counts(11, 4), dividing_counts(13, 26)
+    ([20, 25], [11], [13])
+    """
+    divisors = [count for count in range(2, min(total, 64 * near) + 1) if total % count == 0]
+    below, above = [one for one in divisors if one < near], [one for one in divisors if one > near]
+    return below[-1:] + above[:1]
+
+
+def default_block_count(total: int, wanted: int, most: int | None = None) -> int:
+    """How many blocks to cut so many rows into: where there is one within a quarter, a number that divides.
+
+    >>> [default_block_count(total, 24) for total in (2000, 1200, 2003, 10)]
+    [25, 24, 24, 10]
+    >>> default_block_count(2000, 24, most=24)
+    20
+    """
+    wanted = min(wanted, total)
+    most = wanted + wanted // 4 if most is None else most
+    near = [count for count in range(-(-3 * wanted // 4), most + 1) if total % count == 0]
+    return min(near, key=lambda count: (abs(count - wanted), -count), default=wanted)
+
+
+def checked_count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; `name` stands in the error."""
+    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
+        raise CodeError(f"{name} must be a positive integer, not {value!r}")
+    return int(value)
+
+
+def check_array(data: Any, name: str = "data") -> None:
+    """Refuse an array that cannot be cut into blocks and coded."""
+    refuse_masked_and_sparse(data, name)
+    if len(data.shape) == 0 or data.shape[0] == 0:
+        raise CodeError(f"data of shape {tuple(data.shape)} has no rows to cut into blocks")
+    check_dtype(data.dtype, "the data")
+
+
+def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
+    if isinstance(data, np.ma.MaskedArray):
+        raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
+    if hasattr(data, "toarray"):
+        kind = type(data).__name__
+        raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
+    check_labels_and_dtype(data, name)
+
+
+def check_labels_and_dtype(data: Any, name: str = "data") -> None:
+    """Refuse what looks like an array but is a table, or of a dtype that numpy does not know."""
+    kind = type(data)
+    if is_table(data):
+        raise CodeError(f"{name} is a {kind.__name__}, whose labels f would not see: use {name}.to_numpy()")
+    if hasattr(data, "shape") and hasattr(data, "dtype") and numpy_dtype(data) is None:
+        raise CodeError(
+            f"{name} is a {kind.__module__}.{kind.__name__} of dtype {data.dtype}, which numpy does not "
+            f"know: use numpy.asarray({name})"
+        )
+    if isinstance(data, np.ndarray) and kind not in (np.ndarray, np.memmap, np.matrix):
+        raise CodeError(f"{name} is a {kind.__name__}, and f would see arrays: use numpy.asarray({name})")
+
+
+def without_padding(
+    results: Sequence[list[Array]], blocks: DataBlocks, rows: Sequence[bool]
+) -> list[list[Array]]:
+    """Results without the rows that come from padding, of the leaves that have one row per row."""
+    if not any(rows):
+        return list(results)
+    assert blocks.rows is not None
+    total = blocks.k * blocks.rows - blocks.padding
+    counts = [min(max(total - index * blocks.rows, 0), blocks.rows) for index in range(blocks.k)]
+    return [
+        [leaf[:count] if cut else leaf for leaf, cut in zip(leaves, rows, strict=True)]
+        for leaves, count in zip(results, counts, strict=True)
+    ]
+
+
+def concatenate(results: Sequence[Any], axis: int) -> Any:
+    """Results joined along `axis`."""
+    flat = [flatten(result) for result in results]
+    if len(flat[0][1]) != 1:
+        raise CodeError(
+            f"concatenate() joins results that are arrays; f returned {describe_leaves(flat[0][0])} "
+            "in a container: use list(result)"
+        )
+    arrays = [leaves[0] for leaves, _ in flat]
+    if arrays[0].ndim == 0:
+        return np.stack(arrays)
+    try:
+        return unflatten(flat[0][1], [np.concatenate(arrays, axis=axis)])
+    except ValueError as error:  # of numpy, AxisError among them
+        shapes = f"{arrays[0].shape} and {arrays[-1].shape}"
+        raise CodeError(f"results of shapes {shapes} cannot be joined along axis {axis}: {error}") from error

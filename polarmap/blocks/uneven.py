@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.blocks.check_data import check_labels_and_dtype
+from polarmap.blocks.equal import check_labels_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of

@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encode import encode
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.choose_code import CodeName, encode_once
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.encode_data import encode_once
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.executors import storage_beside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from polarmap.blocks.block_count import checked_count
+from polarmap.blocks.equal import checked_count
 from polarmap.code.arguments import is_one_of
 from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError

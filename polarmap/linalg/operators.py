@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
-from polarmap.blocks.block_count import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError

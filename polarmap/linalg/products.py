@@ -9,15 +9,14 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
 from polarmap.blocks.coded import CodedBlocks
-from polarmap.blocks.encode_data import encode_once
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError
 from polarmap.linalg import layouts, matrices
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.map_blocks import map_blocks
+from polarmap.run.execute import map_blocks
 from polarmap.run.options import MapOptions, Verify, checked_options
 from polarmap.worker.pytree import Shape
 

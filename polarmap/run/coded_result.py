@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, overload
 
-from polarmap.blocks.join_results import concatenate
+from polarmap.blocks.equal import concatenate
 from polarmap.report import Report
 
 T = TypeVar("T")

@@ -8,21 +8,25 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
+from polarmap.blocks.choose_code import CodeOptions, encoded
+from polarmap.blocks.equal import without_padding
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodedTimeoutError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes
+from polarmap.executors.faulty import FaultyExecutor
 from polarmap.planning.backups import BackupRule
 from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
+from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codewords
 from polarmap.run.estimate import estimate
 from polarmap.run.first_results import FirstResults
@@ -32,10 +36,11 @@ from polarmap.run.policies import Backups, OnDemand, Upfront
 from polarmap.run.progress import is_wanted, open_bar
 from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, schedule
+from polarmap.run.subtask_rows import check_rows
 from polarmap.run.summary import report_of_coded, report_of_uncoded
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.liveness import LIVENESS_SECONDS
-from polarmap.worker.pytree import Structure
+from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
@@ -257,3 +262,46 @@ def cost_of(worker: Worker | None, report: Report) -> Cost | None:
         for _ in range(task.attempts)
     ]
     return cost(worker, seconds, report.seconds)
+
+
+T = TypeVar("T")
+
+
+def map_blocks(
+    f: Callable[[Any], T],
+    data: Any,
+    code_options: CodeOptions,
+    executor: Any,
+    options: MapOptions,
+    progress: bool | None,
+) -> CodedResult[T]:
+    """The results of f on the blocks of the data, which come home."""
+    launch, coded = prepared(data, code_options, executor, options)
+    collected, report = run_coded(launch, f, coded, options, progress)
+    whole = without_padding(collected.results, coded.blocks, collected.rows)
+    return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
+
+
+def prepared(
+    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+) -> tuple[Launch, CodedData]:
+    """A launch on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
+    launch = Launch(_executor(executor, data))
+    coded = encoded(data, code_options, options.rtol)
+    if options.subtasks > 1:
+        check_rows(coded, options.subtasks)
+    if options.deadline is not None and not isinstance(coded.code, PolarCode):
+        raise CodeError(
+            "on_timeout='estimate' estimates blocks of linear f: not with degree=, Masked or the code "
+            f"{coded.code!r}"
+        )
+    return launch, coded
+
+
+def _executor(choice: Any, data: Any) -> Any:
+    """Where a stored array's workers can read it, when the caller does not say."""
+    if choice is None:
+        return getattr(data, "executor", None)
+    if isinstance(choice, FaultyExecutor) and choice.executor is None:
+        return FaultyExecutor(_executor(None, data), choice.faults)
+    return choice

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.block_count import checked_count
 from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.equal import checked_count
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import PolarCode

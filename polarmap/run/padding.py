@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.block_count import dividing_counts
+from polarmap.blocks.equal import dividing_counts
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions

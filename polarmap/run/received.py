@@ -24,8 +24,7 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
-from polarmap.run.task_seconds import TaskSeconds
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import TaskSeconds, TaskTable
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]

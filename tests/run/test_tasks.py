@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from statistics import median
+
 import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import TaskSeconds, TaskTable
 
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
 
@@ -56,3 +60,15 @@ def test_parts_of_an_attempt_leave_it_running() -> None:
     assert tasks.durations == []
     tasks.note(ended(0, 0, LOST), 2.0)
     assert tasks.failed == {0}
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1e6)), min_size=1))
+def test_median_and_largest_of_the_latest_of_each_task(told: list[tuple[int, float]]) -> None:
+    seconds = TaskSeconds()
+    for task, spent in told:
+        seconds[task] = spent
+    latest = dict(told)
+    assert seconds.median == median(latest.values())
+    assert seconds.largest == max(latest.values())
+    assert [seconds[task] for task in latest] == list(latest.values())
+    assert 10 not in seconds

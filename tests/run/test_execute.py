@@ -6,7 +6,7 @@ import pytest
 from polarmap import Fault, FaultyExecutor, LagrangeCode, Masked, ReplayExecutor
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.errors import CodeError
-from polarmap.run.map_blocks import map_blocks, prepared
+from polarmap.run.execute import map_blocks, prepared
 from polarmap.run.options import MapOptions
 
 DATA = np.arange(24.0).reshape(12, 2)
