@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import numpy as np
 
@@ -16,7 +17,7 @@ def is_one_of(value: object, words: Sequence[str]) -> bool:
     return isinstance(value, str) and value in words
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether `value` is a real number: no truth value, not NaN.
 
     >>> is_number(1), is_number(np.float32(1)), is_number(True), is_number(1j), is_number(float("nan"))
@@ -28,4 +29,4 @@ def is_number(value: object) -> bool:
 
 def is_positive(value: object) -> bool:
     """Whether `value` is a real number above 0 and finite."""
-    return is_number(value) and 0 < value < np.inf  # type: ignore[operator]
+    return is_number(value) and 0 < value < np.inf

@@ -302,7 +302,7 @@ def _check_options(seed: object, upfront: object, pieces: object, erasure: objec
     for name, value in (("upfront", upfront), ("pieces", pieces)):
         if not is_integer(value) or not 0 <= value <= MOST_TRIED:  # type: ignore[operator]
             raise CodeError(f"{name} must be an integer from 0 to {MOST_TRIED:,}, not {value!r}")
-    if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):  # type: ignore[operator]
+    if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
         raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
 
 
