@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays import audit, fetch, generations, manifest, repair
+from polarmap.arrays import audit, generations, manifest, repair
 from polarmap.arrays.audit import Audit
+from polarmap.arrays.fetch import ArrayReader
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.row_index import parse_row_index
 from polarmap.arrays.stores import place_of
@@ -50,7 +51,7 @@ class CodedArray:
         self._adopt(made)
 
     def _adopt(self, made: Manifest) -> None:
-        self._manifest = made
+        self._manifest, self._reader = made, ArrayReader(self.store, made)
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
@@ -97,24 +98,9 @@ class CodedArray:
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
         made, source = self._manifest, place_of(self.store)
-        readers = (self._read_block, self._read_as_stored)
         return StoredBlocks(
-            made.code, source, made.parts, made.dtype, made.block_shape, self.padding, *readers
+            made.code, source, made.parts, made.dtype, made.block_shape, self.padding, self._reader
         )
-
-    def _read_block(self, index: int) -> Array:
-        """Data block `index`; what is damaged of it is decoded."""
-        if index >= self.k:
-            return self._read_as_stored(index)
-        return self._read(index * self.rows, (index + 1) * self.rows).reshape(self._manifest.block_shape)
-
-    def _read_as_stored(self, index: int) -> Array:
-        """Block `index`; DamagedError if it is not what was stored."""
-        return fetch.read_as_stored(self.store, self._manifest, index)
-
-    def _read(self, start: int, stop: int) -> Array:
-        """Rows start..stop; no more is held than these and one stripe of each block."""
-        return fetch.read_rows(self.store, self._manifest, start, stop)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""
@@ -124,7 +110,7 @@ class CodedArray:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
         rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
         start, stop, first = parse_row_index(rows, len(self))
-        found = self._read(start, stop)
+        found = self._reader.rows(start, stop)
         try:
             return np.asarray(found[(first, *inner)])
         except (TypeError, ValueError) as error:

@@ -82,34 +82,46 @@ def read_stripe(
     return decode_blocks(manifest, stripe, [block], good, columns.start)[block]
 
 
-def read_rows(store: Store, manifest: Manifest, start: int, stop: int) -> Array:
-    """Rows start..stop of the array; no more is held than these and one stripe of each block."""
-    inner = manifest.shape[1:]
-    out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
-    flat, width = out.reshape(-1), prod(inner)
-    size = manifest.rows * width  # of a block
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        for block in range(start // manifest.rows, -(-stop // manifest.rows)):
-            base = block * size  # of this block, in elements of the whole
-            first, last = max(start * width, base), min(stop * width, base + size)
-            for stripe, (low, high) in enumerate(pairwise(manifest.bounds)):
-                low, high = max(first, base + low), min(last, base + high)
-                if low < high:
-                    offset = base + manifest.bounds[stripe]
-                    columns = slice(low - offset, high - offset)
-                    part = read_stripe(store, manifest, stripe, block, columns, pool)
-                    flat[low - start * width : high - start * width] = part
-    return out
+class ArrayReader:
+    """Reads the rows and blocks of a stored array; a `BlockReader`."""
 
+    def __init__(self, store: Store, manifest: Manifest) -> None:
+        self._store, self._manifest = store, manifest
 
-def read_as_stored(store: Store, manifest: Manifest, index: int) -> Array:
-    """Block `index`; DamagedError if it is not what was stored."""
-    stripes = []
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        for stripe in range(len(manifest.parts[index])):
-            good, damaged = fetch_blocks(store, manifest, stripe, [index], pool)
-            for damage in damaged:
-                raise DamagedError(f"{damage.key} is {damage.kind}")
-            stripes.append(good[index])
-    dtype = manifest.dtype_of(index).newbyteorder("=")
-    return np.concatenate([np.empty(0, dtype), *stripes]).reshape(manifest.block_shape)
+    def rows(self, start: int, stop: int) -> Array:
+        """Rows start..stop of the array; no more is held than these and one stripe of each block."""
+        manifest, inner = self._manifest, self._manifest.shape[1:]
+        out = np.empty((stop - start, *inner), manifest.dtype.newbyteorder("="))
+        flat, width = out.reshape(-1), prod(inner)
+        size = manifest.rows * width  # of a block
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            for block in range(start // manifest.rows, -(-stop // manifest.rows)):
+                base = block * size  # of this block, in elements of the whole
+                first, last = max(start * width, base), min(stop * width, base + size)
+                for stripe, (low, high) in enumerate(pairwise(manifest.bounds)):
+                    low, high = max(first, base + low), min(last, base + high)
+                    if low < high:
+                        offset = base + manifest.bounds[stripe]
+                        columns = slice(low - offset, high - offset)
+                        part = read_stripe(self._store, manifest, stripe, block, columns, pool)
+                        flat[low - start * width : high - start * width] = part
+        return out
+
+    def read(self, index: int) -> Array:
+        """Block `index`; what is damaged of a data block is decoded."""
+        if index >= self._manifest.code.k:
+            return self.read_as_stored(index)
+        rows = self._manifest.rows
+        return self.rows(index * rows, (index + 1) * rows).reshape(self._manifest.block_shape)
+
+    def read_as_stored(self, index: int) -> Array:
+        """Block `index`; DamagedError if it is not what was stored."""
+        manifest, stripes = self._manifest, []
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            for stripe in range(len(manifest.parts[index])):
+                good, damaged = fetch_blocks(self._store, manifest, stripe, [index], pool)
+                for damage in damaged:
+                    raise DamagedError(f"{damage.key} is {damage.kind}")
+                stripes.append(good[index])
+        dtype = manifest.dtype_of(index).newbyteorder("=")
+        return np.concatenate([np.empty(0, dtype), *stripes]).reshape(manifest.block_shape)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,18 @@ from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
 Layout = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+class BlockReader(Protocol):
+    """Reads the blocks of a stored array where they lie."""
+
+    def read(self, index: int) -> Array:
+        """Block `index`, also where it has to be decoded from others."""
+        ...
+
+    def read_as_stored(self, index: int) -> Array:
+        """The same, but DamagedError if it is not as it was stored."""
+        ...
 
 
 class StoredBlocks:
@@ -30,10 +42,7 @@ class StoredBlocks:
     dtype, shape : of a data block
     padding : int
         Rows of zeros at the end of the last block.
-    read : callable
-        Number of a block -> the block, also where it has to be decoded from others.
-    read_as_stored : callable
-        The same, but DamagedError if it is not as it was stored.
+    reader : BlockReader
     """
 
     encode_seconds = 0.0
@@ -47,14 +56,12 @@ class StoredBlocks:
         dtype: np.dtype[Any],
         shape: tuple[int, ...],
         padding: int,
-        read: Callable[[int], Array],
-        read_as_stored: Callable[[int], Array],
+        reader: BlockReader,
     ) -> None:
         self.code, self._source, self._parts = code, source, parts
-        self._read, self._read_as_stored = read, read_as_stored
-        self._dtype, self._shape = dtype, shape
+        self._reader, self._dtype, self._shape = reader, dtype, shape
         rows = shape[0] if shape else None
-        self.blocks = _StoredData(code.k, dtype, read, padding, rows, self.structure)
+        self.blocks = _StoredData(code.k, dtype, reader, padding, rows, self.structure)
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` asks for data that is encoded already."""
@@ -86,7 +93,7 @@ class StoredBlocks:
 
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, read now."""
-        return [self._read(index)]
+        return [self._reader.read(index)]
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of block `index`."""
@@ -99,7 +106,7 @@ class StoredBlocks:
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure."""
-        return [self._read_as_stored(number)]
+        return [self._reader.read_as_stored(number)]
 
     def release(self) -> None:
         """Nothing is kept."""
@@ -112,13 +119,13 @@ class _StoredData(Blocks):
         self,
         k: int,
         dtype: np.dtype[Any],
-        read: Callable[[int], Array],
+        reader: BlockReader,
         padding: int,
         rows: int | None,
         structure: Structure,
     ) -> None:
         self.k, self.structure, self.padding, self.rows = k, structure, padding, rows
-        self._dtype, self._read = dtype, read
+        self._dtype, self._reader = dtype, reader
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
@@ -127,4 +134,4 @@ class _StoredData(Blocks):
 
     def leaves(self, index: int) -> list[Array]:
         """Data block `index`, read now."""
-        return [self._read(index)]
+        return [self._reader.read(index)]

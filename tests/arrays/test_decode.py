@@ -112,14 +112,14 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
 def test_damaged_parity_comes_back_with_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
     coded, _ = encode(A, blocks=4, workers=6, storage=store)
-    stored = [coded._read_as_stored(block) for block in range(6)]
+    stored = [coded.coded_blocks().piece(block)[0] for block in range(6)]
     assert np.isnan(stored[4].reshape(-1)[7])
     assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
     for block in (4, 5):
         damage(store, coded.stored(block)[0], "truncated")
     assert coded.repair().blocks == [4, 5]
     for block in range(6):
-        np.testing.assert_array_equal(coded._read_as_stored(block), stored[block])
+        np.testing.assert_array_equal(coded.coded_blocks().piece(block)[0], stored[block])
 
 
 def test_filler_is_no_entry_that_could_be_lost(store):
@@ -130,7 +130,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     damage(store, coded.stored(3)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
-    np.testing.assert_allclose(coded._read_as_stored(3)[2], 0, atol=1e-9)
+    np.testing.assert_allclose(coded.coded_blocks().piece(3)[0][2], 0, atol=1e-9)
 
 
 def overflowing(dtype="f4"):

@@ -114,7 +114,7 @@ def test_raw_objects_of_any_shape_are_encoded_as_without_workers(
     assert {part.key.split("/")[0] for block in range(k) for part in there.stored(block)} <= {"mine"}
     tolerance = 0 if np.dtype(dtype).kind in "iu" else 4 * np.finfo(dtype).eps
     for block in range(k, k + extra):
-        one, two = (coded._read_as_stored(block) for coded in (here, there))
+        one, two = (coded.coded_blocks().piece(block)[0] for coded in (here, there))
         np.testing.assert_allclose(one, two, rtol=tolerance, atol=tolerance * 97)
 
 

@@ -41,11 +41,11 @@ class StoredInFolder:
         data = assemble(self.parts[index], lambda part: read_file(self.folder, part))
         return Packed(("array",), (("<f8", self.shape),), data).unpack()[0]
 
+    read_as_stored = read
+
     def coded_blocks(self):
         source = Place("folder", self.folder)
-        return StoredBlocks(
-            self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self.read, self.read
-        )
+        return StoredBlocks(self.code, source, self.parts, np.dtype("f8"), self.shape, 0, self)
 
 
 @pytest.fixture
