@@ -114,14 +114,14 @@ STILL_NAMELESS: set[str] = set()
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code coded pairs stored",
-    "executors": "dask lithops",
+    "executors": "dask",
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (
         "acceptance codeword estimate failure_message first_results local_evaluation padding "
         "progress received results row_by_row subtask_rows summary verify"
     ),
-    "worker": "cores finite_differences",
+    "worker": "finite_differences",
 }
 
 

@@ -7,6 +7,7 @@ import os
 
 def available_cores() -> int:
     """Cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
+    try:
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    except AttributeError:  # macOS and Windows have no such limit
+        return os.cpu_count() or 1
