@@ -87,10 +87,14 @@ ONLY_FROM = {
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
     ],
-    "polarmap.run.collect": ["polarmap.run.job", "polarmap.run.summary"],
-    "polarmap.run.job": [
-        *[f"polarmap.{name}" for name in ("coded_sum", "hedged_map")],
-        *["polarmap.arrays.encode_remotely", "polarmap.run.execute"],
+    "polarmap.run.execute": [
+        "polarmap.arrays.encode_remotely",
+        "polarmap.arrays.stored_result",
+        "polarmap.coded_gradient",
+        "polarmap.coded_map",
+        "polarmap.coded_sum",
+        "polarmap.hedged_map",
+        "polarmap.linalg.products",
     ],
 }
 # Standard library that mathematics has no use for; encode spreads its sums over the cores.
@@ -241,6 +245,12 @@ def test_some_rooms_need_python_only(room: str) -> None:
 
 def test_every_library_has_its_homes() -> None:
     assert {name for module in modules() for name in libraries(module)} - {"numpy"} <= ONLY_FROM.keys()
+
+
+def test_the_homes_are_there() -> None:
+    names = {name for homes in ONLY_FROM.values() for name in homes} | {*STAND_ALONE, *WITHOUT_NUMPY}
+    ours = {name for name in ONLY_FROM if within(name, ["polarmap"])}
+    assert {name for name in names | ours if name not in modules()} == set()
 
 
 @pytest.mark.parametrize("name", ONLY_FROM)
