@@ -17,6 +17,7 @@ from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import NotFiniteError, Verifier
+from polarmap.worker.parts import DamagedError
 
 Array = npt.NDArray[Any]
 
@@ -124,11 +125,12 @@ class Acceptance:
         if run.is_running:
             return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
         if run.leaves is None:
-            here = run.words
-            odd = [i for i in range(decoder.code.wanted, decoder.code.n) if self._tasks[i].failures]
-            if odd:
-                self._verifier.blame_f(f"f fails on parity blocks, here with {here}")
-            return self._say_unverified(f"here it raised {here}")
+            if isinstance(run.error, DamagedError):  # says nothing of f
+                return self._say_unverified(f"a parity block could not be read here: {run.words}")
+            failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
+            if any(failure.kind == "raised" for told in failures for failure, _ in told):
+                self._verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
+            return self._say_unverified(f"here it raised {run.words}")
         if not self._verifier.parity_fits(run.leaves):
             self._verifier.blame_f(f"f of a parity block is off by {self._verifier.residual:.2g} (relative)")
         self._verifier.note_passed()

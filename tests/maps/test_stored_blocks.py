@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import zlib
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, nullcontext
 from itertools import pairwise
 
 import numpy as np
@@ -185,3 +185,15 @@ def test_a_store_that_only_the_driver_knows_serves_threads_and_driver(A):
     assert f"{lost[0]} is missing" in y.report.tasks[0].failures[0]
     with pytest.raises(ExecutorError, match="is in memory, which workers cannot reach: use a thread pool"):
         polarmap.coded_map(np.sum, coded, executor="localhost")
+
+
+@pytest.mark.parametrize("verify", ["auto", True])
+def test_parity_that_cannot_be_read_says_nothing_of_f(stored, A, tmp_path, verify):
+    """Data tasks reported, and f is not known yet: what is missing in storage is no fault of f."""
+    for index in (6, 7):
+        os.unlink(tmp_path / f"block-{index}")
+    told = pytest.warns(RuntimeWarning, match="a parity block could not be read here: DamagedError")
+    with ThreadPoolExecutor(4) as pool, told if verify is True else nullcontext():
+        result = polarmap.coded_map(lambda block: block @ np.ones(7), stored, executor=pool, verify=verify)
+    np.testing.assert_array_equal(result.concatenate(), A @ np.ones(7))
+    assert result.report.indices("failed") == [6, 7]
