@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -22,6 +23,8 @@ from polarmap.errors import CodeError
 
 CodeName = Literal["auto", "rotation", "arikan"]
 NAMES = ("auto", "rotation", "arikan")
+
+REMEMBERED_N = 2048  # codes of up to so many workers are kept: the coefficients of 16 take 128 MB at most
 
 
 class CodeOptions(NamedTuple):
@@ -151,6 +154,12 @@ def _polar(k: int, dtypes: Sequence[np.dtype[Any]], workers: int | None, kernel:
         kernel = "arikan" if any(is_exact(dtype) for dtype in dtypes) else "rotation"
     if n <= k:
         raise CodeError(f"workers={n} leaves no parity for {k} blocks: use workers > {k}")
+    return _made(n, k, kernel) if n <= REMEMBERED_N else PolarCode(n, k, kernel=kernel)
+
+
+@lru_cache(maxsize=16)
+def _made(n: int, k: int, kernel: str) -> PolarCode:
+    """The code of these sizes, whose coefficients are computed once for all maps that use it."""
     return PolarCode(n, k, kernel=kernel)
 
 

@@ -58,7 +58,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
     report = result.report
     assert report.recovered == (0, 1, 2, 3, 4)
     assert report.code == "masked against 1, noise 30"
-    assert report.error_bound < 1e-10
+    assert report.error_bound < 1e-9  # depends on the noise that is drawn: 5e-11 usually, 2e-10 rarely
 
 
 @given(k=st.integers(2, 6), t=st.integers(1, 3), more=st.integers(1, 3), rows=st.integers(1, 20))
