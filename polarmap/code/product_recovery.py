@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,10 +14,7 @@ from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
 from polarmap.code.modular import ModularRecovery, Words
 from polarmap.code.recovery import RealRecovery, SystematicRecovery
-from polarmap.code.row_column import Places, RowColumnDecoder, Step, replay, steps_towards
-
-if TYPE_CHECKING:
-    from polarmap.code.product import ProductCode
+from polarmap.code.row_column import Grid, Places, RowColumnDecoder, Step, replay, steps_towards
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
@@ -40,7 +37,7 @@ class ProductRecovery(RealRecovery):
     line by line wherever that gets through.
     """
 
-    def __init__(self, code: ProductCode, arrived: Mask, exact: bool) -> None:
+    def __init__(self, code: Grid, arrived: Mask, exact: bool) -> None:
         super().__init__(arrived, code.k, code.k)
         self._grid, self.exact, self.rounds = code, exact, not exact
         self.joint = ModularRecovery(code, arrived) if exact else SystematicRecovery(code, arrived)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,11 +15,32 @@ from polarmap.code.dtypes import DType, is_exact, working_dtype
 
 if TYPE_CHECKING:
     from polarmap.code.polar import PolarCode
-    from polarmap.code.product import ProductCode
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 Places = set[int]
+
+
+class Grid(Protocol):
+    """What is asked of a product code: two codes, and where its coded blocks stand on their grid.
+
+    left, right : of the rows and the columns.
+    cells : row and column of each coded block, shape (n, 2).
+    places : the coded block in each row and column.
+    """
+
+    left: PolarCode
+    right: PolarCode
+    k: int
+
+    @property
+    def cells(self) -> Indices: ...
+
+    @property
+    def places(self) -> Indices: ...
+
+    @property
+    def coefficients(self) -> npt.NDArray[Any]: ...
 
 
 class Step(NamedTuple):
@@ -50,7 +71,7 @@ class RowColumnDecoder:
         In an order in which each finds its cells known.
     """
 
-    def __init__(self, code: ProductCode, exact: bool) -> None:
+    def __init__(self, code: Grid, exact: bool) -> None:
         self._code, self._exact = code, exact
         self.known = np.zeros((code.left.n, code.right.n), bool)
         self.steps: list[Step] = []
