@@ -122,8 +122,8 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (
-        "acceptance codeword estimate failure_message first_results local_evaluation padding "
-        "progress received results row_by_row subtask_rows summary verify"
+        "acceptance codeword estimate failure_message first_results local_evaluation progress "
+        "received results row_by_row subtask_rows summary verify"
     ),
     "worker": "finite_differences",
 }

@@ -281,7 +281,7 @@ class Judge:
         is_cut = self.case.subtasks > 1
         if is_cut or self.report.verified in ("not needed", "no", "earlier"):
             return True
-        return index not in self.report.recovered and self.case.code.kernel != "rotation"
+        return index not in self.report.recovered and self.case.code.option != "rotation"
 
     def _check_arrived(self, found: Any, wanted: Any, what: str) -> None:
         """BLAS adds up in an order that depends on where a block lies."""
