@@ -20,6 +20,7 @@ from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradien
 from polarmap.coded_map import coded_map
 from polarmap.coded_sum import CodedSum, coded_sum
 from polarmap.executors.faulty import FaultyExecutor
+from polarmap.executors.pool import Pool, shutdown
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.hedged_map import hedged_map
 from polarmap.linalg.gram import coded_gram
@@ -57,6 +58,7 @@ __all__ = [
     "MaskedCode",
     "Plan",
     "PolarCode",
+    "Pool",
     "RawObjects",
     "ReplayExecutor",
     "Report",
@@ -77,6 +79,7 @@ __all__ = [
     "open_coded",
     "plan",
     "planning",
+    "shutdown",
 ]
 
 

@@ -20,6 +20,10 @@ def executor_of(choice: Any) -> Executor:
     if isinstance(choice, FaultyExecutor):
         return WithFaults(executor_of(choice.executor), choice.faults)
     _check(choice)
+    if choice is None:
+        from polarmap.executors.pool import default_pool
+
+        return default_pool()
     if _is_localhost(choice):
         from polarmap.executors.local import LocalhostExecutor
 

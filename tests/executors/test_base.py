@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from plain import process_pool
 
-from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
@@ -64,6 +64,8 @@ EXECUTORS = {
     "dask": Kind(dask, SURVIVABLE),
     "localhost": Kind(lambda: nullcontext("localhost")),
     "functions": Kind(functions),
+    "pool": Kind(lambda: Pool(workers=8)),
+    "default": Kind(lambda: nullcontext(None)),
     "yaml": Kind(lambda: nullcontext(YAML)),
 }
 

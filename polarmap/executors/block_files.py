@@ -1,0 +1,178 @@
+"""The blocks of maps as files that workers on this machine map into their memory.
+
+They lie in memory where there is room for them, else on disk, until the blocks themselves are gone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import threading
+import time
+import weakref
+from collections.abc import Hashable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polarmap.executors.base import Array, Coded, layout_bytes
+from polarmap.worker.messages import StoredBlock
+from polarmap.worker.parts import Part, Place
+
+ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
+
+
+class StoredPieces:
+    """The pieces of some coded blocks, written as they are asked for, each once.
+
+    Attributes
+    ----------
+    blocks : weak reference to the blocks
+    folders : list of Path
+        Where its files lie: in the first unless there is no room.
+    bytes : int
+        That the files take when all are written.
+    users : int
+        Maps that use it now.
+    used : float
+        When it was used last.
+    """
+
+    def __init__(self, coded: Coded, folders: Sequence[Path]) -> None:
+        self.blocks, self.folders = weakref.ref(coded), list(folders)
+        self.bytes = bytes_of(coded)
+        self.users, self.used = 0, time.monotonic()
+        self._lock = threading.Lock()
+        self._places: dict[int, str] = {}  # piece -> path below the root
+        self._finalizer = weakref.finalize(coded, _remove, self.folders, os.getpid())
+        self._finalizer.atexit = False
+
+    def is_there(self) -> bool:
+        """Whether nobody has removed its files."""
+        return all(map(os.path.isdir, {os.path.dirname("/" + path) for path in self._places.values()}))
+
+    def block(self, coded: Coded, task: int) -> StoredBlock:
+        """The block of a task, stored now if it is not yet."""
+        layout, pieces = coded.layout(task), coded.pieces(task)
+        sizes = [layout_bytes([one]) for one in layout]
+        if len(pieces) == 1:
+            sizes = [sum(sizes)]
+        with self._lock:
+            paths = [self._places.get(piece) or self._write(coded, piece) for piece in pieces]
+        parts = tuple(Part(path, size) for path, size in zip(paths, sizes, strict=True))
+        return StoredBlock(Place("folder", "/"), parts, coded.structure, layout)
+
+    def remove(self) -> None:
+        """Remove its files."""
+        self._finalizer()
+        with self._lock:
+            self._places.clear()
+
+    def _write(self, coded: Coded, piece: int) -> str:
+        leaves = coded.piece(piece)
+        for number, folder in enumerate(self.folders, 1):
+            path = folder / str(piece)
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                with path.open("wb", buffering=0) as file:
+                    for leaf in leaves:
+                        _write_all(file, leaf)
+                break
+            except OSError:
+                path.unlink(missing_ok=True)
+                if number == len(self.folders):
+                    raise
+        self._places[piece] = str(path).lstrip("/")
+        if len(self._places) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
+            coded.release()
+        return self._places[piece]
+
+
+class BlockFiles:
+    """The stored pieces of all blocks that live.
+
+    Parameters
+    ----------
+    memory : Path or None
+        A folder whose files are in memory.
+    disk : Path
+    budget : int
+        Bytes that the files in memory may take together; those that were used least recently go.
+    """
+
+    def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
+        self._memory, self._disk, self._budget = memory, disk, budget
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._stored: dict[int, StoredPieces] = {}  # by the identity of the blocks
+
+    def of(self, coded: Coded) -> StoredPieces:
+        """Those of these blocks, in use until `done` is called."""
+        with self._lock:
+            for key, stored in list(self._stored.items()):
+                if stored.blocks() is None:
+                    del self._stored[key]
+            found = self._stored.get(id(coded))
+            if found is None or (not found.users and not found.is_there()):
+                if found is not None:
+                    found.remove()
+                found = self._stored[id(coded)] = StoredPieces(coded, self._folders(bytes_of(coded)))
+            found.users += 1
+            found.used = time.monotonic()
+            return found
+
+    def done(self, stored: StoredPieces) -> None:
+        """A map does not need them any more."""
+        with self._lock:
+            stored.users -= 1
+
+    def _folders(self, size: int) -> list[Path]:
+        name = f"blocks-{next(self._numbers)}"
+        if self._memory is None or not self._has_room(self._memory, size):
+            return [self._disk / name]
+        return [self._memory / name, self._disk / name]
+
+    def _has_room(self, memory: Path, size: int) -> bool:
+        """Whether so much fits in memory, when what is not in use has made way."""
+        try:
+            room = os.statvfs(memory)
+        except OSError:
+            return False
+        if size > min(self._budget, room.f_bavail * room.f_frsize // ROOM_SHARE):
+            return False
+        inside = [one for one in self._stored.values() if one.folders[0].parent == memory]
+        for stored in sorted(inside, key=lambda one: one.used):
+            if sum(one.bytes for one in inside) + size <= self._budget:
+                break
+            if not stored.users:
+                stored.remove()
+                inside.remove(stored)
+                self._stored = {key: one for key, one in self._stored.items() if one is not stored}
+        return sum(one.bytes for one in inside) + size <= self._budget
+
+
+def bytes_of(coded: Coded) -> int:
+    """What the pieces of all coded blocks weigh, at most."""
+    first = {piece: task for task in reversed(range(coded.n)) for piece in coded.pieces(task)}
+    return sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
+
+
+def name_of(coded: Coded, task: int) -> Hashable:
+    """What means the same task to every map of the same blocks."""
+    return (id(coded), task) if coded.source is None else (coded.source, coded.parts(task))
+
+
+def _write_all(file: Any, leaf: Array) -> None:
+    """All bytes of an array, without a copy where its memory is in one run."""
+    whole = np.ascontiguousarray(leaf)
+    data = whole.reshape(-1).view(np.uint8).data if whole.size and whole.itemsize else b""
+    while len(data):
+        data = data[file.write(data) :]
+
+
+def _remove(folders: Sequence[Path], owner: int) -> None:
+    """Not by a process that was forked of the one they belong to."""
+    for folder in folders if os.getpid() == owner else ():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,148 @@
+"""The driver's side of the fork server: a process that is started once and asked for workers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from polarmap.errors import ExecutorError
+from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
+
+START_SECONDS = 60.0  # that it may take to import numpy on a busy machine
+END_SECONDS = 5.0  # that it may take to end, before it is killed
+THREAD_LIMITS = (
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
+)
+# It imports what is in polarmap.worker without the package around it, which takes longer than numpy;
+# a function that needs more of polarmap finds it where it always is.
+PROGRAM = """
+import importlib, json, sys, types
+options = json.loads(sys.argv[1])
+sys.path[:] = options["module_path"]
+package = sys.modules["polarmap"] = types.ModuleType("polarmap")
+package.__path__ = options["package_path"]
+from polarmap.worker import finite_differences, fork_server
+del sys.modules["polarmap"]
+for name in options["modules"]:
+    importlib.import_module(name)
+fork_server.main(options["descriptor"], options["folders"])
+"""
+
+
+class ForkServerProcess:
+    """A process in a session of its own, which no signal of a terminal reaches.
+
+    Parameters
+    ----------
+    threads : int
+        For the libraries that numpy calls, in each worker.
+    folders : list of str
+        To be removed when this process dies.
+    modules : list of str
+        To be imported before workers are forked.
+    """
+
+    def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
+        self._control, theirs = socket.socketpair()
+        self._lock = threading.Lock()
+        self._is_ready = False
+        self._began = time.monotonic()
+        options = {
+            "module_path": [os.path.abspath(path) for path in sys.path],
+            "package_path": [str(Path(__file__).resolve().parents[1])],
+            "modules": ["cloudpickle", *modules],
+            "descriptor": theirs.fileno(),
+            "folders": list(folders),
+        }
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", PROGRAM, json.dumps(options)],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                env={**os.environ, **limits_of_threads(threads)},
+            )
+        except OSError as error:
+            self._control.close()
+            raise ExecutorError(f"{sys.executable} cannot be started: {error}") from error
+        finally:
+            theirs.close()
+
+    def is_alive(self) -> bool:
+        """Whether it runs; ExecutorError if it ended before it had begun to serve."""
+        self._look()
+        if self._process.poll() is None:
+            return True
+        if not self._is_ready:
+            raise ExecutorError(
+                f"the worker processes of this machine did not start: {sys.executable} ended with code "
+                f"{self._process.returncode}; standard error says why"
+            )
+        return False
+
+    def fork(self, number: int, connection: socket.socket) -> None:
+        """Let a worker of this number serve at `connection`, which is its own from now on."""
+        with connection:
+            self._ask(FORK, number, connection)
+
+    def kill(self, number: int) -> None:
+        """End a worker, whatever it does."""
+        self._ask(KILL, number)
+
+    def close(self) -> None:
+        """End it and all workers."""
+        self._ask(END, 0)
+        self.forget()
+        try:
+            self._process.wait(END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait(END_SECONDS)
+
+    def forget(self) -> None:
+        """Let go of it, in a process that was forked of the one that started it."""
+        self._control.close()
+
+    def _look(self) -> None:
+        """Note that it serves; ExecutorError if it takes too long to begin."""
+        if self._is_ready:
+            return
+        with contextlib.suppress(OSError):
+            self._is_ready = self._control.recv(len(READY), socket.MSG_DONTWAIT) == READY
+        if not self._is_ready and time.monotonic() > self._began + START_SECONDS:
+            self._process.kill()
+            raise ExecutorError(f"the worker processes of this machine did not start in {START_SECONDS:g} s")
+
+    def _ask(self, what: bytes, number: int, connection: socket.socket | None = None) -> None:
+        """A request; one that is gone does nothing, as its workers are gone, too."""
+        request = REQUEST.pack(what, number)
+        with self._lock, contextlib.suppress(OSError):
+            if connection is None:
+                self._control.sendall(request, socket.MSG_DONTWAIT)
+            else:
+                socket.send_fds(self._control, [request], [connection.fileno()], socket.MSG_DONTWAIT)
+
+
+def limits_of_threads(threads: int) -> Mapping[str, str]:
+    """The variables that libraries read when they are imported."""
+    return dict.fromkeys(THREAD_LIMITS, str(threads))
+
+
+def modules_named(pickled: bytes) -> list[str]:
+    """The modules of polarmap that a pickled function names, besides those of every worker.
+
+    >>> modules_named(b"polarmap.linalg.gram ... polarmap.worker.parts")
+    ['polarmap.linalg.gram']
+    """
+    found = {name.decode() for name in re.findall(rb"\bpolarmap(?:\.[a-z_]+)+", pickled)}
+    return sorted(name for name in found & sys.modules.keys() if not name.startswith("polarmap.worker"))

@@ -1,0 +1,364 @@
+"""The tasks of one map on workers that stay."""
+
+from __future__ import annotations
+
+import builtins
+import contextlib
+import os
+import select
+import shutil
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import slots
+from polarmap.executors.base import Failure, Outcome, Payload, lost, outcome_of
+from polarmap.executors.block_files import BlockFiles, StoredPieces, name_of
+from polarmap.executors.fork_server_process import limits_of_threads
+from polarmap.executors.pickling import PickledFunction
+from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
+from polarmap.worker.cores import available_cores
+from polarmap.worker.frames import FrameError, parsed_reply
+from polarmap.worker.io_sockets import Call, Surroundings
+from polarmap.worker.messages import Error, StoredBlock, plain
+
+FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
+LOOK_SECONDS = 0.05  # between later looks, at most
+FUNCTION_BYTES = 1 << 16  # larger functions are files: what a free worker is told fits its socket
+
+
+class Running(NamedTuple):
+    """An attempt that a worker does."""
+
+    task: int
+    attempt: int
+    since: float
+
+
+class Shared(NamedTuple):
+    """What the maps of a pool share.
+
+    most : tasks of a map at a time.
+    threads : that each worker may use for linear algebra.
+    """
+
+    workers: WorkerProcesses
+    files: BlockFiles
+    most: int | None
+    threads: int
+
+
+class PoolRun:
+    """The tasks of one map: each waits until a worker may take it, in the order in which they come.
+
+    As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
+
+    Parameters
+    ----------
+    number : int
+        Of the map: no other of this process has it.
+    payload : Payload
+    f : PickledFunction
+        Of the payload.
+    shared : Shared
+        With the other maps of the pool.
+    folders : list of Path
+        For the files of this map; the first exists as long as the map is waited for.
+    done : callable
+        Called once, when the run is closed.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        payload: Payload,
+        f: PickledFunction,
+        shared: Shared,
+        folders: Sequence[Path],
+        done: Callable[[], None],
+    ) -> None:
+        self._number, self._payload, self._folders, self._done = number, payload, folders, done
+        self._workers, self._files, self._most, threads = shared
+        self._lease = Lease()
+        self._attempts: dict[int, int] = {}
+        self._waiting: deque[tuple[int, int]] = deque()
+        self._running: dict[Worker, Running] = {}
+        self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
+        self._ended: list[Outcome] = []  # that are told with the next ones
+        self._cores = available_cores()
+        self._slots = first_slots(self._cores, self._most)
+        self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+        self._around = surroundings(threads)
+        self._stored: StoredPieces | None = None
+        self._types = f.types
+        try:
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+            self._f = self._sent(f.pickled)
+            if payload.blocks.source is None:
+                self._stored = self._files.of(payload.blocks)
+        except OSError as error:
+            self.close()
+            raise ExecutorError(f"no room for what workers are to read: {error}") from error
+
+    def __del__(self) -> None:
+        self.close()
+
+    def now(self) -> float:
+        """The monotonic clock."""
+        return time.monotonic()
+
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Let them wait for a worker; those that can start now do."""
+        for task in tasks:
+            self._attempts[task] = self._attempts.get(task, -1) + 1
+            self._waiting.append((task, self._attempts[task]))
+        self._start_waiting()
+
+    def running(self) -> Mapping[int, float]:
+        """When each running task was given to a worker."""
+        return {one.task: one.since for one in self._running.values()}
+
+    def is_exhausted(self) -> bool:
+        """Whether nothing runs or waits."""
+        return not (self._running or self._waiting or self._ended)
+
+    def wait(self, timeout: float) -> list[Outcome]:
+        """What workers have replied, as soon as any has."""
+        deadline = time.monotonic() + timeout
+        while True:
+            self._start_waiting()
+            ended, self._ended = self._ended, []
+            rest = max(0.0, deadline - time.monotonic())
+            step = 0.0 if ended else min(rest, self._look_seconds) if self._waiting else rest
+            for descriptor, _ in self._poll.poll(1000 * step):
+                ended += self._heard(self._by_descriptor[descriptor])
+            if ended:
+                self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+                self._start_waiting()
+                return ended
+            if time.monotonic() >= deadline:
+                return []
+            self._look_for_idle_cores()
+
+    def close(self) -> None:
+        """Leave the workers that are busy to whoever needs them next, or kills them."""
+        if self._lease.ended is not None:
+            return
+        self._lease.ended = time.monotonic()
+        self._running.clear()
+        self._waiting.clear()
+        self._ended.clear()
+        for folder in self._folders:
+            _remove(folder)
+        if self._stored is not None:
+            self._files.done(self._stored)
+        self._done()
+
+    def _start_waiting(self) -> None:
+        """Hand tasks to workers while there are slots; last those that a worker is still at."""
+        while self._waiting and len(self._running) < self._slots:
+            worker = self._workers.take(self._lease)
+            if worker is None:
+                return
+            self._start(worker, *self._next())
+
+    def _next(self) -> tuple[int, int]:
+        stuck, blocks = self._workers.abandoned_tasks(), self._payload.blocks
+        for position, (task, attempt) in enumerate(self._waiting if stuck else ()):
+            if name_of(blocks, task) not in stuck:
+                del self._waiting[position]
+                return task, attempt
+        return self._waiting.popleft()
+
+    def _start(self, worker: Worker, task: int, attempt: int) -> None:
+        """Hand it to this worker; another one will do it if this one does not listen."""
+        coded = self._payload.blocks
+        is_told = False
+        try:
+            if self._stored is not None:
+                block = self._stored.block(coded, task)
+            else:
+                assert coded.source is not None
+                block = StoredBlock(
+                    coded.source, tuple(coded.parts(task)), coded.structure, coded.layout(task)
+                )
+            is_new = worker.map != self._number
+            call = Call(
+                self._number,
+                tuple(map(str, self._folders)),
+                plain(self._payload.ticket(task, attempt, block)),
+                self._f if is_new else None,
+                self._around if worker.around != self._around else None,
+            )
+            is_told = worker.send(call)
+        finally:
+            if not is_told:
+                self._workers.remove(worker)
+        if not is_told:
+            self._waiting.appendleft((task, attempt))
+            return
+        worker.map, worker.around, worker.task = (
+            self._number,
+            self._around,
+            name_of(self._payload.blocks, task),
+        )
+        self._running[worker] = Running(task, attempt, time.monotonic())
+        descriptor = worker.connection.fileno()
+        self._by_descriptor[descriptor] = worker
+        self._poll.register(descriptor, select.POLLIN)
+
+    def _call(self, worker: Worker, task: int, attempt: int) -> Call:
+        """What this worker is told: f and what is around it only if it does not know them."""
+        coded = self._payload.blocks
+        if self._stored is not None:
+            block = self._stored.block(coded, task)
+        else:
+            assert coded.source is not None
+            block = StoredBlock(coded.source, tuple(coded.parts(task)), coded.structure, coded.layout(task))
+        return Call(
+            self._number,
+            tuple(map(str, self._folders)),
+            plain(self._payload.ticket(task, attempt, block)),
+            self._f if worker.map != self._number else None,
+            self._around if worker.around != self._around else None,
+        )
+
+    def _heard(self, worker: Worker) -> list[Outcome]:
+        """What a worker has replied, or that it is gone."""
+        said, is_there = worker.receive()
+        outcomes = []
+        for fields, data in said:
+            try:
+                outcomes.append(self._outcome(worker, fields, data))
+            except (FrameError, OSError, MemoryError, TypeError, ValueError):
+                is_there = False  # what says such things is not to be trusted with more
+        if worker in self._running and not is_there:
+            task, attempt, _ = self._release(worker)
+            self._workers.remove(worker)
+            outcomes.append(lost(task, attempt, "its worker process ended without reporting"))
+        return outcomes
+
+    def _release(self, worker: Worker) -> Running:
+        """It does nothing for this run any more."""
+        descriptor = worker.connection.fileno()
+        self._poll.unregister(descriptor)
+        del self._by_descriptor[descriptor]
+        return self._running.pop(worker)
+
+    def _outcome(self, worker: Worker, fields: Any, data: bytearray) -> Outcome:
+        """What a message says of the attempt that this worker does."""
+        task, attempt, _ = self._running[worker]
+        if "kind" not in fields:
+            self._release(worker)
+            self._workers.give_back(worker)
+            return lost(task, attempt, "its worker took it for cancelled")
+        where = fields.get("file")
+        reply = parsed_reply(fields, self._read(*where) if where else data, self._types)
+        if (reply.task, reply.attempt) != (task, attempt):
+            raise FrameError(f"a reply of task {reply.task}, not of {task}")
+        is_over = fields["kind"] == "end"
+        outcome = outcome_of(reply)._replace(over=is_over)
+        if reply.error is not None and outcome.failure is not None:
+            outcome = outcome._replace(failure=with_cause(outcome.failure, reply.error))
+        if is_over:
+            self._release(worker)
+            self._workers.give_back(worker)
+        return outcome
+
+    def _read(self, number: int, name: str) -> bytearray:
+        """A result that was left in one of our folders; of a wrong name or nothing, none."""
+        if number not in range(len(self._folders)) or os.path.basename(name) != name:
+            return bytearray()
+        path = self._folders[number] / name
+        data = bytearray(path.stat().st_size)
+        with path.open("rb", buffering=0) as file, memoryview(data) as view:
+            filled = 0
+            while filled < len(data):
+                count = file.readinto(view[filled:])
+                if not count:
+                    break
+                filled += count
+        path.unlink()
+        return data
+
+    def _look_for_idle_cores(self) -> None:
+        """Let more tasks run where those that do leave the cores idle, seen twice in a row."""
+        if not self._waiting or (self._most is not None and self._slots >= self._most):
+            return
+        processes = [worker.process for worker in self._running]
+        idle = sum(process is not None and is_waiting(process) for process in processes)
+        extra = slots.extra_slots(self._cores, len(processes) - idle, idle, len(self._waiting))
+        if extra and self._was_idle:
+            self._slots = min(self._slots + extra, self._most or self._slots + extra)
+        self._was_idle = bool(extra)
+        self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
+
+    def _sent(self, pickled: bytes) -> bytes | str:
+        """A function as it travels, or the file that it is to be read from."""
+        if len(pickled) <= FUNCTION_BYTES:
+            return pickled
+        for number, folder in enumerate(self._folders, 1):
+            path = folder / "function"
+            try:
+                path.write_bytes(pickled)
+                break
+            except OSError:
+                if number == len(self._folders):
+                    raise
+        return str(path)
+
+
+def with_cause(failure: Failure, error: Error) -> Failure:
+    """A failure with an exception made of what is told of the worker's: of its type if that is built in."""
+    if failure.kind != "raised":
+        return failure
+    cause: Exception = RuntimeError(f"on the worker:\n{error.traceback}")
+    kind = getattr(builtins, error.type, None)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        with contextlib.suppress(Exception):
+            cause = kind(error.message)
+    return failure._replace(cause=cause)
+
+
+def first_slots(cores: int, most: int | None) -> int:
+    """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy."""
+    first = slots.first_slots(cores) if os.path.exists("/proc/self/stat") else sys.maxsize
+    return first if most is None else min(first, most)
+
+
+def is_waiting(process: int) -> bool:
+    """Whether a process wants no core now: it sleeps, or waits for a disk or the network."""
+    try:
+        with open(f"/proc/{process}/stat", "rb") as stat:
+            return stat.read().rpartition(b")")[2].split()[0] != b"R"
+    except OSError:
+        return False
+
+
+def surroundings(threads: int) -> Surroundings:
+    """Those of this process now, with limits for the libraries that workers import later."""
+    try:
+        folder = os.getcwd()
+    except OSError:
+        folder = "/"
+    return Surroundings(
+        folder, tuple(map(os.path.abspath, sys.path)), {**os.environ, **limits_of_threads(threads)}
+    )
+
+
+def _remove(folder: Path) -> None:
+    """Remove a folder, to which a worker may be writing."""
+    for _ in range(10):
+        try:
+            os.rmdir(folder)
+        except FileNotFoundError:
+            return
+        except OSError:
+            shutil.rmtree(folder, ignore_errors=True)
+        else:
+            return

@@ -1,0 +1,119 @@
+"""The process that forks workers for a driver on this machine, and ends with it.
+
+It has imported what every task needs, so that a worker is there in milliseconds; it runs no task and
+has no threads. Runs as a program of its own: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import struct
+import sys
+from typing import Any
+
+from polarmap.worker.io_sockets import serve_tasks
+
+REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
+FORK, KILL, END, READY = b"f", b"k", b"e", b"r"
+PR_SET_PDEATHSIG = 1
+
+
+class ForkServer:
+    """Forks and kills workers as the driver asks.
+
+    control : the socket on which it asks; its end is the end of all.
+    folders : of the driver, removed by us if it dies before it can.
+    """
+
+    def __init__(self, control: socket.socket, folders: list[str]) -> None:
+        self._control, self._folders = control, folders
+        self._workers: dict[int, int] = {}  # number -> process
+        self._has_said_goodbye = False
+
+    def run(self) -> None:
+        """Until the driver has closed its end, or died."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        self._control.sendall(READY)
+        try:
+            while self._serve():
+                pass
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            for process in self._workers.values():
+                os.kill(process, signal.SIGKILL)
+            for process in self._workers.values():
+                os.waitpid(process, 0)
+            for folder in () if self._has_said_goodbye else self._folders:
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _serve(self) -> bool:
+        """Do what is asked next; False when nothing will be."""
+        try:
+            request, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1)
+        except ConnectionError:
+            return False
+        if len(request) < REQUEST.size:
+            return False
+        what, number = REQUEST.unpack(request)
+        if what == FORK and descriptors:
+            self._fork(number, descriptors[0])
+        elif what == END:
+            self._has_said_goodbye = True
+            return False
+        elif what == KILL and number in self._workers:
+            os.kill(self._workers[number], signal.SIGKILL)
+        return True
+
+    def _fork(self, number: int, descriptor: int) -> None:
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        parent = os.getpid()
+        process = os.fork()
+        if not process:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            self._control.close()
+            _be_a_worker(parent, descriptor)
+        os.close(descriptor)
+        self._workers[number] = process
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+    def _reap(self) -> None:
+        """Forget the workers that have ended."""
+        for number, process in list(self._workers.items()):
+            if os.waitpid(process, os.WNOHANG)[0]:
+                del self._workers[number]
+
+
+def _be_a_worker(parent: int, descriptor: int) -> None:
+    """The life of a worker, in its own process."""
+    code = 1
+    try:
+        _end_with(parent)
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy.random"].seed()  # else all workers draw the same numbers
+        with socket.socket(fileno=descriptor) as connection:
+            serve_tasks(connection)
+        code = 0
+    except ConnectionError:
+        code = 0  # the driver is gone
+    finally:
+        os._exit(code)
+
+
+def _end_with(parent: int) -> None:
+    """Let the kernel end this process with its parent, where it can (Linux)."""
+    library: Any = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(0)
+
+
+def main(descriptor: int, folders: list[str]) -> None:
+    """Serve the driver at the other end of this socket."""
+    ForkServer(socket.socket(fileno=descriptor), folders).run()

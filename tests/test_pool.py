@@ -1,0 +1,467 @@
+"""Workers that stay from map to map, with real processes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, Pool
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError
+from polarmap.executors.base import Payload
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0
+
+Point = namedtuple("Point", "x y")
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool() as one:
+        yield one
+
+
+def product(block: Any) -> Any:
+    return block @ X
+
+
+def process_of(block: Any) -> Any:
+    return float(os.getpid())
+
+
+def check(pool: Any = None, faults: dict[int, Fault] | None = None, **options: Any) -> polarmap.CodedResult:
+    executor = FaultyExecutor(pool, faults) if faults else pool
+    result = polarmap.coded_map(
+        product, A, blocks=6, workers=8, executor=executor, timeout=PATIENCE, **options
+    )
+    np.testing.assert_allclose(result.concatenate(), A @ X)
+    return result
+
+
+def processes(pool: Any) -> set[int]:
+    """Those that two tasks of an uncoded map ran in."""
+    found = polarmap.hedged_map(process_of, [np.zeros(1)] * 8, executor=pool)
+    return {int(one) for one in found}
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def runs(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def folders(process: int) -> list[Path]:
+    places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
+    return [folder for place in places for folder in place.glob(f"polarmap-{process}-*")]
+
+
+def descendants(process: int) -> set[int]:
+    """All processes that it started, or those did."""
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(entry.parent.name)] = int(fields[1])
+    found = {process}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {process}
+
+
+def program(text: str, *arguments: str) -> subprocess.Popen[str]:
+    """A driver of its own."""
+    lines = "import os, sys, time\nimport numpy as np\nimport polarmap\n" + textwrap.dedent(text)
+    return subprocess.Popen(
+        [sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, stdin=subprocess.PIPE, text=True
+    )
+
+
+def assert_nothing_is_left(driver: int, others: set[int]) -> None:
+    assert until(lambda: not any(map(runs, others)), 5.0)
+    assert until(lambda: not folders(driver), 5.0)
+
+
+# --- what it does ----------------------------------------------------------------------------------
+
+
+def test_workers_stay_from_map_to_map(pool: Pool) -> None:
+    first = processes(pool)
+    assert os.getpid() not in first
+    assert check(pool).report.executor == "workers here"
+    assert processes(pool) & first
+
+
+def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None:
+    first = processes(None)
+    assert processes(None) & first
+    polarmap.shutdown()
+    assert until(lambda: not any(map(runs, first)))
+    assert not processes(None) & first
+    check()
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        1.5,
+        {"a": np.arange(3), "b": (True, [np.float32(2.5)])},
+        OrderedDict(x=np.zeros((0, 3)), y="text"),
+        Point(np.arange(2), b"bytes\0"),
+        {(1, "a"): 1, None: 2, b"k": 3, 1 + 2j: 4, np.int64(7): 5, Point(1, 2): 6},
+        np.zeros(2, [("a", "i4"), ("b", "f8", (2,))]),
+        np.array(["2001-01-01"], "M8[D]"),
+        np.arange(300_000),
+        [[]],
+    ],
+    ids=repr,
+)
+def test_results_come_back_as_they_were(pool: Pool, result: Any) -> None:
+    [found] = polarmap.hedged_map(lambda block: result, [np.zeros(1)], executor=pool)
+    assert type(found) is type(result)
+    if isinstance(result, dict):
+        assert [type(key) for key in found] == [type(key) for key in result]
+        assert list(found) == list(result)
+    for one, other in zip(leaves(found), leaves(result), strict=True):
+        assert type(one) is type(other)
+        assert np.asarray(one).dtype == np.asarray(other).dtype
+        np.testing.assert_array_equal(one, other)
+
+
+def leaves(tree: Any) -> list[Any]:
+    if isinstance(tree, (dict, list, tuple)):
+        children = tree.values() if isinstance(tree, dict) else tree
+        return [leaf for child in children for leaf in leaves(child)]
+    return [tree]
+
+
+def test_a_class_of_the_caller_is_found_though_no_module_has_it(pool: Pool) -> None:
+    local = namedtuple("local", "a b")  # type: ignore[misc]
+    [found] = polarmap.hedged_map(lambda block: local(1, block), [np.zeros(3)], executor=pool)
+    assert type(found) is local
+
+
+def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(pool: Pool) -> None:
+    blocks = PartBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
+    written: list[int] = []
+    piece = blocks.piece
+    blocks.piece = lambda number: (written.append(number), piece(number))[1]  # type: ignore[method-assign]
+
+    def spoil(block: Any) -> Any:
+        before = block.copy()
+        block += 1.0
+        return before
+
+    for _ in range(3):
+        with closing(pool.open(Payload(spoil, blocks))) as run:
+            run.submit(range(4))
+            ended: list[Any] = []
+            while len(ended) < 4:
+                ended += run.wait(PATIENCE)
+            for outcome in ended:
+                np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
+    assert sorted(written) == [0, 1, 2, 3]
+
+
+def test_files_of_blocks_go_with_them(pool: Pool) -> None:
+    check(pool)
+    mine = folders(os.getpid())
+    assert mine
+    assert until(lambda: not [path for folder in mine for path in folder.glob("blocks-*/*")])
+    assert not [path for folder in mine for path in folder.glob("map-*")]
+
+
+def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
+    with Pool(memory=100) as pool:
+        check(pool)
+        data = PartBlocks([[np.arange(8.0)], [np.arange(8.0)]], ("array",))
+        with closing(pool.open(Payload(product, data))) as run:
+            run.submit([0])
+            places = [path for folder in folders(os.getpid()) for path in folder.glob("blocks-*")]
+        assert places
+        assert not any(path.is_relative_to("/dev/shm") for path in places)
+
+
+def test_large_functions_and_results_travel_as_files(pool: Pool) -> None:
+    large = np.random.default_rng(1).standard_normal((5, 40_000))
+    found = polarmap.coded_map(lambda block: block @ large, A, blocks=6, workers=8, executor=pool)
+    np.testing.assert_allclose(found.concatenate(), A @ large)
+
+
+def test_workers_are_where_the_driver_is(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def around(block: Any) -> Any:
+        return os.getcwd(), os.environ.get("POLARMAP_TEST", ""), os.environ["OPENBLAS_NUM_THREADS"]
+
+    polarmap.hedged_map(around, [X], executor=pool)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("POLARMAP_TEST", "yes")
+    [found] = polarmap.hedged_map(around, [X], executor=pool)
+    assert found == (str(tmp_path), "yes", "1")
+
+
+def test_linear_algebra_in_workers_takes_as_many_threads_as_it_is_given() -> None:
+    with Pool(threads=3) as pool:
+        found = polarmap.hedged_map(lambda block: os.environ["OMP_NUM_THREADS"], [X], executor=pool)
+    assert list(found) == ["3"]
+
+
+def test_workers_do_not_draw_the_same_numbers(pool: Pool) -> None:
+    def draw(block: Any) -> Any:
+        time.sleep(0.2)
+        return float(os.getpid()), float(np.random.random())
+
+    drawn = dict(polarmap.hedged_map(draw, [X] * 8, executor=pool))
+    assert len(drawn) > 1
+    assert len(set(drawn.values())) == len(drawn)
+
+
+def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool) -> None:
+    def nap(block: Any) -> Any:
+        time.sleep(1.0)
+        return 1.0
+
+    polarmap.hedged_map(product, [X], executor=pool)
+    began = time.monotonic()
+    polarmap.hedged_map(nap, [X] * 32, executor=pool)
+    assert time.monotonic() - began < 8.0  # one after another on four: 8
+
+
+def test_workers_bounds_the_tasks_at_a_time() -> None:
+    def nap(block: Any) -> Any:
+        time.sleep(0.1)
+        return float(os.getpid())
+
+    with Pool(workers=2) as pool:
+        assert len(set(polarmap.hedged_map(nap, [X] * 8, executor=pool))) <= 2
+
+
+# --- mistakes --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", ["cloud.yaml", ThreadPoolExecutor, 3])
+def test_pools_elsewhere_are_refused(executor: Any) -> None:
+    with pytest.raises(ExecutorError, match="this machine only"):
+        Pool(executor)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 1.5}, {"idle": -1}, {"memory": "1 GB"}])
+def test_options_are_checked(wrong: dict[str, Any]) -> None:
+    with pytest.raises(CodeError, match=next(iter(wrong))):
+        Pool(**wrong)
+
+
+def test_a_closed_pool_says_so(pool: Pool) -> None:
+    check(pool)
+    pool.close()
+    pool.close()
+    with pytest.raises(ExecutorError, match="closed"):
+        check(pool)
+
+
+def test_an_f_that_does_not_travel_is_named(pool: Pool) -> None:
+    lock = threading.Lock()
+    with pytest.raises(CodeError, match="pickled for workers here"):
+        polarmap.coded_map(lambda block: (lock, block)[1], A, executor=pool)
+    check(pool)
+
+
+def test_exceptions_are_told_by_type_and_text(pool: Pool) -> None:
+    def fail(block: Any) -> Any:
+        raise ZeroDivisionError("so it goes")
+
+    with pytest.raises(NotDecodableError, match="so it goes") as caught:
+        polarmap.coded_map(fail, A, blocks=6, workers=8, executor=pool)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+def test_results_that_cannot_be_told_are_named(pool: Pool) -> None:
+    with pytest.raises(NotDecodableError, match="key of type frozenset"):
+        polarmap.coded_map(lambda block: {frozenset(): block}, A, blocks=6, workers=8, executor=pool)
+
+
+# --- what may happen to it -------------------------------------------------------------------------
+
+
+def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool) -> None:
+    for _ in range(30):
+        check(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)})
+    assert len(processes(pool)) <= 8
+    assert len(descendants(os.getpid())) < 40
+
+
+def test_workers_that_are_killed_are_replaced(pool: Pool) -> None:
+    for _ in range(10):
+        check(pool, {1: Fault("kill"), 3: Fault("exit")})
+    for process in processes(pool):
+        os.kill(process, signal.SIGKILL)
+    check(pool)
+
+
+def test_workers_that_are_stopped_are_left_behind(pool: Pool) -> None:
+    stopped = sorted(processes(pool))[:2]
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    for _ in range(3):
+        check(pool)
+    for process in stopped:
+        if runs(process):
+            os.kill(process, signal.SIGCONT)
+    check(pool)
+
+
+def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
+    workers = processes(pool)
+    parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
+    [server] = parents
+    os.kill(server, signal.SIGKILL)
+    assert until(lambda: not any(map(runs, workers)), 5.0)
+    check(pool)
+
+
+def test_the_pool_survives_that_its_files_are_removed(pool: Pool) -> None:
+    import shutil
+
+    check(pool)
+    for folder in folders(os.getpid()):
+        shutil.rmtree(folder)
+    check(pool)
+
+
+def test_a_timeout_leaves_the_pool_usable(pool: Pool) -> None:
+    check(pool)
+    faults = {task: Fault("sleep", 600) for task in range(8)}
+    with pytest.raises(CodedTimeoutError):
+        executor = FaultyExecutor(pool, faults)
+        polarmap.coded_map(product, A, blocks=6, workers=8, executor=executor, timeout=0.2)
+    check(pool)
+
+
+def test_two_threads_may_map_at_once(pool: Pool) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(check, pool) for _ in range(12)]:
+            done.result()
+
+
+def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
+    with Pool(idle=0.2) as pool:
+        first = processes(pool)
+        assert until(lambda: not any(map(runs, first)))
+        assert until(lambda: not [one for one in threading.enumerate() if one.name == "polarmap-idle"])
+        check(pool)
+
+
+def test_nothing_grows() -> None:
+    with Pool() as pool:
+        for _ in range(20):
+            check(pool)
+        before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        for _ in range(200):
+            check(pool)
+        assert len(os.listdir("/proc/self/fd")) <= before[0] + 8  # a worker more has a socket more
+        assert threading.active_count() == before[1]
+
+
+MAP = """
+A, x = np.random.rand(48, 5), np.ones(5)
+def check(executor=None):
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, executor=executor)
+    assert np.allclose(y.concatenate(), A @ x)
+"""
+
+
+@pytest.mark.parametrize("ending", ["exit", "kill", "interrupt"])
+def test_a_driver_takes_all_with_it(ending: str) -> None:
+    driver = program(
+        MAP
+        + """
+check()
+print("ready", flush=True)
+if sys.argv[1] != "exit":
+    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
+""",
+        ending,
+    )
+    assert driver.stdout is not None
+    with driver:
+        assert driver.stdout.readline() == "ready\n"
+        others = descendants(driver.pid)
+        if ending == "kill":
+            driver.kill()
+        elif ending == "interrupt":
+            driver.send_signal(signal.SIGINT)
+        driver.wait(PATIENCE)
+        assert_nothing_is_left(driver.pid, others)
+
+
+def test_a_forked_child_gets_workers_of_its_own_and_leaves_those_of_its_parent() -> None:
+    driver = program(
+        MAP
+        + """
+find = lambda: set(polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 4))
+check()
+mine = find()
+pool = polarmap.Pool()
+check(pool)
+child = os.fork()
+if not child:
+    check()
+    check(pool)
+    assert not find() & mine
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0
+assert find() & mine
+check(pool)
+"""
+    )
+    assert driver.wait(PATIENCE) == 0
+    assert not folders(driver.pid)
+
+
+def test_an_interrupt_in_a_map_leaves_the_pool_usable() -> None:
+    driver = program(
+        MAP
+        + """
+check()
+try:
+    print("ready", flush=True)
+    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
+except KeyboardInterrupt:
+    check()
+    print("right", flush=True)
+"""
+    )
+    assert driver.stdout is not None
+    with driver:
+        assert driver.stdout.readline() == "ready\n"
+        time.sleep(0.5)
+        driver.send_signal(signal.SIGINT)
+        assert driver.stdout.readline() == "right\n"
+        assert driver.wait(PATIENCE) == 0
