@@ -89,7 +89,7 @@ class Pool:
     def open(self, payload: Payload) -> PoolRun:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         check_folder(payload.blocks.source)
-        check_folder(payload.keep and payload.keep.source)
+        check_folder(payload.output and payload.output.source)
         with self._lock:
             if self._is_closed:
                 raise ExecutorError("this Pool is closed: make a new one")

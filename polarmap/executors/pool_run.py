@@ -162,7 +162,7 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
         while self._waiting and len(self._running) < self._slots:
-            worker = self._workers.take(self._lease)
+            worker = self._workers.take(self._lease, may_wait=bool(self._running))
             if worker is None:
                 return
             self._start(worker, *self._next())

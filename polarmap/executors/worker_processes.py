@@ -18,6 +18,7 @@ from polarmap.worker.frames import FrameError, Frames, frame
 from polarmap.worker.io_sockets import Call, Surroundings
 
 GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is killed
+MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
 MOST_ABANDONED = 16  # more are killed before
 SEND_SECONDS = 5.0  # that a free worker may take to read what it is told
 READ_BYTES = 1 << 18
@@ -103,14 +104,17 @@ class WorkerProcesses:
         with self._lock:
             self._start(modules)
 
-    def take(self, lease: Lease) -> Worker | None:
-        """A free worker, or a new one; None while there are as many as there may be."""
+    def take(self, lease: Lease, may_wait: bool) -> Worker | None:
+        """A free worker, or a new one; None while there are as many as there may be.
+
+        may_wait : None, too, while one may be free in a moment, sooner than a new one would be there.
+        """
         with self._lock:
             self._review()
             free = [worker for worker in self._workers.values() if worker.lease is None]
             if free:
                 worker = max(free, key=lambda one: one.process is not None)
-            elif self._most is not None and len(self._workers) - len(self._abandoned()) >= self._most:
+            elif not self._may_fork() or (may_wait and self._is_one_about_to_end()):
                 return None
             else:
                 worker = self._forked()
@@ -158,6 +162,9 @@ class WorkerProcesses:
             server = self._server = ForkServerProcess(self._threads, self._folders, modules)
         return server
 
+    def _may_fork(self) -> bool:
+        return self._most is None or len(self._workers) - len(self._abandoned()) < self._most
+
     def _forked(self) -> Worker:
         server = self._start(())
         ours, theirs = socket.socketpair()
@@ -173,6 +180,10 @@ class WorkerProcesses:
             one for one in self._workers.values() if one.lease is not None and one.lease.ended is not None
         ]
         return sorted(busy, key=_ended)
+
+    def _is_one_about_to_end(self) -> bool:
+        """Whether a map has ended so lately that what its workers still do is short, as far as is known."""
+        return any(time.monotonic() < _ended(worker) + MOMENT_SECONDS for worker in self._abandoned())
 
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; kill those that do not."""

@@ -7,6 +7,7 @@ coded blocks, the next rows, and so on; each is decoded as soon as enough worker
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Collection
 from math import inf
 from typing import Any
@@ -52,7 +53,9 @@ class Codeword:
     ) -> None:
         many = options.subtasks > 1
         self._coded: CodedData = Rows(coded, options.subtasks, number) if many else coded
-        self.received = Received(self._coded, tasks, number, options, self._model)
+        # Without a circle: the blocks are to be gone as soon as their map is over.
+        model = weakref.WeakMethod(self._model)
+        self.received = Received(self._coded, tasks, number, options, lambda: _result_of(model))
         self.verifier = Verifier(f, self._coded, self.received, options, trust)
         self.acceptance = Acceptance(self.received, self.verifier, tasks, options, watch)
         self.verification: str | None = None
@@ -111,6 +114,11 @@ class Codeword:
 
     def _model(self) -> list[Array] | None:
         return self.verifier.evaluate(0, self._watch.remaining)
+
+
+def _result_of(model: weakref.WeakMethod[Callable[[], list[Array] | None]]) -> list[Array] | None:
+    method = model()
+    return None if method is None else method()
 
 
 class Codewords:

@@ -6,6 +6,7 @@ has no threads. Runs as a program of its own: imports numpy at most.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import shutil
@@ -32,14 +33,15 @@ class ForkServer:
     def __init__(self, control: socket.socket, folders: list[str]) -> None:
         self._control, self._folders = control, folders
         self._workers: dict[int, int] = {}  # number -> process
-        self._has_said_goodbye = False
+        self._is_orphan = False
 
     def run(self) -> None:
         """Until the driver has closed its end, or died."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: self._reap())
-        self._control.sendall(READY)
         try:
+            with contextlib.suppress(ConnectionError):  # it may have gone, and said before that it would
+                self._control.sendall(READY)
             while self._serve():
                 pass
         finally:
@@ -48,7 +50,7 @@ class ForkServer:
                 os.kill(process, signal.SIGKILL)
             for process in self._workers.values():
                 os.waitpid(process, 0)
-            for folder in () if self._has_said_goodbye else self._folders:
+            for folder in self._folders if self._is_orphan else ():
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _serve(self) -> bool:
@@ -56,14 +58,14 @@ class ForkServer:
         try:
             request, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1)
         except ConnectionError:
-            return False
+            request = b""
         if len(request) < REQUEST.size:
+            self._is_orphan = True
             return False
         what, number = REQUEST.unpack(request)
         if what == FORK and descriptors:
             self._fork(number, descriptors[0])
         elif what == END:
-            self._has_said_goodbye = True
             return False
         elif what == KILL and number in self._workers:
             os.kill(self._workers[number], signal.SIGKILL)
@@ -83,10 +85,11 @@ class ForkServer:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _reap(self) -> None:
-        """Forget the workers that have ended."""
+        """Forget the workers that have ended; called again while it is at it, when more do."""
         for number, process in list(self._workers.items()):
-            if os.waitpid(process, os.WNOHANG)[0]:
-                del self._workers[number]
+            with contextlib.suppress(ChildProcessError):
+                if os.waitpid(process, os.WNOHANG)[0]:
+                    self._workers.pop(number, None)
 
 
 def _be_a_worker(parent: int, descriptor: int) -> None:

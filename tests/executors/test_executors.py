@@ -31,7 +31,7 @@ def yaml(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("choice", "name"), [(None, "localhost"), ("localhost", "localhost"), (Pool(), "Pool")]
+    ("choice", "name"), [(None, "workers here"), ("localhost", "localhost"), (Pool(), "Pool")]
 )
 def test_it_says_what_it_is(choice: Any, name: str) -> None:
     executor = executor_of(choice)

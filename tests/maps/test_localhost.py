@@ -71,7 +71,7 @@ def _nothing_stays():
 
 
 def test_without_stragglers_the_results_are_those_of_map():
-    y = polarmap.coded_map(times_x, A, blocks=24, workers=32)
+    y = polarmap.coded_map(times_x, A, blocks=24, workers=32, executor="localhost")
     plain = [times_x(block) for block in np.split(A, 24)]
     for index in range(24):
         if index in y.report.recovered:
@@ -118,7 +118,7 @@ def test_a_killed_job_is_started_again(tmp_path):
             return block @ x
         os.killpg(os.getpgrp(), signal.SIGKILL)
 
-    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=60)
+    y = polarmap.coded_map(f, A, blocks=6, workers=8, executor="localhost", timeout=60)
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
@@ -127,32 +127,38 @@ def test_failing_everywhere_is_said_at_once_with_the_cause():
         raise ZeroDivisionError("no such thing")
 
     with pytest.raises(NotDecodableError, match="ZeroDivisionError: no such thing") as caught:
-        polarmap.coded_map(f, A, blocks=24, workers=32, timeout=60)
+        polarmap.coded_map(f, A, blocks=24, workers=32, executor="localhost", timeout=60)
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_function_that_cannot_travel_is_refused():
     lock = threading.Lock()
     with pytest.raises(polarmap.errors.CodeError, match="f cannot be pickled for localhost"):
-        polarmap.coded_map(lambda block: (lock, block)[1], A)
+        polarmap.coded_map(lambda block: (lock, block)[1], A, executor="localhost")
 
 
 def test_too_many_failures_are_counted():
     faults = {index: Fault("kill", attempts=9) for index in range(4)}
     with pytest.raises(NotDecodableError, match=r"of 6 needed results.*SIGKILL"):
-        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+        polarmap.coded_map(
+            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
+        )
 
 
 def test_a_failed_task_is_tried_again_when_its_result_is_needed():
     faults = {index: Fault("kill") for index in range(4)}
-    y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+    y = polarmap.coded_map(
+        times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
+    )
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
 def test_timeout_says_what_arrived():
     faults = {index: Fault("sleep", NEVER) for index in range(4)}
     with pytest.raises(CodedTimeoutError, match=r"4 of 6 needed results arrived within 4 s, 4 tasks"):
-        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=4)
+        polarmap.coded_map(
+            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=4
+        )
 
 
 def test_nested_blocks_and_results_travel_as_objects_of_any_size():
@@ -161,7 +167,7 @@ def test_nested_blocks_and_results_travel_as_objects_of_any_size():
     def f(block):
         return {"big": block["a"] * 2, "small": block["b"][0].sum()}
 
-    y = polarmap.coded_map(f, blocks, workers=8, executor=FaultyExecutor(None, {1: Fault("kill")}))
+    y = polarmap.coded_map(f, blocks, workers=8, executor=FaultyExecutor("localhost", {1: Fault("kill")}))
     for index, result in enumerate(y):
         np.testing.assert_allclose(result["big"], blocks[index]["a"] * 2, rtol=1e-5, atol=1e-5)
         assert result["small"] == 3 + 3 * index
@@ -174,7 +180,7 @@ def test_integers_are_exact():
         data,
         blocks=12,
         workers=20,
-        executor=FaultyExecutor(None, {0: Fault("kill"), 5: Fault("exit")}),
+        executor=FaultyExecutor("localhost", {0: Fault("kill"), 5: Fault("exit")}),
     )
     np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))
 
@@ -211,7 +217,9 @@ def test_configurations_that_cannot_be_used(tmp_path):
 def test_rounds_leave_no_thread_and_no_file_descriptor():
     def round_() -> tuple[int, int]:
         faults = {0: Fault("sleep", NEVER), 1: Fault("sleep", NEVER)}
-        polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=FaultyExecutor(None, faults), timeout=60)
+        polarmap.coded_map(
+            times_x, A, blocks=6, workers=8, executor=FaultyExecutor("localhost", faults), timeout=60
+        )
         return threading.active_count(), psutil.Process().num_fds()
 
     round_()
