@@ -125,8 +125,9 @@ def coded_map(
         (for integers the rotation code becomes the arikan code, which may need a few results more); on
         demand, it says how many parity tasks start at once, and its run times say when a task is late.
     executor : optional
-        None or "localhost": worker processes on this machine through Lithops. A path: a Lithops
-        YAML configuration. A `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
+        None: worker processes on this machine, which stay for later maps; a `polarmap.Pool` is one of your
+        own. "localhost": others for each map, through Lithops. A path: a Lithops YAML configuration. A
+        `lithops.FunctionExecutor`. Any `concurrent.futures.Executor`.
     out : Stored, optional
         None: results come home. `Stored("name", storage)`: they stay in storage, as a coded array.
     verify : {"auto", True, False}

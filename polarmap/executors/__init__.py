@@ -8,10 +8,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
+from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.private_folder import private_folder
 
 
@@ -21,8 +24,6 @@ def executor_of(choice: Any) -> Executor:
         return WithFaults(executor_of(choice.executor), choice.faults)
     _check(choice)
     if choice is None:
-        from polarmap.executors.pool import default_pool
-
         return default_pool()
     if _is_localhost(choice):
         from polarmap.executors.local import LocalhostExecutor
@@ -61,11 +62,13 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
     return choice, lambda: None
 
 
-def storage_beside(choice: Any) -> Any:
+def storage_beside(choice: Any, data: Any) -> Any:
     """Where the workers of an executor read what stays for many maps: a folder here or the storage of
-    a `lithops.FunctionExecutor`; None if blocks travel with each task."""
+    a `lithops.FunctionExecutor`; None if blocks travel with each task, or stay with the workers."""
     if isinstance(choice, FaultyExecutor):
-        return storage_beside(choice.executor)
+        return storage_beside(choice.executor, data)
+    if choice is None or isinstance(choice, Pool):
+        return None if type(data) is np.ndarray else private_folder() / "arrays"
     if _is_localhost(choice):
         return private_folder() / "arrays"
     return choice if _is_of_lithops(choice) else None

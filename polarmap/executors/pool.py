@@ -11,6 +11,8 @@ import time
 import weakref
 from typing import Any
 
+import numpy as np
+
 from polarmap.clouds.limits import Worker
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError
@@ -217,7 +219,8 @@ if hasattr(os, "register_at_fork"):
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    return is_integer and bool(value >= 1)  # type: ignore[operator]
 
 
 _default = Pool()

@@ -30,7 +30,7 @@ class CodedSides:
         self, matrix: Any, executor: Any, sizes: tuple[int, int], code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._sizes, self._code = matrix, sizes, code
-        self._storage = storage_beside(executor)
+        self._storage = storage_beside(executor, matrix)
         self._prefix = f"operator-{uuid.uuid4().hex}"
         self.sides: dict[str, CodedSide] = {}
         self._ours: list[CodedArray] = []

@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
@@ -77,8 +78,11 @@ def test_only_a_configuration_is_opened_for_many_maps() -> None:
         assert kept is choice or kept == choice
 
 
-def test_arrays_stay_beside_the_workers_that_read_them() -> None:
+def test_arrays_stay_beside_the_workers_that_read_them(tmp_path: Path) -> None:
     functions = SimpleNamespace(compute_handler=None, internal_storage=None)
-    assert storage_beside(None) == private_folder() / "arrays"
-    assert storage_beside(FaultyExecutor(functions)) is functions
-    assert storage_beside(Pool()) is None
+    in_memory, in_file = np.zeros(2), np.memmap(tmp_path / "A", shape=2, mode="w+")
+    assert storage_beside("localhost", in_memory) == private_folder() / "arrays"
+    assert storage_beside(None, in_file) == private_folder() / "arrays"
+    assert storage_beside(None, in_memory) is None
+    assert storage_beside(FaultyExecutor(functions), in_memory) is functions
+    assert storage_beside(Pool(), in_memory) is None

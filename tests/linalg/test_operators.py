@@ -297,7 +297,7 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
 
 
 def stored() -> list[str]:
-    folder = storage_beside("localhost")
+    folder = storage_beside("localhost", TALL)
     return [name for _, _, names in os.walk(folder) for name in names]
 
 
@@ -307,6 +307,20 @@ def test_what_is_stored_goes_with_the_operator() -> None:
     assert len(stored()) == N + 1
     del coded
     gc.collect()
+    assert stored() == []
+
+
+def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp_path: Any) -> None:
+    with operator(TALL, FaultyExecutor(None, {0: Fault("sleep", 60), 3: Fault("kill")}), timeout=60) as coded:
+        for _ in range(3):
+            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+            assert_close(coded.T @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
+        assert stored() == []
+    np.save(tmp_path / "A.npy", TALL)
+    with operator(np.load(tmp_path / "A.npy", mmap_mode="r"), None, timeout=60) as coded:
+        for _ in range(2):
+            assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
+        assert len(stored()) == N + 1
     assert stored() == []
 
 

@@ -122,6 +122,12 @@ def faulty(executor: Any, faults: Any) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, workers=6, executor=FaultyExecutor(executor, faults))
 
 
+def pool_of_ones_own(
+    executor: Any = None, workers: Any = 2, idle: Any = 60.0, memory: Any = 10**6, threads: Any = 1
+) -> None:
+    polarmap.Pool(executor, workers, idle=idle, memory=memory, threads=threads).close()
+
+
 def decode(blocks: Any) -> Any:
     return PolarCode(6, 4).decode(blocks)
 
@@ -214,6 +220,8 @@ CALLS: dict[str, Call] = {
         decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}
     ),
     "Fault": Call(struck, {}),
+    "Pool": Call(pool_of_ones_own, {}),
+    "shutdown": Call(polarmap.shutdown, {}),
     "FaultyExecutor": Call(faulty, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
     "ReplayExecutor": Call(replayed, {"seconds": {0: 2.0}}),
     "ReplayExecutor, a task": Call(replayed_by_task, {"task": 0, "seconds": 2.0}),
