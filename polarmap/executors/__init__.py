@@ -68,10 +68,18 @@ def storage_beside(choice: Any, data: Any) -> Any:
     if isinstance(choice, FaultyExecutor):
         return storage_beside(choice.executor, data)
     if choice is None or isinstance(choice, Pool):
-        return None if type(data) is np.ndarray else private_folder() / "arrays"
+        return None if _is_in_memory(data) else private_folder() / "arrays"
     if _is_localhost(choice):
         return private_folder() / "arrays"
     return choice if _is_of_lithops(choice) else None
+
+
+def _is_in_memory(data: Any) -> bool:
+    """Whether it is an array, and not a view of a file."""
+    owner = data
+    while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
+        owner = owner.base
+    return isinstance(data, np.ndarray) and not isinstance(owner, np.memmap)
 
 
 def _check(choice: Any) -> None:
