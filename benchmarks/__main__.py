@@ -18,6 +18,7 @@ SUBJECTS = (
     "coldstart",
     "beyond",
     "operators",
+    "kept_workers",
     "blackbox",
 )
 

@@ -317,7 +317,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
             assert_close(coded.T @ np.ones(50), TALL.T @ np.ones(50), 1e-10)
         assert stored() == []
     np.save(tmp_path / "A.npy", TALL)
-    with operator(np.load(tmp_path / "A.npy", mmap_mode="r"), None, timeout=60) as coded:
+    with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, workers=N, timeout=60) as coded:
         for _ in range(2):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
         assert len(stored()) == N + 1
