@@ -34,12 +34,12 @@ class PickledFunction(NamedTuple):
 
 
 def pickled_with_types(f: Callable[[Any], Any], structure: Structure, place: str) -> PickledFunction:
-    """f as bytes for a worker that gets blocks of this structure; CodeError if it cannot travel."""
+    """f and the structure of its blocks as bytes for a worker; CodeError if they cannot travel."""
     file = io.BytesIO()
     pickler = _Pickler(file)
     _note_types(structure, pickler.types)
     try:
-        pickler.dump(f)
+        pickler.dump((f, structure))
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
     return PickledFunction(file.getvalue(), pickler.types)

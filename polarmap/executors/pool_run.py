@@ -24,7 +24,7 @@ from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
 from polarmap.worker.cores import available_cores
 from polarmap.worker.frames import FrameError, parsed_reply
 from polarmap.worker.io_sockets import Call, Surroundings
-from polarmap.worker.messages import Error, StoredBlock, plain
+from polarmap.worker.messages import Error, StoredBlock
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
@@ -67,7 +67,7 @@ class PoolRun:
     shared : Shared
         With the other maps of the pool.
     folders : list of Path
-        For the files of this map; the first exists as long as the map is waited for.
+        For the files of this map; the first exists as long as the map is waited for, others when needed.
     done : callable
         Called once, when the run is closed.
     """
@@ -96,8 +96,7 @@ class PoolRun:
         self._stored: StoredPieces | None = None
         self._types = f.types
         try:
-            for folder in folders:
-                folder.mkdir(parents=True, exist_ok=True)
+            folders[0].mkdir(parents=True)
             self._f = self._sent(f.pickled)
             if payload.blocks.source is None:
                 self._stored = self._files.of(payload.blocks)
@@ -191,7 +190,7 @@ class PoolRun:
             call = Call(
                 self._number,
                 tuple(map(str, self._folders)),
-                plain(self._payload.ticket(task, attempt, block)),
+                self._payload.ticket(task, attempt, block._replace(structure=())),
                 self._f if is_new else None,
                 self._around if worker.around != self._around else None,
             )
@@ -223,7 +222,7 @@ class PoolRun:
         return Call(
             self._number,
             tuple(map(str, self._folders)),
-            plain(self._payload.ticket(task, attempt, block)),
+            self._payload.ticket(task, attempt, block._replace(structure=())),
             self._f if worker.map != self._number else None,
             self._around if worker.around != self._around else None,
         )
@@ -305,6 +304,7 @@ class PoolRun:
         for number, folder in enumerate(self._folders, 1):
             path = folder / "function"
             try:
+                folder.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(pickled)
                 break
             except OSError:

@@ -53,7 +53,7 @@ class Worker:
     def send(self, call: Call) -> bool:
         """Whether it was told."""
         try:
-            self.connection.sendall(frame(None, pickle.dumps(tuple(call))))
+            self.connection.sendall(frame(None, pickle.dumps(call, pickle.HIGHEST_PROTOCOL)))
         except OSError:
             return False
         return True

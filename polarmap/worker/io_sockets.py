@@ -21,7 +21,7 @@ from polarmap.worker.frames import LENGTHS, frame, plain_reply
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, describe
 from polarmap.worker.objects import remove_parts, write_object
 from polarmap.worker.parts import DamagedError, Part, Place, read_file, verified
-from polarmap.worker.pytree import Array, Layout, Packed, unflatten
+from polarmap.worker.pytree import Array, Layout, Packed, Structure, unflatten
 from polarmap.worker.run_task import run_task
 
 INLINE_BYTES = 1 << 16  # larger results are files: no worker waits until its driver reads
@@ -52,15 +52,16 @@ class Call(NamedTuple):
     """A task as it travels to a worker; the driver's side of the socket is trusted.
 
     map : number of the map that it belongs to.
-    folders : of the map, of which the first exists for as long as it is waited for; results go there.
-    ticket : plain.
-    f : bytes of the pickled function, or the path of a file with them; None if it is the map's last.
+    folders : for results, of which the first exists for as long as the map is waited for.
+    ticket : whose block has no structure.
+    f : bytes of the pickled function and of the structure of blocks, or the path of a file with them;
+        None if the worker has them from the last task of the map.
     around : None if they have not changed.
     """
 
     map: int
     folders: tuple[str, ...]
-    ticket: tuple[Any, ...]
+    ticket: Ticket
     f: bytes | str | None
     around: Surroundings | None
 
@@ -95,7 +96,7 @@ def serve_tasks(connection: socket.socket) -> None:
         message = receive(connection)
         if message is None:
             return
-        io.run(Call(*pickle.loads(message)))
+        io.run(pickle.loads(message))
 
 
 class SocketIO:
@@ -105,20 +106,20 @@ class SocketIO:
         self._connection = connection
         self._map = -1
         self._pickled: bytes | str = b""
-        self._f: Function | None = None
+        self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
         self._blocks = MappedBlocks()
 
     def run(self, call: Call) -> None:
         """Do a task and reply."""
         if call.around is not None:
-            Surroundings(*call.around).take_over()
+            call.around.take_over()
         if call.map != self._map:
             self._map, self._f = call.map, None
         if call.f is not None:
             self._pickled = call.f
         self._folders = call.folders
-        ticket = Ticket.parse(call.ticket)
+        ticket = call.ticket
         reply = run_task(ticket, self)
         if reply is None:
             self._connection.sendall(frame({"task": ticket.task, "attempt": ticket.attempt}))
@@ -129,8 +130,9 @@ class SocketIO:
         """f, made once in each map, and the block, which f may write into."""
         if self._f is None:
             self._f = self._unpickled()
+        f, structure = self._f
         assert ticket.block is not None
-        return self._f, self._blocks.load(ticket.block)
+        return f, self._blocks.load(ticket.block._replace(structure=structure))
 
     def is_cancelled(self) -> bool:
         """Whether the folder of the map is gone."""
@@ -151,13 +153,13 @@ class SocketIO:
         """Take such parts out of storage again."""
         remove_parts(place, parts)
 
-    def _unpickled(self) -> Function:
+    def _unpickled(self) -> tuple[Function, Structure]:
         data = self._pickled
         if isinstance(data, str):
             with open(data, "rb") as file:
                 data = file.read()
-        f: Function = pickle.loads(data)
-        return f
+        f, structure = pickle.loads(data)
+        return f, structure
 
     def _send(self, reply: Reply, kind: str) -> None:
         """A reply as a message, its result in a file where it is large."""
@@ -176,8 +178,12 @@ class SocketIO:
     def _left(self, reply: Reply, data: Any) -> list[Any]:
         """The name of a file with these bytes, and in which of the map's folders it lies; -1 if in none."""
         name = "-".join(map(str, (reply.task, reply.attempt, *reply.subtasks)))
+        if self.is_cancelled():
+            return [-1, name]
         for number, folder in enumerate(self._folders):
             try:
+                if number:  # of no use to most maps
+                    os.makedirs(folder, exist_ok=True)
                 with open(os.path.join(folder, name), "xb") as file:
                     file.write(data)
             except OSError:  # no room, or nobody waits any more

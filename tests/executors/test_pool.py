@@ -167,6 +167,15 @@ def test_a_class_of_the_caller_is_found_though_no_module_has_it(pool: Pool) -> N
     assert type(found) is local
 
 
+def test_blocks_may_consist_of_classes_that_no_module_has(pool: Pool) -> None:
+    local = namedtuple("local", "a b")  # type: ignore[misc]
+    data = [local(np.full(3, float(number)), np.arange(2)) for number in range(4)]
+    found = polarmap.coded_map(lambda block: block._replace(a=2 * block.a), data, workers=6, executor=pool)
+    for number, one in enumerate(found):
+        assert type(one) is local
+        np.testing.assert_allclose(one.a, 2 * data[number].a)
+
+
 def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(
     pool: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import pytest
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
 from polarmap.worker.io_sockets import Call
-from polarmap.worker.messages import StoredBlock, Ticket, plain
+from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
 
@@ -47,7 +47,8 @@ def call(folder: Path, seconds: float) -> Call:
     (folder / "block").write_bytes(data.tobytes())
     place = Place("folder", str(folder))
     block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
-    return Call(0, (str(folder),), plain(Ticket(0, 0, block, None, None)), cloudpickle.dumps(nap), None)
+    f = cloudpickle.dumps((nap, ("array",)))
+    return Call(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
 
 
 def replied(worker: Worker) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import pytest
 
 from polarmap.worker.frames import Frames, frame
 from polarmap.worker.io_sockets import MAPPED_BYTES, Call, MappedBlocks, leaves_of, serve_tasks
-from polarmap.worker.messages import StoredBlock, Ticket, plain
+from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import layout_of
 
@@ -38,11 +38,11 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     thread = threading.Thread(target=serve_tasks, args=(theirs,))
     thread.start()
     data = np.arange(4.0)
-    f, block = pickle.dumps(np.negative), stored(tmp_path, data)
+    f, block = pickle.dumps((np.negative, ("array",))), stored(tmp_path, data)
     for task in range(3):
-        ticket = plain(Ticket(task, 0, block, None, None))
+        ticket = Ticket(task, 0, block._replace(structure=()), None, None)
         call = Call(7, (str(tmp_path),), ticket, f if task == 0 else None, None)
-        ours.sendall(frame(None, pickle.dumps(tuple(call))))
+        ours.sendall(frame(None, pickle.dumps(call)))
     hello, *ends = replies(ours, 4)
     assert hello[0] == {"process": os.getpid()}
     for task, (fields, raw) in enumerate(ends):
