@@ -6,27 +6,24 @@ Runs on workers: imports numpy at most.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import pickle
+import select
 import socket
 import sys
 from collections.abc import Callable
-from math import prod
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from polarmap.worker.frames import LENGTHS, frame, plain_reply
-from polarmap.worker.messages import Reply, StoredBlock, Ticket, describe
+from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
+from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.objects import remove_parts, write_object
-from polarmap.worker.parts import DamagedError, Part, Place, read_file, verified
-from polarmap.worker.pytree import Array, Layout, Packed, Structure, unflatten
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import Structure
 from polarmap.worker.run_task import run_task
 
 INLINE_BYTES = 1 << 16  # larger results are files: no worker waits until its driver reads
-MAPPED_BYTES = 1 << 18  # larger parts of blocks are mapped, smaller ones read
-REMEMBERED = 100_000  # parts that were verified
+LOOK_SECONDS = 1.0  # between looks whether blocks that are kept have been removed
 
 Function = Callable[[Any], Any]
 
@@ -93,6 +90,8 @@ def serve_tasks(connection: socket.socket) -> None:
     connection.sendall(frame({"process": os.getpid()}))
     io = SocketIO(connection)
     while True:
+        while len(io.blocks) and not select.select([connection], [], [], LOOK_SECONDS)[0]:
+            io.blocks.forget_removed()
         message = receive(connection)
         if message is None:
             return
@@ -108,7 +107,8 @@ class SocketIO:
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
-        self._blocks = MappedBlocks()
+        self._f_on_kept: OnReadOnlyBlocks | None = None
+        self.blocks = KeptBlocks()
 
     def run(self, call: Call) -> None:
         """Do a task and reply."""
@@ -116,6 +116,7 @@ class SocketIO:
             call.around.take_over()
         if call.map != self._map:
             self._map, self._f = call.map, None
+            self.blocks.forget_removed()
         if call.f is not None:
             self._pickled = call.f
         self._folders = call.folders
@@ -127,12 +128,19 @@ class SocketIO:
             self._send(reply, "end")
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
-        """f, made once in each map, and the block, which f may write into."""
-        if self._f is None:
+        """f, made once in each map, and the block.
+
+        A first attempt gets a block that is kept, which f must not change; a further one has a block of
+        its own: what f is made of may write where numpy does not see it, and die of that.
+        """
+        if self._f is None or self._f_on_kept is None:
             self._f = self._unpickled()
+            self._f_on_kept = OnReadOnlyBlocks(self._f[0])
         f, structure = self._f
         assert ticket.block is not None
-        return f, self._blocks.load(ticket.block._replace(structure=structure))
+        is_private = ticket.attempt > 0
+        block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
+        return f if is_private else self._f_on_kept, block
 
     def is_cancelled(self) -> bool:
         """Whether the folder of the map is gone."""
@@ -192,69 +200,3 @@ class SocketIO:
             else:
                 return [number, name]
         return [-1, name]
-
-
-class MappedBlocks:
-    """Blocks that lie in files: each task gets its own private mapping, of the same memory."""
-
-    def __init__(self) -> None:
-        self._verified: set[tuple[Any, ...]] = set()
-
-    def load(self, block: StoredBlock) -> Any:
-        """A block; DamagedError if it is not as it was written."""
-        buffers = [self._bytes(block.source.place, part) for part in block.parts]
-        return unflatten(block.structure, leaves_of(buffers, block.layout))
-
-    def _bytes(self, folder: str, part: Part) -> Any:
-        """A writable buffer with the bytes of a part, which nobody else sees written."""
-        if not part.key:
-            return bytearray(part.size)
-        if part.size < MAPPED_BYTES:
-            return verified(part, read_file(folder, part))
-        try:
-            with open(os.path.join(folder, part.key), "rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_size < part.offset + part.size:
-                    raise DamagedError(
-                        f"{part.key} has {max(0, status.st_size - part.offset)} of {part.size} bytes "
-                        f"from {part.offset} on"
-                    )
-                begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
-                length = part.offset - begin + part.size
-                mapped = mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=begin)
-        except FileNotFoundError:
-            raise DamagedError(f"{part.key} is missing") from None
-        buffer = memoryview(mapped)[part.offset - begin :]
-        if part.crc32 is not None:
-            seen = (folder, *part, status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-            if seen not in self._verified:
-                verified(part, buffer)
-                if len(self._verified) >= REMEMBERED:
-                    self._verified.clear()
-                self._verified.add(seen)
-        return buffer
-
-
-def leaves_of(buffers: list[Any], layout: Layout) -> list[Array]:
-    """The leaves whose bytes are those of the buffers in a row; where they lie, if in one of them.
-
-    >>> [leaf.tolist() for leaf in leaves_of([b"abc", b"d"], (("S1", (2,)), ("S1", (2,))))]
-    [[b'a', b'b'], [b'c', b'd']]
-    """
-    leaves: list[Array] = []
-    start = 0
-    for dtype, shape in layout:
-        size = np.dtype(dtype).itemsize * prod(shape)
-        leaves += Packed((), ((dtype, shape),), _run(buffers, start, size)).views()
-        start += size
-    return leaves
-
-
-def _run(buffers: list[Any], start: int, size: int) -> Any:
-    """A run of the bytes of all buffers in a row: a view if it lies in one of them, else a copy."""
-    before = 0
-    for buffer in buffers:
-        if before <= start and start + size <= before + len(buffer):
-            return memoryview(buffer)[start - before : start - before + size]
-        before += len(buffer)
-    return bytearray().join(buffers)[start : start + size]

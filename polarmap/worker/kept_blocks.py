@@ -1,0 +1,168 @@
+"""Blocks that lie in files, mapped by a worker that stays, and kept from map to map.
+
+Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import OrderedDict
+from collections.abc import Callable
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from polarmap.worker.messages import StoredBlock
+from polarmap.worker.parts import DamagedError, Part, read_file, verified
+from polarmap.worker.pytree import Array, Layout, Packed, flatten, unflatten
+
+MAPPED_BYTES = 1 << 18  # larger parts of blocks are mapped, smaller ones read
+KEPT_BYTES = 8 << 30  # mapped at most: of memory that all workers share
+REMEMBERED = 100_000  # parts that were verified
+
+Function = Callable[[Any], Any]
+
+
+class Mapping(NamedTuple):
+    """A part of a block in memory, read-only, and the file that it is of, as it was then."""
+
+    buffer: memoryview
+    path: str
+    status: tuple[int, ...]
+    size: int
+
+
+class KeptBlocks:
+    """Blocks as tasks get them: those that lie in memory already are read-only.
+
+    To map a file costs as much as to work on it (its pages are entered one by one), so mappings are
+    kept: the least recently used ones go beyond KEPT_BYTES, and all whose file is gone.
+    """
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[Any, ...], Mapping] = OrderedDict()
+        self._bytes = 0
+        self._verified: set[tuple[Any, ...]] = set()
+        self.reads = 0  # parts that were mapped or read, for tests
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def load(self, block: StoredBlock, is_private: bool = False) -> Any:
+        """A block; `is_private`: one that may be written into.
+
+        DamagedError if it is not as it was stored.
+        """
+        buffers = [self._buffer(block.source.place, part, is_private) for part in block.parts]
+        return unflatten(block.structure, leaves_of(buffers, block.layout))
+
+    def forget_removed(self) -> None:
+        """Let go of memory whose file has been removed."""
+        for key in [key for key, one in self._kept.items() if not os.path.exists(one.path)]:
+            self._drop(key)
+
+    def _buffer(self, folder: str, part: Part, is_private: bool) -> Any:
+        """The bytes of a part."""
+        if not part.key:
+            return bytearray(part.size)
+        if part.size < MAPPED_BYTES:
+            self.reads += 1
+            return verified(part, read_file(folder, part))
+        path = os.path.join(folder, part.key)
+        if is_private:
+            return self._mapped(path, part, {"access": mmap.ACCESS_COPY})[0]
+        key, kept = (folder, *part), self._kept.get((folder, *part))
+        if kept is None or kept.status != status_of(path):  # what was stored anew is looked at anew
+            if kept is not None:
+                self._drop(key)
+            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+            buffer, status = self._mapped(path, part, {"flags": flags, "prot": mmap.PROT_READ})
+            self._kept[key] = Mapping(buffer, path, status, part.size)
+            self._bytes += part.size
+            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+                self._drop(next(iter(self._kept)))
+        self._kept.move_to_end(key)
+        return self._kept[key].buffer
+
+    def _drop(self, key: tuple[Any, ...]) -> None:
+        self._bytes -= self._kept.pop(key).size
+
+    def _mapped(self, path: str, part: Part, how: dict[str, int]) -> tuple[memoryview, tuple[int, ...]]:
+        """A part as a mapping of its file, and the status of that."""
+        self.reads += 1
+        try:
+            with open(path, "rb") as file:
+                status = _told(os.fstat(file.fileno()))
+                size = os.fstat(file.fileno()).st_size
+                if size < part.offset + part.size:
+                    there = max(0, size - part.offset)
+                    raise DamagedError(f"{part.key} has {there} of {part.size} bytes from {part.offset} on")
+                begin = part.offset - part.offset % mmap.ALLOCATIONGRANULARITY
+                length = part.offset - begin + part.size
+                mapped = mmap.mmap(file.fileno(), length, offset=begin, **how)
+        except FileNotFoundError:
+            raise DamagedError(f"{part.key} is missing") from None
+        buffer = memoryview(mapped)[part.offset - begin :]
+        if part.crc32 is not None and (path, part, status) not in self._verified:
+            verified(part, buffer)
+            if len(self._verified) >= REMEMBERED:
+                self._verified.clear()
+            self._verified.add((path, part, status))
+        return buffer, status
+
+
+def status_of(path: str) -> tuple[int, ...]:
+    """What changes when a file is written or replaced; empty if there is none."""
+    try:
+        return _told(os.stat(path))
+    except OSError:
+        return ()
+
+
+def _told(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+
+
+class OnReadOnlyBlocks:
+    """f on blocks that it must not change; one that does gets copies, from the first time it tries."""
+
+    def __init__(self, f: Function) -> None:
+        self._f, self._writes = f, False
+
+    def __call__(self, block: Any) -> Any:
+        if not self._writes:
+            try:
+                return self._f(block)
+            except ValueError as error:
+                if "read-only" not in str(error):
+                    raise
+            self._writes = True
+        leaves, structure = flatten(block, data=True)
+        return self._f(unflatten(structure, [leaf.copy() for leaf in leaves]))
+
+
+def leaves_of(buffers: list[Any], layout: Layout) -> list[Array]:
+    """The leaves whose bytes are those of the buffers in a row; where they lie, if in one of them.
+
+    >>> [leaf.tolist() for leaf in leaves_of([b"abc", b"d"], (("S1", (2,)), ("S1", (2,))))]
+    [[b'a', b'b'], [b'c', b'd']]
+    """
+    leaves: list[Array] = []
+    start = 0
+    for dtype, shape in layout:
+        size = np.dtype(dtype).itemsize * prod(shape)
+        leaves += Packed((), ((dtype, shape),), _run(buffers, start, size)).views()
+        start += size
+    return leaves
+
+
+def _run(buffers: list[Any], start: int, size: int) -> Any:
+    """A run of the bytes of all buffers in a row: a view if it lies in one of them, else a copy."""
+    before = 0
+    for buffer in buffers:
+        if before <= start and start + size <= before + len(buffer):
+            return memoryview(buffer)[start - before : start - before + size]
+        before += len(buffer)
+    return bytearray().join(buffers)[start : start + size]
