@@ -11,6 +11,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ from polarmap.worker.messages import Error, StoredBlock
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
+LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 FUNCTION_BYTES = 1 << 16  # larger functions are files: what a free worker is told fits its socket
 
 
@@ -161,18 +163,26 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
         while self._waiting and len(self._running) < self._slots:
-            worker = self._workers.take(self._lease, may_wait=bool(self._running))
+            first = name_of(self._payload.blocks, self._waiting[0][0])
+            worker = self._workers.take(self._lease, may_wait=bool(self._running), task=first)
             if worker is None:
                 return
-            self._start(worker, *self._next())
+            self._start(worker, *self._next(worker))
 
-    def _next(self) -> tuple[int, int]:
+    def _next(self, worker: Worker) -> tuple[int, int]:
+        """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
         stuck, blocks = self._workers.abandoned_tasks(), self._payload.blocks
-        for position, (task, attempt) in enumerate(self._waiting if stuck else ()):
-            if name_of(blocks, task) not in stuck:
-                del self._waiting[position]
-                return task, attempt
-        return self._waiting.popleft()
+        chosen = None
+        for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
+            name = name_of(blocks, task)
+            if name in worker.done and name not in stuck:
+                chosen = position
+                break
+            if chosen is None and name not in stuck:
+                chosen = position
+        found = self._waiting[chosen or 0]
+        del self._waiting[chosen or 0]
+        return found
 
     def _start(self, worker: Worker, task: int, attempt: int) -> None:
         """Hand it to this worker; another one will do it if this one does not listen."""
@@ -201,11 +211,8 @@ class PoolRun:
         if not is_told:
             self._waiting.appendleft((task, attempt))
             return
-        worker.map, worker.around, worker.task = (
-            self._number,
-            self._around,
-            name_of(self._payload.blocks, task),
-        )
+        worker.map, worker.around = self._number, self._around
+        worker.note(name_of(self._payload.blocks, task))
         self._running[worker] = Running(task, attempt, time.monotonic())
         descriptor = worker.connection.fileno()
         self._by_descriptor[descriptor] = worker

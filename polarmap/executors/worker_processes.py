@@ -22,6 +22,7 @@ MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to
 MOST_ABANDONED = 16  # more are killed before
 SEND_SECONDS = 5.0  # that a free worker may take to read what it is told
 READ_BYTES = 1 << 18
+REMEMBERED = 1024  # tasks of each worker
 
 
 class Lease:
@@ -39,6 +40,7 @@ class Worker:
     task : what it does, in a form that means the same to later maps of the same blocks.
     process : its number on this machine, as soon as it has said so.
     map, around : the last that it was told of.
+    done : the tasks that it did most recently, whose blocks it has in memory; as `task`.
     """
 
     number: int
@@ -49,6 +51,15 @@ class Worker:
     map: int = -1
     around: Surroundings | None = None
     frames: Frames = field(default_factory=Frames)
+    done: dict[Hashable, None] = field(default_factory=dict)
+
+    def note(self, task: Hashable) -> None:
+        """It is given this task."""
+        self.task = task
+        self.done.pop(task, None)
+        self.done[task] = None
+        if len(self.done) > REMEMBERED:
+            del self.done[next(iter(self.done))]
 
     def send(self, call: Call) -> bool:
         """Whether it was told."""
@@ -104,8 +115,10 @@ class WorkerProcesses:
         with self._lock:
             self._start(modules)
 
-    def take(self, lease: Lease, may_wait: bool) -> Worker | None:
-        """A free worker, or a new one; None while there are as many as there may be.
+    def take(self, lease: Lease, may_wait: bool, task: Hashable) -> Worker | None:
+        """A free worker, one that has done this task before if there is one, or a new one.
+
+        None while there are as many as there may be.
 
         may_wait : None, too, while one may be free in a moment, sooner than a new one would be there.
         """
@@ -113,7 +126,7 @@ class WorkerProcesses:
             self._review()
             free = [worker for worker in self._workers.values() if worker.lease is None]
             if free:
-                worker = max(free, key=lambda one: one.process is not None)
+                worker = max(free, key=lambda one: (one.process is not None, task in one.done))
             elif not self._may_fork() or (may_wait and self._is_one_about_to_end()):
                 return None
             else:

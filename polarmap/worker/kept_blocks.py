@@ -25,24 +25,23 @@ REMEMBERED = 100_000  # parts that were verified
 Function = Callable[[Any], Any]
 
 
-class Mapping(NamedTuple):
-    """A part of a block in memory, read-only, and the file that it is of, as it was then."""
+class Kept(NamedTuple):
+    """Bytes of a block in memory, read-only, and the files that they are of, as these were then."""
 
     buffer: memoryview
-    path: str
-    status: tuple[int, ...]
-    size: int
+    paths: tuple[str, ...]
+    status: tuple[Any, ...]
 
 
 class KeptBlocks:
     """Blocks as tasks get them: those that lie in memory already are read-only.
 
-    To map a file costs as much as to work on it (its pages are entered one by one), so mappings are
-    kept: the least recently used ones go beyond KEPT_BYTES, and all whose file is gone.
+    To map or read a file costs more than to work on it (its pages are entered one by one), so what is
+    in memory is kept: the least recently used goes beyond KEPT_BYTES, and all whose file is gone.
     """
 
     def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Any, ...], Mapping] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
         self._bytes = 0
         self._verified: set[tuple[Any, ...]] = set()
         self.reads = 0  # parts that were mapped or read, for tests
@@ -55,42 +54,64 @@ class KeptBlocks:
 
         DamagedError if it is not as it was stored.
         """
-        buffers = [self._buffer(block.source.place, part, is_private) for part in block.parts]
+        folder, parts = block.source.place, tuple(part for part in block.parts if part.size)
+        if sum(part.size for part in parts) < MAPPED_BYTES or not all(part.key for part in parts):
+            buffers: list[Any] = [self._read(folder, part) for part in parts]
+        elif is_private:
+            buffers = [self._mapped(folder, part, {"access": mmap.ACCESS_COPY})[0] for part in parts]
+        else:
+            buffers = [self._in_memory(folder, parts)]
         return unflatten(block.structure, leaves_of(buffers, block.layout))
 
     def forget_removed(self) -> None:
-        """Let go of memory whose file has been removed."""
-        for key in [key for key, one in self._kept.items() if not os.path.exists(one.path)]:
+        """Let go of memory whose files have been removed."""
+        for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.paths))]:
             self._drop(key)
 
-    def _buffer(self, folder: str, part: Part, is_private: bool) -> Any:
-        """The bytes of a part."""
+    def _read(self, folder: str, part: Part) -> Any:
+        """The bytes of a small part, or of one that is zeros and lies nowhere."""
         if not part.key:
             return bytearray(part.size)
-        if part.size < MAPPED_BYTES:
-            self.reads += 1
-            return verified(part, read_file(folder, part))
-        path = os.path.join(folder, part.key)
-        if is_private:
-            return self._mapped(path, part, {"access": mmap.ACCESS_COPY})[0]
-        key, kept = (folder, *part), self._kept.get((folder, *part))
-        if kept is None or kept.status != status_of(path):  # what was stored anew is looked at anew
+        self.reads += 1
+        return verified(part, read_file(folder, part))
+
+    def _in_memory(self, folder: str, parts: tuple[Part, ...]) -> memoryview:
+        """The bytes of all parts in a row: where one part is all, those of its file, else a copy."""
+        key, kept = (folder, parts), self._kept.get((folder, parts))
+        paths = tuple(os.path.join(folder, part.key) for part in parts)
+        if kept is None or kept.status != tuple(map(status_of, paths)):  # stored anew: looked at anew
             if kept is not None:
                 self._drop(key)
-            flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-            buffer, status = self._mapped(path, part, {"flags": flags, "prot": mmap.PROT_READ})
-            self._kept[key] = Mapping(buffer, path, status, part.size)
-            self._bytes += part.size
+            kept = (self._mapping if len(parts) == 1 else self._copy)(folder, parts, paths)
+            self._kept[key] = kept
+            self._bytes += len(kept.buffer)
             while self._bytes > KEPT_BYTES and len(self._kept) > 1:
                 self._drop(next(iter(self._kept)))
         self._kept.move_to_end(key)
-        return self._kept[key].buffer
+        return kept.buffer
+
+    def _mapping(self, folder: str, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
+        flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+        buffer, status = self._mapped(folder, parts[0], {"flags": flags, "prot": mmap.PROT_READ})
+        return Kept(buffer, paths, (status,))
+
+    def _copy(self, folder: str, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
+        status = tuple(map(status_of, paths))
+        whole = np.empty(sum(part.size for part in parts), np.uint8)  # which is in large pages
+        start = 0
+        for part in parts:
+            self.reads += 1
+            data = verified(part, read_file(folder, part))
+            whole[start : start + part.size] = np.frombuffer(data, np.uint8)
+            start += part.size
+        return Kept(whole.data.toreadonly(), paths, status)
 
     def _drop(self, key: tuple[Any, ...]) -> None:
-        self._bytes -= self._kept.pop(key).size
+        self._bytes -= len(self._kept.pop(key).buffer)
 
-    def _mapped(self, path: str, part: Part, how: dict[str, int]) -> tuple[memoryview, tuple[int, ...]]:
+    def _mapped(self, folder: str, part: Part, how: dict[str, int]) -> tuple[memoryview, tuple[int, ...]]:
         """A part as a mapping of its file, and the status of that."""
+        path = os.path.join(folder, part.key)
         self.reads += 1
         try:
             with open(path, "rb") as file:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from polarmap.worker import kept_blocks
-from polarmap.worker.kept_blocks import MAPPED_BYTES, KeptBlocks, OnReadOnlyBlocks
+from polarmap.worker.kept_blocks import MAPPED_BYTES, KeptBlocks, OnReadOnlyBlocks, leaves_of
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.pytree import layout_of
 
 SHAPE = (MAPPED_BYTES // 8, 2)
 
@@ -24,6 +25,12 @@ def stored(folder: Path, seed: int = 0, check: bool = False) -> tuple[np.ndarray
     crc = zlib.crc32(data.tobytes()) if check else None
     part = Part(f"block-{seed}", data.nbytes, crc)
     return data, StoredBlock(Place("folder", str(folder)), (part,), ("array",), (("<f8", SHAPE),))
+
+
+def stored_data(folder: Path, data: Any, crc32: int | None = None) -> StoredBlock:
+    (folder / "block").write_bytes(data.tobytes())
+    part = Part("block", data.nbytes, crc32)
+    return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
 
 
 def test_a_block_is_mapped_once_and_read_only(tmp_path: Path) -> None:
@@ -115,3 +122,72 @@ def test_other_errors_of_f_are_its_own() -> None:
     with pytest.raises(ValueError, match="no such thing"):
         OnReadOnlyBlocks(f)(np.ones(2))
     assert len(calls) == 1
+
+
+@pytest.mark.parametrize("size", [10, MAPPED_BYTES])
+def test_each_task_may_write_into_its_block(tmp_path: Path, size: int) -> None:
+    data = np.arange(float(size))
+    block, blocks = stored_data(tmp_path, data), KeptBlocks()
+    for _ in range(2):
+        found = blocks.load(block, is_private=True)
+        np.testing.assert_array_equal(found, data)
+        found[:] = 7.0
+
+
+@pytest.mark.parametrize("size", [10, MAPPED_BYTES])
+def test_damage_is_seen_whenever_it_happens(tmp_path: Path, size: int) -> None:
+    data = np.arange(float(size))
+    block, blocks = stored_data(tmp_path, data, zlib.crc32(data.tobytes())), KeptBlocks()
+    np.testing.assert_array_equal(blocks.load(block), data)
+    path = tmp_path / "block"
+    os.utime(path, ns=(1, 1))
+    path.write_bytes(bytes(data.nbytes))
+    with pytest.raises(DamagedError, match="corrupt"):
+        blocks.load(block)
+    path.write_bytes(bytes(data.nbytes // 2))
+    with pytest.raises(DamagedError, match="bytes"):
+        blocks.load(block)
+    path.unlink()
+    with pytest.raises(DamagedError, match="missing"):
+        blocks.load(block)
+
+
+def test_parts_may_begin_anywhere_in_a_file(tmp_path: Path) -> None:
+    data = np.arange(float(2 * MAPPED_BYTES))
+    block = stored_data(tmp_path, data)
+    part = Part("block", 8 * MAPPED_BYTES, None, 24)
+    found = KeptBlocks().load(block._replace(parts=(part,), layout=(("<f8", (MAPPED_BYTES,)),)))
+    np.testing.assert_array_equal(found, data[3 : 3 + MAPPED_BYTES])
+
+
+def test_leaves_are_views_where_they_can_be() -> None:
+    one, two = bytearray(np.arange(3.0).tobytes()), bytearray(np.arange(5.0).tobytes())
+    layout = (("<f8", (3,)), ("<f8", (0,)), ("<f8", (1, 4)), ("<f8", ()))
+    leaves = leaves_of([one, two], layout)
+    assert [leaf.tolist() for leaf in leaves] == [[0, 1, 2], [], [[0, 1, 2, 3]], 4]
+    leaves[0][0] = 9.0
+    assert np.frombuffer(one)[0] == 9.0
+    across = leaves_of([one, two], (("<f8", (8,)),))[0]
+    assert across.tolist() == [9, 1, 2, 0, 1, 2, 3, 4]
+    assert across.flags.writeable
+    assert [leaf.size for leaf in leaves_of([], (("<f8", (0, 2)),))] == [0]
+
+
+def test_a_block_of_several_parts_lies_in_memory_once(tmp_path: Path) -> None:
+    pieces = [stored(tmp_path, seed, check=True) for seed in range(3)]
+    parts = tuple(block.parts[0] for _, block in pieces)
+    shape = (3 * SHAPE[0], 2)
+    block = StoredBlock(Place("folder", str(tmp_path)), parts, ("array",), (("<f8", shape),))
+    whole = np.concatenate([data for data, _ in pieces])
+    kept = KeptBlocks()
+    first = kept.load(block)
+    np.testing.assert_array_equal(first, whole)
+    assert not first.flags.writeable
+    assert np.shares_memory(first, kept.load(block))
+    assert (kept.reads, len(kept)) == (3, 1)
+    own = kept.load(block, is_private=True)
+    own[...] = 0
+    np.testing.assert_array_equal(kept.load(block), whole)
+    os.unlink(tmp_path / "block-1")
+    with pytest.raises(DamagedError, match="block-1 is missing"):
+        kept.load(block)
