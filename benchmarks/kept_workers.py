@@ -1,113 +1,113 @@
-"""Workers that stay: what a map, a product and a fit cost by default, against numpy and plain pools.
+"""A step of an iteration on workers that stay, beside numpy, joblib and Dask on the same data.
 
-Medians, 90 % quantiles where they are told. As users get it: nothing is set in the environment.
+python -m benchmarks.kept_workers
+
+Every row does the same job: 24 blocks times a vector of 1,000 numbers. polarmap sends 32 and takes the
+first 24 that determine the rest; the others need all of theirs. No environment variable is set: each
+library limits the threads of its workers as it does by itself.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from functools import partial
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
 from typing import Any
 
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick, show
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
-K, N = 24, 32
-Row = tuple[str, float, float, float | str]
-ASLEEP = {3: Fault("sleep", 600.0, 10**9), 17: Fault("sleep", 600.0, 10**9)}
+BLOCKS, WORKERS, COLUMNS, STEPS = 24, 32, 1_000, 50
+ASLEEP = {task: Fault("sleep", seconds=600.0, attempts=99) for task in (3, 11)}
+
+Step = Callable[[], Any]
 
 
-def seconds_of(call: Callable[[], Any], repetitions: int) -> list[float]:
-    """What each of so many calls takes."""
-    found = []
-    for _ in range(repetitions):
+def milliseconds(step: Step, steps: int = STEPS) -> float:
+    """The median of some steps, after two that are not counted."""
+    step(), step()
+    times = []
+    for _ in range(steps):
         began = time.perf_counter()
-        call()
-        found.append(time.perf_counter() - began)
-    return found
+        step()
+        times.append(time.perf_counter() - began)
+    return 1e3 * median(times)
 
 
-def row(label: str, found: list[float], ratio: float | str = "") -> Row:
-    """Of the table, in milliseconds."""
-    milliseconds = sorted(1000 * one for one in found)
-    return label, statistics.median(milliseconds), milliseconds[int(0.9 * (len(milliseconds) - 1))], ratio
+def with_joblib(A: np.ndarray, x: np.ndarray) -> float:
+    """All blocks on loky's processes, which map large blocks."""
+    from joblib import Parallel, delayed
+
+    blocks = np.split(A, BLOCKS)
+    with Parallel(n_jobs=-1) as parallel:
+        return milliseconds(lambda: np.concatenate(parallel(delayed(np.matmul)(b, x) for b in blocks)))
 
 
-def steps(repetitions: int) -> list[Row]:
-    """8 KB of x to 32 workers of 4 x 1,000 numbers each; 24 are needed."""
-    blocks = np.random.default_rng(0).standard_normal((4 * K, 1_000))
-    x = np.ones(1_000)
-    rows = []
-    with ThreadPoolExecutor(N) as threads, ProcessPoolExecutor(4) as processes:
-        executors = {
-            "workers here": None,
-            "workers here, two asleep": FaultyExecutor(None, ASLEEP),
-            "thread pool": threads,
-            "process pool": processes,
-        }
-        for label, executor in executors.items():
-            with CodedOperator(blocks, blocks=K, workers=N, executor=executor) as operator:
-                seconds_of(partial(operator.matvec, x), 3)
-                rows.append(row(f"a step, {label}", seconds_of(partial(operator.matvec, x), repetitions)))
-    return rows
+def with_dask(A: np.ndarray, x: np.ndarray) -> float:
+    """All blocks held as futures by processes with one thread each."""
+    from distributed import Client, LocalCluster
+
+    with (
+        LocalCluster(threads_per_worker=1, dashboard_address=None, silence_logs=40) as cluster,
+        Client(cluster) as client,
+    ):
+        held = client.scatter(np.split(A, BLOCKS))
+        return milliseconds(
+            lambda: np.concatenate(client.gather(client.map(np.matmul, held, [x] * BLOCKS, pure=False)))
+        )
 
 
-def products(repetitions: int) -> list[Row]:
-    """One product with a matrix of 24,000 x 1,000."""
-    matrix = np.random.default_rng(0).standard_normal((24_000, 1_000))
-    x = np.ones(1_000)
-    plain: list[float] = []
-    with CodedOperator(matrix, blocks=K, workers=N) as operator:
-        first = seconds_of(lambda: operator @ x, 1)
-        seconds_of(lambda: operator @ x, 3)
-        coded = []
-        for _ in range(repetitions):  # in turns
-            plain += seconds_of(lambda: matrix @ x, 1)
-            coded += seconds_of(lambda: operator @ x, 1)
-    ratio = statistics.median(coded) / statistics.median(plain)
-    return [
-        row("24,000 x 1,000, numpy", plain),
-        row("24,000 x 1,000, first product", first),
-        row("24,000 x 1,000, CodedOperator", coded, ratio),
-    ]
+def coded(A: np.ndarray, x: np.ndarray, executor: Any = None) -> float:
+    """CodedOperator @ x."""
+    with CodedOperator(A, blocks=BLOCKS, workers=WORKERS, executor=executor) as operator:
+        return milliseconds(lambda: operator @ x)
 
 
-def maps(repetitions: int) -> list[Row]:
-    """A small coded_map, 6 of 8, and the first one."""
-    data, x = np.random.default_rng(0).standard_normal((240, 50)), np.ones(50)
-
-    def call() -> Any:
-        return polarmap.coded_map(lambda block: block @ x, data, blocks=6, workers=8)
-
-    polarmap.shutdown()
-    return [
-        row("coded_map, 6 of 8, first", seconds_of(call, 1)),
-        row("coded_map, 6 of 8, later", seconds_of(call, repetitions)),
-    ]
+def on_threads(A: np.ndarray, x: np.ndarray) -> float:
+    """The same on a thread pool of the standard library."""
+    with ThreadPoolExecutor(4) as pool:
+        return coded(A, x, pool)
 
 
-def fits(repetitions: int) -> list[Row]:
-    """Ridge regression on 442 rows."""
-    from sklearn.datasets import load_diabetes
-
-    X, y = load_diabetes(return_X_y=True)
-    polarmap.shutdown()
-    first = seconds_of(lambda: polarmap.glm.Ridge().fit(X, y), 1)
-    later = seconds_of(lambda: polarmap.glm.Ridge().fit(X, y), max(3, repetitions // 20))
-    return [row("Ridge().fit(diabetes), first", first), row("Ridge().fit(diabetes), later", later)]
+ROWS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
+    "numpy, no workers": lambda A, x: milliseconds(lambda: A @ x),
+    "polarmap, default executor": coded,
+    "polarmap, two of 32 always asleep": lambda A, x: coded(A, x, FaultyExecutor(None, ASLEEP)),
+    "polarmap, thread pool": on_threads,
+    "joblib": with_joblib,
+    "Dask": with_dask,
+}
 
 
 def main() -> None:
-    repetitions = 20 if is_quick(__doc__) else 200
-    parts = (maps, steps, products, fits)
-    rows = (one for part in parts for one in part(repetitions))
-    show(("what", "median ms", "90 % ms", "/ numpy"), ((f"{one[0]:<40}", *one[1:]) for one in rows))
+    """Print both tables."""
+    stream = np.random.default_rng(0)
+    x = stream.standard_normal(COLUMNS)
+    sizes = {rows: stream.standard_normal((BLOCKS * rows, COLUMNS)) for rows in (1_000, 4)}
+    print(
+        f"{'ms a step, median of ' + str(STEPS):36s}"
+        + "".join(f"{f'{BLOCKS} x {rows} x {COLUMNS}':>18s}" for rows in sizes)
+    )
+    for name, row in ROWS.items():
+        print(f"{name:36s}" + "".join(f"{row(A, x):18.2f}" for A in sizes.values()), flush=True)
+    print()
+    small = stream.standard_normal((240, 4))
+
+    def small_map() -> Any:
+        return polarmap.coded_map(
+            lambda block: block @ np.ones(4), small, blocks=6, workers=8, progress=False
+        )
+
+    print(f"a small map, 6 of 8: {milliseconds(small_map):.2f} ms")
+    X, y = stream.standard_normal((442, 10)), stream.standard_normal(442)
+    polarmap.shutdown()
+    for which in ("with the start of workers", "afterwards"):
+        began = time.perf_counter()
+        polarmap.glm.Ridge().fit(X, y)
+        print(f"Ridge().fit on 442 x 10, {which}: {time.perf_counter() - began:.2f} s")
 
 
 if __name__ == "__main__":
