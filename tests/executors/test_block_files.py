@@ -8,7 +8,7 @@ import numpy as np
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.block_files import BlockFiles, bytes_of, name_of
-from polarmap.worker.io_sockets import MappedBlocks
+from polarmap.worker.kept_blocks import KeptBlocks
 
 DATA = np.random.default_rng(0).standard_normal((3, 40))  # of 320 bytes each
 
@@ -24,7 +24,7 @@ def files(folder: Path) -> set[str]:
 def test_a_block_is_written_when_it_is_asked_for_and_read_as_it_was(tmp_path: Path) -> None:
     coded = blocks()
     stored = BlockFiles(tmp_path / "memory", tmp_path / "disk", 10**6).of(coded)
-    np.testing.assert_array_equal(MappedBlocks().load(stored.block(coded, 1)), DATA[1])
+    np.testing.assert_array_equal(KeptBlocks().load(stored.block(coded, 1)), DATA[1])
     assert files(tmp_path) == {"1"}
     assert stored.block(coded, 1) == stored.block(coded, 1)
 
@@ -68,7 +68,7 @@ def test_files_that_somebody_has_removed_are_written_again(tmp_path: Path) -> No
         (folder / "0").unlink()
         folder.rmdir()
     again = kept.of(coded)
-    np.testing.assert_array_equal(MappedBlocks().load(again.block(coded, 0)), DATA[0])
+    np.testing.assert_array_equal(KeptBlocks().load(again.block(coded, 0)), DATA[0])
 
 
 def test_tasks_of_the_same_blocks_are_known_again() -> None:
