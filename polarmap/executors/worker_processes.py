@@ -115,7 +115,7 @@ class WorkerProcesses:
         with self._lock:
             self._start(modules)
 
-    def take(self, lease: Lease, may_wait: bool, task: Hashable) -> Worker | None:
+    def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
         """A free worker, one that has done this task before if there is one, or a new one.
 
         None while there are as many as there may be.
