@@ -26,6 +26,7 @@ from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDeco
 from polarmap.executors.base import Payload
 from polarmap.executors.block_files import StoredPieces
 from polarmap.executors.owned_folder import OWNER
+from polarmap.executors.worker_processes import MOST_ABANDONED
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -399,7 +400,8 @@ def test_nothing_grows() -> None:
         before = len(os.listdir("/proc/self/fd")), threading.active_count()
         for _ in range(200):
             check(pool)
-        assert len(os.listdir("/proc/self/fd")) <= before[0] + 8  # a worker more has a socket more
+        # A worker more has a socket more: there are others while some are at what nobody waits for.
+        assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
         assert threading.active_count() == before[1]
 
 
