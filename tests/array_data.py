@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import numpy as np
+
+import polarmap
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 
@@ -46,3 +49,19 @@ def losses(code, count):
 
 def objects(store):
     return {key: store.get(key) for key in store.keys("polarmap/")}
+
+
+def encode_with_warnings(A, **options):
+    """`encode` of data that may have NaN or inf; what it warned of."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        coded = polarmap.encode(A, name="a", **options)
+    return coded, [str(one.message) for one in caught if one.category is RuntimeWarning]
+
+
+def spoilt(shape, dtype, places, kinds):
+    """An array with NaN and inf at flat `places`."""
+    A = random_array(shape, dtype)
+    with np.errstate(invalid="ignore"):
+        A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
+    return A

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from array_data import MIB, damage, objects, random_array
+from array_data import MIB, damage, encode_with_warnings, objects, random_array, spoilt
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import cut
@@ -19,22 +18,6 @@ from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 
 TOLERANCE = {"f2": 0.2, "f4": 1e-3, "f8": 1e-9, "c8": 1e-3, "c16": 1e-9}
-
-
-def encode(A, **options):
-    """`encode` of data that may have NaN or inf; what it warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        coded = polarmap.encode(A, name="a", **options)
-    return coded, [str(one.message) for one in caught if one.category is RuntimeWarning]
-
-
-def spoilt(shape, dtype, places, kinds):
-    """An array with NaN and inf at flat `places`."""
-    A = random_array(shape, dtype)
-    with np.errstate(invalid="ignore"):
-        A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
-    return A
 
 
 def undetermined(A, k, lost):
@@ -58,7 +41,7 @@ def test_what_is_finite_is_decoded_and_the_rest_refused_by_name(
     total = max(k, k * rows - data.draw(st.integers(0, rows - 1), "padding"))
     places = data.draw(st.lists(st.integers(0, total * columns - 1), max_size=4, unique=True), "places")
     A = spoilt((total, columns), dtype, places, np.arange(len(places)) % 3)
-    coded, said = encode(A, blocks=k, workers=k + extra, storage=store)
+    coded, said = encode_with_warnings(A, blocks=k, workers=k + extra, storage=store)
     assert len(said) == bool(places)
     lost = data.draw(st.lists(st.integers(0, k + extra - 1), min_size=1, max_size=extra, unique=True), "lost")
     for block in lost:
@@ -97,7 +80,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
     decoder = data.draw(st.sampled_from(["optimal", "sequential"]))
     places = data.draw(st.lists(st.integers(0, 59), max_size=4, unique=True))
     A = spoilt((20, 3), "f8", places, np.arange(len(places)) % 3)
-    coded, _ = encode(A, code=PolarCode(9, 5, "arikan", decoder), storage=store)
+    coded, _ = encode_with_warnings(A, code=PolarCode(9, 5, "arikan", decoder), storage=store)
     for block in data.draw(st.lists(st.integers(0, 8), min_size=1, max_size=2, unique=True)):
         damage(store, coded.stored(block)[0], "corrupt")
     before = objects(store)
@@ -111,7 +94,7 @@ def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
 
 def test_damaged_parity_comes_back_with_its_nan(store):
     A = spoilt((24, 50), "f8", [7, 300], [0, 1])
-    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
     stored = [coded.coded_blocks().piece(block)[0] for block in range(6)]
     assert np.isnan(stored[4].reshape(-1)[7])
     assert np.isfinite(stored[4].reshape(-1)[[8, 9, 299]]).all()
@@ -126,7 +109,7 @@ def test_filler_is_no_entry_that_could_be_lost(store):
     """NaN in the place of a padding row: all rows of the array are there to be decoded."""
     A = random_array((11, 3))
     A[2, 1] = np.nan  # row 11 of four blocks of 3 rows is padding
-    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
     damage(store, coded.stored(3)[0], "missing")
     coded.repair()
     np.testing.assert_allclose(coded[:], A, rtol=1e-9, atol=1e-9)
@@ -146,7 +129,7 @@ def overflowing(dtype="f4"):
 
 def test_parity_that_overflows_is_an_erasure_there(store):
     A, _ = overflowing()
-    coded, said = encode(A, blocks=4, workers=6, storage=store)
+    coded, said = encode_with_warnings(A, blocks=4, workers=6, storage=store)
     assert said == [
         "at 1 place of the blocks the parity overflows float32: a lost part cannot be decoded where it, or "
         "another block in the same place, holds such an entry"
@@ -162,7 +145,7 @@ def test_parity_that_overflows_is_an_erasure_there(store):
 def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
     A = random_array((8, 50_000))
     A[1, 40_000] = np.nan
-    coded, said = encode(A, blocks=4, workers=6, storage=store, memory=MIB)
+    coded, said = encode_with_warnings(A, blocks=4, workers=6, storage=store, memory=MIB)
     assert len(coded.stored(0)) > 3
     assert len(said) == 1
     assert said[0].startswith("1 entry is NaN or inf, the first at [1, 40000]:")
@@ -180,7 +163,7 @@ def test_each_stripe_and_the_read_of_few_rows_stand_for_themselves(store):
 def test_a_map_of_what_cannot_be_decoded_says_so_and_others_go_on(store):
     A = random_array((12, 3))
     A[1, 1] = np.nan
-    coded, _ = encode(A, blocks=4, workers=6, storage=store)
+    coded, _ = encode_with_warnings(A, blocks=4, workers=6, storage=store)
     y = polarmap.coded_map(lambda block: 2 * block, coded, executor=ReplayExecutor())
     np.testing.assert_array_equal(y.concatenate(), 2 * A)
     damage(store, coded.stored(1)[0], "missing")

@@ -7,27 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from array_data import MIB, objects, random_array
+from array_data import MIB, encode_with_warnings, objects, random_array, spoilt
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, RawObjects
 from polarmap.errors import NotDecodableError
-
-
-def encode(A, **options):
-    """`encode` of data that may have NaN or inf; what it warned of."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        coded = polarmap.encode(A, name="a", **options)
-    return coded, [str(one.message) for one in caught if one.category is RuntimeWarning]
-
-
-def spoilt(shape, dtype, places, kinds):
-    """An array with NaN and inf at flat `places`."""
-    A = random_array(shape, dtype)
-    with np.errstate(invalid="ignore"):
-        A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
-    return A
 
 
 def saved(folder, A):
@@ -48,7 +32,7 @@ def test_encode_says_how_many_and_where(store, tmp_path, how, dtype):
     source = {"here": lambda: A, "file": lambda: saved(tmp_path, A), "raw": lambda: raw(store, A)}[how]()
     options = {"blocks": 6, "workers": 8, "storage": store, "memory": MIB}
     with ThreadPoolExecutor(2) as pool:
-        coded, said = encode(source, executor=None if how == "here" else pool, **options)
+        coded, said = encode_with_warnings(source, executor=None if how == "here" else pool, **options)
     assert said == [
         "4 entries are NaN or inf, the first at [5, 8500]: a lost part cannot be decoded where it, or "
         "another block in the same place, holds such an entry"
@@ -71,8 +55,8 @@ def test_an_interrupted_encode_tells_of_what_it_had_stored_too(store, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         broken = FaultyExecutor(pool, {2: Fault("raise", attempts=99)})
         with pytest.raises(NotDecodableError, match="injected fault"):
-            encode(path, executor=broken, **options)
-        coded, said = encode(path, executor=pool, **options)
+            encode_with_warnings(path, executor=broken, **options)
+        coded, said = encode_with_warnings(path, executor=pool, **options)
     assert len({part.key.split("/")[3] for part in coded.stored(5)}) == 2
     assert len(said) == 1
     assert said[0].startswith("11 entries are NaN or inf, the first at [3, 0]")

@@ -1,15 +1,13 @@
 from __future__ import annotations
 
-from functools import cache
-
 import code_oracles as oracles
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from polar_codes import arikan, received
 
 from polarmap.code import modular
-from polarmap.code.polar import PolarCode
 from polarmap.errors import NotDecodableError
 
 seeds = st.integers(0, 10_000)
@@ -80,15 +78,6 @@ SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
 SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
 
 by_size = pytest.mark.parametrize(("n", "k"), SIZES)
-
-
-@cache
-def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
-    return PolarCode(n, k, "arikan", decoder)
-
-
-def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
-    return {int(index): coded[index] for index in np.flatnonzero(arrived)}
 
 
 @by_size

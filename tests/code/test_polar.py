@@ -3,7 +3,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from functools import cache
 
 import code_oracles as oracles
 import numpy as np
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from polar_codes import arikan, rotation
 
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
@@ -268,16 +268,6 @@ SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
 SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
 
 by_size = pytest.mark.parametrize(("n", "k"), SIZES)
-
-
-@cache
-def rotation(n: int, k: int) -> PolarCode:
-    return PolarCode(n, k)
-
-
-@cache
-def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
-    return PolarCode(n, k, "arikan", decoder)
 
 
 @by_size

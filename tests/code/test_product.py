@@ -6,40 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from product_codes import blocks_of, grid
 
 from polarmap import Decoder, PolarCode
 from polarmap.code import product_recovery
 from polarmap.code.product import ProductCode
 from polarmap.errors import CodeError
-
-
-def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:
-    return ProductCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
-
-
-def generator(code: PolarCode) -> np.ndarray:
-    return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
-
-
-def combinations_of(code: ProductCode) -> np.ndarray:
-    """Every block as a sum of the data blocks, from Kronecker's product."""
-    whole = np.kron(generator(code.left), generator(code.right))
-    rows, columns = code.cells.T
-    assert (code.cells[: code.k] < [code.left.k, code.right.k]).all()
-    return whole[rows * code.right.n + columns]
-
-
-def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
-    """All blocks of a random grid."""
-    stream = np.random.default_rng(0)
-    if dtype.startswith("int"):
-        data = stream.integers(-(2**62), 2**62, (code.k, width))
-        with np.errstate(over="ignore"):
-            return (combinations_of(code) @ data).astype(dtype)
-    data = stream.standard_normal((code.k, width))
-    if dtype == "complex128":
-        data = data + 1j * stream.standard_normal((code.k, width))
-    return (combinations_of(code) @ data).astype(dtype)
 
 
 @settings(max_examples=60, deadline=None)

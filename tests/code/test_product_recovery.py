@@ -6,53 +6,13 @@ from math import inf
 
 import numpy as np
 import pytest
+from product_codes import blocks_of, combinations_of, decoded, grid, rank
 
-from polarmap import Decoder, PolarCode
-from polarmap.code import modular, product_recovery
-from polarmap.code.product import ProductCode
+from polarmap import Decoder
+from polarmap.code import product_recovery
 from polarmap.code.row_column import RowColumnDecoder
 
 KERNELS = ["rotation", "arikan"]
-
-
-def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:
-    return ProductCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
-
-
-def generator(code: PolarCode) -> np.ndarray:
-    return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
-
-
-def combinations_of(code: ProductCode) -> np.ndarray:
-    """Every block as a sum of the data blocks, from Kronecker's product."""
-    whole = np.kron(generator(code.left), generator(code.right))
-    rows, columns = code.cells.T
-    assert (code.cells[: code.k] < [code.left.k, code.right.k]).all()
-    return whole[rows * code.right.n + columns]
-
-
-def rank(rows: np.ndarray, exact: bool) -> int:
-    return len(modular.independent_rows(rows)) if exact else int(np.linalg.matrix_rank(rows, tol=1e-9))
-
-
-def decoded(code: ProductCode, arrived: np.ndarray, exact: bool) -> Decoder:
-    decoder = Decoder(code, exact=exact, max_amplification=inf)
-    for index in np.flatnonzero(arrived):
-        decoder.add(int(index))
-    return decoder
-
-
-def blocks_of(code: ProductCode, dtype: str, width: int = 3) -> np.ndarray:
-    """All blocks of a random grid."""
-    stream = np.random.default_rng(0)
-    if dtype.startswith("int"):
-        data = stream.integers(-(2**62), 2**62, (code.k, width))
-        with np.errstate(over="ignore"):
-            return (combinations_of(code) @ data).astype(dtype)
-    data = stream.standard_normal((code.k, width))
-    if dtype == "complex128":
-        data = data + 1j * stream.standard_normal((code.k, width))
-    return (combinations_of(code) @ data).astype(dtype)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

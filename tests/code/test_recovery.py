@@ -1,24 +1,13 @@
 from __future__ import annotations
 
-from functools import cache
-
 import code_oracles as oracles
 import numpy as np
 import pytest
+from polar_codes import arikan, arrive, received, rotation
 
-from polarmap.code.decoder import Decoder
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import left_inverse, worst_amplification
 from polarmap.errors import NotDecodableError
-
-
-def arrive(code: PolarCode, order: np.ndarray, **options: float) -> Decoder:
-    """A decoder that was told of arrivals in `order` until it was ready."""
-    decoder = Decoder(code, **options)
-    for index in order.tolist():
-        if decoder.add(index):
-            break
-    return decoder
 
 
 @pytest.mark.parametrize(
@@ -89,20 +78,6 @@ SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
 SIZES += [(9, 2), (9, 6), (10, 3), (10, 5), (10, 8)]
 
 by_size = pytest.mark.parametrize(("n", "k"), SIZES)
-
-
-@cache
-def rotation(n: int, k: int) -> PolarCode:
-    return PolarCode(n, k)
-
-
-@cache
-def arikan(n: int, k: int, decoder: str = "optimal") -> PolarCode:
-    return PolarCode(n, k, "arikan", decoder)
-
-
-def received(coded: np.ndarray, arrived: np.ndarray) -> dict[int, np.ndarray]:
-    return {int(index): coded[index] for index in np.flatnonzero(arrived)}
 
 
 @by_size

@@ -4,33 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from product_codes import combinations_of, grid, rank
 
-from polarmap import PolarCode
-from polarmap.code import modular
-from polarmap.code.product import ProductCode
 from polarmap.code.row_column import RowColumnDecoder
 
 KERNELS = ["rotation", "arikan"]
-
-
-def grid(left: tuple[int, int], right: tuple[int, int], kernel: str = "rotation") -> ProductCode:
-    return ProductCode(PolarCode(*left, kernel=kernel), PolarCode(*right, kernel=kernel))
-
-
-def generator(code: PolarCode) -> np.ndarray:
-    return np.concatenate([np.eye(code.k, dtype=code.coefficients.dtype), code.coefficients])
-
-
-def combinations_of(code: ProductCode) -> np.ndarray:
-    """Every block as a sum of the data blocks, from Kronecker's product."""
-    whole = np.kron(generator(code.left), generator(code.right))
-    rows, columns = code.cells.T
-    assert (code.cells[: code.k] < [code.left.k, code.right.k]).all()
-    return whole[rows * code.right.n + columns]
-
-
-def rank(rows: np.ndarray, exact: bool) -> int:
-    return len(modular.independent_rows(rows)) if exact else int(np.linalg.matrix_rank(rows, tol=1e-9))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
