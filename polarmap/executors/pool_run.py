@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +26,7 @@ from polarmap.worker.cores import available_cores
 from polarmap.worker.frames import FrameError, parsed_reply
 from polarmap.worker.io_sockets import Call, Surroundings
 from polarmap.worker.messages import Error, StoredBlock
+from polarmap.worker.parts import DamagedError, Part, read_file
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
@@ -162,19 +163,19 @@ class PoolRun:
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
+        stuck = self._workers.abandoned_tasks() if self._waiting else set()
         while self._waiting and len(self._running) < self._slots:
             first = name_of(self._payload.blocks, self._waiting[0][0])
             worker = self._workers.take(self._lease, may_wait=bool(self._running), task=first)
             if worker is None:
                 return
-            self._start(worker, *self._next(worker))
+            self._start(worker, *self._next(worker, stuck))
 
-    def _next(self, worker: Worker) -> tuple[int, int]:
+    def _next(self, worker: Worker, stuck: set[Hashable]) -> tuple[int, int]:
         """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
-        stuck, blocks = self._workers.abandoned_tasks(), self._payload.blocks
         chosen = None
         for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
-            name = name_of(blocks, task)
+            name = name_of(self._payload.blocks, task)
             if name in worker.done and name not in stuck:
                 chosen = position
                 break
@@ -186,25 +187,9 @@ class PoolRun:
 
     def _start(self, worker: Worker, task: int, attempt: int) -> None:
         """Hand it to this worker; another one will do it if this one does not listen."""
-        coded = self._payload.blocks
         is_told = False
         try:
-            if self._stored is not None:
-                block = self._stored.block(coded, task)
-            else:
-                assert coded.source is not None
-                block = StoredBlock(
-                    coded.source, tuple(coded.parts(task)), coded.structure, coded.layout(task)
-                )
-            is_new = worker.map != self._number
-            call = Call(
-                self._number,
-                tuple(map(str, self._folders)),
-                self._payload.ticket(task, attempt, block._replace(structure=())),
-                self._f if is_new else None,
-                self._around if worker.around != self._around else None,
-            )
-            is_told = worker.send(call)
+            is_told = worker.send(self._call(worker, task, attempt))
         finally:
             if not is_told:
                 self._workers.remove(worker)
@@ -241,7 +226,7 @@ class PoolRun:
         for fields, data in said:
             try:
                 outcomes.append(self._outcome(worker, fields, data))
-            except (FrameError, OSError, MemoryError, TypeError, ValueError):
+            except (FrameError, DamagedError, OSError, MemoryError, TypeError, ValueError):
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
             task, attempt, _ = self._release(worker)
@@ -281,14 +266,7 @@ class PoolRun:
         if number not in range(len(self._folders)) or os.path.basename(name) != name:
             return bytearray()
         path = self._folders[number] / name
-        data = bytearray(path.stat().st_size)
-        with path.open("rb", buffering=0) as file, memoryview(data) as view:
-            filled = 0
-            while filled < len(data):
-                count = file.readinto(view[filled:])
-                if not count:
-                    break
-                filled += count
+        data = read_file(str(self._folders[number]), Part(name, path.stat().st_size))
         path.unlink()
         return data
 

@@ -73,10 +73,9 @@ class OnDemand:
         if not self._left or need.is_met or not need.is_protected:
             return ()
         first, later = self._taken(tasks)
-        moments = self._late_from(tasks, now)
+        moments = self._late_from(tasks, now, first, later)
         on_time = frozenset(task for task, moment in moments.items() if moment > now)
-        returned = len(first) + len(later)
-        count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
+        count = self._rule.parity_to_start(len(first) + len(later), len(on_time), len(self._left))
         count = max(count, self._missing(need, on_time, count))
         due, self._left = self._left[:count], self._left[count:]
         return due
@@ -85,7 +84,7 @@ class OnDemand:
         """Until the next running task becomes late."""
         if not self._left:
             return inf
-        moments = self._late_from(tasks, now).values()
+        moments = self._late_from(tasks, now, *self._taken(tasks)).values()
         return max(LEAST_SECONDS, min((moment - now for moment in moments if moment > now), default=inf))
 
     def _taken(self, tasks: TaskTable) -> tuple[list[float], list[float]]:
@@ -97,11 +96,12 @@ class OnDemand:
                 took[index not in self.first].append(seconds)
         return took
 
-    def _late_from(self, tasks: TaskTable, now: float) -> dict[int, float]:
+    def _late_from(
+        self, tasks: TaskTable, now: float, first: list[float], later: list[float]
+    ) -> dict[int, float]:
         """When each running task becomes late, or did; one that waits for a slot begins now."""
         running = sorted(tasks.running)
         began = [now if (when := tasks[task].began) is None else when for task in running]
-        first, later = self._taken(tasks)
         return dict(zip(running, self._rule.late_moments(first, began, later)))
 
     def _missing(self, need: Need, on_time: frozenset[int], count: int) -> int:

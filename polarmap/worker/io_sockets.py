@@ -105,9 +105,8 @@ class SocketIO:
         self._connection = connection
         self._map = -1
         self._pickled: bytes | str = b""
-        self._f: tuple[Function, Structure] | None = None
+        self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
         self._folders: tuple[str, ...] = ()
-        self._f_on_kept: OnReadOnlyBlocks | None = None
         self.blocks = KeptBlocks()
 
     def run(self, call: Call) -> None:
@@ -133,14 +132,14 @@ class SocketIO:
         A first attempt gets a block that is kept, which f must not change; a further one has a block of
         its own: what f is made of may write where numpy does not see it, and die of that.
         """
-        if self._f is None or self._f_on_kept is None:
-            self._f = self._unpickled()
-            self._f_on_kept = OnReadOnlyBlocks(self._f[0])
-        f, structure = self._f
+        if self._f is None:
+            f, structure = self._unpickled()
+            self._f = f, OnReadOnlyBlocks(f), structure
+        f, f_on_kept, structure = self._f
         assert ticket.block is not None
         is_private = ticket.attempt > 0
         block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
-        return f if is_private else self._f_on_kept, block
+        return f if is_private else f_on_kept, block
 
     def is_cancelled(self) -> bool:
         """Whether the folder of the map is gone."""

@@ -116,7 +116,7 @@ class KeptBlocks:
         try:
             with open(path, "rb") as file:
                 status = _told(os.fstat(file.fileno()))
-                size = os.fstat(file.fileno()).st_size
+                _, _, size, _ = status
                 if size < part.offset + part.size:
                     there = max(0, size - part.offset)
                     raise DamagedError(f"{part.key} has {there} of {part.size} bytes from {part.offset} on")
