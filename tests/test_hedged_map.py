@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -232,7 +234,11 @@ def test_a_lithops_executor_of_the_caller(tmp_path: Path) -> None:
     yaml = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
     with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
         faulty = FaultyExecutor(fx, {3: Fault("kill")})
-        result = hedged_map(summary, DATA, blocks=5, executor=faulty, timeout=60)
+        cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which its workers cannot import
+        try:
+            result = hedged_map(summary, DATA, blocks=5, executor=faulty, timeout=60)
+        finally:
+            cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     assert_equal(result, 5)
 
 
