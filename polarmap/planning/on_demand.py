@@ -14,8 +14,8 @@ late while nothing has returned: then parity tasks are started one by one, the f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from math import ceil, inf, log
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,8 @@ CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
 
 
-class ParityRule(NamedTuple):
+@dataclass(frozen=True)
+class ParityRule:
     """When a task is late, and how many parity tasks are started for the late and the failed ones.
 
     Parameters
