@@ -6,7 +6,7 @@ not linear, or that a worker returned garbage; two equations or more can tell wh
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -50,6 +50,17 @@ def tolerance(dtype: DType) -> float:
 def noise(dtype: DType) -> float:
     """The share of the largest number of a leaf that may be rounding in any of its entries."""
     return min(NOISE_FLOOR * epsilon(dtype), tolerance(dtype))
+
+
+def largest_magnitude(arrays: Sequence[Array]) -> float:
+    """The largest absolute value in any of them; 0 where all are empty.
+
+    >>> largest_magnitude([np.zeros(2), np.array(-3)]), largest_magnitude([np.empty(0)])
+    (3.0, 0.0)
+    """
+    if sum(array.nbytes for array in arrays) <= tiled.TILE_BYTES:  # many small calls take longer than a copy
+        arrays = [np.concatenate(arrays, axis=None)]
+    return max(float(np.abs(array).max(initial=0)) for array in arrays)
 
 
 def covered(recovery: Recovery, dtype: DType) -> Mask:
@@ -136,7 +147,7 @@ def residual(
     if words is not None:
         return _integer_residual(words, received, dtype)
     sized = _sized(dtype, precision)
-    largest = max(float(np.abs(row).max(initial=0)) for row in received)
+    largest = largest_magnitude(received)
     floor = max(noise(sized) * largest, error)
     return _real_residual(recovery.checks, received, max(tolerance(sized), rtol or 0.0), floor, largest)
 

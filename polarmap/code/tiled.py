@@ -37,6 +37,8 @@ def gather(rows: Rows, columns: slice, dtype: npt.DTypeLike, out: Array | None =
     tile = np.empty((len(rows), width), dtype) if out is None else out
     if isinstance(rows, np.ndarray):
         np.copyto(tile, rows[:, columns], casting="unsafe")
+    elif tile.flags.c_contiguous:  # one call for all rows, which may be short
+        np.concatenate([row[columns] for row in rows], out=tile.reshape(-1), casting="unsafe")
     else:
         for target, row in zip(tile, rows, strict=True):
             np.copyto(target, row[columns], casting="unsafe")

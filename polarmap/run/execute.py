@@ -184,7 +184,7 @@ def _collect(
     for outcomes in schedule(run, _policy(coded, options), options.retries, tasks, codewords, watch):
         for outcome in outcomes:
             codewords.add(outcome, watch.elapsed)
-            show(codewords.count, coded.code.recovery_threshold)
+        show(codewords.count, coded.code.recovery_threshold)
         if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
             has_warned = True
             warnings.warn(coded.unprotected_warning, RuntimeWarning, stacklevel=2)

@@ -16,6 +16,7 @@ from polarmap.code.tiled import ignoring_inf
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
+    are_alike,
     describe_result,
     is_well_formed,
     kinds_of,
@@ -90,7 +91,8 @@ class Received:
         self._returned[index] = elapsed, outcome.attempt
         if outcome.attempt <= self.convicted.get(index, -1):
             return
-        if not is_well_formed(outcome) or self._shape not in (None, *shapes_of(outcome)):
+        is_usual = bool(self.results) and are_alike(outcome, self._any_received)
+        if not is_usual and not (is_well_formed(outcome) and self._shape in (None, *shapes_of(outcome))):
             due = "a number" if self._shape is None else f"shape {self._shape}"
             message = f"returned {describe_result(outcome)} where {due} is due"
             self.reject(index, Failure("shape", "WrongShape", message))
@@ -98,7 +100,7 @@ class Received:
         self.seconds[index] = outcome.seconds
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
-        group = self._groups.setdefault(signature(outcome), {})
+        group = self.results if is_usual else self._groups.setdefault(signature(outcome), {})
         group[index] = outcome
         if group is self.results:
             self._accept(index)

@@ -27,6 +27,16 @@ def signature(outcome: Outcome) -> Any:
     return repr(outcome.structure), kinds
 
 
+def are_alike(one: Outcome, other: Outcome) -> bool:
+    """Whether results are of one structure, and their arrays of one dtype and shape."""
+    if one.structure != other.structure or len(leaves_of(one)) != len(leaves_of(other)):
+        return False
+    return all(
+        mine.dtype == theirs.dtype and mine.shape == theirs.shape
+        for mine, theirs in zip(leaves_of(one), leaves_of(other))
+    )
+
+
 def kind_of(dtype: DType) -> str:
     """What must agree between results: any integer goes with any other."""
     return "integer" if is_exact(dtype) else dtype.kind

@@ -159,16 +159,17 @@ def schedule(
         for outcome in outcomes:
             tasks.note(outcome, now)
         yield outcomes
-        due = policy.due(tasks, need, watch.elapsed)
+        now = watch.elapsed
+        due = policy.due(tasks, need, now)
         if due:
             start(due)
-        if watch.remaining <= 0:
-            message, cause = need.timed_out(watch.timeout or 0.0)
+        if watch.timeout is not None and now >= watch.timeout:
+            message, cause = need.timed_out(watch.timeout)
             raise CodedTimeoutError(message) from cause
         if need.is_met:
             continue
         ended = _is_over(run, policy, tasks, need, watch)
-        is_idle = watch.elapsed - last_news > STALL_SECONDS and not policy.holds_back
+        is_idle = now - last_news > STALL_SECONDS and not policy.holds_back
         again = to_retry(tasks, need, retries, is_idle, ended)
         if again:
             start(again)

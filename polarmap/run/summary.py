@@ -117,14 +117,14 @@ def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, 
         if len(word.decoder.missing):
             used |= word.decoder.arrived
     received = [word.received for word in words]
-    return tuple(_task_report(received, tasks, index, bool(used[index])) for index in range(len(tasks)))
+    return tuple(_task_report(received, tasks, index, is_used) for index, is_used in enumerate(used.tolist()))
 
 
 def _task_report(received: list[Received], tasks: TaskTable, index: int, is_used: bool) -> TaskReport:
     task = tasks[index]
     times = [one.arrived[index] for one in received if index in one.arrived]
-    seconds = [one.seconds[index] for one in received if index in one.seconds]
     is_whole = len(times) == len(received)
+    seconds = [one.seconds[index] for one in received if index in one.seconds] if is_whole else []
     if not is_whole:
         state = "abandoned" if index in tasks.running else "failed" if task.attempts else "not started"
     else:
@@ -133,7 +133,7 @@ def _task_report(received: list[Received], tasks: TaskTable, index: int, is_used
         index=index,
         state=state,
         arrived=max(times) if is_whole else None,
-        seconds=max(seconds, default=None) if is_whole else None,
+        seconds=max(seconds, default=None),
         attempts=task.attempts,
         failures=_failures(tasks, index),
         launched=task.launched,
@@ -142,4 +142,5 @@ def _task_report(received: list[Received], tasks: TaskTable, index: int, is_used
 
 
 def _failures(tasks: TaskTable, index: int) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(str(failure) for failure, _ in tasks[index].failures))
+    failures = tasks[index].failures
+    return tuple(dict.fromkeys(str(failure) for failure, _ in failures)) if failures else ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from polarmap.executors.base import Failure, Outcome
@@ -79,18 +79,18 @@ class TaskTable:
     def __getitem__(self, index: int) -> Task:
         return self._tasks[index]
 
-    def start(self, indices: Iterable[int], elapsed: float) -> None:
+    def start(self, indices: Collection[int], elapsed: float) -> None:
         """Note that an attempt of each was handed out."""
         self.changes += 1
         for index in indices:
             task = self._tasks[index]
-            task.running.add(task.attempts)
+            task.running.add(len(task.submitted))
             task.submitted.append(elapsed)
             task.began = None
             self.started.append((elapsed, index))
-            self.running.add(index)
-            self.failed.discard(index)
-            self.held_back.discard(index)
+        self.running.update(indices)
+        self.failed.difference_update(indices)
+        self.held_back.difference_update(indices)
 
     def note_began(self, began: Mapping[int, float]) -> None:
         """Note when tasks began to run, as their executor tells."""
@@ -121,6 +121,8 @@ class TaskTable:
     def accept(self, index: int, codeword: int) -> None:
         """A result that was taken for one of a wrong shape is of the usual one."""
         task = self._tasks[index]
+        if task.returned and not task.failures and not task.running:
+            return
         task.returned = not task.running
         task.failures = [
             (one, word) for one, word in task.failures if (one.kind, word) != ("shape", codeword)

@@ -153,7 +153,7 @@ class Verifier:
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
             missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
             unseen = residual.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = max(float(np.abs(leaves[leaf]).max(initial=0)) for leaves in results)
+            largest = residual.largest_magnitude([leaves[leaf] for leaves in results])
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
@@ -180,7 +180,7 @@ class Verifier:
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
-        return max(float(np.abs(row).max(initial=0)) for row in self._received.rows(leaf).values())
+        return residual.largest_magnitude([leaves_of(one)[leaf] for one in self._received.results.values()])
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -325,9 +325,7 @@ class Verifier:
     def _decoding_noise(self, leaf: int) -> tuple[float, float]:
         """What decoding amplifies, and the largest number it adds up."""
         assert self._received.decoder is not None
-        rows = self._received.rows(leaf).values()
-        largest = max(float(np.abs(row).max(initial=0)) for row in rows)
-        return self._received.decoder.amplification, largest
+        return self._received.decoder.amplification, self._largest(leaf)
 
     def _data_block(self, index: int) -> Any:
         """Where every coded block is a mixture, the data blocks are none of these."""
