@@ -152,6 +152,7 @@ class PoolRun:
         if self._lease.ended is not None:
             return
         self._lease.ended = time.monotonic()
+        self._workers.leave(self._running)
         self._running.clear()
         self._waiting.clear()
         self._ended.clear()

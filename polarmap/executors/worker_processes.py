@@ -13,6 +13,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import ForkServerProcess
 from polarmap.worker.frames import FrameError, Frames, frame
 from polarmap.worker.io_sockets import Call, Surroundings
@@ -106,6 +107,7 @@ class WorkerProcesses:
         self._numbers = itertools.count()
         self._server: ForkServerProcess | None = None
         self._workers: dict[int, Worker] = {}
+        self._is_closed = False
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -139,9 +141,16 @@ class WorkerProcesses:
         worker.lease = None
 
     def remove(self, worker: Worker) -> None:
-        """It is gone, or is to go."""
+        """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
         with self._lock:
             self._remove(worker)
+            self._check_open()
+
+    def leave(self, workers: Iterable[Worker]) -> None:
+        """Their map has ended, and they are still busy."""
+        with self._lock:
+            for worker in workers if self._is_closed else ():
+                worker.connection.close()
 
     def abandoned_tasks(self) -> set[Hashable]:
         """What workers still do for maps that have ended."""
@@ -150,10 +159,13 @@ class WorkerProcesses:
             return {worker.task for worker in self._abandoned()}
 
     def close(self) -> None:
-        """End them all."""
+        """End them all: maps that run on them now fail."""
         with self._lock:
+            self._is_closed = True
             for worker in list(self._workers.values()):
-                self._remove(worker)
+                if worker.lease is None or worker.lease.ended is not None:
+                    self._remove(worker)  # else its map sees it end, at a socket that is still there
+            self._workers.clear()
             server, self._server = self._server, None
         if server is not None:
             server.close()
@@ -166,7 +178,12 @@ class WorkerProcesses:
         if self._server is not None:
             self._server.forget()
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
+
     def _start(self, modules: Sequence[str]) -> ForkServerProcess:
+        self._check_open()
         server = self._server
         if server is not None and not server.is_alive():
             server.forget()

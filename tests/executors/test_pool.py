@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 import time
 from collections import OrderedDict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -18,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pool_processes import assert_nothing_is_left, descendants, folders, program, runs, until
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
@@ -25,7 +23,6 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError
 from polarmap.executors.base import Payload
 from polarmap.executors.block_files import StoredPieces
-from polarmap.executors.owned_folder import OWNER
 from polarmap.executors.worker_processes import MOST_ABANDONED
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -60,53 +57,6 @@ def processes(pool: Any) -> set[int]:
     """Those that two tasks of an uncoded map ran in."""
     found = polarmap.hedged_map(process_of, [np.zeros(1)] * 8, executor=pool)
     return {int(one) for one in found}
-
-
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def runs(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
-def folders(process: int) -> list[Path]:
-    places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
-    return [path.parent for place in places for path in place.glob(f"polarmap-{process}-*/{OWNER}")]
-
-
-def descendants(process: int) -> set[int]:
-    """All processes that it started, or those did."""
-    parents = {}
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:
-            continue
-        parents[int(entry.parent.name)] = int(fields[1])
-    found = {process}
-    while more := {child for child, parent in parents.items() if parent in found} - found:
-        found |= more
-    return found - {process}
-
-
-def program(text: str, *arguments: str) -> subprocess.Popen[str]:
-    """A driver of its own."""
-    lines = "import os, sys, time\nimport numpy as np\nimport polarmap\n" + textwrap.dedent(text)
-    return subprocess.Popen([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
-
-
-def assert_nothing_is_left(driver: int, others: set[int]) -> None:
-    assert until(lambda: not any(map(runs, others)), 5.0)
-    assert until(lambda: not folders(driver), 5.0)
 
 
 # --- what it does ----------------------------------------------------------------------------------

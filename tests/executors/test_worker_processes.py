@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import select
 import time
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
+from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
 from polarmap.worker.io_sockets import Call
@@ -21,12 +22,26 @@ from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
 
 
+class Recorded(WorkerProcesses):
+    """All that were ever taken are known."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 3, [])
+        self.taken: list[Worker] = []
+
+    def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
+        worker = super().take(lease, may_wait, task)
+        self.taken += [] if worker is None else [worker]
+        return worker
+
+
 @pytest.fixture
 def workers() -> Iterator[WorkerProcesses]:
-    found = WorkerProcesses(1, 3, [])
+    found = Recorded()
     found.start([])
     yield found
     found.close()
+    found.leave(found.taken)
     assert len(found) == 0
 
 
@@ -120,3 +135,20 @@ def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
     workers.remove(worker)
     assert worker.receive() == ([], False)
     assert len(workers) == 0
+
+
+def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: WorkerProcesses) -> None:
+    busy, gone, free = (taken(workers, Lease()) for _ in range(3))
+    workers.give_back(free)
+    workers.close()
+    assert free.connection.fileno() == -1
+    poll = select.poll()
+    poll.register(busy.connection, select.POLLIN)  # still there: nobody else gets its number meanwhile
+    assert poll.poll(30_000)
+    busy.receive()  # that it was a process, unless it was ended before it could say so
+    assert busy.receive() == ([], False)
+    for learn in (lambda: workers.remove(gone), lambda: workers.take(Lease(), may_wait=False)):
+        with pytest.raises(ExecutorError, match="were ended while a map ran"):
+            learn()
+    workers.leave([busy])
+    assert (busy.connection.fileno(), gone.connection.fileno()) == (-1, -1)

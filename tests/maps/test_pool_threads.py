@@ -1,0 +1,70 @@
+"""Maps of several threads on the workers of one pool."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import descendants, folders, runs, until
+
+import polarmap
+from polarmap import Pool
+from polarmap.errors import ExecutorError, NotDecodableError
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0
+
+
+def check(pool: Pool | None, factor: float = 1.0, data: np.ndarray = A) -> None:
+    f = lambda block: factor * (block @ X)  # noqa: E731
+    found = polarmap.coded_map(f, data, blocks=6, workers=8, executor=pool, timeout=PATIENCE)
+    np.testing.assert_allclose(found.concatenate(), factor * (data @ X))
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_each_thread_gets_the_results_of_its_own_data_though_one_raises(count: int) -> None:
+    def fail(block: Any) -> Any:
+        raise ZeroDivisionError("so it goes")
+
+    def maps(thread: int) -> None:
+        stream = np.random.default_rng(thread)
+        for _ in range(8):
+            if thread == 1:
+                with pytest.raises(NotDecodableError, match="so it goes"):
+                    polarmap.coded_map(fail, A, blocks=6, workers=8, executor=pool)
+            else:
+                check(pool, thread + 1.0, stream.standard_normal(A.shape))
+
+    with Pool() as pool, ThreadPoolExecutor(count) as threads:
+        list(threads.map(maps, range(count)))
+        check(pool)
+
+
+@pytest.mark.parametrize("ended", ["Pool.close", "shutdown"])
+def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: Path) -> None:
+    def begin(block: Any) -> Any:
+        (tmp_path / "begun").touch()
+        threading.Event().wait(600)
+
+    with Pool() as own:
+        pool, end = (own, own.close) if ended == "Pool.close" else (None, polarmap.shutdown)
+        check(pool)
+        before, threads = set(folders()), threading.active_count()
+        with ThreadPoolExecutor(1) as other:
+            running = other.submit(polarmap.coded_map, begin, A, blocks=6, workers=8, executor=pool)
+            assert until((tmp_path / "begun").exists)
+            workers = descendants()
+            end()
+            with pytest.raises(ExecutorError, match=r"ended while a map ran on them"):
+                running.result(PATIENCE)
+        assert not [process for process in workers if runs(process)]
+        assert not before & set(folders())
+        assert until(lambda: threading.active_count() < threads)
+        if pool is None:
+            check(pool)
+            polarmap.shutdown()

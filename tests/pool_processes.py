@@ -1,0 +1,66 @@
+"""The processes and files of a driver whose workers stay, as the machine sees them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import textwrap
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from polarmap.executors.owned_folder import OWNER
+
+
+def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether that is so within so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def runs(process: int) -> bool:
+    """Whether it is there, and does not only wait to be reaped."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def folders(process: int | None = None) -> list[Path]:
+    """Those that belong to a process, by default this one."""
+    process = process or os.getpid()
+    places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
+    return [path.parent for place in places for path in place.glob(f"polarmap-{process}-*/{OWNER}")]
+
+
+def descendants(process: int | None = None) -> set[int]:
+    """All processes that one started, by default this one, or those did."""
+    process = process or os.getpid()
+    parents = {}
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = entry.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        parents[int(entry.parent.name)] = int(fields[1])
+    found = {process}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return found - {process}
+
+
+def program(text: str, *arguments: str) -> subprocess.Popen[str]:
+    """A driver of its own, which writes to its standard output."""
+    lines = "import os, sys, time\nimport numpy as np\nimport polarmap\n" + textwrap.dedent(text)
+    return subprocess.Popen([sys.executable, "-c", lines, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def assert_nothing_is_left(driver: int, others: set[int]) -> None:
+    """Neither these processes nor a folder of the driver, five seconds after its end."""
+    assert until(lambda: not any(map(runs, others)), 5.0)
+    assert until(lambda: not folders(driver), 5.0)
