@@ -69,7 +69,10 @@ ONLY_FROM = {
     "tqdm": ["polarmap.run.progress"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
-        *[f"polarmap.glm.{name}" for name in ("least_squares", "logistic", "losses", "minimize")],
+        *[
+            f"polarmap.glm.{name}"
+            for name in ("golub_kahan", "least_squares", "logistic", "losses", "minimize")
+        ],
         "polarmap.linalg.operators",
     ],
     "sklearn": [

@@ -52,7 +52,10 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
     def _check_numbers(self, **least: float) -> None:
         for name, bound in least.items():
             value = getattr(self, name)
-            is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+            is_number = isinstance(value, (int, float, np.number)) and (
+                name == "verbose"
+                or not isinstance(value, bool)  # verbose=True is a habit of scikit-learn's users
+            )
             if not is_number or not value >= bound:
                 raise ModelError(f"{name} must be a number, {bound:g} or more, not {value!r}")
 

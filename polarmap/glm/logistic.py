@@ -40,6 +40,10 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
     blocks, workers, code, executor, timeout : optional
         As for `CodedOperator`. Clones share the executor. A pool stays behind when
         a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+    verbose : int
+        1: a line on standard output for each iteration, of the penalized mean loss, the norm of
+        its gradient for scaled features, and seconds. 2: also its products, and how many blocks the
+        last of them decoded. 0: nothing.
 
     Attributes
     ----------
@@ -79,11 +83,12 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self.C, self.fit_intercept, self.solver = C, fit_intercept, solver
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
-        self.executor, self.timeout = executor, timeout
+        self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any) -> Any:
         """Fit to X (samples, features) and labels y (samples,)."""

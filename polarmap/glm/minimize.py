@@ -12,6 +12,7 @@ from polarmap.glm.coded_model import EPS, CodedModel
 from polarmap.glm.convergence import warn_if_not_converged
 from polarmap.glm.losses import Loss, null_curvature
 from polarmap.glm.objective import Objective
+from polarmap.glm.progress import Progress
 
 Floats = npt.NDArray[np.float64]
 
@@ -23,14 +24,15 @@ class MinimizedModel(CodedModel):
 
     def _minimize(self, X: Floats, y: Floats, loss: Loss, penalty: float) -> tuple[Floats, Floats]:
         """Coefficients (outputs, features) and intercepts (outputs,); sets n_iter_ and report_."""
-        self._check_numbers(tol=0.0, max_iter=1)
+        self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         self._check_solver(MINIMIZERS)
         curvature = null_curvature(loss, y)
         A, mean, scale = self._scaled(X, penalty, curvature)
         unit = 1.0 / np.sqrt(curvature) if self.fit_intercept else 0.0
         with self._operator(A) as operator:
             objective = Objective(operator, y, loss, penalty * scale**2, unit)
-            found = _minimum(objective, self.solver, self.tol, self.max_iter)
+            progress = Progress(type(self).__name__, operator, self.verbose)
+            found = _minimum(objective, self.solver, self.tol, self.max_iter, progress)
             self.report_ = operator.report
         V, b = objective.split(found.x)
         self.n_iter_ = max(1, int(found.nit))
@@ -40,18 +42,41 @@ class MinimizedModel(CodedModel):
         return coef, b - coef @ mean if self.fit_intercept else b
 
 
-def _minimum(objective: Objective, solver: str, tol: float, max_iter: int) -> Any:
+def _minimum(objective: Objective, solver: str, tol: float, max_iter: int, progress: Progress) -> Any:
     """What scipy finds."""
+    watched = _WatchedObjective(objective, progress)
     options = _options(solver, tol, max_iter, objective.initial_value())
     with np.errstate(invalid="ignore"):  # of trlib
         return minimize(
-            objective.value_and_gradient,
+            watched.value_and_gradient,
             objective.initial_point(),
             method=MINIMIZERS[solver],
             jac=True,
             hessp=None if solver == "lbfgs" else objective.hessian_product,
+            callback=watched.ended if progress else None,
             options=options,
         )
+
+
+class _WatchedObjective:
+    """An objective that knows its value and gradient where an iteration ends, at a point it has seen."""
+
+    def __init__(self, objective: Objective, progress: Progress) -> None:
+        self._objective, self._progress = objective, progress
+        self._seen: dict[bytes, tuple[float, float]] = {}  # since the last iteration
+
+    def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
+        """Of the objective at theta."""
+        value, gradient = self._objective.value_and_gradient(theta)
+        if self._progress:
+            self._seen[theta.tobytes()] = value, float(np.linalg.norm(gradient))
+        return value, gradient
+
+    def ended(self, theta: Floats) -> None:
+        """Print what is known of theta, which may also be where the iteration before has ended."""
+        key = theta.tobytes()
+        self._seen = {key: self._seen[key]}
+        self._progress.iteration(*self._seen[key])
 
 
 def _options(solver: str, tol: float, max_iter: int, value: float) -> dict[str, Any]:

@@ -28,7 +28,7 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
     ----------
     alpha : float
         0 or more.
-    fit_intercept, solver, tol, max_iter, blocks, workers, code, executor, timeout
+    fit_intercept, solver, tol, max_iter, blocks, workers, code, executor, timeout, verbose
         As for `LogisticRegression`.
 
     Attributes
@@ -67,11 +67,12 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
         code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self.alpha, self.fit_intercept, self.solver = alpha, fit_intercept, solver
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
-        self.executor, self.timeout = executor, timeout
+        self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any) -> Any:
         """Fit to X (samples, features) and counts y (samples,), which need not be whole."""

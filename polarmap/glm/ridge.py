@@ -14,6 +14,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError
 from polarmap.glm.coded_model import CodedModel
 from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares
+from polarmap.glm.progress import Progress
 
 Floats = npt.NDArray[np.float64]
 
@@ -35,6 +36,10 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
     blocks, workers, code, executor, timeout : optional
         As for `CodedOperator`. Clones share the executor. A pool stays behind when
         a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+    verbose : int
+        1: a line on standard output for each iteration, of the objective (not with "lsmr"), the norm of
+        its gradient for scaled features, and seconds. 2: also its products, and how many blocks the
+        last of them decoded. 0: nothing.
 
     Attributes
     ----------
@@ -74,18 +79,19 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self.alpha, self.fit_intercept, self.solver = alpha, fit_intercept, solver
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
-        self.executor, self.timeout = executor, timeout
+        self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any) -> Any:
         """Fit to X (samples, features) and y (samples,) or (samples, targets)."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         y = y.astype(np.float64)
         alpha = self._penalty()
-        self._check_numbers(tol=0.0, max_iter=1)
+        self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         self._check_solver(("lsqr", "lsmr", "cg"))
         unknowns = X.shape[1] + bool(self.fit_intercept)
         if alpha == 0 and len(X) < unknowns:
@@ -98,7 +104,10 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         centre = targets.mean(axis=0) if self.fit_intercept else np.zeros(targets.shape[1])
         with self._operator(A) as operator:
             system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
-            solved = [solve_least_squares(self, system, target) for target in (targets - centre).T]
+            solved = [
+                solve_least_squares(self, system, target, Progress(name, operator, self.verbose))
+                for name, target in zip(self._names(targets.shape[1]), (targets - centre).T)
+            ]
             self.report_ = operator.report
         coef = np.stack([v for v, _ in solved]) * scale
         intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
@@ -116,6 +125,11 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         tags = super().__sklearn_tags__()
         tags.target_tags.multi_output = True
         return tags
+
+    def _names(self, targets: int) -> list[str]:
+        """Of the fits of each target, for lines of progress."""
+        name = type(self).__name__
+        return [name] if targets == 1 else [f"{name}, target {i + 1} of {targets}" for i in range(targets)]
 
     def _penalty(self) -> float:
         self._check_numbers(alpha=0.0)
@@ -150,11 +164,12 @@ class LeastSquares(Ridge):
         code: CodeName | PolarCode = "auto",
         executor: Any = None,
         timeout: float | None = None,
+        verbose: int = 0,
     ) -> None:
         self.fit_intercept, self.solver = fit_intercept, solver
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
-        self.executor, self.timeout = executor, timeout
+        self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def _penalty(self) -> float:
         return 0.0

@@ -1,0 +1,16 @@
+"""Lines of progress as numbers."""
+
+from __future__ import annotations
+
+import re
+
+
+def parsed_lines(text: str) -> list[dict[str, float]]:
+    """What each line says: "iteration", "objective", "gradient", "seconds"; the name before it is dropped."""
+    lines = []
+    for line in text.splitlines():
+        words = dict(re.findall(r"(iteration|objective|gradient) ([\d.e+-]+)", line))
+        found = re.search(r", ([\d.]+) s(,|$)", line)
+        assert found, line
+        lines.append({name: float(number) for name, number in words.items()} | {"seconds": float(found[1])})
+    return lines
