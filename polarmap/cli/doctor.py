@@ -1,4 +1,4 @@
-"""`polarmap doctor`: what is installed, configured and reachable, and one coded map to prove it."""
+"""`polarmap doctor`: what is installed, configured and reachable, and coded maps to prove it."""
 
 from __future__ import annotations
 
@@ -14,18 +14,25 @@ import time
 from collections.abc import Iterator, Mapping
 from operator import methodcaller
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import click
 import numpy as np
 
-from polarmap import __version__, coded_map
+from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
+from polarmap.executors.owned_folder import MEMORY
+from polarmap.executors.pool import BLOCK_BYTES
+from polarmap.worker.cores import available_cores
 
 PYTHONS = ((3, 10), (3, 13))
 BLOCKS, WORKERS = 4, 6
+A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
+LATER_MAPS = 20
+SLOW_START, SLOW_MAP = 3.0, 0.03  # seconds: several times what they take on one core that is free
 FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
 OPTIONAL = {
     "numba": ("fast", "codes with n over about 100 are encoded slower"),
@@ -60,7 +67,10 @@ class Check(NamedTuple):
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
 )
 def doctor(config: Path | None, timeout: float) -> Answer:
-    """Check the installation and a configuration, and run one small coded map on it."""
+    """Check the installation and a configuration, and run one small coded map on it.
+
+    On this machine also measure how long a map takes on workers that stay.
+    """
     checks = [*_installation(), *(_this_machine() if config is None else _configuration(config))]
     if all(check.state != "bad" for check in checks):
         checks += _running(config, timeout)
@@ -119,7 +129,7 @@ def _numbers(version: str) -> list[int]:
 
 def _this_machine() -> Iterator[Check]:
     """Checks of what executor=None uses: this machine, whatever Lithops' own configuration says."""
-    yield Check("configuration", "ok", "none given: Lithops on this machine")
+    yield Check("configuration", "ok", "none given: workers on this machine")
     for place in _lithops_places():
         yield Check(
             "Lithops",
@@ -127,15 +137,19 @@ def _this_machine() -> Iterator[Check]:
             f"{place} is not used by executor=None",
             f"examine it with polarmap doctor --config {place}, use it with executor={str(place)!r}",
         )
-    folder = tempfile.gettempdir()
+    yield _space("temporary folder", tempfile.gettempdir(), FREE_BYTES, "make room, or set TMPDIR")
+    if os.path.isdir(MEMORY):
+        advice = "what has no room there goes to disk; of a container: docker run --shm-size=2g"
+        yield _space("shared memory", MEMORY, BLOCK_BYTES, advice)
+
+
+def _space(name: str, folder: str, enough: int, advice: str) -> Check:
+    """Check the room in a folder that blocks lie in."""
     free = shutil.disk_usage(folder).free
-    enough = free >= FREE_BYTES
-    yield Check(
-        "temporary folder",
-        "ok" if enough else "note",
-        f"{folder}, {free / 1e9:.1f} GB free",
-        "" if enough else "blocks and results are stored there: make room, or set TMPDIR",
-    )
+    if free >= enough:
+        return Check(name, "ok", f"{folder}, {free / 1e9:.1f} GB free")
+    found = f"{folder}, {free / 1e9:.1f} GB free of {enough / 1e9:.1f} that blocks may take"
+    return Check(name, "note", found, advice)
 
 
 def _lithops_places() -> list[Path]:
@@ -167,17 +181,24 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
-    """Checks of what runs: storage, then a coded map, if nothing before them is bad."""
-    if config is not None:
-        try:
-            probed = _storage(config)
-        except ExecutorError as error:
-            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
-            return
-        yield probed
-        if probed.state == "bad":
-            return
-    yield _map(config, timeout)
+    """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
+    if config is None:
+        with Pool() as pool:  # of our own: the first map is to start it, the last line to end it
+            began = time.perf_counter()
+            first = _map(pool, timeout)
+            seconds = time.perf_counter() - began
+            yield first
+            if first.state == "ok":
+                yield _speed(seconds, _later_map(pool, timeout))
+        return
+    try:
+        probed = _storage(config)
+    except ExecutorError as error:
+        yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+        return
+    yield probed
+    if probed.state != "bad":
+        yield _map(config, timeout)
 
 
 def _storage(config: Path) -> Check:
@@ -197,23 +218,14 @@ def _storage(config: Path) -> Check:
 
 
 def _map(executor: Any, timeout: float) -> Check:
-    """Check a coded map: a small matrix times a vector, integers, so that right means equal."""
-    A, x = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])
+    """Check a coded map whose right result is known."""
     began = time.perf_counter()
     try:
-        y = coded_map(
-            methodcaller("dot", x),
-            A,
-            blocks=BLOCKS,
-            workers=WORKERS,
-            executor=executor,
-            timeout=timeout,
-            progress=False,
-        )
+        y = _product(executor, timeout)
     except PolarmapError as error:
         return Check("coded map", "bad", f"{type(error).__name__}: {_one_line(error)}")
     seconds = time.perf_counter() - began
-    if not np.array_equal(y.concatenate(), A @ x):
+    if not np.array_equal(y.concatenate(), A @ X):
         return Check("coded map", "bad", "the result is wrong", "please report this")
     failed = [task for task in y.report.tasks if task.failures]
     return Check(
@@ -222,6 +234,51 @@ def _map(executor: Any, timeout: float) -> Check:
         f"{BLOCKS} blocks on {WORKERS} workers ({y.report.executor}), right, in {seconds:.2f} s",
         f"{len(failed)} of its workers failed: {failed[0].failures[-1]}" if failed else "",
     )
+
+
+def _later_map(executor: Any, timeout: float) -> float:
+    """Seconds of a map like one before it, the median of some."""
+    seconds = []
+    for _ in range(LATER_MAPS):
+        began = time.perf_counter()
+        _product(executor, timeout)
+        seconds.append(time.perf_counter() - began)
+    return median(seconds)
+
+
+def _product(executor: Any, timeout: float) -> CodedResult[Any]:
+    """A X as one coded map."""
+    result: CodedResult[Any] = coded_map(
+        methodcaller("dot", X),
+        A,
+        blocks=BLOCKS,
+        workers=WORKERS,
+        executor=executor,
+        timeout=timeout,
+        progress=False,
+    )
+    return result
+
+
+def _speed(first: float, later: float) -> Check:
+    """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
+
+    >>> print(_speed(0.4, 0.002))
+    ok    kept workers: the first map starts them, in 0.40 s; later ones take 2.0 ms
+    """
+    found = f"the first map starts them, in {first:.2f} s; later ones take {1e3 * later:.1f} ms"
+    if first <= SLOW_START and later <= SLOW_MAP:
+        return Check("kept workers", "ok", found)
+    busy, cores = os.getloadavg()[0], available_cores()
+    if busy > cores:
+        advice = f"{busy:.1f} processes want the {cores} cores of this machine: try again when it is free"
+    elif later > SLOW_MAP:
+        advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
+    else:
+        advice = (
+            "their start is mostly imports, from a slow disk it seems: let the workers stay, Pool(idle=600)"
+        )
+    return Check("kept workers", "note", found, advice)
 
 
 def _one_line(error: Exception) -> str:

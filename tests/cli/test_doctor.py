@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_lines import ROOT, Ran, Run
+
+from polarmap.cli.doctor import _speed
 
 
 def states(ran: Ran) -> dict[str, str]:
@@ -19,6 +23,38 @@ def test_doctor_finds_this_machine_in_order(polarmap: Run) -> None:
     assert ran.json["ok"]
     found = states(ran)
     assert found["lithops"] == found["numpy"] == found["coded map"] == "ok"
+    kept = ran.json["checks"][-1]
+    assert kept["name"] == "kept workers"
+    assert re.fullmatch(r"the first map .* in \d+\.\d\d s; later ones take \d+\.\d ms", kept["found"])
+
+
+@pytest.mark.parametrize(
+    ("first", "later", "busy", "advice"),
+    [
+        (0.5, 0.005, 99.0, ""),  # fast enough, however busy
+        (0.5, 0.5, 99.0, "99.0 processes want the"),
+        (9.0, 0.005, 99.0, "99.0 processes want the"),
+        (0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
+        (9.0, 0.005, 0.1, "Pool(idle=600)"),
+    ],
+)
+def test_doctor_says_why_maps_are_slow(
+    first: float, later: float, busy: float, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.getloadavg", lambda: (busy, 0.0, 0.0))
+    check = _speed(first, later)
+    assert check.state == ("note" if advice else "ok")
+    assert advice in check.advice
+
+
+def test_doctor_notes_little_room(polarmap: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=2e6))
+    ran = polarmap("doctor")
+    assert ran.code == 0
+    assert "note  temporary folder: " in ran.out
+    if Path("/dev/shm").is_dir():
+        assert "note  shared memory: /dev/shm, 0.0 GB free of 1.1 that blocks may take" in ran.out
+        assert "docker run --shm-size" in ran.out
 
 
 def test_doctor_examines_a_configuration(polarmap: Run) -> None:
