@@ -160,7 +160,7 @@ def _real_residual(
     for columns in tiled.tiles(received[0].size, len(received), 8):
         tile = tiled.gather(received, columns, np.float64)
         with tiled.ignoring_inf():
-            deviation = np.abs(checks @ tile).max(axis=0, initial=0)
+            deviation = np.abs(tiled.matmul(checks, tile)).max(axis=0, initial=0)
             scale = np.abs(tile).max(axis=0)
             finite &= bool(np.isfinite(deviation).all())
             over = deviation > limit * scale + floor

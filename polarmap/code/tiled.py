@@ -28,6 +28,10 @@ Loops = Callable[..., None]
 
 TILE_BYTES = 1 << 20  # of gathered rows: about the share of one core in the second-level cache
 CONVERTED_BYTES = 4 << 20  # converted for one call of compiled loops, which have tiles of their own
+# Multiplications up to which OpenBLAS takes no second thread, and up to which one is not worth it: where
+# workers keep the cores busy, the wait for it takes tens of milliseconds.
+ONE_THREAD_UP_TO = 1 << 18
+MANY_THREADS_FROM = 1 << 22
 COMPILED_FROM_BYTES = 64 << 20  # below, loading the compiled loops costs more than they save
 
 
@@ -85,11 +89,28 @@ def dense(matrix: Floats, rows: Rows, out: Array) -> None:
     """out = matrix @ rows through BLAS, which brings its own threads."""
     if isinstance(rows, np.ndarray) and rows.dtype == out.dtype == matrix.dtype and rows.flags.c_contiguous:
         with ignoring_inf():
-            np.matmul(matrix, rows, out=out)
+            matmul(matrix, rows, out)
         return
     for columns in tiles(out.shape[1], len(rows) + len(out), matrix.itemsize):
         with ignoring_inf():
-            out[:, columns] = matrix @ gather(rows, columns, matrix.dtype)
+            out[:, columns] = matmul(matrix, gather(rows, columns, matrix.dtype))
+
+
+def matmul(matrix: Array, tile: Array, out: Array | None = None) -> Array:
+    """matrix @ tile of one inexact dtype; of few entries on this thread alone.
+
+    >>> matmul(np.eye(2), np.ones((2, 3))).tolist()
+    [[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]
+    """
+    width = tile.shape[1]
+    if out is None:
+        out = np.empty((len(matrix), width), matrix.dtype)
+    step = width
+    if 16 * matrix.size <= ONE_THREAD_UP_TO < matrix.size * width <= MANY_THREADS_FROM:
+        step = ONE_THREAD_UP_TO // matrix.size
+    for start in range(0, width, max(step, 1)):
+        np.matmul(matrix, tile[:, start : start + step], out=out[:, start : start + step])
+    return out
 
 
 def rotation_parity(plan: Rotations, rows: Rows, out: Array, fast: ModuleType | None = None) -> None:

@@ -127,13 +127,16 @@ def product_with(operand: Array, dtype: DType) -> Callable[[Array], Array]:
     Integers wrap in `dtype` also where a parity block is wider than the data: equations that hold
     modulo 2^64 hold modulo a smaller power of two. In real products parity of uint64 is what it was
     before it wrapped, which `check_no_wrap` has made sure int64 can hold.
+
+    Neither names a module: to pickle functions that do, cloudpickle looks at all that were imported.
     """
     dtype = dtype.newbyteorder("=")  # numpy knows no other for a product
     if is_exact(dtype):
-        return lambda block: np.matmul(block, operand, dtype=dtype, casting="unsafe")
+        return lambda block: block.astype(dtype, copy=False) @ operand
 
     def product(block: Array) -> Array:
-        signed = block.view(np.int64) if block.dtype == np.uint64 else block
-        return np.asarray(np.matmul(signed, operand, dtype=dtype, casting="unsafe"))
+        signed = block.view("i8") if block.dtype == "u8" else block
+        result: Array = signed.astype(dtype, copy=False) @ operand
+        return result
 
     return product

@@ -150,7 +150,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
         result = self._run(f, coded, shape)
         self.report, self.products = result.report, self.products + 1
-        return np.asarray(result.concatenate())
+        return np.concatenate(list(result))
 
 
 def _close(sides: CodedSides, end: Callable[[], None]) -> None:

@@ -170,7 +170,7 @@ class Received:
     def failed(self) -> set[int]:
         """Tasks without a result here that do not run, though they were started."""
         found = self._tasks.failed | self._rejected
-        return {index for index in found if index not in self.arrived and not self._may_come(index)}
+        return found and {index for index in found if index not in self.arrived and not self._may_come(index)}
 
     def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.

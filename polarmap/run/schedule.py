@@ -189,8 +189,7 @@ def to_retry(tasks: TaskTable, need: Need, retries: int, is_idle: bool, is_over:
 
 def _is_over(run: Run, policy: Policy, tasks: TaskTable, need: Need, watch: Stopwatch) -> bool:
     """Whether a map without a limit would wait for ever, as the executor knows."""
-    if watch.timeout is not None or watch.deadline is not None:
+    if watch.timeout is not None or watch.deadline is not None or not run.is_exhausted():
         return False
-    if need.is_protected and (policy.holds_back or policy.wait_seconds(tasks, watch.elapsed) < inf):
-        return False
-    return run.is_exhausted()
+    is_more_due = policy.holds_back or policy.wait_seconds(tasks, watch.elapsed) < inf
+    return not (is_more_due and need.is_protected)

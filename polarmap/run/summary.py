@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 
 from polarmap.blocks.base import CodedData
@@ -9,7 +11,6 @@ from polarmap.code.dtypes import is_exact
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
-from polarmap.run.received import Received
 from polarmap.run.tasks import TaskTable
 
 # From the least to the most that a map's codewords were verified by.
@@ -117,28 +118,39 @@ def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, 
         if len(word.decoder.missing):
             used |= word.decoder.arrived
     received = [word.received for word in words]
-    return tuple(_task_report(received, tasks, index, is_used) for index, is_used in enumerate(used.tolist()))
-
-
-def _task_report(received: list[Received], tasks: TaskTable, index: int, is_used: bool) -> TaskReport:
-    task = tasks[index]
-    times = [one.arrived[index] for one in received if index in one.arrived]
-    is_whole = len(times) == len(received)
-    seconds = [one.seconds[index] for one in received if index in one.seconds] if is_whole else []
-    if not is_whole:
-        state = "abandoned" if index in tasks.running else "failed" if task.attempts else "not started"
-    else:
-        state = "used" if is_used else "surplus"
-    return TaskReport(
-        index=index,
-        state=state,
-        arrived=max(times) if is_whole else None,
-        seconds=max(seconds, default=None),
-        attempts=task.attempts,
-        failures=_failures(tasks, index),
-        launched=task.launched,
-        subtasks=len(times) if len(received) > 1 else None,
+    arrived = _largest_of_all([one.arrived for one in received])
+    return tuple(
+        TaskReport(
+            index=index,
+            state=_state(tasks, index, index in arrived, is_used),
+            arrived=arrived.get(index),
+            seconds=max(one.seconds[index] for one in received) if index in arrived else None,
+            attempts=tasks[index].attempts,
+            failures=_failures(tasks, index),
+            launched=tasks[index].launched,
+            subtasks=sum(index in one.arrived for one in received) if len(received) > 1 else None,
+        )
+        for index, is_used in enumerate(used.tolist())
     )
+
+
+def _largest_of_all(numbers: Sequence[Mapping[int, float]]) -> Mapping[int, float]:
+    """The largest number of each task that all these mappings have."""
+    first, *others = numbers
+    if not others:
+        return first
+    return {
+        index: max(number, *(one[index] for one in others))
+        for index, number in first.items()
+        if all(index in one for one in others)
+    }
+
+
+def _state(tasks: TaskTable, index: int, is_whole: bool, is_used: bool) -> str:
+    """What became of a task, of which all results arrived or not."""
+    if is_whole:
+        return "used" if is_used else "surplus"
+    return "abandoned" if index in tasks.running else "failed" if tasks[index].attempts else "not started"
 
 
 def _failures(tasks: TaskTable, index: int) -> tuple[str, ...]:

@@ -101,6 +101,8 @@ def _check_container(tree: Any, where: str) -> None:
 
 def _kind(leaf: Any, where: str, data: bool) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
+    if type(leaf) is np.ndarray:
+        return "array"
     if isinstance(leaf, np.ma.MaskedArray):
         raise TypeError(f"{where} a masked array, whose mask would be lost: use .filled()")
     if isinstance(leaf, np.matrix):
@@ -166,6 +168,8 @@ def _as_array(leaf: Any) -> Array:
 
 def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
     """The tree with this structure and these leaves."""
+    if len(structure) == 1:
+        return _as_it_was(structure[0], leaves[0])
     remaining = iter(leaves)
 
     def build(part: Structure) -> Any:

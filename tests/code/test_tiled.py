@@ -58,3 +58,25 @@ def test_parity_takes_the_compiled_path_for_any_rows(
     monkeypatch.setattr(tiled, "COMPILED_FROM_BYTES", 0)
     tolerance = 1e-12 if data.dtype.itemsize >= (16 if dtype[0] == "c" else 8) else 1e-5
     np.testing.assert_allclose(code.parity(rows), expected, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8"])
+@pytest.mark.parametrize(
+    ("height", "length", "width"), [(8, 24, 100), (8, 24, 5000), (3, 7, 250_000), (300, 60, 40)]
+)
+def test_products_of_every_size_are_numpys(height: int, length: int, width: int, dtype: str) -> None:
+    stream = np.random.default_rng(0)
+    matrix = stream.standard_normal((height, length)).astype(dtype)
+    rows = stream.standard_normal((length, width)).astype(dtype)
+    out = np.full((height, width), np.nan, dtype)
+    for made in (tiled.matmul(matrix, rows), tiled.matmul(matrix, rows, out)):
+        assert made.dtype == dtype
+        assert np.abs(made - matrix @ rows).max() < 100 * np.finfo(dtype).eps
+    assert out is made
+
+
+def test_rows_gathered_into_one_tile_are_cast_and_of_one_length() -> None:
+    rows = [np.array([2**63 + 1, 5], np.uint64), np.array([-1, 2**62 + 1])]
+    assert tiled.gather(rows, slice(0, 2), np.int64).tolist() == [[1 - 2**63, 5], [-1, 2**62 + 1]]
+    with pytest.raises(ValueError, match="shape"):
+        tiled.gather([np.ones(5), np.ones(3)], slice(0, 5), np.float64)
