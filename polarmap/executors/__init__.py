@@ -13,6 +13,7 @@ import numpy as np
 from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor
+from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.private_folder import private_folder
@@ -25,21 +26,21 @@ def executor_of(choice: Any) -> Executor:
     _check(choice)
     if choice is None:
         return default_pool()
-    if _is_localhost(choice):
+    if is_localhost(choice):
         from polarmap.executors.local import LocalhostExecutor
 
         return LocalhostExecutor()
-    if _is_path(choice):
+    if is_path(choice):
         from polarmap.executors.lithops import YamlExecutor
 
         return YamlExecutor(choice)
     if isinstance(choice, Executor):
         return choice
-    if _is_of_lithops(choice):
+    if is_of_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
-    if _is_of_dask(choice):
+    if is_of_dask(choice):
         from polarmap.executors.dask import DaskExecutor
 
         return DaskExecutor(choice)
@@ -54,7 +55,7 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
         inner, close = keep_open(choice.executor)
         return replace(choice, executor=inner), close
     _check(choice)
-    if _is_path(choice):
+    if is_path(choice):
         from polarmap.executors.lithops_configuration import close_functions, open_functions
 
         functions = open_functions(choice)
@@ -64,14 +65,15 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
 
 def storage_beside(choice: Any, data: Any) -> Any:
     """Where the workers of an executor read what stays for many maps: a folder here or the storage of
-    a `lithops.FunctionExecutor`; None if blocks travel with each task, or stay with the workers."""
+    a Lithops configuration; None if blocks travel with each task, or stay with the workers."""
     if isinstance(choice, FaultyExecutor):
         return storage_beside(choice.executor, data)
     if choice is None or isinstance(choice, Pool):
-        return None if _is_in_memory(data) else private_folder() / "arrays"
-    if _is_localhost(choice):
+        pool = default_pool() if choice is None else choice
+        return None if _is_in_memory(data) else pool.storage_of_arrays()
+    if is_localhost(choice):
         return private_folder() / "arrays"
-    return choice if _is_of_lithops(choice) else None
+    return choice if is_of_lithops(choice) else None
 
 
 def _is_in_memory(data: Any) -> bool:
@@ -84,9 +86,9 @@ def _is_in_memory(data: Any) -> bool:
 
 def _check(choice: Any) -> None:
     """ExecutorError, with what to pass instead, for what is none of those that can be opened."""
-    if _is_localhost(choice):
+    if is_localhost(choice):
         return
-    if _is_path(choice):
+    if is_path(choice):
         _check_path(os.fspath(choice))
         return
     name = getattr(choice, "__name__", type(choice).__name__)
@@ -94,7 +96,7 @@ def _check(choice: Any) -> None:
         raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
     if hasattr(choice, "get_executor"):
         raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
-    if not (isinstance(choice, Executor) or _is_of_lithops(choice) or hasattr(choice, "submit")):
+    if not (isinstance(choice, Executor) or is_of_lithops(choice) or hasattr(choice, "submit")):
         raise ExecutorError(
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
             "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
@@ -117,19 +119,3 @@ def _check_path(path: str | bytes) -> None:
         f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool}(8), "
         "or the path of a Lithops YAML file"
     )
-
-
-def _is_localhost(choice: Any) -> bool:
-    return choice is None or (isinstance(choice, str) and choice == "localhost")
-
-
-def _is_path(choice: Any) -> bool:
-    return isinstance(choice, (str, bytes, os.PathLike)) and not _is_localhost(choice)
-
-
-def _is_of_dask(choice: Any) -> bool:
-    return type(choice).__module__.startswith("distributed.") and hasattr(choice, "_client")
-
-
-def _is_of_lithops(choice: Any) -> bool:
-    return hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage")

@@ -53,6 +53,13 @@ class StoredPieces:
         """Whether nobody has removed its files."""
         return all(map(os.path.isdir, {os.path.dirname("/" + path) for path in self._places.values()}))
 
+    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
+        """Nothing: each is written when it is asked for, so that the first worker begins at once."""
+
+    def part(self, coded: Coded, key: str) -> bytes:
+        """Never asked for: workers read files."""
+        raise LookupError(key)
+
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """The block of a task, stored now if it is not yet."""
         layout, pieces = coded.layout(task), coded.pieces(task)

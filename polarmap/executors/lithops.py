@@ -56,8 +56,8 @@ class FunctionExecutorRun(LithopsRun):
         super().__init__(name, payload, functions.storage)
         self._functions, self._owned = functions, owned
         self._siblings: list[Any] = []
-        self._check_source(payload.blocks.source, "lies in")
-        self._check_source(payload.output and payload.output.source, "is to stay in")
+        check_reachable(payload.blocks.source, "lies in", functions)
+        check_reachable(payload.output and payload.output.source, "is to stay in", functions)
 
     def submit(self, tasks: Sequence[int]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
@@ -95,24 +95,6 @@ class FunctionExecutorRun(LithopsRun):
         if self._owned:
             end(self._functions)
 
-    def _check_source(self, source: Place | None, use: str) -> None:
-        """Refuse storage that workers of this backend cannot reach."""
-        if source is None:
-            return
-        if source.kind == "driver":
-            check_folder(source)
-        if source.kind == "folder" and self._functions.backend != "localhost":
-            raise ExecutorError(
-                f"the array {use} folder {source.place!r} of this machine, which workers on "
-                f"{self._functions.backend} cannot reach: use storage= of that backend"
-            )
-        backend = self._functions.storage.backend
-        if source.kind == "bucket" and source.backend != backend:
-            raise ExecutorError(
-                f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
-                f"{backend}: use the Lithops configuration of that bucket for both"
-            )
-
     def _sibling(self) -> Any:
         """What runs a further job at once: on this machine an executor runs its jobs one by one."""
         if self._functions.backend != "localhost":
@@ -130,3 +112,22 @@ class FunctionExecutorRun(LithopsRun):
                 futures = [copy.future for copy in everything if copy.job.functions is functions]
                 keep_monitoring(functions, futures)
         return []
+
+
+def check_reachable(source: Place | None, use: str, functions: Any) -> None:
+    """ExecutorError for storage that the workers of a FunctionExecutor cannot reach; `use`: of the array."""
+    if source is None:
+        return
+    if source.kind == "driver":
+        check_folder(source)
+    if source.kind == "folder" and functions.backend != "localhost":
+        raise ExecutorError(
+            f"the array {use} folder {source.place!r} of this machine, which workers on "
+            f"{functions.backend} cannot reach: use storage= of that backend"
+        )
+    backend = functions.storage.backend
+    if source.kind == "bucket" and source.backend != backend:
+        raise ExecutorError(
+            f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
+            f"{backend}: use the Lithops configuration of that bucket for both"
+        )

@@ -6,11 +6,13 @@ Everything else in this folder calls public methods of a `lithops.FunctionExecut
 from __future__ import annotations
 
 import atexit
+import base64
 import contextlib
 import copy
 import importlib
 import logging
 import os
+import pickletools
 import sys
 import threading
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -175,9 +177,43 @@ def _runtime_metadata() -> dict[str, Any]:
     return metadata
 
 
-def another_like(functions: Any) -> Any:
-    """A further FunctionExecutor with the configuration of one."""
-    return load_lithops().FunctionExecutor(config=copy.deepcopy(functions.config), log_level=None)
+def another_like(functions: Any, processes: int | None = None) -> Any:
+    """A further FunctionExecutor with the configuration of one; `processes`: tasks at a time, here."""
+    config = copy.deepcopy(functions.config)
+    if processes is not None:
+        config[functions.backend]["worker_processes"] = processes
+    return load_lithops().FunctionExecutor(config=config, log_level=None)
+
+
+def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]]:
+    """Modules that a pickled function needs and the workers' runtime lacks: source, and whether a package.
+
+    As Lithops itself finds the modules of a function that it maps.
+    """
+    strings = {value for _, value, _ in pickletools.genops(pickled) if isinstance(value, str)}
+    roots = {name.partition(".")[0] for name in strings & sys.modules.keys()}
+    roots -= {"__main__", "polarmap", "numpy", "cloudpickle", *sys.stdlib_module_names}
+    if not roots:
+        return {}
+    from lithops.job.serialize import create_module_data
+    from lithops.libs.multyvac.module_dependency import ModuleDependencyAnalyzer
+
+    analyzer = ModuleDependencyAnalyzer()
+    runtime = functions.invoker.select_runtime("polarmap", None)
+    analyzer.ignore({name for name, _ in runtime["preinstalls"]})
+    analyzer.ignore({"polarmap", "numpy", "lithops"})
+    for root in roots:
+        analyzer.add(root)
+    files = create_module_data(analyzer.get_and_clear_paths())
+    return dict(_as_module(path, base64.b64decode(data)) for path, data in files.items())
+
+
+def _as_module(path: str, source: bytes) -> tuple[str, tuple[str, bool]]:
+    """The name of the module in such a file, its source and whether it is a package."""
+    *folders, file = path.removesuffix(".py").split("/")
+    is_package = file == "__init__"
+    name = ".".join(folders if is_package else [*folders, file])
+    return name, (source.decode(), is_package)
 
 
 def runner_process(functions: Any) -> Any:

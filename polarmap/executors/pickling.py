@@ -33,13 +33,19 @@ class PickledFunction(NamedTuple):
     types: Mapping[tuple[str, str], type]
 
 
-def pickled_with_types(f: Callable[[Any], Any], structure: Structure, place: str) -> PickledFunction:
-    """f and the structure of its blocks as bytes for a worker; CodeError if they cannot travel."""
+def pickled_with_types(
+    f: Callable[[Any], Any], structure: Structure, place: str, by_value: bool = False
+) -> PickledFunction:
+    """f and the structure of its blocks as bytes for a worker; CodeError if they cannot travel.
+
+    by_value : what runs on workers travels along.
+    """
     file = io.BytesIO()
     pickler = _Pickler(file)
     _note_types(structure, pickler.types)
     try:
-        pickler.dump((f, structure))
+        with pickled_by_value() if by_value else contextlib.nullcontext():
+            pickler.dump((f, structure))
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
     return PickledFunction(file.getvalue(), pickler.types)

@@ -1,4 +1,4 @@
-"""Workers of this machine that stay from map to map: pools of one's own, and the one that is the default."""
+"""Workers that stay from map to map: pools of one's own, and the one that is the default."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ import shutil
 import threading
 import time
 import weakref
-from typing import Any
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,37 +20,68 @@ from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.block_files import BlockFiles
+from polarmap.executors.block_objects import BlockObjects
+from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder
-from polarmap.executors.pickling import pickled_with_types
+from polarmap.executors.pickling import PickledFunction, pickled_with_types
 from polarmap.executors.pool_run import PoolRun, Shared
+from polarmap.executors.private_folder import private_folder
+from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.worker.parts import Place
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
+TEND_SECONDS = 1.0  # between looks after workers elsewhere while no map runs
+
+
+class PoolOptions(NamedTuple):
+    """What a pool was asked for: see `Pool`."""
+
+    workers: int | None
+    idle: float
+    memory: int
+    threads: int
+    listen: bool
 
 
 class Pool:
-    """Worker processes of this machine that stay from map to map: an executor for every verb.
+    """Workers that stay from map to map: an executor for every verb.
 
-    The first map starts them, in some tenths of a second; a later one finds them, and the blocks of data
-    that it shares with an earlier map. Maps without `executor` run on a pool that all of a process share,
-    so that one of your own is for other options.
+    The first map starts them; a later one finds them, and the blocks of data that it shares with an earlier
+    map. Maps without `executor` run on a pool that all of a process share, so that one of your own is for
+    other places and options.
 
     Parameters
     ----------
-    executor : None or "localhost"
-        This machine.
+    executor : None, "localhost", path, lithops.FunctionExecutor or Dask executor
+        None and "localhost": processes of this machine. A Lithops configuration, or an executor that was made
+        of one: its functions, which are paid as long as they stay. What `client.get_executor()` gives:
+        threads of the workers of a Dask cluster. The executor itself stays free for others.
     workers : int, optional
-        Tasks at a time, at most; by default as many as keep the cores busy: tasks that wait for something
-        let others start.
+        Tasks at a time, at most. By default on this machine as many as keep the cores busy (tasks
+        that wait for something let others start), elsewhere as many as a map has tasks, or the
+        cluster threads.
     idle : float
         Seconds without a map after which the workers end; the next map starts others.
     memory : int
-        Bytes of memory that blocks may take between maps, beyond which they lie on disk.
+        Bytes that blocks may take between maps: here of memory, beyond which they lie on disk; elsewhere
+        of each worker.
     threads : int
-        That each worker may use for linear algebra: with more than one, workers take the cores from each
-        other unless they are few.
+        That each worker may use for linear algebra: with more than one, workers of one machine take
+        the cores from each other unless they are few.
+    listen : bool
+        Whether workers elsewhere may call this process on a socket: by TCP, or on this machine by a file;
+        both sides prove that they have a key. False: they talk by way of the storage of
+        their configuration, as do those that do not reach the socket.
+
+    Raises
+    ------
+    CodeError
+        For an option that is none.
+    ExecutorError
+        For an executor that has no such workers.
 
     Examples
     --------
@@ -59,9 +92,6 @@ class Pool:
     [1.0, 5.0, 9.0, 13.0]
     """
 
-    name = "workers here"
-    worker: Worker | None = None
-
     def __init__(
         self,
         executor: Any = None,
@@ -70,34 +100,46 @@ class Pool:
         idle: float = IDLE_SECONDS,
         memory: int = BLOCK_BYTES,
         threads: int = 1,
+        listen: bool = True,
     ) -> None:
-        if not (executor is None or (isinstance(executor, str) and executor == "localhost")):
-            raise ExecutorError(
-                f"a Pool has workers on this machine only, not on {executor!r:.200}: pass that itself as "
-                "executor= of the map"
-            )
         for name, count in {"workers": workers, "threads": threads}.items():
             if not (name == "workers" and count is None) and not _is_count(count):
                 raise CodeError(f"{name} must be an integer of at least 1, not {count!r:.100}")
         for name, number in {"idle": idle, "memory": memory}.items():
             if not is_positive(number):
                 raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
-        self._options = threads, workers, int(memory), float(idle)
+        if not isinstance(listen, bool):
+            raise CodeError(f"listen must be True or False, not {listen!r:.100}")
+        self._place = _place(executor)
+        self._options = PoolOptions(workers, float(idle), int(memory), threads, listen)
         self._lock = threading.Lock()
         self._kept: KeptWorkers | None = None
         self._is_closed = False
         _pools.add(self)
 
+    @property
+    def name(self) -> str:
+        """Where the workers are, and over what they talk with this process, once that is known."""
+        kept = self._kept
+        return self._place.name if kept is None else self._place.name + kept.channel
+
+    @property
+    def worker(self) -> Worker | None:
+        """What each worker is given and may cost; None where nothing is known."""
+        return self._place.worker
+
+    def storage_of_arrays(self) -> Any:
+        """Where workers find data that is not in memory, as `encode(storage=)` takes it; None if nowhere."""
+        return self._place.storage_of_arrays()
+
     def open(self, payload: Payload) -> PoolRun:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
-        check_folder(payload.blocks.source)
-        check_folder(payload.output and payload.output.source)
         with self._lock:
             if self._is_closed:
                 raise ExecutorError("this Pool is closed: make a new one")
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
-                self._kept = KeptWorkers(*self._options)
+                self._kept = KeptWorkers(self._place.start(self._options), self._options.idle)
                 weakref.finalize(self, self._kept.close)
                 run = self._kept.open(payload)
             assert run is not None
@@ -134,12 +176,8 @@ class KeptWorkers:
 
     _numbers = itertools.count()
 
-    def __init__(self, threads: int, most: int | None, memory: int, idle: float) -> None:
-        self._idle = idle
-        in_memory, on_disk = memory_folder(), disk_folder()
-        self._folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        workers = WorkerProcesses(threads, most, [str(folder) for folder in self._folders])
-        self._shared = Shared(workers, BlockFiles(in_memory, on_disk, memory), most, threads)
+    def __init__(self, crew: Crew, idle: float) -> None:
+        self._crew, self._idle = crew, idle
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._maps = 0  # that run now
@@ -147,18 +185,27 @@ class KeptWorkers:
         self._ended = threading.Event()
         threading.Thread(target=self._end_when_idle, name="polarmap-idle", daemon=True).start()
 
+    @property
+    def channel(self) -> str:
+        """Over what workers elsewhere talk, in brackets; empty while none has called."""
+        workers = self._crew.shared.workers
+        return f" ({workers.channel})" if isinstance(workers, RemoteWorkers) and workers.channel else ""
+
     def open(self, payload: Payload) -> PoolRun | None:
         """Tasks of one map; None if the workers have ended."""
-        f = pickled_with_types(payload.f, payload.blocks.structure, Pool.name)
+        crew = self._crew
+        crew.check(payload.blocks.source, "lies in")
+        crew.check(payload.output and payload.output.source, "is to stay in")
+        f = pickled_with_types(payload.f, payload.blocks.structure, crew.name, crew.is_elsewhere)
         with self._lock:
             if self._ended.is_set():
                 return None
             self._maps += 1
         try:
-            self._shared.workers.start(modules_named(f.pickled))
+            crew.be_ready(f)
             number = next(self._numbers)
-            folders = [folder / f"map-{number}" for folder in self._folders]
-            return PoolRun(number, payload, f, self._shared, folders, self._done)
+            folders = [folder / f"map-{number}" for folder in crew.shared_folders]
+            return PoolRun(number, payload, f, crew.shared, folders, self._done)
         except BaseException:
             self._done()
             raise
@@ -168,13 +215,13 @@ class KeptWorkers:
         if os.getpid() != self._owner or self._ended.is_set():
             return
         self._ended.set()
-        self._shared.workers.close()
-        for folder in self._folders:
+        self._crew.shared.workers.close()
+        for folder in self._crew.folders:
             shutil.rmtree(folder, ignore_errors=True)
 
     def forget(self) -> None:
         """Let go of all, in a process that was forked of the one that has it."""
-        self._shared.workers.forget()
+        self._crew.shared.workers.forget()
 
     def _done(self) -> None:
         """A map has ended."""
@@ -184,11 +231,139 @@ class KeptWorkers:
 
     def _end_when_idle(self) -> None:
         rest = self._idle
-        while not self._ended.wait(max(rest, 0.01)):
+        while not self._ended.wait(max(min(rest, self._crew.tend_seconds), 0.01)):
+            self._crew.shared.workers.tend()
             with self._lock:
                 rest = self._idle if self._maps else self._used + self._idle - time.monotonic()
                 if rest <= 0:
                     self.close()
+
+
+class Crew(NamedTuple):
+    """Workers in one place, with all that belongs to them.
+
+    name : of the place.
+    shared : with all maps.
+    folders : of this process that end with the workers.
+    shared_folders : those of them in which workers read and write; none if they are elsewhere.
+    check : raises for storage that they cannot reach.
+    be_ready : called before each map, with its function.
+    tend_seconds : between looks after the workers while no map runs.
+    """
+
+    name: str
+    shared: Shared
+    folders: Sequence[Path]
+    shared_folders: Sequence[Path]
+    check: Callable[[Place | None, str], None]
+    be_ready: Callable[[PickledFunction], None]
+    tend_seconds: float
+
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether functions must travel with what they need."""
+        return self.shared.threads is None
+
+
+class Here:
+    """Processes of this machine."""
+
+    name = "workers here"
+    worker: Worker | None = None
+
+    def storage_of_arrays(self) -> Any:
+        """A folder of this process."""
+        return private_folder() / "arrays"
+
+    def start(self, options: PoolOptions) -> Crew:
+        """Be ready to start workers."""
+        in_memory, on_disk = memory_folder(), disk_folder()
+        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+        workers = WorkerProcesses(options.threads, options.workers, [str(folder) for folder in folders])
+        blocks = BlockFiles(in_memory, on_disk, options.memory)
+        return Crew(
+            self.name,
+            Shared(workers, blocks, options.workers, options.threads),
+            folders,
+            folders,
+            lambda source, use: check_folder(source),
+            lambda f: workers.start(modules_named(f.pickled)),
+            float("inf"),
+        )
+
+
+class Elsewhere:
+    """Functions of Lithops, or tasks of Dask."""
+
+    def __init__(self, choice: Any) -> None:
+        self._choice = choice
+        self._is_lithops = is_path(choice) or is_of_lithops(choice)
+        self.name, self.worker = self._known()
+
+    def storage_of_arrays(self) -> Any:
+        """The storage of the configuration."""
+        return self._choice if self._is_lithops else None
+
+    def start(self, options: PoolOptions) -> Crew:
+        """Open what starts workers; ExecutorError if that is impossible."""
+        on_disk = disk_folder()
+        try:
+            site = self._site(on_disk)
+            in_memory = None if site.folder is None else memory_folder()
+            folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+            workers = RemoteWorkers(site, options.workers, options.listen, options.memory)
+        except BaseException:
+            shutil.rmtree(on_disk, ignore_errors=True)
+            raise
+        blocks: Any = (
+            BlockObjects(site.storage, site.prefix)
+            if site.folder is None
+            else BlockFiles(in_memory, on_disk, options.memory)
+        )
+        return Crew(
+            self.name,
+            Shared(workers, blocks, options.workers, None, site.modules),
+            folders,
+            folders if site.folder is not None else [],
+            site.check_source,
+            lambda f: None,
+            TEND_SECONDS,
+        )
+
+    def _known(self) -> tuple[str, Worker | None]:
+        """The name of the place, and what a worker is given there."""
+        if is_path(self._choice):
+            from polarmap.executors.lithops import YamlExecutor
+
+            yaml = YamlExecutor(self._choice)
+            return f"kept workers on {yaml.name}", yaml.worker
+        if self._is_lithops:
+            from polarmap.executors.lithops import LithopsExecutor
+
+            functions = LithopsExecutor(self._choice)
+            return f"kept workers on {functions.name}", functions.worker
+        return f"kept workers on {type(self._choice).__name__}", None
+
+    def _site(self, folder: Path) -> Any:
+        if self._is_lithops:
+            from polarmap.executors.lithops_site import LithopsSite
+
+            return LithopsSite(self._choice, folder)
+        from polarmap.executors.dask_site import DaskSite
+
+        return DaskSite(self._choice)
+
+
+def _place(choice: Any) -> Here | Elsewhere:
+    """Where a pool of this executor has its workers; ExecutorError if it can have none."""
+    if is_localhost(choice):
+        return Here()
+    if is_path(choice) or is_of_lithops(choice) or is_of_dask(choice):
+        return Elsewhere(choice)
+    hint = (
+        "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"
+    )
+    raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

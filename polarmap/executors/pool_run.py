@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import hashlib
 import os
 import select
 import shutil
@@ -13,18 +14,18 @@ from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
-from polarmap.executors.base import Failure, Outcome, Payload, lost, outcome_of
-from polarmap.executors.block_files import BlockFiles, StoredPieces, name_of
+from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outcome_of
+from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import limits_of_threads
 from polarmap.executors.pickling import PickledFunction
-from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
+from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.cores import available_cores
 from polarmap.worker.frames import FrameError, parsed_reply
-from polarmap.worker.io_sockets import Call, Surroundings
+from polarmap.worker.io_channel import Call, Surroundings
 from polarmap.worker.messages import Error, StoredBlock
 from polarmap.worker.parts import DamagedError, Part, read_file
 
@@ -42,17 +43,48 @@ class Running(NamedTuple):
     since: float
 
 
+class Stored(Protocol):
+    """The blocks of a map where workers read them."""
+
+    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
+        """These are about to be read."""
+        ...
+
+    def block(self, coded: Coded, task: int) -> StoredBlock:
+        """What the worker of a task is to read."""
+        ...
+
+    def part(self, coded: Coded, key: str) -> bytes:
+        """What a worker asks its driver for."""
+        ...
+
+
+class Blocks(Protocol):
+    """The stored blocks of all maps of a pool."""
+
+    def of(self, coded: Coded) -> Any:
+        """Those of these blocks, in use until `done` is called."""
+        ...
+
+    def done(self, stored: Any) -> None:
+        """A map does not need them any more."""
+        ...
+
+
 class Shared(NamedTuple):
     """What the maps of a pool share.
 
     most : tasks of a map at a time.
-    threads : that each worker may use for linear algebra.
+    threads : that each worker may use for linear algebra; None for workers elsewhere, which find nothing
+        of this process around them, and are not in each other's way.
+    modules : those that a pickled function needs and workers elsewhere may lack.
     """
 
-    workers: WorkerProcesses
-    files: BlockFiles
+    workers: WorkerTable
+    blocks: Blocks
     most: int | None
-    threads: int
+    threads: int | None
+    modules: Callable[[bytes], Mapping[str, tuple[str, bool]]] = lambda pickled: {}
 
 
 class PoolRun:
@@ -85,7 +117,7 @@ class PoolRun:
         done: Callable[[], None],
     ) -> None:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
-        self._workers, self._files, self._most, threads = shared
+        self._workers, self._blocks, self._most, threads, modules = shared
         self._lease = Lease()
         self._attempts: dict[int, int] = {}
         self._waiting: deque[tuple[int, int]] = deque()
@@ -93,16 +125,20 @@ class PoolRun:
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
         self._ended: list[Outcome] = []  # that are told with the next ones
         self._cores = available_cores()
-        self._slots = first_slots(self._cores, self._most)
+        self._is_elsewhere = threads is None
+        self._slots = sys.maxsize if threads is None else first_slots(self._cores, self._most)
         self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
-        self._around = surroundings(threads)
-        self._stored: StoredPieces | None = None
+        self._around = None if threads is None else surroundings(threads)
+        self._stored: Stored | None = None
         self._types = f.types
+        self._digest = hashlib.blake2b(f.pickled, digest_size=16).digest()
+        self._modules = modules(f.pickled)
         try:
-            folders[0].mkdir(parents=True)
+            for folder in folders[:1]:
+                folder.mkdir(parents=True)
             self._f = self._sent(f.pickled)
             if payload.blocks.source is None:
-                self._stored = self._files.of(payload.blocks)
+                self._stored = self._blocks.of(payload.blocks)
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -119,6 +155,9 @@ class PoolRun:
         for task in tasks:
             self._attempts[task] = self._attempts.get(task, -1) + 1
             self._waiting.append((task, self._attempts[task]))
+        if self._stored is not None:
+            self._stored.prepare(self._payload.blocks, tasks)
+        self._workers.want(len(self._waiting) + len(self._running))
         self._start_waiting()
 
     def running(self) -> Mapping[int, float]:
@@ -145,13 +184,19 @@ class PoolRun:
                 return ended
             if time.monotonic() >= deadline:
                 return []
-            self._look_for_idle_cores()
+            if self._waiting:
+                self._workers.check()
+                self._look_for_idle_cores()
 
     def close(self) -> None:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
         if self._lease.ended is not None:
             return
         self._lease.ended = time.monotonic()
+        if self._is_elsewhere and self._running:
+            for worker in self._running:
+                worker.send("cancel")
+            self._workers.flush()
         self._workers.leave(self._running)
         self._running.clear()
         self._waiting.clear()
@@ -159,18 +204,21 @@ class PoolRun:
         for folder in self._folders:
             _remove(folder)
         if self._stored is not None:
-            self._files.done(self._stored)
+            self._blocks.done(self._stored)
         self._done()
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
-        stuck = self._workers.abandoned_tasks() if self._waiting else set()
+        if not self._waiting:
+            return
+        stuck = self._workers.abandoned_tasks()
         while self._waiting and len(self._running) < self._slots:
             first = name_of(self._payload.blocks, self._waiting[0][0])
             worker = self._workers.take(self._lease, may_wait=bool(self._running), task=first)
             if worker is None:
-                return
+                break
             self._start(worker, *self._next(worker, stuck))
+        self._workers.flush()
 
     def _next(self, worker: Worker, stuck: set[Hashable]) -> tuple[int, int]:
         """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
@@ -190,17 +238,17 @@ class PoolRun:
         """Hand it to this worker; another one will do it if this one does not listen."""
         is_told = False
         try:
-            is_told = worker.send(self._call(worker, task, attempt))
+            is_told = worker.send("call", self._call(worker, task, attempt))
         finally:
             if not is_told:
                 self._workers.remove(worker)
         if not is_told:
             self._waiting.appendleft((task, attempt))
             return
-        worker.map, worker.around = self._number, self._around
+        self._note_told(worker)
         worker.note(name_of(self._payload.blocks, task))
         self._running[worker] = Running(task, attempt, time.monotonic())
-        descriptor = worker.connection.fileno()
+        descriptor = worker.link.fileno()
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
 
@@ -216,9 +264,17 @@ class PoolRun:
             self._number,
             tuple(map(str, self._folders)),
             self._payload.ticket(task, attempt, block._replace(structure=())),
-            self._f if worker.map != self._number else None,
+            self._f if worker.function != self._digest else None,
             self._around if worker.around != self._around else None,
+            {name: one for name, one in self._modules.items() if name not in worker.modules},
         )
+
+    def _note_told(self, worker: Worker) -> None:
+        """What a worker has been told it need not be told again."""
+        worker.around = self._around
+        worker.modules.update(self._modules)
+        # The file of a function is gone after its map.
+        worker.function = self._digest if isinstance(self._f, bytes) else None
 
     def _heard(self, worker: Worker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
@@ -226,7 +282,10 @@ class PoolRun:
         outcomes = []
         for fields, data in said:
             try:
-                outcomes.append(self._outcome(worker, fields, data))
+                if "need" in fields:
+                    is_there = self._send_part(worker, fields["need"])
+                else:
+                    outcomes.append(self._outcome(worker, fields, data))
             except (FrameError, DamagedError, OSError, MemoryError, TypeError, ValueError):
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
@@ -235,9 +294,16 @@ class PoolRun:
             outcomes.append(lost(task, attempt, "its worker process ended without reporting"))
         return outcomes
 
+    def _send_part(self, worker: Worker, key: str) -> bool:
+        """Send the part of a block that a worker asks for; whether it is there to take it."""
+        assert self._stored is not None
+        is_told = worker.send("part", key, self._stored.part(self._payload.blocks, key))
+        self._workers.flush()
+        return is_told
+
     def _release(self, worker: Worker) -> Running:
         """It does nothing for this run any more."""
-        descriptor = worker.connection.fileno()
+        descriptor = worker.link.fileno()
         self._poll.unregister(descriptor)
         del self._by_descriptor[descriptor]
         return self._running.pop(worker)
@@ -273,7 +339,7 @@ class PoolRun:
 
     def _look_for_idle_cores(self) -> None:
         """Let more tasks run where those that do leave the cores idle, seen twice in a row."""
-        if not self._waiting or (self._most is not None and self._slots >= self._most):
+        if self._slots >= (self._most or sys.maxsize):
             return
         processes = [worker.process for worker in self._running]
         idle = sum(process is not None and is_waiting(process) for process in processes)
@@ -285,7 +351,7 @@ class PoolRun:
 
     def _sent(self, pickled: bytes) -> bytes | str:
         """A function as it travels, or the file that it is to be read from."""
-        if len(pickled) <= FUNCTION_BYTES:
+        if len(pickled) <= FUNCTION_BYTES or not self._folders:
             return pickled
         for number, folder in enumerate(self._folders, 1):
             path = folder / "function"

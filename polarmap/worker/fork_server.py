@@ -16,7 +16,8 @@ import struct
 import sys
 from typing import Any
 
-from polarmap.worker.io_sockets import serve_tasks
+from polarmap.worker.channels import SocketChannel
+from polarmap.worker.io_channel import ChannelIO, serve_tasks
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
 FORK, KILL, END, READY = b"f", b"k", b"e", b"r"
@@ -100,7 +101,7 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
         if "numpy.random" in sys.modules:
             sys.modules["numpy.random"].seed()  # else all workers draw the same numbers
         with socket.socket(fileno=descriptor) as connection:
-            serve_tasks(connection)
+            serve_tasks(ChannelIO(SocketChannel(connection)))
         code = 0
     except ConnectionError:
         code = 0  # the driver is gone

@@ -15,13 +15,16 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seal
 from polarmap.worker.messages import Error, Reply
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Packed, Structure
 from polarmap.worker.stored_output import StoredOutput
 
-LENGTHS = struct.Struct(">IQ")  # of the plain data and of the raw bytes
+LENGTHS = ">IQ"  # as struct writes them, of the plain data and of the raw bytes
+LENGTHS_BYTES = struct.calcsize(LENGTHS)
 PLAIN_BYTES = 1 << 28  # more than any plain data has: what claims more is not a message
+RAW_BYTES = 1 << 40  # the same of raw bytes
 
 Types = Mapping[tuple[str, str], type]  # by module and qualified name
 
@@ -30,14 +33,17 @@ class FrameError(Exception):
     """Bytes that are no message."""
 
 
-def frame(fields: Any, data: bytes | bytearray | memoryview = b"") -> bytes:
-    """A message as it travels."""
+def frame(fields: Any, data: bytes | bytearray | memoryview = b"", seal: Seal | None = None) -> bytes:
+    """A message as it travels; `seal`: with a tag at its end."""
     text = json.dumps(fields, separators=(",", ":")).encode()
-    return LENGTHS.pack(len(text), len(data)) + text + data
+    parts = struct.pack(LENGTHS, len(text), len(data)), text, data
+    return b"".join(parts if seal is None else (*parts, seal.tag(parts)))
 
 
 class Frames:
     """The messages in a stream of bytes, as they become complete.
+
+    seal : of their tags; None if they have none.
 
     >>> frames = Frames()
     >>> sent = frame(["a", 1], b"xyz")
@@ -45,26 +51,37 @@ class Frames:
     ([], [(['a', 1], bytearray(b'xyz'))])
     """
 
-    def __init__(self) -> None:
-        self._bytes = bytearray()
+    def __init__(self, seal: Seal | None = None) -> None:
+        self._bytes, self._seal = bytearray(), seal
 
     def of(self, received: bytes) -> Iterator[tuple[Any, bytearray]]:
         """Those that are complete with these bytes; FrameError if they are none."""
         self._bytes += received
-        while len(self._bytes) >= LENGTHS.size:
-            plain, raw = LENGTHS.unpack_from(self._bytes)
-            if plain > PLAIN_BYTES or raw > PLAIN_BYTES:
+        tag_bytes = 0 if self._seal is None else TAG_BYTES
+        while len(self._bytes) >= LENGTHS_BYTES:
+            plain, raw = struct.unpack_from(LENGTHS, self._bytes)
+            if plain > PLAIN_BYTES or raw > RAW_BYTES:
                 raise FrameError(f"a message of {plain} and {raw} bytes")
-            start, end = LENGTHS.size + plain, LENGTHS.size + plain + raw
-            if len(self._bytes) < end:
+            start, end = LENGTHS_BYTES + plain, LENGTHS_BYTES + plain + raw
+            if len(self._bytes) < end + tag_bytes:
                 return
+            if self._seal is not None:
+                self._check(self._seal, end)
             try:
-                fields = json.loads(self._bytes[LENGTHS.size : start])
+                fields = json.loads(self._bytes[LENGTHS_BYTES:start])
             except ValueError as error:
                 raise FrameError(str(error)) from error
             data = self._bytes[start:end]
-            del self._bytes[:end]
+            del self._bytes[: end + tag_bytes]
             yield fields, data
+
+    def _check(self, seal: Seal, end: int) -> None:
+        """FrameError unless the first message, which ends here, has the right tag."""
+        try:
+            with memoryview(self._bytes) as view:
+                seal.verify((view[:end],), self._bytes[end : end + TAG_BYTES])
+        except AuthenticationError as error:
+            raise FrameError(str(error)) from error
 
 
 def plain_reply(reply: Reply) -> dict[str, Any]:

@@ -15,8 +15,9 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
-from polarmap.executors.worker_processes import Lease, Worker, WorkerProcesses
-from polarmap.worker.io_sockets import Call
+from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.worker_table import Lease, Worker
+from polarmap.worker.io_channel import Call
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of

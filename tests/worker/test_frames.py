@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -90,7 +91,12 @@ def test_what_is_no_reply_is_refused(fields: Any) -> None:
 
 
 def test_bytes_that_are_no_messages_are_refused() -> None:
-    for sent in (LENGTHS.pack(2**31, 0), LENGTHS.pack(0, 2**60), LENGTHS.pack(3, 0) + b"{]}", os.urandom(64)):
+    for sent in (
+        struct.pack(LENGTHS, 2**31, 0),
+        LENGTHS.pack(0, 2**60),
+        LENGTHS.pack(3, 0) + b"{]}",
+        os.urandom(64),
+    ):
         with pytest.raises(FrameError):
             list(Frames().of(sent + bytes(2**16)))
 

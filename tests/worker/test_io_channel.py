@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.worker.frames import Frames, frame
-from polarmap.worker.io_sockets import Call, serve_tasks
+from polarmap.worker.io_channel import Call, serve_tasks
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of

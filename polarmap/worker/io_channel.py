@@ -1,4 +1,4 @@
-"""Tasks of a worker that stays: messages on a socket, blocks mapped from files.
+"""Tasks of a worker that stays: calls come and replies go on a channel, blocks stay in memory.
 
 Runs on workers: imports numpy at most.
 """
@@ -8,22 +8,26 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
-import socket
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import LENGTHS, frame, plain_reply
+from polarmap.worker.channels import Channel
+from polarmap.worker.fetched_blocks import FetchedBlocks
+from polarmap.worker.frames import plain_reply
 from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.objects import remove_parts, write_object
+from polarmap.worker.objects import read_part, remove_parts, write_object
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Structure
 from polarmap.worker.run_task import run_task
+from polarmap.worker.sent_modules import SentModules
 
-INLINE_BYTES = 1 << 16  # larger results are files: no worker waits until its driver reads
+INLINE_BYTES = 1 << 16  # larger results are files, where there are some: no worker waits for its driver
 LOOK_SECONDS = 1.0  # between looks whether blocks that are kept have been removed
+PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was asked for
 
 Function = Callable[[Any], Any]
 
@@ -46,14 +50,16 @@ class Surroundings(NamedTuple):
 
 
 class Call(NamedTuple):
-    """A task as it travels to a worker; the driver's side of the socket is trusted.
+    """A task as it travels to a worker, which trusts its driver.
 
     map : number of the map that it belongs to.
-    folders : for results, of which the first exists for as long as the map is waited for.
+    folders : for large results, of which the first exists for as long as the map is waited for; empty
+        where driver and worker share none.
     ticket : whose block has no structure.
     f : bytes of the pickled function and of the structure of blocks, or the path of a file with them;
-        None if the worker has them from the last task of the map.
-    around : None if they have not changed.
+        None if they are those of the last task.
+    around : None if they have not changed, or are the worker's own.
+    modules : source of those that f needs and the worker has not yet, by name.
     """
 
     map: int
@@ -61,53 +67,49 @@ class Call(NamedTuple):
     ticket: Ticket
     f: bytes | str | None
     around: Surroundings | None
+    modules: Mapping[str, tuple[str, bool]] = {}
+
+    @classmethod
+    def parse(cls, fields: tuple[Any, ...]) -> Call:
+        """One from what `plain` made of it; itself, if it travelled as it is."""
+        if isinstance(fields, Call):
+            return fields
+        number, folders, ticket, f, around, modules = fields
+        around = around and Surroundings(*around)
+        return cls(number, folders, Ticket.parse(ticket), f, around, modules)
 
 
-def receive(connection: socket.socket) -> bytes | None:
-    """The raw bytes of the next message; None when there is none any more."""
-    lengths = _exactly(connection, LENGTHS.size)
-    if lengths is None:
-        return None
-    plain, raw = LENGTHS.unpack(lengths)
-    data = _exactly(connection, plain + raw)
-    return None if data is None else bytes(memoryview(data)[plain:])
+def serve_tasks(io: ChannelIO, until: float = inf) -> None:
+    """Do what the driver says, one task after the other, until it goes or it is this late.
+
+    until : on the monotonic clock.
+    """
+    with contextlib.suppress(ConnectionError):
+        io.channel.send({"process": os.getpid()})
+        while time.monotonic() < until:
+            message = io.channel.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
+            if message is None:
+                io.blocks.forget_removed()
+            elif message[0] == "call":
+                io.run(Call.parse(message[1]))
 
 
-def _exactly(connection: socket.socket, count: int) -> bytearray | None:
-    data = bytearray(count)
-    with memoryview(data) as view:
-        filled = 0
-        while filled < count:
-            received = connection.recv_into(view[filled:])
-            if not received:
-                return None
-            filled += received
-    return data
+class ChannelIO:
+    """What connects the tasks of a worker that stays with their driver.
 
+    storage : a `lithops.Storage`, for what lies in buckets.
+    memory : bytes of blocks that are kept of what does not lie in files of this machine.
+    """
 
-def serve_tasks(connection: socket.socket) -> None:
-    """Do what the messages on a socket say, one after the other, until it is closed."""
-    connection.sendall(frame({"process": os.getpid()}))
-    io = SocketIO(connection)
-    while True:
-        while len(io.blocks) and not select.select([connection], [], [], LOOK_SECONDS)[0]:
-            io.blocks.forget_removed()
-        message = receive(connection)
-        if message is None:
-            return
-        io.run(pickle.loads(message))
-
-
-class SocketIO:
-    """What connects the tasks of a worker that stays with their driver."""
-
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, channel: Channel, storage: Any = None, memory: int = 1 << 30) -> None:
+        self.channel, self._storage = channel, storage
         self._map = -1
         self._pickled: bytes | str = b""
         self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
         self._folders: tuple[str, ...] = ()
         self.blocks = KeptBlocks()
+        self._fetched = FetchedBlocks(self._fetch, memory)
+        self._modules = SentModules()
 
     def run(self, call: Call) -> None:
         """Do a task and reply."""
@@ -116,13 +118,14 @@ class SocketIO:
         if call.map != self._map:
             self._map, self._f = call.map, None
             self.blocks.forget_removed()
+        self._modules.add(call.modules)
         if call.f is not None:
             self._pickled = call.f
         self._folders = call.folders
         ticket = call.ticket
         reply = run_task(ticket, self)
         if reply is None:
-            self._connection.sendall(frame({"task": ticket.task, "attempt": ticket.attempt}))
+            self.channel.send({"task": ticket.task, "attempt": ticket.attempt})
         else:
             self._send(reply, "end")
 
@@ -138,12 +141,13 @@ class SocketIO:
         f, f_on_kept, structure = self._f
         assert ticket.block is not None
         is_private = ticket.attempt > 0
-        block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
+        blocks = self.blocks if ticket.block.source.kind == "folder" else self._fetched
+        block = blocks.load(ticket.block._replace(structure=structure), is_private)
         return f if is_private else f_on_kept, block
 
     def is_cancelled(self) -> bool:
-        """Whether the folder of the map is gone."""
-        return not os.path.isdir(self._folders[0])
+        """Whether the folder of the map is gone, or the driver has said something new."""
+        return not os.path.isdir(self._folders[0]) if self._folders else self.channel.has_message()
 
     def hand_in(self, reply: Reply) -> bool:
         """Send the result of a subtask; what is cancelled ends here."""
@@ -154,11 +158,21 @@ class SocketIO:
 
     def write(self, place: Place, key: str, data: bytes) -> None:
         """Store a part of the result."""
-        write_object(place, key, data)
+        write_object(place, key, data, self._storage)
 
     def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
         """Take such parts out of storage again."""
-        remove_parts(place, parts)
+        remove_parts(place, parts, self._storage)
+
+    def _fetch(self, source: Place, part: Part) -> Any:
+        """The bytes of a part that lies in a bucket, or with the driver."""
+        if source.kind != "driver" or not part.key:
+            return read_part(source, part, self._storage)
+        self.channel.send({"need": part.key})
+        message = self.channel.receive(PART_SECONDS)
+        if message is None or message[:2] != ("part", part.key):
+            raise InterruptedError("nobody waits for this task any more")
+        return message[2]
 
     def _unpickled(self) -> tuple[Function, Structure]:
         data = self._pickled
@@ -177,10 +191,10 @@ class SocketIO:
             kind, fields = "end", plain_reply(reply)
         fields["kind"] = kind
         data = b"" if reply.result is None else reply.result.data
-        if len(data) > INLINE_BYTES:
+        if len(data) > INLINE_BYTES and self._folders:
             fields["file"] = self._left(reply, data)
             data = b""
-        self._connection.sendall(frame(fields, data))
+        self.channel.send(fields, data)
 
     def _left(self, reply: Reply, data: Any) -> list[Any]:
         """The name of a file with these bytes, and in which of the map's folders it lies; -1 if in none."""

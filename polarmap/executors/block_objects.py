@@ -1,0 +1,138 @@
+"""The blocks of maps as workers elsewhere fetch them, once each: from a storage, or from the driver."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.base import Coded
+from polarmap.executors.lithops_storage import ask_again
+from polarmap.worker.messages import StoredBlock
+from polarmap.worker.parts import Part, Place
+
+TRANSFERS = 16  # objects written at once
+
+
+class StoredPieces:
+    """The pieces of some coded blocks under names that stand for their bytes, for as long as the blocks live.
+
+    Parameters
+    ----------
+    coded : Coded
+    place : Place
+    prefix : str
+        Of the names, which nothing else has.
+    put : callable
+        Stores a piece: its key and its bytes.
+    """
+
+    def __init__(
+        self, coded: Coded, place: Place, prefix: str, put: Callable[[str, bytes], None] | None
+    ) -> None:
+        self._place, self._prefix, self._put = place, prefix, put
+        self._lock = threading.Lock()
+        self._parts: dict[int, Part] = {}
+        self.blocks = weakref.ref(coded)
+
+    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
+        """Store what is missing of the blocks of these tasks."""
+        with self._lock:
+            pieces = dict.fromkeys(piece for task in tasks for piece in coded.pieces(task))
+            new = [piece for piece in pieces if piece not in self._parts]
+            if not new:
+                return
+            coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+            if self._put is None:
+                self._parts |= {piece: self._part(piece, self.bytes_of(coded, piece)) for piece in new}
+                return
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                self._parts |= dict(zip(new, pool.map(partial(self._stored, coded), new)))
+            if len(self._parts) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
+                coded.release()
+
+    def block(self, coded: Coded, task: int) -> StoredBlock:
+        """The block of a task."""
+        parts = tuple(self._parts[piece] for piece in coded.pieces(task))
+        return StoredBlock(self._place, parts, coded.structure, coded.layout(task))
+
+    def part(self, coded: Coded, key: str) -> bytes:
+        """The bytes of the piece of this name."""
+        return self.bytes_of(coded, int(key.rpartition("/")[2]))
+
+    @staticmethod
+    def bytes_of(coded: Coded, piece: int) -> bytes:
+        """Those of its leaves in a row."""
+        return b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in coded.piece(piece))
+
+    def _stored(self, coded: Coded, piece: int) -> Part:
+        assert self._put is not None
+        data = self.bytes_of(coded, piece)
+        part = self._part(piece, data)
+        self._put(part.key, data)
+        return part
+
+    def _part(self, piece: int, data: bytes) -> Part:
+        return Part(f"{self._prefix}/{piece}", len(data), zlib.crc32(data))
+
+
+class BlockObjects:
+    """The stored pieces of all blocks that live.
+
+    Parameters
+    ----------
+    storage : lithops.Storage or None
+        Where they lie; None: with the driver, which workers ask for them.
+    prefix : str
+        Of all keys.
+    """
+
+    def __init__(self, storage: Any, prefix: str) -> None:
+        self._storage, self._prefix = storage, prefix
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._stored: dict[int, tuple[StoredPieces, str]] = {}  # by the identity of the blocks
+
+    def of(self, coded: Coded) -> StoredPieces:
+        """Those of these blocks."""
+        with self._lock:
+            self._remove_dead()
+            if id(coded) not in self._stored:
+                prefix = f"{self._prefix}/blocks/{next(self._numbers)}"
+                if self._storage is None:
+                    stored = StoredPieces(coded, Place("driver", self._prefix), prefix, None)
+                else:
+                    place = Place("bucket", self._storage.bucket, self._storage.backend)
+                    stored = StoredPieces(coded, place, prefix, self._put)
+                self._stored[id(coded)] = stored, prefix
+            return self._stored[id(coded)][0]
+
+    def done(self, stored: StoredPieces) -> None:
+        """A map does not need them any more; later ones may."""
+
+    def _put(self, key: str, data: bytes) -> None:
+        try:
+            ask_again(partial(self._storage.put_object, self._storage.bucket, key, data))
+        except Exception as error:
+            raise ExecutorError(
+                f"the blocks could not be stored in bucket {self._storage.bucket!r}: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def _remove_dead(self) -> None:
+        """Remove the objects of blocks that nobody has any more."""
+        dead = [key for key, (stored, _) in self._stored.items() if stored.blocks() is None]
+        for key in dead:
+            _, prefix = self._stored.pop(key)
+            if self._storage is not None:
+                keys = self._storage.list_keys(self._storage.bucket, f"{prefix}/")
+                if keys:
+                    self._storage.delete_objects(self._storage.bucket, keys)

@@ -1,0 +1,165 @@
+"""The driver's ends of the channels to workers that stay."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import select
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from polarmap.worker.authentication import Seals
+from polarmap.worker.frames import FrameError, Frames, frame
+from polarmap.worker.messages import plain
+
+READ_BYTES = 1 << 18
+
+Said = tuple[Any, bytearray]  # the fields and the raw bytes of a message
+
+
+class Link(Protocol):
+    """The driver's end of a channel to one worker."""
+
+    def fileno(self) -> int:
+        """Of a descriptor that is readable when the worker has said something, or is gone."""
+        ...
+
+    def send(self, message: tuple[Any, ...]) -> bool:
+        """Whether the worker was told."""
+        ...
+
+    def receive(self) -> tuple[list[Said], bool]:
+        """What it has said since the last time, and whether it will say more."""
+        ...
+
+    def hang_up(self) -> None:
+        """The worker is gone, or is to go: whoever waits for it sees that."""
+        ...
+
+    def close(self) -> None:
+        """Say nothing more, hear nothing more: the worker ends."""
+        ...
+
+
+class SocketLink:
+    """A stream socket.
+
+    seals : of its two directions; None where nobody else can write to it.
+    is_plain : whether messages must be read where polarmap may not be installed.
+    """
+
+    def __init__(self, connection: socket.socket, seals: Seals | None = None, is_plain: bool = False) -> None:
+        self._connection, self._seals, self._is_plain = connection, seals, is_plain
+        self._frames = Frames(seals and seals.to_driver)
+
+    def fileno(self) -> int:
+        """Of the socket."""
+        return self._connection.fileno()
+
+    def send(self, message: tuple[Any, ...]) -> bool:
+        """Whether the worker was told."""
+        data = pickle.dumps(plain(message) if self._is_plain else message, pickle.HIGHEST_PROTOCOL)
+        try:
+            self._connection.sendall(frame(None, data, self._seals and self._seals.to_worker))
+        except OSError:
+            return False
+        return True
+
+    def receive(self) -> tuple[list[Said], bool]:
+        """What it has said since the last time, and whether it will say more."""
+        said: list[Said] = []
+        try:
+            while True:
+                data = self._connection.recv(READ_BYTES, socket.MSG_DONTWAIT)
+                said += self._frames.of(data)
+                if len(data) < READ_BYTES:
+                    return said, bool(data)
+        except BlockingIOError:
+            return said, True
+        except (OSError, FrameError):
+            return said, False
+
+    def hang_up(self) -> None:
+        """End the connection; the descriptor stays."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
+
+
+class MailboxLink:
+    """Messages that a thread carries to and from storage.
+
+    Parameters
+    ----------
+    post : callable
+        Takes the messages to the worker.
+    """
+
+    def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
+        self._post = post
+        self._frames = Frames()
+        self._said: deque[Said] = deque()
+        self._is_there = True
+        self._lock = threading.Lock()
+        self._ours, self._theirs = socket.socketpair()
+        self._theirs.setblocking(False)
+
+    def deliver(self, data: bytes) -> None:
+        """Bytes that the worker has sent."""
+        with self._lock:
+            try:
+                self._said += self._frames.of(data)
+            except FrameError:
+                self._is_there = False
+        self._ring()
+
+    def hang_up(self) -> None:
+        """The worker is gone."""
+        self._is_there = False
+        self._ring()
+
+    def fileno(self) -> int:
+        """Of a socket that has something to read when the worker has said something."""
+        return self._ours.fileno()
+
+    def send(self, message: tuple[Any, ...]) -> bool:
+        """Whether the worker was told, as far as anybody knows."""
+        try:
+            self._post(message)
+        except Exception:
+            return False
+        return True
+
+    def receive(self) -> tuple[list[Said], bool]:
+        """What it has said since the last time, and whether it will say more."""
+        with self._lock, contextlib.suppress(BlockingIOError):
+            self._ours.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        with self._lock:
+            said = list(self._said)
+            self._said.clear()
+        return said, self._is_there
+
+    def close(self) -> None:
+        """Close the sockets."""
+        self._ours.close()
+        self._theirs.close()
+
+    def _ring(self) -> None:
+        with contextlib.suppress(OSError):  # it rings already, or nobody listens
+            self._theirs.send(b".")
+
+
+def readable(links: Iterable[Link]) -> set[Link]:
+    """Those whose worker has said something, or is gone."""
+    poll, found = select.poll(), dict[int, Link]()
+    for link in links:
+        with contextlib.suppress(ValueError, OSError):
+            poll.register(link, select.POLLIN)
+            found[link.fileno()] = link
+    return {found[descriptor] for descriptor, _ in poll.poll(0)} if found else set()

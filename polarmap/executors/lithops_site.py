@@ -1,0 +1,126 @@
+"""Lithops as a place for workers that stay: functions that do not return before their time is over."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from polarmap.clouds.limits import Worker, worker_of
+from polarmap.errors import ExecutorError
+from polarmap.executors.lithops import check_reachable
+from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions
+from polarmap.executors.lithops_internals import (
+    LostError,
+    abandon,
+    another_like,
+    end,
+    files_of_jobs,
+    has_ended,
+    module_sources,
+    result_of,
+)
+from polarmap.executors.lithops_storage import PREFIX, open_storage, remove_objects
+from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
+from polarmap.executors.worker_listener import Join
+from polarmap.worker.kept_task import DriverAddress, make_kept_task
+from polarmap.worker.parts import Place
+
+HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
+SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
+
+
+class LithopsSite:
+    """Workers of a Lithops configuration, on FunctionExecutors of our own.
+
+    Parameters
+    ----------
+    choice : path or lithops.FunctionExecutor
+        Its configuration.
+    folder : Path or None
+        Private; used if workers run on this machine.
+    """
+
+    def __init__(self, choice: Any, folder: Path) -> None:
+        is_path = not hasattr(choice, "compute_handler")
+        self._functions = open_functions(choice) if is_path else another_like(choice)
+        self._opened = [self._functions]
+        self._is_here = self._functions.backend == "localhost"
+        self.name = f"lithops/{self._functions.backend}"
+        self.folder = folder if self._is_here else None
+        self.limits = worker_of(self._functions.config)
+        self.workers = self.limits.workers if self.limits is not None and not self._is_here else None
+        self.seconds = self._seconds(self.limits)
+        self.storage, self.bucket = open_storage(choice)
+        self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
+        self._futures: dict[int, tuple[Any, Any]] = {}  # number -> its future, and whose it is
+
+    def mailboxes(self, join: Join) -> Mailboxes:
+        """Lists where the storage is Redis, else objects."""
+        if self.storage.backend == "redis":
+            return RedisMailboxes(self.storage.get_client(), self.prefix, join)
+        return ObjectMailboxes(self.storage, self.prefix, join)
+
+    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+        """Start one job; on this machine on an executor of its own, which runs its jobs one by one."""
+        functions = self._functions
+        if self._is_here:
+            functions = another_like(self._functions, processes=len(workers))
+            self._opened.append(functions)
+        items = [{"worker": worker} for worker in workers.items()]
+        try:
+            with pickled_by_value():
+                task = make_kept_task(address)
+                futures = functions.map(
+                    task, items, chunksize=1, timeout=int(self.seconds), exclude_modules=["polarmap", "numpy"]
+                )
+        except Exception as error:
+            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
+        for number, future in zip(workers, futures, strict=True):
+            self._futures[number] = future, functions
+
+    def ended(self) -> dict[int, str]:
+        """Those of which Lithops knows that they have ended, and why."""
+        found = {}
+        for number, (future, functions) in list(self._futures.items()):
+            if has_ended(future):
+                del self._futures[number]
+                reason = ""
+                try:
+                    result_of(future, functions)
+                except LostError as error:
+                    reason = str(error)
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                found[number] = reason
+        return found
+
+    def close(self) -> None:
+        """Kill what Lithops can kill, remove all objects."""
+        pending = [(future, functions) for future, functions in self._futures.values()]
+        self._futures.clear()
+        for functions in self._opened:
+            abandon(functions, [future for future, owner in pending if owner is functions])
+            end(functions)
+            for path in files_of_jobs(functions):
+                path.unlink(missing_ok=True)
+        if pending:  # what was on its way when its writer was killed
+            time.sleep(SETTLE_SECONDS)
+        jobs = [f"lithops.jobs/{functions.executor_id}" for functions in self._opened]
+        remove_objects(self.storage, [f"{self.prefix}/", *jobs])
+
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that workers of this site cannot reach."""
+        check_reachable(source, use, self._functions)
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a pickled function names and workers may not have."""
+        return module_sources(pickled, self._functions)
+
+    def _seconds(self, worker: Worker | None) -> float:
+        if self._is_here or worker is None or worker.seconds is None:
+            return HERE_SECONDS
+        return max(1.0, worker.seconds - SPARE_SECONDS)

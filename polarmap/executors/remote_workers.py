@@ -1,0 +1,245 @@
+"""The workers of a pool elsewhere: functions of Lithops or tasks of Dask that stay, and call their driver."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.links import Link
+from polarmap.executors.storage_mailboxes import Mailboxes
+from polarmap.executors.worker_listener import Join, WorkerListener
+from polarmap.executors.worker_table import Worker, WorkerTable, ended
+from polarmap.worker.kept_task import DriverAddress
+
+START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
+MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
+GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is not counted on
+FAILURES = 3  # launches of which nothing comes, one after the other, before no more are made
+LOOK_SECONDS = 0.2  # between looks whether workers that were started have failed
+RENEWED_SHARE = 8  # one in so many workers is renewed at a time
+FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
+RENEW_SECONDS = 30.0  # before a worker ends, another one is started
+GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
+
+
+class Site(Protocol):
+    """A place where workers can be started that stay.
+
+    name : as reports tell it.
+    seconds : that a worker may take at most; inf where nobody ends it.
+    workers : that there can be at a time; None if that is not known.
+    folder : private, where its workers, on this machine, find a socket and files; None elsewhere.
+    bucket, prefix : of what workers and driver leave for each other in a storage; None where there is none.
+    """
+
+    name: str
+    seconds: float
+    workers: int | None
+    folder: Path | None
+    bucket: str | None
+    prefix: str
+
+    def mailboxes(self, join: Join) -> Mailboxes | None:
+        """What reports workers to `join` that cannot reach a socket; None where there is no storage."""
+        ...
+
+    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+        """Start these, each for so many seconds; ExecutorError if that is impossible."""
+        ...
+
+    def ended(self) -> dict[int, str]:
+        """Those that have ended since the last time, and why, as far as that was told."""
+        ...
+
+    def close(self) -> None:
+        """Let all of them end, as far as that can be done here; remove what they have left."""
+        ...
+
+
+class RemoteWorkers(WorkerTable):
+    """Those of one pool. They are started as maps want them, and renewed before they end.
+
+    A worker that is busy with the task of a map that has ended is left, and another one started if it
+    is missed: when it comes back there may be one too many, which then goes.
+
+    Parameters
+    ----------
+    site : Site
+        Belongs to these workers, and is closed with them.
+    most : int or None
+        At a time; None: what the site has room for.
+    listens : bool
+        Whether workers may call on a socket; else by way of the site's storage only.
+    memory : int
+        Bytes of blocks that each worker may keep.
+    """
+
+    def __init__(self, site: Site, most: int | None, listens: bool, memory: int) -> None:
+        super().__init__(most if most is not None else site.workers)
+        self._site = site
+        self._wanted = 0
+        self._starting: dict[int, float] = {}  # number -> when it was started
+        self._ends: dict[int, float] = {}  # number -> when it ends by itself
+        self._failures, self._reason = 0, ""
+        self._began = time.monotonic()
+        self._next_look = 0.0
+        self.channel = ""  # over which the latest worker called
+        key = secrets.token_bytes(32)
+        self._listener = WorkerListener(key, self._join, site.folder) if listens else None
+        self._mailboxes = site.mailboxes(self._join)
+        endpoints = () if self._listener is None else self._listener.endpoints
+        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory)
+
+    def want(self, count: int) -> None:
+        """So many would be of use now: start what is missing."""
+        with self._lock:
+            self._check_open()
+            self._wanted = max(self._wanted, count if self._most is None else min(count, self._most))
+            self._start_missing()
+
+    def check(self) -> None:
+        """Start anew what has failed; ExecutorError if no worker is there, and none will be."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return
+        self._next_look = now + LOOK_SECONDS
+        with self._lock:
+            self._check_open()
+            self._note_ended()
+            if not self._workers and self._failures >= FAILURES:
+                raise ExecutorError(f"no worker of {self._site.name} starts: {self._reason or 'they end'}")
+            if not self._workers and now > self._began + START_SECONDS:
+                raise ExecutorError(
+                    f"no worker of {self._site.name} has called within {START_SECONDS:g} s: {self._reason}"
+                )
+            self._start_missing()
+
+    def flush(self) -> None:
+        """Let all that was said be on its way."""
+        if self._mailboxes is not None:
+            self._mailboxes.flush()
+
+    def tend(self) -> None:
+        """Renew workers that will end soon, forget those that have ended."""
+        with self._lock:
+            self._note_ended()
+            self._renew()
+            self._drop_surplus()
+
+    def close(self) -> None:
+        """End them all."""
+        super().close()
+        if self._listener is not None:
+            self._listener.close()
+        if self._mailboxes is not None:
+            self._mailboxes.close()
+        self._site.close()
+
+    def forget(self) -> None:
+        """Let go of them, in a process that was forked of the one that has them."""
+        super().forget()
+        if self._listener is not None:
+            self._listener.forget()
+
+    def _another(self, may_wait: bool) -> Worker | None:
+        return None  # `want` and `check` start others, which join when they are there
+
+    def _end(self, worker: Worker) -> None:
+        self._ends.pop(worker.number, None)
+        if self._mailboxes is not None:
+            self._mailboxes.part(worker.number)
+
+    def _give_up(self, abandoned: Sequence[Worker]) -> None:
+        self._drop_surplus()
+
+    def _join(self, number: int, link: Link, channel: str) -> None:
+        """A worker has called."""
+        with self._lock:
+            if self._is_closed:
+                link.close()
+                return
+            was_expected = self._starting.pop(number, None) is not None
+            if not was_expected and number not in self._ends:
+                link.close()  # it was given up
+                return
+            old = self._workers.get(number)
+            if old is not None:  # it was started again by its site
+                self._remove(old)
+            self._failures, self.channel = 0, channel
+            self._workers[number] = Worker(number, link, expires=self._ends.get(number, 0.0))
+
+    def _start_missing(self) -> None:
+        """As many as are wanted, besides those that are busy with what nobody waits for."""
+        useful = len(self._workers) - self._stuck() + len(self._starting)
+        missing = self._wanted - useful
+        if missing > 0 and self._failures < FAILURES:
+            self._launch(missing)
+
+    def _stuck(self) -> int:
+        """How many are busy for maps that have ended, and were given the time to come to an end."""
+        late = time.monotonic() - GRACE_SECONDS
+        return sum(ended(worker) < late for worker in self._abandoned())
+
+    def _launch(self, count: int) -> None:
+        now, workers = time.monotonic(), {}
+        for _ in range(count):
+            number = next(self._numbers)
+            share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
+            workers[number] = share * self._site.seconds
+            self._starting[number] = now
+            self._ends[number] = now + workers[number]
+        if not self._workers:
+            self._began = now
+        try:
+            self._site.launch(self._address, workers)
+        except BaseException:
+            for number in workers:
+                del self._starting[number], self._ends[number]
+            raise
+
+    def _note_ended(self) -> None:
+        """Forget those whose end was told, or that have not called for long."""
+        failed = 0
+        for number, reason in self._site.ended().items():
+            if self._starting.pop(number, None) is not None:
+                failed, self._reason = 1, reason
+                self._ends.pop(number, None)
+            elif number in self._workers and self._workers[number].lease is None:
+                self._remove(self._workers[number])
+            elif self._mailboxes is not None:  # on a socket, whoever waits for it sees that it is gone
+                self._mailboxes.hang_up(number)
+        self._failures += failed
+        now = time.monotonic()
+        for number, began in list(self._starting.items()):
+            if now > began + MISSED_SECONDS and self._workers:
+                del self._starting[number]
+
+    def _renew(self) -> None:
+        """Start others for a few of those that will end soon; let those go whose time has come."""
+        now = time.monotonic()
+        lead = min(RENEW_SECONDS, 0.1 * self._site.seconds)
+        ending = sorted(self._workers.values(), key=lambda one: one.expires)
+        renewing = len(self._starting)
+        most = -(-len(self._workers) // RENEWED_SHARE)
+        for worker in ending:
+            if worker.expires - lead > now:
+                break
+            if not worker.is_replaced and renewing < most:
+                worker.is_replaced = True
+                renewing += 1
+                self._launch(1)
+            elif worker.lease is None and now > worker.expires:
+                self._remove(worker)
+
+    def _drop_surplus(self) -> None:
+        """Let free workers go that are more than were ever wanted, first those that end first."""
+        surplus = len(self._workers) - self._stuck() - self._wanted
+        free = sorted(
+            (one for one in self._workers.values() if one.lease is None), key=lambda one: one.expires
+        )
+        for worker in free[: max(0, surplus)]:
+            self._remove(worker)

@@ -1,0 +1,115 @@
+"""Sockets on which workers elsewhere call their driver: only who proves to have the key is listened to."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+from polarmap.executors.links import Link, SocketLink
+from polarmap.worker.authentication import AuthenticationError, admit_worker
+from polarmap.worker.channels import Endpoint, stay_awake
+
+PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
+SEND_SECONDS = 30.0  # that a worker may take to read a part of what it is told
+MOST_STRANGERS = 64  # connections that may be proving it at a time
+PATH_BYTES = 100  # that the name of a socket's file may have
+
+Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
+
+
+class WorkerListener:
+    """Listens until it is closed, on threads.
+
+    Parameters
+    ----------
+    key : bytes
+        That workers must have.
+    join : callable
+        Told of each worker.
+    folder : Path or None
+        Private: workers on this machine connect to a file in it. None: they connect by TCP.
+    """
+
+    def __init__(self, key: bytes, join: Join, folder: Path | None) -> None:
+        self._key, self._join = key, join
+        is_file = folder is not None and hasattr(socket, "AF_UNIX") and len(os.fsencode(folder)) < PATH_BYTES
+        if is_file:
+            path = str(Path(str(folder)) / "driver")
+            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            self._socket.bind(path)
+            self._socket.listen(MOST_STRANGERS)
+            self.endpoints: tuple[Endpoint, ...] = (("unix", path),)
+        else:
+            self._socket = socket.create_server(
+                ("" if folder is None else "127.0.0.1", 0), backlog=MOST_STRANGERS
+            )
+            port = self._socket.getsockname()[1]
+            self.endpoints = tuple(
+                ("tcp", (host, port)) for host in (own_addresses() if folder is None else ["127.0.0.1"])
+            )
+        self._channel = "Unix socket" if is_file else "TCP"
+        self._strangers = threading.Semaphore(MOST_STRANGERS)
+        self._wake, self._woken = socket.socketpair()
+        self._thread = threading.Thread(target=self._listen, name="polarmap-listener", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Listen no more."""
+        with contextlib.suppress(OSError):
+            self._wake.send(b".")
+        self._thread.join()
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of the sockets, in a process that was forked of the one that listens."""
+        for one in (self._socket, self._wake, self._woken):
+            one.close()
+
+    def _listen(self) -> None:
+        while True:
+            ready, _, _ = select.select([self._socket, self._woken], [], [])
+            if self._woken in ready:
+                return
+            try:
+                connection, _ = self._socket.accept()
+            except OSError:
+                continue
+            if not self._strangers.acquire(blocking=False):
+                connection.close()
+                continue
+            threading.Thread(
+                target=self._admit, args=(connection,), name="polarmap-stranger", daemon=True
+            ).start()
+
+    def _admit(self, connection: socket.socket) -> None:
+        """Let a worker join that has the key."""
+        try:
+            connection.settimeout(PROOF_SECONDS)
+            number, seals = admit_worker(connection, self._key)
+            connection.settimeout(SEND_SECONDS)
+            is_file = connection.family == getattr(socket, "AF_UNIX", None)
+            if not is_file:
+                stay_awake(connection)
+            link = SocketLink(connection, None if is_file else seals, is_plain=True)
+        except (OSError, AuthenticationError):
+            connection.close()
+        else:
+            self._join(number, link, self._channel)
+        finally:
+            self._strangers.release()
+
+
+def own_addresses() -> list[str]:
+    """Addresses of this machine at which others may reach it, and itself."""
+    found = []
+    with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect(("192.0.2.1", 9))  # sends nothing: which address would be used to go there?
+        found.append(probe.getsockname()[0])
+    with contextlib.suppress(OSError):
+        found += [str(one[4][0]) for one in socket.getaddrinfo(socket.gethostname(), None, socket.AF_INET)]
+    return list(dict.fromkeys([*found, "127.0.0.1"]))

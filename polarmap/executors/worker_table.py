@@ -1,0 +1,221 @@
+"""The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.links import Link, Said, readable
+from polarmap.worker.io_channel import Surroundings
+
+REMEMBERED = 1024  # tasks of each worker
+
+
+class Lease:
+    """By which a map holds workers, until it ends."""
+
+    def __init__(self) -> None:
+        self.ended: float | None = None  # on the monotonic clock
+
+
+@dataclass(eq=False)
+class Worker:
+    """A worker that stays, as its driver sees it.
+
+    lease : of the map whose task it does, or did when that map ended; None while it is free.
+    task : what it does, in a form that means the same to later maps of the same blocks.
+    process : its number on its machine, as soon as it has said so.
+    function : digest of the one that it has; around : what it was told last of what is around it;
+    modules : names of those that it was sent.
+    done : the tasks that it did most recently, whose blocks it has in memory; as `task`.
+    expires : when it ends by itself, on the monotonic clock.
+    is_replaced : whether another one was started that is to take its place.
+    """
+
+    number: int
+    link: Link
+    lease: Lease | None = None
+    task: Hashable = None
+    process: int | None = None
+    function: bytes | None = None
+    around: Surroundings | None = None
+    modules: set[str] = field(default_factory=set)
+    done: dict[Hashable, None] = field(default_factory=dict)
+    expires: float = inf
+    is_replaced: bool = False
+
+    def note(self, task: Hashable) -> None:
+        """It is given this task."""
+        self.task = task
+        self.done.pop(task, None)
+        self.done[task] = None
+        if len(self.done) > REMEMBERED:
+            del self.done[next(iter(self.done))]
+
+    def send(self, *message: Any) -> bool:
+        """Whether it was told."""
+        return self.link.send(message)
+
+    def receive(self) -> tuple[list[Said], bool]:
+        """What it has said of its task since the last time, and whether it will say more."""
+        said, is_there = self.link.receive()
+        kept = []
+        for fields, raw in said:
+            try:
+                if "process" in fields:
+                    self.process = int(fields["process"])
+                elif "alive" not in fields:
+                    kept.append((fields, raw))
+            except (TypeError, ValueError):
+                return kept, False
+        return kept, is_there
+
+
+class WorkerTable:
+    """What the workers of all pools have in common. Maps on several threads may take them.
+
+    Parameters
+    ----------
+    most : int or None
+        At a time, not counting those that are busy with tasks of maps that have ended.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._workers: dict[int, Worker] = {}
+        self._is_closed = False
+
+    def __len__(self) -> int:
+        return len(self._workers)
+
+    def want(self, count: int) -> None:
+        """So many would be of use now."""
+
+    def check(self) -> None:
+        """ExecutorError if none is there, and none will be."""
+
+    def flush(self) -> None:
+        """Let all that was said be on its way."""
+
+    def tend(self) -> None:
+        """What is to be done now and then while no map runs."""
+
+    def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
+        """A free worker, one that has done this task before if there is one, or a new one.
+
+        None while there are as many as there may be.
+
+        may_wait : None, too, while one may be free in a moment, sooner than a new one would be there.
+        """
+        with self._lock:
+            self._review()
+            free = [worker for worker in self._workers.values() if worker.lease is None]
+            if free:
+                worker = max(free, key=lambda one: (one.process is not None, task in one.done))
+            else:
+                another = self._another(may_wait)
+                if another is None:
+                    return None
+                worker = another
+            worker.lease = lease
+            return worker
+
+    def give_back(self, worker: Worker) -> None:
+        """It has done its task."""
+        worker.lease = None
+
+    def remove(self, worker: Worker) -> None:
+        """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
+        with self._lock:
+            self._remove(worker)
+            self._check_open()
+
+    def leave(self, workers: Iterable[Worker]) -> None:
+        """Their map has ended, and they are still busy."""
+        with self._lock:
+            for worker in workers if self._is_closed else ():
+                worker.link.close()
+
+    def abandoned_tasks(self) -> set[Hashable]:
+        """What workers still do for maps that have ended."""
+        with self._lock:
+            self._review()
+            return {worker.task for worker in self._abandoned()}
+
+    def close(self) -> None:
+        """End them all: maps that run on them now fail."""
+        with self._lock:
+            self._is_closed = True
+            for worker in list(self._workers.values()):
+                if worker.lease is None or worker.lease.ended is not None:
+                    self._remove(worker)
+                else:  # its map sees it end, at a descriptor that is still there
+                    self._end(worker)
+                    worker.link.hang_up()
+            self._workers.clear()
+
+    def forget(self) -> None:
+        """Let go of them, in a process that was forked of the one that has them."""
+        for worker in self._workers.values():
+            worker.link.close()
+        self._workers.clear()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
+
+    def _another(self, may_wait: bool) -> Worker | None:
+        """A new one, if it can be had at once."""
+        raise NotImplementedError
+
+    def _end(self, worker: Worker) -> None:
+        """Let its process end."""
+
+    def _give_up(self, abandoned: Sequence[Worker]) -> None:
+        """Remove those of the workers that are busy with tasks of maps that have ended that are to go."""
+
+    def _abandoned(self) -> list[Worker]:
+        """Those whose map has ended, the one that is so for longest first."""
+        busy = [
+            one for one in self._workers.values() if one.lease is not None and one.lease.ended is not None
+        ]
+        return sorted(busy, key=ended)
+
+    def _review(self) -> None:
+        """Take back those that have come to the end of an abandoned task; let go of those that do not."""
+        abandoned = self._abandoned()
+        heard = readable(worker.link for worker in abandoned) if abandoned else set()
+        for worker in abandoned:
+            if worker.link not in heard:
+                continue
+            said, is_there = worker.receive()
+            if not is_there:
+                self._remove(worker)
+            elif any("need" not in fields and fields.get("kind") != "part" for fields, _ in said):
+                worker.lease = None
+        if abandoned:
+            self._give_up(self._abandoned())
+
+    def _remove(self, worker: Worker) -> None:
+        if self._workers.pop(worker.number, None) is not None:
+            self._end(worker)
+        worker.link.close()
+
+
+def ended(worker: Worker) -> float:
+    """When the map of its task did."""
+    assert worker.lease is not None
+    return worker.lease.ended or 0.0
+
+
+def has_ended_lately(workers: Sequence[Worker], seconds: float) -> bool:
+    """Whether the map of one of these ended so lately."""
+    return any(time.monotonic() < ended(worker) + seconds for worker in workers)

@@ -1,0 +1,148 @@
+"""How a worker that stays hears its driver and replies: over a socket, or through storage.
+
+Messages to a worker are pickled: its driver is trusted. Messages to the driver are frames, of which
+nothing is unpickled. Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import pickle
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver
+from polarmap.worker.frames import LENGTHS, LENGTHS_BYTES, frame
+
+CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or none is reached from here
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
+
+Endpoint = tuple[str, Any]  # "unix" and a path, or "tcp" and (host, port)
+
+
+class Channel(Protocol):
+    """What connects a worker that stays with its driver."""
+
+    def receive(self, timeout: float | None) -> Any:
+        """What the driver says next; None if nothing within so many seconds.
+
+        ConnectionError when it will say nothing any more.
+        """
+        ...
+
+    def send(self, fields: Any, data: Any = b"") -> None:
+        """A message to the driver."""
+        ...
+
+    def has_message(self) -> bool:
+        """Whether the driver has said something that was not received yet."""
+        ...
+
+    def is_closed(self) -> bool:
+        """Whether the driver is known to be gone."""
+        ...
+
+
+class SocketChannel:
+    """A stream socket.
+
+    seals : of the two directions, where others than the driver could write to it.
+    """
+
+    def __init__(self, connection: socket.socket, seals: Seals | None = None) -> None:
+        self._connection, self._seals = connection, seals
+
+    def receive(self, timeout: float | None) -> Any:
+        """What the driver says next; None if nothing within so many seconds."""
+        if timeout is not None and not select.select([self._connection], [], [], timeout)[0]:
+            return None
+        lengths = self._exactly(LENGTHS_BYTES)
+        plain, raw = struct.unpack(LENGTHS, lengths)
+        data = self._exactly(plain + raw)
+        if self._seals is not None:
+            self._seals.to_worker.verify((lengths, data), self._exactly(TAG_BYTES))
+        return pickle.loads(memoryview(data)[plain:])
+
+    def send(self, fields: Any, data: Any = b"") -> None:
+        """A message to the driver."""
+        self._connection.sendall(frame(fields, data, self._seals and self._seals.to_driver))
+
+    def has_message(self) -> bool:
+        """Whether something can be read."""
+        return bool(select.select([self._connection], [], [], 0)[0])
+
+    def is_closed(self) -> bool:
+        """Whether the driver has closed its end, whatever can still be read."""
+        poll = select.poll()
+        poll.register(self._connection, getattr(select, "POLLRDHUP", select.POLLHUP))
+        return bool(poll.poll(0))
+
+    def _exactly(self, count: int) -> bytearray:
+        data = bytearray(count)
+        with memoryview(data) as view:
+            filled = 0
+            while filled < count:
+                received = self._connection.recv_into(view[filled:])
+                if not received:
+                    raise ConnectionError("the driver has closed its end")
+                filled += received
+        return data
+
+
+def connected(endpoints: Sequence[Endpoint], key: bytes, number: int) -> SocketChannel | None:
+    """A channel to the first of the driver's addresses that answers and has the key; None if none does."""
+    for connection, is_local in _connections(endpoints):
+        try:
+            connection.settimeout(CONNECT_SECONDS)
+            seals = admit_driver(connection, key, number)
+            connection.settimeout(None)
+        except (OSError, AuthenticationError):
+            connection.close()
+        else:
+            return SocketChannel(connection, None if is_local else seals)
+    return None
+
+
+def _connections(endpoints: Sequence[Endpoint]) -> Iterator[tuple[socket.socket, bool]]:
+    """Open sockets to these addresses, asked all at once, and whether they are of this machine's files."""
+    asked = dict(filter(None, map(_asked, endpoints)))  # socket -> whether it is local
+    deadline = time.monotonic() + CONNECT_SECONDS
+    try:
+        while asked and time.monotonic() < deadline:
+            for connection in select.select([], list(asked), [], deadline - time.monotonic())[1]:
+                is_local = asked.pop(connection)
+                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                    connection.close()
+                    continue
+                if not is_local:
+                    stay_awake(connection)
+                yield connection, is_local
+    finally:
+        for connection in asked:
+            connection.close()
+
+
+def _asked(endpoint: Endpoint) -> tuple[socket.socket, bool] | None:
+    """A socket that is about to be connected, and whether its address is a file; None if it cannot be."""
+    kind, address = endpoint
+    is_local = kind == "unix"
+    try:
+        family = socket.AF_UNIX if is_local else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        connection = socket.socket(family, socket.SOCK_STREAM)
+        connection.setblocking(False)
+        connection.connect_ex(address if is_local else tuple(address))
+    except (OSError, AttributeError):  # no such file, or no such sockets here
+        return None
+    return connection, is_local
+
+
+def stay_awake(connection: socket.socket) -> None:
+    """Let small messages go at once, and a machine at the other end that is gone be noticed."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,70 @@
+"""The task of Lithops or Dask that stays: it connects to its driver, and does what that says.
+
+Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polarmap.worker.channels import Channel, Endpoint, connected
+from polarmap.worker.io_channel import ChannelIO, serve_tasks
+from polarmap.worker.liveness import exit_when
+from polarmap.worker.object_channel import ObjectChannel
+from polarmap.worker.redis_channel import RedisChannel
+
+
+class DriverAddress(NamedTuple):
+    """How a worker reaches its driver. Plain data.
+
+    endpoints : of sockets, all of which are tried first.
+    key : that both sides prove to have.
+    bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
+    memory : bytes of blocks that the worker may keep.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    key: bytes
+    bucket: str | None
+    prefix: str
+    memory: int
+
+
+def make_kept_task(address: DriverAddress) -> Callable[..., None]:
+    """The function Lithops maps over (number, seconds); a closure, so that its modules travel with it."""
+    fields: tuple[Any, ...] = tuple(address)
+
+    def task(worker: tuple[int, float], storage: Any) -> None:
+        number, seconds = worker
+        stay(DriverAddress(*fields), number, seconds, storage)
+
+    return task
+
+
+def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
+    """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
+    until = time.monotonic() + seconds
+    channel = channel_to(address, number, storage)
+    exit_when(channel.is_closed)
+    serve_tasks(ChannelIO(channel, storage, address.memory), until)
+
+
+def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
+    """The same on a thread of a process that others use, too: it ends between two tasks only."""
+    address = DriverAddress(*fields)
+    channel = channel_to(address, number, None)
+    serve_tasks(ChannelIO(channel, None, address.memory), time.monotonic() + seconds)
+
+
+def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:
+    """The best channel that works from here; ConnectionError if none does."""
+    channel: Channel | None = connected(address.endpoints, address.key, number)
+    if channel is not None:
+        return channel
+    if address.bucket is None:
+        raise ConnectionError(f"the driver cannot be reached from here at {list(address.endpoints)}")
+    if storage.backend == "redis":
+        return RedisChannel(storage.get_client(), address.prefix, number)
+    return ObjectChannel(storage, address.bucket, address.prefix, number)

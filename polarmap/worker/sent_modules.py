@@ -1,0 +1,46 @@
+"""Modules that a driver has sent as source: what f names is imported from there where nothing else has it.
+
+Runs on workers: imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Mapping
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from typing import Any
+
+
+class SentModules(MetaPathFinder, InspectLoader):
+    """Finds and loads them."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[str, bool]] = {}
+
+    def add(self, sources: Mapping[str, tuple[str, bool]]) -> None:
+        """Let these be imported from now on; those whose source has changed are imported anew.
+
+        sources : by name, and whether it is a package.
+        """
+        if sources and self not in sys.meta_path:
+            sys.meta_path.append(self)
+        for name, source in sources.items():
+            if self._sources.get(name, source) != source:
+                sys.modules.pop(name, None)
+        self._sources.update(sources)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Of a module that was sent."""
+        if fullname not in self._sources:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
+
+    def get_source(self, fullname: str) -> str:
+        """Its source."""
+        return self._sources[fullname][0]
+
+    def is_package(self, fullname: str) -> bool:
+        """Whether others lie below it."""
+        return self._sources[fullname][1]
