@@ -45,6 +45,10 @@ class Channel(Protocol):
         """Whether the driver is known to be gone."""
         ...
 
+    def close(self) -> None:
+        """Say and hear nothing more."""
+        ...
+
 
 class SocketChannel:
     """A stream socket.
@@ -79,6 +83,10 @@ class SocketChannel:
         poll = select.poll()
         poll.register(self._connection, getattr(select, "POLLRDHUP", select.POLLHUP))
         return bool(poll.poll(0))
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._connection.close()
 
     def _exactly(self, count: int) -> bytearray:
         data = bytearray(count)

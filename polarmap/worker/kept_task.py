@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from polarmap.worker.channels import Channel, Endpoint, connected
@@ -46,16 +47,16 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
 def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
-    channel = channel_to(address, number, storage)
-    exit_when(channel.is_closed)
-    serve_tasks(ChannelIO(channel, storage, address.memory), until)
+    with closing(channel_to(address, number, storage)) as channel:
+        exit_when(channel.is_closed)
+        serve_tasks(ChannelIO(channel, storage, address.memory), until)
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
     """The same on a thread of a process that others use, too: it ends between two tasks only."""
     address = DriverAddress(*fields)
-    channel = channel_to(address, number, None)
-    serve_tasks(ChannelIO(channel, None, address.memory), time.monotonic() + seconds)
+    with closing(channel_to(address, number, None)) as channel:
+        serve_tasks(ChannelIO(channel, None, address.memory), time.monotonic() + seconds)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

@@ -69,6 +69,7 @@ class ObjectChannel:
         self._count, self._sending = 0, threading.Lock()
         self._poll_seconds = FIRST_POLL_SECONDS
         self._next_look = 0.0
+        self._is_over = threading.Event()
         threading.Thread(target=self._give_signs, daemon=True).start()
 
     def receive(self, timeout: float | None) -> Any:
@@ -104,6 +105,10 @@ class ObjectChannel:
             return True
         return False
 
+    def close(self) -> None:
+        """Give no more signs of life."""
+        self._is_over.set()
+
     def _look(self, take: bool) -> Any:
         """The driver's latest message if it is a new one; ConnectionError if it is gone."""
         now = time.monotonic()
@@ -125,8 +130,7 @@ class ObjectChannel:
         return message if digest is None else with_function(message, orders.functions[digest])
 
     def _give_signs(self) -> None:
-        never = threading.Event()
-        while not never.wait(BEAT_SECONDS):
+        while not self._is_over.wait(BEAT_SECONDS):
             try:
                 self._put(b"", is_beat=True)
             except Exception:  # the storage is away: the next one may reach it

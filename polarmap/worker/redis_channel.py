@@ -47,6 +47,7 @@ class RedisChannel:
     def __init__(self, client: Any, prefix: str, number: int) -> None:
         self._client, self._keys, self._number = client, RedisKeys(prefix), number
         self._received: deque[bytes] = deque()
+        self._is_over = threading.Event()
         threading.Thread(target=self._beat, daemon=True).start()
 
     def receive(self, timeout: float | None) -> Any:
@@ -71,10 +72,13 @@ class RedisChannel:
         """Whether the driver has given no sign of life for some time, or said goodbye."""
         return not self._client.exists(self._keys.driver)
 
+    def close(self) -> None:
+        """Give no more signs of life."""
+        self._is_over.set()
+
     def _beat(self) -> None:
         """Give signs of life, whatever the task does."""
-        never = threading.Event()
-        while not never.wait(BEAT_SECONDS):
+        while not self._is_over.wait(BEAT_SECONDS):
             try:
                 self.send({"alive": True})
             except Exception:  # the server is away: the next one may reach it

@@ -42,6 +42,12 @@ def dask() -> Iterator[Any]:
 
 
 @contextmanager
+def dask_pool() -> Iterator[Any]:
+    with dask() as executor, Pool(executor) as pool:
+        yield pool
+
+
+@contextmanager
 def functions() -> Iterator[Any]:
     import lithops
 
@@ -67,6 +73,9 @@ EXECUTORS = {
     "pool": Kind(lambda: Pool(workers=8)),
     "default": Kind(lambda: nullcontext(None)),
     "yaml": Kind(lambda: nullcontext(YAML)),
+    "pool of Lithops": Kind(lambda: Pool(YAML, workers=8)),
+    "pool of Lithops, through objects": Kind(lambda: Pool(YAML, workers=8, listen=False)),
+    "pool of Dask": Kind(dask_pool, SURVIVABLE),
 }
 
 

@@ -230,9 +230,16 @@ def test_workers_bounds_the_tasks_at_a_time() -> None:
 # --- mistakes --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("executor", ["cloud.yaml", ThreadPoolExecutor, 3])
-def test_pools_elsewhere_are_refused(executor: Any) -> None:
-    with pytest.raises(ExecutorError, match="this machine only"):
+@pytest.mark.parametrize(
+    ("executor", "message"),
+    [
+        ("cloud.yaml", "no Lithops configuration"),
+        (ThreadPoolExecutor, "as executor= of the map"),
+        (3, "on 3"),
+    ],
+)
+def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:
+    with pytest.raises(ExecutorError, match=message):
         Pool(executor)
 
 
