@@ -120,7 +120,7 @@ class ChannelIO:
             self.blocks.forget_removed()
         self._modules.add(call.modules)
         if call.f is not None:
-            self._pickled = call.f
+            self._pickled, self._f = call.f, None
         self._folders = call.folders
         ticket = call.ticket
         reply = run_task(ticket, self)

@@ -69,7 +69,7 @@ def call(folder: Path, seconds: float) -> Call:
 
 def replied(worker: Worker) -> dict[str, Any]:
     poll = select.poll()
-    poll.register(worker.connection, select.POLLIN)
+    poll.register(worker.link, select.POLLIN)
     while poll.poll(30_000):
         said, is_there = worker.receive()
         assert is_there
@@ -82,7 +82,7 @@ def replied(worker: Worker) -> dict[str, Any]:
 def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
     lease = Lease()
     worker = taken(workers, lease)
-    assert worker.send(call(tmp_path, 0.0))
+    assert worker.send("call", call(tmp_path, 0.0))
     assert replied(worker)["kind"] == "end"
     workers.give_back(worker)
     assert taken(workers, Lease()) is worker
@@ -103,7 +103,7 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     lease = Lease()
     worker = taken(workers, lease)
     worker.task = "this"
-    worker.send(call(tmp_path, 0.3))
+    worker.send("call", call(tmp_path, 0.3))
     lease.ended = time.monotonic()
     assert workers.abandoned_tasks() == {"this"}
     assert workers.take(Lease(), may_wait=True) is None
@@ -119,10 +119,10 @@ def test_one_that_does_not_is_killed(
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 0.0)
     lease = Lease()
     worker = taken(workers, lease)
-    worker.send(call(tmp_path, 0.0))
+    worker.send("call", call(tmp_path, 0.0))
     replied(worker)
     assert worker.process is not None
-    worker.send(call(tmp_path, 600.0))
+    worker.send("call", call(tmp_path, 600.0))
     lease.ended = time.monotonic()
     assert taken(workers, Lease()) is not worker
     deadline = time.monotonic() + 30.0
@@ -142,9 +142,9 @@ def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: Wo
     busy, gone, free = (taken(workers, Lease()) for _ in range(3))
     workers.give_back(free)
     workers.close()
-    assert free.connection.fileno() == -1
+    assert free.link.fileno() == -1
     poll = select.poll()
-    poll.register(busy.connection, select.POLLIN)  # still there: nobody else gets its number meanwhile
+    poll.register(busy.link, select.POLLIN)  # still there: nobody else gets its number meanwhile
     assert poll.poll(30_000)
     busy.receive()  # that it was a process, unless it was ended before it could say so
     assert busy.receive() == ([], False)
@@ -152,4 +152,4 @@ def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: Wo
         with pytest.raises(ExecutorError, match="were ended while a map ran"):
             learn()
     workers.leave([busy])
-    assert (busy.connection.fileno(), gone.connection.fileno()) == (-1, -1)
+    assert (busy.link.fileno(), gone.link.fileno()) == (-1, -1)

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import Frames, frame
-from polarmap.worker.io_channel import Call, serve_tasks
+from polarmap.worker.io_channel import Call, ChannelIO, serve_tasks
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -33,14 +34,14 @@ def replies(connection: socket.socket, count: int) -> list[tuple[Any, bytearray]
 
 def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
-    thread = threading.Thread(target=serve_tasks, args=(theirs,))
+    thread = threading.Thread(target=serve_tasks, args=(ChannelIO(SocketChannel(theirs)),))
     thread.start()
     data = np.arange(4.0)
     f, block = pickle.dumps((np.negative, ("array",))), stored(tmp_path, data)
     for task in range(3):
         ticket = Ticket(task, 0, block._replace(structure=()), None, None)
         call = Call(7, (str(tmp_path),), ticket, f if task == 0 else None, None)
-        ours.sendall(frame(None, pickle.dumps(call)))
+        ours.sendall(frame(None, pickle.dumps(("call", call))))
     hello, *ends = replies(ours, 4)
     assert hello[0] == {"process": os.getpid()}
     for task, (fields, raw) in enumerate(ends):
