@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -213,7 +214,7 @@ def check_folder(source: Place | None) -> None:
 
 def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
     """What arrays of this layout weigh."""
-    return sum(np.dtype(name).itemsize * int(np.prod(shape)) for name, shape in layout)
+    return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)
 
 
 def failure_of(error: Error) -> Failure:

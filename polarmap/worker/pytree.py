@@ -5,6 +5,7 @@ Runs on workers too: imports numpy at most.
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Packed(NamedTuple):
         leaves, offset = [], 0
         for name, shape in self.layout:
             dtype = np.dtype(name)
-            count = int(np.prod(shape, dtype=np.int64))
+            count = math.prod(shape)
             if dtype.itemsize:
                 leaves.append(np.frombuffer(self.data, dtype, count, offset).reshape(shape))
             else:
