@@ -19,6 +19,7 @@ SUBJECTS = (
     "beyond",
     "operators",
     "kept_workers",
+    "kept_jobs",
     "blackbox",
 )
 

@@ -1,36 +1,88 @@
-"""A step of an iteration on workers that stay, beside numpy, joblib and Dask on the same data.
+"""A step of an iteration on workers that stay, beside numpy, joblib, Dask and Ray on the same data.
 
 python -m benchmarks.kept_workers
 
 Every row does the same job: 24 blocks times a vector of 1,000 numbers. polarmap sends 32 and takes the
-first 24 that determine the rest; the others need all of theirs. No environment variable is set: each
-library limits the threads of its workers as it does by itself.
+first results that determine the rest; the others need all of theirs. "2 asleep": two tasks of every step
+sleep for good. "1 killed": in every step a worker is killed with SIGKILL. No environment variable is set:
+each library limits the threads of its workers as it does by itself. What is not installed says so.
 """
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
 from statistics import median
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
-import polarmap
-from benchmarks import is_quick
+from benchmarks import is_quick, step_rivals
+from benchmarks.step_rivals import ASLEEP, DEADLINE, KILLED, Step, Trouble
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
 BLOCKS, WORKERS, COLUMNS = 24, 32, 1_000
-ASLEEP = {task: Fault("sleep", seconds=600.0, attempts=99) for task in (3, 11)}
+FAULTS: dict[Trouble, dict[int, Fault]] = {
+    "nobody": {},
+    "asleep": {task: Fault("sleep", seconds=600.0, attempts=99) for task in ASLEEP},
+    "killed": {KILLED: Fault("kill")},
+}
+CORES = os.cpu_count() or 1
 
-Step = Callable[[], Any]
-steps = 50
+Row = Callable[[np.ndarray, np.ndarray, Trouble], AbstractContextManager[Step]]
 
 
-def milliseconds(step: Step) -> float:
-    """The median of some steps, after ten that are not counted."""
-    for _ in range(10):  # in which every worker comes to have its blocks
+@contextmanager
+def with_numpy(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    yield lambda: A @ x
+
+
+@contextmanager
+def coded(A: np.ndarray, x: np.ndarray, trouble: Trouble, executor: Any = None) -> Iterator[Step]:
+    """CodedOperator @ x."""
+    unlucky = FaultyExecutor(executor, FAULTS[trouble]) if FAULTS[trouble] else executor
+    with CodedOperator(A, blocks=BLOCKS, workers=WORKERS, executor=unlucky) as operator:
+        yield lambda: operator @ x
+
+
+@contextmanager
+def on_threads(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """The same on a thread pool of the standard library."""
+    with ThreadPoolExecutor(4) as pool, coded(A, x, trouble, pool) as step:
+        yield step
+
+
+@contextmanager
+def coded_by_cores(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+    """As many blocks as cores, and one of parity: the least tasks that survive one."""
+    with CodedOperator(A, blocks=CORES, workers=CORES + 1) as operator:
+        yield lambda: operator @ x
+
+
+def rival(way: Any, blocks: int = BLOCKS) -> Row:
+    """A row of another library."""
+    return lambda A, x, trouble: way(A, x, blocks, trouble)
+
+
+# Name -> library that it takes, row, what may befall its workers.
+ROWS: dict[str, tuple[str, Row, tuple[Trouble, ...]]] = {
+    "numpy, no workers": ("numpy", with_numpy, ("nobody",)),
+    "polarmap, default": ("numpy", coded, get_args(Trouble)),
+    f"polarmap, {CORES} blocks of {CORES + 1}": ("numpy", coded_by_cores, ("nobody",)),
+    "polarmap, thread pool": ("numpy", on_threads, ("nobody",)),
+    "joblib (loky)": ("joblib", rival(step_rivals.joblib), get_args(Trouble)),
+    "Dask": ("distributed", rival(step_rivals.dask), get_args(Trouble)),
+    "Ray, an actor a block": ("ray", rival(step_rivals.ray), get_args(Trouble)),
+    f"Ray, {CORES} actors": ("ray", rival(step_rivals.ray, CORES), ("nobody",)),
+}
+
+
+def milliseconds(step: Step, steps: int) -> float:
+    """The median of some steps, after a fifth of them that are not counted."""
+    for _ in range(-(-steps // 5)):  # in which every worker comes to have its blocks
         step()
     times = []
     for _ in range(steps):
@@ -40,77 +92,33 @@ def milliseconds(step: Step) -> float:
     return 1e3 * median(times)
 
 
-def with_joblib(A: np.ndarray, x: np.ndarray) -> float:
-    """All blocks on loky's processes, which map large blocks."""
-    from joblib import Parallel, delayed
-
-    blocks = np.split(A, BLOCKS)
-    with Parallel(n_jobs=-1) as parallel:
-        return milliseconds(lambda: np.concatenate(parallel(delayed(np.matmul)(b, x) for b in blocks)))
-
-
-def with_dask(A: np.ndarray, x: np.ndarray) -> float:
-    """All blocks held as futures by processes with one thread each."""
-    from distributed import Client, LocalCluster
-
-    with (
-        LocalCluster(threads_per_worker=1, dashboard_address=None, silence_logs=40) as cluster,
-        Client(cluster) as client,
-    ):
-        held = client.scatter(np.split(A, BLOCKS))
-        return milliseconds(
-            lambda: np.concatenate(client.gather(client.map(np.matmul, held, [x] * BLOCKS, pure=False)))
-        )
-
-
-def coded(A: np.ndarray, x: np.ndarray, executor: Any = None) -> float:
-    """CodedOperator @ x."""
-    with CodedOperator(A, blocks=BLOCKS, workers=WORKERS, executor=executor) as operator:
-        return milliseconds(lambda: operator @ x)
-
-
-def on_threads(A: np.ndarray, x: np.ndarray) -> float:
-    """The same on a thread pool of the standard library."""
-    with ThreadPoolExecutor(4) as pool:
-        return coded(A, x, pool)
-
-
-ROWS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
-    "numpy, no workers": lambda A, x: milliseconds(lambda: A @ x),
-    "polarmap, default executor": coded,
-    "polarmap, two of 32 always asleep": lambda A, x: coded(A, x, FaultyExecutor(None, ASLEEP)),
-    "polarmap, thread pool": on_threads,
-    "joblib": with_joblib,
-    "Dask": with_dask,
-}
+def entry(row: Row, A: np.ndarray, x: np.ndarray, trouble: Trouble, steps: int) -> str:
+    """The milliseconds of a step, or what becomes of it."""
+    with row(A, x, trouble) as step:
+        try:
+            return f"{milliseconds(step, steps):.2f}"
+        except Exception as error:  # whatever a library says of a dead worker
+            name = type(error).__name__
+            return f"> {1e3 * DEADLINE:,.0f}" if name.endswith("TimeoutError") else f"fails: {name}"
 
 
 def main() -> None:
-    """Print both tables."""
-    global steps
+    """Print the table."""
     steps = 10 if is_quick(__doc__) else 50
     stream = np.random.default_rng(0)
     x = stream.standard_normal(COLUMNS)
-    sizes = {rows: stream.standard_normal((BLOCKS * rows, COLUMNS)) for rows in (1_000, 4)}
-    heads = [f"{BLOCKS} x {rows} x {COLUMNS}" for rows in sizes]
-    print(f"{f'ms a step, median of {steps}':36s}" + "".join(f"{head:>18s}" for head in heads))
-    for name, row in ROWS.items():
-        print(f"{name:36s}" + "".join(f"{row(A, x):18.2f}" for A in sizes.values()), flush=True)
-    print()
-    small = stream.standard_normal((240, 4))
-
-    def small_map() -> Any:
-        return polarmap.coded_map(
-            lambda block: block @ np.ones(4), small, blocks=6, workers=8, progress=False
-        )
-
-    print(f"a small map, 6 of 8: {milliseconds(small_map):.2f} ms")
-    X, y = stream.standard_normal((442, 10)), stream.standard_normal(442)
-    polarmap.shutdown()
-    for which in ("with the start of workers", "afterwards"):
-        began = time.perf_counter()
-        polarmap.glm.Ridge().fit(X, y)
-        print(f"Ridge().fit on 442 x 10, {which}: {time.perf_counter() - began:.2f} s")
+    for rows in (1_000, 4):
+        A = stream.standard_normal((BLOCKS * rows, COLUMNS))
+        load = "/".join(f"{number:.1f}" for number in os.getloadavg())
+        print(f"\n{BLOCKS} blocks of {rows:,} x {COLUMNS:,}, median ms of a step; load {load}")
+        print(f"{'':24s}" + "".join(f"{head:>30s}" for head in ("nobody asleep", "2 asleep", "1 killed")))
+        for name, (library, row, troubles) in ROWS.items():
+            if not step_rivals.is_installed(library):
+                print(f"{name:24s}{'not installed':>30s}")
+                continue
+            counts = {"nobody": steps, "asleep": steps, "killed": 10}
+            found = [entry(row, A, x, trouble, counts[trouble]) for trouble in troubles]
+            print(f"{name:24s}" + "".join(f"{text:>30s}" for text in found), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,143 @@
+"""Whole jobs on workers that stay, and the figures that they are to reach.
+
+python -m benchmarks.kept_jobs
+
+All by default: no executor, no option that a user would not set, no environment variable.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy.sparse.linalg import aslinearoperator, svds
+from sklearn.datasets import load_diabetes
+
+import polarmap
+from benchmarks import interleaved, is_quick
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+
+FIRST_MAP = """
+import numpy as np, polarmap
+polarmap.coded_map(np.sum, np.arange(48.0), blocks=12, workers=16, progress=False)
+"""
+KILL_EVERY = 50  # maps
+
+Line = tuple[str, str, str]  # what, figure, aim
+
+
+def seconds(action: Callable[[], Any]) -> float:
+    """Of one call."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def products(stream: np.random.Generator, turns: int) -> Iterator[Line]:
+    A, x, b = stream.standard_normal((24_000, 1_000)), np.ones(1_000), np.ones(24_000)
+    with CodedOperator(A) as operator:
+
+        def gradient_step(factor: Any) -> Any:
+            return x - 1e-5 * (factor.T @ (factor @ x - b))
+
+        plain = aslinearoperator(A)
+        found = interleaved(
+            [
+                lambda: A @ x,
+                lambda: operator @ x,
+                lambda: gradient_step(plain),
+                lambda: gradient_step(operator),
+            ],
+            turns,
+        )
+    ours, theirs = (f"{1e3 * found[i]:.1f} ms, {found[i] / found[i - 1]:.2f} x numpy" for i in (1, 3))
+    yield "CodedOperator @ x, 24,000 x 1,000", ours, "2, then 1.3 x"
+    yield "gradient descent step on it", theirs, "-"
+
+
+def singular_values(stream: np.random.Generator, turns: int) -> Iterator[Line]:
+    A = stream.standard_normal((20_000, 500))
+    options = {"k": 6, "return_singular_vectors": False, "random_state": 0}
+
+    def coded() -> Any:
+        with CodedOperator(A) as operator:
+            return svds(operator, **options)
+
+    plain, ours = interleaved([lambda: svds(aslinearoperator(A), **options), coded], turns)
+    yield "svds, k = 6 of 20,000 x 500", f"{ours:.2f} s, {ours / plain:.2f} x numpy-backed", "3 x"
+
+
+def small_maps(stream: np.random.Generator, turns: int) -> Iterator[Line]:
+    small, x = stream.standard_normal((240, 4)), np.ones(4)
+
+    def default() -> Any:
+        return polarmap.coded_map(lambda block: block @ x, small, blocks=6, workers=8, progress=False)
+
+    default()
+    later = [seconds(default) for _ in range(turns)]
+    yield "a later map, 6 of 8, small", f"{1e3 * median(later):.1f} ms", "30 ms"
+    with ThreadPoolExecutor(4) as pool:
+
+        def on_threads() -> Any:
+            return polarmap.coded_map(
+                lambda block: block @ x, small, blocks=24, workers=32, executor=pool, progress=False
+            )
+
+        on_threads()
+        loop = [seconds(on_threads) for _ in range(turns)]
+    yield "the loop: thread pool, 24 of 32, small", f"{1e3 * median(loop):.1f} ms", "3, then 1.5 ms"
+    first = [seconds(lambda: subprocess.run([sys.executable, "-c", FIRST_MAP], check=True)) for _ in range(3)]
+    yield "a process: import, first map of 16 tasks, end", f"{median(first):.2f} s", "1.2 s"
+
+
+def models(stream: np.random.Generator, turns: int) -> Iterator[Line]:
+    X, y = load_diabetes(return_X_y=True)
+    polarmap.shutdown()
+    first = seconds(lambda: polarmap.glm.Ridge().fit(X, y))
+    later = [seconds(lambda: polarmap.glm.Ridge().fit(X, y)) for _ in range(turns)]
+    yield "Ridge().fit(diabetes), with the start of workers", f"{first:.2f} s", "2 s"
+    yield "Ridge().fit(diabetes), later", f"{median(later):.2f} s", "0.3 s"
+
+
+def killed_workers(stream: np.random.Generator, turns: int) -> Iterator[Line]:
+    A, x = stream.standard_normal((2_400, 1_000)), np.ones(1_000)
+    maps = 20 * turns
+    with (
+        Pool() as pool,
+        CodedOperator(A, executor=pool) as lucky,
+        CodedOperator(A, executor=FaultyExecutor(pool, {5: Fault("kill")})) as unlucky,
+    ):
+        for operator in (lucky, unlucky):
+            operator @ x
+        turn = itertools.cycle([unlucky, *[lucky] * (KILL_EVERY - 1)])
+        taken = [seconds(lambda: next(turn) @ x) for _ in range(maps)]
+    figure = f"{1e3 * max(taken):.0f} ms; median {1e3 * median(taken):.1f} ms"
+    yield f"slowest of {maps:,} steps, a worker killed every {KILL_EVERY}", figure, "1 s"
+
+
+def main() -> None:
+    """Print the table."""
+    turns = 5 if is_quick(__doc__) else 50
+    stream = np.random.default_rng(0)
+    print("load " + "/".join(f"{number:.1f}" for number in os.getloadavg()))
+    for subject, count in (
+        (products, turns),
+        (small_maps, turns),
+        (models, max(3, turns // 5)),
+        (singular_values, max(2, turns // 10)),
+        (killed_workers, turns),
+    ):
+        for what, figure, aim in subject(stream, count):
+            print(f"{what:52s}{figure:>36s}   (to reach: {aim})", flush=True)
+
+
+if __name__ == "__main__":
+    main()
