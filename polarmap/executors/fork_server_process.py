@@ -144,5 +144,5 @@ def modules_named(pickled: bytes) -> list[str]:
     >>> modules_named(b"polarmap.linalg.gram ... polarmap.worker.parts")
     ['polarmap.linalg.gram']
     """
-    found = {name.decode() for name in re.findall(rb"\bpolarmap(?:\.[a-z_]+)+", pickled)}
+    found = {name.decode() for name in re.findall(rb"polarmap(?:\.[a-z_]+)+", pickled)}
     return sorted(name for name in found & sys.modules.keys() if not name.startswith("polarmap.worker"))
