@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import pickle
+import struct
 import threading
 import time
 from collections.abc import Callable
@@ -18,71 +19,114 @@ from polarmap.executors.worker_listener import Join
 from polarmap.worker import object_channel, redis_channel
 from polarmap.worker.messages import plain
 from polarmap.worker.object_channel import ObjectKeys, Orders, with_function
-from polarmap.worker.redis_channel import RedisKeys, first_of
+from polarmap.worker.redis_channel import RedisKeys
 
 TRANSFERS = 16  # objects read at once
 IDLE_LOOK_SECONDS = 1.0  # between looks for workers that begin, while nothing is under way
 
 
+class Box:
+    """What is known of one worker.
+
+    count : of the latest message for it.
+    posted : when that was posted; message : the message.
+    awaits_reply : whether nothing has been heard since.
+    heard : when it gave its latest sign of life.
+    doubts : how often it seemed to be done though no reply had come.
+    """
+
+    def __init__(self) -> None:
+        self.link: MailboxLink | None = None
+        self.count, self.posted = 0, 0.0
+        self.message: Any = None
+        self.awaits_reply = False
+        self.heard, self.doubts = time.monotonic(), 0
+
+
 class Mailboxes:
-    """What the two kinds have in common: the links by number, and who has been silent for too long.
+    """What the two kinds have in common: the boxes by worker, who is gone, and what has been lost.
 
     Parameters
     ----------
     join : callable
         Told of each worker that says something for the first time.
     channel : as reports name it.
-    silence : seconds without a sign of life after which a worker is taken to be gone.
+    beat_seconds : between signs of life of a worker.
+    silence : seconds without one after which a worker is taken to be gone.
     """
 
-    def __init__(self, join: Join, channel: str, silence: float) -> None:
-        self._join, self._channel, self._silence = join, channel, silence
-        self._links: dict[int, MailboxLink] = {}
-        self._heard: dict[int, float] = {}
+    def __init__(self, join: Join, channel: str, beat_seconds: float, silence: float) -> None:
+        self._join, self._channel = join, channel
+        self._beat_seconds, self._silence = beat_seconds, silence
+        self._boxes: dict[int, Box] = {}
         self._gone: set[int] = set()
         self._is_closed = threading.Event()
 
     def post(self, number: int, message: tuple[Any, ...]) -> None:
-        """A message for a worker, which is on its way when `flush` has been called."""
-        raise NotImplementedError
+        """A message for a worker, in place of one that it has not read; it goes when `flush` is called."""
+        box = self._boxes[number]
+        box.count += 1
+        box.message, box.posted, box.doubts = plain(message), time.monotonic(), 0
+        box.awaits_reply = message[0] == "call"
+        self._send(number, box.count, box.message)
 
     def flush(self) -> None:
         """Let all that was posted be on its way."""
         raise NotImplementedError
 
-    def heard(self, number: int, data: bytes) -> None:
-        """A worker has said this, or given a sign of life."""
-        if number in self._gone:
-            return
-        self._heard[number] = time.monotonic()
-        link = self._links.get(number)
-        if link is None:
-            link = self._links[number] = MailboxLink(partial(self.post, number))
-            self._join(number, link, self._channel)
-        if data:
-            link.deliver(data)
+    def hang_up(self, number: int) -> None:
+        """A worker is gone: nothing more will come of it."""
+        box = self._boxes.get(number)
+        if box is not None and box.link is not None:
+            box.link.hang_up()
 
     def part(self, number: int) -> None:
         """A worker is not listened to any more."""
         self._gone.add(number)
-        self._links.pop(number, None)
-        self._heard.pop(number, None)
-
-    def hang_up(self, number: int) -> None:
-        """A worker is gone: nothing more will come of it."""
-        if number in self._links:
-            self._links[number].hang_up()
-
-    def drop_silent(self) -> None:
-        """Hang up on workers that have given no sign of life for too long."""
-        now = time.monotonic()
-        for number, heard in list(self._heard.items()):
-            if now > heard + self._silence:
-                self.hang_up(number)
+        self._boxes.pop(number, None)
 
     def close(self) -> None:
         """Workers end; what was left for either side is removed."""
         raise NotImplementedError
+
+    def _send(self, number: int, count: int, message: Any) -> None:
+        """Take such a message for the next flush."""
+        raise NotImplementedError
+
+    def _heard(self, number: int, data: bytes) -> None:
+        """A worker has said this; nothing, if it is a sign of life."""
+        if number in self._gone:
+            return
+        box = self._boxes.setdefault(number, Box())
+        box.heard = time.monotonic()
+        if box.link is None:
+            box.link = MailboxLink(partial(self.post, number))
+            self._join(number, box.link, self._channel)
+        if data:
+            box.awaits_reply = False
+            box.link.deliver(data)
+
+    def _check(self, number: int, latest: int, is_idle: bool) -> None:
+        """Send again what a worker has not received long after it was sent; hang up if its reply was lost.
+
+        A storage that was killed may have forgotten either.
+        """
+        box = self._boxes.get(number)
+        if box is None or not box.awaits_reply or time.monotonic() < box.posted + 2 * self._beat_seconds:
+            return
+        if latest < box.count:
+            self._send(number, box.count, box.message)
+            self.flush()
+        elif is_idle:
+            box.doubts += 1
+            if box.doubts > 1:
+                self.hang_up(number)
+
+    def _hang_up_on_silent(self) -> None:
+        now = time.monotonic()
+        for number, box in list(self._boxes.items()):
+            if now > box.heard + self._silence:
+                self.hang_up(number)
 
 
 class RedisMailboxes(Mailboxes):
@@ -95,40 +139,39 @@ class RedisMailboxes(Mailboxes):
     """
 
     def __init__(self, client: Any, prefix: str, join: Join) -> None:
-        super().__init__(join, "Redis lists", 5 * redis_channel.BEAT_SECONDS)
+        beat = redis_channel.BEAT_SECONDS
+        super().__init__(join, "Redis lists", beat, silence=5 * beat)
         self._client, self._keys = client, RedisKeys(prefix)
-        self._posted: list[tuple[int, bytes]] = []
+        self._posted: dict[int, bytes] = {}
         self._told: set[int] = set()
         self._live()
         self._thread = threading.Thread(target=self._carry, name="polarmap-redis", daemon=True)
         self._thread.start()
 
-    def post(self, number: int, message: tuple[Any, ...]) -> None:
-        """A message for a worker: the only one that waits for it, if it has missed others."""
-        self._posted.append((number, pickle.dumps(plain(message), pickle.HIGHEST_PROTOCOL)))
-
     def flush(self) -> None:
         """Let all that was posted be on its way."""
-        posted, self._posted = self._posted, []
-        if not posted:
-            return
         pipeline = self._client.pipeline(transaction=False)
-        for number, data in posted:
+        while self._posted:
+            number, data = self._posted.popitem()
             key = self._keys.to_worker(number)
             self._told.add(number)
             pipeline.delete(key)
             pipeline.rpush(key, data)
-        ask_again(pipeline.execute)
+        if len(pipeline):
+            ask_again(pipeline.execute)
 
     def close(self) -> None:
         """Workers end; what was left for either side is removed."""
         self._is_closed.set()
-        keys = [self._keys.driver, self._keys.to_driver, *map(self._keys.to_worker, self._told)]
-        with contextlib.suppress(Exception):
-            self._client.delete(*keys)
+        keys = [self._keys.to_driver, *map(self._keys.to_worker, self._told)]
+        with contextlib.suppress(Exception):  # workers that read it after this are not needed any more
+            self._client.set(self._keys.driver, redis_channel.GOODBYE, ex=int(redis_channel.GOODBYE_SECONDS))
         self._thread.join()
         with contextlib.suppress(Exception):
             self._client.delete(*keys)
+
+    def _send(self, number: int, count: int, message: Any) -> None:
+        self._posted[number] = pickle.dumps((count, message), pickle.HIGHEST_PROTOCOL)
 
     def _carry(self) -> None:
         """Hand on what workers say until all is closed."""
@@ -137,17 +180,24 @@ class RedisMailboxes(Mailboxes):
             try:
                 if time.monotonic() >= next_sign:
                     self._live()
-                    next_sign = time.monotonic() + redis_channel.BEAT_SECONDS
-                    self.drop_silent()
+                    next_sign = time.monotonic() + self._beat_seconds
+                    self._hang_up_on_silent()
                 found = self._client.blpop([self._keys.to_driver], timeout=redis_channel.WAIT_SECONDS)
             except Exception:  # the server is away
                 self._is_closed.wait(redis_channel.WAIT_SECONDS)
                 continue
             if found is not None:
-                self.heard(*first_of(found))
+                self._hand_on(found[1])
+
+    def _hand_on(self, said: bytes) -> None:
+        start = struct.calcsize(redis_channel.HEADER)
+        number, latest, is_idle, is_sign = struct.unpack_from(redis_channel.HEADER, said)
+        self._heard(number, said[start:])
+        if is_sign:
+            self._check(number, latest, bool(is_idle))
 
     def _live(self) -> None:
-        self._client.set(self._keys.driver, b"1", ex=redis_channel.GOODBYE_SECONDS)
+        self._client.set(self._keys.driver, redis_channel.LIVES, ex=int(redis_channel.GOODBYE_SECONDS))
 
 
 class ObjectMailboxes(Mailboxes):
@@ -160,10 +210,10 @@ class ObjectMailboxes(Mailboxes):
     """
 
     def __init__(self, storage: Any, prefix: str, join: Join) -> None:
-        super().__init__(join, "objects", object_channel.GOODBYE_SECONDS)
+        super().__init__(join, "objects", object_channel.BEAT_SECONDS, object_channel.GOODBYE_SECONDS)
         self._storage, self._keys = storage, ObjectKeys(prefix)
         self._lock, self._putting = threading.Lock(), threading.Lock()
-        self._beat, self._count = 0, 0
+        self._beat = 0
         self._functions: dict[bytes, bytes] = {}
         self._messages: dict[int, tuple[int, Any, bytes | None]] = {}
         self._is_new = False
@@ -172,20 +222,6 @@ class ObjectMailboxes(Mailboxes):
         self._put_orders()
         self._thread = threading.Thread(target=self._carry, name="polarmap-objects", daemon=True)
         self._thread.start()
-
-    def post(self, number: int, message: tuple[Any, ...]) -> None:
-        """A message for a worker, in place of the one before."""
-        digest = None
-        message = plain(message)
-        with self._lock:
-            if message[0] == "call" and isinstance(message[1][3], bytes):
-                function = message[1][3]
-                digest = hashlib.blake2b(function, digest_size=16).digest()
-                self._functions[digest] = function
-                message = with_function(message, None)
-            self._count += 1
-            self._messages[number] = self._count, message, digest
-            self._is_new = True
 
     def flush(self) -> None:
         """Let all that was posted be on its way, in one object."""
@@ -200,12 +236,23 @@ class ObjectMailboxes(Mailboxes):
             self._messages.pop(number, None)
 
     def close(self) -> None:
-        """Workers end; all objects are removed."""
+        """Workers end; what was said is removed, replies with the rest of the pool's objects."""
         self._is_closed.set()
         self._expected.set()
         self._thread.join()
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, self._keys.orders)
+
+    def _send(self, number: int, count: int, message: Any) -> None:
+        digest = None
+        with self._lock:
+            if message[0] == "call" and isinstance(message[1][3], bytes):
+                function = message[1][3]
+                digest = hashlib.blake2b(function, digest_size=16).digest()
+                self._functions[digest] = function
+                message = with_function(message, None)
+            self._messages[number] = count, message, digest
+            self._is_new = True
 
     def _put_orders(self) -> None:
         with self._putting:  # the latest is the last that is put
@@ -227,8 +274,8 @@ class ObjectMailboxes(Mailboxes):
                 with contextlib.suppress(Exception):  # the storage is away
                     if time.monotonic() >= next_sign:
                         self._put_orders()
-                        next_sign = time.monotonic() + object_channel.BEAT_SECONDS
-                        self.drop_silent()
+                        next_sign = time.monotonic() + self._beat_seconds
+                        self._hang_up_on_silent()
                     heard = self._take(pool.map)
                 pause = object_channel.FIRST_POLL_SECONDS if heard else pause * object_channel.POLL_GROWTH
                 pause = min(pause, IDLE_LOOK_SECONDS)
@@ -240,13 +287,14 @@ class ObjectMailboxes(Mailboxes):
         """Read all replies there are, and remove them; how many there were."""
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
         self._seen &= found  # others are removed by now
-        keys = sorted(found - self._seen)
-        said = [key for key in keys if key.endswith("said")]
-        contents = dict(zip(said, each(partial(self._storage.get_object, self._storage.bucket), said)))
-        for key in keys:
-            number = int(key[len(self._keys.replies) :].partition("-")[0])
-            self.heard(number, bytes(contents.get(key, b"")))
-        self._seen.update(keys)
-        if keys:
-            self._storage.delete_objects(self._storage.bucket, keys)
-        return len(said)
+        new = sorted((self._keys.said(key), key) for key in found - self._seen)
+        keys = [key for said, key in new if not said.is_sign]
+        contents = dict(zip(keys, each(partial(self._storage.get_object, self._storage.bucket), keys)))
+        for said, key in new:
+            self._seen.add(key)
+            self._heard(said.number, bytes(contents.get(key, b"")))
+            if said.is_sign:
+                self._check(said.number, said.latest, said.is_idle)
+        if new:
+            self._storage.delete_objects(self._storage.bucket, [key for _, key in new])
+        return len(keys)

@@ -7,12 +7,11 @@ Runs on workers: imports the standard library only.
 from __future__ import annotations
 
 import pickle
-import threading
 import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import frame
 from polarmap.worker.objects import is_missing
+from polarmap.worker.storage_channel import StorageChannel
 
 FIRST_POLL_SECONDS = 0.01  # between looks while something is expected
 POLL_GROWTH = 1.2
@@ -48,99 +47,101 @@ class ObjectKeys(NamedTuple):
     @property
     def replies(self) -> str:
         """What the keys of all replies begin with."""
-        return f"{self.prefix}/up/"
+        return f"{self.prefix}/replies/"
 
-    def reply(self, number: int, count: int, is_beat: bool) -> str:
-        """Of something that a worker says; a sign of life is empty."""
-        return f"{self.replies}{number}-{count:012d}-{'beat' if is_beat else 'said'}"
+    def reply(self, said: Said) -> str:
+        """Of something that a worker says."""
+        count = f"{said.order:012d}"  # so that keys are in their order
+        return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.is_sign:d}"
+
+    def said(self, key: str) -> Said:
+        """What such a key tells; ValueError if it is none."""
+        number, count, latest, is_idle, is_sign = key[len(self.replies) :].replace("--", "-_").split("-")
+        latest = latest.replace("_", "-")
+        return Said(int(number), int(count), int(latest), is_idle == "1", is_sign == "1")
 
 
-class ObjectChannel:
+class Said(NamedTuple):
+    """What the key of a reply tells: whose it is, and how far that worker has come.
+
+    order : of all that it has said, from 1 on.
+    latest : number of the message that it received last.
+    is_sign : whether it is a sign of life and nothing else.
+    """
+
+    number: int
+    order: int
+    latest: int
+    is_idle: bool
+    is_sign: bool
+
+
+class ObjectChannel(StorageChannel):
     """The worker's side.
 
     storage : a `lithops.Storage`.
     """
 
     def __init__(self, storage: Any, bucket: str, prefix: str, number: int) -> None:
-        self._storage, self._bucket = storage, bucket
-        self._keys, self._number = ObjectKeys(prefix), number
-        self._latest = -1  # message that was received
+        self._storage, self._bucket, self._keys = storage, bucket, ObjectKeys(prefix)
         self._beat, self._beat_at = -1, time.monotonic()
-        self._count, self._sending = 0, threading.Lock()
+        self._count = 0
         self._poll_seconds = FIRST_POLL_SECONDS
         self._next_look = 0.0
-        self._is_over = threading.Event()
-        threading.Thread(target=self._give_signs, daemon=True).start()
+        super().__init__(number, BEAT_SECONDS)
 
-    def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within so many seconds."""
+    def take(self, timeout: float | None) -> tuple[int, Any] | None:
+        """The driver's next message and its number; None if there is none within so many seconds."""
         deadline = time.monotonic() + (LAST_POLL_SECONDS if timeout is None else timeout)
         while True:
-            message = self._look(take=True)
-            if message is not None:
+            found = self._look()
+            if found is not None:
                 self._poll_seconds = FIRST_POLL_SECONDS
-                return message
+                return found
             rest = deadline - time.monotonic()
             if rest <= 0:
                 return None
             time.sleep(min(rest, self._poll_seconds))
             self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
 
-    def send(self, fields: Any, data: Any = b"") -> None:
-        """A message to the driver."""
-        self._put(frame(fields, data), is_beat=False)
+    def put(self, data: bytes, is_sign: bool) -> None:
+        """One object more."""
+        self._count += 1
+        said = Said(self.number, self._count, self.latest, self.is_idle, is_sign)
+        self._storage.put_object(self._bucket, self._keys.reply(said), data)
 
     def has_message(self) -> bool:
         """Whether the driver has said something."""
-        return self._look(take=False) is not None
+        return self._look() is not None
 
     def is_closed(self) -> bool:
-        """Whether the driver has given no sign of life for some time; looks seldom."""
+        """Whether the driver has said goodbye, or given no sign of life for long; looks seldom."""
         if time.monotonic() < self._next_look:
             return False
         self._next_look = time.monotonic() + BEAT_SECONDS
         try:
-            self._look(take=False)
+            self._look()
         except ConnectionError:
             return True
         return False
 
-    def close(self) -> None:
-        """Give no more signs of life."""
-        self._is_over.set()
-
-    def _look(self, take: bool) -> Any:
-        """The driver's latest message if it is a new one; ConnectionError if it is gone."""
+    def _look(self) -> tuple[int, Any] | None:
+        """The driver's latest message if it is a new one; ConnectionError if the driver is gone."""
         now = time.monotonic()
         try:
             orders = Orders(*pickle.loads(self._storage.get_object(self._bucket, self._keys.orders)))
-        except Exception as error:
+        except Exception as error:  # half an object; or the storage is away for a moment
             if is_missing(error) or now > self._beat_at + GOODBYE_SECONDS:
                 raise ConnectionError("the driver is gone") from error
-            return None  # the storage is away for a moment
+            return None
         if orders.beat != self._beat:
             self._beat, self._beat_at = orders.beat, now
         elif now > self._beat_at + GOODBYE_SECONDS:
             raise ConnectionError("the driver has given no sign of life")
-        count, message, digest = orders.messages.get(self._number, (-1, None, None))
-        if count <= self._latest:
+        count, message, digest = orders.messages.get(self.number, (-1, None, None))
+        if count <= self.latest:
             return None
-        if take:
-            self._latest = count
-        return message if digest is None else with_function(message, orders.functions[digest])
-
-    def _give_signs(self) -> None:
-        while not self._is_over.wait(BEAT_SECONDS):
-            try:
-                self._put(b"", is_beat=True)
-            except Exception:  # the storage is away: the next one may reach it
-                continue
-
-    def _put(self, data: bytes, is_beat: bool) -> None:
-        """One object more; in the order in which they were put."""
-        with self._sending:
-            self._count += 1
-            self._storage.put_object(self._bucket, self._keys.reply(self._number, self._count, is_beat), data)
+        return count, message if digest is None else with_function(message, orders.functions[digest])
 
 
 def with_function(message: Any, f: Any) -> Any:

@@ -6,16 +6,17 @@ Runs on workers: imports the standard library only.
 from __future__ import annotations
 
 import pickle
-import threading
-from collections import deque
-from collections.abc import Sequence
+import struct
+import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import frame
+from polarmap.worker.storage_channel import StorageChannel
 
-BEAT_SECONDS = 3.0  # between signs of life of a worker
+BEAT_SECONDS = 3.0  # between signs of life of either side
 WAIT_SECONDS = 1.0  # that the server is asked to wait at a time: longer than that, clients give up
-GOODBYE_SECONDS = 10  # after its last sign of life a driver is taken to be gone
+GOODBYE_SECONDS = 12.0  # after its last sign of life, a driver is taken to be gone
+LIVES, GOODBYE = b"lives", b"goodbye"  # what the driver's key holds
+HEADER = ">QqBB"  # of what a worker says: its number, the latest message, whether it is idle, and a sign
 
 
 class RedisKeys(NamedTuple):
@@ -25,67 +26,61 @@ class RedisKeys(NamedTuple):
 
     @property
     def driver(self) -> str:
-        """Exists for as long as the driver lives."""
+        """Whether the driver lives."""
         return f"{self.prefix}/driver"
 
     @property
     def to_driver(self) -> str:
-        """Of what all workers say: number and frame."""
-        return f"{self.prefix}/up"
+        """Of what all workers say."""
+        return f"{self.prefix}/to-driver"
 
     def to_worker(self, number: int) -> str:
-        """Of what is said to this worker."""
-        return f"{self.prefix}/down/{number}"
+        """Of what is said to this worker: only the latest."""
+        return f"{self.prefix}/to-worker/{number}"
 
 
-class RedisChannel:
+class RedisChannel(StorageChannel):
     """The worker's side.
 
     client : a `redis.Redis`.
     """
 
     def __init__(self, client: Any, prefix: str, number: int) -> None:
-        self._client, self._keys, self._number = client, RedisKeys(prefix), number
-        self._received: deque[bytes] = deque()
-        self._is_over = threading.Event()
-        threading.Thread(target=self._beat, daemon=True).start()
+        self._client, self._keys = client, RedisKeys(prefix)
+        self._seen_at = time.monotonic()
+        super().__init__(number, BEAT_SECONDS)
 
-    def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within a second."""
+    def take(self, timeout: float | None) -> tuple[int, Any] | None:
+        """The driver's next message and its number; None if there is none within a second."""
         wait = WAIT_SECONDS if timeout is None else min(timeout, WAIT_SECONDS)
-        found = self._client.blpop([self._keys.to_worker(self._number)], timeout=wait)
-        if found is not None:
-            return pickle.loads(found[1])
-        if self.is_closed():
-            raise ConnectionError("the driver has given no sign of life")
-        return None
+        try:
+            found = self._client.blpop([self._keys.to_worker(self.number)], timeout=wait)
+        except Exception:  # the server is away
+            found = None
+            time.sleep(wait)
+        if found is None:
+            if self.is_closed():
+                raise ConnectionError("the driver is gone")
+            return None
+        count, message = pickle.loads(found[1])
+        return count, message
 
-    def send(self, fields: Any, data: Any = b"") -> None:
-        """A message to the driver."""
-        self._client.rpush(self._keys.to_driver, self._number.to_bytes(8, "big") + frame(fields, data))
+    def put(self, data: bytes, is_sign: bool) -> None:
+        """Append a message, or a sign of life, to the driver's list."""
+        header = struct.pack(HEADER, self.number, self.latest, self.is_idle, is_sign)
+        self._client.rpush(self._keys.to_driver, header + data)
 
     def has_message(self) -> bool:
         """Whether the driver has said something."""
-        return bool(self._client.llen(self._keys.to_worker(self._number)))
+        return bool(self._client.llen(self._keys.to_worker(self.number)))
 
     def is_closed(self) -> bool:
         """Whether the driver has given no sign of life for some time, or said goodbye."""
-        return not self._client.exists(self._keys.driver)
-
-    def close(self) -> None:
-        """Give no more signs of life."""
-        self._is_over.set()
-
-    def _beat(self) -> None:
-        """Give signs of life, whatever the task does."""
-        while not self._is_over.wait(BEAT_SECONDS):
-            try:
-                self.send({"alive": True})
-            except Exception:  # the server is away: the next one may reach it
-                continue
-
-
-def first_of(found: Sequence[bytes]) -> tuple[int, bytes]:
-    """The number of the worker, and what it says."""
-    data = found[1]
-    return int.from_bytes(data[:8], "big"), data[8:]
+        try:
+            said = self._client.get(self._keys.driver)
+        except Exception:  # the server is away
+            said = None
+        now = time.monotonic()
+        if said == LIVES:
+            self._seen_at = now
+        return bool(said == GOODBYE or now > self._seen_at + GOODBYE_SECONDS)
