@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -171,18 +171,18 @@ def unflatten(structure: Structure, leaves: Sequence[Array]) -> Any:
     """The tree with this structure and these leaves."""
     if len(structure) == 1:
         return _as_it_was(structure[0], leaves[0])
-    remaining = iter(leaves)
+    return _built(structure, iter(leaves))
 
-    def build(part: Structure) -> Any:
-        if len(part) == 1:
-            return _as_it_was(part[0], next(remaining))
-        kind, keys, parts = part
-        children = [build(child) for child in parts]
-        if issubclass(kind, dict):
-            return kind(zip(keys, children))
-        return kind._make(children) if hasattr(kind, "_make") else kind(children)
 
-    return build(structure)
+def _built(part: Structure, remaining: Iterator[Array]) -> Any:
+    """A tree of the next leaves. A closure that calls itself would hold them until it is collected."""
+    if len(part) == 1:
+        return _as_it_was(part[0], next(remaining))
+    kind, keys, parts = part
+    children = [_built(child, remaining) for child in parts]
+    if issubclass(kind, dict):
+        return kind(zip(keys, children))
+    return kind._make(children) if hasattr(kind, "_make") else kind(children)
 
 
 def _as_it_was(kind: str, leaf: Array) -> Any:

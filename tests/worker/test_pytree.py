@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import pickle
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,3 +107,17 @@ def test_pack_refuses_objects() -> None:
 def test_flatten_refuses_masked_arrays() -> None:
     with pytest.raises(TypeError, match="masked array"):
         flatten([np.ma.masked_less(np.arange(3), 1)])
+
+
+def test_leaves_are_let_go_with_the_tree() -> None:
+    """At once: what a worker has mapped stays in memory as long as anything holds it."""
+    gc.disable()
+    try:
+        leaves = [np.zeros(3), np.ones(2)]
+        held = [weakref.ref(leaf) for leaf in leaves]
+        tree = unflatten(flatten({"a": leaves[0], "b": [leaves[1]]})[1], leaves)
+        assert tree["a"] is leaves[0]
+        del tree, leaves
+        assert [one() for one in held] == [None, None]
+    finally:
+        gc.enable()
