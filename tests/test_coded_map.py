@@ -126,6 +126,11 @@ def test_progress_shows_what_arrived_and_what_is_needed(capsys: pytest.CaptureFi
     assert "7/8" not in shown
 
 
+def test_a_process_without_standard_error_maps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stderr", None)
+    doubled()
+
+
 @pytest.mark.parametrize("progress", [False, None])
 def test_without_a_terminal_or_a_wish_there_is_no_bar(
     progress: bool | None, capsys: pytest.CaptureFixture[str]

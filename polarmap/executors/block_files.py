@@ -5,6 +5,7 @@ They lie in memory where there is room for them, else on disk, until the blocks 
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, layout_bytes
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import Part, Place
@@ -71,6 +73,15 @@ class StoredPieces:
         parts = tuple(Part(path, size) for path, size in zip(paths, sizes, strict=True))
         return StoredBlock(Place("folder", "/"), parts, coded.structure, layout)
 
+    def store_again(self, coded: Coded, task: int) -> None:
+        """A worker has found that the block of a task is not as it was stored.
+
+        It is written anew when it is asked for again.
+        """
+        with self._lock:
+            for piece in coded.pieces(task):
+                self._places.pop(piece, None)
+
     def remove(self) -> None:
         """Remove its files."""
         self._finalizer()
@@ -83,14 +94,16 @@ class StoredPieces:
             path = folder / str(piece)
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                with path.open("wb", buffering=0) as file:
+                path.unlink(missing_ok=True)  # not written into: a worker may have mapped it
+                with path.open("xb", buffering=0) as file:
                     for leaf in leaves:
                         _write_all(file, leaf)
                 break
-            except OSError:
-                path.unlink(missing_ok=True)
+            except OSError as error:
+                with contextlib.suppress(OSError):
+                    path.unlink()
                 if number == len(self.folders):
-                    raise
+                    raise ExecutorError(f"no room for what workers are to read: {error}") from error
         self._places[piece] = str(path).lstrip("/")
         if len(self._places) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
             coded.release()

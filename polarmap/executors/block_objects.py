@@ -68,6 +68,11 @@ class StoredPieces:
         """The bytes of the piece of this name."""
         return self.bytes_of(coded, int(key.rpartition("/")[2]))
 
+    def store_again(self, coded: Coded, task: int) -> None:
+        """A worker has found that the block of a task is not as it was stored."""
+        for piece in coded.pieces(task) if self._put is not None else ():
+            self._stored(coded, piece)
+
     @staticmethod
     def bytes_of(coded: Coded, piece: int) -> bytes:
         """Those of its leaves in a row."""

@@ -53,12 +53,13 @@ class ForkServerProcess:
     """
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
+        open_standard_streams()
         self._control, theirs = socket.socketpair()
         self._lock = threading.Lock()
         self._is_ready = False
         self._began = time.monotonic()
         options = {
-            "module_path": [os.path.abspath(path) for path in sys.path],
+            "module_path": absolute_module_path(),
             "package_path": [str(Path(__file__).resolve().parents[1])],
             "modules": ["cloudpickle", *modules],
             "descriptor": theirs.fileno(),
@@ -131,6 +132,25 @@ class ForkServerProcess:
                 self._control.sendall(request, socket.MSG_DONTWAIT)
             else:
                 socket.send_fds(self._control, [request], [connection.fileno()], socket.MSG_DONTWAIT)
+
+
+def open_standard_streams() -> None:
+    """Let those of this process that are closed lead nowhere: else a socket takes the place of one.
+
+    Libraries write their warnings to descriptor 2, and a process that is started gets its own 0, 1 and 2.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
+
+
+def absolute_module_path() -> list[str]:
+    """Where this process finds modules, for one that may be in another folder."""
+    found = []
+    for path in sys.path:
+        with contextlib.suppress(FileNotFoundError):  # relative to a folder that is gone
+            found.append(os.path.abspath(path))
+    return found
 
 
 def limits_of_threads(threads: int) -> Mapping[str, str]:

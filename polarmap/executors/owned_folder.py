@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
+from polarmap.errors import ExecutorError
 from polarmap.storage.process_identity import ProcessIdentity
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
 OWNER = "owner"  # the file that names the process
+PRIVATE = 0o700
+
+_made: set[tuple[int, Path]] = set()  # by which process
 
 
 def memory_folder() -> Path | None:
-    """A new folder whose files are in memory; None where there is no such place."""
+    """A new folder whose files are in memory; None where there is no such place, or no room."""
     if not os.path.isdir(MEMORY):
         return None
     try:
@@ -29,11 +35,56 @@ def disk_folder() -> Path:
     return _new_folder(tempfile.gettempdir())
 
 
+def restore(folder: Path) -> None:
+    """Make such a folder again if somebody has removed it.
+
+    ExecutorError if that is impossible, or if somebody else has made one in its place: what lies in
+    there is read as code.
+    """
+    try:
+        try:
+            status = os.lstat(folder)
+        except FileNotFoundError:
+            folder.mkdir(PRIVATE)
+            _name_owner(folder)
+            return
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
+            raise PermissionError("something else is in its place")
+        if stat.S_IMODE(status.st_mode) != PRIVATE:
+            folder.chmod(PRIVATE)
+    except OSError as error:
+        raise ExecutorError(f"{folder}, for the files of workers, cannot be made again: {error}") from error
+
+
+def remove(folder: Path) -> None:
+    """Remove such a folder, if this process has made it."""
+    if (os.getpid(), folder) in _made:
+        shutil.rmtree(folder, ignore_errors=True)
+        _made.discard((os.getpid(), folder))
+
+
+@atexit.register
+def _remove_all() -> None:
+    """Remove what is left, of pools that an interrupt has kept from existing or from ending."""
+    for owner, folder in list(_made):
+        if owner == os.getpid():
+            remove(folder)
+
+
 def _new_folder(place: str) -> Path:
     _sweep(place)
     folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-", dir=place)).resolve()
-    (folder / OWNER).write_text(str(ProcessIdentity.current()))
+    _made.add((os.getpid(), folder))
+    try:
+        _name_owner(folder)
+    except BaseException:
+        remove(folder)
+        raise
     return folder
+
+
+def _name_owner(folder: Path) -> None:
+    (folder / OWNER).write_text(str(ProcessIdentity.current()))
 
 
 def _sweep(place: str) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import shutil
 import threading
 import time
 import weakref
@@ -23,7 +22,7 @@ from polarmap.executors.block_files import BlockFiles
 from polarmap.executors.block_objects import BlockObjects
 from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.fork_server_process import modules_named
-from polarmap.executors.owned_folder import disk_folder, memory_folder
+from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import PickledFunction, pickled_with_types
 from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.private_folder import private_folder
@@ -202,6 +201,8 @@ class KeptWorkers:
                 return None
             self._maps += 1
         try:
+            for folder in crew.folders:
+                restore(folder)
             crew.be_ready(f)
             number = next(self._numbers)
             folders = [folder / f"map-{number}" for folder in crew.shared_folders]
@@ -217,7 +218,7 @@ class KeptWorkers:
         self._ended.set()
         self._crew.shared.workers.close()
         for folder in self._crew.folders:
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
     def forget(self) -> None:
         """Let go of all, in a process that was forked of the one that has it."""
@@ -313,7 +314,7 @@ class Elsewhere:
             folders = [folder for folder in (in_memory, on_disk) if folder is not None]
             workers = RemoteWorkers(site, options.workers, options.listen, options.memory)
         except BaseException:
-            shutil.rmtree(on_disk, ignore_errors=True)
+            remove(on_disk)
             raise
         blocks: Any = (
             BlockObjects(site.storage, site.prefix)

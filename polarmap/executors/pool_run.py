@@ -20,7 +20,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import slots
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outcome_of
 from polarmap.executors.block_files import name_of
-from polarmap.executors.fork_server_process import limits_of_threads
+from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.cores import available_cores
@@ -56,6 +56,10 @@ class Stored(Protocol):
 
     def part(self, coded: Coded, key: str) -> bytes:
         """What a worker asks its driver for."""
+        ...
+
+    def store_again(self, coded: Coded, task: int) -> None:
+        """A worker has found that the block of a task is not as it was stored."""
         ...
 
 
@@ -201,11 +205,13 @@ class PoolRun:
         self._running.clear()
         self._waiting.clear()
         self._ended.clear()
-        for folder in self._folders:
-            _remove(folder)
-        if self._stored is not None:
-            self._blocks.done(self._stored)
-        self._done()
+        try:
+            for folder in self._folders:
+                _remove(folder)
+        finally:  # an interrupt here leaves files until the workers end
+            if self._stored is not None:
+                self._blocks.done(self._stored)
+            self._done()
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
@@ -322,7 +328,10 @@ class PoolRun:
         is_over = fields["kind"] == "end"
         outcome = outcome_of(reply)._replace(over=is_over)
         if reply.error is not None and outcome.failure is not None:
-            outcome = outcome._replace(failure=with_cause(outcome.failure, reply.error))
+            failure = with_cause(outcome.failure, reply.error)
+            outcome = outcome._replace(failure=failure)
+            if failure.kind == "damaged" and self._stored is not None:
+                self._stored.store_again(self._payload.blocks, task)
         if is_over:
             self._release(worker)
             self._workers.give_back(worker)
@@ -398,9 +407,7 @@ def surroundings(threads: int) -> Surroundings:
         folder = os.getcwd()
     except OSError:
         folder = "/"
-    return Surroundings(
-        folder, tuple(map(os.path.abspath, sys.path)), {**os.environ, **limits_of_threads(threads)}
-    )
+    return Surroundings(folder, tuple(absolute_module_path()), {**os.environ, **limits_of_threads(threads)})
 
 
 def _remove(folder: Path) -> None:

@@ -15,6 +15,8 @@ import threading
 from functools import cache
 from pathlib import Path
 
+from polarmap.executors.fork_server_process import absolute_module_path
+
 
 @cache
 def private_folder() -> Path:
@@ -39,7 +41,7 @@ def interpreter() -> Path:
     """
     folder = private_folder()
     paths = folder / f"paths-{threading.get_ident()}"
-    paths.write_text(json.dumps([os.path.abspath(path) for path in sys.path]))
+    paths.write_text(json.dumps(absolute_module_path()))
     paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
     script = folder / "python"
     if not script.exists():

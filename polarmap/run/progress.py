@@ -15,7 +15,7 @@ from polarmap.errors import CodeError
 def is_wanted(progress: Any) -> bool:
     """Whether a caller's `progress` asks for a bar: None does where there is a terminal."""
     if progress is None:
-        return sys.stderr.isatty()
+        return sys.stderr is not None and sys.stderr.isatty()
     if not isinstance(progress, (bool, int, np.bool_)):
         raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
     return bool(progress)

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import ExecutorError
 from polarmap.executors.block_files import BlockFiles, bytes_of, name_of
 from polarmap.worker.kept_blocks import KeptBlocks
 
@@ -69,6 +71,28 @@ def test_files_that_somebody_has_removed_are_written_again(tmp_path: Path) -> No
         folder.rmdir()
     again = kept.of(coded)
     np.testing.assert_array_equal(KeptBlocks().load(again.block(coded, 0)), DATA[0])
+
+
+def test_a_block_that_is_not_as_it_was_is_written_again_as_a_new_file(tmp_path: Path) -> None:
+    kept, coded = BlockFiles(None, tmp_path, 10**6), blocks()
+    stored = kept.of(coded)
+    block = stored.block(coded, 0)
+    path = Path("/", block.parts[0].key)
+    with path.open("rb") as mapped:  # which must not change under those who still use it
+        path.write_bytes(b"cut")
+        assert stored.block(coded, 0) == block
+        assert path.read_bytes() == b"cut"
+        stored.store_again(coded, 0)
+        np.testing.assert_array_equal(KeptBlocks().load(stored.block(coded, 0)), DATA[0])
+        assert mapped.read() == b"cut"
+
+
+def test_no_room_anywhere_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    coded = blocks()
+    stored = BlockFiles(None, tmp_path / "file", 10**6).of(coded)
+    with pytest.raises(ExecutorError, match="no room for what workers are to read"):
+        stored.block(coded, 0)
 
 
 def test_tasks_of_the_same_blocks_are_known_again() -> None:

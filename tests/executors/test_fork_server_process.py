@@ -10,7 +10,12 @@ from pathlib import Path
 import pytest
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import ForkServerProcess, limits_of_threads, modules_named
+from polarmap.executors.fork_server_process import (
+    ForkServerProcess,
+    limits_of_threads,
+    modules_named,
+    open_standard_streams,
+)
 from polarmap.worker.frames import Frames
 
 
@@ -60,6 +65,26 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
         ForkServerProcess(1, [], [])
+
+
+def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
+    """Else what a library writes there would be read as a message."""
+    streams = [os.dup(number) for number in range(3)]
+    try:
+        for number in range(3):
+            os.close(number)
+        open_standard_streams()
+        leads = {os.readlink(f"/proc/self/fd/{number}") for number in range(3)}
+        inherited = [os.get_inheritable(number) for number in range(3)]
+        others = len(os.listdir("/proc/self/fd"))
+        open_standard_streams()
+        assert len(os.listdir("/proc/self/fd")) == others
+    finally:
+        for number, stream in enumerate(streams):
+            os.dup2(stream, number)
+            os.close(stream)
+    assert leads == {os.devnull}
+    assert inherited == [True, True, True]
 
 
 def test_limits_are_told_to_every_library() -> None:

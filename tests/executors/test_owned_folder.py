@@ -10,9 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.executors.owned_folder import OWNER, disk_folder
+from polarmap.errors import ExecutorError
+from polarmap.executors import owned_folder
+from polarmap.executors.owned_folder import OWNER, disk_folder, memory_folder, remove, restore
 
-LEAVE = "from polarmap.executors.owned_folder import disk_folder; print(disk_folder())"
+MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
+
+
+def made_by_another_process(place: Path, end: str) -> Path:
+    environment = {**os.environ, "TMPDIR": str(place)}
+    command = [sys.executable, "-c", f"{MAKE}; {end}"]
+    told = subprocess.run(command, capture_output=True, text=True, env=environment)
+    return Path(told.stdout.split()[0])
 
 
 def test_what_a_dead_process_left_is_removed_and_nothing_else(
@@ -21,11 +30,73 @@ def test_what_a_dead_process_left_is_removed_and_nothing_else(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     mine, foreign = disk_folder(), tmp_path / "polarmap-1-x"
     foreign.mkdir()
-    environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    told = subprocess.run([sys.executable, "-c", LEAVE], capture_output=True, text=True, env=environment)
-    left = Path(told.stdout.strip())
+    left = made_by_another_process(tmp_path, "os._exit(0)")  # as if it had been killed
     assert (left / OWNER).exists()
     assert disk_folder() != mine
     assert not left.exists()
     assert mine.exists()
     assert foreign.exists()  # it does not say whose it is
+
+
+def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:
+    """Though nobody had it removed: an interrupt may come before anybody knows of it."""
+    assert made_by_another_process(tmp_path, "raise KeyboardInterrupt").parent == tmp_path
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_child_that_was_forked_removes_none_of_its_parents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = disk_folder()
+    child = os.fork()
+    if not child:
+        remove(folder)
+        owned_folder._remove_all()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert folder.exists()
+    remove(folder)
+    assert not folder.exists()
+
+
+def test_none_is_left_where_there_is_no_room_for_the_name_of_its_owner(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(self: Path, text: str) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path))
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "write_text", no_room)
+        assert memory_folder() is None
+    assert os.listdir(tmp_path) == []
+    folder = memory_folder()
+    assert folder is not None
+    assert folder.parent == tmp_path
+    remove(folder)
+
+
+def test_one_that_was_removed_is_made_again_for_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    folder = disk_folder()
+    restore(folder)
+    named = (folder / OWNER).read_text()
+    (folder / OWNER).unlink()
+    folder.rmdir()
+    restore(folder)
+    assert (folder / OWNER).read_text() == named
+    folder.chmod(0o755)
+    restore(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    remove(folder)
+    folder.symlink_to(tmp_path)
+    with pytest.raises(ExecutorError, match="something else is in its place"):
+        restore(folder)
+    folder.unlink()
+    folder.mkdir()
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(ExecutorError, match="something else is in its place"):
+        restore(folder)

@@ -1,0 +1,143 @@
+"""What becomes of a pool whose files are removed, cut short, or have no room."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import descendants, folders, until
+
+import polarmap
+from polarmap import CodedOperator, Pool
+from polarmap.errors import ExecutorError
+from polarmap.executors import block_files
+
+A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be mapped
+X = np.arange(400.0)
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool() as one:
+        yield one
+
+
+@pytest.fixture
+def product(pool: Pool) -> Iterator[CodedOperator]:
+    with CodedOperator(A, executor=pool) as one:
+        check(one)
+        yield one
+
+
+def check(product: CodedOperator) -> None:
+    np.testing.assert_allclose(product @ X, A @ X)
+
+
+def files(place: str = "blocks-*/*") -> list[Path]:
+    """Of this process' pools."""
+    return [path for folder in folders() for path in folder.glob(place)]
+
+
+def remove_folders() -> None:
+    for folder in folders():
+        shutil.rmtree(folder)
+
+
+def test_blocks_whose_files_were_removed_are_written_again(product: CodedOperator) -> None:
+    names = {folder.name for folder in folders()}
+    for _ in range(2):
+        remove_folders()
+        check(product)
+        assert {folder.name for folder in folders()} == names
+        assert {oct(folder.stat().st_mode & 0o777) for folder in folders()} == {"0o700"}
+
+
+def test_a_map_whose_files_are_removed_ends_and_so_do_later_ones(
+    pool: Pool, product: CodedOperator, tmp_path: Path
+) -> None:
+    names, mark, x, rmtree = [str(folder) for folder in folders()], tmp_path / "removed", X, shutil.rmtree
+
+    def remove_once(block: Any) -> Any:
+        if not mark.exists():
+            mark.touch()
+            for name in names:
+                rmtree(name, ignore_errors=True)
+        return block @ x
+
+    with suppress(ExecutorError):  # that there is no room
+        found = polarmap.coded_map(remove_once, A, blocks=6, workers=8, executor=pool, timeout=PATIENCE)
+        np.testing.assert_allclose(found.concatenate(), A @ X)
+    assert mark.exists()
+    check(product)
+
+
+def test_a_folder_that_somebody_else_has_put_in_place_is_not_used(pool: Pool, product: CodedOperator) -> None:
+    [first, *_] = mine = folders()
+    remove_folders()
+    first.symlink_to("/")
+    with pytest.raises(ExecutorError, match="cannot be made again: something else is in its place"):
+        check(product)
+    first.unlink()
+    check(product)
+    assert set(folders()) == set(mine)
+
+
+def test_blocks_that_were_cut_short_are_written_again(product: CodedOperator) -> None:
+    for count in (1, len(files())):
+        for path in files()[:count]:
+            os.truncate(path, 100)
+        check(product)
+        check(product)
+
+
+def test_blocks_lie_on_disk_where_memory_has_no_room(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = block_files._write_all
+
+    def no_room(file: Any, leaf: Any) -> None:
+        if file.name.startswith("/dev/shm/"):
+            file.write(b"a part of it")
+            raise OSError(28, "No space left on device")
+        write(file, leaf)
+
+    monkeypatch.setattr(block_files, "_write_all", no_room)
+    with CodedOperator(A, executor=pool) as product:
+        check(product)
+        assert files()
+        assert not [path for path in files() if path.is_relative_to("/dev/shm")]
+
+
+def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(file: Any, leaf: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched, CodedOperator(A, executor=pool) as product:
+        patched.setattr(block_files, "_write_all", no_room)
+        with pytest.raises(ExecutorError, match="no room for what workers are to read"):
+            product @ X
+    assert not files("*/*")
+    with CodedOperator(A, executor=pool) as product:
+        check(product)
+
+
+def test_memory_of_blocks_that_are_gone_is_let_go_by_all_workers(pool: Pool) -> None:
+    def mapped() -> list[str]:
+        return [
+            line
+            for process in descendants()
+            for line in Path(f"/proc/{process}/maps").read_text().splitlines()
+            if "/blocks-" in line
+        ]
+
+    with CodedOperator(A, executor=pool) as product:
+        check(product)
+        assert mapped()
+    del product
+    assert until(lambda: not mapped())
+    assert not files()
