@@ -31,7 +31,7 @@ from polarmap.worker.cores import available_cores
 PYTHONS = ((3, 10), (3, 13))
 BLOCKS, WORKERS = 4, 6
 A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
-LATER_MAPS = 20
+LATER_MAPS = 10
 SLOW_START, SLOW_MAP = 3.0, 0.03  # seconds: several times what they take on one core that is free
 FREE_BYTES = 1 << 30  # in the temporary folder, below which blocks of some size do not fit
 OPTIONAL = {
@@ -67,9 +67,9 @@ class Check(NamedTuple):
     "--timeout", type=click.FloatRange(1), default=120.0, show_default=True, help="Seconds for the coded map."
 )
 def doctor(config: Path | None, timeout: float) -> Answer:
-    """Check the installation and a configuration, and run one small coded map on it.
+    """Check the installation and a configuration, and run small coded maps on it.
 
-    On this machine also measure how long a map takes on workers that stay.
+    The last check says how long a map takes on workers that stay.
     """
     checks = [*_installation(), *(_this_machine() if config is None else _configuration(config))]
     if all(check.state != "bad" for check in checks):
@@ -182,23 +182,19 @@ def _configuration(file: Path) -> Iterator[Check]:
 
 def _running(config: Path | None, timeout: float) -> Iterator[Check]:
     """Checks of what runs: storage, then coded maps, if nothing before them is bad."""
-    if config is None:
-        with Pool() as pool:  # of our own: the first map is to start it, the last line to end it
-            began = time.perf_counter()
-            first = _map(pool, timeout)
-            seconds = time.perf_counter() - began
-            yield first
-            if first.state == "ok":
-                yield _speed(seconds, _later_map(pool, timeout))
-        return
-    try:
-        probed = _storage(config)
-    except ExecutorError as error:
-        yield Check("Lithops", "bad", _one_line(error), INSTALLED)
-        return
-    yield probed
-    if probed.state != "bad":
-        yield _map(config, timeout)
+    if config is not None:
+        try:
+            probed = _storage(config)
+        except ExecutorError as error:
+            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+            return
+        yield probed
+        if probed.state == "bad":
+            return
+    found = _map(config, timeout)
+    yield found
+    if found.state == "ok":
+        yield _kept_workers(config, timeout)
 
 
 def _storage(config: Path) -> Check:
@@ -236,14 +232,18 @@ def _map(executor: Any, timeout: float) -> Check:
     )
 
 
-def _later_map(executor: Any, timeout: float) -> float:
-    """Seconds of a map like one before it, the median of some."""
+def _kept_workers(config: Path | None, timeout: float) -> Check:
+    """Check how long maps take on workers that stay: the first one, and those after it."""
     seconds = []
-    for _ in range(LATER_MAPS):
-        began = time.perf_counter()
-        _product(executor, timeout)
-        seconds.append(time.perf_counter() - began)
-    return median(seconds)
+    try:
+        with Pool(config) as pool:
+            for _ in range(1 + LATER_MAPS):
+                began = time.perf_counter()
+                _product(pool, timeout)
+                seconds.append(time.perf_counter() - began)
+            return _speed(pool.name, config is None, seconds[0], median(seconds[1:]))
+    except PolarmapError as error:
+        return Check("kept workers", "bad", f"{type(error).__name__}: {_one_line(error)}")
 
 
 def _product(executor: Any, timeout: float) -> CodedResult[Any]:
@@ -260,24 +260,26 @@ def _product(executor: Any, timeout: float) -> CodedResult[Any]:
     return result
 
 
-def _speed(first: float, later: float) -> Check:
+def _speed(place: str, is_here: bool, first: float, later: float) -> Check:
     """Judge the seconds of a first map, which starts the workers, and of later ones, which find them.
 
-    >>> print(_speed(0.4, 0.002))
-    ok    kept workers: the first map starts them, in 0.40 s; later ones take 2.0 ms
+    >>> print(_speed("workers here", True, 0.4, 0.002))
+    ok    kept workers: workers here: the first map, which starts them, takes 0.40 s, later ones 2.0 ms
     """
-    found = f"the first map starts them, in {first:.2f} s; later ones take {1e3 * later:.1f} ms"
-    if first <= SLOW_START and later <= SLOW_MAP:
+    found = f"{place}: the first map, which starts them, takes {first:.2f} s, later ones {1e3 * later:.1f} ms"
+    if later <= SLOW_MAP and (first <= SLOW_START or not is_here):
         return Check("kept workers", "ok", found)
     busy, cores = os.getloadavg()[0], available_cores()
     if busy > cores:
         advice = f"{busy:.1f} processes want the {cores} cores of this machine: try again when it is free"
+    elif not is_here:
+        advice = (
+            "workers that reach this machine by a socket are fastest, next those with a storage like Redis"
+        )
     elif later > SLOW_MAP:
         advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
     else:
-        advice = (
-            "their start is mostly imports, from a slow disk it seems: let the workers stay, Pool(idle=600)"
-        )
+        advice = "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle=600)"
     return Check("kept workers", "note", found, advice)
 
 
