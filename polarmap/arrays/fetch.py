@@ -55,7 +55,8 @@ def fetch_blocks(
     parts = [manifest.parts[block][stripe] for block in blocks]
     good: dict[int, Array] = {}
     damaged: list[Damage] = []
-    for block, part, data in zip(blocks, parts, pool.map(lambda part: fetch(store, part), parts)):
+    each = map if len(parts) == 1 else pool.map  # one needs no thread
+    for block, part, data in zip(blocks, parts, each(lambda part: fetch(store, part), parts)):
         if isinstance(data, str):
             damaged.append(Damage(block, stripe, data, part.key))
         else:

@@ -284,7 +284,9 @@ def worst_amplification(coefficients: Floats, arrived: Indices) -> float:
     """The largest amplification when exactly the blocks `arrived` have, for a code [P, -I]."""
     k = coefficients.shape[1]
     known = arrived[arrived < k]
-    missing = np.setdiff1d(np.arange(k), known)
+    is_missing = np.ones(k, bool)
+    is_missing[known] = False
+    missing = np.flatnonzero(is_missing)
     if not len(missing):
         return 0.0
     rows = arrived[arrived >= k] - k

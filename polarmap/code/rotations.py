@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import combinations
-from math import comb
+from math import comb, inf
 
 import numpy as np
 
@@ -52,13 +52,17 @@ def rotation_coefficients(plan: Rotations, k: int) -> Floats:
 def best_seed(n: int, k: int) -> int:
     """The seed with the smallest worst amplification over patterns of exactly k arrivals."""
     patterns = _arrival_patterns(n, k)
-
-    def worst(seed: int) -> float:
-        plan = normalized(rotations(n, k, seed), k)
-        coefficients = rotation_coefficients(plan, k)
-        return max(worst_amplification(coefficients, arrived) for arrived in patterns)
-
-    return min(range(SEEDS), key=worst)
+    best, least = 0, inf
+    for seed in range(SEEDS):
+        coefficients = rotation_coefficients(normalized(rotations(n, k, seed), k), k)
+        worst = 0.0
+        for arrived in patterns:
+            worst = max(worst, worst_amplification(coefficients, arrived))
+            if worst >= least:  # no better than one before, whatever the other patterns give
+                break
+        else:
+            best, least = seed, worst
+    return best
 
 
 def _arrival_patterns(n: int, k: int) -> list[Indices]:
