@@ -102,6 +102,19 @@ def test_parts_may_differ_in_shape_and_be_nested() -> None:
     assert result.value == pytest.approx(5)
 
 
+@pytest.mark.parametrize("executor", [None, "localhost"])
+def test_parts_of_several_arrays_travel_to_processes(executor: Any) -> None:
+    stream = np.random.default_rng(0)
+    parts = [{"x": stream.standard_normal((5, 3)), "y": [np.arange(i), 0.5]} for i in range(4)]
+
+    def f(part: Any) -> Any:
+        return part["x"].sum(axis=0), part["y"][0].sum() + part["y"][1]
+
+    result = coded_sum(f, parts, tolerate=1, executor=executor)
+    np.testing.assert_allclose(result.value[0], sum(part["x"].sum(axis=0) for part in parts))
+    assert result.value[1] == pytest.approx(0 + 0 + 1 + 3 + 4 * 0.5)
+
+
 def test_processes_that_die_are_survived() -> None:
     parts = list(np.random.default_rng(0).standard_normal((4, 30)))
     faulty = FaultyExecutor("localhost", {1: Fault("kill", attempts=9), 2: Fault("sleep", seconds=60)})

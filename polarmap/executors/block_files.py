@@ -47,13 +47,13 @@ class StoredPieces:
         self.bytes = bytes_of(coded)
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
-        self._places: dict[int, str] = {}  # piece -> path below the root
+        self._places: dict[int, Part] = {}  # piece -> file, its path below the root
         self._finalizer = weakref.finalize(coded, _remove, self.folders, os.getpid())
         self._finalizer.atexit = False
 
     def is_there(self) -> bool:
         """Whether nobody has removed its files."""
-        return all(map(os.path.isdir, {os.path.dirname("/" + path) for path in self._places.values()}))
+        return all(map(os.path.isdir, {os.path.dirname("/" + part.key) for part in self._places.values()}))
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Nothing: each is written when it is asked for, so that the first worker begins at once."""
@@ -64,14 +64,9 @@ class StoredPieces:
 
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """The block of a task, stored now if it is not yet."""
-        layout, pieces = coded.layout(task), coded.pieces(task)
-        sizes = [layout_bytes([one]) for one in layout]
-        if len(pieces) == 1:
-            sizes = [sum(sizes)]
         with self._lock:
-            paths = [self._places.get(piece) or self._write(coded, piece) for piece in pieces]
-        parts = tuple(Part(path, size) for path, size in zip(paths, sizes, strict=True))
-        return StoredBlock(Place("folder", "/"), parts, coded.structure, layout)
+            parts = [self._places.get(piece) or self._write(coded, piece) for piece in coded.pieces(task)]
+        return StoredBlock(Place("folder", "/"), tuple(parts), coded.structure, coded.layout(task))
 
     def store_again(self, coded: Coded, task: int) -> None:
         """A worker has found that the block of a task is not as it was stored.
@@ -88,7 +83,7 @@ class StoredPieces:
         with self._lock:
             self._places.clear()
 
-    def _write(self, coded: Coded, piece: int) -> str:
+    def _write(self, coded: Coded, piece: int) -> Part:
         leaves = coded.piece(piece)
         for number, folder in enumerate(self.folders, 1):
             path = folder / str(piece)
@@ -104,7 +99,7 @@ class StoredPieces:
                     path.unlink()
                 if number == len(self.folders):
                     raise ExecutorError(f"no room for what workers are to read: {error}") from error
-        self._places[piece] = str(path).lstrip("/")
+        self._places[piece] = Part(str(path).lstrip("/"), sum(leaf.nbytes for leaf in leaves))
         if len(self._places) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
             coded.release()
         return self._places[piece]

@@ -42,10 +42,13 @@ class MapObjects:
         coded, layout = self._coded, self._coded.layout(task)
         if coded.source is not None:
             return StoredBlock(coded.source, tuple(coded.parts(task)), coded.structure, layout)
-        sizes = [layout_bytes([one]) for one in layout]
         pieces = coded.pieces(task)
         if len(pieces) == 1:
-            sizes = [sum(sizes)]
+            sizes = [layout_bytes(layout)]
+        elif len(pieces) == len(layout):
+            sizes = [layout_bytes([leaf]) for leaf in layout]
+        else:  # some have several leaves: parts of a sum, which exist already
+            sizes = [sum(leaf.nbytes for leaf in coded.piece(piece)) for piece in pieces]
         parts = [Part(self._block_key(piece), size) for piece, size in zip(pieces, sizes, strict=True)]
         return StoredBlock(Place("bucket", self.address.bucket), tuple(parts), coded.structure, layout)
 
