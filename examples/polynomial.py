@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 
 import polarmap
@@ -18,10 +16,9 @@ def moments(block: np.ndarray) -> dict[str, np.ndarray]:
 def main() -> None:
     A = np.random.default_rng(0).standard_normal((5_000, 12))
     faults = {1: Fault("sleep", seconds=30), 3: Fault("raise", attempts=9), 8: Fault("sleep", seconds=30)}
-    with ThreadPoolExecutor(18) as pool:
-        result = polarmap.coded_map(
-            moments, A, blocks=5, workers=18, degree=3, executor=FaultyExecutor(pool, faults)
-        )
+    result = polarmap.coded_map(
+        moments, A, blocks=5, workers=18, degree=3, executor=FaultyExecutor(None, faults)
+    )
     print(result.report)
     error = max(
         np.abs(part[name] - moments(block)[name]).max() / np.abs(moments(block)[name]).max()
@@ -31,9 +28,8 @@ def main() -> None:
     print(f"largest relative error: {error:.1g}")
 
     try:
-        with ThreadPoolExecutor(18) as pool:
-            faulty = FaultyExecutor(pool, {1: Fault("sleep", seconds=30)})
-            polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, executor=faulty)
+        faulty = FaultyExecutor(None, {1: Fault("sleep", seconds=30)})
+        polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, executor=faulty)
     except polarmap.errors.NotLinearError as error_:
         print(f"with degree=2: {str(error_).partition('(or')[0]}")
 

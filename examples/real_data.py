@@ -12,7 +12,7 @@ def main(steps: int = 5) -> None:
     features = (features - features.mean(axis=0)) / features.std(axis=0)
     A = np.column_stack([features, np.ones(len(features))])
     b = target - target.mean()
-    killer = FaultyExecutor("localhost", {2: Fault("kill", attempts=9)})
+    killer = FaultyExecutor(None, {2: Fault("kill", attempts=9)})
 
     # The gradient A'(A w - b) is two maps: rows of A to residuals, columns of A to the gradient.
     # Each is linear in its block, whatever w is.
