@@ -6,7 +6,6 @@ import contextlib
 import queue
 import shutil
 import tempfile
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -30,6 +29,7 @@ from polarmap.executors.base import (
 )
 from polarmap.executors.pickling import pickled
 from polarmap.executors.spare_processes import SpareProcesses, has_initializer
+from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock
 from polarmap.worker.parts import DamagedError
@@ -81,7 +81,8 @@ class FuturesRun:
         self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         self._f: Function | bytes = payload.f if self._shares_memory else pickled(payload.f, self._name)
-        self._link: ThreadLink | FolderLink = ThreadLink(threading.Event(), self._ended)
+        self._threads = threads_each(pool)
+        self._link: ThreadLink | FolderLink = ThreadLink(self._ended)
         if not self._shares_memory:
             self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"))
 
@@ -97,6 +98,10 @@ class FuturesRun:
 
     def running(self) -> Mapping[int, float]:
         """When each running task was first seen to run."""
+        if isinstance(self._link, ThreadLink):
+            attempts = {task: (task, self._attempts[task]) for task in self._pending}
+            began = self._link.began
+            return {task: began[attempt] for task, attempt in attempts.items() if attempt in began}
         for task, future in self._pending.items():
             if not self._tells or future.running():
                 self._began.setdefault(task, time.monotonic())
@@ -129,7 +134,7 @@ class FuturesRun:
     def close(self) -> None:
         """Cancel what is queued, leave what runs."""
         if isinstance(self._link, ThreadLink):
-            self._link.cancel.set()
+            self._link.cancel()
         else:
             shutil.rmtree(self._link.folder, ignore_errors=True)
         for future in self._futures:
@@ -148,7 +153,7 @@ class FuturesRun:
             if self._spares is not None:
                 self._on_spares.add((task, attempt))
             pool = self._pool if self._spares is None else self._spares
-            future = pool.submit(run_in_pool, self._f, block, ticket, self._link)
+            future = pool.submit(run_in_pool, self._f, block, ticket, self._link, self._threads)
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._futures and not isinstance(error, DamagedError):
                 raise ExecutorError(f"{self._name} accepts no tasks: {error}") from error
@@ -183,7 +188,9 @@ class FuturesRun:
         if error is not None:
             return lost(task, attempt, f"{type(error).__name__}: {error}{self._hint(error)}")
         sent = future.result()
-        return None if sent is None else outcome_of(Reply.parse(sent))
+        if sent is None:
+            return None
+        return outcome_of(sent if isinstance(sent, Reply) else Reply.parse(sent))
 
     def _hint(self, error: BaseException) -> str:
         """Python does not say which of its causes a broken process pool has."""
@@ -200,6 +207,19 @@ class FuturesRun:
             self._spares = SpareProcesses(self._pool)
         self._submit(task)
         return True
+
+
+def threads_each(pool: Any) -> int:
+    """That each task may use for linear algebra: its share of the cores of this machine, where that is known.
+
+    >>> with ThreadPoolExecutor(1000) as pool:
+    ...     threads_each(pool)
+    1
+    """
+    if isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor)):
+        inside: Any = pool
+        return max(1, available_cores() // int(inside._max_workers))
+    return 1
 
 
 def _frozen(leaf: Array) -> Array:

@@ -8,18 +8,22 @@ from __future__ import annotations
 import os
 import pickle
 import threading
+import time
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.messages import Reply, Ticket, plain
 from polarmap.worker.objects import read_part, remove_parts, write_object
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.run_task import run_task
+from polarmap.worker.thread_limits import limits
 
-POLL_SECONDS = 0.02  # how often a worker looks whether its task is over, or cancelled
+POLL_SECONDS = 0.02  # how often a worker elsewhere looks whether its task is cancelled
 
 Function = Callable[[Any], Any]
+Call = Callable[[], Reply | None]
 
 
 class Link(Protocol):
@@ -33,25 +37,57 @@ class Link(Protocol):
         """Send the result of a subtask; False if that did not work."""
         ...
 
+    def reply_of(self, call: Call) -> Reply | None:
+        """What a call on a daemon thread returns; None as soon as it is seen that nobody waits any more."""
+        ...
 
-class ThreadLink(NamedTuple):
+
+class ThreadLink:
     """Of a task in the driver's process.
 
-    cancel : set when nobody waits any more.
-    replies : of subtasks.
+    Attributes
+    ----------
+    replies : SimpleQueue
+        Of subtasks.
+    began : dict
+        From task and attempt to when it began, on the monotonic clock.
     """
 
-    cancel: threading.Event
-    replies: SimpleQueue[Any]
+    def __init__(self, replies: SimpleQueue[Any]) -> None:
+        self.replies = replies
+        self.began: dict[tuple[int, int], float] = {}
+        self._lock = threading.Lock()
+        self._is_cancelled = False
+        self._ends: set[SimpleQueue[Reply | None]] = set()  # where calls are waited for
+
+    def cancel(self) -> None:
+        """Nobody waits any more, which those who wait for calls are told now."""
+        with self._lock:
+            self._is_cancelled = True
+            for end in self._ends:
+                end.put(None)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more."""
-        return self.cancel.is_set()
+        return self._is_cancelled
 
     def hand_in(self, reply: Reply) -> bool:
         """Send the result of a subtask."""
         self.replies.put(reply)
         return True
+
+    def reply_of(self, call: Call) -> Reply | None:
+        """What a call on a daemon thread returns; None as soon as nobody waits any more."""
+        end: SimpleQueue[Reply | None] = SimpleQueue()
+        with self._lock:
+            if self._is_cancelled:
+                return None
+            self._ends.add(end)
+        run_on_daemon(lambda: end.put(call()))
+        reply = end.get()
+        with self._lock:
+            self._ends.discard(end)
+        return reply
 
 
 class FolderLink(NamedTuple):
@@ -88,6 +124,18 @@ class FolderLink(NamedTuple):
         except Exception:
             return False
         return True
+
+    def reply_of(self, call: Call) -> Reply | None:
+        """What a call on a daemon thread returns; None once the folder is gone, or this process's parent."""
+        end: SimpleQueue[Reply | None] = SimpleQueue()
+        run_on_daemon(lambda: end.put(call()))
+        parent = os.getppid()
+        while True:
+            try:
+                return end.get(timeout=POLL_SECONDS)
+            except Empty:
+                if self.is_cancelled() or os.getppid() != parent:
+                    return None
 
     def take(self) -> list[Reply]:
         """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
@@ -145,21 +193,24 @@ class LazyBlock(NamedTuple):
     make: Callable[[], Any]
 
 
-def run_in_pool(f: Function | bytes, block: Any, ticket: Ticket, link: Link) -> tuple[Any, ...] | None:
-    """The plain reply of a task, which runs on a daemon thread; None if it is left.
+def run_in_pool(
+    f: Function | bytes, block: Any, ticket: Ticket, link: Link, threads: int
+) -> Reply | tuple[Any, ...] | None:
+    """The reply of a task, a plain one to another process; None if the task is left.
 
-    So a straggler holds neither its pool's slot nor the exit of the interpreter.
+    It runs on a daemon thread: a straggler holds neither its pool's slot nor the exit of the interpreter.
+    Libraries for linear algebra use so many `threads` meanwhile.
     """
     if link.is_cancelled():
         return None
-    replies: list[Reply | None] = []
+    if isinstance(link, ThreadLink):
+        link.began[ticket.task, ticket.attempt] = time.monotonic()
     io = PoolIO(f, block, link)
-    thread = threading.Thread(target=lambda: replies.append(run_task(ticket, io)), daemon=True)
-    thread.start()
-    parent = os.getppid()
-    while thread.is_alive():
-        thread.join(POLL_SECONDS)
-        if thread.is_alive() and (link.is_cancelled() or os.getppid() != parent):
-            return None
-    [reply] = replies
-    return None if reply is None else plain(reply)
+
+    def call() -> Reply | None:
+        with limits.of_this_thread(threads):
+            return run_task(ticket, io)
+
+    with limits.of_process(threads):
+        reply = link.reply_of(call)
+    return plain(reply) if reply is not None and isinstance(link, FolderLink) else reply

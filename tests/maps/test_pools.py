@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import threadpoolctl
 from plain import assert_same, plain_map
 
 from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
@@ -26,6 +27,7 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor
+from polarmap.worker.cores import available_cores
 
 N, K, SLOTS = 8, 6, 4
 DATA = np.random.default_rng(0).standard_normal((3 * K, 5))
@@ -181,6 +183,39 @@ def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> N
     with pytest.raises(NotDecodableError, match="read-only"):
         coded(f, threads, data)
     np.testing.assert_array_equal(data, DATA)
+
+
+# --- threads of BLAS ---------------------------------------------------------------------------
+
+
+def blas_threads(_: Any = None) -> int:
+    """Of this process; with a product that has BLAS loaded."""
+    np.ones((2, 2)) @ np.ones(2)
+    found = threadpoolctl.threadpool_info()
+    return max(int(one["num_threads"]) for one in found if one["user_api"] == "blas")
+
+
+def tells_threads(folder: Path, gate: Path, corners: tuple[float, ...], block: Any) -> Any:
+    """waits_at, which leaves in a folder how many threads BLAS had, if it is a task."""
+    if "task" not in threading.current_thread().name:  # a few rows are evaluated here
+        return double(block)
+    with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
+        file.write(str(blas_threads()))
+    return waits_at(gate, corners, block)
+
+
+def test_each_task_has_its_share_of_the_cores_and_leaves_what_it_found(
+    pool: Executor, gate: Path, tmp_path: Path
+) -> None:
+    """Also when a straggler goes on."""
+    folder = tmp_path / "told"
+    folder.mkdir()
+    with threadpoolctl.threadpool_limits(64):
+        here = blas_threads()
+        coded(partial(tells_threads, folder, gate, corners_of(1)), pool, workers=12, verify=False)
+        assert blas_threads() == here
+    told = {int(path.read_text()) for path in folder.iterdir()}
+    assert max(told) <= max(1, available_cores() // SLOTS)
 
 
 # --- stragglers --------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ TICKET = Ticket(3, 1, None, None, None)
 
 
 def thread_link() -> ThreadLink:
-    return ThreadLink(threading.Event(), SimpleQueue())
+    return ThreadLink(SimpleQueue())
 
 
 def folder_link(tmp_path: Path) -> FolderLink:
@@ -32,7 +32,7 @@ def folder_link(tmp_path: Path) -> FolderLink:
 
 
 def told(f: Any, block: Any, ticket: Ticket = TICKET) -> Reply:
-    sent = run_in_pool(f, block, ticket, thread_link())
+    sent = run_in_pool(f, block, ticket, thread_link(), 1)
     assert sent is not None
     return Reply.parse(sent)
 
@@ -64,17 +64,17 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
         began.set()
         time.sleep(60)
 
-    threading.Thread(target=lambda: began.wait(60) and link.cancel.set()).start()
+    threading.Thread(target=lambda: began.wait(60) and link.cancel()).start()
     before = time.monotonic()
-    assert run_in_pool(f, 1, TICKET, link) is None
+    assert run_in_pool(f, 1, TICKET, link, 1) is None
     assert began.is_set()
-    assert run_in_pool(f, 1, TICKET, link) is None
+    assert run_in_pool(f, 1, TICKET, link, 1) is None
     assert time.monotonic() - before < 30
 
 
 def test_pieces_are_handed_in_through_memory() -> None:
     link = thread_link()
-    last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link)
+    last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link, 1)
     assert link.replies.get_nowait().subtasks == (1,)
     assert last is not None
     assert Reply.parse(last).subtasks == (0,)
@@ -82,7 +82,7 @@ def test_pieces_are_handed_in_through_memory() -> None:
 
 def test_pieces_are_handed_in_through_a_folder_and_told_once(tmp_path: Path) -> None:
     link = folder_link(tmp_path)
-    run_in_pool(np.negative, np.arange(3), TICKET._replace(subtask_order=(2, 0, 1)), link)
+    run_in_pool(np.negative, np.arange(3), TICKET._replace(subtask_order=(2, 0, 1)), link, 1)
     assert [reply.subtasks for reply in link.take()] == [(0,), (2,)]
     assert link.take() == []
 

@@ -1,0 +1,60 @@
+"""Calls that may never end: on threads that are used again, and that go."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from queue import SimpleQueue
+
+from polarmap.worker import daemon_threads
+from polarmap.worker.daemon_threads import run_on_daemon
+
+PATIENCE = 50.0
+
+
+def test_a_thread_is_used_again_and_ends_when_it_is_idle() -> None:
+    before = len(threading.enumerate())
+    threads: SimpleQueue[threading.Thread] = SimpleQueue()
+    run_on_daemon(lambda: threads.put(threading.current_thread()))
+    first = threads.get(timeout=PATIENCE)
+    assert first.daemon
+    first.join(0.1)  # it is idle now
+    run_on_daemon(lambda: threads.put(threading.current_thread()))
+    assert threads.get(timeout=PATIENCE) is first
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert len(threading.enumerate()) <= before
+
+
+def test_calls_that_do_not_end_hold_up_no_others() -> None:
+    gate, ended = threading.Event(), SimpleQueue[int]()
+
+    def held(number: int) -> None:
+        gate.wait(PATIENCE)
+        ended.put(number)
+
+    for number in range(8):
+        run_on_daemon(lambda number=number: held(number))  # type: ignore[misc]
+    run_on_daemon(lambda: ended.put(-1))
+    assert ended.get(timeout=PATIENCE) == -1
+    gate.set()
+    assert sorted(ended.get(timeout=PATIENCE) for _ in range(8)) == list(range(8))
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = threading.Event()
+    run_on_daemon(done.set)
+    assert done.wait(PATIENCE)
+    child = os.fork()
+    if not child:
+        inside = threading.Event()
+        run_on_daemon(inside.set)
+        os._exit(0 if inside.wait(PATIENCE) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_the_interpreter_exits_without_waiting() -> None:
+    code = f"import time; from {daemon_threads.__name__} import *; run_on_daemon(lambda: time.sleep(600))"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -1,0 +1,105 @@
+"""Limits of BLAS: in force while tasks run, and gone without a trace afterwards."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import numpy as np  # noqa: F401  # whose BLAS this is about
+import pytest
+import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
+import threadpoolctl
+
+from polarmap.worker.thread_limits import ThreadLimits, limits
+
+PATIENCE = 50.0
+
+
+def threads_now() -> set[int]:
+    """Of BLAS, as threadpoolctl looks for it each time."""
+    return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+
+@pytest.fixture(autouse=True)
+def three() -> Iterator[None]:
+    with threadpoolctl.threadpool_limits(3):
+        yield
+
+
+def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
+    both, one = ThreadLimits(), ExitStack()
+    with both.of_process(2):
+        assert threads_now() == {2}
+        one.enter_context(both.of_process(1))
+        assert threads_now() == {1}
+    assert threads_now() == {1}
+    one.close()
+    assert threads_now() == {3}
+
+
+def test_tasks_on_threads_leave_what_they_found() -> None:
+    barrier = threading.Barrier(8)
+
+    def task() -> None:
+        for _ in range(50):
+            with limits.of_process(1), limits.of_this_thread(1):
+                pass
+        barrier.wait(PATIENCE)
+
+    threads = [threading.Thread(target=task) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert threads_now() == {3}
+
+
+def test_a_thread_limits_openmp_for_itself() -> None:
+    def of_openmp() -> set[int]:
+        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
+
+    with limits.of_process(1):
+        assert of_openmp() == {3}
+        with limits.of_this_thread(1):
+            assert of_openmp() == {1}
+        assert of_openmp() == {3}
+    assert of_openmp() == {3}
+
+
+def test_nothing_is_raised_to_a_limit() -> None:
+    with limits.of_process(5):
+        assert threads_now() == {3}
+    assert threads_now() == {3}
+
+
+def test_what_somebody_sets_meanwhile_stays() -> None:
+    with limits.of_process(1):
+        threadpoolctl.threadpool_limits(2)
+    assert threads_now() == {2}
+
+
+def test_libraries_that_a_task_loads_are_found() -> None:
+    code = (
+        "from polarmap.worker.thread_limits import limits; import numpy, threadpoolctl\n"
+        "threadpoolctl.threadpool_limits(3)\n"
+        "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
+        "with limits.of_process(1):\n"
+        "    import scipy.linalg\n"
+        "    threadpoolctl.ThreadpoolController().select(user_api='blas').limit(limits=2)\n"
+        "    with limits.of_process(1): assert now() == {1}, now()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+def test_a_forked_process_begins_without_tasks() -> None:
+    with limits.of_process(1):
+        child = os.fork()
+        if not child:
+            os._exit(0 if threads_now() == {3} else 1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        assert threads_now() == {1}
+    assert threads_now() == {3}
