@@ -68,7 +68,8 @@ class Report:
     errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
         equal and so tells nothing of it. Empty if all are exact.
-    cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price.
+    cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
+        that stay, all that they have cost since the map before: the seconds while they were idle, too.
     """
 
     n: int

@@ -216,6 +216,15 @@ def at_a_time(worker: Worker) -> int | None:
     return worker.workers or (worker.limits.concurrency if worker.limits is not None else None)
 
 
+def kept_bytes(worker: Worker) -> int:
+    """Bytes of blocks that a worker may keep from map to map: half of what its runtime leaves.
+
+    >>> kept_bytes(Worker("aws_lambda", "aws_s3", 1769)) // 2**20
+    809
+    """
+    return max(0, worker.granted * MB - BASE_BYTES) // 2
+
+
 def memory_needed(block_bytes: int) -> int:
     """Bytes of memory that a worker needs at least to get at its block."""
     return BASE_BYTES + BLOCK_COPIES * block_bytes

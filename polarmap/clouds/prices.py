@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from polarmap.clouds.limits import Worker
 from polarmap.worker.liveness import LIVENESS_SECONDS
@@ -123,9 +124,50 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     if price is None:
         return None
     billed = sum(_billed(one + AROUND_SECONDS, price) for one in seconds)
-    rate = worker.granted / 1024 * price.gigabyte_second
-    rate += processors(worker.granted) * price.processor_second
-    return Cost(billed * rate, len(seconds) * price.call, _requests(worker, seconds, elapsed))
+    return Cost(billed * _rate(worker, price), len(seconds) * price.call, _requests(worker, seconds, elapsed))
+
+
+class Stay(NamedTuple):
+    """What workers that stay have been paid for since the map before, idle or not.
+
+    seconds : that all of them have run.
+    started : of them since then.
+    writes, reads : requests to the storage.
+    """
+
+    seconds: float
+    started: int
+    writes: int = 0
+    reads: int = 0
+
+
+def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
+    """What workers that stay cost at list price from one map to the end of the next.
+
+    Parameters
+    ----------
+    worker : Worker
+        Backend, storage and memory.
+    stay : Stay
+
+    Returns
+    -------
+    Cost or None
+        None where polarmap knows no price.
+
+    Examples
+    --------
+    >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769)
+    >>> print(cost_of_stay(lambda_, Stay(seconds=32 * 60.0, started=0)))  # a minute of 32 that wait
+    $0.055 ($0.055 compute, $0 calls, $0 storage requests)
+    """
+    price = PRICES.get(worker.backend)
+    if price is None:
+        return None
+    write, read = STORAGE.get(worker.storage, (0.0, 0.0))
+    starts = stay.started * max(price.least, AROUND_SECONDS)
+    requests = (stay.writes + WRITES * stay.started) * write + (stay.reads + READS * stay.started) * read
+    return Cost((stay.seconds + starts) * _rate(worker, price), stay.started * price.call, requests)
 
 
 def processors(memory: int) -> float:
@@ -135,6 +177,12 @@ def processors(memory: int) -> float:
     (0.167, 2.0, 8.0)
     """
     return next((share for size, share in PROCESSORS if memory <= size), PROCESSORS[-1][1])
+
+
+def _rate(worker: Worker, price: Price) -> float:
+    """US dollars per second of a worker."""
+    memory = worker.granted / 1024 * price.gigabyte_second
+    return memory + processors(worker.granted) * price.processor_second
 
 
 def _billed(seconds: float, price: Price) -> float:

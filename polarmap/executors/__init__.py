@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,16 +49,14 @@ def executor_of(choice: Any) -> Executor:
 
 
 def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
-    """The same for many maps, and what ends it: a Lithops configuration is opened once."""
+    """The same for many maps, and what ends it: a Lithops configuration gets workers that stay."""
     if isinstance(choice, FaultyExecutor):
         inner, close = keep_open(choice.executor)
         return replace(choice, executor=inner), close
     _check(choice)
     if is_path(choice):
-        from polarmap.executors.lithops_configuration import close_functions, open_functions
-
-        functions = open_functions(choice)
-        return functions, partial(close_functions, functions)
+        pool = Pool(choice)
+        return pool, pool.close
     return choice, lambda: None
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket
@@ -146,6 +147,13 @@ class Run(Protocol):
 
     def is_exhausted(self) -> bool:
         """Whether nothing will end any more unless something is submitted."""
+        ...
+
+    def paid(self) -> Stay | None:
+        """What its workers have been paid for since it was asked before, if they stay from map to map.
+
+        None where each attempt is paid by itself, or nothing is.
+        """
         ...
 
     def close(self) -> None:

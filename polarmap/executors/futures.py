@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
     Array,
@@ -117,6 +118,10 @@ class FuturesRun:
             outcomes += [outcome for one in ended if (outcome := self._outcome(one)) is not None]
             if outcomes or link is None or time.monotonic() >= deadline:
                 return outcomes
+
+    def paid(self) -> Stay | None:
+        """None: each attempt is paid by itself."""
+        return None
 
     def is_exhausted(self) -> bool:
         """Whether no outcome can come any more unless something is started."""

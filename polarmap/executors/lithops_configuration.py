@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import Any
 
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_internals import complete_config, end, load_lithops
-from polarmap.executors.lithops_storage import ask_again, remove_objects
+from polarmap.executors.lithops_internals import complete_config, load_lithops
+from polarmap.executors.lithops_storage import ask_again
 from polarmap.executors.private_folder import named_for_lithops
 
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
@@ -38,13 +37,6 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
         functions = ask_again(build) if file.absolute() in _opened else build()
     _opened.add(file.absolute())
     return functions
-
-
-def close_functions(functions: Any) -> None:
-    """End a FunctionExecutor of ours that ran maps of others, and remove what it stored."""
-    end(functions)
-    time.sleep(SETTLE_SECONDS)  # what was on its way when its writer was killed
-    remove_objects(functions.storage, [f"lithops.jobs/{functions.executor_id}"])
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Outcome, Payload, lost, outcome_of, partial_outcome
 from polarmap.executors.lithops_internals import LostError, has_ended, result_of, runner_process
@@ -75,6 +76,10 @@ class LithopsRun:
     def running(self) -> Mapping[int, float]:
         """When the running tasks were handed to Lithops: functions start at once, or so it seems."""
         return {task: self._launched_at[task] for task, _ in self._running}
+
+    def paid(self) -> Stay | None:
+        """None: each attempt is paid by itself."""
+        return None
 
     def is_exhausted(self) -> bool:
         """Whether no attempt is under way."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.clouds.limits import Worker
+from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload, check_folder
@@ -66,7 +66,7 @@ class Pool:
         Seconds without a map after which the workers end; the next map starts others.
     memory : int
         Bytes that blocks may take between maps: here of memory, beyond which they lie on disk; elsewhere
-        of each worker.
+        of each worker, of whose memory they take half at most.
     threads : int
         That each worker may use for linear algebra: with more than one, workers of one machine take
         the cores from each other unless they are few.
@@ -312,7 +312,8 @@ class Elsewhere:
             site = self._site(on_disk)
             in_memory = None if site.folder is None else memory_folder()
             folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-            workers = RemoteWorkers(site, options.workers, options.listen, options.memory)
+            memory = options.memory if site.limits is None else min(options.memory, kept_bytes(site.limits))
+            workers = RemoteWorkers(site, options.workers, options.listen, memory)
         except BaseException:
             remove(on_disk)
             raise

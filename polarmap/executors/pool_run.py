@@ -16,6 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors import slots
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outcome_of
@@ -167,6 +168,10 @@ class PoolRun:
     def running(self) -> Mapping[int, float]:
         """When each running task was given to a worker."""
         return {one.task: one.since for one in self._running.values()}
+
+    def paid(self) -> Stay | None:
+        """What the workers of the pool have been paid for since the map before; None on this machine."""
+        return self._workers.paid()
 
     def is_exhausted(self) -> bool:
         """Whether nothing runs or waits."""

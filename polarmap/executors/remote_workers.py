@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link
 from polarmap.executors.storage_mailboxes import Mailboxes
@@ -85,6 +86,8 @@ class RemoteWorkers(WorkerTable):
         self._starting: dict[int, float] = {}  # number -> when it was started
         self._ends: dict[int, float] = {}  # number -> when it ends by itself
         self._failures, self._reason = 0, ""
+        self._unpaid: dict[int, float] = {}  # number -> since when it has not been accounted for
+        self._seconds, self._started = 0.0, 0  # of workers that are gone, and starts: the same
         self._began = time.monotonic()
         self._next_look = 0.0
         self.channel = ""  # over which the latest worker called
@@ -118,6 +121,17 @@ class RemoteWorkers(WorkerTable):
                 )
             self._start_missing()
 
+    def paid(self) -> Stay | None:
+        """What they have been paid for since this was asked before, from the start to the end of each."""
+        with self._lock:
+            now = time.monotonic()
+            seconds = self._seconds + sum(now - since for since in self._unpaid.values())
+            started = self._started
+            self._unpaid = dict.fromkeys(self._unpaid, now)
+            self._seconds, self._started = 0.0, 0
+        writes, reads = (0, 0) if self._mailboxes is None else self._mailboxes.requests(seconds)
+        return Stay(seconds, started, writes, reads)
+
     def flush(self) -> None:
         """Let all that was said be on its way."""
         if self._mailboxes is not None:
@@ -149,6 +163,7 @@ class RemoteWorkers(WorkerTable):
         return None  # `want` and `check` start others, which join when they are there
 
     def _end(self, worker: Worker) -> None:
+        self._account(worker.number)
         self._ends.pop(worker.number, None)
         if self._mailboxes is not None:
             self._mailboxes.part(worker.number)
@@ -172,6 +187,10 @@ class RemoteWorkers(WorkerTable):
             self._failures, self.channel = 0, channel
             self._workers[number] = Worker(number, link, expires=self._ends.get(number, 0.0))
 
+    def _account(self, number: int) -> None:
+        """This one is paid no longer."""
+        self._seconds += time.monotonic() - self._unpaid.pop(number, time.monotonic())
+
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for."""
         useful = len(self._workers) - self._stuck() + len(self._starting)
@@ -192,13 +211,16 @@ class RemoteWorkers(WorkerTable):
             workers[number] = share * self._site.seconds
             self._starting[number] = now
             self._ends[number] = now + workers[number]
+        self._unpaid |= dict.fromkeys(workers, now)
+        self._started += count
         if not self._workers:
             self._began = now
         try:
             self._site.launch(self._address, workers)
         except BaseException:
             for number in workers:
-                del self._starting[number], self._ends[number]
+                del self._starting[number], self._ends[number], self._unpaid[number]
+            self._started -= count
             raise
 
     def _note_ended(self) -> None:
@@ -208,6 +230,7 @@ class RemoteWorkers(WorkerTable):
             if self._starting.pop(number, None) is not None:
                 failed, self._reason = 1, reason
                 self._ends.pop(number, None)
+                self._account(number)
             elif number in self._workers and self._workers[number].lease is None:
                 self._remove(self._workers[number])
             elif self._mailboxes is not None:  # on a socket, whoever waits for it sees that it is gone
@@ -217,6 +240,7 @@ class RemoteWorkers(WorkerTable):
         for number, began in list(self._starting.items()):
             if now > began + MISSED_SECONDS and self._workers:
                 del self._starting[number]
+                self._account(number)
 
     def _renew(self) -> None:
         """Start others for a few of those that will end soon; let those go whose time has come."""

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.clouds.limits import Worker
+from polarmap.clouds.prices import Stay
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome, Payload, block_of, lost, outcome_of
 from polarmap.worker.messages import Reply, Ticket, describe
@@ -106,6 +107,10 @@ class ReplayRun:
             if attempt == self._attempts[task]:
                 self._began.pop(task, None)
         return [outcome]
+
+    def paid(self) -> Stay | None:
+        """None: each attempt is paid by itself."""
+        return None
 
     def is_exhausted(self) -> bool:
         """Whether no arrival is left on the schedule."""

@@ -74,6 +74,13 @@ class Mailboxes:
         """Let all that was posted be on its way."""
         raise NotImplementedError
 
+    def requests(self, seconds: float) -> tuple[int, int]:
+        """Writes and reads since this was asked before, of workers that have run for so many seconds.
+
+        None are charged for, as far as is known here.
+        """
+        return 0, 0
+
     def hang_up(self, number: int) -> None:
         """A worker is gone: nothing more will come of it."""
         box = self._boxes.get(number)
@@ -214,6 +221,7 @@ class ObjectMailboxes(Mailboxes):
         self._storage, self._keys = storage, ObjectKeys(prefix)
         self._lock, self._putting = threading.Lock(), threading.Lock()
         self._beat = 0
+        self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._functions: dict[bytes, bytes] = {}
         self._messages: dict[int, tuple[int, Any, bytes | None]] = {}
         self._is_new = False
@@ -228,6 +236,12 @@ class ObjectMailboxes(Mailboxes):
         if self._is_new:
             ask_again(self._put_orders)
             self._expected.set()
+
+    def requests(self, seconds: float) -> tuple[int, int]:
+        """Those of this process as they were; those of workers, which poll, as they usually are."""
+        writes, reads, self._writes, self._reads = self._writes, self._reads, 0, 0
+        signs, polls = seconds / self._beat_seconds, seconds / object_channel.LAST_POLL_SECONDS
+        return round(writes + reads + signs), round(reads + polls + reads * object_channel.POLLS_PER_MESSAGE)
 
     def part(self, number: int) -> None:
         """A worker is not listened to any more."""
@@ -263,6 +277,7 @@ class ObjectMailboxes(Mailboxes):
                 orders = Orders(self._beat, self._functions, self._messages)
                 data = pickle.dumps(tuple(orders), pickle.HIGHEST_PROTOCOL)
                 self._is_new = False
+            self._writes += 1
             self._storage.put_object(self._storage.bucket, self._keys.orders, data)
 
     def _carry(self) -> None:
@@ -285,10 +300,12 @@ class ObjectMailboxes(Mailboxes):
 
     def _take(self, each: Callable[..., Any]) -> int:
         """Read all replies there are, and remove them; how many there were."""
+        self._writes += 1
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
         self._seen &= found  # others are removed by now
         new = sorted((self._keys.said(key), key) for key in found - self._seen)
         keys = [key for said, key in new if not said.is_sign]
+        self._reads += len(keys)
         contents = dict(zip(keys, each(partial(self._storage.get_object, self._storage.bucket), keys)))
         for said, key in new:
             self._seen.add(key)

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link, Said, readable
 from polarmap.worker.io_channel import Surroundings
@@ -107,6 +108,10 @@ class WorkerTable:
 
     def tend(self) -> None:
         """What is to be done now and then while no map runs."""
+
+    def paid(self) -> Stay | None:
+        """What they have been paid for since this was asked before; None where nobody pays for them."""
+        return None
 
     def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
         """A free worker, one that has done this task before if there is one, or a new one.

@@ -17,7 +17,7 @@ from polarmap.blocks.choose_code import CodeOptions, encoded
 from polarmap.blocks.equal import without_padding
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Cost, cost
+from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors import executor_of
@@ -116,6 +116,7 @@ def run_coded(
             codewords = Codewords(call.driver_f, coded, options, tasks, watch)
             errors, rows = _collect(run, call, tasks, codewords, watch, show)
             ended = watch.elapsed
+            stay = run.paid()
     report = report_of_coded(codewords.members, tasks, coded, errors, ended)
     report = replace(
         report,
@@ -125,7 +126,7 @@ def run_coded(
         schedule=options.schedule,
         subtasks=options.subtasks,
     )
-    report = replace(report, cost=cost_of(launch.worker, report))
+    report = replace(report, cost=cost_of(launch.worker, report, stay))
     received = codewords.members[0].received
     stored = {index: one.stored for index, one in received.results.items() if one.stored is not None}
     return Collected(codewords.results, received.structure, stored, rows), report
@@ -159,8 +160,9 @@ def run_uncoded(
                     show(len(firsts.outcomes), blocks.n)
                 if firsts.is_met:
                     break
+            stay = run.paid()
     report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
-    report = replace(report, cost=cost_of(launch.worker, report))
+    report = replace(report, cost=cost_of(launch.worker, report, stay))
     return [firsts.outcomes[index] for index in range(blocks.n)], report
 
 
@@ -251,10 +253,15 @@ def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None
         limits.check(worker, limits.MapSize(blocks.n, k, largest, rows))
 
 
-def cost_of(worker: Worker | None, report: Report) -> Cost | None:
-    """Every attempt is paid; one that never reported, until its worker sees that nobody waits."""
+def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | None:
+    """Workers that stay are paid whatever they do; else every attempt is.
+
+    One that never reported is paid until its worker sees that nobody waits.
+    """
     if worker is None:
         return None
+    if stay is not None:
+        return cost_of_stay(worker, stay)
     unheard = report.seconds + LIVENESS_SECONDS
     seconds = [
         task.seconds or unheard - (task.launched or 0.0)

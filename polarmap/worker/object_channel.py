@@ -16,6 +16,7 @@ from polarmap.worker.storage_channel import StorageChannel
 FIRST_POLL_SECONDS = 0.01  # between looks while something is expected
 POLL_GROWTH = 1.2
 LAST_POLL_SECONDS = 1.0  # between looks when nothing has come for long
+POLLS_PER_MESSAGE = 25  # until a worker polls as seldom as that again: log(1 / 0.01) / log(1.2)
 BEAT_SECONDS = 5.0  # between signs of life of either side
 GOODBYE_SECONDS = 20.0  # without any, the other side is taken to be gone
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_configuration import close_functions, open_functions, read_configuration
+from polarmap.executors.lithops_configuration import open_functions, read_configuration
+from polarmap.executors.lithops_internals import end
 from polarmap.executors.private_folder import named_for_lithops
 
 HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
@@ -22,12 +23,12 @@ def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> N
     assert read_configuration(file)["localhost"]["runtime"] == "mine"
 
 
-def test_an_executor_of_it_is_opened_and_closed(tmp_path: Path) -> None:
+def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
     file = tmp_path / "here.yaml"
     file.write_text(HERE)
     functions = open_functions(file)
     assert functions.backend == "localhost"
-    close_functions(functions)
+    end(functions)
 
 
 @pytest.mark.parametrize("use", [read_configuration, open_functions])

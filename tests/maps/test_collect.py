@@ -79,6 +79,9 @@ class RecordedRun:
     def running(self) -> Mapping[int, float]:
         return self._run.running()
 
+    def paid(self) -> None:
+        return None
+
     def is_exhausted(self) -> bool:
         return self._run.is_exhausted()
 

@@ -38,6 +38,9 @@ class Scripted:
     def running(self) -> Mapping[int, float]:
         return {}
 
+    def paid(self) -> None:
+        return None
+
     def is_exhausted(self) -> bool:
         return not self._script
 
