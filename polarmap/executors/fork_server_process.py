@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import re
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -15,10 +17,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 
 START_SECONDS = 60.0  # that it may take to import numpy on a busy machine
 END_SECONDS = 5.0  # that it may take to end, before it is killed
+TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
+READ_BYTES = 4096
 THREAD_LIMITS = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
@@ -56,7 +60,9 @@ class ForkServerProcess:
         open_standard_streams()
         self._control, theirs = socket.socketpair()
         self._lock = threading.Lock()
+        self._heard = b""  # what it has said, from the beginning of what is not yet understood
         self._is_ready = False
+        self._endings: dict[int, str] = {}  # of workers that ended by themselves
         self._began = time.monotonic()
         options = {
             "module_path": absolute_module_path(),
@@ -97,8 +103,19 @@ class ForkServerProcess:
             self._ask(FORK, number, connection)
 
     def kill(self, number: int) -> None:
-        """End a worker, whatever it does."""
+        """End a worker, and what it has started, whatever they do."""
+        self._endings.pop(number, None)
         self._ask(KILL, number)
+
+    def ending(self, number: int) -> str | None:
+        """How a worker has ended that is gone; None if that is not soon known."""
+        deadline = time.monotonic() + TELL_SECONDS
+        poll = select.poll()
+        with contextlib.suppress(ValueError, OSError):
+            poll.register(self._control, select.POLLIN)
+            while self._listen() and number not in self._endings and time.monotonic() < deadline:
+                poll.poll(1000 * TELL_SECONDS / 4)
+        return self._endings.get(number)
 
     def close(self) -> None:
         """End it and all workers."""
@@ -116,13 +133,28 @@ class ForkServerProcess:
 
     def _look(self) -> None:
         """Note that it serves; ExecutorError if it takes too long to begin."""
-        if self._is_ready:
-            return
-        with contextlib.suppress(OSError):
-            self._is_ready = self._control.recv(len(READY), socket.MSG_DONTWAIT) == READY
+        self._listen()
         if not self._is_ready and time.monotonic() > self._began + START_SECONDS:
             self._process.kill()
             raise ExecutorError(f"the worker processes of this machine did not start in {START_SECONDS:g} s")
+
+    def _listen(self) -> bool:
+        """Take in what it has said; whether it may say more."""
+        with self._lock:
+            try:
+                data = self._control.recv(READ_BYTES, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return True
+            except OSError:
+                return False
+            self._heard += data
+            if not self._is_ready and self._heard.startswith(READY):
+                self._is_ready, self._heard = True, self._heard[len(READY) :]
+            count = len(self._heard) // ENDED.size * ENDED.size
+            for number, status in ENDED.iter_unpack(self._heard[:count]):
+                self._endings[number] = _ending(status)
+            self._heard = self._heard[count:]
+            return bool(data)
 
     def _ask(self, what: bytes, number: int, connection: socket.socket | None = None) -> None:
         """A request; one that is gone does nothing, as its workers are gone, too."""
@@ -132,6 +164,19 @@ class ForkServerProcess:
                 self._control.sendall(request, socket.MSG_DONTWAIT)
             else:
                 socket.send_fds(self._control, [request], [connection.fileno()], socket.MSG_DONTWAIT)
+
+
+def _ending(status: int) -> str:
+    """How a process ended whose parent was told this.
+
+    >>> _ending(9), _ending(3 << 8)
+    ('was killed by SIGKILL (9)', 'ended with code 3')
+    """
+    code = os.waitstatus_to_exitcode(status)
+    if code >= 0:
+        return f"ended with code {code}"
+    names = {one.value: one.name for one in signal.Signals}
+    return f"was killed by {names.get(-code, 'signal')} ({-code})"
 
 
 def open_standard_streams() -> None:

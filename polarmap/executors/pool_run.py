@@ -301,8 +301,8 @@ class PoolRun:
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
             task, attempt, _ = self._release(worker)
+            outcomes.append(lost(task, attempt, self._workers.ending(worker)))
             self._workers.remove(worker)
-            outcomes.append(lost(task, attempt, "its worker process ended without reporting"))
         return outcomes
 
     def _send_part(self, worker: Worker, key: str) -> bool:

@@ -38,6 +38,12 @@ class WorkerProcesses(WorkerTable):
         with self._lock:
             self._start(modules)
 
+    def ending(self, worker: Worker) -> str:
+        """How one has ended that is gone."""
+        server = self._server
+        how = None if server is None else server.ending(worker.number)
+        return super().ending(worker) if how is None else f"its worker process {how}"
+
     def close(self) -> None:
         """End them all."""
         super().close()

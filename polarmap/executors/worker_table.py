@@ -149,6 +149,10 @@ class WorkerTable:
             for worker in workers if self._is_closed else ():
                 worker.link.close()
 
+    def ending(self, worker: Worker) -> str:
+        """How one has ended that is gone."""
+        return "its worker process ended without reporting"
+
     def abandoned_tasks(self) -> set[Hashable]:
         """What workers still do for maps that have ended."""
         with self._lock:

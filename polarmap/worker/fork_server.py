@@ -20,6 +20,7 @@ from polarmap.worker.channels import SocketChannel
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
+ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it
 FORK, KILL, END, READY = b"f", b"k", b"e", b"r"
 PR_SET_PDEATHSIG = 1
 
@@ -34,6 +35,7 @@ class ForkServer:
     def __init__(self, control: socket.socket, folders: list[str]) -> None:
         self._control, self._folders = control, folders
         self._workers: dict[int, int] = {}  # number -> process
+        self._dismissed: set[int] = set()  # those of them that the driver wants killed
         self._is_orphan = False
 
     def run(self) -> None:
@@ -48,7 +50,7 @@ class ForkServer:
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             for process in self._workers.values():
-                os.kill(process, signal.SIGKILL)
+                _kill(process)
             for process in self._workers.values():
                 os.waitpid(process, 0)
             for folder in self._folders if self._is_orphan else ():
@@ -68,8 +70,9 @@ class ForkServer:
             self._fork(number, descriptors[0])
         elif what == END:
             return False
-        elif what == KILL and number in self._workers:
-            os.kill(self._workers[number], signal.SIGKILL)
+        elif what == KILL and (process := self._workers.get(number)) is not None:
+            self._dismissed.add(number)
+            _kill(process)
         return True
 
     def _fork(self, number: int, descriptor: int) -> None:
@@ -80,17 +83,38 @@ class ForkServer:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             self._control.close()
+            os.setpgid(0, 0)
             _be_a_worker(parent, descriptor)
+        with contextlib.suppress(OSError):  # it was faster, and may be gone
+            os.setpgid(process, process)
         os.close(descriptor)
         self._workers[number] = process
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _reap(self) -> None:
-        """Forget the workers that have ended; called again while it is at it, when more do."""
+        """Tell of the workers that have ended; called again while it is at it, when more do."""
         for number, process in list(self._workers.items()):
-            with contextlib.suppress(ChildProcessError):
-                if os.waitpid(process, os.WNOHANG)[0]:
-                    self._workers.pop(number, None)
+            try:
+                ended, status = os.waitpid(process, os.WNOHANG)
+            except ChildProcessError:
+                continue
+            if ended and self._workers.pop(number, None) is not None:
+                _kill(process)  # what it has started
+                self._tell(number, status)
+
+    def _tell(self, number: int, status: int) -> None:
+        """The driver, if it did not want this end."""
+        if number in self._dismissed:
+            self._dismissed.remove(number)
+            return
+        with contextlib.suppress(OSError):  # it is gone, or does not read
+            self._control.send(ENDED.pack(number, status), socket.MSG_DONTWAIT)
+
+
+def _kill(process: int) -> None:
+    """A worker and what it has started, which is in its process group."""
+    with contextlib.suppress(OSError):
+        os.killpg(process, signal.SIGKILL)
 
 
 def _be_a_worker(parent: int, descriptor: int) -> None:

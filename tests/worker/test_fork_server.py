@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 import os
+import pickle
+import signal
 import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
+import numpy as np
 import pytest
+from pool_processes import runs, until
 
-from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.frames import Frames, frame
+from polarmap.worker.io_channel import Call
+from polarmap.worker.messages import StoredBlock, Ticket
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import layout_of
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
@@ -24,6 +35,59 @@ def served(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
     ours.settimeout(30.0)
     assert ours.recv(1) == READY
     return process, ours
+
+
+def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.socket]]:
+    """Their processes, and the driver's ends of their sockets."""
+    found = []
+    for number in range(count):
+        ours, theirs = socket.socketpair()
+        with theirs:
+            socket.send_fds(control, [REQUEST.pack(FORK, number)], [theirs.fileno()])
+        ours.settimeout(30.0)
+        [(fields, _)] = Frames().of(ours.recv(4096))
+        found.append((int(fields["process"]), ours))
+    return found
+
+
+def test_it_tells_how_workers_ended_that_it_was_not_asked_to_kill(tmp_path: Path) -> None:
+    process, control = served(tmp_path)
+    with process, control:
+        (first, _), _, (third, _) = workers = workers_of(control, 3)
+        control.sendall(REQUEST.pack(KILL, 1))
+        assert workers[1][1].recv(1) == b""
+        for number, one, sent in ((0, first, signal.SIGKILL), (2, third, signal.SIGTERM)):
+            os.kill(one, sent)
+            assert ENDED.unpack(control.recv(ENDED.size)) == (number, sent)
+        control.sendall(REQUEST.pack(END, 0))
+        for _, ours in workers:
+            ours.close()
+
+
+@pytest.mark.parametrize("killed", ["by the driver", "by others", "at the end"])
+def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> None:
+    def start(block: Any) -> Any:
+        return float(subprocess.Popen(["sleep", "600"]).pid)
+
+    data = np.zeros(1)
+    (tmp_path / "block").write_bytes(data.tobytes())
+    block = StoredBlock(Place("folder", str(tmp_path)), (Part("block", 8),), ("array",), layout_of([data]))
+    f = cloudpickle.dumps((start, ("array",)))
+    process, control = served(tmp_path)
+    with process, control:
+        [(worker, ours)] = workers_of(control, 1)
+        with ours:
+            call = Call(0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None)
+            ours.sendall(frame(None, pickle.dumps(("call", call))))
+            [(_, raw)] = Frames().of(ours.recv(1 << 16))
+            started = int(np.frombuffer(raw)[0])
+            assert runs(started)
+            if killed == "by others":
+                os.kill(worker, signal.SIGKILL)
+            else:
+                control.sendall(REQUEST.pack(KILL if killed == "by the driver" else END, 0))
+            assert until(lambda: not runs(started))
+            control.close()
 
 
 @pytest.mark.parametrize("ending", ["end", "gone", "half a request"])

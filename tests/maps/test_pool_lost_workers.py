@@ -1,0 +1,132 @@
+"""Workers that are killed or stopped, whatever they do just then."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import descendants, folders, runs, until
+
+import polarmap
+from polarmap import CodedOperator, Pool
+from polarmap.errors import NotDecodableError
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    with Pool() as one:
+        yield one
+    assert until(lambda: not descendants(), 5.0)
+    assert not folders()
+
+
+def mapped(pool: Any, f: Callable[[Any], Any], data: Any = A, k: int = 6, n: int = 8) -> np.ndarray:
+    found = polarmap.coded_map(f, data, blocks=k, workers=n, executor=pool, timeout=PATIENCE)
+    return np.asarray(found.concatenate())
+
+
+def workers() -> list[int]:
+    """Of the one pool of this process: its fork server's children."""
+    return sorted(one for server in descendants() for one in descendants(server))
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        (lambda block: os.kill(os.getpid(), signal.SIGKILL), r"worker process was killed by SIGKILL \(9\)"),
+        (lambda block: os.abort(), r"worker process was killed by SIGABRT \(6\)"),
+        (lambda block: os._exit(3), "worker process ended with code 3"),
+    ],
+)
+def test_how_a_worker_ended_is_told(end: Callable[[Any], Any], said: str, pool: Pool) -> None:
+    with pytest.raises(NotDecodableError, match=said):
+        mapped(pool, end)
+    np.testing.assert_allclose(mapped(pool, lambda block: block @ X), A @ X)
+
+
+def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
+    matrix, x = np.random.default_rng(1).standard_normal((2400, 50)), np.ones(50)
+    stream = np.random.default_rng(2)
+    with CodedOperator(matrix, executor=pool) as operator:
+        for turn in range(100):
+            if turn % 5 == 2:
+                os.kill(int(stream.choice(workers())), signal.SIGKILL)
+            np.testing.assert_allclose(operator @ x, matrix @ x)
+        assert len(workers()) <= 32
+
+
+def test_one_that_is_killed_while_it_writes_a_result_leaves_none_of_it(pool: Pool) -> None:
+    """The others' results are whole, and what it has written goes with the map."""
+    wide, killed = np.ones((5, 400_000)), []
+
+    def kill_who_writes() -> None:
+        while not killed:
+            for worker in workers():
+                if writes(worker):
+                    os.kill(worker, signal.SIGKILL)
+                    killed.append(worker)
+                    return
+
+    mapped(pool, lambda block: block @ X)  # there are workers
+    with ThreadPoolExecutor(1) as watcher:
+        watched = watcher.submit(kill_who_writes)
+        while not killed:
+            np.testing.assert_allclose(mapped(pool, lambda block: block @ wide), A @ wide)
+        watched.result(PATIENCE)
+    assert not [path for folder in folders() for path in folder.glob("map-*")]
+    assert until(lambda: not runs(killed[0]))
+
+
+def writes(worker: int) -> bool:
+    """Whether it has a file open for its result."""
+    try:
+        return any("/map-" in os.readlink(path) for path in Path(f"/proc/{worker}/fd").iterdir())
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("continued", ["at once", "in the next map", "when its place is taken"])
+def test_one_that_is_stopped_in_a_task_is_an_erasure_and_says_nothing_twice(
+    continued: str, pool: Pool, tmp_path: Path
+) -> None:
+    def wait(block: Any) -> Any:
+        (tmp_path / str(os.getpid())).touch()
+        while not (tmp_path / "go").exists():
+            time.sleep(0.01)
+        return block @ X
+
+    with ThreadPoolExecutor(1) as other:
+        running = other.submit(mapped, pool, wait)
+        assert until(lambda: len(list(tmp_path.iterdir())) > 1)
+        stopped = int(min(path.name for path in tmp_path.iterdir()))
+        os.kill(stopped, signal.SIGSTOP)
+        (tmp_path / "go").touch()
+        np.testing.assert_allclose(running.result(PATIENCE), A @ X)
+    if continued == "in the next map":
+        threading.Timer(0.01, os.kill, (stopped, signal.SIGCONT)).start()
+    elif continued == "at once":
+        os.kill(stopped, signal.SIGCONT)
+    factor = 1.0
+
+    def is_its_place_taken() -> bool:
+        nonlocal factor
+        factor += 1.0
+        np.testing.assert_allclose(mapped(pool, lambda block, by=factor: by * (block @ X)), factor * (A @ X))
+        return not runs(stopped)
+
+    if continued == "when its place is taken":
+        assert until(is_its_place_taken)
+    for _ in range(20):
+        is_its_place_taken()
