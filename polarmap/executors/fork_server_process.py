@@ -27,16 +27,24 @@ THREAD_LIMITS = (
     *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
     *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
 )
-# It imports what is in polarmap.worker without the package around it, which takes longer than numpy;
-# a function that needs more of polarmap finds it where it always is.
+# It imports what is in polarmap.worker without the package around it, which takes longer than numpy, and
+# which unpickling a message would import in every worker. Who wants a name of the package gets all of it.
 PROGRAM = """
 import importlib, json, sys, types
 options = json.loads(sys.argv[1])
 sys.path[:] = options["module_path"]
 package = sys.modules["polarmap"] = types.ModuleType("polarmap")
-package.__path__ = options["package_path"]
+package.__path__, package.__file__ = [options["package_path"]], options["package_path"] + "/__init__.py"
+def __getattr__(name):
+    if sys.modules["polarmap"] is package:
+        del sys.modules["polarmap"]
+        whole = importlib.import_module("polarmap")
+        for module, value in vars(package).items():
+            if isinstance(value, types.ModuleType):
+                vars(whole).setdefault(module, value)
+    return getattr(sys.modules["polarmap"], name)
 from polarmap.worker import finite_differences, fork_server
-del sys.modules["polarmap"]
+package.__getattr__ = __getattr__
 for name in options["modules"]:
     importlib.import_module(name)
 fork_server.main(options["descriptor"], options["folders"])
@@ -66,7 +74,7 @@ class ForkServerProcess:
         self._began = time.monotonic()
         options = {
             "module_path": absolute_module_path(),
-            "package_path": [str(Path(__file__).resolve().parents[1])],
+            "package_path": str(Path(__file__).resolve().parents[1]),
             "modules": ["cloudpickle", *modules],
             "descriptor": theirs.fileno(),
             "folders": list(folders),

@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
+import polarmap
+from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import (
     ForkServerProcess,
@@ -42,6 +47,50 @@ def test_it_forks_and_kills_workers() -> None:
     assert second.recv(1) == b""
     for end, _ in ends:
         end.close()
+
+
+def on_a_new_worker(f: Callable[[], Any]) -> Any:
+    """What f returns on a worker of a pool of its own."""
+    with Pool(workers=1) as pool:
+        [found] = hedged_map(lambda part: f(), np.zeros(1), blocks=1, executor=pool)
+    return found[0]
+
+
+def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
+    def others() -> Any:
+        parts = [name.split(".")[:2] for name in sys.modules if name.startswith("polarmap.")]
+        return [float(sum(part[1] != "worker" for part in parts))]
+
+    assert on_a_new_worker(others) == 0.0
+
+
+def by_attribute() -> Any:
+    return [float(polarmap.encode.__module__ == "polarmap.arrays.encode")]
+
+
+def by_name() -> Any:
+    from polarmap import PolarCode
+
+    return [float(PolarCode(8, 6).n == 8)]
+
+
+def by_star() -> Any:
+    names: dict[str, Any] = {}
+    exec("from polarmap import *", names)
+    return [float("coded_map" in names)]
+
+
+def by_module() -> Any:
+    import polarmap.linalg.matrices
+    import polarmap.worker.parts
+
+    version = polarmap.__version__  # by which the package is there, and its modules still are
+    return [float(bool(version and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part))]
+
+
+@pytest.mark.parametrize("way", [by_attribute, by_name, by_star, by_module])
+def test_a_function_that_uses_polarmap_finds_all_of_it(way: Callable[[], Any]) -> None:
+    assert on_a_new_worker(way) == 1.0
 
 
 def test_folders_are_removed_for_a_driver_that_died_only(tmp_path: Path) -> None:
