@@ -69,7 +69,6 @@ ONLY_FROM = {
     "yaml": ["polarmap.clouds.settings"],
     "tqdm": ["polarmap.run.progress"],
     "numba": ["polarmap.code.kernels_numba"],
-    "threadpoolctl": ["polarmap.worker.thread_limits"],
     "scipy": [
         *[
             f"polarmap.glm.{name}"

@@ -1,21 +1,34 @@
 """Threads that libraries for linear algebra may use while tasks run in a process that is not ours.
 
 Tasks that run at the same time take the cores from each other where each call of BLAS starts as many threads
-as there are cores. Runs on workers of pools, which have what polarmap requires.
+as there are cores. Libraries are asked by their C interface, where the system tells which are loaded (Linux).
+(threadpoolctl lets only one thread of a process set OpenBLAS.)
+
+Runs on workers: imports the standard library only.
 """
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
+import re
 import sys
 import threading
-from collections.abc import Iterator
-from typing import Any
-
-import threadpoolctl
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 NO_LIMIT = sys.maxsize
+LOADED = "/proc/self/maps"
+NAMED_LIKE = re.compile("openblas|lib(gomp|iomp5|omp|mkl_rt)[^a-z]")
+PTHREADS = 1  # what OpenBLAS calls its own threads
+
+
+class Library(NamedTuple):
+    """A loaded library: how many threads it uses, and what sets that."""
+
+    threads: Callable[[], int]
+    set_threads: Callable[[int], object]
 
 
 class ThreadLimits:
@@ -29,9 +42,9 @@ class ThreadLimits:
         self._tasks = 0  # that run
         self._limit = NO_LIMIT  # that is in force
         self._modules = 0  # as many were imported when libraries were looked for
-        self._of_process: dict[str, Any] = {}  # libraries by path
-        self._of_threads: dict[str, Any] = {}  # those that each thread sets for itself
-        self._before: dict[str, int] = {}  # what those of the process had before
+        self._of_process: dict[str, Library] = {}  # by path
+        self._of_threads: dict[str, Library] = {}  # those that each thread sets for itself
+        self._before: dict[str, int] = {}  # threads that those of the process used before
 
     @contextlib.contextmanager
     def of_process(self, threads: int) -> Iterator[None]:
@@ -54,14 +67,14 @@ class ThreadLimits:
     @contextlib.contextmanager
     def of_this_thread(self, threads: int) -> Iterator[None]:
         """The same for libraries that ask the thread which calls them."""
-        before = {path: library.num_threads for path, library in list(self._of_threads.items())}
-        for path, number in before.items():
-            self._of_threads[path].set_num_threads(min(threads, number))
+        before = [(library, library.threads()) for library in list(self._of_threads.values())]
+        for library, number in before:
+            library.set_threads(min(threads, number))
         try:
             yield
         finally:
-            for path, number in before.items():
-                self._of_threads[path].set_num_threads(number)
+            for library, number in before:
+                library.set_threads(number)
 
     def forget_tasks(self) -> None:
         """In a process that was forked: the tasks of the other one do not run here."""
@@ -71,31 +84,66 @@ class ThreadLimits:
 
     def _look(self) -> None:
         """Find the libraries that have been loaded since the last time."""
-        for library in threadpoolctl.ThreadpoolController().lib_controllers:
-            if library.num_threads is not None:
-                kind = self._of_process if _is_of_process(library) else self._of_threads
-                kind[library.filepath] = library
         self._modules = len(sys.modules)
+        for path in loaded_libraries():
+            if path not in self._of_process and path not in self._of_threads:
+                with contextlib.suppress(OSError):
+                    library = ctypes.CDLL(path)
+                    for kind, found in (
+                        (self._of_process, _openblas(library)),
+                        (self._of_threads, _of_threads(library)),
+                    ):
+                        if found is not None:
+                            kind[path] = found
 
     def _set(self, limit: int) -> None:
         self._limit = limit
         for path, library in self._of_process.items():
-            library.set_num_threads(min(limit, self._before.setdefault(path, library.num_threads)))
+            library.set_threads(min(limit, self._before.setdefault(path, library.threads())))
 
     def _restore(self) -> None:
         limit, self._limit = self._limit, NO_LIMIT
         before, self._before = self._before, {}
-        for path, threads in before.items():
+        for path, number in before.items():
             library = self._of_process[path]
-            if library.num_threads == min(limit, threads):
-                library.set_num_threads(threads)
+            if library.threads() == min(limit, number):
+                library.set_threads(number)
 
 
-def _is_of_process(library: Any) -> bool:
-    """Whether a number that one thread sets holds for all: not where OpenMP, or BLIS, keeps one for each."""
-    if library.internal_api == "openblas":
-        return bool(library.threading_layer != "openmp")
-    return library.internal_api in ("mkl", "flexiblas")
+def loaded_libraries() -> set[str]:
+    """The paths of the libraries of this process that may have threads for linear algebra."""
+    try:
+        with open(LOADED, errors="surrogateescape") as maps:
+            paths = {line[line.find("/") :].rstrip("\n") for line in maps if "/" in line}
+    except OSError:
+        return set()
+    return {path for path in paths if NAMED_LIKE.search(os.path.basename(path))}
+
+
+def _openblas(library: ctypes.CDLL) -> Library | None:
+    """OpenBLAS, whose functions are called otherwise in numpy's and scipy's own copies.
+
+    Built for OpenMP it asks that, which each thread sets for itself.
+    """
+    for prefix in ("", "scipy_"):
+        for suffix in ("", "64_", "_64", "_64_"):
+            name = f"{prefix}openblas_{{}}{suffix}"
+            if hasattr(library, name.format("set_num_threads")):
+                asks_itself = getattr(library, name.format("get_parallel"))() == PTHREADS
+                get, set_ = (getattr(library, name.format(f"{do}_num_threads")) for do in ("get", "set"))
+                return Library(get, set_) if asks_itself else None
+    return None
+
+
+def _of_threads(library: ctypes.CDLL) -> Library | None:
+    """OpenMP and MKL."""
+    for get, set_ in {
+        "omp_get_max_threads": "omp_set_num_threads",
+        "MKL_Get_Max_Threads": "MKL_Set_Num_Threads_Local",
+    }.items():
+        if hasattr(library, get) and hasattr(library, set_):
+            return Library(getattr(library, get), getattr(library, set_))
+    return None
 
 
 limits = ThreadLimits()
