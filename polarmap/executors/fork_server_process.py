@@ -59,7 +59,7 @@ class ForkServerProcess:
     threads : int
         For the libraries that numpy calls, in each worker.
     folders : list of str
-        To be removed when this process dies.
+        To be removed when it ends, by `close` or because this process has died.
     modules : list of str
         To be imported before workers are forked.
     """

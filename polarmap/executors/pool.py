@@ -9,6 +9,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -179,7 +180,7 @@ class KeptWorkers:
         self._crew, self._idle = crew, idle
         self._lock = threading.Lock()
         self._owner = os.getpid()
-        self._maps = 0  # that run now
+        self._maps = set[int]()  # that run now
         self._used = time.monotonic()
         self._ended = threading.Event()
         threading.Thread(target=self._end_when_idle, name="polarmap-idle", daemon=True).start()
@@ -199,16 +200,17 @@ class KeptWorkers:
         with self._lock:
             if self._ended.is_set():
                 return None
-            self._maps += 1
+            number = next(self._numbers)
+            self._maps.add(number)
+        done = partial(self._done, number)
         try:
             for folder in crew.folders:
                 restore(folder)
             crew.be_ready(f)
-            number = next(self._numbers)
             folders = [folder / f"map-{number}" for folder in crew.shared_folders]
-            return PoolRun(number, payload, f, crew.shared, folders, self._done)
+            return PoolRun(number, payload, f, crew.shared, folders, done)
         except BaseException:
-            self._done()
+            done()
             raise
 
     def close(self) -> None:
@@ -224,10 +226,10 @@ class KeptWorkers:
         """Let go of all, in a process that was forked of the one that has it."""
         self._crew.shared.workers.forget()
 
-    def _done(self) -> None:
-        """A map has ended."""
+    def _done(self, number: int) -> None:
+        """A map has ended. Safe to call twice."""
         with self._lock:
-            self._maps -= 1
+            self._maps.discard(number)
             self._used = time.monotonic()
 
     def _end_when_idle(self) -> None:

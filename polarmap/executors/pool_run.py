@@ -112,6 +112,8 @@ class PoolRun:
         Called once, when the run is closed.
     """
 
+    _owner = -1  # the process to which it belongs, as soon as there is anything to close
+
     def __init__(
         self,
         number: int,
@@ -129,12 +131,13 @@ class PoolRun:
         self._running: dict[Worker, Running] = {}
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
         self._ended: list[Outcome] = []  # that are told with the next ones
+        self._stored: Stored | None = None
+        self._owner = os.getpid()
         self._cores = available_cores()
         self._is_elsewhere = threads is None
         self._slots = sys.maxsize if threads is None else first_slots(self._cores, self._most)
         self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
-        self._stored: Stored | None = None
         self._types = f.types
         self._digest = hashlib.blake2b(f.pickled, digest_size=16).digest()
         self._modules = modules(f.pickled)
@@ -199,7 +202,7 @@ class PoolRun:
 
     def close(self) -> None:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
-        if self._lease.ended is not None:
+        if os.getpid() != self._owner or self._lease.ended is not None:
             return
         self._lease.ended = time.monotonic()
         if self._is_elsewhere and self._running:
@@ -300,8 +303,9 @@ class PoolRun:
             except (FrameError, DamagedError, OSError, MemoryError, TypeError, ValueError):
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
+            ending = self._workers.ending(worker)
             task, attempt, _ = self._release(worker)
-            outcomes.append(lost(task, attempt, self._workers.ending(worker)))
+            outcomes.append(lost(task, attempt, ending))
             self._workers.remove(worker)
         return outcomes
 

@@ -25,7 +25,7 @@ class WorkerProcesses(WorkerTable):
         That each may use for linear algebra.
     most : int or None
         At a time, not counting those that are busy with tasks of maps that have ended.
-    folders : of the pool, removed when this process dies.
+    folders : of the pool, removed when it is closed, or when this process dies.
     """
 
     def __init__(self, threads: int, most: int | None, folders: Sequence[str]) -> None:
@@ -40,9 +40,9 @@ class WorkerProcesses(WorkerTable):
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone."""
-        server = self._server
+        server, unknown = self._server, super().ending(worker)
         how = None if server is None else server.ending(worker.number)
-        return super().ending(worker) if how is None else f"its worker process {how}"
+        return unknown if how is None else f"its worker process {how}"
 
     def close(self) -> None:
         """End them all."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import threading
 import time
 from collections.abc import Hashable, Iterable, Sequence
@@ -93,6 +94,7 @@ class WorkerTable:
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
         self._is_closed = False
+        self._owner = os.getpid()
 
     def __len__(self) -> int:
         return len(self._workers)
@@ -150,7 +152,8 @@ class WorkerTable:
                 worker.link.close()
 
     def ending(self, worker: Worker) -> str:
-        """How one has ended that is gone."""
+        """How one has ended that is gone; ExecutorError if that is because all were ended."""
+        self._check_open()
         return "its worker process ended without reporting"
 
     def abandoned_tasks(self) -> set[Hashable]:
@@ -173,11 +176,14 @@ class WorkerTable:
 
     def forget(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""
+        self._is_closed, self._lock = True, threading.Lock()  # that another thread may have held
         for worker in self._workers.values():
             worker.link.close()
         self._workers.clear()
 
     def _check_open(self) -> None:
+        if os.getpid() != self._owner:
+            raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
         if self._is_closed:
             raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
 

@@ -29,14 +29,13 @@ class ForkServer:
     """Forks and kills workers as the driver asks.
 
     control : the socket on which it asks; its end is the end of all.
-    folders : of the driver, removed by us if it dies before it can.
+    folders : of the driver, removed by us: it may die before it can.
     """
 
     def __init__(self, control: socket.socket, folders: list[str]) -> None:
         self._control, self._folders = control, folders
         self._workers: dict[int, int] = {}  # number -> process
         self._dismissed: set[int] = set()  # those of them that the driver wants killed
-        self._is_orphan = False
 
     def run(self) -> None:
         """Until the driver has closed its end, or died."""
@@ -53,7 +52,7 @@ class ForkServer:
                 _kill(process)
             for process in self._workers.values():
                 os.waitpid(process, 0)
-            for folder in self._folders if self._is_orphan else ():
+            for folder in self._folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _serve(self) -> bool:
@@ -63,7 +62,6 @@ class ForkServer:
         except ConnectionError:
             request = b""
         if len(request) < REQUEST.size:
-            self._is_orphan = True
             return False
         what, number = REQUEST.unpack(request)
         if what == FORK and descriptors:

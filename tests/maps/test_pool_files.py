@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -124,6 +125,22 @@ def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.Monke
     assert not files("*/*")
     with CodedOperator(A, executor=pool) as product:
         check(product)
+
+
+def test_a_map_that_had_no_room_does_not_let_later_ones_seem_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(self: Path, *options: Any, **more: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    def nap(block: Any) -> Any:
+        time.sleep(1.0)
+        return block.sum()
+
+    with Pool(idle=0.2) as pool:
+        with monkeypatch.context() as patched:
+            patched.setattr(Path, "mkdir", no_room)
+            with pytest.raises(ExecutorError, match="no room"):
+                polarmap.coded_map(nap, A, blocks=2, workers=3, executor=pool)
+        polarmap.coded_map(nap, A, blocks=2, workers=3, executor=pool, timeout=PATIENCE)
 
 
 def test_memory_of_blocks_that_are_gone_is_let_go_by_all_workers(pool: Pool) -> None:

@@ -1,0 +1,96 @@
+"""A driver that is forked: its child has workers of its own, and its maps go on."""
+
+from __future__ import annotations
+
+import textwrap
+
+import pytest
+from pool_processes import assert_nothing_is_left, descendants, program
+
+PATIENCE = 60.0
+
+MAPS = """
+import multiprocessing, signal, threading
+
+A, x = np.arange(48.0).reshape(12, 4), np.ones(4)
+context = multiprocessing.get_context("fork")
+
+def mapped(f, timeout=60):
+    y = polarmap.coded_map(f, A, blocks=6, workers=8, timeout=timeout)
+    assert np.allclose(y.concatenate(), A @ x)
+
+def product(block):
+    return block @ x
+
+def nap(block):
+    time.sleep(1.0)
+    return block @ x
+
+def map_in_a_child():
+    child = context.Process(target=mapped, args=[product])
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+def at_work(then):
+    signal.signal(signal.SIGALRM, lambda *_: then())
+    signal.setitimer(signal.ITIMER_REAL, 0.4)
+    mapped(nap)
+
+def fork():
+    global child
+    child = os.fork()
+
+def fork_and_map():
+    fork()
+    if not child:
+        mapped(product)
+        os._exit(7)
+
+def fork_and_leave():
+    fork()
+    if not child:
+        raise SystemExit(7)
+
+mapped(product)
+"""
+SCENES = {
+    "between maps": "map_in_a_child()",
+    "while another thread maps": """
+        other = threading.Thread(target=mapped, args=[nap])
+        other.start()
+        time.sleep(0.4)
+        map_in_a_child()
+        other.join()
+    """,
+    "in a map, to map itself": """
+        at_work(fork_and_map)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """,
+    "in a map, which it leaves": """
+        at_work(fork_and_leave)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """,
+    "in a map, with which it would go on": """
+        child = -1
+        try:
+            at_work(fork)
+        except polarmap.errors.ExecutorError as error:
+            assert not child and "forked while a map ran" in str(error), (child, error)
+            mapped(product)
+            sys.exit(7)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    """,
+}
+
+
+@pytest.mark.parametrize("scene", SCENES)
+def test_both_processes_map(scene: str) -> None:
+    end = "\nmapped(product)\nprint('right', flush=True)\ntime.sleep(600)\n"
+    with program(MAPS + textwrap.dedent(SCENES[scene]) + end) as driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "right\n"
+        others = descendants(driver.pid)
+        driver.terminate()
+        driver.wait(PATIENCE)
+    assert_nothing_is_left(driver.pid, others)
