@@ -18,15 +18,12 @@ from pathlib import Path
 
 from polarmap.errors import ExecutorError
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 START_SECONDS = 60.0  # that it may take to import numpy on a busy machine
 END_SECONDS = 5.0  # that it may take to end, before it is killed
 TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
 READ_BYTES = 4096
-THREAD_LIMITS = (
-    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
-    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
-)
 # It imports what is in polarmap.worker without the package around it, which takes longer than numpy, and
 # which unpickling a message would import in every worker. Who wants a name of the package gets all of it.
 PROGRAM = """

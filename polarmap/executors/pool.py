@@ -315,7 +315,7 @@ class Elsewhere:
             in_memory = None if site.folder is None else memory_folder()
             folders = [folder for folder in (in_memory, on_disk) if folder is not None]
             memory = options.memory if site.limits is None else min(options.memory, kept_bytes(site.limits))
-            workers = RemoteWorkers(site, options.workers, options.listen, memory)
+            workers = RemoteWorkers(site, options.workers, options.listen, memory, options.threads)
         except BaseException:
             remove(on_disk)
             raise

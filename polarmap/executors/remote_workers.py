@@ -77,9 +77,11 @@ class RemoteWorkers(WorkerTable):
         Whether workers may call on a socket; else by way of the site's storage only.
     memory : int
         Bytes of blocks that each worker may keep.
+    threads : int
+        That each may use for linear algebra.
     """
 
-    def __init__(self, site: Site, most: int | None, listens: bool, memory: int) -> None:
+    def __init__(self, site: Site, most: int | None, listens: bool, memory: int, threads: int) -> None:
         super().__init__(most if most is not None else site.workers)
         self._site = site
         self._wanted = 0
@@ -95,7 +97,7 @@ class RemoteWorkers(WorkerTable):
         self._listener = WorkerListener(key, self._join, site.folder) if listens else None
         self._mailboxes = site.mailboxes(self._join)
         endpoints = () if self._listener is None else self._listener.endpoints
-        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory)
+        self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
 
     def want(self, count: int) -> None:
         """So many would be of use now: start what is missing."""

@@ -99,10 +99,17 @@ class ChannelIO:
 
     storage : a `lithops.Storage`, for what lies in buckets.
     memory : bytes of blocks that are kept of what does not lie in files of this machine.
+    limited : within which tasks run.
     """
 
-    def __init__(self, channel: Channel, storage: Any = None, memory: int = 1 << 30) -> None:
-        self.channel, self._storage = channel, storage
+    def __init__(
+        self,
+        channel: Channel,
+        storage: Any = None,
+        memory: int = 1 << 30,
+        limited: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    ) -> None:
+        self.channel, self._storage, self._limited = channel, storage, limited
         self._map = -1
         self._pickled: bytes | str = b""
         self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
@@ -123,7 +130,8 @@ class ChannelIO:
             self._pickled, self._f = call.f, None
         self._folders = call.folders
         ticket = call.ticket
-        reply = run_task(ticket, self)
+        with self._limited():
+            reply = run_task(ticket, self)
         if reply is None:
             self.channel.send({"task": ticket.task, "attempt": ticket.attempt})
         else:

@@ -5,9 +5,11 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from typing import Any, NamedTuple
 
 from polarmap.worker.channels import Channel, Endpoint, connected
@@ -15,6 +17,7 @@ from polarmap.worker.io_channel import ChannelIO, serve_tasks
 from polarmap.worker.liveness import exit_when
 from polarmap.worker.object_channel import ObjectChannel
 from polarmap.worker.redis_channel import RedisChannel
+from polarmap.worker.thread_limits import THREAD_LIMITS, ThreadLimits, limits
 
 
 class DriverAddress(NamedTuple):
@@ -24,6 +27,7 @@ class DriverAddress(NamedTuple):
     key : that both sides prove to have.
     bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
     memory : bytes of blocks that the worker may keep.
+    threads : that its libraries for linear algebra may use.
     """
 
     endpoints: tuple[Endpoint, ...]
@@ -31,6 +35,7 @@ class DriverAddress(NamedTuple):
     bucket: str | None
     prefix: str
     memory: int
+    threads: int
 
 
 def make_kept_task(address: DriverAddress) -> Callable[..., None]:
@@ -47,16 +52,20 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
 def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
+    os.environ.update(dict.fromkeys(THREAD_LIMITS, str(address.threads)))  # for what is loaded later
+    limited = partial(ThreadLimits().of_process, address.threads)
     with closing(channel_to(address, number, storage)) as channel:
         exit_when(channel.is_closed)
-        serve_tasks(ChannelIO(channel, storage, address.memory), until)
+        serve_tasks(ChannelIO(channel, storage, address.memory, limited), until)
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
     """The same on a thread of a process that others use, too: it ends between two tasks only."""
     address = DriverAddress(*fields)
+    until = time.monotonic() + seconds
     with closing(channel_to(address, number, None)) as channel:
-        serve_tasks(ChannelIO(channel, None, address.memory), time.monotonic() + seconds)
+        limited = partial(limits.of_process, address.threads)
+        serve_tasks(ChannelIO(channel, None, address.memory, limited), until)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

@@ -19,6 +19,11 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 NO_LIMIT = sys.maxsize
+# Environment variables that libraries read when they are loaded.
+THREAD_LIMITS = (
+    *("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
+    *("VECLIB_MAXIMUM_THREADS", "NUMEXPR_NUM_THREADS", "NUMBA_NUM_THREADS"),
+)
 LOADED = "/proc/self/maps"
 NAMED_LIKE = re.compile("openblas|lib(gomp|iomp5|omp|mkl_rt)[^a-z]")
 PTHREADS = 1  # what OpenBLAS calls its own threads

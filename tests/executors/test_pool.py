@@ -439,3 +439,45 @@ except KeyboardInterrupt:
         driver.send_signal(signal.SIGINT)
         assert driver.stdout.readline() == "right\n"
         assert driver.wait(PATIENCE) == 0
+
+
+# --- leases and bills ------------------------------------------------------------------------------
+
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+
+
+def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.executors.lithops_site.HERE_SECONDS", 5.0)
+    monkeypatch.setattr("polarmap.executors.pool.TEND_SECONDS", 0.1)
+    seen: list[set[int]] = []
+    with Pool(YAML, workers=4) as pool:
+        deadline = time.monotonic() + 60.0
+        while not seen or seen[0] & seen[-1]:  # until none of the first is left
+            assert time.monotonic() < deadline
+            results = polarmap.hedged_map(lambda block: (os.getpid(), block), [X] * 4, executor=pool)
+            seen.append({process for process, _ in results})
+            for _, block in results:
+                np.testing.assert_array_equal(block, X)
+    assert max(map(len, seen)) <= 4
+
+
+def test_what_workers_cost_while_they_wait_is_billed() -> None:
+    began = time.monotonic()
+    with Pool(YAML, workers=2) as pool:
+        bills, moments = [], []
+        for _ in range(2):
+            with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
+                run.submit([0, 1])
+                while not run.is_exhausted():
+                    run.wait(1.0)
+                moments.append(time.monotonic())
+                bills.append(run.paid())
+                moments.append(time.monotonic())
+        first, second = bills
+        assert first is not None
+        assert second is not None
+        assert (first.started, second.started) == (2, 0)
+        assert second.seconds >= 2 * (moments[2] - moments[1])  # whatever they did meanwhile
+        assert 0.0 < first.seconds + second.seconds <= 2 * (moments[3] - began)
+    with closing(Pool(workers=2).open(Payload(np.negative, PartBlocks([[X]], ("array",))))) as run:
+        assert run.paid() is None
