@@ -481,3 +481,17 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
         assert 0.0 < first.seconds + second.seconds <= 2 * (moments[3] - began)
     with closing(Pool(workers=2).open(Payload(np.negative, PartBlocks([[X]], ("array",))))) as run:
         assert run.paid() is None
+
+
+def threads_of_blas(block: Any) -> Any:
+    import threadpoolctl
+
+    np.ones((300, 300)) @ np.ones((300, 300))
+    return [library["num_threads"] for library in threadpoolctl.threadpool_info()]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(threads: int) -> None:
+    with Pool(YAML, workers=2, threads=threads) as pool:
+        found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
+    assert all(number == min(threads, os.cpu_count() or 1) for numbers in found for number in numbers)
