@@ -16,6 +16,8 @@ from polarmap.worker.frames import FrameError, Frames, frame
 from polarmap.worker.messages import plain
 
 READ_BYTES = 1 << 18
+SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
+SLOWEST = 1e5  # bytes per second of a network
 
 Said = tuple[Any, bytearray]  # the fields and the raw bytes of a message
 
@@ -53,6 +55,7 @@ class SocketLink:
 
     def __init__(self, connection: socket.socket, seals: Seals | None = None, is_plain: bool = False) -> None:
         self._connection, self._seals, self._is_plain = connection, seals, is_plain
+        connection.settimeout(SEND_SECONDS)
         self._frames = Frames(seals and seals.to_driver)
 
     def fileno(self) -> int:
@@ -63,6 +66,8 @@ class SocketLink:
         """Whether the worker was told."""
         data = pickle.dumps(plain(message) if self._is_plain else message, pickle.HIGHEST_PROTOCOL)
         try:
+            if len(data) > READ_BYTES:  # the time is for all of it
+                self._connection.settimeout(SEND_SECONDS + len(data) / SLOWEST)
             self._connection.sendall(frame(None, data, self._seals and self._seals.to_worker))
         except OSError:
             return False

@@ -96,21 +96,20 @@ class LithopsSite:
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
                 found[number] = reason
+        if found:
+            self._end_those_without_workers()
         return found
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""
-        pending = [(future, functions) for future, functions in self._futures.values()]
+        pending = list(self._futures.values())
         self._futures.clear()
         for functions in self._opened:
             abandon(functions, [future for future, owner in pending if owner is functions])
-            end(functions)
-            for path in files_of_jobs(functions):
-                path.unlink(missing_ok=True)
+            _end(functions)
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
-        jobs = [f"lithops.jobs/{functions.executor_id}" for functions in self._opened]
-        remove_objects(self.storage, [f"{self.prefix}/", *jobs])
+        remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened)])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -120,7 +119,28 @@ class LithopsSite:
         """Sources of the modules that a pickled function names and workers may not have."""
         return module_sources(pickled, self._functions)
 
+    def _end_those_without_workers(self) -> None:
+        """On this machine each job has a FunctionExecutor of its own, which is over when its workers are."""
+        used = {id(functions) for _, functions in self._futures.values()}
+        for functions in self._opened[1:]:
+            if id(functions) not in used:
+                self._opened.remove(functions)
+                _end(functions)
+                remove_objects(self.storage, [_jobs(functions)])
+
     def _seconds(self, worker: Worker | None) -> float:
         if self._is_here or worker is None or worker.seconds is None:
             return HERE_SECONDS
         return max(1.0, worker.seconds - SPARE_SECONDS)
+
+
+def _end(functions: Any) -> None:
+    """End a FunctionExecutor and remove what it left on this machine."""
+    end(functions)
+    for path in files_of_jobs(functions):
+        path.unlink(missing_ok=True)
+
+
+def _jobs(functions: Any) -> str:
+    """What the keys of its jobs begin with."""
+    return f"lithops.jobs/{functions.executor_id}"

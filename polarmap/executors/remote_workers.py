@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch 
 MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
 GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is not counted on
 FAILURES = 3  # launches of which nothing comes, one after the other, before no more are made
+FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
 LOOK_SECONDS = 0.2  # between looks whether workers that were started have failed
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
@@ -88,6 +90,7 @@ class RemoteWorkers(WorkerTable):
         self._starting: dict[int, float] = {}  # number -> when it was started
         self._ends: dict[int, float] = {}  # number -> when it ends by itself
         self._failures, self._reason = 0, ""
+        self._pause, self._failed_at = 0.0, 0.0
         self._unpaid: dict[int, float] = {}  # number -> since when it has not been accounted for
         self._seconds, self._started = 0.0, 0  # of workers that are gone, and starts: the same
         self._began = time.monotonic()
@@ -140,8 +143,10 @@ class RemoteWorkers(WorkerTable):
             self._mailboxes.flush()
 
     def tend(self) -> None:
-        """Renew workers that will end soon, forget those that have ended."""
-        with self._lock:
+        """Renew workers that will end soon, forget those that have ended; what fails is tried again."""
+        with self._lock, contextlib.suppress(ExecutorError):
+            if self._is_closed:
+                return
             self._note_ended()
             self._renew()
             self._drop_surplus()
@@ -179,10 +184,12 @@ class RemoteWorkers(WorkerTable):
             if self._is_closed:
                 link.close()
                 return
-            was_expected = self._starting.pop(number, None) is not None
-            if not was_expected and number not in self._ends:
+            started = self._starting.pop(number, None)
+            if number not in self._ends:
                 link.close()  # it was given up
                 return
+            if started is not None and started > self._failed_at:
+                self._pause = 0.0
             old = self._workers.get(number)
             if old is not None:  # it was started again by its site
                 self._remove(old)
@@ -197,7 +204,8 @@ class RemoteWorkers(WorkerTable):
         """As many as are wanted, besides those that are busy with what nobody waits for."""
         useful = len(self._workers) - self._stuck() + len(self._starting)
         missing = self._wanted - useful
-        if missing > 0 and self._failures < FAILURES:
+        may_start = self._failures < FAILURES and time.monotonic() >= self._failed_at + self._pause
+        if missing > 0 and may_start:
             self._launch(missing)
 
     def _stuck(self) -> int:
@@ -237,8 +245,10 @@ class RemoteWorkers(WorkerTable):
                 self._remove(self._workers[number])
             elif self._mailboxes is not None:  # on a socket, whoever waits for it sees that it is gone
                 self._mailboxes.hang_up(number)
-        self._failures += failed
         now = time.monotonic()
+        if failed:
+            self._failures += 1
+            self._failed_at, self._pause = now, min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
         for number, began in list(self._starting.items()):
             if now > began + MISSED_SECONDS and self._workers:
                 del self._starting[number]

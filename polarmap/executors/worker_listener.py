@@ -15,7 +15,6 @@ from polarmap.worker.authentication import AuthenticationError, admit_worker
 from polarmap.worker.channels import Endpoint, stay_awake
 
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
-SEND_SECONDS = 30.0  # that a worker may take to read a part of what it is told
 MOST_STRANGERS = 64  # connections that may be proving it at a time
 PATH_BYTES = 100  # that the name of a socket's file may have
 
@@ -91,7 +90,6 @@ class WorkerListener:
         try:
             connection.settimeout(PROOF_SECONDS)
             number, seals = admit_worker(connection, self._key)
-            connection.settimeout(SEND_SECONDS)
             is_file = connection.family == getattr(socket, "AF_UNIX", None)
             if not is_file:
                 stay_awake(connection)

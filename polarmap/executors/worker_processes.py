@@ -13,7 +13,6 @@ from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ende
 GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is killed
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
 MOST_ABANDONED = 16  # more are killed before
-SEND_SECONDS = 5.0  # that a free worker may take to read what it is told
 
 
 class WorkerProcesses(WorkerTable):
@@ -76,7 +75,6 @@ class WorkerProcesses(WorkerTable):
             return None
         server = self._start(())
         ours, theirs = socket.socketpair()
-        ours.settimeout(SEND_SECONDS)
         worker = Worker(next(self._numbers), SocketLink(ours))
         server.fork(worker.number, theirs)
         self._workers[worker.number] = worker
