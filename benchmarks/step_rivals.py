@@ -68,10 +68,10 @@ def joblib(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Itera
     parts = np.split(A, blocks)
     with faults_of(trouble, blocks) as faults, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        parallel = Parallel(n_jobs=-1, timeout=DEADLINE)
-        yield lambda: np.concatenate(
-            parallel(delayed(product)(part, x, fault) for part, fault in zip(parts, faults()))
-        )
+        with Parallel(n_jobs=-1, timeout=DEADLINE) as parallel:  # keeps what it has mapped
+            yield lambda: np.concatenate(
+                parallel(delayed(product)(part, x, fault) for part, fault in zip(parts, faults()))
+            )
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
@@ -113,7 +113,9 @@ def ray(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Iterator
         def product(self, x: np.ndarray, fault: str) -> np.ndarray:
             return product(self.block, x, fault)
 
-    ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+    is_ours = not ray.is_initialized()
+    if is_ours:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     try:
         actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Holder)
         parts = [ray.put(part) for part in np.split(A, blocks)]
@@ -126,7 +128,8 @@ def ray(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Iterator
                 )
             )
     finally:
-        ray.shutdown()
+        if is_ours:
+            ray.shutdown()
 
 
 def is_installed(name: str) -> bool:
