@@ -28,7 +28,7 @@ from polarmap.executors.pickling import PickledFunction, pickled_with_types
 from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.worker_processes import SPARE_SECONDS, WorkerProcesses
 from polarmap.worker.parts import Place
 
 IDLE_SECONDS = 60.0
@@ -291,7 +291,7 @@ class Here:
             folders,
             lambda source, use: check_folder(source),
             lambda f: workers.start(modules_named(f.pickled)),
-            float("inf"),
+            SPARE_SECONDS,
         )
 
 

@@ -8,10 +8,13 @@ from collections.abc import Sequence
 
 from polarmap.executors.fork_server_process import ForkServerProcess
 from polarmap.executors.links import SocketLink
+from polarmap.executors.slots import first_slots
 from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ended_lately
+from polarmap.worker.cores import available_cores
 
 GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is killed
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
+SPARE_SECONDS = 5.0  # after which one that was not needed ends, where there are more than keep the cores busy
 MOST_ABANDONED = 16  # more are killed before
 
 
@@ -42,6 +45,18 @@ class WorkerProcesses(WorkerTable):
         server, unknown = self._server, super().ending(worker)
         how = None if server is None else server.ending(worker.number)
         return unknown if how is None else f"its worker process {how}"
+
+    def tend(self) -> None:
+        """End those that nobody has needed lately, but for as many as keep the cores busy."""
+        with self._lock:
+            self._review()
+            free = sorted(
+                (one for one in self._workers.values() if one.lease is None), key=lambda one: one.freed
+            )
+            surplus, now = len(self._workers) - first_slots(available_cores()), time.monotonic()
+            for worker in free[: max(0, surplus)]:
+                if worker.freed + SPARE_SECONDS <= now:
+                    self._remove(worker)
 
     def close(self) -> None:
         """End them all."""

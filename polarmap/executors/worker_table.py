@@ -37,6 +37,7 @@ class Worker:
     modules : names of those that it was sent.
     done : the tasks that it did most recently, whose blocks it has in memory; as `task`.
     expires : when it ends by itself, on the monotonic clock.
+    freed : when it was free last, on the monotonic clock.
     is_replaced : whether another one was started that is to take its place.
     """
 
@@ -50,7 +51,13 @@ class Worker:
     modules: set[str] = field(default_factory=set)
     done: dict[Hashable, None] = field(default_factory=dict)
     expires: float = inf
+    freed: float = inf
     is_replaced: bool = False
+
+    def free(self) -> None:
+        """It has done its task."""
+        self.freed = time.monotonic()
+        self.lease = None
 
     def note(self, task: Hashable) -> None:
         """It is given this task."""
@@ -137,7 +144,7 @@ class WorkerTable:
 
     def give_back(self, worker: Worker) -> None:
         """It has done its task."""
-        worker.lease = None
+        worker.free()
 
     def remove(self, worker: Worker) -> None:
         """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
@@ -215,7 +222,7 @@ class WorkerTable:
             if not is_there:
                 self._remove(worker)
             elif any("need" not in fields and fields.get("kind") != "part" for fields, _ in said):
-                worker.lease = None
+                worker.free()
         if abandoned:
             self._give_up(self._abandoned())
 

@@ -23,11 +23,14 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError
 from polarmap.executors.base import Payload
 from polarmap.executors.block_files import StoredPieces
+from polarmap.executors.slots import first_slots
 from polarmap.executors.worker_processes import MOST_ABANDONED
+from polarmap.worker.cores import available_cores
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
 PATIENCE = 60.0
+MARGIN = 20 << 20  # bytes by which the memory of a process may differ
 
 Point = namedtuple("Point", "x y")
 
@@ -350,16 +353,48 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         check(pool)
 
 
+def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("polarmap.executors.pool.SPARE_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.worker_processes.SPARE_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.worker_processes.GRACE_SECONDS", 0.0)
+
+    def nap(block: Any) -> Any:
+        time.sleep(0.5)
+        return float(os.getpid())
+
+    with Pool(idle=600) as pool:
+        found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
+        assert len(set(found)) > 4
+        check(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)})
+        assert until(lambda: len(descendants(os.getpid())) <= 1 + first_slots(available_cores()))
+        check(pool)
+
+
 def test_nothing_grows() -> None:
     with Pool() as pool:
         for _ in range(20):
             check(pool)
         before = len(os.listdir("/proc/self/fd")), threading.active_count()
+        memory = max(map(resident, [os.getpid(), *descendants(os.getpid())]))
         for _ in range(200):
             check(pool)
+        assert max(map(resident, [os.getpid(), *descendants(os.getpid())])) < memory + MARGIN
+        assert not [
+            path for folder in folders(os.getpid()) for path in folder.iterdir() if path.name != "owner"
+        ]
         # A worker more has a socket more: there are others while some are at what nobody waits for.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
         assert threading.active_count() == before[1]
+
+
+def resident(process: int) -> int:
+    """Bytes of memory that a process has; none if it is gone."""
+    try:
+        return int(Path(f"/proc/{process}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
 
 
 MAP = """

@@ -153,3 +153,20 @@ def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: Wo
             learn()
     workers.leave([busy])
     assert (busy.link.fileno(), gone.link.fileno()) == (-1, -1)
+
+
+def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
+    workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "first_slots", lambda cores: 1)
+    first, second, third = (taken(workers, Lease()) for _ in range(3))
+    for worker in (second, first):
+        workers.give_back(worker)
+    workers.tend()
+    assert len(workers) == 3  # they may be needed in a moment
+    monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 0.0)
+    workers.tend()
+    assert len(workers) == 1  # that is busy
+    workers.give_back(third)
+    workers.tend()
+    assert taken(workers, Lease()) is third
