@@ -39,8 +39,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     all else that takes one run on it unchanged. A x is one coded map over k blocks of rows of A,
     A' y one over k blocks of columns (the result is a concatenation, not a sum, so its blocks obey
     the same parity equations). Each side is cut and encoded with its first product and kept for the
-    next ones: where workers read it, for Lithops (a temporary folder, or objects of a private name),
-    in memory for pools. `close()`, or leaving the `with` block, removes it.
+    next ones: by workers that stay, else in memory, or stored where the workers of a
+    `lithops.FunctionExecutor` read it. `close()`, or leaving the `with` block, removes it.
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
         As for `coded_map`, but no bar by default. The executor is used for every product: a pool or a
-        `lithops.FunctionExecutor` stays open, a Lithops configuration is opened once. A product is
+        `lithops.FunctionExecutor` stays open, a Lithops configuration gets workers that stay. A product is
         linear, so verify="auto" checks no more than what arrives anyway: left-over results.
         verify=True waits for one whenever something has to be decoded, which shows up a worker
         that returns garbage.
