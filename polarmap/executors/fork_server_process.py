@@ -62,8 +62,11 @@ class ForkServerProcess:
     """
 
     def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
-        open_standard_streams()
-        self._control, theirs = socket.socketpair()
+        try:
+            open_standard_streams()
+            self._control, theirs = socket.socketpair()
+        except OSError as error:
+            raise ExecutorError(f"no worker process can be started: {error}") from error
         self._lock = threading.Lock()
         self._heard = b""  # what it has said, from the beginning of what is not yet understood
         self._is_ready = False

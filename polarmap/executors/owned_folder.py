@@ -31,8 +31,11 @@ def memory_folder() -> Path | None:
 
 
 def disk_folder() -> Path:
-    """A new folder where temporary files belong."""
-    return _new_folder(tempfile.gettempdir())
+    """A new folder where temporary files belong; ExecutorError if it cannot be made."""
+    try:
+        return _new_folder(tempfile.gettempdir())
+    except OSError as error:
+        raise ExecutorError(f"no folder can be made for the files of workers: {error}") from error
 
 
 def restore(folder: Path) -> None:

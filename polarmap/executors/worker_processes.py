@@ -6,6 +6,7 @@ import socket
 import time
 from collections.abc import Sequence
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import ForkServerProcess
 from polarmap.executors.links import SocketLink
 from polarmap.executors.slots import first_slots
@@ -89,7 +90,12 @@ class WorkerProcesses(WorkerTable):
         if may_wait and has_ended_lately(abandoned, MOMENT_SECONDS):
             return None
         server = self._start(())
-        ours, theirs = socket.socketpair()
+        try:
+            ours, theirs = socket.socketpair()
+        except OSError as error:
+            if self._workers:  # no descriptors for more: as many as there can be
+                return None
+            raise ExecutorError(f"no worker can be started: {error}") from error
         worker = Worker(next(self._numbers), SocketLink(ours))
         server.fork(worker.number, theirs)
         self._workers[worker.number] = worker

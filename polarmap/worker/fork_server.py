@@ -76,7 +76,12 @@ class ForkServer:
     def _fork(self, number: int, descriptor: int) -> None:
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         parent = os.getpid()
-        process = os.fork()
+        try:
+            process = os.fork()
+        except OSError:  # no room for another process: the driver sees its socket closed
+            os.close(descriptor)
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            return
         if not process:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)

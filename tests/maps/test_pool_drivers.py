@@ -97,3 +97,39 @@ def run(
     assert driver.returncode == 0, errors
     assert (folder / "answer").read_text() == "right"
     assert not folders(driver.pid)
+
+
+CROWDED = f"""
+import resource, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (40, 40))
+from polarmap.errors import ExecutorError
+{PROGRAM}
+def nap(block):
+    time.sleep(0.2)
+    return block @ x
+
+# Tasks that sleep let others start, as long as there are descriptors for more workers.
+y = polarmap.hedged_map(nap, [A] * 64, timeout={PATIENCE})
+assert all(np.allclose(one, A @ x) for one in y)
+polarmap.shutdown()
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+try:
+    polarmap.coded_map(product, A, blocks=6, workers=8)
+except ExecutorError as error:
+    assert "Too many open files" in str(error)
+else:
+    raise AssertionError
+for one in held:
+    os.close(one)
+y = polarmap.coded_map(product, A, blocks=6, workers=8, timeout={PATIENCE})
+assert np.allclose(y.concatenate(), A @ x)
+"""
+
+
+def test_a_program_that_runs_out_of_descriptors_has_fewer_workers_or_a_clear_error(tmp_path: Path) -> None:
+    run(["-c", CROWDED], tmp_path, None, {}, "")

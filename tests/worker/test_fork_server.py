@@ -26,11 +26,20 @@ from polarmap.worker.pytree import layout_of
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
 
-def served(folder: Path) -> tuple[subprocess.Popen[bytes], socket.socket]:
+# In which no further process can be started.
+FULL = f"""
+import os
+def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
+os.fork = fork
+{SERVE}
+"""
+
+
+def served(folder: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A server that has begun, and the driver's end of its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-c", SERVE, str(theirs.fileno()), str(folder)]
+        command = [sys.executable, "-c", program, str(theirs.fileno()), str(folder)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     ours.settimeout(30.0)
     assert ours.recv(1) == READY
@@ -62,6 +71,20 @@ def test_it_tells_how_workers_ended_that_it_was_not_asked_to_kill(tmp_path: Path
         control.sendall(REQUEST.pack(END, 0))
         for _, ours in workers:
             ours.close()
+
+
+def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
+    process, control = served(tmp_path, FULL)
+    with process, control:
+        for _ in range(2):
+            ours, theirs = socket.socketpair()
+            with theirs:
+                socket.send_fds(control, [REQUEST.pack(FORK, 0)], [theirs.fileno()])
+            with ours:
+                ours.settimeout(30.0)
+                assert ours.recv(1) == b""
+        control.sendall(REQUEST.pack(END, 0))
+        assert process.wait(30.0) == 0
 
 
 @pytest.mark.parametrize("killed", ["by the driver", "by others", "at the end"])
