@@ -93,8 +93,8 @@ def test_what_is_no_reply_is_refused(fields: Any) -> None:
 def test_bytes_that_are_no_messages_are_refused() -> None:
     for sent in (
         struct.pack(LENGTHS, 2**31, 0),
-        LENGTHS.pack(0, 2**60),
-        LENGTHS.pack(3, 0) + b"{]}",
+        struct.pack(LENGTHS, 0, 2**60),
+        struct.pack(LENGTHS, 3, 0) + b"{]}",
         os.urandom(64),
     ):
         with pytest.raises(FrameError):
