@@ -405,27 +405,47 @@ def check(executor=None):
 """
 
 
-@pytest.mark.parametrize("ending", ["exit", "kill", "interrupt"])
-def test_a_driver_takes_all_with_it(ending: str) -> None:
-    driver = program(
-        MAP
-        + """
+LEAVE = """
+def hang():
+    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
+def leave_while(other):
+    threading.Thread(target=other, daemon=True).start()
+    time.sleep(0.2)
+    sys.exit(3)
+import threading
+ways = {
+    "exit": lambda: None,
+    "sys.exit": lambda: sys.exit(3),
+    "exception": lambda: 1 / 0,
+    "exit beside a map": lambda: leave_while(hang),
+    "os._exit": lambda: os._exit(3),
+    "os._exit in a map": lambda: (threading.Timer(0.2, os._exit, [3]).start(), hang()),
+    "abort in a map": lambda: (threading.Timer(0.2, os.abort).start(), hang()),
+}
 check()
 print("ready", flush=True)
-if sys.argv[1] != "exit":
-    polarmap.coded_map(lambda block: time.sleep(600), A, blocks=6, workers=8)
-""",
-        ending,
-    )
-    assert driver.stdout is not None
-    with driver:
+ways.get(sys.argv[1], hang)()
+"""
+CODES = {"exit": 0, "exception": 1, "abort in a map": -signal.SIGABRT}
+
+
+@pytest.mark.parametrize(
+    "ending",
+    [
+        *["exit", "sys.exit", "exception", "exit beside a map"],
+        *["os._exit", "os._exit in a map", "abort in a map"],
+        *[signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP],
+    ],
+)
+def test_a_driver_takes_all_with_it(ending: str | signal.Signals) -> None:
+    with program(MAP + LEAVE, str(ending)) as driver:
+        assert driver.stdout is not None
         assert driver.stdout.readline() == "ready\n"
         others = descendants(driver.pid)
-        if ending == "kill":
-            driver.kill()
-        elif ending == "interrupt":
-            driver.send_signal(signal.SIGINT)
-        driver.wait(PATIENCE)
+        if isinstance(ending, signal.Signals):
+            driver.send_signal(ending)
+        code = -ending if isinstance(ending, signal.Signals) else CODES.get(ending, 3)
+        assert driver.wait(PATIENCE) == code
         assert_nothing_is_left(driver.pid, others)
 
 

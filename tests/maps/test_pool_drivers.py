@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import resource
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
-from pool_processes import folders
+from pool_processes import assert_nothing_is_left, descendants, folders
 
 ROOT = Path(__file__).resolve().parents[2]
 PATIENCE = 60.0
@@ -133,3 +136,62 @@ assert np.allclose(y.concatenate(), A @ x)
 
 def test_a_program_that_runs_out_of_descriptors_has_fewer_workers_or_a_clear_error(tmp_path: Path) -> None:
     run(["-c", CROWDED], tmp_path, None, {}, "")
+
+
+# As at a terminal: Ctrl-C is for the whole process group, and comes at any time.
+INTERRUPTED = f"""
+import os, signal
+import numpy as np
+import polarmap
+
+A, x = np.random.default_rng(0).standard_normal((240, 8)), np.ones(8)
+operator = polarmap.CodedOperator(A)
+
+def work():
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, timeout={PATIENCE})
+    assert np.allclose(y.concatenate(), A @ x)
+    assert np.allclose(operator @ x, A @ x)
+
+is_over = False
+
+def end(*_):
+    global is_over
+    is_over = True
+
+signal.signal(signal.SIGUSR1, end)
+signal.signal(signal.SIGINT, signal.default_int_handler)
+print("ready", flush=True)
+interrupts = 0
+while not is_over:
+    try:
+        while not is_over:
+            work()
+            if interrupts % 8 == 7:
+                polarmap.shutdown()
+                interrupts += 1
+    except KeyboardInterrupt:
+        interrupts += 1
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+work()
+print("right" if interrupts else "never interrupted", flush=True)
+"""
+
+
+def test_maps_go_on_after_interrupts_at_any_time() -> None:
+    stream, pause = np.random.default_rng(0), threading.Event()
+    driver = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED], stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert driver.stdout is not None
+    with driver:
+        assert driver.stdout.readline() == "ready\n"
+        others = descendants(driver.pid)
+        for _ in range(40):
+            pause.wait(0.02 + float(stream.uniform(0.0, 0.1)))  # no time may be a wrong one
+            os.killpg(driver.pid, signal.SIGINT)
+        pause.wait(0.2)
+        others |= descendants(driver.pid)
+        driver.send_signal(signal.SIGUSR1)
+        assert driver.stdout.readline() == "right\n"
+        assert driver.wait(PATIENCE) == 0
+    assert_nothing_is_left(driver.pid, others)
