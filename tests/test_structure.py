@@ -134,7 +134,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     ),
     "worker": (
         "authentication channels fetched_blocks finite_differences kept_task object_channel "
-        "redis_channel sent_modules storage_channel"
+        "redis_channel sent_modules"
     ),
 }
 

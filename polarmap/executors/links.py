@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import pickle
 import select
 import socket
@@ -103,7 +104,7 @@ class MailboxLink:
     Parameters
     ----------
     post : callable
-        Takes the messages to the worker.
+        Takes the messages to the worker; the last is "end".
     """
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
@@ -112,6 +113,7 @@ class MailboxLink:
         self._said: deque[Said] = deque()
         self._is_there = True
         self._lock = threading.Lock()
+        self._owner = os.getpid()
         self._ours, self._theirs = socket.socketpair()
         self._theirs.setblocking(False)
 
@@ -151,7 +153,9 @@ class MailboxLink:
         return said, self._is_there
 
     def close(self) -> None:
-        """Close the sockets."""
+        """Tell the worker to end, unless it is that of a process that this one was forked of."""
+        if os.getpid() == self._owner:
+            self.send(("end",))
         self._ours.close()
         self._theirs.close()
 

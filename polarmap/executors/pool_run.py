@@ -33,6 +33,11 @@ from polarmap.worker.parts import DamagedError, Part, read_file
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
+# What a reply that no worker of ours would give may raise.
+NONSENSE = (
+    *(FrameError, DamagedError, OSError, MemoryError, RecursionError),
+    *(TypeError, ValueError, LookupError, AttributeError),
+)
 FUNCTION_BYTES = 1 << 16  # larger functions are files: what a free worker is told fits its socket
 
 
@@ -208,7 +213,7 @@ class PoolRun:
         if self._is_elsewhere and self._running:
             for worker in self._running:
                 worker.send("cancel")
-            self._workers.flush()
+            self._workers.flush(may_wait=False)
         self._workers.leave(self._running)
         self._running.clear()
         self._waiting.clear()
@@ -300,7 +305,7 @@ class PoolRun:
                     is_there = self._send_part(worker, fields["need"])
                 else:
                     outcomes.append(self._outcome(worker, fields, data))
-            except (FrameError, DamagedError, OSError, MemoryError, TypeError, ValueError):
+            except NONSENSE:
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
             ending = self._workers.ending(worker)

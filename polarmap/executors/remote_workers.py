@@ -137,10 +137,10 @@ class RemoteWorkers(WorkerTable):
         writes, reads = (0, 0) if self._mailboxes is None else self._mailboxes.requests(seconds)
         return Stay(seconds, started, writes, reads)
 
-    def flush(self) -> None:
+    def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way."""
         if self._mailboxes is not None:
-            self._mailboxes.flush()
+            self._mailboxes.flush(may_wait)
 
     def tend(self) -> None:
         """Renew workers that will end soon, forget those that have ended; what fails is tried again."""
@@ -172,8 +172,6 @@ class RemoteWorkers(WorkerTable):
     def _end(self, worker: Worker) -> None:
         self._account(worker.number)
         self._ends.pop(worker.number, None)
-        if self._mailboxes is not None:
-            self._mailboxes.part(worker.number)
 
     def _give_up(self, abandoned: Sequence[Worker]) -> None:
         self._drop_surplus()

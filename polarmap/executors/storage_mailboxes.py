@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+from polarmap.errors import ExecutorError
 from polarmap.executors.links import MailboxLink
 from polarmap.executors.lithops_storage import ask_again
 from polarmap.executors.worker_listener import Join
@@ -22,6 +23,7 @@ from polarmap.worker.object_channel import ObjectKeys, Orders, with_function
 from polarmap.worker.redis_channel import RedisKeys
 
 TRANSFERS = 16  # objects read at once
+FUNCTION_BYTES = 1 << 16  # larger ones are objects of their own
 IDLE_LOOK_SECONDS = 1.0  # between looks for workers that begin, while nothing is under way
 
 
@@ -65,14 +67,27 @@ class Mailboxes:
     def post(self, number: int, message: tuple[Any, ...]) -> None:
         """A message for a worker, in place of one that it has not read; it goes when `flush` is called."""
         box = self._boxes[number]
+        if message[0] == "end":  # and is not listened to any more
+            self._gone.add(number)
+            del self._boxes[number]
         box.count += 1
         box.message, box.posted, box.doubts = plain(message), time.monotonic(), 0
-        box.awaits_reply = message[0] == "call"
+        box.awaits_reply |= message[0] == "call"  # a worker replies to what is cancelled, too
         self._send(number, box.count, box.message)
 
-    def flush(self) -> None:
-        """Let all that was posted be on its way."""
-        raise NotImplementedError
+    def flush(self, may_wait: bool = True) -> None:
+        """Let all that was posted be on its way; ExecutorError if the storage is away for long.
+
+        may_wait : False: it is tried once, and again by the thread that listens to workers.
+        """
+        try:
+            if may_wait:
+                ask_again(self._flush)
+            else:
+                self._flush()
+        except Exception as error:
+            if may_wait:
+                raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
 
     def requests(self, seconds: float) -> tuple[int, int]:
         """Writes and reads since this was asked before, of workers that have run for so many seconds.
@@ -87,13 +102,12 @@ class Mailboxes:
         if box is not None and box.link is not None:
             box.link.hang_up()
 
-    def part(self, number: int) -> None:
-        """A worker is not listened to any more."""
-        self._gone.add(number)
-        self._boxes.pop(number, None)
-
     def close(self) -> None:
         """Workers end; what was left for either side is removed."""
+        raise NotImplementedError
+
+    def _flush(self) -> None:
+        """Send what was posted; what cannot be sent now stays for the next time."""
         raise NotImplementedError
 
     def _send(self, number: int, count: int, message: Any) -> None:
@@ -123,11 +137,16 @@ class Mailboxes:
             return
         if latest < box.count:
             self._send(number, box.count, box.message)
-            self.flush()
+            self.flush(may_wait=False)
         elif is_idle:
             box.doubts += 1
             if box.doubts > 1:
                 self.hang_up(number)
+
+    def _hear_nothing(self) -> None:
+        """The storage is away: that nothing was heard meanwhile says nothing of the workers."""
+        for box in list(self._boxes.values()):
+            box.heard = time.monotonic()
 
     def _hang_up_on_silent(self) -> None:
         now = time.monotonic()
@@ -150,22 +169,11 @@ class RedisMailboxes(Mailboxes):
         super().__init__(join, "Redis lists", beat, silence=5 * beat)
         self._client, self._keys = client, RedisKeys(prefix)
         self._posted: dict[int, bytes] = {}
+        self._flushing = threading.Lock()
         self._told: set[int] = set()
         self._live()
         self._thread = threading.Thread(target=self._carry, name="polarmap-redis", daemon=True)
         self._thread.start()
-
-    def flush(self) -> None:
-        """Let all that was posted be on its way."""
-        pipeline = self._client.pipeline(transaction=False)
-        while self._posted:
-            number, data = self._posted.popitem()
-            key = self._keys.to_worker(number)
-            self._told.add(number)
-            pipeline.delete(key)
-            pipeline.rpush(key, data)
-        if len(pipeline):
-            ask_again(pipeline.execute)
 
     def close(self) -> None:
         """Workers end; what was left for either side is removed."""
@@ -173,9 +181,27 @@ class RedisMailboxes(Mailboxes):
         keys = [self._keys.to_driver, *map(self._keys.to_worker, self._told)]
         with contextlib.suppress(Exception):  # workers that read it after this are not needed any more
             self._client.set(self._keys.driver, redis_channel.GOODBYE, ex=int(redis_channel.GOODBYE_SECONDS))
+            self._client.rpush(self._keys.to_driver, b"")  # the thread waits for something
         self._thread.join()
         with contextlib.suppress(Exception):
             self._client.delete(*keys)
+
+    def _flush(self) -> None:
+        with self._flushing:  # the latest message for a worker is the last that is sent
+            posted = dict(list(self._posted.items()))
+            if not posted:
+                return
+            pipeline = self._client.pipeline(transaction=False)
+            for number, data in posted.items():
+                key = self._keys.to_worker(number)
+                pipeline.delete(key)
+                pipeline.rpush(key, data)
+                pipeline.expire(key, redis_channel.KEPT_SECONDS)
+            self._told |= posted.keys()
+            pipeline.execute()
+            for number, data in posted.items():
+                if self._posted.get(number) is data:
+                    del self._posted[number]
 
     def _send(self, number: int, count: int, message: Any) -> None:
         self._posted[number] = pickle.dumps((count, message), pickle.HIGHEST_PROTOCOL)
@@ -189,8 +215,10 @@ class RedisMailboxes(Mailboxes):
                     self._live()
                     next_sign = time.monotonic() + self._beat_seconds
                     self._hang_up_on_silent()
+                self._flush()
                 found = self._client.blpop([self._keys.to_driver], timeout=redis_channel.WAIT_SECONDS)
             except Exception:  # the server is away
+                self._hear_nothing()
                 self._is_closed.wait(redis_channel.WAIT_SECONDS)
                 continue
             if found is not None:
@@ -198,6 +226,8 @@ class RedisMailboxes(Mailboxes):
 
     def _hand_on(self, said: bytes) -> None:
         start = struct.calcsize(redis_channel.HEADER)
+        if len(said) < start:
+            return
         number, latest, is_idle, is_sign = struct.unpack_from(redis_channel.HEADER, said)
         self._heard(number, said[start:])
         if is_sign:
@@ -223,6 +253,7 @@ class ObjectMailboxes(Mailboxes):
         self._beat = 0
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._functions: dict[bytes, bytes] = {}
+        self._stored = set[bytes]()  # of them
         self._messages: dict[int, tuple[int, Any, bytes | None]] = {}
         self._is_new = False
         self._expected = threading.Event()
@@ -231,23 +262,11 @@ class ObjectMailboxes(Mailboxes):
         self._thread = threading.Thread(target=self._carry, name="polarmap-objects", daemon=True)
         self._thread.start()
 
-    def flush(self) -> None:
-        """Let all that was posted be on its way, in one object."""
-        if self._is_new:
-            ask_again(self._put_orders)
-            self._expected.set()
-
     def requests(self, seconds: float) -> tuple[int, int]:
         """Those of this process as they were; those of workers, which poll, as they usually are."""
         writes, reads, self._writes, self._reads = self._writes, self._reads, 0, 0
         signs, polls = seconds / self._beat_seconds, seconds / object_channel.LAST_POLL_SECONDS
         return round(writes + reads + signs), round(reads + polls + reads * object_channel.POLLS_PER_MESSAGE)
-
-    def part(self, number: int) -> None:
-        """A worker is not listened to any more."""
-        super().part(number)
-        with self._lock:
-            self._messages.pop(number, None)
 
     def close(self) -> None:
         """Workers end; what was said is removed, replies with the rest of the pool's objects."""
@@ -256,6 +275,12 @@ class ObjectMailboxes(Mailboxes):
         self._thread.join()
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, self._keys.orders)
+
+    def _flush(self) -> None:
+        """In one object."""
+        if self._is_new:
+            self._put_orders()
+            self._expected.set()
 
     def _send(self, number: int, count: int, message: Any) -> None:
         digest = None
@@ -273,12 +298,35 @@ class ObjectMailboxes(Mailboxes):
             with self._lock:
                 needed = {digest for _, _, digest in self._messages.values()}
                 self._functions = {key: one for key, one in self._functions.items() if key in needed}
+                large = {key for key, one in self._functions.items() if len(one) > FUNCTION_BYTES}
+                inline = {key: one for key, one in self._functions.items() if key not in large}
                 self._beat += 1
-                orders = Orders(self._beat, self._functions, self._messages)
+                orders = Orders(self._beat, inline, self._messages)
                 data = pickle.dumps(tuple(orders), pickle.HIGHEST_PROTOCOL)
-                self._is_new = False
-            self._writes += 1
-            self._storage.put_object(self._storage.bucket, self._keys.orders, data)
+                new, self._is_new = self._is_new, False
+            try:
+                self._put_functions(large)
+                self._put(self._keys.orders, data)
+            except BaseException:
+                self._is_new |= new
+                raise
+            self._remove_functions(large)
+
+    def _put_functions(self, needed: set[bytes]) -> None:
+        """Store those that are new in objects of their own: the one with the messages is read often."""
+        for digest in needed - self._stored:
+            self._put(self._keys.function(digest), self._functions[digest])
+            self._stored.add(digest)
+
+    def _remove_functions(self, needed: set[bytes]) -> None:
+        """Remove those that no message needs any more."""
+        for digest in self._stored - needed:
+            self._storage.delete_object(self._storage.bucket, self._keys.function(digest))
+            self._stored.discard(digest)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._writes += 1
+        self._storage.put_object(self._storage.bucket, key, data)
 
     def _carry(self) -> None:
         """Hand on what workers say until all is closed; look often while some work."""
@@ -286,12 +334,15 @@ class ObjectMailboxes(Mailboxes):
         with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
             while not self._is_closed.is_set():
                 heard = 0
-                with contextlib.suppress(Exception):  # the storage is away
+                try:
                     if time.monotonic() >= next_sign:
                         self._put_orders()
                         next_sign = time.monotonic() + self._beat_seconds
                         self._hang_up_on_silent()
+                    self._flush()
                     heard = self._take(pool.map)
+                except Exception:  # the storage is away
+                    self._hear_nothing()
                 pause = object_channel.FIRST_POLL_SECONDS if heard else pause * object_channel.POLL_GROWTH
                 pause = min(pause, IDLE_LOOK_SECONDS)
                 if self._expected.wait(pause):
@@ -303,7 +354,7 @@ class ObjectMailboxes(Mailboxes):
         self._writes += 1
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
         self._seen &= found  # others are removed by now
-        new = sorted((self._keys.said(key), key) for key in found - self._seen)
+        new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
         keys = [key for said, key in new if not said.is_sign]
         self._reads += len(keys)
         contents = dict(zip(keys, each(partial(self._storage.get_object, self._storage.bucket), keys)))

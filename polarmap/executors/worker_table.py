@@ -112,8 +112,8 @@ class WorkerTable:
     def check(self) -> None:
         """ExecutorError if none is there, and none will be."""
 
-    def flush(self) -> None:
-        """Let all that was said be on its way."""
+    def flush(self, may_wait: bool = True) -> None:
+        """Let all that was said be on its way; what cannot be told at once later, unless it may wait."""
 
     def tend(self) -> None:
         """What is to be done now and then while no map runs."""

@@ -69,7 +69,7 @@ class Frames:
                 self._check(self._seal, end)
             try:
                 fields = json.loads(self._bytes[LENGTHS_BYTES:start])
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise FrameError(str(error)) from error
             data = self._bytes[start:end]
             del self._bytes[: end + tag_bytes]
@@ -119,7 +119,7 @@ def parsed_reply(fields: Any, data: bytes | bytearray, types: Types) -> Reply:
             stored and StoredOutput(_layout(stored[0]), tuple(Part(*part) for part in stored[1])),
             tuple(map(int, fields["subtasks"])),
         )
-    except (TypeError, ValueError, LookupError, AttributeError) as wrong:
+    except (TypeError, ValueError, LookupError, AttributeError, SyntaxError, RecursionError) as wrong:
         raise FrameError(f"{type(wrong).__name__}: {wrong}") from wrong
 
 

@@ -92,6 +92,8 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
                 io.blocks.forget_removed()
             elif message[0] == "call":
                 io.run(Call.parse(message[1]))
+            elif message[0] == "end":
+                return
 
 
 class ChannelIO:

@@ -25,7 +25,7 @@ class Orders(NamedTuple):
     """What one object tells all workers. Plain data.
 
     beat : changes as long as the driver lives.
-    functions : pickled ones by digest, each once for all workers.
+    functions : pickled ones by digest, each once for all workers; large ones are objects of their own.
     messages : from the number of a worker to the number of its latest message, the message, and the
         digest of its function.
     """
@@ -50,16 +50,23 @@ class ObjectKeys(NamedTuple):
         """What the keys of all replies begin with."""
         return f"{self.prefix}/replies/"
 
+    def function(self, digest: bytes) -> str:
+        """Of a large function."""
+        return f"{self.prefix}/functions/{digest.hex()}"
+
     def reply(self, said: Said) -> str:
         """Of something that a worker says."""
         count = f"{said.order:012d}"  # so that keys are in their order
         return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.is_sign:d}"
 
-    def said(self, key: str) -> Said:
-        """What such a key tells; ValueError if it is none."""
-        number, count, latest, is_idle, is_sign = key[len(self.replies) :].replace("--", "-_").split("-")
-        latest = latest.replace("_", "-")
-        return Said(int(number), int(count), int(latest), is_idle == "1", is_sign == "1")
+    def said(self, key: str) -> Said | None:
+        """What such a key tells; None if it is none."""
+        try:
+            number, count, latest, is_idle, is_sign = key[len(self.replies) :].replace("--", "-_").split("-")
+            latest = latest.replace("_", "-")
+            return Said(int(number), int(count), int(latest), is_idle == "1", is_sign == "1")
+        except ValueError:
+            return None
 
 
 class Said(NamedTuple):
@@ -142,7 +149,15 @@ class ObjectChannel(StorageChannel):
         count, message, digest = orders.messages.get(self.number, (-1, None, None))
         if count <= self.latest:
             return None
-        return count, message if digest is None else with_function(message, orders.functions[digest])
+        if digest is None:
+            return count, message
+        function = orders.functions.get(digest)
+        if function is None:
+            try:
+                function = bytes(self._storage.get_object(self._bucket, self._keys.function(digest)))
+            except Exception:  # not needed any more: there is a newer message; or the storage is away
+                return None
+        return count, with_function(message, function)
 
 
 def with_function(message: Any, f: Any) -> Any:

@@ -10,10 +10,11 @@ import struct
 import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.storage_channel import StorageChannel
+from polarmap.worker.storage_channel import AWAY_SECONDS, StorageChannel
 
 BEAT_SECONDS = 3.0  # between signs of life of either side
 WAIT_SECONDS = 1.0  # that the server is asked to wait at a time: longer than that, clients give up
+KEPT_SECONDS = 600  # that what nobody reads any more is kept
 GOODBYE_SECONDS = 12.0  # after its last sign of life, a driver is taken to be gone
 LIVES, GOODBYE = b"lives", b"goodbye"  # what the driver's key holds
 HEADER = ">QqBB"  # of what a worker says: its number, the latest message, whether it is idle, and a sign
@@ -47,7 +48,7 @@ class RedisChannel(StorageChannel):
 
     def __init__(self, client: Any, prefix: str, number: int) -> None:
         self._client, self._keys = client, RedisKeys(prefix)
-        self._seen_at = time.monotonic()
+        self._seen_at = self._answered_at = time.monotonic()
         super().__init__(number, BEAT_SECONDS)
 
     def take(self, timeout: float | None) -> tuple[int, Any] | None:
@@ -63,12 +64,15 @@ class RedisChannel(StorageChannel):
                 raise ConnectionError("the driver is gone")
             return None
         count, message = pickle.loads(found[1])
-        return count, message
+        return (count, message) if count > self.latest else None  # else it was sent again
 
     def put(self, data: bytes, is_sign: bool) -> None:
         """Append a message, or a sign of life, to the driver's list."""
         header = struct.pack(HEADER, self.number, self.latest, self.is_idle, is_sign)
-        self._client.rpush(self._keys.to_driver, header + data)
+        pipeline = self._client.pipeline(transaction=False)
+        pipeline.rpush(self._keys.to_driver, header + data)
+        pipeline.expire(self._keys.to_driver, KEPT_SECONDS)
+        pipeline.execute()
 
     def has_message(self) -> bool:
         """Whether the driver has said something."""
@@ -76,11 +80,13 @@ class RedisChannel(StorageChannel):
 
     def is_closed(self) -> bool:
         """Whether the driver has given no sign of life for some time, or said goodbye."""
+        now = time.monotonic()
         try:
             said = self._client.get(self._keys.driver)
-        except Exception:  # the server is away
-            said = None
-        now = time.monotonic()
+        except Exception:  # the server is away, and the driver has time to come back with it
+            self._seen_at = max(self._seen_at, now - 0.5 * GOODBYE_SECONDS)
+            return now > self._answered_at + AWAY_SECONDS
+        self._answered_at = now
         if said == LIVES:
             self._seen_at = now
         return bool(said == GOODBYE or now > self._seen_at + GOODBYE_SECONDS)

@@ -39,8 +39,11 @@ class StorageChannel:
         found = self.take(timeout)
         if found is None:
             return None
-        self.latest, message = found
-        self.is_idle = False
+        count, message = found
+        has_missed_call = message[0] == "cancel" and count > self.latest + 1
+        self.latest, self.is_idle = count, False
+        if has_missed_call:  # which the driver would wait for
+            self.send({"cancelled": count})
         return message
 
     def send(self, fields: Any, data: Any = b"") -> None:
