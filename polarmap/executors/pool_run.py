@@ -23,6 +23,7 @@ from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outc
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
+from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.cores import available_cores
 from polarmap.worker.frames import FrameError, parsed_reply
@@ -38,7 +39,6 @@ NONSENSE = (
     *(FrameError, DamagedError, OSError, MemoryError, RecursionError),
     *(TypeError, ValueError, LookupError, AttributeError),
 )
-FUNCTION_BYTES = 1 << 16  # larger functions are files: what a free worker is told fits its socket
 
 
 class Running(NamedTuple):

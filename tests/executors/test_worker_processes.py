@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import select
+import socket
 import time
 from collections.abc import Hashable, Iterator
 from pathlib import Path
@@ -88,6 +89,13 @@ def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tm
     assert taken(workers, Lease()) is worker
     assert taken(workers, Lease()) is not worker
     assert len(workers) == 2
+
+
+def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
+    ours, theirs = worker_processes.socket_pair()
+    with ours, theirs:
+        message = bytes(worker_processes.FUNCTION_BYTES + (1 << 14))
+        assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
 def test_there_are_no_more_than_there_may_be(workers: WorkerProcesses) -> None:
