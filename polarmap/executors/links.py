@@ -56,7 +56,6 @@ class SocketLink:
 
     def __init__(self, connection: socket.socket, seals: Seals | None = None, is_plain: bool = False) -> None:
         self._connection, self._seals, self._is_plain = connection, seals, is_plain
-        connection.settimeout(SEND_SECONDS)
         self._frames = Frames(seals and seals.to_driver)
 
     def fileno(self) -> int:
@@ -67,8 +66,7 @@ class SocketLink:
         """Whether the worker was told."""
         data = pickle.dumps(plain(message) if self._is_plain else message, pickle.HIGHEST_PROTOCOL)
         try:
-            if len(data) > READ_BYTES:  # the time is for all of it
-                self._connection.settimeout(SEND_SECONDS + len(data) / SLOWEST)
+            self._connection.settimeout(SEND_SECONDS + len(data) / SLOWEST)  # for all of it
             self._connection.sendall(frame(None, data, self._seals and self._seals.to_worker))
         except OSError:
             return False
@@ -78,8 +76,9 @@ class SocketLink:
         """What it has said since the last time, and whether it will say more."""
         said: list[Said] = []
         try:
+            self._connection.setblocking(False)
             while True:
-                data = self._connection.recv(READ_BYTES, socket.MSG_DONTWAIT)
+                data = self._connection.recv(READ_BYTES)
                 said += self._frames.of(data)
                 if len(data) < READ_BYTES:
                     return said, bool(data)

@@ -12,10 +12,11 @@ from pathlib import Path
 
 from polarmap.executors.links import Link, SocketLink
 from polarmap.worker.authentication import AuthenticationError, admit_worker
-from polarmap.worker.channels import Endpoint, stay_awake
+from polarmap.worker.channels import Endpoint, ready, stay_awake
 
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
-MOST_STRANGERS = 64  # connections that may be proving it at a time
+MOST_STRANGERS = 256  # connections that may be proving it at a time
+REST_SECONDS = 0.1  # while this process may open no more files
 PATH_BYTES = 100  # that the name of a socket's file may have
 
 Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
@@ -51,8 +52,10 @@ class WorkerListener:
             self.endpoints = tuple(
                 ("tcp", (host, port)) for host in (own_addresses() if folder is None else ["127.0.0.1"])
             )
+        self._socket.setblocking(False)
         self._channel = "Unix socket" if is_file else "TCP"
-        self._strangers = threading.Semaphore(MOST_STRANGERS)
+        self._strangers = dict[socket.socket, None]()  # that have not proved it yet, the first first
+        self._lock = threading.Lock()
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._listen, name="polarmap-listener", daemon=True)
         self._thread.start()
@@ -71,19 +74,30 @@ class WorkerListener:
 
     def _listen(self) -> None:
         while True:
-            ready, _, _ = select.select([self._socket, self._woken], [], [])
-            if self._woken in ready:
+            if self._woken in ready([self._socket, self._woken], select.POLLIN, None):
                 return
             try:
                 connection, _ = self._socket.accept()
-            except OSError:
+            except BlockingIOError:  # whoever called has gone again
                 continue
-            if not self._strangers.acquire(blocking=False):
-                connection.close()
+            except OSError:  # no descriptor is free
+                ready([self._woken], select.POLLIN, REST_SECONDS)
                 continue
+            self._make_room()
+            with self._lock:
+                self._strangers[connection] = None
             threading.Thread(
                 target=self._admit, args=(connection,), name="polarmap-stranger", daemon=True
             ).start()
+
+    def _make_room(self) -> None:
+        """Where as many prove it as may, the one that takes longest is let go."""
+        with self._lock:
+            if len(self._strangers) >= MOST_STRANGERS:
+                oldest = next(iter(self._strangers))
+                del self._strangers[oldest]
+                with contextlib.suppress(OSError):
+                    oldest.shutdown(socket.SHUT_RDWR)
 
     def _admit(self, connection: socket.socket) -> None:
         """Let a worker join that has the key."""
@@ -95,11 +109,13 @@ class WorkerListener:
                 stay_awake(connection)
             link = SocketLink(connection, None if is_file else seals, is_plain=True)
         except (OSError, AuthenticationError):
-            connection.close()
+            with self._lock:  # so that no other one is let go in place of this one
+                connection.close()
         else:
             self._join(number, link, self._channel)
         finally:
-            self._strangers.release()
+            with self._lock:
+                self._strangers.pop(connection, None)
 
 
 def own_addresses() -> list[str]:

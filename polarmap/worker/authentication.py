@@ -8,6 +8,7 @@ from __future__ import annotations
 import hmac
 import os
 import socket
+import time
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -81,9 +82,11 @@ def _code(key: bytes, purpose: bytes, data: bytes) -> bytes:
 
 
 def _exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes; AuthenticationError if the other end closes before."""
-    data = b""
+    """So many bytes; AuthenticationError if the other end closes before, or takes twice its time."""
+    patience, began, data = connection.gettimeout(), time.monotonic(), b""
     while len(data) < count:
+        if patience is not None and time.monotonic() > began + patience:
+            raise AuthenticationError("the other end takes too long")
         received = connection.recv(count - len(data))
         if not received:
             raise AuthenticationError("the other end has closed the connection")

@@ -11,7 +11,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver
@@ -61,7 +61,7 @@ class SocketChannel:
 
     def receive(self, timeout: float | None) -> Any:
         """What the driver says next; None if nothing within so many seconds."""
-        if timeout is not None and not select.select([self._connection], [], [], timeout)[0]:
+        if timeout is not None and not ready([self._connection], select.POLLIN, timeout):
             return None
         lengths = self._exactly(LENGTHS_BYTES)
         plain, raw = struct.unpack(LENGTHS, lengths)
@@ -76,7 +76,7 @@ class SocketChannel:
 
     def has_message(self) -> bool:
         """Whether something can be read."""
-        return bool(select.select([self._connection], [], [], 0)[0])
+        return bool(ready([self._connection], select.POLLIN, 0.0))
 
     def is_closed(self) -> bool:
         """Whether the driver has closed its end, whatever can still be read."""
@@ -120,7 +120,7 @@ def _connections(endpoints: Sequence[Endpoint]) -> Iterator[tuple[socket.socket,
     deadline = time.monotonic() + CONNECT_SECONDS
     try:
         while asked and time.monotonic() < deadline:
-            for connection in select.select([], list(asked), [], deadline - time.monotonic())[1]:
+            for connection in ready(asked, select.POLLOUT, deadline - time.monotonic()):
                 is_local = asked.pop(connection)
                 if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
                     connection.close()
@@ -145,6 +145,15 @@ def _asked(endpoint: Endpoint) -> tuple[socket.socket, bool] | None:
     except (OSError, AttributeError):  # no such file, or no such sockets here
         return None
     return connection, is_local
+
+
+def ready(connections: Iterable[socket.socket], event: int, seconds: float | None) -> list[socket.socket]:
+    """Those for which poll() tells this within so many seconds, or that they are broken."""
+    poll, found = select.poll(), dict[int, socket.socket]()
+    for connection in connections:
+        poll.register(connection, event)
+        found[connection.fileno()] = connection
+    return [found[descriptor] for descriptor, _ in poll.poll(seconds and 1000 * max(0.0, seconds))]
 
 
 def stay_awake(connection: socket.socket) -> None:

@@ -41,6 +41,10 @@ class SentModules(MetaPathFinder, InspectLoader):
         """Its source."""
         return self._sources[fullname][0]
 
+    def get_code(self, fullname: str) -> Any:
+        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
+        return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
+
     def is_package(self, fullname: str) -> bool:
         """Whether others lie below it."""
         return self._sources[fullname][1]

@@ -1,0 +1,50 @@
+"""What is meant by an executor is told without importing what made it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+
+
+class Functions:
+    compute_handler = internal_storage = None
+
+
+Dask = type("ClientExecutor", (), {"__module__": "distributed.cfexecutor", "_client": None})
+Client = type("Client", (), {"__module__": "distributed.client"})
+
+
+@pytest.mark.parametrize(
+    ("choice", "meant"),
+    [
+        (None, is_localhost),
+        ("localhost", is_localhost),
+        ("localhost.yaml", is_path),
+        (b"localhost.yaml", is_path),
+        (Path("localhost"), is_path),
+        (Dask(), is_of_dask),
+        (Functions(), is_of_lithops),
+        (Client(), None),
+        (ThreadPoolExecutor, None),
+        (3, None),
+    ],
+)
+def test_each_is_one_thing_at_most(choice: Any, meant: Any) -> None:
+    found = [one for one in (is_localhost, is_path, is_of_dask, is_of_lithops) if one(choice)]
+    assert found == ([] if meant is None else [meant])
+
+
+def test_nothing_is_imported_for_it() -> None:
+    code = (
+        "import sys; from polarmap.executors import choices as c\n"
+        "[one(object()) for one in (c.is_localhost, c.is_path, c.is_of_dask, c.is_of_lithops)]\n"
+        "assert not {'lithops', 'distributed', 'dask'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

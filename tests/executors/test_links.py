@@ -1,0 +1,196 @@
+"""The driver's ends of channels: what workers say is data, and nothing of it is run."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polarmap.executors import links
+from polarmap.executors.links import MailboxLink, SocketLink, readable
+from polarmap.worker.authentication import Seal, Seals
+from polarmap.worker.channels import SocketChannel
+from polarmap.worker.frames import frame
+
+
+def seals() -> Seals:
+    return Seals(Seal(b"to worker"), Seal(b"to driver"))
+
+
+@pytest.fixture(params=[False, True])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketLink, SocketChannel, socket.socket]]:
+    """The link of a driver, the channel of its worker, and that one's socket."""
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours, seals() if request.param else None, is_plain=True)
+    channel = SocketChannel(theirs, seals() if request.param else None)
+    yield link, channel, theirs
+    link.close()
+    channel.close()
+
+
+def heard(link: Any) -> list[Any]:
+    said, is_there = link.receive()
+    assert is_there
+    return said
+
+
+def test_messages_go_both_ways(pair: Any) -> None:
+    link, channel, _ = pair
+    assert heard(link) == []
+    assert link.send(("call", {"x": 1}))
+    assert channel.receive(10.0) == ("call", {"x": 1})
+    channel.send({"one": 1}, b"raw")
+    channel.send({"two": 2})
+    assert readable([link]) == {link}
+    assert heard(link) == [({"one": 1}, bytearray(b"raw")), ({"two": 2}, bytearray())]
+    assert readable([link]) == set()
+
+
+def test_a_large_result_comes_in_pieces(pair: Any) -> None:
+    link, channel, _ = pair
+    data = os.urandom(5_000_000)
+    thread = threading.Thread(target=channel.send, args=[{"task": 1}, data])
+    thread.start()
+    said: list[Any] = []
+    while not said:
+        assert readable([link]) or thread.is_alive()
+        said += heard(link)
+    thread.join()
+    assert said == [({"task": 1}, bytearray(data))]
+
+
+def test_a_worker_that_is_gone_is_found_after_its_last_words(pair: Any) -> None:
+    link, channel, _ = pair
+    channel.send({"task": 1})
+    channel.close()
+    said: list[Any] = []
+    is_there = True
+    while is_there:
+        more, is_there = link.receive()
+        said += more
+    assert said == [({"task": 1}, bytearray())]
+    link.send(("call", bytes(10**6)))
+    assert not link.send(("call", bytes(10**6)))
+
+
+def test_who_hangs_up_is_seen_by_both(pair: Any) -> None:
+    link, channel, _ = pair
+    link.hang_up()
+    assert link.fileno() >= 0
+    assert readable([link]) == {link}
+    assert link.receive() == ([], False)
+    with pytest.raises(ConnectionError):
+        channel.receive(10.0)
+
+
+def test_a_worker_that_does_not_read_is_given_up(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "SEND_SECONDS", 0.1)
+    monkeypatch.setattr(links, "SLOWEST", 1e9)
+    link, _, _ = pair
+    assert not link.send(("call", bytes(10**8)))
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def nonsense(folder: Path) -> list[bytes]:
+    bomb = pickle.dumps(Bomb(folder))
+    return [bomb, bomb * 1000, bytes(4) + bomb, os.urandom(500), b"\xff" * 64, frame([], b"")[:-1] + b"{]"]
+
+
+@pytest.mark.parametrize("turn", range(6))
+def test_nothing_a_worker_says_is_unpickled(pair: Any, tmp_path: Path, turn: int) -> None:
+    link, _, theirs = pair
+    mailbox = MailboxLink(lambda message: None)
+    said = nonsense(tmp_path / "unpickled")[turn]
+    theirs.sendall(said)
+    theirs.shutdown(socket.SHUT_WR)
+    mailbox.deliver(said)
+    for one in (link, mailbox):
+        found = one.receive()[0]
+        assert not any(isinstance(fields, Bomb) for fields, _ in found)
+    assert not (tmp_path / "unpickled").exists()
+    mailbox.close()
+
+
+def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours, seals())
+    sent = bytearray(frame({"task": 1}, b"data", seals().to_driver))
+    sent[-40] ^= 1
+    theirs.sendall(sent)
+    assert link.receive() == ([], False)
+    link.close()
+    theirs.close()
+
+
+# --- mailboxes -----------------------------------------------------------------------------------
+
+
+def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
+    link = MailboxLink(lambda message: None)
+    assert readable([link]) == set()
+    sent = [frame({"number": number}, bytes(number)) for number in range(100)]
+    for one in sent:
+        link.deliver(one)
+    assert readable([link]) == {link}
+    assert heard(link) == [({"number": number}, bytearray(number)) for number in range(100)]
+    assert heard(link) == []
+    assert readable([link]) == set()
+    link.close()
+
+
+def test_bells_that_nobody_hears_do_not_block() -> None:
+    link = MailboxLink(lambda message: None)
+    for _ in range(10_000):
+        link.deliver(frame({}))
+    assert len(heard(link)) == 10_000
+    link.close()
+
+
+def test_a_mailbox_of_a_worker_that_is_gone_says_so() -> None:
+    link = MailboxLink(lambda message: None)
+    link.deliver(frame({"last": 1}))
+    link.hang_up()
+    assert readable([link]) == {link}
+    assert link.receive() == ([({"last": 1}, bytearray())], False)
+    link.close()
+
+
+def test_the_last_that_a_worker_is_told_is_to_end() -> None:
+    told: list[Any] = []
+    link = MailboxLink(told.append)
+    assert link.send(("call", 1))
+    link.close()
+    assert told == [("call", 1), ("end",)]
+
+
+def test_a_message_that_cannot_be_posted_was_not_told() -> None:
+    def post(message: Any) -> None:
+        raise KeyError("no such worker")
+
+    link = MailboxLink(post)
+    assert not link.send(("call", 1))
+    link.close()
+
+
+def test_links_that_were_closed_are_not_readable() -> None:
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours)
+    theirs.sendall(b"x")
+    link.close()
+    theirs.close()
+    assert readable([link]) == set()

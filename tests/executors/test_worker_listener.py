@@ -1,0 +1,187 @@
+"""What is listened on, and to whom."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+from pool_processes import until
+
+from polarmap.executors import worker_listener
+from polarmap.executors.links import Link
+from polarmap.executors.owned_folder import disk_folder, remove
+from polarmap.executors.worker_listener import WorkerListener, own_addresses
+from polarmap.worker.channels import connected
+
+KEY = bytes(range(32))
+
+
+class Crowd:
+    """Who has joined."""
+
+    def __init__(self) -> None:
+        self.joined: Queue[tuple[int, Link, str]] = Queue()
+
+    def join(self, number: int, link: Link, channel: str) -> None:
+        self.joined.put((number, link, channel))
+
+    def one(self) -> tuple[int, str]:
+        number, link, channel = self.joined.get(timeout=10.0)
+        link.close()
+        return number, channel
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    return Crowd()
+
+
+@pytest.fixture(params=["file", "TCP"])
+def listener(request: pytest.FixtureRequest, crowd: Crowd) -> Iterator[WorkerListener]:
+    folder = disk_folder() if request.param == "file" else None
+    one = WorkerListener(KEY, crowd.join, folder)
+    yield one
+    one.close()
+    assert until(lambda: not has_strangers(), 5.0)
+    if folder is not None:
+        remove(folder)
+
+
+def has_strangers() -> bool:
+    return any(thread.name == "polarmap-stranger" for thread in threading.enumerate())
+
+
+def called(listener: WorkerListener) -> socket.socket:
+    """A connection of whoever finds the address."""
+    kind, address = listener.endpoints[-1]
+    one = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
+    one.settimeout(10.0)
+    one.connect(address)
+    return one
+
+
+def test_who_has_the_key_joins(listener: WorkerListener, crowd: Crowd) -> None:
+    channel = connected(listener.endpoints, KEY, 42)
+    assert channel is not None
+    kind = listener.endpoints[0][0]
+    assert crowd.one() == (42, "Unix socket" if kind == "unix" else "TCP")
+    channel.close()
+
+
+def test_the_file_lies_in_a_folder_of_ours_only(crowd: Crowd) -> None:
+    folder = disk_folder()
+    listener = WorkerListener(KEY, crowd.join, folder)
+    try:
+        assert listener.endpoints == (("unix", str(folder / "driver")),)
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    finally:
+        listener.close()
+        remove(folder)
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_replaced_by_a_port_of_this_machine(
+    tmp_path: Path, crowd: Crowd
+) -> None:
+    listener = WorkerListener(KEY, crowd.join, tmp_path / ("x" * 100))
+    try:
+        (endpoint,) = listener.endpoints
+        assert endpoint[0] == "tcp"
+        assert endpoint[1][0] == "127.0.0.1"
+        channel = connected(listener.endpoints, KEY, 1)
+        assert channel is not None
+        assert crowd.one() == (1, "TCP")
+        channel.close()
+    finally:
+        listener.close()
+
+
+def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
+        with called(listener) as stranger:
+            stranger.sendall(said)
+            stranger.shutdown(socket.SHUT_WR)
+            heard = b""
+            try:
+                while more := stranger.recv(1000):
+                    heard += more
+            except ConnectionResetError:  # it was closed with what it had not read
+                pass
+            assert len(heard) in (0, 32)
+    assert connected(listener.endpoints, os.urandom(32), 1) is None
+    assert crowd.joined.empty()
+
+
+def test_each_nonce_is_another(listener: WorkerListener) -> None:
+    seen = set()
+    for _ in range(5):
+        with called(listener) as stranger:
+            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+    assert len(seen) == 5
+
+
+def test_who_says_nothing_does_not_keep_others_waiting(
+    listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_listener, "MOST_STRANGERS", 8)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(called(listener)) for _ in range(30)]
+        for number in range(5):
+            channel = connected(listener.endpoints, KEY, number)
+            assert channel is not None
+            assert crowd.one()[0] == number
+            channel.close()
+        silent[0].recv(32)
+        assert silent[0].recv(1) == b""  # the one that came first was let go
+
+
+def test_a_stranger_is_let_go_after_a_while(
+    listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_listener, "PROOF_SECONDS", 0.1)
+    with called(listener) as stranger:
+        assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
+        assert stranger.recv(1) == b""
+
+
+def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
+    numbers = range(100)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        channels = list(pool.map(lambda number: connected(listener.endpoints, KEY, number), numbers))
+    assert all(channels)
+    assert sorted(crowd.one()[0] for _ in numbers) == list(numbers)
+    for channel in channels:
+        assert channel is not None
+        channel.close()
+
+
+def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
+    before = descriptors()
+    listener = WorkerListener(KEY, crowd.join, None)
+    port: Any = listener.endpoints[0][1][1]
+    listener.close()
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", port))
+    assert descriptors() == before
+    assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_own_addresses_are_those_of_this_machine() -> None:
+    addresses = own_addresses()
+    assert addresses[-1] == "127.0.0.1"
+    assert len(set(addresses)) == len(addresses)
+    for address in addresses:
+        with socket.socket() as one:
+            one.bind((address, 0))  # which only an address of this machine allows
