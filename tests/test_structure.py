@@ -122,14 +122,14 @@ STILL_NAMELESS: set[str] = set()
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code coded pairs stored",
-    "executors": ("block_objects dask dask_site lithops_site remote_workers storage_mailboxes worker_table"),
+    "executors": "dask dask_site lithops_site",
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (
         "acceptance codeword estimate failure_message first_results local_evaluation progress "
         "received results row_by_row subtask_rows summary verify"
     ),
-    "worker": "finite_differences kept_task object_channel redis_channel",
+    "worker": "finite_differences",
 }
 
 

@@ -1,0 +1,371 @@
+"""Workers elsewhere: they are started, replaced, renewed, given up and paid."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_storage import DictStorage
+from pool_processes import until
+from worker_sites import ThreadSite, called, honest, serving_by_storage
+
+import polarmap
+from polarmap import Pool
+from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.executors import remote_workers
+from polarmap.executors.remote_workers import RemoteWorkers
+from polarmap.executors.worker_table import Lease, Worker
+from polarmap.worker import object_channel
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 20.0
+
+
+@pytest.fixture
+def site() -> ThreadSite:
+    return ThreadSite()
+
+
+def made(site: ThreadSite, most: int | None = None, listens: bool = True) -> RemoteWorkers:
+    return RemoteWorkers(site, most, listens, 10**6, 1)
+
+
+@pytest.fixture
+def workers(site: ThreadSite) -> Iterator[RemoteWorkers]:
+    one = made(site)
+    yield one
+    one.close()
+    assert site.is_closed
+    assert not any(thread.is_alive() for thread in site.threads.values())
+    assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def taken(workers: RemoteWorkers, lease: Lease) -> Worker:
+    assert until(lambda: any(one.lease is None for one in workers._workers.values()))
+    worker = workers.take(lease, False)
+    assert worker is not None
+    return worker
+
+
+def soon(workers: RemoteWorkers) -> bool:
+    """Look now, not in a moment; False."""
+    workers._next_look = 0.0
+    workers.check()
+    return False
+
+
+def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: ThreadSite) -> None:
+    workers.want(2)
+    workers.want(3)
+    workers.want(1)
+    assert until(lambda: len(workers) == 3)
+    assert site.launches == [[0, 1], [2]]
+    assert workers.channel == "TCP"
+
+
+def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
+    workers = made(site, most=2)
+    workers.want(100)
+    assert until(lambda: len(workers) == 2)
+    assert site.launches == [[0, 1]]
+    workers.close()
+
+
+def test_one_that_is_gone_is_replaced(workers: RemoteWorkers, site: ThreadSite) -> None:
+    workers.want(2)
+    assert until(lambda: len(workers) == 2)
+    workers.remove(taken(workers, Lease()))
+    workers.want(2)
+    assert until(lambda: len(workers) == 2)
+    assert len(site.launches) == 2
+
+
+def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
+    workers: RemoteWorkers, site: ThreadSite
+) -> None:
+    workers.want(1)
+    assert until(lambda: len(workers) == 1)
+    site.told[0] = "killed"
+    soon(workers)
+    assert until(lambda: list(workers._workers) == [1])
+
+
+def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
+    workers.want(1)
+    lease = Lease()
+    taken(workers, lease)
+    workers.want(1)
+    assert len(site.launches) == 1
+    lease.ended = time.monotonic() - 1.0
+    workers.want(1)
+    assert until(lambda: len(workers) == 2)
+
+
+def test_a_site_that_refuses_is_one_clear_error(site: ThreadSite) -> None:
+    site.refusal = ExecutorError("threads takes no job: no such runtime")
+    workers = made(site)
+    with pytest.raises(ExecutorError, match="no such runtime"):
+        workers.want(1)
+    assert workers.paid() is not None
+    workers.close()
+
+
+def test_workers_that_fail_are_one_clear_error_soon(
+    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: Any) -> None:
+        raise ImportError("no module named numpy")
+
+    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
+    site.default = fails
+    workers = made(site)
+    workers.want(2)
+    with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
+        until(lambda: soon(workers))
+    assert len(site.launches) <= remote_workers.FAILURES
+    workers.close()
+
+
+def test_a_site_where_nothing_ever_starts_is_one_clear_error(
+    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_workers, "START_SECONDS", 0.05)
+    site.default = lambda *arguments: None
+    workers = made(site)
+    site.ended = dict
+    workers.want(1)
+    time.sleep(0.1)
+    with pytest.raises(ExecutorError, match="has called within"):
+        soon(workers)
+    workers.close()
+
+
+def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSite) -> None:
+    workers.want(1)
+    assert until(lambda: len(workers) == 1)
+    channel = called(workers._address, 99)
+    with pytest.raises(ConnectionError):
+        channel.receive(PATIENCE)
+    channel.close()
+    assert len(workers) == 1
+
+
+def test_one_that_its_site_has_started_again_takes_its_own_place(workers: RemoteWorkers, site: Any) -> None:
+    workers.want(1)
+    assert until(lambda: len(workers) == 1)
+    first = workers._workers[0]
+    channel = called(workers._address, 0)
+    assert until(lambda: workers._workers.get(0) not in (first, None))
+    assert first.link.fileno() == -1
+    channel.close()
+
+
+def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
+    workers: RemoteWorkers, site: Any
+) -> None:
+    began = time.monotonic()
+    workers.want(2)
+    assert until(lambda: len(workers) == 2)
+    time.sleep(0.05)
+    first = workers.paid()
+    assert first is not None
+    assert first.started == 2
+    assert 0.1 <= first.seconds <= 2 * (time.monotonic() - began)
+    workers.remove(taken(workers, Lease()))
+    workers.paid()
+    time.sleep(0.05)
+    since = time.monotonic()
+    second = workers.paid()
+    assert second is not None
+    assert second.started == 0
+    assert 0.04 < second.seconds < 0.08 + time.monotonic() - since + 0.1
+
+
+def test_workers_are_renewed_a_few_at_a_time(site: ThreadSite) -> None:
+    site.seconds = 2.0
+    workers = made(site)
+    try:
+        workers.want(8)
+        assert until(lambda: len(workers) == 8)
+        deadline = time.monotonic() + PATIENCE
+        while min(workers._workers, default=0) < 8:  # until none of the first is there
+            assert time.monotonic() < deadline
+            workers.tend()
+            assert len(workers) <= 9
+            time.sleep(0.01)
+        assert max(map(len, site.launches[1:])) == 1
+        assert len(workers) >= 7
+    finally:
+        workers.close()
+
+
+def test_those_that_are_more_than_are_wanted_go(
+    workers: RemoteWorkers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
+    workers.want(1)
+    lease = Lease()
+    stuck = taken(workers, lease)
+    lease.ended = time.monotonic() - 1.0
+    workers.want(1)
+    assert until(lambda: len(workers) == 2)
+    stuck.lease = None  # it has come to its end
+    workers.tend()
+    assert len(workers) == 1
+
+
+def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
+    workers = made(site)
+    workers.close()
+    with pytest.raises(ExecutorError):
+        workers.want(1)
+    workers.tend()
+    assert site.launches == []
+
+
+# --- whole maps ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._site", lambda self, folder: site)
+    with Pool(Path("threads.yaml"), workers=8) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._known", lambda self: ("threads", None))
+
+
+def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
+    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
+    result = polarmap.coded_map(lambda block: block @ X, A, executor=pool, **options)
+    np.testing.assert_allclose(result.concatenate(), A @ X)
+    return result
+
+
+def test_maps_run_by_way_of_a_storage(site: ThreadSite, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    site.storage, site.bucket = DictStorage(), "b"
+    site.default = serving_by_storage(site.storage)
+    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
+    pool._options = pool._options._replace(listen=False)
+    for _ in range(3):
+        check(pool)
+    assert pool.name == "threads (objects)"
+    pool.close()
+    assert [key for _, key in site.storage.objects if key.endswith("orders")] == []
+
+
+NONSENSE = [
+    5,
+    [],
+    ["need"],
+    {"need": 5},
+    {"need": "x/99999"},
+    {"need": "x"},
+    {"kind": "end"},
+    {"kind": "end", "task": 0, "attempt": 0},
+    {"kind": "end", "file": [0, "../../etc/passwd"]},
+    {"kind": "end", "file": 7},
+    {"kind": "end", "file": []},
+    {"kind": ["end"], "error": {}},
+    {"kind": "end", "task": 0, "attempt": 0, "started": 0, "ended": 0, "subtasks": [], "error": ["x"]},
+    {
+        "kind": "end",
+        "task": 0,
+        "attempt": 0,
+        "started": 0,
+        "ended": 0,
+        "subtasks": [],
+        "structure": [["os", "system"], [], []],
+        "layout": [],
+    },
+]
+
+
+@pytest.mark.parametrize("turn", range(len(NONSENSE) + 2))
+def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
+    site: ThreadSite, pool: Pool, turn: int
+) -> None:
+    def liar(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            while channel.receive(PATIENCE) is not None:
+                if turn < len(NONSENSE):
+                    channel.send(NONSENSE[turn])
+                elif turn == len(NONSENSE):
+                    channel._connection.sendall(b"\x80\x04" * 100)
+                else:
+                    for _ in range(3):
+                        channel.send({"kind": "end"})
+
+    site.lives = {0: liar, 3: liar}
+    check(pool)
+
+
+def test_all_kinds_of_nonsense_in_turn(site: ThreadSite, pool: Pool) -> None:
+    turns = iter(NONSENSE * 100)
+
+    def liar(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            while channel.receive(PATIENCE) is not None:
+                channel.send(next(turns))
+
+    site.lives = dict.fromkeys(range(0, 100, 3), liar)
+    for _ in range(4):
+        check(pool)
+
+
+def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
+    def liar(address: Any, number: int, seconds: float) -> None:
+        with closing(called(address, number)) as channel:
+            if channel.receive(PATIENCE) is not None:
+                channel.send({"kind": "end"})
+
+    site.default = liar
+    with pytest.raises((ExecutorError, NotDecodableError)):
+        check(pool)
+
+
+def test_workers_that_leave_in_the_middle_are_erasures(site: ThreadSite, pool: Pool) -> None:
+    def leaver(address: Any, number: int, seconds: float) -> None:
+        channel = called(address, number)
+        channel.receive(PATIENCE)
+        channel.close()
+
+    site.lives = {0: leaver, 1: leaver}
+    check(pool)
+    check(pool)
+
+
+def test_workers_that_never_answer_are_left_and_others_started(site: ThreadSite, pool: Pool) -> None:
+    is_over = threading.Event()
+
+    def sleeper(address: Any, number: int, seconds: float) -> None:
+        channel = called(address, number)
+        is_over.wait(PATIENCE)
+        channel.close()
+
+    site.lives = {0: sleeper, 5: sleeper}
+    for _ in range(5):
+        check(pool)
+    time.sleep(remote_workers.GRACE_SECONDS)
+    check(pool)
+    assert until(lambda: len(site.threads) >= 10)  # in place of these two
+    is_over.set()
+
+
+def test_honest_workers_are_enough_for_all_this(site: ThreadSite, pool: Pool) -> None:
+    site.default = honest
+    first = check(pool).report
+    assert first.executor == "threads (TCP)"

@@ -1,0 +1,163 @@
+"""The task that stays: which channel it takes, what it makes of its process, when it ends."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.executors.owned_folder import disk_folder, remove
+from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.worker_listener import WorkerListener
+from polarmap.worker import kept_task
+from polarmap.worker.channels import SocketChannel
+from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
+from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
+from polarmap.worker.redis_channel import RedisChannel
+
+KEY = bytes(range(32))
+
+
+def nobody() -> tuple[str, Any]:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        return "tcp", gone.getsockname()
+
+
+def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
+    return DriverAddress(endpoints, KEY, bucket, "polarmap/pool-1", 1000, 1)
+
+
+class RedisStorage(DictStorage):
+    backend = "redis"
+
+    def get_client(self) -> Any:
+        return None
+
+
+def test_the_best_channel_that_works_is_taken() -> None:
+    listener = WorkerListener(KEY, lambda number, link, channel: link.close(), None)
+    try:
+        expected = [
+            (address(*listener.endpoints, bucket="b"), DictStorage(), SocketChannel),
+            (address(nobody(), bucket="b"), DictStorage(), ObjectChannel),
+            (address(bucket="b"), RedisStorage(), RedisChannel),
+        ]
+        for where, storage, kind in expected:
+            channel = channel_to(where, 1, storage)
+            assert type(channel) is kind
+            channel.close()
+    finally:
+        listener.close()
+
+
+def test_a_driver_that_nothing_reaches_is_named() -> None:
+    endpoint = nobody()
+    with pytest.raises(ConnectionError, match=str(endpoint[1][1])):
+        channel_to(address(endpoint), 1, None)
+
+
+def test_a_worker_on_a_thread_ends_with_its_connection() -> None:
+    joined: list[Any] = []
+    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), None)
+    try:
+        thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 600.0])
+        thread.start()
+        while not joined:
+            thread.join(0.01)
+        joined[0].close()
+        thread.join(10.0)
+        assert not thread.is_alive()
+    finally:
+        listener.close()
+
+
+def test_a_worker_whose_time_is_over_ends_by_itself() -> None:
+    joined: list[Any] = []
+    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), None)
+    try:
+        thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 0.2])
+        thread.start()
+        thread.join(10.0)
+        assert not thread.is_alive()
+    finally:
+        for link in joined:
+            link.close()
+        listener.close()
+
+
+def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
+    """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
+    folder = disk_folder()
+    joined: list[Any] = []
+    heard = threading.Event()
+
+    def join(number: int, link: Any, channel: str) -> None:
+        joined.append((number, link, channel))
+        heard.set()
+
+    listener = WorkerListener(KEY, join, folder)
+    try:
+        with pickled_by_value():
+            import cloudpickle
+
+            data = cloudpickle.dumps(make_kept_task(address(*listener.endpoints)))
+        (tmp_path / "task").write_bytes(data)
+        code = (
+            "import pickle, sys; task = pickle.load(open(sys.argv[1], 'rb'))\n"
+            "assert 'polarmap' not in sys.modules, 'it came along by name'\n"
+            "task((5, 60.0), None)"
+        )
+        with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
+            assert heard.wait(30.0)
+            number, link, channel = joined[0]
+            assert (number, channel) == (5, "Unix socket")
+            said: list[Any] = []
+            while not said:
+                said, is_there = link.receive()
+                assert is_there
+            assert said == [({"process": worker.pid}, bytearray())]
+            link.close()
+            assert worker.wait(10.0) == 0
+    finally:
+        listener.close()
+        remove(folder)
+
+
+def test_a_process_of_its_own_ends_with_its_driver_while_it_works(tmp_path: Path) -> None:
+    """On a channel of objects, in the middle of a task that never ends."""
+    program = f"""
+import pickle, sys, threading, time
+sys.path[:0] = {[str(Path(__file__).resolve().parents[1])]!r}
+from memory_storage import DictStorage
+from polarmap.worker import io_channel, kept_task, liveness, object_channel
+object_channel.BEAT_SECONDS = 0.05
+storage = DictStorage()
+keys = object_channel.ObjectKeys("p")
+storage.put_object("b", keys.orders, pickle.dumps((1, {{}}, {{}})))
+kept_task.serve_tasks = lambda io, until: (print("working", flush=True), time.sleep(600))
+threading.Timer(0.3, lambda: storage.delete_object("b", keys.orders)).start()
+kept_task.stay(kept_task.DriverAddress((), b"", "b", "p", 1, 1), 1, 600.0, storage)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert run.stdout == "working\n", run.stderr
+
+
+def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    storage = DictStorage()
+    orders = pickle.dumps(tuple(Orders(1, {}, {})))
+    storage.put_object("b", ObjectKeys("polarmap/pool-1").orders, orders)
+    monkeypatch.setattr(kept_task, "exit_when", lambda is_over: None)
+    for name in kept_task.THREAD_LIMITS:
+        monkeypatch.setenv(name, "9")
+    kept_task.stay(address(bucket="b")._replace(threads=3), 1, 0.01, storage)
+    assert {os.environ[name] for name in kept_task.THREAD_LIMITS} == {"3"}

@@ -1,0 +1,145 @@
+"""Objects as a worker uses them, in a storage that is a dict."""
+
+from __future__ import annotations
+
+import pickle
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.worker import object_channel
+from polarmap.worker.frames import Frames
+from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders, Said, with_function
+
+KEYS = ObjectKeys("polarmap/pool-1")
+CALL = ("call", (1, (), None, None, None, {}))
+
+
+class Driver:
+    """What a driver puts there."""
+
+    def __init__(self) -> None:
+        self.storage, self.beat = DictStorage(), 0
+
+    def put(self, functions: Any = None, **messages: Any) -> None:
+        self.beat += 1
+        orders = Orders(self.beat, functions or {}, {int(key[1:]): one for key, one in messages.items()})
+        self.storage.put_object("b", KEYS.orders, pickle.dumps(tuple(orders)))
+
+
+@pytest.fixture
+def driver() -> Driver:
+    one = Driver()
+    one.put()
+    return one
+
+
+@pytest.fixture
+def channel(driver: Driver) -> Iterator[ObjectChannel]:
+    with closing(ObjectChannel(driver.storage, "b", KEYS.prefix, 7)) as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    "said", [Said(0, 1, -1, True, True), Said(123, 10**11, 45, False, False), Said(7, 2, 0, True, False)]
+)
+def test_keys_tell_what_was_said(said: Said) -> None:
+    assert KEYS.said(KEYS.reply(said)) == said
+
+
+@pytest.mark.parametrize("name", ["", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1.tmp-9", "----"])
+def test_keys_of_others_tell_nothing(name: str) -> None:
+    found = KEYS.said(KEYS.replies + name)
+    assert found is None
+
+
+def test_keys_of_a_worker_are_in_their_order() -> None:
+    keys = [KEYS.reply(Said(1, order, -1, True, False)) for order in (1, 2, 9, 10, 99, 100, 12345)]
+    assert keys == sorted(keys)
+
+
+def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
+    assert channel.receive(0.0) is None
+    driver.put(w7=(4, ("cancel",), None), w8=(9, CALL, None))
+    assert channel.has_message()
+    channel.latest = 3
+    assert channel.receive(1.0) == ("cancel",)
+    assert not channel.has_message()
+    assert channel.receive(0.0) is None
+    driver.put(w7=(4, ("cancel",), None))
+    assert channel.receive(0.0) is None
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+def test_a_function_comes_with_its_message(driver: Driver, channel: ObjectChannel, is_large: bool) -> None:
+    if is_large:
+        driver.storage.put_object("b", KEYS.function(b"digest"), b"pickled")
+    driver.put({} if is_large else {b"digest": b"pickled"}, w7=(1, CALL, b"digest"))
+    assert channel.receive(1.0) == with_function(CALL, b"pickled")
+
+
+def test_a_message_whose_function_is_gone_is_none(driver: Driver, channel: ObjectChannel) -> None:
+    driver.put(w7=(1, CALL, b"digest"))
+    assert channel.receive(0.0) is None
+    assert not channel.is_closed()
+    driver.put({b"other": b"newer"}, w7=(2, CALL, b"other"))
+    assert channel.receive(1.0) == with_function(CALL, b"newer")
+
+
+def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
+    channel.send({"process": 5})
+    driver.put(w7=(1, CALL, None))
+    channel.receive(1.0)
+    channel.send({"task": 1}, b"raw")
+    found = driver.storage.list_keys("b", KEYS.replies)
+    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, False), Said(7, 2, 1, False, False)]
+    frames = [list(Frames().of(driver.storage.get_object("b", key))) for key in found]
+    assert frames == [[({"process": 5}, bytearray())], [({"task": 1}, bytearray(b"raw"))]]
+
+
+def test_it_asks_ever_less_while_nothing_comes(driver: Driver, channel: ObjectChannel) -> None:
+    asked: list[float] = []
+    get = driver.storage.get_object
+
+    def counted(*arguments: Any, **options: Any) -> bytes:
+        asked.append(time.monotonic())
+        return get(*arguments, **options)
+
+    driver.storage.get_object = counted
+    assert channel.receive(0.3) is None
+    assert len(asked) < 15
+    assert asked[-1] - asked[-2] > 2 * object_channel.FIRST_POLL_SECONDS
+
+
+def test_a_driver_that_takes_its_object_away_is_gone(driver: Driver, channel: ObjectChannel) -> None:
+    assert not channel.is_closed()
+    driver.storage.delete_object("b", KEYS.orders)
+    with pytest.raises(ConnectionError, match="gone"):
+        channel.receive(0.0)
+    channel._next_look = 0.0
+    assert channel.is_closed()
+
+
+def test_a_driver_whose_object_does_not_change_is_gone(
+    driver: Driver, channel: ObjectChannel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert channel.receive(0.0) is None
+    monkeypatch.setattr(object_channel, "GOODBYE_SECONDS", 0.02)
+    time.sleep(0.05)
+    driver.put()
+    assert channel.receive(0.0) is None  # it has
+    time.sleep(0.05)
+    with pytest.raises(ConnectionError, match="no sign of life"):
+        channel.receive(0.0)
+
+
+def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, channel: ObjectChannel) -> None:
+    right = driver.storage.objects["b", KEYS.orders]
+    driver.storage.objects["b", KEYS.orders] = right[:5]  # half an object
+    assert channel.receive(0.0) is None
+    driver.put(w7=(1, ("cancel",), None))
+    assert channel.receive(1.0) == ("cancel",)

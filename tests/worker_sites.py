@@ -1,0 +1,100 @@
+"""A place for workers that stay: threads of this process, which do what a test says."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from memory_storage import DictStorage
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes
+from polarmap.executors.worker_listener import Join
+from polarmap.worker.channels import SocketChannel, connected
+from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
+
+Life = Callable[[DriverAddress, int, float], None]
+
+
+def honest(address: DriverAddress, number: int, seconds: float) -> None:
+    """What workers of Dask do."""
+    stay_on_thread(tuple(address), number, seconds)
+
+
+def called(address: DriverAddress, number: int) -> SocketChannel:
+    """A connection to the driver, as one has that knows the key."""
+    channel = connected(address.endpoints, address.key, number)
+    assert channel is not None
+    return channel
+
+
+def serving_by_storage(storage: Any) -> Life:
+    """A worker that talks by way of a storage, if no socket is listened on."""
+    from contextlib import closing
+
+    from polarmap.worker.io_channel import ChannelIO, serve_tasks
+
+    def life(address: DriverAddress, number: int, seconds: float) -> None:
+        with closing(channel_to(address, number, storage)) as channel:
+            serve_tasks(ChannelIO(channel, storage, address.memory))
+
+    return life
+
+
+class ThreadSite:
+    """Each worker is a thread; lives: what those of these numbers do, others are honest.
+
+    limits, seconds, workers, storage : as those of other sites.
+    """
+
+    name = "threads"
+    folder: Path | None = None
+    bucket: str | None = None
+    prefix = "polarmap/pool-1"
+    limits = None
+    is_closed = False
+
+    def __init__(self, lives: Mapping[int, Life] | None = None, default: Life = honest) -> None:
+        self.lives, self.default = dict(lives or {}), default
+        self.seconds, self.workers = 1e6, None
+        self.storage: DictStorage | None = None
+        self.threads: dict[int, threading.Thread] = {}
+        self.told: dict[int, str] = {}
+        self.launches: list[list[int]] = []
+        self.refusal: ExecutorError | None = None
+
+    def mailboxes(self, join: Join) -> Mailboxes | None:
+        return None if self.storage is None else ObjectMailboxes(self.storage, self.prefix, join)
+
+    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+        self.launches.append(list(workers))
+        if self.refusal is not None:
+            raise self.refusal
+        for number, seconds in workers.items():
+            life = self.lives.get(number, self.default)
+            thread = threading.Thread(target=self.live, args=(life, address, number, seconds), daemon=True)
+            self.threads[number] = thread
+            thread.start()
+
+    def live(self, life: Life, address: DriverAddress, number: int, seconds: float) -> None:
+        try:
+            life(address, number, seconds)
+            self.told[number] = "finished"
+        except Exception as error:
+            self.told[number] = f"{type(error).__name__}: {error}"
+
+    def ended(self) -> dict[int, str]:
+        told, self.told = self.told, {}
+        return told
+
+    def close(self) -> None:
+        self.is_closed = True
+        for thread in self.threads.values():
+            thread.join(10.0)
+
+    def check_source(self, source: Any, use: str) -> None: ...
+
+    def modules(self, pickled: bytes) -> dict[str, tuple[str, bool]]:
+        return {}
