@@ -29,9 +29,11 @@ from polarmap.executors.base import (
     partial_outcome,
 )
 from polarmap.executors.pickling import pickled
+from polarmap.executors.process_files import MapFiles, process_files
 from polarmap.executors.spare_processes import SpareProcesses, has_initializer
 from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
+from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, StoredBlock
 from polarmap.worker.parts import DamagedError
 
@@ -81,11 +83,15 @@ class FuturesRun:
         self._spares: SpareProcesses | None = None
         self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
-        self._f: Function | bytes = payload.f if self._shares_memory else pickled(payload.f, self._name)
+        self._f = self._function()
         self._threads = threads_each(pool)
+        self._files: MapFiles | None = None
         self._link: ThreadLink | FolderLink = ThreadLink(self._ended)
+        if isinstance(pool, ProcessPoolExecutor):
+            self._files = process_files.open()
         if not self._shares_memory:
-            self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"))
+            scratch = "" if self._files is None else self._files.folder
+            self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"), scratch)
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -147,6 +153,8 @@ class FuturesRun:
         if self._spares is not None:
             self._spares.stop()
         wait_for(self._futures, GOODBYE_SECONDS)
+        if self._files is not None:
+            self._files.close()
         self._futures = []
         self._pending.clear()
 
@@ -169,6 +177,14 @@ class FuturesRun:
         self._began.pop(task, None)
         future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
 
+    def _function(self) -> Function | bytes:
+        """f as the pool gets it."""
+        if not self._shares_memory:
+            return pickled(self._payload.f, self._name)
+        source = self._payload.blocks.source
+        is_kept = source is not None and source.kind == "folder"
+        return OnReadOnlyBlocks(self._payload.f) if is_kept else self._payload.f
+
     def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
         """The block itself, or a stored one for the worker to read where it can."""
         coded = self._payload.blocks
@@ -176,6 +192,9 @@ class FuturesRun:
             return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
         if coded.source is not None and self._shares_memory:
             return LazyBlock(partial(block_of, coded, task)), None
+        stored = None if self._files is None or coded.source is not None else self._files.block(coded, task)
+        if stored is not None:
+            return None, stored
         return block_of(coded, task, _frozen), None
 
     def _outcome(self, ended: Ended | Reply) -> Outcome | None:

@@ -13,13 +13,16 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
+from polarmap.worker import pool_blocks
 from polarmap.worker.daemon_threads import run_on_daemon
+from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, Ticket, plain
-from polarmap.worker.objects import read_part, remove_parts, write_object
+from polarmap.worker.objects import remove_parts, write_object
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.run_task import run_task
 from polarmap.worker.thread_limits import limits
 
+KEPT_BYTES = 1 << 20  # of a function, at most, that is kept for the next task
 POLL_SECONDS = 0.02  # how often a worker elsewhere looks whether its task is cancelled
 
 Function = Callable[[Any], Any]
@@ -95,15 +98,17 @@ class FolderLink(NamedTuple):
 
     folder : to be seen from the driver's machine only; results of subtasks are files in it.
     machine : its name, and the directory that the folder lies in.
+    scratch : the folder of blocks, if the driver has started this process: it is removed when that dies.
     """
 
     folder: str
     machine: tuple[str, int, int]
+    scratch: str = ""
 
     @classmethod
-    def to(cls, folder: str) -> FolderLink:
+    def to(cls, folder: str, scratch: str = "") -> FolderLink:
         """The link to this process, by a folder of it."""
-        return cls(folder, _machine(folder))
+        return cls(folder, _machine(folder), scratch)
 
     def is_cancelled(self) -> bool:
         """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
@@ -167,15 +172,19 @@ class PoolIO:
     """
 
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
-        self._f, self._block = f, block
+        self._f, self._block, self._link = f, block, link
         self.is_cancelled, self.hand_in = link.is_cancelled, link.hand_in
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
-        """f and the block."""
-        f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
+        """f and the block.
+
+        A first attempt gets a stored block that is kept, which f must not change; a further one has a block
+        of its own: what f is made of may write where numpy does not see it, and die of that.
+        """
+        f = self._f if callable(self._f) else _unpickled(self._f, self._link)
         if ticket.block is not None:
-            source = ticket.block.source
-            return f, ticket.block.load(lambda part: read_part(source, part))
+            scratch = self._link.scratch if isinstance(self._link, FolderLink) else ""
+            return f, pool_blocks.blocks.load(ticket.block, ticket.attempt > 0, scratch)
         return f, self._block.make() if isinstance(self._block, LazyBlock) else self._block
 
     def write(self, place: Place, key: str, data: bytes) -> None:
@@ -185,6 +194,20 @@ class PoolIO:
     def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
         """Take such parts out of storage again."""
         remove_parts(place, parts)
+
+
+_last: tuple[str, Function] = "", len  # the function of the latest map, which its folder names
+
+
+def _unpickled(f: bytes, link: Link) -> Function:
+    """A function, made once in each map where tasks come one by one."""
+    global _last
+    folder = link.folder if isinstance(link, FolderLink) and link.scratch and len(f) <= KEPT_BYTES else ""
+    last = _last
+    if not folder or last[0] != folder:
+        last = folder, OnReadOnlyBlocks(pickle.loads(f))
+        _last = last if folder else ("", len)
+    return last[1]
 
 
 class LazyBlock(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from math import prod
@@ -44,6 +45,7 @@ class KeptBlocks:
         self._kept: OrderedDict[tuple[Any, ...], Kept] = OrderedDict()
         self._bytes = 0
         self._verified: set[tuple[Any, ...]] = set()
+        self._lock = threading.Lock()  # of what is kept: threads may load at the same time
         self.reads = 0  # parts that were mapped or read, for tests
 
     def __len__(self) -> int:
@@ -65,8 +67,15 @@ class KeptBlocks:
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
-        for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.paths))]:
-            self._drop(key)
+        with self._lock:
+            for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.paths))]:
+                self._drop(key)
+
+    def clear(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._kept.clear()
+            self._bytes = 0
 
     def _read(self, folder: str, part: Part) -> Any:
         """The bytes of a small part, or of one that is zeros and lies nowhere."""
@@ -79,16 +88,23 @@ class KeptBlocks:
         """The bytes of all parts in a row: where one part is all, those of its file, else a copy."""
         key, kept = (folder, parts), self._kept.get((folder, parts))
         paths = tuple(os.path.join(folder, part.key) for part in parts)
-        if kept is None or kept.status != tuple(map(status_of, paths)):  # stored anew: looked at anew
-            if kept is not None:
-                self._drop(key)
+        is_new = kept is None or kept.status != tuple(map(status_of, paths))  # stored anew: looked at anew
+        if kept is None or is_new:
             kept = (self._mapping if len(parts) == 1 else self._copy)(folder, parts, paths)
-            self._kept[key] = kept
-            self._bytes += len(kept.buffer)
-            while self._bytes > KEPT_BYTES and len(self._kept) > 1:
-                self._drop(next(iter(self._kept)))
-        self._kept.move_to_end(key)
+        with self._lock:
+            if is_new:
+                self._keep(key, kept)
+            elif key in self._kept:
+                self._kept.move_to_end(key)
         return kept.buffer
+
+    def _keep(self, key: tuple[Any, ...], kept: Kept) -> None:
+        if key in self._kept:
+            self._drop(key)
+        self._kept[key] = kept
+        self._bytes += len(kept.buffer)
+        while self._bytes > KEPT_BYTES and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
 
     def _mapping(self, folder: str, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -21,12 +22,13 @@ import pytest
 import threadpoolctl
 from plain import assert_same, plain_map
 
-from polarmap import CodedResult, Fault, FaultyExecutor, coded_map
+from polarmap import CodedOperator, CodedResult, Fault, FaultyExecutor, coded_map, encode
 from polarmap.blocks.choose_code import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor
+from polarmap.worker import pool_blocks
 from polarmap.worker.cores import available_cores
 
 N, K, SLOTS = 8, 6, 4
@@ -183,6 +185,84 @@ def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> N
     with pytest.raises(NotDecodableError, match="read-only"):
         coded(f, threads, data)
     np.testing.assert_array_equal(data, DATA)
+
+
+# --- blocks that stay ---------------------------------------------------------------------------
+
+LARGE = np.random.default_rng(1).standard_normal((1_200, 300))  # blocks of half a megabyte
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_no_block_travels_after_every_process_has_it(stored: bool, tmp_path: Path) -> None:
+    """One process, so that it has all that it needs after the first maps."""
+    data: Any = LARGE
+    if stored:
+        data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
+    with spawned(1) as pool, CodedOperator(data, blocks=K, workers=N, executor=pool) as operator:
+        sent: list[int] = []
+        submit = pool.submit
+
+        def counted(call: Any, *arguments: Any) -> Any:
+            sent.append(len(pickle.dumps(arguments)))
+            return submit(call, *arguments)
+
+        pool.submit = counted  # type: ignore[method-assign]
+        x = np.ones(300)
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ x, LARGE @ x, atol=1e-9)
+        before = pool.submit(reads).result(PATIENCE)
+        for _ in range(5):
+            np.testing.assert_allclose(operator @ x, LARGE @ x, atol=1e-9)
+        assert pool.submit(reads).result(PATIENCE) - before <= N - K  # those that no map had needed yet
+        assert max(sent) < 10_000
+
+
+def reads() -> int:
+    """What this process has mapped or read so far."""
+    return pool_blocks.blocks.kept.reads
+
+
+def writes(block: np.ndarray) -> np.ndarray:
+    block *= 2
+    return block + 1
+
+
+@pytest.mark.parametrize("kind", ["memory", "folder"])
+def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
+    processes: Executor, kind: str, tmp_path: Path
+) -> None:
+    data: Any = LARGE
+    if kind == "folder":
+        data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
+    for _ in range(3):
+        assert_same(coded(writes, processes, data), plain_map(double, LARGE, K), 1e-11)
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory here")
+def test_files_of_a_killed_driver_are_removed_by_its_processes(tmp_path: Path) -> None:
+    script = """
+import concurrent.futures, os, signal
+import numpy as np, polarmap
+
+with concurrent.futures.ProcessPoolExecutor(2) as pool:
+    with polarmap.CodedOperator(np.ones((1200, 300)), executor=pool) as operator:
+        operator @ np.ones(300)
+        [folder] = [name for name in os.listdir("/dev/shm") if name.startswith(f"polarmap-{os.getpid()}-")]
+        print(folder, *pool._processes, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+    told = tmp_path / "told"
+    with told.open("w") as out:
+        subprocess.run([sys.executable, "-c", script], stdout=out, timeout=PATIENCE, check=False)
+    folder, *workers = told.read_text().split()
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while Path("/dev/shm", folder).exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not Path("/dev/shm", folder).exists()
+    finally:
+        for worker in workers:  # Python leaves them
+            os.kill(int(worker), signal.SIGKILL)
 
 
 # --- threads of BLAS ---------------------------------------------------------------------------
