@@ -48,6 +48,7 @@ class LithopsSite:
         is_path = not hasattr(choice, "compute_handler")
         self._functions = open_functions(choice) if is_path else another_like(choice)
         self._opened = [self._functions]
+        self._is_used = False  # whether the storage has taken anything
         self._is_here = self._functions.backend == "localhost"
         self.name = f"lithops/{self._functions.backend}"
         self.folder = folder if self._is_here else None
@@ -60,9 +61,13 @@ class LithopsSite:
 
     def mailboxes(self, join: Join) -> Mailboxes:
         """Lists where the storage is Redis, else objects."""
+        made: Mailboxes
         if self.storage.backend == "redis":
-            return RedisMailboxes(self.storage.get_client(), self.prefix, join)
-        return ObjectMailboxes(self.storage, self.prefix, join)
+            made = RedisMailboxes(self.storage.get_client(), self.prefix, join)
+        else:
+            made = ObjectMailboxes(self.storage, self.prefix, join)
+        self._is_used = True
+        return made
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on an executor of its own, which runs its jobs one by one."""
@@ -109,7 +114,8 @@ class LithopsSite:
             _end(functions)
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
-        remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened)])
+        if self._is_used:
+            remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened)])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -117,7 +123,10 @@ class LithopsSite:
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""
-        return module_sources(pickled, self._functions)
+        try:
+            return module_sources(pickled, self._functions)
+        except Exception as error:  # the runtime is asked what it has
+            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
     def _end_those_without_workers(self) -> None:
         """On this machine each job has a FunctionExecutor of its own, which is over when its workers are."""

@@ -285,7 +285,7 @@ class PoolRun:
             self._payload.ticket(task, attempt, block._replace(structure=())),
             self._f if worker.function != self._digest else None,
             self._around if worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if name not in worker.modules},
+            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
         )
 
     def _note_told(self, worker: Worker) -> None:

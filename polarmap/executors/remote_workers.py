@@ -97,8 +97,14 @@ class RemoteWorkers(WorkerTable):
         self._next_look = 0.0
         self.channel = ""  # over which the latest worker called
         key = secrets.token_bytes(32)
-        self._listener = WorkerListener(key, self._join, site.folder) if listens else None
-        self._mailboxes = site.mailboxes(self._join)
+        self._listener: WorkerListener | None = None
+        self._mailboxes: Mailboxes | None = None
+        try:
+            self._mailboxes = site.mailboxes(self._join)
+            self._listener = WorkerListener(key, self._join, site.folder) if listens else None
+        except Exception as error:
+            self.close()
+            raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
         endpoints = () if self._listener is None else self._listener.endpoints
         self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
 
@@ -159,6 +165,8 @@ class RemoteWorkers(WorkerTable):
         if self._mailboxes is not None:
             self._mailboxes.close()
         self._site.close()
+        if self._mailboxes is not None:
+            self._mailboxes.clean()
 
     def forget(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""

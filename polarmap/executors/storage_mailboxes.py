@@ -103,8 +103,11 @@ class Mailboxes:
             box.link.hang_up()
 
     def close(self) -> None:
-        """Workers end; what was left for either side is removed."""
+        """Workers end, and are not listened to any more."""
         raise NotImplementedError
+
+    def clean(self) -> None:
+        """Remove what was left for either side, when workers have ended, as far as the site does not."""
 
     def _flush(self) -> None:
         """Send what was posted; what cannot be sent now stays for the next time."""
@@ -176,15 +179,17 @@ class RedisMailboxes(Mailboxes):
         self._thread.start()
 
     def close(self) -> None:
-        """Workers end; what was left for either side is removed."""
+        """Workers end, and are not listened to any more."""
         self._is_closed.set()
-        keys = [self._keys.to_driver, *map(self._keys.to_worker, self._told)]
         with contextlib.suppress(Exception):  # workers that read it after this are not needed any more
             self._client.set(self._keys.driver, redis_channel.GOODBYE, ex=int(redis_channel.GOODBYE_SECONDS))
             self._client.rpush(self._keys.to_driver, b"")  # the thread waits for something
         self._thread.join()
+
+    def clean(self) -> None:
+        """Remove the lists; one of a worker that is heard once more goes by itself."""
         with contextlib.suppress(Exception):
-            self._client.delete(*keys)
+            self._client.delete(self._keys.to_driver, *map(self._keys.to_worker, self._told))
 
     def _flush(self) -> None:
         with self._flushing:  # the latest message for a worker is the last that is sent
@@ -269,7 +274,7 @@ class ObjectMailboxes(Mailboxes):
         return round(writes + reads + signs), round(reads + polls + reads * object_channel.POLLS_PER_MESSAGE)
 
     def close(self) -> None:
-        """Workers end; what was said is removed, replies with the rest of the pool's objects."""
+        """Workers end, and are not listened to any more; the site removes what they have said."""
         self._is_closed.set()
         self._expected.set()
         self._thread.join()

@@ -34,7 +34,7 @@ class Worker:
     task : what it does, in a form that means the same to later maps of the same blocks.
     process : its number on its machine, as soon as it has said so.
     function : digest of the one that it has; around : what it was told last of what is around it;
-    modules : names of those that it was sent.
+    modules : sources of those that it was sent, by name.
     done : the tasks that it did most recently, whose blocks it has in memory; as `task`.
     expires : when it ends by itself, on the monotonic clock.
     freed : when it was free last, on the monotonic clock.
@@ -48,7 +48,7 @@ class Worker:
     process: int | None = None
     function: bytes | None = None
     around: Surroundings | None = None
-    modules: set[str] = field(default_factory=set)
+    modules: dict[str, Any] = field(default_factory=dict)
     done: dict[Hashable, None] = field(default_factory=dict)
     expires: float = inf
     freed: float = inf
@@ -81,6 +81,8 @@ class Worker:
                     self.process = int(fields["process"])
                 elif "alive" not in fields:
                     kept.append((fields, raw))
+                if "cancelled" in fields:  # a call that it has not read, with all that came with it
+                    self.function, self.around, self.modules = None, None, {}
             except (TypeError, ValueError):
                 return kept, False
         return kept, is_there

@@ -14,8 +14,8 @@ from polarmap.worker.storage_channel import AWAY_SECONDS, StorageChannel
 
 BEAT_SECONDS = 3.0  # between signs of life of either side
 WAIT_SECONDS = 1.0  # that the server is asked to wait at a time: longer than that, clients give up
-KEPT_SECONDS = 600  # that what nobody reads any more is kept
-GOODBYE_SECONDS = 12.0  # after its last sign of life, a driver is taken to be gone
+KEPT_SECONDS = 60  # that what nobody reads any more is kept
+GOODBYE_SECONDS = 12.0  # that a driver's sign of life is kept
 LIVES, GOODBYE = b"lives", b"goodbye"  # what the driver's key holds
 HEADER = ">QqBB"  # of what a worker says: its number, the latest message, whether it is idle, and a sign
 
@@ -84,9 +84,9 @@ class RedisChannel(StorageChannel):
         try:
             said = self._client.get(self._keys.driver)
         except Exception:  # the server is away, and the driver has time to come back with it
-            self._seen_at = max(self._seen_at, now - 0.5 * GOODBYE_SECONDS)
+            self._seen_at = now + BEAT_SECONDS
             return now > self._answered_at + AWAY_SECONDS
         self._answered_at = now
         if said == LIVES:
             self._seen_at = now
-        return bool(said == GOODBYE or now > self._seen_at + GOODBYE_SECONDS)
+        return bool(said == GOODBYE or now > self._seen_at + BEAT_SECONDS)

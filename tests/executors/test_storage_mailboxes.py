@@ -69,6 +69,7 @@ class Side:
         for channel in self.channels:
             channel.close()
         self.boxes.close()
+        self.boxes.clean()
         for link in self.links.values():
             link.close()
 

@@ -122,6 +122,17 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
     assert taken(table, Lease()) is worker
 
 
+def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: Table) -> None:
+    worker = taken(table, Lease())
+    worker.function, worker.modules = b"digest", {"mine": ("", False)}
+    table.links[0].deliver(frame({"task": 1}))
+    worker.receive()
+    assert (worker.function, list(worker.modules)) == (b"digest", ["mine"])
+    table.links[0].deliver(frame({"cancelled": 3}))
+    worker.receive()
+    assert (worker.function, worker.modules, worker.around) == (None, {}, None)
+
+
 @pytest.mark.parametrize("said", [{"task": 1, "kind": "part"}, {"need": "x/1"}, {"alive": 1}])
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Any) -> None:
     lease = Lease()

@@ -78,7 +78,7 @@ def test_a_driver_that_gives_no_sign_of_life_is_gone(
 ) -> None:
     client.delete(keys.driver)
     assert not channel.is_closed()
-    monkeypatch.setattr(redis_channel, "GOODBYE_SECONDS", 0.05)
+    monkeypatch.setattr(redis_channel, "BEAT_SECONDS", 0.05)
     time.sleep(0.1)
     assert channel.is_closed()
 
@@ -96,7 +96,7 @@ class Away:
 
 
 def test_a_server_that_is_away_for_a_while_is_no_driver_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redis_channel, "GOODBYE_SECONDS", 0.1)
+    monkeypatch.setattr(redis_channel, "BEAT_SECONDS", 0.15)
     client = Away()
     with closing(RedisChannel(client, "prefix", 7)) as channel:
         time.sleep(0.2)
