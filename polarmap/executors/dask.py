@@ -14,6 +14,8 @@ from polarmap.clouds.limits import Worker
 from polarmap.executors.base import Outcome, Payload, check_folder
 from polarmap.executors.futures import FuturesRun
 
+LOOPBACK = ("tcp://127.", "tls://127.", "tcp://[::1]", "tls://[::1]")
+
 
 class DaskExecutor:
     """What `client.get_executor()` gives; it belongs to the caller, and stays usable afterwards."""
@@ -34,7 +36,7 @@ class DaskRun(FuturesRun):
     """The tasks of one map as futures of Dask."""
 
     def __init__(self, name: str, pool: DaskPool, payload: Payload) -> None:
-        super().__init__(name, pool, payload)
+        super().__init__(name, pool, payload, reads_files=pool.is_here)
         self._dask = pool
 
     def wait(self, timeout: float) -> list[Outcome]:
@@ -55,6 +57,12 @@ class DaskPool:
         """Whether somebody has shut down the executor or closed its client."""
         return bool(self._pool._shutdown) or self._pool._client.status not in ("running", "connecting")
 
+    @property
+    def is_here(self) -> bool:
+        """Whether all its workers are processes of this machine, which talk over its loopback only."""
+        addresses = [] if self.is_closed else list(self._pool._client.nthreads())
+        return bool(addresses) and all(address.startswith(LOOPBACK) for address in addresses)
+
     def fail_if_closed(self) -> None:
         """A client that is closed says nothing more of the calls it had taken."""
         if self.is_closed:
@@ -67,7 +75,11 @@ class DaskPool:
         if self.is_closed:
             raise RuntimeError("its client was closed, or it was shut down")
         client = self._pool._client
-        theirs, ours = client.submit(call, *arguments, **self._pool._kwargs), Future[Any]()
+        options = {
+            "pure": False,
+            **self._pool._kwargs,
+        }  # no hash of all that travels: no call is like another
+        theirs, ours = client.submit(call, *arguments, **options), Future[Any]()
 
         def cancel(done: Future[Any]) -> None:
             if done.cancelled():

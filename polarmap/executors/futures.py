@@ -68,9 +68,12 @@ class FuturesExecutor:
 
 
 class FuturesRun:
-    """The tasks of one map as futures of a pool."""
+    """The tasks of one map as futures of a pool.
 
-    def __init__(self, name: str, pool: Any, payload: Payload) -> None:
+    `reads_files`: its processes are on this machine, although they are not those of a ProcessPoolExecutor.
+    """
+
+    def __init__(self, name: str, pool: Any, payload: Payload, reads_files: bool = False) -> None:
         self._name, self._pool = name, pool
         self._payload = payload
         self._attempts: dict[int, int] = {}
@@ -87,10 +90,11 @@ class FuturesRun:
         self._threads = threads_each(pool)
         self._files: MapFiles | None = None
         self._link: ThreadLink | FolderLink = ThreadLink(self._ended)
-        if isinstance(pool, ProcessPoolExecutor):
+        is_ours = isinstance(pool, ProcessPoolExecutor)  # processes that this one has started
+        if is_ours or reads_files:
             self._files = process_files.open()
         if not self._shares_memory:
-            scratch = "" if self._files is None else self._files.folder
+            scratch = self._files.folder if is_ours and self._files is not None else ""
             self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"), scratch)
 
     def now(self) -> float:

@@ -227,15 +227,28 @@ def writes(block: np.ndarray) -> np.ndarray:
     return block + 1
 
 
+def test_no_block_travels_to_dask_after_its_process_has_it(dask: Any) -> None:
+    with CodedOperator(LARGE, blocks=K, workers=N, executor=dask) as operator:
+        x = np.ones(300)
+        for _ in range(3):
+            np.testing.assert_allclose(operator @ x, LARGE @ x, atol=1e-9)
+        before = dask.submit(reads, pure=False).result(PATIENCE)
+        assert before >= K
+        for _ in range(5):
+            np.testing.assert_allclose(operator @ x, LARGE @ x, atol=1e-9)
+        assert dask.submit(reads, pure=False).result(PATIENCE) - before <= N - K
+
+
+@pytest.mark.parametrize("pool", ["processes", "dask"], indirect=True)
 @pytest.mark.parametrize("kind", ["memory", "folder"])
 def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
-    processes: Executor, kind: str, tmp_path: Path
+    pool: Executor, kind: str, tmp_path: Path
 ) -> None:
     data: Any = LARGE
     if kind == "folder":
         data = encode(LARGE, name="a", blocks=K, workers=N, storage=tmp_path, progress=False)
     for _ in range(3):
-        assert_same(coded(writes, processes, data), plain_map(double, LARGE, K), 1e-11)
+        assert_same(coded(writes, pool, data), plain_map(double, LARGE, K), 1e-11)
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory here")
