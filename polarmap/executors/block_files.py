@@ -48,6 +48,7 @@ class StoredPieces:
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
         self._places: dict[int, Part] = {}  # piece -> file, its path below the root
+        self._tasks: dict[int, StoredBlock] = {}
         self._finalizer = weakref.finalize(coded, _remove, self.folders, os.getpid())
         self._finalizer.atexit = False
 
@@ -65,8 +66,13 @@ class StoredPieces:
     def block(self, coded: Coded, task: int) -> StoredBlock:
         """The block of a task, stored now if it is not yet."""
         with self._lock:
-            parts = [self._places.get(piece) or self._write(coded, piece) for piece in coded.pieces(task)]
-        return StoredBlock(Place("folder", "/"), tuple(parts), coded.structure, coded.layout(task))
+            found = self._tasks.get(task)
+            if found is None:
+                place = Place("folder", "/")
+                parts = [self._places.get(one) or self._write(coded, one) for one in coded.pieces(task)]
+                found = StoredBlock(place, tuple(parts), coded.structure, coded.layout(task))
+                self._tasks[task] = found
+            return found
 
     def store_again(self, coded: Coded, task: int) -> None:
         """A worker has found that the block of a task is not as it was stored.
@@ -76,12 +82,14 @@ class StoredPieces:
         with self._lock:
             for piece in coded.pieces(task):
                 self._places.pop(piece, None)
+            self._tasks.clear()
 
     def remove(self) -> None:
         """Remove its files."""
         self._finalizer()
         with self._lock:
             self._places.clear()
+            self._tasks.clear()
 
     def _write(self, coded: Coded, piece: int) -> Part:
         leaves = coded.piece(piece)

@@ -29,10 +29,12 @@ from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import SPARE_SECONDS, WorkerProcesses
+from polarmap.worker.cores import available_cores
 from polarmap.worker.parts import Place
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
+BLOCKS_PER_CORE = 3
 TEND_SECONDS = 1.0  # between looks after workers elsewhere while no map runs
 
 
@@ -127,6 +129,11 @@ class Pool:
     def worker(self) -> Worker | None:
         """What each worker is given and may cost; None where nothing is known."""
         return self._place.worker
+
+    @property
+    def is_here(self) -> bool:
+        """Whether the workers are processes of this machine."""
+        return isinstance(self._place, Here)
 
     def storage_of_arrays(self) -> Any:
         """Where workers find data that is not in memory, as `encode(storage=)` takes it; None if nowhere."""
@@ -371,6 +378,16 @@ def _place(choice: Any) -> Here | Elsewhere:
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
+
+
+def usual_blocks(choice: Any, most: int) -> int:
+    """Into how many blocks of equal size a matrix is cut for an executor: `most`, fewer on this machine.
+
+    There three for each core keep all of them busy, and more only cost.
+    """
+    pool = _default if choice is None else choice
+    is_here = isinstance(pool, Pool) and pool.is_here
+    return min(most, BLOCKS_PER_CORE * available_cores()) if is_here else most
 
 
 def default_pool() -> Pool:

@@ -33,6 +33,7 @@ from polarmap.worker.parts import DamagedError, Part, read_file
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
+SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 # What a reply that no worker of ours would give may raise.
 NONSENSE = (
@@ -47,6 +48,17 @@ class Running(NamedTuple):
     task: int
     attempt: int
     since: float
+
+
+class Behind(NamedTuple):
+    """An attempt that a worker was told of while it was at another task.
+
+    is_shared : whether it has been given to another worker, too.
+    """
+
+    task: int
+    attempt: int
+    is_shared: bool
 
 
 class Stored(Protocol):
@@ -101,6 +113,9 @@ class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
     As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
+    On this machine a worker is told of its next task while it is at the one before: to wake it would take
+    longer than a small task. What waits behind a task that takes long is given to another worker, too,
+    and the first to end it is heard.
 
     Parameters
     ----------
@@ -134,12 +149,18 @@ class PoolRun:
         self._attempts: dict[int, int] = {}
         self._waiting: deque[tuple[int, int]] = deque()
         self._running: dict[Worker, Running] = {}
+        self._behind: dict[Worker, Behind] = {}
+        self._ahead: set[tuple[int, int]] = set()  # attempts that a worker was told of ahead
+        self._shared: set[tuple[int, int]] = set()  # attempts that two workers were told of
+        self._told: set[tuple[int, int]] = set()  # those of them that have ended
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
         self._ended: list[Outcome] = []  # that are told with the next ones
         self._stored: Stored | None = None
         self._owner = os.getpid()
         self._cores = available_cores()
         self._is_elsewhere = threads is None
+        # What is stored or handed in piece by piece is to come from one worker.
+        self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1)
         self._slots = sys.maxsize if threads is None else first_slots(self._cores, self._most)
         self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
@@ -175,7 +196,7 @@ class PoolRun:
 
     def running(self) -> Mapping[int, float]:
         """When each running task was given to a worker."""
-        return {one.task: one.since for one in self._running.values()}
+        return {one.task: one.since for one in self._running.values() if one[:2] not in self._told}
 
     def paid(self) -> Stay | None:
         """What the workers of the pool have been paid for since the map before; None on this machine."""
@@ -183,7 +204,7 @@ class PoolRun:
 
     def is_exhausted(self) -> bool:
         """Whether nothing runs or waits."""
-        return not (self._running or self._waiting or self._ended)
+        return not (self._waiting or self._ended or self.running() or self._unshared())
 
     def wait(self, timeout: float) -> list[Outcome]:
         """What workers have replied, as soon as any has."""
@@ -192,7 +213,8 @@ class PoolRun:
             self._start_waiting()
             ended, self._ended = self._ended, []
             rest = max(0.0, deadline - time.monotonic())
-            step = 0.0 if ended else min(rest, self._look_seconds) if self._waiting else rest
+            is_late = self._waiting or self._behind
+            step = 0.0 if ended else min(rest, self._look_seconds) if is_late else rest
             for descriptor, _ in self._poll.poll(1000 * step):
                 ended += self._heard(self._by_descriptor[descriptor])
             if ended:
@@ -201,7 +223,7 @@ class PoolRun:
                 return ended
             if time.monotonic() >= deadline:
                 return []
-            if self._waiting:
+            if self._waiting or self._behind:
                 self._workers.check()
                 self._look_for_idle_cores()
 
@@ -216,6 +238,7 @@ class PoolRun:
             self._workers.flush(may_wait=False)
         self._workers.leave(self._running)
         self._running.clear()
+        self._behind.clear()
         self._waiting.clear()
         self._ended.clear()
         try:
@@ -228,6 +251,8 @@ class PoolRun:
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
+        if len(self._running) < self._slots and not self._waiting:
+            self._share()
         if not self._waiting:
             return
         stuck = self._workers.abandoned_tasks()
@@ -237,7 +262,40 @@ class PoolRun:
             if worker is None:
                 break
             self._start(worker, *self._next(worker, stuck))
+        if self._may_tell_ahead:
+            self._tell_ahead(stuck)
         self._workers.flush()
+
+    def _tell_ahead(self, stuck: set[Hashable]) -> None:
+        """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
+        for worker in list(self._running):
+            if len(self._waiting) <= len(self._running):
+                return
+            if worker in self._behind or worker.process is None or worker.function != self._digest:
+                continue
+            task, attempt = self._next(worker, stuck)
+            name = name_of(self._payload.blocks, task)
+            if name in stuck or not worker.send("call", self._call(worker, task, attempt, True)):
+                self._waiting.appendleft((task, attempt))
+                return
+            worker.note(name)
+            self._behind[worker] = Behind(task, attempt, is_shared=False)
+            self._ahead.add((task, attempt))
+
+    def _unshared(self) -> list[Worker]:
+        """Those that were told ahead of a task that nobody else has."""
+        return [worker for worker, one in self._behind.items() if not one.is_shared]
+
+    def _share(self) -> None:
+        """Let a task wait again that is behind one that takes long: the oldest of these."""
+        late = time.monotonic() - SHARE_SECONDS
+        workers = [worker for worker in self._unshared() if self._running[worker].since < late]
+        if workers:
+            worker = min(workers, key=lambda one: self._running[one].since)
+            task, attempt, _ = self._behind[worker]
+            self._behind[worker] = Behind(task, attempt, is_shared=True)
+            self._shared.add((task, attempt))
+            self._waiting.append((task, attempt))
 
     def _next(self, worker: Worker, stuck: set[Hashable]) -> tuple[int, int]:
         """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
@@ -271,14 +329,14 @@ class PoolRun:
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
 
-    def _call(self, worker: Worker, task: int, attempt: int) -> Call:
+    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> Call:
         """What this worker is told: f and what is around it only if it does not know them."""
         coded = self._payload.blocks
         if self._stored is not None:
             block = self._stored.block(coded, task)
         else:
             assert coded.source is not None
-            block = StoredBlock(coded.source, tuple(coded.parts(task)), coded.structure, coded.layout(task))
+            block = StoredBlock(coded.source, tuple(coded.parts(task)), (), coded.layout(task))
         return Call(
             self._number,
             tuple(map(str, self._folders)),
@@ -286,6 +344,7 @@ class PoolRun:
             self._f if worker.function != self._digest else None,
             self._around if worker.around != self._around else None,
             {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
+            is_ahead,
         )
 
     def _note_told(self, worker: Worker) -> None:
@@ -304,14 +363,11 @@ class PoolRun:
                 if "need" in fields:
                     is_there = self._send_part(worker, fields["need"])
                 else:
-                    outcomes.append(self._outcome(worker, fields, data))
+                    outcomes += self._outcome(worker, fields, data)
             except NONSENSE:
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
-            ending = self._workers.ending(worker)
-            task, attempt, _ = self._release(worker)
-            outcomes.append(lost(task, attempt, ending))
-            self._workers.remove(worker)
+            outcomes += self._lose(worker)
         return outcomes
 
     def _send_part(self, worker: Worker, key: str) -> bool:
@@ -321,20 +377,44 @@ class PoolRun:
         self._workers.flush()
         return is_told
 
-    def _release(self, worker: Worker) -> Running:
-        """It does nothing for this run any more."""
+    def _lose(self, worker: Worker) -> list[Outcome]:
+        """What becomes of the tasks of a worker that is gone: those that it had not begun wait again."""
+        ending = self._workers.ending(worker)
+        task, attempt, _ = self._running[worker]
+        behind = self._behind.pop(worker, None)
+        if behind is not None and not behind.is_shared:
+            self._waiting.appendleft((behind.task, behind.attempt))
+        self._release(worker)
+        self._workers.remove(worker)
+        return self._first_told([lost(task, attempt, ending)])
+
+    def _release(self, worker: Worker) -> None:
+        """It has ended its task, and begins the next one, or does nothing for this run any more."""
+        behind = self._behind.pop(worker, None)
+        if behind is not None:
+            self._running[worker] = Running(behind.task, behind.attempt, time.monotonic())
+            return
         descriptor = worker.link.fileno()
         self._poll.unregister(descriptor)
-        del self._by_descriptor[descriptor]
-        return self._running.pop(worker)
+        del self._by_descriptor[descriptor], self._running[worker]
 
-    def _outcome(self, worker: Worker, fields: Any, data: bytearray) -> Outcome:
-        """What a message says of the attempt that this worker does."""
+    def _first_told(self, outcomes: list[Outcome]) -> list[Outcome]:
+        """Those of attempts whose end has not been told yet."""
+        new = [one for one in outcomes if (one.task, one.attempt) not in self._told]
+        self._told.update({(one.task, one.attempt) for one in new if one.over}.intersection(self._shared))
+        return new
+
+    def _outcome(self, worker: Worker, fields: Any, data: bytearray) -> list[Outcome]:
+        """What a message says of the attempt that this worker does; nothing, if another was faster."""
         task, attempt, _ = self._running[worker]
         if "kind" not in fields:
-            self._release(worker)
-            self._workers.give_back(worker)
-            return lost(task, attempt, "its worker took it for cancelled")
+            self._finish(worker)
+            if (task, attempt) in self._ahead:  # somebody has removed the folder of this map
+                self._ahead.discard((task, attempt))
+                self._may_tell_ahead = False
+                self._waiting.append((task, attempt))
+                return []
+            return self._first_told([lost(task, attempt, "its worker took it for cancelled")])
         where = fields.get("file")
         reply = parsed_reply(fields, self._read(*where) if where else data, self._types)
         if (reply.task, reply.attempt) != (task, attempt):
@@ -347,9 +427,14 @@ class PoolRun:
             if failure.kind == "damaged" and self._stored is not None:
                 self._stored.store_again(self._payload.blocks, task)
         if is_over:
-            self._release(worker)
+            self._finish(worker)
+        return self._first_told([outcome])
+
+    def _finish(self, worker: Worker) -> None:
+        """It has ended its task, and is free unless it was told of another."""
+        self._release(worker)
+        if worker not in self._running:
             self._workers.give_back(worker)
-        return outcome
 
     def _read(self, number: int, name: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
@@ -366,7 +451,8 @@ class PoolRun:
             return
         processes = [worker.process for worker in self._running]
         idle = sum(process is not None and is_waiting(process) for process in processes)
-        extra = slots.extra_slots(self._cores, len(processes) - idle, idle, len(self._waiting))
+        queued = len(self._waiting) + len(self._unshared())
+        extra = slots.extra_slots(self._cores, len(processes) - idle, idle, queued)
         if extra and self._was_idle:
             self._slots = min(self._slots + extra, self._most or self._slots + extra)
         self._was_idle = bool(extra)
@@ -401,8 +487,11 @@ def with_cause(failure: Failure, error: Error) -> Failure:
 
 
 def first_slots(cores: int, most: int | None) -> int:
-    """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy."""
-    first = slots.first_slots(cores) if os.path.exists("/proc/self/stat") else sys.maxsize
+    """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy.
+
+    One more than there are cores: a worker that has been told of its next task leaves no core idle.
+    """
+    first = cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
     return first if most is None else min(first, most)
 
 

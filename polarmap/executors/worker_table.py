@@ -6,6 +6,7 @@ import itertools
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
@@ -31,7 +32,8 @@ class Worker:
     """A worker that stays, as its driver sees it.
 
     lease : of the map whose task it does, or did when that map ended; None while it is free.
-    task : what it does, in a form that means the same to later maps of the same blocks.
+    tasks : what it was told to do and has not ended, in a form that means the same to later maps of the
+        same blocks.
     process : its number on its machine, as soon as it has said so.
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
@@ -44,7 +46,7 @@ class Worker:
     number: int
     link: Link
     lease: Lease | None = None
-    task: Hashable = None
+    tasks: deque[Hashable] = field(default_factory=deque)
     process: int | None = None
     function: bytes | None = None
     around: Surroundings | None = None
@@ -58,10 +60,11 @@ class Worker:
         """It has done its task."""
         self.freed = time.monotonic()
         self.lease = None
+        self.tasks.clear()
 
     def note(self, task: Hashable) -> None:
         """It is given this task."""
-        self.task = task
+        self.tasks.append(task)
         self.done.pop(task, None)
         self.done[task] = None
         if len(self.done) > REMEMBERED:
@@ -81,9 +84,11 @@ class Worker:
                     self.process = int(fields["process"])
                 elif "alive" not in fields:
                     kept.append((fields, raw))
+                    if "need" not in fields and fields.get("kind") != "part" and self.tasks:
+                        self.tasks.popleft()
                 if "cancelled" in fields:  # a call that it has not read, with all that came with it
                     self.function, self.around, self.modules = None, None, {}
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, AttributeError):
                 return kept, False
         return kept, is_there
 
@@ -169,7 +174,7 @@ class WorkerTable:
         """What workers still do for maps that have ended."""
         with self._lock:
             self._review()
-            return {worker.task for worker in self._abandoned()}
+            return {task for worker in self._abandoned() for task in worker.tasks}
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""
@@ -220,10 +225,10 @@ class WorkerTable:
         for worker in abandoned:
             if worker.link not in heard:
                 continue
-            said, is_there = worker.receive()
+            _, is_there = worker.receive()
             if not is_there:
                 self._remove(worker)
-            elif any("need" not in fields and fields.get("kind") != "part" for fields, _ in said):
+            elif not worker.tasks:
                 worker.free()
         if abandoned:
             self._give_up(self._abandoned())

@@ -18,6 +18,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError
 from polarmap.executors import keep_open
+from polarmap.executors.pool import usual_blocks
 from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map
@@ -51,7 +52,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     transposed : CodedArray (N, M), optional
         The transpose, for A' y, where it is in storage already.
     blocks : int, optional
-        k, 24 by default; a side of fewer rows or columns is cut into as many blocks as it has.
+        k; by default 24, on workers of this machine three for each core if that is less. A side of
+        fewer rows or columns is cut into as many blocks as it has.
     workers : int, optional
         n, a third more than `blocks` by default; in proportion where a side has fewer blocks.
     code, executor, verify, rtol, timeout, retries, progress : optional
@@ -105,7 +107,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
         options = checked_options(verify, rtol, timeout, retries)
         executor, end = keep_open(executor)
-        self._sides = CodedSides(matrix, executor, _sizes(blocks, workers, code), code)
+        self._sides = CodedSides(
+            matrix, executor, _sizes(blocks, workers, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
+        )
         self._finish = weakref.finalize(self, _close, self._sides, end)
         if isinstance(A, CodedArray):
             self._sides.sides["rows"] = CodedSide(A)
@@ -175,16 +179,16 @@ def _checked_transpose(transposed: CodedArray, matrix: Any) -> CodedArray:
     return transposed
 
 
-def _sizes(blocks: int | None, workers: int | None, code: CodeName | PolarCode) -> tuple[int, int]:
-    """k and n as asked for."""
+def _sizes(
+    blocks: int | None, workers: int | None, code: CodeName | PolarCode, usual: int
+) -> tuple[int, int]:
+    """k and n as asked for; `usual`: k if neither is."""
     if isinstance(code, PolarCode):
         blocks = code.k if blocks is None else blocks
         workers = code.n if workers is None else workers
     n = None if workers is None else checked_count("workers", workers)
-    if blocks is not None:
-        k = checked_count("blocks", blocks)
-    else:
-        k = DEFAULT_BLOCKS if n is None else max(1, 3 * n // 4)
+    usual = usual if n is None else max(1, 3 * n // 4)
+    k = usual if blocks is None else checked_count("blocks", blocks)
     n = k + math.ceil(k / 3) if n is None else n
     if n <= k:
         raise CodeError(f"workers={n} leaves no parity for {k} blocks: use workers > {k}")

@@ -60,6 +60,7 @@ class Call(NamedTuple):
         None if they are those of the last task.
     around : None if they have not changed, or are the worker's own.
     modules : source of those that f needs and the worker has not yet, by name.
+    is_ahead : whether it is told while the worker is at another task, after which the map may be over.
     """
 
     map: int
@@ -68,15 +69,16 @@ class Call(NamedTuple):
     f: bytes | str | None
     around: Surroundings | None
     modules: Mapping[str, tuple[str, bool]] = {}
+    is_ahead: bool = False
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> Call:
         """One from what `plain` made of it; itself, if it travelled as it is."""
         if isinstance(fields, Call):
             return fields
-        number, folders, ticket, f, around, modules = fields
+        number, folders, ticket, f, around, modules, is_ahead = fields
         around = around and Surroundings(*around)
-        return cls(number, folders, Ticket.parse(ticket), f, around, modules)
+        return cls(number, folders, Ticket.parse(ticket), f, around, modules, is_ahead)
 
 
 def serve_tasks(io: ChannelIO, until: float = inf) -> None:
@@ -132,8 +134,11 @@ class ChannelIO:
             self._pickled, self._f = call.f, None
         self._folders = call.folders
         ticket = call.ticket
-        with self._limited():
-            reply = run_task(ticket, self)
+        if call.is_ahead and self.is_cancelled():
+            reply = None
+        else:
+            with self._limited():
+                reply = run_task(ticket, self)
         if reply is None:
             self.channel.send({"task": ticket.task, "attempt": ticket.attempt})
         else:
@@ -208,7 +213,7 @@ class ChannelIO:
 
     def _left(self, reply: Reply, data: Any) -> list[Any]:
         """The name of a file with these bytes, and in which of the map's folders it lies; -1 if in none."""
-        name = "-".join(map(str, (reply.task, reply.attempt, *reply.subtasks)))
+        name = "-".join(map(str, (reply.task, reply.attempt, *reply.subtasks, os.getpid())))
         if self.is_cancelled():
             return [-1, name]
         for number, folder in enumerate(self._folders):

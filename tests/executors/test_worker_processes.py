@@ -110,7 +110,7 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
 ) -> None:
     lease = Lease()
     worker = taken(workers, lease)
-    worker.task = "this"
+    worker.note("this")
     worker.send("call", call(tmp_path, 0.3))
     lease.ended = time.monotonic()
     assert workers.abandoned_tasks() == {"this"}
