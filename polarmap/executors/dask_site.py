@@ -44,8 +44,11 @@ class DaskSite:
 
     @property
     def workers(self) -> int | None:
-        """As many as the cluster has threads."""
-        return sum(self._client.nthreads().values()) or None
+        """As many as the cluster has threads; ExecutorError if its client is closed."""
+        try:
+            return sum(self._client.nthreads().values()) or None
+        except Exception as error:
+            raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
     def mailboxes(self, join: Join) -> Mailboxes | None:
         """There is no storage that all could reach."""

@@ -196,9 +196,9 @@ class RemoteWorkers(WorkerTable):
                 return
             if started is not None and started > self._failed_at:
                 self._pause = 0.0
-            old = self._workers.get(number)
+            old = self._workers.pop(number, None)
             if old is not None:  # it was started again by its site
-                self._remove(old)
+                _let_go(old)
             self._failures, self.channel = 0, channel
             self._workers[number] = Worker(number, link, expires=self._ends.get(number, 0.0))
 
@@ -285,3 +285,11 @@ class RemoteWorkers(WorkerTable):
         )
         for worker in free[: max(0, surplus)]:
             self._remove(worker)
+
+
+def _let_go(worker: Worker) -> None:
+    """Another one has come in its place: a map that waits for it sees that it is gone, and closes it."""
+    if worker.lease is None or worker.lease.ended is not None:
+        worker.link.close()
+    else:
+        worker.link.hang_up()

@@ -234,7 +234,8 @@ class WorkerTable:
             self._give_up(self._abandoned())
 
     def _remove(self, worker: Worker) -> None:
-        if self._workers.pop(worker.number, None) is not None:
+        if self._workers.get(worker.number) is worker:
+            del self._workers[worker.number]
             self._end(worker)
         worker.link.close()
 

@@ -19,6 +19,7 @@ import polarmap
 from polarmap import Pool
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
+from polarmap.executors.block_objects import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import Lease, Worker
 from polarmap.worker import object_channel
@@ -167,7 +168,16 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(workers: Remote
     channel = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
     assert first.link.fileno() == -1
-    channel.close()
+    busy = taken(workers, Lease())
+    again = called(workers._address, 0)
+    assert until(lambda: workers._workers.get(0) not in (busy, None))
+    assert busy.link.fileno() >= 0  # its map waits there, and sees that it is gone
+    assert busy.receive() == ([], False)
+    workers.remove(busy)
+    assert len(workers) == 1
+    assert workers._workers[0].expires > time.monotonic()
+    for one in (channel, again):
+        one.close()
 
 
 def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
@@ -369,3 +379,22 @@ def test_honest_workers_are_enough_for_all_this(site: ThreadSite, pool: Pool) ->
     site.default = honest
     first = check(pool).report
     assert first.executor == "threads (TCP)"
+
+
+def test_a_block_travels_once_to_each_worker(
+    site: ThreadSite, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    part = StoredPieces.part
+
+    def counted(self: StoredPieces, coded: Any, key: str) -> bytes:
+        asked.append(key)
+        return part(self, coded, key)
+
+    monkeypatch.setattr(StoredPieces, "part", counted)
+    pool._options = pool._options._replace(workers=1)
+    with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+        for _ in range(5):
+            np.testing.assert_allclose(operator @ X, A @ X)
+    assert 6 <= len(asked) <= 8
+    assert len(set(asked)) == len(asked)

@@ -113,7 +113,7 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
 def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Any) -> None:
     lease = Lease()
     worker = taken(table, lease)
-    worker.task = "task"
+    worker.note("task")
     assert table.abandoned_tasks() == set()
     over(lease)
     assert table.abandoned_tasks() == {"task"}
@@ -137,9 +137,10 @@ def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: 
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Any) -> None:
     lease = Lease()
     worker = taken(table, lease)
+    worker.note("task")
     over(lease)
     table.links[0].deliver(frame(said))
-    table.abandoned_tasks()
+    assert table.abandoned_tasks() == {"task"}
     assert worker.lease is lease
     assert table.abandoned[-1] == [0]
 
