@@ -1,0 +1,434 @@
+"""Workers that stay on Lithops, over each channel, with real processes and servers."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from pool_processes import descendants, folders, program, runs, until
+from servers import Server
+
+import polarmap
+from polarmap import Pool, Stored
+from polarmap.arrays.stores import open_store
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+
+ROOT = Path(__file__).resolve().parents[2]
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 90.0
+CHANNELS = {"socket": "Unix socket", "redis": "Redis lists", "s3": "objects"}
+
+
+class Place(NamedTuple):
+    """Where a pool has its workers, and over what they talk."""
+
+    channel: str
+    yaml: Path
+    server: Server | None
+
+    def pool(self, **options: Any) -> Pool:
+        return Pool(self.yaml, workers=8, listen=self.server is None, **options)
+
+    def pools(self) -> set[str]:
+        """Those, and jobs of Lithops, of which anything is left."""
+        return {found[0] for key in self.left() if (found := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
+
+    def left(self) -> list[str]:
+        """Objects, and keys in Redis that are no objects."""
+        if self.server is None:
+            return []
+        found: list[str] = open_store(self.yaml).keys("")
+        if self.channel == "redis":
+            import redis
+            from servers import SECRET
+
+            with redis.Redis("127.0.0.1", self.server.port, password=SECRET) as client:
+                found += [str(key) for key in client.keys("*pool-*") if not key.endswith(b"/driver")]
+        return [key for key in found if key != "ready"]
+
+
+def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Place:
+    if channel == "socket":
+        return Place("socket", ROOT / "config" / "localhost.yaml", None)
+    server: Server = request.getfixturevalue(f"{channel}_server")
+    return Place(channel, server.config(folder / f"{channel}.yaml"), server)
+
+
+@pytest.fixture(scope="module", params=CHANNELS)
+def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Place:
+    return place_of(request.param, request, tmp_path_factory.mktemp("config"))
+
+
+@pytest.fixture(scope="module")
+def pool(place: Place) -> Iterator[Pool]:
+    """One for all tests: what one of them does to it must not be seen by the next."""
+    with place.pool() as one:
+        yield one
+    assert until(lambda: not any(map(is_of_lithops, descendants())))
+    assert place.pools() == set()
+
+
+def is_of_lithops(process: int) -> bool:
+    try:
+        return b"lithops" in Path(f"/proc/{process}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def product(block: Any) -> Any:
+    return block @ X
+
+
+def check(pool: Any, f: Any = None, **options: Any) -> Any:
+    if f is None:
+        x = X
+        f = lambda block: block @ x  # noqa: E731
+    result = polarmap.coded_map(
+        f, A, executor=pool, **{"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
+    )
+    np.testing.assert_allclose(result.concatenate(), A @ X)
+    return result
+
+
+def workers_of(pool: Any, count: int = 8) -> set[int]:
+    found = polarmap.hedged_map(
+        lambda block: float(os.getpid()), [X] * count, executor=pool, timeout=PATIENCE
+    )
+    return {int(one) for one in found}
+
+
+def once(folder: Path, deed: Callable[[], Any]) -> Callable[[Any], Any]:
+    """A product of which the first attempts, one of each block, do this before."""
+    x = X
+
+    def f(block: Any) -> Any:
+        name = folder / f"{zlib.crc32(block.tobytes())}"
+        try:
+            name.touch(exist_ok=False)
+        except FileExistsError:
+            return block @ x
+        deed()
+        return block @ x
+
+    return f
+
+
+# --- what it does --------------------------------------------------------------------------------
+
+
+def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
+    report = check(pool).report
+    assert report.executor == f"kept workers on lithops/localhost ({CHANNELS[place.channel]})" == pool.name
+    first = workers_of(pool)
+    assert os.getpid() not in first
+    assert workers_of(pool) & first
+
+
+def test_no_block_is_fetched_again(place: Place, pool: Pool) -> None:
+    def fetches(block: Any) -> Any:
+        import gc
+
+        found = [one.fetches for one in gc.get_objects() if type(one).__name__ == "FetchedBlocks"]
+        return np.array([os.getpid(), max(found), block.sum()])
+
+    data = [np.full(1000, float(number)) for number in range(4)]
+    maps = [polarmap.hedged_map(fetches, data, executor=pool, timeout=PATIENCE) for _ in range(2)]
+    for results in maps:
+        assert [one[2] for one in results] == [one.sum() for one in data]
+    if place.server is None:
+        assert {one[1] for results in maps for one in results} == {0.0}  # they are mapped from files
+    both = {one[0] for one in maps[0]} & {one[0] for one in maps[1]}
+    assert both
+
+
+def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
+    big, x = np.random.default_rng(1).standard_normal(2_500_000), X
+
+    def f(block: Any) -> Any:
+        return {"y": block @ x, "big": big * block[0, 0]}
+
+    results = polarmap.hedged_map(f, [A[:8], A[8:16]], executor=pool, timeout=PATIENCE)
+    for result, block in zip(results, (A[:8], A[8:16])):
+        np.testing.assert_allclose(result["y"], block @ X)
+        np.testing.assert_array_equal(result["big"], big * block[0, 0])
+    check(pool)
+
+
+def test_modules_that_workers_lack_travel_as_source(pool: Pool, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    for text in ("0", "100"):
+        (tmp_path / "far_away.py").write_text(
+            f"import near_by\ndef f(block): return near_by.add(block) + {text}"
+        )
+        (tmp_path / "near_by.py").write_text("def add(block): return block + 1")
+        for name in ("far_away", "near_by"):
+            sys.modules.pop(name, None)
+        import far_away
+
+        found = polarmap.hedged_map(far_away.f, [X, 2 * X], executor=pool, timeout=PATIENCE)
+        np.testing.assert_array_equal(found[1], 2 * X + 1 + float(text))
+    for name in ("far_away", "near_by"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.complex128, np.float64])
+def test_numbers_keep_their_kind(pool: Pool, kind: Any) -> None:
+    data = A.astype(kind) * (1 if kind is not np.complex128 else 1 + 2j)
+    x = X.astype(kind)
+    result = polarmap.coded_map(
+        lambda block: block @ x, data, blocks=6, workers=8, executor=pool, timeout=PATIENCE
+    ).concatenate()
+    assert result.dtype == kind
+    np.testing.assert_allclose(result, data @ x, rtol=1e-4 if kind is np.float32 else 1e-7)
+
+
+def test_an_f_that_raises_is_one_clear_error_and_the_pool_goes_on(pool: Pool) -> None:
+    def f(block: Any) -> Any:
+        raise KeyError("here")
+
+    with pytest.raises(NotDecodableError, match="KeyError") as caught:
+        check(pool, f)
+    assert isinstance(caught.value.__cause__, KeyError)
+    check(pool)
+
+
+def test_an_f_that_returns_what_cannot_travel_is_named(pool: Pool) -> None:
+    with pytest.raises((CodeError, NotDecodableError)):
+        check(pool, lambda block: np.array([object()], dtype=object))
+    check(pool)
+
+
+def test_subtasks(pool: Pool) -> None:
+    check(pool, schedule=polarmap.Subtasks(2))
+
+
+def test_results_stay_where_the_data_is(place: Place, pool: Pool, tmp_path: Path) -> None:
+    storage = tmp_path / "arrays" if place.server is None else place.yaml
+    coded = polarmap.encode(A, blocks=6, workers=8, name="A", storage=storage)
+    x = X
+    result = polarmap.coded_map(
+        lambda block: block @ x, coded, executor=pool, out=Stored("Ax"), timeout=PATIENCE
+    )
+    np.testing.assert_allclose(result.concatenate(), A @ X)
+    for name in ("A", "Ax"):
+        polarmap.open_coded(name, storage).delete()
+
+
+def test_two_threads_map_at_once(pool: Pool) -> None:
+    with ThreadPoolExecutor(2) as threads:
+        for _ in threads.map(lambda turn: check(pool), range(8)):
+            pass
+
+
+# --- what fails ----------------------------------------------------------------------------------
+
+
+def test_workers_that_sleep_for_good_are_erasures(pool: Pool) -> None:
+    x, data = X, A.copy()
+    driver, late = os.getpid(), (float(data[0, 0]), float(data[8, 0]))
+
+    def f(block: Any) -> Any:
+        if block[0, 0] in late and os.getpid() != driver:
+            time.sleep(600)
+        return block @ x
+
+    for _ in range(3):
+        check(pool, f)
+    check(pool)
+
+
+def test_a_worker_that_is_killed_is_replaced(pool: Pool) -> None:
+    for _ in range(2):
+        victim = next(iter(workers_of(pool)))
+        os.kill(victim, signal.SIGKILL)
+        check(pool)
+    assert until(lambda: not runs(victim))
+    assert victim not in workers_of(pool)
+
+
+def test_workers_that_are_killed_in_their_task_are_replaced(pool: Pool, tmp_path: Path) -> None:
+    check(pool, once(tmp_path, lambda: os.kill(os.getpid(), signal.SIGKILL)), retries=2)
+    assert len(list(tmp_path.iterdir())) >= 6
+    check(pool)
+
+
+def test_close_while_another_thread_maps_is_one_clear_error(place: Place, tmp_path: Path) -> None:
+    pool = place.pool()
+    gate = tmp_path / "began"
+
+    def f(block: Any) -> Any:
+        gate.touch()
+        time.sleep(600)
+
+    with ThreadPoolExecutor(1) as threads:
+        found = threads.submit(check, pool, f)
+        assert until(gate.exists, PATIENCE)
+        began = time.monotonic()
+        pool.close()
+        with pytest.raises(ExecutorError, match=r"ended while a map ran|is closed"):
+            found.result(PATIENCE)
+    assert time.monotonic() < began + 15.0
+    with pytest.raises(ExecutorError, match="closed"):
+        check(pool)
+
+
+def test_an_idle_pool_ends_its_workers_and_starts_others(place: Place) -> None:
+    others = place.pools()
+    with place.pool(idle=1.0) as pool:
+        first = workers_of(pool)
+        assert until(lambda: not any(map(runs, first)), 20.0)
+        assert until(lambda: place.pools() <= others)
+        second = workers_of(pool)
+        assert not first & second
+        check(pool)
+
+
+def test_a_forked_child_leaves_the_workers_alone_and_has_its_own(place: Place) -> None:
+    others = place.pools()
+    driver = program(DRIVER + "\nshare()", str(place.yaml), str(place.server is None))
+    with driver:
+        assert driver.wait(PATIENCE) == 0
+    assert not folders(driver.pid)
+    assert until(lambda: place.pools() <= others)
+
+
+DRIVER = """
+import numpy as np, os, sys, tempfile, threading, time, polarmap
+yaml, listen = sys.argv[1], sys.argv[2] == "True"
+A, x = np.random.default_rng(0).standard_normal((48, 5)), np.arange(5.0)
+pool = polarmap.Pool(yaml, workers=8, listen=listen)
+
+def check(pool=pool):
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=6, workers=8, executor=pool, timeout=60)
+    assert np.allclose(y.concatenate(), A @ x)
+
+def find():
+    found = polarmap.hedged_map(lambda block: float(os.getpid()), [x] * 8, executor=pool, timeout=60)
+    return {int(one) for one in found}
+
+def share():
+    check()
+    mine = find()
+    child = os.fork()
+    if not child:
+        check()
+        assert not find() & mine
+        pool.close()
+        os._exit(0)
+    assert os.waitpid(child, 0)[1] == 0
+    assert find() & mine
+    check()
+    pool.close()
+
+def stay():
+    check()
+    print(*find(), flush=True)
+    check()
+    name = os.path.join(tempfile.mkdtemp(), "pipe")
+    os.mkfifo(name)
+    def f(block):
+        with open(name, "wb") as pipe:
+            pipe.write(b".")
+        time.sleep(600)
+    def tell():
+        with open(name, "rb") as pipe:
+            pipe.read(1)
+        print("busy", flush=True)
+    threading.Thread(target=tell, daemon=True).start()
+    polarmap.hedged_map(f, [x] * 4, executor=pool)
+"""
+
+
+def test_a_driver_that_is_killed_takes_its_workers_with_it(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """On all channels at once: they need half a minute. Half of the workers work, half wait."""
+    places = [place_of(channel, request, tmp_path) for channel in CHANNELS]
+    before = [place.pools() for place in places]
+    drivers, others = [], set[int]()
+    for place in places:  # one after the other: Lithops copies itself to a folder that they share
+        driver = program(DRIVER + "\nstay()", str(place.yaml), str(place.server is None))
+        drivers.append(driver)
+        assert driver.stdout is not None
+        others |= {int(one) for one in driver.stdout.readline().split()}
+        assert driver.stdout.readline() == "busy\n"
+        others |= descendants(driver.pid)
+    for driver in drivers:
+        driver.kill()
+        driver.communicate(timeout=PATIENCE)
+    assert until(lambda: not any(map(runs, others)), 45.0)
+    with Pool() as another:  # removes what dead processes have left
+        check(another)
+    assert not any(folders(driver.pid) for driver in drivers)
+    for place, pools in zip(places, before):
+        forget(place, place.pools() - pools)
+
+
+def forget(place: Place, pools: set[str]) -> None:
+    """Remove what killed drivers leave in a storage; lists in Redis go by themselves, though not at once."""
+    store = open_store(place.yaml)
+    store.delete([key for key in store.keys("") if any(pool in key for pool in pools)])
+    if place.channel == "redis" and place.server is not None:
+        import redis
+        from servers import SECRET
+
+        with redis.Redis("127.0.0.1", place.server.port, password=SECRET) as client:
+            for key in client.keys("*pool-*"):
+                if any(pool in str(key) for pool in pools):
+                    assert client.ttl(key) > 0
+                    client.delete(key)
+
+
+def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, pool: Pool) -> None:
+    if place.server is None:
+        pytest.skip("needs none")
+    check(pool)
+    for seconds in (0.0, 2.0):
+        place.server.kill()
+        timer = threading.Timer(seconds, place.server.launch)
+        timer.start()
+        check(pool)
+        timer.join()
+        place.server.wait()
+        check(pool)
+
+
+# --- what never starts ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("server", ["s3", "redis"], indirect=True)
+def test_a_storage_that_refuses_is_one_clear_error_soon(server: Server, tmp_path: Path) -> None:
+    before = threading.active_count()
+    yaml = server.config(tmp_path / "wrong.yaml", secret="wrong")
+    began = time.monotonic()
+    with Pool(yaml, workers=8) as pool, pytest.raises(polarmap.errors.PolarmapError):
+        check(pool)
+    assert time.monotonic() < began + 30.0
+    assert until(lambda: threading.active_count() <= before)
+
+
+def test_a_runtime_that_is_not_there_is_one_clear_error_soon(tmp_path: Path) -> None:
+    yaml = tmp_path / "lithops.yaml"
+    yaml.write_text(
+        "lithops: {backend: localhost, storage: localhost}\n"
+        f"localhost: {{version: 1, worker_processes: 4, runtime: {tmp_path}/no/such/python}}\n"
+    )
+    began = time.monotonic()
+    with (
+        Pool(yaml, workers=8) as pool,
+        pytest.raises(ExecutorError, match=r"no/such/python"),
+    ):
+        check(pool)
+    assert time.monotonic() < began + 30.0
