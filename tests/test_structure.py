@@ -122,7 +122,7 @@ STILL_NAMELESS: set[str] = set()
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code coded pairs stored",
-    "executors": "dask lithops_site",
+    "executors": "dask",
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (

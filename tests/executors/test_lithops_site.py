@@ -1,0 +1,109 @@
+"""Lithops as a place for workers that stay: what it is told, what it tells, and what it leaves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pool_processes import until
+from servers import Server
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
+from polarmap.executors.owned_folder import disk_folder, remove
+from polarmap.executors.remote_workers import RemoteWorkers
+from polarmap.executors.storage_mailboxes import ObjectMailboxes, RedisMailboxes
+from polarmap.executors.worker_table import Lease
+from polarmap.worker.kept_task import DriverAddress
+from polarmap.worker.parts import Place
+
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    one = disk_folder()
+    yield one
+    remove(one)
+
+
+def test_workers_here_call_by_a_file_and_are_gone_when_it_is_closed(folder: Path) -> None:
+    site = LithopsSite(YAML, folder)
+    assert (site.name, site.folder, site.seconds) == ("lithops/localhost", folder, HERE_SECONDS)
+    workers = RemoteWorkers(site, None, True, 10**6, 1)
+    with closing(workers):
+        workers.want(2)
+        assert until(lambda: len(workers) == 2, 60.0)
+        taken = [workers.take(Lease(), False) for _ in range(2)]
+        assert workers.channel == "Unix socket"
+        processes = set[int]()
+        for worker in taken:
+            assert worker is not None
+            assert until(lambda one=worker: bool(one.receive()) and one.process is not None)
+            processes.add(worker.process or 0)
+        assert len(processes) == 2
+    workers.leave(one for one in taken if one is not None)
+    assert until(lambda: not any(os.path.exists(f"/proc/{process}") for process in processes))
+    assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+
+
+def test_a_worker_that_ends_is_told_with_its_reason(folder: Path) -> None:
+    site = LithopsSite(YAML, folder)
+    with closing(site):
+        nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+        site.launch(nowhere, {7: 60.0})
+        found: dict[int, str] = {}
+        assert until(lambda: bool(found.update(site.ended()) or found), 60.0)
+        assert list(found) == [7]
+        assert "/nowhere/driver" in found[7]
+        assert site.ended() == {}
+
+
+@pytest.mark.parametrize(
+    ("server", "kind"), [("redis", RedisMailboxes), ("s3", ObjectMailboxes)], indirect=["server"]
+)
+def test_a_storage_has_its_own_channel(server: Server, kind: Any, folder: Path, tmp_path: Path) -> None:
+    site = LithopsSite(server.config(tmp_path / "lithops.yaml"), folder)
+    with closing(site):
+        mailboxes = site.mailboxes(lambda number, link, channel: None)
+        assert type(mailboxes) is kind
+        mailboxes.close()
+        mailboxes.clean()
+    assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+
+
+def test_functions_in_a_cloud_end_before_their_time_is_over(folder: Path) -> None:
+    from polarmap.clouds.limits import Worker
+
+    site = LithopsSite(YAML, folder)
+    with closing(site):
+        site._is_here = False
+        known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
+        assert site._seconds(known) == 900.0 - SPARE_SECONDS
+        assert site._seconds(None) == HERE_SECONDS
+        assert site._seconds(replace(known, seconds=5.0)) == 1.0
+
+
+def test_storage_that_it_does_not_reach_is_refused(folder: Path) -> None:
+    site = LithopsSite(YAML, folder)
+    with closing(site):
+        site.check_source(None, "lies in")
+        site.check_source(Place("folder", "/data"), "lies in")
+        with pytest.raises(ExecutorError):
+            site.check_source(Place("bucket", "b", "aws_s3"), "lies in")
+
+
+def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error(folder: Path) -> None:
+    import cloudpickle
+    import servers
+
+    site = LithopsSite(YAML, folder)
+    with closing(site):
+        site._functions = None  # whatever it asks
+        with pytest.raises(ExecutorError, match="takes no job"):
+            site.modules(cloudpickle.dumps(servers.free_ports))
