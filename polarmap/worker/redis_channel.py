@@ -69,10 +69,9 @@ class RedisChannel(StorageChannel):
     def put(self, data: bytes, is_sign: bool) -> None:
         """Append a message, or a sign of life, to the driver's list."""
         header = struct.pack(HEADER, self.number, self.latest, self.is_idle, is_sign)
-        pipeline = self._client.pipeline(transaction=False)
-        pipeline.rpush(self._keys.to_driver, header + data)
-        pipeline.expire(self._keys.to_driver, KEPT_SECONDS)
-        pipeline.execute()
+        self._client.rpush(self._keys.to_driver, header + data)
+        if is_sign:  # and not for each message: they are to be fast
+            self._client.expire(self._keys.to_driver, KEPT_SECONDS)
 
     def has_message(self) -> bool:
         """Whether the driver has said something."""

@@ -62,6 +62,7 @@ def test_a_message_that_was_sent_again_is_taken_once(client: Any, keys: Any, cha
 
 def test_what_nobody_reads_goes_in_the_end(client: Any, keys: RedisKeys, channel: RedisChannel) -> None:
     channel.send({"task": 1})
+    channel.put(b"", is_sign=True)
     assert 0 < client.ttl(keys.to_driver) <= redis_channel.KEPT_SECONDS
 
 
