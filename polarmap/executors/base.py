@@ -138,7 +138,14 @@ class Run(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Outcome]:
-        """What ended, as soon as anything did; empty after `timeout` seconds."""
+        """What ended, as soon as anything did; empty after `timeout` seconds, or when it is woken."""
+        ...
+
+    def wake(self) -> None:
+        """Let the `wait` that another thread is in return soon, with an empty list if nothing ended.
+
+        If none is, the next one does. Any thread may call it at any time, also when the run is closed.
+        """
         ...
 
     def running(self) -> Mapping[int, float]:

@@ -77,7 +77,7 @@ class FuturesRun:
         self._name, self._pool = name, pool
         self._payload = payload
         self._attempts: dict[int, int] = {}
-        self._ended: queue.SimpleQueue[Ended | Reply] = queue.SimpleQueue()
+        self._ended: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
         self._futures: list[Future[Any]] = []
         self._pending: dict[int, Future[Any]] = {}
         self._began: dict[int, float] = {}
@@ -124,10 +124,16 @@ class FuturesRun:
         link = self._link if self._payload.subtasks > 1 and isinstance(self._link, FolderLink) else None
         while True:
             ended = self._drained(timeout if link is None else min(timeout, LOOK_SECONDS))
+            is_woken = None in ended
             outcomes = [] if link is None else list(map(partial_outcome, link.take()))  # before the ends
-            outcomes += [outcome for one in ended if (outcome := self._outcome(one)) is not None]
-            if outcomes or link is None or time.monotonic() >= deadline:
+            told = (self._outcome(one) for one in ended if one is not None)
+            outcomes += [outcome for outcome in told if outcome is not None]
+            if outcomes or link is None or is_woken or time.monotonic() >= deadline:
                 return outcomes
+
+    def wake(self) -> None:
+        """Let something be in the queue that is waited for."""
+        self._ended.put(None)
 
     def paid(self) -> Stay | None:
         """None: each attempt is paid by itself."""
@@ -137,8 +143,8 @@ class FuturesRun:
         """Whether no outcome can come any more unless something is started."""
         return not self._pending and self._ended.empty()
 
-    def _drained(self, timeout: float) -> list[Ended | Reply]:
-        """What has ended by now, or the first that ends within `timeout` seconds."""
+    def _drained(self, timeout: float) -> list[Ended | Reply | None]:
+        """What has ended by now, or the first that ends within `timeout` seconds; None: it was woken."""
         ended = []
         with contextlib.suppress(queue.Empty):
             ended.append(self._ended.get(timeout=timeout))

@@ -58,6 +58,7 @@ class LithopsRun:
         self._jobs: list[LithopsJob] = []
         self._launched_at: dict[int, float] = {}
         self._next_look = 0.0
+        self._is_woken = False
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -69,9 +70,14 @@ class LithopsRun:
         while True:
             outcomes = self._look()
             now = time.monotonic()
-            if outcomes or now >= deadline:
+            if outcomes or now >= deadline or self._is_woken:
+                self._is_woken = False
                 return outcomes
             time.sleep(max(0.0, min(self._next_look, deadline) - now))
+
+    def wake(self) -> None:
+        """Be seen to have been called at the next look."""
+        self._is_woken = True
 
     def running(self) -> Mapping[int, float]:
         """When the running tasks were handed to Lithops: functions start at once, or so it seems."""

@@ -23,6 +23,7 @@ from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outc
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.cores import available_cores
@@ -154,6 +155,8 @@ class PoolRun:
         self._shared: set[tuple[int, int]] = set()  # attempts that two workers were told of
         self._told: set[tuple[int, int]] = set()  # those of them that have ended
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
+        self._woken = WakeSignal()
+        self._poll.register(self._woken, select.POLLIN)
         self._ended: list[Outcome] = []  # that are told with the next ones
         self._stored: Stored | None = None
         self._owner = os.getpid()
@@ -215,17 +218,22 @@ class PoolRun:
             rest = max(0.0, deadline - time.monotonic())
             is_late = self._waiting or self._behind
             step = 0.0 if ended else min(rest, self._look_seconds) if is_late else rest
-            for descriptor, _ in self._poll.poll(1000 * step):
-                ended += self._heard(self._by_descriptor[descriptor])
+            readable = [self._by_descriptor.get(descriptor) for descriptor, _ in self._poll.poll(1000 * step)]
+            for worker in readable:
+                ended += [] if worker is None else self._heard(worker)
             if ended:
                 self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
                 self._start_waiting()
                 return ended
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or (None in readable and self._woken.clear()):
                 return []
             if self._waiting or self._behind:
                 self._workers.check()
                 self._look_for_idle_cores()
+
+    def wake(self) -> None:
+        """Let the descriptor be readable that is polled besides those of workers."""
+        self._woken.set()
 
     def close(self) -> None:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
@@ -247,6 +255,7 @@ class PoolRun:
         finally:  # an interrupt here leaves files until the workers end
             if self._stored is not None:
                 self._blocks.done(self._stored)
+            self._woken.close()
             self._done()
 
     def _start_waiting(self) -> None:

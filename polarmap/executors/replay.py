@@ -108,6 +108,9 @@ class ReplayRun:
                 self._began.pop(task, None)
         return [outcome]
 
+    def wake(self) -> None:
+        """Nothing: no wait takes any time."""
+
     def paid(self) -> Stay | None:
         """None: each attempt is paid by itself."""
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
@@ -176,6 +177,23 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     run.close()
     run.close()
     assert run.running() == {}
+
+
+def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: Executor) -> None:
+    run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
+    run.submit([0])
+    run.wake()
+    run.wake()
+    assert run.wait(NEVER) == []
+    assert run.wait(0.0) == []
+    outcomes: list[list[Outcome]] = []
+    waiting = threading.Thread(target=lambda: outcomes.append(run.wait(NEVER)))
+    waiting.start()
+    run.wake()
+    waiting.join(PATIENCE)
+    assert outcomes == [[]]
+    run.close()
+    run.wake()
 
 
 def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Executor) -> None:

@@ -79,6 +79,9 @@ class RecordedRun:
     def running(self) -> Mapping[int, float]:
         return self._run.running()
 
+    def wake(self) -> None:
+        self._run.wake()
+
     def paid(self) -> None:
         return None
 

@@ -38,6 +38,8 @@ class Scripted:
     def running(self) -> Mapping[int, float]:
         return {}
 
+    def wake(self) -> None: ...
+
     def paid(self) -> None:
         return None
 
