@@ -64,7 +64,7 @@ ONLY_FROM = {
     "click": CLI,
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
-    "cloudpickle": ["polarmap.executors.pickling", "polarmap.run.trusted"],
+    "cloudpickle": ["polarmap.executors.pickling", "polarmap.run.trusted", "polarmap.worker.any_value"],
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "tqdm": ["polarmap.run.progress"],

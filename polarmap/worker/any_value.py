@@ -1,0 +1,165 @@
+"""How values travel that are no trees of arrays: pickled, the arrays inside as raw bytes beside the pickle.
+
+Runs on workers too: imports numpy and cloudpickle at most.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+RAW_LEAVES = 100  # of a tree that travels raw: pickle is faster with more
+RAW_KINDS = "biufcmMSU"  # of dtypes
+BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
+ALIGNMENT = 64  # bytes, of such buffers
+
+
+class AnyCall:
+    """f as workers call it: with the arguments that a block stands for, its result as `to_result` has it.
+
+    star : whether the value of a block is all positional arguments, rather than the first.
+    args, kwargs : further arguments of every call.
+    is_pickled : whether blocks are made by `to_block`; else they are the values.
+
+    >>> call = AnyCall(dict.get, args=("a",), is_pickled=True)
+    >>> from_result(call(to_block({"a": {1, 2}})))
+    {1, 2}
+    """
+
+    def __init__(
+        self,
+        f: Callable[..., Any],
+        star: bool = False,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        is_pickled: bool = False,
+    ) -> None:
+        self._f, self._star, self._args, self._kwargs = f, star, tuple(args), dict(kwargs or {})
+        self._is_pickled = is_pickled
+
+    def __call__(self, block: Any) -> Any:
+        """The result for a block, as it travels."""
+        value = from_block(block) if self._is_pickled else block
+        result = self._f(*(value if self._star else (value,)), *self._args, **self._kwargs)
+        try:
+            return to_result(result)
+        except Exception as error:
+            kind = f"{type(result).__module__}.{type(result).__qualname__}".removeprefix("builtins.")
+            raise TypeError(f"f returned a {kind} that cannot be pickled: {error}") from error
+
+
+def to_result(value: Any) -> Any:
+    """A tree of arrays for any value: itself in a tuple where it travels as it is, else pickled in a list.
+
+    >>> to_result({"a": 1.5}), type(to_result(None))
+    (({'a': 1.5},), <class 'list'>)
+    """
+    return (value,) if is_raw(value) else [to_block(value)]
+
+
+def from_result(tree: Any) -> Any:
+    """The value of which `to_result` made this."""
+    return tree[0] if isinstance(tree, tuple) else from_block(tree[0])
+
+
+def is_raw(value: Any) -> bool:
+    """Whether a tree of arrays, numbers and strings is exactly itself once it has travelled as raw bytes.
+
+    >>> is_raw([1.5, {"a": np.zeros(3)}]), is_raw([1.5, None]), is_raw(2**70), is_raw({(1, 2): 3})
+    (True, False, False, False)
+    """
+    unseen, count = [value], 0
+    while unseen:
+        one = unseen.pop()
+        kind, count = type(one), count + 1
+        if kind in (dict, list, tuple):
+            if len(one) > RAW_LEAVES or (kind is dict and any(type(key) not in (str, int) for key in one)):
+                return False
+            unseen.extend(one.values() if kind is dict else one)
+        elif not _is_raw_leaf(one):
+            return False
+        if count > RAW_LEAVES:
+            return False
+    return True
+
+
+def _is_raw_leaf(leaf: Any) -> bool:
+    kind = type(leaf)
+    if kind is int:
+        return bool(-(2**63) <= leaf < 2**64)
+    if kind in (bool, float, complex, str, bytes):
+        return True
+    if kind in (np.ndarray, np.matrix):
+        dtype: np.dtype[Any] = leaf.dtype
+        return not dtype.hasobject and (dtype.kind in RAW_KINDS or dtype.type is np.void)
+    is_number = issubclass(kind, (np.number, np.bool_, np.datetime64))  # timedelta64 is a number
+    return is_number and kind.__module__ == "numpy"
+
+
+def to_block(value: Any) -> Array:
+    """Any value that can be pickled as an array of bytes.
+
+    It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
+    the pickle, and the buffers that travel beside it, each aligned.
+    """
+    buffers: list[pickle.PickleBuffer] = []
+
+    def goes_with_the_pickle(buffer: pickle.PickleBuffer) -> bool:
+        if buffer.raw().nbytes < BESIDE_BYTES:
+            return True
+        buffers.append(buffer)
+        return False
+
+    data = _dumps()(value, protocol=5, buffer_callback=goes_with_the_pickle)
+    runs = [memoryview(data), *(buffer.raw() for buffer in buffers)]
+    lengths = [run.nbytes for run in runs]
+    starts, end = _places(lengths)
+    block = np.zeros(end, np.uint8)
+    head = np.array([len(runs), *lengths], "<i8").view(np.uint8)
+    block[: len(head)] = head
+    for start, run in zip(starts, runs):
+        block[start : start + run.nbytes] = run
+    return block
+
+
+def from_block(block: Array) -> Any:
+    """The value of which `to_block` made this; arrays in it lie in the block where that may be written."""
+    count = int(block[:8].view("<i8")[0])
+    lengths = block[8 : 8 + 8 * count].copy().view("<i8").tolist()
+    starts, _ = _places(lengths)
+    data, *buffers = (block[start : start + length] for start, length in zip(starts, lengths))
+    return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
+
+
+def _places(lengths: Sequence[int]) -> tuple[list[int], int]:
+    """Where each run of bytes begins in a block, and where the block ends.
+
+    >>> _places([10, 100, 1])
+    ([64, 128, 256], 257)
+    """
+    starts, end = [], 8 * (1 + len(lengths))
+    for length in lengths:
+        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
+        end = starts[-1] + length
+    return starts, end
+
+
+def _writable(buffer: Array) -> Array:
+    """A buffer that f may write into, and that compiled code finds aligned."""
+    is_aligned = buffer.ctypes.data % np.dtype(np.longdouble).alignment == 0
+    return buffer if buffer.flags.writeable and is_aligned else buffer.copy()
+
+
+def _dumps() -> Callable[..., bytes]:
+    """That of cloudpickle, which takes what is defined in a function or a notebook, where it is installed."""
+    try:
+        from cloudpickle import dumps
+    except ImportError:
+        from pickle import dumps
+    return dumps  # type: ignore[no-any-return]
