@@ -27,8 +27,10 @@ from polarmap.linalg.gram import coded_gram
 from polarmap.linalg.products import CodedProduct, coded_matmul
 from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
+from polarmap.run.coded_future import CodedFuture
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import Subtasks
+from polarmap.submit import submit
 from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:
@@ -44,6 +46,7 @@ _LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
 __all__ = [
     "Audit",
     "CodedArray",
+    "CodedFuture",
     "CodedGradient",
     "CodedOperator",
     "CodedProduct",
@@ -80,6 +83,7 @@ __all__ = [
     "plan",
     "planning",
     "shutdown",
+    "submit",
 ]
 
 

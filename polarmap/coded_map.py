@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, TypeVar, overload
 
-from polarmap.arrays.stored_result import Stored, StoredResult, map_to_storage
+from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
 from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import map_blocks
+from polarmap.run.execute import PreparedMap, prepared_blocks
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
@@ -205,9 +205,30 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
+    call = (f, data, blocks, workers, code, degree, schedule, executor, out)
+    return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries).run(progress)
+
+
+def prepared_coded_map(
+    f: Callable[[Any], T],
+    data: Any,
+    blocks: int | None,
+    workers: int | None,
+    code: CodeName | Code | Masked,
+    degree: int,
+    schedule: ScheduleName | Subtasks | Plan,
+    executor: Any,
+    out: Stored | None,
+    verify: Verify,
+    rtol: float | None,
+    timeout: float | None,
+    on_timeout: OnTimeout,
+    retries: int,
+) -> PreparedMap[CodedResult[T]]:
+    """The map of `coded_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = scheduled(checked_options(verify, rtol, timeout, retries, on_timeout), schedule)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
-        return map_blocks(f, data, code_options, executor, options, progress)
-    return map_to_storage(f, data, code_options, out, executor, options, progress)
+        return prepared_blocks(f, data, code_options, executor, options)
+    return prepared_to_storage(f, data, code_options, out, executor, options)

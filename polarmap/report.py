@@ -20,7 +20,8 @@ class TaskReport:
     index : position in the codeword; data below k.
     state : "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
         "abandoned" (still running when the results were determined), "failed" or "not started"
-        (held back and never needed).
+        (held back and never needed). In the report of a future that is not done also "arrived" and
+        "running".
     arrived : seconds after the start of the map, None if it never did.
     seconds : that the worker spent on it, None if unknown.
     attempts : how often it was started.
@@ -68,6 +69,8 @@ class Report:
     errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
         equal and so tells nothing of it. Empty if all are exact.
+    is_final : False in the report of a future that is not done: how things are so far, with `needed` the
+        number of results that determine the others.
     cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
         that stay, all that they have cost since the map before: the seconds while they were idle, too.
     """
@@ -93,6 +96,7 @@ class Report:
     schedule: str = "upfront"
     subtasks: int = 1
     errors: tuple[float, ...] = ()
+    is_final: bool = True
 
     @property
     def estimated(self) -> tuple[int, ...]:
@@ -111,6 +115,14 @@ class Report:
 
     def __str__(self) -> str:
         arrived = sum(task.arrived is not None for task in self.tasks)
+        if not self.is_final:
+            return "\n".join(
+                [
+                    f"{arrived} of {self.n} results have arrived, {self.needed} are needed, "
+                    f"{self.seconds:.2f} s so far ({self.executor}, {self.code})",
+                    *self._failures(),
+                ]
+            )
         lines = [
             f"{arrived} of {self.n} results arrived, {self.k} blocks determined after "
             f"{self.needed} of them, {self.seconds:.2f} s ({self.executor}, {self.code})",
@@ -139,8 +151,11 @@ class Report:
         for state in ("abandoned", "failed"):
             if self.indices(state):
                 lines.append(f"{state}: {_list(self.indices(state))}")
-        lines += [f"  task {task.index}: {task.failures[-1]}" for task in self.tasks if task.failures][:5]
-        return "\n".join(lines)
+        return "\n".join(lines + self._failures())
+
+    def _failures(self) -> list[str]:
+        """A line for each of the first tasks that failed."""
+        return [f"  task {task.index}: {task.failures[-1]}" for task in self.tasks if task.failures][:5]
 
 
 def _list(indices: list[int] | tuple[int, ...]) -> str:

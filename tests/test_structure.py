@@ -23,6 +23,7 @@ FLOORS = [
     ["__init__"],
     ["glm"],
     ["linalg"],
+    ["submit"],
     ["coded_gradient", "hedged_map"],
     ["coded_map", "coded_sum"],
     ["arrays"],

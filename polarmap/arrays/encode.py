@@ -18,7 +18,7 @@ from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
-from polarmap.run.progress import is_wanted, open_count
+from polarmap.run.progress import observer_of
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
@@ -99,7 +99,7 @@ def encode(
     >>> folder.cleanup()
     """
     check_name(name)
-    shown = is_wanted(progress)
+    observer = observer_of(progress)
     if not isinstance(overwrite, (bool, int, np.bool_)):
         raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
     if checked_count("memory", memory) < LEAST_MEMORY:
@@ -117,10 +117,10 @@ def encode(
     cut = plan_stripes(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows)
     seen = NonFiniteRecord(cut)
     if executor is not None:
-        write = encode_remotely.writing(store, source, cut, seen, executor, progress)
+        write = encode_remotely.writing(store, source, cut, seen, executor, observer)
         made = write_array(store, name, cut, overwrite, write)
     else:
-        with open_count(len(cut.hyperslabs), shown) as show:
+        with observer.count(len(cut.hyperslabs)) as show:
             write = encode_locally.stripe_writer(store, source, cut, seen, show)
             made = write_array(store, name, cut, overwrite, write)
     seen.warn()

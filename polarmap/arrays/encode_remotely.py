@@ -39,7 +39,7 @@ def writing(
     plan: StripePlan,
     seen: NonFiniteRecord,
     executor: Any,
-    progress: bool | None,
+    progress: Any,
 ) -> StripeWriter:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
@@ -77,7 +77,7 @@ def _encoded(
     seen: NonFiniteRecord,
     generation: Generation,
     executor: Any,
-    progress: bool | None,
+    progress: Any,
 ) -> dict[int, list[Part]]:
     """Stripe -> its parts, each noted in the generation as soon as it is stored."""
     code, done = tasks.plan.code, {}

@@ -17,7 +17,7 @@ from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import prepared, run_coded
+from polarmap.run.execute import PreparedMap, prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample
@@ -111,25 +111,28 @@ class StoredResult(CodedResult[T]):
         return self.array.executor
 
 
-def map_to_storage(
+def prepared_to_storage(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
     out: Stored,
     executor: Any,
     options: MapOptions,
-    progress: bool | None,
-) -> StoredResult[T]:
-    """The results of f on the blocks of the data, which workers leave in storage."""
+) -> PreparedMap[CodedResult[T]]:
+    """A map whose results workers leave in storage."""
     _check_out(out, options)
     launch, coded = prepared(data, code_options, executor, options)
     place = getattr(data, "store", None) if out.storage is None else out.storage
-    with ResultWriter(open_store(place), out.name, coded) as writer:
-        collected, report = run_coded(launch, f, coded, options, progress, _sampled(f), writer.output)
-        padding = coded.blocks.padding if any(collected.rows) else 0
-        made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
-    _, _, structure = collected.structure  # of a sample: see worker.store_result
-    return StoredResult(CodedArray(writer.store, made), report, structure)
+
+    def run(progress: Any) -> StoredResult[T]:
+        with ResultWriter(open_store(place), out.name, coded) as writer:
+            collected, report = run_coded(launch, f, coded, options, progress, _sampled(f), writer.output)
+            padding = coded.blocks.padding if any(collected.rows) else 0
+            made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
+        _, _, structure = collected.structure  # of a sample: see worker.store_result
+        return StoredResult(CodedArray(writer.store, made), report, structure)
+
+    return PreparedMap(None, 0, run, is_lasting=True)
 
 
 def _check_out(out: Any, options: MapOptions) -> None:

@@ -215,6 +215,13 @@ def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda
     return unflatten(coded.structure, leaves)
 
 
+def read_only(leaf: Array) -> Array:
+    """A view that cannot be written to."""
+    view = leaf.view()
+    view.flags.writeable = False
+    return view
+
+
 def check_folder(source: Place | None) -> None:
     """Raise for storage that is no folder of this machine."""
     if source is None or source.kind == "folder":

@@ -18,7 +18,6 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
-    Array,
     Function,
     Outcome,
     Payload,
@@ -27,6 +26,7 @@ from polarmap.executors.base import (
     lost,
     outcome_of,
     partial_outcome,
+    read_only,
 )
 from polarmap.executors.pickling import pickled
 from polarmap.executors.process_files import MapFiles, process_files
@@ -205,7 +205,7 @@ class FuturesRun:
         stored = None if self._files is None or coded.source is not None else self._files.block(coded, task)
         if stored is not None:
             return None, stored
-        return block_of(coded, task, _frozen), None
+        return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
 
     def _outcome(self, ended: Ended | Reply) -> Outcome | None:
         """What is told of a future that is done, or of the result of a subtask."""
@@ -254,10 +254,3 @@ def threads_each(pool: Any) -> int:
         inside: Any = pool
         return max(1, available_cores() // int(inside._max_workers))
     return 1
-
-
-def _frozen(leaf: Array) -> Array:
-    """A read-only view: f on a thread must not write into the caller's data."""
-    view = leaf.view()
-    view.flags.writeable = False
-    return view

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from math import inf
 from typing import Any
 
@@ -173,6 +173,11 @@ class Codewords:
     def count(self) -> int:
         """Results that arrived, of the codeword of which fewest did."""
         return min(len(word.received.results) for word in self.members)
+
+    @property
+    def arrived(self) -> Mapping[int, float]:
+        """When results arrived, of the same codeword."""
+        return min((word.received.arrived for word in self.members), key=len)
 
     # -- what the schedule asks -------------------------------------------------------------
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
@@ -21,7 +21,7 @@ from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes
+from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.planning.backups import BackupRule
 from polarmap.planning.on_demand import ParityRule
@@ -33,11 +33,11 @@ from polarmap.run.first_results import FirstResults
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, Upfront
-from polarmap.run.progress import is_wanted, open_bar
+from polarmap.run.progress import Observer, RunningMap, observer_of
 from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, schedule
 from polarmap.run.subtask_rows import check_rows
-from polarmap.run.summary import report_of_coded, report_of_uncoded
+from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.pytree import Structure, unflatten
@@ -94,7 +94,7 @@ def run_coded(
     f: Function,
     coded: CodedData,
     options: MapOptions,
-    progress: bool | None,
+    progress: Any,
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
 ) -> tuple[Collected, Report]:
@@ -104,17 +104,23 @@ def run_coded(
     where results stay.
     """
     _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
-    wanted = is_wanted(progress)
+    observer = observer_of(progress)
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
     payload = Payload(f, coded, output=output, subtasks=options.subtasks, low_priority=parity)
     call = _Call(f, driver_f or f, coded, options)
     with closing(launch.executor.open(payload)) as run:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
-        with open_bar(coded.n, coded.code.recovery_threshold, wanted) as show:
-            tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
-            codewords = Codewords(call.driver_f, coded, options, tasks, watch)
-            errors, rows = _collect(run, call, tasks, codewords, watch, show)
+        tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
+        codewords = Codewords(call.driver_f, coded, options, tasks, watch)
+        blank = _blank_report(coded, launch)
+        running = RunningMap(
+            blank,
+            run.wake,
+            lambda: report_so_far(blank, tasks, codewords.arrived, run.now() - began),
+        )
+        with observer.watch(running):
+            errors, rows = _collect(run, call, tasks, codewords, watch, observer)
             ended = watch.elapsed
             stay = run.paid()
     report = report_of_coded(codewords.members, tasks, coded, errors, ended)
@@ -137,7 +143,7 @@ def run_uncoded(
     f: Function,
     blocks: Coded,
     options: MapOptions,
-    progress: bool | None,
+    progress: Any,
     rule: BackupRule | None = None,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
@@ -147,17 +153,23 @@ def run_uncoded(
     `rule`: when a task is late and gets a backup; `note` is told of every first result as it comes.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
-    wanted = is_wanted(progress)
+    observer = observer_of(progress)
     policy: Policy = Upfront(blocks.n) if rule is None else Backups(blocks.n, rule)
     with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
         began = min(launch.began, run.now())
-        with open_bar(blocks.n, blocks.n, wanted) as show:
-            tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
-            firsts = FirstResults(tasks, note)
+        tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
+        firsts = FirstResults(tasks, note)
+        blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
+        running = RunningMap(
+            blank,
+            run.wake,
+            lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
+        )
+        with observer.watch(running):
             for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch):
                 for outcome in outcomes:
                     firsts.add(outcome, watch.elapsed)
-                    show(len(firsts.outcomes), blocks.n)
+                observer.show(len(firsts.outcomes))
                 if firsts.is_met:
                     break
             stay = run.paid()
@@ -172,7 +184,7 @@ def _collect(
     tasks: TaskTable,
     codewords: Codewords,
     watch: Stopwatch,
-    show: Callable[[int, int], None],
+    observer: Observer,
 ) -> tuple[tuple[float, ...], tuple[bool, ...]]:
     """Schedule the tasks until the codewords are accepted, or the deadline is there.
 
@@ -181,12 +193,15 @@ def _collect(
     coded, options = call.coded, call.options
     row_by_row = RowByRowCheck(call.f, coded, options, watch) if options.subtasks > 1 else None
     padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
+    gives_blocks = observer.takes_blocks and options.subtasks == 1 and len(coded.code.systematic) > 0
     errors: tuple[float, ...] = ()
     has_warned = False
     for outcomes in schedule(run, _policy(coded, options), options.retries, tasks, codewords, watch):
         for outcome in outcomes:
             codewords.add(outcome, watch.elapsed)
-        show(codewords.count, coded.code.recovery_threshold)
+            if gives_blocks and outcome.task < coded.code.k:
+                _hand_out(outcome.task, codewords, coded, observer)
+        observer.show(codewords.count)
         if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
             has_warned = True
             warnings.warn(coded.unprotected_warning, RuntimeWarning, stacklevel=2)
@@ -198,6 +213,24 @@ def _collect(
             break
     codewords.warn_of_inaccuracy()
     return errors, padding.found(codewords.members, _shapes(codewords)) if padding else ()
+
+
+def _blank_report(coded: CodedData, launch: Launch) -> Report:
+    code = coded.code
+    return blank_report(code.n, code.k, code.recovery_threshold, code.name, launch.executor.name)
+
+
+def _hand_out(index: int, codewords: Codewords, coded: CodedData, observer: Observer) -> None:
+    """The result of a data block, as its worker returned it, to whoever does not wait for the others.
+
+    Not the one that padding may have to be cut off. It may be decoded from still: nobody is to write to it.
+    """
+    received = codewords.members[0].received.results.get(index)
+    if received is None or (coded.blocks.padding and index == coded.code.k - 1):
+        return
+    leaves, structure = received.leaves, received.structure
+    if leaves is not None and structure is not None and received.stored is None:
+        observer.block_arrived(index, lambda: unflatten(structure, list(map(read_only, leaves))))
 
 
 def _policy(coded: CodedData, options: MapOptions) -> Policy:
@@ -274,19 +307,48 @@ def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | 
 T = TypeVar("T")
 
 
+R = TypeVar("R")
+
+
+class PreparedMap(NamedTuple, Generic[R]):
+    """A map that is checked and cut, and has not begun.
+
+    blank : its report before anything has happened; None where that is not known yet.
+    blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
+    run : runs it to its end, with `progress=` of a map.
+    is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
+    """
+
+    blank: Report | None
+    blocks: int
+    run: Callable[[Any], R]
+    is_lasting: bool = False
+
+
 def map_blocks(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
     executor: Any,
     options: MapOptions,
-    progress: bool | None,
+    progress: Any,
 ) -> CodedResult[T]:
     """The results of f on the blocks of the data, which come home."""
+    return prepared_blocks(f, data, code_options, executor, options).run(progress)
+
+
+def prepared_blocks(
+    f: Callable[[Any], T], data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+) -> PreparedMap[CodedResult[T]]:
+    """The map of `map_blocks`."""
     launch, coded = prepared(data, code_options, executor, options)
-    collected, report = run_coded(launch, f, coded, options, progress)
-    whole = without_padding(collected.results, coded.blocks, collected.rows)
-    return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
+
+    def run(progress: Any) -> CodedResult[T]:
+        collected, report = run_coded(launch, f, coded, options, progress)
+        whole = without_padding(collected.results, coded.blocks, collected.rows)
+        return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
+
+    return PreparedMap(_blank_report(coded, launch), coded.code.k, run)
 
 
 def prepared(

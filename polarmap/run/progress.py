@@ -1,58 +1,99 @@
-"""One progress bar."""
+"""Whoever looks on while a map runs: nobody, a progress bar, a future."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.errors import CodeError
+from polarmap.report import Report
 
 
-def is_wanted(progress: Any) -> bool:
-    """Whether a caller's `progress` asks for a bar: None does where there is a terminal."""
+class RunningMap(NamedTuple):
+    """What is told of a map when it begins.
+
+    blank : its report before anything has happened.
+    wake : lets the map look up at once; any thread may call it.
+    report : the report so far; any thread may ask for it.
+    """
+
+    blank: Report
+    wake: Callable[[], None]
+    report: Callable[[], Report]
+
+
+class Observer:
+    """Is told how a map gets on, on the thread that runs it. This one takes no notice.
+
+    Attributes
+    ----------
+    takes_blocks : bool
+        Whether it is told of the results of blocks one by one.
+    """
+
+    takes_blocks = False
+
+    @contextmanager
+    def watch(self, running: RunningMap) -> Iterator[None]:
+        """A map runs as long as the context is open."""
+        yield
+
+    @contextmanager
+    def count(self, total: int) -> Iterator[Callable[[int], None]]:
+        """A function that is told how many of so many stripes are done."""
+        yield lambda done: None
+
+    def show(self, arrived: int) -> None:
+        """So many results are here: told again and again, whether it has changed or not."""
+
+    def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
+        """The result of a block is here, before those of the others."""
+
+
+class ProgressBar(Observer):
+    """A line on standard error: "29/32 arrived, 24 needed". Those of several maps stand below each other."""
+
+    def __init__(self) -> None:
+        self._bar: Any = None
+        self._blank: Report | None = None
+
+    @contextmanager
+    def watch(self, running: RunningMap) -> Iterator[None]:
+        """Shows that none has arrived, as long as nobody says otherwise."""
+        from tqdm import tqdm
+
+        with tqdm(total=running.blank.n, bar_format="{bar:20} {desc} [{elapsed}]", leave=False) as bar:
+            self._bar, self._blank = bar, running.blank
+            self.show(0)
+            yield
+
+    @contextmanager
+    def count(self, total: int) -> Iterator[Callable[[int], None]]:
+        """A line that says how many of the stripes are done, and how long the rest will take."""
+        from tqdm import tqdm
+
+        text = "{bar:20} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
+        with tqdm(total=total, bar_format=text) as bar:
+            yield lambda done: bar.update(done - bar.n)
+
+    def show(self, arrived: int) -> None:
+        """Show how many have arrived."""
+        assert self._blank is not None
+        self._bar.n = arrived
+        text = f"{arrived}/{self._blank.n} arrived, {self._blank.needed} needed"
+        self._bar.set_description_str(text)
+
+
+def observer_of(progress: Any) -> Observer:
+    """Who looks on as the `progress=` of a map says: None is a bar where there is a terminal."""
+    if isinstance(progress, Observer):
+        return progress
     if progress is None:
-        return sys.stderr is not None and sys.stderr.isatty()
+        progress = sys.stderr is not None and sys.stderr.isatty()
     if not isinstance(progress, (bool, int, np.bool_)):
         raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
-    return bool(progress)
-
-
-@contextmanager
-def open_bar(n: int, k: int, wanted: bool) -> Iterator[Callable[[int, int], None]]:
-    """A function (arrived, needed) that shows "29/32 arrived, 24 needed", or nothing.
-
-    Before the first call it shows that none of n arrived and k are needed.
-    """
-    if not wanted:
-        yield lambda arrived, needed: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=n, bar_format="{bar:20} {desc} [{elapsed}]", leave=False) as bar:
-
-        def show(arrived: int, needed: int) -> None:
-            bar.n = arrived
-            bar.set_description_str(f"{arrived}/{n} arrived, {needed} needed")
-
-        show(0, k)
-        yield show
-
-
-@contextmanager
-def open_count(total: int, wanted: bool) -> Iterator[Callable[[int], None]]:
-    """A function (done) that shows how much of a total is done, or nothing."""
-    if not wanted:
-        yield lambda done: None
-        return
-    from tqdm import tqdm
-
-    with tqdm(total=total, bar_format="{bar:20} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]") as bar:
-
-        def show(done: int) -> None:
-            bar.update(done - bar.n)
-
-        yield show
+    return ProgressBar() if progress else Observer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from polarmap.run.tasks import TaskTable
 
 # From the least to the most that a map's codewords were verified by.
 VERIFICATIONS = ["no", "earlier", "local", "parity", "not needed"]
+
+UNCODED = "no code, backup tasks"
 
 
 def report_of_coded(
@@ -58,7 +61,7 @@ def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, sec
     return Report(
         n=len(tasks),
         k=len(tasks),
-        code="no code, backup tasks",
+        code=UNCODED,
         executor=executor,
         tasks=tuple(
             TaskReport(
@@ -82,6 +85,49 @@ def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, sec
         error_bound=0.0,
         residual=None,
         verified="not needed",
+    )
+
+
+def blank_report(n: int, k: int, needed: int, code: str, executor: str) -> Report:
+    """The report of a map before anything of it has happened."""
+    return Report(
+        n=n,
+        k=k,
+        code=code,
+        executor=executor,
+        tasks=tuple(TaskReport(index, "not started", None, None, 0, (), None) for index in range(n)),
+        needed=needed,
+        recovered=(),
+        seconds=0.0,
+        encode_seconds=0.0,
+        decode_seconds=0.0,
+        surplus_seconds=0.0,
+        amplification=0.0,
+        error_bound=0.0,
+        residual=None,
+        verified="no",
+        is_final=False,
+    )
+
+
+def report_so_far(blank: Report, tasks: TaskTable, arrived: Mapping[int, float], seconds: float) -> Report:
+    """The report of a map that goes on, perhaps on another thread: what may change meanwhile is copied."""
+    here, running = dict(arrived), set(tasks.running)
+    return replace(
+        blank,
+        seconds=seconds,
+        tasks=tuple(
+            TaskReport(
+                index=index,
+                state="arrived" if index in here else _state_so_far(tasks, running, index),
+                arrived=here.get(index),
+                seconds=None,
+                attempts=tasks[index].attempts,
+                failures=_failures(tasks, index),
+                launched=tasks[index].launched,
+            )
+            for index in range(blank.n)
+        ),
     )
 
 
@@ -153,6 +199,11 @@ def _state(tasks: TaskTable, index: int, is_whole: bool, is_used: bool) -> str:
     return "abandoned" if index in tasks.running else "failed" if tasks[index].attempts else "not started"
 
 
+def _state_so_far(tasks: TaskTable, running: set[int], index: int) -> str:
+    """What has become of a task whose result is not here, of a map that goes on."""
+    return "running" if index in running else "failed" if tasks[index].attempts else "not started"
+
+
 def _failures(tasks: TaskTable, index: int) -> tuple[str, ...]:
-    failures = tasks[index].failures
+    failures = tuple(tasks[index].failures)
     return tuple(dict.fromkeys(str(failure) for failure, _ in failures)) if failures else ()

@@ -1,0 +1,291 @@
+"""A map as a future: its results later, those of single blocks as they come, and a way to call it off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import os
+import threading
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, InvalidStateError
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, ClassVar, Generic, TypeVar
+
+from polarmap.errors import ExecutorError
+from polarmap.report import Report
+from polarmap.run.execute import PreparedMap
+from polarmap.run.map_threads import MAP_THREADS, call_before_exit
+from polarmap.run.progress import Observer, RunningMap
+
+END_SECONDS = 5.0  # given to maps that were called off to end, at exit
+
+R = TypeVar("R")
+
+
+class CalledOff(BaseException):
+    """Ends a map whose results nobody waits for. Nobody sees it."""
+
+
+class WatchedFuture(Future[R]):
+    """A future of a map that goes on as long as it, or another one of the same map, is kept."""
+
+    def __init__(self, reference: _Reference, map_: FutureMap[Any]) -> None:
+        super().__init__()
+        self._reference, self._map = reference, map_
+        self._is_told = False
+
+    def cancel(self) -> bool:
+        """Let nobody wait for it any more; False if it is done already."""
+        if not super().cancel():
+            return False
+        with self._condition:
+            is_told, self._is_told = self._is_told, True
+        if not is_told:
+            self.set_running_or_notify_cancel()
+        return True
+
+    def result(self, timeout: float | None = None) -> R:
+        """What it is a future of; waits for it.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds to wait. The map goes on.
+
+        Raises
+        ------
+        TimeoutError
+            It is not done.
+        CancelledError
+            It was called off.
+        PolarmapError
+            Whatever the map raises.
+        """
+        self._map.check_process(self)
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """What the map raises, None if it returns; waits for it."""
+        self._map.check_process(self)
+        return super().exception(timeout)
+
+    def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
+        """Call fn with this future when it is done, at once if it is; the map goes on for that."""
+        self._map.keep(self)
+        super().add_done_callback(fn)
+
+    def __await__(self) -> Generator[Any, None, R]:
+        return asyncio.wrap_future(self).__await__()
+
+
+class CodedFuture(WatchedFuture[R]):
+    """What `submit` returns: a `concurrent.futures.Future` of what the map returns.
+
+    It may be awaited. When it is dropped, and its blocks too, the map is called off, unless there are
+    callbacks to be called or its results stay in storage.
+
+    Attributes
+    ----------
+    blocks : tuple of Future
+        Of the k results; each is done as soon as its own worker has returned it or it is decoded. What
+        comes before the others is as its worker returned it, no check has seen it, and it is read-only:
+        the others may still be decoded from it. Empty where results are not of blocks, or stay in storage.
+    """
+
+    def __init__(self, map_: FutureMap[R], blocks: int) -> None:
+        reference = _Reference(map_)
+        super().__init__(reference, map_)
+        self.blocks: tuple[Future[Any], ...] = tuple(WatchedFuture(reference, map_) for _ in range(blocks))
+
+    @property
+    def report(self) -> Report | None:
+        """What has happened so far, or in all; None where nothing is known before the map begins."""
+        return self._map.report()
+
+    def cancel(self) -> bool:
+        """Call the map off: its workers stop, also while it runs.
+
+        Returns
+        -------
+        bool
+            False if it is done already.
+        """
+        if not super().cancel():
+            return False
+        self._map.call_off()
+        for block in self.blocks:
+            block.cancel()
+        return True
+
+    def running(self) -> bool:
+        """Whether it has begun and is not done."""
+        return self._map.has_begun and not self.done()
+
+
+class _Reference:
+    """Is held by a future and those of its blocks: when all are dropped, so is it."""
+
+    def __init__(self, map_: FutureMap[Any]) -> None:
+        weakref.finalize(self, map_.drop).atexit = False
+
+
+class FutureMap(Observer, Generic[R]):
+    """A map that belongs to a future, which it does not hold, and looks on itself.
+
+    Parameters
+    ----------
+    prepared : PreparedMap
+        What is to run.
+    others : Observer
+        Who looks on besides.
+    """
+
+    _under_way: ClassVar[set[FutureMap[Any]]] = set()
+
+    def __init__(self, prepared: PreparedMap[R], others: Observer) -> None:
+        self._prepared, self._others = prepared, others
+        self._owner = os.getpid()
+        self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
+        self._is_called_off = False
+        self._running: RunningMap | None = None
+        self._report = prepared.blank
+        self._ended = threading.Event()
+        self.has_begun = False
+        self.takes_blocks = prepared.blocks > 0
+
+    def start(self) -> CodedFuture[R]:
+        """The future of the map, which begins as soon as a thread is free."""
+        future = CodedFuture(self, self._prepared.blocks)
+        self._future = weakref.ref(future)
+        self._blocks = [weakref.ref(block) for block in future.blocks]
+        if self._prepared.is_lasting:
+            self.keep(future)
+        self._under_way.add(self)
+        MAP_THREADS.start(partial(contextvars.copy_context().run, self._run))
+        return future
+
+    def report(self) -> Report | None:
+        """What has happened so far; any thread may ask."""
+        running = self._running
+        return self._report if running is None else running.report()
+
+    def keep(self, future: Future[Any]) -> None:
+        """Go on until this future is done, whether somebody has it or not."""
+        if not future.done():
+            self._kept.add(future)
+
+    def drop(self) -> None:
+        """Nobody has the future or one of its blocks any more."""
+        if not self._kept:
+            self.call_off()
+
+    def call_off(self) -> None:
+        """Let the map end: its results can reach nobody."""
+        self._is_called_off = True
+        self._kept.clear()
+        running = self._running
+        if running is not None:
+            running.wake()
+
+    def check_process(self, future: Future[Any]) -> None:
+        """ExecutorError in a process that was forked of the one in which the map runs."""
+        if os.getpid() != self._owner and not future.done():
+            raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
+
+    # -- as the observer of the map, on its thread ------------------------------------------
+
+    @contextmanager
+    def watch(self, running: RunningMap) -> Iterator[None]:
+        """The map may be woken, and asked for its report."""
+        self._running = running
+        try:
+            with self._others.watch(running):
+                yield
+        finally:
+            self._report, self._running = running.report(), None
+
+    @contextmanager
+    def count(self, total: int) -> Iterator[Callable[[int], None]]:
+        """What is told of stripes is where an encoding may be called off."""
+        with self._others.count(total) as show:
+
+            def counted(done: int) -> None:
+                self._check()
+                show(done)
+
+            yield counted
+
+    def show(self, arrived: int) -> None:
+        """Where a map may be called off."""
+        self._check()
+        self._others.show(arrived)
+
+    def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
+        """Fulfil its future."""
+        _fulfil(self._blocks[index](), result)
+
+    def _check(self) -> None:
+        if self._is_called_off:
+            raise CalledOff
+
+    # ---------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        """Run the map, and fulfil the futures that are still there."""
+        try:
+            self._check()
+            self.has_begun = True
+            result = self._prepared.run(self)
+        except CalledOff:
+            pass
+        except BaseException as error:
+            for block in self._blocks:
+                _fail(block(), error)
+            _fail(self._future(), error)
+        else:
+            self._report = getattr(result, "report", self._report)
+            results: Any = result
+            for index, block in enumerate(self._blocks):
+                _fulfil(block(), partial(results.__getitem__, index))
+            _fulfil(self._future(), lambda: result)
+        finally:
+            self._kept.clear()
+            self._under_way.discard(self)
+            self._ended.set()
+
+    @classmethod
+    def end_all(cls) -> None:
+        """At exit: call off what can reach nobody any more, and wait for the rest as pools of threads do."""
+        maps = list(cls._under_way)
+        lasting = [one for one in maps if one._kept]
+        for one in maps:
+            if one not in lasting:
+                one.call_off()
+        for one in maps:
+            one._ended.wait(None if one in lasting else END_SECONDS)
+
+
+def _fulfil(future: Future[Any] | None, result: Callable[[], Any]) -> None:
+    """Set the result of a future that is still there, and not done."""
+    if future is not None and not future.done():
+        with contextlib.suppress(InvalidStateError):  # cancelled this moment
+            future.set_result(result())
+
+
+def _fail(future: Future[Any] | None, error: BaseException) -> None:
+    if future is not None and not future.done():
+        with contextlib.suppress(InvalidStateError):
+            future.set_exception(error)
+
+
+def _forget_all() -> None:
+    """In a process that was forked the maps of its parent do not run."""
+    FutureMap._under_way.clear()
+
+
+call_before_exit(FutureMap.end_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

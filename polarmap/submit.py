@@ -1,0 +1,122 @@
+"""submit: a map that begins now and returns later."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+
+from polarmap.arrays.encode import encode
+from polarmap.arrays.stored_result import Stored
+from polarmap.blocks.choose_code import CodeName
+from polarmap.code.base import Code
+from polarmap.code.masked import Masked
+from polarmap.coded_map import coded_map, prepared_coded_map
+from polarmap.errors import CodeError
+from polarmap.planning.planner import Plan
+from polarmap.run.coded_future import CodedFuture, FutureMap
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.execute import PreparedMap
+from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify
+from polarmap.run.progress import observer_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+R = TypeVar("R")
+T = TypeVar("T")
+
+
+class CodedMapOptions(TypedDict, total=False):
+    """The options of `coded_map`, for type checkers."""
+
+    blocks: int | None
+    workers: int | None
+    code: CodeName | Code | Masked
+    degree: int
+    schedule: ScheduleName | Subtasks | Plan
+    executor: Any
+    out: Stored | None
+    verify: Verify
+    rtol: float | None
+    timeout: float | None
+    on_timeout: OnTimeout
+    retries: int
+    progress: bool | None
+
+
+# From a verb to what checks its arguments and cuts the data, without `progress`.
+_PREPARED: dict[Any, Callable[..., PreparedMap[Any]]] = {coded_map: prepared_coded_map}
+
+
+@overload
+def submit(
+    f: Callable[[Any], T], data: Any, /, **options: Unpack[CodedMapOptions]
+) -> CodedFuture[CodedResult[T]]: ...
+@overload
+def submit(*arguments: Any, verb: Callable[..., R], **options: Any) -> CodedFuture[R]: ...
+def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any) -> CodedFuture[Any]:
+    """Begin a map and return its future at once: `submit(f, data, ...)` is `coded_map(f, data, ...)` later.
+
+    The results are those of `coded_map`; `future.blocks` tells each as soon as it is there. Up to 32 maps
+    are under way at a time, on threads that all futures share, and share the workers of a pool; further
+    ones wait for their turn.
+
+    Parameters
+    ----------
+    *arguments
+        Of `coded_map`: f and data.
+    verb : callable
+        What to call instead of `coded_map`: `hedged_map`, `coded_sum`, `coded_matmul`, `coded_gram`,
+        `coded_gradient` or `encode`, with their arguments.
+    **options
+        Of `coded_map`, or of the `verb`.
+
+    Returns
+    -------
+    CodedFuture
+        Whose result is what the verb returns.
+
+    Raises
+    ------
+    CodeError, ExecutorError
+        Arguments that `coded_map` refuses before it begins; all else is raised by the future's `result()`.
+
+    Examples
+    --------
+    >>> import numpy as np, polarmap
+    >>> A = np.arange(24.0).reshape(8, 3)
+    >>> future = polarmap.submit(lambda block: block @ np.ones(3), A, blocks=4)
+    >>> future.result(60.0).concatenate().round(9).tolist()
+    [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
+    >>> [block.result(60.0).shape for block in future.blocks]
+    [(2,), (2,), (2,), (2,)]
+    """
+    observer = observer_of(options.pop("progress", None))
+    return FutureMap(_prepared(verb, arguments, options), observer).start()
+
+
+def _prepared(verb: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> PreparedMap[Any]:
+    """The map that a call of a verb is; CodeError for a verb that is none of ours."""
+    name = getattr(verb, "__name__", repr(verb))
+    try:
+        signature = inspect.signature(verb)
+    except (TypeError, ValueError):
+        signature = inspect.Signature()
+    if "progress" not in signature.parameters:
+        raise CodeError(
+            f"verb={name} is no map: pass coded_map, hedged_map, coded_sum, coded_matmul or encode"
+        )
+    try:
+        bound = signature.bind(*arguments, **options)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}") from None
+    if verb in _PREPARED:
+        bound.apply_defaults()
+        del bound.arguments["progress"]
+        return _PREPARED[verb](*bound.arguments.values())
+
+    def run(observer: Any) -> Any:
+        return verb(*arguments, **options, progress=observer)
+
+    return PreparedMap(None, 0, run, is_lasting=verb is encode)
