@@ -69,6 +69,7 @@ ONLY_FROM = {
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "tqdm": ["polarmap.run.progress"],
+    "typing_extensions": ["polarmap.submit"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
         *[

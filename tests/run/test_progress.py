@@ -1,0 +1,55 @@
+"""Who looks on while a map runs, as its progress= says."""
+
+from __future__ import annotations
+
+import io
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap.errors import CodeError
+from polarmap.run.progress import Observer, ProgressBar, RunningMap, observer_of
+from polarmap.run.summary import blank_report
+
+
+def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = Observer()
+    assert observer_of(mine) is mine
+    assert type(observer_of(False)) is Observer
+    assert isinstance(observer_of(np.True_), ProgressBar)
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    assert type(observer_of(None)) is Observer
+    monkeypatch.setattr(sys, "stderr", None)
+    assert type(observer_of(None)) is Observer
+    with pytest.raises(CodeError, match="progress must be True, False or None, not 'yes'"):
+        observer_of("yes")
+
+
+def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    with bar.watch(
+        RunningMap(blank_report(8, 6, 6, "", ""), lambda: None, lambda: blank_report(8, 6, 6, "", ""))
+    ):
+        bar.show(5)
+    with bar.count(4) as show:
+        show(3)
+    text = capsys.readouterr().err
+    assert "0/8 arrived, 6 needed" in text
+    assert "5/8 arrived, 6 needed" in text
+    assert "3/4 stripes" in text
+
+
+def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        sizes = (4, 6), (8, 10), (5, 7)
+        futures = [
+            polarmap.submit(np.negative, np.eye(8), blocks=k, workers=n, executor=pool, progress=True)
+            for k, n in sizes
+        ]
+        for future in futures:
+            future.result(60.0)
+    text = capsys.readouterr().err
+    assert all(f"/{n} arrived, {k} needed" in text for k, n in sizes)

@@ -1,0 +1,407 @@
+"""Maps as futures, on real executors: blocks as they come, cancellation, exits, forks, other verbs."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import inspect
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import CodedFuture, ReplayExecutor
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+from polarmap.submit import CodedMapOptions
+
+SECONDS = 60.0
+A = np.arange(48.0).reshape(16, 3)
+
+
+class Gate:
+    """An f for threads that lets some blocks through, and others when it is opened."""
+
+    def __init__(self, *held: float) -> None:
+        self._held, self._open, self.waiting = held, threading.Event(), threading.Semaphore(0)
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        if not self._held or block.flat[0] in self._held:
+            self.waiting.release()
+            assert self._open.wait(SECONDS)
+        return 2 * block
+
+    def open(self) -> None:
+        self._open.set()
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(40) as pool:
+        yield pool
+
+
+def sleeping(folder: Path) -> Callable[[Any], Any]:
+    """An f that says which process it is in, and then sleeps."""
+
+    def f(block: np.ndarray) -> np.ndarray:
+        import os
+        import time
+
+        open(f"{folder}/{os.getpid()}", "w").close()
+        time.sleep(100)
+        return block
+
+    return f
+
+
+def eventually(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def is_running(process: str) -> bool:
+    """Whether a process is there, and not a zombie."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_bytes()
+    except OSError:
+        return False
+    return stat.rpartition(b")")[2].split()[0] != b"Z"
+
+
+def test_the_result_is_that_of_coded_map() -> None:
+    future = polarmap.submit(np.negative, A, blocks=4, workers=6, executor=ReplayExecutor({1: np.inf}))
+    result = future.result(SECONDS)
+    assert isinstance(future, CodedFuture)
+    np.testing.assert_allclose(result.concatenate(), -A, rtol=1e-12)
+    assert [np.shares_memory(block.result(), one) for block, one in zip(future.blocks, result)] == [True] * 4
+    assert future.report is result.report
+    assert future.done()
+    assert not future.running()
+    assert not future.cancel()
+    assert future.exception() is None
+
+
+def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None:
+    f = Gate(A[4, 0], A[8, 0], A[12, 0])  # three of four data blocks, with two parity blocks
+    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
+    first = future.blocks[0].result(SECONDS)
+    np.testing.assert_array_equal(first, 2 * A[:4])
+    with pytest.raises(ValueError, match="read-only"):
+        first += 1
+    assert [block.done() for block in future.blocks] == [True, False, False, False]
+    assert future.running()
+    done, undone = wait([future, *future.blocks], timeout=0)
+    assert (len(done), len(undone)) == (1, 4)
+    f.open()
+    order = [future.blocks.index(block) for block in as_completed(future.blocks, timeout=SECONDS)]
+    assert sorted(order) == [0, 1, 2, 3]
+    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A)
+
+
+def test_blocks_that_are_late_are_decoded(threads: ThreadPoolExecutor) -> None:
+    f = Gate(A[0, 0], A[4, 0])
+    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads, verify=False)
+    np.testing.assert_allclose(future.blocks[0].result(SECONDS), 2 * A[:4], atol=1e-12)
+    assert future.result(SECONDS).report.recovered == (0, 1)
+    f.open()
+
+
+def test_the_last_block_of_padded_data_is_cut(threads: ThreadPoolExecutor) -> None:
+    future = polarmap.submit(np.negative, A[:15], blocks=4, executor=threads)
+    assert [len(block.result(SECONDS)) for block in future.blocks] == [4, 4, 4, 3]
+
+
+def test_the_report_tells_how_far_it_is(threads: ThreadPoolExecutor) -> None:
+    f = Gate(A[4, 0], A[8, 0], A[12, 0])
+    future = polarmap.submit(f, A, blocks=4, workers=6, executor=threads)
+    future.blocks[0].result(SECONDS)
+    for _ in range(3):
+        assert f.waiting.acquire(timeout=SECONDS)
+    report = future.report
+    assert report is not None
+    assert not report.is_final
+    assert (report.n, report.k, report.needed) == (6, 4, 4)
+    assert 0 in report.indices("arrived")
+    assert {1, 2, 3} <= set(report.indices("running"))
+    assert "are needed" in str(report)
+    f.open()
+    final = future.result(SECONDS).report
+    assert final.is_final
+
+
+def test_a_failed_map_fails_its_blocks_and_keeps_its_report() -> None:
+    def f(block: np.ndarray) -> np.ndarray:
+        raise ZeroDivisionError("no")
+
+    future = polarmap.submit(f, A, blocks=4, executor=ReplayExecutor())
+    with pytest.raises(NotDecodableError, match="no"):
+        future.result(SECONDS)
+    assert isinstance(future.exception(), NotDecodableError)
+    assert all(block.exception(SECONDS) is future.exception() for block in future.blocks)
+    report = future.report
+    assert report is not None
+    assert report.indices("failed")
+    assert "ZeroDivisionError: no" in str(report)
+
+
+def test_cancelling_releases_whoever_waits(threads: ThreadPoolExecutor) -> None:
+    f = Gate()
+    future = polarmap.submit(f, A, blocks=4, executor=threads)
+    assert f.waiting.acquire(timeout=SECONDS)
+    waiter = threads.submit(wait, [future, *future.blocks], SECONDS)
+    called: list[Any] = []
+    future.add_done_callback(called.append)
+    assert future.cancel()
+    assert future.cancel()
+    assert future.cancelled()
+    assert called == [future]
+    done, undone = waiter.result(SECONDS)
+    assert len(done) == 5
+    assert not undone
+    with pytest.raises(CancelledError):
+        future.result(SECONDS)
+    assert future._map._ended.wait(SECONDS)
+    f.open()
+
+
+@pytest.mark.parametrize("executor", [None, "localhost"])
+def test_cancelling_stops_the_workers(executor: Any, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        if executor is None:
+            executor = stack.enter_context(polarmap.Pool(workers=3))
+        future = polarmap.submit(sleeping(tmp_path), A, blocks=4, executor=executor)
+        assert eventually(lambda: len(os.listdir(tmp_path)) >= 2)
+        assert future.cancel()
+        began = time.monotonic()
+        if isinstance(executor, polarmap.Pool):  # those of a pool are killed when the next map wants them
+            y = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+            np.testing.assert_allclose(y.result(SECONDS).concatenate(), -A)
+        else:
+            assert eventually(lambda: not any(map(is_running, os.listdir(tmp_path))), 20.0)
+        assert time.monotonic() - began < 20.0
+
+
+def test_a_dropped_future_calls_its_map_off(threads: ThreadPoolExecutor) -> None:
+    f = Gate()
+    future = polarmap.submit(f, A, blocks=4, executor=threads)
+    assert f.waiting.acquire(timeout=SECONDS)
+    map_, block = future._map, future.blocks[0]
+    del future
+    gc.collect()
+    assert not map_._ended.is_set()  # somebody has a block
+    assert not block.done()
+    del block
+    gc.collect()
+    assert map_._ended.wait(SECONDS)
+    f.open()
+
+
+def test_a_callback_keeps_a_map_alive(threads: ThreadPoolExecutor) -> None:
+    f, results, told = Gate(), list[Any](), threading.Event()
+
+    def note(done: Any) -> None:
+        results.append(done.result())
+        told.set()
+
+    polarmap.submit(f, A, blocks=4, executor=threads).add_done_callback(note)
+    gc.collect()
+    f.open()
+    assert told.wait(SECONDS)
+    np.testing.assert_allclose(results[0].concatenate(), 2 * A)
+
+
+def test_awaiting(threads: ThreadPoolExecutor) -> None:
+    f = Gate()
+
+    async def main() -> None:
+        result = await polarmap.submit(np.negative, A, blocks=4, executor=threads)
+        np.testing.assert_allclose(result.concatenate(), -A)
+        both = await asyncio.gather(
+            *(polarmap.submit(np.negative, number * A, executor=threads) for number in (1.0, 2.0))
+        )
+        np.testing.assert_allclose(both[1].concatenate(), -2 * A)
+        future = polarmap.submit(np.negative, A, blocks=4, executor=threads)
+        np.testing.assert_allclose(await future.blocks[1], -A[4:8])
+        held = polarmap.submit(f, A, blocks=4, executor=threads)
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(held, 0.2)  # type: ignore[arg-type]
+        assert held.cancelled()
+        held = polarmap.submit(f, A, blocks=4, executor=threads)
+        task = asyncio.ensure_future(asyncio.wrap_future(held))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)  # it is told in the next turn of the loop
+        assert held.cancelled()
+
+    asyncio.run(main())
+    f.open()
+
+
+def test_many_futures_need_few_threads(threads: ThreadPoolExecutor) -> None:
+    with polarmap.Pool(workers=2) as pool:
+        before = threading.active_count()
+        futures = [
+            polarmap.submit(np.negative, np.full((8, 2), float(number)), blocks=4, executor=pool)
+            for number in range(200)
+        ]
+        most = threading.active_count()
+        done, _ = wait(futures, timeout=120.0)
+        assert len(done) == len(futures)
+        assert most - before < 40
+        for number, future in enumerate(futures):
+            np.testing.assert_allclose(future.result().concatenate(), -number)
+
+
+@pytest.mark.parametrize("number", range(6))
+def test_other_verbs(number: int, threads: ThreadPoolExecutor, tmp_path: Path) -> None:
+    B = np.arange(12.0).reshape(3, 4)
+    maps: list[tuple[tuple[Any, ...], Any, dict[str, Any], Callable[[Any], Any], Any]] = [
+        ((np.sum, list(A)), polarmap.coded_sum, {}, lambda y: y.value, A.sum()),
+        ((A, B), polarmap.coded_matmul, {}, lambda y: y.array, A @ B),
+        ((A,), polarmap.coded_gram, {}, lambda y: y.array, A.T @ A),
+        ((np.sum, np.arange(4.0)), polarmap.coded_gradient, {}, lambda y: y.gradient, np.ones(4)),
+        ((A,), polarmap.encode, {"name": "a", "storage": str(tmp_path)}, lambda y: y[:], A),
+        ((np.sort, A), polarmap.hedged_map, {"blocks": 4}, lambda y: y.concatenate(), A),
+    ]
+    arguments, verb, options, value, expected = maps[number]
+    if verb is not polarmap.encode:
+        options["executor"] = threads
+    future = polarmap.submit(*arguments, verb=verb, **options)
+    np.testing.assert_allclose(value(future.result(SECONDS)), expected, rtol=1e-6)
+
+
+def test_an_encoding_may_be_cancelled_and_leaves_nothing(tmp_path: Path) -> None:
+    begun, go = threading.Event(), threading.Event()
+
+    class Slow(np.ndarray):
+        pass
+
+    class Source:
+        shape, dtype = (4_000, 256), np.dtype(float)
+
+        def __getitem__(self, key: Any) -> Any:
+            begun.set()
+            assert go.wait(SECONDS)
+            return np.zeros(self.shape)[key]
+
+    future = polarmap.submit(
+        Source(), verb=polarmap.encode, blocks=4, name="a", storage=str(tmp_path), memory=2**20
+    )
+    assert begun.wait(SECONDS)
+    map_ = future._map
+    assert future.cancel()
+    go.set()
+    assert map_._ended.wait(SECONDS)
+    assert polarmap.list_coded(str(tmp_path)) == []
+
+
+def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecutor) -> None:
+    out = polarmap.Stored("y", str(tmp_path))
+    future = polarmap.submit(np.negative, A, blocks=4, out=out, executor=threads)
+    map_ = future._map
+    assert future.blocks == ()
+    del future
+    gc.collect()  # what stays is of use though nobody has the future
+    assert map_._ended.wait(SECONDS)
+    np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A)
+
+
+def test_mistakes_are_told_at_once() -> None:
+    with pytest.raises(TypeError, match="coded_map: missing a required argument: 'data'"):
+        polarmap.submit(np.negative)  # type: ignore[call-overload]
+    with pytest.raises(TypeError, match="coded_map: got an unexpected keyword argument 'block'"):
+        polarmap.submit(np.negative, A, block=4)  # type: ignore[call-overload]
+    with pytest.raises(CodeError, match="blocks"):
+        polarmap.submit(np.negative, A, blocks=0)
+    with pytest.raises(CodeError, match="f must be callable"):
+        polarmap.submit(3, A)  # type: ignore[call-overload]
+    with pytest.raises(CodeError, match="verb=print is no map"):
+        polarmap.submit(A, verb=print)
+    with pytest.raises(CodeError, match="progress"):
+        polarmap.submit(np.negative, A, progress="yes")  # type: ignore[call-overload]
+    with pytest.raises(ExecutorError):
+        polarmap.submit(np.negative, A, executor="nowhere")
+
+
+def test_the_options_are_those_of_coded_map() -> None:
+    names = list(inspect.signature(polarmap.coded_map).parameters)
+    assert ["f", "data", *CodedMapOptions.__annotations__] == names
+
+
+def test_warnings_and_the_context_are_those_of_the_caller(threads: ThreadPoolExecutor) -> None:
+    with pytest.warns(RuntimeWarning, match="f is not linear"):
+        polarmap.submit(np.square, A, blocks=4, executor=threads).result(SECONDS)
+
+
+def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadPoolExecutor) -> None:
+    f = Gate()
+    future = polarmap.submit(f, A, blocks=4, executor=threads)
+    assert f.waiting.acquire(timeout=SECONDS)
+    child = os.fork()
+    if not child:
+        code = 1
+        with contextlib.suppress(BaseException):
+            try:
+                future.result(SECONDS)
+            except ExecutorError as error:
+                code = 0 if "forked" in str(error) else 2
+        os._exit(code)
+    f.open()
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A)
+
+
+ENDINGS = {
+    "kept": ("kept = polarmap.submit(slow, A, blocks=4)", ""),
+    "with a callback": (
+        "polarmap.submit(np.negative, A, blocks=4).add_done_callback(lambda done: print(done.result()))",
+        "<CodedResult of 4 blocks",
+    ),
+    "stored": (
+        "polarmap.submit(np.negative, A, blocks=4, out=polarmap.Stored('y', sys.argv[1]))",
+        "",
+    ),
+    "raised": ("kept = polarmap.submit(slow, A, blocks=4); kept.result(0.3)", ""),
+}
+PROGRAM = """
+import sys, time
+import numpy as np, polarmap
+A = np.arange(48.0).reshape(16, 3)
+def slow(block):
+    time.sleep(100)
+    return block
+"""
+
+
+@pytest.mark.parametrize("how", ENDINGS)
+def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> None:
+    line, text = ENDINGS[how]
+    began = time.monotonic()
+    ended = subprocess.run(
+        [sys.executable, "-c", PROGRAM + line, str(tmp_path)], capture_output=True, text=True, timeout=SECONDS
+    )
+    assert time.monotonic() - began < 30.0
+    if how == "raised":
+        assert ended.stderr.strip().splitlines()[-1].startswith(("TimeoutError", "concurrent.futures._base"))
+        assert ended.returncode == 1
+        return
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.startswith(text)
+    if how == "stored":
+        np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A)
