@@ -11,7 +11,7 @@ from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import PreparedMap, prepared_blocks
+from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
@@ -22,6 +22,7 @@ from polarmap.run.options import (
     planned,
     scheduled,
 )
+from polarmap.run.prepared_map import PreparedMap
 
 T = TypeVar("T")
 

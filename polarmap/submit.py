@@ -16,8 +16,8 @@ from polarmap.errors import CodeError
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import PreparedMap
 from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify
+from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
 
 if TYPE_CHECKING:

@@ -92,6 +92,7 @@ ONLY_FROM = {
     "polarmap.coded_map": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
+        "polarmap.submit",
     ],
     "polarmap.run.execute": [
         "polarmap.arrays.encode_remotely",
@@ -128,7 +129,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "glm": "minimize",
     "linalg": "coded_sides matrices",
     "run": (
-        "acceptance codeword estimate failure_message first_results local_evaluation progress "
+        "acceptance codeword estimate failure_message first_results local_evaluation "
         "received results row_by_row subtask_rows summary verify"
     ),
     "worker": "finite_differences",

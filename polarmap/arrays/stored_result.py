@@ -17,8 +17,9 @@ from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import PreparedMap, prepared, run_coded
+from polarmap.run.execute import prepared, run_coded
 from polarmap.run.options import MapOptions
+from polarmap.run.prepared_map import PreparedMap
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import contextvars
 import os
@@ -16,8 +15,8 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 from polarmap.errors import ExecutorError
 from polarmap.report import Report
-from polarmap.run.execute import PreparedMap
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
+from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap
 
 END_SECONDS = 5.0  # given to maps that were called off to end, at exit
@@ -78,6 +77,8 @@ class WatchedFuture(Future[R]):
         super().add_done_callback(fn)
 
     def __await__(self) -> Generator[Any, None, R]:
+        import asyncio  # takes longer to import than most of polarmap
+
         return asyncio.wrap_future(self).__await__()
 
 
@@ -240,7 +241,8 @@ class FutureMap(Observer, Generic[R]):
             self.has_begun = True
             result = self._prepared.run(self)
         except CalledOff:
-            pass
+            if (future := self._future()) is not None:  # at exit somebody may still have it
+                future.cancel()
         except BaseException as error:
             for block in self._blocks:
                 _fail(block(), error)

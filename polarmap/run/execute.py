@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
 
@@ -33,6 +33,7 @@ from polarmap.run.first_results import FirstResults
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, Upfront
+from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap, observer_of
 from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, schedule
@@ -305,24 +306,6 @@ def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | 
 
 
 T = TypeVar("T")
-
-
-R = TypeVar("R")
-
-
-class PreparedMap(NamedTuple, Generic[R]):
-    """A map that is checked and cut, and has not begun.
-
-    blank : its report before anything has happened; None where that is not known yet.
-    blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
-    run : runs it to its end, with `progress=` of a map.
-    is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
-    """
-
-    blank: Report | None
-    blocks: int
-    run: Callable[[Any], R]
-    is_lasting: bool = False
 
 
 def map_blocks(

@@ -1,0 +1,169 @@
+"""The state of a map that belongs to a future, with maps that are made of events."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from concurrent.futures import CancelledError
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from polarmap.run.coded_future import CodedFuture, FutureMap
+from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.progress import Observer, RunningMap
+from polarmap.run.summary import blank_report
+
+SECONDS = 30.0
+BLANK = blank_report(3, 2, 2, "a code", "an executor")
+
+
+class ScriptedMap:
+    """A map of two blocks that goes on when it is told to."""
+
+    def __init__(self, *, is_lasting: bool = False, error: Exception | None = None) -> None:
+        self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
+        self._error = error
+        self.prepared: PreparedMap[list[str]] = PreparedMap(BLANK, 2, self._run, is_lasting)
+
+    def start(self) -> CodedFuture[list[str]]:
+        return FutureMap(self.prepared, Observer()).start()
+
+    def _run(self, observer: Observer) -> list[str]:
+        try:
+            with observer.watch(RunningMap(BLANK, self.woken.set, lambda: replace(BLANK, seconds=1.0))):
+                observer.show(0)
+                observer.block_arrived(1, lambda: "early")
+                self.began.set()
+                while not self.go.wait(0.01):
+                    observer.show(1)
+            if self._error is not None:
+                raise self._error
+            return ["zero", "one"]
+        finally:
+            self.ended.set()
+
+
+def test_what_a_future_tells_before_during_and_after() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    assert future.running()
+    assert not future.done()
+    assert future.blocks[1].result(SECONDS) == "early"
+    assert not future.blocks[0].done()
+    report = future.report
+    assert report is not None
+    assert report.seconds == 1.0
+    one.go.set()
+    assert future.result(SECONDS) == ["zero", "one"]
+    assert future.blocks[0].result(0) == "zero"
+    assert future.blocks[1].result(0) == "early"
+    assert not future.cancel()
+    assert not future.running()
+
+
+def test_an_error_is_that_of_all_blocks_that_are_not_there() -> None:
+    error = RuntimeError("no")
+    one = ScriptedMap(error=error)
+    future = one.start()
+    one.go.set()
+    assert future.exception(SECONDS) is error
+    assert future.blocks[0].exception(0) is error
+    assert future.blocks[1].result(0) == "early"
+
+
+def test_cancelling_wakes_the_map_and_ends_it() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    assert future.cancel()
+    assert one.woken.wait(SECONDS)
+    assert one.ended.wait(SECONDS)
+    assert future.cancelled()
+    assert future.blocks[0].cancelled()
+    assert future.blocks[1].result(0) == "early"
+    with pytest.raises(CancelledError):
+        future.result(0)
+
+
+def test_cancelling_from_many_threads_at_once() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    told: list[bool] = []
+    threads = [threading.Thread(target=lambda: told.append(future.cancel())) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert told == [True] * 8
+
+
+def test_a_block_may_be_cancelled_by_itself() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    assert future.blocks[0].cancel()
+    assert future.blocks[0].cancel()
+    one.go.set()
+    assert future.result(SECONDS) == ["zero", "one"]
+
+
+@pytest.mark.parametrize("what", ["future", "block", "callback", "lasting"])
+def test_a_map_goes_on_while_it_is_of_use(what: str) -> None:
+    one, results, told = ScriptedMap(is_lasting=what == "lasting"), list[Any](), threading.Event()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    keep: Any = {"future": future, "block": future.blocks[0]}.get(what)
+    if what == "callback":
+
+        def note(done: Any) -> None:
+            results.append(done.result())
+            told.set()
+
+        future.add_done_callback(note)
+    del future
+    gc.collect()
+    assert not one.woken.is_set()
+    one.go.set()
+    assert one.ended.wait(SECONDS)
+    assert not one.woken.is_set()
+    if what == "callback":
+        assert told.wait(SECONDS)
+        assert results == [["zero", "one"]]
+    del keep
+
+
+def test_a_map_that_is_of_no_use_any_more_ends() -> None:
+    one = ScriptedMap()
+    future = one.start()
+    assert one.began.wait(SECONDS)
+    del future  # by its count of references: no collection is needed
+    assert one.woken.is_set()
+    assert one.ended.wait(SECONDS)
+
+
+def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
+    one, calls = ScriptedMap(), list[Any]()
+    future = one.start()
+    one.go.set()
+    future.result(SECONDS)
+    future.add_done_callback(calls.append)
+    assert calls == [future]
+
+
+def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off() -> None:
+    kept, lasting = ScriptedMap(), ScriptedMap(is_lasting=True)
+    futures = kept.start(), lasting.start()
+    assert kept.began.wait(SECONDS)
+    assert lasting.began.wait(SECONDS)
+    ender = threading.Thread(target=FutureMap.end_all)
+    ender.start()
+    assert kept.ended.wait(SECONDS)
+    assert ender.is_alive()
+    lasting.go.set()
+    ender.join(SECONDS)
+    assert futures[1].result(SECONDS) == ["zero", "one"]
+    with pytest.raises(CancelledError):
+        futures[0].result(SECONDS)
