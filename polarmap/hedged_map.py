@@ -7,10 +7,8 @@ from typing import Any, TypeVar
 
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, cut_parts
-from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.planning.backups import BackupRule
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
@@ -25,8 +23,6 @@ def hedged_map(
     *,
     blocks: int | None = None,
     executor: Any = None,
-    slow: float = 3.0,
-    done: float = 0.5,
     backups: int = 2,
     timeout: float | None = None,
     retries: int = 1,
@@ -34,8 +30,8 @@ def hedged_map(
 ) -> CodedResult[T]:
     """Map any f over blocks of data; what is late gets a backup, and the first result of each counts.
 
-    For functions that no code commutes with. A straggler costs `slow` times the usual time plus one
-    more run, where a coded map does not wait for it at all.
+    For functions that no code commutes with. A straggler costs the time by which it is known to be late,
+    a little more than others take, plus one more run, where a coded map does not wait for it at all.
 
     Parameters
     ----------
@@ -49,11 +45,10 @@ def hedged_map(
         k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).
     executor, timeout, retries, progress : optional
         As for `coded_map`.
-    slow, done : float
-        A task is late when it has run longer than `slow` times the time by which the share `done` of
-        all tasks had returned (queueing included), and longer than 0.1 s.
     backups : int
-        How many a task may get; a backup may become late itself.
+        How many a task may get once it is late: when it has run longer than eleven in twelve tasks are
+        expected to, as those tell that have returned (`polarmap.planning.LatenessRule`), and longer
+        than 0.1 s. A backup may become late itself.
 
     Returns
     -------
@@ -72,27 +67,18 @@ def hedged_map(
     >>> slow = polarmap.FaultyExecutor(polarmap.ReplayExecutor(), {2: polarmap.Fault("sleep", seconds=60)})
     >>> result = polarmap.hedged_map(np.sort, np.array([3, 1, 9, 5, 2, 8]), blocks=3, executor=slow)
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
-    ([[1, 3], [5, 9], [2, 8]], 4.0, 2)
+    ([[1, 3], [5, 9], [2, 8]], 2.1, 2)
     """
     check_function(f)
     options = checked_options(False, None, timeout, retries)
-    rule = _checked_rule(slow, done, backups)
+    if not is_integer(backups) or backups < 0:
+        raise CodeError(f"backups must be 0 or more, not {backups!r}")
     launch = Launch(executor)
     blocks = None if blocks is None else checked_count("blocks", blocks)
     parts, structure = cut_parts(data, blocks)
     if blocks not in (None, len(parts)):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
     coded = PartBlocks(parts, structure)
-    outcomes, report = run_uncoded(launch, f, coded, options, progress, rule)
+    outcomes, report = run_uncoded(launch, f, coded, options, progress, int(backups))
     results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
     return CodedResult(results, report)
-
-
-def _checked_rule(slow: Any, done: Any, backups: Any) -> BackupRule:
-    if not is_number(slow) or not slow >= 1:
-        raise CodeError(f"slow must be a number of at least 1, not {slow!r}")
-    if not is_number(done) or not 0 < done <= 1:
-        raise CodeError(f"done must be a share above 0 and up to 1, not {done!r}")
-    if not is_integer(backups) or backups < 0:
-        raise CodeError(f"backups must be 0 or more, not {backups!r}")
-    return BackupRule(slow=float(slow), done=float(done), max_backups=int(backups))

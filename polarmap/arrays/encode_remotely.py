@@ -19,7 +19,7 @@ from polarmap.arrays.write_array import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.executors.base import Outcome
-from polarmap.planning.backups import HEDGED
+from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.storage.base import Store
@@ -97,7 +97,7 @@ def _encoded(
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
     output = OutputSpec(place_of(store), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, HEDGED, output, note)
+    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, BACKUPS, output, note)
     return done
 
 

@@ -149,7 +149,10 @@ class Run(Protocol):
         ...
 
     def running(self) -> Mapping[int, float]:
-        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out."""
+        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out.
+
+        Of several attempts at a task it is the latest that runs.
+        """
         ...
 
     def is_exhausted(self) -> bool:

@@ -199,7 +199,8 @@ class PoolRun:
 
     def running(self) -> Mapping[int, float]:
         """When each running task was given to a worker."""
-        return {one.task: one.since for one in self._running.values() if one[:2] not in self._told}
+        oldest_first = sorted(self._running.values(), key=lambda one: one.since)
+        return {one.task: one.since for one in oldest_first if one[:2] not in self._told}
 
     def paid(self) -> Stay | None:
         """What the workers of the pool have been paid for since the map before; None on this machine."""

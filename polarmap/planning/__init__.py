@@ -22,6 +22,7 @@ from polarmap.planning.distributions import (
     stragglers,
 )
 from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes
+from polarmap.planning.lateness import LatenessRule
 from polarmap.planning.on_demand import ParityRule, simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
@@ -47,6 +48,7 @@ __all__ = [
     "Distribution",
     "Empirical",
     "Failing",
+    "LatenessRule",
     "Mixture",
     "Pareto",
     "ParityRule",

@@ -6,61 +6,57 @@ accounting there is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import heapq
+from collections.abc import Callable
 from math import ceil, floor, inf
-from statistics import median
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.planning.distributions import Distribution, Floats
+from polarmap.planning.lateness import LateAttempts, LatenessRule, ages, is_told_early
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
 
 Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
 
 class BackupRule(NamedTuple):
-    """When a task gets a backup: its latest attempt has run longer than `slow` times the usual time.
+    """When others start backups: the moment a task has run longer than `slow` times the usual time.
 
     slow : multiple of the usual time.
-    done : the usual time is that by which this share of all tasks had returned, queueing included
-        (as in cubed); before so many have, nothing is late.
-    min_seconds : below which nothing is late.
-    max_backups : that one task may get.
+    done : the share of tasks that must have returned before any is late.
     min_tasks : fewer than so many get no backups.
-    of_all : False: the usual time is the median of those that returned (as in Spark).
+    of_all : the usual time is that by which this share of all tasks had returned, queueing included (as
+        in cubed); False: the median of those that returned (as in Spark).
     """
 
     slow: float = 3.0
     done: float = 0.5
-    min_seconds: float = 0.1
-    max_backups: int = 2
     min_tasks: int = 1
     of_all: bool = True
 
     def awaited(self, tasks: int) -> int:
-        """How many of so many tasks must have returned before any is late."""
+        """How many of so many tasks must have returned before any is late.
+
+        >>> BackupRule().awaited(5), BackupRule(of_all=False).awaited(5)
+        (3, 2)
+        """
         return max(1, ceil(tasks * self.done) if self.of_all else floor(tasks * self.done))
 
-    def late_after(self, durations: Sequence[float], tasks: int) -> float:
-        """Seconds after which an attempt is late, given how long others took, in order of return.
 
-        >>> BackupRule().late_after([1.0, 2.0, 0.5], tasks=4), BackupRule().late_after([1.0], tasks=4)
-        (6.0, inf)
-        """
-        awaited = self.awaited(tasks)
-        if len(durations) < awaited or tasks < self.min_tasks:
-            return inf
-        usual = max(durations[:awaited]) if self.of_all else median(durations)
-        return max(self.min_seconds, self.slow * usual)
-
-
-HEDGED = BackupRule()  # the defaults of hedged_map
 # cubed.runtime.backup.should_launch_backup: a task slower than 3 x the run time by which half of
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
-CUBED = BackupRule(min_seconds=0.0, max_backups=1, min_tasks=10)
-SPARK = BackupRule(done=0.9, min_seconds=0.0, max_backups=1, min_tasks=2, of_all=False)
+CUBED = BackupRule(min_tasks=10)
+SPARK = BackupRule(done=0.9, min_tasks=2, of_all=False)
+
+BACKUPS = 2  # that a late task of hedged_map may get
+MIN_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
+
+
+def backup_lateness(tasks: int) -> LatenessRule:
+    """When a task of `hedged_map` is late."""
+    return LatenessRule(tasks, min_seconds=MIN_SECONDS)
 
 
 class SimulatedJobs(NamedTuple):
@@ -71,11 +67,10 @@ class SimulatedJobs(NamedTuple):
     started: Floats
 
 
-def simulate_backups(first: Floats, again: Again, rule: BackupRule) -> SimulatedJobs:
-    """Simulate jobs whose late tasks are started again: `hedged_map` when every task begins at once.
-
-    The rule is asked at every moment. All tasks being equally old, the moment it holds for one it
-    holds for all that still run, and for their backups after as long once more.
+def simulate_backups(
+    first: Floats, again: Again, rule: BackupRule | LatenessRule, max_backups: int = 1
+) -> SimulatedJobs:
+    """Simulate jobs whose late tasks are started again, where every task begins at once.
 
     Parameters
     ----------
@@ -84,28 +79,83 @@ def simulate_backups(first: Floats, again: Again, rule: BackupRule) -> Simulated
     again : callable
         Run times of further attempts, of the tasks that are True in an array (trials, k); called for
         each attempt in turn.
-    rule : BackupRule
+    rule : BackupRule or LatenessRule
+        When a task is late: as others have it, or as `hedged_map` does.
+    max_backups : int
+        That one task may get; a backup may become late itself.
 
     Examples
     --------
     >>> first = np.array([[1.0] * 9 + [8.0]])
-    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), BackupRule())
+    >>> jobs = simulate_backups(first, lambda late: np.full(late.sum(), 1.5), CUBED)
     >>> jobs.time.tolist(), jobs.paid.tolist(), jobs.started.tolist()
     ([4.5], [15.0], [11.0])
+    >>> simulate_backups(first, lambda late: np.full(late.sum(), 1.5), LatenessRule(10)).time.tolist()
+    [2.6]
     """
-    launch = launch_times(np.sort(first, axis=1), rule)[:, None]
-    time, began = first.copy(), []
-    for turn in range(1, rule.max_backups + 1):
+    ascending = np.sort(first, axis=1)
+    early = np.zeros(len(first), bool)
+    if isinstance(rule, LatenessRule):
+        launch, early = ages(ascending, rule)[:, None], is_told_early(ascending, rule)
+    else:
+        launch = launch_times(ascending, rule)[:, None]
+    time, began, drawn = first.copy(), [], []
+    for turn in range(1, max_backups + 1):
+        # All being equally old, the moment that one is late all that still run are, and their backups
+        # after as long once more.
         start = np.broadcast_to(turn * launch, first.shape)
-        late = time > start
+        late = early[:, None] | (time > start)
+        seconds = np.full(first.shape, inf)
+        seconds[late] = again(late)
+        drawn.append(seconds)
         began.append(np.where(late, start, inf))
-        time[late] = np.minimum(time[late], start[late] + again(late))
+        time = np.where(late, np.minimum(time, start + seconds), time)
+    for row in np.flatnonzero(early).tolist():
+        assert isinstance(rule, LatenessRule)
+        attempts = np.array([first[row], *(seconds[row] for seconds in drawn)])
+        time[row], starts = _event_by_event(attempts, rule)
+        for one, start in zip(began, starts[1:]):
+            one[row] = start
     started, paid = np.full(len(first), float(first.shape[1])), time.sum(axis=1)
     for start in began:
         copies = np.isfinite(start)
         started += copies.sum(axis=1)
         paid += np.where(copies, time - np.where(copies, start, 0.0), 0.0).sum(axis=1)
     return SimulatedJobs(time.max(axis=1), paid, started)
+
+
+def _event_by_event(seconds: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:
+    """When each task of one job has returned, (k,), and when each attempt was started, (attempts, k).
+
+    seconds : array (attempts, k): what each attempt would take.
+    """
+    attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+    ended, started = np.full(seconds.shape[1], inf), np.full(seconds.shape, inf)
+    returns: list[tuple[float, int, int]] = []  # a heap
+
+    def start(task: int, attempt: int, now: float) -> None:
+        started[attempt, task] = now
+        attempts.begin((task, attempt), now)
+        if np.isfinite(seconds[attempt, task]):
+            heapq.heappush(returns, (now + float(seconds[attempt, task]), task, attempt))
+
+    for task in range(seconds.shape[1]):
+        start(task, 0, 0.0)
+    while np.isinf(ended).any():
+        now = min(returns[0][0] if returns else inf, attempts.next_moment())
+        if now == inf:
+            break
+        if returns and returns[0][0] == now:
+            _, task, attempt = heapq.heappop(returns)
+            if np.isinf(ended[task]):
+                ended[task] = now
+                attempts.learn(float(seconds[attempt, task]), attempt > 0)
+                for other in range(len(seconds)):
+                    attempts.end((task, other))
+        for task, attempt in sorted(attempts.late_at(now)):
+            if attempt + 1 < len(seconds) and np.isinf(started[attempt + 1, task]):
+                start(task, attempt + 1, now)
+    return ended, started
 
 
 def launch_times(first: Floats, rule: BackupRule) -> Floats:
@@ -126,14 +176,14 @@ def launch_times(first: Floats, rule: BackupRule) -> Floats:
     if k < rule.min_tasks:
         return launch
     for returned in range(k - 1, rule.awaited(k) - 1, -1):  # the earliest moment comes last
-        patience = np.maximum(rule.min_seconds, rule.slow * _usual(first, rule, returned))
+        patience = rule.slow * _usual(first, rule, returned)
         moment = np.maximum(first[:, returned - 1], patience)
         launch = np.where(moment < first[:, returned], moment, launch)
     return launch
 
 
 def _usual(first: Floats, rule: BackupRule, returned: int) -> Floats:
-    """The usual time when so many tasks have returned, as `BackupRule.late_after` has it."""
+    """The usual time of each job when so many of its tasks have returned."""
     if rule.of_all:
         return first[:, rule.awaited(first.shape[1]) - 1]
     return (first[:, (returned - 1) // 2] + first[:, returned // 2]) / 2

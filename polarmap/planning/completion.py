@@ -26,7 +26,8 @@ from polarmap.planning.subtasks import simulate_subtasks
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
-RULES = {"backup": backups.HEDGED, "backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
+RIVALS = {"backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
+RULES = ("backup", *RIVALS)
 SIMULATED = {
     "sequential": decodability.sequential_needed,
     "optimal": decodability.optimal_needed,
@@ -134,7 +135,7 @@ def completion_time(
         return _hopeless(scheme, n, k)
     rng = np.random.default_rng(seed)
     if scheme in RULES:
-        return _simulated(scheme, k, k, _backed_up(k, distribution, RULES[scheme], trials, rng))
+        return _simulated(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
     if scheme == "on_demand":
         jobs = simulate_on_demand(
             distribution.sample(rng, (trials, k)),
@@ -243,11 +244,17 @@ def lower_bound(n: int, k: int, runtimes: object) -> float:
 
 
 def _backed_up(
-    k: int, runtimes: Distribution, rule: backups.BackupRule, trials: int, rng: np.random.Generator
+    k: int, runtimes: Distribution, scheme: str, trials: int, rng: np.random.Generator
 ) -> backups.SimulatedJobs:
     """Jobs of k tasks, all started at once, whose late tasks are started again."""
     first = np.sort(runtimes.sample(rng, (trials, k)), axis=1)
-    return backups.simulate_backups(first, lambda late: runtimes.sample(rng, int(late.sum())), rule)
+
+    def again(late: npt.NDArray[np.bool_]) -> Floats:
+        return runtimes.sample(rng, int(late.sum()))
+
+    if scheme in RIVALS:
+        return backups.simulate_backups(first, again, RIVALS[scheme])
+    return backups.simulate_backups(first, again, backups.backup_lateness(k), backups.BACKUPS)
 
 
 def _replicated(n: int, k: int, distribution: Distribution) -> Completion:

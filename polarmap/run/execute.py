@@ -23,7 +23,7 @@ from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
-from polarmap.planning.backups import BackupRule
+from polarmap.planning.backups import backup_lateness
 from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
@@ -145,17 +145,18 @@ def run_uncoded(
     blocks: Coded,
     options: MapOptions,
     progress: Any,
-    rule: BackupRule | None = None,
+    backups: int = 0,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
 ) -> tuple[list[Outcome], Report]:
     """The first result of f on every block, whatever it is, and how they came about.
 
-    `rule`: when a task is late and gets a backup; `note` is told of every first result as it comes.
+    `backups`: that a late task may get; `note` is told of every first result as it comes.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
     observer = observer_of(progress)
-    policy: Policy = Upfront(blocks.n) if rule is None else Backups(blocks.n, rule)
+    rule = backup_lateness(blocks.n)
+    policy: Policy = Backups(blocks.n, rule, backups) if backups else Upfront(blocks.n)
     with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
         began = min(launch.began, run.now())
         tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)

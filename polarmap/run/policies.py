@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from polarmap.planning.backups import BackupRule
+from polarmap.planning.lateness import LateAttempts, LatenessRule
 from polarmap.planning.on_demand import ParityRule
 from polarmap.run.schedule import Need
 from polarmap.run.tasks import TaskTable
@@ -101,8 +101,8 @@ class OnDemand:
     ) -> dict[int, float]:
         """When each running task becomes late, or did; one that waits for a slot begins now."""
         running = sorted(tasks.running)
-        began = [now if (when := tasks[task].began) is None else when for task in running]
-        return dict(zip(running, self._rule.late_moments(first, began, later)))
+        began = [tasks[task].began.get(tasks[task].attempts - 1, now) for task in running]
+        return dict(zip(running, self._rule.lateness.late_moments(first, began, later)))
 
     def _missing(self, need: Need, on_time: frozenset[int], count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
@@ -124,44 +124,54 @@ class OnDemand:
 
 
 class Backups:
-    """All tasks start at once, and a late one once more: whichever attempt returns first counts."""
+    """All tasks start at once, and a late one once more: whichever attempt returns first counts.
 
-    watches_starts = holds_back = False
+    Parameters
+    ----------
+    n : int
+        Tasks.
+    rule : LatenessRule
+        When a task is late; one that waits for a slot is not.
+    most : int
+        Backups that one task may get; a backup may become late itself.
+    """
 
-    def __init__(self, n: int, rule: BackupRule) -> None:
+    watches_starts, holds_back = True, False
+
+    def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         self.first: Sequence[int] = range(n)
-        self._n, self._rule = n, rule
-        self._backups = [0] * n
-        self._looked = 0  # attempts, in the order in which they were started and so become late
-        self._late: set[int] = set()  # tasks of which one did
+        self._most, self._backups = most, [0] * n
+        self._attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+        self._looked = self._learnt = 0  # how much of what the table has noted, and of its durations
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
-        age = self._rule.late_after(tasks.durations, self._n)
-        while self._looked < len(tasks.started) and tasks.started[self._looked][0] + age <= now:
-            self._late.add(tasks.started[self._looked][1])
-            self._looked += 1
-        self._late = {task for task in self._late if self._may_back_up(tasks, task)}
-        due = [task for task in sorted(self._late) if self._late_from(tasks, task, age) <= now]
+        self._update(tasks)
+        late = self._attempts.late_at(now)
+        due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
+        due = [task for task in due if self._backups[task] < self._most]
         for task in due:
             self._backups[task] += 1
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until the next attempt becomes late."""
-        age = self._rule.late_after(tasks.durations, self._n)
-        while self._looked < len(tasks.started) and tasks[tasks.started[self._looked][1]].returned:
-            self._looked += 1
-        oldest = [when + age for when, _ in tasks.started[self._looked : self._looked + 1]]
-        others = [self._late_from(tasks, task, age) for task in self._late]
-        return max(0.0, min([*oldest, *others], default=inf) - now)
+        """Until the next attempt becomes late; one that is not known to run may begin now."""
+        self._update(tasks)
+        wait = self._attempts.next_moment() - now
+        if any(self._backups[task] < self._most for task in tasks.unbegun):
+            wait = min(wait, self._attempts.late_after())
+        return max(LEAST_SECONDS, wait)
 
-    def _may_back_up(self, tasks: TaskTable, task: int) -> bool:
-        return not tasks[task].returned and self._backups[task] < self._rule.max_backups
-
-    def _late_from(self, tasks: TaskTable, index: int, age: float) -> float:
-        """When the latest attempt of a task that runs becomes late, or did; inf if none counts."""
-        task = tasks[index]
-        if not task.running or not self._may_back_up(tasks, index):
-            return inf
-        return task.submitted[max(task.running)] + age
+    def _update(self, tasks: TaskTable) -> None:
+        """Take in what the table has noted since it was looked at."""
+        for attempt, took in tasks.durations[self._learnt :]:
+            self._attempts.learn(took, is_later=attempt > 0)
+        self._learnt = len(tasks.durations)
+        for index, attempt in tasks.noted[self._looked :]:
+            task = tasks[index]
+            if attempt in task.running and not task.returned:
+                self._attempts.begin((index, attempt), task.began[attempt])
+            else:
+                for one in range(task.attempts) if task.returned else (attempt,):
+                    self._attempts.end((index, one))
+        self._looked = len(tasks.noted)

@@ -151,7 +151,7 @@ def schedule(
         wait = min(TICK_SECONDS, need.look_seconds(), policy.wait_seconds(tasks, watch.elapsed))
         outcomes = run.wait(max(0.0, min(wait, watch.until_limit)))
         now = watch.elapsed
-        if policy.watches_starts:
+        if policy.watches_starts and tasks.unbegun:
             offset = now - run.now()
             tasks.note_began({task: when + offset for task, when in run.running().items()})
         if outcomes:

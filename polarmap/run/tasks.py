@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 from polarmap.executors.base import Failure, Outcome
+
+SAME_SECONDS = 1e-6  # that clocks may differ by
 
 
 @dataclass
@@ -15,7 +17,7 @@ class Task:
 
     submitted : for each attempt, the second of the map in which it was handed out.
     running : attempts that have not ended.
-    began : when its latest attempt came to run, where the executor tells.
+    began : for each attempt of which the executor has told it, when it came to run.
     returned : whether an attempt ended with a result that was not rejected.
     took : seconds from when that attempt began to run until its result was here.
     failures : why attempts gave nothing, and why results were rejected; with the number of the codeword
@@ -24,7 +26,7 @@ class Task:
 
     submitted: list[float] = field(default_factory=list)
     running: set[int] = field(default_factory=set)
-    began: float | None = None
+    began: dict[int, float] = field(default_factory=dict)
     returned: bool = False
     took: float | None = None
     failures: list[tuple[Failure, int | None]] = field(default_factory=list)
@@ -56,10 +58,12 @@ class TaskTable:
         Tasks that were started, do not run and have not returned a result that stands.
     held_back : set of int
         Tasks that have not been started.
-    started : list of (float, int)
-        Every attempt, as it was handed out: when, and of which task.
-    durations : list of float
-        What the first results of tasks took since their attempts were handed out, in order of return.
+    durations : list of (int, float)
+        What first results of tasks took, in order of return, and as which attempt.
+    noted : list of (int, int)
+        Tasks and attempts that were found to have begun or ended, in this order.
+    unbegun : set of int
+        Tasks of which the executor has not told when their latest attempt, which has not ended, began.
     changes : int
         How often something was noted, for those who need not look again while nothing was.
     """
@@ -69,8 +73,9 @@ class TaskTable:
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
-        self.started: list[tuple[float, int]] = []
-        self.durations: list[float] = []
+        self.durations: list[tuple[int, float]] = []
+        self.noted: list[tuple[int, int]] = []
+        self.unbegun: set[int] = set()
         self.changes = 0
 
     def __len__(self) -> int:
@@ -86,29 +91,39 @@ class TaskTable:
             task = self._tasks[index]
             task.running.add(len(task.submitted))
             task.submitted.append(elapsed)
-            task.began = None
-            self.started.append((elapsed, index))
         self.running.update(indices)
+        self.unbegun.update(indices)
         self.failed.difference_update(indices)
         self.held_back.difference_update(indices)
 
     def note_began(self, began: Mapping[int, float]) -> None:
-        """Note when tasks began to run, as their executor tells."""
+        """Note when tasks began to run, as their executor tells: of several attempts the latest that has."""
         for index, when in began.items():
-            self._tasks[index].began = when
+            task = self._tasks[index]
+            attempt = bisect_right(task.submitted, when + SAME_SECONDS) - 1
+            if index in self.unbegun and attempt in task.running:
+                if attempt not in task.began:
+                    task.began[attempt] = when
+                    self.noted.append((index, attempt))
+                if attempt == len(task.submitted) - 1:
+                    self.unbegun.discard(index)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt, or of a part of it."""
         index, task = outcome.task, self._tasks[outcome.task]
         if outcome.over:
             task.running.discard(outcome.attempt)
+            self.noted.append((index, outcome.attempt))
+            if outcome.attempt == len(task.submitted) - 1:
+                self.unbegun.discard(index)
         if outcome.failure is not None:
             if not task.returned:
                 task.failures.append((outcome.failure, None))
         elif outcome.over and not task.returned:
             task.returned = True
-            task.took = outcome.seconds if task.began is None else elapsed - task.began
-            self.durations.append(elapsed - task.submitted[outcome.attempt])
+            began = task.began.get(outcome.attempt)
+            task.took = outcome.seconds if began is None else elapsed - began
+            self.durations.append((outcome.attempt, task.took))
         self._place(index)
 
     def reject(self, index: int, failure: Failure, codeword: int) -> None:

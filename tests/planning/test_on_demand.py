@@ -35,12 +35,12 @@ def event_by_event(data, parity, upfront, runtimes):
         if len(first) + len(then) >= k:
             break
         running = [start for end, start, _ in ends if end > now]
-        on_time = sum(moment > now for moment in rule.late_moments(first, running, then))
+        on_time = sum(moment > now for moment in rule.lateness.late_moments(first, running, then))
         for _ in range(rule.parity_to_start(len(first) + len(then), on_time, len(later))):
             ends.append((now + later[0], now, later.pop(0)))
             launched.append(now)
         running = [start for end, start, _ in ends if end > now]
-        moments = [end for end, _, _ in ends] + rule.late_moments(first, running, then)
+        moments = [end for end, _, _ in ends] + rule.lateness.late_moments(first, running, then)
         queue = [moment for moment in moments if math.isfinite(moment) and moment > now]
         heapq.heapify(queue)
         if not queue:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.planning.backups import BackupRule
+from polarmap.planning.lateness import LatenessRule
 from polarmap.planning.on_demand import ParityRule
 from polarmap.run.policies import Backups, OnDemand, Upfront
 from polarmap.run.tasks import TaskTable
@@ -66,31 +66,47 @@ def test_upfront_starts_everything_and_then_nothing() -> None:
     assert policy.wait_seconds(tasks, 1e9) == inf
 
 
-def backed_up(rule: BackupRule, n: int) -> tuple[Backups, TaskTable, Wanted]:
-    policy, tasks = Backups(n, rule), TaskTable(n)
+def backed_up(n: int, most: int = 2) -> tuple[Backups, TaskTable, Wanted]:
+    policy, tasks = Backups(n, LatenessRule(n, min_seconds=0.1), most), TaskTable(n)
     tasks.start(policy.first, 0.0)
     return policy, tasks, Wanted(tasks, n)
 
 
 def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
-    policy, tasks, need = backed_up(BackupRule(slow=3.0, done=0.5, max_backups=2), 4)
-    assert policy.wait_seconds(tasks, 1.0) == inf
+    policy, tasks, need = backed_up(4)
+    tasks.note_began(dict.fromkeys(range(4), 0.0))
+    assert policy.wait_seconds(tasks, 1.0) == 59.0
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
-    assert policy.wait_seconds(tasks, 1.0) == pytest.approx(2.0)
-    assert not policy.due(tasks, need, 2.9)
-    assert list(policy.due(tasks, need, 3.0)) == [3]
-    tasks.start([3], 3.0)
-    assert not policy.due(tasks, need, 5.9)
-    assert policy.wait_seconds(tasks, 5.9) == pytest.approx(0.1)
-    assert list(policy.due(tasks, need, 6.0)) == [3]
-    tasks.start([3], 6.0)
+    assert policy.wait_seconds(tasks, 1.0) == pytest.approx(0.1)
+    assert not policy.due(tasks, need, 1.05)
+    assert list(policy.due(tasks, need, 1.1)) == [3]
+    tasks.start([3], 1.1)
+    assert not policy.due(tasks, need, 9.0)  # it waits for a slot
+    assert policy.wait_seconds(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
+    tasks.note_began({3: 9.0})
+    assert policy.wait_seconds(tasks, 9.0) == pytest.approx(1.1)
+    assert list(policy.due(tasks, need, 10.1)) == [3]
+    tasks.start([3], 10.1)
+    tasks.note_began({3: 10.1})
     assert not policy.due(tasks, need, 1e6)
     assert policy.wait_seconds(tasks, 1e6) == inf
 
 
+def test_a_task_that_waits_for_a_slot_is_not_late() -> None:
+    policy, tasks, need = backed_up(4)
+    tasks.note_began({0: 0.0, 1: 0.0})
+    for task in (0, 1):
+        tasks.note(returned(task), 1.0)
+    assert not policy.due(tasks, need, 1e6)
+    tasks.note_began({2: 1.0})
+    assert not policy.due(tasks, need, 2.0)
+    assert list(policy.due(tasks, need, 2.2)) == [2]
+
+
 def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
-    policy, tasks, need = backed_up(BackupRule(max_backups=3), 4)
+    policy, tasks, need = backed_up(4, most=3)
+    tasks.note_began(dict.fromkeys(range(4), 0.0))
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
     assert list(policy.due(tasks, need, 3.0)) == [3]
@@ -101,25 +117,39 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
     assert list(policy.due(tasks, need, 4.0)) == [3]
 
 
+def test_what_a_first_attempt_took_is_not_counted_from_its_backup_on() -> None:
+    policy, tasks, need = backed_up(2)
+    tasks.note_began({0: 0.0, 1: 0.0})
+    tasks.note(returned(0), 1.0)
+    assert list(policy.due(tasks, need, 1.2)) == [1]
+    tasks.start([1], 1.2)
+    tasks.note_began({1: 1.2})
+    tasks.note(returned(1), 1.5)
+    assert tasks.durations == [(0, 1.0), (0, 1.5)]
+
+
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))
 def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], most: int) -> None:
-    """Against a look at every attempt, at the moments at which something happens."""
-    n, rule = len(times), BackupRule(max_backups=most)
-    policy, tasks, need = backed_up(rule, n)
-    latest, started, durations = [0.0] * n, [1] * n, []
+    """Against a look at every attempt, at the moments at which something happens; backups never return."""
+    n, rule = len(times), LatenessRule(len(times), min_seconds=0.1)
+    policy, tasks, need = backed_up(n, most)
+    tasks.note_began(dict.fromkeys(range(n), 0.0))
+    began: list[list[float]] = [[0.0] for _ in range(n)]
+    late: set[tuple[int, int]] = set()
+    durations: list[float] = []
     for now, task in sorted((seconds, task) for task, seconds in enumerate(times)):
         tasks.note(returned(task), now)
         durations.append(now)
-        age = rule.late_after(durations, n)
-        expected = [
-            one
-            for one in range(n)
-            if not tasks[one].returned and latest[one] + age <= now and started[one] <= most
-        ]
+        age = rule.late_after(durations)
+        running = [one for one in range(n) if not tasks[one].returned]
+        late |= {(one, turn) for one in running for turn, when in enumerate(began[one]) if when + age <= now}
+        last = {one: len(began[one]) - 1 for one in running}
+        expected = [one for one in running if (one, last[one]) in late and last[one] < most]
         assert list(policy.due(tasks, need, now)) == expected
         tasks.start(expected, now)
+        tasks.note_began(dict.fromkeys(expected, now))
         for one in expected:
-            latest[one], started[one] = now, started[one] + 1
+            began[one].append(now)
 
 
 def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:

@@ -1,0 +1,237 @@
+"""When a task is late: one rule for parity on demand and for backup tasks.
+
+A task is late once it has run longer than all but a twelfth of the tasks are expected to (of few tasks:
+all but two). Where no distribution of run times is known, the tasks of the job tell: from half of them what
+the others should take; from fewer, three times as long as half would take at their pace. Nothing tells what
+is late while nothing has returned: then one task after another is, the first after a minute.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import insort
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, inf, log
+from typing import Generic, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.planning.distributions import Distribution, Floats
+
+LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be wrong with them
+LATE_TASKS = 2.0  # the same as a number, where the share is less than that
+LEEWAY = 1.1  # times the median: no task is late before
+CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
+CAUTION_SECONDS = 0.1  # the least of that
+SILENCE_SECONDS = 60.0  # in which nothing has returned
+
+
+@dataclass(frozen=True)
+class LatenessRule:
+    """After how many seconds a running task is late, given how long others took.
+
+    Parameters
+    ----------
+    tasks : int
+        Of the job, without those that are started for late ones.
+    runtimes : Distribution, optional
+        Of one task. Without it the tasks of the job tell.
+    min_seconds : float
+        No task is late before.
+
+    Examples
+    --------
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> rule = LatenessRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
+    >>> round(rule.late_after([]), 2)
+    1.25
+    """
+
+    tasks: int
+    runtimes: Distribution | None = None
+    min_seconds: float = 0.0
+
+    def late_after(self, durations: Sequence[float], late: int = 0) -> float:
+        """Seconds after which the oldest of the tasks that are not late yet is.
+
+        With a distribution, its quantile at 11/12 (of few tasks: at 1 - 2 / tasks, or the median), of
+        the tasks that end. Without, the same quantile of the shifted exponential distribution that has
+        the fastest and the median task of this job: known once half have returned, and in no need of
+        the slow ones. Never less than 1.1 times the median. Before half have returned, three times as
+        long as half would take if they went on returning at the pace so far, and at least 0.1 s. While
+        nothing has returned, a minute, and twice as long for each that is late.
+
+        Parameters
+        ----------
+        durations : sequence of float
+            What the tasks took that have returned, ascending.
+        late : int
+            Tasks that are late and run.
+
+        Examples
+        --------
+        >>> rule = LatenessRule(24)
+        >>> rule.late_after([1.0] * 12), rule.late_after([1.0] * 6), rule.late_after([])
+        (1.1, 6.0, 60.0)
+        >>> round(rule.late_after([1.0] * 6 + [1.1] * 6), 4)  # 1.1 + 0.1 log2(6)
+        1.3585
+        """
+        if self.runtimes is not None:
+            share = late_share(self.tasks)
+            pair = self.runtimes.inverse(np.array([1 - share, 0.5]), np.array([share, 0.5]))
+            quantile, median = pair.tolist()
+            return float(max(self.min_seconds, quantile, LEEWAY * median))
+        half = half_of(self.tasks)
+        if not len(durations):
+            seconds = SILENCE_SECONDS * 2.0 ** min(late, 1000)
+        elif len(durations) < half:
+            seconds = float(cautious(durations[-1], len(durations), half))
+        else:
+            seconds = float(extrapolated(durations[0], durations[half - 1], late_share(self.tasks)))
+        return max(self.min_seconds, seconds)
+
+    def late_moments(
+        self, durations: Iterable[float], running: Iterable[float], later: Iterable[float] = ()
+    ) -> list[float]:
+        """The moment from which each running task is late: when it has run for `late_after`.
+
+        Parameters
+        ----------
+        durations : iterable of float
+            What the tasks took that have returned, of those that were started at once.
+        running : iterable of float
+            When the tasks began that still run. For one that waits for a free worker say now: nothing
+            can be said of it yet. One that failed does not run.
+        later : iterable of float
+            As `durations`, of the tasks that were started later.
+
+        Examples
+        --------
+        >>> LatenessRule(3).late_moments([1.0], [0.0, 0.5])
+        [6.0, 6.5]
+        >>> LatenessRule(3).late_moments([], [0.0, 0.0, 0.0])
+        [60.0, 120.0, 240.0]
+        """
+        began, known = list(running), told(self.tasks, sorted(durations), sorted(later))
+        if known or self.runtimes is not None:
+            age = self.late_after(known)
+            return [moment + age for moment in began]
+        oldest_first = sorted(range(len(began)), key=began.__getitem__)
+        late = {task: turn for turn, task in enumerate(oldest_first)}
+        return [moment + self.late_after((), late[task]) for task, moment in enumerate(began)]
+
+
+Attempt = TypeVar("Attempt", bound=Hashable)
+
+
+class LateAttempts(Generic[Attempt]):
+    """The attempts at tasks that run, and which of them are late by a rule; each change costs O(log n).
+
+    >>> attempts = LateAttempts[str](LatenessRule(3))
+    >>> for name in "abc": attempts.begin(name, 0.0)
+    >>> for name in "ab": attempts.end(name), attempts.learn(1.0)
+    (None, None)
+    (None, None)
+    >>> attempts.late_at(1.0), round(attempts.next_moment(), 9), attempts.late_at(1.2)
+    (set(), 1.1, {'c'})
+    """
+
+    def __init__(self, rule: LatenessRule) -> None:
+        self._rule = rule
+        self._on_time: list[tuple[float, int, Attempt]] = []  # a heap, of some that have ended, too
+        self._number = 0  # of attempts that began
+        self._running: set[Attempt] = set()
+        self._late: set[Attempt] = set()
+        self._durations: list[float] = []
+        self._later: list[float] = []
+
+    def begin(self, attempt: Attempt, when: float) -> None:
+        """It runs since then."""
+        self._number += 1
+        self._running.add(attempt)
+        heapq.heappush(self._on_time, (when, self._number, attempt))
+
+    def end(self, attempt: Attempt) -> None:
+        """It does not run any more, or nobody waits for it."""
+        self._running.discard(attempt)
+        self._late.discard(attempt)
+
+    def learn(self, took: float, is_later: bool = False) -> None:
+        """One has returned after so many seconds.
+
+        is_later : whether it was started in the place of a late or a failed one.
+        """
+        insort(self._later if is_later else self._durations, took)
+
+    def late_at(self, now: float) -> set[Attempt]:
+        """Those that run and are late, or were when this was asked before."""
+        while self.next_moment() <= now:
+            self._late.add(heapq.heappop(self._on_time)[2])
+        return set(self._late)
+
+    def next_moment(self) -> float:
+        """When the next one becomes late, if nothing happens before; inf if none does."""
+        while self._on_time and self._on_time[0][2] not in self._running:
+            heapq.heappop(self._on_time)
+        return self._on_time[0][0] + self.late_after() if self._on_time else inf
+
+    def late_after(self) -> float:
+        """Seconds after which the oldest that is not late yet is."""
+        known = told(self._rule.tasks, self._durations, self._later)
+        return self._rule.late_after(known, len(self._late))
+
+
+def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:
+    """What a rule goes by, ascending: the tasks that were started at once, once half of them are back."""
+    if not later or len(durations) >= half_of(tasks):
+        return durations
+    return sorted([*durations, *later])
+
+
+def half_of(tasks: int) -> int:
+    """As many as tell what the others should take."""
+    return ceil(tasks / 2)
+
+
+def late_share(tasks: int) -> float:
+    """The share of so many tasks that is taken as late.
+
+    >>> late_share(4), late_share(8), late_share(2400) == 1 / 12
+    (0.5, 0.25, True)
+    """
+    return max(LATE_SHARE, min(0.5, LATE_TASKS / tasks))
+
+
+def cautious(slowest: npt.ArrayLike, returned: npt.ArrayLike, half: int) -> Floats:
+    """Seconds that half of the tasks should not need, of which fewer have returned by now."""
+    return np.asarray(
+        np.maximum(CAUTION_SECONDS, CAUTION * half / np.asarray(returned) * np.asarray(slowest))
+    )
+
+
+def extrapolated(fastest: npt.ArrayLike, median: npt.ArrayLike, share: float) -> Floats:
+    """The quantile at 1 - share of the shifted exponential distribution with this minimum and median."""
+    middle = np.asarray(median)
+    quantile = middle + (middle - np.asarray(fastest)) * (log(1 / share) / log(2) - 1)
+    return np.asarray(np.maximum(quantile, LEEWAY * middle))
+
+
+def is_told_early(first: Floats, rule: LatenessRule, spare: int = 0) -> npt.NDArray[np.bool_]:
+    """Whether more than `spare` tasks are late before half of them have returned, (trials,).
+
+    first : array (trials, tasks): run times of the tasks of each job, ascending.
+    """
+    half = half_of(rule.tasks)
+    returned = np.arange(1, half)
+    silent = first[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**spare)
+    patience = np.maximum(rule.min_seconds, cautious(first[:, : half - 1], returned, half))
+    return np.asarray(silent | (patience < first[:, 1:half]).any(axis=1))
+
+
+def ages(first: Floats, rule: LatenessRule) -> Floats:
+    """`late_after` once half of the tasks have returned, (trials,); `first` as for `is_told_early`."""
+    with np.errstate(invalid="ignore"):  # where nothing returns
+        found = extrapolated(first[:, 0], first[:, half_of(rule.tasks) - 1], late_share(rule.tasks))
+    return np.maximum(rule.min_seconds, found)

@@ -1,0 +1,122 @@
+"""When a task is late: the rule on run times that are given, and the attempts that it is asked of."""
+
+from __future__ import annotations
+
+from math import inf
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
+from polarmap.planning.lateness import LateAttempts, ages, is_told_early
+
+TIMES = st.lists(st.floats(0, 1e6), max_size=30)
+
+
+@given(durations=TIMES, more=st.integers(1, 30), least=st.sampled_from([0.0, 0.1]))
+def test_once_half_are_back_nothing_is_late_before_the_median(
+    durations: list[float], more: int, least: float
+) -> None:
+    tasks = max(1, len(durations) + more)
+    age = LatenessRule(tasks, min_seconds=least).late_after(sorted(durations))
+    assert age >= least
+    if len(durations) >= tasks / 2:
+        assert sum(one <= age for one in durations) >= tasks / 2
+
+
+@pytest.mark.parametrize("tasks", [24, 100, 8])
+def test_of_exponential_run_times_as_many_are_late_as_is_said(tasks: int) -> None:
+    """One in twelve, or two of eight, whether the distribution is known or not."""
+    distribution = ShiftedExponential(1.0, 0.3)
+    jobs = np.sort(distribution.sample(np.random.default_rng(0), (2000, tasks)), axis=1)
+    share = max(1 / 12, 2 / tasks)
+    known = LatenessRule(tasks, distribution).late_after(())
+    assert (jobs > known).mean() == pytest.approx(share, rel=0.05)
+    rule = LatenessRule(tasks)
+    learned = np.array([rule.late_after(job[: tasks // 2].tolist()) for job in jobs])
+    assert (jobs > learned[:, None]).mean() == pytest.approx(share, rel=0.3)
+    np.testing.assert_allclose(learned, ages(jobs, rule))
+
+
+def test_equal_tasks_are_late_at_a_tenth_more() -> None:
+    assert LatenessRule(24).late_after([2.0] * 12) == pytest.approx(2.2)
+    assert LatenessRule(24, Empirical([2.0])).late_after(()) == pytest.approx(2.2)
+    assert LatenessRule(24, min_seconds=5.0).late_after([2.0] * 12) == 5.0
+
+
+def test_fewer_than_half_tell_with_caution_and_nothing_after_a_minute() -> None:
+    rule = LatenessRule(24)
+    assert rule.late_after([1.0, 2.0]) == 3 * 12 / 2 * 2.0
+    assert rule.late_after([0.001]) == 0.1
+    assert [rule.late_after((), late) for late in range(3)] == [60.0, 120.0, 240.0]
+    assert rule.late_after((), 10**6) < inf
+
+
+def test_tasks_started_later_tell_until_half_of_the_others_are_back() -> None:
+    rule = LatenessRule(4)
+    assert rule.late_moments([], [0.0], [1.0]) == [6.0]
+    assert rule.late_moments([1.0], [0.0], [1.0]) == [pytest.approx(1.1)]
+    assert rule.late_moments([1.0, 1.0], [5.0], [0.01]) == [pytest.approx(6.1)]
+
+
+def test_parity_goes_by_the_same_rule() -> None:
+    assert ParityRule(24).lateness == LatenessRule(24)
+    distribution = Empirical([1.0, 2.0])
+    assert ParityRule(24, distribution).lateness == LatenessRule(24, distribution)
+
+
+@settings(deadline=None)
+@given(
+    times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
+    least=st.sampled_from([0.0, 0.1]),
+)
+def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
+    times: list[float], least: float
+) -> None:
+    """Against the rule, asked after every return."""
+    rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
+    half = -(-len(times) // 2)
+    expected = any(rule.late_after(ascending[:done]) < ascending[done] for done in range(half))
+    assert is_told_early(np.array([ascending]), rule).tolist() == [expected]
+
+
+@settings(deadline=None)
+@given(
+    began=st.lists(st.floats(0, 10), min_size=1, max_size=8),
+    ends=st.lists(st.tuples(st.integers(0, 7), st.floats(0, 20), st.booleans()), max_size=8),
+)
+def test_attempts_are_late_from_the_moments_that_the_rule_gives(
+    began: list[float], ends: list[tuple[int, float, bool]]
+) -> None:
+    rule = LatenessRule(len(began))
+    attempts: LateAttempts[int] = LateAttempts(rule)
+    for name, when in enumerate(began):
+        attempts.begin(name, when)
+    running, durations, later = dict(enumerate(began)), [], []
+    for name, took, is_later in ends:
+        attempts.end(name)
+        if running.pop(name, None) is not None:
+            attempts.learn(took, is_later)
+            (later if is_later else durations).append(took)
+    moments = rule.late_moments(durations, running.values(), later)
+    assert attempts.next_moment() == min(moments, default=inf)
+    for now in sorted(moments):
+        expected = {name for name, moment in zip(running, moments) if moment <= now}
+        assert attempts.late_at(now) == expected
+    assert attempts.late_at(1e9) == {name for name, moment in zip(running, moments) if moment <= 1e9}
+
+
+def test_what_was_late_stays_late_until_it_ends() -> None:
+    attempts: LateAttempts[str] = LateAttempts(LatenessRule(3))
+    for name in "abc":
+        attempts.begin(name, 0.0)
+    assert attempts.late_at(60.0) == {"a"}
+    attempts.learn(50.0)
+    assert attempts.late_at(61.0) == {"a"}
+    assert attempts.next_moment() == 300.0
+    attempts.end("a")
+    assert not attempts.late_at(299.0)
+    attempts.end("b"), attempts.end("c")
+    assert attempts.next_moment() == inf
