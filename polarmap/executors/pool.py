@@ -26,6 +26,7 @@ from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import PickledFunction, pickled_with_types
 from polarmap.executors.pool_run import PoolRun, Shared
+from polarmap.executors.pool_slots import PoolSlots
 from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import SPARE_SECONDS, WorkerProcesses
@@ -64,7 +65,7 @@ class Pool:
     workers : int, optional
         Tasks at a time, at most. By default on this machine as many as keep the cores busy (tasks
         that wait for something let others start), elsewhere as many as a map has tasks, or the
-        cluster threads.
+        cluster threads. Maps of several threads share them.
     idle : float
         Seconds without a map after which the workers end; the next map starts others.
     memory : int
@@ -232,6 +233,7 @@ class KeptWorkers:
     def forget(self) -> None:
         """Let go of all, in a process that was forked of the one that has it."""
         self._crew.shared.workers.forget()
+        self._crew.shared.slots.forget()
 
     def _done(self, number: int) -> None:
         """A map has ended. Safe to call twice."""
@@ -293,7 +295,7 @@ class Here:
         blocks = BlockFiles(in_memory, on_disk, options.memory)
         return Crew(
             self.name,
-            Shared(workers, blocks, options.workers, options.threads),
+            Shared(workers, blocks, PoolSlots(options.workers, is_here=True), options.threads),
             folders,
             folders,
             lambda source, use: check_folder(source),
@@ -333,7 +335,7 @@ class Elsewhere:
         )
         return Crew(
             self.name,
-            Shared(workers, blocks, options.workers, None, site.modules),
+            Shared(workers, blocks, PoolSlots(options.workers, is_here=False), None, site.modules),
             folders,
             folders if site.folder is not None else [],
             site.check_source,

@@ -8,7 +8,6 @@ import hashlib
 import os
 import select
 import shutil
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -18,21 +17,19 @@ from typing import Any, NamedTuple, Protocol
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors import slots
 from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outcome_of
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
+from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS, PoolSlots
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
-from polarmap.worker.cores import available_cores
 from polarmap.worker.frames import FrameError, parsed_reply
 from polarmap.worker.io_channel import Call, Surroundings
 from polarmap.worker.messages import Error, StoredBlock
 from polarmap.worker.parts import DamagedError, Part, read_file
 
-FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
@@ -97,7 +94,7 @@ class Blocks(Protocol):
 class Shared(NamedTuple):
     """What the maps of a pool share.
 
-    most : tasks of a map at a time.
+    slots : tasks at a time.
     threads : that each worker may use for linear algebra; None for workers elsewhere, which find nothing
         of this process around them, and are not in each other's way.
     modules : those that a pickled function needs and workers elsewhere may lack.
@@ -105,7 +102,7 @@ class Shared(NamedTuple):
 
     workers: WorkerTable
     blocks: Blocks
-    most: int | None
+    slots: PoolSlots
     threads: int | None
     modules: Callable[[bytes], Mapping[str, tuple[str, bool]]] = lambda pickled: {}
 
@@ -114,9 +111,10 @@ class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
     As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
-    On this machine a worker is told of its next task while it is at the one before: to wake it would take
-    longer than a small task. What waits behind a task that takes long is given to another worker, too,
-    and the first to end it is heard.
+    Maps that run at once on a pool share these slots. On this machine a worker of a map that is alone is
+    told of its next task while it is at the one before: to wake it would take longer than a small task.
+    What waits behind a task that takes long is given to another worker, too, and the first to end it is
+    heard.
 
     Parameters
     ----------
@@ -145,7 +143,7 @@ class PoolRun:
         done: Callable[[], None],
     ) -> None:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
-        self._workers, self._blocks, self._most, threads, modules = shared
+        self._workers, self._blocks, slots, threads, modules = shared
         self._lease = Lease()
         self._attempts: dict[int, int] = {}
         self._waiting: deque[tuple[int, int]] = deque()
@@ -157,15 +155,15 @@ class PoolRun:
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
         self._woken = WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
+        self._is_called = False  # to return
+        self._slots = slots.open(self._woken.set)
         self._ended: list[Outcome] = []  # that are told with the next ones
         self._stored: Stored | None = None
         self._owner = os.getpid()
-        self._cores = available_cores()
         self._is_elsewhere = threads is None
         # What is stored or handed in piece by piece is to come from one worker.
         self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1)
-        self._slots = sys.maxsize if threads is None else first_slots(self._cores, self._most)
-        self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+        self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
         self._types = f.types
         self._digest = hashlib.blake2b(f.pickled, digest_size=16).digest()
@@ -212,28 +210,35 @@ class PoolRun:
 
     def wait(self, timeout: float) -> list[Outcome]:
         """What workers have replied, as soon as any has."""
-        deadline = time.monotonic() + timeout
+        self._slots.listen()
+        try:
+            return self._wait_until(time.monotonic() + timeout)
+        finally:
+            self._slots.pause()
+
+    def _wait_until(self, deadline: float) -> list[Outcome]:
         while True:
             self._start_waiting()
             ended, self._ended = self._ended, []
-            rest = max(0.0, deadline - time.monotonic())
-            is_late = self._waiting or self._behind
-            step = 0.0 if ended else min(rest, self._look_seconds) if is_late else rest
+            rest = 0.0 if ended or self._is_called else max(0.0, deadline - time.monotonic())
+            step = min(rest, self._look_seconds) if self._waiting or self._behind else rest
             readable = [self._by_descriptor.get(descriptor) for descriptor, _ in self._poll.poll(1000 * step)]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
             if ended:
-                self._was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+                self._slots.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
                 self._start_waiting()
                 return ended
-            if time.monotonic() >= deadline or (None in readable and self._woken.clear()):
+            is_woken = None in readable and self._woken.clear()  # called to return, or a slot is free
+            if self._is_called or time.monotonic() >= deadline:
+                self._is_called = False
                 return []
-            if self._waiting or self._behind:
-                self._workers.check()
-                self._look_for_idle_cores()
+            if not is_woken and (self._waiting or self._behind):
+                self._look_around()
 
     def wake(self) -> None:
         """Let the descriptor be readable that is polled besides those of workers."""
+        self._is_called = True
         self._woken.set()
 
     def close(self) -> None:
@@ -256,25 +261,35 @@ class PoolRun:
         finally:  # an interrupt here leaves files until the workers end
             if self._stored is not None:
                 self._blocks.done(self._stored)
+            self._slots.close()
             self._woken.close()
             self._done()
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
-        if len(self._running) < self._slots and not self._waiting:
+        if not self._waiting and self._slots.may_take(len(self._unshared())):
             self._share()
         if not self._waiting:
+            self._slots.may_take(0)  # others may
             return
         stuck = self._workers.abandoned_tasks()
-        while self._waiting and len(self._running) < self._slots:
+        while self._slots.may_take(len(self._waiting)):
             first = name_of(self._payload.blocks, self._waiting[0][0])
             worker = self._workers.take(self._lease, may_wait=bool(self._running), task=first)
             if worker is None:
                 break
             self._start(worker, *self._next(worker, stuck))
-        if self._may_tell_ahead:
+        if self._may_tell_ahead and self._slots.is_alone:
             self._tell_ahead(stuck)
         self._workers.flush()
+
+    def _look_around(self) -> None:
+        """See whether workers have failed to start, and whether more tasks could run."""
+        self._workers.check()
+        self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
+        self._slots.look_for_idle_cores(len(self._waiting) + len(self._unshared()))
+        if self._waiting and self._slots.is_starved():
+            self._workers.want(len(self._workers) + 1)
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
@@ -335,6 +350,7 @@ class PoolRun:
         self._note_told(worker)
         worker.note(name_of(self._payload.blocks, task))
         self._running[worker] = Running(task, attempt, time.monotonic())
+        self._slots.take(worker)
         descriptor = worker.link.fileno()
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
@@ -396,6 +412,7 @@ class PoolRun:
             self._waiting.appendleft((behind.task, behind.attempt))
         self._release(worker)
         self._workers.remove(worker)
+        self._slots.give_back(worker)
         return self._first_told([lost(task, attempt, ending)])
 
     def _release(self, worker: Worker) -> None:
@@ -444,7 +461,8 @@ class PoolRun:
         """It has ended its task, and is free unless it was told of another."""
         self._release(worker)
         if worker not in self._running:
-            self._workers.give_back(worker)
+            self._workers.give_back(worker)  # before its slot: who takes that shall find it
+            self._slots.give_back(worker)
 
     def _read(self, number: int, name: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
@@ -454,19 +472,6 @@ class PoolRun:
         data = read_file(str(self._folders[number]), Part(name, path.stat().st_size))
         path.unlink()
         return data
-
-    def _look_for_idle_cores(self) -> None:
-        """Let more tasks run where those that do leave the cores idle, seen twice in a row."""
-        if self._slots >= (self._most or sys.maxsize):
-            return
-        processes = [worker.process for worker in self._running]
-        idle = sum(process is not None and is_waiting(process) for process in processes)
-        queued = len(self._waiting) + len(self._unshared())
-        extra = slots.extra_slots(self._cores, len(processes) - idle, idle, queued)
-        if extra and self._was_idle:
-            self._slots = min(self._slots + extra, self._most or self._slots + extra)
-        self._was_idle = bool(extra)
-        self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
 
     def _sent(self, pickled: bytes) -> bytes | str:
         """A function as it travels, or the file that it is to be read from."""
@@ -494,24 +499,6 @@ def with_cause(failure: Failure, error: Error) -> Failure:
         with contextlib.suppress(Exception):
             cause = kind(error.message)
     return failure._replace(cause=cause)
-
-
-def first_slots(cores: int, most: int | None) -> int:
-    """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy.
-
-    One more than there are cores: a worker that has been told of its next task leaves no core idle.
-    """
-    first = cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
-    return first if most is None else min(first, most)
-
-
-def is_waiting(process: int) -> bool:
-    """Whether a process wants no core now: it sleeps, or waits for a disk or the network."""
-    try:
-        with open(f"/proc/{process}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] != b"R"
-    except OSError:
-        return False
 
 
 def surroundings(threads: int) -> Surroundings:

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +19,9 @@ from pool_processes import descendants, folders, runs, until
 
 import polarmap
 from polarmap import Pool
-from polarmap.errors import ExecutorError, NotDecodableError
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
+from polarmap.executors.base import Payload, Run
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -68,3 +76,166 @@ def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: P
         if pool is None:
             check(pool)
             polarmap.shutdown()
+
+
+# --- what they have of its slots ---------------------------------------------------------------------
+
+
+class Gates:
+    """Tasks that say when they begin, and end when they are let go: files, which workers here see.
+
+    A task is called by the name of its map and its number.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def f(self, name: str) -> Callable[[Any], Any]:
+        folder = self.folder
+
+        def task(block: Any) -> Any:
+            path = folder / f"{name}-{int(block)}"
+            path.touch()
+            while not path.with_suffix(".open").exists():
+                time.sleep(0.002)
+            return block
+
+        return task
+
+    def begun(self) -> Counter[str]:
+        """How many tasks of each map have begun and have not been let go."""
+        names = {path.name for path in self.folder.iterdir()}
+        shut = [name for name in names if not name.endswith(".open") and f"{name}.open" not in names]
+        return Counter(name.partition("-")[0] for name in shut)
+
+    def let_go(self, name: str) -> None:
+        """One task of this map, the one that began first."""
+        paths = [path for path in self.folder.glob(f"{name}-*") if not path.suffix]
+        shut = [path for path in paths if not path.with_suffix(".open").exists()]
+        min(shut, key=lambda path: path.stat().st_mtime).with_suffix(".open").touch()
+
+    def let_all_go(self, name: str, tasks: int) -> None:
+        for task in range(tasks):
+            (self.folder / f"{name}-{task}.open").touch()
+
+
+def numbers(count: int) -> PartBlocks:
+    return PartBlocks([[np.float64(number)] for number in range(count)], ("array",))
+
+
+def drive(run: Run, count: int) -> list[int]:
+    """The tasks of a run in the order in which they end."""
+    ended: list[int] = []
+    with closing(run):
+        run.submit(range(count))
+        while len(ended) < count:
+            for one in run.wait(PATIENCE):
+                assert one.failure is None, one
+                ended.append(one.task)
+    return ended
+
+
+@pytest.fixture
+def gates(tmp_path: Path) -> Gates:
+    return Gates(tmp_path)
+
+
+@contextmanager
+def gated(
+    pool: Pool, gates: Gates, tasks: Mapping[str, int], threads: ThreadPoolExecutor
+) -> Iterator[dict[str, Future[list[int]]]]:
+    """Maps that are begun one after the other, each when it waits; all are let go at the end."""
+    try:
+        yield {
+            name: threads.submit(drive, pool.open(Payload(gates.f(name), numbers(count))), count)
+            for name, count in tasks.items()
+        }
+    finally:
+        for name, count in tasks.items():
+            gates.let_all_go(name, count)
+
+
+def test_two_maps_on_two_workers_have_one_each_and_a_small_one_ends_long_before_them(gates: Gates) -> None:
+    tasks = {"first": 12, "second": 12}
+    with (
+        Pool(workers=2) as pool,
+        ThreadPoolExecutor(3) as threads,
+        gated(pool, gates, tasks, threads) as maps,
+    ):
+        assert until(lambda: gates.begun().total() == 2)
+        gates.let_go(gates.begun().most_common(1)[0][0])
+        for _ in range(5):
+            assert until(lambda: gates.begun() == {"first": 1, "second": 1}, PATIENCE)
+            gates.let_go("first")
+            assert until(lambda: gates.begun() == {"first": 1, "second": 1}, PATIENCE)
+            gates.let_go("second")
+        small = threads.submit(drive, pool.open(Payload(lambda block: block, numbers(2))), 2)
+        for name in ("first", "second"):
+            assert until(lambda: gates.begun() == {"first": 1, "second": 1}, PATIENCE)
+            gates.let_go(name)
+        assert sorted(small.result(PATIENCE)) == [0, 1]
+        assert not any(one.done() for one in maps.values())
+    for one in maps.values():
+        assert sorted(one.result(PATIENCE)) == list(range(12))
+
+
+def test_a_map_whose_tasks_hang_keeps_no_other_from_going_on(gates: Gates) -> None:
+    with (
+        Pool() as pool,
+        ThreadPoolExecutor(2) as threads,
+        gated(pool, gates, {"hung": 40}, threads),
+    ):
+        assert until(lambda: gates.begun()["hung"] >= 2, PATIENCE)
+        check(pool)
+
+
+def test_slots_of_a_map_that_times_out_are_free(gates: Gates) -> None:
+    with Pool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
+        options = {"executor": pool, "timeout": 3.0}
+        first = threads.submit(polarmap.hedged_map, gates.f("first"), [*np.arange(9.0)], **options)
+        assert until(lambda: gates.begun() == {"first": 2})
+        with gated(pool, gates, {"second": 2}, threads):
+            with pytest.raises(CodedTimeoutError):
+                first.result(PATIENCE)
+            assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
+
+
+@pytest.mark.parametrize("ending", ["closed", "killed"])
+def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, ending: str) -> None:
+    with (
+        Pool(workers=2) as pool,
+        ThreadPoolExecutor(1) as threads,
+        closing(pool.open(Payload(gates.f("first"), numbers(9)))) as run,
+    ):
+        run.submit(range(9))
+        assert until(lambda: gates.begun() == {"first": 2})
+        assert run.wait(0.1) == []
+        with gated(pool, gates, {"second": 2}, threads):
+            if ending == "closed":
+                run.close()
+            for worker in list(run._running):
+                assert worker.process
+                os.kill(worker.process, signal.SIGKILL)
+                assert until(lambda: any(one.failure for one in run.wait(0.1)))
+            assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
+
+
+def test_many_maps_at_once_start_no_more_workers_than_one() -> None:
+    def workers_of(count: int) -> int:
+        most = 0
+        with Pool() as pool, ThreadPoolExecutor(count) as threads:
+            before = descendants()
+            maps = [threads.submit(several, pool, number) for number in range(count)]
+            while not all(one.done() for one in maps):
+                most = max(most, len(descendants() - before))
+                time.sleep(0.01)
+            for one in maps:
+                one.result()
+        return most
+
+    def several(pool: Pool, number: int) -> None:
+        stream = np.random.default_rng(number)
+        for _ in range(5):
+            check(pool, number + 1.0, stream.standard_normal(A.shape))
+
+    assert workers_of(16) <= workers_of(1) + 3
