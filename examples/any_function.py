@@ -1,6 +1,8 @@
-"""Functions that no code commutes with: the sum of gradients of a network, and a plain map with backups."""
+"""Functions that no code commutes with: the sum of gradients of a network, and plain maps with backups."""
 
 from __future__ import annotations
+
+from collections import Counter
 
 import numpy as np
 
@@ -37,6 +39,10 @@ def main() -> None:
     slow = FaultyExecutor(None, {4: Fault("sleep", seconds=30)})
     medians = polarmap.hedged_map(lambda rows: np.median(rows, axis=0), x, blocks=12, executor=slow)
     print(f"{len(medians)} medians; task 4 was started {medians.report.tasks[4].attempts} times")
+
+    lines = ["to be or not to be", "that is the question", "whether to suffer or to act"]
+    counts = polarmap.hedged_map(Counter, map(str.split, lines))  # anything in, anything out
+    print("words:", sum(counts, Counter()).most_common(2))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,47 @@
-"""hedged_map: a plain map of any f whose stragglers are started again."""
+"""hedged_map: a plain map of any f over any data, whose stragglers are started again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
+import numpy as np
+
 from polarmap.blocks.equal import checked_count
-from polarmap.blocks.uneven import PartBlocks, cut_parts
+from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items
 from polarmap.code.dtypes import is_integer
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, NotDecodableError
+from polarmap.executors.base import Outcome
+from polarmap.planning.backups import BACKUPS
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
-from polarmap.worker.pytree import unflatten
+from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.progress import observer_of
+from polarmap.run.summary import UNCODED, blank_report
+from polarmap.worker.any_value import any_call, from_result
+from polarmap.worker.pytree import naming, unflatten
 
 T = TypeVar("T")
 
 
 def hedged_map(
-    f: Callable[[Any], T],
+    f: Callable[..., T],
     data: Any,
     *,
+    star: bool = False,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
     blocks: int | None = None,
     executor: Any = None,
-    backups: int = 2,
+    backups: int = BACKUPS,
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
 ) -> CodedResult[T]:
-    """Map any f over blocks of data; what is late gets a backup, and the first result of each counts.
+    """Map any f over anything; what is late gets a backup, and the first result of each counts.
 
     For functions that no code commutes with. A straggler costs the time by which it is known to be late,
     a little more than others take, plus one more run, where a coded map does not wait for it at all.
@@ -36,11 +49,16 @@ def hedged_map(
     Parameters
     ----------
     f : callable
-        Any function of a block. Both copies of a late task may run to their end, so it should have
-        no side effects that are not to happen twice.
-    data : array-like, or sequence of blocks
-        An array is cut along its first axis into nearly equal blocks, without padding. A sequence
-        gives the blocks, of one structure and any shapes. Results may be of any shapes and structures.
+        Any function. Both copies of a late task may run to their end, so it should have no side effects
+        that are not to happen twice.
+    data : array-like, sequence or iterable
+        An array is cut along its first axis into nearly equal blocks, without padding. Of a sequence or
+        an iterator each item is a task: whatever can be pickled, as strings, paths, data frames, sparse
+        matrices, objects of your own.
+    star : bool
+        Each item is a tuple of arguments: f(*item) in place of f(item).
+    args, kwargs : sequence and dict, optional
+        Further arguments of every call, behind those of the item. They travel with f.
     blocks : int, optional
         k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).
     executor, timeout, retries, progress : optional
@@ -53,13 +71,15 @@ def hedged_map(
     Returns
     -------
     CodedResult
+        What f returned for each, None too: arrays, numbers and strings, and up to a hundred of them in
+        tuples, lists and dicts, as raw bytes; all else was pickled on the worker, and is unpickled here.
         Its report has the shape of a coded map's: nothing is ever recovered by decoding, and
         `attempts` of a task counts its backups.
 
     Raises
     ------
     CodeError, NotDecodableError, CodedTimeoutError, ExecutorError
-        As for `coded_map`; every task has to return.
+        As for `coded_map`; every task has to return. CodeError for an item that cannot be pickled.
 
     Examples
     --------
@@ -68,17 +88,71 @@ def hedged_map(
     >>> result = polarmap.hedged_map(np.sort, np.array([3, 1, 9, 5, 2, 8]), blocks=3, executor=slow)
     >>> [block.tolist() for block in result], result.report.seconds, result.report.tasks[2].attempts
     ([[1, 3], [5, 9], [2, 8]], 2.1, 2)
+    >>> list(polarmap.hedged_map(pow, [(2, 5), (3, 2)], star=True, args=(7,), executor=slow))
+    [4, 2]
     """
+    call = (f, data, star, args, kwargs, blocks, executor, backups, timeout, retries)
+    return prepared_hedged_map(*call).run(progress)
+
+
+def prepared_hedged_map(
+    f: Callable[..., T],
+    data: Any,
+    star: bool,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any] | None,
+    blocks: int | None,
+    executor: Any,
+    backups: int,
+    timeout: float | None,
+    retries: int,
+) -> PreparedMap[CodedResult[T]]:
+    """The map of `hedged_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = checked_options(False, None, timeout, retries)
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
+    _check_arguments(star, args, kwargs)
     launch = Launch(executor)
-    blocks = None if blocks is None else checked_count("blocks", blocks)
-    parts, structure = cut_parts(data, blocks)
-    if blocks not in (None, len(parts)):
-        raise CodeError(f"blocks={blocks}, but the sequence has {len(parts)} blocks; leave blocks out")
-    coded = PartBlocks(parts, structure)
-    outcomes, report = run_uncoded(launch, f, coded, options, progress, int(backups))
-    results = [unflatten(one.structure or ("array",), one.leaves or []) for one in outcomes]
-    return CodedResult(results, report)
+    items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
+    blank = blank_report(len(items), len(items), len(items), UNCODED, launch.executor.name)
+    if not items:
+        nothing = replace(blank, verified="not needed", is_final=True)
+        return PreparedMap(blank, 0, lambda progress: CodedResult([], nothing))
+    parts, structure, is_pickled = any_parts(items)
+    call, coded = any_call(f, star, args, kwargs, is_pickled), PartBlocks(parts, structure)
+
+    def run(progress: Any) -> CodedResult[T]:
+        observer, values = observer_of(progress), dict[int, T]()
+
+        def note(outcome: Outcome) -> None:
+            values[outcome.task] = _value(outcome)
+            if observer.takes_blocks:
+                observer.block_arrived(outcome.task, partial(values.__getitem__, outcome.task))
+
+        _, report = run_uncoded(launch, call, coded, options, observer, int(backups), note=note)
+        return CodedResult([values[index] for index in range(len(items))], report)
+
+    return PreparedMap(blank, len(items), run)
+
+
+def _value(outcome: Outcome) -> Any:
+    """What f returned; NotDecodableError for what cannot be unpickled here."""
+    assert outcome.structure is not None and outcome.leaves is not None
+    try:
+        return from_result(unflatten(outcome.structure, outcome.leaves))
+    except Exception as error:
+        raise NotDecodableError(
+            f"the result of task {outcome.task} cannot be unpickled here: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_arguments(star: Any, args: Any, kwargs: Any) -> None:
+    if not isinstance(star, (bool, np.bool_)):
+        raise CodeError(f"star must be True or False, not {star!r:.100}")
+    if not isinstance(args, (tuple, list)):
+        raise CodeError(f"args must be a tuple, as in args=(value,), not {naming(args)}")
+    if kwargs is not None and not (
+        isinstance(kwargs, Mapping) and all(isinstance(key, str) for key in kwargs)
+    ):
+        raise CodeError(f"kwargs must be a dict with names as its keys, not {kwargs!r:.100}")

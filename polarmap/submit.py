@@ -13,6 +13,7 @@ from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.coded_map import coded_map, prepared_coded_map
 from polarmap.errors import CodeError
+from polarmap.hedged_map import hedged_map, prepared_hedged_map
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
@@ -46,7 +47,10 @@ class CodedMapOptions(TypedDict, total=False):
 
 
 # From a verb to what checks its arguments and cuts the data, without `progress`.
-_PREPARED: dict[Any, Callable[..., PreparedMap[Any]]] = {coded_map: prepared_coded_map}
+_PREPARED: dict[Any, Callable[..., PreparedMap[Any]]] = {
+    coded_map: prepared_coded_map,
+    hedged_map: prepared_hedged_map,
+}
 
 
 @overload

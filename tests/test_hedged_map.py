@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
+from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors.base import Payload
 from polarmap.executors.private_folder import named_for_lithops
@@ -190,6 +191,119 @@ def test_the_planner_simulates_the_defaults_of_hedged_map() -> None:
     assert cubed == pytest.approx(1 - (1 - 0.2**2) ** 20, abs=0.02)
 
 
+# --- anything in, anything out -----------------------------------------------------------------
+
+
+def test_a_worker_that_returns_none() -> None:
+    assert list(hedged_map(lambda item: None, ["a", "b"], executor=ReplayExecutor())) == [None, None]
+    assert list(hedged_map(lambda block: None, DATA, blocks=3, executor=ReplayExecutor())) == [None] * 3
+
+
+def test_classes_that_no_module_has() -> None:
+    class Inside:
+        def __init__(self, value: int) -> None:
+            self.value = value
+
+    for executor in (None, ReplayExecutor()):
+        result = hedged_map(lambda one: Inside(one.value + 1), [Inside(1), Inside(2)], executor=executor)
+        assert [type(one) for one in result] == [Inside, Inside]
+        assert [one.value for one in result] == [2, 3]
+
+
+def test_exceptions_as_results_are_no_failures() -> None:
+    result = hedged_map(lambda item: ValueError(item), ["a"], executor=ReplayExecutor())
+    assert type(result[0]) is ValueError and result[0].args == ("a",)
+
+
+def test_what_f_raises_is_the_cause() -> None:
+    def fail(item: Any) -> Any:
+        raise LookupError(f"no {item}")
+
+    with pytest.raises(NotDecodableError, match="no a") as caught:
+        hedged_map(fail, ["a", "a"], executor=ReplayExecutor(), retries=0)
+    assert type(caught.value.__cause__) is LookupError
+
+
+def test_arguments_of_a_call() -> None:
+    def told(*args: Any, **kwargs: Any) -> Any:
+        return args, kwargs
+
+    options: dict[str, Any] = {"executor": ReplayExecutor()}
+    pairs = [("a", 1), ("b", None)]
+    assert list(hedged_map(told, pairs, **options)) == [((pair,), {}) for pair in pairs]
+    assert list(hedged_map(told, pairs, star=True, **options)) == [(pair, {}) for pair in pairs]
+    result = hedged_map(told, zip("ab", "cd"), star=True, args=(Path("x"), 2), kwargs={"y": {3}}, **options)
+    assert list(result) == [((*pair, Path("x"), 2), {"y": {3}}) for pair in zip("ab", "cd")]
+    with_array = hedged_map(told, DATA, blocks=2, args=[1], **options)
+    np.testing.assert_array_equal(with_array[1][0][0], DATA[25:])
+    assert with_array[0][0][1] == 1
+
+
+def test_iterators_sets_and_ranges() -> None:
+    options: dict[str, Any] = {"executor": ReplayExecutor()}
+    assert list(hedged_map(str, range(3), **options)) == ["0", "1", "2"]
+    assert list(hedged_map(len, (letter * 2 for letter in "abc"), **options)) == [2] * 3
+    assert list(hedged_map(str, {5}, **options)) == ["5"]
+    assert list(hedged_map(str, range(3), blocks=3, **options)) == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize("data", [[], (), iter(()), range(0), {}.items()], ids=repr)
+def test_of_nothing_the_result_is_empty(data: Any) -> None:
+    result = hedged_map(str, data, executor=ReplayExecutor())
+    assert list(result) == []
+    report = result.report
+    assert (report.n, report.k, report.tasks, report.is_final) == (0, 0, (), True)
+    assert "0 of 0" in str(report)
+    with pytest.raises(CodeError, match="there are none"):
+        result.concatenate()
+
+
+class Payloads(ReplayExecutor):
+    """Notes how blocks travel."""
+
+    def open(self, payload: Payload) -> ReplayRun:
+        self.blocks = payload.blocks
+        return super().open(payload)
+
+
+def test_arrays_alike_travel_raw_and_other_values_as_bytes() -> None:
+    executor = Payloads()
+    for data in ([np.zeros(3), np.ones(4)], [{"x": DATA, "n": 1}] * 2, ["a", "bc"], [(1, 2.0)]):
+        hedged_map(lambda item: None, data, executor=executor)
+        assert executor.blocks.structure != ("array",) or executor.blocks.leaves(0)[0].dtype == float
+    for data in ([np.zeros(3), "a"], [None], [Path("a")], [{"x": DATA}, {"y": DATA}]):
+        hedged_map(lambda item: None, data, executor=executor)
+        assert executor.blocks.structure == ("array",)
+        assert {leaf.dtype for leaf in executor.blocks.leaves(0)} == {np.dtype("u1")}
+
+
+def test_a_result_that_only_the_worker_can_unpickle_is_named() -> None:
+    class StubbornError(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__("message")
+
+    with pytest.raises(NotDecodableError, match="the result of task 0 cannot be unpickled here: TypeError"):
+        hedged_map(lambda item: StubbornError(1, 2), ["a"], executor=ReplayExecutor())
+
+
+def test_a_future_tells_results_as_they_come() -> None:
+    gate = threading.Event()
+
+    def wait_for_gate(item: str) -> Any:
+        if item == "late":
+            gate.wait(30)
+        return item, None
+
+    with ThreadPoolExecutor(3) as pool:
+        future = submit(wait_for_gate, ["a", "late", "b"], verb=hedged_map, executor=pool, backups=0)
+        assert future.blocks[0].result(30) == ("a", None)
+        assert future.blocks[2].result(30) == ("b", None)
+        assert not future.blocks[1].done()
+        gate.set()
+        assert list(future.result(30)) == [("a", None), ("late", None), ("b", None)]
+        assert future.result()[0] is future.blocks[0].result()
+
+
 # --- on real workers ---------------------------------------------------------------------------
 
 
@@ -248,13 +362,33 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
         hedged_map(summary, DATA, executor=ReplayExecutor(), **options)
 
 
-def test_bad_data_is_refused() -> None:
-    with pytest.raises(CodeError, match="the sequence has 3 blocks"):
-        hedged_map(summary, list(np.eye(3)), blocks=2, executor=ReplayExecutor())
-    with pytest.raises(CodeError, match="Python objects"):
-        hedged_map(summary, [np.array([1, None])], executor=ReplayExecutor())
-    with pytest.raises(CodeError, match="it holds an object: use arrays, numbers"):
-        hedged_map(summary, [object()], executor=ReplayExecutor())
+@pytest.mark.parametrize(
+    ("data", "options", "words"),
+    [
+        (list(np.eye(3)), {"blocks": 2}, "blocks=2, but the sequence has 3 blocks; leave blocks out"),
+        ("text", {}, r"data is a str, one value: use \[data\], or list\(data\)"),
+        (b"text", {}, r"data is a bytes, one value: use \[data\]"),
+        ({"a": 1}, {}, r"data is a dict: use list\(data\), list\(data.values\(\)\), or .*star=True"),
+        (3, {}, r"not an int: use \[data\]"),
+        (None, {}, r"not None: use \[data\]"),
+        (np.zeros(()), {}, "cannot be cut into 1 parts"),
+        (np.eye(3), {"star": True}, "data is an array: use a sequence of tuples"),
+        ([(1, 2), 3], {"star": True}, r"item 1 is an int: use \(item,\)"),
+        ([1], {"star": "yes"}, "star must be True or False"),
+        ([1], {"args": 3}, r"args must be a tuple, as in args=\(value,\), not an int"),
+        ([1], {"kwargs": {3: 1}}, "kwargs must be a dict with names"),
+        ([1], {"kwargs": [1]}, "kwargs must be a dict with names"),
+        (
+            [1, threading.Lock()],
+            {},
+            "item 1 of data, a _thread.lock, cannot be sent: TypeError: cannot pickle",
+        ),
+    ],
+    ids=repr,
+)
+def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(CodeError, match=words):
+        hedged_map(str, data, executor=ReplayExecutor(), **options)
 
 
 def test_what_is_closed_is_the_run_underneath() -> None:

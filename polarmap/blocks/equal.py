@@ -229,7 +229,12 @@ def without_padding(
 
 def concatenate(results: Sequence[Any], axis: int) -> Any:
     """Results joined along `axis`."""
-    flat = [flatten(result) for result in results]
+    try:
+        flat = [flatten(result) for result in results]
+    except TypeError as error:
+        raise CodeError(f"concatenate() joins results that are arrays: use list(result) ({error})") from error
+    if not flat:
+        raise CodeError("concatenate() joins results, and there are none: the data was empty")
     if len(flat[0][1]) != 1:
         raise CodeError(
             f"concatenate() joins results that are arrays; f returned {describe_leaves(flat[0][0])} "

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.equal import check_labels_and_dtype
 from polarmap.errors import CodeError
+from polarmap.worker.any_value import is_raw, to_block
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of
+from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +41,66 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
         if any(leaf.dtype.hasobject for leaf in leaves):
             raise CodeError(f"part {index} holds Python objects: parts are made of arrays and numbers")
     return [leaves for leaves, _ in flat], structure
+
+
+def cut_items(data: Any, count: int | None, star: bool) -> list[Any]:
+    """The values that f is called with: an array's nearly equal parts, or what a sequence or iterator gives.
+
+    `star`: each is to be the arguments of a call.
+    """
+    check_labels_and_dtype(data)
+    if isinstance(data, (str, bytes, bytearray)):
+        raise CodeError(
+            f"data is {naming(data)}, one value: use [data], or list(data) for one task a character"
+        )
+    if isinstance(data, dict):
+        raise CodeError(
+            "data is a dict: use list(data), list(data.values()), or list(data.items()) with star=True"
+        )
+    if hasattr(data, "shape") and hasattr(data, "dtype"):
+        if star:
+            raise CodeError(
+                "star=True passes each item as several arguments, and data is an array: "
+                "use a sequence of tuples, as in list(zip(data, others))"
+            )
+        try:
+            return _cut_array(data, count)
+        except TypeError as error:
+            raise CodeError(f"data is {naming(data)}, which has no rows to cut it along: {error}") from error
+    if not isinstance(data, Iterable):
+        raise CodeError(f"data must be an array, a sequence or an iterator, not {naming(data)}: use [data]")
+    items = list(data)
+    if count not in (None, len(items)):
+        raise CodeError(f"blocks={count}, but the sequence has {len(items)} blocks; leave blocks out")
+    for index, item in enumerate(items):
+        if star and not isinstance(item, Iterable):
+            raise CodeError(
+                f"star=True takes tuples of arguments, and item {index} is {naming(item)}: use (item,)"
+            )
+    return items
+
+
+def any_parts(items: Sequence[Any]) -> tuple[list[list[Array]], Structure, bool]:
+    """The flat parts of any values, their structure, and whether each is one array made by `to_block`.
+
+    Those of one structure that are trees of arrays stay what they are, others are pickled.
+    """
+    items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
+    if all(map(is_raw, items)):
+        flat = [flatten(item) for item in items]
+        structure = flat[0][1]
+        if all(other == structure for _, other in flat):
+            return [leaves for leaves, _ in flat], structure, False
+    parts = []
+    for index, item in enumerate(items):
+        try:
+            parts.append([to_block(item)])
+        except Exception as error:
+            raise CodeError(
+                f"item {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "
+                "use what can be pickled, such as a path in place of an open file"
+            ) from error
+    return parts, ("array",), True
 
 
 def _cut_array(data: Any, count: int | None) -> list[Any]:

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.worker.pytree import naming
+
 Array = npt.NDArray[Any]
 
 RAW_LEAVES = 100  # of a tree that travels raw: pickle is faster with more
@@ -20,38 +22,36 @@ BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
 ALIGNMENT = 64  # bytes, of such buffers
 
 
-class AnyCall:
-    """f as workers call it: with the arguments that a block stands for, its result as `to_result` has it.
+def any_call(
+    f: Callable[..., Any],
+    star: bool = False,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    is_pickled: bool = False,
+) -> Callable[[Any], Any]:
+    """f as workers call it, with what a block stands for; its result as `to_result` has it.
+
+    A closure, so that f's own modules travel with it.
 
     star : whether the value of a block is all positional arguments, rather than the first.
     args, kwargs : further arguments of every call.
     is_pickled : whether blocks are made by `to_block`; else they are the values.
 
-    >>> call = AnyCall(dict.get, args=("a",), is_pickled=True)
+    >>> call = any_call(dict.get, args=("a",), is_pickled=True)
     >>> from_result(call(to_block({"a": {1, 2}})))
     {1, 2}
     """
+    named = dict(kwargs or {})
 
-    def __init__(
-        self,
-        f: Callable[..., Any],
-        star: bool = False,
-        args: Sequence[Any] = (),
-        kwargs: Mapping[str, Any] | None = None,
-        is_pickled: bool = False,
-    ) -> None:
-        self._f, self._star, self._args, self._kwargs = f, star, tuple(args), dict(kwargs or {})
-        self._is_pickled = is_pickled
-
-    def __call__(self, block: Any) -> Any:
-        """The result for a block, as it travels."""
-        value = from_block(block) if self._is_pickled else block
-        result = self._f(*(value if self._star else (value,)), *self._args, **self._kwargs)
+    def call(block: Any) -> Any:
+        value = from_block(block) if is_pickled else block
+        result = f(*(value if star else (value,)), *args, **named)
         try:
             return to_result(result)
         except Exception as error:
-            kind = f"{type(result).__module__}.{type(result).__qualname__}".removeprefix("builtins.")
-            raise TypeError(f"f returned a {kind} that cannot be pickled: {error}") from error
+            raise TypeError(f"f returned {naming(result)} that cannot be pickled: {error}") from error
+
+    return call
 
 
 def to_result(value: Any) -> Any:

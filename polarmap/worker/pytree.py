@@ -81,7 +81,7 @@ def _flatten(tree: Any, leaves: list[Array], where: str, data: bool) -> Structur
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, where)
         children = tree.values() if isinstance(tree, dict) else tree
-        inside = f"{where} {_named(tree)} with"
+        inside = f"{where} {naming(tree)} with"
         keys = tuple(tree) if isinstance(tree, dict) else ()
         return type(tree), keys, tuple(_flatten(child, leaves, inside, data) for child in children)
     kind = _kind(tree, where, data)
@@ -97,7 +97,7 @@ def _check_container(tree: Any, where: str) -> None:
     plain = next(base for base in (dict, tuple, list) if isinstance(tree, base))
     if kind.__init__ is plain.__init__ and kind.__new__ is plain.__new__ and not getattr(tree, "__dict__", 0):
         return
-    raise TypeError(f"{where} {_named(tree)}: use {plain.__name__}(...) of it")
+    raise TypeError(f"{where} {naming(tree)}: use {plain.__name__}(...) of it")
 
 
 def _kind(leaf: Any, where: str, data: bool) -> str:
@@ -117,7 +117,7 @@ def _kind(leaf: Any, where: str, data: bool) -> str:
         return "python"
     if type(leaf) in (np.ndarray, np.memmap) or (data and _is_read_like_an_array(leaf)):
         return "array"
-    raise TypeError(f"{where} {_named(leaf)}: {_remedy(leaf)}")
+    raise TypeError(f"{where} {naming(leaf)}: {_remedy(leaf)}")
 
 
 def _is_read_like_an_array(value: Any) -> bool:
@@ -141,10 +141,10 @@ def numpy_dtype(value: Any) -> np.dtype[Any] | None:
     return dtype
 
 
-def _named(value: Any) -> str:
+def naming(value: Any) -> str:
     """What a value is, for an error.
 
-    >>> _named(None), _named(OrderedDict()), _named((1, 2))
+    >>> naming(None), naming(OrderedDict()), naming((1, 2))
     ('None', 'a collections.OrderedDict', 'a tuple')
     """
     if value is None:

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.any_value import AnyCall, from_block, from_result, is_raw, to_block, to_result
+from polarmap.worker.any_value import any_call, from_block, from_result, is_raw, to_block, to_result
 from polarmap.worker.pytree import pack, unflatten
 
 
@@ -51,7 +51,7 @@ class Own:
 
 def travelled(value: Any) -> Any:
     """As a worker's result comes home, beside a block that went there."""
-    packed = pack(AnyCall(lambda same: same, is_pickled=True)(frozen(to_block(value))))
+    packed = pack(any_call(lambda same: same, is_pickled=True)(frozen(to_block(value))))
     return from_result(unflatten(packed.structure, packed.unpack()))
 
 
@@ -255,22 +255,22 @@ def test_the_arguments_of_a_call() -> None:
     def told(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    assert from_result(AnyCall(told)([1, 2])) == (([1, 2],), {})
-    assert from_result(AnyCall(told, True)((1, 2))) == ((1, 2), {})
-    call = AnyCall(told, True, (Path("a"), 3), {"b": None}, is_pickled=True)
+    assert from_result(any_call(told)([1, 2])) == (([1, 2],), {})
+    assert from_result(any_call(told, True)((1, 2))) == ((1, 2), {})
+    call = any_call(told, True, (Path("a"), 3), {"b": None}, is_pickled=True)
     assert from_result(call(to_block(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
 
 
 def test_a_result_that_cannot_be_pickled_is_named() -> None:
     with pytest.raises(TypeError, match=r"f returned a _thread.lock that cannot be pickled: cannot pickle"):
-        AnyCall(lambda block: threading.Lock())(1)
+        any_call(lambda block: threading.Lock())(1)
     with pytest.raises(TypeError, match=r"f returned a list that cannot be pickled: cannot pickle 'gen"):
-        AnyCall(lambda block: [(one for one in [1])])(1)
+        any_call(lambda block: [(one for one in [1])])(1)
 
 
 def test_exceptions_of_f_are_its_own() -> None:
     with pytest.raises(ZeroDivisionError):
-        AnyCall(lambda block: 1 / block)(0)
+        any_call(lambda block: 1 / block)(0)
 
 
 WORKER = """
@@ -290,7 +290,7 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
 
     with pickled_by_value():
         sent = cloudpickle.dumps(
-            (AnyCall(f, args=(2,), is_pickled=True), to_block({"path": Path("a"), "x": np.arange(3)}))
+            (any_call(f, args=(2,), is_pickled=True), to_block({"path": Path("a"), "x": np.arange(3)}))
         )
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()

@@ -1,0 +1,115 @@
+"""Maps of any values, on every kind of workers, all of which import what this module imports."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
+from polarmap.errors import CodeError
+
+
+class Own:
+    """A class of the caller."""
+
+    def __init__(self, state: Any) -> None:
+        self.state = state
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Own and other.state == self.state
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def everything() -> list[Any]:
+    import pandas as pd
+    import scipy.sparse
+
+    frame = pd.DataFrame({"a": np.arange(3000.0), "b": "x"})
+    matrix = scipy.sparse.random_array((80, 80), density=0.1, format="csr", rng=0)
+    return [
+        None,
+        "text",
+        Path("a"),
+        2**100,
+        {1, 2},
+        {(1, None): [Path("b")]},
+        frame,
+        matrix,
+        Own([None]),
+        len,
+    ]
+
+
+def twin(item: Any) -> Any:
+    return item, None
+
+
+def assert_everything(result: CodedResult) -> None:
+    assert len(result) == len(everything())
+    for (found, nothing), wanted in zip(result, everything()):
+        assert nothing is None
+        assert type(found) is type(wanted)
+        if hasattr(wanted, "equals"):
+            assert found.equals(wanted)
+        elif hasattr(wanted, "nnz"):
+            assert (found != wanted).nnz == 0
+        else:
+            assert found == wanted
+
+
+def test_anything_goes_there_and_back(executor: Any) -> None:
+    assert_everything(hedged_map(twin, everything(), executor=executor, timeout=60))
+
+
+def test_anything_goes_there_and_back_on_workers_that_stay() -> None:
+    assert_everything(hedged_map(twin, everything(), timeout=60))
+    assert_everything(hedged_map(twin, iter(everything()), timeout=60))
+
+
+def test_anything_goes_there_and_back_past_workers_that_die_raise_or_sleep() -> None:
+    faults = {1: Fault("kill"), 3: Fault("raise"), 6: Fault("sleep", 60)}
+    with ThreadPoolExecutor(8) as threads:
+        for executor in (None, "localhost", threads):
+            faulty = FaultyExecutor(executor, faults if executor is not threads else {6: faults[6]})
+            result = hedged_map(twin, everything(), executor=faulty, timeout=60)
+            assert_everything(result)
+            assert result.report.tasks[6].attempts >= 2
+            assert result.report.tasks[6].state == "used"
+
+
+def test_f_may_write_into_what_it_gets(executor: Any) -> None:
+    def doubled(item: Any) -> Any:
+        item[-1][:] *= 2
+        return item[-1]
+
+    items = [(None, np.full(size, 1.0)) for size in (3, 20_000)]
+    for _ in range(2):  # what is kept of blocks is not what f wrote into
+        result = hedged_map(doubled, items, executor=executor, timeout=60)
+        assert [set(one.tolist()) for one in result] == [{2.0}] * 2
+    assert all(one.min() == 1.0 for _, one in items)
+    result[0][:] = 5.0  # nor is it read-only here
+
+
+def test_sparse_matrices_are_cut_along_their_rows() -> None:
+    import scipy.sparse
+
+    matrix = scipy.sparse.random_array((50, 4), density=0.5, format="csr", rng=0)
+    result = hedged_map(lambda rows: rows @ rows.T, matrix, blocks=5, executor=ReplayExecutor())
+    for index, found in enumerate(result):
+        rows = matrix[10 * index : 10 * index + 10]
+        assert scipy.sparse.issparse(found) and (found != rows @ rows.T).nnz == 0
+
+
+def test_tables_and_matrices_without_rows_are_refused_as_data() -> None:
+    import pandas as pd
+    import scipy.sparse
+
+    with pytest.raises(CodeError, match=r"data is a DataFrame, .*: use data.to_numpy\(\)"):
+        hedged_map(str, pd.DataFrame({"a": [1]}), executor=ReplayExecutor())
+    with pytest.raises(CodeError, match=r"a scipy\.sparse.*, which has no rows to cut it along"):
+        hedged_map(str, scipy.sparse.eye(4, format="coo"), executor=ReplayExecutor())
