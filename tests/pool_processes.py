@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import polarmap
 from polarmap.executors.owned_folder import OWNER
 
 
@@ -31,11 +32,22 @@ def runs(process: int) -> bool:
         return False
 
 
+_others: set[int | Path] = set()  # what earlier tests of this process have left, to be used again or end later
+
+
+def leave_out_others() -> None:
+    """From now on count those processes and folders of this process only that are not there yet."""
+    polarmap.shutdown()
+    _others.clear()
+    _others.update(descendants(), folders())
+
+
 def folders(process: int | None = None) -> list[Path]:
     """Those that belong to a process, by default this one."""
     process = process or os.getpid()
     places = {Path("/dev/shm"), Path(os.environ.get("TMPDIR", "/tmp"))}
-    return [path.parent for place in places for path in place.glob(f"polarmap-{process}-*/{OWNER}")]
+    found = [path.parent for place in places for path in place.glob(f"polarmap-{process}-*/{OWNER}")]
+    return [folder for folder in found if folder not in _others]
 
 
 def descendants(process: int | None = None) -> set[int]:
@@ -51,7 +63,7 @@ def descendants(process: int | None = None) -> set[int]:
     found = {process}
     while more := {child for child, parent in parents.items() if parent in found} - found:
         found |= more
-    return found - {process}
+    return {one for one in found - {process} if one not in _others}
 
 
 def program(text: str, *arguments: str) -> subprocess.Popen[str]:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_processes import descendants, folders, until
+from pool_processes import descendants, folders, leave_out_others, until
 
 import polarmap
 from polarmap import CodedOperator, Pool
@@ -26,6 +26,7 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
+    leave_out_others()
     with Pool() as one:
         yield one
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_processes import descendants, folders, runs, until
+from pool_processes import descendants, folders, leave_out_others, runs, until
 
 import polarmap
 from polarmap import CodedOperator, Pool
@@ -26,6 +26,7 @@ PATIENCE = 60.0
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
+    leave_out_others()
     with Pool() as one:
         yield one
     assert until(lambda: not descendants(), 5.0)

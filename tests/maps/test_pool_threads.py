@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_processes import descendants, folders, runs, until
+from pool_processes import descendants, folders, leave_out_others, runs, until
 
 import polarmap
 from polarmap import Pool
@@ -59,6 +59,7 @@ def test_a_map_whose_workers_another_thread_ends_says_so(ended: str, tmp_path: P
         (tmp_path / "begun").touch()
         threading.Event().wait(600)
 
+    leave_out_others()
     with Pool() as own:
         pool, end = (own, own.close) if ended == "Pool.close" else (None, polarmap.shutdown)
         check(pool)
