@@ -32,7 +32,9 @@ def runs(process: int) -> bool:
         return False
 
 
-_others: set[int | Path] = set()  # what earlier tests of this process have left, to be used again or end later
+_others: set[int | Path] = (
+    set()
+)  # what earlier tests of this process have left, to be used again or end later
 
 
 def leave_out_others() -> None:

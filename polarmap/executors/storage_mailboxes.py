@@ -360,14 +360,20 @@ class ObjectMailboxes(Mailboxes):
         found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
         self._seen &= found  # others are removed by now
         new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
-        keys = [key for said, key in new if not said.is_sign]
+        keys = [key for said, key in new if said.size]
         self._reads += len(keys)
         contents = dict(zip(keys, each(partial(self._storage.get_object, self._storage.bucket), keys)))
+        written, waiting = list[str](), set[int]()  # numbers of workers whose next reply is not whole yet
         for said, key in new:
+            data = bytes(contents.get(key, b""))
+            if said.number in waiting or len(data) != said.size:
+                waiting.add(said.number)
+                continue
             self._seen.add(key)
-            self._heard(said.number, bytes(contents.get(key, b"")))
-            if said.is_sign:
+            written.append(key)
+            self._heard(said.number, data)
+            if not said.size:
                 self._check(said.number, said.latest, said.is_idle)
-        if new:
-            self._storage.delete_objects(self._storage.bucket, [key for _, key in new])
+        if written:
+            self._storage.delete_objects(self._storage.bucket, written)
         return len(keys)

@@ -57,14 +57,14 @@ class ObjectKeys(NamedTuple):
     def reply(self, said: Said) -> str:
         """Of something that a worker says."""
         count = f"{said.order:012d}"  # so that keys are in their order
-        return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.is_sign:d}"
+        return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.size}"
 
     def said(self, key: str) -> Said | None:
         """What such a key tells; None if it is none."""
         try:
-            number, count, latest, is_idle, is_sign = key[len(self.replies) :].replace("--", "-_").split("-")
+            number, count, latest, is_idle, size = key[len(self.replies) :].replace("--", "-_").split("-")
             latest = latest.replace("_", "-")
-            return Said(int(number), int(count), int(latest), is_idle == "1", is_sign == "1")
+            return Said(int(number), int(count), int(latest), is_idle == "1", int(size))
         except ValueError:
             return None
 
@@ -74,14 +74,14 @@ class Said(NamedTuple):
 
     order : of all that it has said, from 1 on.
     latest : number of the message that it received last.
-    is_sign : whether it is a sign of life and nothing else.
+    size : bytes of the reply: a listing may show one that is still being written. 0: a sign of life.
     """
 
     number: int
     order: int
     latest: int
     is_idle: bool
-    is_sign: bool
+    size: int
 
 
 class ObjectChannel(StorageChannel):
@@ -115,7 +115,7 @@ class ObjectChannel(StorageChannel):
     def put(self, data: bytes, is_sign: bool) -> None:
         """One object more."""
         self._count += 1
-        said = Said(self.number, self._count, self.latest, self.is_idle, is_sign)
+        said = Said(self.number, self._count, self.latest, self.is_idle, len(data))
         self._storage.put_object(self._bucket, self._keys.reply(said), data)
 
     def has_message(self) -> bool:

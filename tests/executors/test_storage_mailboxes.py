@@ -269,6 +269,40 @@ def test_objects_of_others_stop_nothing(by_objects: Side) -> None:
     assert by_objects.heard(0) == [({"task": 1}, bytearray())]
 
 
+def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(by_objects: Side) -> None:
+    """A storage of files shows them before all bytes are there."""
+    worker = by_objects.worker(0)
+    by_objects.heard(0)
+    storage, put, list_keys = by_objects.storage, by_objects.storage.put_object, by_objects.storage.list_keys
+    seen, go, looks = threading.Event(), threading.Event(), list[int]()
+
+    def list_and_count(bucket: str, prefix: str) -> list[str]:
+        looks.append(1)
+        found: list[str] = list_keys(bucket, prefix)
+        return found
+
+    def put_slowly(bucket: str, key: str, data: bytes) -> None:
+        if data and "/replies/" in key:
+            for part in (b"", data[:7]):
+                put(bucket, key, part)
+                before = len(looks)
+                assert until(lambda before=before: len(looks) > before + 2)
+            seen.set()
+            assert go.wait(10.0)
+        put(bucket, key, data)
+
+    storage.put_object, storage.list_keys = put_slowly, list_and_count
+    by_objects.tell(0, call(0, b"f"))
+    with ThreadPoolExecutor(1) as other:
+        said = other.submit(worker.send, {"kind": "end"})
+        assert seen.wait(10.0)
+        assert by_objects.links[0].receive() == ([], True)
+        go.set()
+        said.result(10.0)
+    storage.put_object, storage.list_keys = put, list_keys
+    assert by_objects.heard(0) == [({"kind": "end"}, bytearray())]
+
+
 def test_replies_are_removed_when_they_were_read(by_objects: Side) -> None:
     worker = by_objects.worker(0)
     for number in range(5):

@@ -45,7 +45,7 @@ def channel(driver: Driver) -> Iterator[ObjectChannel]:
 
 
 @pytest.mark.parametrize(
-    "said", [Said(0, 1, -1, True, True), Said(123, 10**11, 45, False, False), Said(7, 2, 0, True, False)]
+    "said", [Said(0, 1, -1, True, 0), Said(123, 10**11, 45, False, 10**9), Said(7, 2, 0, True, 3)]
 )
 def test_keys_tell_what_was_said(said: Said) -> None:
     assert KEYS.said(KEYS.reply(said)) == said
@@ -58,7 +58,7 @@ def test_keys_of_others_tell_nothing(name: str) -> None:
 
 
 def test_keys_of_a_worker_are_in_their_order() -> None:
-    keys = [KEYS.reply(Said(1, order, -1, True, False)) for order in (1, 2, 9, 10, 99, 100, 12345)]
+    keys = [KEYS.reply(Said(1, order, -1, True, 1)) for order in (1, 2, 9, 10, 99, 100, 12345)]
     assert keys == sorted(keys)
 
 
@@ -96,7 +96,7 @@ def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
     channel.receive(1.0)
     channel.send({"task": 1}, b"raw")
     found = driver.storage.list_keys("b", KEYS.replies)
-    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, False), Said(7, 2, 1, False, False)]
+    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, 25), Said(7, 2, 1, False, 25)]
     frames = [list(Frames().of(driver.storage.get_object("b", key))) for key in found]
     assert frames == [[({"process": 5}, bytearray())], [({"task": 1}, bytearray(b"raw"))]]
 
