@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from polarmap.clouds.settings import BACKENDS
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Executor
-from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.private_folder import private_folder
@@ -86,7 +84,7 @@ def _check(choice: Any) -> None:
     if is_localhost(choice):
         return
     if is_path(choice):
-        _check_path(os.fspath(choice))
+        check_path(choice)
         return
     name = getattr(choice, "__name__", type(choice).__name__)
     if isinstance(choice, type):
@@ -98,21 +96,3 @@ def _check(choice: Any) -> None:
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
             "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
         )
-
-
-def _check_path(path: str | bytes) -> None:
-    """ExecutorError for a word where a pool or a configuration is meant."""
-    if isinstance(path, bytes):
-        raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")
-    if path.endswith((".yaml", ".yml")) or os.path.isfile(path):
-        return
-    if path in BACKENDS:
-        raise ExecutorError(
-            f"executor={path!r}: pass a configuration of it, which `polarmap config show {path}` prints for "
-            f"you to fill in, as executor='{path}.yaml'"
-        )
-    pool = "ProcessPoolExecutor" if "proc" in path.lower() else "ThreadPoolExecutor"
-    raise ExecutorError(
-        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool}(8), "
-        "or the path of a Lithops YAML file"
-    )

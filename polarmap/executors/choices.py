@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from polarmap.clouds.settings import BACKENDS
+from polarmap.errors import ExecutorError
+
 
 def is_localhost(choice: Any) -> bool:
     """Whether it means this machine."""
@@ -24,3 +27,22 @@ def is_of_dask(choice: Any) -> bool:
 def is_of_lithops(choice: Any) -> bool:
     """Whether it is a `lithops.FunctionExecutor`."""
     return hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage")
+
+
+def check_path(choice: str | bytes | os.PathLike[Any]) -> None:
+    """ExecutorError for a word where a pool or a configuration is meant."""
+    path = os.fspath(choice)
+    if isinstance(path, bytes):
+        raise ExecutorError(f"executor={path!r} is no path that Lithops takes: pass a str")
+    if path.endswith((".yaml", ".yml")) or os.path.isfile(path):
+        return
+    if path in BACKENDS:
+        raise ExecutorError(
+            f"executor={path!r}: pass a configuration of it, which `polarmap config show {path}` prints for "
+            f"you to fill in, as executor='{path}.yaml'"
+        )
+    pool = "ProcessPoolExecutor" if "proc" in path.lower() else "ThreadPoolExecutor"
+    raise ExecutorError(
+        f"executor={path!r} is neither 'localhost' nor a file: pass a pool, as concurrent.futures.{pool}(8), "
+        "or the path of a Lithops YAML file"
+    )

@@ -21,7 +21,7 @@ from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.block_files import BlockFiles
 from polarmap.executors.block_objects import BlockObjects
-from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import PickledFunction, pickled_with_types
@@ -371,6 +371,8 @@ def _place(choice: Any) -> Here | Elsewhere:
     """Where a pool of this executor has its workers; ExecutorError if it can have none."""
     if is_localhost(choice):
         return Here()
+    if is_path(choice):
+        check_path(choice)
     if is_path(choice) or is_of_lithops(choice) or is_of_dask(choice):
         return Elsewhere(choice)
     hint = (

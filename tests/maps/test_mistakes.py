@@ -160,6 +160,14 @@ def subtasks(count: Any) -> None:
     polarmap.coded_map(np.copy, ROWS, blocks=4, schedule=polarmap.Subtasks(count), executor=ReplayExecutor())
 
 
+def submitted(f: Any, data: Any, **options: Any) -> None:
+    polarmap.submit(f, data, **options).result(50)
+
+
+def submitted_verb(verb: Any) -> None:
+    polarmap.submit(total, ROWS, verb=verb, executor=ReplayExecutor()).result(50)
+
+
 def stored(name: Any, storage: Any = None) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, out=Stored(name, storage), executor=ReplayExecutor())
 
@@ -185,6 +193,8 @@ CALLS: dict[str, Call] = {
         polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)
     ),
     "coded_map, stored": Call(polarmap.coded_map, {"f": total, "data": ROWS, "out": Stored("s")} | REPLAY),
+    "submit": Call(submitted, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)),
+    "submit, a verb": Call(submitted_verb, {"verb": polarmap.hedged_map}),
     "hedged_map": Call(polarmap.hedged_map, {"f": total, "data": ROWS} | REPLAY),
     "coded_sum": Call(polarmap.coded_sum, {"f": total, "parts": ROWS, "workers": 4} | REPLAY),
     "coded_matmul": Call(polarmap.coded_matmul, {"A": ROWS, "B": ROWS.T} | REPLAY),
@@ -256,7 +266,7 @@ CALLS: dict[str, Call] = {
 }
 RESULTS = {
     *["Audit", "CodedArray", "CodedProduct", "CodedResult", "CodedSum", "GradientResult", "Plan", "Report"],
-    *["StoredResult", "TaskReport"],
+    *["CodedFuture", "StoredResult", "TaskReport"],
 }
 
 
