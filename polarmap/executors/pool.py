@@ -29,14 +29,14 @@ from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.pool_slots import PoolSlots
 from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.worker_processes import SPARE_SECONDS, WorkerProcesses
+from polarmap.executors.worker_processes import TEND_SECONDS, WorkerProcesses
 from polarmap.worker.cores import available_cores
 from polarmap.worker.parts import Place
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
 BLOCKS_PER_CORE = 3
-TEND_SECONDS = 1.0  # between looks after workers elsewhere while no map runs
+TEND_ELSEWHERE_SECONDS = 1.0  # between looks after workers while no map runs
 
 
 class PoolOptions(NamedTuple):
@@ -300,7 +300,7 @@ class Here:
             folders,
             lambda source, use: check_folder(source),
             lambda f: workers.start(modules_named(f.pickled)),
-            SPARE_SECONDS,
+            TEND_SECONDS,
         )
 
 
@@ -340,7 +340,7 @@ class Elsewhere:
             folders if site.folder is not None else [],
             site.check_source,
             lambda f: None,
-            TEND_SECONDS,
+            TEND_ELSEWHERE_SECONDS,
         )
 
     def _known(self) -> tuple[str, Worker | None]:

@@ -14,8 +14,9 @@ from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ende
 from polarmap.worker.cores import available_cores
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
-GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is killed
+GRACE_SECONDS = 0.5  # after which one that is busy with an abandoned task is killed
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
+TEND_SECONDS = 0.5  # between looks for those
 SPARE_SECONDS = 5.0  # after which one that was not needed ends, where there are more than keep the cores busy
 MOST_ABANDONED = 16  # more are killed before
 

@@ -356,7 +356,7 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.SPARE_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.pool.TEND_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.SPARE_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.GRACE_SECONDS", 0.0)
 
