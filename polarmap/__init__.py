@@ -19,6 +19,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
 from polarmap.coded_map import coded_map
 from polarmap.coded_sum import CodedSum, coded_sum
+from polarmap.executor import Executor
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pool import Pool, shutdown
 from polarmap.executors.replay import ReplayExecutor
@@ -53,6 +54,7 @@ __all__ = [
     "CodedResult",
     "CodedSum",
     "Decoder",
+    "Executor",
     "Fault",
     "FaultyExecutor",
     "GradientResult",

@@ -4,6 +4,7 @@ PolarmapError
 ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
 ├── ModelError           (ValueError)    data or options that a model cannot be fitted to
 ├── ExecutorError        (RuntimeError)  the executor or its configuration is unusable
+│   └── WorkerLostError  (BrokenExecutor)  each worker that began a call was lost
 ├── LimitError           (ValueError)    a block or time the backend does not allow
 ├── NotLinearError       (ValueError)    the results break the parity equations
 ├── NotDecodableError    (RuntimeError)  nothing more can arrive and too little did
@@ -13,6 +14,8 @@ PolarmapError
 """
 
 from __future__ import annotations
+
+from concurrent.futures import BrokenExecutor
 
 
 class PolarmapError(Exception):
@@ -29,6 +32,10 @@ class ModelError(PolarmapError, ValueError):
 
 class ExecutorError(PolarmapError, RuntimeError):
     """The executor cannot be built, reached or used."""
+
+
+class WorkerLostError(ExecutorError, BrokenExecutor):
+    """Each worker that began this call was killed, or ended without a word."""
 
 
 class LimitError(PolarmapError, ValueError):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import inspect
+from concurrent.futures import BrokenExecutor
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ BUILTINS = {
     "CodeError": ValueError,
     "ModelError": ValueError,
     "ExecutorError": RuntimeError,
+    "WorkerLostError": BrokenExecutor,
     "LimitError": ValueError,
     "NotLinearError": ValueError,
     "NotDecodableError": RuntimeError,

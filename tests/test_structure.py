@@ -23,7 +23,7 @@ FLOORS = [
     ["__init__"],
     ["glm"],
     ["linalg"],
-    ["submit"],
+    ["submit", "executor"],
     ["coded_gradient", "hedged_map"],
     ["coded_map", "coded_sum"],
     ["arrays"],
@@ -116,7 +116,7 @@ SPREADS_OVER_CORES = {"polarmap.code.tiled": {"concurrent"}}
 SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "util", "utils"}
 
 # Folders of tests/ that mirror no folder of the package.
-WHOLE = {"maps", "cloud", "soak", "benchmarks"}
+WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
 PROJECT = {"config", "docs", "examples", "packaging", "recipes", "soak", "structure", "texts"}
 # Tests in mirrored folders that name no module.

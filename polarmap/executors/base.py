@@ -227,7 +227,7 @@ def read_only(leaf: Array) -> Array:
 
 def check_folder(source: Place | None) -> None:
     """Raise for storage that is no folder of this machine."""
-    if source is None or source.kind == "folder":
+    if source is None or source.kind in ("folder", "message"):
         return
     if source.kind == "driver":
         raise ExecutorError(f"the array is in {source.place}, which workers cannot reach: use a thread pool")

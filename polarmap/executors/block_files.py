@@ -184,7 +184,9 @@ def bytes_of(coded: Coded) -> int:
 
 def name_of(coded: Coded, task: int) -> Hashable:
     """What means the same task to every map of the same blocks."""
-    return (id(coded), task) if coded.source is None else (coded.source, coded.parts(task))
+    if coded.source is None or coded.source.kind == "message":
+        return id(coded), task
+    return coded.source, coded.parts(task)
 
 
 def _write_all(file: Any, leaf: Array) -> None:

@@ -132,6 +132,11 @@ class Pool:
         return self._place.worker
 
     @property
+    def workers(self) -> int | None:
+        """Tasks at a time, at most, if it was told."""
+        return self._options.workers
+
+    @property
     def is_here(self) -> bool:
         """Whether the workers are processes of this machine."""
         return isinstance(self._place, Here)

@@ -28,7 +28,7 @@ from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.frames import FrameError, parsed_reply
 from polarmap.worker.io_channel import Call, Surroundings
 from polarmap.worker.messages import Error, StoredBlock
-from polarmap.worker.parts import DamagedError, Part, read_file
+from polarmap.worker.parts import MESSAGE, DamagedError, Part, read_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -161,8 +161,10 @@ class PoolRun:
         self._stored: Stored | None = None
         self._owner = os.getpid()
         self._is_elsewhere = threads is None
-        # What is stored or handed in piece by piece is to come from one worker.
-        self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1)
+        # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
+        # block that is longer than the buffer of its socket.
+        is_long = payload.blocks.source == MESSAGE
+        self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
         self._types = f.types

@@ -19,6 +19,8 @@ def read_part(source: Place, part: Part, storage: Any = None) -> Any:
         return bytes(part.size)
     if source.kind == "folder":
         return read_file(source.place, part)
+    if source.kind == "message":
+        return part.key
     if not part.size:
         return b""
     bounds = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 class Part(NamedTuple):
     """A run of bytes of one object.
 
-    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere.
+    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere; in a
+        message, the bytes themselves.
     size : in bytes.
     crc32 : `zlib.crc32` of the bytes, or None if they are only being written now; in the manifest of
         an array, None if they were never written.
@@ -31,7 +32,8 @@ class Part(NamedTuple):
 class Place(NamedTuple):
     """Where objects lie.
 
-    kind : "folder" of a file system, or "bucket" of a Lithops storage.
+    kind : "folder" of a file system, "bucket" of a Lithops storage, the "driver" that is to be asked, or
+        the "message" that names them.
     place : the path or the name.
     backend : Lithops' name for the storage that holds the bucket; empty for a folder.
     """
@@ -39,6 +41,9 @@ class Place(NamedTuple):
     kind: str
     place: str
     backend: str = ""
+
+
+MESSAGE = Place("message", "")
 
 
 class DamagedError(Exception):

@@ -1,0 +1,64 @@
+"""Calls as blocks: they come one by one, and travel with their tickets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.worker.parts import MESSAGE, Part, Place
+from polarmap.worker.pytree import Layout, Structure
+
+Array = npt.NDArray[Any]
+
+
+class CallBlocks:
+    """What each worker gets: the bytes of a call, from `add` to `forget`.
+
+    >>> blocks = CallBlocks()
+    >>> blocks.add(np.frombuffer(b"abc", np.uint8)), blocks.n, bytes(blocks.leaves(0)[0])
+    (0, 1, b'abc')
+    """
+
+    source: Place | None = MESSAGE
+    structure: Structure = ("array",)
+
+    def __init__(self) -> None:
+        self.n = 0
+        self._calls: dict[int, bytes] = {}
+
+    def add(self, call: Array) -> int:
+        """The number of a new block with these bytes."""
+        self._calls[self.n] = call.tobytes()
+        self.n += 1
+        return self.n - 1
+
+    def forget(self, index: int) -> None:
+        """Nobody asks for it any more."""
+        del self._calls[index]
+
+    def leaves(self, index: int) -> list[Array]:
+        """The bytes of block `index`."""
+        return [np.frombuffer(self._calls[index], np.uint8)]
+
+    def layout(self, index: int) -> Layout:
+        """How many there are."""
+        return (("|u1", (len(self._calls[index]),)),)
+
+    def release(self) -> None:
+        """Nothing was made."""
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """The bytes themselves."""
+        data = self._calls[index]
+        return (Part(cast(Any, data), len(data)),)
+
+    def pieces(self, index: int) -> Sequence[int]:
+        """Each is one."""
+        return (index,)
+
+    def piece(self, number: int) -> list[Array]:
+        """The leaves of a block."""
+        return self.leaves(number)

@@ -1,0 +1,253 @@
+"""Executor: a concurrent.futures.Executor for any function, whose late calls are started once more."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
+
+from polarmap.code.dtypes import is_integer
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import executor_of
+from polarmap.executors.base import Executor as PlaceOfTasks
+from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.faulty import FaultyExecutor, WithFaults
+from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.pool import Pool, default_pool
+from polarmap.run.call import Call, function_of
+from polarmap.run.call_driver import CallDriver
+from polarmap.run.call_run import Limits
+from polarmap.worker.cores import available_cores
+from polarmap.worker.run_call import call_each, to_call
+
+T = TypeVar("T")
+
+
+class Executor(futures.Executor):
+    """A `concurrent.futures.Executor`: calls of any function as futures, with backups for late ones.
+
+    For tools that take an executor, and for calls that come one by one. What a call returns or raises is
+    what it would in a `ProcessPoolExecutor`; besides, a call whose worker dies is started again, and one
+    that is late, by what calls of its function took before, gets a backup as soon as no other call waits:
+    the first to return counts. Arguments and results are pickled (with cloudpickle: functions may be
+    defined anywhere).
+
+    Parameters
+    ----------
+    executor : optional
+        Where calls run, as for `coded_map`: by default on workers of this machine that stay. A Lithops
+        configuration or executor, and one of Dask, gets workers that stay until `shutdown`.
+    workers : int, optional
+        Calls at a time, on workers that stay of its own. By default on this machine as many as keep the
+        cores busy; elsewhere as many as there are calls, or threads.
+    backups : int
+        How many a call may get. With 0 no call is begun twice unless its worker is lost.
+    retries : int
+        How often a call is started again whose worker was lost.
+
+    Raises
+    ------
+    CodeError
+        For an option that is none.
+    ExecutorError
+        For an executor that is none, or has workers of its own besides `workers`.
+
+    Examples
+    --------
+    >>> import polarmap
+    >>> with polarmap.Executor(workers=2) as executor:
+    ...     power = executor.submit(pow, 2, 10)
+    ...     list(executor.map(str.upper, ["a", "b"])), power.result()
+    (['A', 'B'], 1024)
+    """
+
+    def __init__(
+        self, executor: Any = None, workers: int | None = None, *, backups: int = 2, retries: int = 1
+    ) -> None:
+        if workers is not None and not (is_integer(workers) and workers >= 1):
+            raise CodeError(f"workers must be an integer of at least 1, not {workers!r:.100}")
+        for name, count in {"backups": backups, "retries": retries}.items():
+            if not is_integer(count) or count < 0:
+                raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
+        place = _place(executor, workers)
+        # One call more than there are workers is with them, so that none waits for this process.
+        most = 2 * (available_cores() + 1) if place.grows else place.workers and place.workers + 1
+        limits = Limits(most, place.grows, int(backups), int(retries))
+        self._max_workers = place.workers or available_cores()  # Dask asks for it
+        self._pickling = pickled_by_value if place.is_elsewhere else contextlib.nullcontext
+        self._driver = CallDriver(place.executor, limits, place.close)
+        weakref.finalize(self, self._driver.shut_down).atexit = False
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
+        """The future of the call `fn(*args, **kwargs)`.
+
+        Parameters
+        ----------
+        fn : callable
+        *args, **kwargs
+            What it is called with, as it is now.
+
+        Returns
+        -------
+        concurrent.futures.Future
+            It can be cancelled until a worker is given the call.
+
+        Raises
+        ------
+        RuntimeError
+            After `shutdown`.
+        """
+        future: futures.Future[T] = futures.Future()
+        try:
+            with self._pickling():
+                block = to_call(fn, args, kwargs)
+        except Exception as error:
+            self._driver.check_open()
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        self._driver.add(Call(future, function_of(fn), block))
+        return future
+
+    def map(
+        self,
+        fn: Callable[..., T],
+        *iterables: Iterable[Any],
+        timeout: float | None = None,
+        chunksize: int = 1,
+        buffersize: int | None = None,
+    ) -> Iterator[T]:
+        """The results of `fn` on the items of iterables, in their order, as `map` gives them.
+
+        Parameters
+        ----------
+        fn : callable
+        *iterables
+            Each gives one argument of a call; the shortest decides how many there are.
+        timeout : float, optional
+            Seconds from now after which the next result raises TimeoutError if it is not there.
+        chunksize : int
+            Calls that travel and run together.
+        buffersize : int, optional
+            Calls, or chunks of them, that are submitted and whose results nobody has taken yet; by
+            default all are submitted at once, and the iterables are read to their end.
+        """
+        if not is_integer(chunksize) or chunksize < 1:
+            raise ValueError("chunksize must be >= 1.")
+        if buffersize is not None and not is_integer(buffersize):
+            raise TypeError("buffersize must be an integer or None")
+        if buffersize is not None and buffersize < 1:
+            raise ValueError("buffersize must be None or > 0")
+        until = None if timeout is None else time.monotonic() + timeout
+        arguments: Iterator[Any] = zip(*iterables)
+        if chunksize == 1:
+            return _results(self, fn, arguments, until, buffersize)
+        chunks = zip(iter(lambda: list(itertools.islice(arguments, chunksize)), []))
+        lists = _results(self, partial(call_each, fn), chunks, until, buffersize)
+        return _chained(lists)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls. Safe to call twice.
+
+        Parameters
+        ----------
+        wait : bool
+            Whether to wait until all calls have ended, and workers of its own, too.
+        cancel_futures : bool
+            Whether to cancel the calls that no worker was given.
+        """
+        self._driver.shut_down(cancel_futures)
+        if wait:
+            self._driver.join()
+
+
+class _Place(NamedTuple):
+    """Where the calls of an executor run.
+
+    workers : calls at a time, where that is known.
+    grows : whether it has as many as keep the cores of this machine busy.
+    close : ends what was opened for it.
+    is_elsewhere : whether polarmap may be missing there.
+    """
+
+    executor: PlaceOfTasks
+    workers: int | None
+    grows: bool
+    close: Callable[[], None]
+    is_elsewhere: bool
+
+
+def _place(choice: Any, workers: int | None) -> _Place:
+    """The place that the caller means."""
+    if isinstance(choice, FaultyExecutor):
+        place = _place(choice.executor, workers)
+        return place._replace(executor=WithFaults(place.executor, choice.faults))
+    if choice is None and workers is None:
+        return _on_pool(default_pool(), lambda: None)
+    if is_localhost(choice) or is_path(choice) or is_of_lithops(choice) or is_of_dask(choice):
+        executor_of(choice)  # says what is wrong with it
+        pool = Pool(choice, workers)
+        return _on_pool(pool, pool.close)
+    if workers is not None:
+        raise ExecutorError(f"a {type(choice).__name__} has workers of its own: leave workers= out")
+    if isinstance(choice, Pool):
+        return _on_pool(choice, lambda: None)
+    known: Any = getattr(choice, "_max_workers", None)
+    workers = int(known) if is_integer(known) else None
+    return _Place(executor_of(choice), workers, False, lambda: None, is_elsewhere=False)
+
+
+def _on_pool(pool: Pool, close: Callable[[], None]) -> _Place:
+    """A place for the calls of which nothing is known but its pool."""
+    grows = pool.is_here and pool.workers is None
+    return _Place(pool, pool.workers, grows, close, not pool.is_here)
+
+
+def _results(
+    executor: Executor,
+    fn: Callable[..., T],
+    arguments: Iterator[tuple[Any, ...]],
+    until: float | None,
+    buffersize: int | None,
+) -> Iterator[T]:
+    """The results of calls that are submitted now, in their order; those not taken are cancelled."""
+    pending = deque(executor.submit(fn, *each) for each in itertools.islice(arguments, buffersize))
+    reference = weakref.ref(executor)
+    del executor  # an iterator keeps none alive
+
+    def results() -> Iterator[T]:
+        try:
+            while pending:
+                alive = reference() if buffersize else None
+                if alive is not None:
+                    pending.extend(alive.submit(fn, *each) for each in itertools.islice(arguments, 1))
+                del alive
+                yield _result(pending.popleft(), until)
+        finally:
+            for future in pending:
+                future.cancel()
+
+    return results()
+
+
+def _result(future: futures.Future[T], until: float | None) -> T:
+    """Of a future that nobody else waits for: it is cancelled if its result is not there in time."""
+    try:
+        return future.result(None if until is None else until - time.monotonic())
+    finally:
+        future.cancel()
+        del future  # an exception shall not keep it
+
+
+def _chained(lists: Iterator[list[T]]) -> Iterator[T]:
+    """The items of lists, none of which is kept."""
+    for one in lists:
+        one.reverse()
+        while one:
+            yield one.pop()

@@ -1,0 +1,219 @@
+"""The thread that drives the calls of an executor: runs are open while there is work, and no longer."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import closing
+
+from polarmap.blocks.call_blocks import CallBlocks
+from polarmap.executors.base import Executor, Payload
+from polarmap.run.call import Call
+from polarmap.run.call_run import CallRun, Limits, no_durations
+from polarmap.run.map_threads import call_before_exit
+from polarmap.worker.run_call import run_call
+
+LINGER_SECONDS = 0.05  # without calls, before a run is closed
+IDLE_SECONDS = 5.0  # without calls, before the thread ends
+
+
+class CallDriver:
+    """Calls in the order in which they came, and the thread that gives them to an executor.
+
+    There are several threads only while calls of earlier runs have not come to their end: a run whose
+    workers are still at what others have done gets no further calls.
+
+    Parameters
+    ----------
+    executor : executors.base.Executor
+    limits : Limits
+    close : callable
+        Called once, when it was shut down and all calls have ended.
+    """
+
+    def __init__(self, executor: Executor, limits: Limits, close: Callable[[], None]) -> None:
+        self._executor, self._limits, self._close = executor, limits, close
+        self._durations = no_durations()
+        self._is_shut_down = False
+        self.forget()
+        _drivers.add(self)
+
+    def forget(self) -> None:
+        """Begin anew, in a process that was forked of the one that has the threads."""
+        self._changed = threading.Condition()
+        self._pending = deque[Call]()
+        self._threads = set[threading.Thread]()
+        self._latest: threading.Thread | None = None  # that takes calls
+        self._wake: Callable[[], None] | None = None  # it from its wait for outcomes
+        self._is_closed = False
+
+    def add(self, call: Call) -> None:
+        """Let it be done; RuntimeError after `shut_down`."""
+        with self._changed:
+            self.check_open()
+            self._pending.append(call)
+            self._call_thread()
+
+    def check_open(self) -> None:
+        """RuntimeError after `shut_down`."""
+        if self._is_shut_down:
+            raise RuntimeError("cannot schedule new futures after shutdown")
+        if _is_exiting:
+            raise RuntimeError("cannot schedule new futures after interpreter shutdown")
+
+    def shut_down(self, cancel_futures: bool = False) -> None:
+        """Take no more calls; `cancel_futures`: nor do those that no worker was given."""
+        with self._changed:
+            self._is_shut_down = True
+            cancelled = list(self._pending) if cancel_futures else []
+            if cancelled:
+                self._pending.clear()
+            self._changed.notify_all()
+            is_over = self._is_over()
+        for call in cancelled:
+            if call.future.cancel():
+                call.future.set_running_or_notify_cancel()  # for those who wait
+        if is_over:
+            self._close()
+
+    def join(self) -> None:
+        """Wait until all calls have ended."""
+        while True:
+            with self._changed:
+                threads = self._threads - {threading.current_thread()}
+            if not threads:
+                return
+            for thread in threads:
+                thread.join()
+
+    def _call_thread(self) -> None:
+        """Let a thread see that something is to be done."""
+        if self._latest is None:
+            thread = threading.Thread(target=self._drive, name="polarmap-executor", daemon=True)
+            self._latest = thread
+            self._threads.add(thread)
+            try:
+                thread.start()
+            except BaseException:
+                self._threads.discard(thread)
+                self._latest = None
+                raise
+        elif self._wake is not None:
+            self._wake()
+        self._changed.notify_all()
+
+    def _drive(self) -> None:
+        """The life of a thread: serves calls until there are none for long, or others take them."""
+        thread, owner = threading.current_thread(), os.getpid()
+        while self._has_calls(IDLE_SECONDS, ends=True):
+            self._serve()
+            if self._latest is not thread:
+                break
+        with self._changed:
+            self._threads.discard(thread)
+            is_over = self._is_over()
+        if is_over and os.getpid() == owner:
+            self._close()
+
+    def _has_calls(self, seconds: float, ends: bool = False) -> bool:
+        """Whether there are calls, or come within so many seconds; `ends`: the thread does, if not."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._pending or self._is_shut_down or _is_exiting, seconds)
+            if ends and not self._pending:
+                self._latest = None
+            return bool(self._pending)
+
+    def _is_over(self) -> bool:
+        """Whether it is time to close, once."""
+        is_over = self._is_shut_down and not (self._threads or self._pending or self._is_closed)
+        self._is_closed |= is_over
+        return is_over
+
+    def _serve(self) -> None:
+        """Open a run, and serve it until there are no calls for a while."""
+        blocks, first = CallBlocks(), self._taken(self._limits.room(0, 0), None)
+        try:
+            run = self._executor.open(Payload(run_call, blocks))
+        except BaseException as error:
+            for call in [*first, *self._taken(sys.maxsize, None)]:
+                call.fail(error)
+            return
+        with closing(run):
+            calls = CallRun(run, blocks, self._limits, self._durations)
+            try:
+                calls.start(first)
+                first.clear()
+                self._serve_run(calls, run.wake)
+            except BaseException as error:
+                calls.fail(error)
+            finally:
+                self._forget_wake(run.wake)
+
+    def _serve_run(self, calls: CallRun, wake: Callable[[], None]) -> None:
+        thread = threading.current_thread()
+        while True:
+            if self._latest is thread and calls.is_worn:
+                self._hand_over()
+            is_waiting = self._latest is thread and self._start_pending(calls, wake)
+            if not calls.is_idle:
+                calls.step(may_back_up=not is_waiting)
+            elif self._latest is not thread or not self._has_calls(LINGER_SECONDS):
+                return
+
+    def _start_pending(self, calls: CallRun, wake: Callable[[], None]) -> bool:
+        """Give a run the calls that it has room for; whether others are left."""
+        ready = self._taken(calls.room, wake)
+        if ready:
+            calls.start(ready)
+        return bool(self._pending)
+
+    def _taken(self, room: int, wake: Callable[[], None] | None) -> list[Call]:
+        """So many calls, at most, that are about to be given to a run.
+
+        wake : what wakes its thread, to be used when more come; None: it looks by itself.
+        """
+        with self._changed:
+            taken = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
+            self._wake = wake if len(taken) < room else None
+        return [call for call in taken if call.future.set_running_or_notify_cancel()]
+
+    def _hand_over(self) -> None:
+        """Let another thread and run take the calls that come from now on."""
+        with self._changed:
+            self._latest, self._wake = None, None
+            if self._pending:
+                self._call_thread()
+
+    def _forget_wake(self, wake: Callable[[], None]) -> None:
+        """A run is closed."""
+        with self._changed:
+            if self._wake == wake:
+                self._wake = None
+
+
+_drivers: weakref.WeakSet[CallDriver] = weakref.WeakSet()
+_is_exiting = False
+
+
+def _finish_all() -> None:
+    """At exit: all calls come to their end, as those of other executors do."""
+    global _is_exiting
+    _is_exiting = True
+    for driver in list(_drivers):
+        with driver._changed:
+            driver._changed.notify_all()
+        driver.join()
+
+
+def _forget_all() -> None:
+    for driver in list(_drivers):
+        driver.forget()
+
+
+call_before_exit(_finish_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_all)

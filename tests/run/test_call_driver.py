@@ -1,0 +1,127 @@
+"""The thread that drives calls."""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import Future, wait
+from typing import Any
+
+import pytest
+from pool_processes import until
+
+from polarmap import ReplayExecutor
+from polarmap.executors.base import Payload
+from polarmap.run import call_driver, call_run
+from polarmap.run.call import Call
+from polarmap.run.call_driver import CallDriver
+from polarmap.run.call_run import Limits
+from polarmap.worker.run_call import to_call
+
+PATIENCE = 30.0
+LIMITS = Limits(4, grows=False, backups=0, retries=0)
+
+
+class Counting:
+    """An executor that counts the runs that are open; it may have none to give."""
+
+    name, worker = "counting", None
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.opened = self.open_now = 0
+        self.error = error
+        self.may_open = threading.Event()
+        self.may_open.set()
+
+    def open(self, payload: Payload) -> Any:
+        self.may_open.wait(PATIENCE)
+        if self.error is not None:
+            raise self.error
+        run = ReplayExecutor().open(payload)
+        self.opened += 1
+        self.open_now += 1
+        close = run.close
+
+        def closing() -> None:
+            self.open_now -= 1
+            close()
+
+        run.close = closing  # type: ignore[method-assign]
+        return run
+
+
+def call() -> Call:
+    return Call(Future(), "f", to_call(int, (), {}))
+
+
+def submit(driver: CallDriver, count: int) -> list[Future[Any]]:
+    some = [call() for _ in range(count)]
+    for one in some:
+        driver.add(one)
+    return [one.future for one in some]
+
+
+@pytest.fixture
+def closed() -> list[bool]:
+    return []
+
+
+def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -> None:
+    executor = Counting()
+    driver = CallDriver(executor, LIMITS, lambda: closed.append(True))
+    for turn in (1, 2):
+        assert [one.result(PATIENCE) for one in submit(driver, 10)] == [0] * 10
+        assert executor.opened == turn
+        assert until(lambda: executor.open_now == 0)
+    assert not closed
+    driver.shut_down()
+    driver.join()
+    assert closed == [True]
+    driver.shut_down()
+    assert closed == [True]
+
+
+def test_a_thread_without_calls_ends_and_another_one_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_driver, "IDLE_SECONDS", 0.05)
+    driver = CallDriver(Counting(), LIMITS, lambda: None)
+    for _ in range(3):
+        [future] = submit(driver, 1)
+        assert future.result(PATIENCE) == 0
+        assert until(lambda: not driver._threads)
+
+
+def test_runs_that_are_worn_are_left_to_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(call_run, "MOST_CALLS", 8)
+    executor = Counting()
+    driver = CallDriver(executor, LIMITS, lambda: None)
+    assert [one.result(PATIENCE) for one in submit(driver, 100)] == [0] * 100
+    assert executor.opened >= 8
+    driver.shut_down()
+    driver.join()
+    assert executor.open_now == 0
+
+
+def test_calls_fail_with_what_cannot_be_opened(closed: list[bool]) -> None:
+    driver = CallDriver(Counting(OSError("gone")), LIMITS, lambda: closed.append(True))
+    assert [str(one.exception(PATIENCE)) for one in submit(driver, 10)] == ["gone"] * 10
+    driver.shut_down()
+    driver.join()
+    assert closed == [True]
+
+
+def test_calls_that_no_run_was_given_can_be_cancelled(closed: list[bool]) -> None:
+    executor = Counting()
+    executor.may_open.clear()
+    driver = CallDriver(executor, LIMITS, lambda: closed.append(True))
+    found = submit(driver, 20)
+    assert until(lambda: any(one.running() for one in found))
+    driver.shut_down(cancel_futures=True)
+    given = [one for one in found if one.running()]
+    assert 1 <= len(given) <= 4
+    assert len(wait(found, 0.0).done) == 20 - len(given)
+    assert all(one.cancelled() for one in found[4:])
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        driver.add(call())
+    executor.may_open.set()
+    assert [one.result(PATIENCE) for one in given] == [0] * len(given)
+    driver.join()
+    assert closed == [True]

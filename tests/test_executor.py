@@ -1,0 +1,450 @@
+"""Calls of any function as futures, on each kind of executor."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent import futures
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import process_pool
+from pool_processes import assert_nothing_is_left, descendants, runs, until
+
+import polarmap
+from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap.errors import CodeError, ExecutorError, WorkerLostError
+
+YAML = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
+PATIENCE = 60.0
+
+KINDS = {
+    "default": lambda stack: Executor(),
+    "workers": lambda stack: Executor(workers=2),
+    "pool": lambda stack: Executor(stack.enter_context(Pool(workers=3))),
+    "threads": lambda stack: Executor(stack.enter_context(futures.ThreadPoolExecutor(3))),
+    "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
+    "Lithops": lambda stack: Executor(YAML, workers=2),
+    "replay": lambda stack: Executor(ReplayExecutor()),
+}
+
+
+@pytest.fixture(params=KINDS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    with ExitStack() as stack, KINDS[request.param](stack) as one:
+        yield one
+
+
+@pytest.fixture
+def two() -> Iterator[Executor]:
+    with Executor(workers=2) as one:
+        yield one
+
+
+class OddError(Exception):
+    """Has arguments that pickle does not find."""
+
+    def __init__(self, first: int, second: int) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def touch(folder: Path, name: str) -> None:
+    (folder / name).touch()
+
+
+def linger(folder: Path, name: str) -> str:
+    """Begin, and wait for the file that lets it end."""
+    touch(folder, f"{name} began")
+    while not (folder / f"{name} may end").exists():
+        time.sleep(0.005)
+    return name
+
+
+# --- what calls give ---------------------------------------------------------------------------------
+
+
+def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
+    values = [None, "text", {1, 2}, {"a": [None, np.arange(3)]}, 2**80, Path("x"), np.float32(1.5)]
+    found = [executor.submit(lambda *a, **k: (a, k), value, self=1) for value in values]
+    for value, future in zip(values, found, strict=True):
+        (one,), named = future.result(PATIENCE)
+        assert type(one) is type(value)
+        assert pickle.dumps(one) == pickle.dumps(value)
+        assert named == {"self": 1}
+    assert list(executor.map(pow, range(5), range(5))) == [1, 1, 4, 27, 256]
+    assert executor.submit(np.zeros, (300, 1000)).result(PATIENCE).shape == (300, 1000)
+
+
+def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
+    def fail(error: BaseException) -> None:
+        raise error
+
+    for error in (KeyError("x"), SystemExit(3), StopIteration(1)):
+        raised = executor.submit(fail, error).exception(PATIENCE)
+        assert type(raised) is type(error)
+        assert raised.args == error.args
+        assert "in fail" in str(raised.__cause__)
+    raised = executor.submit(json.loads, "x").exception(PATIENCE)
+    assert isinstance(raised, json.JSONDecodeError)
+    assert "raise JSONDecodeError(" in str(raised.__cause__)  # the line of a module that is there
+    with pytest.raises(RuntimeError, match="OddError: 1 and 2"):
+        executor.submit(fail, OddError(1, 2)).result(PATIENCE)
+    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+        executor.submit(threading.Lock().__class__).result(PATIENCE)
+    assert executor.submit(int).result(PATIENCE) == 0
+
+
+def test_what_cannot_be_pickled_is_told_by_its_future(two: Executor) -> None:
+    with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
+        two.submit(id, threading.Lock()).result(PATIENCE)
+    assert two.submit(int).result(PATIENCE) == 0
+
+
+def test_arguments_travel_as_they_are_when_they_are_submitted(two: Executor) -> None:
+    large, small = np.zeros(1_000_000), [0]
+    found = [two.submit(lambda a, b: (a.sum(), b), large, small) for _ in range(8)]
+    large += 1
+    small.append(1)
+    assert [one.result(PATIENCE) for one in found] == [(0.0, [0])] * 8
+
+
+def test_calls_may_write_into_their_arguments(executor: Executor) -> None:
+    def add(block: np.ndarray) -> float:
+        block += 1
+        return float(block.sum())
+
+    assert executor.submit(add, np.zeros(100_000)).result(PATIENCE) == 100_000
+
+
+# --- map ---------------------------------------------------------------------------------------------
+
+
+def test_map_gives_results_in_order_whatever_the_chunks(two: Executor) -> None:
+    for chunksize in (1, 3, 40, 50):
+        for buffersize in (None, 1, 7):
+            found = two.map(pow, range(40), range(50), chunksize=chunksize, buffersize=buffersize)
+            assert list(found) == [pow(number, number) for number in range(40)]
+    assert list(two.map(abs, [])) == list(two.map(abs, [], chunksize=5)) == []
+
+
+def test_map_reads_no_further_than_its_buffer(two: Executor) -> None:
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(100):
+            read.append(number)
+            yield number
+
+    found = two.map(abs, numbers(), buffersize=4)
+    assert len(read) == 4
+    assert [next(found) for _ in range(3)] == [0, 1, 2]
+    assert len(read) == 7
+    found.close()  # type: ignore[attr-defined]
+
+
+def test_a_map_that_times_out_or_raises_cancels_the_rest(two: Executor, tmp_path: Path) -> None:
+    with pytest.raises(futures.TimeoutError):
+        list(two.map(linger, [tmp_path] * 30, map(str, range(30)), timeout=0.5))
+    for number in range(30):
+        touch(tmp_path, f"{number} may end")
+    two.shutdown()
+    assert 1 <= len(list(tmp_path.glob("* began"))) < 10
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"chunksize": 0}, "chunksize must be >= 1"),
+        ({"buffersize": 0}, "buffersize must be None or > 0"),
+        ({"buffersize": "1"}, "buffersize must be an integer or None"),
+    ],
+)
+def test_options_of_map_are_checked(two: Executor, wrong: dict[str, Any], error: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=error):
+        two.map(abs, [1], **wrong)
+
+
+# --- futures -----------------------------------------------------------------------------------------
+
+
+def test_a_call_can_be_cancelled_until_a_worker_is_given_it(tmp_path: Path) -> None:
+    with Executor(workers=1) as executor:
+        first = executor.submit(linger, tmp_path, "first")
+        assert until((tmp_path / "first began").exists)
+        others = [executor.submit(touch, tmp_path, "never") for _ in range(3)]
+        assert first.running()
+        assert not first.cancel()
+        assert others[-1].cancel()
+        done = futures.wait(others[-1:], timeout=0).done | {others[-1]}
+        assert done == {others[-1]}
+        others[1].cancel()
+        others[0].cancel()
+        touch(tmp_path, "first may end")
+        assert first.result(PATIENCE) == "first"
+    assert [one.cancelled() for one in others[1:]] == [True, True]
+
+
+def test_a_thousand_futures_take_one_thread(two: Executor) -> None:
+    before = threading.active_count()
+    found = [two.submit(abs, -number) for number in range(1000)]
+    assert threading.active_count() <= before + 3  # its own, and those of the pool
+    assert [one.result(PATIENCE) for one in found] == list(range(1000))
+
+
+def test_callbacks_may_submit_more(two: Executor) -> None:
+    seen: futures.Future[int] = futures.Future()
+
+    def more(future: futures.Future[int]) -> None:
+        again = two.submit(abs, -future.result())
+        again.add_done_callback(lambda one: seen.set_result(one.result()))
+
+    two.submit(int, "-7").add_done_callback(more)
+    assert seen.result(PATIENCE) == 7
+
+
+def test_nothing_is_kept_of_calls_that_are_done(two: Executor) -> None:
+    class Thing:
+        def method(self) -> Thing:
+            return self
+
+    thing = Thing()
+    reference = weakref.ref(thing)
+    two.submit(thing.method).result(PATIENCE)
+    del thing
+    gc.collect()
+    assert reference() is None
+
+
+# --- late and lost calls -----------------------------------------------------------------------------
+
+
+def test_a_late_call_gets_a_backup_and_the_first_to_return_counts(tmp_path: Path) -> None:
+    def late_once(number: int) -> int:
+        path = tmp_path / str(number)
+        time.sleep(0.05)
+        if number == 5 and not path.exists():
+            path.touch()
+            time.sleep(600)
+        return os.getpid()
+
+    with Executor(workers=3) as executor:
+        began = time.monotonic()
+        found = [executor.submit(late_once, number) for number in range(12)]
+        processes = [one.result(PATIENCE) for one in found]
+        assert time.monotonic() - began < PATIENCE
+        assert len(set(processes)) > 1
+        assert executor.submit(int).result(PATIENCE) == 0
+
+
+def test_workers_that_are_late_for_ever_keep_no_other_calls_from_running() -> None:
+    asleep = {5: Fault("sleep", 600.0)}  # and so it is of each run
+    with Pool(workers=2) as pool, Executor(FaultyExecutor(pool, asleep)) as executor:
+        for _ in range(8):
+            assert list(executor.map(abs, range(12))) == list(range(12))
+
+
+def test_no_backups_means_none(tmp_path: Path) -> None:
+    def note(number: int) -> None:
+        (tmp_path / f"{number} {time.monotonic_ns()}").touch()
+        time.sleep(1.0 if number == 19 else 0.02)
+
+    with Executor(workers=2, backups=0) as executor:
+        list(executor.map(note, range(20)))
+    assert len(list(tmp_path.iterdir())) == 20
+
+
+def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
+    if executor._driver._executor.name in ("ThreadPoolExecutor", "replay"):
+        pytest.skip("its workers are this process")
+
+    def die_once(path: Path) -> int:
+        if not path.exists():
+            path.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 7
+
+    others = [executor.submit(abs, -1) for _ in range(5)]
+    assert executor.submit(die_once, tmp_path / "died").result(PATIENCE) == 7
+    with pytest.raises(WorkerLostError, match="lost 2 times") as raised:
+        executor.submit(os._exit, 3).result(PATIENCE)
+    assert isinstance(raised.value, futures.BrokenExecutor)
+    assert [one.result(PATIENCE) for one in others] == [1] * 5
+    assert executor.submit(int).result(PATIENCE) == 0
+
+
+def test_faults_strike_calls_by_number() -> None:
+    faults = {0: Fault("kill"), 1: Fault("raise"), 2: Fault("kill", attempts=2), 3: Fault("sleep", 0.1)}
+    with Executor(FaultyExecutor(ReplayExecutor(), faults)) as executor:
+        found = [executor.submit(abs, -number) for number in range(5)]
+        assert [found[number].result(PATIENCE) for number in (0, 3, 4)] == [0, 3, 4]
+        assert found[1].exception(PATIENCE) is not None
+        assert isinstance(found[2].exception(PATIENCE), WorkerLostError)
+
+
+def test_a_script_that_has_no_end_for_a_call_loses_it() -> None:
+    with Executor(ReplayExecutor({0: float("inf")})) as executor:
+        assert isinstance(executor.submit(int).exception(PATIENCE), WorkerLostError)
+        assert executor.submit(int).result(PATIENCE) == 0
+
+
+# --- its life ----------------------------------------------------------------------------------------
+
+
+def test_after_shutdown_nothing_is_taken_and_nothing_left(executor: Executor) -> None:
+    found = [executor.submit(abs, -1) for _ in range(5)]
+    executor.shutdown(wait=False)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(int)
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(id, threading.Lock())
+    executor.shutdown()
+    executor.shutdown(cancel_futures=True)
+    assert [one.result(0) for one in found] == [1] * 5
+    assert not [one for one in threading.enumerate() if one.name == "polarmap-executor"]
+
+
+def test_workers_of_its_own_end_with_it_and_those_of_a_pool_stay() -> None:
+    before = descendants()
+    with Pool(workers=1) as pool:
+        with Executor(pool) as executor:
+            process = executor.submit(os.getpid).result(PATIENCE)
+        assert runs(process)
+        with Executor(workers=1) as executor:
+            process = executor.submit(os.getpid).result(PATIENCE)
+        assert until(lambda: not runs(process))
+    dropped = Executor(workers=1)
+    future = dropped.submit(time.sleep, 0.2)
+    del dropped
+    assert future.result(PATIENCE) is None
+    assert until(lambda: not (descendants() - before))
+
+
+def test_a_pool_that_is_closed_fails_its_calls_and_no_others(tmp_path: Path) -> None:
+    with Pool(workers=1) as pool, Executor(pool) as executor:
+        running = executor.submit(linger, tmp_path, "first")
+        assert until((tmp_path / "first began").exists)
+        pool.close()
+        with pytest.raises(ExecutorError):
+            running.result(PATIENCE)
+        with pytest.raises(ExecutorError, match="closed"):
+            executor.submit(int).result(PATIENCE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"workers": 0}, CodeError, "workers must be an integer of at least 1, not 0"),
+        ({"backups": -1}, CodeError, "backups must be 0 or more"),
+        ({"retries": 1.5}, CodeError, "retries must be 0 or more"),
+        ({"executor": "threads"}, ExecutorError, "neither 'localhost' nor a file"),
+        ({"executor": ReplayExecutor(), "workers": 2}, ExecutorError, "leave workers= out"),
+        ({"executor": Executor}, ExecutorError, "is a class"),
+    ],
+)
+def test_options_are_checked(arguments: dict[str, Any], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        Executor(**arguments)
+
+
+def script(text: str) -> subprocess.Popen[str]:
+    lines = "import os, sys, time\nimport polarmap\n" + textwrap.dedent(text)
+    return subprocess.Popen(
+        [sys.executable, "-c", lines], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def test_the_interpreter_waits_for_its_calls_before_it_exits() -> None:
+    with script(
+        """
+        executor = polarmap.Executor(workers=2)
+        executor.submit(time.sleep, 0.5).add_done_callback(lambda future: print("done", future.result()))
+        def late():
+            try:
+                executor.submit(int)
+            except RuntimeError as error:
+                print(error)
+        import atexit; atexit.register(late)
+        """
+    ) as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+    assert out == "done None\ncannot schedule new futures after interpreter shutdown\n"
+    assert errors == ""
+
+
+def test_a_driver_that_is_killed_leaves_nothing() -> None:
+    with script(
+        """
+        executor = polarmap.Executor(workers=2)
+        executor.submit(int).result()
+        [executor.submit(time.sleep, 600) for _ in range(5)]
+        print("ready", flush=True)
+        time.sleep(600)
+        """
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        others = descendants(process.pid)
+        assert others
+        process.kill()
+        process.communicate(timeout=PATIENCE)
+        assert_nothing_is_left(process.pid, others)
+
+
+def test_a_forked_child_has_threads_and_workers_of_its_own() -> None:
+    with script(
+        """
+        executor = polarmap.Executor(workers=2)
+        before = executor.submit(os.getpid).result()
+        waiting = executor.submit(time.sleep, 1)
+        child = os.fork()
+        if not child:
+            print(executor.submit(os.getpid).result() != before, flush=True)
+            executor.shutdown()
+            os._exit(0)
+        os.waitpid(child, 0)
+        print(waiting.result(), executor.submit(os.getpid).result() == before)
+        """
+    ) as process:
+        out, errors = process.communicate(timeout=PATIENCE)
+    assert errors == "" or "fork" in errors  # of a process with threads, some Pythons warn
+    assert out == "True\nNone True\n"
+
+
+# --- tools that take one -----------------------------------------------------------------------------
+
+
+def test_asyncio_awaits_its_calls(two: Executor) -> None:
+    import asyncio
+
+    async def several() -> list[int]:
+        loop = asyncio.get_running_loop()
+        return await asyncio.gather(*(loop.run_in_executor(two, abs, -number) for number in range(5)))
+
+    assert asyncio.run(several()) == list(range(5))
+
+
+def test_dask_computes_on_it(two: Executor) -> None:
+    import dask
+    import dask.array
+
+    with dask.config.set(scheduler="threads", pool=two):
+        assert dask.array.arange(100, chunks=10).sum().compute() == 4950
+
+
+def test_a_map_runs_on_it(two: Executor) -> None:
+    data = np.arange(12.0).reshape(6, 2)
+    found = polarmap.coded_map(np.sum, data, blocks=3, workers=4, executor=two, timeout=PATIENCE)
+    assert [round(float(one), 9) for one in found] == [6.0, 22.0, 38.0]
