@@ -54,13 +54,6 @@ def two() -> Iterator[Executor]:
         yield one
 
 
-class OddError(Exception):
-    """Has arguments that pickle does not find."""
-
-    def __init__(self, first: int, second: int) -> None:
-        super().__init__(f"{first} and {second}")
-
-
 def touch(folder: Path, name: str) -> None:
     (folder / name).touch()
 
@@ -89,6 +82,10 @@ def test_calls_return_what_they_return_anywhere(executor: Executor) -> None:
 
 
 def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor: Executor) -> None:
+    class OddError(Exception):  # pickle does not find its arguments
+        def __init__(self, first: int, second: int) -> None:
+            super().__init__(f"{first} and {second}")
+
     def fail(error: BaseException) -> None:
         raise error
 
@@ -100,10 +97,9 @@ def test_what_a_call_raises_is_raised_with_the_traceback_of_the_worker(executor:
     raised = executor.submit(json.loads, "x").exception(PATIENCE)
     assert isinstance(raised, json.JSONDecodeError)
     assert "raise JSONDecodeError(" in str(raised.__cause__)  # the line of a module that is there
-    with pytest.raises(RuntimeError, match="OddError: 1 and 2"):
-        executor.submit(fail, OddError(1, 2)).result(PATIENCE)
+    assert "1 and 2" in str(executor.submit(lambda: fail(OddError(1, 2))).exception(PATIENCE))
     with pytest.raises((TypeError, pickle.PicklingError), match="pickle"):
-        executor.submit(threading.Lock().__class__).result(PATIENCE)
+        executor.submit(threading.Lock).result(PATIENCE)
     assert executor.submit(int).result(PATIENCE) == 0
 
 

@@ -18,6 +18,7 @@ from polarmap.run.map_threads import call_before_exit
 from polarmap.worker.run_call import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
+FIRST_SECONDS = 0.1  # that the first call waits to be taken: later ones may be cancelled
 IDLE_SECONDS = 5.0  # without calls, before the thread ends
 
 
@@ -102,6 +103,7 @@ class CallDriver:
                 self._threads.discard(thread)
                 self._latest = None
                 raise
+            self._changed.wait_for(lambda: not self._pending, FIRST_SECONDS)
         elif self._wake is not None:
             self._wake()
         self._changed.notify_all()
@@ -179,6 +181,7 @@ class CallDriver:
         with self._changed:
             taken = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
             self._wake = wake if len(taken) < room else None
+            self._changed.notify_all()
         return [call for call in taken if call.future.set_running_or_notify_cancel()]
 
     def _hand_over(self) -> None:
