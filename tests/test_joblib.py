@@ -1,0 +1,122 @@
+"""joblib's Parallel on polarmap's workers: results, errors, lost workers, scikit-learn's searches."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import pytest
+from joblib import Parallel, delayed
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import GridSearchCV
+
+import polarmap
+import polarmap.joblib
+from polarmap.errors import ExecutorError
+
+
+def squares(count: int, **options: Any) -> list[int]:
+    found: list[int] = Parallel(**options)(delayed(pow)(number, 2) for number in range(count))
+    return found
+
+
+@pytest.mark.parametrize("n_jobs", [1, 2, 7, -1, None])
+def test_results_come_in_order(n_jobs: int | None) -> None:
+    with joblib.parallel_config(backend="polarmap", n_jobs=n_jobs):
+        assert squares(100) == [number**2 for number in range(100)]
+
+
+def test_calls_run_where_the_executor_is() -> None:
+    with ThreadPoolExecutor(3) as pool, joblib.parallel_config(backend="polarmap", executor=pool, n_jobs=3):
+        assert set(Parallel()(delayed(os.getpid)() for _ in range(5))) == {os.getpid()}
+        assert squares(5) == [0, 1, 4, 9, 16]  # the pool is still open
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        assert os.getpid() not in Parallel()(delayed(os.getpid)() for _ in range(5))
+
+
+def test_results_may_be_taken_one_by_one() -> None:
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        assert list(squares(20, return_as="generator")) == [number**2 for number in range(20)]
+        assert sorted(squares(20, return_as="generator_unordered")) == [number**2 for number in range(20)]
+
+
+def test_an_error_is_that_of_the_call_and_the_next_ones_work() -> None:
+    def fail(number: int) -> int:
+        if number == 3:
+            raise ZeroDivisionError("three")
+        return number
+
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        with pytest.raises(ZeroDivisionError, match="three"):
+            Parallel()(delayed(fail)(number) for number in range(10))
+        with Parallel(
+            pre_dispatch="all", batch_size=1
+        ) as parallel:  # else joblib keeps some for the next call
+            with pytest.raises(ZeroDivisionError, match="three"):
+                parallel(delayed(fail)(number) for number in range(10))
+            assert parallel(delayed(abs)(-number) for number in range(4)) == [0, 1, 2, 3]
+
+
+def test_a_call_whose_worker_dies_is_made_again(tmp_path: Path) -> None:
+    def die_once(number: int) -> int:
+        mark = tmp_path / "died"
+        if number == 2 and not mark.exists():
+            mark.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        assert Parallel(batch_size=1)(delayed(die_once)(number) for number in range(5)) == [0, 1, 2, 3, 4]
+
+
+def test_parallel_inside_parallel() -> None:
+    def inner(number: int) -> int:
+        return int(sum(Parallel(n_jobs=2)(delayed(abs)(one) for one in range(number))))
+
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        assert Parallel()(delayed(inner)(number) for number in range(4)) == [0, 0, 1, 3]
+
+
+def test_scikit_learn_searches_on_it() -> None:
+    X, y = load_iris(return_X_y=True)
+    search = GridSearchCV(LogisticRegression(max_iter=500), {"C": [0.1, 1.0, 10.0]}, cv=3)
+    there = search.fit(X, y).cv_results_["mean_test_score"]
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        here = search.fit(X, y).cv_results_["mean_test_score"]
+    np.testing.assert_allclose(here, there)
+
+
+def test_no_thread_is_left() -> None:
+    with joblib.parallel_config(backend="polarmap", n_jobs=2):
+        squares(4)
+        before = threading.active_count()
+        for _ in range(5):
+            squares(4)
+    assert threading.active_count() <= before
+
+
+def test_wrong_options_are_told() -> None:
+    def told(**options: Any) -> Callable[[], list[int]]:
+        def call() -> list[int]:
+            with joblib.parallel_config(backend="polarmap", n_jobs=2, **options):
+                return squares(3)
+
+        return call
+
+    with pytest.raises(ExecutorError, match="nowhere"):
+        told(executor="nowhere")()
+    with pytest.raises(polarmap.errors.CodeError, match="backups must be 0 or more"):
+        told(backups=-1)()
+    with (
+        joblib.parallel_config(backend="polarmap", n_jobs=0),
+        pytest.raises(ValueError, match="n_jobs == 0"),
+    ):
+        squares(3)
