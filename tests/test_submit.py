@@ -120,6 +120,21 @@ def test_blocks_that_are_late_are_decoded(threads: ThreadPoolExecutor) -> None:
     f.open()
 
 
+def test_early_blocks_that_turn_out_to_be_garbage_are_told() -> None:
+    garbage = polarmap.FaultyExecutor(ReplayExecutor({0: 0.5}), {0: polarmap.Fault("garbage", attempts=9)})
+    told = r"told of blocks \[0\] before the others turned out to be garbage"
+
+    def done() -> CodedFuture[Any]:
+        future = polarmap.submit(np.negative, A, blocks=4, workers=8, executor=garbage, verify=True)
+        wait([future], SECONDS)
+        return future
+
+    with pytest.warns(RuntimeWarning, match=told):
+        future = done()
+    np.testing.assert_allclose(future.result().concatenate(), -A, atol=1e-12)
+    assert not np.allclose(future.blocks[0].result(), -A[:4])
+
+
 def test_the_last_block_of_padded_data_is_cut(threads: ThreadPoolExecutor) -> None:
     future = polarmap.submit(np.negative, A[:15], blocks=4, executor=threads)
     assert [len(block.result(SECONDS)) for block in future.blocks] == [4, 4, 4, 3]

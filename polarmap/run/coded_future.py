@@ -6,6 +6,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -154,6 +155,7 @@ class FutureMap(Observer, Generic[R]):
         self._running: RunningMap | None = None
         self._report = prepared.blank
         self._ended = threading.Event()
+        self._early: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_begun = False
         self.takes_blocks = prepared.blocks > 0
 
@@ -226,6 +228,7 @@ class FutureMap(Observer, Generic[R]):
 
     def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
         """Fulfil its future."""
+        self._early.add(index)
         _fulfil(self._blocks[index](), result)
 
     def _check(self) -> None:
@@ -249,6 +252,7 @@ class FutureMap(Observer, Generic[R]):
             _fail(self._future(), error)
         else:
             self._report = getattr(result, "report", self._report)
+            self._warn_of_garbage()
             results: Any = result
             for index, block in enumerate(self._blocks):
                 _fulfil(block(), partial(results.__getitem__, index))
@@ -257,6 +261,17 @@ class FutureMap(Observer, Generic[R]):
             self._kept.clear()
             self._under_way.discard(self)
             self._ended.set()
+
+    def _warn_of_garbage(self) -> None:
+        """Say which results were handed out early and decoded later, because they had been found wrong."""
+        wrong = self._early.intersection(self._report.recovered) if self._report is not None else ()
+        if wrong:
+            warnings.warn(
+                f"what future.blocks told of blocks {sorted(wrong)} before the others turned out to be "
+                "garbage: the results of the future itself are decoded from others",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @classmethod
     def end_all(cls) -> None:
