@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
-from os import PathLike
-from typing import TYPE_CHECKING
+from math import inf, isfinite
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,6 +112,36 @@ class Report:
         """The tasks in a state: "used", "surplus", "abandoned", "failed" or "not started"."""
         return [task.index for task in self.tasks if task.state == state]
 
+    @property
+    def late(self) -> tuple[int, ...]:
+        """The tasks that had not returned when the results were determined, or that got a backup."""
+        arrivals = sorted(task.arrived for task in self.tasks if task.arrived is not None)
+        determined = arrivals[self.needed - 1] if 0 < self.needed <= len(arrivals) else inf
+        return tuple(task.index for task in self.tasks if _is_late(task, determined))
+
+    def to_json(self, indent: int | None = None) -> str:
+        """The report as a JSON object whose fields are those above.
+
+        Parameters
+        ----------
+        indent : int, optional
+            Spaces by which nested parts are indented; None: all on one line.
+
+        Returns
+        -------
+        str
+            `tasks` is a list of objects, one per worker, `cost` an object or null. Numbers that are not
+            finite are null.
+
+        Examples
+        --------
+        >>> import json, polarmap
+        >>> report = polarmap.coded_map(abs, [1.0, 2.0], executor=polarmap.ReplayExecutor()).report
+        >>> json.loads(report.to_json())["tasks"][0]["state"]
+        'used'
+        """
+        return json.dumps(json_value(self), indent=indent)
+
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The timeline of the tasks as a matplotlib Figure, also written to `path` (.png, .svg)."""
         from polarmap.plot.timeline import draw_timeline
@@ -126,31 +161,31 @@ class Report:
         lines = [
             f"{arrived} of {self.n} results arrived, {self.k} blocks determined after "
             f"{self.needed} of them, {self.seconds:.2f} s ({self.executor}, {self.code})",
-            f"recovered by decoding: {_list(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
+            f"recovered by decoding: {listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
         if self.estimated:
             largest = max(self.errors)
             known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
-            lines.append(f"estimated: {_list(self.estimated)}, {known}")
+            lines.append(f"estimated: {listed(self.estimated)}, {known}")
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.schedule == "on_demand":
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
-                f"started on demand: {_list(later)}, not started: {_list(self.indices('not started'))}"
+                f"started on demand: {listed(later)}, not started: {listed(self.indices('not started'))}"
             )
         if self.subtasks > 1:
             some = [task for task in self.tasks if task.arrived is None and task.subtasks]
             lines.append(
                 f"{self.subtasks} subtasks each; {sum(task.subtasks or 0 for task in some)} of them from "
-                f"unfinished tasks: {_list([task.index for task in some])}"
+                f"unfinished tasks: {listed([task.index for task in some])}"
             )
         if self.unchecked:
-            lines.append(f"in no check: {_list(self.unchecked)}")
+            lines.append(f"in no check: {listed(self.unchecked)}")
         for state in ("abandoned", "failed"):
             if self.indices(state):
-                lines.append(f"{state}: {_list(self.indices(state))}")
+                lines.append(f"{state}: {listed(self.indices(state))}")
         return "\n".join(lines + self._failures())
 
     def _failures(self) -> list[str]:
@@ -158,6 +193,35 @@ class Report:
         return [f"  task {task.index}: {task.failures[-1]}" for task in self.tasks if task.failures][:5]
 
 
-def _list(indices: list[int] | tuple[int, ...]) -> str:
+def _is_late(task: TaskReport, determined: float) -> bool:
+    if task.state in ("abandoned", "running"):
+        return True
+    has_backup = task.attempts > 1 and not task.failures
+    return has_backup or (task.arrived is not None and task.arrived > determined)
+
+
+def json_value(value: Any) -> Any:
+    """A value as JSON has it: records as objects, numbers that are not finite as null.
+
+    >>> json_value({"p99": float("inf"), "n": np.int64(3)})
+    {'p99': None, 'n': 3}
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: json_value(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        return json_value(value._asdict())
+    if isinstance(value, Mapping):
+        return {str(key): json_value(part) for key, part in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [json_value(part) for part in value]
+    if isinstance(value, (np.generic, np.ndarray)):
+        return json_value(value.tolist())
+    if isinstance(value, float):
+        return value if isfinite(value) else None
+    return fspath(value) if isinstance(value, PathLike) else value
+
+
+def listed(indices: Sequence[int]) -> str:
+    """Some numbers of tasks as text, the first twelve of them."""
     shown = ", ".join(map(str, indices[:12]))
     return (shown + (f", ... ({len(indices)})" if len(indices) > 12 else "")) or "none"

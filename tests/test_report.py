@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report, TaskReport, coded_map
+from polarmap.clouds.prices import Cost
+from polarmap.report import json_value
 
 DATA = np.random.default_rng(0).standard_normal((40, 3))
 
@@ -75,6 +79,45 @@ def test_a_report_is_a_record(record: Any) -> None:
     assert dataclasses.replace(record) == record
     with pytest.raises(dataclasses.FrozenInstanceError):
         record.index = 3
+
+
+def test_a_report_is_json_with_the_fields_that_it_has() -> None:
+    cost = Cost(compute=0.1, calls=0.02, requests=0.003)
+    found = json.loads(report(errors=(0.0, math.inf), cost=cost).to_json())
+    assert found.keys() == {field.name for field in dataclasses.fields(Report)}
+    assert found["tasks"][1] == {
+        "index": 1,
+        "state": "failed",
+        "arrived": None,
+        "seconds": None,
+        "attempts": 2,
+        "failures": ["OSError: disk", "WorkerLost: it was killed"],
+        "launched": 0.0,
+        "subtasks": None,
+    }
+    assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
+    assert found["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}
+
+
+def test_indented_json_is_the_same_on_more_lines() -> None:
+    one = report()
+    assert "\n" not in one.to_json()
+    assert len(one.to_json(indent=2).splitlines()) > 50
+    assert json.loads(one.to_json(indent=2)) == json.loads(one.to_json())
+
+
+def test_numpy_numbers_and_paths_become_json() -> None:
+    found = json_value({1: (np.float32(0.5), Path("a", "b")), "rows": np.arange(2)})
+    assert found == {"1": [0.5, str(Path("a", "b"))], "rows": [0, 1]}
+
+
+def test_late_is_who_had_not_returned_when_the_results_were_determined() -> None:
+    assert report().late == (5,)
+    late = TaskReport(5, "surplus", 5.5, 0.5, 1)
+    backed = TaskReport(0, "used", 1.0, 0.5, 2)
+    assert report(tasks=(*report().tasks[:5], late)).late == (5,)
+    assert report(tasks=(backed, *report().tasks[1:])).late == (0, 5)
+    assert report(needed=0).late == (5,)
 
 
 def test_every_task_is_in_one_state() -> None:

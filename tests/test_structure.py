@@ -69,6 +69,7 @@ ONLY_FROM = {
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
+    "opentelemetry": ["polarmap.run.spans"],
     "tqdm": ["polarmap.run.progress"],
     "typing_extensions": ["polarmap.submit"],
     "numba": ["polarmap.code.kernels_numba"],
@@ -277,6 +278,7 @@ def test_importing_polarmap_stays_light() -> None:
     code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
+    heavy |= {"opentelemetry", "IPython"}
     assert heavy & set(json.loads(run.stdout)) == set()
 
 

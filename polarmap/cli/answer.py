@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import PurePath
 from typing import Any, NamedTuple
 
 import click
-import numpy as np
 
 from polarmap.errors import PolarmapError
-from polarmap.planning import Distribution
+from polarmap.report import json_value
 
 BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
@@ -43,7 +39,7 @@ def answering(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
         def run(as_json: bool, **options: Any) -> None:
             with contextlib.redirect_stdout(sys.stderr):
                 answer = _answer(function, options)
-            text = json.dumps(plain(answer.data), indent=2) if as_json else answer.text
+            text = json.dumps(json_value(answer.data), indent=2) if as_json else answer.text
             if text:
                 _print(text)
             click.get_current_context().exit(0 if answer.ok else 1)
@@ -69,29 +65,6 @@ def _print(text: str) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         click.get_current_context().exit(BROKEN_PIPE)
-
-
-def plain(value: Any) -> Any:
-    """A value as JSON has it: records as objects, numbers that are not finite as null.
-
-    >>> plain({"p99": float("inf"), "n": np.int64(3), "where": PurePath("a/b")})
-    {'p99': None, 'n': 3, 'where': 'a/b'}
-    """
-    if isinstance(value, Distribution):
-        return repr(value)  # a distribution, which may hold all the times that were seen
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        return plain(value._asdict())
-    if isinstance(value, Mapping):
-        return {str(key): plain(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return [plain(part) for part in value]
-    if isinstance(value, (np.generic, np.ndarray)):
-        return plain(value.tolist())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return str(value) if isinstance(value, PurePath) else value
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from polarmap.planning import SCHEMES, Completion, completion_time
 from polarmap.planning import plan as plan_workers
 from polarmap.planning.objective import OBJECTIVES
 from polarmap.planning.planner import CODES, SCHEDULES
+from polarmap.report import json_value
 
 Command = Callable[..., Answer]
 HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "fails")
@@ -91,7 +93,8 @@ def plan(config: Path | None, **options: Any) -> Answer:
     worker = None if config is None else _worker(config)
     k, runtimes, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
     chosen = plan_workers(k, runtimes, objective, worker=worker, **options)
-    data = {"plan": chosen, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
+    fields = {**json_value(replace(chosen, runtimes=None)), "runtimes": repr(chosen.runtimes)}
+    data = {"plan": fields, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
     return Answer(data, str(chosen))
 
 

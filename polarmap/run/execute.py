@@ -30,6 +30,7 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codewords
 from polarmap.run.estimate import estimate
 from polarmap.run.first_results import FirstResults
+from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, Upfront
@@ -82,12 +83,13 @@ class Collected:
 
 
 class _Call(NamedTuple):
-    """What one coded map does: f on workers and on the driver, the blocks, the options."""
+    """What one coded map does: f on workers and on the driver, the blocks, the options; and its log."""
 
     f: Function
     driver_f: Function
     coded: CodedData
     options: MapOptions
+    log: MapLog
 
 
 def run_coded(
@@ -105,16 +107,26 @@ def run_coded(
     where results stay.
     """
     _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
-    observer = observer_of(progress)
+    blank = _blank_report(coded, launch)
+    with logged(blank) as log:
+        call = _Call(f, driver_f or f, coded, options, log)
+        collected, report = _run_coded(launch, call, observer_of(progress), output, blank)
+        log.returned(report)
+    return collected, report
+
+
+def _run_coded(
+    launch: Launch, call: _Call, observer: Observer, output: OutputSpec | None, blank: Report
+) -> tuple[Collected, Report]:
+    """Open the executor for one coded map, follow it to its end, and close it."""
+    coded, options = call.coded, call.options
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
-    payload = Payload(f, coded, output=output, subtasks=options.subtasks, low_priority=parity)
-    call = _Call(f, driver_f or f, coded, options)
+    payload = Payload(call.f, coded, output=output, subtasks=options.subtasks, low_priority=parity)
     with closing(launch.executor.open(payload)) as run:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
         tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
         codewords = Codewords(call.driver_f, coded, options, tasks, watch)
-        blank = _blank_report(coded, launch)
         running = RunningMap(
             blank,
             run.wake,
@@ -154,21 +166,40 @@ def run_uncoded(
     `backups`: that a late task may get; `note` is told of every first result as it comes.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
-    observer = observer_of(progress)
     rule = backup_lateness(blocks.n)
     policy: Policy = Backups(blocks.n, rule, backups) if backups else Upfront(blocks.n)
-    with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
+    payload = Payload(f, blocks, output=output)
+    blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
+    with logged(blank) as log:
+        firsts, report = _run_uncoded(
+            launch, payload, policy, options, observer_of(progress), note, blank, log
+        )
+        log.returned(report)
+    return [firsts.outcomes[index] for index in range(blocks.n)], report
+
+
+def _run_uncoded(
+    launch: Launch,
+    payload: Payload,
+    policy: Policy,
+    options: MapOptions,
+    observer: Observer,
+    note: Callable[[Outcome], None] | None,
+    blank: Report,
+    log: MapLog,
+) -> tuple[FirstResults, Report]:
+    """Open the executor for one map without a code, follow it to its end, and close it."""
+    with closing(launch.executor.open(payload)) as run:
         began = min(launch.began, run.now())
-        tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
+        tasks, watch = TaskTable(blank.n), Stopwatch(run.now, options.timeout)
         firsts = FirstResults(tasks, note)
-        blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
         running = RunningMap(
             blank,
             run.wake,
             lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
         )
         with observer.watch(running):
-            for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch):
+            for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch, log):
                 for outcome in outcomes:
                     firsts.add(outcome, watch.elapsed)
                 observer.show(len(firsts.outcomes))
@@ -176,8 +207,7 @@ def run_uncoded(
                     break
             stay = run.paid()
     report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
-    report = replace(report, cost=cost_of(launch.worker, report, stay))
-    return [firsts.outcomes[index] for index in range(blocks.n)], report
+    return firsts, replace(report, cost=cost_of(launch.worker, report, stay))
 
 
 def _collect(
@@ -198,7 +228,8 @@ def _collect(
     gives_blocks = observer.takes_blocks and options.subtasks == 1 and len(coded.code.systematic) > 0
     errors: tuple[float, ...] = ()
     has_warned = False
-    for outcomes in schedule(run, _policy(coded, options), options.retries, tasks, codewords, watch):
+    policy = _policy(coded, options)
+    for outcomes in schedule(run, policy, options.retries, tasks, codewords, watch, call.log):
         for outcome in outcomes:
             codewords.add(outcome, watch.elapsed)
             if gives_blocks and outcome.task < coded.code.k:

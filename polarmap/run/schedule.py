@@ -12,6 +12,7 @@ from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Outcome, Run
+from polarmap.run.map_log import MapLog
 from polarmap.run.tasks import TaskTable
 
 TICK_SECONDS = 0.25  # the longest the loop looks away from its deadlines
@@ -129,7 +130,13 @@ class Policy(Protocol):
 
 
 def schedule(
-    run: Run, policy: Policy, retries: int, tasks: TaskTable, need: Need, watch: Stopwatch
+    run: Run,
+    policy: Policy,
+    retries: int,
+    tasks: TaskTable,
+    need: Need,
+    watch: Stopwatch,
+    log: MapLog | None = None,
 ) -> Iterator[list[Outcome]]:
     """What ended, as soon as anything did; an empty list when it is time to look at other things.
 
@@ -137,13 +144,14 @@ def schedule(
     what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
     time of the watch is over, and what `need` raises when nothing can come any more.
     """
-    last_news = 0.0
+    last_news, log = 0.0, log or MapLog()
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
         last_news = watch.elapsed
         tasks.start(indices, last_news)
         run.submit(indices)
+        log.started(indices, tasks, last_news)
 
     tasks.start(policy.first, 0.0)
     run.submit(policy.first)
@@ -158,6 +166,7 @@ def schedule(
             last_news = now
         for outcome in outcomes:
             tasks.note(outcome, now)
+            log.ended(outcome, now)
         yield outcomes
         now = watch.elapsed
         due = policy.due(tasks, need, now)
