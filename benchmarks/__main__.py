@@ -21,6 +21,7 @@ SUBJECTS = (
     "kept_workers",
     "kept_jobs",
     "blackbox",
+    "hedged",
 )
 
 
