@@ -277,7 +277,7 @@ class PoolRun:
         stuck = self._workers.abandoned_tasks()
         while self._slots.may_take(len(self._waiting)):
             first = name_of(self._payload.blocks, self._waiting[0][0])
-            worker = self._workers.take(self._lease, may_wait=bool(self._running), task=first)
+            worker = self._workers.take(self._lease, may_wait=self._slots.is_any_under_way(), task=first)
             if worker is None:
                 break
             self._start(worker, *self._next(worker, stuck))

@@ -18,6 +18,7 @@ from polarmap.executors.worker_table import Worker
 from polarmap.worker.cores import available_cores
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
+UNHEARD_SECONDS = 0.05  # that a reply may wait for its driver where many maps share a process
 STANDSTILL_SECONDS = 1.0  # in which no slot became free, before a map that has none gets one more
 
 
@@ -94,13 +95,18 @@ class PoolSlots:
         with self._lock:
             if run.under_way.pop(worker, None) is not None:
                 self._changed = run.since = time.monotonic()
-                self._call_next()
+                self._call_next(run)
 
     def pause(self, run: RunSlots) -> None:
         """Nobody waits for it now: it cannot be told of slots."""
         with self._lock:
             run.is_listening = False
-            self._call_next()
+            self._call_next(run)
+
+    def is_any_under_way(self) -> bool:
+        """Whether workers do tasks of any run."""
+        with self._lock:
+            return self._under_way > 0
 
     def is_stuck(self) -> bool:
         """Whether nothing was started or ended for long."""
@@ -124,12 +130,12 @@ class PoolSlots:
             extra = slots.extra_slots(self._cores, self._under_way - idle, idle, queued)
             if extra and run.was_idle:
                 self._limit = min(self._limit + extra, self._most or sys.maxsize)
-                self._call_next()
+                self._call_next(run)
             run.was_idle = bool(extra)
 
     def _is_idle(self, worker: Worker, since: float, now: float) -> bool:
         """Whether its process waits; among several maps not yet, if its driver may just not have heard it."""
-        is_new = not self.is_alone() and now < since + FIRST_LOOK_SECONDS
+        is_new = not self.is_alone() and now < since + UNHEARD_SECONDS
         return not is_new and worker.process is not None and is_waiting(worker.process)
 
     @property
@@ -151,11 +157,11 @@ class PoolSlots:
         may_be_more = self._most is None or self._under_way < self._most
         return not run.under_way and may_be_more and self.is_stuck()
 
-    def _call_next(self) -> None:
-        """Tell the run whose turn it is, if there is room for one more task."""
-        if self._runs:
+    def _call_next(self, asking: RunSlots | None = None) -> None:
+        """Tell the run whose turn it is, if there is room for one more task; `asking` looks by itself."""
+        if self._runs and not (asking and self.is_alone()):
             first = self._next()
-            if first is not None and self._has_slot_for(first):
+            if first is not None and first is not asking and self._has_slot_for(first):
                 first.wake()
 
 
@@ -217,6 +223,10 @@ class RunSlots:
             self.is_listening = False
         else:
             self._pool.pause(self)
+
+    def is_any_under_way(self) -> bool:
+        """Whether workers do tasks of this run, or of others."""
+        return bool(self.under_way) or (not self.is_alone and self._pool.is_any_under_way())
 
     def is_starved(self) -> bool:
         """Whether nothing of it runs, and nothing of the others ends."""

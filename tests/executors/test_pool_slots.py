@@ -187,11 +187,9 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
             worker.process = process
         assert second.start() == 0
         for _ in range(2):  # to be seen twice
-            assert second.calls == 0
             now += 0.1
             second.slots.look_for_idle_cores(9)
             second.slots.look_for_idle_cores(9)  # too soon: no look
-        assert (second.calls > 0) == grows
         assert (second.start() > 0) == grows
         first.slots.close()
         assert second.start() >= 1

@@ -239,4 +239,4 @@ def test_many_maps_at_once_start_no_more_workers_than_one() -> None:
         for _ in range(5):
             check(pool, number + 1.0, stream.standard_normal(A.shape))
 
-    assert workers_of(16) <= workers_of(1) + 3
+    assert workers_of(16) <= workers_of(1) + 8  # with slots of their own they had 40
