@@ -15,7 +15,7 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ from polarmap.errors import CodeError, ExecutorError, WorkerLostError
 YAML = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 
+
+@contextmanager
+def dask_executor() -> Iterator[Any]:
+    import distributed
+
+    sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "memory_limit": 0}
+    with (
+        distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster,
+        cluster.get_client() as client,
+    ):
+        yield client.get_executor(pure=False)
+
+
 KINDS = {
     "default": lambda stack: Executor(),
     "workers": lambda stack: Executor(workers=2),
@@ -38,6 +51,8 @@ KINDS = {
     "threads": lambda stack: Executor(stack.enter_context(futures.ThreadPoolExecutor(3))),
     "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
     "Lithops": lambda stack: Executor(YAML, workers=2),
+    "objects": lambda stack: Executor(stack.enter_context(Pool(YAML, workers=2, listen=False))),
+    "Dask": lambda stack: Executor(stack.enter_context(dask_executor())),
     "replay": lambda stack: Executor(ReplayExecutor()),
 }
 
@@ -263,7 +278,7 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
 
 
 def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
-    if executor._driver._executor.name in ("ThreadPoolExecutor", "replay"):
+    if executor._driver._executor.name.startswith(("ThreadPool", "replay", "kept workers on Client")):
         pytest.skip("its workers are this process")
 
     def die_once(path: Path) -> int:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import pickle
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from polarmap.executors.pickling import pickled_by_value, pickled_with_types
 from polarmap.worker.pytree import flatten, unflatten
 from polarmap.worker.run_call import RaisedError, call_each, returned, run_call, to_call
 
@@ -64,6 +70,24 @@ def test_what_cannot_be_pickled_is_raised() -> None:
     with pytest.raises(RaisedError) as raised:
         called(threading.Lock)
     assert "pickle" in str(raised.value.error)
+
+
+def test_a_worker_needs_no_polarmap(tmp_path: Path) -> None:
+    sent = pickled_with_types(run_call, ("array",), "elsewhere", by_value=True).pickled
+    with pickled_by_value():
+        calls = [to_call(*one) for one in ((partial(call_each, pow), ([(2, 3)],), {}), (int, ("x",), {}))]
+    (tmp_path / "sent").write_bytes(pickle.dumps((sent, calls)))
+    code = """if 1:
+        import pickle, sys
+        sys.modules["polarmap"] = None
+        sent, calls = pickle.load(open("sent", "rb"))
+        run, _ = pickle.loads(sent)
+        print(*[type(run(call)).__name__ for call in calls])
+    """
+    run = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "tuple dict\n"
 
 
 def test_several_calls_are_one() -> None:
