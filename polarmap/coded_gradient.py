@@ -44,6 +44,10 @@ class GradientResult:
     evaluations: int
     report: Report
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.gradient.shape)) or "1"
+        return f"<GradientResult of shape {shape}, {self.evaluations} evaluations>"
+
 
 def coded_gradient(
     f: Callable[[Any], Any],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,9 @@ class CodedSum:
 
     value: Any
     report: Report
+
+    def __repr__(self) -> str:
+        return f"<CodedSum of {self.report.k} parts: {' '.join(reprlib.repr(self.value).split())}>"
 
 
 def coded_sum(

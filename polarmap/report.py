@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from html import escape
 from math import inf, isfinite
 from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 from polarmap.clouds.prices import Cost
+
+MOST_LINES = 10  # of a report as text
 
 
 @dataclass(frozen=True)
@@ -148,6 +151,15 @@ class Report:
 
         return draw_timeline(self, path)
 
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the text, and a small timeline of what has happened."""
+        from polarmap.plot.small_timeline import timeline_html
+
+        return timeline_html(self, str(self)) if self.is_final else f"<pre>{escape(str(self))}</pre>"
+
     def __str__(self) -> str:
         arrived = sum(task.arrived is not None for task in self.tasks)
         if not self.is_final:
@@ -186,7 +198,7 @@ class Report:
         for state in ("abandoned", "failed"):
             if self.indices(state):
                 lines.append(f"{state}: {listed(self.indices(state))}")
-        return "\n".join(lines + self._failures())
+        return "\n".join(lines + self._failures()[: MOST_LINES - len(lines)])
 
     def _failures(self) -> list[str]:
         """A line for each of the first tasks that failed."""

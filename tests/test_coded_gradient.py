@@ -334,3 +334,8 @@ def test_f_that_raises_is_the_cause() -> None:
     with pytest.raises(NotDecodableError, match="no licence for the simulator") as caught:
         coded_gradient(broken, np.ones(6), executor=ReplayExecutor())
     assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+def test_a_gradient_prints_one_line() -> None:
+    found = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
+    assert repr(found) == f"<GradientResult of shape 8, {found.evaluations} evaluations>"

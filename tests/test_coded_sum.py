@@ -198,3 +198,11 @@ def test_bad_input_is_refused(parts: Any, options: dict[str, Any], words: str) -
 def test_f_must_be_callable() -> None:
     with pytest.raises(CodeError, match="callable"):
         coded_sum("cos", [1.0, 2.0])  # type: ignore[arg-type]
+
+
+def test_a_sum_prints_one_line() -> None:
+    total = coded_sum(np.sum, [1.0, 2.0, 4.0], executor=ReplayExecutor())
+    assert repr(total).startswith("<CodedSum of 3 parts: ")
+    assert f"{float(total.value)}" in repr(total)
+    rows = coded_sum(np.asarray, [np.ones((50, 50))] * 3, executor=ReplayExecutor())
+    assert len(repr(rows).splitlines()) == 1

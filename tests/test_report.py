@@ -66,6 +66,15 @@ def test_text_shortens_long_lists() -> None:
     assert len(lines) < 10
 
 
+def test_text_has_ten_lines_at_most() -> None:
+    lost = (TaskReport(index, "failed", None, None, 1, ("OSError: disk",)) for index in range(9))
+    tasks = (*lost, TaskReport(9, "abandoned", None, None, 1))
+    options = {"unchecked": (2,), "errors": (0.1, 0.0), "schedule": "on_demand", "cost": Cost(1.0, 0.0, 0.0)}
+    full = report(tasks=tasks, **options)
+    assert len(str(full).splitlines()) == 10
+    assert repr(full) == str(full)
+
+
 def test_indices_lists_the_tasks_in_a_state() -> None:
     one = report()
     assert one.indices("used") == [0, 2, 3, 4]

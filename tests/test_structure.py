@@ -84,7 +84,10 @@ ONLY_FROM = {
         f"polarmap.glm.{name}" for name in ("coded_model", "convergence", "logistic", "poisson", "ridge")
     ],
     "matplotlib": [
-        *(f"polarmap.plot.{name}" for name in ["canvas", "distributions", "frontier", "timeline"]),
+        *(
+            f"polarmap.plot.{name}"
+            for name in ["canvas", "distributions", "frontier", "shown_figure", "timeline"]
+        ),
         # These name the type of what they return.
         "polarmap.report",
         *(f"polarmap.planning.{name}" for name in ("empirical", "planner", "polarization")),

@@ -31,6 +31,11 @@ class CodedProduct(NamedTuple):
     array: Array
     report: Report
 
+    def __repr__(self) -> str:
+        rows, columns = self.array.shape
+        decoded = len(self.report.recovered)
+        return f"<CodedProduct of {rows} x {columns} {self.array.dtype}, {decoded} of its blocks decoded>"
+
 
 def coded_matmul(
     A: Any,

@@ -70,6 +70,9 @@ class Plan:
         """The same of a plain map."""
         return None if self.worker is None else _cost(self.uncoded, self.worker)
 
+    def __repr__(self) -> str:
+        return str(self)
+
     def __str__(self) -> str:
         code = "no code" if self.n == self.k else f"{self.code} code"
         lines = [

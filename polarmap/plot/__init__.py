@@ -2,8 +2,9 @@
 
 Needs matplotlib (`pip install 'polarmap[plot]'`), imported when the first figure is drawn. Every
 function returns a matplotlib Figure, and writes it where `path` says (.png, .svg, .pdf). None
-touches pyplot, so nothing is shown, kept or needs a display. They know only the attributes of what they
-draw; `Plan.plot`, `Report.plot`, `polarmap.planning.plot_runtimes` and `plot_polarization` call them.
+touches pyplot, so nothing is kept or needs a display; as the last line of a cell a figure shows itself.
+They know only the attributes of what they draw; `Plan.plot`, `Report.plot`, `polarmap.planning.plot_runtimes`
+and `plot_polarization` call them.
 """
 
 from polarmap.plot.distributions import draw_polarization, draw_runtimes

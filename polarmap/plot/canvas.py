@@ -1,4 +1,4 @@
-"""The look that all figures share, and the only import of matplotlib."""
+"""The look that all figures share."""
 
 from __future__ import annotations
 
@@ -26,15 +26,16 @@ Path = str | PathLike[str]
 
 
 def blank(width: float, height: float, columns: int = 1, rows: int = 1, **shared: Any) -> tuple[Figure, Any]:
-    """Make a figure of so many inches and its axes, an array (rows, columns) of Axes."""
+    """Make a figure of so many inches and its axes, an array (rows, columns) of Axes; a notebook shows it."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+        from polarmap.plot.shown_figure import ShownFigure
     except ImportError as error:
         raise CodeError("figures need matplotlib: pip install 'polarmap[plot]'") from error
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
-    figure = Figure(figsize=(width, height), layout=layout, facecolor="white")
+    figure = ShownFigure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False, **shared)
     for one in axes.flat:

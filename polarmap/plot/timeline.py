@@ -89,8 +89,8 @@ def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
     matplotlib.figure.Figure
     """
     figure, ((axes,),) = canvas.blank(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
-    end = _end(report)
-    bars = [_bar(task, report, end) for task in report.tasks if _was_started(task)]
+    end = end_of(report)
+    bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]
     _draw_bars(axes, bars)
     _mark_unstarted(axes, report, end)
     _mark_tasks(axes, report, end)
@@ -100,16 +100,18 @@ def draw_timeline(report: Report, path: canvas.Path | None = None) -> Figure:
     return canvas.saved(figure, path)
 
 
-def _end(report: Report) -> float:
+def end_of(report: Report) -> float:
+    """The second at which a timeline ends."""
     arrivals = [task.arrived for task in report.tasks if task.arrived is not None]
     return max([report.seconds, *arrivals]) or 1.0
 
 
-def _was_started(task: TaskReport) -> bool:
+def was_started(task: TaskReport) -> bool:
+    """Whether a task was handed out, so that there is a bar to draw."""
     return task.launched is not None
 
 
-def _bar(task: TaskReport, report: Report, end: float) -> Bar:
+def bar_of(task: TaskReport, report: Report, end: float) -> Bar:
     """The bar of the last attempt: from when the worker began, where that is known, until it arrived."""
     until = end if task.arrived is None else task.arrived
     start = launched = task.launched or 0.0
@@ -147,7 +149,7 @@ def _styles(bars: list[Bar]) -> dict[str, BarStyle]:
 
 def _mark_unstarted(axes: Axes, report: Report, end: float) -> None:
     """Draw a dotted line for tasks that were held back and not needed."""
-    held = [task.index for task in report.tasks if not _was_started(task)]
+    held = [task.index for task in report.tasks if not was_started(task)]
     if held:
         axes.hlines(held, 0, end, canvas.GREY, linestyle=":", linewidth=1, label="not started")
 

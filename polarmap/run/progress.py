@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -11,6 +13,8 @@ import numpy as np
 
 from polarmap.errors import CodeError
 from polarmap.report import Report
+
+NOTEBOOK_SECONDS = 0.3  # that a map takes before a widget is made for it: it costs more than a short map
 
 
 class RunningMap(NamedTuple):
@@ -60,40 +64,66 @@ class ProgressBar(Observer):
     def __init__(self) -> None:
         self._bar: Any = None
         self._blank: Report | None = None
+        self._began = 0.0
 
     @contextmanager
     def watch(self, running: RunningMap) -> Iterator[None]:
         """Shows that none has arrived, as long as nobody says otherwise."""
-        from tqdm import tqdm
-
-        with tqdm(total=running.blank.n, bar_format="{bar:20} {desc} [{elapsed}]", leave=False) as bar:
-            self._bar, self._blank = bar, running.blank
-            self.show(0)
+        self._blank, self._began = running.blank, time.time()
+        self.show(0)
+        try:
             yield
+        finally:
+            if self._bar is not None:
+                self._bar.close()
+                self._bar = None
 
     @contextmanager
     def count(self, total: int) -> Iterator[Callable[[int], None]]:
         """A line that says how many of the stripes are done, and how long the rest will take."""
-        from tqdm import tqdm
-
-        text = "{bar:20} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
-        with tqdm(total=total, bar_format=text) as bar:
+        text = "{bar} {n_fmt}/{total_fmt} stripes [{elapsed}<{remaining}]"
+        with _bar(total=total, bar_format=text) as bar:
             yield lambda done: bar.update(done - bar.n)
 
     def show(self, arrived: int) -> None:
         """Show how many have arrived."""
         assert self._blank is not None
+        if self._bar is None:
+            if in_notebook() and time.time() < self._began + NOTEBOOK_SECONDS:
+                return
+            self._bar = _bar(total=self._blank.n, bar_format="{bar} {desc} [{elapsed}]", leave=False)
+            self._bar.start_t = self._began
         self._bar.n = arrived
         text = f"{arrived}/{self._blank.n} arrived, {self._blank.needed} needed"
         self._bar.set_description_str(text)
 
 
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook, which is no terminal and yet shows bars."""
+    get_ipython = getattr(sys.modules.get("IPython"), "get_ipython", None)
+    shell = None if get_ipython is None else get_ipython()
+    return shell is not None and "IPKernelApp" in shell.config
+
+
+def _bar(bar_format: str, **options: Any) -> Any:
+    """A bar of tqdm: a widget in a notebook that has ipywidgets, else a line of text."""
+    if in_notebook():
+        with warnings.catch_warnings():  # of ipywidgets that is missing: then the bar is text
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
+
+            return tqdm(bar_format=bar_format, **options)
+    from tqdm import tqdm
+
+    return tqdm(bar_format=bar_format.replace("{bar}", "{bar:20}"), **options)
+
+
 def observer_of(progress: Any) -> Observer:
-    """Who looks on as the `progress=` of a map says: None is a bar where there is a terminal."""
+    """Who looks on as the `progress=` of a map says: None is a bar where something shows it."""
     if isinstance(progress, Observer):
         return progress
     if progress is None:
-        progress = sys.stderr is not None and sys.stderr.isatty()
+        progress = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
     if not isinstance(progress, (bool, int, np.bool_)):
         raise CodeError(f"progress must be True, False or None, not {progress!r:.100}")
     return ProgressBar() if progress else Observer()

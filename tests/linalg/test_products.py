@@ -245,3 +245,8 @@ def test_nan_and_inf_are_refused(options: Any, value: float) -> None:
 def test_options_that_cannot_be(options: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         coded_matmul(A, B, **options)
+
+
+def test_a_product_prints_one_line() -> None:
+    product = coded_matmul(np.ones((12, 5)), np.ones((5, 3)), executor=ReplayExecutor())
+    assert repr(product) == "<CodedProduct of 12 x 3 float64, 0 of its blocks decoded>"

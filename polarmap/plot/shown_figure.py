@@ -1,0 +1,17 @@
+"""Figures that a notebook shows as they are."""
+
+from __future__ import annotations
+
+from io import BytesIO
+
+from matplotlib.figure import Figure
+
+
+class ShownFigure(Figure):
+    """A Figure that is shown as the last line of a cell, with no magic and no pyplot."""
+
+    def _repr_png_(self) -> bytes:
+        """The picture, as IPython asks for it."""
+        memory = BytesIO()
+        self.savefig(memory, format="png")
+        return memory.getvalue()

@@ -1,0 +1,106 @@
+"""A notebook, executed: what reports and figures look like as the last line of a cell, and the bar of a map.
+
+One kernel runs all cells, as it takes a second to start; each test looks at one of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from typing import Any
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+SETUP = """
+import sys, threading
+import numpy as np, polarmap
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+executor = FaultyExecutor(ReplayExecutor({3: 60.0}), {1: Fault("kill", attempts=9)})
+A = np.arange(48.0).reshape(24, 2)
+y = polarmap.coded_map(np.negative, A, blocks=6, workers=8, executor=executor)
+plan = polarmap.plan(8, [1.0, 1.1, 1.2, 5.0])
+polarmap.run.progress.NOTEBOOK_SECONDS = 0.0
+"""
+CELLS = {
+    "setup": SETUP,
+    "report": "y.report",
+    "figure": "y.report.plot()",
+    "frontier": "plan.plot()",
+    "plan": "plan",
+    "result": "y",
+    "no pyplot": "'matplotlib.pyplot' in sys.modules",
+    "bar": "polarmap.coded_map(np.negative, A, blocks=6, workers=8, executor=ReplayExecutor());",
+    "no bar": "polarmap.coded_map(np.negative, A, executor=ReplayExecutor(), progress=False);",
+    "pyplot": "import matplotlib.pyplot\ny.report.plot()",
+}
+
+Output = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def outputs() -> dict[str, list[Output]]:
+    """What each cell shows."""
+    cells = [
+        nbformat.v4.new_code_cell(source, id=f"cell-{place}") for place, source in enumerate(CELLS.values())
+    ]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    NotebookClient(notebook, timeout=60, kernel_name="python3").execute()
+    return {name: cell.outputs for name, cell in zip(CELLS, notebook.cells)}
+
+
+def shown(outputs: list[Output]) -> dict[str, str]:
+    """The one thing that a cell shows, by its types."""
+    [output] = outputs
+    return dict(output["data"])
+
+
+def size_of(png: str) -> tuple[int, int]:
+    """Width and height of a picture, as its first bytes tell."""
+    data = base64.b64decode(png)
+    assert data.startswith(b"\x89PNG")
+    return struct.unpack(">II", data[16:24])
+
+
+def test_nothing_is_said_while_maps_are_called(outputs: dict[str, list[Output]]) -> None:
+    assert outputs["setup"] == []
+
+
+def test_a_report_is_its_text_and_a_small_timeline(outputs: dict[str, list[Output]]) -> None:
+    found = shown(outputs["report"])
+    assert found["text/html"].count("<rect") == 8
+    assert "of 8 results arrived" in found["text/html"]
+    assert len(found["text/plain"].splitlines()) <= 10
+
+
+@pytest.mark.parametrize("name", ["figure", "frontier"])
+def test_a_figure_is_shown_without_a_magic(name: str, outputs: dict[str, list[Output]]) -> None:
+    width, height = size_of(shown(outputs[name])["image/png"])
+    assert width > height > 200
+    assert shown(outputs["no pyplot"])["text/plain"] == "False"
+
+
+def test_a_figure_is_shown_once_beside_pyplot_too(outputs: dict[str, list[Output]]) -> None:
+    assert size_of(shown(outputs["pyplot"])["image/png"])[0] > 200
+
+
+@pytest.mark.parametrize("name", ["plan", "result"])
+def test_plans_and_results_are_short(name: str, outputs: dict[str, list[Output]]) -> None:
+    text = shown(outputs[name])["text/plain"]
+    assert len(text.splitlines()) <= 10
+    assert max(map(len, text.splitlines())) <= 110
+
+
+def test_the_bar_is_a_widget(outputs: dict[str, list[Output]]) -> None:
+    found = [output for output in outputs["bar"] if output["output_type"] == "display_data"]
+    assert [
+        list(output["data"])
+        for output in found
+        if "application/vnd.jupyter.widget-view+json" in output["data"]
+    ]
+    assert not [output for output in outputs["bar"] if output["output_type"] == "stream"]
+
+
+def test_there_is_no_bar_where_none_is_wanted(outputs: dict[str, list[Output]]) -> None:
+    assert outputs["no bar"] == []

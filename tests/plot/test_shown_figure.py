@@ -1,0 +1,20 @@
+"""Figures that show themselves."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+from polarmap.plot.shown_figure import ShownFigure
+
+
+def test_a_figure_is_a_png() -> None:
+    figure = ShownFigure(figsize=(2, 1))
+    figure.subplots().plot([1, 2])
+    assert figure._repr_png_().startswith(b"\x89PNG")
+
+
+def test_a_figure_can_be_pickled() -> None:
+    copy: Any = pickle.loads(pickle.dumps(ShownFigure(figsize=(2, 1))))
+    assert type(copy) is ShownFigure
+    assert copy.get_size_inches().tolist() == [2, 1]
