@@ -243,6 +243,8 @@ class FutureMap(Observer, Generic[R]):
             self._check()
             self.has_begun = True
             result = self._prepared.run(self)
+            self._report = getattr(result, "report", self._report)
+            self._warn_of_garbage()
         except CalledOff:
             if (future := self._future()) is not None:  # at exit somebody may still have it
                 future.cancel()
@@ -251,8 +253,6 @@ class FutureMap(Observer, Generic[R]):
                 _fail(block(), error)
             _fail(self._future(), error)
         else:
-            self._report = getattr(result, "report", self._report)
-            self._warn_of_garbage()
             results: Any = result
             for index, block in enumerate(self._blocks):
                 _fulfil(block(), partial(results.__getitem__, index))
