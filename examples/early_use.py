@@ -14,24 +14,22 @@ WEIGHTS = np.random.default_rng(0).standard_normal((300, 300)) / 300
 
 
 def smoothed(fields: np.ndarray) -> np.ndarray:
-    """What a function elsewhere does: a linear map of rows, which takes a while."""
+    """A linear map of rows, which takes a while."""
     time.sleep(0.3)
     return fields @ WEIGHTS
 
 
 def upload(block: np.ndarray) -> float:
-    """What is done with each block of results: something that takes its time, too."""
+    """What is done with each block of results, and takes its time, too."""
     time.sleep(0.15)
     return float(block.sum())
 
 
 def main() -> None:
     fields = np.random.default_rng(1).standard_normal((12 * 300, 300))
-    late = {task: Fault("sleep", seconds=60) for task in (3, 8)}
     with polarmap.Pool(workers=6) as pool:
-        executor = FaultyExecutor(pool, late)
         polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # workers are there now
-
+        executor = FaultyExecutor(pool, {task: Fault("sleep", seconds=60) for task in (3, 8)})
         began = time.perf_counter()
         result = polarmap.coded_map(smoothed, fields, blocks=12, executor=executor)
         afterwards = [upload(block) for block in result]

@@ -109,7 +109,7 @@ def test_blocks_are_there_before_the_others(threads: ThreadPoolExecutor) -> None
     f.open()
     order = [future.blocks.index(block) for block in as_completed(future.blocks, timeout=SECONDS)]
     assert sorted(order) == [0, 1, 2, 3]
-    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A)
+    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
 def test_blocks_that_are_late_are_decoded(threads: ThreadPoolExecutor) -> None:
@@ -202,7 +202,7 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
         assert future.cancel()
         assert eventually(lambda: not any(map(is_running, os.listdir(tmp_path))), 20.0)
         later = polarmap.submit(np.negative, A, blocks=4, executor=executor)
-        np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A)
+        np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A, atol=1e-12)
 
 
 def test_a_dropped_future_calls_its_map_off(threads: ThreadPoolExecutor) -> None:
@@ -231,7 +231,7 @@ def test_a_callback_keeps_a_map_alive(threads: ThreadPoolExecutor) -> None:
     gc.collect()
     f.open()
     assert told.wait(SECONDS)
-    np.testing.assert_allclose(results[0].concatenate(), 2 * A)
+    np.testing.assert_allclose(results[0].concatenate(), 2 * A, atol=1e-12)
 
 
 def test_awaiting(threads: ThreadPoolExecutor) -> None:
@@ -239,13 +239,13 @@ def test_awaiting(threads: ThreadPoolExecutor) -> None:
 
     async def main() -> None:
         result = await polarmap.submit(np.negative, A, blocks=4, executor=threads)
-        np.testing.assert_allclose(result.concatenate(), -A)
+        np.testing.assert_allclose(result.concatenate(), -A, atol=1e-12)
         both = await asyncio.gather(
             *(polarmap.submit(np.negative, number * A, executor=threads) for number in (1.0, 2.0))
         )
-        np.testing.assert_allclose(both[1].concatenate(), -2 * A)
+        np.testing.assert_allclose(both[1].concatenate(), -2 * A, atol=1e-12)
         future = polarmap.submit(np.negative, A, blocks=4, executor=threads)
-        np.testing.assert_allclose(await future.blocks[1], -A[4:8])
+        np.testing.assert_allclose(await future.blocks[1], -A[4:8], atol=1e-12)
         held = polarmap.submit(f, A, blocks=4, executor=threads)
         with pytest.raises(asyncio.TimeoutError):
             await asyncio.wait_for(held, 0.2)  # type: ignore[arg-type]
@@ -275,7 +275,7 @@ def test_many_futures_need_few_threads(threads: ThreadPoolExecutor) -> None:
         assert len(done) == len(futures)
         assert most - before < 40
         for number, future in enumerate(futures):
-            np.testing.assert_allclose(future.result().concatenate(), -number)
+            np.testing.assert_allclose(future.result().concatenate(), -number, atol=1e-12)
 
 
 @pytest.mark.parametrize("number", range(6))
@@ -329,7 +329,7 @@ def test_results_that_stay_in_storage(tmp_path: Path, threads: ThreadPoolExecuto
     del future
     gc.collect()  # what stays is of use though nobody has the future
     assert map_._ended.wait(SECONDS)
-    np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A)
+    np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
 
 
 def test_mistakes_are_told_at_once() -> None:
@@ -374,7 +374,7 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
         os._exit(code)
     f.open()
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A)
+    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
 ENDINGS = {
@@ -414,4 +414,4 @@ def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> Non
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith(text)
     if how == "stored":
-        np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A)
+        np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)

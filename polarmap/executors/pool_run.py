@@ -437,6 +437,8 @@ class PoolRun:
         """What a message says of the attempt that this worker does; nothing, if another was faster."""
         task, attempt, _ = self._running[worker]
         if "kind" not in fields:
+            if (fields["task"], fields["attempt"]) != (task, attempt):
+                raise FrameError(f"task {fields['task']} is not what it was told to do")
             self._finish(worker)
             if (task, attempt) in self._ahead:  # somebody has removed the folder of this map
                 self._ahead.discard((task, attempt))

@@ -388,7 +388,7 @@ def test_nothing_grows() -> None:
         ]
         # A worker more has a socket more: there are others while some are at what nobody waits for.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
-        assert threading.active_count() == before[1]
+        assert threading.active_count() <= before[1]
 
 
 def resident(process: int) -> int:
@@ -549,5 +549,4 @@ def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_t
 
     with Pool(YAML, workers=2, threads=threads) as pool:
         found = polarmap.hedged_map(threads_of_blas, [X] * 2, executor=pool)
-    assert all(number == min(threads, os.cpu_count() or 1) for numbers in found for number in numbers)
-    assert any(found)
+    assert {number for numbers in found for number in numbers} == {min(threads, os.cpu_count() or 1)}

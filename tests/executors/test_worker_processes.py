@@ -106,8 +106,10 @@ def test_there_are_no_more_than_there_may_be(workers: WorkerProcesses) -> None:
 
 
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
-    workers: WorkerProcesses, tmp_path: Path
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
     lease = Lease()
     worker = taken(workers, lease)
     worker.note("this")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import queue
@@ -150,8 +151,12 @@ def fatal(corners: tuple[float, ...], folder: Path, block: np.ndarray) -> np.nda
 
 def children() -> set[int]:
     """Processes of ours; the resource tracker of the stdlib stays for all."""
-    own = psutil.Process().children(recursive=True)
-    return {one.pid for one in own if "resource_tracker" not in " ".join(one.cmdline())}
+    found = set()
+    for one in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
+            if "resource_tracker" not in " ".join(one.cmdline()):
+                found.add(one.pid)
+    return found
 
 
 def test_a_pool_whose_processes_die_again_and_again(tmp_path: Path) -> None:
