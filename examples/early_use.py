@@ -31,8 +31,7 @@ def main() -> None:
         polarmap.coded_map(np.negative, fields, blocks=12, executor=pool)  # workers are there now
         executor = FaultyExecutor(pool, {task: Fault("sleep", seconds=60) for task in (3, 8)})
         began = time.perf_counter()
-        result = polarmap.coded_map(smoothed, fields, blocks=12, executor=executor)
-        afterwards = [upload(block) for block in result]
+        afterwards = [*map(upload, polarmap.coded_map(smoothed, fields, blocks=12, executor=executor))]
         seconds = time.perf_counter() - began
 
         began = time.perf_counter()
