@@ -82,17 +82,37 @@ def of_runtimes(function: Command) -> Command:
     show_default=True,
     help="Whether parity starts at once, when tasks are late, or as is better.",
 )
-@click.option("--slack", type=float, default=0.05, show_default=True, help="Relative loss accepted.")
+@click.option(
+    "--slack",
+    type=float,
+    help="Relative loss accepted in the objective; by default the knee between waiting and paying.",
+)
+@click.option(
+    "--max-failure-probability",
+    type=float,
+    default=1e-3,
+    show_default=True,
+    help="Largest accepted probability that too many tasks never end.",
+)
+@click.option(
+    "--plot",
+    "picture",
+    metavar="FILE",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Draw the frontier, what waiting less costs, to FILE (.png, .svg, .pdf).",
+)
 @click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     help="A Lithops YAML file: its limits bound the plan, its prices say what it costs.",
 )
-def plan(config: Path | None, **options: Any) -> Answer:
+def plan(config: Path | None, picture: Path | None, **options: Any) -> Answer:
     """Recommend how many workers to start for k blocks."""
     worker = None if config is None else _worker(config)
     k, runtimes, objective = (options.pop(name) for name in ("k", "runtimes", "objective"))
     chosen = plan_workers(k, runtimes, objective, worker=worker, **options)
+    if picture is not None:
+        chosen.plot(picture)
     fields = {**json_value(replace(chosen, runtimes=None)), "runtimes": repr(chosen.runtimes)}
     data = {"plan": fields, "cost": chosen.cost, "uncoded_cost": chosen.uncoded_cost}
     return Answer(data, str(chosen))

@@ -10,6 +10,7 @@ from polarmap.code.arguments import is_number, is_one_of
 from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion
 
+COST_SLACK = 0.05  # of plans for the cost, unless another is said
 OBJECTIVES = ("mean", "p50", "p95", "p99", "cost")
 
 
@@ -18,14 +19,14 @@ class Objective:
     """What a plan is to make small, and the limits it must keep.
 
     quantity : one of OBJECTIVES.
-    slack : relative loss accepted in it.
+    slack : relative loss accepted in it; None: what balances it with the worker-seconds.
     deadline : seconds within which it (p99 for "cost") must be.
     budget : worker-seconds that may be paid in the mean.
     max_failure_probability : largest probability accepted that too many tasks never end.
     """
 
     quantity: str = "p99"
-    slack: float = 0.05
+    slack: float | None = None
     deadline: float = inf
     budget: float = inf
     max_failure_probability: float = 1e-3
@@ -35,6 +36,8 @@ class Objective:
             raise CodeError(f"objective must be one of {', '.join(OBJECTIVES)}, not {self.quantity!r}")
         for name in ("slack", "deadline", "budget", "max_failure_probability"):
             limit = getattr(self, name)
+            if name == "slack" and limit is None:
+                continue
             if not is_number(limit) or limit < 0:
                 raise CodeError(f"{name} must be at least 0, not {limit!r}")
 
@@ -81,8 +84,15 @@ class Objective:
         )
 
     def choice(self, options: Sequence[Completion]) -> Completion:
-        """The cheapest option whose value is within the slack of the best; for the cost, the fastest."""
-        limit = (1 + self.slack) * min(map(self.value, options))
+        """The option to recommend.
+
+        With a slack the cheapest whose value is within it of the best; for the cost, the fastest. Without one
+        the knee: where time times worker-seconds is least, workers before it saved a larger share of the
+        time than they added to the cost, and workers beyond it save a smaller one.
+        """
+        if self.slack is None and self.quantity != "cost":
+            return min(options, key=lambda option: (self.value(option) * option.paid, option.paid, option.n))
+        limit = (1 + (COST_SLACK if self.slack is None else self.slack)) * min(map(self.value, options))
         near = [option for option in options if self.value(option) <= limit]
         other = "p99" if self.quantity == "cost" else "paid"
         return min(near, key=lambda option: (getattr(option, other), option.n))

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
+MOST_LINES = 10  # of a plan as text
 MOST_SIZES = 48  # values of n that are tried, dense near k
 
 
@@ -75,15 +76,15 @@ class Plan:
 
     def __str__(self) -> str:
         code = "no code" if self.n == self.k else f"{self.code} code"
+        last = self._remarks()
         lines = [
             f"start {self._workers()} for {self.k} blocks ({code}), chosen for {self.objective}",
             _row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
             _numbers("plain", self.uncoded),
-            *(_numbers("plan" if one is self.expected else "", one) for one in self._shown()),
         ]
-        if self.cost is not None and self.uncoded_cost is not None:
-            lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
-        return "\n".join(lines)
+        shown = self._shown(MOST_LINES - 1 - len(lines) - len(last))
+        lines += [_numbers("plan" if one is self.expected else "", one) for one in shown]
+        return "\n".join(lines + last)
 
     def plot(self, path: str | PathLike[str] | None = None) -> Figure:
         """The frontier as a matplotlib Figure, also written to `path` (.png, .svg)."""
@@ -91,12 +92,32 @@ class Plan:
 
         return draw_frontier(self, path)
 
-    def _shown(self) -> list[Completion]:
-        """The plan and a few others of the frontier, by n."""
-        places = np.linspace(0, len(self.frontier) - 1, min(6, len(self.frontier))).astype(int)
+    def _remarks(self) -> list[str]:
+        """Lines below the table: that a plain map will do, what it costs."""
+        lines = []
+        if self.n == self.k:
+            lines.append(f"a plain map will do: {self._alternative()}")
+        if self.cost is not None and self.uncoded_cost is not None:
+            lines.append(f"cost in the mean: {self.cost}; a plain map ${self.uncoded_cost.total:.2g}")
+        return lines
+
+    def _alternative(self) -> str:
+        """What the code that comes nearest to being worth it would save, and cost."""
+        clock = "p99" if self.objective == "cost" else self.objective
+        others = [one for one in self.frontier if one.n > self.k]
+        if not others:
+            return "more workers would not save time"
+        other = min(others, key=lambda one: getattr(one, clock) * one.paid)
+        time = getattr(other, clock) / getattr(self.expected, clock) - 1
+        paid = other.paid / self.expected.paid - 1
+        return f"{other.n} workers would change its {clock} by {time:+.1%}, its worker-seconds by {paid:+.1%}"
+
+    def _shown(self, most: int) -> list[Completion]:
+        """The plan, unless it is the plain map, and a few others of the frontier, by n."""
+        places = np.linspace(0, len(self.frontier) - 1, min(most, len(self.frontier))).astype(int)
         some = {_starts(self.frontier[place]): self.frontier[place] for place in places.tolist()}
-        some.pop((self.k, 0), None)  # shown as plain
         some[_starts(self.expected)] = self.expected
+        some.pop((self.k, 0), None)  # shown as plain
         return [some[starts] for starts in sorted(some)]
 
     def _workers(self) -> str:
@@ -114,7 +135,7 @@ def plan(
     deadline: float = inf,
     budget: float = inf,
     code: str = "rotation",
-    slack: float = 0.05,
+    slack: float | None = None,
     max_failure_probability: float = 1e-3,
     trials: int = 200,
     seed: int = 0,
@@ -123,9 +144,10 @@ def plan(
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
-    More workers are hardly ever slower, so the fastest plan is always the largest. This takes
-    the cheapest whose objective is within `slack` of the best there is; for "cost", the one
-    with the smallest p99 whose cost is within `slack` of the least.
+    More workers are hardly ever slower, so the fastest plan is always the largest. This takes the knee
+    between waiting and paying: workers are added as long as they save a larger share of the time than they
+    add to the worker-seconds. With `slack`, the cheapest whose objective is within it of the best there
+    is; for "cost", the one with the smallest p99 whose cost is within `slack` (0.05 by default) of the least.
 
     Parameters
     ----------
@@ -144,8 +166,8 @@ def plan(
         Worker-seconds that may be paid in the mean.
     code : {"rotation", "sequential", "optimal", "integers"}
         As the scheme of `completion_time`; "rotation" is exact and quick.
-    slack : float
-        Relative loss accepted in the objective.
+    slack : float, optional
+        Relative loss accepted in the objective, instead of the knee.
     max_failure_probability : float
         Largest accepted probability that too many tasks never end.
     trials, seed : int
@@ -173,14 +195,13 @@ def plan(
     >>> from polarmap.planning.distributions import ShiftedExponential, stragglers
     >>> distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
     >>> print(plan(24, distribution, "p99", max_workers=36))
-    start 32 workers for 24 blocks (rotation code), chosen for p99
+    start 29 workers for 24 blocks (rotation code), chosen for p99
                     n    mean s     p50 s     p99 s  worker-s
       plain        24      2.98      1.48      6.93     28.51
                    25      1.67      1.31       5.6     28.33
                    27      1.23      1.21      1.44     29.57
-                   29      1.18      1.17      1.31     31.52
+       plan        29      1.18      1.17      1.31     31.52
                    31      1.15      1.15      1.25      33.5
-       plan        32      1.14      1.14      1.23      34.5
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
     """

@@ -19,6 +19,20 @@ def test_plan_is_that_of_the_library(polarmap: Run) -> None:
     assert len(found["frontier"]) == len(expected.frontier)
 
 
+def test_a_plan_is_drawn_where_it_is_told(polarmap: Run, tmp_path: Path) -> None:
+    file = tmp_path / "frontier.png"
+    ran = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", file, "--json")
+    assert file.read_bytes().startswith(b"\x89PNG")
+    assert ran.json["plan"]["runtimes"].startswith("Mixture(")
+    other = polarmap("plan", "--k", 4, *DISTRIBUTION, "--plot", tmp_path / "frontier.xyz")
+    assert (other.code, "frontier.xyz" in other.err) == (1, True)
+
+
+def test_a_plan_that_needs_no_code_says_so(polarmap: Run) -> None:
+    ran = polarmap("plan", "--k", 4, "--distribution", "exponential:1,0.001")
+    assert "a plain map will do" in ran.out.splitlines()[-1]
+
+
 def test_a_plan_keeps_to_the_limits_of_a_configuration_and_names_its_cost(
     polarmap: Run, tmp_path: Path
 ) -> None:

@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import CodeError
 from polarmap.planning import (
     Completion,
+    Distribution,
     Failing,
     Pareto,
     ShiftedExponential,
@@ -26,7 +28,7 @@ DISTRIBUTION = stragglers(ShiftedExponential(1.0, 0.2), 0.02, 5.0)
 @pytest.mark.parametrize("objective", ["mean", "p50", "p95", "p99"])
 @pytest.mark.parametrize("k", [1, 6, 24])
 def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
-    found = plan(k, DISTRIBUTION, objective, max_workers=k + 12)
+    found = plan(k, DISTRIBUTION, objective, max_workers=k + 12, slack=0.05)
     every = [
         completion_time(n, k, "rotation" if n > k else "uncoded", DISTRIBUTION) for n in range(k, k + 13)
     ]
@@ -35,6 +37,40 @@ def test_the_cheapest_of_the_nearly_fastest(objective: str, k: int) -> None:
     assert found.expected == min(near, key=lambda one: one.paid)
     assert (found.n, found.k) == (found.expected.n, k)
     assert found.uncoded == every[0]
+
+
+def test_the_knee_rather_than_the_last_percent() -> None:
+    distribution = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
+    knee = plan(24, distribution)
+    tail = plan(24, distribution, slack=0.05)
+    assert (knee.n, tail.n) == (29, 38)
+    assert knee.expected.paid / knee.uncoded.paid == pytest.approx(1.11, abs=0.01)
+    assert tail.expected.paid / tail.uncoded.paid == pytest.approx(1.42, abs=0.01)
+    assert knee.expected.p99 - tail.expected.p99 == pytest.approx(0.15, abs=0.01)
+    best = min(one.p99 * one.paid for one in knee.frontier)
+    assert knee.expected.p99 * knee.expected.paid == best
+
+
+def test_a_plan_says_when_a_plain_map_will_do() -> None:
+    found = plan(10, ShiftedExponential(1.0, 0.01))
+    assert found.n == 10
+    said = str(found).splitlines()[-1]
+    one = completion_time(11, 10, "rotation", ShiftedExponential(1.0, 0.01))
+    time, paid = one.p99 / found.uncoded.p99 - 1, one.paid / found.uncoded.paid - 1
+    wanted = f"11 workers would change its p99 by {time:+.1%}, its worker-seconds by {paid:+.1%}"
+    assert said == f"a plain map will do: {wanted}"
+    assert (
+        str(plan(4, [1.0, 1.0])).splitlines()[-1] == "a plain map will do: more workers would not save time"
+    )
+    assert "a plain map will do" not in str(plan(24, DISTRIBUTION))
+
+
+@pytest.mark.parametrize("runtimes", [DISTRIBUTION, ShiftedExponential(1.0, 1e-3)])
+def test_a_plan_prints_ten_lines_at_most(runtimes: Distribution) -> None:
+    found = plan(24, runtimes, max_workers=36, worker=Worker("aws_lambda", "aws_s3", memory=1769))
+    assert len(str(found).splitlines()) <= 10
+    assert repr(found) == str(found)
+    assert "cost in the mean: $" in str(found)
 
 
 def test_cost_is_the_least_there_is_and_coding_may_lower_it() -> None:
