@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from pool_processes import runs, until
 
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
@@ -62,24 +63,6 @@ def sleeping(folder: Path) -> Callable[[Any], Any]:
         return block
 
     return f
-
-
-def eventually(condition: Callable[[], bool], seconds: float = SECONDS) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
-
-
-def is_running(process: str) -> bool:
-    """Whether a process is there, and not a zombie."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_bytes()
-    except OSError:
-        return False
-    return stat.rpartition(b")")[2].split()[0] != b"Z"
 
 
 def test_the_result_is_that_of_coded_map() -> None:
@@ -198,9 +181,9 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
     with polarmap.Pool(workers=3) as pool:
         executor: Any = pool if kind == "pool" else kind
         future = polarmap.submit(sleeping(tmp_path), A, blocks=4, executor=executor)
-        assert eventually(lambda: len(os.listdir(tmp_path)) >= 2)
+        assert until(lambda: len(os.listdir(tmp_path)) >= 2, SECONDS)
         assert future.cancel()
-        assert eventually(lambda: not any(map(is_running, os.listdir(tmp_path))), 20.0)
+        assert until(lambda: not any(runs(int(name)) for name in os.listdir(tmp_path)), 20.0)
         later = polarmap.submit(np.negative, A, blocks=4, executor=executor)
         np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A, atol=1e-12)
 

@@ -58,11 +58,9 @@ def report_of_coded(
 
 def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, seconds: float) -> Report:
     """The report of a map without a code, of which every task has returned."""
-    return Report(
-        n=len(tasks),
-        k=len(tasks),
-        code=UNCODED,
-        executor=executor,
+    n = len(tasks)
+    return replace(
+        blank_report(n, n, n, UNCODED, executor),
         tasks=tuple(
             TaskReport(
                 index=index,
@@ -73,18 +71,11 @@ def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, sec
                 failures=_failures(tasks, index),
                 launched=tasks[index].launched,
             )
-            for index in range(len(tasks))
+            for index in range(n)
         ),
-        needed=len(tasks),
-        recovered=(),
         seconds=seconds,
-        encode_seconds=0.0,
-        decode_seconds=0.0,
-        surplus_seconds=0.0,
-        amplification=0.0,
-        error_bound=0.0,
-        residual=None,
         verified="not needed",
+        is_final=True,
     )
 
 
