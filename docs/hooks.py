@@ -4,7 +4,7 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mkdocs.structure.files import File, InclusionLevel
+from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parents[1]
 NOTEST = re.compile(r'^( *```python) notest="([^"]+)"$', re.MULTILINE)
@@ -15,7 +15,7 @@ def on_files(files: Any, config: Any) -> Any:
     """The README of every backend is a page of the site."""
     for file in sorted(ROOT.glob("backends/*/README.md")):
         name, text = f"backends/{file.parent.name}.md", file.read_text(encoding="utf-8")
-        files.append(File.generated(config, name, content=text, inclusion=InclusionLevel.NOT_IN_NAV))
+        files.append(File.generated(config, name, content=text))
     return files
 
 
