@@ -126,6 +126,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert len(required) <= 6, f"the base install is small, not {required}"
     extras = {"aws", "gcp", "azure", "k8s", "fast", "plot", "storage", "linalg", "glm", "docs", "test", "dev"}
+    extras |= {"opentelemetry"}
     assert extras <= set(metadata.get_all("Provides-Extra", []))
 
 
@@ -141,6 +142,19 @@ def test_an_installed_wheel_brings_its_configurations(installed: Environment, tm
     assert installed.folder in Path(shown["config"]).parents
     assert shown["text"] == (ROOT / "config" / "aws_lambda.yaml").read_text()
     assert {f"backends/aws_lambda/{file}" for file in shown["files"]} <= shipped()
+
+
+def test_an_installed_wheel_deploys_without_make(installed: Environment, tmp_path: Path) -> None:
+    ready = installed.polarmap("deploy", "localhost")
+    assert Path(ready["python"]).parent == installed.scripts
+    # As far as a machine without an account gets: the recipe is found, and Lithops lacks the cluster.
+    config = tmp_path / "k8s.yaml"
+    config.write_text("lithops: {backend: k8s, storage: localhost}\nk8s: {runtime: here/worker}\n")
+    command = [installed.scripts / "polarmap", "deploy", "k8s", config, "--json"]
+    refused = subprocess.run(command, cwd=tmp_path, env=CLEAN, capture_output=True, text=True)
+    assert refused.returncode == 1
+    assert json.loads(refused.stdout)["error"]["type"] == "ExecutorError"
+    assert "Traceback" not in refused.stderr
 
 
 def test_an_installed_wheel_maps(installed: Environment) -> None:

@@ -56,7 +56,16 @@ CLI = [
     "polarmap.cli",
     *[
         f"polarmap.cli.{name}"
-        for name in ("answer", "arrays", "demo", "distributions", "doctor", "forecast", "templates")
+        for name in (
+            "answer",
+            "arrays",
+            "demo",
+            "distributions",
+            "doctor",
+            "forecast",
+            "runtimes",
+            "templates",
+        )
     ],
 ]
 # Import -> the only modules that may have it. Every library but numpy stands here.

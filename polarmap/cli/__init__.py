@@ -15,6 +15,7 @@ from polarmap.cli.arrays import check, delete, encode_, list_, repair
 from polarmap.cli.demo import demo
 from polarmap.cli.doctor import doctor
 from polarmap.cli.forecast import plan, simulate
+from polarmap.cli.runtimes import deploy_, undeploy_
 from polarmap.cli.templates import config
 
 INTERRUPTED = 130
@@ -31,7 +32,8 @@ def commands() -> None:
     """A map with error correction built in: exact results, without waiting for stragglers."""
 
 
-for command in (doctor, demo, plan, simulate, config, encode_, list_, check, repair, delete):
+arrays = (encode_, list_, check, repair, delete)
+for command in (doctor, demo, plan, simulate, config, deploy_, undeploy_, *arrays):
     commands.add_command(command)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -53,9 +54,31 @@ def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answ
     try:
         return function(**options)
     except (PolarmapError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = with_options(" ".join(str(error).split()), click.get_current_context().command)
         click.echo(f"polarmap: {message}", err=True)
         return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
+
+
+def with_options(message: str, command: click.Command) -> str:
+    """A message of the library, with the options of a command where it names parameters.
+
+    >>> options = [click.Option(["--max-workers"]), click.Option(["--blocks"]), click.Option(["--overwrite"])]
+    >>> command = click.Command("encode", params=options)
+    >>> with_options("blocks=30 is too much; use blocks <= 24", command)
+    '--blocks 30 is too much; use --blocks <= 24'
+    >>> with_options("max_workers is 20: pass overwrite=True", command)
+    '--max-workers is 20: pass --overwrite'
+    """
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name:
+            flag, name = option.opts[0], re.escape(option.name)
+            message = re.sub(rf"\b{name}=True\b", flag, message)
+            message = re.sub(rf"\b{name}=", f"{flag} ", message)
+            if "_" in name:
+                message = re.sub(rf"\b{name}\b", flag, message)
+            elif len(name) > 1:
+                message = re.sub(rf"(?<![\w-]){name}(?= (?:<|>|<=|>=) )|^{name}(?= must )", flag, message)
+    return message
 
 
 def _print(text: str) -> None:

@@ -1,4 +1,6 @@
-"""Build and deploy a worker runtime with the client's own versions: `make runtime BACKEND=...`.
+"""Build and deploy a worker runtime with the client's own versions, and remove it again.
+
+`polarmap deploy NAME CONFIG`; `make runtime BACKEND=...` in a checkout.
 
 Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
 so the runtime gets the versions this process runs with.
@@ -59,19 +61,51 @@ def deploy(config_file: str, backend: str, recipe: Path) -> str:
     ExecutorError
         If the configuration is not for this backend or unfinished, or Lithops cannot deploy.
     """
+    config = _config_for(config_file, backend)
+    installed = check_deployable(config)
+    requirements = frozen((recipe / "requirements.txt").read_text().splitlines(), installed)
+    building = _build_folder(recipe, requirements)
+    with _failing_as(f"{backend} was not deployed"), building, _functions_of(config) as functions:
+        return _publish(functions, backend, requirements)
+
+
+def undeploy(config_file: str, backend: str) -> str:
+    """Remove the runtime that the configuration names, and what Lithops noted of it; its name.
+
+    Raises
+    ------
+    ExecutorError
+        If the configuration is not for this backend or unfinished, or Lithops cannot remove it.
+    """
+    config = _config_for(config_file, backend)
+    with _failing_as(f"{backend} was not removed"), _functions_of(config) as functions:
+        return _remove(functions, backend)
+
+
+def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
+    """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
+    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
+    check_python(settings.backend_of(config), sys.version_info[:2], installed["numpy"])
+    return installed
+
+
+def _config_for(config_file: str, backend: str) -> dict[str, Any]:
+    """A configuration that is complete and for this backend."""
     config = settings.read(config_file)
     if settings.backend_of(config) != backend:
         raise ExecutorError(f"{config_file} is for {settings.backend_of(config)!r}, not for {backend!r}")
-    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
-    check_python(backend, sys.version_info[:2], installed["numpy"])
-    requirements = frozen((recipe / "requirements.txt").read_text().splitlines(), installed)
+    return config
+
+
+@contextlib.contextmanager
+def _failing_as(what: str) -> Iterator[None]:
+    """Whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        with _build_folder(recipe, requirements):
-            return _deploy(config, backend, requirements)
+        yield
     except PolarmapError:
         raise
     except Exception as error:
-        raise ExecutorError(f"{backend} was not deployed: {type(error).__name__}: {error}") from error
+        raise ExecutorError(f"{what}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
@@ -89,7 +123,9 @@ def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
             os.chdir(before)
 
 
-def _deploy(config: dict[str, Any], backend: str, requirements: Sequence[str]) -> str:
+@contextlib.contextmanager
+def _functions_of(config: dict[str, Any]) -> Iterator[Any]:
+    """A FunctionExecutor of a configuration, ended afterwards."""
     import lithops
 
     try:
@@ -97,7 +133,7 @@ def _deploy(config: dict[str, Any], backend: str, requirements: Sequence[str]) -
     except ModuleNotFoundError as error:
         raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
     try:
-        return _publish(functions, backend, requirements)
+        yield functions
     finally:
         end(functions)
 
@@ -118,6 +154,19 @@ def _publish(functions: Any, backend: str, requirements: Sequence[str]) -> str:
     if backend == "aws_lambda":
         _do_not_repeat(handler.backend, name, memory)
     return f"{name} ({memory} MB, {seconds} s)"
+
+
+def _remove(functions: Any, backend: str) -> str:
+    from lithops.version import __version__
+
+    handler, storage = functions.compute_handler, functions.internal_storage
+    runtime = handler.get_runtime_info()
+    name, memory = runtime["runtime_name"], runtime["runtime_memory"]
+    handler.delete_runtime(name, memory, __version__)
+    if backend == "k8s":  # where a runtime is an image, which is the user's, and jobs
+        handler.clean(all=True)
+    storage.delete_runtime_meta(handler.get_runtime_key(name, memory, __version__))
+    return f"{name} ({memory} MB)"
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from polarmap.errors import CodeError
 from polarmap.planning import (
     Distribution,
     Empirical,
@@ -71,7 +72,10 @@ def named_distribution(text: str) -> Distribution:
         raise click.BadParameter(
             f"{name} has {count} parameters, {text!r} gives {len(numbers)}", param_hint="--distribution"
         )
-    return build(*numbers)
+    try:
+        return build(*numbers)
+    except CodeError as error:
+        raise CodeError(f"--distribution {text}: {error}") from None
 
 
 def read_times(path: Path, column: str | None) -> list[float]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import Answer, answering
+from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.owned_folder import MEMORY
@@ -93,7 +94,7 @@ def _installation() -> Iterator[Check]:
         "" if tested else "polarmap is tested on Python 3.10 to 3.13",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
-    yield from (_requirement(text) for text in _requirements())
+    yield from (requirement(text) for text in _requirements())
     for name, (extra, lacking) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
             yield Check(name, "note", f"not installed: {lacking}", f"pip install 'polarmap[{extra}]'")
@@ -108,7 +109,7 @@ def _requirements() -> list[str]:
     return [text for text in required if "extra ==" not in text]
 
 
-def _requirement(text: str) -> Check:
+def requirement(text: str) -> Check:
     """Whether a requirement such as `lithops==3.8.0` or `numpy>=1.26` holds."""
     name, relation, wanted = re.match(r"([\w.-]+)\s*(==|>=|)\s*([\w.]*)", text).groups()  # type: ignore[union-attr]
     try:
@@ -175,6 +176,10 @@ def _configuration(file: Path) -> Iterator[Check]:
         f"{file}: {settings.backend_of(config)}, storage {storage}",
         "" if named else "it names no backend, which Lithops takes for aws_lambda",
     )
+    try:
+        check_deployable(config)
+    except ExecutorError as error:
+        yield Check("worker runtime", "bad", _one_line(error), "polarmap deploy refuses it, too")
 
 
 # --- what runs -------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from polarmap.planning.planner import CODES, SCHEDULES
 from polarmap.report import json_value
 
 Command = Callable[..., Answer]
+SHARE = click.FloatRange(0, 1)
 HEAD = ("scheme", "n", "mean s", "p50 s", "p95 s", "p99 s", "worker-s", "awaited", "fails")
 
 
@@ -38,11 +39,11 @@ RUNTIMES = (
         metavar="NAME:A,B",
         help="exponential:SHIFT,SCALE, pareto:SCALE,SHAPE or training-trace, instead of --times.",
     ),
-    click.option("--stragglers", type=float, nargs=2, metavar="SHARE FACTOR", help="Some tasks take longer."),
+    click.option("--stragglers", type=(SHARE, float), metavar="SHARE FACTOR", help="Some tasks take longer."),
     click.option(
-        "--cold-starts", type=float, nargs=2, metavar="SHARE SECONDS", help="Some tasks wait first."
+        "--cold-starts", type=(SHARE, float), metavar="SHARE SECONDS", help="Some tasks wait first."
     ),
-    click.option("--failing", type=float, metavar="SHARE", help="Some tasks never end."),
+    click.option("--failing", type=SHARE, metavar="SHARE", help="Some tasks never end."),
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from itertools import takewhile
 from pathlib import Path
 
 import click
@@ -90,5 +92,6 @@ for command in (list_, show, copy):
 
 def _purpose(name: str) -> str:
     """The first sentence of the comment that a configuration begins with."""
-    first = config_file(name).read_text(encoding="utf-8").partition("\n")[0]
-    return first.lstrip("# ").partition(". ")[0].rstrip(".:")
+    lines = config_file(name).read_text(encoding="utf-8").splitlines()
+    paragraph = " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.strip("# "), lines))
+    return re.split(r"(?<!\.)\.(?= [A-Z]|$)", paragraph, maxsplit=1)[0]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -39,3 +42,87 @@ def test_a_template_is_refused_by_naming_what_is_missing(backend: str) -> None:
     assert "Traceback" not in run.stderr
     assert f"'{path}' is a template: copy it and fill in\n" in run.stderr
     assert ".storage_bucket: <" in run.stderr
+
+
+class Handler:
+    """Lithops' handler of a cloud, which only notes what it is asked for."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.backend = SimpleNamespace()
+
+    def get_runtime_info(self) -> dict[str, Any]:
+        return {"runtime_name": "worker", "runtime_memory": 1769, "runtime_timeout": 60}
+
+    def get_runtime_key(self, name: str, memory: int, version: str) -> str:
+        return f"{name}/{memory}/{version}"
+
+    def delete_runtime(self, *what: Any) -> None:
+        self.calls.append(("delete_runtime", *what))
+
+    def clean(self, **options: Any) -> None:
+        self.calls.append(("clean", options))
+
+    def delete_runtime_meta(self, key: str) -> None:
+        self.calls.append(("delete_runtime_meta", key))
+
+
+@pytest.fixture
+def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
+    """What Lithops' executors of any configuration reach."""
+    found = Handler()
+
+    def executor(config: Any, log_level: Any) -> Any:
+        return SimpleNamespace(compute_handler=found, internal_storage=found)
+
+    monkeypatch.setattr("lithops.FunctionExecutor", executor)
+    monkeypatch.setattr(deploy, "end", lambda functions: found.calls.append(("end",)))
+    return found
+
+
+def filled_in(folder: Path, backend: str) -> Path:
+    file = folder / "cloud.yaml"
+    file.write_text(f"lithops: {{backend: {backend}, storage: aws_s3}}\n")
+    return file
+
+
+@pytest.mark.parametrize("backend", CLOUDS)
+def test_what_was_deployed_is_removed_and_nothing_else(
+    handler: Handler, tmp_path: Path, backend: str
+) -> None:
+    version = importlib.metadata.version("lithops")
+    said = deploy.undeploy(str(filled_in(tmp_path, backend)), backend)
+    assert said == "worker (1769 MB)"
+    jobs = [("clean", {"all": True})] if backend == "k8s" else []
+    assert handler.calls == [
+        ("delete_runtime", "worker", 1769, version),
+        *jobs,
+        ("delete_runtime_meta", f"worker/1769/{version}"),
+        ("end",),
+    ]
+
+
+def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
+    def refuse(*_: Any) -> None:
+        raise PermissionError("no lambda:DeleteFunction")
+
+    handler.delete_runtime = refuse  # type: ignore[method-assign]
+    with pytest.raises(ExecutorError, match="aws_lambda was not removed: PermissionError: no lambda:Delete"):
+        deploy.undeploy(str(filled_in(tmp_path, "aws_lambda")), "aws_lambda")
+    assert handler.calls == [("end",)]
+
+
+def test_a_configuration_of_another_backend_is_refused(handler: Handler, tmp_path: Path) -> None:
+    for act in (deploy.undeploy, lambda file, name: deploy.deploy(file, name, ROOT)):
+        with pytest.raises(ExecutorError, match="is for 'k8s', not for 'aws_lambda'"):
+            act(str(filled_in(tmp_path, "k8s")), "aws_lambda")
+    assert handler.calls == []
+
+
+def test_what_cannot_be_deployed_is_known_from_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = {"lithops": {"backend": "aws_lambda"}}
+    monkeypatch.setattr(sys, "version_info", (3, 11, 0, "final", 0))
+    monkeypatch.setattr(deploy, "version", lambda name: "2.4.6")
+    with pytest.raises(ExecutorError, match=r"numpy 2\.4\.6 has no wheel"):
+        deploy.check_deployable(config)
+    assert deploy.check_deployable({"lithops": {"backend": "k8s"}})["numpy"] == "2.4.6"

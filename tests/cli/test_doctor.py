@@ -10,7 +10,9 @@ from types import SimpleNamespace
 import pytest
 from command_lines import ROOT, Ran, Run
 
+from polarmap.cli import deploy
 from polarmap.cli.doctor import _speed
+from polarmap.errors import ExecutorError
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
 
@@ -100,6 +102,24 @@ def test_doctor_names_what_is_wrong_and_exits_with_1(
     bad = [one for one in ran.json["checks"] if one["state"] == "bad"]
     assert [one["name"] for one in bad] == [check]
     assert message in bad[0]["found"]
+
+
+def test_doctor_refuses_what_deploy_refuses(
+    polarmap: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "lambda.yaml"
+    file.write_text("lithops: {backend: aws_lambda, storage: aws_s3}\n")
+
+    def refuse(*_: object) -> None:
+        raise ExecutorError("numpy has no wheel there")
+
+    monkeypatch.setattr(deploy, "check_python", refuse)
+    told = polarmap("doctor", "--config", file)
+    assert told.code == 1
+    assert "bad   worker runtime: numpy has no wheel there" in told.out
+    assert "coded map" not in told.out
+    refused = polarmap("deploy", "aws_lambda", file)
+    assert (refused.code, refused.err) == (1, "polarmap: numpy has no wheel there\n")
 
 
 def test_doctor_notes_a_configuration_that_is_not_used(

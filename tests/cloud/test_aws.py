@@ -25,6 +25,7 @@ from servers import free_ports
 import polarmap
 from polarmap import Fault, FaultyExecutor
 from polarmap.cli import deploy, smoke
+from polarmap.errors import ExecutorError
 
 MINISTACK = "ministack==1.5.33"
 BUCKET = "polarmap-test"
@@ -98,7 +99,7 @@ class Redirected:
 
 @pytest.fixture(scope="module")
 def deployed(cloud: str, config: Path) -> Iterator[Path]:
-    """The configuration, its runtime deployed as `make runtime` does and deleted at the end."""
+    """The configuration, its runtime deployed as `polarmap deploy` does and removed as `undeploy` does."""
     from lithops.serverless.backends.aws_lambda import aws_lambda
 
     with pytest.MonkeyPatch.context() as patch:
@@ -108,13 +109,17 @@ def deployed(cloud: str, config: Path) -> Iterator[Path]:
         said = deploy.deploy(str(config), "aws_lambda", ROOT / "backends" / "aws_lambda")
         assert "(1769 MB, 180 s)" in said
         yield config
-        with lithops.FunctionExecutor(config_file=str(config), log_level=None) as executor:
-            backend = executor.compute_handler.backend
-            assert len(backend.list_runtimes()) == 1
-            # A slow answer makes boto3 delete again what it has deleted.
-            with contextlib.suppress(backend.lambda_client.exceptions.ResourceNotFoundException):
-                backend.clean()
-            assert backend.list_runtimes() == []
+        assert len(runtimes(config)) == 1
+        # A slow answer makes boto3 delete again what it has deleted.
+        with contextlib.suppress(ExecutorError):
+            deploy.undeploy(str(config), "aws_lambda")
+        assert runtimes(config) == []
+
+
+def runtimes(config: Path) -> list[Any]:
+    """The functions of Lithops that are there."""
+    with lithops.FunctionExecutor(config_file=str(config), log_level=None) as executor:
+        return list(executor.compute_handler.list_runtimes())
 
 
 def keys() -> list[str]:

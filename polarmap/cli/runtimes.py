@@ -1,0 +1,85 @@
+"""`polarmap deploy` and `polarmap undeploy`: the worker runtime of a backend, without a checkout."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import click
+
+from polarmap.cli import deploy as runtimes
+from polarmap.cli.answer import Answer, answering
+from polarmap.cli.doctor import requirement
+from polarmap.cli.templates import backend_folder, config_file
+from polarmap.clouds import settings
+from polarmap.errors import ExecutorError
+
+HERE = "localhost"  # the backend of those recipes that have nothing to build
+
+name_argument = click.argument("name")
+config_argument = click.argument(
+    "config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
+)
+
+
+@answering("deploy")
+@name_argument
+@config_argument
+def deploy_(name: str, config: Path | None) -> Answer:
+    """Build the worker runtime of backend NAME with the versions installed here, and deploy it.
+
+    CONFIG is your copy of `polarmap config show NAME`, filled in. Deploy again after each update of numpy or
+    polarmap, and for each runtime_memory.
+    """
+    file = config or config_file(name)
+    if name not in settings.BACKENDS:
+        found = _ready_here(name, file)
+        return Answer({"name": name, "config": file, "runtime": None, "python": sys.executable}, found)
+    _show_progress()
+    runtime = runtimes.deploy(str(file), name, backend_folder(name))
+    data = {"name": name, "config": file, "runtime": runtime, "python": None}
+    return Answer(data, f"deployed {runtime} to {name}")
+
+
+@answering("undeploy")
+@name_argument
+@config_argument
+def undeploy_(name: str, config: Path | None) -> Answer:
+    """Remove the worker runtime that `polarmap deploy NAME CONFIG` made.
+
+    Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
+    """
+    file = config or config_file(name)
+    if name not in settings.BACKENDS:
+        _checked_local(name, file)
+        return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
+    _show_progress()
+    runtime = runtimes.undeploy(str(file), name)
+    return Answer({"name": name, "config": file, "runtime": runtime}, f"removed {runtime} from {name}")
+
+
+def _ready_here(name: str, config: Path) -> str:
+    """Says that this interpreter can be a worker on this machine; ExecutorError if it cannot."""
+    _checked_local(name, config)
+    lines = (backend_folder(name) / "requirements.txt").read_text().splitlines()
+    checks = [requirement(line.strip()) for line in lines if line.strip() and not line.startswith("#")]
+    bad = [check for check in checks if check.state == "bad"]
+    if bad:
+        lacking = "; ".join(f"{check.name}: {check.found}, {check.advice}" for check in bad)
+        raise ExecutorError(f"{sys.executable} cannot run workers of {name}: {lacking}")
+    return f"nothing to deploy: {sys.executable} can run the workers of {name}"
+
+
+def _checked_local(name: str, config: Path) -> None:
+    """ExecutorError for a name that is none, and for a configuration of another backend."""
+    config_file(name)
+    found = settings.backend_of(settings.read(config))
+    if found != HERE:
+        raise ExecutorError(f"{config} is for {found!r}, not for {HERE!r}, where workers of {name!r} run")
+
+
+def _show_progress() -> None:
+    """It takes minutes: let Lithops say on standard error what goes on."""
+    logging.basicConfig(format="polarmap: %(message)s")
+    logging.getLogger("lithops").setLevel(logging.INFO)
