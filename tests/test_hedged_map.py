@@ -405,3 +405,11 @@ def test_what_is_closed_is_the_run_underneath() -> None:
     with pytest.raises(NotDecodableError):
         hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)
     assert len(closed) == 1
+
+
+def test_what_cannot_come_any_more_is_said_in_plain_words() -> None:
+    dead = FaultyExecutor(ReplayExecutor(), {2: Fault("kill", attempts=9)})
+    with pytest.raises(
+        NotDecodableError, match=r"^3 of 4 needed results arrived, and no more can come; failed"
+    ):
+        hedged_map(np.sort, np.arange(8.0), blocks=4, executor=dead)

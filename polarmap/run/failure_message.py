@@ -75,6 +75,8 @@ class FailureMessage:
 
     def _executor_says(self) -> str:
         running = len(self.running)
+        if not running:
+            return "no more can come"
         return f"none of the {_tasks(running)} that still run{'s' * (running == 1)} will ever end"
 
     def _counted(self) -> str:
