@@ -15,7 +15,7 @@ FACES = {
     "used": canvas.BLUE,
     "parity": canvas.ORANGE,
     "surplus": canvas.SKY,
-    "abandoned": canvas.PALE,
+    "abandoned": f"{canvas.GREY}66",  # neither stands out on a light page nor on a dark one
     "failed": canvas.VERMILLION,
 }
 NAMES = {"used": "used", "parity": "used, parity"}
@@ -43,7 +43,7 @@ def timeline_html(report: Report, text: str) -> str:
     picture = "".join(_shapes(report, bars, row, end))
     legend = " ".join(_legend(bars, report))
     return (
-        f"<div><pre>{escape(text)}</pre>"
+        f'<div><pre style="white-space:pre-wrap">{escape(text)}</pre>'
         f'<svg role="img" aria-label="timeline of {report.n} tasks" width="{WIDTH + 20}" '
         f'height="{height + 2:.0f}" viewBox="0 0 {WIDTH + 20} {height + 2:.0f}">{picture}</svg>'
         f"<div><small>{legend}; 0 to {end:.3g} s</small></div></div>"
