@@ -11,6 +11,7 @@ import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
 from polarmap.cli.answer import Answer, answering, table
+from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError
 
 MIB = 1 << 20
@@ -120,7 +121,7 @@ def _open(source: str) -> tuple[Any, Callable[[], None]]:
 
 
 def _lacking(module: str, source: str) -> CodeError:
-    return CodeError(f"reading {source} needs {module}: pip install 'polarmap[storage]'")
+    return CodeError(f"reading {source} needs {module}: {install_command('storage')}")
 
 
 def _facts(coded: CodedArray) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from polarmap import CodedResult, Pool, __version__, coded_map
 from polarmap.cli.answer import Answer, answering
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
+from polarmap.clouds.extras import install_command
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
@@ -41,7 +42,7 @@ OPTIONAL = {
     "matplotlib": ("plot", "no figures"),
 }
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
-INSTALLED = "is the extra of this cloud installed (pip install 'polarmap[aws]'), are you logged in?"
+INSTALLED = "is the extra of this cloud installed (pip install '.[aws]' in a checkout), are you logged in?"
 
 
 class Check(NamedTuple):
@@ -97,7 +98,7 @@ def _installation() -> Iterator[Check]:
     yield from (requirement(text) for text in _requirements())
     for name, (extra, lacking) in OPTIONAL.items():
         if importlib.util.find_spec(name) is None:
-            yield Check(name, "note", f"not installed: {lacking}", f"pip install 'polarmap[{extra}]'")
+            yield Check(name, "note", f"not installed: {lacking}", install_command(extra))
 
 
 def _requirements() -> list[str]:

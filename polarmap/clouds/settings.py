@@ -10,9 +10,10 @@ from typing import Any
 
 import yaml
 
+from polarmap.clouds.extras import install_command
 from polarmap.errors import ExecutorError
 
-# What installs the client library of a backend or storage: pip install 'polarmap[...]'.
+# The extra with the client library of a backend or storage.
 EXTRAS = {
     "aws_lambda": "aws",
     "aws_s3": "aws",
@@ -83,10 +84,10 @@ def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
     """What to install when Lithops lacks a client library; nothing otherwise.
 
     >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
-    "; install it: pip install 'polarmap[k8s]'"
+    "; install it: pip install 'boto3' 'lithops[kubernetes]==3.8.0'"
     """
     named = [backend_of(config), (config.get("lithops") or {}).get("storage", "")]
     extras = sorted({EXTRAS[name] for name in named if name in EXTRAS})
     if not isinstance(error, ModuleNotFoundError) or not extras:
         return ""
-    return f"; install it: pip install 'polarmap[{','.join(extras)}]'"
+    return f"; install it: {install_command(*extras)}"

@@ -3,6 +3,8 @@
 Solvers are those of scipy: nothing is optimized by hand here.
 """
 
+from polarmap.clouds.extras import install_command
+
 try:
     from polarmap.glm.logistic import LogisticRegression
     from polarmap.glm.poisson import PoissonRegression
@@ -10,6 +12,6 @@ try:
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("scipy", "sklearn"):
         raise
-    raise ImportError("polarmap.glm needs scipy and scikit-learn: pip install 'polarmap[glm]'") from error
+    raise ImportError(f"polarmap.glm needs scipy and scikit-learn: {install_command('glm')}") from error
 
 __all__ = ["LeastSquares", "LogisticRegression", "PoissonRegression", "Ridge"]

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.choose_code import CodeName
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.clouds.extras import install_command
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError
@@ -28,7 +29,7 @@ from polarmap.run.options import Verify, checked_options
 try:
     from scipy.sparse.linalg import LinearOperator
 except ImportError as error:
-    raise ImportError("CodedOperator needs scipy: pip install 'polarmap[linalg]'") from error
+    raise ImportError(f"CodedOperator needs scipy: {install_command('linalg')}") from error
 
 Array = npt.NDArray[Any]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
+from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def blank(width: float, height: float, columns: int = 1, rows: int = 1, **shared
 
         from polarmap.plot.shown_figure import ShownFigure
     except ImportError as error:
-        raise CodeError("figures need matplotlib: pip install 'polarmap[plot]'") from error
+        raise CodeError(f"figures need matplotlib: {install_command('plot')}") from error
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.06)
     figure = ShownFigure(figsize=(width, height), layout=layout, facecolor="white")
     FigureCanvasAgg(figure)

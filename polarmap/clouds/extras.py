@@ -1,0 +1,39 @@
+"""What an extra of polarmap needs, and the command that installs it: polarmap itself is on no index yet."""
+
+from __future__ import annotations
+
+import re
+
+OF_POLARMAP = re.compile(r"polarmap\[([\w,]+)\]")
+
+
+def install_command(*extras: str) -> str:
+    """A command that installs what these extras need, for a message.
+
+    >>> install_command("linalg")
+    "pip install 'scipy>=1.11'"
+    """
+    needed = sorted({text for extra in extras for text in requirements(extra)})
+    if not needed:  # run from a checkout, of which pip knows nothing
+        return f"pip install '.[{','.join(extras)}]' in a checkout of polarmap"
+    return "pip install " + " ".join(f"'{text}'" for text in needed)
+
+
+def requirements(extra: str) -> list[str]:
+    """The requirements of an extra, and of those that it names, as polarmap's metadata has them."""
+    import importlib.metadata  # for a message only
+
+    try:
+        required = importlib.metadata.requires("polarmap") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = []
+    for line in required:
+        text, _, condition = map(str.strip, line.partition(";"))
+        if condition.replace("'", '"') == f'extra == "{extra}"':
+            others = OF_POLARMAP.match(text)
+            if others is None:
+                found.append(text)
+            else:
+                found += [one for other in others[1].split(",") for one in requirements(other)]
+    return found

@@ -1,0 +1,36 @@
+"""Commands that install what an extra needs, from polarmap's own metadata."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from configparser import ConfigParser
+from pathlib import Path
+
+import pytest
+
+from polarmap.clouds.extras import install_command, requirements
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_requirements_are_those_of_the_package() -> None:
+    setup = ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    plain = setup["options.extras_require"]
+    assert [one.replace(" ", "") for one in requirements("plot")] == plain["plot"].split()
+    assert set(requirements("glm")) == {*requirements("linalg"), "scikit-learn>=1.6"}
+    assert requirements("no such extra") == []
+
+
+def test_the_command_names_each_once() -> None:
+    command = install_command("glm", "linalg")
+    assert command.count("scipy") == 1
+    assert "polarmap" not in command
+
+
+def test_a_checkout_that_was_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "requires", unknown)
+    assert install_command("aws", "k8s") == "pip install '.[aws,k8s]' in a checkout of polarmap"
