@@ -30,6 +30,7 @@ class MapLog:
     def __init__(self, number: int = 0, span: SpanOfMap | None = None) -> None:
         self.name, self._span = f"map {number}", span
         self._tells_tasks = LOG.isEnabledFor(logging.DEBUG)
+        self._lost = set[int]()
 
     def began(self, blank: Report) -> None:
         """The map is about to start."""
@@ -58,6 +59,7 @@ class MapLog:
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """An attempt of a task, or a part of it, has ended."""
         if outcome.failure is not None:
+            self._lost.add(outcome.task)
             LOG.info("%s: lost: task %d after %.2f s: %s", self.name, outcome.task, elapsed, outcome.failure)
         elif self._tells_tasks:
             LOG.debug(
@@ -73,6 +75,9 @@ class MapLog:
             self._tell_end(report)
 
     def _tell_end(self, report: Report) -> None:
+        for task in report.tasks:  # those whose results came, and were rejected
+            if task.state == "failed" and task.index not in self._lost:
+                LOG.info("%s: lost: task %d: %s", self.name, task.index, task.failures[-1])
         if report.late:
             LOG.info("%s: late: %s, not waited for or started twice", self.name, listed(report.late))
         if report.recovered:

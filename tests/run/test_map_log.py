@@ -41,6 +41,15 @@ def test_a_map_tells_from_its_start_to_its_end(caplog: pytest.LogCaptureFixture)
     assert lines(caplog, logging.DEBUG) == []
 
 
+def test_a_result_that_is_rejected_is_lost(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "polarmap")
+    executor = FaultyExecutor(ReplayExecutor(), {1: Fault("garbage", attempts=9)})
+    report = coded_map(np.negative, DATA, blocks=6, workers=12, executor=executor, verify=True).report
+    assert report.tasks[1].state == "failed"
+    assert f"lost: task 1: {report.tasks[1].failures[-1]}" in lines(caplog)
+    assert sum(line.startswith("lost") for line in lines(caplog)) == 1
+
+
 def test_each_task_is_told_at_debug(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "polarmap")
     executor = ReplayExecutor({index: 1.0 + index for index in range(6)})
