@@ -51,7 +51,9 @@ def process_of(block: Any) -> Any:
 
 def check(pool: Any = None, faults: dict[int, Fault] | None = None, **more: Any) -> polarmap.CodedResult:
     executor = FaultyExecutor(pool, faults) if faults else pool
-    result = polarmap.coded_map(product, A, blocks=6, workers=8, executor=executor, timeout=PATIENCE, **more)
+    # By value: a worker that is new would import this file for a function of it.
+    options = {"blocks": 6, "workers": 8, "executor": executor, "timeout": PATIENCE, **more}
+    result = polarmap.coded_map(lambda block: block @ X, A, **options)
     np.testing.assert_allclose(result.concatenate(), A @ X)
     return result
 
