@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.arguments import is_one_of, is_positive
@@ -256,6 +257,7 @@ def _checked_directions(directions: Any, x: Floats) -> Floats:
 
 
 def _numbers(value: Any, name: str) -> Floats:
+    value = as_array_like(value, name)
     try:
         if np.asarray(value).dtype.kind == "c":
             raise TypeError("complex")

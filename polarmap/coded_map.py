@@ -95,8 +95,9 @@ def coded_map(
         list or dict of arrays, in and out. It runs elsewhere, so it must be picklable (cloudpickle)
         and deterministic.
     data : array-like, or sequence of blocks
-        An array (numpy, memmap, zarr, h5py: shape, dtype, slicing) is cut along its first axis
-        into equal blocks; if it does not divide, the last block is filled up with rows of zeros,
+        An array (numpy, memmap, zarr, h5py: shape, dtype, slicing), a table of numbers (pandas, polars),
+        a tensor (torch, JAX) or the path of a .npy file is read as numpy and cut along its first axis into
+        equal blocks; if it does not divide, the last block is filled up with rows of zeros,
         which f sees. Where f gives one row for each row, the rows of these are cut off again (f of a few
         rows is evaluated here to tell). A sequence gives the blocks themselves, all of one structure and
         shape.

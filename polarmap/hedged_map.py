@@ -52,7 +52,8 @@ def hedged_map(
         Any function. Both copies of a late task may run to their end, so it should have no side effects
         that are not to happen twice.
     data : array-like, sequence or iterable
-        An array is cut along its first axis into nearly equal blocks, without padding. Of a sequence or
+        An array is cut along its first axis into nearly equal blocks, without padding; a data frame by
+        rows into data frames; a tensor is read as numpy. Of a sequence or
         an iterator each item is a task: whatever can be pickled, as strings, paths, data frames, sparse
         matrices, objects of your own.
     star : bool

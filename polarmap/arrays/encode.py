@@ -14,6 +14,7 @@ from polarmap.arrays.sources import open_source
 from polarmap.arrays.stores import open_store
 from polarmap.arrays.stripes import plan_stripes
 from polarmap.arrays.write_array import write_array
+from polarmap.blocks.array_like import read_data
 from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
@@ -47,8 +48,9 @@ def encode(
     Parameters
     ----------
     A : array-like or path
-        Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; the path of a .npy
-        file; `RawObjects` or `ZarrObjects` that lie in the storage already and are not copied then.
+        Anything with shape, dtype and slicing: numpy, memmap, Zarr, HDF5, dask; a table of numbers
+        (pandas, polars), a tensor; the path of a .npy file;
+        `RawObjects` or `ZarrObjects` that lie in the storage already and are not copied then.
         Float16/32/64, complex64/128 and integers.
     blocks, workers, code : optional
         k, n and the code, as for `coded_map`.
@@ -106,6 +108,7 @@ def encode(
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
+    A = A if hasattr(A, "open_in") else read_data(A, "A")
     if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
         check_array(A, "A")
     if isinstance(A, np.matrix):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import mmap
-import os
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.stripes import Hyperslab
+from polarmap.blocks.array_like import read_data
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage.base import Store
@@ -84,31 +83,16 @@ def open_source(data: Any, store: Store) -> Source:
     CodeError
         If it is none of these.
     """
-    if isinstance(data, (str, os.PathLike)):
-        return ArraySource(_map_file(Path(data)))
     if hasattr(data, "open_in"):
         source: Source = data.open_in(store)
         return source
+    data = read_data(data)
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(
             f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
             f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
         )
     return ArraySource(data)
-
-
-def _map_file(path: Path) -> Array:
-    """A .npy file, mapped rather than read; never unpickled."""
-    if not path.is_file():
-        raise CodeError(f"there is no file {str(path)!r}; open a Zarr or HDF5 store and pass the array")
-    try:
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise CodeError(f"{str(path)!r} cannot be read as a .npy file: {error}") from error
-    if not isinstance(mapped, np.ndarray):
-        mapped.close()
-        raise CodeError(f"{str(path)!r} holds several arrays; load the one you want and pass it")
-    return mapped
 
 
 def _chunk_rows(data: Any) -> int:

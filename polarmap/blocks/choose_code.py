@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
+from polarmap.blocks.array_like import read_data
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
@@ -44,6 +45,7 @@ class CodeOptions(NamedTuple):
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
     blocks, workers, code, degree = options
+    data = read_data(data)
     degree = checked_count("degree", degree)
     if not isinstance(code, (str, Masked)):
         return _given(data, blocks, workers, code, degree)

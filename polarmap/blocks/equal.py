@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.array_like import read_data, read_leaf
 from polarmap.blocks.base import DataBlocks
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure, flatten, is_table, numpy_dtype, unflatten
+from polarmap.worker.pytree import Structure, flatten, numpy_dtype, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -66,6 +67,7 @@ class Blocks:
 
 def cut(data: Any, blocks: int | None) -> Blocks:
     """An array cut along its first axis, or a sequence of blocks, as `Blocks`."""
+    data = read_data(data)
     refuse_masked_and_sparse(data)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         return _cut_array(data, blocks)
@@ -106,7 +108,7 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
     if blocks is not None and blocks != len(data):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(data)} blocks; leave blocks out")
     try:
-        flat = [flatten(block, data=True) for block in data]
+        flat = [flatten(block, data=True, read=read_leaf) for block in data]
     except TypeError as error:
         raise CodeError(f"a block cannot be coded: {error}") from error
     structure = flat[0][1]
@@ -195,14 +197,12 @@ def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
     if hasattr(data, "toarray"):
         kind = type(data).__name__
         raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
-    check_labels_and_dtype(data, name)
+    check_class_and_dtype(data, name)
 
 
-def check_labels_and_dtype(data: Any, name: str = "data") -> None:
-    """Refuse what looks like an array but is a table, or of a dtype that numpy does not know."""
+def check_class_and_dtype(data: Any, name: str = "data") -> None:
+    """Refuse arrays of a dtype that numpy does not know, or of a class of their own."""
     kind = type(data)
-    if is_table(data):
-        raise CodeError(f"{name} is a {kind.__name__}, whose labels f would not see: use {name}.to_numpy()")
     if hasattr(data, "shape") and hasattr(data, "dtype") and numpy_dtype(data) is None:
         raise CodeError(
             f"{name} is a {kind.__module__}.{kind.__name__} of dtype {data.dtype}, which numpy does not "

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.equal import check_labels_and_dtype
+from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
+from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.any_value import is_raw, to_block
 from polarmap.worker.parts import Part, Place
@@ -25,13 +26,14 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
 
     An array is cut along its first axis into `count` nearly equal parts; a sequence holds the parts.
     """
-    check_labels_and_dtype(data)
+    data = as_array_like(data)
+    check_class_and_dtype(data)
     if hasattr(data, "shape") and hasattr(data, "dtype"):
         data = _cut_array(data, count)
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
         raise CodeError(f"data must be an array or a sequence of at least one part, not {data!r:.60}")
     try:
-        flat = [flatten(part, data=True) for part in data]
+        flat = [flatten(part, data=True, read=read_leaf) for part in data]
     except TypeError as error:
         raise CodeError(f"a part cannot be sent: {error}") from error
     structure = flat[0][1]
@@ -48,7 +50,13 @@ def cut_items(data: Any, count: int | None, star: bool) -> list[Any]:
 
     `star`: each is to be the arguments of a call.
     """
-    check_labels_and_dtype(data)
+    if is_frame(data) and not star:
+        return _cut_array(data, count)
+    if is_frame(data):
+        rows = "data.itertuples(index=False)" if hasattr(data, "iloc") else "data.iter_rows()"
+        raise CodeError(f"star=True passes each item as several arguments, and data is a table: use {rows}")
+    data = as_array_like(data)
+    check_class_and_dtype(data)
     if isinstance(data, (str, bytes, bytearray)):
         raise CodeError(
             f"data is {naming(data)}, one value: use [data], or list(data) for one task a character"
@@ -109,7 +117,8 @@ def _cut_array(data: Any, count: int | None) -> list[Any]:
     if count > rows or rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(count, 1)} parts")
     edges = [rows * turn // count for turn in range(count + 1)]
-    return [data[low:high] for low, high in itertools.pairwise(edges)]
+    cut = itertools.pairwise(edges)
+    return [frame_rows(data, low, high) if is_frame(data) else data[low:high] for low, high in cut]
 
 
 class PartBlocks:

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.array_like import as_array_like as any_array
+from polarmap.blocks.array_like import read_data
 from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
@@ -58,6 +60,7 @@ class CastMatrix:
 
 def as_array_like(matrix: Any, name: str) -> Any:
     """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry."""
+    matrix = read_data(matrix, name)
     if isinstance(matrix, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(matrix, "toarray"):
@@ -95,7 +98,7 @@ def to_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
 
 def check_operand(operand: Any, name: str = "the operand") -> Array:
     """A vector or matrix that lies here and that every worker gets."""
-    array = np.asarray(operand)
+    array = np.asarray(any_array(operand, name))
     if array.dtype.kind not in "biufc":
         raise CodeError(f"{name} has dtype {array.dtype}: it must hold numbers")
     check_finite(array, name)

@@ -47,7 +47,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     Parameters
     ----------
     A : array-like (M, N)
-        numpy, memmap, zarr, h5py: float16/32/64, complex64/128 or integers, all finite. A pool's
+        numpy, memmap, zarr, h5py, a table, a tensor or the path of a .npy file: float16/32/64,
+        complex64/128 or integers, all finite. A pool's
         blocks are views of it where possible, so it must not change while the operator is in use.
         Or a `CodedArray`, which is used as it is for A x.
     transposed : CodedArray (N, M), optional

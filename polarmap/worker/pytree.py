@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,11 +57,14 @@ class Packed(NamedTuple):
         return leaves
 
 
-def flatten(tree: Any, *, data: bool = False) -> tuple[list[Array], Structure]:
+def flatten(
+    tree: Any, *, data: bool = False, read: Callable[[Any], Any] | None = None
+) -> tuple[list[Array], Structure]:
     """The leaves of a tree, left to right, and its structure.
 
     What would not come back as it is raises a TypeError. `data`: not a result but a block, of which
-    anything that numpy can read like an array may be a leaf.
+    anything that numpy can read like an array may be a leaf. `read`: what makes an array of a leaf of a
+    block that may be none yet, as a table.
 
     >>> leaves, structure = flatten({"a": 1.5, "b": (np.zeros(2), np.ones(1))})
     >>> [leaf.tolist() for leaf in leaves]
@@ -71,19 +74,22 @@ def flatten(tree: Any, *, data: bool = False) -> tuple[list[Array], Structure]:
     """
     leaves: list[Array] = []
     try:
-        return leaves, _flatten(tree, leaves, "it holds" if data else "f returned", data)
+        return leaves, _flatten(tree, leaves, "it holds" if data else "f returned", data, read)
     except RecursionError:
         raise TypeError("lists, tuples or dicts are nested without end, or nearly so") from None
 
 
-def _flatten(tree: Any, leaves: list[Array], where: str, data: bool) -> Structure:
+def _flatten(
+    tree: Any, leaves: list[Array], where: str, data: bool, read: Callable[[Any], Any] | None
+) -> Structure:
     """The structure of a tree, whose leaves are appended; `where` begins what is said of a wrong one."""
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, where)
         children = tree.values() if isinstance(tree, dict) else tree
         inside = f"{where} {naming(tree)} with"
         keys = tuple(tree) if isinstance(tree, dict) else ()
-        return type(tree), keys, tuple(_flatten(child, leaves, inside, data) for child in children)
+        return type(tree), keys, tuple(_flatten(child, leaves, inside, data, read) for child in children)
+    tree = tree if read is None else read(tree)
     kind = _kind(tree, where, data)
     leaves.append(_as_array(tree))
     return (kind,)

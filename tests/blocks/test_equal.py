@@ -184,7 +184,7 @@ def test_structure_may_change_on_the_way() -> None:
         ([], "empty sequence"),
         ((), "empty sequence"),
         ({"a": np.ones(3)}, "not dict"),
-        ("abc", "not str"),
+        ("abc", "there is no file of that name"),
         (b"abc", "not bytes"),
         (5, "not int"),
         (None, "not NoneType"),
