@@ -42,7 +42,7 @@ def as_array_like(data: Any, name: str = "data") -> Any:
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array or numpy_dtype(data) is None:
             return _by_numpy(data, name)
-    elif hasattr(data, "collect") and hasattr(data, "columns"):
+    elif hasattr(data, "collect_schema"):
         raise CodeError(f"{name} is {naming(data)}, which is not computed yet: use {name}.collect()")
     return data
 
