@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from sklearn.base import BaseEstimator, clone
-from sklearn.utils.validation import check_is_fitted, validate_data
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.errors import ModelError
 from polarmap.executors.faulty import FaultyExecutor
@@ -33,21 +33,33 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         options = {name: getattr(self, name) for name in ("blocks", "workers", "code", "executor", "timeout")}
         return CodedOperator(A, **options)
 
-    def _scaled(self, X: Floats, penalty: float, curvature: float = 1.0) -> tuple[Floats, Floats, Floats]:
+    def _scaled(
+        self, X: Floats, shares: Floats, penalty: float, curvature: float = 1.0
+    ) -> tuple[Floats, Floats, Floats]:
         """A = (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
 
         Solvers converge on A as they do on well-scaled data; the model is that of X. Without an
-        intercept, mean is 0.
+        intercept, mean is 0. `shares`: of the samples in a mean; their sum is 1.
         """
-        mean = X.mean(axis=0) if self.fit_intercept else np.zeros(X.shape[1])
+        mean = shares @ X if self.fit_intercept else np.zeros(X.shape[1])
         A = X - mean
-        square = np.mean(A**2, axis=0)
+        square = shares @ A**2
         constant = square <= (10 * EPS * mean) ** 2
         A[:, constant], square[constant] = 0.0, 0.0
         diagonal = curvature * square + penalty
         scale = 1.0 / np.sqrt(np.where(diagonal > 0, diagonal, 1.0))
         A *= scale
         return A, mean, scale
+
+    def _weights(self, sample_weight: Any, X: Floats) -> Floats:
+        """A weight for each sample; ModelError for negative ones."""
+        weights = _check_sample_weight(sample_weight, X, dtype=np.float64)
+        if (weights < 0).any():
+            raise ModelError(
+                f"sample_weight holds {int((weights < 0).sum())} negative weights, the lowest "
+                f"{weights.min():g}: leave these samples out, or give them the weight 0"
+            )
+        return np.asarray(weights)
 
     def _check_numbers(self, **least: float) -> None:
         for name, bound in least.items():

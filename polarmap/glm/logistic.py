@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
 from sklearn.base import ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import validate_data
 
@@ -30,6 +31,9 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
     ----------
     C : float
         Inverse strength of the penalty, positive; `np.inf` for none.
+    class_weight : dict or "balanced", optional
+        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
+        the same.
     fit_intercept : bool
     solver : {"lbfgs", "trust-ncg", "trust-krylov"}
         Of scipy.optimize; the last two use products with the Hessian.
@@ -74,6 +78,7 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         self,
         C: float = 1.0,
         *,
+        class_weight: Any = None,
         fit_intercept: bool = True,
         solver: str = "lbfgs",
         tol: float = 1e-7,
@@ -85,25 +90,37 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         timeout: float | None = None,
         verbose: int = 0,
     ) -> None:
-        self.C, self.fit_intercept, self.solver = C, fit_intercept, solver
+        self.C, self.class_weight = C, class_weight
+        self.fit_intercept, self.solver = fit_intercept, solver
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features) and labels y (samples,)."""
         X, y = validate_data(self, X, y, dtype=np.float64)
         check_classification_targets(y)
         self._check_numbers(C=np.finfo(np.float64).tiny)
+        weights = self._weights(sample_weight, X)
+        X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
             raise ModelError(f"y holds one class only, {self.classes_[0]!r}: there is nothing to tell apart")
+        weights = weights * self._class_weights(codes, weights)[codes]
         binary = len(self.classes_) == 2
         onehot = np.eye(len(self.classes_))[codes]
         loss: Loss = Bernoulli() if binary else Multinomial()
-        penalty = 1.0 / (self.C * len(X))
-        self.coef_, self.intercept_ = self._minimize(X, onehot[:, 1:] if binary else onehot, loss, penalty)
+        penalty = 1.0 / (self.C * weights.sum())
+        outputs = onehot[:, 1:] if binary else onehot
+        self.coef_, self.intercept_ = self._minimize(X, outputs, weights, loss, penalty)
         return self
+
+    def _class_weights(self, codes: Array, weights: Floats) -> Floats:
+        """A factor for the weights of each class."""
+        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
+            totals = np.bincount(codes, weights, len(self.classes_))
+            return np.asarray(weights.sum() / (len(totals) * totals))
+        return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
 
     def decision_function(self, X: Any) -> Floats:
         """(samples,) for two classes, (samples, classes) for more."""

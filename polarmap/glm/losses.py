@@ -21,13 +21,15 @@ class Loss(Protocol):
     is mean(eta) - y, and the Hessian applied to a direction is curvature(mean, direction).
     """
 
-    def value(self, eta: Floats, y: Floats) -> float: ...
+    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
+        """Summed with `weights` (samples, 1)."""
+        ...
 
     def mean(self, eta: Floats) -> Floats: ...
 
     def curvature(self, mean: Floats, direction: Floats) -> Floats: ...
 
-    def null_predictor(self, y: Floats) -> Floats:
+    def null_predictor(self, y: Floats, weights: Floats | None = None) -> Floats:
         """The eta (outputs,) that fits best without any feature."""
         ...
 
@@ -39,8 +41,8 @@ class Bernoulli:
     1.386294
     """
 
-    def value(self, eta: Floats, y: Floats) -> float:
-        return float(np.sum(np.logaddexp(0.0, eta) - y * eta))
+    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
+        return float(np.sum(weights * (np.logaddexp(0.0, eta) - y * eta)))
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(expit(eta))
@@ -48,8 +50,8 @@ class Bernoulli:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return mean * (1.0 - mean) * direction
 
-    def null_predictor(self, y: Floats) -> Floats:
-        share = y.mean(axis=0)
+    def null_predictor(self, y: Floats, weights: Floats | None = None) -> Floats:
+        share = _mean(y, weights)
         return np.asarray(np.log(share) - np.log1p(-share))
 
 
@@ -60,8 +62,10 @@ class Multinomial:
     [[0.25, 0.25, 0.25, 0.25]]
     """
 
-    def value(self, eta: Floats, y: Floats) -> float:
-        return float(np.sum(logsumexp(eta, axis=1)) - np.sum(y * eta))
+    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
+        return float(
+            np.sum(weights * (logsumexp(eta, axis=1, keepdims=True) - np.sum(y * eta, axis=1, keepdims=True)))
+        )
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(softmax(eta, axis=1))
@@ -69,8 +73,8 @@ class Multinomial:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return np.asarray(mean * (direction - np.sum(mean * direction, axis=1, keepdims=True)))
 
-    def null_predictor(self, y: Floats) -> Floats:
-        logs = np.log(y.mean(axis=0))
+    def null_predictor(self, y: Floats, weights: Floats | None = None) -> Floats:
+        logs = np.log(_mean(y, weights))
         return np.asarray(logs - logs.mean())
 
 
@@ -81,9 +85,9 @@ class Poisson:
     [[1.0]]
     """
 
-    def value(self, eta: Floats, y: Floats) -> float:
+    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
         over = np.maximum(eta - LARGEST_EXPONENT, 0.0)
-        return float(np.sum(self.mean(eta) * (1.0 + over) - y * eta))
+        return float(np.sum(weights * (self.mean(eta) * (1.0 + over) - y * eta)))
 
     def mean(self, eta: Floats) -> Floats:
         return np.asarray(np.exp(np.minimum(eta, LARGEST_EXPONENT)))
@@ -91,12 +95,17 @@ class Poisson:
     def curvature(self, mean: Floats, direction: Floats) -> Floats:
         return mean * direction
 
-    def null_predictor(self, y: Floats) -> Floats:
-        return np.asarray(np.log(y.mean(axis=0)))
+    def null_predictor(self, y: Floats, weights: Floats | None = None) -> Floats:
+        return np.asarray(np.log(_mean(y, weights)))
 
 
-def null_curvature(loss: Loss, y: Floats) -> float:
+def _mean(y: Floats, weights: Floats | None) -> Floats:
+    """Of each column, with weights (samples, 1)."""
+    return np.average(y, axis=0, weights=None if weights is None else weights[:, 0])
+
+
+def null_curvature(loss: Loss, y: Floats, weights: Floats | None = None) -> float:
     """Mean curvature of the loss of a sample in the model without features: by it coefficients are scaled."""
-    mean = loss.mean(loss.null_predictor(y)[np.newaxis])
+    mean = loss.mean(loss.null_predictor(y, weights)[np.newaxis])
     outputs = y.shape[1]
     return float(np.mean([loss.curvature(mean, np.eye(outputs)[[j]])[0, j] for j in range(outputs)]))

@@ -13,12 +13,14 @@ Floats = npt.NDArray[np.float64]
 
 
 class Objective:
-    """loss(A V + unit b) / samples + sum(penalty * V^2) / 2, whose products with A are coded maps.
+    """loss(A V + unit b) + sum(penalty * V^2) / 2, whose products with A are coded maps.
 
     Parameters
     ----------
     operator : LinearOperator (samples, features)
     y : (samples, outputs)
+    weights : (samples,)
+        By which the losses of the samples are added up; their sum is 1.
     penalty : (features,)
         Of each row of V.
     unit : float
@@ -26,8 +28,11 @@ class Objective:
         row, then b.
     """
 
-    def __init__(self, operator: Any, y: Floats, loss: Loss, penalty: Floats, unit: float) -> None:
+    def __init__(
+        self, operator: Any, y: Floats, weights: Floats, loss: Loss, penalty: Floats, unit: float
+    ) -> None:
         self._operator, self._y, self._loss = operator, y, loss
+        self._weights = weights[:, np.newaxis]
         self._penalty, self._unit = penalty[:, np.newaxis], unit
         self._shape = (operator.shape[1], y.shape[1])
         self._predictors: dict[bytes, Floats] = {}  # predictors of the last points: a Hessian reuses them
@@ -38,7 +43,7 @@ class Objective:
             return np.inf, np.zeros_like(theta)
         V, _ = self.split(theta)
         eta = self._predictor(theta)
-        value = self._loss.value(eta, self._y) / len(self._y) + 0.5 * float(np.sum(self._penalty * V**2))
+        value = self._loss.value(eta, self._y, self._weights) + 0.5 * float(np.sum(self._penalty * V**2))
         return value, self._gradient(self._loss.mean(eta) - self._y, V)
 
     def hessian_product(self, theta: Floats, direction: Floats) -> Floats:
@@ -58,12 +63,12 @@ class Objective:
 
     def initial_value(self) -> float:
         """Of the objective at `initial_point`, without a product."""
-        b = self._loss.null_predictor(self._y) if self._unit else np.zeros(self._shape[1])
-        return self._loss.value(np.broadcast_to(b, self._y.shape), self._y) / len(self._y)
+        b = self._loss.null_predictor(self._y, self._weights) if self._unit else np.zeros(self._shape[1])
+        return self._loss.value(np.broadcast_to(b, self._y.shape), self._y, self._weights)
 
     def initial_point(self) -> Floats:
         """Where a solver starts: V = 0 and the best b."""
-        b = self._loss.null_predictor(self._y) / self._unit if self._unit else np.zeros(0)
+        b = self._loss.null_predictor(self._y, self._weights) / self._unit if self._unit else np.zeros(0)
         return np.concatenate([np.zeros(self._shape[0] * self._shape[1]), b])
 
     def _predictor(self, theta: Floats) -> Floats:
@@ -82,11 +87,12 @@ class Objective:
         return np.asarray(self._operator.matmat(V)) + b
 
     def _gradient(self, residual: Floats, V: Floats) -> Floats:
-        """A' residual / samples + penalty * V, and the sum of residuals for b."""
+        """A' (weights * residual) + penalty * V, and the sum of residuals for b."""
+        residual = self._weights * residual
         if residual.shape[1] == 1:
             product = np.asarray(self._operator.rmatvec(residual[:, 0])).reshape(-1, 1)
         else:
             product = np.asarray(self._operator.rmatmat(residual))
-        gradient = product / len(self._y) + self._penalty * V
-        b = self._unit * residual.mean(axis=0) if self._unit else np.zeros(0)
+        gradient = product + self._penalty * V
+        b = self._unit * residual.sum(axis=0) if self._unit else np.zeros(0)
         return np.concatenate([gradient.reshape(-1), b])

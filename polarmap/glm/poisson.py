@@ -74,16 +74,17 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
         self.blocks, self.workers, self.code = blocks, workers, code
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features) and counts y (samples,), which need not be whole."""
         X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         self._check_numbers(alpha=0.0)
         if (y < 0).any():
             raise ModelError(f"y holds {int((y < 0).sum())} negative counts, the lowest {y.min():g}")
-        if not y.any():
+        weights = self._weights(sample_weight, X)
+        if not y[weights > 0].any():
             raise ModelError("y holds zero counts only: their logarithm has no finite fit")
-        coef, intercept = self._minimize(X, y.reshape(-1, 1), Poisson(), float(self.alpha))
+        coef, intercept = self._minimize(X, y.reshape(-1, 1), weights, Poisson(), float(self.alpha))
         self.coef_, self.intercept_ = coef[0], float(intercept[0])
         return self
 
@@ -91,9 +92,9 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
         """Expected counts."""
         return np.exp(self._linear(X))
 
-    def score(self, X: Any, y: Any) -> float:
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """D^2, the share of the deviance explained, as sklearn's PoissonRegressor."""
-        return float(d2_tweedie_score(y, self.predict(X), power=1))
+        return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

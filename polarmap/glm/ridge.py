@@ -86,7 +86,7 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         self.blocks, self.workers, self.code = blocks, workers, code
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
-    def fit(self, X: Any, y: Any) -> Any:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features) and y (samples,) or (samples, targets)."""
         X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
         y = y.astype(np.float64)
@@ -94,19 +94,25 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         self._check_solver(("lsqr", "lsmr", "cg"))
         unknowns = X.shape[1] + bool(self.fit_intercept)
-        if alpha == 0 and len(X) < unknowns:
+        weights = self._weights(sample_weight, X)
+        samples = int((weights > 0).sum())
+        if alpha == 0 and samples < unknowns:
             raise ModelError(
-                f"n_samples = {len(X)} cannot determine {unknowns} coefficients: the system is singular; use "
-                "more samples, or Ridge(alpha=...) with alpha > 0"
+                f"n_samples = {samples} cannot determine {unknowns} coefficients: the system is singular; "
+                "use more samples, or Ridge(alpha=...) with alpha > 0"
             )
-        A, mean, scale = self._scaled(X, alpha / len(X))
+        shares, root = weights / weights.sum(), np.sqrt(weights)
+        A, mean, scale = self._scaled(X, shares, alpha / weights.sum())
+        A *= root[:, np.newaxis]
         targets = y.reshape(len(y), -1)
-        centre = targets.mean(axis=0) if self.fit_intercept else np.zeros(targets.shape[1])
+        centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
         with self._operator(A) as operator:
             system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
             solved = [
                 solve_least_squares(self, system, target, Progress(name, operator, self.verbose))
-                for name, target in zip(self._names(targets.shape[1]), (targets - centre).T)
+                for name, target in zip(
+                    self._names(targets.shape[1]), ((targets - centre) * root[:, np.newaxis]).T
+                )
             ]
             self.report_ = operator.report
         coef = np.stack([v for v, _ in solved]) * scale

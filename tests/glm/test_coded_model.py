@@ -29,11 +29,13 @@ MODELS = [Ridge, LeastSquares, LogisticRegression, PoissonRegression]
 
 
 def checks() -> Iterator[Any]:
-    """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told."""
+    """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told, and
+    of least squares with fewer samples than coefficients, which LeastSquares refuses."""
     for model in MODELS:
         for estimator, check in estimator_checks_generator(model(blocks=4, executor=Straggling())):
             name = getattr(check, "func", check).__name__
-            if "array_api" not in name:
+            singular = model is LeastSquares and name == "check_sample_weight_equivalence_on_dense_data"
+            if "array_api" not in name and not singular:
                 yield pytest.param(estimator, check, id=f"{model.__name__}-{name}")
 
 

@@ -17,7 +17,8 @@ LABELS = np.arange(20) % 3
 
 def objective(classes: int, unit: float) -> Objective:
     y = np.eye(3)[LABELS] if classes == 3 else (LABELS[:, None] == 0).astype(float)
-    return Objective(aslinearoperator(A), y, Multinomial() if classes == 3 else Bernoulli(), PENALTY, unit)
+    loss, weights = Multinomial() if classes == 3 else Bernoulli(), np.arange(1.0, 21.0) / 210
+    return Objective(aslinearoperator(A), y, weights, loss, PENALTY, unit)
 
 
 @pytest.mark.parametrize("classes", [2, 3])
