@@ -117,6 +117,8 @@ def _open(source: str) -> tuple[Any, Callable[[], None]]:
             return zarr.open_array(source, mode="r"), lambda: None
         except (ValueError, LookupError) as error:
             raise CodeError(f"{source} is no Zarr array: {error}") from error
+    if not Path(source).is_file():
+        raise CodeError(f"there is no file {source!r}")
     return source, lambda: None
 
 
