@@ -26,6 +26,7 @@ from polarmap.executors.block_files import StoredPieces
 from polarmap.executors.slots import first_slots
 from polarmap.executors.worker_processes import MOST_ABANDONED
 from polarmap.worker.cores import available_cores
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -543,7 +544,12 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(threads: int) -> None:
+def test_workers_elsewhere_have_as_many_threads_for_linear_algebra_as_they_are_told(
+    threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in THREAD_LIMITS:  # workers that were threads of this process have limited it, too
+        monkeypatch.delenv(name, raising=False)
+
     def threads_of_blas(block: Any) -> Any:
         import threadpoolctl
 

@@ -340,12 +340,14 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
         lithops, "FunctionExecutor", lambda **kwargs: made.append(build(**kwargs)) or made[-1]
     )
     with operator(TALL, FaultyExecutor(str(config), {1: Fault("kill", attempts=1)}), timeout=100) as coded:
+        made_first = 0
         for _ in range(3):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
             assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
+            made_first = made_first or len(made)  # one that is asked, and those of jobs of workers
         assert coded.report is not None
         assert coded.report.executor == "kept workers on lithops/localhost (Unix socket)"
-        assert len(made) < 6  # not one for each product: one that is asked, and those of jobs of workers
+        assert len(made) - made_first < 4  # not one for each product
     storage = made[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")
     assert storage.list_keys(storage.bucket, "polarmap") == []

@@ -128,6 +128,10 @@ def pool_of_ones_own(
     polarmap.Pool(executor, workers, idle=idle, memory=memory, threads=threads).close()
 
 
+def executor_of_calls(executor: Any = None, workers: Any = 2, backups: Any = 2, retries: Any = 1) -> None:
+    polarmap.Executor(executor, workers, backups=backups, retries=retries).shutdown()
+
+
 def decode(blocks: Any) -> Any:
     return PolarCode(6, 4).decode(blocks)
 
@@ -231,6 +235,7 @@ CALLS: dict[str, Call] = {
     ),
     "Fault": Call(struck, {}),
     "Pool": Call(pool_of_ones_own, {}),
+    "Executor": Call(executor_of_calls, {}),
     "shutdown": Call(polarmap.shutdown, {}),
     "FaultyExecutor": Call(faulty, {"executor": ReplayExecutor(), "faults": {0: Fault("raise")}}),
     "ReplayExecutor": Call(replayed, {"seconds": {0: 2.0}}),

@@ -59,7 +59,8 @@ def test_what_it_raised_comes_with_its_traceback(
 
     with pytest.raises(RaisedError) as raised:
         called(fail)
-    assert type(raised.value.error) is type(found)
+    # Lithops, where it is imported, teaches pickle more of exceptions.
+    assert type(raised.value.error) in (type(found), type(error()))
     assert "in fail" in raised.value.trace
     assert type(error()).__name__ in raised.value.trace
     if type(found) is type(error()):
