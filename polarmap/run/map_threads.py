@@ -8,21 +8,18 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-MOST_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
-IDLE_SECONDS = 5.0  # after which a thread without a map ends
+from polarmap.worker.daemon_threads import run_on_daemon
 
-Call = Callable[[], None]
+MOST_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
 
 
 class MapThreads:
-    """Daemon threads that take calls in the order in which they come.
+    """Calls on daemon threads, in the order in which they come, so many at a time.
 
     Parameters
     ----------
     most : int
-        Threads at a time.
-    idle : float
-        Seconds after which one that has nothing to do ends.
+        Calls at a time.
 
     Examples
     --------
@@ -32,28 +29,27 @@ class MapThreads:
     True
     """
 
-    def __init__(self, most: int = MOST_THREADS, idle: float = IDLE_SECONDS) -> None:
-        self._most, self._idle_seconds = most, idle
+    def __init__(self, most: int = MOST_THREADS) -> None:
+        self._most = most
         self.forget()
 
     def forget(self) -> None:
         """Begin anew, in a process that was forked of the one that has the threads."""
-        self._calls = deque[Call]()
-        self._changed = threading.Condition()
-        self._threads = self._idle = 0
+        self._calls = deque[Callable[[], None]]()
+        self._lock = threading.Lock()
+        self._threads = 0
 
-    def start(self, call: Call) -> None:
-        """Let a thread run a call that raises nothing, as soon as one is free."""
-        with self._changed:
+    def start(self, call: Callable[[], None]) -> None:
+        """Let a thread run a call that raises nothing, as soon as it is its turn."""
+        with self._lock:
             self._calls.append(call)
-            if self._idle >= len(self._calls) or self._threads == self._most:
-                self._changed.notify()
+            if self._threads == self._most:
                 return
             self._threads += 1
         try:
-            threading.Thread(target=self._run_calls, name="polarmap-map", daemon=True).start()
+            run_on_daemon(self._run_calls)
         except BaseException:
-            with self._changed:
+            with self._lock:
                 self._threads -= 1
             raise
 
@@ -62,12 +58,9 @@ class MapThreads:
             call()
             del call  # nothing that it held is to stay
 
-    def _next(self) -> Call | None:
-        """The next call; None if there is none for long enough."""
-        with self._changed:
-            self._idle += 1
-            self._changed.wait_for(lambda: self._calls, self._idle_seconds)
-            self._idle -= 1
+    def _next(self) -> Callable[[], None] | None:
+        """The next call; None if there is none."""
+        with self._lock:
             if self._calls:
                 return self._calls.popleft()
             self._threads -= 1
@@ -80,7 +73,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=MAP_THREADS.forget)
 
 
-def call_before_exit(call: Call) -> None:
+def call_before_exit(call: Callable[[], None]) -> None:
     """Let a call be made when the interpreter is about to exit, while pools of threads still work."""
     before_threads_are_joined = getattr(threading, "_register_atexit", None)
     (before_threads_are_joined or atexit.register)(call)

@@ -13,33 +13,39 @@ from polarmap.run.map_threads import MapThreads
 SECONDS = 30.0
 
 
-def names() -> list[str]:
-    return [thread.name for thread in threading.enumerate() if thread.name == "polarmap-map"]
-
-
-def test_calls_begin_in_order_on_no_more_threads_than_allowed() -> None:
+def test_calls_begin_in_order_and_no_more_run_at_a_time_than_allowed() -> None:
     threads, go, begun, done = MapThreads(3), threading.Event(), list[int](), threading.Semaphore(0)
-    before = len(names())
+    lock, at_once, started = threading.Lock(), [0], threading.Semaphore(0)
+    used, peak = set[threading.Thread](), [0]
 
     def call(number: int) -> Callable[[], None]:
         def run() -> None:
-            begun.append(number)
+            with lock:
+                begun.append(number)
+                used.add(threading.current_thread())
+                at_once[0] += 1
+                peak[0] = max(peak[0], at_once[0])
+            started.release()
             assert go.wait(SECONDS)
+            with lock:
+                at_once[0] -= 1
             done.release()
 
         return run
 
     for number in range(20):
         threads.start(call(number))
-    assert len(names()) - before == 3
+    assert all(started.acquire(timeout=SECONDS) for _ in range(3))
+    assert len(begun) == 3
     go.set()
     assert all(done.acquire(timeout=SECONDS) for _ in range(20))
     assert sorted(begun) == list(range(20))
     assert set(begun[:3]) == {0, 1, 2}
+    assert (len(used), peak[0]) == (3, 3)
 
 
-def test_an_idle_thread_is_used_again_and_ends() -> None:
-    threads, seen, done = MapThreads(5, idle=0.2), list[threading.Thread](), threading.Semaphore(0)
+def test_threads_without_a_call_end_and_others_are_started() -> None:
+    threads, seen, done = MapThreads(5), list[threading.Thread](), threading.Semaphore(0)
 
     def run() -> None:
         seen.append(threading.current_thread())
@@ -47,8 +53,6 @@ def test_an_idle_thread_is_used_again_and_ends() -> None:
 
     threads.start(run)
     assert done.acquire(timeout=SECONDS)
-    with threads._changed:
-        assert threads._changed.wait_for(lambda: True, SECONDS)
     seen[0].join(SECONDS)
     assert not seen[0].is_alive()
     threads.start(run)  # there is none now: another one is started
