@@ -108,9 +108,10 @@ def encode(
         raise CodeError(
             f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
         )
-    A = A if hasattr(A, "open_in") else read_data(A, "A")
-    if hasattr(A, "shape") and hasattr(A, "dtype") and not hasattr(A, "open_in"):
-        check_array(A, "A")
+    if not hasattr(A, "open_in"):
+        A = read_data(A, "A")
+        if hasattr(A, "shape") and hasattr(A, "dtype"):
+            check_array(A, "A")
     if isinstance(A, np.matrix):
         raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     store = open_store(storage)

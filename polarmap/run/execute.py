@@ -54,7 +54,7 @@ class Launch:
 
     Attributes
     ----------
-    executor : Executor
+    executor : MapExecutor
     worker : Worker or None
         What a task is given there and may cost, where that is known.
     began : float
@@ -166,48 +166,31 @@ def run_uncoded(
     `backups`: that a late task may get; `note` is told of every first result as it comes.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
-    rule = backup_lateness(blocks.n)
-    policy: Policy = Backups(blocks.n, rule, backups) if backups else Upfront(blocks.n)
-    payload = Payload(f, blocks, output=output)
+    policy: Policy = Backups(blocks.n, backup_lateness(blocks.n), backups) if backups else Upfront(blocks.n)
     blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
+    observer = observer_of(progress)
     with logged(blank) as log:
-        firsts, report = _run_uncoded(
-            launch, payload, policy, options, observer_of(progress), note, blank, log
-        )
+        with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
+            began = min(launch.began, run.now())
+            tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
+            firsts = FirstResults(tasks, note)
+            running = RunningMap(
+                blank,
+                run.wake,
+                lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
+            )
+            with observer.watch(running):
+                for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch, log):
+                    for outcome in outcomes:
+                        firsts.add(outcome, watch.elapsed)
+                    observer.show(len(firsts.outcomes))
+                    if firsts.is_met:
+                        break
+                stay = run.paid()
+        report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
+        report = replace(report, cost=cost_of(launch.worker, report, stay))
         log.returned(report)
     return [firsts.outcomes[index] for index in range(blocks.n)], report
-
-
-def _run_uncoded(
-    launch: Launch,
-    payload: Payload,
-    policy: Policy,
-    options: MapOptions,
-    observer: Observer,
-    note: Callable[[Outcome], None] | None,
-    blank: Report,
-    log: MapLog,
-) -> tuple[FirstResults, Report]:
-    """Open the executor for one map without a code, follow it to its end, and close it."""
-    with closing(launch.executor.open(payload)) as run:
-        began = min(launch.began, run.now())
-        tasks, watch = TaskTable(blank.n), Stopwatch(run.now, options.timeout)
-        firsts = FirstResults(tasks, note)
-        running = RunningMap(
-            blank,
-            run.wake,
-            lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
-        )
-        with observer.watch(running):
-            for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch, log):
-                for outcome in outcomes:
-                    firsts.add(outcome, watch.elapsed)
-                observer.show(len(firsts.outcomes))
-                if firsts.is_met:
-                    break
-            stay = run.paid()
-    report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
-    return firsts, replace(report, cost=cost_of(launch.worker, report, stay))
 
 
 def _collect(
