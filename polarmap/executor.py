@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Executor as PlaceOfTasks
+from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pickling import pickled_by_value
@@ -176,7 +176,7 @@ class _Place(NamedTuple):
     is_elsewhere : whether polarmap may be missing there.
     """
 
-    executor: PlaceOfTasks
+    executor: MapExecutor
     workers: int | None
     grows: bool
     close: Callable[[], None]

@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Executor
+from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.private_folder import private_folder
 
 
-def executor_of(choice: Any) -> Executor:
+def executor_of(choice: Any) -> MapExecutor:
     """The executor that `coded_map(executor=choice)` means; nothing is opened yet."""
     if isinstance(choice, FaultyExecutor):
         return WithFaults(executor_of(choice.executor), choice.faults)
@@ -31,7 +31,7 @@ def executor_of(choice: Any) -> Executor:
         from polarmap.executors.lithops import YamlExecutor
 
         return YamlExecutor(choice)
-    if isinstance(choice, Executor):
+    if isinstance(choice, MapExecutor):
         return choice
     if is_of_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
@@ -91,7 +91,7 @@ def _check(choice: Any) -> None:
         raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
     if hasattr(choice, "get_executor"):
         raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
-    if not (isinstance(choice, Executor) or is_of_lithops(choice) or hasattr(choice, "submit")):
+    if not (isinstance(choice, MapExecutor) or is_of_lithops(choice) or hasattr(choice, "submit")):
         raise ExecutorError(
             f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
             "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"

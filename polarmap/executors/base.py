@@ -172,7 +172,7 @@ class Run(Protocol):
 
 
 @runtime_checkable
-class Executor(Protocol):
+class MapExecutor(Protocol):
     """Where the tasks of maps run; it holds nothing open between them, and any number may run on it.
 
     name : as reports tell it.

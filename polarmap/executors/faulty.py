@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import CodeError
-from polarmap.executors.base import Executor, Payload, Run
+from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.worker.faults import FAULTS, Fault
 
 
@@ -43,7 +43,7 @@ class FaultyExecutor:
 class WithFaults:
     """An executor some of whose tasks suffer faults; those that a run is told of come first."""
 
-    def __init__(self, executor: Executor, faults: Mapping[int, Fault]) -> None:
+    def __init__(self, executor: MapExecutor, faults: Mapping[int, Fault]) -> None:
         self._executor, self._faults = executor, faults
         self.name, self.worker = executor.name, executor.worker
 

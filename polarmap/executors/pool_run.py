@@ -26,7 +26,7 @@ from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.frames import FrameError, parsed_reply
-from polarmap.worker.io_channel import Call, Surroundings
+from polarmap.worker.io_channel import Surroundings, TaskCall
 from polarmap.worker.messages import Error, StoredBlock
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, read_file
 
@@ -357,7 +357,7 @@ class PoolRun:
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
 
-    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> Call:
+    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> TaskCall:
         """What this worker is told: f and what is around it only if it does not know them."""
         coded = self._payload.blocks
         if self._stored is not None:
@@ -365,7 +365,7 @@ class PoolRun:
         else:
             assert coded.source is not None
             block = StoredBlock(coded.source, tuple(coded.parts(task)), (), coded.layout(task))
-        return Call(
+        return TaskCall(
             self._number,
             tuple(map(str, self._folders)),
             self._payload.ticket(task, attempt, block._replace(structure=())),

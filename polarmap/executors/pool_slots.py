@@ -47,7 +47,7 @@ class PoolSlots:
         with self._lock:
             if not self._runs:
                 self._cores = available_cores()
-                self._limit = first_slots(self._cores, self._most) if self._is_here else sys.maxsize
+                self._limit = first_limit(self._cores, self._most) if self._is_here else sys.maxsize
             run = RunSlots(self, wake)
             self._runs.add(run)
             return run
@@ -60,7 +60,7 @@ class PoolSlots:
             self._runs.discard(run)
             self._changed = time.monotonic()
             if self._is_here:  # what the others need beyond is seen when they leave cores idle
-                self._limit = max(self._under_way, first_slots(self._cores, self._most))
+                self._limit = max(self._under_way, first_limit(self._cores, self._most))
             self._call_next()
 
     def forget(self) -> None:
@@ -241,7 +241,7 @@ class RunSlots:
         self._pool.close(self)
 
 
-def first_slots(cores: int, most: int | None) -> int:
+def first_limit(cores: int, most: int | None) -> int:
     """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy.
 
     One more than there are cores: a worker that has been told of its next task leaves no core idle.

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from contextlib import closing
 
 from polarmap.blocks.call_blocks import CallBlocks
-from polarmap.executors.base import Executor, Payload
+from polarmap.executors.base import MapExecutor, Payload
 from polarmap.run.call import Call
 from polarmap.run.call_run import CallRun, Limits, no_durations
 from polarmap.run.map_threads import call_before_exit
@@ -30,13 +30,13 @@ class CallDriver:
 
     Parameters
     ----------
-    executor : executors.base.Executor
+    executor : MapExecutor
     limits : Limits
     close : callable
         Called once, when it was shut down and all calls have ended.
     """
 
-    def __init__(self, executor: Executor, limits: Limits, close: Callable[[], None]) -> None:
+    def __init__(self, executor: MapExecutor, limits: Limits, close: Callable[[], None]) -> None:
         self._executor, self._limits, self._close = executor, limits, close
         self._durations = no_durations()
         self._is_shut_down = False

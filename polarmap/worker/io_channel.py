@@ -49,7 +49,7 @@ class Surroundings(NamedTuple):
         os.environ.update(self.environment)
 
 
-class Call(NamedTuple):
+class TaskCall(NamedTuple):
     """A task as it travels to a worker, which trusts its driver.
 
     map : number of the map that it belongs to.
@@ -72,9 +72,9 @@ class Call(NamedTuple):
     is_ahead: bool = False
 
     @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> Call:
+    def parse(cls, fields: tuple[Any, ...]) -> TaskCall:
         """One from what `plain` made of it; itself, if it travelled as it is."""
-        if isinstance(fields, Call):
+        if isinstance(fields, TaskCall):
             return fields
         number, folders, ticket, f, around, modules, is_ahead = fields
         around = around and Surroundings(*around)
@@ -93,7 +93,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
             if message is None:
                 io.blocks.forget_removed()
             elif message[0] == "call":
-                io.run(Call.parse(message[1]))
+                io.run(TaskCall.parse(message[1]))
             elif message[0] == "end":
                 return
 
@@ -122,7 +122,7 @@ class ChannelIO:
         self._fetched = FetchedBlocks(self._fetch, memory)
         self._modules = SentModules()
 
-    def run(self, call: Call) -> None:
+    def run(self, call: TaskCall) -> None:
         """Do a task and reply."""
         if call.around is not None:
             call.around.take_over()

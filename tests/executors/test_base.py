@@ -17,7 +17,7 @@ from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
-from polarmap.executors.base import Executor, Outcome, Payload, Run
+from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
 from polarmap.executors.private_folder import named_for_lithops
 from polarmap.worker.parts import Place, assemble, read_file
 from polarmap.worker.stored_output import OutputSpec
@@ -86,7 +86,7 @@ def kind(request: pytest.FixtureRequest) -> Kind:
 
 
 @pytest.fixture
-def executor(kind: Kind) -> Iterator[Executor]:
+def executor(kind: Kind) -> Iterator[MapExecutor]:
     with kind.choice() as choice:
         yield executor_of(choice)
 
@@ -116,13 +116,13 @@ def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 
-def test_it_says_what_it_is(executor: Executor) -> None:
-    assert isinstance(executor, Executor)
+def test_it_says_what_it_is(executor: MapExecutor) -> None:
+    assert isinstance(executor, MapExecutor)
     assert executor.name
     assert executor.worker is None or isinstance(executor.worker, Worker)
 
 
-def test_what_is_submitted_ends_and_nothing_else(executor: Executor) -> None:
+def test_what_is_submitted_ends_and_nothing_else(executor: MapExecutor) -> None:
     with closing(executor.open(payload())) as run:
         assert run.is_exhausted()
         assert run.wait(0.0) == []
@@ -136,7 +136,7 @@ def test_what_is_submitted_ends_and_nothing_else(executor: Executor) -> None:
         assert_right(ended(run, 0)[0])
 
 
-def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: Executor) -> None:
+def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapExecutor) -> None:
     kinds = dict(enumerate(sorted(kind.faults), start=1))
     faults = {task: Fault(name, seconds=0.2) for task, name in kinds.items()}
     with closing(executor.open(payload(faults))) as run:
@@ -160,7 +160,7 @@ def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: Exec
         assert_right(ended(run, 0)[0], attempt=1)
 
 
-def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: Executor) -> None:
+def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", NEVER)}))
     opened = run.now()
     run.submit([0, 1])
@@ -179,7 +179,7 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     assert run.running() == {}
 
 
-def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: Executor) -> None:
+def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
     run.submit([0])
     run.wake()
@@ -196,7 +196,7 @@ def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: Exec
     run.wake()
 
 
-def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Executor) -> None:
+def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: MapExecutor) -> None:
     executor.open(payload()).close()
     for faults in ({0: Fault("raise", attempts=9)}, {}):
         with closing(executor.open(payload(faults))) as run:
@@ -207,7 +207,7 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ex
             run.submit([2])  # and is left at once
 
 
-def test_results_stay_where_the_payload_says(executor: Executor, tmp_path: Path) -> None:
+def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
     output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=5)
     with closing(executor.open(payload(output=output))) as run:
         run.submit([0, 3])
@@ -218,7 +218,7 @@ def test_results_stay_where_the_payload_says(executor: Executor, tmp_path: Path)
             assert bytes(data) == (2 * DATA[task]).tobytes()
 
 
-def test_subtasks_are_told_piece_by_piece(executor: Executor) -> None:
+def test_subtasks_are_told_piece_by_piece(executor: MapExecutor) -> None:
     with closing(executor.open(payload({1: Fault("sleep", 0.6)}, subtasks=SUBTASKS))) as run:
         run.submit([0, 1])
         outcomes = told(run, 0, 1)

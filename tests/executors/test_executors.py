@@ -13,7 +13,7 @@ import pytest
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of, keep_open, storage_beside
-from polarmap.executors.base import Executor
+from polarmap.executors.base import MapExecutor
 from polarmap.executors.private_folder import private_folder
 
 
@@ -36,7 +36,7 @@ def yaml(tmp_path: Path) -> Path:
 )
 def test_it_says_what_it_is(choice: Any, name: str) -> None:
     executor = executor_of(choice)
-    assert isinstance(executor, Executor)
+    assert isinstance(executor, MapExecutor)
     assert executor.name == name
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap.executors import pool_slots
-from polarmap.executors.pool_slots import STANDSTILL_SECONDS, PoolSlots, RunSlots, first_slots, is_waiting
+from polarmap.executors.pool_slots import STANDSTILL_SECONDS, PoolSlots, RunSlots, first_limit, is_waiting
 from polarmap.executors.worker_table import Worker
 
 CORES = 2
@@ -274,7 +274,7 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
 
 
 def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (first_slots(2, None), first_slots(2, 3)) == (3, 3)
+    assert (first_limit(2, None), first_limit(2, 3)) == (3, 3)
     monkeypatch.setattr(os.path, "exists", lambda path: False)
-    assert first_slots(2, None) > 10**6
-    assert first_slots(2, 3) == 3
+    assert first_limit(2, None) > 10**6
+    assert first_limit(2, 3) == 3

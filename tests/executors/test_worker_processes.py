@@ -18,7 +18,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Lease, Worker
-from polarmap.worker.io_channel import Call
+from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -53,7 +53,7 @@ def taken(workers: WorkerProcesses, lease: Lease, may_wait: bool = False) -> Wor
     return worker
 
 
-def call(folder: Path, seconds: float) -> Call:
+def call(folder: Path, seconds: float) -> TaskCall:
     """A task that sleeps."""
 
     def nap(block: Any) -> Any:
@@ -65,7 +65,7 @@ def call(folder: Path, seconds: float) -> Call:
     place = Place("folder", str(folder))
     block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
     f = cloudpickle.dumps((nap, ("array",)))
-    return Call(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
+    return TaskCall(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
 
 
 def replied(worker: Worker) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pool_processes import runs, until
 
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import Frames, frame
-from polarmap.worker.io_channel import Call
+from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -100,7 +100,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            call = Call(0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None)
+            call = TaskCall(0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None)
             ours.sendall(frame(None, pickle.dumps(("call", call))))
             [(_, raw)] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(raw)[0])

@@ -13,7 +13,7 @@ import numpy as np
 
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import Frames, frame
-from polarmap.worker.io_channel import Call, ChannelIO, serve_tasks
+from polarmap.worker.io_channel import ChannelIO, TaskCall, serve_tasks
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -40,7 +40,7 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     f, block = pickle.dumps((np.negative, ("array",))), stored(tmp_path, data)
     for task in range(3):
         ticket = Ticket(task, 0, block._replace(structure=()), None, None)
-        call = Call(7, (str(tmp_path),), ticket, f if task == 0 else None, None)
+        call = TaskCall(7, (str(tmp_path),), ticket, f if task == 0 else None, None)
         ours.sendall(frame(None, pickle.dumps(("call", call))))
     hello, *ends = replies(ours, 4)
     assert hello[0] == {"process": os.getpid()}
