@@ -15,12 +15,13 @@ import time
 import weakref
 from collections.abc import Iterator
 from concurrent import futures
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dask_executors import dask_executor
 from plain import process_pool
 from pool_processes import assert_nothing_is_left, descendants, runs, until
 
@@ -32,18 +33,6 @@ YAML = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 
 
-@contextmanager
-def dask_executor() -> Iterator[Any]:
-    import distributed
-
-    sizes = {"n_workers": 1, "threads_per_worker": 2, "processes": False, "memory_limit": 0}
-    with (
-        distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster,
-        cluster.get_client() as client,
-    ):
-        yield client.get_executor(pure=False)
-
-
 KINDS = {
     "default": lambda stack: Executor(),
     "workers": lambda stack: Executor(workers=2),
@@ -52,7 +41,7 @@ KINDS = {
     "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
     "Lithops": lambda stack: Executor(YAML, workers=2),
     "objects": lambda stack: Executor(stack.enter_context(Pool(YAML, workers=2, listen=False))),
-    "Dask": lambda stack: Executor(stack.enter_context(dask_executor())),
+    "Dask": lambda stack: Executor(stack.enter_context(dask_executor(2))),
     "replay": lambda stack: Executor(ReplayExecutor()),
 }
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from dask_executors import dask_executor
 from plain import process_pool
 
 from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
@@ -31,20 +32,8 @@ NEVER = 600.0
 
 
 @contextmanager
-def dask() -> Iterator[Any]:
-    import distributed
-
-    sizes = {"n_workers": 1, "threads_per_worker": 8, "processes": False, "memory_limit": 0}
-    with (
-        distributed.LocalCluster(**sizes, dashboard_address=":0") as cluster,
-        cluster.get_client() as client,
-    ):
-        yield client.get_executor(pure=False)
-
-
-@contextmanager
 def dask_pool() -> Iterator[Any]:
-    with dask() as executor, Pool(executor) as pool:
+    with dask_executor(8) as executor, Pool(executor) as pool:
         yield pool
 
 
@@ -68,7 +57,7 @@ EXECUTORS = {
     "replay": Kind(lambda: nullcontext(ReplayExecutor())),
     "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
     "processes": Kind(lambda: process_pool(4)),
-    "dask": Kind(dask, SURVIVABLE),
+    "dask": Kind(lambda: dask_executor(8), SURVIVABLE),
     "localhost": Kind(lambda: nullcontext("localhost")),
     "functions": Kind(functions),
     "pool": Kind(lambda: Pool(workers=8)),

@@ -8,21 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from own_class import Own
 
 from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map
 from polarmap.errors import CodeError
-
-
-class Own:
-    """A class of the caller."""
-
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is Own and other.state == self.state
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def everything() -> list[Any]:

@@ -20,6 +20,7 @@ import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from own_class import Own
 
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.any_value import any_call, from_block, from_result, is_raw, to_block, to_result
@@ -37,16 +38,6 @@ class Named(list):  # type: ignore[type-arg]
 
 class Celsius(float):
     pass
-
-
-class Own:
-    def __init__(self, state: Any) -> None:
-        self.state = state
-
-    def __eq__(self, other: object) -> bool:
-        return type(other) is Own and other.state == self.state
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 def travelled(value: Any) -> Any:
