@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from polarmap.executors.lithops_internals import (
     module_sources,
     result_of,
 )
-from polarmap.executors.lithops_storage import PREFIX, open_storage, remove_objects
+from polarmap.executors.lithops_storage import PREFIX, open_storage, remove_all, remove_objects
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
 from polarmap.executors.worker_listener import Join
@@ -48,6 +49,7 @@ class LithopsSite:
         is_path = not hasattr(choice, "compute_handler")
         self._functions = open_functions(choice) if is_path else another_like(choice)
         self._opened = [self._functions]
+        self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self._is_here = self._functions.backend == "localhost"
         self.name = f"lithops/{self._functions.backend}"
@@ -115,7 +117,7 @@ class LithopsSite:
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
         if self._is_used:
-            remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened)])
+            remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened), *self._left])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -135,7 +137,10 @@ class LithopsSite:
             if id(functions) not in used:
                 self._opened.remove(functions)
                 _end(functions)
-                remove_objects(self.storage, [_jobs(functions)])
+                self._left.append(_jobs(functions))
+        with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
+            remove_all(self.storage, self._left)
+            self._left.clear()
 
     def _seconds(self, worker: Worker | None) -> float:
         if self._is_here or worker is None or worker.seconds is None:

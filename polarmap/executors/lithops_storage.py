@@ -58,13 +58,18 @@ def ask_again(request: Callable[[], T]) -> T:
     return retry_call(request, RETURN_SECONDS)
 
 
+def remove_all(storage: Any, prefixes: Collection[str]) -> None:
+    """Remove what lies below them; raises what the storage does."""
+    for prefix in prefixes:
+        keys = storage.list_keys(storage.bucket, prefix)
+        if keys:
+            storage.delete_objects(storage.bucket, keys)
+
+
 def remove_objects(storage: Any, prefixes: Collection[str]) -> None:
     """Remove what lies below them; a storage that is down must not hide why a map ended."""
     try:
-        for prefix in prefixes:
-            keys = storage.list_keys(storage.bucket, prefix)
-            if keys:
-                storage.delete_objects(storage.bucket, keys)
+        remove_all(storage, prefixes)
     except Exception as error:
         warnings.warn(
             f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}",

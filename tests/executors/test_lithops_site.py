@@ -77,6 +77,29 @@ def test_a_storage_has_its_own_channel(server: Server, kind: Any, folder: Path, 
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
 
+def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = LithopsSite(YAML, folder)
+    site.mailboxes(lambda number, link, channel: None).close()
+    nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+
+    def away(*_: object) -> Any:
+        raise ConnectionError("the storage is away")
+
+    def jobs() -> set[str]:
+        return set(site.storage.list_keys(site.bucket, "lithops.jobs/"))
+
+    with closing(site):
+        others = jobs()
+        site.launch(nowhere, {7: 60.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(site.storage, "list_keys", away)
+            assert until(lambda: bool(site.ended()), 60.0)
+        assert jobs() > others
+    assert jobs() == others
+
+
 def test_functions_in_a_cloud_end_before_their_time_is_over(folder: Path) -> None:
     from polarmap.clouds.limits import Worker
 
