@@ -44,7 +44,7 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 bench: .venv/.fast  ## measure speed and print the table of ratios
 	@$(run) -m benchmarks
 
-compare: .venv/.test  ## measure polarmap beside its rivals and write docs/comparison.md and its figures
+compare: .venv/.test  ## measure polarmap beside its rivals and write docs/comparison*.md and their figures
 	@$(run) -m benchmarks.compare
 	@$(run) -m benchmarks.stragglers
 

@@ -1,4 +1,4 @@
-"""Compare every scheme and write docs/comparison.md and its figures: `python -m benchmarks.compare`.
+"""Compare every scheme and write the pages docs/comparison*.md and their figures: `python -m benchmarks.compare`.
 
 With --quick everything is smaller and goes to build/comparison/.
 """
@@ -51,11 +51,12 @@ def main() -> None:
     crowd = [one for rate in elastic.RATES for one in elastic.elastic(rate, 20 if quick else 200)]
     log("elastic", began)
     draw(folder / "figures", measured, jobs, crowd)
-    text = page.page(measured, extra, jobs, aims, crowd, megabytes, load)
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    written = page.pages(measured, extra, jobs, aims, crowd, megabytes, load)
+    for name, text in written.items():
+        (folder / name).write_text(text, encoding="utf-8")
     for goal in aims:
         print(f"{'met   ' if goal.is_met else 'MISSED'} {goal.found:8.3g} (<= {goal.limit:g})  {goal.what}")
-    print(f"{folder / 'comparison.md'} written in {perf_counter() - began:.0f} s")
+    print(f"{', '.join(written)} written to {folder} in {perf_counter() - began:.0f} s")
 
 
 def tuning(size: Size) -> int:

@@ -1,4 +1,4 @@
-"""docs/comparison.md: what was measured, in tables."""
+"""The pages that begin with docs/comparison: what was measured, in tables."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ TERMS = (100, 1000)  # of the sums whose quantization is measured
 OURS = ("rotation", "on demand", "upfront", "subtasks", "polar, optimal")
 
 
-def page(
+def pages(
     codes: dict[Size, list[Measured]],
     extra: dict[Size, list[tuple[str, ...]]],
     jobs: Jobs,
@@ -27,29 +27,41 @@ def page(
     crowd: list[elastic.Elastic],
     megabytes: int,
     load: float,
-) -> str:
-    sizes = list(codes)
-    parts = [
+) -> dict[str, str]:
+    """The names of files and what to write to them."""
+    parts = {
+        "comparison.md": overview(codes, aims),
+        "comparison-jobs.md": [prose.JOBS, *(part for size in codes for part in job_tables(size, jobs))],
+        "comparison-codes.md": [
+            prose.CODES.format(megabytes=megabytes, cores=os.cpu_count(), load=load),
+            *(part for size in codes for part in code_tables(size, codes[size], extra.get(size, []))),
+            remarks(),
+        ],
+        "comparison-elastic.md": [prose.ELASTIC, elastic_table(crowd)],
+    }
+    return {name: "\n\n".join(some) + "\n" for name, some in parts.items()}
+
+
+def overview(codes: dict[Size, list[Measured]], aims: list[Goal]) -> list[str]:
+    return [
         prose.OPENING,
         "## What was aimed at",
         table(["goal", "found", "at most", ""], [goal_row(goal) for goal in aims]),
-        prose.WINNERS,
-        "## Jobs",
-        prose.JOBS,
-        *(part for size in sizes for part in job_tables(size, jobs, folded=size != sizes[0])),
-        "## Codes",
-        prose.CODES.format(megabytes=megabytes, cores=os.cpu_count(), load=load),
-        *(part for size in sizes for part in code_tables(size, codes[size], extra.get(size, []))),
-        remarks(),
-        "## Elastic: 500 uncoded against 1,500 coded workers",
-        prose.ELASTIC,
-        table(
-            ["vanish before returning", "", "median s", "5 % s", "95 % s", "worker-seconds"],
-            [elastic_row(one) for one in crowd],
-        ),
-        prose.REAL,
+        prose.WINNERS.format(growth=growth(codes)),
     ]
-    return "\n\n".join(parts) + "\n"
+
+
+def growth(codes: dict[Size, list[Measured]]) -> str:
+    """The median amplification of LDPC relative to that of rotation, size by size."""
+    ratios = []
+    for size, some in codes.items():
+        ours, theirs = (
+            next(code.amplification for code in some if code.name.startswith(name))
+            for name in ("rotation", "LDPC")
+        )
+        if ours is not None and theirs is not None:
+            ratios.append(f"{10 ** (theirs[0] - ours[0]):.2g} at n = {size.n:,}")
+    return ", ".join(ratios)
 
 
 def remarks() -> str:
@@ -67,8 +79,10 @@ def goal_row(goal: Goal) -> list[str]:
     return [goal.what, number(goal.found), number(goal.limit), "met" if goal.is_met else "**missed**"]
 
 
-def job_tables(size: Size, jobs: Jobs, folded: bool) -> list[str]:
-    parts = [f"### {size.k:,} blocks, {size.n:,} coded tasks"]
+def job_tables(size: Size, jobs: Jobs) -> list[str]:
+    """A table for each distribution; those of all sizes but the first can be unfolded."""
+    parts = [f"## {size.k:,} blocks, {size.n:,} coded tasks"]
+    folded = size != next(iter(jobs))[0]
     for (of, name), schemes in jobs.items():
         if of == size:
             cost = schemes["uncoded"].paid
@@ -92,10 +106,11 @@ def folding(title: str, text: str) -> list[str]:
 
 def code_tables(size: Size, some: list[Measured], extra: list[tuple[str, ...]]) -> list[str]:
     header = [
-        *[f"({size.n:,}, {size.k:,})", "beyond k", "fails", "encode ops", "encode s"],
+        *["", "beyond k", "fails", "encode ops", "encode s"],
         *["decode ops", "plan s", "decode s", "amplification", "worst"],
     ]
-    return [table(header, [*(code_row(size, code) for code in some), *extra])]
+    rows = [*(code_row(size, code) for code in some), *extra]
+    return [f"## {size.k:,} blocks, {size.n:,} coded", table(header, rows)]
 
 
 def code_row(size: Size, code: Measured) -> list[str]:
@@ -112,6 +127,11 @@ def code_row(size: Size, code: Measured) -> list[str]:
         number(code.decode_seconds),
         *factors,
     ]
+
+
+def elastic_table(crowd: list[elastic.Elastic]) -> str:
+    header = ["vanish before returning", "", "median s", "5 % s", "95 % s", "worker-seconds"]
+    return table(header, [elastic_row(one) for one in crowd])
 
 
 def elastic_row(one: elastic.Elastic) -> list[str]:

@@ -1,11 +1,16 @@
-"""The words of docs/comparison.md."""
+"""The words of the pages that begin with docs/comparison."""
 
 OPENING = """\
 # How it compares
 
-Written by `python -m benchmarks.compare` (`make compare`); nothing in a table is typed by hand. Every way
-we know of not to wait for stragglers, simulated on the same run times: no code, replication, backup tasks,
-the codes of the literature with their best standard parameters, and polarmap's own (in bold).
+Written by `python -m benchmarks.compare` (`make compare`); nothing in a table is typed by hand. Ways not to
+wait for stragglers, simulated on the same run times: replication, backup tasks, dense and Reed-Solomon codes,
+LT, LDPC and polar codes, each with its best standard parameters, and what polarmap does (in bold).
+
+* [Completion times](comparison-jobs.md): every scheme at four sizes and four distributions of run times.
+* [Codes](comparison-codes.md): arrivals needed, operations, seconds and rounding errors of each code.
+* [Elastic clusters](comparison-elastic.md): workers that join late and vanish.
+* [Real jobs](real-jobs.md): some of the schemes for real, with tasks that sleep (`python -m benchmarks.stragglers`).
 
 ![99 % quantile against cost](figures/compare-jobs.png)"""
 
@@ -15,18 +20,25 @@ WINNERS = """\
 * **Small n: a dense Gaussian code is as good as rotation** and simpler: same arrivals, same amplification,
   and up to n of about 64 the same speed. Below that size polarmap itself multiplies by a dense matrix.
 * **Very cheap coding: sparse codes.** LDPC staircase codes encode and decode with a few additions per
-  block, and need fewer arrivals than the papers' sequential polar decoder from n of about a hundred on
-  (their amplification is about ten times that of rotation). Where blocks are huge, f is quick and a few per
-  cent more arrivals do not matter, they are the better choice; with elimination instead of peeling they
-  come within a few arrivals of MDS.
+  block, and need fewer arrivals than the papers' sequential polar decoder from n of about a hundred on.
+  Rounding errors grow faster with n; median amplification, relative to rotation's:
+  {growth}.
+  Where blocks are huge, f is quick and a few per cent more arrivals do not matter, they are the better
+  choice; with elimination instead of peeling they come within a few arrivals of MDS.
 * **Nothing to pay for: backup tasks and on demand.** Backup tasks work for any f, linear or not, cost
   nothing extra, and need no code. No code helps where tasks do not straggle.
-* **Exact integers at any n: Fermat transform codes** decode any k of n exactly in n log n, which no polar
-  code over the integers does; but only where all values, results included, fit in 16 bits.
+* **Exact integers at any n: Fermat transform codes** decode any k of n exactly, in n log n operations for
+  one number of every block once a pattern of arrivals is planned (that is quadratic in k as written here;
+  n log² n is known), which no polar code over the integers does; but only where all values, results included, fit in
+  16 bits.
 * **Replication** works for any f. Three copies of a few dozen tasks are about as fast as a code with a
   third more tasks, at more than twice its price; two copies are not, and neither keeps up as jobs grow."""
 
 JOBS = """\
+# Completion times
+
+Part of [how it compares](comparison.md), written by `python -m benchmarks.compare`.
+
 Seconds until the results are determined. Tasks take about one second; `cost` is in worker-seconds
 relative to a plain map, and whatever runs at completion is stopped and paid until then; `arrivals` is the
 mean number of results awaited; `fails` the probability that not even all results suffice. Codes start a
@@ -43,17 +55,23 @@ the row of the dense Gaussian code is that bound.
   by then)."""
 
 CODES = """\
+# Codes side by side
+
+Part of [how it compares](comparison.md), written by `python -m benchmarks.compare`.
+
 ![arrivals beyond k](figures/compare-arrivals.png)
 
 `beyond k`: mean results needed beyond k in random order; `fails`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block; seconds are for {megabytes}
 MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, {cores} cores at a load
-average of {load:.0f}; `plan` is what depends on the arrivals only, not on the blocks. `amplification`: by
+average of {load:.0f}; `plan`, timed once, is what depends on the arrivals only, not on the blocks. `amplification`: by
 how much decoding multiplies the relative rounding error of what arrived, for the worst block; median and
-worst over random orders, estimated from unit noise in proportion to each coded block's size."""
+worst over random orders, estimated from unit noise in proportion to each coded block's size. What a code makes
+once, before it meets data (P of rotation and of the dense code, choosing parameters), is in none of the
+columns."""
 
 REMARKS = """\
-How each rival was given its best:
+## How each rival was given its best
 
 * *Dense Gaussian*: normal coefficients, unit rows, systematic; decoded by least squares, as rotation is.
   *Vandermonde* at equally spaced points and *Chebyshev* points, data at random positions among them: any k
@@ -75,6 +93,10 @@ How each rival was given its best:
   against dense algebra."""
 
 ELASTIC = """\
+# Elastic: 500 uncoded against 1,500 coded workers
+
+Part of [how it compares](comparison.md), written by `python -m benchmarks.compare`.
+
 ![elastic workers](figures/elastic.png)
 
 500 blocks in both clusters. Workers join after 0.2 + Exp(0.3) s, compute for 1 + Exp(1) s, and vanish at a
@@ -82,9 +104,3 @@ constant rate; a lost uncoded task starts again on a new worker, a lost coded on
 workers do not cost three times as much, because the job is over when the fastest third is back; and no one
 has to notice who is gone. Only where more than two thirds vanish do fewer than 500 results come back, and
 the coded job never completes without restarts of its own (which `coded_map` makes, as `retries`)."""
-
-REAL = """\
-## Real jobs
-
-Everything above is simulated. `python -m benchmarks.stragglers` runs two of the distributions for real, as
-tasks that sleep, on threads and on Lithops: [real jobs](real-jobs.md)."""

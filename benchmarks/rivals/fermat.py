@@ -1,6 +1,7 @@
 """Reed-Solomon codes modulo the Fermat prime 65537, by fast transforms (Soro and Lacan 2010).
 
-Any k of n blocks decode, exactly, in O(n log n). The price: everything, results too, must be
+Any k of n blocks decode, exactly, in O(n log n) once a pattern of arrivals is planned (its locator is
+multiplied out here in O(k^2)). The price: everything, results too, must be
 integers modulo 65537, so real data are quantized until no result of f overflows (`quantized`).
 """
 

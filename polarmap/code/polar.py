@@ -50,7 +50,7 @@ MAX_WORKERS = 1 << 16
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (benchmarks/arrivals.py).
 OPTIMAL_SHARE = 0.25
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/tiled.py),
+# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128

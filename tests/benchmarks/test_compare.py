@@ -1,19 +1,21 @@
-"""The comparison: its numbers against closed forms and brute force, its page against its data."""
+"""The comparison: its numbers against closed forms and brute force, its pages against its data."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from benchmarks.compare import codes, elastic, figures, jobs, page
+from benchmarks.compare import codes, elastic, figures, jobs, page, prose
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.goals import Goal, of_stragglers
 from benchmarks.rivals import mds
 from polarmap.planning import Completion, ShiftedExponential
 
-SIZE = Size(12, 9, 60, 30, 5)
+ROOT = Path(__file__).parents[2]
+SIZE, LARGER = Size(12, 9, 60, 30, 5), Size(24, 18, 60, 30, 5)
 DISTRIBUTION = ShiftedExponential(1.0, 1.0)
 
 
@@ -77,15 +79,44 @@ def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
     assert np.isinf(rotation.time).all()
 
 
-def test_the_page_holds_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
+def test_the_pages_hold_every_scheme_and_code(
+    measured: list[Measured], table: dict[str, Completion]
+) -> None:
     crowd = elastic.elastic(0.1, 5)
-    text = page.page(
-        {SIZE: measured}, {}, {(SIZE, "distribution"): table}, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0
-    )
-    for name in [*table, *(code.name for code in measured), "goal"]:
-        assert name in text
-    rows = [line for line in text.splitlines() if line.startswith("|")]
+    jobs = {(SIZE, "distribution"): table, (LARGER, "distribution"): table}
+    pages = page.pages({SIZE: measured, LARGER: measured}, {}, jobs, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0)
+    assert "| goal |" in pages["comparison.md"]
+    assert all(name in pages["comparison-jobs.md"] for name in table)
+    assert all(code.name in pages["comparison-codes.md"] for code in measured)
+    assert all(one.scheme in pages["comparison-elastic.md"] for one in crowd)
+    rows = [line for text in pages.values() for line in text.splitlines() if line.startswith("|")]
     assert all(line.endswith("|") for line in rows)
+    assert pages["comparison-jobs.md"].count("<details") == 1  # of all sizes but the first
+    for text in pages.values():
+        assert text.startswith("# ") and text.count("\n# ") == 0
+
+
+def test_growth_is_the_ratio_of_the_amplifications(measured: list[Measured]) -> None:
+    factors = {code.name: code.amplification for code in measured}
+    [ldpc] = [found for name, found in factors.items() if name.startswith("LDPC")]
+    rotation = factors["rotation"]
+    assert ldpc is not None and rotation is not None
+    ratio = 10 ** ldpc[0] / 10 ** rotation[0]
+    assert page.growth({SIZE: measured}) == f"{ratio:.2g} at n = 12"
+
+
+def test_the_pages_of_the_site_have_the_words_of_the_generator() -> None:
+    figure = re.compile(r"\\\{\w+(?::[^}]*)?\\\}")  # {growth}, {load:.0f} as re.escape writes them
+    words = {
+        "comparison.md": [prose.OPENING, prose.WINNERS],
+        "comparison-jobs.md": [prose.JOBS],
+        "comparison-codes.md": [prose.CODES, prose.REMARKS],
+        "comparison-elastic.md": [prose.ELASTIC],
+    }
+    for name, texts in words.items():
+        found = (ROOT / "docs" / name).read_text(encoding="utf-8")
+        for text in texts:
+            assert re.search(figure.sub(".+", re.escape(text)), found), f"{name}: {text[:60]}"
 
 
 @pytest.mark.parametrize(
