@@ -1,4 +1,4 @@
-"""Compare every scheme and write the pages docs/comparison*.md and their figures: `python -m benchmarks.compare`.
+"""Compare every scheme, write docs/comparison*.md and their figures: `python -m benchmarks.compare`.
 
 With --quick everything is smaller and goes to build/comparison/.
 """

@@ -10,7 +10,8 @@ LT, LDPC and polar codes, each with its best standard parameters, and what polar
 * [Completion times](comparison-jobs.md): every scheme at four sizes and four distributions of run times.
 * [Codes](comparison-codes.md): arrivals needed, operations, seconds and rounding errors of each code.
 * [Elastic clusters](comparison-elastic.md): workers that join late and vanish.
-* [Real jobs](real-jobs.md): some of the schemes for real, with tasks that sleep (`python -m benchmarks.stragglers`).
+* [Real jobs](real-jobs.md): some of the schemes for real, with tasks that sleep
+  (`python -m benchmarks.stragglers`).
 
 ![99 % quantile against cost](figures/compare-jobs.png)"""
 
@@ -29,8 +30,8 @@ WINNERS = """\
   nothing extra, and need no code. No code helps where tasks do not straggle.
 * **Exact integers at any n: Fermat transform codes** decode any k of n exactly, in n log n operations for
   one number of every block once a pattern of arrivals is planned (that is quadratic in k as written here;
-  n log² n is known), which no polar code over the integers does; but only where all values, results included, fit in
-  16 bits.
+  n log² n is known), which no polar code over the integers does; but only where all values, results
+  included, fit in 16 bits.
 * **Replication** works for any f. Three copies of a few dozen tasks are about as fast as a code with a
   third more tasks, at more than twice its price; two copies are not, and neither keeps up as jobs grow."""
 
@@ -64,11 +65,11 @@ Part of [how it compares](comparison.md), written by `python -m benchmarks.compa
 `beyond k`: mean results needed beyond k in random order; `fails`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block; seconds are for {megabytes}
 MiB of data in k blocks, the fastest of three runs, compiled loops on both sides, {cores} cores at a load
-average of {load:.0f}; `plan`, timed once, is what depends on the arrivals only, not on the blocks. `amplification`: by
-how much decoding multiplies the relative rounding error of what arrived, for the worst block; median and
-worst over random orders, estimated from unit noise in proportion to each coded block's size. What a code makes
-once, before it meets data (P of rotation and of the dense code, choosing parameters), is in none of the
-columns."""
+average of {load:.0f}; `plan`, timed once, is what depends on the arrivals only, not on the blocks.
+`amplification`: by how much decoding multiplies the relative rounding error of what arrived, for the
+worst block; median and worst over random orders, estimated from unit noise in proportion to each coded
+block's size. What a code makes once, before it meets data (P of rotation and of the dense code, choosing
+parameters), is in none of the columns."""
 
 REMARKS = """\
 ## How each rival was given its best

@@ -19,6 +19,7 @@ from polarmap.storage.retry import retry_call
 TIMEOUT = 10  # seconds to connect, and to wait for the next byte; whoever asks decides how often
 PREFIX = "polarmap"  # of all keys of maps
 PROBE_BYTES = 1024
+REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 RETURN_SECONDS = 30.0  # that a storage which has answered before may be away
 
 T = TypeVar("T")
@@ -59,11 +60,20 @@ def ask_again(request: Callable[[], T]) -> T:
 
 
 def remove_all(storage: Any, prefixes: Collection[str]) -> None:
-    """Remove what lies below them; raises what the storage does."""
+    """Remove what lies below them; raises what the storage does.
+
+    S3 answers a request to delete many objects with those that it did not delete, of which Lithops says
+    nothing: so look again.
+    """
     for prefix in prefixes:
-        keys = storage.list_keys(storage.bucket, prefix)
-        if keys:
+        for pause in REMOVE_PAUSES:
+            keys = storage.list_keys(storage.bucket, prefix)
+            if not keys:
+                break
             storage.delete_objects(storage.bucket, keys)
+            time.sleep(pause)
+        else:
+            raise StorageError(f"the storage does not delete {len(keys)} objects below {prefix!r}")
 
 
 def remove_objects(storage: Any, prefixes: Collection[str]) -> None:

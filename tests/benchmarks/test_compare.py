@@ -79,9 +79,7 @@ def test_coded_jobs_of_too_few_survivors_never_complete() -> None:
     assert np.isinf(rotation.time).all()
 
 
-def test_the_pages_hold_every_scheme_and_code(
-    measured: list[Measured], table: dict[str, Completion]
-) -> None:
+def test_the_pages_hold_every_scheme_and_code(measured: list[Measured], table: dict[str, Completion]) -> None:
     crowd = elastic.elastic(0.1, 5)
     jobs = {(SIZE, "distribution"): table, (LARGER, "distribution"): table}
     pages = page.pages({SIZE: measured, LARGER: measured}, {}, jobs, [Goal("goal", 0.5, 1.0)], crowd, 1, 0.0)

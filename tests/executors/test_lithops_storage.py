@@ -12,8 +12,12 @@ import numpy as np
 import pytest
 from servers import BUCKET, SECRET, S3Server
 
+from memory_storage import DictStorage
+
 import polarmap
 from polarmap import Fault, FaultyExecutor, Subtasks
+from polarmap.errors import StorageError
+from polarmap.executors.lithops_storage import remove_all
 
 
 @pytest.fixture
@@ -64,3 +68,33 @@ def test_wrong_credentials_are_one_clear_error(config):
     with pytest.raises(polarmap.errors.ExecutorError, match=r"s3\.yaml|storage"):
         polarmap.coded_map(np.sum, np.ones((12, 2)), blocks=4, workers=6, executor=config)
     assert time.monotonic() - began < 30
+
+
+class ForgetfulStorage(DictStorage):
+    """Does not delete the first so many times that it is asked, and does not say so, as S3 may."""
+
+    def __init__(self, forgets: int) -> None:
+        super().__init__()
+        self.forgets = forgets
+
+    def delete_objects(self, bucket: str, keys: list[str]) -> None:
+        self.forgets -= 1
+        if self.forgets < 0:
+            for key in keys:
+                self.delete_object(bucket, key)
+
+
+def test_objects_that_were_not_deleted_are_deleted_again():
+    storage = ForgetfulStorage(2)
+    for key in ("a/1", "a/2", "b/1"):
+        storage.put_object("b", key, b"")
+    remove_all(storage, ["a/"])
+    assert list(storage.objects) == [("b", "b/1")]
+
+
+def test_a_storage_that_never_deletes_is_told_of(monkeypatch):
+    monkeypatch.setattr("polarmap.executors.lithops_storage.REMOVE_PAUSES", (0.0, 0.0))
+    storage = ForgetfulStorage(9)
+    storage.put_object("b", "a/1", b"")
+    with pytest.raises(StorageError, match="1 objects below 'a/'"):
+        remove_all(storage, ["a/"])
