@@ -10,9 +10,8 @@ import time
 
 import numpy as np
 import pytest
-from servers import BUCKET, SECRET, S3Server
-
 from memory_storage import DictStorage
+from servers import BUCKET, SECRET, S3Server
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Subtasks
