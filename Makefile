@@ -13,7 +13,7 @@ run    := PATH="$(CURDIR)/.venv/bin:$$PATH" $(python)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help demo test cloud-test soak lint bench compare runtime smoke package docs venv clean
+.PHONY: help demo test cloud-test soak lint bench compare runtime smoke package docs venv interpreter clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | awk -F'\t' '{printf "  make %-10s %s\n", $$1, $$2}'
@@ -79,18 +79,35 @@ stamped_test := base fast test
 stamped_dev  := base fast test dev
 stamped_cloud-test := base fast test cloud-test
 
-.venv/.%: setup.cfg pyproject.toml | .venv/.made
+.venv/.%: setup.cfg pyproject.toml | interpreter
 	@echo "Installing polarmap ($*) into .venv ..."
 	@$(python) -m pip install --quiet --disable-pip-version-check --editable '.$(if $(filter-out base,$*),[$*])'
 	@touch $(stamped_$*:%=.venv/.%)
 
+# One .venv holds the packages of one Python: a PYTHON= that names another is refused.
+is_old := import sys; sys.exit(sys.version_info >= (3, 11))
+minor  := import sys; print(*sys.version_info[:2], sep=".")
+chosen := $(if $(filter command environment%,$(origin PYTHON)),$(PYTHON))
+
+interpreter: .venv/.made
+	@$(python) -c '' 2>/dev/null || \
+	{ echo "make: the Python of .venv is gone; make a new one: make clean && make $(MAKECMDGOALS)" >&2; exit 2; }
+	@! $(python) -c '$(is_old)' || \
+	{ echo "make: polarmap needs Python 3.11 or later, but .venv has $$($(python) -c '$(minor)');" \
+	"make a new one: make clean && make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 2; }
+	@has=$$($(python) -c '$(minor)'); wanted=$(if $(chosen),$$($(chosen) -c '$(minor)'),$$has); \
+	test "$$has" = "$$wanted" || \
+	{ echo "make: .venv has Python $$has, PYTHON=$(chosen) is $${wanted:-none};" \
+	"to replace it: make clean && make $(MAKECMDGOALS) PYTHON=$(chosen)" >&2; exit 2; }
+	@$(python) -c 'import sys; print("Using Python", sys.version.split()[0], "at", sys.executable)'
+
 .venv/.made:
 	@command -v $(PYTHON) >/dev/null || \
-	{ echo "make: there is no '$(PYTHON)' here; install Python 3.10 or later, or name one with PYTHON=..." >&2; exit 2; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-	{ echo "make: polarmap needs Python 3.10 or later, but '$(PYTHON)' is older; name another with PYTHON=..." >&2; exit 2; }
+	{ echo "make: there is no '$(PYTHON)' here; install Python 3.11 or later, or name one with PYTHON=..." >&2; exit 2; }
+	@! $(PYTHON) -c '$(is_old)' || \
+	{ echo "make: polarmap needs Python 3.11 or later, but '$(PYTHON)' is older; name another with PYTHON=..." >&2; exit 2; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	{ echo "make: '$(PYTHON)' lacks the venv module; install it (Debian, Ubuntu: the package python3-venv)." >&2; exit 2; }
-	@echo "Creating .venv with $$($(PYTHON) --version) ..."
-	@$(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip --version >/dev/null 2>&1 || \
+	{ echo "Creating .venv with $$($(PYTHON) --version) ..."; $(PYTHON) -m venv --clear .venv; }
 	@touch $@

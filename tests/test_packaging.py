@@ -122,7 +122,7 @@ def test_the_metadata_is_complete(wheel: Path) -> None:
         (name,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
         metadata = message_from_string(archive.read(name).decode())
     assert metadata["License"] == "Apache-2.0"
-    assert metadata["Requires-Python"] == ">=3.10"
+    assert metadata["Requires-Python"] == ">=3.11"
     required = [text for text in metadata.get_all("Requires-Dist", []) if "extra ==" not in text]
     assert len(required) <= 6, f"the base install is small, not {required}"
     extras = {"aws", "gcp", "azure", "k8s", "fast", "plot", "storage", "linalg", "glm", "docs", "test", "dev"}

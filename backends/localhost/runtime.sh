@@ -4,14 +4,17 @@ set -eu
 
 python=${1:-python3}
 here=$(dirname "$0")
-wanted=$(sed -n 's/^lithops==//p' "$here/requirements.txt")
+wanted=$(sed -n 's/^lithops>=\(.*\),<.*/\1/p' "$here/requirements.txt")
 
 found=$("$python" -c 'import cloudpickle, lithops, numpy; print(lithops.__version__)') || {
     echo "runtime: $python lacks a package; run: $python -m pip install -r $here/requirements.txt" >&2
     exit 1
 }
-if [ "$found" != "$wanted" ]; then
+case $found in
+"$wanted".*) ;;
+*)
     echo "runtime: $python has lithops $found, polarmap needs $wanted." >&2
     exit 1
-fi
+    ;;
+esac
 echo "runtime: $python can run polarmap's workers on localhost (lithops $found)."

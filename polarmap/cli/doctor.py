@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import operator
 import os
 import platform
 import re
@@ -12,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from operator import methodcaller
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -30,7 +30,8 @@ from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
 from polarmap.worker.cores import available_cores
 
-PYTHONS = ((3, 10), (3, 13))
+PYTHONS = ((3, 11), (3, 14))
+RELATIONS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}
 BLOCKS, WORKERS = 4, 6
 A, X = np.arange(8 * BLOCKS * 3).reshape(8 * BLOCKS, 3), np.array([1, -2, 3])  # integers: right means equal
 LATER_MAPS = 10
@@ -92,7 +93,7 @@ def _installation() -> Iterator[Check]:
         "Python",
         "ok" if tested else "note",
         f"{platform.python_version()} at {sys.executable}",
-        "" if tested else "polarmap is tested on Python 3.10 to 3.13",
+        "" if tested else "polarmap is tested on Python 3.11 to 3.14",
     )
     yield Check("polarmap", "ok", f"{__version__} at {Path(__file__).resolve().parents[1]}")
     yield from (requirement(text) for text in _requirements())
@@ -111,14 +112,18 @@ def _requirements() -> list[str]:
 
 
 def requirement(text: str) -> Check:
-    """Whether a requirement such as `lithops==3.8.0` or `numpy>=1.26` holds."""
-    name, relation, wanted = re.match(r"([\w.-]+)\s*(==|>=|)\s*([\w.]*)", text).groups()  # type: ignore[union-attr]
+    """Whether a requirement such as `lithops<3.9,>=3.8` or `numpy>=1.26` holds."""
+    name, bounds = re.match(r"([\w.-]+)\s*(.*)", text).groups()  # type: ignore[union-attr]
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return Check(name, "bad", "not installed", f"pip install '{text}'")
-    if (relation == "==" and found != wanted) or (relation == ">=" and _numbers(found) < _numbers(wanted)):
-        return Check(name, "bad", f"{found}, polarmap needs {relation} {wanted}", f"pip install '{text}'")
+    holds = [
+        RELATIONS[relation](_numbers(found), _numbers(wanted))
+        for relation, wanted in re.findall(r"(==|>=|<)\s*([\w.]+)", bounds)
+    ]
+    if not all(holds):
+        return Check(name, "bad", f"{found}, polarmap needs {bounds}", f"pip install '{text}'")
     return Check(name, "ok", found)
 
 
@@ -255,7 +260,7 @@ def _kept_workers(config: Path | None, timeout: float) -> Check:
 def _product(executor: Any, timeout: float) -> CodedResult[Any]:
     """A X as one coded map."""
     result: CodedResult[Any] = coded_map(
-        methodcaller("dot", X),
+        operator.methodcaller("dot", X),
         A,
         blocks=BLOCKS,
         workers=WORKERS,

@@ -84,7 +84,7 @@ def extra_hint(config: Mapping[str, Any], error: BaseException) -> str:
     """What to install when Lithops lacks a client library; nothing otherwise.
 
     >>> extra_hint({"lithops": {"backend": "k8s"}}, ModuleNotFoundError("No module named 'kubernetes'"))
-    "; install it: pip install 'boto3' 'lithops[kubernetes]==3.8.0'"
+    "; install it: pip install 'boto3' 'lithops[kubernetes]<3.9,>=3.8'"
     """
     named = [backend_of(config), (config.get("lithops") or {}).get("storage", "")]
     extras = sorted({EXTRAS[name] for name in named if name in EXTRAS})
