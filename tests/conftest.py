@@ -8,8 +8,10 @@ session with its user.
 from __future__ import annotations
 
 import atexit
+import multiprocessing
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +35,14 @@ def pytest_configure() -> None:
     for variable in LITHOPS_SETTINGS:
         os.environ.pop(variable, None)
     tempfile.tempdir = None  # read TMPDIR again
+    keep_compiled_modules()
+    multiprocessing.set_forkserver_preload(["polarmap"])
+
+
+def keep_compiled_modules() -> None:
+    """Otherwise each of the many processes that tests start compiles all of the package again."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 
 
 def running(server: Server) -> Iterator[Server]:
