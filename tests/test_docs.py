@@ -3,6 +3,11 @@
 Every ```python block of a page runs, in order, as one script in an empty folder. A block that needs
 an account or a server says so behind the fence, ```python notest="needs an AWS account", and is only
 compiled.
+
+A block ```text title="Output" has what the Python block before it prints. It is compared word by word:
+numbers with a point or an exponent and times of day may differ, and ... stands for anything. What live
+workers decide, such as who was late, differs from run to run: of ```text title="Output of one run"
+the first line is compared, with any numbers.
 """
 
 from __future__ import annotations
@@ -30,6 +35,9 @@ SECONDS = 110  # that one page may take on a busy machine; a few on a quiet one
 
 FENCE = re.compile(r"^(?P<indent> *)```(?P<language>[\w.+-]*)(?P<rest>[^\n`]*)$")
 NOTEST = re.compile(r'^ notest="[^"]{5,}"$')
+OUTPUT, ONE_RUN = ' title="Output"', ' title="Output of one run"'
+END = "\N{END OF TRANSMISSION}"  # printed behind each block, with the line it ends on
+MEASURED = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+|\d+\.\d+(e[+-]?\d+)?|\d+e[+-]?\d+")
 LINK = re.compile(r"(?<!\\)\[[^\]\[]*(?:\[[^\]]*\][^\]\[]*)*\]\(<?(?P<to>[^)\s>]+)>?(?: \"[^\"]*\")?\)")
 INLINE_CODE = re.compile(r"(?<!`)`(?P<code>[^`\n]+)`(?!`)")
 
@@ -64,7 +72,13 @@ def script(page: Path, *, notest: bool = False) -> str:
     for block in blocks(page):
         if block.language == "python" and (notest or not block.rest):
             lines += [""] * (block.start - len(lines)) + block.lines
+            lines.append(f"__import__('builtins').print({END + str(end_of(block)) + END!r}, flush=True)")
     return "\n".join(lines) + "\n"
+
+
+def end_of(block: Block) -> int:
+    """The line of the fence that ends a block, from 0."""
+    return block.start + len(block.lines)
 
 
 def prose(page: Path) -> str:
@@ -85,15 +99,16 @@ def test_fences_are_of_known_kinds(page: Path) -> None:
         for block in blocks(page)
         if block.language not in LANGUAGES
         or (block.language == "python" and block.rest and not NOTEST.match(block.rest))
+        or (block.language == "text" and block.rest not in ("", OUTPUT, ONE_RUN))
     ]
-    assert odd == [], 'expected ```python or ```python notest="the reason"'
+    assert odd == [], 'expected ```python, ```python notest="the reason", ```text or ```text title="Output"'
 
 
 @pages
 def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     compile(script(page, notest=True), page.name, "exec")
     text = script(page)
-    if not text.strip():
+    if END not in text:
         return
     folder = tmp_path / "work"
     folder.mkdir()
@@ -111,6 +126,46 @@ def test_python_blocks_run(page: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, f"{page.name} (same line numbers): {done.stderr}"
     assert done.stderr == ""
+    assert wrong_outputs(page, done.stdout) == []
+
+
+def wrong_outputs(page: Path, printed: str) -> list[str]:
+    """The outputs on a page that are not what was printed."""
+    texts = iter(printed.split(END))
+    outputs = {int(line): text for text, line in zip(texts, texts)}
+    wrong, latest = [], 0
+    for block in blocks(page):
+        if block.language == "python" and not block.rest:
+            latest = end_of(block)
+        elif block.rest in (OUTPUT, ONE_RUN):
+            shown = "\n".join(block.lines)
+            if not is_output(shown, outputs[latest], exact=block.rest == OUTPUT):
+                wrong.append(f"line {block.start}: shown {shown!r}, printed {outputs[latest]!r}")
+    return wrong
+
+
+def is_output(shown: str, printed: str, exact: bool) -> bool:
+    """Whether this is what was printed but for what may differ."""
+    if not exact:
+        shown, printed = (re.sub(r"\d+", "0", text.strip().partition("\n")[0]) for text in (shown, printed))
+    shown, printed = (MEASURED.sub("#", " ".join(text.split())) for text in (shown, printed))
+    pattern = re.escape(shown).replace(re.escape("..."), ".*")
+    return re.fullmatch(pattern, printed) is not None
+
+
+@pytest.mark.parametrize(
+    ("shown", "printed", "exact", "same"),
+    [
+        ("8 of 8, 0.29 s", "8 of 8, 4.1 s", True, True),
+        ("8 of 8", "7 of 8", True, False),
+        ("a long\nline", "a long line", True, True),
+        ("in '...', bound 3e-13", "in 'there', bound 1e-9", True, True),
+        ("21 of 27, 0.29 s\nlate: 3", "22 of 27, 1.5 s\nlate: 4, 5", False, True),
+        ("21 of 27 arrived", "21 of 27 came", False, False),
+    ],
+)
+def test_outputs_may_differ_in_what_is_measured(shown: str, printed: str, exact: bool, same: bool) -> None:
+    assert is_output(shown, printed, exact) is same
 
 
 # --- commands ------------------------------------------------------------------------------------

@@ -105,7 +105,9 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
         self.classes_, codes = np.unique(y, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ModelError(f"y holds one class only, {self.classes_[0]!r}: there is nothing to tell apart")
+            raise ModelError(
+                f"y holds one class only, {self.classes_.tolist()[0]!r}: there is nothing to tell apart"
+            )
         weights = weights * self._class_weights(codes, weights)[codes]
         binary = len(self.classes_) == 2
         onehot = np.eye(len(self.classes_))[codes]
