@@ -10,7 +10,8 @@ n = 32 workers minimize a logistic loss in d = 96 coordinates from function valu
 
 The clock is virtual, so that chance is the same for all: an evaluation takes 1 s, a worker of a step
 1 + Exp(0.1) times that, and with probability 5 % ten times more. All methods but the last descend by steps
-of 1 / L. Evaluations are those that were started, on late workers too. The second table is real time: threads, evaluations that sleep, two workers that sleep longer.
+of 1 / L. Evaluations are those that were started, on late workers too. The second table is real time:
+threads, evaluations that sleep, two workers that sleep longer.
 """
 
 from __future__ import annotations
