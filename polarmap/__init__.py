@@ -36,6 +36,7 @@ from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:
     from polarmap import glm as glm
+    from polarmap import xr as xr
     from polarmap.linalg.operators import CodedOperator
 
 __version__ = "0.1.0"
@@ -43,6 +44,9 @@ __version__ = "0.1.0"
 # Public names whose modules need more than numpy, or much time, to import: name -> module.
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
 _LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
+
+# Modules that need an extra, imported when they are asked for.
+_MODULES: dict[str, str] = {"glm": "polarmap.glm", "xr": "polarmap.xr"}
 
 __all__ = [
     "Audit",
@@ -92,8 +96,8 @@ __all__ = [
 if not typing.TYPE_CHECKING:  # else a checker would take any name for a public one
 
     def __getattr__(name: str) -> typing.Any:
-        if name == "glm":  # a module, which needs scikit-learn: imported when it is asked for
-            return importlib.import_module("polarmap.glm")
+        if name in _MODULES:
+            return importlib.import_module(_MODULES[name])
         if name not in _LAZY:
             raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
         value = getattr(importlib.import_module(_LAZY[name]), name)
@@ -102,4 +106,4 @@ if not typing.TYPE_CHECKING:  # else a checker would take any name for a public 
 
 
 def __dir__() -> list[str]:
-    return sorted({*__all__, "__version__", "glm"})
+    return sorted({*__all__, "__version__", *_MODULES})

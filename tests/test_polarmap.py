@@ -43,4 +43,4 @@ def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
 
 
 def test_completion_offers_public_names_only() -> None:
-    assert set(dir(polarmap)) == {*polarmap.__all__, "__version__", "glm"}
+    assert set(dir(polarmap)) == {*polarmap.__all__, "__version__", "glm", "xr"}

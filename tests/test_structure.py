@@ -22,7 +22,7 @@ FLOORS = [
     ["cli"],
     ["__init__"],
     ["glm"],
-    ["linalg", "joblib"],
+    ["linalg", "joblib", "xr"],
     ["submit", "executor"],
     ["coded_gradient", "hedged_map"],
     ["coded_map", "coded_sum"],
@@ -80,6 +80,7 @@ ONLY_FROM = {
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.run.spans"],
     "tqdm": ["polarmap.run.progress"],
+    "xarray": ["polarmap.xr"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
         *[
@@ -106,6 +107,7 @@ ONLY_FROM = {
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
         "polarmap.submit",
+        "polarmap.xr",
     ],
     "polarmap.run.execute": [
         "polarmap.arrays.encode_remotely",
@@ -288,7 +290,7 @@ def test_importing_polarmap_stays_light() -> None:
     code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
-    heavy |= {"opentelemetry", "IPython"}
+    heavy |= {"opentelemetry", "IPython", "xarray"}
     assert heavy & set(json.loads(run.stdout)) == set()
 
 

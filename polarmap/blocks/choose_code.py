@@ -93,6 +93,21 @@ def _chosen(
     return _polar(k, blocks.dtypes, workers, code)
 
 
+def block_count(total: int, options: CodeOptions) -> int:
+    """k for so many rows that are not to be cut yet; CodeError if there are fewer rows."""
+    blocks, workers, code, degree = options
+    if blocks is not None:
+        k = checked_count("blocks", blocks)
+    elif is_code(code):
+        k = code.k
+    else:
+        workers = None if workers is None else checked_count("workers", workers)
+        k = _block_count(total, workers, checked_count("degree", degree), options.colluders)
+    if k > total:
+        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
+    return k
+
+
 def _block_count(total: int, workers: int | None, degree: int = 1, colluders: int = 0) -> int:
     """k for an array of so many rows: near 24, or as many as the workers carry."""
     if workers is None:
@@ -131,14 +146,7 @@ def choose_polar_code(
     """The code for an array of `total` rows that is not to be cut yet."""
     if workers is not None:
         workers = checked_count("workers", workers)
-    if blocks is not None:
-        k = checked_count("blocks", blocks)
-    elif isinstance(code, PolarCode):
-        k = code.k
-    else:
-        k = _block_count(total, workers)
-    if k > total:
-        raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
+    k = block_count(total, CodeOptions(blocks, workers, code))
     if isinstance(code, PolarCode):
         _check_fit(code, k, workers)
         chosen = code

@@ -1,0 +1,465 @@
+"""apply: what xarray itself gives, labels and all, with workers missing."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import dask.array
+import numpy as np
+import pytest
+import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, Masked, ReplayExecutor, Subtasks
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.xr import apply
+
+LOST = ReplayExecutor({1: math.inf, 4: math.inf})
+SIX_OF_NINE: dict[str, Any] = {"blocks": 6, "workers": 9, "executor": LOST}
+
+
+def mean(rows: np.ndarray) -> np.ndarray:
+    """Over all axes but that of the rows."""
+    return rows.mean(axis=tuple(range(1, rows.ndim)))
+
+
+def anomaly(rows: np.ndarray) -> np.ndarray:
+    return rows - rows.mean(axis=-1, keepdims=True)
+
+
+def field(*shape: int, seed: int = 0) -> xr.DataArray:
+    """Temperatures with a coordinate of each kind."""
+    return xr.DataArray(
+        280 + 10 * np.random.default_rng(seed).standard_normal(shape),
+        {
+            "time": ("time", np.datetime64("2001-01-01", "D") + np.arange(shape[0]), {"axis": "T"}),
+            "month": ("time", np.arange(shape[0]) // 4),
+            "lat": np.linspace(-90, 90, shape[1]),
+            "area": (("lat", "lon"), np.ones(shape[1:])),
+            "height": 2.0,
+        },
+        ("time", "lat", "lon"),
+        "temperature",
+        {"units": "K"},
+    )
+
+
+def gappy(array: xr.DataArray, share: float = 0.2, seed: int = 1) -> xr.DataArray:
+    return array.where(np.random.default_rng(seed).random(array.shape) >= share)
+
+
+def assert_same(found: Any, wanted: Any, rtol: float = 1e-12) -> None:
+    """Dimensions, coordinates, names, attributes; values relative to the largest of their variable."""
+    assert type(found) is type(wanted)
+    xr.testing.assert_equal(found.coords.to_dataset(), wanted.coords.to_dataset())
+    assert all(one.attrs == wanted.coords[name].attrs for name, one in found.coords.items())
+    assert found.attrs == wanted.attrs
+    pairs = [(found, wanted)]
+    if isinstance(found, xr.Dataset):
+        assert list(found.data_vars) == list(wanted.data_vars)
+        pairs = [(found[name], wanted[name]) for name in wanted.data_vars]
+    for one, other in pairs:
+        assert (one.name, one.dims, one.dtype) == (other.name, other.dims, other.dtype)
+        assert one.attrs == other.attrs
+        limit = rtol * float(np.abs(other.fillna(0)).max())
+        np.testing.assert_allclose(one.values, other.values, rtol=0, atol=limit)
+
+
+# --- what comes back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dim", ["time", "lat", "lon", ("lat", "lon"), ["time", "lon"]])
+@pytest.mark.parametrize("skipna", [False, True])
+def test_a_mean_is_that_of_xarray(dim: Any, skipna: bool) -> None:
+    obj = gappy(field(12, 5, 7)) if skipna else field(12, 5, 7)
+    wanted = obj.mean(dim, keep_attrs=True)
+    options = SIX_OF_NINE | {"blocks": min(6, wanted.size)}
+    found, report = apply(mean, obj, dim, skipna=skipna, return_report=True, **options)
+    assert_same(found, wanted)
+    assert {1, 4} & {*report.recovered}
+
+
+def test_a_result_of_the_same_shape_keeps_all_coordinates_and_the_order_of_dimensions() -> None:
+    obj = field(12, 5, 7)
+    for dim in obj.dims:
+        found = apply(anomaly, obj, dim, **SIX_OF_NINE)
+        with xr.set_options(keep_attrs=True):
+            assert_same(found, (obj - obj.mean(dim)).transpose(*obj.dims).assign_coords(obj.coords))
+
+
+def test_several_dimensions_are_the_last_axes_in_their_order() -> None:
+    obj, shapes = field(12, 5, 7), list[tuple[int, ...]]()
+
+    def swapped(rows: np.ndarray) -> np.ndarray:
+        shapes.append(rows.shape[1:])
+        return rows.swapaxes(1, 2)
+
+    options: dict[str, Any] = {"blocks": 5, "workers": 7, "executor": LOST}
+    found = apply(swapped, obj, ("lon", "time"), output_dims=("time", "lon"), **options)
+    assert_same(found, obj)
+    assert {*shapes} == {(7, 12)}
+
+
+def test_coordinates_along_a_dimension_of_another_size_are_gone() -> None:
+    obj = field(12, 5, 7)
+    found = apply(lambda rows: rows[:, ::2], obj, "time", **SIX_OF_NINE)
+    assert_same(found, obj[::2].drop_vars(["time", "month"]))
+
+
+@pytest.mark.parametrize("coordinate", [np.fft.rfftfreq(12), None])
+def test_new_dimensions_come_last_with_their_coordinate(coordinate: np.ndarray | None) -> None:
+    obj = field(12, 5, 7)
+    found = apply(np.fft.rfft, obj, "time", output_dims={"frequency": coordinate}, **SIX_OF_NINE)
+    wanted = xr.apply_ufunc(
+        np.fft.rfft, obj, input_core_dims=[["time"]], output_core_dims=[["frequency"]], keep_attrs=True
+    )
+    assert_same(found, wanted if coordinate is None else wanted.assign_coords(frequency=coordinate))
+
+
+def test_new_coordinates_replace_those_of_the_same_name_and_keep_their_attributes() -> None:
+    obj = field(12, 6, 4)
+    weights = np.kron(np.eye(3), [0.5, 0.5])
+    lat = xr.DataArray([-60.0, 0.0, 60.0], dims="lat", attrs={"units": "degrees"})
+    found = apply(lambda rows: rows @ weights.T, obj, "lat", output_dims={"lat": lat}, **SIX_OF_NINE)
+    wanted = obj.coarsen(lat=2).mean(keep_attrs=True).drop_vars("area").assign_coords(lat=lat)
+    assert_same(found, wanted)
+
+
+def test_names_of_coordinates_need_not_be_strings() -> None:
+    obj = xr.DataArray(np.random.default_rng(0).standard_normal((12, 5)), dims=(0, "x"))
+    assert_same(apply(mean, obj, 0, blocks=3, workers=5, executor=LOST), obj.mean(0))
+
+
+def test_a_coordinate_of_several_levels_stays() -> None:
+    obj = field(12, 5, 7).drop_vars("area").stack(place=("lat", "lon"))
+    found = apply(mean, obj, "time", **SIX_OF_NINE)
+    assert_same(found.unstack(), obj.mean("time", keep_attrs=True).unstack())
+
+
+def test_without_other_dimensions_the_one_row_is_given_to_several_workers() -> None:
+    obj = field(12, 5, 7)[:, 0, 0]
+    found = apply(mean, obj, "time", workers=3, executor=ReplayExecutor({0: math.inf, 1: math.inf}))
+    assert_same(found, obj.mean(keep_attrs=True))
+
+
+# --- datasets ----------------------------------------------------------------------------------
+
+
+def weather(**further: Any) -> xr.Dataset:
+    """Variables of other dimensions, scales and dtypes."""
+    heat = field(12, 5, 7)
+    rng = np.random.default_rng(3)
+    humidity = (("time", "level", "lat", "lon"), 1e-6 * rng.random((12, 3, 5, 7)), {"units": "kg/kg"})
+    pressure = (("lat", "time"), 1e5 * rng.random((5, 12)))
+    land = (("lat", "lon"), rng.random((5, 7)))
+    variables = {"humidity": humidity, "pressure": pressure, "land": land, **further}
+    return heat.to_dataset().assign(variables).assign_attrs(title="weather")
+
+
+def test_each_variable_has_the_accuracy_of_its_own_scale() -> None:
+    obj = weather()
+    found, report = apply(mean, obj, "time", return_report=True, **SIX_OF_NINE)
+    assert_same(found, obj.mean("time", keep_attrs=True))
+    assert (report.k, report.n) == (6, 9)
+    assert {1, 4} <= {*report.recovered}
+    assert found.land.identical(obj.land)
+
+
+def test_gaps_of_each_variable_are_its_own() -> None:
+    obj = weather()
+    for seed, name in enumerate(["temperature", "humidity"]):
+        obj[name] = gappy(obj[name], seed=seed)
+    assert_same(apply(mean, obj, "time", skipna=True, **SIX_OF_NINE), obj.mean("time", keep_attrs=True))
+
+
+def test_dtypes_are_those_of_f() -> None:
+    counts = np.random.default_rng(0).integers(0, 9, (12, 5, 7)).astype("i4")
+    obj = weather(
+        single=(("time", "lat"), np.random.default_rng(0).random((12, 5), "f4")),
+        counts=(("time", "lat", "lon"), counts),
+    )
+    options: dict[str, Any] = {"blocks": 6, "workers": 12, "executor": LOST}
+    found = apply(lambda rows: rows.sum(axis=-1), obj, "time", **options)
+    assert found.counts.dtype.kind == "i"
+    assert found.single.dtype == "f4"
+    np.testing.assert_array_equal(found.counts, counts.sum(axis=0))
+    np.testing.assert_allclose(found.single, obj.single.sum("time"), rtol=1e-5)
+    others = ["temperature", "humidity", "pressure", "land"]
+    assert_same(found[others], obj[others].sum("time", keep_attrs=True))
+
+
+# --- gaps --------------------------------------------------------------------------------------
+
+
+def test_gaps_that_are_the_same_everywhere_cost_one_row() -> None:
+    obj, rows = field(12, 5, 7), list[int]()
+    obj = obj.where(np.random.default_rng(0).random((5, 7)) > 0.4)
+
+    def counted(block: np.ndarray) -> np.ndarray:
+        rows.append(len(block))
+        return mean(block)
+
+    options: dict[str, Any] = {"blocks": 3, "executor": ReplayExecutor(), "verify": False}
+    found = apply(counted, obj, ["lat", "lon"], skipna=True, **options)
+    assert_same(found, obj.mean(["lat", "lon"], keep_attrs=True))
+    assert {*rows} == {4, 1}
+
+
+@given(
+    sizes=st.tuples(st.integers(1, 9), st.integers(1, 4), st.integers(1, 4)),
+    dim=st.sampled_from(["time", "lat", "lon", ("lat", "lon"), ("lon", "time")]),
+    share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
+    seed=st.integers(0, 99),
+)
+@settings(deadline=None, max_examples=40)
+def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int) -> None:
+    obj = gappy(field(*sizes, seed=seed), share, seed)
+    rows = math.prod(size for name, size in obj.sizes.items() if name not in dim)
+    k = min(rows, 3)
+    lost = np.random.default_rng(seed).permutation(k + 3)[:2].tolist()
+    executor = ReplayExecutor(dict.fromkeys(lost, math.inf))
+    found = apply(mean, obj, dim, skipna=True, blocks=k, workers=k + 3, executor=executor)
+    assert_same(found, obj.mean(dim, skipna=True, keep_attrs=True))
+
+
+def test_where_weights_meet_no_data_there_is_none() -> None:
+    """Results whose weight was decoded are not made of rounding."""
+    stream = np.random.default_rng(0)
+    obj = gappy(field(24, 4, 10), 0.6)
+    weights = stream.random((10, 5)) * (stream.random((10, 5)) < 0.3)
+    options = SIX_OF_NINE | {"output_dims": "x", "skipna": True}
+    found, report = apply(lambda rows: rows @ weights, obj, "lon", return_report=True, **options)
+    there = obj.notnull().values.astype(float) @ weights
+    wanted = np.where(there == 0, np.nan, obj.fillna(0).values @ weights / np.where(there == 0, 1, there))
+    assert np.isnan(wanted).sum() > 50
+    assert len(report.recovered) >= 2
+    np.testing.assert_allclose(found.values, wanted, rtol=1e-11)
+
+
+# --- executors, options ------------------------------------------------------------------------
+
+
+def test_with_killed_and_sleeping_processes() -> None:
+    faults = {0: Fault("kill"), 3: Fault("sleep", seconds=60)}
+    found, report = apply(
+        lambda rows: rows.mean(axis=-1),  # by value: a worker need not import this file
+        weather(),
+        "time",
+        blocks=6,
+        workers=9,
+        executor=FaultyExecutor(None, faults),
+        retries=0,
+        return_report=True,
+    )
+    assert_same(found, weather().mean("time", keep_attrs=True))
+    assert {0, 3} <= {*report.recovered}
+
+
+def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_error() -> None:
+    obj = field(12, 5, 7)
+    found = apply(anomaly, obj, "time", blocks=5, workers=7, executor=ReplayExecutor())
+    rows = np.ascontiguousarray(obj.values.reshape(12, 35).T)
+    plain = np.concatenate([anomaly(block) for block in np.split(rows, 5)])
+    assert np.array_equal(found.values.reshape(12, 35).T, plain)
+    dead = ReplayExecutor(dict.fromkeys(range(7), math.inf))
+    with pytest.raises(NotDecodableError):
+        apply(anomaly, obj, "time", blocks=5, workers=7, executor=dead)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"schedule": "on_demand", "blocks": 6, "workers": 9},
+        {"schedule": Subtasks(2), "blocks": 6, "workers": 9},
+        {"code": Masked(1, noise=10), "workers": 9, "rtol": 1e-8},
+        {"code": polarmap.PolarCode(9, 6)},
+        {"code": "rotation", "workers": 9, "verify": True, "progress": False},
+        {},
+    ],
+)
+def test_options_are_those_of_coded_map(options: dict[str, Any]) -> None:
+    obj = field(12, 8, 7)
+    found = apply(mean, obj, "time", executor=LOST, **options)
+    assert_same(found, obj.mean("time", keep_attrs=True), 1e-9)
+
+
+def test_a_polynomial_with_its_degree() -> None:
+    obj = field(12, 5, 7)
+    found = apply(
+        lambda rows: (rows**2).sum(axis=-1), obj, "time", degree=2, blocks=3, workers=9, executor=LOST
+    )
+    assert_same(found, (obj**2).sum("time", keep_attrs=True).assign_attrs(obj.attrs), 1e-10)
+
+
+def test_a_plan_says_how_many_blocks() -> None:
+    plan = polarmap.plan(7, polarmap.planning.ShiftedExponential(1.0, 0.1))
+    found, report = apply(
+        mean, field(12, 5, 7), "time", schedule=plan, executor=ReplayExecutor(), return_report=True
+    )
+    assert (report.k, report.n) == (plan.k, plan.n)
+    assert_same(found, field(12, 5, 7).mean("time", keep_attrs=True))
+
+
+def test_as_a_future() -> None:
+    future = polarmap.submit(lambda rows: rows.mean(axis=-1), field(12, 5, 7), "time", verb=apply)
+    assert_same(future.result(60), field(12, 5, 7).mean("time", keep_attrs=True))
+
+
+# --- lazy data ---------------------------------------------------------------------------------
+
+
+def test_what_dask_holds_is_computed_once_for_all_variables() -> None:
+    computed = list[int]()
+
+    def source(block: np.ndarray) -> np.ndarray:
+        computed.append(1)
+        return block + 1
+
+    shared = dask.array.ones((12, 5, 7), chunks=(12, 5, 7)).map_blocks(source, dtype=float, meta=np.ones(0))
+    dims = ("time", "lat", "lon")
+    obj = xr.Dataset({"a": (dims, shared), "b": (dims, 2 * shared), "static": (dims[1:], shared[0])})
+    found = apply(mean, obj, "time", blocks=6, executor=ReplayExecutor())
+    assert len(computed) == 1
+    assert np.allclose(found.a, 2)
+    assert np.allclose(found.b, 4)
+    assert obj.a.chunks is not None
+    assert found.static.chunks is not None  # f does not work along its dimensions
+
+
+def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
+    weather().drop_vars("time").to_zarr(tmp_path / "weather.zarr", consolidated=False)
+    with xr.open_dataset(tmp_path / "weather.zarr", engine="zarr", consolidated=False, chunks=None) as obj:
+        found = apply(mean, obj, "time", **SIX_OF_NINE)
+        assert not obj.temperature.variable._in_memory
+        assert_same(found, obj.mean("time", keep_attrs=True))
+
+
+# --- mistakes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("obj", "dim", "options", "message"),
+    [
+        (
+            np.ones(3),
+            "time",
+            {},
+            "DataArray or Dataset, not ndarray: use polarmap.coded_map",
+        ),
+        (field(4, 3, 2), "tim", {}, "no dimension 'tim': its dimensions are 'time', 'lat', 'lon'"),
+        (xr.DataArray(1.0), "time", {}, "no dimension 'time': its dimensions are none"),
+        (field(4, 3, 2), [], {}, "dim names no dimension"),
+        (field(4, 3, 2)[:0], "time", {}, "obj has dimension 'time' of size 0"),
+        (field(4, 3, 2)[:, :0], "time", {}, "obj has dimension 'lat' of size 0"),
+        (field(4, 3, 2).astype(object), "time", {}, "obj has dtype object, .* convert it first"),
+        (field(4, 3, 2) > 280, "time", {}, r"obj has dtype bool, .*astype\(int\)"),
+        (
+            weather(when=("time", np.zeros(12, "M8[ns]"))),
+            "time",
+            {},
+            r"variable 'when' of obj has dtype datetime64\[ns\], .*obj.drop_vars\('when'\)",
+        ),
+        (weather(), ["lat", "lon"], {}, r"variable 'pressure' of obj has no dimension 'lon', .*drop_vars"),
+        (
+            xr.Dataset(coords={"time": range(3)}),
+            "time",
+            {},
+            "no variable of the Dataset has dimension 'time'",
+        ),
+        (field(4, 3, 2), "time", {"output_dims": "lat"}, "output_dims names 'lat', which obj has"),
+        (field(4, 3, 2), "time", {"output_dims": "height"}, "output_dims names 'height', which obj has"),
+        (field(4, 3, 2), "time", {"output_dims": {"x": np.ones((2, 2))}}, r"output_dims\['x'\] has 2 axes"),
+        (field(4, 3, 2), "time", {"output_dims": "x"}, r"results of shape \(\) .* names 1 axes: name all 0"),
+        (field(4, 3, 2), "time", {"blocks": 7}, "blocks=7 is more than the 6 rows"),
+        (field(4, 3, 2), "time", {"workers": 0}, "workers must be a positive integer"),
+        (field(4, 3, 2), "time", {"code": "polar"}, "code must be"),
+    ],
+)
+def test_mistakes_are_named(obj: Any, dim: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        apply(mean, obj, dim, executor=ReplayExecutor(), **options)
+
+
+@pytest.mark.parametrize(
+    ("f", "options", "message"),
+    [
+        (5, {}, "f must be callable"),
+        (lambda rows: rows.mean(axis=0), {}, r"gave shape \(12,\): a result has as many rows \(axis 0\)"),
+        (lambda rows: float(rows.sum()), {}, "f must return one array, not float"),
+        (lambda rows: (rows, rows), {}, "f must return one array, not tuple"),
+        (lambda rows: rows.reshape(-1, 4, 3), {}, r"output_dims=\['new', 'new'\]"),
+        (lambda rows: rows, {"output_dims": {"x": [1, 2]}}, "12 entries along 'x', .* a coordinate of 2"),
+        (
+            lambda rows: rows - rows.mean(axis=0),
+            {},
+            "f of 2 rows is not what it gives of them among 7",
+        ),
+        (lambda rows: rows - rows.mean(), {"verify": True}, "it mixes rows"),
+    ],
+)
+def test_functions_that_do_not_act_on_rows(f: Any, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(CodeError, match=message):
+        apply(f, field(12, 5, 7), "time", blocks=5, executor=ReplayExecutor(), **options)
+
+
+def test_what_is_not_linear_is_refused() -> None:
+    with pytest.raises(NotLinearError):
+        apply(lambda rows: np.abs(rows - 280).sum(axis=-1), field(12, 5, 7), "time", **SIX_OF_NINE)
+
+
+def test_arrays_that_are_not_numpy_are_named() -> None:
+    class Quantity(np.ndarray):
+        """An array class of somebody else, with a unit that f would not see."""
+
+    obj = xr.DataArray(np.ones((4, 3)).view(Quantity), dims=("x", "y"))
+    with pytest.raises(CodeError, match=r"holds a Quantity, .*obj.as_numpy\(\)"):
+        apply(mean, obj, "x", executor=ReplayExecutor())
+
+
+def test_an_f_that_cannot_run_here_is_warned_of() -> None:
+    main = threading.current_thread()
+
+    def elsewhere(rows: np.ndarray) -> np.ndarray:
+        if threading.current_thread() is main:
+            raise OSError("no such file")
+        return mean(rows)
+
+    with ThreadPoolExecutor(4) as pool:
+        with pytest.warns(RuntimeWarning, match="acts on each row by itself: here it raised .*no such file"):
+            apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool)
+        apply(elsewhere, field(12, 5, 7), "time", blocks=5, executor=pool, verify=False)
+
+
+def test_what_an_f_was_found_to_be_is_remembered() -> None:
+    seen = np.zeros(1)  # what an array holds does not make another function of it
+
+    def counted(rows: np.ndarray) -> np.ndarray:
+        seen[0] += len(rows) == 2
+        return mean(rows)
+
+    for _ in range(2):
+        apply(counted, field(12, 5, 7), "time", blocks=5, workers=6, executor=ReplayExecutor())
+    assert seen == 1
+
+
+# --- imports -----------------------------------------------------------------------------------
+
+
+def test_it_needs_no_import_of_its_own() -> None:
+    assert polarmap.__getattr__("xr") is sys.modules["polarmap.xr"]
+
+
+def test_without_xarray_the_message_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['xarray'] = None\nimport polarmap\n"
+        "try:\n    polarmap.xr\nexcept ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("polarmap.xr needs xarray: pip install ")
