@@ -125,8 +125,10 @@ def apply(
         not sum to one.
     return_report : bool
         Return the report of the map, too.
-    blocks, workers, code, degree, schedule, executor, verify, rtol, timeout, on_timeout, retries, progress
+    blocks, workers, code, degree, schedule, executor : optional
         As for `coded_map`, of rows.
+    verify, rtol, timeout, on_timeout, retries, progress : optional
+        As for `coded_map`.
 
     Returns
     -------
