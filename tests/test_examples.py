@@ -10,7 +10,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-ARGUMENTS = {"matvec.py": ["2000", "48", "4"]}  # smaller, and a shorter wait for the uncoded map
+ARGUMENTS = {
+    "matvec.py": ["2000", "48", "4"],  # smaller, and a shorter wait for the uncoded map
+    "adversarial.py": ["2"],  # digits, of eight
+}
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -384,7 +385,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
             "item 1 of data, a _thread.lock, cannot be sent: TypeError: cannot pickle",
         ),
     ],
-    ids=repr,
+    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),  # each process has the same names
 )
 def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
