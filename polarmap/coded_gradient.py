@@ -258,6 +258,8 @@ def _checked_directions(directions: Any, x: Floats) -> Floats:
 
 def _numbers(value: Any, name: str) -> Floats:
     value = as_array_like(value, name)
+    if hasattr(value, "toarray"):
+        raise CodeError(f"{name} is a sparse {type(value).__name__}: use {name}.toarray()")
     try:
         if np.asarray(value).dtype.kind == "c":
             raise TypeError("complex")

@@ -79,6 +79,7 @@ class Report:
         equal and so tells nothing of it. Empty if all are exact.
     is_final : False in the report of a future that is not done: how things are so far, with `needed` the
         number of results that determine the others.
+    code_reason : of a sparse matrix, why it was coded or why late tasks got copies instead, in a sentence.
     cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
         that stay, all that they have cost since the map before: the seconds while they were idle, too.
     """
@@ -105,6 +106,7 @@ class Report:
     subtasks: int = 1
     errors: tuple[float, ...] = ()
     is_final: bool = True
+    code_reason: str = ""
 
     @property
     def estimated(self) -> tuple[int, ...]:
@@ -180,6 +182,8 @@ class Report:
             largest = max(self.errors)
             known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
             lines.append(f"estimated: {listed(self.estimated)}, {known}")
+        if self.code_reason:
+            lines.append(self.code_reason)
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.schedule == "on_demand":

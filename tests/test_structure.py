@@ -87,7 +87,7 @@ ONLY_FROM = {
             f"polarmap.glm.{name}"
             for name in ("golub_kahan", "least_squares", "logistic", "losses", "minimize")
         ],
-        "polarmap.linalg.operators",
+        *["polarmap.linalg.operators", "polarmap.blocks.sparse"],
     ],
     "sklearn": [
         f"polarmap.glm.{name}" for name in ("coded_model", "convergence", "logistic", "poisson", "ridge")

@@ -248,8 +248,6 @@ MATRIX = STREAM.standard_normal((26, 5))
         (np.zeros(3, "M8[s]"), r"the data has dtype datetime64\[s\]"),
         (np.zeros(3, [("x", "f8")]), "the data has dtype "),
         (np.ma.masked_less(MATRIX, 0), "masked array"),
-        (scipy.sparse.csr_array(MATRIX), "sparse csr_array"),
-        (scipy.sparse.coo_matrix(MATRIX), "sparse coo_matrix"),
     ],
 )
 def test_arrays_that_cannot_be_coded(data: Any, message: str) -> None:
