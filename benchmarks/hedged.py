@@ -26,7 +26,7 @@ from polarmap.planning.backups import CUBED
 
 TASKS = 24
 ATTEMPTS = 3  # of a task, at most
-UNIT = 0.25  # seconds to the unit of the distribution
+UNIT = 0.5  # seconds to the unit of the distribution
 RUNTIMES = stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0)
 POLL = 0.002  # seconds between looks for what is late, by cubed's rule
 
