@@ -22,10 +22,16 @@ Array = npt.NDArray[Any]
 class Audit:
     """What a check of a coded array found.
 
-    name : of the array.
-    n, stripes : blocks, and parts of each.
-    damaged : parts that are missing, truncated or corrupt.
-    lost : stripes of which too few parts are good: repair() cannot rebuild these.
+    Attributes
+    ----------
+    name
+        Name of the array.
+    n, stripes
+        Blocks, and parts of each.
+    damaged
+        Parts that are missing, truncated or corrupt.
+    lost
+        Stripes of which too few parts are good: repair() cannot rebuild these.
     """
 
     name: str
