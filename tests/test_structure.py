@@ -85,7 +85,10 @@ ONLY_FROM = {
     "scipy": [
         *[
             f"polarmap.glm.{name}"
-            for name in ("golub_kahan", "least_squares", "logistic", "losses", "minimize")
+            for name in (
+                *("coded_model", "golub_kahan", "least_squares", "logistic", "losses", "minimize"),
+                "scaled_operator",
+            )
         ],
         *["polarmap.linalg.operators", "polarmap.blocks.sparse"],
     ],

@@ -137,6 +137,11 @@ class Pool:
         return self._options.workers
 
     @property
+    def executor(self) -> Any:
+        """What it was made of; None on this machine."""
+        return self._place.choice
+
+    @property
     def is_here(self) -> bool:
         """Whether the workers are processes of this machine."""
         return isinstance(self._place, Here)
@@ -287,6 +292,7 @@ class Here:
 
     name = "workers here"
     worker: Worker | None = None
+    choice = None
 
     def storage_of_arrays(self) -> Any:
         """A folder of this process."""
@@ -313,13 +319,13 @@ class Elsewhere:
     """Functions of Lithops, or tasks of Dask."""
 
     def __init__(self, choice: Any) -> None:
-        self._choice = choice
+        self.choice = choice
         self._is_lithops = is_path(choice) or is_of_lithops(choice)
         self.name, self.worker = self._known()
 
     def storage_of_arrays(self) -> Any:
         """The storage of the configuration."""
-        return self._choice if self._is_lithops else None
+        return self.choice if self._is_lithops else None
 
     def start(self, options: PoolOptions) -> Crew:
         """Open what starts workers; ExecutorError if that is impossible."""
@@ -350,26 +356,26 @@ class Elsewhere:
 
     def _known(self) -> tuple[str, Worker | None]:
         """The name of the place, and what a worker is given there."""
-        if is_path(self._choice):
+        if is_path(self.choice):
             from polarmap.executors.lithops import YamlExecutor
 
-            yaml = YamlExecutor(self._choice)
+            yaml = YamlExecutor(self.choice)
             return f"kept workers on {yaml.name}", yaml.worker
         if self._is_lithops:
             from polarmap.executors.lithops import LithopsExecutor
 
-            functions = LithopsExecutor(self._choice)
+            functions = LithopsExecutor(self.choice)
             return f"kept workers on {functions.name}", functions.worker
-        return f"kept workers on {type(self._choice).__name__}", None
+        return f"kept workers on {type(self.choice).__name__}", None
 
     def _site(self, folder: Path) -> Any:
         if self._is_lithops:
             from polarmap.executors.lithops_site import LithopsSite
 
-            return LithopsSite(self._choice, folder)
+            return LithopsSite(self.choice, folder)
         from polarmap.executors.dask_site import DaskSite
 
-        return DaskSite(self._choice)
+        return DaskSite(self.choice)
 
 
 def _place(choice: Any) -> Here | Elsewhere:

@@ -42,8 +42,9 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
     max_iter : int
         Each iteration is two coded maps or more.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor. A pool stays behind when
-        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+        As for `CodedOperator`. Clones share the executor. A pickled model has what describes it: the path
+        that a `polarmap.Pool` is of, None for one of this machine. Other pools stay behind: what is loaded
+        predicts, and refuses to fit until it is given another.
     verbose : int
         1: a line on standard output for each iteration, of the penalized mean loss, the norm of
         its gradient for scaled features, and seconds. 2: also its products, and how many blocks the
@@ -97,8 +98,8 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to X (samples, features) and labels y (samples,)."""
-        X, y = validate_data(self, X, y, dtype=np.float64)
+        """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
         check_classification_targets(y)
         self._check_numbers(C=np.finfo(np.float64).tiny)
         weights = self._weights(sample_weight, X)

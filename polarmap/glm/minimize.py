@@ -28,16 +28,16 @@ class MinimizedModel(CodedModel):
     """A model whose coefficients minimize a penalized loss."""
 
     def _minimize(
-        self, X: Floats, y: Floats, weights: Floats, loss: Loss, penalty: float
+        self, X: Any, y: Floats, weights: Floats, loss: Loss, penalty: float
     ) -> tuple[Floats, Floats]:
         """Coefficients (outputs, features) and intercepts (outputs,); sets n_iter_ and report_."""
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         self._check_solver(MINIMIZERS)
         shares = weights / weights.sum()
         curvature = null_curvature(loss, y, shares[:, np.newaxis])
-        A, mean, scale = self._scaled(X, shares, penalty, curvature)
+        scaled, mean, scale = self._scaled_operator(X, shares, penalty, curvature)
         unit = 1.0 / np.sqrt(curvature) if self.fit_intercept else 0.0
-        with self._operator(A) as operator:
+        with scaled as operator:
             objective = Objective(operator, y, shares, loss, penalty * scale**2, unit)
             progress = Progress(type(self).__name__, operator, self.verbose)
             found = _minimum(objective, self.solver, self.tol, self.max_iter, progress)

@@ -75,8 +75,8 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to X (samples, features) and counts y (samples,), which need not be whole."""
-        X, y = validate_data(self, X, y, dtype=np.float64, y_numeric=True)
+        """Fit to X (samples, features), which may be sparse, and counts y (samples,), not always whole."""
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
         y = y.astype(np.float64)
         self._check_numbers(alpha=0.0)
         if (y < 0).any():

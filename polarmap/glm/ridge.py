@@ -34,8 +34,9 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
     max_iter : int
         Each iteration is two coded maps.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor. A pool stays behind when
-        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+        As for `CodedOperator`. Clones share the executor. A pickled model has what describes it: the path
+        that a `polarmap.Pool` is of, None for one of this machine. Other pools stay behind: what is loaded
+        predicts, and refuses to fit until it is given another.
     verbose : int
         1: a line on standard output for each iteration, of the objective (not with "lsmr"), the norm of
         its gradient for scaled features, and seconds. 2: also its products, and how many blocks the
@@ -87,8 +88,10 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to X (samples, features) and y (samples,) or (samples, targets)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
+        )
         y = y.astype(np.float64)
         alpha = self._penalty()
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
@@ -102,11 +105,10 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
                 "use more samples, or Ridge(alpha=...) with alpha > 0"
             )
         shares, root = weights / weights.sum(), np.sqrt(weights)
-        A, mean, scale = self._scaled(X, shares, alpha / weights.sum())
-        A *= root[:, np.newaxis]
+        scaled, mean, scale = self._scaled_operator(X, shares, alpha / weights.sum(), root=root)
         targets = y.reshape(len(y), -1)
         centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
-        with self._operator(A) as operator:
+        with scaled as operator:
             system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
             solved = [
                 solve_least_squares(self, system, target, Progress(name, operator, self.verbose))

@@ -1,0 +1,88 @@
+"""Centred and scaled features of which only the sparse ones exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.linalg import LinearOperator
+
+from polarmap.linalg.operators import CodedOperator
+from polarmap.report import Report
+
+Floats = npt.NDArray[np.float64]
+
+
+class ScaledOperator(LinearOperator):  # type: ignore[misc]
+    """diag(root) (X - 1 mean') diag(scale), by products with X alone.
+
+    Parameters
+    ----------
+    operator : CodedOperator (samples, features)
+        X; closed with this one.
+    mean, scale : (features,)
+    root : (samples,) or float
+    """
+
+    def __init__(self, operator: CodedOperator, mean: Floats, scale: Floats, root: Floats | float) -> None:
+        super().__init__(np.float64, operator.shape)
+        self._operator, self._mean, self._scale = operator, mean, scale
+        self._root = np.broadcast_to(root, operator.shape[0])
+
+    @property
+    def products(self) -> int:
+        """Coded maps so far."""
+        return self._operator.products
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last one."""
+        return self._operator.report
+
+    def __enter__(self) -> ScaledOperator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._operator.close()
+
+    def _matvec(self, v: Floats) -> Floats:
+        return self._matmat(np.reshape(v, (-1, 1)))[:, 0]
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        return self._rmatmat(np.reshape(u, (-1, 1)))[:, 0]
+
+    def _matmat(self, V: Floats) -> Floats:
+        scaled = self._scale[:, np.newaxis] * V
+        return self._root[:, np.newaxis] * (self._product(self._operator, scaled) - self._mean @ scaled)
+
+    def _rmatmat(self, U: Floats) -> Floats:
+        weighted = self._root[:, np.newaxis] * U
+        centred = self._product(self._operator.H, weighted) - np.outer(self._mean, weighted.sum(axis=0))
+        return self._scale[:, np.newaxis] * centred
+
+    def _product(self, operator: Any, operand: Floats) -> Floats:
+        """One coded map, of a vector where it is one."""
+        if operand.shape[1] == 1:
+            return np.asarray(operator.matvec(operand[:, 0])).reshape(-1, 1)
+        return np.asarray(operator.matmat(operand))
+
+
+def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
+    """Mean of each feature of a sparse X, or zeros, and the mean square of what it deviates from that.
+
+    The deviations are added up, zeros apart: a difference of sums would lose those of a constant feature.
+
+    shares : of the samples; their sum is 1.
+    """
+    columns = X.tocsc()
+    features = columns.shape[1]
+    which = np.repeat(np.arange(features), np.diff(columns.indptr))
+    weights = shares[columns.indices]
+    mean: Floats = np.zeros(features)
+    if is_centred:
+        mean += np.bincount(which, weights * columns.data, features)
+    zeros = 1.0 - np.bincount(which, weights, features)
+    zeros[zeros <= np.finfo(np.float64).eps * columns.shape[0]] = 0.0  # rounding: no sample is one
+    square = np.bincount(which, weights * (columns.data - mean[which]) ** 2, features) + zeros * mean**2
+    return mean, np.asarray(square, np.float64)
