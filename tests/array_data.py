@@ -13,6 +13,7 @@ DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8
 
 
 MIB = 1 << 20
+DOCUMENTS = 3  # objects of an array beside its parts: the manifest, and zarr.json of group and array
 
 
 def random_array(shape, dtype="f8", seed=0):
@@ -27,14 +28,17 @@ def random_array(shape, dtype="f8", seed=0):
 
 
 def damage(store, part, kind):
-    """Make a stored part missing, truncated or corrupt."""
+    """Make a stored part missing, truncated, corrupt or longer than it was."""
     data = store.get(part.key)
     if kind == "missing":
         store.delete([part.key])
     elif kind == "truncated":
-        store.put(part.key, data[:-1])
+        store.put(part.key, data[: part.offset + part.size - 1])
+    elif kind == "appended":
+        store.put(part.key, data + b"x")
     else:
-        store.put(part.key, data[:3] + bytes([data[3] ^ 1]) + data[4:])
+        at = part.offset + 3
+        store.put(part.key, data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :])
 
 
 def losses(code, count):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from math import prod
 from typing import Any
@@ -44,6 +45,8 @@ class CodedArray:
     stored_bytes : int
         In storage, parity included; without what already lay there when it was encoded.
     store : Store
+    zarr : str or None
+        The Zarr group whose array "data" this is, for zarr, xarray, dask and cubed.
     """
 
     def __init__(self, store: Store, made: Manifest) -> None:
@@ -90,6 +93,19 @@ class CodedArray:
             f"{self.k} of {self.n} blocks are data, "
             f"{self.stored_bytes / 2**20:,.1f} MiB in {self.store.name}>"
         )
+
+    @property
+    def zarr(self) -> str | None:
+        """The Zarr group whose array "data" this is: the path of a folder, else a key in the store.
+
+        None if there is none: the data were not copied, results are missing until `repair`, or blocks cannot
+        be cut into chunks (see the page on the format).
+        """
+        made = self._manifest
+        if made.zarr is None or not made.is_zarr:
+            return None
+        place = place_of(self.store)
+        return os.path.join(place.place, made.zarr.path) if place.kind == "folder" else made.zarr.path
 
     def stored(self, index: int) -> tuple[Part, ...]:
         """Where block `index` lies: joined in order, its parts are its bytes."""

@@ -41,7 +41,8 @@ def encode(
     """Encode an array once and keep it in storage.
 
     The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
-    added. A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding
+    added. The data blocks are a Zarr v3 array, which other libraries open too (`CodedArray.zarr`).
+    A matrix is never loaded whole: the blocks are read and encoded in stripes. If encoding
     is cut short, nothing can be opened, and the next call with the same arguments goes on where it
     stopped (it reads the finished part of the data again, and encodes anew what has changed).
 

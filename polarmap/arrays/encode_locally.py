@@ -16,6 +16,8 @@ from polarmap.arrays.nonfinite import NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.write_array import StripeWriter
+from polarmap.arrays.zarr_chunks import filled
+from polarmap.arrays.zarr_view import ZarrView
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
 
@@ -57,6 +59,9 @@ class _StripeEncoder:
         self._store, self._source, self._plan = store, source, plan
         self._seen, self._find = seen, nonfinite_finder()
         self._generation, self._earlier = generation, earlier
+        self._zarr = None
+        if plan.chunk_shape is not None and plan.stripes_are_chunks:
+            self._zarr = ZarrView(generation.zarr_path, plan.chunk_shape)
         n, k = plan.code.n, plan.code.k
         self._buffers = [
             (
@@ -107,9 +112,10 @@ class _StripeEncoder:
         return None
 
     def _send(self, stripe: int, kept: list[Part] | None, pool: ThreadPoolExecutor) -> list[Future[Part]]:
-        if kept is not None:
-            return [_done(part) for part in kept]
         data, parity = self._rows(stripe)
+        if kept is not None:
+            moved = [pool.submit(self._adopt, block, stripe, kept[block]) for block in range(len(data))]
+            return moved + [_done(part) for part in kept[len(data) :]]
         rows = [*data, *parity]
         return [pool.submit(self._put, block, stripe, row) for block, row in enumerate(rows)]
 
@@ -119,9 +125,25 @@ class _StripeEncoder:
             place = self._source.locate(block * self._plan.rows, self._plan.hyperslabs[stripe])
             if place is not None:
                 return place._replace(crc32=checksum(raw))
+            chunk = self._chunk_key(block, stripe)
+            if self._zarr and chunk:
+                self._store.put(chunk, filled(raw, self._zarr.chunk_bytes(self._plan.dtype)))
+                return Part(chunk, raw.nbytes, checksum(raw))
         part = Part(self._generation.part_key(block, stripe), raw.nbytes, checksum(raw))
         self._store.put(part.key, raw)
         return part
+
+    def _adopt(self, block: int, stripe: int, part: Part) -> Part:
+        """A data part of an earlier run, copied beside the Zarr chunks of this one if the storage can."""
+        chunk = self._chunk_key(block, stripe)
+        if chunk is None:
+            return part
+        is_copied = hasattr(self._store, "join") and self._store.join([part.key], chunk)
+        return part._replace(key=chunk) if is_copied else part
+
+    def _chunk_key(self, block: int, stripe: int) -> str | None:
+        plan = self._plan
+        return self._zarr and self._zarr.chunk_key(plan.shape, plan.rows, block, stripe)
 
     def _wait(self, stripe: int, sending: list[Future[Part]]) -> list[Part]:
         parts = [future.result() for future in sending]

@@ -20,13 +20,13 @@ from polarmap.worker.parts import DamagedError, Part
 Array = npt.NDArray[Any]
 
 TRANSFERS = 8  # objects fetched at once
-KINDS = ("missing", "truncated", "corrupt")
+KINDS = ("missing", "truncated", "corrupt", "appended", "foreign")
 
 
 class Damage(NamedTuple):
     """A part that is not what was stored.
 
-    kind : one of KINDS.
+    kind : one of KINDS but the last. What is appended to is whole, and read as it was.
     """
 
     block: int

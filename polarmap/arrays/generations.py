@@ -22,6 +22,7 @@ from polarmap.storage.process_identity import ProcessIdentity
 from polarmap.worker.parts import Part
 
 RUN_NOTE = "running.json"
+ZARR_GROUP = "array.zarr"
 STALE_AFTER_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
@@ -63,6 +64,11 @@ class Generation:
     def part_key(self, block: int, stripe: int) -> str:
         """Where a part of this run goes."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
+
+    @property
+    def zarr_path(self) -> str:
+        """Where the Zarr group of an array of this run goes: apart from all that Zarr does not know."""
+        return f"{self.prefix}{ZARR_GROUP}"
 
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored."""

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.arrays.keys import MANIFESTS, array_prefix, check_name, manifest_key
+from polarmap.arrays.zarr_view import ZarrView
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage.base import Store, check_key
@@ -22,6 +24,14 @@ from polarmap.worker.parts import Part
 
 FORMAT, VERSION = "polarmap coded array", 1
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")
+
+
+class ZarrChunk(NamedTuple):
+    """An object of the Zarr array, and the stripes of a data block that it holds."""
+
+    key: str
+    block: int
+    stripes: range
 
 
 @dataclass(frozen=True)
@@ -34,6 +44,7 @@ class Manifest:
     code : what binds the blocks.
     parts : per block, its parts in order.
     scalars : whether each block is one number without axes, of which the array is the vector.
+    zarr : the Zarr array that the data blocks make, or will when none is missing; None if they lie elsewhere.
     """
 
     name: str
@@ -44,6 +55,7 @@ class Manifest:
     code: PolarCode
     parts: tuple[tuple[Part, ...], ...]
     scalars: bool = False
+    zarr: ZarrView | None = None
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -70,15 +82,61 @@ class Manifest:
         return replace(self, parts=tuple(table))
 
     @cached_property
+    def zarr_chunks(self) -> list[ZarrChunk]:
+        """Of which the Zarr array consists, or will."""
+        if self.zarr is None:
+            return []
+        sizes = self.zarr.chunk_sizes(self.shape, self.rows)
+        stripe_at = {start: stripe for stripe, start in enumerate(self.bounds)}
+        ends = [stripe_at[end] for end in accumulate(sizes, initial=0)]
+        return [
+            ZarrChunk(key, block, range(*stripes))
+            for block in range(self.code.k)
+            for number, stripes in enumerate(pairwise(ends))
+            if (key := self.zarr.chunk_key(self.shape, self.rows, block, number)) is not None
+        ]
+
+    def chunk_parts(self, chunk: ZarrChunk) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+        """The parts of a Zarr chunk where they lie, and as they lie in the chunk."""
+        parts = tuple(self.parts[chunk.block][stripe] for stripe in chunk.stripes)
+        starts = accumulate((part.size for part in parts), initial=0)
+        return parts, tuple(part._replace(key=chunk.key, offset=at) for part, at in zip(parts, starts))
+
+    @property
+    def is_zarr(self) -> bool:
+        """Whether the Zarr array is there, with all its chunks."""
+        return self.zarr is not None and bool(self.zarr.metadata)
+
+    @cached_property
     def objects(self) -> set[str]:
-        """The keys of all objects that hold parts."""
-        return {part.key for parts in self.parts for part in parts}
+        """The keys of all objects that hold parts, or belong to the Zarr array."""
+        zarr = {chunk.key for chunk in self.zarr_chunks} if self.is_zarr else set()
+        metadata = {part.key for part in self.zarr.metadata} if self.zarr else set()
+        return {part.key for parts in self.parts for part in parts} | zarr | metadata
+
+    @cached_property
+    def ends(self) -> dict[str, tuple[int, int]]:
+        """Of the objects that exist for this array: where the last part ends, and the object."""
+        prefix = array_prefix(self.name)
+        found: dict[str, tuple[int, int]] = {}
+        for part in itertools.chain.from_iterable(self.parts):
+            if part.key.startswith(prefix):
+                end = max(part.offset + part.size, *found.get(part.key, (0, 0)))
+                found[part.key] = end, end
+        if self.zarr is not None:
+            length = self.zarr.chunk_bytes(self.dtype)
+            for chunk in self.zarr_chunks:
+                if self.is_zarr or chunk.key in found:
+                    last = self.chunk_parts(chunk)[1][-1]
+                    found[chunk.key] = last.offset + last.size, length
+            found |= {part.key: (part.size, part.size) for part in self.zarr.metadata}
+        return found
 
     @property
     def owned_bytes(self) -> int:
-        """Bytes in storage that exist for this array only."""
-        prefix = array_prefix(self.name)
-        return sum(part.size for parts in self.parts for part in parts if part.key.startswith(prefix))
+        """Bytes in storage that exist for this array only, without manifest and metadata."""
+        metadata = self.zarr.metadata if self.zarr else ()
+        return sum(length for _, length in self.ends.values()) - sum(part.size for part in metadata)
 
     def dump(self) -> bytes:
         """As the object that is stored."""
@@ -94,6 +152,9 @@ class Manifest:
         }
         if self.scalars:
             array["scalars"] = True
+        if self.zarr:
+            metadata = [part._asdict() for part in self.zarr.metadata]
+            array["zarr"] = {**self.zarr._asdict(), "metadata": metadata}
         document = {"format": FORMAT, "version": VERSION, "crc32": _checksum(array), "array": array}
         return json.dumps(document, separators=(",", ":")).encode()
 
@@ -124,10 +185,7 @@ class Manifest:
         for field in ("dtype", "parity_dtype"):
             if not _DTYPE.fullmatch(array[field]):
                 raise ValueError(f"{field} {array[field]!r} is not one of numbers")
-        parts = tuple(
-            tuple(Part(check_key(one["key"]), one["size"], one["crc32"], one["offset"]) for one in parts)
-            for parts in array["blocks"]
-        )
+        parts = tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"])
         made = cls(
             name=check_name(array["name"]),
             shape=tuple(array["shape"]),
@@ -137,6 +195,7 @@ class Manifest:
             code=rebuild_code(array["code"]),
             parts=parts,
             scalars=array.get("scalars", False),
+            zarr=_parse_zarr(array.get("zarr")),
         )
         made._check()
         return made
@@ -161,6 +220,33 @@ class Manifest:
             itemsize = self.dtype_of(block).itemsize
             if [part.size for part in parts] != [itemsize * length for length in lengths]:
                 raise ValueError(f"block {block} is not cut as block 0 is")
+        if self.zarr is not None:
+            self._check_zarr(self.zarr)
+
+    def _check_zarr(self, zarr: ZarrView) -> None:
+        chunk, keys = zarr.chunk_shape, tuple(part.key for part in zarr.metadata)
+        if not check_key(zarr.path).startswith(array_prefix(self.name)) or keys not in (
+            (),
+            zarr.metadata_keys,
+        ):
+            raise ValueError(f"the Zarr array at {zarr.path!r} is not one of this array")
+        if len(chunk) != len(self.shape) or not all(type(one) is int and one > 0 for one in chunk):
+            raise ValueError(f"chunks of shape {chunk} do not make an array of shape {self.shape}")
+        ends = set(accumulate(zarr.chunk_sizes(self.shape, self.rows), initial=0))
+        if self.rows % chunk[0] or not ends <= set(self.bounds):
+            raise ValueError(f"blocks of {self.rows} rows are not cut into chunks of shape {chunk}")
+
+
+def _parse_part(fields: Mapping[str, Any]) -> Part:
+    return Part(check_key(fields["key"]), fields["size"], fields["crc32"], fields["offset"])
+
+
+def _parse_zarr(fields: Mapping[str, Any] | None) -> ZarrView | None:
+    """None of arrays that are no Zarr array, among them all that were written before they were."""
+    if fields is None:
+        return None
+    metadata = tuple(map(_parse_part, fields["metadata"]))
+    return ZarrView(fields["path"], tuple(fields["chunk_shape"]), metadata)
 
 
 def load(store: Store, name: str) -> Manifest:

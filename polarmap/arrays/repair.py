@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from polarmap.arrays.decode import decode_blocks
 from polarmap.arrays.fetch import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.zarr_chunks import complete, restore
 from polarmap.errors import NotDecodableError, PolarmapError, StorageError
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
@@ -36,7 +38,7 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
         nothing is changed then.
     """
     found = audit(store, manifest)
-    if found.ok:
+    if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
@@ -54,28 +56,51 @@ def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit) -> 
     """The new manifest, once it is stored after all parts that had been damaged."""
     rebuilt: dict[tuple[int, int], Part] = {}
     with Generation(store, manifest.name, {"repair": checksum(before)}) as generation:
-        for stripe in sorted({damage.stripe for damage in found.damaged}):
-            for block, row in _rebuild(store, manifest, stripe).items():
+        for stripe, blocks in sorted(_to_rebuild(manifest, found).items()):
+            for block, row in _rebuild(store, manifest, stripe, blocks).items():
                 raw = np.ascontiguousarray(row).data.cast("B")
                 part = Part(generation.part_key(block, stripe), raw.nbytes, checksum(raw))
                 store.put(part.key, raw)
                 rebuilt[block, stripe] = part
             generation.heartbeat()
-        repaired = manifest.with_parts(rebuilt)
+        repaired = _with_zarr(store, manifest, manifest.with_parts(rebuilt), found, generation.zarr_path)
         generation.publish(repaired, before)
     return repaired
 
 
-def _rebuild(store: Store, manifest: Manifest, stripe: int) -> Mapping[int, Array]:
-    """The damaged parts of a stripe, by block, as they should be."""
+def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
+    """Blocks by stripe whose parts are stored anew: the damaged ones, and those in one object with them."""
+    keys = {damage.key for damage in found.damaged} & manifest.ends.keys()
+    places = {(damage.block, damage.stripe) for damage in found.damaged}
+    for block, parts in enumerate(manifest.parts):
+        places |= {(block, stripe) for stripe, part in enumerate(parts) if part.key in keys}
+    wanted: dict[int, set[int]] = {}
+    for block, stripe in places:
+        wanted.setdefault(stripe, set()).add(block)
+    return wanted
+
+
+def _with_zarr(store: Store, before: Manifest, now: Manifest, found: Audit, path: str) -> Manifest:
+    """The Zarr array made whole, or made at `path` if there was none as parts were missing."""
+    if now.zarr is None:
+        return now
+    if not now.is_zarr:
+        return complete(store, replace(now, zarr=now.zarr._replace(path=path)), through_here=True)
+    moved = {chunk.key for chunk in now.zarr_chunks if now.chunk_parts(chunk) != before.chunk_parts(chunk)}
+    return restore(store, now, moved | {key for key, _ in found.zarr})
+
+
+def _rebuild(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:
+    """The damaged parts of a stripe, and those of blocks `wanted`, by block, as they should be."""
     code = manifest.code
     with ThreadPoolExecutor(TRANSFERS) as pool:
         good, damaged = fetch_blocks(store, manifest, stripe, range(code.n), pool)
     bad = [damage.block for damage in damaged]
+    rebuilt = {block: good[block] for block in wanted if block in good}
     if not bad:
-        return {}
+        return rebuilt
     lost = [block for block in bad if block < code.k]
-    rebuilt = decode_blocks(manifest, stripe, lost, good) if lost else {}
+    rebuilt |= decode_blocks(manifest, stripe, lost, good) if lost else {}
     if max(bad) >= code.k:
         data = [rebuilt.get(block, good.get(block)) for block in range(code.k)]
         parity = code.parity([row for row in data if row is not None])

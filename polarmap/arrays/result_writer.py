@@ -15,6 +15,8 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.manifest import Manifest, read_current
 from polarmap.arrays.stores import place_of
+from polarmap.arrays.zarr_chunks import complete
+from polarmap.arrays.zarr_view import ZarrView, chunk_shape
 from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -82,9 +84,19 @@ class ResultWriter:
             stored[index].parts if index in stored else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)
         ]
+        chunk = chunk_shape((rows, *inner), (rows, *inner))
         made = Manifest(
-            self._name, (total, *inner), dtype, parity_dtype, rows, self._code, tuple(parts), shape == ()
+            self._name,
+            (total, *inner),
+            dtype,
+            parity_dtype,
+            rows,
+            self._code,
+            tuple(parts),
+            scalars=shape == (),
+            zarr=ZarrView(self._generation.zarr_path, chunk),
         )
+        made = complete(self.store, made, through_here=False)
         self._generation.publish(made, None)
         return made
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.code.polar import PolarCode
 
 Hyperslab = tuple[slice, ...]
 
 STRIPES_IN_MEMORY = 3  # stripes that memory must hold: one computed, one being stored, copies for sending
+FINER = 8  # times as many stripes, at most, where that makes them Zarr chunks
 
 
 class StripePlan(NamedTuple):
@@ -20,6 +23,7 @@ class StripePlan(NamedTuple):
 
     rows : of a block.
     hyperslabs : one per stripe: a contiguous piece of a block in C order, one slice per axis.
+    chunk_shape : of the Zarr array that the data blocks make; None if they lie elsewhere.
     """
 
     code: PolarCode
@@ -28,10 +32,18 @@ class StripePlan(NamedTuple):
     parity_dtype: np.dtype[Any]
     rows: int
     hyperslabs: tuple[Hyperslab, ...]
+    chunk_shape: tuple[int, ...] | None = None
 
     def width(self, stripe: int) -> int:
         """Elements of a stripe of one block."""
         return element_count(self.hyperslabs[stripe])
+
+    @property
+    def stripes_are_chunks(self) -> bool:
+        """Whether each stripe of a data block is a chunk of the Zarr array, not a piece of one."""
+        slabs = self.hyperslabs
+        lengths = tuple(one.stop - one.start for one in slabs[0]) if slabs else ()
+        return lengths == self.chunk_shape
 
     @property
     def widest_stripe(self) -> int:
@@ -55,38 +67,83 @@ def plan_stripes(
     parity_dtype = code.parity_dtype(dtype)
     column = code.k * dtype.itemsize + (code.n - code.k) * parity_dtype.itemsize
     limit = max(1, memory // (STRIPES_IN_MEMORY * column))
-    run = object_rows if object_rows and rows % object_rows == 0 else rows
-    cut = tuple(
-        (slice(start + slab[0].start, start + slab[0].stop), *slab[1:])
-        for start in range(0, rows, run)
-        for slab in hyperslabs((run, *shape[1:]), limit, chunk_rows)
-    )
-    return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut)
+    inner = shape[1:]
+    if object_rows:  # the data stay where they are
+        run = object_rows if rows % object_rows == 0 else rows
+        slab = _largest_slab((run, *inner), limit, 1)
+        cut = tuple(
+            (slice(start + first.start, start + first.stop), *rest)
+            for start in range(0, rows, run)
+            for first, *rest in hyperslabs((run, *inner), slab)
+        )
+        return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut)
+    slab = _even(_largest_slab((rows, *inner), limit, chunk_rows), (rows, *inner), chunk_rows)
+    cut = tuple(hyperslabs((rows, *inner), slab))
+    chunk = chunk_shape((rows, *inner), slab)
+    return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut, chunk)
 
 
-def hyperslabs(shape: Sequence[int], limit: int, multiple: int = 1) -> Iterator[Hyperslab]:
-    """Contiguous pieces of an array, in order, of at most `limit` elements.
+def _largest_slab(shape: Sequence[int], limit: int, multiple: int) -> tuple[int, ...]:
+    """The shape of contiguous pieces of an array, of at most `limit` elements.
 
     Whole rows where they fit, in multiples of `multiple` where these fit.
 
-    >>> [[(s.start, s.stop) for s in slab] for slab in hyperslabs((2, 5), 3)]
-    [[(0, 1), (0, 3)], [(0, 1), (3, 5)], [(1, 2), (0, 3)], [(1, 2), (3, 5)]]
-    >>> [[(s.start, s.stop) for s in slab] for slab in hyperslabs((7, 5), 15, 2)]
-    [[(0, 2), (0, 5)], [(2, 4), (0, 5)], [(4, 6), (0, 5)], [(6, 7), (0, 5)]]
+    >>> _largest_slab((2, 5), 3, 1), _largest_slab((7, 5), 15, 2)
+    ((1, 3), (2, 5))
     """
     rows, inner = shape[0], prod(shape[1:])
-    if not rows or not inner:
-        return
     if inner > limit:
-        for row in range(rows):
-            yield from ((slice(row, row + 1), *slab) for slab in hyperslabs(shape[1:], limit))
-        return
-    step = limit // inner
+        return (1, *_largest_slab(shape[1:], limit, 1))
+    step = limit // max(1, inner)
     if step > multiple:
         step -= step % multiple
-    rest = tuple(slice(0, length) for length in shape[1:])
-    for start in range(0, rows, step):
-        yield (slice(start, min(rows, start + step)), *rest)
+    return (min(rows, step), *shape[1:])
+
+
+def _even(slab: Sequence[int], shape: Sequence[int], multiple: int) -> tuple[int, ...]:
+    """A smaller slab that cuts the rows evenly, so that each is a Zarr chunk, if it is not much smaller.
+
+    Rows that are cut themselves are cut into pieces as equal as can be. Sources in chunks of `multiple`
+    rows that begin where blocks do are still cut at their ends.
+
+    >>> _even((5, 7), (12, 7), 1), _even((900, 7), (1009, 7), 1), _even((1, 6), (3, 8), 1)
+    ((4, 7), (900, 7), (1, 4))
+    """
+    if slab[0] == 1 and len(slab) > 1 and slab[1:] != tuple(shape[1:]):
+        return (1, *_even_length(slab[1:], shape[1:]))
+    rows = shape[0]
+    unit = multiple if rows % multiple == 0 and multiple <= slab[0] else 1
+    least = min(multiple, slab[0])  # or chunks would be read more often
+    fitting = (step for step in _divisors(rows, slab[0]) if step % unit == 0 and step >= least)
+    return (next(fitting, slab[0]), *slab[1:])
+
+
+def _divisors(rows: int, most: int) -> Iterator[int]:
+    """Those of `rows` from `most` down to a FINER-th of it, descending."""
+    counts = range(-(-rows // most), FINER * rows // most + 1) if most else range(0)
+    if len(counts) < most:
+        return (rows // count for count in counts if rows % count == 0)
+    return (step for step in range(most, most // FINER, -1) if rows % step == 0)
+
+
+def _even_length(slab: Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """Cut the first axis that is cut at all, into pieces as equal as can be."""
+    if slab[0] == 1 and len(slab) > 1 and slab[1:] != tuple(shape[1:]):
+        return (1, *_even_length(slab[1:], shape[1:]))
+    return (-(-shape[0] // -(-shape[0] // slab[0])), *slab[1:])
+
+
+def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]:
+    """The pieces of an array, in order, if it is cut into ones of that shape.
+
+    >>> [[(s.start, s.stop) for s in one] for one in hyperslabs((2, 5), (1, 3))]
+    [[(0, 1), (0, 3)], [(0, 1), (3, 5)], [(1, 2), (0, 3)], [(1, 2), (3, 5)]]
+    """
+    axes = [
+        [slice(start, min(length, start + step)) for start in range(0, length, max(1, step))]
+        for length, step in zip(shape, slab, strict=True)
+    ]
+    return itertools.product(*axes)
 
 
 def element_count(slab: Hyperslab) -> int:

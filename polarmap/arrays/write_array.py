@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from polarmap.arrays import generations
@@ -10,6 +11,8 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, describe_code, read_current
 from polarmap.arrays.stripes import StripePlan
+from polarmap.arrays.zarr_chunks import complete
+from polarmap.arrays.zarr_view import ZarrView
 from polarmap.errors import StorageError
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
@@ -28,7 +31,13 @@ def write_array(store: Store, name: str, plan: StripePlan, overwrite: bool, writ
     with Generation(store, name, purpose) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
-        made = Manifest(name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts)
+        zarr = None if plan.chunk_shape is None else ZarrView(generation.zarr_path, plan.chunk_shape)
+        made = Manifest(
+            name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts, zarr=zarr
+        )
+        made = complete(store, made, through_here=False)
+        if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
+            made = replace(made, zarr=None)
         if earlier:
             _check_still_there(store, made)
         generation.publish(made, before)
@@ -54,6 +63,7 @@ def _purpose(plan: StripePlan) -> dict[str, Any]:
         "dtype": plan.dtype.str,
         "code": describe_code(plan.code),
         "stripes": [len(plan.hyperslabs), plan.widest_stripe],
+        "chunk": plan.chunk_shape and list(plan.chunk_shape),
     }
 
 

@@ -23,16 +23,10 @@ AROUND_SECONDS = 1.0
 class Price:
     """List price of a compute backend in one region, without free tiers, discounts and taxes.
 
-    Attributes
-    ----------
-    gigabyte_second
-        USD per second and 1024 MB of memory.
-    processor_second
-        USD per second and processor, where that is charged apart.
-    call
-        USD each.
-    step, least
-        Seconds that a call is rounded up to, and its minimum.
+    gigabyte_second : USD per second and 1024 MB of memory.
+    processor_second : USD per second and processor, where that is charged apart.
+    call : USD each.
+    step, least : seconds that a call is rounded up to, and its minimum.
     """
 
     backend: str
@@ -82,14 +76,9 @@ STORAGE = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 class Cost:
     """An estimate in US dollars.
 
-    Attributes
-    ----------
-    compute
-        Memory and processors for as long as workers ran.
-    calls
-        Calls of the functions.
-    requests
-        Requests to the storage, where their price is known. Data stored for minutes, and transfers
+    compute : memory and processors for as long as workers ran.
+    calls : of the functions.
+    requests : to the storage, where their price is known. Data stored for minutes, and transfers
         within a region, cost next to nothing.
     """
 

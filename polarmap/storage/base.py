@@ -13,7 +13,9 @@ Data = bytes | bytearray | memoryview
 class Store(Protocol):
     """A place for objects. Every method raises StorageError, within seconds, when it cannot be used.
 
-    An object appears whole or not at all, and several threads may use a store at once.
+    An object appears whole or not at all, and several threads may use a store at once. A store may also have
+    `sweep()`, which removes what dead processes have left unfinished, and `join(keys, key)`, which stores the
+    objects `keys` one after another as one, without a way through this process; False where it cannot.
     """
 
     @property

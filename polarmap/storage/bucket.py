@@ -69,6 +69,16 @@ class ObjectStore:
         whole = bytes(data)
         return whole[start:] if stop is None else whole
 
+    def join(self, keys: Sequence[str], key: str) -> bool:
+        """One COPY of a single object, where the storage speaks S3."""
+        client: Any = self.storage.get_client() if hasattr(self.storage, "get_client") else None
+        if len(keys) != 1 or not hasattr(client, "copy_object"):
+            return False
+        names = {"Bucket": self.bucket, "Key": check_key(key)}
+        source = {"Bucket": self.bucket, "Key": check_key(keys[0])}
+        self._retried(lambda: client.copy_object(**names, CopySource=source), keys[0])
+        return True
+
     def size(self, key: str) -> int | None:
         """One HEAD."""
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 import uuid
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,7 @@ from polarmap.storage.base import Data, check_key
 from polarmap.storage.process_identity import ProcessIdentity
 
 _TEMPORARY = ".unfinished"
+COPY_BYTES = 1 << 20
 STALE_SECONDS = 86_400.0  # after which an unfinished file of another machine is taken for left over
 
 
@@ -96,6 +98,21 @@ class FolderStore:
                 raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
             return sorted(key for key in self._walk(start) if key.startswith(prefix))
 
+    def join(self, keys: Sequence[str], key: str) -> bool:
+        """A file of the bytes of others in a row; a hard link to a single one, where there are such."""
+        unfinished = self._unfinished()
+        with self._clear_errors(keys[0]):
+            try:
+                if len(keys) > 1 or not _linked(self._path(keys[0]), unfinished):
+                    with open(unfinished, "wb") as whole:
+                        for one in keys:
+                            with open(self._path(one), "rb") as file:
+                                shutil.copyfileobj(file, whole, COPY_BYTES)
+                self._move(unfinished, self._path(key))
+            finally:  # a rename to another link of the same file leaves it
+                unfinished.unlink(missing_ok=True)
+        return True
+
     def delete(self, keys: Sequence[str]) -> None:
         """Remove files, and the folders that they leave empty."""
         for key in keys:
@@ -157,6 +174,17 @@ class FolderStore:
             raise MissingObjectError(f"there is no object {key!r} in {self.name}") from error
         except OSError as error:
             raise StorageError(f"{self.name} cannot be used: {error.strerror or error}: {key!r}") from error
+
+
+def _linked(path: Path, link: Path) -> bool:
+    """Whether a hard link could be made; an error if there is no file."""
+    try:
+        os.link(path, link)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return False
+    return True
 
 
 def _absolute(path: str | os.PathLike[str]) -> Path:

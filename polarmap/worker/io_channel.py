@@ -171,7 +171,7 @@ class ChannelIO:
         self._send(reply, "part")
         return True
 
-    def write(self, place: Place, key: str, data: bytes) -> None:
+    def write(self, place: Place, key: str, data: Any) -> None:
         """Store a part of the result."""
         write_object(place, key, data, self._storage)
 

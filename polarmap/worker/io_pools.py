@@ -187,7 +187,7 @@ class PoolIO:
             return f, pool_blocks.blocks.load(ticket.block, ticket.attempt > 0, scratch)
         return f, self._block.make() if isinstance(self._block, LazyBlock) else self._block
 
-    def write(self, place: Place, key: str, data: bytes) -> None:
+    def write(self, place: Place, key: str, data: Any) -> None:
         """Store a part of the result."""
         write_object(place, key, data)
 

@@ -34,22 +34,22 @@ def read_part(source: Place, part: Part, storage: Any = None) -> Any:
         raise
 
 
-def write_object(place: Place, key: str, data: bytes, storage: Any = None) -> None:
+def write_object(place: Place, key: str, data: Any, storage: Any = None) -> None:
     """A new object, or a file that appears whole or not at all."""
     if place.kind == "folder":
         write_file(place.place, key, data)
     else:
-        storage.put_object(place.place, key, data)
+        storage.put_object(place.place, key, bytes(data))
 
 
 def remove_parts(place: Place, parts: Iterable[Part], storage: Any = None) -> None:
     """Take objects out of storage again."""
-    for part in parts:
+    for key in {part.key for part in parts}:
         if place.kind == "folder":
             with contextlib.suppress(OSError):
-                os.unlink(os.path.join(place.place, part.key))
+                os.unlink(os.path.join(place.place, key))
         else:
-            storage.delete_object(place.place, part.key)
+            storage.delete_object(place.place, key)
 
 
 def is_missing(error: Exception) -> bool:

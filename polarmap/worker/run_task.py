@@ -29,7 +29,7 @@ class TaskIO(Protocol):
         """Send the result of a subtask; False if that did not work."""
         ...
 
-    def write(self, place: Place, key: str, data: bytes) -> None:
+    def write(self, place: Place, key: str, data: Any) -> None:
         """Store a part of the result."""
         ...
 

@@ -16,14 +16,14 @@ from polarmap.worker.pytree import Packed, pack_leaves
 
 SAMPLE = 256  # numbers of a result that travel when it stays in storage
 
-Write = Callable[[Place, str, bytes], None]  # an object: where, its key, its bytes
+Write = Callable[[Place, str, Any], None]  # an object: where, its key, its bytes
 
 
 class OutputSpec(NamedTuple):
     """Where each task stores its result, of which only a sample then travels.
 
     source : a folder or bucket.
-    prefix : of the keys; a part of a result is `prefix/task-attempt/number`.
+    prefix : of the keys; an array of a result is the object `prefix/task-attempt/number`.
     items : numbers in a part at most, so that results of different dtypes are cut alike; a part holds
         numbers of one array only.
     arrays : how many a result consists of.
@@ -61,7 +61,7 @@ class StoredOutput(NamedTuple):
 def store_result(
     result: Packed, output: OutputSpec, task: int, attempt: int, write: Write
 ) -> tuple[Packed, StoredOutput]:
-    """Store a result part by part; its sample, and where it lies.
+    """Store a result, each of its arrays as an object; its sample, and where it lies.
 
     The sample is a linear function of the result, the same one for every task: what is true of the
     results by linearity can be verified on it. Its structure tells that of the result.
@@ -69,14 +69,17 @@ def store_result(
     _check_is_arrays(result, output.arrays)
     parts: list[Part] = []
     samples = []
-    for array in result.views():
+    for number, array in enumerate(result.views()):
         flat = array.reshape(-1)
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
-        for start in range(0, flat.size, output.items):
-            data = flat[start : start + output.items].tobytes()
-            key = f"{output.prefix}/{task}-{attempt}/{len(parts)}"
+        key = f"{output.prefix}/{task}-{attempt}/{number}"
+        data = flat.view(np.uint8).data
+        if len(data):
             write(output.source, key, data)
-            parts.append(Part(key, len(data), zlib.crc32(data)))
+        size = output.items * flat.itemsize
+        for start in range(0, len(data), size):
+            piece = data[start : start + size]
+            parts.append(Part(key, len(piece), zlib.crc32(piece), start))
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
     return packed, StoredOutput(result.layout, tuple(parts))

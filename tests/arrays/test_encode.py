@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, damage, objects, random_array
+from array_data import DOCUMENTS, DTYPES, MIB, damage, objects, random_array
 
 import polarmap
 from polarmap import PolarCode
@@ -68,7 +68,7 @@ def test_overwrite_replaces_and_leaves_nothing_of_the_old(store):
         polarmap.encode(np.ones((8, 2)), blocks=4, name="a", storage=store)
     coded = polarmap.encode(np.ones((6, 2)), blocks=3, name="a", storage=store, overwrite=True)
     np.testing.assert_array_equal(coded[:], 1)
-    assert len(store.keys("polarmap/")) == 1 + coded.n
+    assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n
     coded.delete()
     assert store.keys("polarmap/") == []
     assert polarmap.list_coded(store) == []
@@ -79,7 +79,9 @@ def test_only_data_and_parity_are_stored(store):
         random_array((240, 100)), blocks=6, workers=8, name="a", storage=store, memory=MIB
     )
     assert coded.stored_bytes == coded.nbytes * 8 // 6
-    parts = {key: data for key, data in objects(store).items() if key != manifest_key("a")}
+    documents = [key for key in objects(store) if key.endswith("zarr.json") or key == manifest_key("a")]
+    assert len(documents) == DOCUMENTS
+    parts = {key: data for key, data in objects(store).items() if key not in documents}
     assert sum(map(len, parts.values())) == coded.stored_bytes
     assert parts.keys() == {part.key for index in range(8) for part in coded.stored(index)}
 

@@ -9,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from array_data import MIB, random_array
+from array_data import DOCUMENTS, MIB, random_array
 from counting_store import BrokenError, Counting, fail
 
 import polarmap
@@ -78,7 +78,7 @@ def test_killed_at_any_moment_nothing_opens_and_the_next_run_goes_on(store, sour
             assert len(counting.puts) < total - 7  # the first stripe, or more, was kept
         np.testing.assert_array_equal(coded[:], np.load(source))
         assert coded.check().ok
-        assert len(store.keys("polarmap/")) == 1 + 6 * 5
+        assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
         assert [*(store.root / ".unfinished").iterdir()] == []
         coded.delete()
 
@@ -88,7 +88,7 @@ def test_killed_after_the_manifest_it_opens_and_the_rest_is_swept(store, source)
     coded = polarmap.open_coded("a", store)
     assert coded.check().ok
     polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
-    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
 def test_killed_while_overwriting_the_old_one_stays(store, source):
@@ -100,7 +100,7 @@ def test_killed_while_overwriting_the_old_one_stays(store, source):
     np.testing.assert_array_equal(coded[:], A)
     coded = polarmap.encode(source, storage=store, overwrite=True, **OPTIONS)
     np.testing.assert_array_equal(coded[:], np.load(source))
-    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
 def test_deleting_after_a_crash_leaves_nothing(store, source):
@@ -137,7 +137,7 @@ def test_runs_of_another_plan_are_not_resumed_but_swept(store):
         coded = polarmap.encode(other, storage=store, overwrite=True, **options)
         np.testing.assert_array_equal(coded[:], other)
         assert coded.check().ok
-        assert len(store.keys("polarmap/")) == 1 + coded.n * len(coded.stored(0))
+        assert len(store.keys("polarmap/")) == DOCUMENTS + coded.n * len(coded.stored(0))
 
 
 def test_two_failures_in_a_row_keep_what_either_had_finished(store):

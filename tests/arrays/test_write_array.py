@@ -6,7 +6,7 @@ import threading
 
 import numpy as np
 import pytest
-from array_data import MIB, random_array
+from array_data import DOCUMENTS, MIB, random_array
 from counting_store import Counting
 
 import polarmap
@@ -50,7 +50,7 @@ def test_the_first_to_finish_wins_and_the_other_says_so(store):
         polarmap.encode(A, storage=Counting(store, 25, overtake), **OPTIONS)
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], B)
     assert won[0].check().ok
-    assert len(store.keys("polarmap/")) == 1 + 6 * 5
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6 * 5
 
 
 def test_an_array_deleted_meanwhile_is_not_brought_back(store):
@@ -84,4 +84,4 @@ def test_many_at_once_leave_one_whole_array(store):
     assert any(np.array_equal(coded[:], A) for A in arrays)
     assert coded.check().ok
     polarmap.encode(arrays[0], blocks=4, workers=6, name="a", storage=store, overwrite=True)
-    assert len(store.keys("polarmap/")) == 1 + 6
+    assert len(store.keys("polarmap/")) == DOCUMENTS + 6

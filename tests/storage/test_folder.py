@@ -129,3 +129,25 @@ def test_unfinished_files_of_the_dead_are_swept(store):
     store.sweep()
     assert {path.name for path in folder.iterdir()} == {name for name, stays in names.items() if stays}
     assert store.keys("") == ["a"]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_files_are_joined_whole_or_not_at_all(store, monkeypatch, has_links):
+    if not has_links:
+
+        def refuse(*paths):
+            raise OSError
+
+        monkeypatch.setattr(os, "link", refuse)
+    store.put("a", b"abc")
+    store.put("b/c", b"de")
+    assert store.join(["a"], "copy")
+    assert store.join(["a"], "copy")  # a rename of a link to another of the same file does nothing
+    assert store.join(["a", "b/c"], "d/joined")
+    store.put("a", b"new")
+    assert (store.get("copy"), store.get("d/joined")) == (b"abc", b"abcde")
+    for keys in (["missing"], ["a", "missing"]):
+        with pytest.raises(MissingObjectError):
+            store.join(keys, "e")
+    assert store.keys("") == ["a", "b/c", "copy", "d/joined"]
+    assert list((store.root / ".unfinished").iterdir()) == []

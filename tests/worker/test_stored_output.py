@@ -26,16 +26,21 @@ def stored(result: Any, output: OutputSpec = OUTPUT) -> tuple[Any, StoredOutput,
 def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
     result = np.arange(1000.0).reshape(10, 100)
     packed, where, objects = stored(result)
-    assert [part.key for part in where.parts] == [f"p/3-1/{number}" for number in range(4)]
-    assert bytes(assemble(where.parts, lambda part: objects[part.key])) == result.tobytes()
+    assert [(part.key, part.offset) for part in where.parts] == [
+        ("p/3-1/0", 8 * start) for start in (0, 300, 600, 900)
+    ]
+    assert {key: bytes(data) for key, data in objects.items()} == {"p/3-1/0": result.tobytes()}
+    pieces = assemble(where.parts, lambda part: objects[part.key][part.offset : part.offset + part.size])
+    assert bytes(pieces) == result.tobytes()
     assert packed.structure == ("sample", (10, 100), ("array",))
     np.testing.assert_array_equal(packed.unpack()[0], sample(result))
     assert packed.unpack()[0].size == SAMPLE
 
 
 def test_several_arrays_share_the_sample_and_no_part() -> None:
-    _, where, _ = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(arrays=2))
+    _, where, objects = stored([np.zeros(3), np.zeros(400, "i4")], OUTPUT._replace(arrays=2))
     assert [part.size for part in where.parts] == [24, 1200, 400]
+    assert {key: len(data) for key, data in objects.items()} == {"p/3-1/0": 24, "p/3-1/1": 1600}
     assert where.layout == (("<f8", (3,)), ("<i4", (400,)))
 
 

@@ -1,0 +1,276 @@
+"""Coded arrays are Zarr arrays: read without polarmap, checked, repaired."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from array_data import DTYPES, MIB, damage, losses, objects, random_array
+from counting_store import BrokenError, Counting, fail
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import polarmap
+from polarmap import RawObjects, ReplayExecutor, Stored
+from polarmap.storage.folder import FolderStore
+
+OPTIONS = {"blocks": 4, "workers": 6, "name": "a"}
+
+READERS = """
+import sys
+import numpy as np
+import cubed, dask.array, xarray, zarr
+
+group, A = sys.argv[1], np.load(sys.argv[2])
+for x in (
+    zarr.open(group)["data"][:],
+    zarr.open_array(f"{group}/data")[:],
+    xarray.open_zarr(group)["data"].values,
+    xarray.open_dataset(group)["data"].values,
+    dask.array.from_zarr(group, component="data").compute(),
+    cubed.from_zarr(group, path="data", spec=cubed.Spec(work_dir=sys.argv[3], allowed_mem=10**9)).compute(),
+):
+    np.testing.assert_array_equal(x, A, strict=True)
+assert dask.array.from_zarr(group, component="data").chunksize == (11, 5)
+assert "polarmap" not in sys.modules
+"""
+
+
+def zarr_data(coded):
+    import zarr
+
+    return zarr.open_array(f"{coded.zarr}/data", mode="r")
+
+
+def small_memory(monkeypatch):
+    monkeypatch.setattr(importlib.import_module("polarmap.arrays.encode"), "LEAST_MEMORY", 1)
+
+
+def test_it_opens_where_there_is_no_polarmap(tmp_path):
+    A = random_array((43, 5))
+    coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
+    np.save(tmp_path / "A.npy", A)
+    command = [sys.executable, "-W", "error", "-c", READERS, coded.zarr, tmp_path / "A.npy", tmp_path]
+    run = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=100, cwd=tmp_path)
+    assert run.returncode == 0, run.stderr
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), k=st.integers(1, 5),
+    memory=st.integers(400, 8_000), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_any_shape_cut_in_any_way_is_read_by_zarr(tmp_path_factory, shape, k, memory, dtype, seed):
+    shape[0] += k
+    A = random_array(shape, dtype, seed)
+    with pytest.MonkeyPatch.context() as patch:
+        small_memory(patch)
+        folder = tmp_path_factory.mktemp("store")
+        coded = polarmap.encode(A, blocks=k, workers=k + 2, name="a", storage=folder, memory=memory)
+    np.testing.assert_array_equal(zarr_data(coded)[:], A)
+    assert zarr_data(coded).dtype == A.dtype.newbyteorder("=")
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    FolderStore(folder).delete([coded.stored(0)[0].key])
+    assert not coded.check().ok
+    coded.repair()
+    assert coded.check().ok
+    np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-2, atol=1e-2)
+    coded.delete()
+    assert FolderStore(folder).keys("") == []
+
+
+def test_a_missing_chunk_is_no_number_to_zarr(tmp_path):
+    coded = polarmap.encode(np.ones((8, 2)), storage=tmp_path, **OPTIONS)
+    damage(coded.store, coded.stored(1)[0], "missing")
+    assert np.isnan(zarr_data(coded)[2:4]).all()
+
+
+@pytest.mark.every_store
+@pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt", "appended"])
+@pytest.mark.parametrize("dtype", ["f8", "i4"])
+def test_every_object_that_is_changed_is_found_and_repaired(store, kind, dtype):
+    A = random_array((20, 3), dtype)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    before = objects(store)
+    data, parity = losses(coded.code, 2)
+    for block in (data, parity):
+        damage(store, coded.stored(block)[0], kind)
+    documents = [key for key in before if key.endswith("zarr.json")]
+    for key in documents:
+        damage(store, polarmap.worker.parts.Part(key, len(before[key])), kind)
+    store.put(f"{coded._manifest.zarr.path}/data/c/4/0", b"appended by somebody")
+    found = coded.check()
+    assert [(one.block, one.kind) for one in found.damaged] == [(data, kind), (parity, kind)]
+    foreign = (f"{coded._manifest.zarr.path}/data/c/4/0", "foreign")
+    assert set(found.zarr) == {*((key, kind) for key in documents), foreign}
+    assert f"2 {kind}, in blocks [{data}, {parity}]; 3 other objects of the Zarr array are wrong" in repr(
+        found
+    )
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+    coded.repair()
+    after = objects(store)
+    assert coded.check().ok
+    assert {key: after[key] for key in documents} == {key: before[key] for key in documents}
+    assert foreign[0] not in after
+    chunk = f"{coded._manifest.zarr.path}/data/c/{data}/0"
+    raw = np.frombuffer(after[chunk], dtype).reshape(5, 3)
+    np.testing.assert_allclose(raw, A[5 * data : 5 * data + 5], rtol=1e-10, atol=1e-10)
+    assert kind not in ("appended",) or after[chunk] == before[chunk]  # it was whole
+
+
+def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
+    coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
+    chunk = coded.stored(2)[0]
+    damage(coded.store, chunk, "missing")
+    coded.repair()
+    assert coded.stored(2)[0].key != chunk.key
+    assert coded.store.get(chunk.key) == coded.store.get(coded.stored(2)[0].key)
+    coded.store.put(chunk.key, b"of a writer that comes late")
+    assert coded.check().damaged == ()
+    assert coded.check().zarr == ((chunk.key, "truncated"),)
+    coded.repair()
+    assert coded.check().ok
+    np.testing.assert_array_equal(zarr_data(coded)[:], coded[:])
+
+
+def test_what_zarr_appends_is_seen(tmp_path):
+    import zarr
+
+    A = random_array((20, 3))
+    coded = polarmap.encode(A, storage=tmp_path, **OPTIONS)
+    zarr.open_array(f"{coded.zarr}/data").append(np.ones((5, 3)))
+    assert {key.rpartition("array.zarr/")[2]: kind for key, kind in coded.check().zarr} == {
+        "data/zarr.json": "corrupt",
+        "data/c/4/0": "foreign",
+    }
+    coded.repair()
+    assert coded.check().ok
+    np.testing.assert_array_equal(zarr_data(coded)[:], A)
+    zarr.open_array(f"{coded.zarr}/data")[7, 1] += 1
+    assert coded.check().blocks == [1]
+
+
+def test_blocks_that_stripes_do_not_divide_are_joined(tmp_path, monkeypatch):
+    small_memory(monkeypatch)
+    A = random_array((4 * 13, 3))
+    coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=tmp_path, **OPTIONS)
+    assert [part.offset for part in coded.stored(0)] == [0, 8 * 24]
+    assert zarr_data(coded).chunks == (13, 3)
+    np.testing.assert_array_equal(zarr_data(coded)[:], A)
+    damage(coded.store, coded.stored(1)[1], "corrupt")
+    damage(coded.store, coded.stored(3)[0], "appended")
+    assert [(one.block, one.stripe) for one in coded.check().damaged] == [(1, 1), (3, 1)]
+    coded.repair()
+    assert coded.check().ok
+    np.testing.assert_allclose(zarr_data(coded)[:], A, rtol=1e-10)
+
+
+class WithoutJoin:
+    """A store that can do what each has to."""
+
+    def __init__(self, store):
+        for verb in ("name", "put", "get", "size", "keys", "delete"):
+            setattr(self, verb, getattr(store, verb))
+
+
+def test_blocks_that_a_store_cannot_join_are_no_zarr_array(tmp_path, monkeypatch):
+    small_memory(monkeypatch)
+    A = random_array((4 * 13, 3))
+    store = WithoutJoin(FolderStore(tmp_path))
+    coded = polarmap.encode(A, memory=3 * 6 * 8 * 3 * 8, storage=store, **OPTIONS)
+    assert coded.zarr is None
+    assert coded.repair().ok
+    assert not [key for key in store.keys("") if "zarr" in key]
+    np.testing.assert_array_equal(coded[:], A)
+
+
+@pytest.mark.parametrize("joins", [True, False])
+def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
+    A, folder = random_array((20, 7_000)), FolderStore(tmp_path)
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(folder, 25, fail), memory=MIB, **OPTIONS)
+    if joins:
+        coded = polarmap.encode(A, storage=folder, memory=MIB, **OPTIONS)
+        generations = {key.split("/")[3] for key in folder.keys("polarmap/coded/a/")}
+        assert len(generations) == 2  # parity stays where it was
+    else:
+        polarmap.encode(A, storage=WithoutJoin(folder), memory=MIB, **OPTIONS)
+        coded = polarmap.open_coded("a", folder)
+        assert coded.zarr is None  # nothing is sent twice
+        assert coded.check().ok
+        assert coded.repair().ok
+    np.testing.assert_array_equal(zarr_data(coded)[:], A)
+    assert coded.check().ok
+
+
+def test_what_workers_encode_is_a_zarr_array(tmp_path):
+    A = random_array((43, 3_000))
+    np.save(tmp_path / "A.npy", A)
+    options = {"storage": tmp_path / "store", "memory": MIB, "executor": ReplayExecutor(), **OPTIONS}
+    coded = polarmap.encode(tmp_path / "A.npy", **options)
+    np.testing.assert_array_equal(zarr_data(coded)[:], A)
+    assert coded.check().ok
+
+
+@pytest.mark.parametrize("shape", [(20,), (20, 3), (20, 3, 2)])
+def test_results_are_a_zarr_array_as_soon_as_none_is_missing(tmp_path, shape):
+    A, options = random_array(shape), {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    y = polarmap.coded_map(np.negative, A, out=Stored("y", tmp_path), **options)
+    np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
+    late = {**options, "executor": ReplayExecutor({1: 9.0})}
+    y = polarmap.coded_map(np.negative, A, out=Stored("late", tmp_path), **late)
+    assert y.array.zarr is None
+    y.array.repair()
+    np.testing.assert_allclose(zarr_data(y.array)[:], -A, rtol=1e-10)
+    assert y.array.check().ok
+    y.array.delete()
+    assert polarmap.list_coded(tmp_path) == ["y"]
+
+
+def test_numbers_are_a_vector(tmp_path):
+    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
+    np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
+
+
+def test_results_on_a_store_that_cannot_join_are_one_after_repair(tmp_path):
+    """Through the driver: nothing does that while a map runs."""
+    A, folder = random_array((20, 3)), FolderStore(tmp_path)
+    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    folder.join = lambda keys, key: False
+    y = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options)
+    assert y.array.check().blocks == [5]  # parity, which nobody waited for
+    assert y.array.zarr is None
+    y.array.repair()
+    np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
+    assert y.array.check().ok
+
+
+def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
+    store, A = FolderStore(tmp_path), random_array((8, 3))
+    for number in range(4):
+        store.put(f"mine/{number}", A[2 * number : 2 * number + 2].tobytes())
+    rows = RawObjects([f"mine/{number}" for number in range(4)], A.shape, A.dtype, rows=2)
+    coded = polarmap.encode(rows, storage=store, **OPTIONS)
+    damage(store, coded.stored(5)[0], "missing")
+    coded.repair()
+    assert coded.zarr is None
+    assert not [key for key in store.keys("") if "zarr" in key]
+
+
+def test_metadata_says_what_the_specification_asks_for(tmp_path):
+    coded = polarmap.encode(random_array((20, 3), "c8"), storage=tmp_path, **OPTIONS)
+    group, array = (
+        json.loads(coded.store.get(f"{coded._manifest.zarr.path}/{name}"))
+        for name in ("zarr.json", "data/zarr.json")
+    )
+    assert group["attributes"]["polarmap"] == {"manifest": "polarmap/manifests/a.json"}
+    assert group["consolidated_metadata"]["metadata"]["data"] == array
+    assert (array["zarr_format"], array["node_type"], array["data_type"]) == (3, "array", "complex64")
+    assert array["fill_value"] == ["NaN", "NaN"]
+    assert array["codecs"] == [{"name": "bytes", "configuration": {"endian": sys.byteorder}}]

@@ -1,0 +1,43 @@
+"""Where the chunks of the Zarr array are, and that each holds numbers of one block."""
+
+from __future__ import annotations
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap import PolarCode
+from polarmap.arrays.stripes import element_count, plan_stripes
+from polarmap.arrays.zarr_view import ZarrView
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    shape=st.lists(st.integers(1, 30), min_size=1, max_size=3), k=st.integers(1, 3),
+    memory=st.integers(1, 8_000), chunk_rows=st.integers(1, 9),
+)  # fmt: skip
+def test_chunks_cut_blocks_as_zarr_cuts_the_array(shape, k, memory, chunk_rows):
+    shape[0] = max(shape[0], k)
+    plan = plan_stripes(PolarCode(k + 2, k), shape, np.dtype("f8"), memory, chunk_rows)
+    assert plan.widest_stripe <= max(1, memory // (3 * 8 * (k + 2)))
+    whole = np.arange(k * plan.rows * int(np.prod(shape[1:], dtype=int)))
+    blocks = whole.reshape(k, plan.rows, *shape[1:])
+    if plan.stripes_are_chunks:
+        assert plan.rows % plan.chunk_shape[0] == 0
+        view = ZarrView("a", plan.chunk_shape)
+        sizes = view.chunk_sizes(shape, plan.rows)
+        assert sizes == list(map(element_count, plan.hyperslabs))
+        grid = whole.reshape(-1, *shape[1:])
+        for block in range(k):
+            for number, slab in enumerate(plan.hyperslabs):
+                key = view.chunk_key(shape, plan.rows, block, number)
+                first = block * plan.rows
+                index = (slice(first + slab[0].start, first + slab[0].stop), *slab[1:])
+                np.testing.assert_array_equal(grid[index], blocks[block][slab])
+                if key is None:
+                    assert index[0].start >= shape[0]
+                else:
+                    steps = [one.start // step for one, step in zip(index, plan.chunk_shape)]
+                    assert key == f"a/data/c/{'/'.join(map(str, steps))}"
+    else:
+        assert plan.chunk_shape == (plan.rows, *shape[1:])
