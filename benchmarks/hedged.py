@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from functools import partial
-from threading import Lock
+from threading import Event, Lock
 
 import numpy as np
 
@@ -40,16 +40,17 @@ class Job:
     def __init__(self, seconds: np.ndarray) -> None:
         self._seconds, self._lock = seconds, Lock()
         self._attempts: Counter[int] = Counter()
+        self.over = Event()  # ends the attempts that still sleep
         self.began: list[tuple[int, float]] = []  # attempts: of which task, and when
         self.returned: dict[int, float] = {}
 
     def f(self, task: int) -> int:
-        """Sleep; what is returned does not matter."""
+        """Sleep, at most until the job is over; what is returned does not matter."""
         with self._lock:
             seconds = float(self._seconds[self._attempts[task], task])
             self._attempts[task] += 1
             self.began.append((task, time.monotonic()))
-        time.sleep(seconds)
+        self.over.wait(seconds)
         with self._lock:
             self.returned.setdefault(task, time.monotonic())
         return task
@@ -107,7 +108,7 @@ def measured(seed: int, jobs: int, unit: float = UNIT) -> dict[str, np.ndarray]:
                 results = run(pool, job)
                 found[name][number] = (time.monotonic() - began) / unit, job.worker_seconds / unit
                 assert results == list(range(TASKS))
-                time.sleep(seconds.max())  # no attempt of this job runs beside the next one
+                job.over.set()  # no attempt of this job runs beside the next one
     return found
 
 

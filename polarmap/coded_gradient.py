@@ -34,10 +34,16 @@ MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one 
 class GradientResult:
     """A gradient and how it came about.
 
-    gradient : of the shape of x.
-    slopes : derivative along every base direction, (r,), in their order.
-    evaluations : of f by the workers whose results arrived.
-    report : who arrived when, what was decoded.
+    Attributes
+    ----------
+    gradient
+        The gradient, of the shape of x.
+    slopes
+        Derivative along every base direction, (r,), in their order.
+    evaluations
+        Evaluations of f by the workers whose results arrived.
+    report
+        Who arrived when, what was decoded.
     """
 
     gradient: Floats
@@ -258,6 +264,8 @@ def _checked_directions(directions: Any, x: Floats) -> Floats:
 
 def _numbers(value: Any, name: str) -> Floats:
     value = as_array_like(value, name)
+    if hasattr(value, "toarray"):
+        raise CodeError(f"{name} is a sparse {type(value).__name__}: use {name}.toarray()")
     try:
         if np.asarray(value).dtype.kind == "c":
             raise TypeError("complex")

@@ -97,7 +97,8 @@ def coded_map(
     data : array-like, or sequence of blocks
         An array (numpy, memmap, zarr, h5py: shape, dtype, slicing), a table of numbers (pandas, polars),
         a tensor (torch, JAX) or the path of a .npy file is read as numpy and cut along its first axis into
-        equal blocks; if it does not divide, the last block is filled up with rows of zeros,
+        equal blocks (a matrix of scipy.sparse into rows in CSR form, coded only if that costs little);
+        if it does not divide, the last block is filled up with rows of zeros,
         which f sees. Where f gives one row for each row, the rows of these are cut off again (f of a few
         rows is evaluated here to tell). A sequence gives the blocks themselves, all of one structure and
         shape.

@@ -26,8 +26,12 @@ Array = npt.NDArray[Any]
 class CodedSum:
     """What `coded_sum` returns.
 
-    value : the sum, in the structure that f returns.
-    report : who arrived when, how accurate it is; `k` is the number of parts.
+    Attributes
+    ----------
+    value
+        The sum, in the structure that f returns.
+    report
+        Who arrived when, how accurate it is; `k` is the number of parts.
     """
 
     value: Any

@@ -25,18 +25,28 @@ MOST_LINES = 10  # of a report as text
 class TaskReport:
     """One task: what it was, what became of it, when.
 
-    index : position in the codeword; data below k.
-    state : "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
+    Attributes
+    ----------
+    index
+        Position in the codeword; data below k.
+    state
+        "used" (its result was decoded from or returned), "surplus" (arrived, only checked),
         "abandoned" (still running when the results were determined), "failed" or "not started"
         (held back and never needed). In the report of a future that is not done also "arrived" and
         "running".
-    arrived : seconds after the start of the map, None if it never did.
-    seconds : that the worker spent on it, None if unknown.
-    attempts : how often it was started.
-    failures : what its failed attempts reported.
-    launched : seconds after the start of the map when it was first handed out; 0 but for tasks that
+    arrived
+        Seconds after the start of the map, None if it never did.
+    seconds
+        Seconds that the worker spent on it, None if unknown.
+    attempts
+        How often it was started.
+    failures
+        What its failed attempts reported.
+    launched
+        Seconds after the start of the map when it was first handed out; 0 but for tasks that
         were held back, None if it never was.
-    subtasks : of a map with subtasks: how many of its results arrived. Those of an abandoned or
+    subtasks
+        Of a map with subtasks: how many of its results arrived. Those of an abandoned or
         failed task count too; `arrived` and `seconds` are those of its last one.
     """
 
@@ -54,32 +64,54 @@ class TaskReport:
 class Report:
     """What happened during one coded map.
 
-    n, k : workers and data blocks.
-    code, executor : what coded and what ran it.
-    tasks : one TaskReport per worker, by index.
-    needed : how many results had arrived when they were determined.
-    recovered : data blocks that were decoded rather than received.
-    seconds : from the call to the results; `encode_seconds` and `decode_seconds` are inside it.
-    surplus_seconds : extra wait for a result to check against.
-    amplification : largest factor by which decoding multiplies the relative error of results.
-    error_bound : of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
+    Attributes
+    ----------
+    n, k
+        Workers and data blocks.
+    code, executor
+        What coded and what ran it.
+    tasks
+        One TaskReport per worker, by index.
+    needed
+        How many results had arrived when they were determined.
+    recovered
+        Data blocks that were decoded rather than received.
+    seconds
+        From the call to the results; `encode_seconds` and `decode_seconds` are inside it.
+    surplus_seconds
+        Extra wait for a result to check against.
+    amplification
+        Largest factor by which decoding multiplies the relative error of results.
+    error_bound
+        Of the blocks, relative to the largest number of a leaf: what rounding is amplified to,
         or more where one worker may have deviated by more without showing in the checks. Integers that f
         made of floats are taken to be rounded. 0 when nothing was decoded, or integers exactly.
-    residual : largest relative residual of the left-over parity equations, None if none was checked.
-    verified : "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
+    residual
+        Largest relative residual of the left-over parity equations, None if none was checked.
+    verified
+        "not needed" (nothing was decoded), "parity", "local" (f on the driver), "earlier"
         (this function passed before) or "no" (verify=False).
-    schedule : "upfront", or "on_demand": parity tasks were held back until they were needed.
-    subtasks : that each task was cut into; `needed` and `recovered` are of the codeword that took most,
+    schedule
+        "upfront", or "on_demand": parity tasks were held back until they were needed.
+    subtasks
+        Subtasks that each task was cut into; `needed` and `recovered` are of the codeword that took most,
         and of all.
-    unchecked : results that were handed out, or that decoded blocks are made of, and that no check
+    unchecked
+        Results that were handed out, or that decoded blocks are made of, and that no check
         involved ("parity" or "local"): garbage from one of these workers would have passed.
-    padding : rows of zeros added to the data so that it cuts into equal blocks.
-    errors : after a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
+    padding
+        Rows of zeros added to the data so that it cuts into equal blocks.
+    errors
+        After a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
         equal and so tells nothing of it. Empty if all are exact.
-    is_final : False in the report of a future that is not done: how things are so far, with `needed` the
+    is_final
+        False in the report of a future that is not done: how things are so far, with `needed` the
         number of results that determine the others.
-    cost : estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
+    code_reason
+        Of a sparse matrix, why it was coded or why late tasks got copies instead, in a sentence.
+    cost
+        Estimate at list prices (polarmap.clouds.prices); None where polarmap knows no price. Of workers
         that stay, all that they have cost since the map before: the seconds while they were idle, too.
     """
 
@@ -105,6 +137,7 @@ class Report:
     subtasks: int = 1
     errors: tuple[float, ...] = ()
     is_final: bool = True
+    code_reason: str = ""
 
     @property
     def estimated(self) -> tuple[int, ...]:
@@ -180,6 +213,8 @@ class Report:
             largest = max(self.errors)
             known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
             lines.append(f"estimated: {listed(self.estimated)}, {known}")
+        if self.code_reason:
+            lines.append(self.code_reason)
         if self.cost is not None:
             lines.append(f"cost at list prices: {self.cost}")
         if self.schedule == "on_demand":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overload
 
 import numpy as np
@@ -12,10 +13,10 @@ import numpy.typing as npt
 from polarmap.blocks.choose_code import CodeName, CodeOptions, block_count
 from polarmap.clouds.extras import install_command
 from polarmap.code.base import Code
-from polarmap.code.dtypes import epsilon
+from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
 from polarmap.coded_map import coded_map
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, NotDecodableError
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
@@ -174,21 +175,22 @@ def apply(
     arrays = [array for one in mapped.values() for array in one.arrays]
     options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     cut = _cut(arrays, block_count(max(map(len, arrays)), options))
-    result = coded_map(
-        lambda leaves: [f(leaf) for leaf in leaves],
-        cut,
-        workers=workers,
-        code=code,
-        degree=degree,
-        schedule=schedule,
-        executor=executor,
-        verify=verify,
-        rtol=rtol,
-        timeout=timeout,
-        on_timeout=on_timeout,
-        retries=retries,
-        progress=progress,
-    )
+    with _advice_on_gaps(arrays):
+        result = coded_map(
+            lambda leaves: [f(leaf) for leaf in leaves],
+            cut,
+            workers=workers,
+            code=code,
+            degree=degree,
+            schedule=schedule,
+            executor=executor,
+            verify=verify,
+            rtol=rtol,
+            timeout=timeout,
+            on_timeout=on_timeout,
+            retries=retries,
+            progress=progress,
+        )
     _check_shapes(cut[0], result[0], dims)
     if verify is not False:
         _check_rows(f, cut, result)
@@ -276,6 +278,9 @@ def _with_dims(obj: xr.DataArray | xr.Dataset, dims: Sequence[Hashable]) -> dict
 
 def _check_variable(variable: xr.Variable, dims: Sequence[Hashable], what: str, leave: str) -> None:
     """CodeError for one that f cannot be applied to."""
+    twice = [name for name in variable.dims if variable.dims.count(name) > 1]
+    if twice:
+        raise CodeError(f"{what} has dimension {twice[0]!r} twice: give each a name of its own")
     lacking = [name for name in dims if name not in variable.dims]
     if lacking:
         raise CodeError(f"{what} has no dimension {lacking[0]!r}, only {list(variable.dims)}: {leave}")
@@ -286,6 +291,7 @@ def _check_variable(variable: xr.Variable, dims: Sequence[Hashable], what: str, 
         raise CodeError(f"{what} has dtype bool, and codes carry numbers: convert it with .astype(int)")
     if getattr(variable.dtype, "kind", "") not in "iufc" or not isinstance(variable.dtype, np.dtype):
         raise CodeError(f"{what} has dtype {variable.dtype}, and codes carry numbers: {leave}")
+    check_dtype(variable.dtype, what)
 
 
 def _computed(variables: Mapping[Hashable, xr.Variable]) -> dict[Hashable, xr.Variable]:
@@ -364,6 +370,20 @@ def _cut(arrays: Sequence[Array], k: int) -> list[list[Array]]:
     return [[one[index] for one in padded] for index in range(k)]
 
 
+@contextmanager
+def _advice_on_gaps(arrays: Sequence[Array]) -> Iterator[None]:
+    """Says of a map that could not be decoded how it could have been, if NaN in its data is the reason."""
+    try:
+        yield
+    except NotDecodableError as error:
+        if not any(np.isnan(array).any() for array in arrays):
+            raise
+        raise NotDecodableError(
+            f"{error}; the data holds NaN: leave them out with skipna=True if f is an average, or apply f to "
+            "obj.fillna(0)"
+        ) from error
+
+
 def _joined(result: CodedResult[list[Array]], arrays: Sequence[Array]) -> list[Array]:
     """f's results for the rows of each array."""
     return [np.concatenate(pieces)[: len(array)] for pieces, array in zip(zip(*result, strict=True), arrays)]
@@ -385,13 +405,12 @@ def _check_rows(
     f: Callable[[Array], Array], cut: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
-    pairs = [pair for block, found in zip(cut, result) for pair in zip(block, found)]
     dtypes = [rows.dtype for rows in cut[0]]
-    few = min(2, max(len(rows) for rows, _ in pairs) - 1)
-    others = [pair for pair in pairs if few and pair[0][few:].any()]
-    if result.report.errors or not others or TRUSTED.recall(f, ROW_BY_ROW, dtypes):
+    few = min(2, max(map(len, cut[0])) - 1)
+    if not few or result.report.errors or TRUSTED.recall(f, ROW_BY_ROW, dtypes):
         return
-    rows, whole = others[0]
+    pairs = (pair for block, found in zip(cut, result) for pair in zip(block, found))
+    rows, whole = next((pair for pair in pairs if pair[0][few:].any()), (cut[0][0], result[0][0]))
     try:
         alone = np.asarray(f(rows[:few].copy()))
     except Exception as error:
@@ -401,7 +420,7 @@ def _check_rows(
             stacklevel=3,
         )
         return
-    if alone.shape != whole[:few].shape or not _are_close(alone, whole[:few], np.abs(whole).max(initial=0)):
+    if alone.shape != whole[:few].shape or not _are_close(alone, whole):
         raise CodeError(
             f"f of {few} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
@@ -409,10 +428,11 @@ def _check_rows(
     TRUSTED.note(f, ROW_BY_ROW, dtypes)
 
 
-def _are_close(one: Array, other: Array, largest: float) -> bool:
-    """Whether rows are the same but for rounding, which is far below what mixing them makes."""
-    error = float(np.sqrt(max(epsilon(other.dtype), 1e-15))) * largest
-    return bool(np.allclose(one, other, rtol=0, atol=error, equal_nan=True))
+def _are_close(alone: Array, whole: Array) -> bool:
+    """Whether the first rows are the same but for rounding, which is far below what mixing them makes."""
+    largest = float(np.abs(whole[np.isfinite(whole)]).max(initial=0))
+    error = float(np.sqrt(max(epsilon(whole.dtype), 1e-15))) * largest
+    return bool(np.allclose(alone, whole[: len(alone)], rtol=0, atol=error, equal_nan=True))
 
 
 # --- labels out --------------------------------------------------------------------------------

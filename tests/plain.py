@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -106,6 +107,11 @@ def states(report: Any) -> Mapping[str, list[int]]:
     """The tasks in every state that occurs."""
     found = {state: report.indices(state) for state in STATES}
     return {state: indices for state, indices in found.items() if indices}
+
+
+def printed(value: Any) -> str:
+    """Its repr without the address: as a test's id, the same in every process."""
+    return re.sub(r" at 0x\w+", "", repr(value))
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:

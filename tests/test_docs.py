@@ -12,6 +12,8 @@ the first line is compared, with any numbers.
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import os
 import re
 import subprocess
@@ -237,13 +239,28 @@ def test_every_page_is_in_the_navigation_once() -> None:
     assert sorted(nav_pages(site["nav"])) == sorted(there)
 
 
-def test_the_reference_has_every_public_name() -> None:
+def described() -> set[str]:
+    """What pages of the reference describe, with the module it is taken from."""
     texts = [page.read_text(encoding="utf-8") for page in SITE if page.parent.name == "reference"]
-    described = set(re.findall(r"^::: polarmap\.(\w+)$", "\n".join(texts), re.MULTILINE))
-    modules = {"planning"}  # described name by name
-    assert set(polarmap.__all__) - described - modules == set(), (
-        "add `::: polarmap.NAME` to a page of docs/reference"
-    )
+    return set(re.findall(r"^::: ([\w.]+)$", "\n".join(texts), re.MULTILINE))
+
+
+@pytest.mark.parametrize("module", [polarmap, polarmap.planning, polarmap.glm], ids=lambda one: one.__name__)
+def test_the_reference_has_every_public_name(module: Any) -> None:
+    elsewhere = {"polarmap.planning", "polarmap.planning.SCHEMES"}  # name by name; in a sentence
+    public = {f"{module.__name__}.{name}" for name in module.__all__}
+    shown = {name.replace("polarmap.", "polarmap.planning.", 1) for name in described()} | described()
+    assert public - shown - elsewhere == set(), "add `::: NAME` to a page of docs/reference"
+
+
+def test_the_reference_lists_the_fields_of_records() -> None:
+    plain = []
+    for name in described():
+        module, _, last = name.rpartition(".")
+        value = getattr(importlib.import_module(module), last, None)
+        prose = re.split(r"\n\w+\n---", inspect.getdoc(value) or "")[0] if inspect.isclass(value) else ""
+        plain += [f"{name}: {line}" for line in prose.splitlines() if re.match(r"\w+(, \w+)* : ", line)]
+    assert plain == [], "give fields a section of their own: Attributes"
 
 
 # --- links ---------------------------------------------------------------------------------------

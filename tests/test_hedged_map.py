@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import printed
 
 from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
@@ -248,7 +248,7 @@ def test_iterators_sets_and_ranges() -> None:
     assert list(hedged_map(str, range(3), blocks=3, **options)) == ["0", "1", "2"]
 
 
-@pytest.mark.parametrize("data", [[], (), iter(()), range(0), {}.items()], ids=repr)
+@pytest.mark.parametrize("data", [[], (), iter(()), range(0), {}.items()], ids=printed)
 def test_of_nothing_the_result_is_empty(data: Any) -> None:
     result = hedged_map(str, data, executor=ReplayExecutor())
     assert list(result) == []
@@ -385,7 +385,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
             "item 1 of data, a _thread.lock, cannot be sent: TypeError: cannot pickle",
         ),
     ],
-    ids=lambda value: re.sub(r" at 0x\w+", "", repr(value)),  # each process has the same names
+    ids=printed,
 )
 def test_bad_data_is_refused(data: Any, options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):

@@ -90,7 +90,7 @@ ONLY_FROM = {
                 "scaled_operator",
             )
         ],
-        "polarmap.linalg.operators",
+        *["polarmap.linalg.operators", "polarmap.blocks.sparse"],
     ],
     "sklearn": [
         f"polarmap.glm.{name}" for name in ("coded_model", "convergence", "logistic", "poisson", "ridge")

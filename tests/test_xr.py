@@ -243,6 +243,28 @@ def test_where_weights_meet_no_data_there_is_none() -> None:
     np.testing.assert_allclose(found.values, wanted, rtol=1e-11)
 
 
+@pytest.mark.filterwarnings("ignore:the data is NaN or inf:RuntimeWarning")
+def test_gaps_that_are_not_skipped_stay_and_are_decoded_nowhere() -> None:
+    obj = gappy(field(12, 5, 7), 0.02)
+    found = apply(mean, obj, "time", blocks=5, workers=7, executor=ReplayExecutor())
+    assert_same(found, obj.mean("time", skipna=False, keep_attrs=True))
+    assert 0 < found.isnull().sum() < found.size
+    with pytest.raises(NotDecodableError, match=r"the data holds NaN: .* skipna=True .* obj.fillna\(0\)"):
+        apply(mean, obj, "time", blocks=5, workers=7, executor=ReplayExecutor({2: math.inf}))
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", ">f8", "c16", "i2", "u8"])
+def test_gaps_in_any_dtype(dtype: str) -> None:
+    obj = field(12, 5, 7).astype(dtype)
+    obj = obj if obj.dtype.kind in "iu" else gappy(obj)
+    options: dict[str, Any] = {"blocks": 5, "workers": 9, "executor": ReplayExecutor({2: math.inf})}
+    found = apply(lambda rows: rows.sum(axis=-1), obj, "time", skipna=True, **options)
+    wanted = obj.astype("c16").mean("time", keep_attrs=True)
+    tolerance = {"f2": 3e-3, "f4": 1e-5}.get(dtype, 1e-12)
+    np.testing.assert_allclose(found.values, wanted.values, rtol=tolerance)
+    assert found.dtype == (obj.dtype.newbyteorder("=") if obj.dtype.kind in "fc" else np.dtype("f8"))
+
+
 # --- executors, options ------------------------------------------------------------------------
 
 
@@ -359,6 +381,7 @@ def test_what_a_file_holds_is_read_once(tmp_path: Any) -> None:
         (field(4, 3, 2)[:0], "time", {}, "obj has dimension 'time' of size 0"),
         (field(4, 3, 2)[:, :0], "time", {}, "obj has dimension 'lat' of size 0"),
         (field(4, 3, 2).astype(object), "time", {}, "obj has dtype object, .* convert it first"),
+        (field(4, 3, 2).astype("g"), "time", {}, "obj has dtype float128: linear codes carry"),
         (field(4, 3, 2) > 280, "time", {}, r"obj has dtype bool, .*astype\(int\)"),
         (
             weather(when=("time", np.zeros(12, "M8[ns]"))),
@@ -407,6 +430,12 @@ def test_mistakes_are_named(obj: Any, dim: Any, options: dict[str, Any], message
 def test_functions_that_do_not_act_on_rows(f: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(CodeError, match=message):
         apply(f, field(12, 5, 7), "time", blocks=5, executor=ReplayExecutor(), **options)
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate dimension names:UserWarning")
+def test_a_dimension_that_occurs_twice_is_named() -> None:
+    with pytest.raises(CodeError, match="obj has dimension 'x' twice"):
+        apply(mean, xr.DataArray(np.ones((3, 3)), dims=("x", "x")), "x", executor=ReplayExecutor())
 
 
 def test_what_is_not_linear_is_refused() -> None:

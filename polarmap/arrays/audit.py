@@ -26,11 +26,18 @@ SHOWN = 12  # damages that are listed one by one
 class Audit:
     """What a check of a coded array found.
 
-    name : of the array.
-    n, stripes : blocks, and parts of each.
-    damaged : parts that are missing, truncated or corrupt, or have more bytes behind them than were written.
-    zarr : other objects of the Zarr array that are not what was stored, or should not be there: key and kind.
-    lost : stripes of which too few parts are good: repair() cannot rebuild these.
+    Attributes
+    ----------
+    name
+        Name of the array.
+    n, stripes
+        Blocks, and parts of each.
+    damaged
+        Parts that are missing, truncated or corrupt, or have more bytes behind them than were written.
+    lost
+        Stripes of which too few parts are good: repair() cannot rebuild these.
+    zarr
+        Other objects of the Zarr array that are not what was stored, or should not be there: key and kind.
     """
 
     name: str

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,12 @@ def read_data(data: Any, name: str = "data") -> Any:
 def read_leaf(value: Any) -> Any:
     """`as_array_like` of what stands in a block."""
     return as_array_like(value, "a block")
+
+
+def is_sparse(data: Any) -> bool:
+    """Whether it is a matrix or array of scipy.sparse, which must have been imported for that."""
+    scipy_sparse = sys.modules.get("scipy.sparse")
+    return scipy_sparse is not None and bool(scipy_sparse.issparse(data))
 
 
 def is_frame(data: Any) -> bool:

@@ -59,6 +59,11 @@ class CodedData(Coded, Protocol):
         ...
 
     @property
+    def code_reason(self) -> str:
+        """Why this code carries them, in a sentence; empty where there is nothing to be said."""
+        ...
+
+    @property
     def code(self) -> Code:
         """That carries them."""
         ...

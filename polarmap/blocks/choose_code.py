@@ -5,21 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import numpy as np
 
-from polarmap.blocks.array_like import read_data
+from polarmap.blocks.array_like import is_sparse, read_data
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
 from polarmap.blocks.masked import MaskedBlocks
+from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
 from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code, is_code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.polar import MAX_WORKERS, PolarCode
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 
 CodeName = Literal["auto", "rotation", "arikan"]
@@ -195,8 +197,13 @@ def _check_accuracy(code: LagrangeCode | MaskedCode, blocks: Blocks, rtol: float
     )
 
 
-def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
-    """The coded blocks of the data, which may be encoded already."""
+def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str = "") -> CodedData:
+    """The coded blocks of the data, which may be encoded already.
+
+    parity_for : what has asked for parity, so that copies of late tasks would not do in its place.
+    """
+    if is_sparse(data):
+        return encode_sparse(data, options, parity_for=parity_for)
     if not hasattr(data, "coded_blocks"):
         blocks, code = choose_code(data, options, rtol)
         return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
@@ -216,6 +223,31 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None) -> CodedData:
 
 def _is_same(option: Any, default: Any) -> bool:
     return option is default or (isinstance(option, (str, int, float, np.number)) and bool(option == default))
+
+
+def encode_sparse(
+    data: Any, options: CodeOptions, *, keep: bool = False, parity_for: str = "", name: str = "data"
+) -> SparseCodedBlocks:
+    """The coded blocks of a sparse matrix, or its blocks alone for copies of late tasks: what costs less.
+
+    keep : hold on to parity blocks for the next map of the same matrix.
+    """
+    blocks, workers, code, degree = options
+    if degree != 1 or not (isinstance(code, (PolarCode, Uncoded)) or code in NAMES):
+        what = f"degree={degree}" if degree != 1 else f"code={code!r}"
+        raise CodeError(
+            f"{name} is a sparse {type(data).__name__}, which code='rotation', 'arikan' or a PolarCode "
+            f"carries: with {what} use {name}.toarray()"
+        )
+    matrix = as_csr(data, name)
+    if isinstance(code, Uncoded):
+        return SparseCodedBlocks(SparseBlocks(matrix, code.k), code)
+    polar = choose_polar_code(matrix.shape[0], matrix.dtype, blocks, workers, cast(CodeName, code))
+    data_blocks = SparseBlocks(matrix, polar.k)
+    asked = parity_for or ("" if code == "auto" else f"code={code!r}")
+    if asked:
+        return SparseCodedBlocks(data_blocks, polar, f"coded, because {asked} asks for it", keep)
+    return SparseCodedBlocks(data_blocks, *cheaper(data_blocks, polar), keep=keep)
 
 
 def encode_once(

@@ -31,7 +31,7 @@ class CodedBlocks:
         self._parity: list[Array] | None = None
         self._encoding = threading.Lock()
         self.encode_seconds = 0.0
-        self.unprotected_warning = ""
+        self.unprotected_warning = self.code_reason = ""
 
     @property
     def n(self) -> int:
@@ -108,14 +108,14 @@ class CodedBlocks:
     def _nonfinite_warning(self, parity: Sequence[Array]) -> str:
         """What is said of NaN and inf in the mixtures, which are of no use there; nothing without any."""
         for leaf, rows in enumerate(parity):
-            if rows.dtype.kind in "fc" and rows.size and not _is_finite(rows.view(real_dtype(rows.dtype))):
+            if rows.dtype.kind in "fc" and not is_finite(rows.view(real_dtype(rows.dtype))):
                 return _describe_nonfinite(self.blocks, leaf)
         return ""
 
 
-def _is_finite(rows: Array) -> bool:
+def is_finite(rows: Array) -> bool:
     """Without a mask as large as the rows: NaN and inf are the largest or the smallest."""
-    return bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
+    return not rows.size or bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
 
 
 def _describe_nonfinite(blocks: Blocks, leaf: int) -> str:

@@ -59,6 +59,12 @@ class Blocks:
                 found = max(found, int(array.max()), -int(array.min()))
         return found
 
+    def heads(self, few: int, more: int) -> tuple[list[Array], list[Array]]:
+        """The first rows of a block, and some more of which the others are not zero, if there are any."""
+        others = ((index, leaf[few:more]) for index in range(self.k) for leaf in self.leaves(index))
+        leaves = self.leaves(next((index for index, rest in others if rest.any()), 0))
+        return [leaf[:few].copy() for leaf in leaves], [leaf[:more].copy() for leaf in leaves]
+
     def stacked(self, leaf: int) -> Array | list[Array]:
         """Leaf number `leaf` of all blocks as k flat rows: one array if memory allows a view."""
         rows = [np.ascontiguousarray(block[leaf]).reshape(-1) for block in self._leaves]
@@ -195,8 +201,10 @@ def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
     if isinstance(data, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(data, "toarray"):
-        kind = type(data).__name__
-        raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
+        raise CodeError(
+            f"{name} is a sparse {type(data).__name__}, which only coded_map with linear f, hedged_map, "
+            f"CodedOperator and polarmap.glm take as it is, of scipy.sparse: use {name}.toarray()"
+        )
     check_class_and_dtype(data, name)
 
 

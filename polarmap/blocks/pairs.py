@@ -34,7 +34,7 @@ class CodedPairs:
         self.code = SymmetricProductCode(left.code) if triangle else ProductCode(left.code, right.code)
         self._shift = 0 if left is right else left.n  # of the numbers of the pieces of B
         self.blocks = _Pairs(self)
-        self.unprotected_warning = ""  # factors are finite
+        self.unprotected_warning = self.code_reason = ""  # factors are finite
 
     @property
     def n(self) -> int:

@@ -37,7 +37,7 @@ class _UnmixedParts:
 class SharedParts(PartBlocks):
     """What each worker gets: its coefficients and its parts. Each part is stored once."""
 
-    encode_seconds, unprotected_warning = 0.0, ""
+    encode_seconds, unprotected_warning, code_reason = 0.0, "", ""
 
     def __init__(
         self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int

@@ -46,7 +46,7 @@ class StoredBlocks:
     """
 
     encode_seconds = 0.0
-    unprotected_warning = ""
+    unprotected_warning = code_reason = ""
 
     def __init__(
         self,

@@ -21,11 +21,18 @@ BLOCK_COPIES = 2  # of its block that a worker holds while it unpacks what it fe
 class Backend:
     """The limits of one compute backend. Memory in MB, time in seconds, payload in bytes.
 
-    sizes : memory sizes there are; empty if any between `least_memory` and `most_memory` will do.
-    most_seconds : of one call, None if the backend sets no limit of its own.
-    concurrency : calls at a time by default; the account's own quota may differ.
-    payload : of one call. Informative: blocks travel through storage, calls carry keys.
-    checked, source : when and where these figures were read.
+    Attributes
+    ----------
+    sizes
+        Memory sizes there are; empty if any between `least_memory` and `most_memory` will do.
+    most_seconds
+        Seconds of one call, None if the backend sets no limit of its own.
+    concurrency
+        Calls at a time by default; the account's own quota may differ.
+    payload
+        Bytes of one call. Informative: blocks travel through storage, calls carry keys.
+    checked, source
+        When and where these figures were read.
     """
 
     name: str
@@ -77,12 +84,20 @@ LARGEST_OBJECT = {
 class Worker:
     """What a Lithops configuration gives each worker.
 
-    backend, storage : Lithops' names.
-    memory : MB.
-    seconds : that one task may take; None if unknown.
-    workers : at a time; None if unknown.
-    trigger : how calls reach the backend, where there is a choice.
-    interval : seconds between two looks of the driver for finished tasks.
+    Attributes
+    ----------
+    backend, storage
+        Lithops' names.
+    memory
+        MB of memory.
+    seconds
+        Seconds that one task may take; None if unknown.
+    workers
+        Workers at a time; None if unknown.
+    trigger
+        How calls reach the backend, where there is a choice.
+    interval
+        Seconds between two looks of the driver for finished tasks.
     """
 
     backend: str
@@ -134,9 +149,14 @@ def worker_of(config: Mapping[str, Any]) -> Worker | None:
 class MapSize:
     """How large a map is: what it asks of its workers.
 
-    n, k : workers and data blocks.
-    block_bytes : of the largest coded block.
-    rows : of a block of an array that was cut, None for a sequence of blocks.
+    Attributes
+    ----------
+    n, k
+        Workers and data blocks.
+    block_bytes
+        Bytes of the largest coded block.
+    rows
+        Rows of a block of an array that was cut, None for a sequence of blocks.
     """
 
     n: int

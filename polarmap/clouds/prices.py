@@ -23,10 +23,16 @@ AROUND_SECONDS = 1.0
 class Price:
     """List price of a compute backend in one region, without free tiers, discounts and taxes.
 
-    gigabyte_second : USD per second and 1024 MB of memory.
-    processor_second : USD per second and processor, where that is charged apart.
-    call : USD each.
-    step, least : seconds that a call is rounded up to, and its minimum.
+    Attributes
+    ----------
+    gigabyte_second
+        USD per second and 1024 MB of memory.
+    processor_second
+        USD per second and processor, where that is charged apart.
+    call
+        USD each.
+    step, least
+        Seconds that a call is rounded up to, and its minimum.
     """
 
     backend: str
@@ -76,9 +82,14 @@ STORAGE = {"aws_s3": (5.0e-6, 4.0e-7), "gcp_storage": (5.0e-6, 4.0e-7)}
 class Cost:
     """An estimate in US dollars.
 
-    compute : memory and processors for as long as workers ran.
-    calls : of the functions.
-    requests : to the storage, where their price is known. Data stored for minutes, and transfers
+    Attributes
+    ----------
+    compute
+        Memory and processors for as long as workers ran.
+    calls
+        Calls of the functions.
+    requests
+        Requests to the storage, where their price is known. Data stored for minutes, and transfers
         within a region, cost next to nothing.
     """
 

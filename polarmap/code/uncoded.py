@@ -16,23 +16,24 @@ Array = npt.NDArray[Any]
 
 
 class Uncoded(SystematicCode):
-    """k blocks for k workers.
+    """k blocks for k workers; a task that is late may get `backups`.
 
     >>> code = Uncoded(3)
     >>> code.n, code.k, code.recovery_threshold
     (3, 3, 3)
     """
 
-    def __init__(self, k: int) -> None:
+    def __init__(self, k: int, backups: int = 0) -> None:
         self.n = self.k = k
+        self.backups = backups
 
     def __repr__(self) -> str:
-        return f"Uncoded({self.k})"
+        return f"Uncoded({self.k}, backups={self.backups})" if self.backups else f"Uncoded({self.k})"
 
     @property
     def name(self) -> str:
         """What a report calls it."""
-        return "no code"
+        return "no code, backup tasks" if self.backups else "no code"
 
     @property
     def assumption(self) -> str:

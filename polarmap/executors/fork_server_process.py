@@ -212,10 +212,10 @@ def limits_of_threads(threads: int) -> Mapping[str, str]:
 
 
 def modules_named(pickled: bytes) -> list[str]:
-    """The modules of polarmap that a pickled function names, besides those of every worker.
+    """The modules of polarmap and scipy that a pickled function names, besides those of every worker.
 
     >>> modules_named(b"polarmap.linalg.gram ... polarmap.worker.parts")
     ['polarmap.linalg.gram']
     """
-    found = {name.decode() for name in re.findall(rb"polarmap(?:\.[a-z_]+)+", pickled)}
+    found = {name.decode() for name in re.findall(rb"(?:polarmap|scipy)(?:\.[a-z_]+)+", pickled)}
     return sorted(name for name in found & sys.modules.keys() if not name.startswith("polarmap.worker"))

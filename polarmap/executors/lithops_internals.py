@@ -142,6 +142,11 @@ def localhost_functions(count: int) -> Any:
     return functions
 
 
+def slots_of(functions: Any) -> int:
+    """How many tasks `localhost_functions` runs at once."""
+    return int(functions.config["localhost"]["worker_processes"])
+
+
 def _localhost_config(count: int) -> dict[str, Any]:
     return {
         "lithops": {

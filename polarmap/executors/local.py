@@ -13,7 +13,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import slots
 from polarmap.executors.attempt_locks import AttemptLocks, Key
 from polarmap.executors.base import Outcome, Payload, check_folder
-from polarmap.executors.lithops_internals import end, files_of_jobs, localhost_functions
+from polarmap.executors.lithops_internals import end, files_of_jobs, localhost_functions, slots_of
 from polarmap.executors.lithops_run import LithopsRun
 from polarmap.executors.private_folder import private_folder
 from polarmap.worker.cores import available_cores
@@ -54,6 +54,7 @@ class LocalhostRun(LithopsRun):
         super().__init__(name, payload, self._first.storage)
         self._busy = slots.BusyTasks()
         self._next_look_at_slots = 0.0
+        self._seen_begun, self._last_begun = 0, time.monotonic()  # tasks, and when their number grew
         self._locks = AttemptLocks(
             private_folder() / "locks" / os.path.basename(self._objects.address.prefix)
         )
@@ -141,10 +142,20 @@ class LocalhostRun(LithopsRun):
         queued = [key for key in self._running if key not in begun]
         used = slots.processor_seconds_of({one.process for one in begun.values()})
         busy = self._busy.look(now, used)
-        extra = slots.extra_slots(self._cores, busy, len(used) - busy, len(queued))
+        coming = max(0, self._slots_of(queued) - len(begun))  # fork and import for the tasks they take next
+        extra = slots.extra_slots(self._cores, busy + coming, len(used) - busy, len(queued))
         if extra and self._is_under_way(now):
             self._launch(localhost_functions(extra), queued)
         return self._lost_workers(now)
+
+    def _slots_of(self, keys: Sequence[Key]) -> int:
+        """Of the jobs that will come to these attempts; none when no task has begun for long."""
+        if len(self._locks) > self._seen_begun:
+            self._seen_begun, self._last_begun = len(self._locks), time.monotonic()
+        if time.monotonic() > max(self._last_begun, self._launched) + BOOT_SECONDS:
+            return 0
+        jobs = {copy.job for key in keys for copy in self._running[key]}
+        return sum(slots_of(job.functions) for job in jobs)
 
     def _is_under_way(self, now: float) -> bool:
         """Whether the latest job has begun to take tasks: until then, patience."""

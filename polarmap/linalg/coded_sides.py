@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.encode import encode
-from polarmap.blocks.choose_code import CodeName, encode_once
+from polarmap.blocks.array_like import is_sparse
+from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once, encode_sparse
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -30,7 +31,8 @@ class CodedSides:
         self, matrix: Any, executor: Any, sizes: tuple[int, int], code: CodeName | PolarCode
     ) -> None:
         self._matrix, self._sizes, self._code = matrix, sizes, code
-        self._storage = storage_beside(executor, matrix)
+        self._is_sparse = is_sparse(matrix)  # and lies in memory
+        self._storage = None if self._is_sparse else storage_beside(executor, matrix)
         self._prefix = f"operator-{uuid.uuid4().hex}"
         self.sides: dict[str, CodedSide] = {}
         self._ours: list[CodedArray] = []
@@ -58,19 +60,29 @@ class CodedSides:
             self._ours.pop().delete()
 
     def _encode(self, name: str) -> CodedSide:
+        if self._is_sparse:
+            matrix = self._matrix if name == "rows" else self._matrix.T.tocsr()
+            options = CodeOptions(*self._counts(matrix.shape[0]))
+            sparse = encode_sparse(matrix, options, keep=True, name="A")
+            return CodedSide(sparse, sparse.blocks.largest(0) if is_exact(matrix.dtype) else 0)
         matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
-        k = min(self._sizes[0], int(data.shape[0]))
-        n = k + math.ceil((self._sizes[1] - self._sizes[0]) * k / self._sizes[0])
-        code = self._code
-        if isinstance(code, PolarCode) and k < code.k:
-            code = "arikan" if code.kernel == "arikan" else "rotation"
+        k, n, code = self._counts(data.shape[0])
         if self._storage is None:
             return CodedSide(encode_once(data, k, n, code), data.largest)
         name, place = f"{self._prefix}-{name}", self._storage
         coded = encode(data, blocks=k, workers=n, code=code, name=name, storage=place, progress=False)
         self._ours.append(coded)
         return CodedSide(coded, data.largest)
+
+    def _counts(self, length: int) -> tuple[int, int, CodeName | PolarCode]:
+        """k, n and the code of a side of so many rows."""
+        k = min(self._sizes[0], int(length))
+        n = k + math.ceil((self._sizes[1] - self._sizes[0]) * k / self._sizes[0])
+        code = self._code
+        if isinstance(code, PolarCode) and k < code.k:
+            code = "arikan" if code.kernel == "arikan" else "rotation"
+        return k, n, code
 
 
 def _largest(coded: Any) -> int:

@@ -22,6 +22,8 @@ Array = npt.NDArray[Any]
 
 BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 
+FOR_SPARSE = "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
+
 
 def coded_gram(
     A: Any,
@@ -78,7 +80,7 @@ def coded_gram(
     >>> np.allclose(hessian.array, A.T @ (w[:, None] * A)), hessian.report.n
     (True, 10)
     """
-    matrix = matrices.check_matrix(A, "A")
+    matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
     w = None if weights is None else _checked_weights(weights, matrix.shape[0])
     dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
     k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)

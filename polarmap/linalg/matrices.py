@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like as any_array
 from polarmap.blocks.array_like import read_data
+from polarmap.blocks.sparse import as_csr
 from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype
 from polarmap.errors import CodeError
 
@@ -58,14 +59,17 @@ class CastMatrix:
         return np.asarray(self._matrix[index]).astype(self.dtype)
 
 
-def as_array_like(matrix: Any, name: str) -> Any:
-    """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry."""
+def as_array_like(matrix: Any, name: str, for_sparse: str) -> Any:
+    """Something with shape, dtype and slices, left where it is; CodeError for what parity cannot carry.
+
+    for_sparse : what to use of a sparse matrix.
+    """
     matrix = read_data(matrix, name)
     if isinstance(matrix, np.ma.MaskedArray):
         raise CodeError(f"{name} is a masked array, and parity blocks have no mask: use {name}.filled(0)")
     if hasattr(matrix, "toarray"):
         kind = type(matrix).__name__
-        raise CodeError(f"{name} is a sparse {kind}, and parity blocks are not sparse: use {name}.toarray()")
+        raise CodeError(f"{name} is a sparse {kind}: use {for_sparse}")
     if not (hasattr(matrix, "shape") and hasattr(matrix, "dtype")):
         try:
             matrix = np.asarray(matrix)
@@ -74,13 +78,23 @@ def as_array_like(matrix: Any, name: str) -> Any:
     return np.asarray(matrix) if isinstance(matrix, np.matrix) else matrix
 
 
-def check_matrix(matrix: Any, name: str) -> Any:
-    """A matrix that can be cut and coded; CodeError for anything else."""
-    matrix = as_array_like(matrix, name)
+def check_matrix(matrix: Any, name: str, for_sparse: str = "") -> Any:
+    """A matrix that can be cut and coded; CodeError for anything else.
+
+    for_sparse : what to use of a sparse one; by default it as an array.
+    """
+    matrix = as_array_like(matrix, name, for_sparse or f"{name}.toarray()")
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")
     check_dtype(matrix.dtype, name)
+    return matrix
+
+
+def check_sparse(matrix: Any, name: str) -> Any:
+    """A sparse matrix in CSR form that can be cut and coded; CodeError for anything else."""
+    matrix = as_csr(matrix, name)
+    check_finite(matrix.data, name)
     return matrix
 
 
@@ -140,6 +154,20 @@ def product_with(operand: Array, dtype: DType) -> Callable[[Array], Array]:
     def product(block: Array) -> Array:
         signed = block.view("i8") if block.dtype == "u8" else block
         result: Array = signed.astype(dtype, copy=False) @ operand
+        return result
+
+    return product
+
+
+def sparse_product_with(operand: Array, dtype: DType) -> Callable[[Any], Array]:
+    """The same for blocks in CSR form."""
+    dtype = dtype.newbyteorder("=")
+    operand, reads_signed = operand.astype(dtype, copy=False), not is_exact(dtype)
+
+    def product(block: Any) -> Array:
+        data = block.data.view("i8") if reads_signed and block.data.dtype == "u8" else block.data
+        block.data = data.astype(dtype, copy=False)  # the arrays are the worker's, the matrix is ours
+        result: Array = block @ operand
         return result
 
     return product

@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
+from polarmap.blocks.array_like import is_sparse
 from polarmap.blocks.choose_code import CodeName
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -48,7 +50,9 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
     ----------
     A : array-like (M, N)
         numpy, memmap, zarr, h5py, a table, a tensor or the path of a .npy file: float16/32/64,
-        complex64/128 or integers, all finite. A pool's
+        complex64/128 or integers, all finite. Or a matrix of scipy.sparse, whose blocks stay sparse:
+        where parity would cost too much there is none, and late tasks get copies
+        (`report.code_reason`). A pool's
         blocks are views of it where possible, so it must not change while the operator is in use.
         Or a `CodedArray`, which is used as it is for A x.
     transposed : CodedArray (N, M), optional
@@ -105,7 +109,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = None,
     ) -> None:
-        matrix = matrices.check_matrix(A, "A")
+        matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
         options = checked_options(verify, rtol, timeout, retries)
         executor, end = keep_open(executor)
@@ -152,8 +156,11 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         if operand.size == 0:
             return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
         coded = self._sides.real_side(name) if not is_exact(dtype) else self._sides.side(name).coded
-        f = matrices.product_with(operand, dtype)
-        shape = (coded.layout(0)[0][1][0], *operand.shape[1:])
+        if isinstance(coded, SparseCodedBlocks):
+            f, rows = matrices.sparse_product_with(operand, dtype), coded.blocks.rows or 0
+        else:
+            f, rows = matrices.product_with(operand, dtype), coded.layout(0)[0][1][0]
+        shape = (rows, *operand.shape[1:])
         result = self._run(f, coded, shape)
         self.report, self.products = result.report, self.products + 1
         return np.concatenate(list(result))

@@ -134,8 +134,10 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     """Two matrices of fitting shapes and dtypes, and the shape of numpy's product."""
     # Columns of a coded array are read through all its rows: once, then.
     A, B = (
-        matrices.as_array_like(A, "A"),
-        matrices.as_array_like(B[:] if hasattr(B, "coded_blocks") else B, "B"),
+        matrices.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()"),
+        matrices.as_array_like(
+            B[:] if hasattr(B, "coded_blocks") else B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()"
+        ),
     )
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")

@@ -24,10 +24,16 @@ Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the
 class BackupRule(NamedTuple):
     """When others start backups: the moment a task has run longer than `slow` times the usual time.
 
-    slow : multiple of the usual time.
-    done : the share of tasks that must have returned before any is late.
-    min_tasks : fewer than so many get no backups.
-    of_all : the usual time is that by which this share of all tasks had returned, queueing included (as
+    Attributes
+    ----------
+    slow
+        Multiple of the usual time.
+    done
+        The share of tasks that must have returned before any is late.
+    min_tasks
+        Fewer than so many get no backups.
+    of_all
+        The usual time is that by which this share of all tasks had returned, queueing included (as
         in cubed); False: the median of those that returned (as in Spark).
     """
 

@@ -40,15 +40,26 @@ SCHEMES = (*CODES, "on_demand", "subtasks", "replication", *RULES)
 class Completion(NamedTuple):
     """What one scheme gives; seconds, over the jobs that complete.
 
-    scheme, n, k : what was run: n workers at the start, k blocks of data.
-    mean : expected completion time.
-    error : its standard error; 0 where it is exact.
-    p50, p95, p99 : quantiles over all jobs; inf where fewer complete.
-    paid : expected worker-seconds; whatever runs is stopped at completion.
-    arrivals : expected number of results awaited; of copies, those that win.
-    started : expected number of tasks started.
-    failure_probability : probability that the job never completes, because too many tasks never end.
-    upfront : of parity on demand: parity tasks that start at once.
+    Attributes
+    ----------
+    scheme, n, k
+        What was run: n workers at the start, k blocks of data.
+    mean
+        Expected completion time.
+    error
+        Its standard error; 0 where it is exact.
+    p50, p95, p99
+        Quantiles over all jobs; inf where fewer complete.
+    paid
+        Expected worker-seconds; whatever runs is stopped at completion.
+    arrivals
+        Expected number of results awaited; of copies, those that win.
+    started
+        Expected number of tasks started.
+    failure_probability
+        Probability that the job never completes, because too many tasks never end.
+    upfront
+        Of parity on demand: parity tasks that start at once.
     """
 
     scheme: str

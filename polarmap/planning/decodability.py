@@ -27,9 +27,14 @@ TILE_BYTES = 1 << 20  # of the butterfly of some trials: what a core's cache hol
 class ArrivalsNeeded(NamedTuple):
     """The distribution of the number of arrivals that determine the data.
 
-    ranks : distinct numbers m, ascending, (j,).
-    weights : their probabilities, (j,).
-    trials : orders of arrival simulated; 0 if the distribution is exact.
+    Attributes
+    ----------
+    ranks
+        Distinct numbers m, ascending, (j,).
+    weights
+        Their probabilities, (j,).
+    trials
+        Orders of arrival simulated; 0 if the distribution is exact.
     """
 
     ranks: Floats

@@ -35,18 +35,30 @@ MOST_SIZES = 48  # values of n that are tried, dense near k
 class Plan:
     """A recommended number of workers, and what else there was to choose from.
 
-    n, k : workers to start and data blocks; n = k is a plain map without a code.
-    code : "rotation", "sequential", "optimal", "integers", or "uncoded".
-    objective : what it was chosen for.
-    expected : what to expect of it: seconds and worker-seconds.
-    uncoded : the same of a plain map.
-    frontier : the options than which none is both faster (by the objective; p99 for "cost") and
+    Attributes
+    ----------
+    n, k
+        Workers to start and data blocks; n = k is a plain map without a code.
+    code
+        "rotation", "sequential", "optimal", "integers", or "uncoded".
+    objective
+        What it was chosen for.
+    expected
+        What to expect of it: seconds and worker-seconds.
+    uncoded
+        The same of a plain map.
+    frontier
+        The options than which none is both faster (by the objective; p99 for "cost") and
         cheaper, from the cheapest to the fastest.
-    worker : what the tasks run on, if that was said.
-    schedule : "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
+    worker
+        What the tasks run on, if that was said.
+    schedule
+        "upfront": all n workers start at once. "on_demand": k and `upfront` more, the others
         when tasks are late.
-    upfront : parity tasks that start at once.
-    runtimes : the distribution it was made for; it tells when a task is late.
+    upfront
+        Parity tasks that start at once.
+    runtimes
+        The distribution it was made for; it tells when a task is late.
     """
 
     n: int

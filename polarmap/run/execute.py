@@ -15,10 +15,12 @@ import numpy.typing as npt
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.choose_code import CodeOptions, encoded
 from polarmap.blocks.equal import without_padding
+from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes, read_only
@@ -108,8 +110,11 @@ def run_coded(
     """
     _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
     blank = _blank_report(coded, launch)
+    driver_f = driver_f or f
+    if isinstance(coded, SparseCodedBlocks):
+        f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f)
     with logged(blank) as log:
-        call = _Call(f, driver_f or f, coded, options, log)
+        call = _Call(f, driver_f, coded, options, log)
         collected, report = _run_coded(launch, call, observer_of(progress), output, blank)
         log.returned(report)
     return collected, report
@@ -251,6 +256,8 @@ def _hand_out(index: int, codewords: Codewords, coded: CodedData, observer: Obse
 
 def _policy(coded: CodedData, options: MapOptions) -> Policy:
     code = coded.code
+    if isinstance(code, Uncoded) and code.backups:
+        return Backups(code.n, backup_lateness(code.n), code.backups)
     if options.schedule != "on_demand":
         return Upfront(code.n)
     counts_decide = code.is_mds
@@ -350,11 +357,19 @@ def prepared_blocks(
 
 
 def prepared(
-    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+    data: Any, code_options: CodeOptions, executor: Any, options: MapOptions, parity_for: str = ""
 ) -> tuple[Launch, CodedData]:
-    """A launch on the executor that the caller means, and the coded blocks; CodeError if they do not fit."""
+    """A launch on the executor that the caller means, and the coded blocks; CodeError if they do not fit.
+
+    parity_for : what beside `options` has asked for parity.
+    """
     launch = Launch(_executor(executor, data))
-    coded = encoded(data, code_options, options.rtol)
+    coded = encoded(data, code_options, options.rtol, parity_for or options.parity_for)
+    if options.subtasks > 1 and isinstance(coded, SparseCodedBlocks):
+        raise CodeError(
+            "Subtasks cut blocks that are not sparse: leave schedule=Subtasks(...) out, with more blocks "
+            "in its place, or use data.toarray()"
+        )
     if options.subtasks > 1:
         check_rows(coded, options.subtasks)
     if options.deadline is not None and not isinstance(coded.code, PolarCode):

@@ -82,6 +82,15 @@ class MapOptions:
     shape: tuple[int, ...] | None = None  # of the array that f, which is ours, returns
     row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block
 
+    @property
+    def parity_for(self) -> str:
+        """Which of the options asks for parity, so that copies of late tasks will not do; empty if none."""
+        if self.deadline is not None:
+            return "on_timeout='estimate'"
+        if self.distribution is not None:
+            return "the plan"
+        return "schedule='on_demand'" if self.schedule == "on_demand" else ""
+
 
 def check_function(f: Any) -> None:
     """CodeError for what cannot be called."""

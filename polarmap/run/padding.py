@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import dividing_counts
+from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
@@ -101,15 +101,14 @@ class PaddingRows:
         """A few rows of a data block and some more, which would show; made up where they lie in storage."""
         few, more = self._counts
         if self._coded.source is None:
-            blocks = self._coded.blocks
-            others = ((i, leaf[few:more]) for i in range(blocks.k) for leaf in blocks.leaves(i))
-            block = next((i for i, rest in others if rest.any()), 0)
-            leaves = [leaf[:more].copy() for leaf in blocks.leaves(block)]
+            assert isinstance(self._blocks, Blocks)
+            first, leaves = self._blocks.heads(few, more)
         else:
             shapes = [(name, (more, *shape[1:])) for name, shape in self._coded.layout(0)]
             leaves = [np.resize(np.arange(1, 8), shape).astype(name) for name, shape in shapes]
+            first = [leaf[:few].copy() for leaf in leaves]
         structure = self._coded.structure
-        return unflatten(structure, [leaf[:few].copy() for leaf in leaves]), unflatten(structure, leaves)
+        return unflatten(structure, first), unflatten(structure, leaves)
 
     def _warn(self) -> None:
         blocks = self._blocks

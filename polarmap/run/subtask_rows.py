@@ -37,6 +37,11 @@ class Rows:
         return self._all.unprotected_warning
 
     @property
+    def code_reason(self) -> str:
+        """As for the whole blocks."""
+        return self._all.code_reason
+
+    @property
     def code(self) -> Code:
         """Of all rows."""
         return self._all.code

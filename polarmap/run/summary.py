@@ -9,6 +9,7 @@ import numpy as np
 
 from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
+from polarmap.code.uncoded import Uncoded
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
@@ -17,7 +18,7 @@ from polarmap.run.tasks import TaskTable
 # From the least to the most that a map's codewords were verified by.
 VERIFICATIONS = ["no", "earlier", "local", "parity", "not needed"]
 
-UNCODED = "no code, backup tasks"
+UNCODED = Uncoded(1, backups=1).name
 
 
 def report_of_coded(
@@ -52,6 +53,7 @@ def report_of_coded(
         verified=min((str(word.verification) for word in words), key=VERIFICATIONS.index),
         unchecked=tuple(sorted(_unchecked(words))),
         padding=coded.blocks.padding,
+        code_reason=coded.code_reason,
         errors=errors if any(errors) else (),
     )
 

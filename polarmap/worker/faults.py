@@ -19,11 +19,15 @@ FAULTS = ("sleep", "raise", "exit", "kill", "garbage")
 class Fault(NamedTuple):
     """A fault to inject into a task: for tests, demonstrations and benchmarks.
 
-    kind : "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
-    attempts : how many attempts of the task suffer it.
-
     Of a task with subtasks, a sleep is spread over all of them, garbage are all its results, and the
     others strike when half of the subtasks are done.
+
+    Attributes
+    ----------
+    kind
+        "sleep" (for `seconds`), "raise", "exit", "kill" (SIGKILL) or "garbage" (a wrong result).
+    attempts
+        How many attempts of the task suffer it.
     """
 
     kind: str

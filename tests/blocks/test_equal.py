@@ -12,7 +12,7 @@ import pytest
 import scipy.sparse
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from plain import assert_same, cut, plain_map, without_padding
+from plain import assert_same, cut, plain_map, printed, without_padding
 
 from polarmap import CodedResult, FaultyExecutor, ReplayExecutor, coded_map
 from polarmap.errors import CodeError
@@ -205,7 +205,7 @@ def test_structure_may_change_on_the_way() -> None:
         ([scipy.sparse.csr_array(MATRIX)] * 2, r"csr_array: use its .toarray\(\)"),
         ([np.ma.masked_less(MATRIX, 0)] * 2, "a block cannot be coded: .*masked"),
     ],
-    ids=str,
+    ids=printed,
 )
 def test_sequences_that_cannot_be_coded(data: Any, message: str) -> None:
     with pytest.raises(CodeError, match=message):
@@ -248,8 +248,6 @@ MATRIX = STREAM.standard_normal((26, 5))
         (np.zeros(3, "M8[s]"), r"the data has dtype datetime64\[s\]"),
         (np.zeros(3, [("x", "f8")]), "the data has dtype "),
         (np.ma.masked_less(MATRIX, 0), "masked array"),
-        (scipy.sparse.csr_array(MATRIX), "sparse csr_array"),
-        (scipy.sparse.coo_matrix(MATRIX), "sparse coo_matrix"),
     ],
 )
 def test_arrays_that_cannot_be_coded(data: Any, message: str) -> None:

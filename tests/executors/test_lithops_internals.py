@@ -20,6 +20,7 @@ from polarmap.executors.lithops_internals import (
     localhost_functions,
     result_of,
     runner_process,
+    slots_of,
     storage_settings,
 )
 from polarmap.executors.private_folder import private_folder
@@ -37,6 +38,7 @@ def wait_until_ended(future: Any) -> None:
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
     functions = localhost_functions(3)
     try:
+        assert slots_of(functions) == 3
         assert runner_process(functions) is None
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)

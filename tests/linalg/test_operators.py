@@ -400,7 +400,10 @@ def test_coded_arrays_of_integers_with_real_vectors(tmp_path: Any) -> None:
         (np.array([["a", "b"]]), "A has dtype <U1"),
         ([[1, 2], [3]], "A is no matrix"),
         (np.ma.ones((2, 2)), "A is a masked array"),
-        (scipy.sparse.eye_array(3).tocsr(), "A is a sparse csr_array"),
+        (scipy.sparse.coo_array([1.0, 2.0]), r"A is a sparse coo_array of shape \(2,\): use .*reshape"),
+        (scipy.sparse.csr_array((3, 0)), r"A of shape \(3, 0\) has no rows with columns"),
+        (scipy.sparse.eye_array(3, dtype=bool), "A has dtype bool"),
+        (scipy.sparse.csr_array([[1.0, math.nan]]), "A holds NaN or inf"),
     ],
 )
 def test_what_is_no_matrix_is_refused(A: Any, message: str) -> None:

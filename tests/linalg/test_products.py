@@ -208,7 +208,8 @@ def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None
         (A, 3.0, r"not of shape \(\)"),
         (A > 0, B, "A has dtype bool"),
         (A, np.array([["x"]] * 17), "B has dtype <U1"),
-        (scipy.sparse.eye_array(17).tocsr(), B, "A is a sparse csr_array"),
+        (scipy.sparse.eye_array(17).tocsr(), B, r"A is a sparse csr_array: use CodedOperator\(A\) @ B"),
+        (A, scipy.sparse.eye_array(17).tocsr(), r"B is a sparse .*use \(CodedOperator\(B\.T\) @ A\.T\)\.T"),
         (A, np.ma.array(B), "B is a masked array"),
     ],
 )

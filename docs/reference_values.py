@@ -1,0 +1,33 @@
+"""An extension of mkdocstrings: a default that is a constant of the package is shown as its value."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import griffe
+
+
+class Values(griffe.Extension):
+    """`memory: int = 256 << 20` in place of `memory: int = MEMORY`."""
+
+    def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
+        for func in functions_in(pkg):
+            for parameter in func.parameters:
+                if isinstance(parameter.default, griffe.ExprName):
+                    parameter.default = value_of(parameter.default, func) or parameter.default
+
+
+def functions_in(place: griffe.Module | griffe.Class) -> Iterator[griffe.Function]:
+    """Those that are written there, not imported."""
+    for member in place.members.values():
+        if isinstance(member, griffe.Function):
+            yield member
+        elif isinstance(member, griffe.Module | griffe.Class):
+            yield from functions_in(member)
+
+
+def value_of(name: griffe.ExprName, func: griffe.Function) -> griffe.Expr | str | None:
+    """What the constant of that name is set to, where a function sees it; None for other names."""
+    found: Any = func.module.members.get(name.name)
+    if isinstance(found, griffe.Alias):
+        found = found.final_target if found.target_path.startswith("polarmap.") else None
+    return found.value if isinstance(found, griffe.Attribute) else None

@@ -1,0 +1,144 @@
+"""Sparse matrices as coded blocks: scipy and the dense code are the oracles."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from polarmap import PolarCode
+from polarmap.blocks.choose_code import CodeOptions, encode_sparse
+from polarmap.blocks.sparse import (
+    MOST_WORK,
+    SparseBlocks,
+    SparseCodedBlocks,
+    as_csr,
+    cheaper,
+    parity_nonzeros,
+    work_of_coding,
+)
+from polarmap.code.uncoded import Uncoded
+from polarmap.worker.sparse_rows import sparse_rows
+
+DTYPES = ["f4", "f8", "c8", "c16", "i1", "u1", "i4", "i8", "u8"]
+
+
+def random_sparse(rows: int, columns: int, density: float, dtype: str, seed: int = 0) -> Any:
+    stream = np.random.default_rng(seed)
+    values = stream.integers(-100, 100, (rows, columns)) * (stream.random((rows, columns)) < density)
+    if dtype in ("c8", "c16"):
+        values = values * (1 + 2j)
+    return scipy.sparse.csr_array(values.astype(dtype))
+
+
+def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
+    columns = blocks.blocks.matrix.shape[1]
+    found: np.ndarray = sparse_rows(blocks.leaves(index), scipy.sparse.csr_array, columns).toarray()
+    return found
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 30),
+    columns=st.integers(1, 12),
+    k=st.integers(1, 8),
+    parity=st.integers(1, 4),
+    density=st.sampled_from([0.0, 0.02, 0.2, 1.0]),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 9),
+)
+def test_blocks_are_those_of_the_dense_code(
+    rows: int, columns: int, k: int, parity: int, density: float, dtype: str, seed: int
+) -> None:
+    k = min(k, rows)
+    matrix = random_sparse(rows, columns, density, dtype, seed)
+    code = PolarCode(k + parity, k, "arikan" if dtype[0] in "iu" else "rotation")
+    coded = SparseCodedBlocks(SparseBlocks(matrix, k), code)
+    padded = np.zeros((coded.blocks.rows * k, columns), dtype)
+    padded[:rows] = matrix.toarray()
+    expected = code.encode(padded.reshape(k, -1))
+    for index in range(coded.n):
+        found = dense(coded, index)
+        layout = tuple((leaf.dtype.str, leaf.shape) for leaf in coded.leaves(index))
+        assert coded.layout(index) == layout
+        assert found.dtype == (dtype if index < k else code.parity_dtype(dtype))
+        if dtype[0] in "iu":
+            np.testing.assert_array_equal(found.ravel(), expected[index].astype(found.dtype))
+        else:
+            room = 1e-5 if dtype in ("f4", "c8") else 1e-12
+            np.testing.assert_allclose(found.ravel(), expected[index], atol=400 * room, rtol=room)
+
+
+@pytest.mark.parametrize("kernel", ["rotation", "arikan"])
+def test_nonzeros_of_parity_are_counted_before_it_is_made(kernel: str) -> None:
+    matrix = abs(random_sparse(60, 40, 0.05, "f8"))  # arikan's coefficients might cancel
+    code = PolarCode(16, 12, kernel)
+    coded = SparseCodedBlocks(SparseBlocks(matrix, 12), code)
+    counted = parity_nonzeros(coded.blocks, code.coefficients)
+    assert counted == [coded.layout(index)[0][1][0] for index in range(12, 16)]
+    pattern = (matrix.toarray() != 0).reshape(12, 5, 40)
+    support = code.coefficients != 0
+    assert counted == [int(pattern[row].any(axis=0).sum()) for row in support]
+
+
+def test_indices_are_sorted_as_functions_may_expect() -> None:
+    coded = SparseCodedBlocks(SparseBlocks(random_sparse(30, 20, 0.3, "f8"), 5), PolarCode(7, 5))
+    for index in range(7):
+        rows = sparse_rows(coded.leaves(index), scipy.sparse.csr_array, 20)
+        assert rows.has_canonical_format
+
+
+def test_data_is_not_copied_where_it_is_in_csr_form_already() -> None:
+    matrix = random_sparse(30, 20, 0.3, "f8")
+    assert as_csr(matrix) is matrix
+    blocks = SparseBlocks(matrix, 6)
+    assert all(np.shares_memory(blocks.leaves(index)[0], matrix.data) for index in range(6))
+    twice = scipy.sparse.coo_array(([1.0, 2.0], ([0, 0], [1, 1])), shape=(2, 2))
+    assert as_csr(twice).toarray().tolist() == [[0.0, 3.0], [0.0, 0.0]]
+    unsorted = scipy.sparse.csr_array(([1.0, 2.0, 3.0], [1, 0, 0], [0, 3, 3]), shape=(2, 2))
+    assert as_csr(unsorted).toarray().tolist() == [[5.0, 1.0], [0.0, 0.0]]
+    assert len(unsorted.data) == 3  # the caller's
+
+
+def test_heads_show_the_rows_that_follow() -> None:
+    rows = np.zeros((12, 3))
+    rows[10] = 1.0  # the third of its block
+    few, more = SparseBlocks(scipy.sparse.csr_array(rows), 3).heads(2, 4)
+    assert len(few[0]) == 0 and len(more[0]) == 3 and (len(few[2]), len(more[2])) == (3, 5)
+
+
+def test_what_costs_less_is_chosen_and_why_is_said() -> None:
+    small = SparseBlocks(random_sparse(48, 40, 0.05, "f8"), 24)
+    code, reason = cheaper(small, PolarCode(32, 24))
+    assert code.n == 32 and reason.startswith("coded: a parity block has ")
+    wide = scipy.sparse.random_array((2_400, 60_000), density=0.01, format="csr", rng=0)
+    blocks = SparseBlocks(wide, 24)
+    found, reason = cheaper(blocks, PolarCode(32, 24))
+    work = work_of_coding(blocks.nonzeros, parity_nonzeros(blocks, PolarCode(32, 24).coefficients))
+    assert work > MOST_WORK and isinstance(found, Uncoded) and found.backups > 0
+    assert f"by which all tasks cost {work:.2f} times as much" in reason and reason.startswith(
+        "copies of late tasks"
+    )
+
+
+def test_no_nonzeros_at_all() -> None:
+    coded = encode_sparse(scipy.sparse.csr_array((12, 5)), CodeOptions(blocks=4, workers=6))
+    assert coded.code_reason.startswith("coded: a parity block has 0 nonzeros, by which")
+    assert all(dense(coded, index).any() == 0 for index in range(6))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (CodeOptions(4, 6, code="rotation"), "coded, because code='rotation' asks for it"),
+        (CodeOptions(4, 6, code=PolarCode(6, 4)), "coded, because code=PolarCode"),
+        (CodeOptions(4), "coded: a parity block"),
+    ],
+)
+def test_what_the_caller_asks_for_is_done(options: CodeOptions, reason: str) -> None:
+    coded = encode_sparse(random_sparse(12, 5, 0.4, "f8"), options)
+    assert coded.n == 6 and coded.code_reason.startswith(reason)
