@@ -18,6 +18,7 @@ SUBJECTS = (
     "coldstart",
     "beyond",
     "operators",
+    "sparse",
     "kept_workers",
     "kept_jobs",
     "blackbox",

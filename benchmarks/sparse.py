@@ -1,0 +1,116 @@
+"""CodedOperator on sparse matrices against scipy: products, lsqr and svds, with and without stragglers.
+
+Of each matrix: what a product takes in scipy, and through an operator that is coded, has copies of late
+tasks, or chooses by itself; 24 blocks, 8 of parity. "2 sleep": two workers sleep in every product.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+from scipy.sparse.linalg import lsqr, svds
+
+import polarmap
+from benchmarks import interleaved, is_quick, show
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
+from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
+from polarmap.code.uncoded import Uncoded
+from polarmap.linalg.matrices import sparse_product_with
+from polarmap.linalg.products import product_map
+from polarmap.planning.backups import BACKUPS
+from polarmap.run.options import checked_options
+
+K, N = 24, 32
+LATE = {3: Fault("sleep", 20.0), 9: Fault("sleep", 20.0)}
+STEPS = 10  # of lsqr
+VALUES = 2  # of svds
+
+
+def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
+    """A x by blocks of rows that are coded one way."""
+    run = product_map(executor, checked_options("auto", None, None, 1), False)
+    f, rows = sparse_product_with(x, x.dtype), coded.blocks.rows
+    return lambda: run(f, coded, (rows,)).concatenate()
+
+
+def products(A: Any, pool: Any, repeats: int) -> tuple[Any, ...]:
+    """What decides, and the seconds of a product: scipy's, coded, copies; the last two with sleepers."""
+    x, blocks = np.ones(A.shape[1]), SparseBlocks(A, K)
+    coded = SparseCodedBlocks(blocks, PolarCode(N, K), keep=True)
+    copies = SparseCodedBlocks(blocks, Uncoded(K, BACKUPS), keep=True)
+    late = FaultyExecutor(pool, LATE)
+    actions: list[Callable[[], Any]] = [lambda: A @ x]
+    actions += [product(one, x, executor) for executor in (pool, late) for one in (coded, copies)]
+    for action in actions:
+        assert np.allclose(action(), A @ x)
+    parity = [coded.layout(index)[0][1][0] for index in range(K, N)]
+    work = work_of_coding(blocks.nonzeros, parity)
+    return parity[0] * K / A.nnz, work, coded.encode_seconds, *interleaved(actions, repeats)
+
+
+def solvers(A: Any, pool: Any) -> list[tuple[Any, ...]]:
+    """lsqr and svds on operators that choose, and in scipy: seconds, and milliseconds of a product."""
+    b = np.random.default_rng(1).standard_normal(A.shape[0])
+    tasks: dict[str, Callable[[Any], Any]] = {
+        "lsqr": lambda one: lsqr(one, b, atol=0, btol=0, iter_lim=STEPS)[0],
+        "svds": lambda one: svds(one, VALUES, return_singular_vectors=False, rng=0, tol=1e-3),
+    }
+    found = []
+    counts = dict.fromkeys(tasks, 0)  # of products, which are as many in scipy
+    for name, executor in (("operator", pool), ("2 sleep", FaultyExecutor(pool, LATE))):
+        with CodedOperator(A, blocks=K, workers=N, executor=executor) as operator:
+            operator.rmatvec(operator.matvec(np.ones(A.shape[1])))  # encodes both sides
+            for solver, solve in tasks.items():
+                before, seconds = operator.products, taken(solve, operator)
+                counts[solver] = operator.products - before
+                code = operator.report.code if operator.report else ""
+                found.append((solver, name, seconds, 1e3 * seconds / counts[solver], code))
+    for solver, solve in tasks.items():
+        seconds = taken(solve, A)
+        found.append((solver, "scipy", seconds, 1e3 * seconds / counts[solver], ""))
+    return found
+
+
+def taken(solve: Callable[[Any], Any], operator: Any) -> float:
+    """Seconds."""
+    began = time.perf_counter()
+    solve(operator)
+    return time.perf_counter() - began
+
+
+def main() -> None:
+    quick = is_quick(__doc__)
+    shapes = [(24_000, 1_000, 0.001), (24_000, 1_000, 0.01)]
+    if not quick:
+        shapes += [(96_000, 10_000, 0.001), (48_000, 4_000, 0.01), (96_000, 10_000, 0.01)]
+    print(f"polarmap {polarmap.__version__}: A x, {K} blocks, {N} coded; seconds of a product")
+    lines, solved = [], []
+    with Pool() as pool:
+        for rows, columns, density in shapes:
+            A = scipy.sparse.random_array((rows, columns), density=density, format="csr", rng=0)
+            name = f"{rows:,} x {columns:,}, {density:.1%}"
+            lines.append((name, *products(A, pool, 2 if quick else 5)))
+            if (rows, density) in ((24_000, 0.01), (96_000, 0.001)):
+                solved += [(name, *one) for one in solvers(A, pool)]
+    head = (
+        "",
+        "parity/data",
+        "work",
+        "encode",
+        "scipy",
+        "coded",
+        "copies",
+        "coded, 2 sleep",
+        "copies, 2 sleep",
+    )
+    show(head, lines)
+    print(f"\nlsqr, {STEPS} steps; svds, {VALUES} values")
+    show(("", "", "", "seconds", "ms a product", "code"), solved)
+
+
+if __name__ == "__main__":
+    main()
