@@ -93,7 +93,7 @@ def main() -> None:
         for rows, columns, density in shapes:
             A = scipy.sparse.random_array((rows, columns), density=density, format="csr", rng=0)
             name = f"{rows:,} x {columns:,}, {density:.1%}"
-            lines.append((name, *products(A, pool, 2 if quick else 5)))
+            lines.append((name, *products(A, pool, 2 if quick else 3)))
             if (rows, density) in ((24_000, 0.01), (96_000, 0.001)):
                 solved += [(name, *one) for one in solvers(A, pool)]
     head = (
