@@ -15,6 +15,7 @@ from polarmap.arrays.stored_result import Stored, StoredResult
 from polarmap.code.decoder import Decoder
 from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import Masked, MaskedCode
+from polarmap.code.masked_integers import MaskedIntegerCode
 from polarmap.code.polar import PolarCode
 from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
 from polarmap.coded_map import coded_map
@@ -65,6 +66,7 @@ __all__ = [
     "LagrangeCode",
     "Masked",
     "MaskedCode",
+    "MaskedIntegerCode",
     "Plan",
     "PolarCode",
     "Pool",

@@ -20,6 +20,7 @@ from polarmap.code.base import Code, is_code
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.code.masked import Masked, MaskedCode
+from polarmap.code.masked_integers import MaskedIntegerCode, blocks_for, workers_for
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
@@ -38,11 +39,6 @@ class CodeOptions(NamedTuple):
     code: CodeName | Code | Masked = "auto"
     degree: int = 1
 
-    @property
-    def colluders(self) -> int:
-        """Workers that may put together what they got without learning the data; 0 if it is not masked."""
-        return int(self.code.colluders) if isinstance(self.code, Masked) else 0
-
 
 def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
     """The blocks of the data and the code that carries them."""
@@ -55,12 +51,12 @@ def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> t
     if workers is not None:
         workers = checked_count("workers", workers)
     if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
-        blocks = _block_count(int(data.shape[0]), workers, degree, options.colluders)
+        blocks = _block_count(int(data.shape[0]), workers, degree, _masked_limit(code, [data.dtype], workers))
     data_blocks = cut(data, blocks)
     chosen = _chosen(data_blocks, workers, code, degree)
     for dtype in data_blocks.dtypes:
         chosen.parity_dtype(dtype)
-    if not isinstance(chosen, PolarCode):
+    if isinstance(chosen, (LagrangeCode, MaskedCode)):
         _check_accuracy(chosen, data_blocks, rtol)
     return data_blocks, chosen
 
@@ -84,18 +80,17 @@ def _no_code(code: object) -> str:
 
 def _chosen(
     blocks: Blocks, workers: int | None, code: CodeName | Masked, degree: int
-) -> PolarCode | LagrangeCode | MaskedCode:
+) -> PolarCode | LagrangeCode | MaskedCode | MaskedIntegerCode:
     k = blocks.k
     if isinstance(code, Masked):
-        t = int(code.colluders)
-        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, code.noise)
+        return _masked(blocks, workers, code)
     if degree > 1:
         needed = recovery_threshold(k, degree, "circle")
         return LagrangeCode(_third_more(needed) if workers is None else workers, k, degree)
     return _polar(k, blocks.dtypes, workers, code)
 
 
-def block_count(total: int, options: CodeOptions) -> int:
+def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
     """k for so many rows that are not to be cut yet; CodeError if there are fewer rows."""
     blocks, workers, code, degree = options
     if blocks is not None:
@@ -104,18 +99,55 @@ def block_count(total: int, options: CodeOptions) -> int:
         k = code.k
     else:
         workers = None if workers is None else checked_count("workers", workers)
-        k = _block_count(total, workers, checked_count("degree", degree), options.colluders)
+        k = _block_count(
+            total, workers, checked_count("degree", degree), _masked_limit(code, dtypes, workers)
+        )
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     return k
 
 
-def _block_count(total: int, workers: int | None, degree: int = 1, colluders: int = 0) -> int:
-    """k for an array of so many rows: near 24, or as many as the workers carry."""
+def _masked(blocks: Blocks, workers: int | None, code: Masked) -> MaskedCode | MaskedIntegerCode:
+    """Noise over the reals for floating data, modulo 2^64 for integers."""
+    k, t = blocks.k, int(code.colluders)
+    exact = [is_exact(dtype) for dtype in blocks.dtypes]
+    if not any(exact):
+        return MaskedCode(_third_more(k + t) if workers is None else workers, k, t, code.noise)
+    if not all(exact):
+        raise CodeError(
+            f"{code!r} masks integers modulo 2^64 and floats over the reals, not {_listed(blocks.dtypes)} of "
+            "one block together: convert the integers with .astype(float)"
+        )
+    return MaskedIntegerCode(workers_for(k, t) if workers is None else workers, k, t)
+
+
+def _listed(dtypes: Sequence[np.dtype[Any]]) -> str:
+    return " and ".join(sorted({str(dtype) for dtype in dtypes}))
+
+
+def _masked_limit(code: object, dtypes: Sequence[np.dtype[Any]], workers: int | None) -> int | None:
+    """The most blocks of data of such dtypes that are to be masked; None if they are not."""
+    if not isinstance(code, Masked):
+        return None
+    t = int(code.colluders)
     if workers is None:
-        plain = degree == 1 and not colluders  # others lose digits as k grows
+        return DEFAULT_BLOCKS
+    return (
+        blocks_for(workers, t)
+        if any(map(is_exact, dtypes))
+        else max(1, 3 * min(workers, MAX_WORKERS) // 4 - t)
+    )
+
+
+def _block_count(total: int, workers: int | None, degree: int = 1, masked: int | None = None) -> int:
+    """k for an array of so many rows: near 24, or as many as the workers carry.
+
+    `masked`: the most of data that is masked.
+    """
+    if workers is None:
+        plain = degree == 1 and masked is None  # others lose digits as k grows
         return default_block_count(total, DEFAULT_BLOCKS, None if plain else DEFAULT_BLOCKS)
-    most = max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree) - colluders)
+    most = masked or max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree))
     return default_block_count(total, most, most)
 
 
@@ -148,7 +180,7 @@ def choose_polar_code(
     """The code for an array of `total` rows that is not to be cut yet."""
     if workers is not None:
         workers = checked_count("workers", workers)
-    k = block_count(total, CodeOptions(blocks, workers, code))
+    k = block_count(total, CodeOptions(blocks, workers, code), [dtype])
     if isinstance(code, PolarCode):
         _check_fit(code, k, workers)
         chosen = code
@@ -206,7 +238,9 @@ def encoded(data: Any, options: CodeOptions, rtol: float | None, parity_for: str
         return encode_sparse(data, options, parity_for=parity_for)
     if not hasattr(data, "coded_blocks"):
         blocks, code = choose_code(data, options, rtol)
-        return MaskedBlocks(blocks, code) if isinstance(code, MaskedCode) else CodedBlocks(blocks, code)
+        if isinstance(code, (MaskedCode, MaskedIntegerCode)):
+            return MaskedBlocks(blocks, code)
+        return CodedBlocks(blocks, code)
     coded: CodedData = data.coded_blocks()
     fits = options._replace(
         blocks=None if options.blocks == coded.code.k else options.blocks,
@@ -255,3 +289,11 @@ def encode_once(
 ) -> CodedBlocks:
     """Data that `coded_map` accepts, coded with the first map of it and then kept for the next ones."""
     return CodedBlocks(*choose_code(data, CodeOptions(blocks, workers, code)), keep=True)
+
+
+def check_not_masked(code: object) -> None:
+    """CodeError for a code that mixes data with noise, where matrices are coded once for many products."""
+    if isinstance(code, (Masked, MaskedCode, MaskedIntegerCode)):
+        raise CodeError(
+            f"{code!r} masks the data of one coded_map: use coded_map(lambda block: block @ x, A, code=...)"
+        )

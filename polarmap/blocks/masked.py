@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import numpy as np
 import numpy.typing as npt
 
@@ -9,6 +11,7 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import Array, Blocks
 from polarmap.code.dtypes import real_dtype, working_dtype
 from polarmap.code.masked import MaskedCode
+from polarmap.code.masked_integers import MaskedIntegerCode
 
 
 class MaskedBlocks(CodedBlocks):
@@ -17,14 +20,26 @@ class MaskedBlocks(CodedBlocks):
     They are held to the end of the map: made again, they would be others.
     """
 
-    def __init__(self, blocks: Blocks, code: MaskedCode) -> None:
+    def __init__(self, blocks: Blocks, code: MaskedCode | MaskedIntegerCode) -> None:
         super().__init__(blocks, code, keep=True)
-        self._private = code
+        self._masking = code
 
     def _parity_of(self, leaf: int) -> Array:
         rows = list(self.blocks.stacked(leaf))
-        masks = noise_like(rows, self._private.t, self._private.deviation)
+        if isinstance(self._masking, MaskedIntegerCode):
+            dtype = self._masking.parity_dtype(rows[0].dtype)
+            wide = [row.astype(dtype, copy=False) for row in rows]
+            masks = uniform_noise(wide[0].size, self._masking.noise_blocks, dtype)
+            return self.code.parity([*wide, *masks])
+        masks = noise_like(rows, self._masking.t, self._masking.deviation)
         return self.code.parity([*rows, *masks])
+
+
+def uniform_noise(
+    size: int, count: int, dtype: np.dtype[np.signedinteger | np.unsignedinteger]
+) -> list[Array]:
+    """Uniform 64-bit integers from the operating system's cryptographic generator."""
+    return [np.frombuffer(os.urandom(8 * size), dtype) for _ in range(count)]
 
 
 def noise_like(rows: list[Array], count: int, deviation: float) -> list[Array]:

@@ -37,19 +37,23 @@ RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a cod
 
 @dataclass(frozen=True)
 class Masked:
-    """A `MaskedCode` for `code=` of `coded_map`, whose number of blocks and workers follow from the data.
+    """For `code=` of `coded_map`: a code that masks the data, with the sizes that the data ask for.
 
     Any `colluders` workers that put together what they got see the data only under noise. No block is
-    sent as it is and k + colluders results determine the rest, for linear or affine f. Not perfect
-    secrecy: `MaskedCode.leakage` bounds what they learn.
+    sent as it is.
+
+    * Floating data, a `MaskedCode`: normal noise. k + colluders results determine the rest, for linear
+      or affine f. Not perfect secrecy: `MaskedCode.leakage` bounds what they learn.
+    * Integers, a `MaskedIntegerCode`: uniform noise modulo 2^64. They learn nothing, and no digits are
+      lost; f must be linear with integer results, and it takes more workers.
 
     Parameters
     ----------
     colluders : int
         t, how many workers may put together what they got.
     noise : float
-        Standard deviation of what masks the data, in root mean squares of the data. Leakage falls with
-        its square, and its digits are lost in decoding.
+        Of floating data: standard deviation of what masks them, in root mean squares of the data. Leakage
+        falls with its square, and its digits are lost in decoding.
 
     Raises
     ------
@@ -181,7 +185,10 @@ class MaskedCode(LinearCode):
         """The dtype of the mixtures: the data's own, which must be inexact."""
         checked = check_dtype(dtype, "the data")
         if is_exact(checked):
-            raise CodeError(f"{checked} blocks cannot be masked by real noise: use .astype(float)")
+            raise CodeError(
+                f"{checked} blocks cannot be masked by real noise: use MaskedIntegerCode(n, k, t), "
+                "or .astype(float)"
+            )
         return checked
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:

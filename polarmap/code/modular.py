@@ -13,14 +13,19 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Results
-from polarmap.code.design import Indices
-from polarmap.code.dtypes import is_exact
+from polarmap.code.base import Mask, Results
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import DType, is_exact
 from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery
+from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 Words = npt.NDArray[np.uint64]
 
+NO_FLOATS = (
+    "integers are masked modulo 2^64, which results of floats do not undo: let f return integers, or mask "
+    "data.astype(float), of which colluders learn a little (see Masked)"
+)
 EXACT = 1 << 53  # up to here float64 holds every integer
 _LIMB = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
 
@@ -98,6 +103,114 @@ class ModularRecovery(SystematicRecovery):
             if known:
                 syndrome -= matmul(coefficients, tiled.gather(known, columns, np.int64))
             out[:, columns] = matmul(self._inverse, syndrome).astype(out.dtype)
+
+
+class LinearModularRecovery:
+    """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64.
+
+    Parameters
+    ----------
+    generator, targets : arrays (n, unknowns) and (wanted, unknowns)
+        G and T.
+    arrived : boolean array (n,)
+    """
+
+    exact = True
+    rounds = False
+    amplification = 0.0  # nothing is rounded
+
+    def __init__(self, generator: Array, targets: Array, arrived: Mask) -> None:
+        self.arrived = np.flatnonzero(arrived)
+        self.missing = np.arange(len(targets))
+        self._generator, self._targets = generator, targets
+
+    @cached_property
+    def system(self) -> Array:
+        """G restricted to what arrived."""
+        return self._generator[self.arrived]
+
+    @cached_property
+    def pivots(self) -> Indices:
+        """Rows of `system` that determine the unknowns; fewer than those if too few do."""
+        return np.array(independent_rows(self.system), dtype=np.intp)
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 when the unknowns are determined."""
+        return int(self._generator.shape[1]) - len(self.pivots)
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over; below 0 while results are too few."""
+        return len(self.arrived) - int(self._generator.shape[1])
+
+    @property
+    def weights(self) -> Floats:
+        """The weights modulo 2^64, as numbers nearest to zero."""
+        return self.integer_weights().view(np.int64).astype(np.float64)
+
+    @property
+    def checks(self) -> Floats:
+        """A few of the equations modulo 2^64, as numbers nearest to zero."""
+        return self.equations(MOST_CHECKS)
+
+    def equations(self, most: int) -> Floats:
+        """Up to `most` equations modulo 2^64, (s, arrived), as numbers nearest to zero."""
+        return self.integer_checks()[:most].view(np.int64).astype(np.float64)
+
+    def integer_weights(self) -> Words:
+        """Recovered = weights @ received modulo 2^64, (wanted, arrived)."""
+        weights = np.zeros((len(self.missing), len(self.arrived)), np.uint64)
+        weights[:, self.pivots] = self._solver
+        return weights
+
+    def integer_checks(self, without: int | None = None) -> Words:
+        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
+
+        None of them involves result `without`, if one is given: there may be none then.
+        """
+        if without is not None:
+            return self._checks_without(without)
+        others = np.setdiff1d(np.arange(len(self.arrived)), self.pivots)
+        mixed = mixtures(len(others))
+        rows = np.zeros((len(mixed), len(self.arrived)), np.uint64)
+        rows[:, others] = mixed
+        rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
+        return rows
+
+    def _checks_without(self, index: int) -> Words:
+        """Those left over when result `index` had not arrived."""
+        mask = np.zeros(len(self._generator), bool)
+        mask[self.arrived] = True
+        mask[index] = False
+        reduced = LinearModularRecovery(self._generator, self._targets, mask)
+        if reduced.deficit or reduced.surplus <= 0:
+            return np.zeros((0, len(self.arrived)), np.uint64)
+        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
+
+    def checkable(self, rows: Results) -> Results:
+        """What satisfies the left-over equations: the results that arrived."""
+        return rows
+
+    def recover(self, rows: Results, dtype: DType) -> Array:
+        """The wanted results (wanted, b) modulo 2^bits; CodeError for floats, which cannot be."""
+        if not is_exact(dtype):
+            raise CodeError(NO_FLOATS)
+        received = [rows[int(self.arrived[pivot])] for pivot in self.pivots]
+        out = np.empty((len(self.missing), received[0].size), dtype)
+        for columns in tiled.tiles(out.shape[1], len(received), 8):
+            tile = tiled.gather(received, columns, np.int64)
+            out[:, columns] = matmul(self._solver, tile).astype(dtype)
+        return out
+
+    @cached_property
+    def _solver(self) -> Words:
+        """Wanted = solver @ results of the pivots."""
+        return matmul(self._targets, self._inverse)
+
+    @cached_property
+    def _inverse(self) -> Words:
+        return inverse(self.system[self.pivots])
 
 
 def mixtures(count: int) -> Words:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.choose_code import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
@@ -109,6 +109,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = None,
     ) -> None:
+        check_not_masked(code)
         matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
         options = checked_options(verify, rtol, timeout, retries)

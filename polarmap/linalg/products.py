@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once
+from polarmap.blocks.choose_code import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError
@@ -113,6 +113,7 @@ def coded_matmul(
     >>> bool((product.array == A @ B).all()), product.report.code
     (True, 'arikan grid 4 x 3')
     """
+    check_not_masked(code)
     left, right, shape = _factors(A, B)
     layout = layouts.choose_layout(
         method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize

@@ -113,7 +113,7 @@ class Codeword:
         return self.acceptance.results
 
     def _model(self) -> list[Array] | None:
-        return self.verifier.evaluate(0, self._watch.remaining)
+        return self.verifier.evaluate_data(0, self._watch.remaining)
 
 
 def _result_of(model: weakref.WeakMethod[Callable[[], list[Array] | None]]) -> list[Array] | None:

@@ -75,7 +75,14 @@ class Verifier:
 
     def evaluate(self, index: int, seconds: float) -> list[Array] | None:
         """f of coded block `index` on the driver; None if it raises or takes too long."""
-        run = LocalRun(self._f, partial(self._block, index), index)
+        return self._evaluated(partial(self._block, index), index, seconds)
+
+    def evaluate_data(self, index: int, seconds: float) -> list[Array] | None:
+        """The same for data block `index`, which no coded block is where each is a mixture."""
+        return self._evaluated(partial(self._data_block, index), index, seconds)
+
+    def _evaluated(self, block: Callable[[], Any], index: int, seconds: float) -> list[Array] | None:
+        run = LocalRun(self._f, block, index)
         run.join(min(seconds, LOCAL_SECONDS))
         return run.leaves
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap import MaskedCode
+from polarmap import MaskedCode, MaskedIntegerCode
 from polarmap.blocks.equal import cut
 from polarmap.blocks.masked import MaskedBlocks
 
 
-def what_workers_get(data: np.ndarray, code: MaskedCode) -> np.ndarray:
+def what_workers_get(data: np.ndarray, code: MaskedCode | MaskedIntegerCode) -> np.ndarray:
     coded = MaskedBlocks(cut(data, code.k), code)
     return np.stack([coded.leaves(index)[0].ravel() for index in range(code.n)])
 
@@ -35,3 +35,15 @@ def test_noise_is_new_for_every_map_and_scales_with_the_data() -> None:
         assert np.std(first) == pytest.approx(50 * scale, rel=0.1)
         assert abs(np.corrcoef(first[0], second[0])[0, 1]) < 0.1
     assert np.std(what_workers_get(np.zeros((3, 5000)), code)) == pytest.approx(50, rel=0.1)
+
+
+@pytest.mark.parametrize("dtype", ["u1", "i4", "i8", "u8"])
+def test_integers_become_uniform_words_that_are_new_for_every_map(dtype: str) -> None:
+    code = MaskedIntegerCode(8, 3, 3)
+    data = np.ones((3, 40_000), dtype)
+    first, second = (what_workers_get(data, code).view(np.uint8).reshape(8, -1) for _ in range(2))
+    for seen in (*first, *second, *(first ^ second), first[0] ^ first[1]):
+        counts = np.bincount(seen, minlength=256)
+        assert (
+            0.8 < counts.min() / counts.mean() <= counts.max() / counts.mean() < 1.2
+        )  # over five deviations

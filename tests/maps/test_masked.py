@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import arriving, assert_same, plain_map, without_padding
 
-from polarmap import Fault, FaultyExecutor, Masked, ReplayExecutor, coded_map
+from polarmap import CodedOperator, Fault, FaultyExecutor, Masked, ReplayExecutor, coded_map, coded_matmul
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 
 DATA = np.random.default_rng(0).standard_normal((30, 4))
@@ -102,6 +102,68 @@ def test_a_pool_with_a_worker_that_raises() -> None:
     assert_same(result, plain_map(affine, DATA[:28], 4), rtol=1e-8)
 
 
+WORDS = np.random.default_rng(2).integers(-(2**63), 2**63, (30, 4))
+WEIGHTS = np.array([[3, -1], [2, 0], [7, 5], [-(2**62), 11]])
+
+
+def product_and_sum(block: np.ndarray) -> dict[str, Any]:
+    return {"product": block @ WEIGHTS, "sum": block.sum(), "narrow": block.astype(np.int16)}
+
+
+@pytest.mark.parametrize("dtype", ["i8", "i4", "u1"])
+@pytest.mark.parametrize("lost", [(), (0, 3), (1, 6, 11)])
+@pytest.mark.parametrize("verify", [False, True, "auto"])
+def test_integers_are_those_of_the_plain_map(dtype: str, lost: Any, verify: bool | str) -> None:
+    data = WORDS.astype(dtype)
+    executor = arriving([i for i in range(18) if i not in lost], 18)
+    result = coded_map(
+        product_and_sum, data, blocks=5, workers=18, code=Masked(2), executor=executor, verify=verify
+    )
+    for found, block in zip(result, np.split(data, 5)):
+        expected = product_and_sum(block)
+        for name in expected:
+            assert (found[name] == expected[name]).all()
+            assert found[name].dtype == expected[name].dtype
+    assert result.report.code == "masked against 2, uniform noise"
+    assert result.report.error_bound == 0
+
+
+@pytest.mark.parametrize(
+    ("f", "error", "words"),
+    [
+        (lambda block: block + 1, NotLinearError, r"not linear over the integers, with f\(0\) = 0"),
+        (lambda block: block * block, NotLinearError, "not linear over the integers"),
+        (lambda block: block * 0.5, CodeError, r"astype\(float\)"),
+        (lambda block: (block, block * 0.5), CodeError, r"astype\(float\)"),
+    ],
+)
+@pytest.mark.parametrize("lost", [0, 2])
+def test_what_is_not_linear_over_the_integers_is_refused(f: Any, error: Any, words: str, lost: int) -> None:
+    with pytest.raises(error, match=words):
+        coded_map(f, WORDS, blocks=5, workers=12, code=Masked(1), executor=arriving(range(lost, 12), 12))
+
+
+def test_a_worker_that_returns_garbage_is_named() -> None:
+    faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
+    result = coded_map(np.negative, WORDS, blocks=5, workers=12, code=Masked(1), executor=faulty)
+    assert (result.concatenate() == -WORDS).all()
+
+
+def test_integers_and_floats_of_one_block_are_refused() -> None:
+    with pytest.raises(CodeError, match=r"not float64 and int64 of one block.*astype\(float\)"):
+        coded_map(np.shape, [(WORDS, DATA)] * 3, code=Masked(1), executor=ReplayExecutor())
+
+
+@pytest.mark.parametrize("data", [WORDS, DATA])
+def test_matrices_that_are_coded_once_are_not_masked(data: np.ndarray) -> None:
+    for call in (
+        lambda code: coded_matmul(data, data.T, code=code),
+        lambda code: CodedOperator(data, code=code),
+    ):
+        with pytest.raises(CodeError, match=r"Masked\(.*use coded_map\(lambda block"):
+            call(Masked(1))
+
+
 def test_garbage_is_found_and_what_is_not_linear_is_refused() -> None:
     faulty = FaultyExecutor(ReplayExecutor(), {3: Fault("garbage")})
     result = coded_map(affine, DATA[:28], blocks=4, workers=9, code=Masked(colluders=1), executor=faulty)
@@ -152,10 +214,3 @@ def test_bad_choices_are_refused_before_anything_starts(options: dict[str, Any],
 def test_a_mask_that_cannot_be_is_refused_where_it_is_written(options: dict[str, Any], words: str) -> None:
     with pytest.raises(CodeError, match=words):
         Masked(**options)
-
-
-def test_integers_are_refused() -> None:
-    with pytest.raises(CodeError, match=r"astype\(float\)"):
-        coded_map(
-            np.negative, np.ones((8, 2), int), blocks=4, code=Masked(colluders=1), executor=ReplayExecutor()
-        )

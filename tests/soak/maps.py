@@ -12,7 +12,8 @@ import numpy as np
 from plain import leaves
 
 import polarmap
-from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, PolarCode, Subtasks
+from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode, Subtasks
+from polarmap.code.masked_integers import workers_for
 from polarmap.errors import PolarmapError
 from polarmap.run.trusted import TRUSTED
 from soak import oracle
@@ -472,6 +473,9 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
         return LagrangeCode(n, k, 2), {"blocks": k, "workers": n, "degree": 2}
     if kind == "private":
         t = draw.number(1, 2)
+        if exact:
+            n = workers_for(k, t) + spare
+            return MaskedIntegerCode(n, k, t), {"blocks": k, "workers": n, "code": Masked(t)}
         n = k + t + spare + 1
         return MaskedCode(n, k, t, 100.0), {"blocks": k, "workers": n, "code": Masked(t)}
     if kind == "sequential":
