@@ -1,5 +1,6 @@
 """Every error polarmap raises on purpose, one tree.
 
+```text
 PolarmapError
 ├── CodeError            (ValueError)    a code, block or dtype that cannot be used
 ├── ModelError           (ValueError)    data or options that a model cannot be fitted to
@@ -11,6 +12,7 @@ PolarmapError
 ├── CodedTimeoutError    (TimeoutError)  the deadline passed first
 └── StorageError         (RuntimeError)  storage, or what lies there, cannot be used
     └── MissingObjectError  (LookupError)  storage holds nothing of that name
+```
 """
 
 from __future__ import annotations

@@ -90,6 +90,7 @@ class Executor(futures.Executor):
         Parameters
         ----------
         fn : callable
+            What is called; it may be defined anywhere.
         *args, **kwargs
             What it is called with, as it is now.
 
@@ -128,6 +129,7 @@ class Executor(futures.Executor):
         Parameters
         ----------
         fn : callable
+            What is called, as for `submit`.
         *iterables
             Each gives one argument of a call; the shortest decides how many there are.
         timeout : float, optional
