@@ -7,12 +7,12 @@ import warnings
 from sklearn.exceptions import ConvergenceWarning
 
 
-def warn_if_not_converged(converged: bool, max_iter: int, message: str = "") -> None:
+def warn_if_not_converged(converged: bool, max_iter: int, message: str = "", stacklevel: int = 4) -> None:
     """Say that a solver stopped short of what `tol` asks for, to the caller of fit()."""
     if not converged:
         warnings.warn(
             f"the solver has not converged within max_iter={max_iter} iterations, or can get no closer"
             f"{': ' + message if message else ''}; raise max_iter or tol",
             ConvergenceWarning,
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

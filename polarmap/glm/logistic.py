@@ -7,22 +7,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
-from sklearn.base import ClassifierMixin
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import validate_data
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
-from polarmap.errors import ModelError
+from polarmap.glm.linear_classifier import LinearClassifier
 from polarmap.glm.losses import Bernoulli, Loss, Multinomial
 from polarmap.glm.minimize import MinimizedModel
 
-Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
 
-class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
+class LogisticRegression(LinearClassifier, MinimizedModel):
     """Logistic regression with an L2 penalty, binary or multinomial, as sklearn's.
 
     Minimizes C sum_i loss_i + |w|^2 / 2.
@@ -99,42 +94,12 @@ class LogisticRegression(ClassifierMixin, MinimizedModel):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
-        check_classification_targets(y)
-        self._check_numbers(C=np.finfo(np.float64).tiny)
-        weights = self._weights(sample_weight, X)
-        X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
-        self.classes_, codes = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ModelError(
-                f"y holds one class only, {self.classes_.tolist()[0]!r}: there is nothing to tell apart"
-            )
+        X, codes, weights = self._checked_samples(X, y, sample_weight)
         weights = weights * self._class_weights(codes, weights)[codes]
-        binary = len(self.classes_) == 2
-        onehot = np.eye(len(self.classes_))[codes]
-        loss: Loss = Bernoulli() if binary else Multinomial()
+        loss: Loss = Bernoulli() if len(self.classes_) == 2 else Multinomial()
         penalty = 1.0 / (self.C * weights.sum())
-        outputs = onehot[:, 1:] if binary else onehot
-        self.coef_, self.intercept_ = self._minimize(X, outputs, weights, loss, penalty)
+        self.coef_, self.intercept_ = self._minimize(X, self._outputs(codes), weights, loss, penalty)
         return self
-
-    def _class_weights(self, codes: Array, weights: Floats) -> Floats:
-        """A factor for the weights of each class."""
-        if isinstance(self.class_weight, str) and self.class_weight == "balanced":
-            totals = np.bincount(codes, weights, len(self.classes_))
-            return np.asarray(weights.sum() / (len(totals) * totals))
-        return np.asarray(compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_))
-
-    def decision_function(self, X: Any) -> Floats:
-        """(samples,) for two classes, (samples, classes) for more."""
-        eta = self._linear(X)
-        return eta[:, 0] if eta.shape[1] == 1 else eta
-
-    def predict(self, X: Any) -> Array:
-        """The likeliest class of each sample."""
-        eta = self.decision_function(X)
-        index = (eta > 0).astype(int) if eta.ndim == 1 else eta.argmax(axis=1)
-        return np.asarray(self.classes_[index])
 
     def predict_proba(self, X: Any) -> Floats:
         """(samples, classes)."""
