@@ -36,6 +36,7 @@ from polarmap.submit import submit
 from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:
+    from polarmap import convex as convex
     from polarmap import glm as glm
     from polarmap import xr as xr
     from polarmap.linalg.operators import CodedOperator
@@ -45,9 +46,8 @@ __version__ = "0.1.0"
 # Public names whose modules need more than numpy, or much time, to import: name -> module.
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
 _LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
-
 # Modules that need an extra, imported when they are asked for.
-_MODULES: dict[str, str] = {"glm": "polarmap.glm", "xr": "polarmap.xr"}
+_MODULES: dict[str, str] = {"convex": "polarmap.convex", "glm": "polarmap.glm", "xr": "polarmap.xr"}
 
 __all__ = [
     "Audit",

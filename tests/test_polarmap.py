@@ -32,9 +32,9 @@ def test_a_lazy_name_is_there_and_stays(name: str) -> None:
 
 
 def test_models_need_no_import_of_their_own() -> None:
-    code = "import polarmap; print(polarmap.glm.Ridge.__name__)"
+    code = "import polarmap; print(polarmap.glm.Ridge.__name__, polarmap.convex.Lasso.__name__)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "Ridge\n"
+    assert run.stdout == "Ridge Lasso\n"
 
 
 def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
@@ -43,4 +43,4 @@ def test_a_name_that_is_not_there_is_said_to_be_missing() -> None:
 
 
 def test_completion_offers_public_names_only() -> None:
-    assert set(dir(polarmap)) == {*polarmap.__all__, "__version__", "glm", "xr"}
+    assert set(dir(polarmap)) == {*polarmap.__all__, "__version__", "convex", "glm", "xr"}

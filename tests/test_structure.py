@@ -21,6 +21,7 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
+    ["convex"],
     ["glm"],
     ["linalg", "joblib", "xr"],
     ["submit", "executor"],
@@ -90,10 +91,15 @@ ONLY_FROM = {
                 "scaled_operator",
             )
         ],
-        *["polarmap.linalg.operators", "polarmap.blocks.sparse"],
+        *["polarmap.linalg.operators", "polarmap.blocks.sparse", "polarmap.convex.penalties"],
     ],
+    "pyproximal": ["polarmap.convex.linear", "polarmap.convex.penalties"],
     "sklearn": [
-        f"polarmap.glm.{name}" for name in ("coded_model", "convergence", "logistic", "poisson", "ridge")
+        *[
+            f"polarmap.glm.{name}"
+            for name in ("coded_model", "convergence", "linear_classifier", "poisson", "ridge")
+        ],
+        "polarmap.convex.linear",
     ],
     "matplotlib": [
         *(
@@ -293,7 +299,7 @@ def test_importing_polarmap_stays_light() -> None:
     code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
-    heavy |= {"opentelemetry", "IPython", "xarray"}
+    heavy |= {"opentelemetry", "IPython", "xarray", "pyproximal"}
     assert heavy & set(json.loads(run.stdout)) == set()
 
 

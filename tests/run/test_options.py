@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import Masked, PolarCode, ReplayExecutor, Stored, Subtasks, coded_map, glm
+from polarmap import Masked, PolarCode, ReplayExecutor, Stored, Subtasks, coded_map, convex, glm
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
@@ -20,6 +20,8 @@ VERBS: list[Callable[..., Any]] = [
     *[polarmap.coded_map, polarmap.coded_sum, polarmap.coded_gradient, polarmap.hedged_map],
     *[polarmap.coded_matmul, polarmap.coded_gram, polarmap.CodedOperator, polarmap.encode],
     *[glm.LeastSquares, glm.Ridge, glm.LogisticRegression, glm.PoissonRegression],
+    *[convex.Lasso, convex.ElasticNet, convex.NonNegativeLeastSquares],
+    *[convex.SparseLogisticRegression, convex.LinearSVC],
 ]
 GONE = ["parity", "subtasks", "plan", "private", "noise", "deadline", "store", "storage"]
 

@@ -1,0 +1,41 @@
+"""What the models of this folder share: `fista` on their coded data, and what they tell of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.convex.fista import Solution, fista
+from polarmap.glm.coded_model import CodedModel
+from polarmap.glm.convergence import warn_if_not_converged
+from polarmap.glm.progress import Progress
+from polarmap.linalg.operators import CodedOperator
+
+Floats = npt.NDArray[np.float64]
+
+
+class ProximalModel(CodedModel):
+    """A model whose coefficients minimize a smooth loss plus a penalty or a constraint."""
+
+    def _solve(
+        self, operator: CodedOperator, loss: Any, penalty: Any, start: Floats, transposed: bool = False
+    ) -> Solution:
+        """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_."""
+        self._check_numbers(tol=0.0, max_iter=1, verbose=0)
+        progress = Progress(type(self).__name__, operator, self.verbose)
+        found = fista(
+            operator.T if transposed else operator,
+            loss,
+            penalty,
+            start,
+            tol=self.tol,
+            max_iter=self.max_iter,
+            callback=progress.iteration if progress else None,
+        )
+        warn_if_not_converged(found.converged, self.max_iter, stacklevel=5)
+        self.n_iter_, self.objective_ = found.n_iter, found.objective
+        self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
+        self.report_ = operator.report
+        return found

@@ -1,0 +1,139 @@
+"""Sparse and nonnegative regression against scikit-learn's, with a worker dead and another late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import nnls
+from sklearn import datasets, linear_model
+from straggling_models import Straggling, options
+
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+from polarmap.convex import ElasticNet, Lasso, NonNegativeLeastSquares
+
+X, Y = datasets.load_diabetes(return_X_y=True)
+WEIGHTS = np.random.default_rng(0).integers(0, 4, len(X)).astype(float)
+EXACT = {"tol": 1e-13, "max_iter": 1_000_000}
+HERE = {"blocks": 2, "workers": 3, "executor": ReplayExecutor()}
+
+
+def objective(model: Any, alpha: float, l1_ratio: float, weights: Any = None, y: np.ndarray = Y) -> float:
+    """By the formula in its documentation."""
+    errors = (y - model.predict(X)) ** 2
+    mean = np.average(errors, axis=0, weights=weights).sum()
+    square = float(np.sum(model.coef_**2))
+    penalty = alpha * (l1_ratio * np.abs(model.coef_).sum() + (1 - l1_ratio) * square / 2)
+    return float(mean / 2 + penalty)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+@pytest.mark.parametrize(("alpha", "l1_ratio"), [(0.5, 1.0), (2.0, 0.9), (0.01, 0.5), (0.1, 0.0)])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of theirs, with l1_ratio=0
+def test_elastic_nets_are_those_of_sklearn(alpha: float, l1_ratio: float, fit_intercept: bool) -> None:
+    model = ElasticNet(alpha, l1_ratio, fit_intercept=fit_intercept, **options()).fit(X, Y)
+    oracle = linear_model.ElasticNet(alpha, l1_ratio=l1_ratio, fit_intercept=fit_intercept, **EXACT)
+    best = objective(oracle.fit(X, Y), alpha, l1_ratio)
+    assert objective(model, alpha, l1_ratio) == pytest.approx(best, rel=1e-6)
+    assert model.objective_ == pytest.approx(best, rel=1e-6)
+    assert 0 <= model.objective_ - best + 1e-9 * best <= model.dual_gap_ + 2e-9 * best
+    assert model.dual_gap_ <= 1e-6 * best
+    assert {0, 1} <= set(model.report_.recovered)
+
+
+def test_lasso_is_that_of_sklearn() -> None:
+    model = Lasso(0.5, **options()).fit(X, Y)
+    oracle = linear_model.Lasso(0.5, **EXACT).fit(X, Y)
+    np.testing.assert_array_equal(model.coef_ != 0, oracle.coef_ != 0)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, atol=1e-2)
+    assert model.intercept_ == pytest.approx(oracle.intercept_)
+    assert model.dual_gap_ <= 1e-6 * model.objective_
+    assert "l1_ratio" not in model.get_params()
+    slope = (X - X.mean(axis=0)).T @ (Y - model.predict(X)) / len(X)
+    np.testing.assert_allclose(
+        slope[model.coef_ != 0], 0.5 * np.sign(model.coef_[model.coef_ != 0]), rtol=1e-4
+    )
+    assert np.abs(slope).max() <= 0.5 * (1 + 1e-4)
+
+
+def test_a_tighter_tol_brings_coefficients_closer_than_the_objective_can_tell() -> None:
+    model = Lasso(2.0, tol=1e-14, **HERE).fit(X, Y)
+    oracle = linear_model.Lasso(2.0, **EXACT).fit(X, Y)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("model", [Lasso(0.5), ElasticNet(0.02), NonNegativeLeastSquares()])
+def test_weights_count_like_copies(model: Any) -> None:
+    copies = np.repeat(np.arange(len(X)), WEIGHTS.astype(int))
+    model.set_params(tol=1e-10, **HERE)
+    coef = model.fit(X, Y, WEIGHTS).coef_
+    again = model.fit(X[copies], Y[copies])
+    np.testing.assert_allclose(coef, again.coef_, rtol=1e-4, atol=1e-4)
+    oracle = {
+        "Lasso": linear_model.Lasso(0.5, **EXACT),
+        "ElasticNet": linear_model.ElasticNet(0.02, **EXACT),
+        "NonNegativeLeastSquares": linear_model.LinearRegression(positive=True),
+    }[type(model).__name__]
+    np.testing.assert_allclose(coef, oracle.fit(X, Y, WEIGHTS).coef_, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", [Lasso(0.5), NonNegativeLeastSquares()])
+def test_several_targets(model: Any) -> None:
+    targets = np.column_stack([Y, -Y[::-1]])
+    found = model.set_params(tol=1e-9, **HERE).fit(X, targets)
+    assert found.coef_.shape == (2, 10) and found.intercept_.shape == (2,)
+    assert found.predict(X).shape == targets.shape
+    both = found.coef_
+    for column in range(2):
+        alone = model.fit(X, targets[:, column])
+        np.testing.assert_allclose(both[column], alone.coef_, rtol=1e-3, atol=1e-3)
+        assert np.isscalar(alone.intercept_)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_nonnegative_least_squares_are_those_of_sklearn(fit_intercept: bool) -> None:
+    model = NonNegativeLeastSquares(fit_intercept=fit_intercept, **options()).fit(X, Y)
+    oracle = linear_model.LinearRegression(positive=True, fit_intercept=fit_intercept).fit(X, Y)
+    assert model.coef_.min() >= 0
+    np.testing.assert_allclose(model.coef_, oracle.coef_, atol=1e-5 * oracle.coef_.max())
+    assert model.score(X, Y) == pytest.approx(oracle.score(X, Y), rel=1e-9)
+    assert model.dual_gap_ is None and model.gradient_map_ < 1e-4
+    assert {0, 1} <= set(model.report_.recovered)
+
+
+@settings(max_examples=15, deadline=None)
+@given(samples=st.integers(2, 25), features=st.integers(1, 8), seed=st.integers(0, 99))
+def test_nonnegative_least_squares_of_any_shape(samples: int, features: int, seed: int) -> None:
+    stream = np.random.default_rng(seed)
+    A = stream.standard_normal((samples, features)) * 10.0 ** stream.integers(-3, 4, features)
+    b = stream.standard_normal(samples)
+    model = NonNegativeLeastSquares(fit_intercept=False, blocks=2, executor=Straggling(), max_iter=20_000)
+    best = nnls(A, b)[1]
+    assert np.linalg.norm(b - model.fit(A, b).predict(A)) == pytest.approx(best, rel=1e-6, abs=1e-5)
+
+
+def test_a_strong_penalty_leaves_nothing_but_the_mean() -> None:
+    model = Lasso(1e6, **HERE).fit(X, Y)
+    assert not model.coef_.any()
+    assert model.intercept_ == pytest.approx(Y.mean())
+    assert model.dual_gap_ == pytest.approx(0, abs=1e-9)
+
+
+def test_without_a_penalty_there_is_no_gap() -> None:
+    model = Lasso(0.0, **HERE).fit(X[:, :3], Y)
+    assert model.dual_gap_ is None
+    oracle = linear_model.LinearRegression().fit(X[:, :3], Y)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, rtol=1e-4)
+
+
+def test_localhost_with_a_killed_worker() -> None:
+    basis = np.linalg.qr(np.random.default_rng(0).standard_normal((60, 6)))[0]
+    y = basis @ np.arange(6.0)
+    faulty = FaultyExecutor("localhost", {0: Fault("kill", attempts=99)})
+    chosen = {"fit_intercept": False, "blocks": 3, "workers": 5, "executor": faulty, "timeout": 60}
+    model = Lasso(1.5 / 60, **chosen).fit(basis, y)
+    np.testing.assert_allclose(model.coef_, [0, 0, 0.5, 1.5, 2.5, 3.5], atol=1e-3)
+    assert 0 in model.report_.recovered
