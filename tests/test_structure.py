@@ -92,6 +92,7 @@ ONLY_FROM = {
             )
         ],
         *["polarmap.linalg.operators", "polarmap.blocks.sparse", "polarmap.convex.penalties"],
+        *["polarmap.convex.constant_feature", "polarmap.convex.svm"],
     ],
     "pyproximal": ["polarmap.convex.linear", "polarmap.convex.penalties"],
     "sklearn": [

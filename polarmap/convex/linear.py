@@ -24,8 +24,10 @@ class _LinearModel(RegressorMixin, ProximalModel):  # type: ignore[misc]
     """Squared errors, fitted to centred data; subclasses say with which penalty."""
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """Fit to X (samples, features) and y (samples,) or (samples, targets)."""
-        X, y = validate_data(self, X, y, dtype=np.float64, multi_output=True, y_numeric=True)
+        """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
+        X, y = validate_data(
+            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
+        )
         self._check_options()
         weights = self._weights(sample_weight, X)
         kept = weights > 0
@@ -33,14 +35,15 @@ class _LinearModel(RegressorMixin, ProximalModel):  # type: ignore[misc]
         self._fit_to(X, y, weights / weights.sum())
         return self
 
-    def _fit_to(self, X: Floats, y: Floats, shares: Floats) -> None:
+    def _fit_to(self, X: Any, y: Floats, shares: Floats) -> None:
         """Set coef_ and intercept_ by samples with these shares in the mean of the losses."""
         centre = shares @ y if self.fit_intercept else np.zeros(y.shape[1:])
-        A, mean, scale = self._scaled(X, shares, 0.0)
+        scaled, mean, scale = self._scaled_operator(X, shares, 0.0)
         scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
         start = np.zeros((X.shape[1], *y.shape[1:]))
-        with self._operator(A) as operator:
-            found = self._solve(operator, SquaredLoss(y - centre, shares), self._penalty(scales), start)
+        loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
+        with scaled as operator:
+            found = self._solve(operator, operator, loss, penalty, start)
         self.coef_ = (found.x.T * scale).T.T
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
@@ -80,8 +83,9 @@ class ElasticNet(_LinearModel):
     max_iter : int
         Each iteration is two coded maps.
     blocks, workers, code, executor, timeout : optional
-        As for `CodedOperator`. Clones share the executor. A pool stays behind when
-        a model is pickled: what is loaded predicts, and refuses to fit until it is given another.
+        As for `CodedOperator`. Clones share the executor. A pickled model has what describes it: the path
+        that a `polarmap.Pool` is of, None for one of this machine. Other pools stay behind: what is loaded
+        predicts, and refuses to fit until it is given another.
     verbose : int
         1: a line on standard output for each iteration, of the objective, the norm of the gradient map for
         scaled features, and seconds. 2: also its products, and how many blocks the last of them

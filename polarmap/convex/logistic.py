@@ -9,6 +9,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
+from polarmap.convex.constant_feature import ConstantFeature
 from polarmap.convex.losses import LogisticLoss
 from polarmap.convex.penalties import ElasticNetPenalty
 from polarmap.convex.proximal_model import ProximalModel
@@ -89,23 +90,23 @@ class SparseLogisticRegression(LogisticRegression, ProximalModel):
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
 
     def _minimize(
-        self, X: Floats, y: Floats, weights: Floats, loss: Loss, penalty: float
+        self, X: Any, y: Floats, weights: Floats, loss: Loss, penalty: float
     ) -> tuple[Floats, Floats]:
         """Coefficients (outputs, features) and intercepts (outputs,)."""
         shares = weights / weights.sum()
         curvature = null_curvature(loss, y, shares[:, np.newaxis])
-        A, mean, scale = self._scaled(X, shares, 0.0, curvature)
-        l1, start = penalty * scale, np.zeros((X.shape[1], y.shape[1]))
+        scaled, mean, scale = self._scaled_operator(X, shares, 0.0, curvature)
         unit = 1.0 / np.sqrt(curvature)
-        if self.fit_intercept:  # as the coefficient of a constant feature, without a penalty
-            A = np.column_stack([A, np.full(len(A), unit)])
-            null = loss.null_predictor(y, shares[:, np.newaxis]) / unit
-            l1, start = np.append(l1, 0.0), np.vstack([start, null])
+        l1, start = penalty * scale, np.zeros((X.shape[1], y.shape[1]))
+        if self.fit_intercept:  # without a penalty
+            l1 = np.append(l1, 0.0)
+            start = np.vstack([start, loss.null_predictor(y, shares[:, np.newaxis]) / unit])
         targets, start = (y[:, 0], start[:, 0]) if y.shape[1] == 1 else (y, start)
         l1 = np.repeat(l1, y.shape[1])
-        with self._operator(A) as operator:
-            found = self._solve(operator, LogisticLoss(targets, shares), ElasticNetPenalty(l1), start)
-        V = found.x.reshape(A.shape[1], -1)
+        with scaled as coded:
+            operator = ConstantFeature(coded, unit) if self.fit_intercept else coded
+            found = self._solve(coded, operator, LogisticLoss(targets, shares), ElasticNetPenalty(l1), start)
+        V = found.x.reshape(len(start), -1)
         coef = (V[: len(scale)] * scale[:, np.newaxis]).T
         b = unit * V[-1] if self.fit_intercept else np.zeros(len(coef))
         return coef, b - coef @ mean

@@ -11,6 +11,7 @@ from polarmap.convex.fista import Solution, fista
 from polarmap.glm.coded_model import CodedModel
 from polarmap.glm.convergence import warn_if_not_converged
 from polarmap.glm.progress import Progress
+from polarmap.glm.scaled_operator import ScaledOperator
 from polarmap.linalg.operators import CodedOperator
 
 Floats = npt.NDArray[np.float64]
@@ -20,13 +21,16 @@ class ProximalModel(CodedModel):
     """A model whose coefficients minimize a smooth loss plus a penalty or a constraint."""
 
     def _solve(
-        self, operator: CodedOperator, loss: Any, penalty: Any, start: Floats, transposed: bool = False
+        self, coded: CodedOperator | ScaledOperator, operator: Any, loss: Any, penalty: Any, start: Floats
     ) -> Solution:
-        """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_."""
+        """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
+
+        coded : whose products those of `operator` are made of.
+        """
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
-        progress = Progress(type(self).__name__, operator, self.verbose)
+        progress = Progress(type(self).__name__, coded, self.verbose)
         found = fista(
-            operator.T if transposed else operator,
+            operator,
             loss,
             penalty,
             start,
@@ -37,5 +41,5 @@ class ProximalModel(CodedModel):
         warn_if_not_converged(found.converged, self.max_iter, stacklevel=5)
         self.n_iter_, self.objective_ = found.n_iter, found.objective
         self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
-        self.report_ = operator.report
+        self.report_ = coded.report
         return found

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from progress_lines import parsed_lines
+from scipy.sparse import csr_array
 from sklearn.base import clone
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import GridSearchCV
@@ -24,7 +25,7 @@ MODELS = [
     *[ElasticNet(0.1), Lasso(0.1), NonNegativeLeastSquares()],
     *[SparseLogisticRegression(), LinearSVC(0.1)],
 ]
-EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_dense_data"  # to seven digits of the coefficients
+EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # to seven digits of the coefficients
 
 
 def checks() -> Iterator[Any]:
@@ -37,7 +38,7 @@ def checks() -> Iterator[Any]:
             model.set_params(blocks=2, executor=Straggling(), max_iter=15, tol=0.03)
         ):
             name = getattr(check, "func", check).__name__
-            if name == EQUAL_WEIGHTS and isinstance(model, LinearSVC):
+            if name.startswith(EQUAL_WEIGHTS) and isinstance(model, LinearSVC):
                 estimator = clone(estimator).set_params(tol=1e-15, max_iter=300)
             if name == "check_class_weight_classifiers":  # sets max_iter to 1000
                 estimator = clone(estimator).set_params(tol=0.3)
@@ -117,3 +118,16 @@ def test_a_line_for_each_iteration(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line["iteration"] for line in lines] == list(range(1, model.n_iter_ + 1))
     assert lines[-1]["objective"] == pytest.approx(model.objective_, rel=2e-6)
     assert lines[-1]["gradient"] < 0.01 * lines[0]["gradient"]
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_sparse_features_give_the_model_of_dense_ones(model: Any, fit_intercept: bool) -> None:
+    stream = np.random.default_rng(0)
+    many, labels = stream.standard_normal((40, 5)) * (stream.random((40, 5)) < 0.4), np.arange(40) % 2
+    model = clone(model).set_params(tol=1e-10, fit_intercept=fit_intercept, blocks=2, max_iter=500)
+    dense = model.set_params(executor=Straggling()).fit(many, labels)
+    coef, scores = dense.coef_, dense.predict(many)
+    again = model.fit(csr_array(many), labels)
+    np.testing.assert_allclose(again.coef_, coef, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(again.predict(csr_array(many)), scores, rtol=1e-4, atol=1e-6)
