@@ -26,7 +26,9 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
-    own = Path(tempfile.mkdtemp(prefix="polarmap-tests-"))
+    # Beside that of the session that started this one, not in it: sockets have short paths only.
+    beside = Path(tempfile.gettempdir()).parents[1] if "PYTEST_XDIST_WORKER" in os.environ else None
+    own = Path(tempfile.mkdtemp(prefix="polarmap-tests-", dir=beside))
     # Registered before Lithops is imported, hence run after its own exit handler, which writes.
     atexit.register(shutil.rmtree, own, ignore_errors=True)
     for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():

@@ -54,7 +54,8 @@ class LocalhostRun(LithopsRun):
         super().__init__(name, payload, self._first.storage)
         self._busy = slots.BusyTasks()
         self._next_look_at_slots = 0.0
-        self._seen_begun, self._last_begun = 0, time.monotonic()  # tasks, and when their number grew
+        self._launched = time.monotonic()
+        self._seen_begun, self._last_begun = 0, self._launched  # tasks, and when their number grew
         self._locks = AttemptLocks(
             private_folder() / "locks" / os.path.basename(self._objects.address.prefix)
         )

@@ -78,6 +78,5 @@ def test_an_interpreter_that_lacks_a_package_is_refused(
     monkeypatch.setattr("importlib.metadata.version", lambda name: {"lithops": "3.7.0"}.get(name, "99"))
     ran = polarmap("deploy", "localhost")
     assert ran.code == 1
-    assert (
-        f"{sys.executable} cannot run workers of localhost: lithops: 3.7.0, polarmap needs == 3.8" in ran.err
-    )
+    assert f"{sys.executable} cannot run workers of localhost: lithops: 3.7.0, polarmap needs" in ran.err
+    assert ">=3.8" in ran.err

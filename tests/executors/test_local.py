@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
+from polarmap.executors import local
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.local import PARITY_NICE, LocalhostExecutor, LocalhostRun
 from polarmap.executors.private_folder import private_folder
+from polarmap.executors.slots import first_slots
 from polarmap.worker.cores import available_cores
 
 PATIENCE = 60.0
@@ -68,3 +71,19 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
         run.submit(range(4))
         outcomes_of(run, 1)
     assert files() == before
+
+
+def test_looking_before_anything_was_submitted_finds_nothing() -> None:
+    with closing(opened(np.copy)) as run:
+        assert run.wait(0.0) == []
+
+
+def test_slots_that_start_processes_are_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(opened(np.copy, 12)) as run:
+        run.submit(range(12))
+        waiting = list(run._running)
+        assert run._slots_of(waiting) == first_slots(available_cores())
+        assert run._slots_of([]) == 0
+        monkeypatch.setattr(local, "BOOT_SECONDS", -1.0)  # nothing has begun for long
+        assert run._slots_of(waiting) == 0
+        assert len(outcomes_of(run, 12)) == 12

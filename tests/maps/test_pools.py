@@ -74,7 +74,7 @@ def dask() -> Iterator[Executor]:
     import distributed
 
     sizes = {"n_workers": 1, "threads_per_worker": SLOTS}
-    options = {"processes": True, "dashboard_address": None, "memory_limit": 0}
+    options = {"processes": True, "dashboard_address": ":0", "memory_limit": 0}
     with distributed.LocalCluster(**sizes, **options) as cluster, cluster.get_client() as client:
         yield client.get_executor()
 
