@@ -64,9 +64,9 @@ class SparseLogisticRegression(LogisticRegression, ProximalModel):
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     model = SparseLogisticRegression(C=0.3, blocks=6, executor=pool).fit(X, y)
+    ...     model = SparseLogisticRegression(C=0.1, tol=1e-3, blocks=6, executor=pool).fit(X, y)
     >>> round(model.score(X, y), 2), int((model.coef_ == 0).sum())
-    (0.97, 9)
+    (0.95, 10)
     """
 
     def __init__(

@@ -71,7 +71,7 @@ class LinearSVC(LinearClassifier, ProximalModel):
     >>> from sklearn.datasets import load_iris
     >>> X, y = load_iris(return_X_y=True)
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     model = LinearSVC(C=0.1, tol=1e-2, blocks=6, executor=pool).fit(X, y == 0)
+    ...     model = LinearSVC(C=0.01, tol=1e-2, blocks=6, executor=pool).fit(X, y == 0)
     >>> model.score(X, y == 0), model.dual_gap_ <= 1e-2 * model.objective_
     (1.0, True)
     """

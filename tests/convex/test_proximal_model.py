@@ -35,13 +35,13 @@ def checks() -> Iterator[Any]:
     """
     for model in MODELS:
         for estimator, check in estimator_checks_generator(
-            model.set_params(blocks=2, executor=Straggling(), max_iter=15, tol=0.03)
+            model.set_params(blocks=2, executor=Straggling(), max_iter=5, tol=0.03)
         ):
             name = getattr(check, "func", check).__name__
             if name.startswith(EQUAL_WEIGHTS) and isinstance(model, LinearSVC):
-                estimator = clone(estimator).set_params(tol=1e-15, max_iter=300)
+                estimator = clone(estimator).set_params(C=1e-3, tol=1e-15, max_iter=300)
             if name == "check_class_weight_classifiers":  # sets max_iter to 1000
-                estimator = clone(estimator).set_params(tol=0.3)
+                estimator = clone(estimator).set_params(tol=1.0)
             if "array_api" not in name:
                 yield pytest.param(estimator, check, id=f"{type(model).__name__}-{name}")
 
@@ -113,11 +113,11 @@ def test_a_fit_that_is_cut_short_says_so_to_the_caller_of_fit() -> None:
 
 
 def test_a_line_for_each_iteration(capsys: pytest.CaptureFixture[str]) -> None:
-    model = ElasticNet(0.1, **options(verbose=1)).fit(X, Y)
+    model = ElasticNet(0.1, tol=1e-3, **options(verbose=1)).fit(X, Y)
     lines = parsed_lines(capsys.readouterr().out)
     assert [line["iteration"] for line in lines] == list(range(1, model.n_iter_ + 1))
     assert lines[-1]["objective"] == pytest.approx(model.objective_, rel=2e-6)
-    assert lines[-1]["gradient"] < 0.01 * lines[0]["gradient"]
+    assert lines[-1]["gradient"] < 0.1 * lines[0]["gradient"]
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: type(model).__name__)
