@@ -7,7 +7,6 @@ session with its user.
 
 from __future__ import annotations
 
-import atexit
 import multiprocessing
 import os
 import shutil
@@ -15,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ def pytest_configure() -> None:
     # Beside that of the session that started this one, not in it: sockets have short paths only.
     beside = Path(tempfile.gettempdir()).parents[1] if "PYTEST_XDIST_WORKER" in os.environ else None
     own = Path(tempfile.mkdtemp(prefix="polarmap-tests-", dir=beside))
-    # Registered before Lithops is imported, hence run after its own exit handler, which writes.
-    atexit.register(shutil.rmtree, own, ignore_errors=True)
+    # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
+    Finalize(None, shutil.rmtree, (own,), {"ignore_errors": True}, exitpriority=-200)
     for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():
         (own / name).mkdir()
         os.environ[variable] = str(own / name)
