@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, Protocol
 from polarmap.worker import pool_blocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.kept_blocks import OnReadOnlyBlocks
+from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket, plain
 from polarmap.worker.objects import remove_parts, write_object
 from polarmap.worker.parts import Part, Place
@@ -139,7 +140,7 @@ class FolderLink(NamedTuple):
             try:
                 return end.get(timeout=POLL_SECONDS)
             except Empty:
-                if self.is_cancelled() or os.getppid() != parent:
+                if self.is_cancelled() or has_lost_parent(parent):
                     return None
 
     def take(self) -> list[Reply]:

@@ -5,6 +5,7 @@ Runs on workers too: imports the standard library only.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import shutil
 import signal
@@ -28,6 +29,12 @@ def exit_with_driver(driver: int, scratch: str | None) -> None:
     A live one kills its workers itself.
     """
     _watch(lambda: None if is_alive(driver) else end_job(scratch))
+
+
+def has_lost_parent(parent: int) -> bool:
+    """Whether whoever started this process, once the child of `parent`, has ended: a fork server may live on."""
+    starter = multiprocessing.parent_process()
+    return os.getppid() != parent or (starter is not None and not starter.is_alive())
 
 
 def _watch(look: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from polarmap.worker.kept_blocks import KeptBlocks
+from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import StoredBlock
 
 IDLE_SECONDS = 60.0  # after which blocks that no task asked for are let go
@@ -58,7 +59,7 @@ class PoolBlocks:
                 self._look()
 
     def _look(self) -> None:
-        is_orphan = bool(self._scratch) and os.getppid() != self._driver
+        is_orphan = bool(self._scratch) and has_lost_parent(self._driver)
         if is_orphan:
             shutil.rmtree(self._scratch, ignore_errors=True)
         if not os.path.isdir(self._scratch):

@@ -252,12 +252,13 @@ def test_a_function_that_writes_into_its_block_leaves_the_next_map_alone(
 
 
 @pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no folder in memory here")
-def test_files_of_a_killed_driver_are_removed_by_its_processes(tmp_path: Path) -> None:
+@pytest.mark.parametrize("start", ["fork", "spawn", "forkserver"])
+def test_files_of_a_killed_driver_are_removed_by_its_processes(start: str, tmp_path: Path) -> None:
     script = """
-import concurrent.futures, os, signal
+import concurrent.futures, multiprocessing, os, signal, sys
 import numpy as np, polarmap
 
-with concurrent.futures.ProcessPoolExecutor(2) as pool:
+with concurrent.futures.ProcessPoolExecutor(2, multiprocessing.get_context(sys.argv[1])) as pool:
     with polarmap.CodedOperator(np.ones((1200, 300)), executor=pool) as operator:
         operator @ np.ones(300)
         [folder] = [name for name in os.listdir("/dev/shm") if name.startswith(f"polarmap-{os.getpid()}-")]
@@ -266,7 +267,7 @@ with concurrent.futures.ProcessPoolExecutor(2) as pool:
 """
     told = tmp_path / "told"
     with told.open("w") as out:
-        subprocess.run([sys.executable, "-c", script], stdout=out, timeout=PATIENCE, check=False)
+        subprocess.run([sys.executable, "-c", script, start], stdout=out, timeout=PATIENCE, check=False)
     folder, *workers = told.read_text().split()
     try:
         deadline = time.monotonic() + PATIENCE
