@@ -32,7 +32,7 @@ def exit_with_driver(driver: int, scratch: str | None) -> None:
 
 
 def has_lost_parent(parent: int) -> bool:
-    """Whether whoever started this process, once the child of `parent`, has ended: a fork server may live on."""
+    """Whether the driver of this process, first a child of `parent`, has ended: a fork server outlives it."""
     starter = multiprocessing.parent_process()
     return os.getppid() != parent or (starter is not None and not starter.is_alive())
 
