@@ -291,9 +291,12 @@ def test_stragglers_and_dead_processes_on_localhost() -> None:
     with operator(TALL, FaultyExecutor("localhost", faults), timeout=60) as coded:
         found = lsqr(coded, b, iter_lim=2)[0]
         assert coded.report.tasks[0].arrived is None
-        assert len(stored()) == 2 * (N + 1)  # both sides, once for all products, and their manifests
+        assert len(stored()) == 2 * OBJECTS  # both sides, once for all products
     np.testing.assert_allclose(found, lsqr(TALL, b, iter_lim=2)[0], rtol=1e-9)
     assert stored() == []
+
+
+OBJECTS = N + 3  # of a coded array: its blocks, its manifest, and what says that it is one of Zarr
 
 
 def stored() -> list[str]:
@@ -304,7 +307,7 @@ def stored() -> list[str]:
 def test_what_is_stored_goes_with_the_operator() -> None:
     coded = operator(TALL, "localhost", timeout=60)
     coded @ np.ones(13)
-    assert len(stored()) == N + 1
+    assert len(stored()) == OBJECTS
     del coded
     gc.collect()
     assert stored() == []
@@ -320,7 +323,7 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
     with CodedOperator(np.load(tmp_path / "A.npy", mmap_mode="r"), blocks=K, workers=N, timeout=60) as coded:
         for _ in range(2):
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
-        assert len(stored()) == N + 1
+        assert len(stored()) == OBJECTS
     assert stored() == []
 
 
