@@ -197,7 +197,7 @@ def workers_for(k: int, t: int) -> int:
     """The fewest workers of whose results a quarter is spare, with k data blocks and t colluders.
 
     >>> workers_for(24, 1), workers_for(24, 3)
-    (34, 44)
+    (34, 42)
     """
     n = k + t + 2
     while n <= MAX_WORKERS and 4 * (k + noise_count(n, t)) > 3 * n:

@@ -26,6 +26,7 @@ from polarmap import (
     FaultyExecutor,
     LagrangeCode,
     MaskedCode,
+    MaskedIntegerCode,
     PolarCode,
     RawObjects,
     ReplayExecutor,
@@ -155,6 +156,10 @@ def private(n: Any = 7, k: Any = 4, t: Any = 1, noise: Any = 100.0) -> None:
     MaskedCode(n, k, t, noise).parity(np.ones((5, 2)))
 
 
+def private_integers(n: Any = 8, k: Any = 3, t: Any = 1) -> None:
+    MaskedIntegerCode(n, k, t).parity(np.ones((4, 2), int))
+
+
 def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
     code = polarmap.Masked(colluders, noise)
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
@@ -227,6 +232,7 @@ CALLS: dict[str, Call] = {
     "LagrangeCode": Call(evaluation, {}),
     "LagrangeCode.amplification": Call(LagrangeCode(9, 3, 2).amplification, {"losses": 1}),
     "MaskedCode": Call(private, {}),
+    "MaskedIntegerCode": Call(private_integers, {}),
     "Masked": Call(masked, {}),
     "Subtasks": Call(subtasks, {"count": 2}),
     "Stored": Call(stored, {"name": "s"}),
