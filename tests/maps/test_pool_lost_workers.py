@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -63,7 +64,8 @@ def test_products_go_on_while_workers_are_killed(pool: Pool) -> None:
     with CodedOperator(matrix, executor=pool) as operator:
         for turn in range(100):
             if turn % 5 == 2:
-                os.kill(int(stream.choice(workers())), signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # the one before may go just now
+                    os.kill(int(stream.choice(workers())), signal.SIGKILL)
             np.testing.assert_allclose(operator @ x, matrix @ x)
         assert len(workers()) <= 32
 
