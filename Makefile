@@ -5,8 +5,6 @@ PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
 MINUTES ?= 10
-# Of the test suite: about half of it waits, for processes to start or to be missed.
-JOBS    ?= 3
 
 python := .venv/bin/python
 # As in an activated environment: Lithops looks for `python` on PATH.
@@ -23,8 +21,8 @@ help:  ## list the targets
 demo: .venv/.base  ## multiply a matrix by coded map, with two stragglers
 	@$(run) examples/matvec.py
 
-test: .venv/.test  ## run the whole test suite
-	@$(run) -m pytest --numprocesses $(JOBS) --dist worksteal
+test: .venv/.test  ## run the whole test suite, JOBS=... tests at a time
+	@$(run) -m pytest $(if $(JOBS),--numprocesses $(JOBS) --dist worksteal)
 
 test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	@files=$$(find tests -name 'test_$*.py'); \
