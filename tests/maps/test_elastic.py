@@ -38,7 +38,8 @@ def nothing_is_left() -> Iterator[None]:
     before = set(Path(tempfile.gettempdir()).glob("polarmap-*"))
     yield
     TRUSTED.clear()
-    assert set(Path(tempfile.gettempdir()).glob("polarmap-*")) == before
+    # What others left may vanish meanwhile.
+    assert set(Path(tempfile.gettempdir()).glob("polarmap-*")) <= before
 
 
 class ElasticPool(Executor):
@@ -47,6 +48,7 @@ class ElasticPool(Executor):
     def __init__(self) -> None:
         self._tasks: queue.Queue[Any] = queue.Queue()
         self._workers: list[tuple[ProcessPoolExecutor, threading.Thread]] = []
+        self.lost = threading.Event()  # a worker, and its task was told so
 
     def submit(self, call: Any, /, *arguments: Any, **named: Any) -> Future[Any]:
         future: Future[Any] = Future()
@@ -80,6 +82,7 @@ class ElasticPool(Executor):
                 future.set_result(process.submit(call).result())
             except Exception as error:
                 future.set_exception(error)
+                self.lost.set()
                 return  # this worker is no more
 
 
@@ -111,6 +114,7 @@ def test_workers_that_vanish_and_join_during_a_map(tmp_path: Path) -> None:
             pool.join()
         found(tmp_path, "begun", 5)
         pool.vanish(int(first[0].rpartition("-")[2]))
+        pool.lost.wait(PATIENCE)
         (tmp_path / "open").touch()
 
     director = threading.Thread(target=events)
@@ -135,7 +139,7 @@ def test_a_pool_of_which_nothing_remains_is_one_clear_error(tmp_path: Path) -> N
 
     director = threading.Thread(target=events)
     director.start()
-    options = {"blocks": K, "workers": N, "timeout": 15.0, "executor": pool}
+    options = {"blocks": K, "workers": N, "timeout": 5.0, "executor": pool}
     with pool, pytest.raises((NotDecodableError, TimeoutError), match="0 of 6 needed results"):
         coded_map(partial(noted, tmp_path), DATA, **options)
     director.join()
