@@ -6,6 +6,7 @@ question here is one over GF(2), answered with rows packed into Python integers.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import cached_property
 from typing import Any
 
@@ -30,26 +31,78 @@ EXACT = 1 << 53  # up to here float64 holds every integer
 _LIMB = 16  # bits; products of limbs summed over up to 2^20 terms stay exact in float64
 
 
-class ModularRecovery(SystematicRecovery):
+class ModularSystem(ABC):
+    """system @ unknowns = results modulo 2^64: what both recoveries of integers have in common."""
+
+    exact = True
+    rounds = False
+    amplification = 0.0  # nothing is rounded
+    arrived: Indices
+    system: Array  # the coefficients of the unknowns in the results that determine them
+
+    @abstractmethod
+    def _without(self, index: int) -> ModularSystem:
+        """The same where result `index` had not arrived."""
+
+    @abstractmethod
+    def _of_results(self, equations: Words) -> Words:
+        """Equations on the results of `system`, on all that arrived."""
+
+    @cached_property
+    def pivots(self) -> Indices:
+        """Rows of `system` that determine the unknowns; fewer than those if too few do."""
+        return np.array(independent_rows(self.system), dtype=np.intp)
+
+    @cached_property
+    def deficit(self) -> int:
+        """How many more results it takes at the least; 0 when the unknowns are determined."""
+        unknowns = int(self.system.shape[1])
+        return unknowns - len(self.pivots) if unknowns else 0
+
+    @property
+    def surplus(self) -> int:
+        """Equations left over; below 0 while results are too few."""
+        return int(self.system.shape[0] - self.system.shape[1])
+
+    def integer_checks(self, without: int | None = None) -> Words:
+        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
+
+        None of them involves result `without`, if one is given: there may be none then.
+        """
+        if without is not None:
+            return self._checks_without(without)
+        others = np.setdiff1d(np.arange(len(self.system)), self.pivots)
+        mixed = mixtures(len(others))
+        rows = np.zeros((len(mixed), len(self.system)), np.uint64)
+        rows[:, others] = mixed
+        if self.system.shape[1]:
+            rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
+        return self._of_results(rows)
+
+    def _checks_without(self, index: int) -> Words:
+        """Those left over when result `index` had not arrived."""
+        reduced = self._without(index)
+        if reduced.deficit or reduced.surplus <= 0:
+            return np.zeros((0, len(self.arrived)), np.uint64)
+        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
+
+    def _arrived_without(self, index: int, n: int) -> Mask:
+        mask = np.zeros(n, bool)
+        mask[self.arrived] = True
+        mask[index] = False
+        return mask
+
+    @cached_property
+    def _inverse(self) -> Words:
+        return inverse(self.system[self.pivots])
+
+
+class ModularRecovery(ModularSystem, SystematicRecovery):
     """For G = [I; P] of integers, T = I: as many parity rows as are missing solve for them exactly.
 
     What integers determine modulo 2^64 they determine over the reals too, so that results of a
     floating dtype are recovered by least squares as ever.
     """
-
-    exact = True
-    rounds = False
-    amplification = 0.0  # nothing is rounded
-
-    @cached_property
-    def pivots(self) -> Indices:
-        """Results of `system` that determine the missing integers; fewer than those if too few do."""
-        return np.array(independent_rows(self.system), dtype=np.intp)
-
-    @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the data are determined."""
-        return len(self.missing) - len(self.pivots) if len(self.missing) else 0
 
     def integer_weights(self) -> Words:
         """Recovered = weights @ received modulo 2^64, (missing, arrived)."""
@@ -60,34 +113,13 @@ class ModularRecovery(SystematicRecovery):
         weights[:, len(self.known) + self.pivots] = solver
         return weights
 
-    def integer_checks(self, without: int | None = None) -> Words:
-        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
+    def _without(self, index: int) -> ModularRecovery:
+        n = self.code.k + len(self.code.coefficients)
+        return ModularRecovery(self.code, self._arrived_without(index, n))
 
-        None of them involves result `without`, if one is given: there may be none then.
-        """
-        if without is not None:
-            return self._checks_without(without)
-        others = np.setdiff1d(np.arange(len(self.parity)), self.pivots)
-        mixed = mixtures(len(others))
-        rows = np.zeros((len(mixed), len(self.parity)), np.uint64)
-        rows[:, others] = mixed
-        if len(self.missing):
-            rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
-        return np.concatenate([np.uint64(0) - matmul(rows, self.known_coefficients), rows], axis=1)
-
-    def _checks_without(self, index: int) -> Words:
-        """Those left over when result `index` had not arrived."""
-        mask = np.zeros(self.code.k + len(self.code.coefficients), bool)
-        mask[self.arrived] = True
-        mask[index] = False
-        reduced = ModularRecovery(self.code, mask)
-        if reduced.deficit or reduced.surplus <= 0:
-            return np.zeros((0, len(self.arrived)), np.uint64)
-        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
-
-    @cached_property
-    def _inverse(self) -> Words:
-        return inverse(self.system[self.pivots])
+    def _of_results(self, equations: Words) -> Words:
+        known = np.uint64(0) - matmul(equations, self.known_coefficients)
+        return np.concatenate([known, equations], axis=1)
 
     def fill(self, rows: Results, out: Array) -> None:
         """Syndrome, then the inverse of the pivot rows, both modulo 2^64; floats by least squares."""
@@ -105,7 +137,7 @@ class ModularRecovery(SystematicRecovery):
             out[:, columns] = matmul(self._inverse, syndrome).astype(out.dtype)
 
 
-class LinearModularRecovery:
+class LinearModularRecovery(ModularSystem):
     """For any G of integers and T: as many rows of G as there are unknowns solve for them modulo 2^64.
 
     Parameters
@@ -115,34 +147,11 @@ class LinearModularRecovery:
     arrived : boolean array (n,)
     """
 
-    exact = True
-    rounds = False
-    amplification = 0.0  # nothing is rounded
-
     def __init__(self, generator: Array, targets: Array, arrived: Mask) -> None:
         self.arrived = np.flatnonzero(arrived)
         self.missing = np.arange(len(targets))
         self._generator, self._targets = generator, targets
-
-    @cached_property
-    def system(self) -> Array:
-        """G restricted to what arrived."""
-        return self._generator[self.arrived]
-
-    @cached_property
-    def pivots(self) -> Indices:
-        """Rows of `system` that determine the unknowns; fewer than those if too few do."""
-        return np.array(independent_rows(self.system), dtype=np.intp)
-
-    @cached_property
-    def deficit(self) -> int:
-        """How many more results it takes at the least; 0 when the unknowns are determined."""
-        return int(self._generator.shape[1]) - len(self.pivots)
-
-    @property
-    def surplus(self) -> int:
-        """Equations left over; below 0 while results are too few."""
-        return len(self.arrived) - int(self._generator.shape[1])
+        self.system = generator[self.arrived]
 
     @property
     def weights(self) -> Floats:
@@ -164,30 +173,6 @@ class LinearModularRecovery:
         weights[:, self.pivots] = self._solver
         return weights
 
-    def integer_checks(self, without: int | None = None) -> Words:
-        """Up to MOST_CHECKS equations modulo 2^64, (s, arrived): mixtures of the rows that are no pivots.
-
-        None of them involves result `without`, if one is given: there may be none then.
-        """
-        if without is not None:
-            return self._checks_without(without)
-        others = np.setdiff1d(np.arange(len(self.arrived)), self.pivots)
-        mixed = mixtures(len(others))
-        rows = np.zeros((len(mixed), len(self.arrived)), np.uint64)
-        rows[:, others] = mixed
-        rows[:, self.pivots] -= matmul(matmul(mixed, self.system[others]), self._inverse)
-        return rows
-
-    def _checks_without(self, index: int) -> Words:
-        """Those left over when result `index` had not arrived."""
-        mask = np.zeros(len(self._generator), bool)
-        mask[self.arrived] = True
-        mask[index] = False
-        reduced = LinearModularRecovery(self._generator, self._targets, mask)
-        if reduced.deficit or reduced.surplus <= 0:
-            return np.zeros((0, len(self.arrived)), np.uint64)
-        return np.insert(reduced.integer_checks(), np.searchsorted(self.arrived, index), 0, axis=1)
-
     def checkable(self, rows: Results) -> Results:
         """What satisfies the left-over equations: the results that arrived."""
         return rows
@@ -203,14 +188,17 @@ class LinearModularRecovery:
             out[:, columns] = matmul(self._solver, tile).astype(dtype)
         return out
 
+    def _without(self, index: int) -> LinearModularRecovery:
+        arrived = self._arrived_without(index, len(self._generator))
+        return LinearModularRecovery(self._generator, self._targets, arrived)
+
+    def _of_results(self, equations: Words) -> Words:
+        return equations
+
     @cached_property
     def _solver(self) -> Words:
         """Wanted = solver @ results of the pivots."""
         return matmul(self._targets, self._inverse)
-
-    @cached_property
-    def _inverse(self) -> Words:
-        return inverse(self.system[self.pivots])
 
 
 def mixtures(count: int) -> Words:
