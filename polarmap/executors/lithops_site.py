@@ -23,7 +23,7 @@ from polarmap.executors.lithops_internals import (
     module_sources,
     result_of,
 )
-from polarmap.executors.lithops_storage import PREFIX, open_storage, remove_all, remove_objects
+from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
 from polarmap.executors.worker_listener import Join
@@ -139,8 +139,7 @@ class LithopsSite:
                 _end(functions)
                 self._left.append(_jobs(functions))
         with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
-            remove_all(self.storage, self._left)
-            self._left.clear()
+            self._left = [prefix for prefix in self._left if delete_below(self.storage, prefix)]
 
     def _seconds(self, worker: Worker | None) -> float:
         if self._is_here or worker is None or worker.seconds is None:

@@ -59,21 +59,27 @@ def ask_again(request: Callable[[], T]) -> T:
     return retry_call(request, RETURN_SECONDS)
 
 
-def remove_all(storage: Any, prefixes: Collection[str]) -> None:
-    """Remove what lies below them; raises what the storage does.
+def delete_below(storage: Any, prefix: str) -> int:
+    """Ask for what lies below a prefix to be deleted; how many objects that were.
 
-    S3 answers a request to delete many objects with those that it did not delete, of which Lithops says
-    nothing: so look again.
+    S3 answers with those that it did not delete, of which Lithops says nothing: so ask until there are none.
     """
+    keys = storage.list_keys(storage.bucket, prefix)
+    if keys:
+        storage.delete_objects(storage.bucket, keys)
+    return len(keys)
+
+
+def remove_all(storage: Any, prefixes: Collection[str]) -> None:
+    """Remove what lies below them; raises what the storage does."""
     for prefix in prefixes:
         for pause in REMOVE_PAUSES:
-            keys = storage.list_keys(storage.bucket, prefix)
-            if not keys:
+            found = delete_below(storage, prefix)
+            if not found:
                 break
-            storage.delete_objects(storage.bucket, keys)
             time.sleep(pause)
         else:
-            raise StorageError(f"the storage does not delete {len(keys)} objects below {prefix!r}")
+            raise StorageError(f"the storage does not delete {found} objects below {prefix!r}")
 
 
 def remove_objects(storage: Any, prefixes: Collection[str]) -> None:
