@@ -112,12 +112,9 @@ def _damage_of(store: Store, manifest: Manifest, part: Part) -> str:
 def _examine_zarr(store: Store, manifest: Manifest) -> Iterator[tuple[str, str]]:
     """What is wrong with the Zarr array beside damaged parts."""
     assert manifest.zarr is not None
-    copies = {}
-    for chunk in manifest.zarr_chunks:
-        lying, wanted = manifest.chunk_parts(chunk)
-        if lying != wanted:
-            copies[chunk.key] = wanted
-    for key, parts in [*copies.items(), *((part.key, (part,)) for part in manifest.zarr.metadata)]:
+    copied = filter(manifest.lies_elsewhere, manifest.zarr_chunks)
+    copies = [(chunk.key, manifest.chunk_parts(chunk)[1]) for chunk in copied]
+    for key, parts in [*copies, *((part.key, (part,)) for part in manifest.zarr.metadata)]:
         kinds = [kind for part in parts if (kind := _damage_of(store, manifest, part))]
         if kinds:
             yield key, kinds[0]

@@ -102,6 +102,11 @@ class Manifest:
         starts = accumulate((part.size for part in parts), initial=0)
         return parts, tuple(part._replace(key=chunk.key, offset=at) for part, at in zip(parts, starts))
 
+    def lies_elsewhere(self, chunk: ZarrChunk) -> bool:
+        """Whether the parts of a Zarr chunk lie in other objects, of which the chunk is a copy."""
+        lying, wanted = self.chunk_parts(chunk)
+        return lying != wanted
+
     @property
     def is_zarr(self) -> bool:
         """Whether the Zarr array is there, with all its chunks."""

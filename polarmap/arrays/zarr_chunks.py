@@ -24,7 +24,7 @@ def complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
     data = chain.from_iterable(manifest.parts[: manifest.code.k])
     if manifest.zarr is None or any(part.crc32 is None for part in data):
         return manifest
-    moves = [chunk for chunk in manifest.zarr_chunks if _lies_elsewhere(manifest, chunk)]
+    moves = [chunk for chunk in manifest.zarr_chunks if manifest.lies_elsewhere(chunk)]
     if not _put_chunks(store, manifest, moves, through_here):
         return manifest
     moved = {
@@ -41,16 +41,11 @@ def restore(store: Store, manifest: Manifest, changed: Collection[str]) -> Manif
     Parts that lie elsewhere stay there: nobody else writes to them.
     """
     wrong = [
-        chunk for chunk in manifest.zarr_chunks if chunk.key in changed and _lies_elsewhere(manifest, chunk)
+        chunk for chunk in manifest.zarr_chunks if chunk.key in changed and manifest.lies_elsewhere(chunk)
     ]
     _put_chunks(store, manifest, wrong, True)
     is_described = not {part.key for part in manifest.zarr.metadata} & set(changed) if manifest.zarr else True
     return manifest if is_described else _with_metadata(store, manifest)
-
-
-def _lies_elsewhere(manifest: Manifest, chunk: ZarrChunk) -> bool:
-    lying, wanted = manifest.chunk_parts(chunk)
-    return lying != wanted
 
 
 def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_here: bool) -> bool:

@@ -120,7 +120,6 @@ def is_finite(rows: Array) -> bool:
 
 def _describe_nonfinite(blocks: Blocks, leaf: int) -> str:
     """Where the data is NaN or inf, or its sums are, and what that means for a map."""
-    what = f"sums of the data overflow {blocks.dtypes[leaf]}"
     count, first = 0, ""
     for index in range(blocks.k):
         array = blocks.leaves(index)[leaf]
@@ -131,6 +130,12 @@ def _describe_nonfinite(blocks: Blocks, leaf: int) -> str:
             entry = [row, *inner] if blocks.rows is None else inner
             first = f"{whole}, entry {tuple(entry)}" if entry else whole
         count += len(places)
+    return nonfinite_warning(blocks.dtypes[leaf], count, first)
+
+
+def nonfinite_warning(dtype: np.dtype[Any], count: int, first: str) -> str:
+    """What is said of data with so many NaN and inf, or of finite data whose sums are not."""
+    what = f"sums of the data overflow {dtype}"
     if count:
         what = f"the data is NaN or inf at {count} place{'s' * (count > 1)}, the first of them in {first}"
     return f"{what}: parity is of no use there, so a result that is missing may not be decodable"

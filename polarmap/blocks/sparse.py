@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.coded import CodedBlocks, is_finite
+from polarmap.blocks.coded import CodedBlocks, is_finite, nonfinite_warning
 from polarmap.blocks.equal import Blocks
 from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.polar import PolarCode
@@ -218,9 +218,5 @@ def _describe_nonfinite(blocks: SparseBlocks) -> str:
     """Where the data is NaN or inf, or its sums are, and what that means for a map."""
     matrix = blocks.matrix
     places = np.flatnonzero(~np.isfinite(matrix.data))
-    what = f"sums of the data overflow {matrix.dtype}"
-    if len(places):
-        row = int(np.searchsorted(matrix.indptr, places[0], side="right")) - 1
-        many = "s" * (len(places) > 1)
-        what = f"the data is NaN or inf at {len(places)} place{many}, the first of them in row {row}"
-    return f"{what}: parity is of no use there, so a result that is missing may not be decodable"
+    row = int(np.searchsorted(matrix.indptr, places[0], side="right")) - 1 if len(places) else None
+    return nonfinite_warning(matrix.dtype, len(places), f"row {row}")
