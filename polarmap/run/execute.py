@@ -171,7 +171,7 @@ def run_uncoded(
     `backups`: that a late task may get; `note` is told of every first result as it comes.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
-    policy: Policy = Backups(blocks.n, backup_lateness(blocks.n), backups) if backups else Upfront(blocks.n)
+    policy = _with_backups(blocks.n, backups) if backups else Upfront(blocks.n)
     blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
     observer = observer_of(progress)
     with logged(blank) as log:
@@ -254,10 +254,15 @@ def _hand_out(index: int, codewords: Codewords, coded: CodedData, observer: Obse
         observer.block_arrived(index, lambda: unflatten(structure, list(map(read_only, leaves))))
 
 
+def _with_backups(n: int, backups: int) -> Policy:
+    """All n tasks at once, and so many copies at most of each that is late."""
+    return Backups(n, backup_lateness(n), backups)
+
+
 def _policy(coded: CodedData, options: MapOptions) -> Policy:
     code = coded.code
     if isinstance(code, Uncoded) and code.backups:
-        return Backups(code.n, backup_lateness(code.n), code.backups)
+        return _with_backups(code.n, code.backups)
     if options.schedule != "on_demand":
         return Upfront(code.n)
     counts_decide = code.is_mds
