@@ -47,7 +47,7 @@ __version__ = "0.1.0"
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
 _LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
 # Modules that need an extra, imported when they are asked for.
-_MODULES: dict[str, str] = {"convex": "polarmap.convex", "glm": "polarmap.glm", "xr": "polarmap.xr"}
+_MODULES = ("convex", "glm", "xr")
 
 __all__ = [
     "Audit",
@@ -99,7 +99,7 @@ if not typing.TYPE_CHECKING:  # else a checker would take any name for a public 
 
     def __getattr__(name: str) -> typing.Any:
         if name in _MODULES:
-            return importlib.import_module(_MODULES[name])
+            return importlib.import_module(f"polarmap.{name}")
         if name not in _LAZY:
             raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
         value = getattr(importlib.import_module(_LAZY[name]), name)

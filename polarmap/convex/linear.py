@@ -167,6 +167,8 @@ class Lasso(ElasticNet):
     [2, 3, 6, 8]
     """
 
+    l1_ratio = 1.0
+
     def __init__(
         self,
         alpha: float = 1.0,
@@ -185,12 +187,6 @@ class Lasso(ElasticNet):
         self.tol, self.max_iter = tol, max_iter
         self.blocks, self.workers, self.code = blocks, workers, code
         self.executor, self.timeout, self.verbose = executor, timeout, verbose
-
-    def _check_options(self) -> None:
-        self._check_numbers(alpha=0.0)
-
-    def _penalty(self, scales: Floats) -> Any:
-        return ElasticNetPenalty(self.alpha * scales)
 
 
 class NonNegativeLeastSquares(_LinearModel):

@@ -38,7 +38,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         return CodedOperator(A, **options)
 
     def _scaled_operator(
-        self, X: Any, shares: Floats, penalty: float, curvature: float = 1.0, root: Floats | float = 1.0
+        self, X: Any, shares: Floats, penalty: float, curvature: float = 1.0, root: Floats | None = None
     ) -> tuple[CodedOperator | ScaledOperator, Floats, Floats]:
         """A = root * (X - mean) * scale, by which the Hessian of the mean loss has about 1 on its diagonal.
 
@@ -46,7 +46,7 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         intercept, mean is 0. A sparse X stays what it is: A is never formed.
 
         shares : of the samples in a mean; their sum is 1.
-        root : of each sample.
+        root : of each sample; 1 by default.
         """
         is_sparse = issparse(X)
         if is_sparse:
@@ -63,7 +63,8 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
         if is_sparse:
             return ScaledOperator(self._operator(X), mean, used, root), mean, scale
         A *= used
-        A *= np.reshape(root, (-1, 1))
+        if root is not None:
+            A *= root[:, np.newaxis]
         return self._operator(A), mean, scale
 
     def _weights(self, sample_weight: Any, X: Any) -> Floats:

@@ -22,13 +22,16 @@ class ScaledOperator(LinearOperator):  # type: ignore[misc]
     operator : CodedOperator (samples, features)
         X; closed with this one.
     mean, scale : (features,)
-    root : (samples,) or float
+    root : (samples,), optional
+        1 by default.
     """
 
-    def __init__(self, operator: CodedOperator, mean: Floats, scale: Floats, root: Floats | float) -> None:
+    def __init__(
+        self, operator: CodedOperator, mean: Floats, scale: Floats, root: Floats | None = None
+    ) -> None:
         super().__init__(np.float64, operator.shape)
         self._operator, self._mean, self._scale = operator, mean, scale
-        self._root = np.broadcast_to(root, operator.shape[0])
+        self._root = np.ones(operator.shape[0]) if root is None else root
 
     @property
     def products(self) -> int:
