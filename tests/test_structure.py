@@ -98,9 +98,8 @@ ONLY_FROM = {
     "sklearn": [
         *[
             f"polarmap.glm.{name}"
-            for name in ("coded_model", "convergence", "linear_classifier", "poisson", "ridge")
+            for name in ("coded_model", "convergence", "linear_classifier", "linear_regressor", "poisson")
         ],
-        "polarmap.convex.linear",
     ],
     "matplotlib": [
         *(

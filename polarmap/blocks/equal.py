@@ -203,7 +203,8 @@ def refuse_masked_and_sparse(data: Any, name: str = "data") -> None:
     if hasattr(data, "toarray"):
         raise CodeError(
             f"{name} is a sparse {type(data).__name__}, which only coded_map with linear f, hedged_map, "
-            f"CodedOperator and polarmap.glm take as it is, of scipy.sparse: use {name}.toarray()"
+            "CodedOperator, polarmap.glm and polarmap.convex take as it is, of scipy.sparse: use "
+            f"{name}.toarray()"
         )
     check_class_and_dtype(data, name)
 

@@ -7,8 +7,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyproximal
-from sklearn.base import RegressorMixin
-from sklearn.utils.validation import validate_data
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
@@ -16,22 +14,21 @@ from polarmap.convex.losses import SquaredLoss
 from polarmap.convex.penalties import ElasticNetPenalty
 from polarmap.convex.proximal_model import ProximalModel
 from polarmap.errors import ModelError
+from polarmap.glm.linear_regressor import LinearRegressor
 
 Floats = npt.NDArray[np.float64]
 
 
-class _LinearModel(RegressorMixin, ProximalModel):  # type: ignore[misc]
+class _LinearModel(LinearRegressor, ProximalModel):
     """Squared errors, fitted to centred data; subclasses say with which penalty."""
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
-        )
+        X, y = self._validated(X, y)
         self._check_options()
         weights = self._weights(sample_weight, X)
         kept = weights > 0
-        X, y, weights = X[kept], y[kept].astype(np.float64), weights[kept]
+        X, y, weights = X[kept], y[kept], weights[kept]
         self._fit_to(X, y, weights / weights.sum())
         return self
 
@@ -47,15 +44,6 @@ class _LinearModel(RegressorMixin, ProximalModel):  # type: ignore[misc]
         self.coef_ = (found.x.T * scale).T.T
         intercept = centre - mean @ self.coef_.T
         self.intercept_ = float(intercept) if y.ndim == 1 else intercept
-
-    def predict(self, X: Any) -> Floats:
-        """X coef_ + intercept_."""
-        return self._linear(X)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
     def _check_options(self) -> None:
         raise NotImplementedError

@@ -6,20 +6,18 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.base import RegressorMixin
-from sklearn.utils.validation import validate_data
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError
-from polarmap.glm.coded_model import CodedModel
 from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares
+from polarmap.glm.linear_regressor import LinearRegressor
 from polarmap.glm.progress import Progress
 
 Floats = npt.NDArray[np.float64]
 
 
-class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
+class Ridge(LinearRegressor):
     """Least squares with an L2 penalty: min |y - X w - c|^2 + alpha |w|^2, as sklearn's Ridge.
 
     Parameters
@@ -89,10 +87,7 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
-        X, y = validate_data(
-            self, X, y, accept_sparse="csr", dtype=np.float64, multi_output=True, y_numeric=True
-        )
-        y = y.astype(np.float64)
+        X, y = self._validated(X, y)
         alpha = self._penalty()
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         self._check_solver(("lsqr", "lsmr", "cg"))
@@ -124,15 +119,6 @@ class Ridge(RegressorMixin, CodedModel):  # type: ignore[misc]
         self.intercept_ = float(intercept[0]) if single else intercept
         self.n_iter_ = int(n_iter[0]) if single else n_iter
         return self
-
-    def predict(self, X: Any) -> Floats:
-        """X coef_ + intercept_."""
-        return self._linear(X)
-
-    def __sklearn_tags__(self) -> Any:
-        tags = super().__sklearn_tags__()
-        tags.target_tags.multi_output = True
-        return tags
 
     def _names(self, targets: int) -> list[str]:
         """Of the fits of each target, for lines of progress."""
