@@ -272,6 +272,21 @@ def test_the_reference_lists_the_fields_of_records() -> None:
     assert plain == [], "give fields a section of their own: Attributes"
 
 
+def test_examples_of_the_reference_are_in_a_section_of_their_own() -> None:
+    """Without the heading the site shows `>>>` as a quotation in a quotation in a quotation."""
+    bare = []
+    for name in described():
+        module, _, last = name.rpartition(".")
+        value = getattr(importlib.import_module(module), last, None)
+        methods = vars(value).values() if inspect.isclass(value) else []
+        for one in [value, *(getattr(method, "fget", method) for method in methods)]:
+            one = getattr(one, "__func__", one)
+            own = inspect.isroutine(one) or inspect.isclass(one)
+            if own and ">>>" in (inspect.getdoc(one) or "").partition("\nExamples\n---")[0]:
+                bare.append(f"{name}: {getattr(one, '__name__', '')}")
+    assert bare == [], "put `Examples` and a line of dashes before the first `>>>`"
+
+
 # --- links ---------------------------------------------------------------------------------------
 
 

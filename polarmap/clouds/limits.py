@@ -117,6 +117,8 @@ class Worker:
     def granted(self) -> int:
         """MB that the backend makes of `memory`: Azure rounds up to a size there is.
 
+        Examples
+        --------
         >>> Worker("azure_functions", "azure_storage", 1024).granted
         2048
         """

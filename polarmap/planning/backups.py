@@ -45,6 +45,8 @@ class BackupRule(NamedTuple):
     def awaited(self, tasks: int) -> int:
         """How many of so many tasks must have returned before any is late.
 
+        Examples
+        --------
         >>> BackupRule().awaited(5), BackupRule(of_all=False).awaited(5)
         (3, 2)
         """

@@ -168,6 +168,8 @@ def arrivals_needed(
 ) -> ArrivalsNeeded:
     """The distribution of the number of arrivals a code needs; parameters as for `completion_time`.
 
+    Examples
+    --------
     >>> arrivals_needed(8, 6, "rotation").ranks.tolist()
     [6.0]
     """
@@ -236,6 +238,8 @@ def completion_cdf(
 ) -> Floats:
     """P(the job is complete by t), in the shape of `times`; for the codes among the schemes.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> completion_cdf(2, 1, "mds", ShiftedExponential(0.0, 1.0), [1.0]).round(4).tolist()  # a minimum
     [0.8647]
@@ -247,6 +251,8 @@ def completion_cdf(
 def lower_bound(n: int, k: int, runtimes: object) -> float:
     """The expected T_(k:n): no code of n workers that each return all or nothing is faster.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> round(lower_bound(4, 2, ShiftedExponential(0.0, 1.0)), 6)  # 1/4 + 1/3
     0.583333

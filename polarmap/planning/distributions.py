@@ -59,6 +59,8 @@ class Distribution(ABC):
     def cdf(self, times: npt.ArrayLike) -> Floats:
         """P(T <= t), in the shape of `times`; at most 1 - failure_probability.
 
+        Examples
+        --------
         >>> ShiftedExponential(1.0, 2.0).cdf([0.0, 1.0, 3.0]).round(4).tolist()
         [0.0, 0.0, 0.6321]
         """
@@ -74,6 +76,8 @@ class Distribution(ABC):
     def quantile(self, p: npt.ArrayLike) -> Floats:
         """The smallest t with P(T <= t) >= p; inf above 1 - failure_probability.
 
+        Examples
+        --------
         >>> Failing(ShiftedExponential(1.0, 1.0), 0.1).quantile([0.0, 0.45, 0.95]).round(4).tolist()
         [1.0, 1.6931, inf]
         """
@@ -97,6 +101,8 @@ class Distribution(ABC):
     def mean(self) -> float:
         """The expected run time; inf if a task may never end, or where no mean exists.
 
+        Examples
+        --------
         >>> ShiftedExponential(1.0, 2.0).mean(), Pareto(1.0, 2.0).mean(), Pareto(1.0, 1.0).mean()
         (3.0, 2.0, inf)
         """
@@ -136,6 +142,8 @@ class ShiftedExponential(Distribution):
     def fit(cls, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> ShiftedExponential:
         """Maximum likelihood, also from tasks seen to run for `times` and not `ended` by then.
 
+        Examples
+        --------
         >>> ShiftedExponential.fit([1.0, 2.0, 3.0], ended=[True, True, False])
         ShiftedExponential(shift=1.0, scale=1.5)
         """
@@ -177,6 +185,8 @@ class Pareto(Distribution):
     def fit(cls, times: npt.ArrayLike, ended: npt.ArrayLike | None = None) -> Pareto:
         """Maximum likelihood (Hill), also from tasks not `ended` by their `times`.
 
+        Examples
+        --------
         >>> Pareto.fit([1.0, np.e, np.e**2])
         Pareto(scale=1.0, shape=1.0)
         """
@@ -207,6 +217,8 @@ class Pareto(Distribution):
 class Scaled(Distribution):
     """delay + factor T: the same tasks on a slower machine, or after a cold start.
 
+    Examples
+    --------
     >>> Scaled(ShiftedExponential(1.0, 1.0), factor=5.0, delay=2.0).mean()
     12.0
     """
@@ -239,6 +251,8 @@ class Scaled(Distribution):
 class Failing(Distribution):
     """Tasks that never end with a probability, and else run as `runtimes`.
 
+    Examples
+    --------
     >>> Failing(ShiftedExponential(1.0, 1.0), 0.01).survival(1e9).round(12)
     np.float64(0.01)
     """
@@ -364,6 +378,8 @@ class Mixture(Distribution):
 def cold_starts(runtimes: Distribution, share: float, delay: float) -> Mixture:
     """A share of the tasks waits `delay` seconds for its machine before it runs.
 
+    Examples
+    --------
     >>> cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
     4.0
     """
@@ -374,6 +390,8 @@ def cold_starts(runtimes: Distribution, share: float, delay: float) -> Mixture:
 def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
     """A share of the tasks takes `factor` times as long.
 
+    Examples
+    --------
     >>> round(stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
     2.16
     """

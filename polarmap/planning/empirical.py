@@ -96,6 +96,8 @@ class Empirical(Distribution):
         The tail's scale is the censored maximum-likelihood estimate: all time spent beyond the
         median, also by abandoned tasks, for each task that ended there.
 
+        Examples
+        --------
         >>> Empirical([1.0, 2.0, 4.0, 4.0], ended=[True, True, True, False]).with_tail().mean()
         3.75
         """
@@ -228,6 +230,8 @@ def as_runtimes(given: object) -> Distribution:
     Reports say nothing of the time beyond the end of their map, so their distribution is continued with
     an exponential tail (`Empirical.with_tail`).
 
+    Examples
+    --------
     >>> as_runtimes([1.0, 3.0]).mean()
     2.0
     """

@@ -243,6 +243,8 @@ def plan(
 def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:
     """The options than which none is both faster and cheaper, from the cheapest to the fastest.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> distribution = ShiftedExponential(1.0, 1.0)
     >>> options = [completion_time(n, 4, "rotation", distribution) for n in (5, 6, 8)]

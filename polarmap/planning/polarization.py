@@ -95,6 +95,8 @@ def plot_polarization(
 def virtual_cdf(runtimes: Distribution, depth: int, index: int, times: npt.ArrayLike) -> Floats:
     """P(T <= t) of one virtual worker at any depth, in the shape of `times`.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> virtual_cdf(ShiftedExponential(0.0, 1.0), 1, 0, np.log(2)).round(4)  # slow: 1/4
     np.float64(0.25)
@@ -110,6 +112,8 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
 
     Exact: F^2 and 1 - (1 - F)^2 are inverted level by level, then `runtimes`.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> virtual_quantile(ShiftedExponential(0.0, 1.0), 1, 1, 0.5).round(4)  # min: rate 2
     np.float64(0.3466)
@@ -127,6 +131,8 @@ def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:
     The means of all 2^depth virtual workers average to the mean of a real one: what the slow one
     of two loses the fast one gains.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> [round(virtual_mean(ShiftedExponential(0.0, 1.0), 1, index), 6) for index in (0, 1)]
     [1.5, 0.5]
@@ -145,6 +151,8 @@ def unpolarized(survival: npt.ArrayLike, depth: int) -> Floats:
     that is largest at z = 1/2. So it vanishes exponentially fast in the depth, and with
     the martingale the share of virtual workers that are done at t tends to F(t).
 
+    Examples
+    --------
     >>> (unpolarized([0.5], 10) <= (3**0.5 / 2) ** 10 * unpolarized([0.5], 0)).tolist()
     [True]
     """
@@ -172,6 +180,8 @@ def frozen_at(n: int, k: int, runtimes: Distribution, time: float) -> Indices:
     This is the arikan code for the erasure probability P(T > time): `PolarCode(n, k, "arikan",
     erasure=float(runtimes.survival(time)))`.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> frozen_at(8, 4, ShiftedExponential(1.0, 1.0), 2.0).tolist()
     [0, 1, 2, 4]
@@ -186,6 +196,8 @@ def sequential_bound(n: int, k: int, runtimes: Distribution, time: float) -> flo
     The sum of P(T > time) over the unfrozen virtual workers (union bound, Arikan 2009,
     proposition 2), for the frozen set chosen for that time; capped at 1.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> round(sequential_bound(8, 4, ShiftedExponential(1.0, 1.0), 3.0), 3)
     0.006
@@ -205,6 +217,8 @@ def target_time(n: int, k: int, runtimes: Distribution, probability: float = 0.9
 
     By bisection on `sequential_bound`; a target for `frozen_at`. inf if there is none.
 
+    Examples
+    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> round(target_time(64, 32, ShiftedExponential(1.0, 1.0), 0.99), 2)
     2.54

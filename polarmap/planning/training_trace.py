@@ -75,6 +75,8 @@ _SLICES = """
 def training_trace() -> Empirical:
     """The distribution of the recorded run times, in multiples of the median.
 
+    Examples
+    --------
     >>> training_trace().quantile([0.5, 0.95, 0.99]).round(2).tolist()
     [1.0, 2.23, 2.49]
     """
