@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyArrowPatch, Rectangle
 
-from polarmap.planning import ShiftedExponential, completion_time, stragglers
+from polarmap.planning import ShiftedExponential, completion_time, polarize, step_times, stragglers
 
 matplotlib.use("svg")
 matplotlib.rcParams["svg.hashsalt"] = "polarmap"  # the same file from every run
@@ -90,6 +90,66 @@ def completion() -> None:
     save(figure, "completion")
 
 
+def four_workers() -> None:
+    """The 4 x 4 construction: later and earlier of pairs of workers, and again of these."""
+    figure, axes = plt.subplots(figsize=(8.4, 3.4))
+    real = [f"worker {index}" for index in range(4)]
+    pairs = ["later of 0, 2", "later of 1, 3", "earlier of 0, 2", "earlier of 1, 3"]
+    virtual = ["later of these: slowest", "earlier of these", "later of these", "earlier of these: fastest"]
+    columns = ((0.0, 2.2, real), (4.0, 2.8, pairs), (8.6, 4.3, virtual))
+    for level, (x, width, names) in enumerate(columns):
+        for row, name in enumerate(names):
+            slow = (row < 2, row % 2 == 0)[level - 1] if level else False
+            frozen = level == 2 and row == 0
+            colour = "white" if frozen else PARITY if slow else DATA
+            edge = {"linestyle": "--"} if frozen else {}
+            axes.add_patch(
+                Rectangle((x, 3 - row), width, 0.6, facecolor=colour, edgecolor=INK, linewidth=0.8, **edge)
+            )
+            shade = INK if slow else "white"
+            axes.text(x + width / 2, 3.28 - row, name, ha="center", va="center", fontsize=9, color=shade)
+    for start, end, apart in ((2.2, 4.0, 2), (6.8, 8.6, 1)):
+        for row in range(4):
+            for other in (row, row ^ apart):
+                arrow(axes, (start, 3.3 - row), (end, 3.3 - other))
+    axes.text(13.05, 3.28, "frozen", va="center", fontsize=9, color=INK)
+    axes.set(xlim=(-0.2, 14.4), ylim=(-0.2, 3.9))
+    axes.axis("off")
+    save(figure, "four-workers")
+
+
+def polarization_rate() -> None:
+    """Mean squared increments by depth below their bound, and where the steps lie."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9.6, 3.6), layout="constrained")
+    depths = np.arange(17)
+    rows = [polarize([0.5], depth) for depth in depths]
+    squares = np.array([((one * (1 - one)) ** 2).mean() for one in rows])
+    bound = (np.sqrt(3) / 2) ** depths / 16
+    left.semilogy(depths, bound, color=LOST, linewidth=2, label="bound: 0.866 a level")
+    left.semilogy(depths, squares, "o", color=DATA, markersize=5, label="mean square of an increment")
+    slope = squares[-1] * 2.0 ** ((16 - depths) / 3.627)
+    left.semilogy(depths, slope, ":", color=INK, linewidth=1.2, label="0.826 a level")
+    left.set(xlabel="depth", ylabel="at the median run time")
+    distribution = ShiftedExponential(1.0, 1.0)
+    shares = np.linspace(0, 0.995, 400)
+    for depth, colour in ((3, LOST), (6, PARITY), (12, DATA)):
+        steps = np.sort(step_times(distribution, depth))
+        right.step(
+            np.arange(1, steps.size + 1) / steps.size,
+            steps,
+            where="pre",
+            color=colour,
+            linewidth=1.8,
+            label=f"{steps.size} virtual workers",
+        )
+    right.plot(shares, distribution.quantile(shares), ":", color=INK, linewidth=1.2, label="real workers")
+    right.set(xlabel="share of the workers", ylabel="seconds", ylim=(0.9, 6.5))
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=9)
+    save(figure, "polarization-rate")
+
+
 def save(figure: plt.Figure, name: str) -> None:
     figure.savefig(HERE / f"{name}.svg", bbox_inches="tight", facecolor="white", metadata={"Date": None})
     plt.close(figure)
@@ -98,3 +158,5 @@ def save(figure: plt.Figure, name: str) -> None:
 if __name__ == "__main__":
     pipeline()
     completion()
+    four_workers()
+    polarization_rate()

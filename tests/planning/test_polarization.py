@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -98,6 +100,42 @@ def test_polarization_is_exponentially_fast_and_bounded_by_the_theorem() -> None
     # undecided share falls like N^(-1/3.627), a factor of 0.826 a level.
     undecided = [((rows > 0.01) & (rows < 0.99)).mean() for rows in (polarize([0.5], d) for d in (10, 18))]
     assert (undecided[1] / undecided[0]) ** (1 / 8) == pytest.approx(2 ** (-1 / 3.627), rel=0.01)
+
+
+def virtual_shares(share: Fraction, depth: int) -> list[Fraction]:
+    """1 - F of all 2^depth virtual workers at one time, exactly, from the definition."""
+    if depth == 0:
+        return [share]
+    late_both, late_either = share * share, 1 - (1 - share) ** 2
+    return virtual_shares(late_either, depth - 1) + virtual_shares(late_both, depth - 1)
+
+
+@pytest.mark.parametrize("share", [Fraction(1, 2), Fraction(1, 10), Fraction(4, 5)])
+def test_increments_are_orthogonal_and_fall_as_the_theorem_says_exactly(share: Fraction) -> None:
+    whole, way = share * (1 - share), Fraction(0)
+    for depth in range(8):
+        shares = virtual_shares(share, depth)
+        np.testing.assert_allclose(polarize([float(share)], depth).ravel(), [float(one) for one in shares])
+        left = [one * (1 - one) for one in shares]
+        remaining, increment = (Fraction(sum(some), 2**depth) for some in (left, (one**2 for one in left)))
+        assert sum(shares) == share * 2**depth
+        assert remaining == whole - way  # E (limit - F)^2, and the squares of the increments so far
+        fall = Fraction(3, 4) ** depth  # the bounds squared: there sqrt(3) / 2 is rational
+        assert (8 * increment) ** 2 <= fall * whole
+        assert (2 * remaining) ** 2 <= fall * whole
+        way += increment
+
+
+def test_the_mean_square_of_increments_falls_by_0_826_a_level() -> None:
+    shares = np.linspace(0.1, 0.9, 9)
+    squares = [((rows * (1 - rows)) ** 2).mean(axis=0) for rows in (polarize(shares, d) for d in (8, 16))]
+    np.testing.assert_allclose((squares[1] / squares[0]) ** (1 / 8), 2 ** (-1 / 3.627), rtol=0.004)
+    grid = np.linspace(0.001, 0.999, 999)
+    far = np.stack([unpolarized(grid, depth) for depth in range(13)])
+    bounds = (far[1:] / far[:-1]).max(axis=1)  # each holds for all levels after it, too
+    assert bounds[0] == pytest.approx(np.sqrt(3) / 2)
+    assert (np.diff(bounds) < 0).all()
+    assert bounds[-1] == pytest.approx(2 ** (-1 / 3.627), rel=0.003)
 
 
 def test_virtual_workers_tend_to_steps_at_the_quantiles_of_the_real_ones() -> None:
