@@ -185,8 +185,11 @@ class PoolIO:
         f = self._f if callable(self._f) else _unpickled(self._f, self._link)
         if ticket.block is not None:
             scratch = self._link.scratch if isinstance(self._link, FolderLink) else ""
-            return f, pool_blocks.blocks.load(ticket.block, ticket.attempt > 0, scratch)
-        return f, self._block.make() if isinstance(self._block, LazyBlock) else self._block
+            block = pool_blocks.blocks.load(ticket.block, ticket.attempt > 0, scratch)
+        else:
+            block = self._block.make() if isinstance(self._block, LazyBlock) else self._block
+        limits.include_loaded()
+        return f, block
 
     def write(self, place: Place, key: str, data: Any) -> None:
         """Store a part of the result."""

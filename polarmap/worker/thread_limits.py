@@ -69,6 +69,13 @@ class ThreadLimits:
                 if not self._tasks:
                     self._restore()
 
+    def include_loaded(self) -> None:
+        """Limit libraries, too, that were loaded with a task's function or block."""
+        with self._lock:
+            if self._tasks and self._modules != len(sys.modules):
+                self._look()
+                self._set(self._limit)
+
     @contextlib.contextmanager
     def of_this_thread(self, threads: int) -> Iterator[None]:
         """The same for libraries that ask the thread which calls them."""

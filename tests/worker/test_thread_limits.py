@@ -95,6 +95,25 @@ def test_libraries_that_a_task_loads_are_found() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
 
 
+def test_libraries_that_come_with_a_function_are_found() -> None:
+    code = (
+        "import pickle, sys; from polarmap.worker.io_pools import PoolIO\n"
+        "from polarmap.worker.thread_limits import limits\n"
+        "class Link:\n"
+        "    folder, scratch = '', ''\n"
+        "    is_cancelled = hand_in = None\n"
+        "class Ticket: block, attempt = None, 0\n"
+        "f = b'cscipy.linalg\\nnorm\\n.'\n"
+        "with limits.of_process(1):\n"
+        "    assert 'scipy' not in sys.modules\n"
+        "    PoolIO(f, None, Link()).load(Ticket())\n"
+        "    import threadpoolctl\n"
+        "    now = {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
+        "    assert now == {1}, now\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
 def test_a_forked_process_begins_without_tasks() -> None:
     with limits.of_process(1):
         child = os.fork()
