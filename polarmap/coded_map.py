@@ -126,7 +126,8 @@ def coded_map(
         once, and hand in their work in eight pieces, so that half-finished work counts. A `Plan`: what
         `polarmap.plan` recommended for the run times of such tasks. It sets blocks, workers and code too
         (for integers the rotation code becomes the arikan code, which may need a few results more); on
-        demand, it says how many parity tasks start at once, and its run times say when a task is late.
+        demand, it says how many parity tasks start at once, and its run times say when a task is late. Of
+        workers that are not alike, the i-th task that starts is for worker `plan.workers[i]`.
     executor : optional
         None: worker processes on this machine, which stay for later maps; a `polarmap.Pool` is one of your
         own. "localhost": others for each map, through Lithops. A path: a Lithops YAML configuration. A

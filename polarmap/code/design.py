@@ -48,8 +48,10 @@ def erasure_probabilities(leaves: npt.ArrayLike) -> Floats:
     return z
 
 
-def frozen_inputs(n: int, k: int, erasure: float) -> Indices:
+def frozen_inputs(n: int, k: int, erasure: float | Floats) -> Indices:
     """The n - k inputs to freeze, ascending, on a butterfly of the next power of two.
+
+    `erasure`: of every leaf that is sent, or of each of the n by itself.
 
     The first N - n positions are punctured (never sent), so the code keeps the all-ones word and
     a constant survives decoding exactly. The set is closed downwards (an input below a frozen one
@@ -59,8 +61,8 @@ def frozen_inputs(n: int, k: int, erasure: float) -> Indices:
     [0, 1, 2, 4]
     """
     length = power_of_two_above(n)
-    leaves = np.full(length, erasure)
-    leaves[: length - n] = 1.0
+    leaves = np.ones(length)
+    leaves[length - n :] = erasure
     z = erasure_probabilities(leaves)
     envelope = z.copy()  # z'_j = min of z_i over all i whose bits are a subset of j's
     half = length // 2

@@ -25,7 +25,15 @@ from polarmap.code import modular, tiled
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.base import Mask, Recovery
 from polarmap.code.decoder import Decoder
-from polarmap.code.design import Indices, Rotations, frozen_inputs, power_of_two_above, rotations
+from polarmap.code.design import (
+    Floats,
+    Indices,
+    Rotations,
+    UniformStream,
+    frozen_inputs,
+    power_of_two_above,
+    rotations,
+)
 from polarmap.code.dtypes import (
     DType,
     check_dtype,
@@ -56,6 +64,11 @@ DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128
 
 
+def design_share(decoder: str) -> float:
+    """The share of the n - k losses that can be made up for at which a decoder's code is designed."""
+    return 1.0 if decoder == "sequential" else OPTIMAL_SHARE
+
+
 class PolarCode(SystematicCode):
     """A systematic polar code over the reals, or over the integers.
 
@@ -77,9 +90,10 @@ class PolarCode(SystematicCode):
     decoder : {"optimal", "sequential"}
         "optimal" decodes whenever any decoder could. "sequential" (arikan only) is successive
         cancellation: additions and subtractions, n log n, when the bit pattern permits.
-    erasure : float, optional
+    erasure : float or array-like (n,), optional
         Erasure probability for which the arikan frozen set is chosen. By default (n - k) / n, which
-        suits the sequential decoder, and a quarter of it for the optimal one.
+        suits the sequential decoder, and a quarter of it for the optimal one. An array has one for each
+        worker, where they are not alike: `assignment` then says who gets which block.
     seed : int, optional
         Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
         amplification it gives; 0 above.
@@ -105,7 +119,7 @@ class PolarCode(SystematicCode):
         k: int,
         kernel: str = "rotation",
         decoder: str = "optimal",
-        erasure: float | None = None,
+        erasure: float | npt.ArrayLike | None = None,
         seed: int | None = None,
     ) -> None:
         _check_sizes(n, k)
@@ -115,14 +129,13 @@ class PolarCode(SystematicCode):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
         if decoder == "sequential" and kernel != "arikan":
             raise CodeError("decoder='sequential' needs kernel='arikan'")
-        if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
-            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
         if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
             raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
         self.n, self.k = int(n), int(k)
         self.kernel, self.decoder = kernel, decoder
-        share = 1.0 if decoder == "sequential" else OPTIMAL_SHARE
-        self.erasure = share * (n - k) / n if erasure is None else erasure
+        self.erasure = (
+            design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
+        )
         self._seed = seed
 
     def __repr__(self) -> str:
@@ -166,7 +179,7 @@ class PolarCode(SystematicCode):
         x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
         """
         if self.kernel == "arikan":
-            return frozen_inputs(self.n, self.k, self.erasure)
+            return frozen_inputs(self.n, self.k, self._leaf_erasure)
         return np.arange(self.k, self.n)
 
     @cached_property
@@ -179,6 +192,26 @@ class PolarCode(SystematicCode):
         is_parity[self.frozen] = True
         sent = np.arange(length - self.n, length)
         return np.concatenate([sent[~is_parity[sent]], self.frozen])
+
+    @cached_property
+    def assignment(self) -> Indices:
+        """The worker of each coded block, (n,): worker i is the one with the i-th `erasure`.
+
+        Block i is for worker i where all are alike. With the rotation kernel the data blocks go to the
+        most reliable workers, since what arrives of them need not be decoded. On the leaves of the arikan
+        butterfly workers are sorted for the sequential decoder, so that its first pairs are of a reliable
+        worker and one that is not, and shuffled for the optimal one (both measured best).
+
+        Examples
+        --------
+        >>> PolarCode(6, 4, erasure=[0.3, 0.1, 0.1, 0.3, 0.1, 0.1]).assignment.tolist()
+        [1, 2, 4, 5, 0, 3]
+        """
+        if isinstance(self.erasure, float):
+            return np.arange(self.n)
+        found = np.empty(self.n, np.intp)
+        found[np.argsort(-self._block_erasure, kind="stable")] = np.argsort(-self.erasure, kind="stable")
+        return found
 
     @cached_property
     def seed(self) -> int:
@@ -352,6 +385,24 @@ class PolarCode(SystematicCode):
         return lambda index: progress.arrive(int(order[index]))
 
     @cached_property
+    def _leaf_erasure(self) -> float | Floats:
+        """Of the leaves that are sent, the first N / 2 of which are paired with the others."""
+        if isinstance(self.erasure, float):
+            return self.erasure
+        worst_first = np.sort(self.erasure)[::-1]
+        if self.decoder == "sequential":
+            return worst_first
+        return worst_first[UniformStream(self.n, self.k).permutation(self.n)]
+
+    @property
+    def _block_erasure(self) -> Floats:
+        """Of each coded block's worker."""
+        if self.kernel == "rotation":
+            return np.sort(np.broadcast_to(self.erasure, self.n))
+        leaves = np.broadcast_to(self._leaf_erasure, self.n)
+        return np.asarray(leaves[self.order - (power_of_two_above(self.n) - self.n)])
+
+    @cached_property
     def _rotations(self) -> Rotations:
         return normalized(rotations(self.n, self.k, self.seed), self.k)
 
@@ -362,3 +413,30 @@ def _check_sizes(n: int, k: int) -> None:
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
+
+
+def _checked_erasure(erasure: object, n: int) -> float | Floats:
+    """One probability for all workers, or one for each, (n,)."""
+    if is_number(erasure):
+        if not 0 < erasure < 1:
+            raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
+        return float(erasure)
+    try:
+        given = np.asarray(erasure)
+    except ValueError:  # lists of different lengths
+        given = np.empty((), object)
+    if given.ndim != 1 or given.dtype.kind not in "iuf":
+        raise CodeError(
+            "erasure must be a number strictly between 0 and 1, or a list with one for each of the "
+            f"n = {n} workers, not {erasure!r:.100}"
+        )
+    if len(given) != n:
+        raise CodeError(
+            f"erasure has {len(given)} probabilities, and there are n = {n} workers: give one for each"
+        )
+    values = given.astype(np.float64)
+    wrong = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(wrong):
+        raise CodeError(f"erasure[{wrong[0]}] must lie between 0 and 1, not at {values[wrong[0]]:g}")
+    values.flags.writeable = False
+    return values

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.planning import backups, decodability
+from polarmap.planning import backups, decodability, unequal
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_runtimes
@@ -33,7 +33,7 @@ SIMULATED = {
     "optimal": decodability.optimal_needed,
     "integers": decodability.integer_needed,
 }
-CODES = ("uncoded", "mds", "rotation", *SIMULATED)
+CODES = unequal.SCHEMES
 SCHEMES = (*CODES, "on_demand", "subtasks", "replication", *RULES)
 
 
@@ -114,8 +114,11 @@ def completion_time(
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
     runtimes : Distribution, run times in seconds, or reports of coded maps
+        A sequence of n Distributions, one for each worker, where they are not alike: then jobs are
+        simulated, 2,000 or more, of the schemes that are codes.
     erasure : float, optional
-        For which the arikan code is designed; (n - k) / n by default.
+        For which the arikan code is designed. By default (n - k) / n; for workers that are not alike
+        that of each when k of them are expected back (`PolarCode(erasure=)`).
     upfront : int
         "on_demand": parity tasks that start at once all the same.
     pieces : int
@@ -139,9 +142,16 @@ def completion_time(
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
     rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
     """
-    distribution = as_runtimes(runtimes)
     _check_scheme(n, k, scheme, trials)
     _check_options(seed, upfront, pieces, erasure)
+    if unequal.is_sequence_of_distributions(runtimes):
+        workers = unequal.UnequalWorkers(runtimes)
+        _check_one_each(n, workers)
+        if not workers.are_alike:
+            jobs, arrivals = unequal.simulate_unequal(workers, k, scheme, erasure, trials, seed)
+            return _simulated(scheme, n, k, jobs, arrivals)
+        runtimes = workers.together
+    distribution = as_runtimes(runtimes)
     if distribution.failure_probability == 1:
         return _hopeless(scheme, n, k)
     rng = np.random.default_rng(seed)
@@ -293,7 +303,9 @@ def _replicated(n: int, k: int, distribution: Distribution) -> Completion:
     )
 
 
-def _simulated(scheme: str, n: int, k: int, jobs: backups.SimulatedJobs) -> Completion:
+def _simulated(
+    scheme: str, n: int, k: int, jobs: backups.SimulatedJobs, arrivals: Floats | None = None
+) -> Completion:
     ended = np.isfinite(jobs.time)
     if not ended.any():
         return _hopeless(scheme, n, k)
@@ -309,7 +321,7 @@ def _simulated(scheme: str, n: int, k: int, jobs: backups.SimulatedJobs) -> Comp
         p95=p95,
         p99=p99,
         paid=float(jobs.paid[ended].mean()),
-        arrivals=float(k),
+        arrivals=float(k) if arrivals is None else float(arrivals[ended].mean()),
         started=float(jobs.started[ended].mean()),
         failure_probability=1 - count / len(jobs.time),
     )
@@ -318,6 +330,14 @@ def _simulated(scheme: str, n: int, k: int, jobs: backups.SimulatedJobs) -> Comp
 def _hopeless(scheme: str, n: int, k: int) -> Completion:
     inf = np.inf
     return Completion(scheme, n, k, inf, 0.0, inf, inf, inf, inf, float(k), float(n), 1.0)
+
+
+def _check_one_each(n: int, workers: unequal.UnequalWorkers) -> None:
+    count = len(workers.runtimes)
+    if count != n:
+        raise CodeError(
+            f"runtimes has {count} distributions, and there are n = {n} workers: give one for each"
+        )
 
 
 def _check_options(seed: object, upfront: object, pieces: object, erasure: object) -> None:

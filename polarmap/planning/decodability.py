@@ -72,17 +72,15 @@ def optimal_needed(n: int, k: int, erasure: float | None, trials: int, seed: int
     >>> round(float(needed.ranks @ needed.weights) - 12, 1)
     0.8
     """
-    check = PolarCode(n, k, "arikan", erasure=erasure).parity_check.astype(float)
-    orders = np.argsort(_orders(n, trials, seed), axis=0).T
-    return _counted(np.array([_real_rank(check, order) for order in orders]), trials)
+    code, orders = PolarCode(n, k, "arikan", erasure=erasure), _orders(n, trials, seed)
+    return _counted(optimal_ranks(code, np.argsort(orders, axis=0).T, exact=False), trials)
 
 
 @lru_cache(maxsize=256)
 def integer_needed(n: int, k: int, erasure: float | None, trials: int, seed: int) -> ArrivalsNeeded:
     """What the optimal decoder of the arikan code needs, for integers modulo 2^64."""
-    columns = _columns(PolarCode(n, k, "arikan", erasure=erasure))
-    orders = np.argsort(_orders(n, trials, seed), axis=0).T
-    return _counted(np.array([_integer_rank(columns, order.tolist()) for order in orders]), trials)
+    code, orders = PolarCode(n, k, "arikan", erasure=erasure), _orders(n, trials, seed)
+    return _counted(optimal_ranks(code, np.argsort(orders, axis=0).T, exact=True), trials)
 
 
 def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
@@ -140,6 +138,18 @@ def _slow_and_fast(leaves: Array) -> None:
 
 # A set of blocks may be missing iff its columns of C are independent. So the blocks are taken away
 # from the last arrival backwards until one depends on those taken: one elimination per order.
+
+
+def optimal_ranks(code: PolarCode, orders: Array, exact: bool) -> npt.NDArray[np.intp]:
+    """The arrivals that the optimal decoder needs in each order of blocks, (trials, n) -> (trials,).
+
+    exact : for integers modulo 2^64.
+    """
+    if exact:
+        columns = _columns(code)
+        return np.array([_integer_rank(columns, order.tolist()) for order in orders])
+    check = code.parity_check.astype(float)
+    return np.array([_real_rank(check, order) for order in orders])
 
 
 def _real_rank(check: Floats, order: Array) -> int:

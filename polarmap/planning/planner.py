@@ -15,12 +15,13 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
 from polarmap.code.arguments import is_one_of
 from polarmap.code.dtypes import is_integer
-from polarmap.code.polar import MAX_WORKERS
+from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.errors import CodeError
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.distributions import Distribution
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
+from polarmap.planning.unequal import UnequalWorkers, chosen_for, decoder_of, is_sequence_of_distributions
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,13 @@ class Plan:
     upfront
         Parity tasks that start at once.
     runtimes
-        The distribution it was made for; it tells when a task is late.
+        The distribution it was made for, of all workers together where they are not alike; it tells when a
+        task is late.
+    workers
+        Which of the unlike workers to use, (n,): the i-th task to start is for `workers[i]`. Empty where
+        all are alike.
+    erasure
+        For which the arikan code of these workers is designed, (n,): `PolarCode(erasure=)`.
     """
 
     n: int
@@ -72,6 +79,8 @@ class Plan:
     schedule: str = "upfront"
     upfront: int = 0
     runtimes: Distribution | None = None
+    workers: tuple[int, ...] = ()
+    erasure: tuple[float, ...] = ()
 
     @property
     def cost(self) -> Cost | None:
@@ -134,7 +143,7 @@ class Plan:
 
     def _workers(self) -> str:
         if self.schedule == "upfront":
-            return f"{self.n} workers"
+            return f"{self.n} workers" + (", those in plan.workers," if self.workers else "")
         return f"{self.k + self.upfront} workers, and up to {self.n - self.k - self.upfront} on demand,"
 
 
@@ -167,11 +176,12 @@ def plan(
         Data blocks.
     runtimes : Distribution, run times in seconds, or reports of coded maps
         Of one task, as a caller sees it. From reports, abandoned tasks count as censored and
-        the tail beyond them is extrapolated.
+        the tail beyond them is extrapolated. Where workers are not alike: a sequence of Distributions,
+        one for each worker that there is. The plan says which of them to use, and who gets which block.
     objective : {"p99", "mean", "p50", "p95", "cost"}
         Completion time in the mean or at a quantile, or worker-seconds.
     max_workers : int, optional
-        By default 2 k.
+        By default 2 k, or all there are of a sequence.
     deadline : float
         Seconds within which the objective (p99 for "cost") must be.
     budget : float
@@ -183,7 +193,7 @@ def plan(
     max_failure_probability : float
         Largest accepted probability that too many tasks never end.
     trials, seed : int
-        Of the simulation of codes other than rotation.
+        Of the simulation of codes other than rotation; of workers that are not alike, 2,000 or more.
     worker : polarmap.clouds.limits.Worker, optional
         What the tasks will run on: its number at a time bounds the workers, its time limit the
         tasks, and the plan says what it costs.
@@ -217,14 +227,16 @@ def plan(
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
     """
-    distribution = as_runtimes(runtimes)
-    most = _most_workers(k, max_workers, worker, distribution)
+    each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
+    distribution = as_runtimes(runtimes) if each is None else each.together
+    most = _most_workers(k, max_workers, worker, distribution, each)
     _checked_count("trials", trials)
     aim = Objective(objective, slack, deadline, budget, max_failure_probability)
-    _check_schedule(schedule, code)
-    options = _options(k, most, code, schedule, distribution, trials, seed)
+    _check_schedule(schedule, code, each)
+    options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
     possible = aim.possible(options)
     chosen = aim.choice(possible)
+    workers, erasure = _placed(each, chosen)
     return Plan(
         n=chosen.n,
         k=k,
@@ -237,6 +249,8 @@ def plan(
         schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
         upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
         runtimes=distribution,
+        workers=workers,
+        erasure=erasure,
     )
 
 
@@ -258,18 +272,27 @@ def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Complet
     return tuple(kept)
 
 
-def _most_workers(k: int, max_workers: int | None, worker: Worker | None, runtimes: Distribution) -> int:
-    """How many workers there may be: by the caller's limit and that of what they run on."""
+def _most_workers(
+    k: int,
+    max_workers: int | None,
+    worker: Worker | None,
+    runtimes: Distribution,
+    each: UnequalWorkers | None,
+) -> int:
+    """How many workers there may be: as many as there are, as the caller allows, and as run at a time."""
     most = 2 * _checked_count("k", k)
+    if each is not None:
+        most = len(each.runtimes)
     if max_workers is not None:
-        most = _checked_count("max_workers", max_workers)
+        most = min(_checked_count("max_workers", max_workers), most if each else MAX_WORKERS)
     if worker is not None and not isinstance(worker, Worker):
         raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
     if worker is not None:
         limits.check_task_seconds(worker, float(runtimes.quantile(0.5)))
         most = min(most, limits.at_a_time(worker) or most)
     if most < k:
-        raise CodeError(f"k = {k} blocks need at least as many workers, max_workers is {most}")
+        limit = f"max_workers is {most}" if each is None else f"there are {most} in runtimes or max_workers"
+        raise CodeError(f"k = {k} blocks need at least as many workers, {limit}")
     return most
 
 
@@ -278,7 +301,13 @@ def _cost(one: Completion, worker: Worker) -> Cost | None:
 
 
 def _options(
-    k: int, most: int, code: str, schedule: str, distribution: Distribution, trials: int, seed: int
+    k: int,
+    most: int,
+    code: str,
+    schedule: str,
+    distribution: Distribution | UnequalWorkers,
+    trials: int,
+    seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
     sizes = _sizes(k, most) if schedule != "on_demand" else [k]
@@ -298,8 +327,33 @@ def _starts(one: Completion) -> tuple[int, int]:
     return (one.k + one.upfront, one.n) if one.scheme == "on_demand" else (one.n, 0)
 
 
-def _option(n: int, k: int, code: str, distribution: Distribution, trials: int, seed: int) -> Completion:
-    return completion_time(n, k, "uncoded" if n == k else code, distribution, trials=trials, seed=seed)
+def _option(
+    n: int, k: int, code: str, runtimes: Distribution | UnequalWorkers, trials: int, seed: int
+) -> Completion:
+    distributions: object = runtimes
+    if isinstance(runtimes, UnequalWorkers):
+        distributions = [runtimes.runtimes[index] for index in chosen_for(runtimes, n, k, code).workers]
+    return completion_time(n, k, "uncoded" if n == k else code, distributions, trials=trials, seed=seed)
+
+
+def _unlike(each: UnequalWorkers | None) -> UnequalWorkers | None:
+    """None where workers were not named one by one, or all have the same distribution."""
+    return None if each is None or each.are_alike else each
+
+
+def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
+    if each is None:
+        return (), ()
+    n, k, scheme = option.n, option.k, option.scheme
+    if each.are_alike:
+        return tuple(range(n)), ()
+    workers, erasure = chosen_for(each, n, k, scheme)
+    if n == k:
+        return tuple(workers.tolist()), ()
+    kernel = "rotation" if scheme == "rotation" else "arikan"
+    order = PolarCode(n, k, kernel, decoder_of(scheme), erasure).assignment
+    return tuple(workers[order].tolist()), tuple(erasure[order].tolist())
 
 
 def _sizes(k: int, most: int) -> list[int]:
@@ -312,13 +366,18 @@ def _sizes(k: int, most: int) -> list[int]:
     return [k, *(k + np.unique(parity)).tolist()]
 
 
-def _check_schedule(schedule: str, code: str) -> None:
+def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> None:
     if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
     if not is_one_of(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
+    if schedule != "upfront" and _unlike(each):
+        raise CodeError(
+            f"schedule={schedule!r} is planned for workers that are alike: give one Distribution for all, or "
+            "leave schedule out"
+        )
 
 
 def _checked_count(name: str, value: int) -> int:

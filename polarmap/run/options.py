@@ -151,8 +151,10 @@ def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:
         raise CodeError(f"the plan says which code, {plan.code!r}: leave code={code!r} out")
     if plan.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
         return options._replace(blocks=plan.k, workers=plan.n)
+    if plan.code == "uncoded":
+        return options._replace(blocks=plan.k, workers=plan.n, code=Uncoded(plan.k))
     decoder = "sequential" if plan.code == "sequential" else "optimal"
-    made = Uncoded(plan.k) if plan.code == "uncoded" else PolarCode(plan.n, plan.k, "arikan", decoder)
+    made = PolarCode(plan.n, plan.k, "arikan", decoder, plan.erasure or None)
     return options._replace(blocks=plan.k, workers=plan.n, code=made)
 
 

@@ -154,6 +154,16 @@ def test_codes_with_parameters_of_numpy_are_described(store):
     np.testing.assert_array_equal(polarmap.open_coded("a", store)[:], np.arange(8.0))
 
 
+def test_codes_of_unequal_workers_are_described(store):
+    code = PolarCode(6, 4, "arikan", erasure=np.linspace(0, 0.5, 6))
+    polarmap.encode(np.arange(8), code=code, name="a", storage=store)
+    coded = polarmap.open_coded("a", store)
+    store.delete([coded.stored(1)[0].key])
+    assert coded.code.erasure.tolist() == code.erasure.tolist()
+    assert coded.code.order.tolist() == code.order.tolist()
+    np.testing.assert_array_equal(coded[:], np.arange(8))
+
+
 def test_a_code_that_comes_out_otherwise_is_refused(store):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     code = json.loads(store.get(manifest_key("a")))["array"]["code"]

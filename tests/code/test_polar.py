@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from polar_codes import arikan, rotation
 
+from polarmap.code.design import erasure_probabilities
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 
@@ -180,6 +181,82 @@ def test_refuses_sizes(n: int, k: int) -> None:
         PolarCode(n, k)
 
 
+unequal = sizes.flatmap(
+    lambda size: st.tuples(st.just(size), st.lists(st.floats(0, 1), min_size=size[0], max_size=size[0]))
+)
+
+designs = st.sampled_from([("rotation", "optimal"), ("arikan", "optimal"), ("arikan", "sequential")])
+
+
+@settings(deadline=None, max_examples=60)
+@given(unequal, designs)
+def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, str]) -> None:
+    (n, k), erasure = sized
+    code = PolarCode(n, k, *design, erasure=erasure, seed=0)
+    assert sorted(code.assignment.tolist()) == list(range(n))
+    assert len(code.frozen) == n - k
+    assert abs(code.parity_check.sum(axis=1)).max() < 1e-9
+    coded = code.encode(np.arange(2.0 * k).reshape(k, 2))
+    np.testing.assert_allclose(code.parity_check @ coded, 0, atol=1e-6)
+    lost = code.assignment.tolist().index(int(np.argmax(erasure)))
+    arrived = {i: coded[i] for i in range(n) if i != lost}
+    if code.decodable(np.arange(n) != lost):
+        np.testing.assert_allclose(code.decode(arrived), coded[:k], atol=1e-6)
+
+
+@settings(deadline=None, max_examples=30)
+@given(unequal, designs)
+def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, design: tuple) -> None:
+    (n, k), erasure = sized
+    code = PolarCode(n, k, *design, erasure=erasure, seed=0)
+    again = PolarCode(n, k, *design, erasure=np.array(erasure)[code.assignment], seed=0)
+    assert again.assignment.tolist() == list(range(n))
+    assert again.order.tolist() == code.order.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "decoder"), [("arikan", "sequential"), ("arikan", "optimal"), ("rotation", "optimal")]
+)
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (23, 17), (64, 48), (100, 30)])
+def test_workers_that_are_alike_have_the_code_of_one_probability(
+    n: int, k: int, kernel: str, decoder: str
+) -> None:
+    one, each = (PolarCode(n, k, kernel, decoder, erasure) for erasure in (0.2, [0.2] * n))
+    assert each.assignment.tolist() == one.assignment.tolist() == list(range(n))
+    assert each.frozen.tolist() == one.frozen.tolist()
+    assert each.order.tolist() == one.order.tolist()
+    assert (each.coefficients == one.coefficients).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(4, 2), (7, 4), (8, 5), (10, 6)])
+def test_unequal_workers_freeze_what_is_lost_most_often(n: int, k: int) -> None:
+    """All 2^n patterns of workers with probabilities of their own, through the genie's recursion."""
+    erasure = np.random.default_rng(n).uniform(0.01, 0.6, n)
+    code = PolarCode(n, k, "arikan", "sequential", erasure)
+    length = oracles.power_of_two(n)
+    lost, fails = np.zeros(length), 0.0
+    unfrozen = np.setdiff1d(np.arange(length - n, length), code.frozen)
+    for back in oracles.patterns(n):  # by worker
+        probability = np.where(back, 1 - erasure, erasure).prod()
+        known = np.zeros(length, bool)
+        known[code.order] = back[code.assignment]
+        undetermined = ~np.array(oracles.genie_determined(known.tolist()))
+        lost += probability * undetermined
+        fails += probability * undetermined[unfrozen].any()
+    assert lost[code.frozen].min() >= lost[unfrozen].max() - 1e-12
+    leaves = np.ones(length)
+    leaves[code.order] = erasure[code.assignment]
+    polarized = erasure_probabilities(leaves)
+    np.testing.assert_allclose(polarized, lost, atol=1e-12)
+    assert polarized[unfrozen].max() - 1e-12 <= fails <= polarized[unfrozen].sum() + 1e-12
+
+
+def test_data_blocks_go_to_the_most_reliable_workers() -> None:
+    erasure = np.random.default_rng(0).permutation(np.linspace(0.0, 0.5, 20))
+    code = PolarCode(20, 15, erasure=erasure)
+    assert erasure[code.assignment[:15]].max() < erasure[code.assignment[15:]].min()
+
+
 @pytest.mark.parametrize("value", [4.0, "4", True, None])
 def test_refuses_sizes_that_are_no_integers(value: object) -> None:
     with pytest.raises(CodeError, match=f"k must be an integer, not {value!r}"):
@@ -193,6 +270,16 @@ def test_refuses_sizes_that_are_no_integers(value: object) -> None:
         ({"decoder": "best"}, "decoder must be .* not 'best'"),
         ({"decoder": "sequential"}, "needs kernel='arikan'"),
         ({"erasure": 1.0}, "erasure must lie strictly between 0 and 1, not 1.0"),
+        (
+            {"erasure": [0.1] * 7},
+            "erasure has 7 probabilities, and there are n = 8 workers: give one for each",
+        ),
+        ({"erasure": [0.1] * 6 + [1.5, -1]}, r"erasure\[6\] must lie between 0 and 1, not at 1.5"),
+        ({"erasure": [0.1, np.nan] * 4}, r"erasure\[1\] must lie between 0 and 1, not at nan"),
+        ({"erasure": ["a"] * 8}, "a list with one for each of the n = 8 workers, not "),
+        ({"erasure": [[0.1], [0.1, 0.2]]}, "a list with one for each of the n = 8 workers, not "),
+        ({"erasure": [[0.1] * 8]}, "a list with one for each of the n = 8 workers, not "),
+        ({"erasure": "half"}, "a list with one for each of the n = 8 workers, not 'half'"),
     ],
 )
 def test_refuses_options(options: dict, message: str) -> None:
