@@ -17,6 +17,7 @@ SUBJECTS = (
     "theory",
     "coldstart",
     "beyond",
+    "estimates",
     "operators",
     "sparse",
     "kept_workers",

@@ -105,6 +105,10 @@ class Report:
         After a deadline, the relative error to expect of each data block: 0.0 where it is exact, else
         the root mean square over its entries in that of the results, or inf where all that arrived was
         equal and so tells nothing of it. Empty if all are exact.
+    error_p90
+        The same error of all k blocks together, their root mean square: what it stays below in nine of ten
+        orders of arrival, if blocks are as alike as random parts of data. 0.0 if all are exact, inf
+        while fewer than three results tell of it.
     is_final
         False in the report of a future that is not done: how things are so far, with `needed` the
         number of results that determine the others.
@@ -138,6 +142,7 @@ class Report:
     errors: tuple[float, ...] = ()
     is_final: bool = True
     code_reason: str = ""
+    error_p90: float = 0.0
 
     @property
     def estimated(self) -> tuple[int, ...]:
@@ -200,6 +205,7 @@ class Report:
                 [
                     f"{arrived} of {self.n} results have arrived, {self.needed} are needed, "
                     f"{self.seconds:.2f} s so far ({self.executor}, {self.code})",
+                    *self._estimated_line(),
                     *self._failures(),
                 ]
             )
@@ -209,10 +215,7 @@ class Report:
             f"recovered by decoding: {listed(self.recovered)} in {1e3 * self.decode_seconds:.1f} ms, "
             f"error bound {self.error_bound:.1g}; verified: {self.verified}",
         ]
-        if self.estimated:
-            largest = max(self.errors)
-            known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
-            lines.append(f"estimated: {listed(self.estimated)}, {known}")
+        lines += self._estimated_line()
         if self.code_reason:
             lines.append(self.code_reason)
         if self.cost is not None:
@@ -234,6 +237,16 @@ class Report:
             if self.indices(state):
                 lines.append(f"{state}: {listed(self.indices(state))}")
         return "\n".join(lines + self._failures()[: MOST_LINES - len(lines)])
+
+    def _estimated_line(self) -> list[str]:
+        """Which blocks are estimates, and how good they are, if there are any."""
+        if not self.estimated:
+            return []
+        largest = max(self.errors)
+        known = f"errors up to {largest:.2g}" if largest < inf else "by how much they are off is unknown"
+        if self.error_p90 < inf:
+            known += f", of all blocks together {self.error_p90:.2g} at most in nine of ten cases"
+        return [f"estimated: {listed(self.estimated)}, {known}"]
 
     def _failures(self) -> list[str]:
         """A line for each of the first tasks that failed."""

@@ -14,8 +14,9 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodeError, ExecutorError
 from polarmap.report import Report
+from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap
@@ -107,6 +108,47 @@ class CodedFuture(WatchedFuture[R]):
         """What has happened so far, or in all; None where nothing is known before the map begins."""
         return self._map.report()
 
+    def estimates(self) -> Iterator[R]:
+        """The results as they are estimated so far, each time that more have arrived; the exact ones last.
+
+        Each is what `on_timeout="estimate"` would return at that moment, and its report tells how good it
+        is: `errors` of each block, `error_p90` of all together. Whoever is slower than results arrive
+        gets the latest; when they determine the rest, only the last is left. All but that are read-only. Of
+        results that cannot be estimated (NaN, inf) there is only the last.
+
+        Yields
+        ------
+        CodedResult
+            The last one is `result()`, with its own checks.
+
+        Raises
+        ------
+        CodeError
+            The map is not of linear f by coded_map, or its results stay in storage.
+        PolarmapError
+            Whatever the map raises, in place of the last one.
+
+        Examples
+        --------
+        >>> import numpy as np, polarmap
+        >>> from concurrent.futures import ThreadPoolExecutor
+        >>> data = np.random.default_rng(0).standard_normal((24, 50))
+        >>> with ThreadPoolExecutor(4) as pool:
+        ...     future = polarmap.submit(np.negative, data, blocks=6, executor=pool)
+        ...     *_, last = future.estimates()
+        >>> last.report.error_p90, bool(np.allclose(last.concatenate(), -data))
+        (0.0, True)
+        """
+        self._map.check_estimates()
+        return self._estimates()
+
+    def _estimates(self) -> Iterator[R]:
+        seen = 0
+        while (found := self._map.next_estimate(self, seen)) is not None:
+            seen = found.arrived
+            yield found.value
+        yield self.result()
+
     def cancel(self) -> bool:
         """Call the map off: its workers stop, also while it runs.
 
@@ -155,6 +197,7 @@ class FutureMap(Observer, Generic[R]):
         self._running: RunningMap | None = None
         self._report = prepared.blank
         self._ended = threading.Event()
+        self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_begun = False
         self.takes_blocks = prepared.blocks > 0
@@ -189,6 +232,10 @@ class FutureMap(Observer, Generic[R]):
         """Let the map end: its results can reach nobody."""
         self._is_called_off = True
         self._kept.clear()
+        self._wake()
+
+    def _wake(self) -> None:
+        """Let the map look up, if it runs."""
         running = self._running
         if running is not None:
             running.wake()
@@ -197,6 +244,16 @@ class FutureMap(Observer, Generic[R]):
         """ExecutorError in a process that was forked of the one in which the map runs."""
         if os.getpid() != self._owner and not future.done():
             raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
+
+    def check_estimates(self) -> None:
+        """CodeError if there are none of such a map."""
+        if self._prepared.no_estimates:
+            raise CodeError(f"estimates() {self._prepared.no_estimates}")
+
+    def next_estimate(self, future: Future[Any], seen: int) -> NumberedEstimate | None:
+        """Wait for an estimate from other than `seen` results; None when the map is over."""
+        self.check_process(future)
+        return self._stream.after(seen, self._wake)
 
     # -- as the observer of the map, on its thread ------------------------------------------
 
@@ -225,6 +282,8 @@ class FutureMap(Observer, Generic[R]):
         """Where a map may be called off."""
         self._check()
         self._others.show(arrived)
+        if self._running is not None and not self._prepared.no_estimates:
+            self._stream.offer(arrived, self._running.estimate)
 
     def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
         """Fulfil its future."""
@@ -260,6 +319,7 @@ class FutureMap(Observer, Generic[R]):
         finally:
             self._kept.clear()
             self._under_way.discard(self)
+            self._stream.end()
             self._ended.set()
 
     def _warn_of_garbage(self) -> None:

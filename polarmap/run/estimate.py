@@ -1,19 +1,32 @@
-"""At the deadline: results of all data blocks, those that are not determined as estimates."""
+"""Before all is there: results of all data blocks, those that are not determined as estimates."""
 
 from __future__ import annotations
 
+import warnings
+from dataclasses import replace
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.equal import without_padding
 from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.executors.base import read_only
+from polarmap.report import Report
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.codeword import Codeword, Codewords
+from polarmap.run.padding import PaddingRows
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of, leaves_of, unwrapped
+from polarmap.run.schedule import Stopwatch
+from polarmap.run.tasks import TaskTable
+from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
 
@@ -21,11 +34,72 @@ Array = npt.NDArray[Any]
 class Estimate(NamedTuple):
     """Flat results of the k data tasks, and the relative error to expect of each.
 
-    The error is 0.0 for exact ones, and inf where nothing tells how large it may be.
+    errors : 0.0 for exact ones, and inf where nothing tells how large it may be.
+    error_p90 : what that of all results together stays below in nine of ten orders of arrival.
     """
 
     results: list[list[Array]]
     errors: tuple[float, ...]
+    error_p90: float
+
+
+def estimate_at_deadline(
+    coded: CodedData, codewords: Codewords, tasks: TaskTable, watch: Stopwatch
+) -> Estimate:
+    """Accept what a map without subtasks has by its deadline: results that are exact or estimates."""
+    [word] = codewords.members
+    received = word.received
+    if not received.results:
+        raise CodedTimeoutError(
+            f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
+        ) from tasks.first_cause
+    if not _is_finite(word):
+        raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
+    assert isinstance(coded.code, PolarCode)  # checked before the map began
+    found = estimate(received, coded.code)
+    if word.verifier.contradicts():
+        missing = set(word.decoder.missing.tolist())
+        errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
+        found = found._replace(errors=errors, error_p90=max(errors))
+        warnings.warn(
+            f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
+            "or a worker returned garbage, so what is decoded or estimated may be far off",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    word.acceptance.results, word.verification = found.results, "no"
+    received.needed = received.needed or len(received.arrived)
+    return found
+
+
+def estimate_so_far(
+    coded: CodedData, codewords: Codewords, padding: PaddingRows | None, report: Report
+) -> CodedResult[Any] | None:
+    """What `estimate_at_deadline` would give now, while the map goes on; None if nothing.
+
+    Nothing, too, when the results are determined: they come when they have been checked.
+
+    report : so far.
+    """
+    [word] = codewords.members
+    received = word.received
+    if received.decoder is None or received.decoder.ready or not _is_finite(word) or received.wraps:
+        return None
+    if padding is not None and not padding.is_known:
+        return None
+    assert isinstance(coded.code, PolarCode)  # checked by the future
+    found = estimate(received, coded.code)
+    rows = padding.are_rows(codewords.members, [one.shape for one in found.results[0]]) if padding else ()
+    whole = without_padding(found.results, coded.blocks, rows)
+    errors = found.errors if any(found.errors) else ()
+    report = replace(report, errors=errors, error_p90=found.error_p90)
+    # What has arrived may be decoded from still: nobody is to write to it.
+    results = [unflatten(received.structure, list(map(read_only, leaves))) for leaves in whole]
+    return CodedResult(results, report)
+
+
+def _is_finite(word: Codeword) -> bool:
+    return not word.acceptance.not_finite and word.received.all_finite()
 
 
 def estimate(arrived: Received, code: PolarCode) -> Estimate:
@@ -41,7 +115,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
     if len(how.missing) and arrived.wraps:
         raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected()}")
     shapes = [leaf.shape for leaf in leaves_of(next(iter(arrived.results.values())))]
-    errors = np.zeros(code.k)
+    errors, p90 = np.zeros(code.k), 0.0
     estimated: list[list[Array]] = []
     for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
         rows = arrived.rows(leaf)
@@ -56,6 +130,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
                 blocks[row] = _python(how, received, row, block) if kind == "python" else block
         estimated.append(blocks)
         errors[how.missing] = np.maximum(errors[how.missing], expected)
+        p90 = max(p90, _error_p90(how, received, expected, code.k))
     place = {int(index): row for row, index in enumerate(how.missing)}
 
     def result(index: int) -> list[Array]:
@@ -63,7 +138,13 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
             return leaves_of(arrived.results[index])
         return [blocks[place[index]].reshape(shape) for blocks, shape in zip(estimated, shapes)]
 
-    return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()))
+    return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()), p90)
+
+
+def _error_p90(how: Estimator, received: Array, expected: list[float], k: int) -> float:
+    """The relative error of all k blocks together that nine in ten orders stay below."""
+    together = float(np.linalg.norm(expected)) / float(np.sqrt(k))
+    return together and together * how.error_ratio_p90(_real(received))
 
 
 def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) -> list[float]:
@@ -81,9 +162,14 @@ def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) 
 
 def _relative_scatter(how: Estimator, received: Array) -> float:
     """The scatter of blocks around their mean, as a share of their root mean square; 0 if none shows."""
-    real = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
+    real = _real(received)
     size = float(np.sqrt(np.mean(real**2))) if real.size else 0.0
     return how.scatter(real) / size if size > 0 else 0.0
+
+
+def _real(received: Array) -> Array:
+    """Blocks of numbers as blocks of real ones."""
+    return np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
 
 
 def _whole(values: Array, dtype: DType) -> Array:

@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
-from math import inf
 from typing import Any, NamedTuple, TypeVar
 
 import numpy.typing as npt
@@ -21,7 +20,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.errors import CodeError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
@@ -30,7 +29,7 @@ from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codewords
-from polarmap.run.estimate import estimate
+from polarmap.run.estimate import Estimate, estimate_at_deadline, estimate_so_far
 from polarmap.run.first_results import FirstResults
 from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions
@@ -132,16 +131,20 @@ def _run_coded(
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
         tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
         codewords = Codewords(call.driver_f, coded, options, tasks, watch)
+        padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
+
+        def so_far() -> Report:
+            return report_so_far(blank, tasks, codewords.arrived, run.now() - began)
+
         running = RunningMap(
-            blank,
-            run.wake,
-            lambda: report_so_far(blank, tasks, codewords.arrived, run.now() - began),
+            blank, run.wake, so_far, lambda: estimate_so_far(coded, codewords, padding, so_far())
         )
         with observer.watch(running):
-            errors, rows = _collect(run, call, tasks, codewords, watch, observer)
+            found = _collect(run, call, tasks, codewords, padding, watch, observer)
+            rows = padding.found(codewords.members, _shapes(codewords)) if padding else ()
             ended = watch.elapsed
             stay = run.paid()
-    report = report_of_coded(codewords.members, tasks, coded, errors, ended)
+    report = report_of_coded(codewords.members, tasks, coded, found, ended)
     report = replace(
         report,
         executor=launch.executor.name,
@@ -203,18 +206,18 @@ def _collect(
     call: _Call,
     tasks: TaskTable,
     codewords: Codewords,
+    padding: PaddingRows | None,
     watch: Stopwatch,
     observer: Observer,
-) -> tuple[tuple[float, ...], tuple[bool, ...]]:
+) -> Estimate | None:
     """Schedule the tasks until the codewords are accepted, or the deadline is there.
 
-    Returns the errors of results that are estimates, and for each leaf whether padding rows are cut off.
+    Returns what is estimated then.
     """
     coded, options = call.coded, call.options
     row_by_row = RowByRowCheck(call.f, coded, options, watch) if options.subtasks > 1 else None
-    padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
     gives_blocks = observer.takes_blocks and options.subtasks == 1 and len(coded.code.systematic) > 0
-    errors: tuple[float, ...] = ()
+    found: Estimate | None = None
     has_warned = False
     policy = _policy(coded, options)
     for outcomes in schedule(run, policy, options.retries, tasks, codewords, watch, call.log):
@@ -230,10 +233,10 @@ def _collect(
         if codewords.step() and all(check.is_over(codewords) for check in checks):
             break
         if watch.is_past_deadline:
-            errors = _estimate(coded, codewords, tasks, watch)
+            found = estimate_at_deadline(coded, codewords, tasks, watch)
             break
     codewords.warn_of_inaccuracy()
-    return errors, padding.found(codewords.members, _shapes(codewords)) if padding else ()
+    return found
 
 
 def _blank_report(coded: CodedData, launch: Launch) -> Report:
@@ -276,35 +279,6 @@ def _shapes(codewords: Codewords) -> list[tuple[int, ...]]:
         if outcome.stored is not None:
             return [shape for _, shape in outcome.stored.layout]
     return [leaf.shape for leaf in codewords.results[0]]
-
-
-def _estimate(
-    coded: CodedData, codewords: Codewords, tasks: TaskTable, watch: Stopwatch
-) -> tuple[float, ...]:
-    """At the deadline of a map without subtasks: results that are exact or estimates, and their errors."""
-    [word] = codewords.members
-    received = word.received
-    if not received.results:
-        raise CodedTimeoutError(
-            f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
-        ) from tasks.first_cause
-    if word.acceptance.not_finite or not received.all_finite():
-        raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
-    assert isinstance(coded.code, PolarCode)  # checked before the map began
-    found = estimate(received, coded.code)
-    errors = found.errors
-    if word.verifier.contradicts():
-        missing = word.decoder.missing.tolist()
-        errors = tuple(inf if index in missing else error for index, error in enumerate(errors))
-        warnings.warn(
-            f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
-            "or a worker returned garbage, so what is decoded or estimated may be far off",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-    word.acceptance.results, word.verification = found.results, "no"
-    received.needed = received.needed or len(received.arrived)
-    return errors
 
 
 def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None) -> None:
@@ -358,7 +332,17 @@ def prepared_blocks(
         whole = without_padding(collected.results, coded.blocks, collected.rows)
         return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
-    return PreparedMap(_blank_report(coded, launch), coded.code.k, run)
+    no_estimates = _no_estimates(coded, options.subtasks)
+    return PreparedMap(_blank_report(coded, launch), coded.code.k, run, no_estimates=no_estimates)
+
+
+def _no_estimates(coded: CodedData, subtasks: int = 1) -> str:
+    """Why blocks of a map are not estimated, "" if they are."""
+    if subtasks > 1:
+        return "does not go with Subtasks: leave schedule=Subtasks(...) out"
+    if isinstance(coded.code, PolarCode):
+        return ""
+    return f"estimates blocks of linear f: not with degree=, Masked or the code {coded.code!r}"
 
 
 def prepared(
@@ -378,10 +362,7 @@ def prepared(
     if options.subtasks > 1:
         check_rows(coded, options.subtasks)
     if options.deadline is not None and not isinstance(coded.code, PolarCode):
-        raise CodeError(
-            "on_timeout='estimate' estimates blocks of linear f: not with degree=, Masked or the code "
-            f"{coded.code!r}"
-        )
+        raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
     return launch, coded
 
 

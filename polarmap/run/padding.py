@@ -58,20 +58,29 @@ class PaddingRows:
         waited = self._watch.elapsed - self._settled_at
         return not self._run.is_running or waited > codewords.members[0].acceptance.surplus_wait
 
+    @property
+    def is_known(self) -> bool:
+        """Whether f has been evaluated on a few rows, or need not be."""
+        return self._run is None or not self._run.is_running
+
     def found(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its padding rows are to be cut off.
 
         Warns where f has seen zeros that may show in a result.
         """
-        are = tuple(
-            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
-            for leaf, shape in enumerate(shapes)
-        )
+        are = self.are_rows(words, shapes)
         if self._run is not None and self._run.leaves is not None:
             self._trust.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
         if not all(are):
             self._warn()
         return are
+
+    def are_rows(self, words: Sequence[Codeword], shapes: Sequence[Shape]) -> tuple[bool, ...]:
+        """`found`, as far as it is known by now, and without a word of it."""
+        return tuple(
+            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(words, leaf, len(shapes))
+            for leaf, shape in enumerate(shapes)
+        )
 
     def _is_row_by_row(self, words: Sequence[Codeword], leaf: int, count: int) -> bool:
         """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""

@@ -17,9 +17,11 @@ class PreparedMap(NamedTuple, Generic[R]):
     blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
     run : runs it to its end, with `progress=` of a map.
     is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
+    no_estimates : why its results cannot be estimated while it runs, "" if they can.
     """
 
     blank: Report | None
     blocks: int
     run: Callable[[Any], R]
     is_lasting: bool = False
+    no_estimates: str = "is of results that coded_map brings home: not with another verb= or out="

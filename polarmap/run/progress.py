@@ -23,11 +23,13 @@ class RunningMap(NamedTuple):
     blank : its report before anything has happened.
     wake : lets the map look up at once; any thread may call it.
     report : the report so far; any thread may ask for it.
+    estimate : the results as they are estimated so far, None if nothing tells them; on its own thread.
     """
 
     blank: Report
     wake: Callable[[], None]
     report: Callable[[], Report]
+    estimate: Callable[[], Any] = lambda: None
 
 
 class Observer:

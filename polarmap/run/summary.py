@@ -12,6 +12,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.uncoded import Uncoded
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
+from polarmap.run.estimate import Estimate
 from polarmap.run.first_results import FirstResults
 from polarmap.run.tasks import TaskTable
 
@@ -22,12 +23,13 @@ UNCODED = Uncoded(1, backups=1).name
 
 
 def report_of_coded(
-    words: list[Codeword], tasks: TaskTable, coded: CodedData, errors: tuple[float, ...], ended: float
+    words: list[Codeword], tasks: TaskTable, coded: CodedData, estimate: Estimate | None, ended: float
 ) -> Report:
     """The report of a coded map that was accepted in second `ended`; of several codewords the worst counts.
 
-    `errors`: of each result, if some are estimates.
+    `estimate`: of the results, if some may be estimates.
     """
+    errors = () if estimate is None else estimate.errors
     recovered = sorted({int(index) for word in words for index in word.decoder.missing})
     amplification = bound = 0.0
     if errors:
@@ -55,6 +57,7 @@ def report_of_coded(
         padding=coded.blocks.padding,
         code_reason=coded.code_reason,
         errors=errors if any(errors) else (),
+        error_p90=0.0 if estimate is None else estimate.error_p90,
     )
 
 

@@ -1,0 +1,72 @@
+"""Whether errors that are said of estimates are those that come, in random orders of arrival."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from benchmarks import is_quick, show
+from polarmap import PolarCode
+from polarmap.code.estimation import estimator
+
+N, K = 32, 24
+COUNTS = (3, 6, 14, 23)  # results that have arrived
+ORDERS = 200
+Make = Callable[[np.random.Generator], np.ndarray]
+
+
+def gram_matrices(stream: np.random.Generator) -> np.ndarray:
+    rows = stream.standard_normal((K, 50, 4))
+    return np.einsum("kri,krj->kij", rows, rows).reshape(K, -1)
+
+
+RESULTS: dict[str, Make] = {  # of the k blocks
+    "500 normal numbers": lambda stream: 5 + stream.standard_normal((K, 500)),
+    "one normal number": lambda stream: 2 + stream.standard_normal((K, 1)),
+    "multiples of a vector": lambda stream: stream.standard_normal((K, 1)) * stream.standard_normal(40),
+    "Gram matrices of 50 rows": gram_matrices,
+    "a straight trend": lambda stream: np.linspace(0, 1, K)[:, None] * np.ones(5),
+    "sizes log-normal": lambda stream: np.exp(stream.standard_normal((K, 1))) * stream.standard_normal(50),
+    "one block 30 times larger": lambda stream: np.append(
+        stream.standard_normal((K - 1, 50)), 30 * stream.standard_normal((1, 50)), axis=0
+    ),
+}
+
+
+def coverage(data_sets: int) -> Iterator[list[object]]:
+    """In how many of 200 orders the error is within error_p90, and by how much that is too large."""
+    code = PolarCode(N, K)
+    for name, make in RESULTS.items():
+        row: list[object] = [name]
+        for count in COUNTS:
+            shares, ratios = [], list[float]()
+            for seed in range(data_sets):
+                some = _ratios(code, make, count, np.random.default_rng(seed))
+                shares.append(100 * np.mean([ratio >= 1 for ratio in some]))
+                ratios += some
+            row.append(f"{min(shares):.0f}-{max(shares):.0f} %, {np.median(ratios):.1f}")
+        yield row
+
+
+def _ratios(code: PolarCode, make: Make, count: int, stream: np.random.Generator) -> list[float]:
+    """What is said over what comes, in each order."""
+    data = make(stream)
+    coded, ratios = code.encode(data), []
+    for _ in range(ORDERS):
+        arrived = np.isin(np.arange(code.n), stream.permutation(code.n)[:count])
+        how = estimator(code, arrived, float(np.finfo(float).eps))
+        received = coded[arrived]
+        error = np.linalg.norm(how.weights @ received - data[how.missing]) / np.sqrt(data.shape[1])
+        said = how.scatter(received) * np.linalg.norm(how.errors) * how.error_ratio_p90(received)
+        ratios.append(float(said / error))
+    return ratios
+
+
+def main() -> None:
+    quick = is_quick(__doc__)
+    show(["results of blocks", *(f"{count} of {K}" for count in COUNTS)], coverage(1 if quick else 10))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,178 @@
+"""future.estimates(): what results are estimated to be while a map runs, and the exact ones last."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import (
+    CodedResult,
+    Fault,
+    FaultyExecutor,
+    LagrangeCode,
+    Masked,
+    ReplayExecutor,
+    Stored,
+    Subtasks,
+)
+from polarmap.errors import CodeError, NotDecodableError
+from tests.plain import arriving
+
+SECONDS = 60.0
+BLOCKS = 10 * np.random.default_rng(0).standard_normal(7) + np.random.default_rng(1).standard_normal((6, 7))
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(24) as pool:
+        yield pool
+
+
+class Turnstile:
+    """An f for threads that returns when its block is let through, which its first entry names."""
+
+    def __init__(self, firsts: Any) -> None:
+        self.gates = {float(first): threading.Event() for first in firsts}
+        self.others = threading.Event()  # parity blocks
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        assert self.gates.get(float(block[0]), self.others).wait(SECONDS)
+        return 2 * block
+
+    def let_through(self, *blocks: int) -> None:
+        for block in blocks:
+            self.gates[float(BLOCKS[block, 0])].set()
+
+    def open(self) -> None:
+        for gate in (*self.gates.values(), self.others):
+            gate.set()
+
+
+def after(estimates: Iterator[CodedResult[Any]], arrived: int) -> CodedResult[Any]:
+    """The first estimate from so many results."""
+    for one in estimates:
+        if sum(task.arrived is not None for task in one.report.tasks) == arrived:
+            return one
+    raise AssertionError(f"no estimate from {arrived} results")
+
+
+def test_estimates_improve_as_results_arrive_and_the_last_is_exact(threads: ThreadPoolExecutor) -> None:
+    f = Turnstile(BLOCKS[:, 0])
+    future = polarmap.submit(f, list(BLOCKS), workers=8, executor=threads)
+    estimates = future.estimates()
+    f.let_through(0, 2, 5)
+    few = after(estimates, 3)
+    f.let_through(1)
+    more = after(estimates, 4)
+    for one, arrived in ((few, [0, 2, 5]), (more, [0, 1, 2, 5])):
+        for index, result in enumerate(one):
+            expected = 2 * (BLOCKS[index] if index in arrived else BLOCKS[arrived].mean(axis=0))
+            np.testing.assert_allclose(result, expected)
+            assert not result.flags.writeable
+        assert one.report.estimated == tuple(index for index in range(6) if index not in arrived)
+        assert not one.report.is_final
+        assert "estimated: " in str(one.report)
+    assert math.inf > few.report.error_p90 > more.report.error_p90 > 0
+    f.open()
+    *_, last = estimates
+    assert last is future.result()
+    assert last.report.error_p90 == 0
+    assert last.report.errors == ()
+    np.testing.assert_allclose(np.stack(list(last)), 2 * BLOCKS, rtol=1e-9)
+    assert list(future.estimates()) == [last]  # once it is over
+
+
+def test_an_estimate_is_that_of_a_deadline_at_its_moment(threads: ThreadPoolExecutor) -> None:
+    f = Turnstile(BLOCKS[:, 0])
+    future = polarmap.submit(f, list(BLOCKS), workers=8, executor=threads)
+    f.let_through(4)
+    f.others.set()
+    now = after(future.estimates(), 3)  # one data block, two of parity
+    f.open()
+    late = polarmap.coded_map(
+        lambda block: 2 * block,
+        list(BLOCKS),
+        workers=8,
+        executor=arriving([4, 6, 7], 8),
+        timeout=9,
+        on_timeout="estimate",
+    )
+    np.testing.assert_allclose(np.stack(list(now)), np.stack(list(late)))
+    assert now.report.errors == pytest.approx(late.report.errors)
+    assert now.report.error_p90 == pytest.approx(late.report.error_p90)
+
+
+def test_rows_of_padding_are_cut_off(threads: ThreadPoolExecutor) -> None:
+    data = np.arange(1.0, 24.0).reshape(23, 1)  # four blocks of six rows
+    gate, first = threading.Event(), threading.Semaphore(2)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        if len(block) == 6 and not first.acquire(blocking=False):
+            assert gate.wait(SECONDS)
+        return 3 * block
+
+    future = polarmap.submit(f, data, blocks=4, workers=6, executor=threads)
+    now = after(future.estimates(), 2)
+    gate.set()
+    assert now.concatenate().shape == (23, 1)
+    np.testing.assert_allclose(future.result(SECONDS).concatenate(), 3 * data)
+
+
+def test_nothing_arrives_and_everything_fails_is_one_error() -> None:
+    faults = FaultyExecutor(ReplayExecutor(), {task: Fault("raise", attempts=9) for task in range(8)})
+    future = polarmap.submit(np.negative, list(BLOCKS), workers=8, executor=faults)
+    with pytest.raises(NotDecodableError):
+        list(future.estimates())
+
+
+def test_a_map_that_loses_too_many_ends_its_estimates_with_the_error(threads: ThreadPoolExecutor) -> None:
+    f = Turnstile(BLOCKS[:, 0])
+    faulty = FaultyExecutor(threads, {task: Fault("raise", attempts=9) for task in (0, 1, 2)})
+    estimates = polarmap.submit(f, list(BLOCKS), workers=8, executor=faulty).estimates()
+    f.let_through(3)
+    assert next(estimates).report.estimated == (0, 1, 2, 4, 5)
+    f.open()
+    with pytest.raises(NotDecodableError):
+        list(estimates)
+
+
+@pytest.mark.filterwarnings("ignore:the data is NaN", "ignore:the data holds NaN")
+def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
+    blocks = BLOCKS.copy()
+    blocks[3] = np.nan
+    future = polarmap.submit(np.negative, list(blocks), workers=8, executor=ReplayExecutor({3: 0.5}))
+    [only] = future.estimates()
+    np.testing.assert_array_equal(np.stack(list(only)), -blocks)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"degree": 2}, "estimates blocks of linear f: not with degree="),
+        ({"code": Masked()}, "estimates blocks of linear f: not with degree="),
+        ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
+        ({"schedule": Subtasks(2), "blocks": 4}, "does not go with Subtasks"),
+        ({"verb": polarmap.hedged_map}, "not with another verb="),
+        ({"verb": polarmap.coded_sum}, "not with another verb="),
+    ],
+)
+def test_other_maps_have_no_estimates(options: dict[str, Any], words: str) -> None:
+    future = polarmap.submit(np.negative, np.eye(24), executor=ReplayExecutor(), **options)
+    with pytest.raises(CodeError, match=words):
+        future.estimates()
+    future.result(SECONDS)
+
+
+def test_results_that_stay_in_storage_have_no_estimates(tmp_path: Any) -> None:
+    out = Stored("y", str(tmp_path))
+    future = polarmap.submit(np.negative, np.eye(24), out=out, executor=ReplayExecutor())
+    with pytest.raises(CodeError, match="not with another verb= or out="):
+        future.estimates()
+    future.result(SECONDS)
