@@ -9,6 +9,7 @@ import numpy as np
 from benchmarks import is_quick, show
 from polarmap import PolarCode
 from polarmap.code.estimation import estimator
+from polarmap.linalg import sketch
 
 N, K = 32, 24
 COUNTS = (3, 6, 14, 23)  # results that have arrived
@@ -63,9 +64,52 @@ def _ratios(code: PolarCode, make: Make, count: int, stream: np.random.Generator
     return ratios
 
 
+ROWS, COLUMNS, BLOCKS = 600, 8, (1, 2, 6, 12, 23)  # of 24 blocks of 25 rows
+Problem = tuple[np.ndarray, np.ndarray]
+
+
+def problems(stream: np.random.Generator) -> dict[str, Problem]:
+    """Matrices and right-hand sides."""
+    A, noise = stream.standard_normal((ROWS, COLUMNS)), stream.standard_normal(ROWS)
+    huge = A * np.where(np.arange(ROWS) == 5, 1000, 1)[:, None]
+    t = np.linspace(0, 1, ROWS)
+    return {
+        "normal": (A, A.sum(axis=1) + noise),
+        "residuals of heavy tails": (A, A.sum(axis=1) + stream.standard_t(1.5, ROWS)),
+        "one residual is huge": (A, A.sum(axis=1) + noise + 100 * (np.arange(ROWS) == 7)),
+        "residuals grow with the row": (A, A.sum(axis=1) + 9 * t * noise),
+        "one row 1000 times larger": (huge, huge.sum(axis=1) + noise),
+        "polynomials of degree 7": (np.vander(t, COLUMNS), np.sin(9 * t)),
+    }
+
+
+def sketched(mixtures: int) -> Iterator[list[object]]:
+    """In how many mixtures the errors of solution and Gram matrix are within error_p90; the median error."""
+    for name, (A, b) in problems(np.random.default_rng(3)).items():
+        fitted, gram = A @ np.linalg.lstsq(A, b, rcond=None)[0], A.T @ A
+        found: dict[int, list[tuple[float, float, float]]] = {blocks: [] for blocks in BLOCKS}
+        for seed in range(mixtures):
+            mixed = sketch._mixed(np.column_stack([A, b]), np.random.default_rng(seed))
+            for blocks in BLOCKS:
+                rows = blocks * ROWS // 24
+                one = sketch._Sketch(np.linalg.qr(mixed[:rows], mode="r"), rows, ROWS, blocks, 24)
+                [solution] = sketch._solutions((one for _ in range(1)), float(np.linalg.norm(b)))
+                error = np.linalg.norm(A @ solution.value - fitted) / np.linalg.norm(b)
+                [product] = sketch._grams(one._replace(R=one.R[:, :-1]) for _ in range(1))
+                off = np.linalg.norm(product.value - gram) / np.linalg.norm(gram)
+                found[blocks].append((error, error <= solution.error_p90, off <= product.error_p90))
+        row: list[object] = [name]
+        for some in found.values():
+            error, within, gram_within = np.median([one[0] for one in some]), *np.mean(some, axis=0)[1:]
+            row.append(f"{100 * within:.0f} %, {100 * gram_within:.0f} %, {error:.1g}")
+        yield row
+
+
 def main() -> None:
     quick = is_quick(__doc__)
     show(["results of blocks", *(f"{count} of {K}" for count in COUNTS)], coverage(1 if quick else 10))
+    print()
+    show(["least squares, Gram", *(f"{count} of 24" for count in BLOCKS)], sketched(20 if quick else 200))
 
 
 if __name__ == "__main__":

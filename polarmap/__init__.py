@@ -40,12 +40,16 @@ if typing.TYPE_CHECKING:
     from polarmap import glm as glm
     from polarmap import xr as xr
     from polarmap.linalg.operators import CodedOperator
+    from polarmap.linalg.sketch import SketchEstimate, sketched_gram, sketched_lstsq
 
 __version__ = "0.1.0"
 
 # Public names whose modules need more than numpy, or much time, to import: name -> module.
 # Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
-_LAZY: dict[str, str] = {"CodedOperator": "polarmap.linalg.operators"}
+_LAZY: dict[str, str] = {
+    "CodedOperator": "polarmap.linalg.operators",
+    **dict.fromkeys(("SketchEstimate", "sketched_gram", "sketched_lstsq"), "polarmap.linalg.sketch"),
+}
 # Modules that need an extra, imported when they are asked for.
 _MODULES = ("convex", "glm", "xr")
 
@@ -73,6 +77,7 @@ __all__ = [
     "RawObjects",
     "ReplayExecutor",
     "Report",
+    "SketchEstimate",
     "Stored",
     "StoredResult",
     "Subtasks",
@@ -91,6 +96,8 @@ __all__ = [
     "plan",
     "planning",
     "shutdown",
+    "sketched_gram",
+    "sketched_lstsq",
     "submit",
 ]
 

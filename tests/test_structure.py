@@ -91,7 +91,12 @@ ONLY_FROM = {
                 "scaled_operator",
             )
         ],
-        *["polarmap.linalg.operators", "polarmap.blocks.sparse", "polarmap.convex.penalties"],
+        *[
+            "polarmap.linalg.operators",
+            "polarmap.linalg.sketch",
+            "polarmap.blocks.sparse",
+            "polarmap.convex.penalties",
+        ],
         *["polarmap.convex.constant_feature", "polarmap.convex.svm"],
     ],
     "pyproximal": ["polarmap.convex.linear", "polarmap.convex.penalties"],
