@@ -19,6 +19,7 @@ from polarmap.run.options import (
     Verify,
     check_function,
     checked_options,
+    encrypted,
     planned,
     scheduled,
 )
@@ -44,6 +45,7 @@ def coded_map(
     timeout: float | None = None,
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
+    key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> CodedResult[T]: ...
 @overload
@@ -63,6 +65,7 @@ def coded_map(
     timeout: float | None = None,
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
+    key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> StoredResult[T]: ...
 def coded_map(
@@ -81,6 +84,7 @@ def coded_map(
     timeout: float | None = None,
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
+    key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> CodedResult[T]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
@@ -153,6 +157,10 @@ def coded_map(
         nothing tells); those that are determined are decoded. Nothing is verified then.
     retries : int
         How often a failed task is started again when its result is needed.
+    key : str or bytes, optional
+        Encrypt all of the data and the results that is stored on the way, as `encode` does: "env:NAME",
+        "file:PATH", or 32 bytes for workers that are processes of this machine. A coded array that is
+        encrypted has told its key already.
     progress : bool, optional
         Show a bar; by default when standard error is a terminal.
 
@@ -210,7 +218,7 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
     call = (f, data, blocks, workers, code, degree, schedule, executor, out)
-    return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries).run(progress)
+    return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries, key).run(progress)
 
 
 def prepared_coded_map(
@@ -228,10 +236,13 @@ def prepared_coded_map(
     timeout: float | None,
     on_timeout: OnTimeout,
     retries: int,
+    key: str | bytes | None,
 ) -> PreparedMap[CodedResult[T]]:
     """The map of `coded_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = scheduled(checked_options(verify, rtol, timeout, retries, on_timeout), schedule)
+    if key is not None:
+        options = encrypted(options, key)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
         return prepared_blocks(f, data, code_options, executor, options)

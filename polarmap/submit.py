@@ -40,6 +40,7 @@ class CodedMapOptions(TypedDict, total=False):
     timeout: float | None
     on_timeout: OnTimeout
     retries: int
+    key: str | bytes | None
     progress: bool | None
 
 

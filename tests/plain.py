@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
@@ -114,9 +115,23 @@ def printed(value: Any) -> str:
     return re.sub(r" at 0x\w+", "", repr(value))
 
 
-def process_pool(workers: int) -> ProcessPoolExecutor:
-    """Processes that are not forked from this one, beside whose threads that is not safe."""
-    return ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("forkserver"))
+def process_pool(workers: int, **environment: str | None) -> ProcessPoolExecutor:
+    """Processes that are not forked from this one, beside whose threads that is not safe.
+
+    environment : variables that they have, or lack.
+    """
+    context = multiprocessing.get_context("forkserver")
+    return ProcessPoolExecutor(
+        workers, context, set_environment if environment else None, (environment,) * bool(environment)
+    )
+
+
+def set_environment(environment: Mapping[str, str | None]) -> None:
+    """Of this process."""
+    for name, value in environment.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
 
 
 class AlteringReplay(ReplayExecutor):

@@ -26,6 +26,7 @@ OPTIONS = {
     "timeout": None,
     "on_timeout": "raise",
     "retries": 1,
+    "key": None,
     "progress": None,
 }
 

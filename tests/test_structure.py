@@ -76,6 +76,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": ["polarmap.executors.pickling", "polarmap.run.trusted", "polarmap.worker.any_value"],
+    "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
@@ -304,7 +305,7 @@ def test_importing_polarmap_stays_light() -> None:
     code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
-    heavy |= {"opentelemetry", "IPython", "xarray", "pyproximal"}
+    heavy |= {"opentelemetry", "IPython", "xarray", "pyproximal", "cryptography"}
     assert heavy & set(json.loads(run.stdout)) == set()
 
 

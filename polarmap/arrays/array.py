@@ -45,6 +45,8 @@ class CodedArray:
     stored_bytes : int
         In storage, parity included; without what already lay there when it was encoded.
     store : Store
+    key : str, bytes or None
+        What it is encrypted with.
     zarr : str or None
         The Zarr group whose array "data" this is, for zarr, xarray, dask and cubed.
     """
@@ -58,6 +60,11 @@ class CodedArray:
         self.name, self.shape, self.code, self.rows = made.name, made.shape, made.code, made.rows
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
+
+    @property
+    def key(self) -> str | bytes | None:
+        """That of an encrypted array, as it was passed; None if it is not encrypted."""
+        return None if self._manifest.encryption is None else self._manifest.encryption.key
 
     @property
     def padding(self) -> int:
@@ -88,8 +95,9 @@ class CodedArray:
         return self.shape[0]
 
     def __repr__(self) -> str:
+        encrypted = "" if self.key is None else "encrypted, "
         return (
-            f"<CodedArray {self.name!r}: {' x '.join(map(str, self.shape))} {self.dtype}, "
+            f"<CodedArray {self.name!r}: {' x '.join(map(str, self.shape))} {self.dtype}, {encrypted}"
             f"{self.k} of {self.n} blocks are data, "
             f"{self.stored_bytes / 2**20:,.1f} MiB in {self.store.name}>"
         )
@@ -98,8 +106,8 @@ class CodedArray:
     def zarr(self) -> str | None:
         """The Zarr group whose array "data" this is: the path of a folder, else a key in the store.
 
-        None if there is none: the data were not copied, results are missing until `repair`, or blocks cannot
-        be cut into chunks (see the page on the format).
+        None if there is none: the data were not copied or are encrypted, results are missing until `repair`,
+        or blocks cannot be cut into chunks (see the page on the format).
         """
         made = self._manifest
         if made.zarr is None or not made.is_zarr:
@@ -113,7 +121,7 @@ class CodedArray:
 
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
-        made, source = self._manifest, place_of(self.store)
+        made, source = self._manifest, place_of(self.store, self._manifest.encryption)
         return StoredBlocks(
             made.code, source, made.parts, made.dtype, made.block_shape, self.padding, self._reader
         )
@@ -141,12 +149,12 @@ class CodedArray:
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
     def check(self) -> Audit:
-        """Read every part and compare it with its checksum.
+        """Read every part and compare it with its checksum; decrypt what is encrypted.
 
         Returns
         -------
         Audit
-            The parts that are missing, truncated or corrupt; prints well.
+            The parts that are missing, truncated, corrupt or forged; prints well.
         """
         return audit.audit(self.store, self._manifest)
 
@@ -167,7 +175,7 @@ class CodedArray:
             If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
             these, and nothing is changed then.
         """
-        current, before = manifest.load_as_stored(self.store, self.name)
+        current, before = manifest.load_as_stored(self.store, self.name, self.key)
         repaired, found = repair.repair(self.store, current, before)
         self._adopt(repaired)
         return found

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetch import KINDS, TRANSFERS, Damage
+from polarmap.arrays.fetch import KINDS, TRANSFERS, Damage, decrypted
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
 from polarmap.storage.base import Store
@@ -95,7 +95,8 @@ def _damage_of(store: Store, manifest: Manifest, part: Part) -> str:
     """The kind of damage of a part, and of what follows the last one of an object; empty if there is none."""
     if part.crc32 is None:
         return "missing"
-    stop = part.offset + part.size
+    size = manifest.stored_size(part)
+    stop = part.offset + size
     last, end = manifest.ends.get(part.key, (0, stop))
     is_last = stop == last
     try:
@@ -104,8 +105,10 @@ def _damage_of(store: Store, manifest: Manifest, part: Part) -> str:
         return "missing"
     if len(data) < (end if is_last else stop) - part.offset:
         return "truncated"
-    if checksum(data[: part.size]) != part.crc32 or any(data[part.size : end - part.offset]):
+    if checksum(data[:size]) != part.crc32 or any(data[size : end - part.offset]):
         return "corrupt"
+    if manifest.encryption is not None and isinstance(decrypted(manifest.encryption, part, data[:size]), str):
+        return "forged"
     return "appended" if is_last and len(data) > end - part.offset else ""
 
 

@@ -10,16 +10,18 @@ from polarmap.arrays import encode_locally, encode_remotely
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.nonfinite import NonFiniteRecord
-from polarmap.arrays.sources import open_source
+from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import open_store
-from polarmap.arrays.stripes import plan_stripes
+from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.write_array import write_array
 from polarmap.blocks.array_like import read_data
 from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
+from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.progress import observer_of
+from polarmap.worker.encryption import MESSAGE_BYTES, Encryption
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
@@ -36,6 +38,7 @@ def encode(
     overwrite: bool = False,
     memory: int = MEMORY,
     executor: Any = None,
+    key: str | bytes | None = None,
     progress: bool | None = None,
 ) -> CodedArray:
     """Encode an array once and keep it in storage.
@@ -70,6 +73,11 @@ def encode(
         As for `coded_map`: its workers encode, one stripe of all blocks each, and nothing passes
         through this process. They must reach the data (a .npy file or memory map on this machine,
         or raw blocks in the storage) and the storage. `memory` then is that of a worker.
+    key : str or bytes, optional
+        Encrypt all that is stored with AES-256-GCM (extra `crypto`); name, shape, dtype and sizes stay
+        readable. "env:NAME" or "file:PATH": where this process and workers find the key, as 64 hexadecimal
+        digits; or its 32 bytes, for workers that are processes of this machine. No Zarr array then, and
+        what was cut short begins anew.
     progress : bool, optional
         Show a bar; by default when standard error is a terminal.
 
@@ -120,13 +128,33 @@ def encode(
     check_array(source)
     chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
     cut = plan_stripes(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows)
+    encryption = None
+    if key is not None:
+        encryption = _encryption(key, source, cut)
+        cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
     seen = NonFiniteRecord(cut)
     if executor is not None:
-        write = encode_remotely.writing(store, source, cut, seen, executor, observer)
-        made = write_array(store, name, cut, overwrite, write)
+        write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
+        made = write_array(store, name, cut, overwrite, write, encryption)
     else:
         with observer.count(len(cut.hyperslabs)) as show:
             write = encode_locally.stripe_writer(store, source, cut, seen, show)
-            made = write_array(store, name, cut, overwrite, write)
+            made = write_array(store, name, cut, overwrite, write, encryption)
     seen.warn()
     return CodedArray(store, made)
+
+
+def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:
+    """Of an array that is to be encrypted; CodeError for what cannot be."""
+    if source.object_rows:
+        raise CodeError(
+            "key= encrypts what is stored, and these objects stay where and as they are: leave key out, or "
+            "encode the array that they were made of"
+        )
+    widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
+    if widest > MESSAGE_BYTES:
+        raise CodeError(
+            f"with this memory= a part has {widest} bytes, and at most {MESSAGE_BYTES} are encrypted at "
+            "once: use less"
+        )
+    return new_encryption(key)

@@ -129,9 +129,7 @@ class _StripeEncoder:
             if self._zarr and chunk:
                 self._store.put(chunk, filled(raw, self._zarr.chunk_bytes(self._plan.dtype)))
                 return Part(chunk, raw.nbytes, checksum(raw))
-        part = Part(self._generation.part_key(block, stripe), raw.nbytes, checksum(raw))
-        self._store.put(part.key, raw)
-        return part
+        return self._generation.put_part(block, stripe, raw)
 
     def _adopt(self, block: int, stripe: int, part: Part) -> Part:
         """A data part of an earlier run, copied beside the Zarr chunks of this one if the storage can."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.arrays.fetch import fetch
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.readable_parts import ReadableParts
@@ -18,11 +20,13 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.write_array import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
+from polarmap.errors import StorageError
 from polarmap.executors.base import Outcome
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.storage.base import Store
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Shape
 from polarmap.worker.stored_output import OutputSpec
@@ -40,6 +44,7 @@ def writing(
     seen: NonFiniteRecord,
     executor: Any,
     progress: Any,
+    encryption: Encryption | None = None,
 ) -> StripeWriter:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
@@ -65,7 +70,7 @@ def writing(
                     del done[stripe]
         tasks = _Stripes(plan, readable, [stripe for stripe in stripes if stripe not in done])
         if tasks.stripes:
-            done |= _encoded(store, tasks, seen, generation, executor, progress)
+            done |= _encoded(store, tasks, seen, generation, executor, progress, encryption)
         return [done[stripe] for stripe in stripes]
 
     return write
@@ -78,6 +83,7 @@ def _encoded(
     generation: Generation,
     executor: Any,
     progress: Any,
+    encryption: Encryption | None,
 ) -> dict[int, list[Part]]:
     """Stripe -> its parts, each noted in the generation as soon as it is stored."""
     code, done = tasks.plan.code, {}
@@ -85,7 +91,10 @@ def _encoded(
     def note(outcome: Outcome) -> None:
         assert outcome.stored is not None
         stripe, parts = tasks.stripes[outcome.task], list(outcome.stored.parts)
-        found, sums = _parsed(np.frombuffer(store.get(parts.pop().key), np.int64))
+        note_bytes = fetch(store, parts.pop(), encryption)
+        if isinstance(note_bytes, str):
+            raise StorageError(f"what a worker has noted of stripe {stripe} is {note_bytes}: encode again")
+        found, sums = _parsed(np.frombuffer(note_bytes, np.int64))
         seen.note(stripe, found)
         if tasks.readable.is_stored:
             data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
@@ -95,9 +104,10 @@ def _encoded(
 
     arrays = 1 + (code.n - code.k if tasks.readable.is_stored else code.n)
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
-    output = OutputSpec(place_of(store), f"{generation.prefix}stripes", items, arrays)
+    output = OutputSpec(place_of(store, encryption), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    run_uncoded(Launch(executor), encode, tasks, SETTINGS, progress, BACKUPS, output, note)
+    options = SETTINGS if encryption is None else replace(SETTINGS, key=encryption.key)
+    run_uncoded(Launch(executor), encode, tasks, options, progress, BACKUPS, output, note)
     return done
 
 

@@ -15,18 +15,20 @@ from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
 from polarmap.storage.base import Store
+from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
 from polarmap.worker.parts import DamagedError, Part
 
 Array = npt.NDArray[Any]
 
 TRANSFERS = 8  # objects fetched at once
-KINDS = ("missing", "truncated", "corrupt", "appended", "foreign")
+KINDS = ("missing", "truncated", "corrupt", "forged", "appended", "foreign")
 
 
 class Damage(NamedTuple):
     """A part that is not what was stored.
 
-    kind : one of KINDS but the last. What is appended to is whole, and read as it was.
+    kind : one of KINDS but the last. What is appended to is whole, and read as it was; what is forged has the
+        right checksum, and was not encrypted with the key of the array for this place in it.
     """
 
     block: int
@@ -35,17 +37,28 @@ class Damage(NamedTuple):
     key: str
 
 
-def fetch(store: Store, part: Part) -> bytes | str:
-    """The bytes of a part, or the kind of its damage."""
+def fetch(store: Store, part: Part, encryption: Encryption | None = None) -> bytes | str:
+    """The bytes of a part, decrypted, or the kind of its damage."""
     if part.crc32 is None:
         return "missing"
+    size = part.size if encryption is None else encrypted_size(part.size)
     try:
-        data = store.get(part.key, part.offset, part.offset + part.size)
+        data = store.get(part.key, part.offset, part.offset + size)
     except MissingObjectError:
         return "missing"
-    if len(data) != part.size:
+    if len(data) != size:
         return "truncated"
-    return data if checksum(data) == part.crc32 else "corrupt"
+    if checksum(data) != part.crc32:
+        return "corrupt"
+    return data if encryption is None else decrypted(encryption, part, data)
+
+
+def decrypted(encryption: Encryption, part: Part, data: bytes) -> bytes | str:
+    """The bytes of a part in storage as they are in memory, or "forged"."""
+    try:
+        return decrypt_part(encryption, part, data)
+    except DamagedError:
+        return "forged"
 
 
 def fetch_blocks(
@@ -56,7 +69,9 @@ def fetch_blocks(
     good: dict[int, Array] = {}
     damaged: list[Damage] = []
     each = map if len(parts) == 1 else pool.map  # one needs no thread
-    for block, part, data in zip(blocks, parts, each(lambda part: fetch(store, part), parts)):
+    for block, part, data in zip(
+        blocks, parts, each(lambda part: fetch(store, part, manifest.encryption), parts)
+    ):
         if isinstance(data, str):
             damaged.append(Damage(block, stripe, data, part.key))
         else:

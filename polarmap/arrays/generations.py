@@ -15,10 +15,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarmap.arrays.keys import array_prefix, manifest_key
-from polarmap.arrays.manifest import Manifest, load, read_current
+from polarmap.arrays.manifest import Manifest, checksum, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Store
+from polarmap.storage.base import Data, Store
 from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
 
 RUN_NOTE = "running.json"
@@ -35,8 +36,10 @@ class Generation:
     Left in peace or by an exception, its objects stay: `finish` or a later run sweeps them.
     """
 
-    def __init__(self, store: Store, name: str, purpose: Mapping[str, Any]) -> None:
-        self._store, self._purpose = store, dict(purpose)
+    def __init__(
+        self, store: Store, name: str, purpose: Mapping[str, Any], encryption: Encryption | None = None
+    ) -> None:
+        self._store, self._purpose, self._encryption = store, dict(purpose), encryption
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
         self._last_heartbeat = 0.0
@@ -64,6 +67,13 @@ class Generation:
     def part_key(self, block: int, stripe: int) -> str:
         """Where a part of this run goes."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
+
+    def put_part(self, block: int, stripe: int, data: memoryview) -> Part:
+        """Store a part of this run."""
+        part = Part(self.part_key(block, stripe), len(data))
+        stored: Data = data if self._encryption is None else encrypt_part(self._encryption, part, data)
+        self._store.put(part.key, stored)
+        return part._replace(crc32=checksum(stored))
 
     @property
     def zarr_path(self) -> str:

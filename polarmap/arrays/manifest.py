@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import itertools
 import json
 import re
@@ -20,9 +21,12 @@ from polarmap.arrays.zarr_view import ZarrView
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage.base import Store, check_key
+from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
 from polarmap.worker.parts import Part
 
 FORMAT, VERSION = "polarmap coded array", 1
+ENCRYPTED_VERSION = 2  # of what readers of version 1 would take for damaged
+CIPHER = "AES-256-GCM"
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
@@ -45,6 +49,7 @@ class Manifest:
     parts : per block, its parts in order.
     scalars : whether each block is one number without axes, of which the array is the vector.
     zarr : the Zarr array that the data blocks make, or will when none is missing; None if they lie elsewhere.
+    encryption : of the parts, which then have their sizes in memory, and the CRC-32 of what is stored.
     """
 
     name: str
@@ -56,6 +61,7 @@ class Manifest:
     parts: tuple[tuple[Part, ...], ...]
     scalars: bool = False
     zarr: ZarrView | None = None
+    encryption: Encryption | None = None
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -68,6 +74,10 @@ class Manifest:
         return [
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
+
+    def stored_size(self, part: Part) -> int:
+        """Bytes of a part in storage."""
+        return part.size if self.encryption is None else encrypted_size(part.size)
 
     def dtype_of(self, index: int) -> np.dtype[Any]:
         """Of block `index`."""
@@ -126,7 +136,7 @@ class Manifest:
         found: dict[str, tuple[int, int]] = {}
         for part in itertools.chain.from_iterable(self.parts):
             if part.key.startswith(prefix):
-                end = max(part.offset + part.size, *found.get(part.key, (0, 0)))
+                end = max(part.offset + self.stored_size(part), *found.get(part.key, (0, 0)))
                 found[part.key] = end, end
         if self.zarr is not None:
             length = self.zarr.chunk_bytes(self.dtype)
@@ -161,11 +171,19 @@ class Manifest:
             metadata = [part._asdict() for part in self.zarr.metadata]
             array["zarr"] = {**self.zarr._asdict(), "metadata": metadata}
         document = {"format": FORMAT, "version": VERSION, "crc32": _checksum(array), "array": array}
+        if self.encryption is not None:
+            salt, check = self.encryption.salt.hex(), self.encryption.check.hex()
+            array["encryption"] = {"cipher": CIPHER, "salt": salt, "check": check}
+            document |= {"version": ENCRYPTED_VERSION, "crc32": _checksum(array)}
+            document["tag"] = self.encryption.keys().tag(_canonical(array)).hex()
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Manifest:
-        """The inverse of `dump`; every mistake is a StorageError that names the manifest `where`."""
+    def parse(cls, data: bytes, where: str, key: str | bytes | None = None) -> Manifest:
+        """The inverse of `dump`; every mistake is a StorageError that names the manifest `where`.
+
+        key : that of an encrypted array. Without it nobody knows who has written the manifest.
+        """
         try:
             document = json.loads(data)
             is_ours = document["format"] == FORMAT
@@ -173,17 +191,22 @@ class Manifest:
             raise StorageError(f"{where} is damaged: it is not the JSON that was written") from error
         if not is_ours:
             raise StorageError(f"{where} is not the manifest of a coded array")
-        if document.get("version") != VERSION:
-            raise StorageError(
-                f"{where} has format version {document.get('version')!r}; this polarmap reads {VERSION}"
-            )
         array = document.get("array")
+        is_encrypted = isinstance(array, dict) and "encryption" in array
+        if document.get("version") != (ENCRYPTED_VERSION if is_encrypted else VERSION):
+            raise StorageError(
+                f"{where} has format version {document.get('version')!r}; this polarmap reads {VERSION}, and "
+                f"{ENCRYPTED_VERSION} of encrypted arrays"
+            )
         if document.get("crc32") != _checksum(array):
             raise StorageError(f"{where} is damaged: its checksum does not fit")
         try:
-            return cls._from_fields(array)
+            made = cls._from_fields(array)
         except (KeyError, TypeError, ValueError, AttributeError, StorageError) as error:
             raise StorageError(f"{where} is inconsistent: {type(error).__name__}: {error}") from error
+        if key is None:
+            return made
+        return replace(made, encryption=_authenticated(made.encryption, document, key, where))
 
     @classmethod
     def _from_fields(cls, array: Mapping[str, Any]) -> Manifest:
@@ -201,6 +224,7 @@ class Manifest:
             parts=parts,
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
+            encryption=_parse_encryption(array.get("encryption")),
         )
         made._check()
         return made
@@ -227,6 +251,8 @@ class Manifest:
                 raise ValueError(f"block {block} is not cut as block 0 is")
         if self.zarr is not None:
             self._check_zarr(self.zarr)
+        if self.encryption is not None and self.zarr is not None:
+            raise ValueError("encrypted chunks make no Zarr array")
 
     def _check_zarr(self, zarr: ZarrView) -> None:
         chunk, keys = zarr.chunk_shape, tuple(part.key for part in zarr.metadata)
@@ -254,8 +280,32 @@ def _parse_zarr(fields: Mapping[str, Any] | None) -> ZarrView | None:
     return ZarrView(fields["path"], tuple(fields["chunk_shape"]), metadata)
 
 
-def load(store: Store, name: str) -> Manifest:
-    """The manifest of a coded array.
+def _parse_encryption(fields: Mapping[str, Any] | None) -> Encryption | None:
+    """Without the key."""
+    if fields is None:
+        return None
+    if fields["cipher"] != CIPHER:
+        raise ValueError(f"the cipher {fields['cipher']!r} is not {CIPHER}")
+    return Encryption("", bytes.fromhex(fields["salt"]), bytes.fromhex(fields["check"]))
+
+
+def _authenticated(
+    encryption: Encryption | None, document: Mapping[str, Any], key: str | bytes, where: str
+) -> Encryption:
+    """That of a manifest, with the key; StorageError unless this key wrote it."""
+    if encryption is None:
+        raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
+    try:
+        keys = encryption._replace(key=key).keys()
+    except KeyUnavailableError as error:
+        raise StorageError(f"{where} cannot be verified: {error}") from error
+    if not hmac.compare_digest(keys.tag(_canonical(document["array"])).hex(), str(document.get("tag"))):
+        raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
+    return encryption._replace(key=key)
+
+
+def load(store: Store, name: str, key: str | bytes | None = None) -> Manifest:
+    """The manifest of a coded array, verified if `key`, that of an encrypted one, is given.
 
     Raises
     ------
@@ -264,22 +314,22 @@ def load(store: Store, name: str) -> Manifest:
     StorageError
         If the manifest is damaged or of another version.
     """
-    return load_as_stored(store, name)[0]
+    return load_as_stored(store, name, key)[0]
 
 
-def load_as_stored(store: Store, name: str) -> tuple[Manifest, bytes]:
+def load_as_stored(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
     """The same, and the manifest as it lies in storage."""
-    key = manifest_key(name)
+    where = manifest_key(name)
     try:
-        data = store.get(key)
+        data = store.get(where)
     except MissingObjectError as error:
         there = ", ".join(map(repr, names(store)[:20])) or "none"
         raise MissingObjectError(
             f"there is no coded array {name!r} in {store.name}; there are: {there}"
         ) from error
-    manifest = Manifest.parse(data, f"the manifest {key!r} in {store.name}")
+    manifest = Manifest.parse(data, f"the manifest {where!r} in {store.name}", key)
     if manifest.name != name:
-        raise StorageError(f"the manifest {key!r} in {store.name} is that of {manifest.name!r}")
+        raise StorageError(f"the manifest {where!r} in {store.name} is that of {manifest.name!r}")
     return manifest, data
 
 
@@ -327,7 +377,11 @@ def probe(code: PolarCode) -> list[float]:
 
 
 def _checksum(array: Any) -> int:
-    return checksum(json.dumps(array, sort_keys=True, separators=(",", ":")).encode())
+    return checksum(_canonical(array))
+
+
+def _canonical(array: Any) -> bytes:
+    return json.dumps(array, sort_keys=True, separators=(",", ":")).encode()
 
 
 def checksum(data: Any) -> int:

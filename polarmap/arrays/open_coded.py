@@ -8,9 +8,11 @@ from polarmap.arrays import manifest
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.stores import open_store
+from polarmap.errors import StorageError
+from polarmap.executors.encryption_keys import readable_key
 
 
-def open_coded(name: str, storage: Any = None) -> CodedArray:
+def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None) -> CodedArray:
     """The coded array of that name.
 
     Parameters
@@ -18,16 +20,28 @@ def open_coded(name: str, storage: Any = None) -> CodedArray:
     name : str
     storage : optional
         Where it lies, as for `encode`.
+    key : optional
+        Of an encrypted array, as for `encode`: the key, or where it is found. All that is done with the array
+        needs it, and maps of it too, so it is told here only.
 
     Raises
     ------
     MissingObjectError
         If there is none; says which there are.
     StorageError
-        If its manifest is damaged or of another version, or the storage cannot be used.
+        If its manifest is damaged or of another version, or the storage cannot be used. Or: it is
+        encrypted and there is no key, or another one; it is not encrypted although a key is given.
+    CodeError
+        For a key that is none, or is not where it says.
     """
     store = open_store(storage)
-    return CodedArray(store, manifest.load(store, check_name(name)))
+    found = manifest.load(store, check_name(name), None if key is None else readable_key(key))
+    if found.encryption is not None and key is None:
+        raise StorageError(
+            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+        )
+    return CodedArray(store, found)
 
 
 def list_coded(storage: Any = None) -> list[str]:

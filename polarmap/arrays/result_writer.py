@@ -22,6 +22,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage.base import Store
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
@@ -38,7 +39,9 @@ class ResultWriter:
         What executors are told.
     """
 
-    def __init__(self, store: Store, name: str, coded: CodedData) -> None:
+    def __init__(
+        self, store: Store, name: str, coded: CodedData, encryption: Encryption | None = None
+    ) -> None:
         if not isinstance(coded.code, PolarCode):
             raise CodeError(
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}"
@@ -47,7 +50,8 @@ class ResultWriter:
         _refuse_standing(store, name)
         self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
         items = max(1, STRIPE_BYTES // (8 * coded.n))
-        self.output = OutputSpec(place_of(store), f"{self._generation.prefix}result", items)
+        self._encryption, place = encryption, place_of(store, encryption)
+        self.output = OutputSpec(place, f"{self._generation.prefix}result", items)
 
     def __enter__(self) -> ResultWriter:
         self._generation.__enter__()
@@ -94,7 +98,8 @@ class ResultWriter:
             self._code,
             tuple(parts),
             scalars=shape == (),
-            zarr=ZarrView(self._generation.zarr_path, chunk),
+            zarr=ZarrView(self._generation.zarr_path, chunk) if self._encryption is None else None,
+            encryption=self._encryption,
         )
         made = complete(self.store, made, through_here=False)
         self._generation.publish(made, None)

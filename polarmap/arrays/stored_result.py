@@ -17,7 +17,7 @@ from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import prepared, run_coded
+from polarmap.run.execute import encryption_of, prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.worker.pytree import Structure, unflatten
@@ -126,7 +126,8 @@ def prepared_to_storage(
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
     def run(progress: Any) -> StoredResult[T]:
-        with ResultWriter(open_store(place), out.name, coded) as writer:
+        encryption = encryption_of(coded, options.key)
+        with ResultWriter(open_store(place), out.name, coded, encryption) as writer:
             collected, report = run_coded(launch, f, coded, options, progress, _sampled(f), writer.output)
             padding = coded.blocks.padding if any(collected.rows) else 0
             made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)

@@ -9,6 +9,7 @@ from polarmap.errors import StorageError
 from polarmap.storage.base import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Place
 
 
@@ -35,10 +36,10 @@ def open_store(choice: Any) -> Store:
     )
 
 
-def place_of(store: Store) -> Place:
-    """What workers need to reach a store themselves; of kind "driver" if only this process can."""
+def place_of(store: Store, encryption: Encryption | None = None) -> Place:
+    """What workers need to read an array in a store themselves; of kind "driver" if only this process can."""
     if isinstance(store, FolderStore):
-        return Place("folder", str(store.root))
+        return Place("folder", str(store.root), "", encryption)
     if isinstance(store, ObjectStore):
-        return Place("bucket", store.bucket, store.backend)
-    return Place("driver", store.name)
+        return Place("bucket", store.bucket, store.backend, encryption)
+    return Place("driver", store.name, "", encryption)

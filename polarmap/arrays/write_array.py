@@ -15,25 +15,43 @@ from polarmap.arrays.zarr_chunks import complete
 from polarmap.arrays.zarr_view import ZarrView
 from polarmap.errors import StorageError
 from polarmap.storage.base import Store
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 
 # Generation, finished stripes of earlier runs -> the n parts of each stripe, once they are stored.
 StripeWriter = Callable[[Generation, dict[int, list[Part]]], list[list[Part]]]
 
 
-def write_array(store: Store, name: str, plan: StripePlan, overwrite: bool, write: StripeWriter) -> Manifest:
+def write_array(
+    store: Store,
+    name: str,
+    plan: StripePlan,
+    overwrite: bool,
+    write: StripeWriter,
+    encryption: Encryption | None = None,
+) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
     before = _replaceable(store, name, overwrite)
     purpose = _purpose(plan)
+    if encryption is not None:  # no earlier run has its salt: parts tell nothing of what they were made of
+        purpose["salt"] = encryption.salt.hex()
     if hasattr(store, "sweep"):
         store.sweep()
     earlier = generations.finished_stripes(store, name, purpose)
-    with Generation(store, name, purpose) as generation:
+    with Generation(store, name, purpose, encryption) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
         zarr = None if plan.chunk_shape is None else ZarrView(generation.zarr_path, plan.chunk_shape)
         made = Manifest(
-            name, plan.shape, plan.dtype, plan.parity_dtype, plan.rows, plan.code, parts, zarr=zarr
+            name,
+            plan.shape,
+            plan.dtype,
+            plan.parity_dtype,
+            plan.rows,
+            plan.code,
+            parts,
+            zarr=zarr,
+            encryption=encryption,
         )
         made = complete(store, made, through_here=False)
         if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held

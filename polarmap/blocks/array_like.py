@@ -39,6 +39,11 @@ def as_array_like(data: Any, name: str = "data") -> Any:
         return _of_table(data, name)
     if hasattr(data, "__dlpack__"):
         return _of_tensor(data, name)
+    if hasattr(data, "coded_blocks") and getattr(data, "key", None) is not None:
+        raise CodeError(
+            f"{name} is an encrypted coded array, and would be stored as it is here: pass {name}[:] if it "
+            "may, coded_map and CodedOperator keep it encrypted"
+        )
     is_array = hasattr(data, "shape") and hasattr(data, "dtype")
     if hasattr(data, "__array__") and not hasattr(data, "toarray"):
         if not is_array or numpy_dtype(data) is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import builtins
+import contextlib
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +15,7 @@ import numpy.typing as npt
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket
 from polarmap.worker.partial_results import subtask_order
@@ -106,6 +109,7 @@ class Payload:
     output : where results stay, of which only samples then travel; None: they travel whole.
     subtasks : that each task is cut into; with more than 1 their results are told as they come.
     low_priority : tasks that give way to others, where they share a machine's cores.
+    encryption : of blocks from memory, where they are stored, and of replies; None: there is none.
     """
 
     f: Function
@@ -114,13 +118,30 @@ class Payload:
     output: OutputSpec | None = None
     subtasks: int = 1
     low_priority: Collection[int] = ()
+    encryption: Encryption | None = None
 
     def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
         """What the worker of an attempt is told; `block`: what it is to read."""
         fault = self.faults.get(task)
         if fault is not None and attempt >= fault.attempts:
             fault = None
-        return Ticket(task, attempt, block, fault, self.output, subtask_order(task, self.subtasks))
+        order = subtask_order(task, self.subtasks)
+        return Ticket(task, attempt, block, fault, self.output, order, self.encryption)
+
+    def outcome(self, reply: Reply, data: bytes | None = None) -> Outcome:
+        """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
+        if self.encryption is None:
+            return outcome_of(reply, data)
+        from polarmap.worker.encrypted_replies import as_meant
+
+        try:
+            return outcome_of(as_meant(reply, self.encryption, data))
+        except Exception as error:  # of a forger
+            return lost(reply.task, reply.attempt, f"its reply {error}")
+
+    def partial_outcome(self, reply: Reply) -> Outcome:
+        """What a worker has handed in of a task that goes on."""
+        return self.outcome(reply)._replace(over=False)
 
 
 class Run(Protocol):
@@ -207,11 +228,6 @@ def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
     )
 
 
-def partial_outcome(reply: Reply) -> Outcome:
-    """What a worker has handed in of a task that goes on."""
-    return outcome_of(reply)._replace(over=False)
-
-
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:
     """The block of a task, each of its leaves `as_seen` by f."""
     leaves = [as_seen(leaf) for piece in coded.pieces(task) for leaf in coded.piece(piece)]
@@ -237,13 +253,19 @@ def check_folder(source: Place | None) -> None:
     )
 
 
+def key_of(coded: Coded) -> str | bytes | None:
+    """The key of blocks that lie in storage encrypted."""
+    source = coded.source
+    return None if source is None or source.encryption is None else Encryption(*source.encryption).key
+
+
 def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
     """What arrays of this layout weigh."""
     return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)
 
 
 def failure_of(error: Error) -> Failure:
-    """A worker's error with its exception rebuilt, or replaced by one that shows its traceback."""
+    """A worker's error with its exception rebuilt, or with one that tells of it."""
     if error.type == DamagedError.__name__:
         return Failure("damaged", error.type, error.message)
     cause: BaseException | None = None
@@ -255,8 +277,17 @@ def failure_of(error: Error) -> Failure:
         except Exception:
             cause = None
     if not isinstance(cause, Exception):
-        cause = RuntimeError(f"on the worker:\n{error.traceback}")
+        cause = _like(error)
     return Failure("raised", error.type, error.message, cause)
+
+
+def _like(error: Error) -> Exception:
+    """An exception made of what is told of a worker's."""
+    kind = getattr(builtins, error.type, None)
+    if isinstance(kind, type) and issubclass(kind, Exception):
+        with contextlib.suppress(Exception):
+            return kind(error.message)
+    return RuntimeError(f"on the worker:\n{error.traceback}")
 
 
 def lost(task: int, attempt: int, message: str) -> Outcome:

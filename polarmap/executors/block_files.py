@@ -20,6 +20,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, layout_bytes
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import Part, Place
 
@@ -36,14 +37,16 @@ class StoredPieces:
         Where its files lie: in the first unless there is no room.
     bytes : int
         That the files take when all are written.
+    encryption : Encryption or None
+        Of the files.
     users : int
         Maps that use it now.
     used : float
         When it was used last.
     """
 
-    def __init__(self, coded: Coded, folders: Sequence[Path]) -> None:
-        self.blocks, self.folders = weakref.ref(coded), list(folders)
+    def __init__(self, coded: Coded, folders: Sequence[Path], encryption: Encryption | None = None) -> None:
+        self.blocks, self.folders, self.encryption = weakref.ref(coded), list(folders), encryption
         self.bytes = bytes_of(coded)
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
@@ -68,7 +71,7 @@ class StoredPieces:
         with self._lock:
             found = self._tasks.get(task)
             if found is None:
-                place = Place("folder", "/")
+                place = Place("folder", "/", encryption=self.encryption)
                 parts = [self._places.get(one) or self._write(coded, one) for one in coded.pieces(task)]
                 found = StoredBlock(place, tuple(parts), coded.structure, coded.layout(task))
                 self._tasks[task] = found
@@ -93,8 +96,12 @@ class StoredPieces:
 
     def _write(self, coded: Coded, piece: int) -> Part:
         leaves = coded.piece(piece)
+        size = sum(leaf.nbytes for leaf in leaves)
         for number, folder in enumerate(self.folders, 1):
             path = folder / str(piece)
+            part = Part(str(path).lstrip("/"), size)
+            if self.encryption is not None:
+                leaves = [_encrypted(self.encryption, part, coded.piece(piece))]
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)  # not written into: a worker may have mapped it
@@ -107,7 +114,7 @@ class StoredPieces:
                     path.unlink()
                 if number == len(self.folders):
                     raise ExecutorError(f"no room for what workers are to read: {error}") from error
-        self._places[piece] = Part(str(path).lstrip("/"), sum(leaf.nbytes for leaf in leaves))
+        self._places[piece] = part
         if len(self._places) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
             coded.release()
         return self._places[piece]
@@ -129,19 +136,22 @@ class BlockFiles:
         self._memory, self._disk, self._budget = memory, disk, budget
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._stored: dict[int, StoredPieces] = {}  # by the identity of the blocks
+        # By the identity of the blocks: each map of a key encrypts them anew.
+        self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
 
-    def of(self, coded: Coded) -> StoredPieces:
+    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
         """Those of these blocks, in use until `done` is called."""
         with self._lock:
             for key, stored in list(self._stored.items()):
                 if stored.blocks() is None:
                     del self._stored[key]
-            found = self._stored.get(id(coded))
+            name = id(coded), encryption
+            found = self._stored.get(name)
             if found is None or (not found.users and not found.is_there()):
                 if found is not None:
                     found.remove()
-                found = self._stored[id(coded)] = StoredPieces(coded, self._folders(bytes_of(coded)))
+                folders = self._folders(bytes_of(coded))
+                found = self._stored[name] = StoredPieces(coded, folders, encryption)
             found.users += 1
             found.used = time.monotonic()
             return found
@@ -187,6 +197,12 @@ def name_of(coded: Coded, task: int) -> Hashable:
     if coded.source is None or coded.source.kind == "message":
         return id(coded), task
     return coded.source, coded.parts(task)
+
+
+def _encrypted(encryption: Encryption, part: Part, leaves: Sequence[Array]) -> Array:
+    """The bytes of a part as they are stored."""
+    data = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
+    return np.frombuffer(encrypt_part(encryption, part, data), np.uint8)
 
 
 def _write_all(file: Any, leaf: Array) -> None:

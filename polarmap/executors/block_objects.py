@@ -16,6 +16,7 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded
 from polarmap.executors.lithops_storage import ask_again
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import Part, Place
 
@@ -52,7 +53,7 @@ class StoredPieces:
                 return
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
             if self._put is None:
-                self._parts |= {piece: self._part(piece, self.bytes_of(coded, piece)) for piece in new}
+                self._parts |= {piece: self._part(piece, self.bytes_of(coded, piece))[0] for piece in new}
                 return
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 self._parts |= dict(zip(new, pool.map(partial(self._stored, coded), new)))
@@ -66,7 +67,8 @@ class StoredPieces:
 
     def part(self, coded: Coded, key: str) -> bytes:
         """The bytes of the piece of this name."""
-        return self.bytes_of(coded, int(key.rpartition("/")[2]))
+        piece = int(key.rpartition("/")[2])
+        return self._part(piece, self.bytes_of(coded, piece))[1]
 
     def store_again(self, coded: Coded, task: int) -> None:
         """A worker has found that the block of a task is not as it was stored."""
@@ -80,13 +82,16 @@ class StoredPieces:
 
     def _stored(self, coded: Coded, piece: int) -> Part:
         assert self._put is not None
-        data = self.bytes_of(coded, piece)
-        part = self._part(piece, data)
+        part, data = self._part(piece, self.bytes_of(coded, piece))
         self._put(part.key, data)
         return part
 
-    def _part(self, piece: int, data: bytes) -> Part:
-        return Part(f"{self._prefix}/{piece}", len(data), zlib.crc32(data))
+    def _part(self, piece: int, data: bytes) -> tuple[Part, bytes]:
+        """A piece as a part, and its bytes as they are stored or sent."""
+        part = Part(f"{self._prefix}/{piece}", len(data))
+        if self._place.encryption is not None:
+            data = encrypt_part(Encryption(*self._place.encryption), part, data)
+        return part._replace(crc32=zlib.crc32(data)), data
 
 
 class BlockObjects:
@@ -104,21 +109,24 @@ class BlockObjects:
         self._storage, self._prefix = storage, prefix
         self._lock = threading.Lock()
         self._numbers = itertools.count()
-        self._stored: dict[int, tuple[StoredPieces, str]] = {}  # by the identity of the blocks
+        # By the identity of the blocks: each map of a key encrypts them anew.
+        self._stored: dict[tuple[int, Encryption | None], tuple[StoredPieces, str]] = {}
 
-    def of(self, coded: Coded) -> StoredPieces:
+    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
         """Those of these blocks."""
         with self._lock:
             self._remove_dead()
-            if id(coded) not in self._stored:
+            name = id(coded), encryption
+            if name not in self._stored:
                 prefix = f"{self._prefix}/blocks/{next(self._numbers)}"
                 if self._storage is None:
-                    stored = StoredPieces(coded, Place("driver", self._prefix), prefix, None)
+                    place = Place("driver", self._prefix, encryption=encryption)
+                    stored = StoredPieces(coded, place, prefix, None)
                 else:
-                    place = Place("bucket", self._storage.bucket, self._storage.backend)
+                    place = Place("bucket", self._storage.bucket, self._storage.backend, encryption)
                     stored = StoredPieces(coded, place, prefix, self._put)
-                self._stored[id(coded)] = stored, prefix
-            return self._stored[id(coded)][0]
+                self._stored[name] = stored, prefix
+            return self._stored[name][0]
 
     def done(self, stored: StoredPieces) -> None:
         """A map does not need them any more; later ones may."""

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,10 +25,9 @@ from polarmap.executors.base import (
     block_of,
     check_folder,
     lost,
-    outcome_of,
-    partial_outcome,
     read_only,
 )
+from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.pickling import pickled
 from polarmap.executors.process_files import MapFiles, process_files
 from polarmap.executors.spare_processes import SpareProcesses, has_initializer
@@ -86,6 +86,10 @@ class FuturesRun:
         self._spares: SpareProcesses | None = None
         self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
+        if self._shares_memory:
+            self._payload = replace(payload, encryption=None)  # of what would travel
+        elif not isinstance(pool, ProcessPoolExecutor):
+            check_stays_here(payload.encryption, name)
         self._f = self._function()
         self._threads = threads_each(pool)
         self._files: MapFiles | None = None
@@ -125,7 +129,9 @@ class FuturesRun:
         while True:
             ended = self._drained(timeout if link is None else min(timeout, LOOK_SECONDS))
             is_woken = None in ended
-            outcomes = [] if link is None else list(map(partial_outcome, link.take()))  # before the ends
+            outcomes = (
+                [] if link is None else list(map(self._payload.partial_outcome, link.take()))
+            )  # before the ends
             told = (self._outcome(one) for one in ended if one is not None)
             outcomes += [outcome for outcome in told if outcome is not None]
             if outcomes or link is None or is_woken or time.monotonic() >= deadline:
@@ -202,7 +208,9 @@ class FuturesRun:
             return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
         if coded.source is not None and self._shares_memory:
             return LazyBlock(partial(block_of, coded, task)), None
-        stored = None if self._files is None or coded.source is not None else self._files.block(coded, task)
+        stored = None
+        if self._files is not None and coded.source is None:
+            stored = self._files.block(coded, task, self._payload.encryption)
         if stored is not None:
             return None, stored
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
@@ -210,7 +218,7 @@ class FuturesRun:
     def _outcome(self, ended: Ended | Reply) -> Outcome | None:
         """What is told of a future that is done, or of the result of a subtask."""
         if isinstance(ended, Reply):
-            return partial_outcome(ended)
+            return self._payload.partial_outcome(ended)
         task, attempt, future = ended
         if self._pending.get(task) is future:
             del self._pending[task]
@@ -224,7 +232,7 @@ class FuturesRun:
         sent = future.result()
         if sent is None:
             return None
-        return outcome_of(sent if isinstance(sent, Reply) else Reply.parse(sent))
+        return self._payload.outcome(sent if isinstance(sent, Reply) else Reply.parse(sent))
 
     def _hint(self, error: BaseException) -> str:
         """Python does not say which of its causes a broken process pool has."""

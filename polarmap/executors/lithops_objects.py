@@ -12,6 +12,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
 from polarmap.executors.lithops_storage import PREFIX, ask_again, remove_objects
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.io_lithops import Address
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -29,8 +30,8 @@ class MapObjects:
         By which workers find them.
     """
 
-    def __init__(self, storage: Any, coded: Coded) -> None:
-        self._storage, self._coded = storage, coded
+    def __init__(self, storage: Any, coded: Coded, encryption: Encryption | None = None) -> None:
+        self._storage, self._coded, self._encryption = storage, coded, encryption
         prefix = f"{PREFIX}/{uuid.uuid4().hex}"
         self.address = Address(storage.bucket, prefix, is_fresh=coded.source is None)
         self._stored: set[int] = set()  # pieces of blocks
@@ -50,7 +51,8 @@ class MapObjects:
         else:  # some have several leaves: parts of a sum, which exist already
             sizes = [sum(leaf.nbytes for leaf in coded.piece(piece)) for piece in pieces]
         parts = [Part(self._block_key(piece), size) for piece, size in zip(pieces, sizes, strict=True)]
-        return StoredBlock(Place("bucket", self.address.bucket), tuple(parts), coded.structure, layout)
+        place = Place("bucket", self.address.bucket, encryption=self._encryption)
+        return StoredBlock(place, tuple(parts), coded.structure, layout)
 
     def unstored(self, tasks: Sequence[int]) -> list[int]:
         """The pieces of these tasks that no one has stored yet, each once, as stored from now on."""
@@ -63,7 +65,11 @@ class MapObjects:
 
     def put_piece(self, piece: int) -> None:
         """Store a piece of the blocks."""
-        self._put(self._block_key(piece), b"".join(leaf.tobytes() for leaf in self._coded.piece(piece)))
+        key = self._block_key(piece)
+        data = b"".join(leaf.tobytes() for leaf in self._coded.piece(piece))
+        if self._encryption is not None:
+            data = encrypt_part(self._encryption, Part(key, len(data)), data)
+        self._put(key, data)
 
     def put_blocks(self, tasks: Sequence[int], is_first: bool) -> None:
         """Store the blocks of these tasks, at first also the sign that somebody waits for results."""

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Outcome, Payload, lost, outcome_of, partial_outcome
+from polarmap.executors.base import Outcome, Payload, lost
+from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, has_ended, result_of, runner_process
 from polarmap.executors.lithops_objects import MapObjects
 from polarmap.executors.pickling import pickled, pickled_by_value
@@ -51,7 +52,8 @@ class LithopsRun:
 
     def __init__(self, name: str, payload: Payload, storage: Any) -> None:
         self._name, self._payload = name, payload
-        self._objects = MapObjects(storage, payload.blocks)
+        check_stays_here(payload.encryption, name)
+        self._objects = MapObjects(storage, payload.blocks, payload.encryption)
         # (task, attempt) -> its copies in different jobs, all but one of which will find it locked
         self._running: dict[tuple[int, int], list[_Copy]] = {}
         self._attempts: dict[int, int] = {}  # the latest of each task
@@ -97,7 +99,7 @@ class LithopsRun:
             return []
         outcomes = []
         if self._payload.subtasks > 1:
-            outcomes = [partial_outcome(reply) for reply in self._objects.partial_results()]
+            outcomes = list(map(self._payload.partial_outcome, self._objects.partial_results()))
         outcomes += [outcome for key in list(self._running) for outcome in self._ended(key)]
         outcomes += self._maintain()
         self._next_look = time.monotonic() + LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._running)
@@ -141,7 +143,7 @@ class LithopsRun:
             data = self._objects.result(reply)
         except Exception as error:
             return lost(*key, f"its result could not be read: {type(error).__name__}: {error}")
-        return outcome_of(reply, data)
+        return self._payload.outcome(reply, data)
 
     def _with_rest(self, ticket: Ticket, outcome: Outcome) -> list[Outcome]:
         """The results of a task's subtasks that were not told yet, and its end."""
@@ -149,7 +151,7 @@ class LithopsRun:
         if unread and outcome.failure is None:
             message = f"{unread} results of its subtasks could not be read"
             outcome = lost(ticket.task, ticket.attempt, message)
-        return [*map(partial_outcome, replies), outcome]
+        return [*map(self._payload.partial_outcome, replies), outcome]
 
     def _count_attempts(self, tasks: Sequence[int]) -> list[tuple[int, int]]:
         """The attempts of these that are about to be started, the first or one more."""

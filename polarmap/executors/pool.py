@@ -22,6 +22,7 @@ from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.block_files import BlockFiles
 from polarmap.executors.block_objects import BlockObjects
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import PickledFunction, pickled_with_types
@@ -214,6 +215,8 @@ class KeptWorkers:
         crew = self._crew
         crew.check(payload.blocks.source, "lies in")
         crew.check(payload.output and payload.output.source, "is to stay in")
+        if crew.is_elsewhere:
+            check_stays_here(payload.encryption, crew.name)
         f = pickled_with_types(payload.f, payload.blocks.structure, crew.name, crew.is_elsewhere)
         with self._lock:
             if self._ended.is_set():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import hashlib
 import os
 import select
@@ -17,7 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload, lost, outcome_of
+from polarmap.executors.base import Coded, Outcome, Payload, lost
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
@@ -25,9 +23,10 @@ from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS, PoolSlots
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.frames import FrameError, parsed_reply
 from polarmap.worker.io_channel import Surroundings, TaskCall
-from polarmap.worker.messages import Error, StoredBlock
+from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, read_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
@@ -82,8 +81,8 @@ class Stored(Protocol):
 class Blocks(Protocol):
     """The stored blocks of all maps of a pool."""
 
-    def of(self, coded: Coded) -> Any:
-        """Those of these blocks, in use until `done` is called."""
+    def of(self, coded: Coded, encryption: Encryption | None = None) -> Any:
+        """Those of these blocks, encrypted if so, in use until `done` is called."""
         ...
 
     def done(self, stored: Any) -> None:
@@ -175,7 +174,7 @@ class PoolRun:
                 folder.mkdir(parents=True)
             self._f = self._sent(f.pickled)
             if payload.blocks.source is None:
-                self._stored = self._blocks.of(payload.blocks)
+                self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -451,12 +450,10 @@ class PoolRun:
         if (reply.task, reply.attempt) != (task, attempt):
             raise FrameError(f"a reply of task {reply.task}, not of {task}")
         is_over = fields["kind"] == "end"
-        outcome = outcome_of(reply)._replace(over=is_over)
-        if reply.error is not None and outcome.failure is not None:
-            failure = with_cause(outcome.failure, reply.error)
-            outcome = outcome._replace(failure=failure)
-            if failure.kind == "damaged" and self._stored is not None:
-                self._stored.store_again(self._payload.blocks, task)
+        outcome = self._payload.outcome(reply)._replace(over=is_over)
+        is_damaged = outcome.failure is not None and outcome.failure.kind == "damaged"
+        if is_damaged and self._stored is not None:
+            self._stored.store_again(self._payload.blocks, task)
         if is_over:
             self._finish(worker)
         return self._first_told([outcome])
@@ -491,18 +488,6 @@ class PoolRun:
                 if number == len(self._folders):
                     raise
         return str(path)
-
-
-def with_cause(failure: Failure, error: Error) -> Failure:
-    """A failure with an exception made of what is told of the worker's: of its type if that is built in."""
-    if failure.kind != "raised":
-        return failure
-    cause: Exception = RuntimeError(f"on the worker:\n{error.traceback}")
-    kind = getattr(builtins, error.type, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with contextlib.suppress(Exception):
-            cause = kind(error.message)
-    return failure._replace(cause=cause)
 
 
 def surroundings(threads: int) -> Surroundings:

@@ -10,6 +10,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
 from polarmap.executors.block_files import BlockFiles, StoredPieces
 from polarmap.executors.owned_folder import memory_folder
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.messages import StoredBlock
 
 BUDGET_BYTES = 8 << 30  # of blocks of all maps together, and no more than half of what is free
@@ -54,12 +55,12 @@ class MapFiles:
         self._files = files
         self._stored: StoredPieces | None = None
 
-    def block(self, coded: Coded, task: int) -> StoredBlock | None:
+    def block(self, coded: Coded, task: int, encryption: Encryption | None = None) -> StoredBlock | None:
         """The block of a task, stored now if it is not yet; None if it is to travel with its task."""
         if self._files is None or layout_bytes(coded.layout(task)) < SENT_BYTES:
             return None
         if self._stored is None:
-            self._stored = self._files.of(coded)
+            self._stored = self._files.of(coded, encryption)
         if str(self._stored.folders[0].parent) != self.folder:
             return None
         try:

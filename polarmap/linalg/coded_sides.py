@@ -13,6 +13,7 @@ from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once, enco
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError
 from polarmap.executors import storage_beside
 from polarmap.linalg import matrices
 
@@ -65,6 +66,11 @@ class CodedSides:
             options = CodeOptions(*self._counts(matrix.shape[0]))
             sparse = encode_sparse(matrix, options, keep=True, name="A")
             return CodedSide(sparse, sparse.blocks.largest(0) if is_exact(matrix.dtype) else 0)
+        if isinstance(self._matrix, CodedArray) and self._matrix.key is not None:
+            raise CodeError(
+                f"A is an encrypted coded array, and its {name} would be stored as they are: pass "
+                "transposed=, what encode made of A.T with key="
+            )
         matrix = self._matrix[:] if isinstance(self._matrix, CodedArray) else self._matrix
         data = matrices.CheckedMatrix(matrix if name == "rows" else matrices.TransposedMatrix(matrix), "A")
         k, n, code = self._counts(data.shape[0])

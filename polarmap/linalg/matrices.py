@@ -83,7 +83,11 @@ def check_matrix(matrix: Any, name: str, for_sparse: str = "") -> Any:
 
     for_sparse : what to use of a sparse one; by default it as an array.
     """
-    matrix = as_array_like(matrix, name, for_sparse or f"{name}.toarray()")
+    return check_two_axes(as_array_like(matrix, name, for_sparse or f"{name}.toarray()"), name)
+
+
+def check_two_axes(matrix: Any, name: str) -> Any:
+    """The same of what is an array already."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")

@@ -110,7 +110,10 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         progress: bool | None = None,
     ) -> None:
         check_not_masked(code)
-        matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
+        if isinstance(A, CodedArray):
+            matrix = matrices.check_two_axes(A, "A")
+        else:
+            matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
         super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
         options = checked_options(verify, rtol, timeout, retries)
         executor, end = keep_open(executor)

@@ -136,10 +136,9 @@ def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
     # Columns of a coded array are read through all its rows: once, then.
     A, B = (
         matrices.as_array_like(A, "A", "CodedOperator(A) @ B, or A.toarray()"),
-        matrices.as_array_like(
-            B[:] if hasattr(B, "coded_blocks") else B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()"
-        ),
+        matrices.as_array_like(B, "B", "(CodedOperator(B.T) @ A.T).T, or B.toarray()"),
     )
+    B = B[:] if hasattr(B, "coded_blocks") else B
     if len(A.shape) == 1 and len(B.shape) == 1:
         raise CodeError("A and B are both vectors: a product of these is not worth a map, use A @ B")
     left = matrices.check_matrix(A[:][None, :] if len(A.shape) == 1 else A, "A")

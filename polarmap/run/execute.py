@@ -22,7 +22,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, Outcome, Payload, Run, layout_bytes, read_only
+from polarmap.executors.base import Coded, Outcome, Payload, Run, key_of, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.planning.backups import backup_lateness
 from polarmap.planning.on_demand import ParityRule
@@ -42,6 +42,7 @@ from polarmap.run.schedule import Policy, Stopwatch, schedule
 from polarmap.run.subtask_rows import check_rows
 from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
@@ -126,7 +127,14 @@ def _run_coded(
     coded, options = call.coded, call.options
     encoded = coded.encode_seconds  # by earlier maps of the same blocks
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
-    payload = Payload(call.f, coded, output=output, subtasks=options.subtasks, low_priority=parity)
+    payload = Payload(
+        call.f,
+        coded,
+        output=output,
+        subtasks=options.subtasks,
+        low_priority=parity,
+        encryption=encryption_of(coded, options.key),
+    )
     with closing(launch.executor.open(payload)) as run:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
         tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
@@ -178,7 +186,8 @@ def run_uncoded(
     blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
     observer = observer_of(progress)
     with logged(blank) as log:
-        with closing(launch.executor.open(Payload(f, blocks, output=output))) as run:
+        payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
+        with closing(launch.executor.open(payload)) as run:
             began = min(launch.began, run.now())
             tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
             firsts = FirstResults(tasks, note)
@@ -237,6 +246,17 @@ def _collect(
             break
     codewords.warn_of_inaccuracy()
     return found
+
+
+def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
+    """Of what a map stores and sends: with its own key, or that of the stored array that it is over."""
+    key = key_of(blocks) if key is None else key
+    if key is None:
+        return None
+    from polarmap.executors.encryption_keys import check_fits, new_encryption
+
+    check_fits(blocks)
+    return new_encryption(key)
 
 
 def _blank_report(coded: CodedData, launch: Launch) -> Report:
@@ -354,6 +374,15 @@ def prepared(
     """
     launch = Launch(_executor(executor, data))
     coded = encoded(data, code_options, options.rtol, parity_for or options.parity_for)
+    if options.key is not None and coded.source is not None and options.key != key_of(coded):
+        raise CodeError(
+            "key= encrypts data from memory, and these lie in storage, "
+            + (
+                "encrypted: leave key out"
+                if key_of(coded)
+                else "as they are: encode(..., key=) encrypts them"
+            )
+        )
     if options.subtasks > 1 and isinstance(coded, SparseCodedBlocks):
         raise CodeError(
             "Subtasks cut blocks that are not sparse: leave schedule=Subtasks(...) out, with more blocks "

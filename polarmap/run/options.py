@@ -80,6 +80,7 @@ class MapOptions:
     trust: TrustedFunctions = TRUSTED  # what earlier maps found functions to be
     trusted: bool = False  # f is ours: what the code assumes of it is true by construction
     shape: tuple[int, ...] | None = None  # of the array that f, which is ours, returns
+    key: str | bytes | None = None  # of all that is stored of this map
     row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block
 
     @property
@@ -137,6 +138,13 @@ def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
             f"returns it, not {schedule!r}{advice}"
         )
     return replace(options, schedule=schedule)
+
+
+def encrypted(options: MapOptions, key: Any) -> MapOptions:
+    """`options` of a map that is encrypted; CodeError for what is no key."""
+    from polarmap.executors.encryption_keys import readable_key
+
+    return replace(options, key=readable_key(key))
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:

@@ -11,7 +11,7 @@ from typing import Any
 
 from polarmap.worker.kept_blocks import leaves_of
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place, assemble
+from polarmap.worker.parts import Part, Place, as_decrypted, assemble
 from polarmap.worker.pytree import unflatten
 
 
@@ -45,7 +45,8 @@ class FetchedBlocks:
         data = self._kept.get(key)
         if data is None:
             self.fetches += 1
-            data = memoryview(assemble([part], lambda one: self._fetch(source, one))).toreadonly()
+            parts = as_decrypted(source, [part])
+            data = memoryview(assemble(parts, lambda one: self._fetch(source, one))).toreadonly()
             if part.crc32 is not None and part.size <= self._budget:
                 self._keep(key, data)
         else:

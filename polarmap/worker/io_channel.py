@@ -15,6 +15,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.channels import Channel
+from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.fetched_blocks import FetchedBlocks
 from polarmap.worker.frames import plain_reply
 from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
@@ -183,6 +184,8 @@ class ChannelIO:
         """The bytes of a part that lies in a bucket, or with the driver."""
         if source.kind != "driver" or not part.key:
             return read_part(source, part, self._storage)
+        if source.encryption is not None:
+            return read_decrypted(source, part, self._fetch)
         self.channel.send({"need": part.key})
         message = self.channel.receive(PART_SECONDS)
         if message is None or message[:2] != ("part", part.key):

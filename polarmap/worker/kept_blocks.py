@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import DamagedError, Part, read_file, verified
+from polarmap.worker.objects import read_part
+from polarmap.worker.parts import DamagedError, Part, Place, as_decrypted, read_file, verified
 from polarmap.worker.pytree import Array, Layout, Packed, flatten, unflatten
 
 MAPPED_BYTES = 1 << 18  # larger parts of blocks are mapped, smaller ones read
@@ -56,13 +57,15 @@ class KeptBlocks:
 
         DamagedError if it is not as it was stored.
         """
-        folder, parts = block.source.place, tuple(part for part in block.parts if part.size)
+        source, parts = block.source, tuple(part for part in block.parts if part.size)
         if sum(part.size for part in parts) < MAPPED_BYTES or not all(part.key for part in parts):
-            buffers: list[Any] = [self._read(folder, part) for part in parts]
+            buffers: list[Any] = [self._read(source, part) for part in parts]
+        elif is_private and source.encryption is not None:
+            buffers = [bytearray(self._read(source, part)) for part in parts]
         elif is_private:
-            buffers = [self._mapped(folder, part, {"access": mmap.ACCESS_COPY})[0] for part in parts]
+            buffers = [self._mapped(source.place, part, {"access": mmap.ACCESS_COPY})[0] for part in parts]
         else:
-            buffers = [self._in_memory(folder, parts)]
+            buffers = [self._in_memory(source, parts)]
         return unflatten(block.structure, leaves_of(buffers, block.layout))
 
     def forget_removed(self) -> None:
@@ -77,20 +80,24 @@ class KeptBlocks:
             self._kept.clear()
             self._bytes = 0
 
-    def _read(self, folder: str, part: Part) -> Any:
-        """The bytes of a small part, or of one that is zeros and lies nowhere."""
+    def _read(self, source: Place, part: Part) -> Any:
+        """The bytes of a small part, of one that is zeros and lies nowhere, or of one that is encrypted."""
         if not part.key:
             return bytearray(part.size)
         self.reads += 1
-        return verified(part, read_file(folder, part))
+        if source.encryption is not None:
+            [decrypted] = as_decrypted(source, [part])
+            return verified(decrypted, read_part(source, part))
+        return verified(part, read_file(source.place, part))
 
-    def _in_memory(self, folder: str, parts: tuple[Part, ...]) -> memoryview:
+    def _in_memory(self, source: Place, parts: tuple[Part, ...]) -> memoryview:
         """The bytes of all parts in a row: where one part is all, those of its file, else a copy."""
-        key, kept = (folder, parts), self._kept.get((folder, parts))
-        paths = tuple(os.path.join(folder, part.key) for part in parts)
+        key, kept = (source, parts), self._kept.get((source, parts))
+        paths = tuple(os.path.join(source.place, part.key) for part in parts)
         is_new = kept is None or kept.status != tuple(map(status_of, paths))  # stored anew: looked at anew
         if kept is None or is_new:
-            kept = (self._mapping if len(parts) == 1 else self._copy)(folder, parts, paths)
+            is_mapped = len(parts) == 1 and source.encryption is None
+            kept = (self._mapping if is_mapped else self._copy)(source, parts, paths)
         with self._lock:
             if is_new:
                 self._keep(key, kept)
@@ -106,18 +113,17 @@ class KeptBlocks:
         while self._bytes > KEPT_BYTES and len(self._kept) > 1:
             self._drop(next(iter(self._kept)))
 
-    def _mapping(self, folder: str, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
+    def _mapping(self, source: Place, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
         flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-        buffer, status = self._mapped(folder, parts[0], {"flags": flags, "prot": mmap.PROT_READ})
+        buffer, status = self._mapped(source.place, parts[0], {"flags": flags, "prot": mmap.PROT_READ})
         return Kept(buffer, paths, (status,))
 
-    def _copy(self, folder: str, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
+    def _copy(self, source: Place, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
         status = tuple(map(status_of, paths))
         whole = np.empty(sum(part.size for part in parts), np.uint8)  # which is in large pages
         start = 0
         for part in parts:
-            self.reads += 1
-            data = verified(part, read_file(folder, part))
+            data = self._read(source, part)
             whole[start : start + part.size] = np.frombuffer(data, np.uint8)
             start += part.size
         return Kept(whole.data.toreadonly(), paths, status)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from polarmap.worker.encrypted_replies import as_sent
 from polarmap.worker.faults import Fault, FaultyCall
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.partial_results import PartialResult, evaluate, joined
@@ -40,6 +41,12 @@ class TaskIO(Protocol):
 
 def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
     """f of the block that a ticket names, as it is to be told; None if nobody waits for it any more."""
+    reply = _reply_of(ticket, io)
+    return reply if reply is None or ticket.encryption is None else as_sent(reply, ticket.encryption)
+
+
+def _reply_of(ticket: Ticket, io: TaskIO) -> Reply | None:
+    """The same as f gives it; results of subtasks are handed in meanwhile."""
     started = time.time()
 
     def reply(one: PartialResult) -> Reply:
@@ -52,12 +59,16 @@ def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
         results = evaluate(packing(f, ticket.fault, count), block, ticket.subtask_order)
         del f, block  # the results hold them for as long as they are needed
         for number, result in enumerate(results, 1):
-            if number == count or not io.hand_in(reply(result)):
+            if number == count or not _hand_in(reply(result), ticket, io):
                 rest.append(result)
         whole = reply(joined(rest))
         return whole if ticket.output is None else _stored(whole, ticket, io)
     except BaseException as error:
         return Reply(ticket.task, ticket.attempt, None, describe(error), started, time.time())
+
+
+def _hand_in(reply: Reply, ticket: Ticket, io: TaskIO) -> bool:
+    return io.hand_in(reply if ticket.encryption is None else as_sent(reply, ticket.encryption))
 
 
 def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:

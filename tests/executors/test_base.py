@@ -18,9 +18,13 @@ from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
-from polarmap.executors.base import MapExecutor, Outcome, Payload, Run
+from polarmap.executors.base import Failure, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.private_folder import named_for_lithops
+from polarmap.worker.encrypted_replies import as_sent
+from polarmap.worker.encryption import Encryption
+from polarmap.worker.messages import Error, Reply, describe
 from polarmap.worker.parts import Place, assemble, read_file
+from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
 N, ROWS, SUBTASKS = 6, 6, 3
@@ -241,3 +245,39 @@ def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
         failures = {task: outcome.failure for task, outcome in ended(run, 0, 1, 2).items()}
     kinds = {task: failure and failure.kind for task, failure in failures.items()}
     assert kinds == {0: "raised", 1: "lost", 2: None}
+
+
+def test_a_failure_has_an_exception_of_its_type_where_python_has_it() -> None:
+    assert isinstance(failure_of(Error("KeyError", "'a'", "trace", None)).cause, KeyError)
+    for name in ("Exit", "UnicodeDecodeError", "SystemExit", "print", "__import__"):
+        cause = failure_of(Error(name, "text", "the trace", None)).cause
+        assert isinstance(cause, RuntimeError)
+        assert "the trace" in str(cause)
+    assert failure_of(Error("DamagedError", "gone", "", None)) == Failure("damaged", "DamagedError", "gone")
+
+
+def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
+    encryption = Encryption.new(bytes(range(32)))
+    payload = Payload(np.negative, BLOCKS, encryption=encryption)
+    sent = as_sent(Reply(1, 0, pack(np.arange(3.0)), None, 1.0, 3.0, None, (2,)), tuple(encryption))
+    assert sent.result is not None
+    outcome = payload.partial_outcome(sent)
+    assert outcome.leaves is not None
+    np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
+    assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
+    apart = sent._replace(result=sent.result._replace(data=b""))
+    assert payload.outcome(apart, bytes(sent.result.data)).failure is None
+    others = [
+        sent._replace(task=2),
+        sent._replace(subtasks=()),
+        apart,
+        sent._replace(error=describe(KeyError())),
+    ]
+    for forged in others:
+        failure = payload.outcome(forged).failure
+        assert failure is not None
+    changed = bytes(sent.result.data[:-1]) + bytes([sent.result.data[-1] ^ 1])
+    failure = payload.outcome(apart, changed).failure
+    assert failure is not None
+    assert (failure.kind, failure.type) == ("lost", "WorkerLost")
+    assert failure.message == "its reply is not what was encrypted: somebody has changed or replaced it"

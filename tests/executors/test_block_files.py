@@ -10,7 +10,9 @@ import pytest
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_files import BlockFiles, bytes_of, name_of
+from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption
 from polarmap.worker.kept_blocks import KeptBlocks
+from polarmap.worker.parts import DamagedError
 
 DATA = np.random.default_rng(0).standard_normal((3, 40))  # of 320 bytes each
 
@@ -99,3 +101,22 @@ def test_tasks_of_the_same_blocks_are_known_again() -> None:
     coded = blocks()
     assert name_of(coded, 1) == name_of(coded, 1) != name_of(coded, 2)
     assert name_of(coded, 1) != name_of(blocks(), 1)
+
+
+def test_with_a_key_no_file_holds_the_blocks_as_they_are(tmp_path: Path) -> None:
+    coded, kept = blocks(), BlockFiles(tmp_path / "memory", tmp_path / "disk", 10**6)
+    first, second = (Encryption.new(bytes(range(32))) for _ in range(2))
+    stored = kept.of(coded, first)
+    assert kept.of(coded, first) is stored
+    assert kept.of(coded, second) is not stored
+    block = stored.block(coded, 1)
+    np.testing.assert_array_equal(KeptBlocks().load(block), DATA[1])
+    path = Path("/", block.parts[0].key)
+    data = path.read_bytes()
+    assert len(data) == DATA[1].nbytes + OVERHEAD_BYTES
+    assert not any(one.tobytes() in data for one in DATA[1])
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
+        KeptBlocks().load(block)
+    stored.store_again(coded, 1)
+    np.testing.assert_array_equal(KeptBlocks().load(stored.block(coded, 1)), DATA[1])

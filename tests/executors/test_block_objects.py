@@ -15,6 +15,7 @@ from polarmap.blocks.choose_code import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_objects import BlockObjects
+from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption
 from polarmap.worker.objects import read_part
 from polarmap.worker.parts import Place
 
@@ -124,3 +125,28 @@ def test_a_bucket_that_refuses_is_one_clear_error(storage: Counted) -> None:
     coded = blocks()
     with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
         BlockObjects(storage, "prefix").of(coded).prepare(coded, [0])
+
+
+@pytest.mark.parametrize("is_stored", [True, False])
+def test_with_a_key_nothing_is_stored_or_sent_as_it_is(storage: Counted, is_stored: bool) -> None:
+    coded, encryption = blocks(), Encryption.new(bytes(range(32)))
+    expected = [b"".join(leaf.tobytes() for leaf in coded.leaves(task)) for task in range(N)]
+    objects = BlockObjects(storage if is_stored else None, "prefix")
+    stored = objects.of(coded, encryption)
+    assert objects.of(coded, encryption) is stored
+    stored.prepare(coded, range(N))
+    for task in range(N):
+        block = stored.block(coded, task)
+        [part] = block.parts
+        if not is_stored:  # workers ask for it
+            storage.put_object("b", part.key, stored.part(coded, part.key))
+        data = storage.objects["b", part.key]
+        assert expected[task][:8] not in data
+        assert part.size == len(data) - OVERHEAD_BYTES
+        assert part.crc32 == zlib.crc32(data) or not is_stored
+        place = Place("bucket", "b", encryption=block.source.encryption)
+        assert read_part(place, part, storage) == expected[task]
+    del coded
+    gc.collect()
+    objects.of(blocks())
+    assert not is_stored or storage.objects == {}

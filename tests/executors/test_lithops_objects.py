@@ -12,6 +12,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_objects import MapObjects
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.objects import read_part
 from polarmap.worker.pytree import pack
@@ -90,3 +91,11 @@ def test_a_storage_that_takes_nothing_is_one_clear_error(storage: DictStorage) -
 
     with pytest.raises(ExecutorError, match="could not be stored in bucket 'b': OSError: no space left"):
         MapObjects(Full(), BLOCKS).put_blocks([0], is_first=True)
+
+
+def test_with_a_key_no_block_is_put_as_it_is(storage: DictStorage) -> None:
+    objects = MapObjects(storage, BLOCKS, Encryption.new(bytes(range(32))))
+    objects.put_blocks([1], is_first=True)
+    assert not any(DATA[1].tobytes()[:16] in data for data in storage.objects.values())
+    block = objects.block(1)
+    np.testing.assert_array_equal(block.load(partial(read_part, block.source, storage=storage)), DATA[1])

@@ -7,21 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polarmap.executors.base import Failure
-from polarmap.executors.pool_run import surroundings, with_cause
-from polarmap.worker.messages import Error
-
-
-def test_a_failure_has_an_exception_of_its_type_where_python_has_it() -> None:
-    failure = Failure("raised", "KeyError", "'a'")
-    cause = with_cause(failure, Error("KeyError", "'a'", "trace", None)).cause
-    assert isinstance(cause, KeyError)
-    for name in ("Exit", "UnicodeDecodeError", "SystemExit", "print", "__import__"):
-        cause = with_cause(failure, Error(name, "text", "the trace", None)).cause
-        assert isinstance(cause, RuntimeError)
-        assert "the trace" in str(cause)
-    damaged = Failure("damaged", "DamagedError", "gone")
-    assert with_cause(damaged, Error("DamagedError", "gone", "", None)) is damaged
+from polarmap.executors.pool_run import surroundings
 
 
 def test_workers_get_the_surroundings_of_the_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

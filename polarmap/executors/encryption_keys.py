@@ -1,0 +1,77 @@
+"""The key that a caller passes: checked, and kept on this machine unless workers find it where they are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polarmap.clouds.extras import install_command
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors.base import Coded, layout_bytes
+from polarmap.worker.encryption import (
+    KEY_BYTES,
+    MAKE_ONE,
+    MESSAGE_BYTES,
+    Encryption,
+    KeyUnavailableError,
+    ciphers,
+    read_key,
+)
+
+PLACES = ("env:", "file:")
+
+
+def checked_key(key: Any) -> str | bytes:
+    """The key of the caller; CodeError for what is none."""
+    if isinstance(key, (bytes, bytearray, memoryview)):
+        if len(key) != KEY_BYTES:
+            raise CodeError(
+                f"key has {len(key)} bytes, and AES-256 takes {KEY_BYTES} random ones, as "
+                "secrets.token_bytes(32) makes them"
+            )
+        found: str | bytes = bytes(key)
+    elif isinstance(key, str) and key.startswith(PLACES) and key.partition(":")[2]:
+        found = key
+    else:  # which may be a key: it is not shown
+        raise CodeError(
+            f"key must be 'env:NAME' or 'file:PATH', where workers find the {2 * KEY_BYTES} hexadecimal "
+            f"digits that this makes: {MAKE_ONE}; or {KEY_BYTES} bytes. This {type(key).__name__} is neither"
+        )
+    try:
+        ciphers()
+    except KeyUnavailableError as error:
+        raise CodeError(f"key= needs the package cryptography: {install_command('crypto')}") from error
+    return found
+
+
+def readable_key(key: Any) -> str | bytes:
+    """The same, but CodeError also for one that is not where it says."""
+    checked = checked_key(key)
+    try:
+        read_key(checked)
+    except KeyUnavailableError as error:
+        raise CodeError(str(error)) from error
+    return checked
+
+
+def new_encryption(key: Any) -> Encryption:
+    """Of an array or a map that is to be encrypted; CodeError for what is no key, or is not there."""
+    return Encryption.new(readable_key(key))
+
+
+def check_fits(blocks: Coded) -> None:
+    """CodeError for blocks in memory that are too large to be encrypted."""
+    largest = max((layout_bytes(blocks.layout(task)) for task in range(blocks.n)), default=0)
+    if blocks.source is None and largest > MESSAGE_BYTES:
+        raise CodeError(
+            f"a block has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: use more blocks"
+        )
+
+
+def check_stays_here(encryption: Encryption | None, name: str) -> None:
+    """ExecutorError for a key that would have to travel to workers by way of storage, or a network."""
+    if encryption is not None and isinstance(encryption.key, bytes):
+        raise ExecutorError(
+            "key= is the key itself, which would have to be written to storage, or sent over a network, for "
+            f"the workers of {name}: give them its 64 hexadecimal digits, key.hex(), in an environment "
+            "variable or a file, and pass key='env:NAME' or key='file:PATH'"
+        )

@@ -1,0 +1,181 @@
+"""Encryption of what lies in storage: AES-256-GCM, under a key that never lies there.
+
+Runs on workers too: imports the standard library, and `cryptography` once there is something to encrypt.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from polarmap.worker.parts import DamagedError, Part, Place
+
+KEY_BYTES = SALT_BYTES = TAG_BYTES = 32
+CHECK_BYTES = 8
+# Nonces are 96 random bits, and each array and each map has a cipher key of its own, which HKDF derives of
+# the caller's key and a salt of 256 random bits. Two of q messages under one cipher key have the same nonce
+# with probability below q^2 / 2^97: 2^-33 at the 2^32 messages that NIST SP 800-38D allows. An array of so
+# many parts would have a manifest of 300 GB. That two salts are the same is out of the question.
+NONCE_BYTES = 12
+OVERHEAD_BYTES = NONCE_BYTES + 16  # that the nonce and the tag of AES-GCM add to a message
+MESSAGE_BYTES = (1 << 31) - 1  # that `cryptography` encrypts at once
+MAKE_ONE = "python -c 'import secrets; print(secrets.token_hex(32))'"
+PURPOSE = b"polarmap encryption 1"
+
+
+class KeyUnavailableError(Exception):
+    """The key is not where it is said to be, or is another one."""
+
+
+class Encryption(NamedTuple):
+    """How the parts of one array, or all of one map, are encrypted. Plain data.
+
+    key : where the key is found, "env:NAME" or "file:PATH"; or the key itself, for this machine only.
+    salt : random: what the keys in use are derived of, besides the key.
+    check : by which another key is found out.
+    """
+
+    key: str | bytes
+    salt: bytes
+    check: bytes
+
+    def __repr__(self) -> str:
+        return f"Encryption(key={self.key if isinstance(self.key, str) else '32 bytes'!r})"
+
+    @classmethod
+    def new(cls, key: str | bytes) -> Encryption:
+        """Of an array or a map that is to be encrypted; KeyUnavailableError where there is no such key."""
+        salt = os.urandom(SALT_BYTES)
+        return cls(key, salt, Keys.derived(read_key(key), salt).check)
+
+    def keys(self) -> Keys:
+        """The keys in use; KeyUnavailableError if the key is not there, or not the one that was used."""
+        keys = Keys.derived(read_key(self.key), self.salt)
+        if not hmac.compare_digest(keys.check, self.check):
+            where = "the 32 bytes that were passed" if isinstance(self.key, bytes) else repr(self.key)
+            raise KeyUnavailableError(f"{where}: this is not the key that was used to encrypt")
+        return keys
+
+    def encrypt(self, name: str, data: Any) -> bytes:
+        """`data` so that it can be decrypted under the same name only."""
+        return self.keys().encrypt(name, data)
+
+    def decrypt(self, name: str, data: Any) -> bytes:
+        """The inverse; DamagedError for what was not encrypted with this key, or under another name."""
+        return self.keys().decrypt(name, data)
+
+
+class Keys(NamedTuple):
+    """What is derived of a key for one array or map.
+
+    cipher : of AES-256-GCM.
+    tags : of HMAC-SHA256, for what is to be read without the key.
+    check : tells keys apart, and nothing about them.
+    """
+
+    cipher: bytes
+    tags: bytes
+    check: bytes
+
+    @classmethod
+    def derived(cls, key: bytes, salt: bytes) -> Keys:
+        """By HKDF-SHA256 (RFC 5869)."""
+        _, hkdf = ciphers()
+        derived: bytes = hkdf(2 * KEY_BYTES + CHECK_BYTES, salt).derive(key)
+        return cls(derived[:KEY_BYTES], derived[KEY_BYTES:-CHECK_BYTES], derived[-CHECK_BYTES:])
+
+    def encrypt(self, name: str, data: Any) -> bytes:
+        """Nonce, ciphertext and tag, which holds for this name only."""
+        aes_gcm, _ = ciphers()
+        nonce = os.urandom(NONCE_BYTES)
+        return b"".join((nonce, aes_gcm(self.cipher).encrypt(nonce, data, name.encode())))
+
+    def decrypt(self, name: str, data: Any) -> bytes:
+        """The inverse; DamagedError if it is not that."""
+        aes_gcm, _ = ciphers()
+        cipher, view = aes_gcm(self.cipher), memoryview(data)
+        try:
+            plain: bytes = cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], name.encode())
+        except Exception as error:  # too short, or a wrong tag
+            raise DamagedError("is not what was encrypted: somebody has changed or replaced it") from error
+        return plain
+
+    def tag(self, data: bytes) -> bytes:
+        """Of what everybody may read, and nobody change."""
+        return hmac.digest(self.tags, data, "sha256")
+
+
+def read_key(key: str | bytes) -> bytes:
+    """The 32 bytes of a key; KeyUnavailableError if they are not where it says."""
+    if isinstance(key, bytes):
+        return key
+    kind, _, where = key.partition(":")
+    if kind == "env":
+        text = os.environ.get(where)
+        if text is None:
+            raise KeyUnavailableError(f"the environment variable {where!r} of key='{key}' is not set here")
+    else:
+        try:
+            with open(os.path.expanduser(where), encoding="ascii") as file:
+                text = file.read(1000)
+        except (OSError, ValueError) as error:
+            raise KeyUnavailableError(f"the file of key='{key}' cannot be read here: {error}") from None
+    digits = text.strip()
+    try:
+        found = bytes.fromhex(digits)
+    except ValueError:
+        found = b""
+    if len(found) != KEY_BYTES:
+        raise KeyUnavailableError(
+            f"key='{key}' holds {len(digits)} characters, not the {2 * KEY_BYTES} hexadecimal digits of a "
+            f"key, as this makes them: {MAKE_ONE}"
+        )
+    return found
+
+
+def ciphers() -> tuple[Callable[[bytes], Any], Callable[[int, bytes], Any]]:
+    """AES-GCM by its key, and HKDF-SHA256 by its length and salt."""
+    try:
+        from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+        from cryptography.hazmat.primitives.hashes import SHA256
+        from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+    except ImportError:
+        raise KeyUnavailableError("key= needs the package cryptography, which is missing here") from None
+    return AESGCM, lambda length, salt: HKDF(SHA256(), length, salt, PURPOSE)
+
+
+def part_name(part: Part) -> str:
+    """What a part is encrypted as: keys are never used twice, and tell array, run, stripe and block."""
+    return f"part {part.offset} {part.size} {part.key}"
+
+
+def encrypted_size(size: int) -> int:
+    """Bytes in storage of a part of so many bytes; of nothing, nothing."""
+    return size + OVERHEAD_BYTES if size else 0
+
+
+def encrypt_part(encryption: Encryption, part: Part, data: Any) -> bytes:
+    """The bytes of a part as they are stored; `part` has the size that they have in memory."""
+    return encryption.encrypt(part_name(part), data) if part.size else b""
+
+
+def decrypt_part(encryption: Encryption, part: Part, data: Any) -> bytes:
+    """The inverse; DamagedError names a part that is not what was stored."""
+    if len(data) != encrypted_size(part.size):
+        raise DamagedError(f"{part.key} has {len(data)} of {encrypted_size(part.size)} bytes")
+    try:
+        return encryption.decrypt(part_name(part), data) if part.size else b""
+    except DamagedError as error:
+        raise DamagedError(f"{part.key} {error}") from error
+
+
+def read_decrypted(source: Place, part: Part, read: Callable[[Place, Part], Any]) -> Any:
+    """The bytes of a part, of which `read` gives those that lie in a place."""
+    assert source.encryption is not None
+    if not (part.key and part.size):
+        return bytes(part.size)
+    stored = part._replace(size=encrypted_size(part.size))
+    data = read(source._replace(encryption=None), stored)
+    return decrypt_part(Encryption(*source.encryption), part, data)

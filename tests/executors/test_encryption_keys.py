@@ -1,0 +1,66 @@
+"""Keys as callers pass them."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.equal import cut
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import encryption_keys
+from polarmap.executors.encryption_keys import check_fits, check_stays_here, checked_key, new_encryption
+
+KEY = bytes(range(32))
+
+
+@pytest.mark.parametrize("key", [KEY, bytearray(KEY), memoryview(KEY)])
+def test_bytes_are_the_key(key: Any) -> None:
+    assert checked_key(key) == KEY
+    assert new_encryption(key).key == KEY
+
+
+@pytest.mark.parametrize("key", [KEY[:16], b"", KEY + b"x"])
+def test_a_key_has_32_bytes(key: bytes) -> None:
+    with pytest.raises(CodeError, match=rf"key has {len(key)} bytes, and AES-256 takes 32 random ones"):
+        checked_key(key)
+
+
+@pytest.mark.parametrize("key", ["password", KEY.hex(), "env:", "file:", "s3:x", 3, ["env:X"], True])
+def test_a_word_is_no_key_and_is_not_shown(key: Any) -> None:
+    with pytest.raises(CodeError, match="key must be 'env:NAME' or 'file:PATH'") as caught:
+        checked_key(key)
+    assert KEY.hex() not in str(caught.value)
+    assert "password" not in str(caught.value)
+
+
+def test_a_key_that_is_not_there() -> None:
+    assert checked_key("env:NOT_SET_ANYWHERE") == "env:NOT_SET_ANYWHERE"
+    with pytest.raises(CodeError, match=r"'NOT_SET_ANYWHERE' of key=.* is not set here"):
+        new_encryption("env:NOT_SET_ANYWHERE")
+
+
+def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
+    with pytest.raises(CodeError, match="key= needs the package cryptography: pip install"):
+        checked_key(KEY)
+
+
+def test_the_key_itself_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLARMAP_TEST_KEY", KEY.hex())
+    check_stays_here(None, "a place")
+    check_stays_here(new_encryption("env:POLARMAP_TEST_KEY"), "a place")
+    with pytest.raises(ExecutorError, match=r"for the workers of a place: .*pass key='env:NAME'") as caught:
+        check_stays_here(new_encryption(KEY), "a place")
+    assert KEY.hex() not in str(caught.value)
+
+
+def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encryption_keys, "MESSAGE_BYTES", 31)
+    check_fits(CodedBlocks(cut(np.arange(6.0), 2), PolarCode(3, 2)))
+    with pytest.raises(CodeError, match=r"a block has 32 bytes, and at most 31 .* use more blocks"):
+        check_fits(CodedBlocks(cut(np.arange(8.0), 2), PolarCode(3, 2)))

@@ -1,0 +1,435 @@
+"""Arrays that lie encrypted in storage: who has not the key reads nothing, and changes nothing unseen."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from array_data import MIB, damage, losses, objects, random_array
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from plain import process_pool
+
+import polarmap
+from polarmap import RawObjects, ReplayExecutor, Stored
+from polarmap.arrays.keys import manifest_key
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError, StorageError
+
+KEY = bytes(range(32))
+NAME = "POLARMAP_TEST_KEY"
+OPTIONS: dict[str, Any] = {"blocks": 4, "workers": 6, "name": "a", "key": KEY}
+A = random_array((24, 40))
+
+
+@pytest.fixture(autouse=True)
+def key_in_the_environment(monkeypatch):
+    monkeypatch.setenv(NAME, KEY.hex())
+
+
+product = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+
+
+def crc_alike(data, wanted):
+    """`data` with 4 bytes in its middle changed so that its CRC-32 is `wanted`: it is no signature."""
+    at, zero = len(data) // 2, zlib.crc32(bytes(len(data)))
+    flips = [
+        zlib.crc32(bytes(at) + (1 << bit).to_bytes(4, "little") + bytes(len(data) - at - 4)) ^ zero
+        for bit in range(32)
+    ]
+    rest, chosen = zlib.crc32(data) ^ wanted, 0
+    basis = {}  # highest bit -> value, and which flips make it
+    for bit, value in enumerate(flips):
+        made = 1 << bit
+        while value and value.bit_length() in basis:
+            other, of_other = basis[value.bit_length()]
+            value, made = value ^ other, made ^ of_other
+        if value:
+            basis[value.bit_length()] = value, made
+    while rest:
+        value, made = basis[rest.bit_length()]
+        rest, chosen = rest ^ value, chosen ^ made
+    middle = int.from_bytes(data[at : at + 4], "little") ^ chosen
+    return data[:at] + middle.to_bytes(4, "little") + data[at + 4 :]
+
+
+def failed(report):
+    return [task.index for task in report.tasks if task.failures]
+
+
+def forge(store, part):
+    """Other bytes with the checksum of the manifest."""
+    data = bytearray(store.get(part.key))
+    data[20] ^= 1
+    forged = crc_alike(bytes(data), part.crc32)
+    assert zlib.crc32(forged) == part.crc32
+    store.put(part.key, forged)
+
+
+# --- at rest -------------------------------------------------------------------------------------
+
+
+@pytest.mark.every_store
+def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    assert coded.key == KEY
+    assert coded.zarr is None
+    plain = [polarmap.PolarCode(6, 4).encode(A.reshape(4, -1))[block].tobytes() for block in range(6)]
+    for data in objects(store).values():
+        assert KEY not in data
+        assert KEY.hex().encode() not in data
+        assert not any(row[at : at + 8] in data for row in plain for at in range(0, len(row), 8))
+    again = polarmap.open_coded("a", store, key=f"env:{NAME}")
+    for one in (coded, again):
+        assert one.check().ok
+        np.testing.assert_array_equal(one[:], A)
+        np.testing.assert_array_equal(one[7:19, 3], A[7:19, 3])
+    damage(store, coded.stored(1)[0], "missing")
+    forge(store, coded.stored(5)[0])
+    audit = again.check()
+    assert [(one.block, one.kind) for one in audit.damaged] == [(1, "missing"), (5, "forged")]
+    np.testing.assert_allclose(again[:], A, rtol=1e-12, atol=1e-12)
+    assert again.repair().blocks == [1, 5]
+    assert again.check().ok
+    assert polarmap.open_coded("a", store, key=KEY).check().ok
+    np.testing.assert_allclose(again[:], A, rtol=1e-12, atol=1e-12)
+    again.delete()
+    assert store.keys("polarmap/") == []
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
+    dtype=st.sampled_from(["f2", "f4", "f8", "c16", "i1", "u4", "i8", ">f8", ">i4"]), data=st.data(),
+)  # fmt: skip
+def test_any_shape_comes_back(tmp_path_factory, rows, columns, k, extra, dtype, data):
+    folder = tmp_path_factory.mktemp("store")
+    k = min(k, rows)
+    array = random_array((rows, columns), dtype)
+    made = polarmap.encode(array, blocks=k, workers=k + extra, name="a", storage=folder, key=KEY, memory=MIB)
+    coded = polarmap.open_coded("a", folder, key=KEY)
+    np.testing.assert_array_equal(coded[:], array)
+    lost = data.draw(st.integers(0, made.n - 1))
+    if not columns:
+        return
+    store = made.store
+    damage(store, coded.stored(lost)[-1], data.draw(st.sampled_from(["missing", "truncated", "corrupt"])))
+    if coded.check().lost:  # integers may need more than k
+        return
+    assert coded.repair().blocks == [lost]
+    assert coded.check().ok
+    if array.dtype.kind in "iu":
+        np.testing.assert_array_equal(coded[:], array)
+
+
+def test_stripes_are_encrypted_one_by_one(store):
+    array = random_array((64, 4_000))
+    coded = polarmap.encode(array, storage=store, **{**OPTIONS, "memory": MIB})
+    stripes = len(coded.stored(0))
+    assert stripes > 3
+    first = min(len(store.get(part.key)) for part in coded.stored(0))
+    assert first == coded.stored(0)[-1].size + 28
+    assert coded.stored_bytes == array.nbytes * 6 // 4 + 6 * stripes * 28
+    lost = losses(coded.code, 2)
+    for index in lost:
+        damage(store, coded.stored(index)[1], "corrupt")
+    np.testing.assert_allclose(coded[5:40, 7:9], array[5:40, 7:9], rtol=1e-11, atol=1e-11)
+    assert coded.repair().blocks == list(lost)
+    assert coded.check().ok
+
+
+def test_the_same_data_is_never_stored_alike(tmp_path):
+    for name in ("a", "b"):
+        polarmap.encode(np.zeros((24, 40)), storage=tmp_path, **{**OPTIONS, "name": name})
+    parts = [path.read_bytes() for path in (tmp_path / "polarmap/coded").rglob("*") if path.is_file()]
+    pieces = {part[at : at + 16] for part in parts for at in range(0, len(part) - 15, 16)}
+    assert len(pieces) == sum(len(part) // 16 for part in parts)
+
+
+def test_an_encode_that_was_cut_short_begins_anew(store):
+    """What it had stored tells nobody what it was made of, not even the next run."""
+
+    class Full(type(store)):
+        left = 9
+
+        def put(self, key, data):
+            self.left -= 1
+            if self.left < 0:
+                raise StorageError("no room")
+            super().put(key, data)
+
+    array = random_array((64, 4_000))
+    with pytest.raises(StorageError, match="no room"):
+        polarmap.encode(array, storage=Full(store.root), **{**OPTIONS, "memory": MIB})
+    stored = set(objects(store))
+    coded = polarmap.encode(array, storage=store, **{**OPTIONS, "memory": MIB})
+    assert not stored & set(objects(store))
+    assert coded.check().ok
+
+
+# --- manifests -----------------------------------------------------------------------------------
+
+
+def test_each_wrong_key_has_one_clear_error(store):
+    polarmap.encode(A, storage=store, **OPTIONS)
+    cases = {
+        "is encrypted: pass its key, open_coded": None,
+        "cannot be verified: the 32 bytes that were passed: this is not the key": bytes(32),
+    }
+    for message, key in cases.items():
+        with pytest.raises(StorageError, match=message) as caught:
+            polarmap.open_coded("a", store, key=key)
+        assert KEY.hex() not in str(caught.value)
+    with pytest.raises(CodeError, match="'NOT_SET_ANYWHERE' of key='env:NOT_SET_ANYWHERE' is not set here"):
+        polarmap.open_coded("a", store, key="env:NOT_SET_ANYWHERE")
+    with pytest.raises(CodeError, match="key must be 'env:NAME' or 'file:PATH'"):
+        polarmap.open_coded("a", store, key="password")
+    assert polarmap.list_coded(store) == ["a"]
+
+
+def test_who_expects_encryption_gets_no_array_without(store):
+    polarmap.encode(A, storage=store, **{**OPTIONS, "key": None})
+    with pytest.raises(StorageError, match="is that of an array that is not encrypted: leave key out"):
+        polarmap.open_coded("a", store, key=KEY)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.update(dtype="<i8", parity_dtype="<i8"),
+        lambda array: array.update(shape=[23, 40], filler_rows=1),
+        lambda array: array.update(shape=[24, 20, 2]),
+        lambda array: array["blocks"].insert(0, array["blocks"].pop(1)),
+        lambda array: array["code"].update(seed=1),
+        lambda array: array["blocks"][0][0].update(crc32=1),
+    ],
+)
+def test_a_manifest_that_somebody_has_changed_is_refused(store, change):
+    polarmap.encode(A, storage=store, **OPTIONS)
+    document = json.loads(store.get(manifest_key("a")))
+    change(document["array"])
+    text = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
+    document["crc32"] = zlib.crc32(text.encode())
+    store.put(manifest_key("a"), json.dumps(document).encode())
+    with pytest.raises(StorageError, match=r"somebody has changed it|inconsistent"):
+        polarmap.open_coded("a", store, key=KEY)
+
+
+def test_an_array_cannot_be_passed_off_as_another(store):
+    for name in ("a", "b"):
+        polarmap.encode(A, storage=store, **{**OPTIONS, "name": name})
+    store.put(manifest_key("b"), store.get(manifest_key("a")))
+    with pytest.raises(StorageError, match="is that of 'a'"):
+        polarmap.open_coded("b", store, key=KEY)
+    text = store.get(manifest_key("a")).decode().replace('"name":"a"', '"name":"b"')
+    document = json.loads(text)
+    array = json.dumps(document["array"], sort_keys=True, separators=(",", ":"))
+    document["crc32"] = zlib.crc32(array.encode())
+    store.put(manifest_key("b"), json.dumps(document).encode())
+    with pytest.raises(StorageError, match="somebody has changed it"):
+        polarmap.open_coded("b", store, key=KEY)
+
+
+# --- maps ----------------------------------------------------------------------------------------
+
+
+def swapped(store, coded):
+    """Two blocks change places: each is a good part, but of the other."""
+    one, other = coded.stored(0)[0].key, coded.stored(3)[0].key
+    first, second = store.get(one), store.get(other)
+    store.put(one, second)
+    store.put(other, first)
+    return [0, 3]
+
+
+def replayed(store, coded):
+    """What lay there before the array was encoded again comes back."""
+    before = [store.get(coded.stored(index)[0].key) for index in (0, 5)]
+    newer = polarmap.encode(2 * A, storage=store, overwrite=True, **OPTIONS)
+    for index, data in zip((0, 5), before):
+        store.put(newer.stored(index)[0].key, data)
+    return [0, 5]
+
+
+def forged(store, coded):
+    forge(store, coded.stored(2)[0])
+    return [2]
+
+
+def unharmed(store, coded):
+    return []
+
+
+@pytest.mark.every_store
+@pytest.mark.parametrize("tamper", [unharmed, swapped, replayed, forged])
+def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    bad = tamper(store, coded)
+    scale = 2 if tamper is replayed else 1
+    coded = polarmap.open_coded("a", store, key=f"env:{NAME}")
+    with ThreadPoolExecutor(6) as pool:
+        y = polarmap.coded_map(product, coded, executor=pool, verify=False, retries=0)
+    np.testing.assert_allclose(y.concatenate(), scale * A.sum(axis=1), rtol=1e-10, atol=1e-10)
+    assert coded.check().blocks == bad
+    used = {task.index for task in y.report.tasks if task.state in ("used", "surplus")}
+    assert not used & set(bad)
+    assert set(failed(y.report)) <= set(bad)
+    coded.repair()
+    np.testing.assert_allclose(coded[:], scale * A, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes", "here"])
+def test_workers_read_and_verify_it_themselves(store, kind):
+    A = random_array((400, 1_000))  # large enough to be kept in memory
+    coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
+    [first, second] = swapped(store, coded)
+    pools = {
+        "threads": ThreadPoolExecutor,
+        "processes": partial(process_pool, **{NAME: KEY.hex()}),
+        "here": partial(polarmap.Pool, None),
+    }
+    with pools[kind](2) as executor:
+        for _ in range(2):  # the second finds what is kept
+            y = polarmap.coded_map(product, coded, executor=executor, retries=0)
+            np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-9, atol=1e-9)
+            report = str(y.report)
+        assert failed(y.report)
+        assert set(failed(y.report)) <= {first, second}
+        assert "is not what was encrypted: somebody has changed or replaced it" in report
+
+
+def test_when_everything_was_changed_it_is_said_once(store):
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for index in range(6):
+        forge(store, coded.stored(index)[0])
+    assert {one.kind for one in coded.check().damaged} == {"forged"}
+    with (
+        polarmap.Pool(workers=2) as pool,
+        pytest.raises(NotDecodableError, match="somebody has changed or replaced it"),
+    ):
+        polarmap.coded_map(product, coded, executor=pool)
+    with pytest.raises(NotDecodableError):
+        coded.repair()
+    with pytest.raises(NotDecodableError):
+        coded[:]
+
+
+@pytest.mark.parametrize(
+    ("there", "message"),
+    [
+        (None, f"the environment variable '{NAME}' of key=.* is not set here"),
+        (bytes(32).hex(), "this is not the key that was used to encrypt"),
+        ("short", "holds 5 characters, not the 64 hexadecimal digits"),
+    ],
+)
+def test_workers_without_the_key_have_one_clear_error(store, there, message):
+    coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
+    with process_pool(2, **{NAME: there}) as pool, pytest.raises(NotDecodableError, match=message):
+        polarmap.coded_map(product, coded, executor=pool, retries=0)
+
+
+def test_results_that_stay_are_encrypted_as_the_data_is(store):
+    B = random_array((40, 7), seed=1)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    late = ReplayExecutor({1: 100.0, 4: 100.0})
+    first = polarmap.coded_map(lambda block: block @ B, coded, out=Stored("AB"), executor=late)
+    assert first.array.key == KEY
+    rows = (A @ B).reshape(-1).tobytes()
+    for data in objects(store).values():
+        assert not any(rows[at : at + 8] in data for at in range(0, len(rows), 8))
+    reopened = polarmap.open_coded("AB", store, key=KEY)
+    np.testing.assert_allclose(reopened[:], A @ B, rtol=1e-10, atol=1e-10)
+    reopened.repair()
+    assert reopened.check().ok
+    assert reopened.zarr is None
+    second = polarmap.coded_map(lambda block: block @ B.T, first, out=Stored("ABB"), executor=late)
+    np.testing.assert_allclose(second.concatenate(), A @ B @ B.T, rtol=1e-10, atol=1e-10)
+    with pytest.raises(StorageError, match="is encrypted: pass its key"):
+        polarmap.open_coded("ABB", store)
+
+
+def test_long_results_are_cut_and_encrypted_piece_by_piece(store, monkeypatch):
+    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 50)
+    with polarmap.Pool(workers=2) as pool:
+        y = polarmap.coded_map(
+            np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
+        )
+    parts = y.array.stored(min(set(range(4)) - set(y.report.recovered)))
+    assert [part.size for part in parts] == [400] * 4 + [320]
+    assert [part.offset for part in parts] == [0, 428, 856, 1284, 1712]
+    damage(store, parts[2], "corrupt")
+    np.testing.assert_allclose(y.array[:], -A, rtol=1e-12, atol=1e-12)
+    y.array.repair()
+    assert y.array.check().ok
+
+
+@pytest.mark.parametrize("kind", ["processes", "here"])
+def test_workers_encode_and_encrypt(store, tmp_path, kind):
+    A = random_array((48, 4_000))
+    np.save(tmp_path / "A.npy", A)
+    with process_pool(2) if kind == "processes" else polarmap.Pool(workers=2) as pool:
+        coded = polarmap.encode(str(tmp_path / "A.npy"), storage=store, executor=pool, memory=MIB, **OPTIONS)
+    assert len(coded.stored(0)) > 1
+    np.testing.assert_array_equal(coded[:], A)
+    assert coded.check().ok
+    damage(store, coded.stored(2)[0], "missing")
+    coded.repair()
+    np.testing.assert_allclose(polarmap.open_coded("a", store, key=KEY)[:], A, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("server", ["s3"], indirect=True)
+def test_functions_of_lithops_find_the_key_in_their_environment(config):
+    coded = polarmap.encode(A, storage=config, **{**OPTIONS, "key": f"env:{NAME}"})
+    store = coded.store
+    swapped(store, coded)
+    y = polarmap.coded_map(product, coded, retries=0)
+    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+    assert not {0, 3} & {task.index for task in y.report.tasks if task.state in ("used", "surplus")}
+    with pytest.raises(ExecutorError, match=r"key= is the key itself, .* pass key='env:NAME'"):
+        polarmap.coded_map(product, polarmap.open_coded("a", config, key=KEY))
+
+
+# --- what would be stored as it is ---------------------------------------------------------------
+
+
+def test_objects_that_are_not_copied_are_not_encrypted(store):
+    store.put("mine/0", A.tobytes())
+    with pytest.raises(CodeError, match="these objects stay where and as they are"):
+        polarmap.encode(RawObjects(["mine/0"], A.shape, A.dtype, 24), storage=store, **OPTIONS)
+    assert store.keys("polarmap/") == []
+
+
+def test_parts_that_no_cipher_takes(store, monkeypatch):
+    monkeypatch.setattr("polarmap.arrays.encode.MESSAGE_BYTES", 1_000)
+    with pytest.raises(CodeError, match=r"a part has 1920 bytes, and at most 1000 are .* use less"):
+        polarmap.encode(A, storage=store, **OPTIONS)
+
+
+def test_other_verbs_would_store_it_as_it_is(store):
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for verb in (
+        lambda: polarmap.hedged_map(np.sum, coded),
+        lambda: polarmap.coded_sum(np.sum, coded, workers=4),
+        lambda: polarmap.coded_matmul(coded, A.T),
+        lambda: polarmap.coded_matmul(A.T, coded),
+        lambda: polarmap.coded_gram(coded),
+        lambda: polarmap.encode(coded, name="b", storage=store),
+    ):
+        with pytest.raises(CodeError, match="is an encrypted coded array, and would be stored as it is"):
+            verb()
+
+
+def test_an_operator_needs_both_sides_encrypted(store):
+    rows = polarmap.encode(A, storage=store, **OPTIONS)
+    columns = polarmap.encode(A.T, storage=store, **{**OPTIONS, "name": "T"})
+    with ThreadPoolExecutor(4) as pool:
+        with polarmap.CodedOperator(rows, executor=pool) as operator:
+            np.testing.assert_allclose(operator @ np.ones(40), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+            with pytest.raises(CodeError, match="its columns would be stored as they are: pass transposed="):
+                operator.T @ np.ones(24)
+        with polarmap.CodedOperator(rows, transposed=columns, executor=pool) as operator:
+            np.testing.assert_allclose(operator.T @ np.ones(24), A.sum(0), rtol=1e-10, atol=1e-10)

@@ -1,0 +1,167 @@
+"""Maps of data in memory with a key: nothing of data and results is written anywhere as it is."""
+
+from __future__ import annotations
+
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from array_data import random_array
+from plain import process_pool
+from scipy import sparse
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, Masked, Pool, Subtasks
+from polarmap.arrays.stores import open_store
+from polarmap.errors import CodeError, ExecutorError, NotDecodableError
+
+KEY = bytes(range(32))
+NAME = "POLARMAP_TEST_KEY"
+A = random_array((24, 40))
+total = partial(np.sum, axis=1)  # of which nothing but numpy has to be imported
+SIZES = {"blocks": 4, "workers": 6}
+
+
+@pytest.fixture(autouse=True)
+def key_in_the_environment(monkeypatch):
+    monkeypatch.setenv(NAME, KEY.hex())
+
+
+@pytest.fixture(scope="module")
+def pool():
+    with Pool(workers=2) as one:
+        yield one
+
+
+def numbers(*arrays):
+    """Each of their float64, as bytes."""
+    return [array.tobytes()[at : at + 8] for array in arrays for at in range(0, array.nbytes, 8)]
+
+
+def written(server):
+    """All that a server has ever written to its disk: neither removes anything from its log so soon."""
+    return b"".join(path.read_bytes() for path in Path(server.folder).rglob("*") if path.is_file())
+
+
+def seen(server, *arrays):
+    data = written(server)
+    return [one for one in numbers(*arrays) if one in data]
+
+
+@pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
+def test_no_storage_ever_sees_data_or_results(server, config, place):
+    control, B = random_array((24, 40), seed=2), random_array((24, 40), seed=hash(place) % 1000 + 3)
+    options = {**SIZES, "schedule": Subtasks(2) if place == "functions" else "upfront"}
+    parity = polarmap.PolarCode(6, 4).parity(B.reshape(4, -1))
+    with Pool(config, workers=6, listen=False) as kept:
+        executor = kept if place == "kept" else config
+        y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **options)
+        np.testing.assert_allclose(y.concatenate(), B.sum(axis=1), rtol=1e-10, atol=1e-10)
+        if place == "kept":
+            polarmap.coded_map(total, control, executor=executor, **options)
+            assert len(seen(server, control.sum(axis=1))) > 12
+        open_store(config).put("polarmap/control", control.tobytes())
+    assert len(seen(server, control)) == control.size
+    assert seen(server, B, parity, np.concatenate(list(y))) == []
+    assert KEY not in written(server)
+    assert KEY.hex().encode() not in written(server)
+
+
+class Elsewhere(Executor):
+    """A pool of which nobody knows where its workers are."""
+
+
+@pytest.mark.parametrize("kind", ["localhost", "kept", "elsewhere"])
+def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
+    yaml = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+    with Pool(yaml) as kept:
+        executor = {"localhost": "localhost", "kept": kept, "elsewhere": Elsewhere()}[kind]
+        with pytest.raises(ExecutorError, match=r"key= is the key itself, .* pass key='env:NAME'") as caught:
+            polarmap.coded_map(total, A, executor=executor, key=KEY)
+    assert KEY.hex() not in str(caught.value)
+
+
+def test_a_file_has_the_key_too(pool, tmp_path):
+    (tmp_path / "key").write_text(KEY.hex())
+    y = polarmap.coded_map(total, A, executor=pool, key=f"file:{tmp_path}/key", **SIZES)
+    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+
+
+BIG = random_array((400, 2_000))
+COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
+
+
+@pytest.mark.parametrize(
+    ("f", "data", "options"),
+    [
+        (total, BIG, {}),
+        (total, COUNTS, {}),
+        (total, A, {"code": Masked(noise=10)}),
+        (total, A, {"schedule": "on_demand"}),
+        (total, A, {"schedule": Subtasks(3)}),
+        (np.square, A[:, :3], {"degree": 2, "workers": 12}),
+        (
+            lambda block: {"a": block[0] + block[1]},
+            [(A[row], A[row + 1]) for row in range(8)],
+            {"blocks": 8, "workers": 10},
+        ),
+        (lambda block: block @ np.ones(40), sparse.csr_array(np.where(A > 1, A, 0)), {"code": "rotation"}),
+    ],
+    ids=["large", "integers", "masked", "on_demand", "subtasks", "degree", "trees", "sparse"],
+)
+def test_every_kind_of_map(pool, f, data, options):
+    options = {**SIZES, **options}
+    plain = polarmap.coded_map(f, data, executor=pool, **options)
+    faulty = FaultyExecutor(pool, {1: Fault("raise", attempts=9)})
+    y = polarmap.coded_map(
+        f, data, executor=faulty, key=KEY, **{**options, "workers": options["workers"] + 2}
+    )
+    for one, other in zip(y, plain, strict=True):
+        for leaf in one if isinstance(one, dict) else [None]:
+            ours, theirs = (one, other) if leaf is None else (one[leaf], other[leaf])
+            np.testing.assert_allclose(ours, theirs, rtol=1e-7, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["threads", "processes"])
+def test_pools_of_others(kind):
+    with ThreadPoolExecutor(2) if kind == "threads" else process_pool(2) as executor:
+        y = polarmap.coded_map(total, BIG, executor=executor, key=KEY, **SIZES)
+    np.testing.assert_allclose(y.concatenate(), BIG.sum(axis=1), rtol=1e-9, atol=1e-9)
+
+
+def test_what_f_raises_is_told(pool):
+    def f(block):
+        raise ValueError("not today")
+
+    with pytest.raises(NotDecodableError, match="ValueError: not today") as caught:
+        polarmap.coded_map(f, A, executor=pool, key=KEY, retries=0, **SIZES)
+    assert isinstance(caught.value.__cause__, ValueError)
+
+
+def test_without_the_key_there_is_one_clear_error():
+    with (
+        process_pool(2, **{NAME: None}) as executor,
+        pytest.raises(NotDecodableError, match=rf"'{NAME}' of key='env:{NAME}' is not set here"),
+    ):
+        polarmap.coded_map(total, A, executor=executor, key=f"env:{NAME}", retries=0, **SIZES)
+    with pytest.raises(CodeError, match=r"'NOT_SET_ANYWHERE' of key=.* is not set here"):
+        polarmap.coded_map(total, A, key="env:NOT_SET_ANYWHERE")
+
+
+def test_a_future_has_it_too(pool):
+    future = polarmap.submit(total, A, executor=pool, key=KEY, **SIZES)
+    np.testing.assert_allclose(future.result(60.0).concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+
+
+def test_a_stored_array_has_told_its_key(pool, store):
+    plain = polarmap.encode(A, name="plain", storage=store, **SIZES)
+    encrypted = polarmap.encode(A, name="encrypted", storage=store, key=KEY, **SIZES)
+    with pytest.raises(CodeError, match=r"these lie in storage, as they are: encode\(\.\.\., key=\)"):
+        polarmap.coded_map(total, plain, executor=pool, key=KEY)
+    with pytest.raises(CodeError, match="these lie in storage, encrypted: leave key out"):
+        polarmap.coded_map(total, encrypted, executor=pool, key=bytes(32))
+    for options in ({}, {"key": KEY}):
+        y = polarmap.coded_map(total, encrypted, executor=pool, **options)
+        np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
