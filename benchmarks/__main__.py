@@ -14,6 +14,7 @@ SUBJECTS = (
     "slots",
     "memory",
     "coded_arrays",
+    "encryption",
     "theory",
     "coldstart",
     "beyond",

@@ -44,6 +44,12 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     return CodedArray(store, found)
 
 
+def without_key(name: str, storage: Any = None) -> CodedArray:
+    """The same of an array that may be encrypted, for what is to be told of it without reading it."""
+    store = open_store(storage)
+    return CodedArray(store, manifest.load(store, check_name(name)))
+
+
 def list_coded(storage: Any = None) -> list[str]:
     """The names of the coded arrays in a storage, sorted.
 

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
+from polarmap.arrays.open_coded import without_key
 from polarmap.cli.answer import Answer, answering, table
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError
@@ -21,6 +22,9 @@ storage_option = click.option(
     "--storage",
     metavar="PLACE",
     help="A folder, or a Lithops YAML file; by default $POLARMAP_STORE or your data folder.",
+)
+key_option = click.option(
+    "--key", metavar="WHERE", help="Of an encrypted array: env:NAME or file:PATH, with 64 hexadecimal digits."
 )
 name_argument = click.argument("name")
 
@@ -34,6 +38,7 @@ name_argument = click.argument("name")
 @click.option("--code", type=click.Choice(["auto", "rotation", "arikan"]), default="auto", show_default=True)
 @click.option("--memory", type=click.IntRange(1), default=256, show_default=True, help="MiB to encode in.")
 @click.option("--overwrite", is_flag=True, help="Replace an array of that name.")
+@key_option
 def encode_(source: str, name: str, memory: int, **options: Any) -> Answer:
     """Encode the array in SOURCE once and keep it under NAME.
 
@@ -60,18 +65,20 @@ def list_(storage: str | None) -> Answer:
 @answering("check")
 @name_argument
 @storage_option
-def check(name: str, storage: str | None) -> Answer:
+@key_option
+def check(name: str, storage: str | None, key: str | None) -> Answer:
     """Read every part of a coded array and compare it with its checksum."""
-    audit = open_coded(name, storage).check()
+    audit = open_coded(name, storage, key=key).check()
     return Answer({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
 
 @answering("repair")
 @name_argument
 @storage_option
-def repair(name: str, storage: str | None) -> Answer:
+@key_option
+def repair(name: str, storage: str | None, key: str | None) -> Answer:
     """Rebuild the damaged parts of a coded array from the good ones."""
-    audit = open_coded(name, storage).repair()
+    audit = open_coded(name, storage, key=key).repair()
     if audit.ok:
         return Answer({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
     count = len(audit.damaged)
@@ -85,7 +92,7 @@ def repair(name: str, storage: str | None) -> Answer:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 def delete(name: str, storage: str | None, yes: bool) -> Answer:
     """Remove a coded array, but not what already lay in storage when it was encoded."""
-    coded = open_coded(name, storage)
+    coded = without_key(name, storage)
     if not yes:
         if not sys.stdin.isatty():
             raise click.UsageError("there is nobody to ask here: say --yes")
@@ -141,7 +148,7 @@ def _facts(coded: CodedArray) -> dict[str, Any]:
 
 def _facts_or_error(name: str, storage: str | None) -> dict[str, Any]:
     try:
-        return _facts(open_coded(name, storage))
+        return _facts(without_key(name, storage))
     except PolarmapError as error:
         return {"name": name, "error": " ".join(str(error).split())}
 

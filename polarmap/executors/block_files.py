@@ -201,14 +201,19 @@ def name_of(coded: Coded, task: int) -> Hashable:
 
 def _encrypted(encryption: Encryption, part: Part, leaves: Sequence[Array]) -> Array:
     """The bytes of a part as they are stored."""
-    data = b"".join(np.ascontiguousarray(leaf).tobytes() for leaf in leaves)
+    data = b"".join(map(_bytes_of, leaves)) if len(leaves) > 1 else _bytes_of(leaves[0])
     return np.frombuffer(encrypt_part(encryption, part, data), np.uint8)
 
 
-def _write_all(file: Any, leaf: Array) -> None:
-    """All bytes of an array, without a copy where its memory is in one run."""
+def _bytes_of(leaf: Array) -> Any:
+    """Those of an array, without a copy where its memory is in one run."""
     whole = np.ascontiguousarray(leaf)
-    data = whole.reshape(-1).view(np.uint8).data if whole.size and whole.itemsize else b""
+    return whole.reshape(-1).view(np.uint8).data if whole.size and whole.itemsize else b""
+
+
+def _write_all(file: Any, leaf: Array) -> None:
+    """All bytes of an array."""
+    data = _bytes_of(leaf)
     while len(data):
         data = data[file.write(data) :]
 

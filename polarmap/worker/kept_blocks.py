@@ -120,6 +120,8 @@ class KeptBlocks:
 
     def _copy(self, source: Place, parts: tuple[Part, ...], paths: tuple[str, ...]) -> Kept:
         status = tuple(map(status_of, paths))
+        if len(parts) == 1:
+            return Kept(memoryview(self._read(source, parts[0])).toreadonly(), paths, status)
         whole = np.empty(sum(part.size for part in parts), np.uint8)  # which is in large pages
         start = 0
         for part in parts:

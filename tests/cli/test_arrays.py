@@ -87,3 +87,21 @@ def test_zarr_and_hdf5_are_sources(polarmap: Run, stored: Path) -> None:
         assert np.array_equal(open_coded(name)[:], data)
     ran = polarmap("encode", stored.parent / "data.h5::other", "x")
     assert (ran.code, "no dataset 'other'; it holds group" in ran.err) == (1, True)
+
+
+def test_an_encrypted_array_is_listed_and_deleted_without_its_key(
+    polarmap: Run, stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("POLARMAP_TEST_KEY", "ab" * 32)
+    key = ("--key", "env:POLARMAP_TEST_KEY")
+    ran = polarmap("encode", tmp_path / "small.npy", "sealed", "--blocks", 4, "--workers", 6, *key)
+    assert ran.out.startswith("<CodedArray 'sealed': 12 x 5 int64, encrypted, 4 of 6 blocks are data")
+    assert "cannot be opened" not in polarmap("list").out
+    max(stored.rglob("00002"), key=lambda path: path.stat().st_size).unlink()
+    refused = polarmap("check", "sealed")
+    assert refused.code != 0
+    assert "is encrypted: pass its key" in refused.err
+    assert "1 missing" in polarmap("check", "sealed", *key).out
+    assert polarmap("repair", "sealed", *key).out.startswith("repaired 1 part of 'sealed', in blocks [2]")
+    assert polarmap("check", "sealed", *key).code == 0
+    assert polarmap("delete", "sealed", "--yes").code == 0

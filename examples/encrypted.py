@@ -1,0 +1,43 @@
+"""Data that the storage should not see: encrypted, tampered with, mapped all the same."""
+
+from __future__ import annotations
+
+import secrets
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+import polarmap
+from polarmap.errors import StorageError
+
+
+def main() -> None:
+    salaries = np.random.default_rng(0).uniform(2e4, 9e4, (4_800, 50))
+    raise_by = np.full(50, 1.03)
+    with tempfile.TemporaryDirectory() as folder, polarmap.Pool(workers=4) as pool:
+        key = f"file:{folder}/key"  # in a place that those who read the storage do not see
+        Path(folder, "key").write_text(secrets.token_hex(32))
+        store = Path(folder, "store")
+        coded = polarmap.encode(salaries, blocks=12, workers=16, name="salaries", storage=store, key=key)
+        stored = b"".join(path.read_bytes() for path in store.rglob("*") if path.is_file())
+        print(f"{len(stored):,} bytes stored; a salary is among them: {salaries[0, 0].tobytes() in stored}")
+
+        first, second = (store / coded.stored(block)[0].key for block in (3, 7))
+        first_bytes, second_bytes = first.read_bytes(), second.read_bytes()
+        first.write_bytes(second_bytes)  # somebody exchanges two blocks
+        second.write_bytes(first_bytes)
+        y = polarmap.coded_map(lambda block: block @ raise_by, coded, executor=pool, retries=0)
+        assert np.allclose(y.concatenate(), salaries @ raise_by)
+        print(f"right all the same; found out: blocks {coded.check().blocks}, then repaired")
+        coded.repair()
+        assert coded.check().ok
+
+        try:
+            polarmap.open_coded("salaries", store, key=secrets.token_bytes(32))
+        except StorageError as error:
+            print(f"another key: {str(error).rpartition(': ')[2]}")
+
+
+if __name__ == "__main__":
+    main()
