@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from itertools import product
@@ -74,9 +75,12 @@ def fraction_solve(check: Array, arrived: Array, coded: Sequence[int]) -> dict[i
 
 
 def polar_check(code: PolarCode) -> Array:
-    """Frozen rows of the inverse of the Kronecker power of [[1, 1], [0, 1]], on sent leaves."""
-    inverse = np.ones((1, 1), int)
-    while len(inverse) < code.n:
+    """Frozen rows of the inverse of the Kronecker power of [[1, 1], [0, 1]], on sent leaves.
+
+    Of fewer levels than all: of that many such factors, and the identity for the rest.
+    """
+    inverse = np.eye(math.ceil(code.n / 2**code.levels), dtype=int)
+    for _ in range(code.levels):
         inverse = np.kron(np.array([[1, -1], [0, 1]]), inverse)
     return inverse[np.ix_(code.frozen, code.order)]
 
@@ -93,14 +97,16 @@ def genie_determined(known: list[bool]) -> list[bool]:
 
 
 def sequential_decodable(code: PolarCode, arrived: Array) -> bool:
-    """Whether the genie determines every input that carries data."""
-    length = power_of_two(code.n)
+    """Whether the genie determines every input that carries data, butterfly by butterfly."""
+    count = math.ceil(code.n / 2**code.levels)
+    length = count * 2**code.levels
     known = [False] * length
     for index in np.flatnonzero(arrived):
         known[code.order[index]] = True
-    unsent = length - code.n
-    must = set(range(unsent, length)) - {int(i) for i in code.frozen}
-    determined = genie_determined(known)
+    determined = [False] * length
+    for butterfly in range(count):
+        determined[butterfly::count] = genie_determined(known[butterfly::count])
+    must = set(range(length - code.n, length)) - {int(i) for i in code.frozen}
     return all(determined[i] for i in must)
 
 

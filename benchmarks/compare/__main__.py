@@ -70,7 +70,8 @@ def trials(size: Size, quick: bool) -> int:
 def others(size: Size) -> list[tuple[str, ...]]:
     """Rows of codes of which only some columns are measured."""
     blank = [""] * 5
-    rows = [
+    rows = [page.row_without_seconds(size, code) for code in codes.partly_polarized(size)]
+    rows += [
         (f"{name}, elimination", f"{beyond:.1f}", "0", *blank, "", "")
         for name, beyond in codes.with_elimination(size, tuning(size), PATTERNS)
     ]

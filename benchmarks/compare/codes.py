@@ -11,11 +11,13 @@ import numpy as np
 
 from benchmarks.rivals import Array, Rival, fermat, fountain, mds, polar, staircase
 from polarmap import PolarCode
+from polarmap.code.design import power_of_two_above
 from polarmap.planning import ArrivalsNeeded
 from polarmap.planning.decodability import _real_rank
 
 NOISE = 128  # columns of unit noise from which amplifications are estimated
 MIB = 1 << 20
+LEAST_LEVELS = 8  # of codes that are measured with fewer, too
 REPEATS = 3  # of which the fastest counts: other work on the machine only slows down
 
 
@@ -134,6 +136,18 @@ def amplification(code: Rival, arrived: Array, rng: np.random.Generator) -> floa
 
 def spread(values: list[float]) -> tuple[float, float]:
     return float(np.median(values)), float(max(values))
+
+
+def partly_polarized(size: Size) -> Iterator[Measured]:
+    """Polar codes of fewer levels than all: two less, and half of them; measured but for their seconds.
+
+    None of small codes, whose butterflies would hardly be more than a parity check.
+    """
+    most = power_of_two_above(size.n).bit_length() - 1
+    for levels in (most - 2, most // 2) if most >= LEAST_LEVELS else ():
+        for decoder, orders in (("sequential", size.orders), ("optimal", size.few)):
+            code = PolarCode(size.n, size.k, "arikan", decoder, levels=levels)
+            yield measure(polar.Polar(code), size, orders, False, 1)
 
 
 def polynomial_codes(size: Size, patterns: int) -> Iterator[tuple[str, float, float]]:

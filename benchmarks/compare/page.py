@@ -129,6 +129,11 @@ def code_row(size: Size, code: Measured) -> list[str]:
     ]
 
 
+def row_without_seconds(size: Size, code: Measured) -> tuple[str, ...]:
+    """What does not depend on the machine."""
+    return tuple("" if column in (4, 6, 7) else one for column, one in enumerate(code_row(size, code)))
+
+
 def elastic_table(crowd: list[elastic.Elastic]) -> str:
     header = ["vanish before returning", "", "median s", "5 % s", "95 % s", "worker-seconds"]
     return table(header, [elastic_row(one) for one in crowd])

@@ -88,7 +88,8 @@ REMARKS = """\
   {terms} the relative error is {errors}, against 1e-13 for rotation in float64. More residues (more tasks)
   would buy more digits.
 * *polar, sequential*: the papers' code and decoder; *polar, optimal*: the same kernel, decoded whenever
-  possible.
+  possible. `8 of 10 levels`: partial polarization (`PolarCode(levels=8)`), butterflies side by side that are
+  cheaper, and each of which needs enough results of its own.
 * Libraries: those on PyPI (zfec, raptorq, reedsolo, galois, pyldpc) code over finite fields, which a real f
   does not commute with, so none can stand in for these; the references are in `benchmarks/rivals`, tested
   against dense algebra."""

@@ -24,7 +24,7 @@ class Polar:
     def __init__(self, code: PolarCode, integers: bool = False) -> None:
         self.code, self.n, self.k, self._integers = code, code.n, code.k, integers
         kind = "optimal, integers" if integers else code.decoder
-        self.name = "rotation" if code.kernel == "rotation" else f"polar, {kind}"
+        self.name = "rotation" if code.kernel == "rotation" else f"polar, {kind}{_levels(code)}"
         self.encode_operations = _encode_operations(code)
 
     @cached_property
@@ -81,11 +81,15 @@ class Planned:
         return data
 
 
+def _levels(code: PolarCode) -> str:
+    count = code.butterflies[1]
+    return f", {code.levels} of {power_of_two_above(code.n).bit_length() - 1} levels" if count > 1 else ""
+
+
 def _encode_operations(code: PolarCode) -> float:
-    n, k, r = code.n, code.k, code.n - code.k
+    k, r = code.k, code.n - code.k
     if code.kernel == "arikan":  # two butterflies of additions
-        length = power_of_two_above(n)
-        return length * (length.bit_length() - 1.0)
+        return float(code.length * code.levels)
     if min(k, r) <= DENSE_UP_TO:
         return 2.0 * k * r
     size = max(16, power_of_two_above(min(k, r)))

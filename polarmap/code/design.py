@@ -28,8 +28,23 @@ def power_of_two_above(size: int) -> int:
     return 1 << max(0, size - 1).bit_length()
 
 
+def butterfly_shape(n: int, levels: int | None = None) -> tuple[int, int]:
+    """The size of a butterfly of so many levels, and how many of them n leaves take, side by side.
+
+    Of `count` butterflies, number i % count has leaf i, so that unsent leaves, the first, are spread over
+    all. By default all levels: one butterfly of the next power of two.
+
+    >>> butterfly_shape(1000), butterfly_shape(1000, 5), butterfly_shape(10_000, 10)
+    ((1024, 1), (32, 32), (1024, 10))
+    """
+    size = power_of_two_above(n) if levels is None else 1 << levels
+    return size, -(-n // size)
+
+
 def erasure_probabilities(leaves: npt.ArrayLike) -> Floats:
     """Erasure probability of every input, given the erasure probability of every worker.
+
+    Along the first axis; butterflies side by side lie along the second.
 
     One butterfly of z -> a + b - ab (minus, the slow virtual worker) and ab (plus, the fast one);
     Arikan (2009), eq. (35), for unequal workers.
@@ -38,9 +53,9 @@ def erasure_probabilities(leaves: npt.ArrayLike) -> Floats:
     [0.75, 0.25]
     """
     z = np.array(leaves, dtype=np.float64)
-    half = z.size // 2
+    half = len(z) // 2
     while half:
-        pairs = z.reshape(-1, 2, half)
+        pairs = z.reshape(-1, 2, half, *z.shape[1:])
         first, second = pairs[:, 0].copy(), pairs[:, 1].copy()
         pairs[:, 1] = first * second
         pairs[:, 0] = first + second - pairs[:, 1]
@@ -48,10 +63,11 @@ def erasure_probabilities(leaves: npt.ArrayLike) -> Floats:
     return z
 
 
-def frozen_inputs(n: int, k: int, erasure: float | Floats) -> Indices:
+def frozen_inputs(n: int, k: int, erasure: float | Floats, levels: int | None = None) -> Indices:
     """The n - k inputs to freeze, ascending, on a butterfly of the next power of two.
 
-    `erasure`: of every leaf that is sent, or of each of the n by itself.
+    `erasure`: of every leaf that is sent, or of each of the n by itself. `levels`: of butterflies side by
+    side (`butterfly_shape`), in each of which an input is frozen and another is not.
 
     The first N - n positions are punctured (never sent), so the code keeps the all-ones word and
     a constant survives decoding exactly. The set is closed downwards (an input below a frozen one
@@ -60,18 +76,23 @@ def frozen_inputs(n: int, k: int, erasure: float | Floats) -> Indices:
     >>> frozen_inputs(8, 4, 0.25).tolist()
     [0, 1, 2, 4]
     """
-    length = power_of_two_above(n)
-    leaves = np.ones(length)
-    leaves[length - n :] = erasure
-    z = erasure_probabilities(leaves)
+    size, count = butterfly_shape(n, levels)
+    unsent = size * count - n
+    leaves = np.ones(size * count)
+    leaves[unsent:] = erasure
+    z = erasure_probabilities(leaves.reshape(size, count))
     envelope = z.copy()  # z'_j = min of z_i over all i whose bits are a subset of j's
-    half = length // 2
+    half = size // 2
     while half:
-        pairs = envelope.reshape(-1, 2, half)
+        pairs = envelope.reshape(-1, 2, half, count)
         np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
         half //= 2
-    sent = np.arange(length - n, length)
-    worst_first = sent[np.argsort(-envelope[sent], kind="stable")]
+    if count > 1:
+        across = np.arange(count)
+        first_sent = -((across - unsent) // count)
+        envelope[first_sent, across], envelope[-1] = 2.0, -1.0
+    sent = np.arange(unsent, size * count)
+    worst_first = sent[np.argsort(-envelope.ravel()[sent], kind="stable")]
     return np.sort(worst_first[: n - k])
 
 

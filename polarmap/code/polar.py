@@ -30,6 +30,7 @@ from polarmap.code.design import (
     Indices,
     Rotations,
     UniformStream,
+    butterfly_shape,
     frozen_inputs,
     power_of_two_above,
     rotations,
@@ -97,6 +98,10 @@ class PolarCode(SystematicCode):
     seed : int, optional
         Of the rotation angles. By default, up to 64 blocks, the best of eight by the error
         amplification it gives; 0 above.
+    levels : int, optional
+        Of the arikan butterfly: fewer than all, log2 of the next power of two above n, cost fewer additions
+        and need more results. Butterflies of 2^levels blocks then lie side by side, each with data blocks and
+        parity blocks of its own.
 
     Raises
     ------
@@ -121,6 +126,7 @@ class PolarCode(SystematicCode):
         decoder: str = "optimal",
         erasure: float | npt.ArrayLike | None = None,
         seed: int | None = None,
+        levels: int | None = None,
     ) -> None:
         _check_sizes(n, k)
         if not is_one_of(kernel, ("rotation", "arikan")):
@@ -136,10 +142,12 @@ class PolarCode(SystematicCode):
         self.erasure = (
             design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
         )
+        self.levels = _checked_levels(levels, self.n, self.k, kernel)
         self._seed = seed
 
     def __repr__(self) -> str:
-        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r})"
+        levels = f", levels={self.levels}" if self.butterflies[1] > 1 else ""
+        return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels})"
 
     @property
     def rate(self) -> float:
@@ -171,26 +179,36 @@ class PolarCode(SystematicCode):
         """What f must be for its results to satisfy C x = 0."""
         return "linear or affine in its block"
 
+    @property
+    def butterflies(self) -> tuple[int, int]:
+        """arikan: the size of a butterfly, 2^levels, and how many lie side by side; one of all levels."""
+        return butterfly_shape(self.n, self.levels)
+
+    @property
+    def length(self) -> int:
+        """arikan: leaves of all butterflies, of which the first length - n are not sent."""
+        size, count = self.butterflies
+        return size * count
+
     @cached_property
     def frozen(self) -> Indices:
         """Inputs of the transform that are frozen to zero, ascending; n - k of them.
 
-        arikan: positions on the butterfly of the next power of two. rotation: the transform is
+        arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
         x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
         """
         if self.kernel == "arikan":
-            return frozen_inputs(self.n, self.k, self._leaf_erasure)
+            return frozen_inputs(self.n, self.k, self._leaf_erasure, self.levels)
         return np.arange(self.k, self.n)
 
     @cached_property
     def order(self) -> Indices:
-        """arikan: the leaf of the butterfly on which each coded block sits, data blocks first."""
+        """arikan: the leaf of the butterflies on which each coded block sits, data blocks first."""
         if self.kernel != "arikan":
             return np.arange(self.n)
-        length = power_of_two_above(self.n)
-        is_parity = np.zeros(length, bool)
+        is_parity = np.zeros(self.length, bool)
         is_parity[self.frozen] = True
-        sent = np.arange(length - self.n, length)
+        sent = np.arange(self.length - self.n, self.length)
         return np.concatenate([sent[~is_parity[sent]], self.frozen])
 
     @cached_property
@@ -227,7 +245,7 @@ class PolarCode(SystematicCode):
             return rotation_coefficients(self._rotations, self.k)
         identity = np.eye(self.k, dtype=np.int64)
         out = np.empty((self.n - self.k, self.k), np.int64)
-        tiled.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, identity, out)
+        tiled.arikan_parity(self.butterflies, self.order, self.frozen, identity, out)
         return out
 
     @property
@@ -283,7 +301,7 @@ class PolarCode(SystematicCode):
             tiled.dense(self.coefficients.astype(np.float64), rows, out)
             return
         if self.kernel == "arikan":
-            tiled.arikan_parity(power_of_two_above(self.n), self.order, self.frozen, rows, out)
+            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
             return
         fast = tiled.compiled_loops(rows, out.dtype)
         if min(self.n - self.k, self.k) <= (DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED):
@@ -400,7 +418,7 @@ class PolarCode(SystematicCode):
         if self.kernel == "rotation":
             return np.sort(np.broadcast_to(self.erasure, self.n))
         leaves = np.broadcast_to(self._leaf_erasure, self.n)
-        return np.asarray(leaves[self.order - (power_of_two_above(self.n) - self.n)])
+        return np.asarray(leaves[self.order - (self.length - self.n)])
 
     @cached_property
     def _rotations(self) -> Rotations:
@@ -413,6 +431,26 @@ def _check_sizes(n: int, k: int) -> None:
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
+
+
+def _checked_levels(levels: object, n: int, k: int, kernel: str) -> int:
+    """How many levels the butterflies have; all unless another number is said."""
+    most = power_of_two_above(n).bit_length() - 1
+    if levels is None:
+        return most
+    if kernel != "arikan":
+        raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
+    if not is_integer(levels) or not 1 <= levels <= most:  # type: ignore[operator]
+        raise CodeError(f"levels must be an integer from 1 to {most} for n = {n}, not {levels!r}")
+    found: int = int(levels)  # type: ignore[call-overload]
+    fits = next(some for some in range(found, most + 1) if butterfly_shape(n, some)[1] <= min(k, n - k))
+    if fits > found:
+        size, count = butterfly_shape(n, found)
+        raise CodeError(
+            f"levels={found} makes {count} butterflies of {size} blocks, each with a data block and a parity "
+            f"block of its own, and there are {k} and {n - k}: use levels={fits} or more"
+        )
+    return found
 
 
 def _checked_erasure(erasure: object, n: int) -> float | Floats:

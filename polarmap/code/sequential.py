@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polarmap.code import tiled
 from polarmap.code.base import Results
-from polarmap.code.design import Floats, Indices, power_of_two_above
+from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import is_exact, working_dtype
 from polarmap.code.modular import ModularRecovery, Words
 from polarmap.code.recovery import SystematicRecovery
@@ -24,10 +24,11 @@ Mask = npt.NDArray[np.bool_]
 
 
 class Butterfly(Protocol):
-    """A code [I; P] on the Arikan butterfly of the next power of two.
+    """A code [I; P] on one Arikan butterfly, or several side by side.
 
     order : the leaf of each coded block.
     frozen : the inputs that are zero.
+    butterflies : the size of one, and how many there are (`design.butterfly_shape`).
     """
 
     n: int
@@ -41,6 +42,9 @@ class Butterfly(Protocol):
 
     @property
     def frozen(self) -> Indices: ...
+
+    @property
+    def butterflies(self) -> tuple[int, int]: ...
 
 
 class SequentialRecovery(SystematicRecovery):
@@ -89,7 +93,7 @@ class SequentialRecovery(SystematicRecovery):
         """Replay the steps on the blocks, tile by tile."""
         working = np.dtype(np.int64) if is_exact(out.dtype) else working_dtype(out.dtype)
         received = [rows[int(index)] for index in self.arrived]
-        length = len(self._frozen)
+        length = self._frozen.size
         leaves = self._order[self.arrived]
         for columns in tiled.tiles(out.shape[1], 2 * length, working.itemsize):
             table = np.zeros((2 * length, columns.stop - columns.start), working)
@@ -99,32 +103,32 @@ class SequentialRecovery(SystematicRecovery):
 
     @property
     def _leaves(self) -> Mask:
-        known = np.zeros(len(self._frozen), bool)
+        known = np.zeros(self._frozen.size, bool)
         known[self._order[self.arrived]] = True
-        return known
+        return known.reshape(self._frozen.shape)
 
 
 def frozen_mask(code: Butterfly) -> Mask:
-    """Frozen and punctured inputs of the butterfly."""
-    length = power_of_two_above(code.n)
-    mask = np.zeros(length, bool)
-    mask[code.frozen] = True
-    mask[: length - code.n] = True
+    """Frozen and punctured inputs of the butterflies, (size, butterflies)."""
+    mask = np.zeros(code.butterflies, bool)
+    mask.flat[code.frozen] = True
+    mask.flat[: mask.size - code.n] = True
     return mask
 
 
 def gets_through(frozen: Mask, known: Mask) -> bool:
     """Whether successive cancellation determines every input from the leaves that are known.
 
-    Of a pair (a, b), minus (a - b) takes both and plus (either, given minus) takes one.
+    Of a pair (a, b), minus (a - b) takes both and plus (either, given minus) takes one. Both masks are
+    (size, butterflies).
 
-    >>> frozen = np.array([True, False])
-    >>> gets_through(frozen, np.array([True, False])), gets_through(frozen, np.array([False, False]))
+    >>> frozen = np.array([[True], [False]])
+    >>> gets_through(frozen, ~frozen), gets_through(frozen, np.array([[False], [False]]))
     (True, False)
     """
     nodes, half = known.copy(), len(known) // 2
     while half:
-        pairs = nodes.reshape(-1, 2, half)
+        pairs = nodes.reshape(-1, 2, half, nodes.shape[1])
         both = pairs[:, 0] & pairs[:, 1]
         pairs[:, 1] |= pairs[:, 0]
         pairs[:, 0] = both
@@ -142,17 +146,18 @@ class Progress:
     def __init__(self, frozen: Mask) -> None:
         self._frozen = frozen
         levels = len(frozen).bit_length() - 1
-        self._known = np.zeros((levels, len(frozen)), dtype=bool)
-        self._waiting = int(len(frozen) - frozen.sum())
+        self._known = np.zeros((levels, *frozen.shape), dtype=bool)
+        self._waiting = int(frozen.size - frozen.sum())
 
     def arrive(self, leaf: int) -> bool:
         """Note that `leaf` is known; True when every unfrozen input is."""
+        node, butterfly = divmod(leaf, self._frozen.shape[1])
         half = len(self._frozen) // 2
-        for known in self._known:
-            known[leaf] = True
-            leaf = leaf & ~half if known[leaf ^ half] else leaf | half
+        for known in self._known[..., butterfly]:
+            known[node] = True
+            node = node & ~half if known[node ^ half] else node | half
             half //= 2
-        self._waiting -= not self._frozen[leaf]
+        self._waiting -= not self._frozen[node, butterfly]
         return self._waiting == 0
 
 
@@ -168,26 +173,27 @@ class Step(NamedTuple):
 def schedule(frozen: Mask, known: Mask) -> list[Step]:
     """The additions that fill in every leaf of a decodable pattern, n log n block operations.
 
-    Results 0..N-1 hold the leaves; N..2N-1 are scratch, one region per level.
+    Both masks are (size, butterflies). Results 0..N-1 hold the leaves; N..2N-1 are scratch, one region
+    per level.
     """
     steps: list[Step] = []
-    _fill(0, len(frozen), frozen, known, steps)
+    _fill(0, frozen.size, frozen, known, steps)
     return steps
 
 
 def _fill(row: int, scratch: int, frozen: Mask, known: Mask, steps: list[Step]) -> None:
-    """Append the steps that complete the node stored in rows row..row+len(known)."""
-    size = len(known)
+    """Append the steps that complete the node stored in rows row..row+known.size, of all butterflies."""
     if known.all():
         return
-    here = row + np.arange(size)
-    if frozen.all():
+    here = row + np.arange(known.size).reshape(known.shape)
+    if frozen.all() or len(known) == 1:
+        assert frozen[~known].all(), "the pattern is not decodable"
         unknown = here[~known]
         steps.append(Step(unknown, unknown, unknown, 0))
         return
-    assert size > 1, "the pattern is not decodable"
-    half = size // 2
-    upper, lower, minus = here[:half], here[half:], scratch + np.arange(half)
+    half = len(known) // 2
+    upper, lower = here[:half], here[half:]
+    minus = scratch + here[:half] - row
     knows_upper, knows_lower = known[:half], known[half:]
 
     def add(where: Mask, target: Indices, first: Indices, second: Indices, sign: int) -> None:
@@ -196,9 +202,9 @@ def _fill(row: int, scratch: int, frozen: Mask, known: Mask, steps: list[Step]) 
 
     both = knows_upper & knows_lower
     add(both, minus, upper, lower, -1)
-    _fill(scratch, scratch + half, frozen[:half], both, steps)
+    _fill(scratch, scratch + minus.size, frozen[:half], both, steps)
     add(knows_upper & ~knows_lower, lower, upper, minus, -1)
-    _fill(row + half, scratch + half, frozen[half:], knows_upper | knows_lower, steps)
+    _fill(row + lower.size, scratch + minus.size, frozen[half:], knows_upper | knows_lower, steps)
     add(~knows_upper, upper, lower, minus, +1)
 
 

@@ -199,23 +199,29 @@ def real_rows(rows: Rows, dtype: DType) -> Rows:
     return [np.ascontiguousarray(row, dtype).view(real) for row in rows]
 
 
-def arikan_parity(length: int, order: Indices, frozen: Indices, rows: Rows, out: Array) -> None:
+def arikan_parity(
+    butterflies: tuple[int, int], order: Indices, frozen: Indices, rows: Rows, out: Array
+) -> None:
     """out = the parity rows of the Arikan code: inverse(T), freeze, T (Arikan 2011, systematic).
 
-    `order` says on which leaf each of the n coded blocks sits, data first. The sums are taken in
-    out's dtype, or in float64 when that is inexact.
+    `butterflies`: the size of one, and how many there are side by side. `order` says on which leaf each of
+    the n coded blocks sits, data first. The sums are taken in out's dtype, or in float64 when that is
+    inexact.
     """
     working = (
         out.dtype if out.dtype.kind in "iu" else np.dtype(np.float64 if out.itemsize > 2 else np.float32)
     )
-    k = len(rows)
+    k, (size, count) = len(rows), butterflies
+    length = size * count
 
     def work(columns: slice) -> None:
         leaves = np.zeros((length, columns.stop - columns.start), working)
         leaves[order[:k]] = gather(rows, columns, working)
-        inputs = kernels.arikan_inverse(leaves)
-        inputs[frozen] = 0
-        inputs[: length - len(order)] = 0
-        out[:, columns] = kernels.arikan(inputs)[order[k:]]
+        side_by_side = leaves.reshape(size, -1)
+        kernels.arikan_inverse(side_by_side)
+        leaves[frozen] = 0
+        leaves[: length - len(order)] = 0
+        kernels.arikan(side_by_side)
+        out[:, columns] = leaves[order[k:]]
 
     over_cores(work, list(tiles(out.shape[1], length, working.itemsize)))

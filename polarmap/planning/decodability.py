@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import PolarCode
+from polarmap.code.sequential import frozen_mask
 from polarmap.errors import CodeError
 from polarmap.planning.distributions import Floats
 
@@ -108,9 +108,8 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
     """
     if code.decoder != "sequential" or arrivals.ndim != 2 or len(arrivals) != code.n:
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
-    length, trials = power_of_two_above(code.n), arrivals.shape[1]
-    unfrozen = np.ones(length, bool)
-    unfrozen[: length - code.n] = unfrozen[code.frozen] = False
+    frozen, trials = frozen_mask(code), arrivals.shape[1]
+    length = frozen.size
     width = max(1, TILE_BYTES // (length * arrivals.itemsize))
     out = np.empty(trials, arrivals.dtype)
     leaves = np.empty((length, min(width, trials)), arrivals.dtype)
@@ -119,9 +118,9 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
         tile = leaves[:, : part.shape[1]]
         tile[: length - code.n] = _latest(arrivals.dtype)
         tile[code.order] = part
-        _slow_and_fast(tile)
+        _slow_and_fast(tile.reshape(*frozen.shape, -1))
         untouched = part[: code.k].max(axis=0)
-        out[first : first + width] = np.minimum(tile[unfrozen].max(axis=0), untouched)
+        out[first : first + width] = np.minimum(tile[~frozen.ravel()].max(axis=0), untouched)
     return out
 
 
@@ -129,7 +128,7 @@ def _slow_and_fast(leaves: Array) -> None:
     """Replace, in place along the first axis, every pair by its maximum and its minimum."""
     half = len(leaves) // 2
     while half:
-        pairs = leaves.reshape(-1, 2, half, leaves.shape[1])
+        pairs = leaves.reshape(-1, 2, half, *leaves.shape[1:])
         later = np.maximum(pairs[:, 0], pairs[:, 1])
         np.minimum(pairs[:, 0], pairs[:, 1], out=pairs[:, 1])
         pairs[:, 0] = later

@@ -164,6 +164,15 @@ def test_codes_of_unequal_workers_are_described(store):
     np.testing.assert_array_equal(coded[:], np.arange(8))
 
 
+def test_codes_of_fewer_levels_are_described(store):
+    code = PolarCode(12, 8, "arikan", "sequential", levels=2)
+    polarmap.encode(np.arange(16), code=code, name="a", storage=store)
+    coded = polarmap.open_coded("a", store)
+    store.delete([coded.stored(1)[0].key])
+    assert repr(coded.code) == repr(code)
+    np.testing.assert_array_equal(coded[:], np.arange(16))
+
+
 def test_a_code_that_comes_out_otherwise_is_refused(store):
     polarmap.encode(np.arange(8.0), blocks=4, name="a", storage=store)
     code = json.loads(store.get(manifest_key("a")))["array"]["code"]

@@ -257,6 +257,63 @@ def test_data_blocks_go_to_the_most_reliable_workers() -> None:
     assert erasure[code.assignment[:15]].max() < erasure[code.assignment[15:]].min()
 
 
+def some_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
+    """Numbers of levels that leave each butterfly a data block and a parity block."""
+    n, k = size
+    most = (n - 1).bit_length()
+    fewest = next(some for some in range(1, most + 1) if -(-n // 2**some) <= min(k, n - k))
+    return st.integers(fewest, most)
+
+
+partial = sizes.flatmap(lambda size: st.tuples(st.just(size), some_levels(size)))
+
+
+@settings(deadline=None, max_examples=60)
+@given(partial, st.sampled_from(["optimal", "sequential"]), st.data())
+def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> None:
+    (n, k), levels = sized
+    code = PolarCode(n, k, "arikan", decoder, levels=levels)
+    count = -(-n // 2**levels)
+    assert sorted({index % count for index in code.frozen.tolist()}) == list(range(count))  # parity in each
+    assert sorted({leaf % count for leaf in code.order[:k].tolist()}) == list(range(count))  # data in each
+    assert not code.parity_check.sum(axis=1).any()
+    lost = draw.draw(st.integers(0, n - 1))
+    coded = code.encode(np.arange(2 * k).reshape(k, 2))
+    if code.decodable(np.arange(n) != lost):
+        assert (code.decode({i: coded[i] for i in range(n) if i != lost}) == coded[:k]).all()
+
+
+@pytest.mark.parametrize(("n", "k"), [(2, 1), (30, 17), (64, 48), (100, 70)])
+def test_all_levels_are_the_default(n: int, k: int) -> None:
+    one, same = PolarCode(n, k, "arikan"), PolarCode(n, k, "arikan", levels=(n - 1).bit_length())
+    assert same.order.tolist() == one.order.tolist()
+    assert (same.coefficients == one.coefficients).all()
+    assert repr(same) == repr(one)
+
+
+def test_each_butterfly_is_a_code_of_its_own() -> None:
+    code = PolarCode(96, 72, "arikan", levels=5)
+    small = PolarCode(32, 24, "arikan")
+    data = np.random.default_rng(0).integers(-9, 9, (72, 4))
+    coded = code.encode(data)
+    for butterfly in range(3):
+        mine = np.flatnonzero(code.order % 3 == butterfly)
+        assert (small.parity_check @ coded[mine] == 0).all()
+
+
+def test_unequal_workers_and_fewer_levels_go_together() -> None:
+    erasure = np.random.default_rng(0).uniform(0, 0.5, 48)
+    code = PolarCode(48, 32, "arikan", "sequential", erasure, levels=4)
+    leaves = np.empty(48)
+    leaves[code.order] = erasure[code.assignment]
+    z = erasure_probabilities(leaves.reshape(16, 3)).ravel()
+    free = np.setdiff1d(np.arange(48), [*code.frozen, 45, 46, 47])  # of the last, every butterfly keeps one
+    inside = np.setdiff1d(code.frozen, [0, 1, 2])
+    assert z[inside].min() >= z[free].max() - 1e-12
+    coded = code.encode(np.arange(64.0).reshape(32, 2))
+    np.testing.assert_allclose(code.decode({i: coded[i] for i in range(1, 48)}), coded[:32])
+
+
 @pytest.mark.parametrize("value", [4.0, "4", True, None])
 def test_refuses_sizes_that_are_no_integers(value: object) -> None:
     with pytest.raises(CodeError, match=f"k must be an integer, not {value!r}"):
@@ -279,12 +336,23 @@ def test_refuses_sizes_that_are_no_integers(value: object) -> None:
         ({"erasure": ["a"] * 8}, "a list with one for each of the n = 8 workers, not "),
         ({"erasure": [[0.1], [0.1, 0.2]]}, "a list with one for each of the n = 8 workers, not "),
         ({"erasure": [[0.1] * 8]}, "a list with one for each of the n = 8 workers, not "),
+        ({"levels": 2}, "levels needs kernel='arikan'"),
+        ({"levels": 0, "kernel": "arikan"}, "levels must be an integer from 1 to 3 for n = 8, not 0"),
+        ({"levels": 4, "kernel": "arikan"}, "levels must be an integer from 1 to 3 for n = 8, not 4"),
+        ({"levels": 2.5, "kernel": "arikan"}, "levels must be an integer from 1 to 3 for n = 8, not 2.5"),
         ({"erasure": "half"}, "a list with one for each of the n = 8 workers, not 'half'"),
     ],
 )
 def test_refuses_options(options: dict, message: str) -> None:
     with pytest.raises(CodeError, match=message):
         PolarCode(8, 4, **options)
+
+
+def test_too_few_levels_are_refused_with_the_number_that_will_do() -> None:
+    says = "levels=2 makes 10 butterflies of 4 blocks, .* there are 35 and 5: use levels=3 or more"
+    with pytest.raises(CodeError, match=says):
+        PolarCode(40, 35, "arikan", levels=2)
+    assert PolarCode(40, 35, "arikan", levels=3).butterflies == (8, 5)
 
 
 @pytest.mark.parametrize("dtype", [bool, object, "U3", "S3", "M8[s]", "m8[s]", "V4", np.longdouble])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import code_oracles as oracles
 import numpy as np
 import pytest
@@ -11,9 +13,11 @@ from polarmap.code import sequential
 from polarmap.code.polar import PolarCode
 
 
-@pytest.mark.parametrize(("n", "k"), [(16, 12), (30, 17), (64, 48), (100, 70)])
-def test_progress_is_the_genies(n: int, k: int) -> None:
-    code, stream = PolarCode(n, k, "arikan", "sequential"), np.random.default_rng(n)
+@pytest.mark.parametrize(
+    ("n", "k", "fewer"), [(16, 12, 0), (30, 17, 0), (64, 48, 0), (100, 70, 0), (30, 17, 2), (50, 35, 3)]
+)
+def test_progress_is_the_genies(n: int, k: int, fewer: int) -> None:
+    code, stream = with_fewer_levels(n, k, fewer), np.random.default_rng(n)
     for _ in range(20):
         arrived = np.zeros(n, bool)
         progress = sequential.Progress(frozen_and_unsent(code))
@@ -23,12 +27,15 @@ def test_progress_is_the_genies(n: int, k: int) -> None:
             assert ready == oracles.sequential_decodable(code, arrived)
 
 
-@pytest.mark.parametrize(("n", "k"), [(16, 12), (30, 17), (64, 48)])
-def test_schedule_fills_every_leaf(n: int, k: int) -> None:
-    code, stream = PolarCode(n, k, "arikan", "sequential"), np.random.default_rng(n)
+@pytest.mark.parametrize(
+    ("n", "k", "fewer"), [(16, 12, 0), (30, 17, 0), (64, 48, 0), (30, 17, 2), (50, 35, 3)]
+)
+def test_schedule_fills_every_leaf(n: int, k: int, fewer: int) -> None:
+    code, stream = with_fewer_levels(n, k, fewer), np.random.default_rng(n)
     data = stream.integers(-(2**62), 2**62, (k, 3))
     coded = code.encode(data)
-    length = oracles.power_of_two(n)
+    frozen = frozen_and_unsent(code)
+    length = frozen.size
     for _ in range(50):
         arrived = stream.random(n) < 0.95
         if not oracles.sequential_decodable(code, arrived):
@@ -36,24 +43,33 @@ def test_schedule_fills_every_leaf(n: int, k: int) -> None:
         rows, known = np.zeros((2 * length, 3), np.int64), np.zeros(length, bool)
         leaves = code.order[arrived]
         known[leaves], rows[leaves] = True, coded[arrived]
-        sequential.replay(sequential.schedule(frozen_and_unsent(code), known), rows)
+        sequential.replay(sequential.schedule(frozen, known.reshape(frozen.shape)), rows)
         assert (rows[code.order] == coded).all()
 
 
-def test_schedule_is_n_log_n() -> None:
-    code = PolarCode(1024, 768, "arikan", "sequential")
-    arrived = np.random.default_rng(0).random(1024) < 0.9
+@pytest.mark.parametrize("levels", [10, 8, 5])
+def test_schedule_is_n_log_n(levels: int) -> None:
+    code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
+    arrived = np.random.default_rng(0).random(1024) < 0.97
+    assert oracles.sequential_decodable(code, arrived)
     known = np.zeros(1024, bool)
     known[code.order[arrived]] = True
-    steps = sequential.schedule(frozen_and_unsent(code), known)
-    assert sum(len(step.target) for step in steps) <= 1.5 * 1024 * 10
+    frozen = frozen_and_unsent(code)
+    steps = sequential.schedule(frozen, known.reshape(frozen.shape))
+    assert sum(len(step.target) for step in steps) <= 1.5 * 1024 * levels
+
+
+def with_fewer_levels(n: int, k: int, fewer: int) -> PolarCode:
+    most = oracles.power_of_two(n).bit_length() - 1
+    return PolarCode(n, k, "arikan", "sequential", levels=most - fewer)
 
 
 def frozen_and_unsent(code: PolarCode) -> np.ndarray:
-    mask = np.zeros(oracles.power_of_two(code.n), bool)
+    size = 2**code.levels
+    mask = np.zeros(math.ceil(code.n / size) * size, bool)
     mask[code.frozen] = True
     mask[: len(mask) - code.n] = True
-    return mask
+    return mask.reshape(size, -1)
 
 
 SIZES = [(n, k) for n in range(2, 9) for k in range(1, n)]
@@ -87,3 +103,26 @@ def test_sequential_recovers_floats_and_integers(n: int, k: int) -> None:
     for arrived in filter(code.decodable, oracles.patterns(n)):
         assert code.decode(received(whole, arrived)).tolist() == data.tolist()
         assert code.decode(received(real, arrived)).tolist() == data.tolist()
+
+
+PARTIAL = [(4, 2, 1), (6, 4, 2), (7, 4, 2), (8, 6, 2), (9, 5, 2), (10, 5, 1), (9, 6, 3)]
+
+by_levels = pytest.mark.parametrize(("n", "k", "levels"), PARTIAL)
+
+
+@by_levels
+def test_fewer_levels_decode_iff_the_genie_does(n: int, k: int, levels: int) -> None:
+    code = PolarCode(n, k, "arikan", "sequential", levels=levels)
+    optimal = PolarCode(n, k, "arikan", erasure=code.erasure, levels=levels)
+    check = oracles.polar_check(optimal)
+    data = np.random.default_rng(n * k).integers(-1000, 1000, (k, 2))
+    coded = code.encode(data)
+    assert (code.encode(data) == optimal.encode(data)).all()
+    assert not (check @ coded).any()
+    for arrived in oracles.patterns(n):
+        through = oracles.sequential_decodable(code, arrived) or arrived[:k].all()
+        assert code.decodable(arrived) == through
+        assert optimal.decodable(arrived) == (oracles.gf2_decodable(check, arrived) or arrived[:k].all())
+        if through:
+            assert optimal.decodable(arrived)
+            assert code.decode(received(coded, arrived)).tolist() == data.tolist()

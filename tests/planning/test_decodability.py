@@ -16,7 +16,12 @@ from polarmap.planning import (
     lower_bound,
     sequential_finish,
 )
-from polarmap.planning.decodability import integer_needed, optimal_needed, sequential_needed
+from polarmap.planning.decodability import (
+    integer_needed,
+    optimal_needed,
+    optimal_ranks,
+    sequential_needed,
+)
 
 
 @pytest.mark.parametrize(
@@ -83,3 +88,23 @@ def test_float32_and_tiles_do_not_matter() -> None:
     whole = sequential_finish(code, arrivals)
     assert whole.dtype == np.float32
     assert (whole == [sequential_finish(code, arrivals[:, i : i + 1])[0] for i in range(2000)]).all()
+
+
+@pytest.mark.parametrize(("levels", "beyond"), [(10, 78), (8, 118), (5, 182)])
+def test_fewer_levels_need_more_results(levels: int, beyond: float) -> None:
+    """Of 1,024, in random order (arXiv 1901.06811): half the additions, more than twice as many beyond k."""
+    code = PolarCode(1024, 768, "arikan", "sequential", levels=levels)
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(1, 1025, dtype=np.int32), (400, 1)), axis=1)
+    assert sequential_finish(code, orders.T).mean() - 768 == pytest.approx(beyond, abs=4)
+    assert code.length * code.levels / 2 / 1024 == levels / 2  # additions per block of one transform
+
+
+@pytest.mark.parametrize(("n", "k", "levels"), [(24, 16, 3), (50, 30, 4)])
+def test_fewer_levels_are_simulated_as_they_decode(n: int, k: int, levels: int) -> None:
+    sequential, optimal = (PolarCode(n, k, "arikan", d, levels=levels) for d in ("sequential", "optimal"))
+    orders = np.random.default_rng(1).permuted(np.tile(np.arange(n), (30, 1)), axis=1)
+    ranks = (np.argsort(orders, axis=1).T + 1).astype(np.int32)
+    assert sequential_finish(sequential, ranks).tolist() == [fed(Decoder(sequential), one) for one in orders]
+    for exact in (False, True):
+        found = optimal_ranks(optimal, orders, exact)
+        assert found.tolist() == [fed(Decoder(optimal, exact=exact), one) for one in orders]
