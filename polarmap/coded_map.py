@@ -115,7 +115,8 @@ def coded_map(
     code : {"auto", "rotation", "arikan"}, Masked or a code
         "auto" codes integers with the arikan kernel (exact), all else with the rotation kernel
         (decodes at the k-th arrival), and polynomials by evaluation. `Masked(colluders)`: workers see the
-        data only under noise. Or a code itself: a `PolarCode`, `LagrangeCode` or `MaskedCode`.
+        data only under noise. Or a code itself: a `PolarCode`, `LagrangeCode` or `MaskedCode`. Tasks start
+        in the order of its coded blocks.
     degree : int
         Of f as a polynomial in its block: 2 for `block.T @ block`, squares or energies. Coded by an
         `LagrangeCode`, for floating data only; about degree * k results determine the rest. Refused
