@@ -16,40 +16,46 @@ from polarmap.code.design import Floats, Rotations
 Array = npt.NDArray[Any]
 
 
-def arikan(x: Array) -> Array:
-    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]]; exact (and wrapping) for integers.
+def arikan(x: Array, transposed: bool = False) -> Array:
+    """x <- T x in place, T the butterfly of [[1, 1], [0, 1]], or T' x; exact (and wrapping) for integers.
 
     >>> arikan(np.array([[1], [2], [3], [4]])).ravel().tolist()
     [10, 6, 7, 4]
     """
-    half = 1
+    half, to = 1, int(transposed)
     while half < len(x):
         pairs = x.reshape(-1, 2, half, x.shape[1])
-        pairs[:, 0] += pairs[:, 1]
+        pairs[:, to] += pairs[:, 1 - to]
         half *= 2
     return x
 
 
-def arikan_inverse(x: Array) -> Array:
-    """x <- inverse(T) x in place: the same butterfly with differences.
+def arikan_inverse(x: Array, transposed: bool = False) -> Array:
+    """x <- inverse(T) x in place, or that of T': the same butterfly with differences.
 
     >>> arikan_inverse(np.array([[10], [6], [7], [4]])).ravel().tolist()
     [1, 2, 3, 4]
     """
-    half = 1
+    half, to = 1, int(transposed)
     while half < len(x):
         pairs = x.reshape(-1, 2, half, x.shape[1])
-        pairs[:, 0] -= pairs[:, 1]
+        pairs[:, to] -= pairs[:, 1 - to]
         half *= 2
     return x
 
 
-def rotate(x: Array, rotations: Floats) -> Array:
-    """x <- the orthogonal butterfly of x in place; `rotations` (stages, len(x) / 2, 2): cos, sin."""
-    for stage, rotation in enumerate(rotations):
+def rotate(x: Array, rotations: Floats, transposed: bool = False) -> Array:
+    """x <- the orthogonal butterfly of x in place; `rotations` (stages, len(x) / 2, 2): cos, sin.
+
+    `transposed`: its transpose, which is its inverse: the angles turned back, the last first.
+    """
+    stages = list(enumerate(rotations))
+    for stage, rotation in reversed(stages) if transposed else stages:
         half = 1 << stage
         pairs = x.reshape(-1, 2, half, x.shape[1])
         cosine, sine = rotation.reshape(-1, half, 2, 1).swapaxes(1, 2).swapaxes(0, 1).astype(x.dtype)
+        if transposed:
+            sine = -sine
         upper = pairs[:, 0] * cosine + pairs[:, 1] * sine
         pairs[:, 1] *= cosine
         pairs[:, 1] -= pairs[:, 0] * sine
@@ -72,3 +78,16 @@ def rotation_parity(data: Array, plan: Rotations) -> Array:
     chosen *= plan.scale[:, None].astype(data.dtype)
     chosen += plan.shift[:, None].astype(data.dtype) * data.sum(axis=0)
     return chosen
+
+
+def rotation_parity_transposed(parity: Array, plan: Rotations, k: int) -> Array:
+    """P' of r rows, (k, width): the steps of `rotation_parity` transposed, the last first."""
+    width, size = parity.shape[1], plan.size
+    stacked = np.zeros((len(plan.outward) * size, width), parity.dtype)
+    stacked[plan.rows] = plan.scale[:, None] * parity
+    added = np.zeros((size, width), parity.dtype)
+    groups = stacked.reshape(-1, size, width)
+    for group, shuffle, rotations in zip(groups, plan.shuffles, plan.outward, strict=True):
+        added[shuffle] += rotate(group, rotations, transposed=True)
+    data = np.concatenate([rotate(added.copy(), turns, transposed=True) for turns in plan.inward])[:k]
+    return np.asarray(data + plan.shift @ parity)

@@ -118,7 +118,7 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
         return ModularRecovery(self.code, self._arrived_without(index, n))
 
     def _of_results(self, equations: Words) -> Words:
-        known = np.uint64(0) - matmul(equations, self.known_coefficients)
+        known = np.uint64(0) - matmul(equations, self.code.coefficients[np.ix_(self.parity, self.known)])
         return np.concatenate([known, equations], axis=1)
 
     def fill(self, rows: Results, out: Array) -> None:

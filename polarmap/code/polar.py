@@ -47,9 +47,10 @@ from polarmap.code.dtypes import (
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery
-from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
+from polarmap.code.rotations import LARGE, best_seed, normalized, rotation_coefficients
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.code.stacked import as_block, decode_blocks
+from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
@@ -393,7 +394,11 @@ class PolarCode(SystematicCode):
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
         if self.decoder == "sequential":
             return SequentialRecovery(self, arrived, exact)
-        return ModularRecovery(self, arrived) if exact else SystematicRecovery(self, arrived)
+        if exact:
+            return ModularRecovery(self, arrived)
+        if self.kernel == "rotation" and self.n >= LARGE:
+            return SyndromeRecovery(self, self._rotations, arrived)
+        return SystematicRecovery(self, arrived)
 
     def progress(self) -> Callable[[int], bool] | None:
         """Of the sequential decoder: told of every arrival, says when all leaves are determined."""

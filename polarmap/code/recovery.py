@@ -212,10 +212,9 @@ class SystematicRecovery(RealRecovery):
         """P restricted to arrived parity (rows) and missing data (columns)."""
         return self.code.coefficients[np.ix_(self.parity, self.missing)]
 
-    @property
-    def known_coefficients(self) -> Array:
-        """P restricted to arrived parity (rows) and known data (columns)."""
-        return self.code.coefficients[np.ix_(self.parity, self.known)]
+    def through_known(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        return np.asarray(combinations @ self.code.coefficients[np.ix_(self.parity, self.known)])
 
     @cached_property
     def deficit(self) -> int:
@@ -233,14 +232,14 @@ class SystematicRecovery(RealRecovery):
     @cached_property
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the least-squares decoder."""
-        return np.concatenate([-(self._solver @ self.known_coefficients), self._solver], axis=1)
+        return np.concatenate([-self.through_known(self._solver), self._solver], axis=1)
 
     def equations(self, most: int) -> Floats:
         """Up to `most` equations on the arrived blocks, (s, arrived): orthonormal on the parity blocks."""
         if len(self.parity) <= len(self.missing):
             return np.empty((0, len(self.arrived)))
         null = left_null(self.system.astype(np.float64), most)
-        return np.concatenate([-(null.T @ self.known_coefficients), null.T], axis=1)
+        return np.concatenate([-self.through_known(null.T), null.T], axis=1)
 
     @cached_property
     def _solver(self) -> Floats:
@@ -272,11 +271,14 @@ def left_null(matrix: Floats, most: int) -> Floats:
     >>> abs(left_null(np.array([[1.0], [1.0]]), 8)).round(3).tolist()
     [[0.707], [0.707]]
     """
-    full, _ = np.linalg.qr(matrix, mode="complete")
-    null = full[:, matrix.shape[1] :]
-    if null.shape[1] > most:
-        waves = np.cos(np.outer(np.arange(1, null.shape[1] + 1), np.arange(1, most + 1)) * 0.7)
-        null, _ = np.linalg.qr(null @ waves)
+    rows, columns = matrix.shape
+    if rows - columns <= most:
+        return np.asarray(np.linalg.qr(matrix, mode="complete")[0][:, columns:])
+    span, _ = np.linalg.qr(matrix)
+    null = np.cos(np.outer(np.arange(1, rows + 1), np.arange(1, most + 1)) * 0.7)
+    for _ in range(2):  # once leaves what rounding has hidden in what was taken away
+        null -= span @ (span.T @ null)
+        null, _ = np.linalg.qr(null)
     return np.asarray(null)
 
 

@@ -16,6 +16,7 @@ from polarmap.code import kernels, tiled
 from polarmap.code.design import Floats, Indices, Rotations, UniformStream, rotations
 from polarmap.code.recovery import worst_amplification
 
+LARGE = 2048  # blocks, coded ones: P of so many is not formed; of fewer, products with it are quicker
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
 SEEDS, PATTERNS = 8, 64
 
@@ -25,27 +26,43 @@ def normalized(plan: Rotations, k: int) -> Rotations:
 
     The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
     blocks carry the same weight. With k = 2 the rest has one direction only and its length is
-    what tells the parity blocks apart: there it stays as it is.
+    what tells the parity blocks apart: there it stays as it is. From LARGE blocks on, where P is not
+    formed, to unit norm on average: a group of orthogonal butterflies gives each row k / size.
     """
-    raw = rotation_coefficients(plan, k)
-    mean = raw.mean(axis=1)
-    scale = np.ones(len(raw))
-    if k > 2:
-        scale /= np.linalg.norm(raw - mean[:, None], axis=1)
+    if k + len(plan.rows) >= LARGE:
+        mean = kernels.rotation_parity(np.ones((k, 1)), plan)[:, 0] / k
+        scale = 1 / np.sqrt(k / plan.size - k * mean**2)
+    else:
+        raw = rotation_coefficients(plan, k)
+        mean = raw.mean(axis=1)
+        scale = 1 / np.linalg.norm(raw - mean[:, None], axis=1) if k > 2 else np.ones(len(raw))
     return plan._replace(scale=scale, shift=1 / k - scale * mean)
 
 
-def rotation_coefficients(plan: Rotations, k: int) -> Floats:
-    """P, by transforming the identity tile by tile."""
-    coefficients = np.empty((len(plan.rows), k))
+def rotation_coefficients(plan: Rotations, k: int, data: Indices | None = None) -> Floats:
+    """P, or its columns of some `data` blocks, by transforming the identity tile by tile."""
+    chosen = np.arange(k) if data is None else data
+    coefficients = np.empty((len(plan.rows), len(chosen)))
 
     def work(columns: slice) -> None:
         identity = np.zeros((k, columns.stop - columns.start))
-        np.fill_diagonal(identity[columns], 1.0)
+        identity[chosen[columns], np.arange(identity.shape[1])] = 1.0
         coefficients[:, columns] = kernels.rotation_parity(identity, plan)
 
-    tiled.over_cores(work, list(tiled.tiles(k, 3 * plan.size, 8)))
+    tiled.over_cores(work, list(tiled.tiles(len(chosen), 3 * plan.size, 8)))
     return coefficients
+
+
+def transposed_coefficients(plan: Rotations, k: int, combinations: Floats) -> Floats:
+    """combinations @ P, (rows, k), of which P is never formed."""
+    mixed = np.empty((len(combinations), k))
+
+    def work(rows: slice) -> None:
+        parity = np.ascontiguousarray(combinations[rows].T)
+        mixed[rows] = kernels.rotation_parity_transposed(parity, plan, k).T
+
+    tiled.over_cores(work, list(tiled.tiles(len(combinations), 3 * plan.size, 8)))
+    return mixed
 
 
 @lru_cache(maxsize=256)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import tiled
+from polarmap.code import kernels, tiled
 from polarmap.code.base import Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import is_exact, working_dtype
@@ -54,6 +54,7 @@ class SequentialRecovery(SystematicRecovery):
         super().__init__(code, arrived)
         self.exact, self.rounds = exact, not exact
         self._modular = ModularRecovery(code, arrived)
+        self.code: Butterfly = code
         self._order, self._frozen = code.order, frozen_mask(code)
 
     @cached_property
@@ -70,11 +71,35 @@ class SequentialRecovery(SystematicRecovery):
 
     @cached_property
     def weights(self) -> Floats:
-        """Recovered = weights @ received, (missing, arrived): the steps replayed on the identity."""
-        out = np.empty((len(self.missing), len(self.arrived)))
-        unit = np.eye(len(self.arrived))
-        self.fill(dict(zip(self.arrived.tolist(), unit, strict=True)), out)
-        return out
+        """Recovered = weights @ received, (missing, arrived): the steps transposed, the last first."""
+        weights = np.empty((len(self.missing), len(self.arrived)))
+        wanted = self._order[self.missing]
+
+        def work(rows: slice) -> None:
+            table = np.zeros((2 * len(self._frozen), rows.stop - rows.start))
+            table[wanted[rows], np.arange(table.shape[1])] = 1.0
+            replay_transposed(self.steps, table)
+            weights[rows] = table[self._order[self.arrived]].T
+
+        tiled.over_cores(work, list(tiled.tiles(len(wanted), 2 * len(self._frozen), 8)))
+        return weights
+
+    @cached_property
+    def system(self) -> Array:
+        """P restricted to arrived parity (rows) and missing data (columns)."""
+        units = np.zeros((self.code.k, len(self.missing)))
+        units[self.missing, np.arange(len(self.missing))] = 1.0
+        parity = np.empty((len(self._order) - self.code.k, len(self.missing)))
+        tiled.arikan_parity(len(self._frozen), self._order, self.code.frozen, units, parity)
+        return parity[self.parity]
+
+    def through_known(self, combinations: Floats) -> Floats:
+        """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
+        leaves = np.zeros((len(self._frozen), len(combinations)))
+        leaves[self._order[self.parity + self.code.k]] = combinations.T
+        inputs = kernels.arikan(leaves, transposed=True)
+        inputs[self._frozen] = 0
+        return kernels.arikan_inverse(inputs, transposed=True)[self._order[self.known]].T
 
     @cached_property
     def amplification(self) -> float:
@@ -206,6 +231,16 @@ def _fill(row: int, scratch: int, frozen: Mask, known: Mask, steps: list[Step]) 
     add(knows_upper & ~knows_lower, lower, upper, minus, -1)
     _fill(row + lower.size, scratch + minus.size, frozen[half:], knows_upper | knows_lower, steps)
     add(~knows_upper, upper, lower, minus, +1)
+
+
+def replay_transposed(steps: list[Step], rows: Array) -> None:
+    """The transpose of `replay`, in place: what each wanted row is made of, the last step first."""
+    for target, first, second, sign in reversed(steps):
+        came = rows[target]
+        rows[target] = 0
+        if sign:
+            rows[first] += came
+            rows[second] += came if sign > 0 else -came
 
 
 def replay(steps: list[Step], rows: Array) -> None:

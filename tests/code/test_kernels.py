@@ -54,6 +54,22 @@ def test_rotation_parity_is_what_rotations_describes(n: int, k: int) -> None:
     np.testing.assert_allclose(kernels.rotation_parity(data, plan), expected, atol=1e-12)
 
 
+@pytest.mark.parametrize(("n", "k"), [(20, 10), (64, 48), (90, 20), (9, 8), (8, 1)])
+def test_transposed_rotation_parity_is_that_of_p(n: int, k: int) -> None:
+    code = PolarCode(n, k)
+    parity = np.random.default_rng(0).standard_normal((n - k, 3))
+    found = kernels.rotation_parity_transposed(parity, code._rotations, k)
+    np.testing.assert_allclose(found, code.coefficients.T @ parity, atol=1e-12)
+
+
+@pytest.mark.parametrize("stages", [0, 1, 4])
+def test_transposed_arikan(stages: int) -> None:
+    identity = np.eye(2**stages, dtype=int)
+    matrix = kernels.arikan(identity.copy())
+    assert (kernels.arikan(identity.copy(), transposed=True) == matrix.T).all()
+    assert (kernels.arikan_inverse(matrix.T.copy(), transposed=True) == identity).all()
+
+
 def test_columns_do_not_see_each_other() -> None:
     code, data = PolarCode(50, 30), np.random.default_rng(0).standard_normal((30, 9))
     whole = kernels.rotation_parity(data, code._rotations)

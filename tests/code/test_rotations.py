@@ -9,11 +9,13 @@ from polarmap.code.design import rotations
 from polarmap.code.polar import PolarCode
 from polarmap.code.recovery import worst_amplification
 from polarmap.code.rotations import (
+    LARGE,
     SEEDS,
     _arrival_patterns,
     best_seed,
     normalized,
     rotation_coefficients,
+    transposed_coefficients,
 )
 
 
@@ -22,6 +24,18 @@ def test_rows_sum_to_one_and_deviate_by_one(n: int, k: int) -> None:
     rows = rotation_coefficients(normalized(rotations(n, k, 0), k), k)
     np.testing.assert_allclose(rows.sum(axis=1), 1)
     np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
+
+
+def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
+    n, k = LARGE, 1500
+    plan = normalized(rotations(n, k, 0), k)
+    rows = rotation_coefficients(plan, k)
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1, rtol=0.1)
+    some = np.array([3, 1, 1499])
+    np.testing.assert_array_equal(rotation_coefficients(plan, k, some), rows[:, some])
+    mixed = np.random.default_rng(0).standard_normal((5, n - k))
+    np.testing.assert_allclose(transposed_coefficients(plan, k, mixed), mixed @ rows, atol=1e-12)
 
 
 def test_no_seed_loses_fewer_digits_than_the_best() -> None:

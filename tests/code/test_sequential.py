@@ -64,6 +64,22 @@ def with_fewer_levels(n: int, k: int, fewer: int) -> PolarCode:
     return PolarCode(n, k, "arikan", "sequential", levels=most - fewer)
 
 
+@pytest.mark.parametrize(("n", "k"), [(16, 12), (30, 17), (64, 48)])
+def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int) -> None:
+    code, stream = PolarCode(n, k, "arikan", "sequential"), np.random.default_rng(n)
+    for _ in range(20):
+        arrived = stream.random(n) < 0.95
+        recovery = code.recovery(arrived, exact=False)
+        combinations = stream.standard_normal((3, len(recovery.parity)))
+        known = code.coefficients[np.ix_(recovery.parity, recovery.known)]
+        np.testing.assert_allclose(recovery.through_known(combinations), combinations @ known, atol=1e-12)
+        assert (recovery.system == code.coefficients[np.ix_(recovery.parity, recovery.missing)]).all()
+        if recovery.deficit:
+            continue
+        units = dict(zip(recovery.arrived.tolist(), np.eye(len(recovery.arrived)), strict=True))
+        assert (recovery.weights == recovery.recover(units, np.dtype("f8"))).all()
+
+
 def frozen_and_unsent(code: PolarCode) -> np.ndarray:
     size = 2**code.levels
     mask = np.zeros(math.ceil(code.n / size) * size, bool)
