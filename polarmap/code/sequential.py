@@ -73,15 +73,15 @@ class SequentialRecovery(SystematicRecovery):
     def weights(self) -> Floats:
         """Recovered = weights @ received, (missing, arrived): the steps transposed, the last first."""
         weights = np.empty((len(self.missing), len(self.arrived)))
-        wanted = self._order[self.missing]
+        wanted, length = self._order[self.missing], 2 * self._frozen.size
 
         def work(rows: slice) -> None:
-            table = np.zeros((2 * len(self._frozen), rows.stop - rows.start))
+            table = np.zeros((length, rows.stop - rows.start))
             table[wanted[rows], np.arange(table.shape[1])] = 1.0
             replay_transposed(self.steps, table)
             weights[rows] = table[self._order[self.arrived]].T
 
-        tiled.over_cores(work, list(tiled.tiles(len(wanted), 2 * len(self._frozen), 8)))
+        tiled.over_cores(work, list(tiled.tiles(len(wanted), length, 8)))
         return weights
 
     @cached_property
@@ -90,16 +90,18 @@ class SequentialRecovery(SystematicRecovery):
         units = np.zeros((self.code.k, len(self.missing)))
         units[self.missing, np.arange(len(self.missing))] = 1.0
         parity = np.empty((len(self._order) - self.code.k, len(self.missing)))
-        tiled.arikan_parity(len(self._frozen), self._order, self.code.frozen, units, parity)
+        tiled.arikan_parity(self.code.butterflies, self._order, self.code.frozen, units, parity)
         return parity[self.parity]
 
     def through_known(self, combinations: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""
-        leaves = np.zeros((len(self._frozen), len(combinations)))
+        leaves = np.zeros((self._frozen.size, len(combinations)))
         leaves[self._order[self.parity + self.code.k]] = combinations.T
-        inputs = kernels.arikan(leaves, transposed=True)
-        inputs[self._frozen] = 0
-        return kernels.arikan_inverse(inputs, transposed=True)[self._order[self.known]].T
+        side_by_side = leaves.reshape(len(self._frozen), -1)
+        kernels.arikan(side_by_side, transposed=True)
+        leaves[self._frozen.reshape(-1)] = 0
+        kernels.arikan_inverse(side_by_side, transposed=True)
+        return leaves[self._order[self.known]].T
 
     @cached_property
     def amplification(self) -> float:

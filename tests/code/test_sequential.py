@@ -64,9 +64,10 @@ def with_fewer_levels(n: int, k: int, fewer: int) -> PolarCode:
     return PolarCode(n, k, "arikan", "sequential", levels=most - fewer)
 
 
+@pytest.mark.parametrize("levels", [None, 2])
 @pytest.mark.parametrize(("n", "k"), [(16, 12), (30, 17), (64, 48)])
-def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int) -> None:
-    code, stream = PolarCode(n, k, "arikan", "sequential"), np.random.default_rng(n)
+def test_weights_and_equations_are_those_of_the_steps_and_of_p(n: int, k: int, levels: int | None) -> None:
+    code, stream = PolarCode(n, k, "arikan", "sequential", levels=levels), np.random.default_rng(n)
     for _ in range(20):
         arrived = stream.random(n) < 0.95
         recovery = code.recovery(arrived, exact=False)
