@@ -61,6 +61,15 @@ class CodedArray:
         self.dtype = made.dtype.newbyteorder("=")
         self.n, self.k = made.code.n, made.code.k
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What is pickled may come to lie anywhere, as f does that closes over an array."""
+        if isinstance(self.key, bytes):
+            raise TypeError(
+                f"the coded array {self.name!r} holds its key, which is not pickled: open it with "
+                "key='env:NAME' or key='file:PATH'"
+            )
+        return self.__dict__
+
     @property
     def key(self) -> str | bytes | None:
         """That of an encrypted array, as it was passed; None if it is not encrypted."""

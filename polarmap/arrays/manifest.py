@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import itertools
 import json
 import re
@@ -175,7 +174,7 @@ class Manifest:
             salt, check = self.encryption.salt.hex(), self.encryption.check.hex()
             array["encryption"] = {"cipher": CIPHER, "salt": salt, "check": check}
             document |= {"version": ENCRYPTED_VERSION, "crc32": _checksum(array)}
-            document["tag"] = self.encryption.keys().tag(_canonical(array)).hex()
+            document["tag"] = self.encryption.tag(_canonical(array)).hex()
         return json.dumps(document, separators=(",", ":")).encode()
 
     @classmethod
@@ -295,13 +294,14 @@ def _authenticated(
     """That of a manifest, with the key; StorageError unless this key wrote it."""
     if encryption is None:
         raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
+    encryption = encryption._replace(key=key)
     try:
-        keys = encryption._replace(key=key).keys()
+        tag = encryption.tag(_canonical(document["array"]))
     except KeyUnavailableError as error:
         raise StorageError(f"{where} cannot be verified: {error}") from error
-    if not hmac.compare_digest(keys.tag(_canonical(document["array"])).hex(), str(document.get("tag"))):
+    if document.get("tag") != tag.hex():
         raise StorageError(f"{where} is not what was written with this key: somebody has changed it")
-    return encryption._replace(key=key)
+    return encryption
 
 
 def load(store: Store, name: str, key: str | bytes | None = None) -> Manifest:

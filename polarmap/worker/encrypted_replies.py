@@ -22,13 +22,13 @@ def as_sent(reply: Reply, encryption: tuple[Any, ...]) -> Reply:
     Where that fails, which is where the key is not there, a reply that says so.
     """
     try:
-        keys = Encryption(*encryption).keys()
+        ours = Encryption(*encryption)
         if reply.error is not None:
             text = json.dumps(reply.error[:3]).encode()
-            sealed = base64.b64encode(keys.encrypt(_name(reply), text)).decode()
+            sealed = base64.b64encode(ours.encrypt(_name(reply), text)).decode()
             return reply._replace(error=Error(ENCRYPTED, sealed, "", None))
         assert reply.result is not None
-        data = keys.encrypt(_name(reply), reply.result.data)
+        data = ours.encrypt(_name(reply), reply.result.data)
         return reply._replace(result=reply.result._replace(data=data))
     except Exception as error:
         return reply._replace(result=None, stored=None, error=describe(error))

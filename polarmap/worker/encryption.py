@@ -48,54 +48,26 @@ class Encryption(NamedTuple):
     def new(cls, key: str | bytes) -> Encryption:
         """Of an array or a map that is to be encrypted; KeyUnavailableError where there is no such key."""
         salt = os.urandom(SALT_BYTES)
-        return cls(key, salt, Keys.derived(read_key(key), salt).check)
+        return cls(key, salt, derived(read_key(key), salt)[2])
 
-    def keys(self) -> Keys:
-        """The keys in use; KeyUnavailableError if the key is not there, or not the one that was used."""
-        keys = Keys.derived(read_key(self.key), self.salt)
-        if not hmac.compare_digest(keys.check, self.check):
+    def keys(self) -> tuple[bytes, bytes]:
+        """Of cipher and tags; KeyUnavailableError if the key is not there, or not the one that was used."""
+        cipher, tags, check = derived(read_key(self.key), self.salt)
+        if not hmac.compare_digest(check, self.check):
             where = "the 32 bytes that were passed" if isinstance(self.key, bytes) else repr(self.key)
             raise KeyUnavailableError(f"{where}: this is not the key that was used to encrypt")
-        return keys
+        return cipher, tags
 
     def encrypt(self, name: str, data: Any) -> bytes:
-        """`data` so that it can be decrypted under the same name only."""
-        return self.keys().encrypt(name, data)
+        """Nonce, ciphertext and tag of `data`, which can be decrypted under the same name only."""
+        aes_gcm, _ = ciphers()
+        nonce = os.urandom(NONCE_BYTES)
+        return b"".join((nonce, aes_gcm(self.keys()[0]).encrypt(nonce, data, name.encode())))
 
     def decrypt(self, name: str, data: Any) -> bytes:
         """The inverse; DamagedError for what was not encrypted with this key, or under another name."""
-        return self.keys().decrypt(name, data)
-
-
-class Keys(NamedTuple):
-    """What is derived of a key for one array or map.
-
-    cipher : of AES-256-GCM.
-    tags : of HMAC-SHA256, for what is to be read without the key.
-    check : tells keys apart, and nothing about them.
-    """
-
-    cipher: bytes
-    tags: bytes
-    check: bytes
-
-    @classmethod
-    def derived(cls, key: bytes, salt: bytes) -> Keys:
-        """By HKDF-SHA256 (RFC 5869)."""
-        _, hkdf = ciphers()
-        derived: bytes = hkdf(2 * KEY_BYTES + CHECK_BYTES, salt).derive(key)
-        return cls(derived[:KEY_BYTES], derived[KEY_BYTES:-CHECK_BYTES], derived[-CHECK_BYTES:])
-
-    def encrypt(self, name: str, data: Any) -> bytes:
-        """Nonce, ciphertext and tag, which holds for this name only."""
         aes_gcm, _ = ciphers()
-        nonce = os.urandom(NONCE_BYTES)
-        return b"".join((nonce, aes_gcm(self.cipher).encrypt(nonce, data, name.encode())))
-
-    def decrypt(self, name: str, data: Any) -> bytes:
-        """The inverse; DamagedError if it is not that."""
-        aes_gcm, _ = ciphers()
-        cipher, view = aes_gcm(self.cipher), memoryview(data)
+        cipher, view = aes_gcm(self.keys()[0]), memoryview(data)
         try:
             plain: bytes = cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], name.encode())
         except Exception as error:  # too short, or a wrong tag
@@ -103,8 +75,15 @@ class Keys(NamedTuple):
         return plain
 
     def tag(self, data: bytes) -> bytes:
-        """Of what everybody may read, and nobody change."""
-        return hmac.digest(self.tags, data, "sha256")
+        """Of what everybody may read, and nobody change: HMAC-SHA256."""
+        return hmac.digest(self.keys()[1], data, "sha256")
+
+
+def derived(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
+    """The keys of cipher and tags, and what tells keys apart but nothing of them: HKDF (RFC 5869)."""
+    _, hkdf = ciphers()
+    found: bytes = hkdf(2 * KEY_BYTES + CHECK_BYTES, salt).derive(key)
+    return found[:KEY_BYTES], found[KEY_BYTES:-CHECK_BYTES], found[-CHECK_BYTES:]
 
 
 def read_key(key: str | bytes) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -55,6 +56,13 @@ def crc_alike(data, wanted):
         rest, chosen = rest ^ value, chosen ^ made
     middle = int.from_bytes(data[at : at + 4], "little") ^ chosen
     return data[:at] + middle.to_bytes(4, "little") + data[at + 4 :]
+
+
+@pytest.fixture(scope="module")
+def pool():
+    """Of workers here; none keeps a block of an array that is gone."""
+    with polarmap.Pool(workers=2) as one:
+        yield one
 
 
 def failed(report):
@@ -283,14 +291,14 @@ def test_parts_that_fail_are_erasures_and_are_named(store, tamper):
 
 
 @pytest.mark.parametrize("kind", ["threads", "processes", "here"])
-def test_workers_read_and_verify_it_themselves(store, kind):
+def test_workers_read_and_verify_it_themselves(store, pool, kind):
     A = random_array((400, 1_000))  # large enough to be kept in memory
     coded = polarmap.encode(A, storage=store, **{**OPTIONS, "key": f"env:{NAME}"})
     [first, second] = swapped(store, coded)
     pools = {
         "threads": ThreadPoolExecutor,
         "processes": partial(process_pool, **{NAME: KEY.hex()}),
-        "here": partial(polarmap.Pool, None),
+        "here": lambda workers: nullcontext(pool),
     }
     with pools[kind](2) as executor:
         for _ in range(2):  # the second finds what is kept
@@ -302,15 +310,12 @@ def test_workers_read_and_verify_it_themselves(store, kind):
         assert "is not what was encrypted: somebody has changed or replaced it" in report
 
 
-def test_when_everything_was_changed_it_is_said_once(store):
+def test_when_everything_was_changed_it_is_said_once(store, pool):
     coded = polarmap.encode(A, storage=store, **OPTIONS)
     for index in range(6):
         forge(store, coded.stored(index)[0])
     assert {one.kind for one in coded.check().damaged} == {"forged"}
-    with (
-        polarmap.Pool(workers=2) as pool,
-        pytest.raises(NotDecodableError, match="somebody has changed or replaced it"),
-    ):
+    with pytest.raises(NotDecodableError, match="somebody has changed or replaced it"):
         polarmap.coded_map(product, coded, executor=pool)
     with pytest.raises(NotDecodableError):
         coded.repair()
@@ -352,12 +357,11 @@ def test_results_that_stay_are_encrypted_as_the_data_is(store):
         polarmap.open_coded("ABB", store)
 
 
-def test_long_results_are_cut_and_encrypted_piece_by_piece(store, monkeypatch):
+def test_long_results_are_cut_and_encrypted_piece_by_piece(store, pool, monkeypatch):
     monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 50)
-    with polarmap.Pool(workers=2) as pool:
-        y = polarmap.coded_map(
-            np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
-        )
+    y = polarmap.coded_map(
+        np.negative, A, blocks=4, workers=6, out=Stored("y", store), executor=pool, key=KEY
+    )
     parts = y.array.stored(min(set(range(4)) - set(y.report.recovered)))
     assert [part.size for part in parts] == [400] * 4 + [320]
     assert [part.offset for part in parts] == [0, 428, 856, 1284, 1712]
@@ -368,11 +372,13 @@ def test_long_results_are_cut_and_encrypted_piece_by_piece(store, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["processes", "here"])
-def test_workers_encode_and_encrypt(store, tmp_path, kind):
+def test_workers_encode_and_encrypt(store, pool, tmp_path, kind):
     A = random_array((48, 4_000))
     np.save(tmp_path / "A.npy", A)
-    with process_pool(2) if kind == "processes" else polarmap.Pool(workers=2) as pool:
-        coded = polarmap.encode(str(tmp_path / "A.npy"), storage=store, executor=pool, memory=MIB, **OPTIONS)
+    with process_pool(2) if kind == "processes" else nullcontext(pool) as executor:
+        coded = polarmap.encode(
+            str(tmp_path / "A.npy"), storage=store, executor=executor, memory=MIB, **OPTIONS
+        )
     assert len(coded.stored(0)) > 1
     np.testing.assert_array_equal(coded[:], A)
     assert coded.check().ok
@@ -391,6 +397,15 @@ def test_functions_of_lithops_find_the_key_in_their_environment(config):
     assert not {0, 3} & {task.index for task in y.report.tasks if task.state in ("used", "surplus")}
     with pytest.raises(ExecutorError, match=r"key= is the key itself, .* pass key='env:NAME'"):
         polarmap.coded_map(product, polarmap.open_coded("a", config, key=KEY))
+
+
+def test_an_array_takes_no_key_along_with_f(store, pool):
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    with pytest.raises(CodeError, match="holds its key, which is not pickled: open it with key='env:NAME'"):
+        polarmap.coded_map(lambda block: block @ coded[:40].T, A, executor=pool)
+    named = polarmap.open_coded("a", store, key=f"env:{NAME}")
+    y = polarmap.coded_map(lambda block: block @ named[:4].T, A, executor=pool, blocks=4)
+    np.testing.assert_allclose(y.concatenate(), A @ A[:4].T, rtol=1e-10, atol=1e-10)
 
 
 # --- what would be stored as it is ---------------------------------------------------------------
