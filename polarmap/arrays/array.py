@@ -131,8 +131,11 @@ class CodedArray:
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
         made, source = self._manifest, place_of(self.store, self._manifest.encryption)
+        parts = made.parts
+        if made.encryption is not None:  # workers verify tags
+            parts = tuple(tuple(part._replace(crc32=None) for part in block) for block in parts)
         return StoredBlocks(
-            made.code, source, made.parts, made.dtype, made.block_shape, self.padding, self._reader
+            made.code, source, parts, made.dtype, made.block_shape, self.padding, self._reader
         )
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:

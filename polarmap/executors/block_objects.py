@@ -53,7 +53,7 @@ class StoredPieces:
                 return
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
             if self._put is None:
-                self._parts |= {piece: self._part(piece, self.bytes_of(coded, piece))[0] for piece in new}
+                self._parts |= {piece: self._part(piece, self.bytes_of(coded, piece)) for piece in new}
                 return
             with ThreadPoolExecutor(TRANSFERS) as pool:
                 self._parts |= dict(zip(new, pool.map(partial(self._stored, coded), new)))
@@ -67,8 +67,7 @@ class StoredPieces:
 
     def part(self, coded: Coded, key: str) -> bytes:
         """The bytes of the piece of this name."""
-        piece = int(key.rpartition("/")[2])
-        return self._part(piece, self.bytes_of(coded, piece))[1]
+        return self._told(self.bytes_of(coded, int(key.rpartition("/")[2])), key)
 
     def store_again(self, coded: Coded, task: int) -> None:
         """A worker has found that the block of a task is not as it was stored."""
@@ -82,16 +81,20 @@ class StoredPieces:
 
     def _stored(self, coded: Coded, piece: int) -> Part:
         assert self._put is not None
-        part, data = self._part(piece, self.bytes_of(coded, piece))
-        self._put(part.key, data)
+        data = self.bytes_of(coded, piece)
+        part = self._part(piece, data)
+        self._put(part.key, self._told(data, part.key))
         return part
 
-    def _part(self, piece: int, data: bytes) -> tuple[Part, bytes]:
-        """A piece as a part, and its bytes as they are stored or sent."""
-        part = Part(f"{self._prefix}/{piece}", len(data))
-        if self._place.encryption is not None:
-            data = encrypt_part(Encryption(*self._place.encryption), part, data)
-        return part._replace(crc32=zlib.crc32(data)), data
+    def _part(self, piece: int, data: bytes) -> Part:
+        crc32 = zlib.crc32(data) if self._place.encryption is None else None
+        return Part(f"{self._prefix}/{piece}", len(data), crc32)
+
+    def _told(self, data: bytes, key: str) -> bytes:
+        """The bytes of a piece as they are stored or sent."""
+        if self._place.encryption is None:
+            return data
+        return encrypt_part(Encryption(*self._place.encryption), Part(key, len(data)), data)
 
 
 class BlockObjects:

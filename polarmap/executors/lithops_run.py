@@ -13,6 +13,7 @@ from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, has_ended, result_of, runner_process
 from polarmap.executors.lithops_objects import MapObjects
 from polarmap.executors.pickling import pickled, pickled_by_value
+from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
 from polarmap.worker.messages import Reply, Ticket, plain
 
@@ -173,7 +174,8 @@ class LithopsRun:
         ]
         try:
             with pickled_by_value():
-                task = make_task(self._payload.f)
+                encrypted = None if self._payload.encryption is None else ENCRYPTED
+                task = make_task(self._payload.f, encrypted)
                 futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
         except Exception as error:
             pickled(self._payload.f, self._name)  # the likely reason, in plain words

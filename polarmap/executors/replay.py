@@ -13,6 +13,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome, Payload, block_of, lost, outcome_of
+from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.objects import write_object
 from polarmap.worker.partial_results import PartialResult, evaluate
@@ -163,7 +164,7 @@ class ReplayRun:
             packed, subtasks = next(running.results)
             reply = Reply(task, attempt, packed, None, 0.0, seconds, None, subtasks)
             if ticket.output is not None:
-                packed, stored = store_result(packed, ticket.output, task, attempt, write_object)
+                packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)
                 reply = reply._replace(result=packed, stored=stored)
         except BaseException as error:
             return outcome_of(Reply(task, attempt, None, describe(error), 0.0, seconds))

@@ -11,15 +11,15 @@ from typing import Any
 
 from polarmap.worker.kept_blocks import leaves_of
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place, as_decrypted, assemble
+from polarmap.worker.parts import Part, Place, assemble
 from polarmap.worker.pytree import unflatten
 
 
 class FetchedBlocks:
     """Blocks as tasks get them: read-only, unless they are private.
 
-    What is kept is known by its checksum, too: parts without one may change in their place, and are
-    fetched for each task. The least recently used goes beyond the budget.
+    What is kept is known by its checksum, too, or is encrypted, as nothing else is under its key: other parts
+    may change in their place, and are fetched for each task. The least recently used goes beyond the budget.
 
     fetch : the bytes of a part.
     budget : bytes that may be kept.
@@ -45,9 +45,9 @@ class FetchedBlocks:
         data = self._kept.get(key)
         if data is None:
             self.fetches += 1
-            parts = as_decrypted(source, [part])
-            data = memoryview(assemble(parts, lambda one: self._fetch(source, one))).toreadonly()
-            if part.crc32 is not None and part.size <= self._budget:
+            data = memoryview(assemble([part], lambda one: self._fetch(source, one))).toreadonly()
+            is_known = part.crc32 is not None or source.encryption is not None
+            if is_known and part.size <= self._budget:
                 self._keep(key, data)
         else:
             self._kept.move_to_end(key)

@@ -15,7 +15,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.channels import Channel
-from polarmap.worker.encryption import read_decrypted
+from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.fetched_blocks import FetchedBlocks
 from polarmap.worker.frames import plain_reply
 from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
@@ -107,6 +107,8 @@ class ChannelIO:
     limited : within which tasks run.
     """
 
+    encrypted = ENCRYPTED
+
     def __init__(
         self,
         channel: Channel,
@@ -182,10 +184,10 @@ class ChannelIO:
 
     def _fetch(self, source: Place, part: Part) -> Any:
         """The bytes of a part that lies in a bucket, or with the driver."""
+        if source.encryption is not None:
+            return self.encrypted.read(source, part, self._fetch)
         if source.kind != "driver" or not part.key:
             return read_part(source, part, self._storage)
-        if source.encryption is not None:
-            return read_decrypted(source, part, self._fetch)
         self.channel.send({"need": part.key})
         message = self.channel.receive(PART_SECONDS)
         if message is None or message[:2] != ("part", part.key):

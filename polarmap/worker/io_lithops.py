@@ -62,12 +62,15 @@ class Address(NamedTuple):
         return None if self.locks is None else os.path.join(self.locks, f"{task}-{attempt}")
 
 
-def make_task(f: Function) -> Callable[..., tuple[Any, ...] | None]:
-    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
+def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[Any, ...] | None]:
+    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it.
+
+    encrypted : an `EncryptedIO`, if there is a key.
+    """
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[Any, ...] | None:
         ticket, address = fields
-        io = LithopsIO(f, Address(*address), storage)
+        io = LithopsIO(f, Address(*address), storage, encrypted)
         return io.run(Ticket.parse(ticket))
 
     return task
@@ -76,8 +79,8 @@ def make_task(f: Function) -> Callable[..., tuple[Any, ...] | None]:
 class LithopsIO:
     """What connects a task of Lithops with its driver."""
 
-    def __init__(self, f: Function, address: Address, storage: Any) -> None:
-        self._f, self._address, self._storage = f, address, storage
+    def __init__(self, f: Function, address: Address, storage: Any, encrypted: Any) -> None:
+        self._f, self._address, self._storage, self.encrypted = f, address, storage, encrypted
 
     def run(self, ticket: Ticket) -> tuple[Any, ...] | None:
         """The plain reply; None if another copy of this attempt runs, or nobody waits for it."""
@@ -138,6 +141,8 @@ class LithopsIO:
         remove_parts(place, parts, self._storage)
 
     def _read(self, source: Place, part: Part) -> Any:
+        if source.encryption is not None:
+            return self.encrypted.read(source, part, self._read)
         return read_part(source, part, self._storage)
 
     def _sent(self, reply: Reply) -> Reply:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, Protocol
 
 from polarmap.worker import pool_blocks
 from polarmap.worker.daemon_threads import run_on_daemon
+from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket, plain
@@ -171,6 +172,8 @@ class PoolIO:
     f : a function, or the bytes of a pickled one.
     block : what f is called with; None if the ticket names a stored block.
     """
+
+    encrypted = ENCRYPTED
 
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
         self._f, self._block, self._link = f, block, link

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.objects import read_part
-from polarmap.worker.parts import DamagedError, Part, Place, as_decrypted, read_file, verified
+from polarmap.worker.parts import DamagedError, Part, Place, read_file, verified
 from polarmap.worker.pytree import Array, Layout, Packed, flatten, unflatten
 
 MAPPED_BYTES = 1 << 18  # larger parts of blocks are mapped, smaller ones read
@@ -86,8 +87,7 @@ class KeptBlocks:
             return bytearray(part.size)
         self.reads += 1
         if source.encryption is not None:
-            [decrypted] = as_decrypted(source, [part])
-            return verified(decrypted, read_part(source, part))
+            return read_decrypted(source, part, read_part)
         return verified(part, read_file(source.place, part))
 
     def _in_memory(self, source: Place, parts: tuple[Part, ...]) -> memoryview:

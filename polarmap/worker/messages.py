@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
 from polarmap.worker.faults import Fault
-from polarmap.worker.parts import Part, Place, Reader, as_decrypted, assemble
+from polarmap.worker.parts import Part, Place, Reader, assemble
 from polarmap.worker.pytree import Layout, Packed, Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
@@ -45,9 +45,8 @@ class StoredBlock(NamedTuple):
 
     def load(self, read: Reader) -> Any:
         """The block, its parts read by `read`; DamagedError if they are not as they were written."""
-        parts = as_decrypted(self.source, self.parts)
         # The bytes get no name: f may need the room that this second copy of the block takes.
-        leaves = Packed(self.structure, self.layout, assemble(parts, read)).unpack()
+        leaves = Packed(self.structure, self.layout, assemble(self.parts, read)).unpack()
         return unflatten(self.structure, leaves)
 
     @classmethod
@@ -64,7 +63,7 @@ class Ticket(NamedTuple):
     fault : that this attempt suffers.
     output : where to store the result instead of sending it.
     subtask_order : the order of its subtasks; empty if the task is not cut.
-    encryption : the fields of that of its replies; None if they are not encrypted.
+    encryption : its fields, of replies.
     """
 
     task: int
@@ -73,20 +72,19 @@ class Ticket(NamedTuple):
     fault: Fault | None
     output: OutputSpec | None
     subtask_order: tuple[int, ...] = ()
-    encryption: tuple[Any, ...] | None = None
+    encryption: Any = None
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> Ticket:
         """One from what `plain` made of it."""
-        task, attempt, block, fault, output, order, encryption = fields
+        task, attempt, block, fault, output, *rest = fields
         return cls(
             task,
             attempt,
             block and StoredBlock.parse(block),
             fault and Fault(*fault),
             output and OutputSpec.parse(output),
-            order,
-            encryption,
+            *rest,
         )
 
 

@@ -8,19 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
-from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.parts import DamagedError, Part, Place, read_file, write_file
 
 
 def read_part(source: Place, part: Part, storage: Any = None) -> Any:
-    """The bytes of a part, decrypted where they are encrypted; DamagedError if it is not there."""
+    """The bytes of a part as they are stored; DamagedError if it is not there."""
     if not part.key:
         return bytes(part.size)
-    if source.encryption is not None:
-        return read_decrypted(source, part, partial(read_part, storage=storage))
     if source.kind == "folder":
         return read_file(source.place, part)
     if source.kind == "message":

@@ -36,15 +36,13 @@ class Place(NamedTuple):
         the "message" that names them.
     place : the path or the name.
     backend : Lithops' name for the storage that holds the bucket; empty for a folder.
-    encryption : the fields of the `Encryption` of what lies there for one array or map; None if it is not
-        encrypted. A part then has the size and the bytes that it has in memory, and the offset and the CRC-32
-        of what is stored.
+    encryption : its fields, if there is one: parts have no CRC-32 then.
     """
 
     kind: str
     place: str
     backend: str = ""
-    encryption: tuple[Any, ...] | None = None
+    encryption: Any = None
 
 
 MESSAGE = Place("message", "")
@@ -68,13 +66,6 @@ def assemble(parts: Iterable[Part], read: Reader) -> Any:
         joined[start : start + part.size] = verified(part, read(part))
         start += part.size
     return joined
-
-
-def as_decrypted(source: Place, parts: Iterable[Part]) -> list[Part]:
-    """Parts of a place as they are when they have been read: what was encrypted has been verified by then."""
-    if source.encryption is None:
-        return list(parts)
-    return [part._replace(crc32=None) for part in parts]
 
 
 def verified(part: Part, data: Any) -> Any:

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from polarmap.worker.encrypted_replies import as_sent
 from polarmap.worker.faults import Fault, FaultyCall
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.partial_results import PartialResult, evaluate, joined
@@ -16,7 +15,13 @@ from polarmap.worker.stored_output import store_result
 
 
 class TaskIO(Protocol):
-    """What connects a task with the driver that waits for it."""
+    """What connects a task with the driver that waits for it.
+
+    encrypted : an `EncryptedIO`, for tickets that ask for it.
+    """
+
+    @property
+    def encrypted(self) -> Any: ...
 
     def load(self, ticket: Ticket) -> tuple[Callable[[Any], Any], Any]:
         """f and the block."""
@@ -41,13 +46,10 @@ class TaskIO(Protocol):
 
 def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
     """f of the block that a ticket names, as it is to be told; None if nobody waits for it any more."""
-    reply = _reply_of(ticket, io)
-    return reply if reply is None or ticket.encryption is None else as_sent(reply, ticket.encryption)
-
-
-def _reply_of(ticket: Ticket, io: TaskIO) -> Reply | None:
-    """The same as f gives it; results of subtasks are handed in meanwhile."""
     started = time.time()
+
+    def told(reply: Reply) -> Reply:
+        return reply if ticket.encryption is None else io.encrypted.reply(reply, ticket.encryption)
 
     def reply(one: PartialResult) -> Reply:
         return Reply(ticket.task, ticket.attempt, one.packed, None, started, time.time(), None, one.subtasks)
@@ -59,16 +61,13 @@ def _reply_of(ticket: Ticket, io: TaskIO) -> Reply | None:
         results = evaluate(packing(f, ticket.fault, count), block, ticket.subtask_order)
         del f, block  # the results hold them for as long as they are needed
         for number, result in enumerate(results, 1):
-            if number == count or not _hand_in(reply(result), ticket, io):
+            if number == count or not io.hand_in(told(reply(result))):
                 rest.append(result)
         whole = reply(joined(rest))
-        return whole if ticket.output is None else _stored(whole, ticket, io)
+        left = whole if ticket.output is None else _stored(whole, ticket, io)
+        return left and told(left)
     except BaseException as error:
-        return Reply(ticket.task, ticket.attempt, None, describe(error), started, time.time())
-
-
-def _hand_in(reply: Reply, ticket: Ticket, io: TaskIO) -> bool:
-    return io.hand_in(reply if ticket.encryption is None else as_sent(reply, ticket.encryption))
+        return told(Reply(ticket.task, ticket.attempt, None, describe(error), started, time.time()))
 
 
 def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:
@@ -86,7 +85,9 @@ def _stored(reply: Reply, ticket: Ticket, io: TaskIO) -> Reply | None:
     assert reply.result is not None
     if io.is_cancelled():
         return None
-    sample, stored = store_result(reply.result, ticket.output, ticket.task, ticket.attempt, io.write)
+    sample, stored = store_result(
+        reply.result, ticket.output, reply.task, reply.attempt, io.write, io.encrypted
+    )
     if io.is_cancelled():  # the driver has cleaned up
         io.remove(ticket.output.source, stored.parts)
         return None

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, encrypt_part
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Packed, pack_leaves
 
@@ -60,12 +59,14 @@ class StoredOutput(NamedTuple):
 
 
 def store_result(
-    result: Packed, output: OutputSpec, task: int, attempt: int, write: Write
+    result: Packed, output: OutputSpec, task: int, attempt: int, write: Write, encrypted: Any = None
 ) -> tuple[Packed, StoredOutput]:
     """Store a result, each of its arrays as an object; its sample, and where it lies.
 
     The sample is a linear function of the result, the same one for every task: what is true of the
     results by linearity can be verified on it. Its structure tells that of the result.
+
+    encrypted : an `EncryptedIO`, for such a place.
     """
     _check_is_arrays(result, output.arrays)
     parts: list[Part] = []
@@ -75,27 +76,18 @@ def store_result(
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
         key = f"{output.prefix}/{task}-{attempt}/{number}"
         data: Any = flat.view(np.uint8).data
-        size, added = output.items * flat.itemsize, 0
+        size = output.items * flat.itemsize
         if output.source.encryption is not None:
-            data, added = _encrypted(Encryption(*output.source.encryption), key, data, size), OVERHEAD_BYTES
+            found, data = encrypted.store(output.source.encryption, key, data, size)
+            parts += found
         if len(data):
             write(output.source, key, data)
-        for start in range(0, len(data), size + added):
-            piece = data[start : start + size + added]
-            parts.append(Part(key, len(piece) - added, zlib.crc32(piece), start))
+        for start in range(0, 0 if output.source.encryption else len(data), size):
+            piece = data[start : start + size]
+            parts.append(Part(key, len(piece), zlib.crc32(piece), start))
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
     return packed, StoredOutput(result.layout, tuple(parts))
-
-
-def _encrypted(encryption: Encryption, key: str, data: Any, size: int) -> bytes:
-    """An object of so many bytes a part, as its parts are stored in a row."""
-    pieces: list[bytes] = []
-    for number, start in enumerate(range(0, len(data), size)):
-        piece = data[start : start + size]
-        part = Part(key, len(piece), None, start + number * OVERHEAD_BYTES)
-        pieces.append(encrypt_part(encryption, part, piece))
-    return b"".join(pieces)
 
 
 def sample(array: Any, count: int = SAMPLE) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import zlib
 from collections import Counter
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from polarmap.blocks.choose_code import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_objects import BlockObjects
-from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption
+from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
 from polarmap.worker.objects import read_part
 from polarmap.worker.parts import Place
 
@@ -143,9 +144,9 @@ def test_with_a_key_nothing_is_stored_or_sent_as_it_is(storage: Counted, is_stor
         data = storage.objects["b", part.key]
         assert expected[task][:8] not in data
         assert part.size == len(data) - OVERHEAD_BYTES
-        assert part.crc32 == zlib.crc32(data) or not is_stored
+        assert part.crc32 is None  # which would tell of the numbers
         place = Place("bucket", "b", encryption=block.source.encryption)
-        assert read_part(place, part, storage) == expected[task]
+        assert read_decrypted(place, part, partial(read_part, storage=storage)) == expected[task]
     del coded
     gc.collect()
     objects.of(blocks())

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polarmap.worker.encryption import Encryption, decrypt_part, encrypt_part
 from polarmap.worker.fetched_blocks import FetchedBlocks
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -108,3 +109,15 @@ def test_damage_is_found_and_not_kept(blocks: Blocks, kept: Any) -> None:
         found.load(block)
     blocks.arrays["a"] = right
     np.testing.assert_array_equal(found.load(block), right)
+
+
+def test_encrypted_blocks_are_kept_too(blocks: Blocks) -> None:
+    encryption = Encryption.new(bytes(range(32)))
+    part = Part("a", BYTES)
+    stored = encrypt_part(encryption, part, blocks.arrays["a"].tobytes())
+    place = PLACE._replace(encryption=tuple(encryption))
+    found = FetchedBlocks(lambda source, one: decrypt_part(encryption, one, stored), 10 * BYTES)
+    block = StoredBlock(place, (part,), ("array",), (("<f8", (100,)),))
+    for _ in range(3):
+        np.testing.assert_array_equal(found.load(block), blocks.arrays["a"])
+    assert found.fetches == 1

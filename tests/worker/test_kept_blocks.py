@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from polarmap.worker import kept_blocks
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.kept_blocks import MAPPED_BYTES, KeptBlocks, OnReadOnlyBlocks, leaves_of
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -190,4 +191,36 @@ def test_a_block_of_several_parts_lies_in_memory_once(tmp_path: Path) -> None:
     np.testing.assert_array_equal(kept.load(block), whole)
     os.unlink(tmp_path / "block-1")
     with pytest.raises(DamagedError, match="block-1 is missing"):
+        kept.load(block)
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("rows", [2, SHAPE[0]])
+def test_encrypted_blocks_are_decrypted_once_and_verified(tmp_path: Path, count: int, rows: int) -> None:
+    data = np.random.default_rng(0).standard_normal((count * rows, 2))
+    encryption, parts = Encryption.new(bytes(range(32))), []
+    for number, piece in enumerate(np.split(data, count)):
+        part = Part(f"part-{number}", piece.nbytes, None, 5)
+        stored = encrypt_part(encryption, part, piece.tobytes())
+        (tmp_path / part.key).write_bytes(b"12345" + stored + b"appended")
+        parts.append(part)
+    place = Place("folder", str(tmp_path), encryption=tuple(encryption))
+    block = StoredBlock(place, tuple(parts), ("array",), layout_of([data]))
+    kept = KeptBlocks()
+    for _ in range(3):
+        np.testing.assert_array_equal(kept.load(block), data)
+    is_kept = data.nbytes >= MAPPED_BYTES
+    assert kept.reads == (count if is_kept else 3 * count)
+    own = kept.load(block, is_private=True)
+    np.testing.assert_array_equal(own, data)
+    if is_kept:
+        own[...] = 0
+        np.testing.assert_array_equal(kept.load(block), data)
+    changed = bytearray((tmp_path / parts[-1].key).read_bytes())
+    changed[30] ^= 1
+    (tmp_path / parts[-1].key).write_bytes(changed)
+    with pytest.raises(DamagedError, match=rf"part-{count - 1} is not what was encrypted"):
+        kept.load(block)
+    (tmp_path / parts[-1].key).write_bytes(changed[:40])
+    with pytest.raises(DamagedError, match=rf"part-{count - 1} has 35 of \d+ bytes"):
         kept.load(block)

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import venv
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,13 @@ import pytest
 import polarmap
 from polarmap import Fault, FaultyExecutor
 from polarmap.executors.pickling import pickled_by_value
+from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encrypted_replies import as_meant
+from polarmap.worker.encryption import Encryption, decrypt_part
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.partial_results import rows
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import pack
 from polarmap.worker.run_task import run_task
 from polarmap.worker.stored_output import OutputSpec
@@ -32,6 +36,8 @@ ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matp
 
 class MemoryIO:
     """A driver that lives in this process."""
+
+    encrypted = ENCRYPTED
 
     def __init__(self, f: Callable[[Any], Any], block: Any, fails: tuple[int, ...] = ()) -> None:
         self._f, self._block, self._fails = f, block, fails
@@ -98,6 +104,42 @@ def test_what_cannot_be_handed_in_travels_with_the_end(fails: tuple[int, ...]) -
     first = rest.result.unpack()[0]
     assert first.tolist() == [2.0 * row for row in range(*rows(8, 4, rest.subtasks[0]).indices(8))]
     assert len(rest.result.structure[2]) == len(rest.subtasks)
+
+
+def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
+    encryption = Encryption.new(bytes(range(32)))
+    ticket = TICKET._replace(subtask_order=(1, 0), encryption=tuple(encryption))
+    io = MemoryIO(np.negative, np.arange(8.0))
+    rest = run_task(ticket, io)
+    assert rest is not None
+    for reply, expected in zip((*io.handed_in, rest), (-np.arange(4.0, 8.0), -np.arange(4.0)), strict=True):
+        assert reply.result is not None
+        assert not any(one.tobytes() in bytes(reply.result.data) for one in expected if one)
+        meant = as_meant(reply, encryption).result
+        assert meant is not None
+        np.testing.assert_array_equal(meant.unpack()[0], expected)
+    raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
+    assert raised is not None
+    assert "secret" not in repr(raised)
+    error = as_meant(raised, encryption).error
+    assert error is not None
+    assert (error.type, error.message) == ("OSError", "a secret")
+
+
+def test_with_a_key_what_stays_in_storage_is_encrypted() -> None:
+    encryption = Encryption.new(bytes(range(32)))
+    place = Place("folder", "f", encryption=tuple(encryption))
+    io = MemoryIO(np.negative, np.arange(1.0, 7.0))
+    reply = run_task(TICKET._replace(output=OutputSpec(place, "p", items=4)), io)
+    assert reply is not None and reply.stored is not None
+    assert [(part.offset, part.size) for part in reply.stored.parts] == [(0, 32), (60, 16)]
+    [data] = io.objects.values()
+    pieces = [data[:60], data[60:]]
+    assert [part.crc32 for part in reply.stored.parts] == [zlib.crc32(piece) for piece in pieces]
+    plain = [decrypt_part(encryption, part, one) for part, one in zip(reply.stored.parts, pieces)]
+    assert b"".join(plain) == (-np.arange(1.0, 7.0)).tobytes()
+    with pytest.raises(DamagedError):
+        decrypt_part(encryption, reply.stored.parts[0], data[60:])
 
 
 def test_a_result_may_stay_in_storage() -> None:
