@@ -116,7 +116,7 @@ class MaskedCode(LinearCode):
     >>> mixed = code.parity(np.arange(4.0).reshape(4, 1))  # three data blocks, one of noise
     >>> recovery = code.recovery(np.arange(6) > 0, exact=False)
     >>> decoded = recovery.recover(dict(enumerate(mixed)), np.dtype(float))
-    >>> (decoded.ravel() + 0.0).round(6).tolist()
+    >>> (decoded.ravel().round(6) + 0.0).tolist()
     [0.0, 1.0, 2.0]
     """
 

@@ -83,6 +83,8 @@ class ForkServerProcess:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", PROGRAM, json.dumps(options)],
                 stdin=subprocess.DEVNULL,
+                stdout=inherited_stream(1),
+                stderr=inherited_stream(2),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 env={**os.environ, **limits_of_threads(threads)},
@@ -195,6 +197,15 @@ def open_standard_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)
+
+
+def inherited_stream(descriptor: int) -> int | None:
+    """What a process that is started gets as such a stream: None for that of this process.
+
+    Where it was closed when this process began, a library may have a file of its own there (libffi has),
+    which does not reach other processes.
+    """
+    return None if os.get_inheritable(descriptor) else subprocess.DEVNULL
 
 
 def absolute_module_path() -> list[str]:

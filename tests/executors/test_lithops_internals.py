@@ -45,7 +45,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         for future in (good, bad):
             wait_until_ended(future)
         assert result_of(good, functions) == 10
-        with pytest.raises(LostError, match="ZeroDivisionError: integer division"):
+        with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
         assert runner_process(functions).poll() is None
