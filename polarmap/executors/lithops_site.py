@@ -74,11 +74,11 @@ class LithopsSite:
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on an executor of its own, which runs its jobs one by one."""
         functions = self._functions
-        if self._is_here:
-            functions = another_like(self._functions, processes=len(workers))
-            self._opened.append(functions)
         items = [{"worker": worker} for worker in workers.items()]
         try:
+            if self._is_here:
+                functions = another_like(self._functions, processes=len(workers))
+                self._opened.append(functions)
             with pickled_by_value():
                 task = make_kept_task(address)
                 futures = functions.map(

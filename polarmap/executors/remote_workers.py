@@ -16,6 +16,7 @@ from polarmap.executors.storage_mailboxes import Mailboxes
 from polarmap.executors.worker_listener import Join, WorkerListener
 from polarmap.executors.worker_table import Worker, WorkerTable, ended
 from polarmap.worker.kept_task import DriverAddress
+from polarmap.worker.storage_channel import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
 MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
@@ -91,6 +92,7 @@ class RemoteWorkers(WorkerTable):
         self._ends: dict[int, float] = {}  # number -> when it ends by itself
         self._failures, self._reason = 0, ""
         self._pause, self._failed_at = 0.0, 0.0
+        self._refused_since: float | None = None  # by the site, again and again
         self._unpaid: dict[int, float] = {}  # number -> since when it has not been accounted for
         self._seconds, self._started = 0.0, 0  # of workers that are gone, and starts: the same
         self._began = time.monotonic()
@@ -212,7 +214,24 @@ class RemoteWorkers(WorkerTable):
         missing = self._wanted - useful
         may_start = self._failures < FAILURES and time.monotonic() >= self._failed_at + self._pause
         if missing > 0 and may_start:
-            self._launch(missing)
+            try:
+                self._launch(missing)
+                self._refused_since = None
+            except ExecutorError as error:
+                self._note_refusal(error)
+
+    def _note_refusal(self, error: ExecutorError) -> None:
+        """Try again later, for a while: a site that has given workers before may have its storage away."""
+        now = time.monotonic()
+        since = now if self._refused_since is None else self._refused_since
+        if not self.channel or now > since + AWAY_SECONDS:
+            raise error
+        self._refused_since, self._reason = since, str(error)
+        self._pause_launches(now)
+
+    def _pause_launches(self, now: float) -> None:
+        """Start none for twice as long as after the failure before."""
+        self._failed_at, self._pause = now, min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
 
     def _stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
@@ -254,7 +273,7 @@ class RemoteWorkers(WorkerTable):
         now = time.monotonic()
         if failed:
             self._failures += 1
-            self._failed_at, self._pause = now, min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+            self._pause_launches(now)
         for number, began in list(self._starting.items()):
             if now > began + MISSED_SECONDS and self._workers:
                 del self._starting[number]

@@ -121,6 +121,25 @@ def test_a_site_that_refuses_is_one_clear_error(site: ThreadSite) -> None:
     workers.close()
 
 
+def test_a_site_that_refuses_for_a_while_is_asked_again(
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
+    workers.want(1)
+    assert until(lambda: len(workers) == 1)
+    site.refusal = ExecutorError("threads takes no job: its storage is away")
+    workers.want(3)
+    assert until(lambda: soon(workers) or len(site.launches) >= 4)
+    site.refusal = None
+    assert until(lambda: soon(workers) or len(workers) == 3)
+    monkeypatch.setattr(remote_workers, "AWAY_SECONDS", 0.0)
+    site.refusal = ExecutorError("threads takes no job: its storage is away")
+    with pytest.raises(ExecutorError, match="storage is away"):
+        workers.want(5)
+        until(lambda: soon(workers))
+    site.refusal = None
+
+
 def test_workers_that_fail_are_one_clear_error_soon(
     site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
