@@ -134,8 +134,8 @@ def test_a_site_that_refuses_for_a_while_is_asked_again(
     assert until(lambda: soon(workers) or len(workers) == 3)
     monkeypatch.setattr(remote_workers, "AWAY_SECONDS", 0.0)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
+    workers.want(5)
     with pytest.raises(ExecutorError, match="storage is away"):
-        workers.want(5)
         until(lambda: soon(workers))
     site.refusal = None
 
