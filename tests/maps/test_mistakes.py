@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
 import math
 import sys
@@ -197,6 +198,14 @@ def decoder(code: Any, exact: Any, max_amplification: Any, index: Any) -> None:
     Decoder(code, exact=exact, max_amplification=max_amplification).add(index)
 
 
+def drained(estimates: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(estimates)
+    def call(*arguments: Any, **options: Any) -> None:
+        list(estimates(*arguments, **options))
+
+    return call
+
+
 CALLS: dict[str, Call] = {
     "coded_map": Call(
         polarmap.coded_map, {"f": total, "data": ROWS, "blocks": 4, "workers": 6} | REPLAY, ("progress",)
@@ -212,6 +221,8 @@ CALLS: dict[str, Call] = {
         {"A": ROWS, "B": ROWS.T, "method": "grid", "workers": (4, 4)} | REPLAY,
     ),
     "coded_gram": Call(polarmap.coded_gram, {"A": ROWS, "blocks": 3} | REPLAY),
+    "sketched_lstsq": Call(drained(polarmap.sketched_lstsq), {"A": ROWS, "b": np.ones(8)} | REPLAY),
+    "sketched_gram": Call(drained(polarmap.sketched_gram), {"A": ROWS} | REPLAY),
     "coded_gradient": Call(polarmap.coded_gradient, {"f": np.sum, "x": [1.0, 2.0, 3.0]} | REPLAY),
     "CodedGradient": Call(coded_gradient_class, {"f": np.sum}),
     "CodedOperator": Call(coded_operator, {}),
@@ -277,7 +288,7 @@ CALLS: dict[str, Call] = {
 }
 RESULTS = {
     *["Audit", "CodedArray", "CodedProduct", "CodedResult", "CodedSum", "GradientResult", "Plan", "Report"],
-    *["CodedFuture", "StoredResult", "TaskReport"],
+    *["CodedFuture", "SketchEstimate", "StoredResult", "TaskReport"],
 }
 
 
