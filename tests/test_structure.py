@@ -21,6 +21,7 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
+    ["convexnn"],
     ["convex"],
     ["glm"],
     ["linalg", "joblib", "xr"],
@@ -99,6 +100,7 @@ ONLY_FROM = {
             "polarmap.convex.penalties",
         ],
         *["polarmap.convex.constant_feature", "polarmap.convex.svm"],
+        *[f"polarmap.convexnn.{name}" for name in ("gates", "output_loss", "whitening")],
     ],
     "pyproximal": ["polarmap.convex.linear", "polarmap.convex.penalties"],
     "sklearn": [
@@ -106,6 +108,7 @@ ONLY_FROM = {
             f"polarmap.glm.{name}"
             for name in ("coded_model", "convergence", "linear_classifier", "linear_regressor", "poisson")
         ],
+        *[f"polarmap.convexnn.{name}" for name in ("classifier", "convex_network", "regressor")],
     ],
     "matplotlib": [
         *(

@@ -1,7 +1,8 @@
-"""What the models of this folder share: `fista` on their coded data, and what they tell of it."""
+"""What convex models share: a minimum by products with their coded data, and what they tell of it."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -21,15 +22,24 @@ class ProximalModel(CodedModel):
     """A model whose coefficients minimize a smooth loss plus a penalty or a constraint."""
 
     def _solve(
-        self, coded: CodedOperator | ScaledOperator, operator: Any, loss: Any, penalty: Any, start: Floats
+        self,
+        coded: CodedOperator | ScaledOperator,
+        operator: Any,
+        loss: Any,
+        penalty: Any,
+        start: Floats,
+        minimize: Callable[..., Solution] = fista,
+        stacklevel: int = 5,
     ) -> Solution:
         """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
 
         coded : whose products those of `operator` are made of.
+        minimize : called as `fista` is.
+        stacklevel : of the warning, to the caller of fit().
         """
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         progress = Progress(type(self).__name__, coded, self.verbose)
-        found = fista(
+        found = minimize(
             operator,
             loss,
             penalty,
@@ -38,7 +48,7 @@ class ProximalModel(CodedModel):
             max_iter=self.max_iter,
             callback=progress.iteration if progress else None,
         )
-        warn_if_not_converged(found.converged, self.max_iter, stacklevel=5)
+        warn_if_not_converged(found.converged, self.max_iter, stacklevel=stacklevel)
         self.n_iter_, self.objective_ = found.n_iter, found.objective
         self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
         self.report_ = coded.report

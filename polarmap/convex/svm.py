@@ -98,6 +98,7 @@ class LinearSVC(LinearClassifier, ProximalModel):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
+        self._check_numbers(C=np.finfo(np.float64).tiny)
         X, codes, weights = self._checked_samples(X, y, sample_weight)
         if not np.isfinite(self.C):
             raise ModelError(

@@ -25,7 +25,6 @@ class LinearClassifier(ClassifierMixin, CodedModel):  # type: ignore[misc]
         """Samples of positive weight, the index of their class, their weights; sets classes_."""
         X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64)
         check_classification_targets(y)
-        self._check_numbers(C=np.finfo(np.float64).tiny)
         weights = self._weights(sample_weight, X)
         X, y, weights = X[weights > 0], y[weights > 0], weights[weights > 0]
         self.classes_, codes = np.unique(y, return_inverse=True)

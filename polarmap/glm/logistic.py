@@ -94,6 +94,7 @@ class LogisticRegression(LinearClassifier, MinimizedModel):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
+        self._check_numbers(C=np.finfo(np.float64).tiny)
         X, codes, weights = self._checked_samples(X, y, sample_weight)
         weights = weights * self._class_weights(codes, weights)[codes]
         loss: Loss = Bernoulli() if len(self.classes_) == 2 else Multinomial()
