@@ -19,7 +19,6 @@ from sklearn.datasets import load_digits
 from sklearn.neural_network import MLPClassifier
 
 from benchmarks import is_quick, show
-from benchmarks.blackbox import evaluations_started
 from polarmap import ReplayExecutor, coded_gradient
 
 N, K, D, H = 16, 12, 64, 6e-6
@@ -45,7 +44,7 @@ class Gradients:
     def _coded(self, x: Any) -> Any:
         clock = ReplayExecutor(dict(enumerate(self._times(2 * -(-D // K)))))
         found = coded_gradient(self._f, x, blocks=K, workers=N, executor=clock, progress=False)
-        self.queries += evaluations_started(D, K, N)
+        self.queries += found.evaluations_started
         self.seconds += found.report.seconds
         return found.gradient
 

@@ -34,14 +34,6 @@ N, K, D = 32, 24, 96
 SLOW_SHARE, SLOW_FACTOR = 0.05, 10.0
 
 
-def evaluations_started(d: int, k: int, n: int) -> int:
-    """Of f, by all n workers of a coded gradient by central differences, those that are late too.
-
-    Every k-th coordinate is in one block: some data blocks hold one less than parity blocks.
-    """
-    return 2 * sum(-(-(d - worker * (worker < k)) // k) for worker in range(n))
-
-
 class Problem:
     """A penalized logistic loss, its minimum and its smoothness."""
 
@@ -101,7 +93,7 @@ def coded(f: Problem) -> Step:
     def step(x: Any, stream: np.random.Generator) -> tuple[Any, float, int]:
         clock = ReplayExecutor(dict(enumerate(run_times(stream, 2 * D // K))))
         found = coded_gradient(f, x, blocks=K, workers=N, executor=clock, progress=False)
-        return x - found.gradient / f.smoothness, found.report.seconds, evaluations_started(D, K, N)
+        return x - found.gradient / f.smoothness, found.report.seconds, found.evaluations_started
 
     return step
 

@@ -42,6 +42,8 @@ class GradientResult:
         Derivative along every base direction, (r,), in their order.
     evaluations
         Evaluations of f by the workers whose results arrived.
+    evaluations_started
+        Those that were handed out: to workers that were late or lost and in further attempts, too.
     report
         Who arrived when, what was decoded.
     """
@@ -49,6 +51,7 @@ class GradientResult:
     gradient: Floats
     slopes: Floats
     evaluations: int
+    evaluations_started: int
     report: Report
 
     def __repr__(self) -> str:
@@ -153,8 +156,8 @@ def coded_gradient(
             raise CodeError(str(error_.__cause__)) from error_
         raise
     slopes = join_slopes([slopes for slopes, _ in mapped], count)
-    evaluations = _count_evaluations(mapped.report, count, scheme)
-    return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, evaluations, mapped.report)
+    heard, started = _count_evaluations(mapped.report, count, scheme)
+    return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
 
 
 class CodedGradient:
@@ -169,8 +172,8 @@ class CodedGradient:
 
     Attributes
     ----------
-    calls, evaluations : int
-        Gradients so far, and evaluations of f for them on workers that were heard.
+    calls, evaluations, evaluations_started : int
+        Gradients so far, evaluations of f for them on workers that were heard, and on all workers.
     report : Report or None
         Of the last gradient.
 
@@ -187,7 +190,7 @@ class CodedGradient:
 
     def __init__(self, f: Callable[..., Any], **options: Any) -> None:
         self._f, self._options = f, {"progress": False, **options}
-        self.calls = self.evaluations = 0
+        self.calls = self.evaluations = self.evaluations_started = 0
         self.report: Report | None = None
 
     def __call__(self, x: Any, *args: Any) -> Floats:
@@ -195,6 +198,7 @@ class CodedGradient:
         result = coded_gradient((lambda z: f(z, *args)) if args else f, x, **self._options)
         self.calls += 1
         self.evaluations += result.evaluations
+        self.evaluations_started += result.evaluations_started
         self.report = result.report
         return result.gradient
 
@@ -214,11 +218,16 @@ def _prepare(
     return cut_directions(base, k), along_rows(f, x, scale, h, scheme)
 
 
-def _count_evaluations(report: Report, count: int, scheme: str) -> int:
-    """Of f, by the workers that were heard: data blocks may hold one direction less than parity blocks."""
-    heard = [task.index for task in report.tasks if task.arrived is not None]
-    directions = sum(-(-(count - index * (index < report.k)) // report.k) for index in heard)
-    return 2 * directions if scheme == "central" else directions + 2 * len(heard)
+def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:
+    """Of f, by the workers that were heard, and by all that were started, as often as they were."""
+    heard = started = 0
+    for task in report.tasks:
+        # Data blocks may hold one direction less than parity blocks.
+        directions = -(-(count - task.index * (task.index < report.k)) // report.k)
+        evaluations = 2 * directions if scheme == "central" else directions + 2
+        heard += evaluations * (task.arrived is not None)
+        started += evaluations * task.attempts
+    return heard, started
 
 
 def _checked_point(x: Any) -> Floats:

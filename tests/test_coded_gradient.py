@@ -120,7 +120,9 @@ def test_directions_of_the_shape_of_x() -> None:
 
 
 def test_evaluations_are_counted() -> None:
-    for scheme, d, k, lost in [("central", 10, 4, ()), ("forward", 10, 4, ()), ("central", 11, 4, (1, 4))]:
+    # 16 directions on six workers, of ten coordinates on four; forward takes two more a worker.
+    cases = [("central", 10, (), 2 * 16), ("forward", 10, (), 16 + 2 * 6), ("central", 11, (1, 4), 2 * 17)]
+    for scheme, d, lost, started in cases:
         calls = []
 
         def f(x: Any, calls: list[int] = calls) -> Any:
@@ -128,9 +130,18 @@ def test_evaluations_are_counted() -> None:
             return curved(x)
 
         found = coded_gradient(
-            f, point(d), scheme=scheme, blocks=k, workers=k + 2, verify=False, executor=losing(*lost)
+            f, point(d), scheme=scheme, blocks=4, workers=6, verify=False, executor=losing(*lost)
         )
         assert found.evaluations == len(calls)
+        assert found.evaluations_started == started
+
+
+def test_evaluations_of_a_further_attempt_were_started_too() -> None:
+    again = FaultyExecutor(losing(1, 2), {0: Fault("raise")})  # without its second attempt only three report
+    gradient = CodedGradient(curved, blocks=4, workers=6, executor=again)
+    gradient(point(12))
+    gradient(point(12))
+    assert gradient.evaluations_started == 2 * (7 * 2 * 3)
 
 
 # --- the check -----------------------------------------------------------------------------------
