@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
+import numpy as np
 import pytest
+from scipy.optimize import minimize
+
+from polarmap import CodedGradient, Fault, FaultyExecutor, ReplayExecutor, coded_gradient
 
 ROOT = Path(__file__).parents[1]
-EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.name != "__pycache__")
+CNN = ROOT / "examples" / "adversarial_cnn"
 ARGUMENTS = {
     "matvec.py": ["2000", "48", "4"],  # smaller, and a shorter wait for the uncoded map
     "adversarial.py": ["2"],  # digits, of eight
+    "adversarial_cnn": ["1"],  # images, of four
 }
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_example_runs_and_is_short(example):
-    assert len(example.read_text().splitlines()) < 50
+    for path in example.glob("*.py") if example.is_dir() else [example]:
+        assert len(path.read_text().splitlines()) < 50
     done = subprocess.run(
         [sys.executable, str(example), *ARGUMENTS.get(example.name, [])],
         capture_output=True,
@@ -29,3 +41,112 @@ def test_example_runs_and_is_short(example):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout
+
+
+# --- the convolutional network that is attacked ----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cnn() -> Iterator[dict[str, ModuleType]]:
+    """The modules of the example, by name."""
+    names = [path.stem for path in CNN.glob("*.py") if path.stem not in ("__main__", "picture")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(CNN)
+        yield {name: import_module(name) for name in names}
+        for name in names:
+            patch.delitem(sys.modules, name)
+
+
+@pytest.fixture(scope="module")
+def trained(cnn: dict[str, ModuleType]) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """Kernels after a short training, and images that they have not seen with what these show."""
+    images, labels = cnn["images"].draw(1000, seed=1)
+    return cnn["training"].trained(images[:900], labels[:900]), images[900:], labels[900:]
+
+
+def random_kernels(cnn: dict[str, ModuleType]) -> list[np.ndarray]:
+    stream = np.random.default_rng(3)
+    return [stream.standard_normal(s) / np.sqrt(np.prod(s[:3])) for s in cnn["network"].shapes(5)]
+
+
+def test_gradients_of_the_network_are_those_of_a_complex_step(cnn: dict[str, ModuleType]) -> None:
+    stream, kernels = np.random.default_rng(2), random_kernels(cnn)
+    forward = cnn["network"].forward
+    backward, by_input = cnn["backpropagation"].backward, cnn["backpropagation"].by_input
+    images, weights = stream.random((3, 32, 32, 3)), stream.standard_normal((3, 1, 1, 5))
+    by_kernels, slope = backward(kernels, forward(kernels, images), weights)
+    by_images = by_input(kernels[0], slope, images.shape)
+    for number, gradient in enumerate([by_images, *by_kernels]):
+        along = stream.standard_normal(gradient.shape)
+        moved = [part.astype(complex) for part in (images, *kernels)]
+        moved[number] += 1e-30j * along
+        slope = np.sum(weights * forward(moved[1:], moved[0])[-1]).imag / 1e-30
+        assert np.vdot(gradient, along) == pytest.approx(slope, rel=1e-11)
+
+
+def margin_gradient(cnn: dict[str, ModuleType], kernels: list[np.ndarray], image: np.ndarray, x: Any) -> Any:
+    """By the network's own derivatives, which the black box does not show."""
+    found = cnn["network"].forward(kernels, np.array([image, x]))
+    second, first = found[-1][0].ravel().argsort()[-2:]
+    weights = np.zeros((2, 1, 1, 5))
+    weights[1, ..., [second, first]] = [[[1.0]], [[-1.0]]]
+    _, slope = cnn["backpropagation"].backward(kernels, found, weights)
+    return cnn["backpropagation"].by_input(kernels[0], slope[1:], (1, *x.shape))[0]
+
+
+@pytest.mark.parametrize(
+    ("scheme", "error", "lost"),
+    [("central", 1e-8, (0, 5, 17, 31)), ("forward", 1e-5, ()), ("forward", 1e-5, tuple(range(0, 32, 4)))],
+)
+def test_the_coded_gradient_is_that_of_the_network(
+    cnn: dict[str, ModuleType], scheme: Any, error: float, lost: tuple[int, ...]
+) -> None:
+    kernels, image = random_kernels(cnn), np.random.default_rng(4).random((32, 32, 3))
+    dead = FaultyExecutor(
+        ReplayExecutor(dict.fromkeys(lost[1:], math.inf)), dict.fromkeys(lost[:1], Fault("kill", attempts=9))
+    )
+    margin = cnn["margin"].margin_of(kernels, image)
+    found = coded_gradient(margin, image, scheme=scheme, blocks=24, workers=32, executor=dead)
+    exact = margin_gradient(cnn, kernels, image, image)
+    assert np.linalg.norm(found.gradient - exact) < error * np.linalg.norm(exact)
+    assert not set(lost) & {task.index for task in found.report.tasks if task.arrived is not None}
+
+
+def test_the_closest_point_of_a_linear_margin_is_that_of_a_solver(cnn: dict[str, ModuleType]) -> None:
+    stream = np.random.default_rng(5)
+    for _ in range(20):
+        image, x, slope = stream.random(7), stream.random(7), stream.standard_normal(7)
+        inside = stream.random(7)  # the plane passes through it
+        value = float(slope @ (x - inside))
+        if value + slope @ (image - x) > 0:
+            slope, value = -slope, -value
+        found = cnn["least_change"].closest(image, x, value, slope)
+        plane = {"type": "eq", "fun": lambda z, x=x, value=value, slope=slope: value + slope @ (z - x)}
+        options = {"bounds": [(0, 1)] * 7, "constraints": plane, "method": "SLSQP", "tol": 1e-12}
+        solver = minimize(lambda z, image=image: np.sum((z - image) ** 2), image, **options)
+        np.testing.assert_allclose(found, solver.x, atol=1e-5)
+
+
+def test_the_attack_changes_the_class_and_little_else(
+    cnn: dict[str, ModuleType], trained: tuple[list[np.ndarray], np.ndarray, np.ndarray]
+) -> None:
+    kernels, images, labels = trained
+    assert cnn["training"].accuracy(kernels, images, labels) > 0.6
+    late = FaultyExecutor(ReplayExecutor({2: math.inf, 11: 3600.0}), {7: Fault("kill", attempts=9)})
+    least_change = cnn["least_change"].least_change
+    for image in images[:2]:
+        margin = cnn["margin"].margin_of(kernels, image)
+        gradient = CodedGradient(margin, scheme="forward", blocks=24, workers=32, executor=late)
+        changed = least_change(margin, gradient, image)
+        before, after = (cnn["network"].forward(kernels, x[None])[-1].argmax() for x in (image, changed))
+        assert before != after
+        assert changed.min() >= 0
+        assert changed.max() <= 1
+        exact = least_change(margin, lambda x, image=image: margin_gradient(cnn, kernels, image, x), image)
+        np.testing.assert_allclose(changed, exact, atol=1e-5)
+        assert np.linalg.norm(changed - image) < 0.1 * np.linalg.norm(image)
+
+
+def test_an_image_whose_margin_does_not_move_is_given_up(cnn: dict[str, ModuleType]) -> None:
+    image = np.full((4, 4), 0.5)
+    assert cnn["least_change"].least_change(lambda x: np.float64(-1), np.ones_like, image) is None

@@ -1,0 +1,19 @@
+"""What a black box tells of an image: by how much another class wins."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from network import Arrays, forward
+
+
+def margin_of(kernels: Arrays, image: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """By how much the class that is second at `image` beats the first, at x or at many x."""
+    second, first = forward(kernels, image[None])[-1].ravel().argsort()[-2:]
+
+    def margin(x: np.ndarray) -> np.ndarray:
+        scores = forward(kernels, x.reshape(-1, *image.shape))[-1]
+        return (scores[..., second] - scores[..., first]).reshape(x.shape[:-3])
+
+    return margin
