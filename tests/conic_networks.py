@@ -49,4 +49,4 @@ def trained_network_objective(X: np.ndarray, y: np.ndarray, alpha: float, units:
         return value, gradient
 
     start = np.random.default_rng(seed).standard_normal(width * units + units + 1)
-    return float(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 500}).fun)
+    return float(minimize(objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 300}).fun)

@@ -39,9 +39,9 @@ class ConvexMLPClassifier(LinearClassifier, ConvexNetwork):
     >>> X = np.random.default_rng(0).uniform(-1, 1, (60, 2))
     >>> y = X[:, 0] * X[:, 1] > 0  # no line separates these
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     model = ConvexMLPClassifier(1e-3, blocks=4, executor=pool).fit(X, y)
-    >>> model.score(X, y)
-    1.0
+    ...     model = ConvexMLPClassifier(n_gates=20, tol=1e-2, blocks=4, executor=pool).fit(X, y)
+    >>> model.score(X, y) > 0.9
+    True
     """
 
     def __init__(

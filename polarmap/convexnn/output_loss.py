@@ -129,7 +129,7 @@ class OutputLoss:
             taken = self._shortened(eta, c, step, float(slope @ step))
             if taken is None:
                 break
-            c = taken
+            c = taken - taken.mean() if len(taken) > 1 else taken  # a softmax is the same for all shifts
         self._last = eta, c
         return c
 

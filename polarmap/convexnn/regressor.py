@@ -87,8 +87,8 @@ class ConvexMLPRegressor(LinearRegressor, ConvexNetwork):
     >>> X = np.linspace(-1, 1, 40).reshape(-1, 1)
     >>> y = np.abs(X[:, 0])
     >>> with ThreadPoolExecutor(4) as pool:
-    ...     model = ConvexMLPRegressor(1e-4, n_gates=20, blocks=4, executor=pool).fit(X, y)
-    >>> model.score(X, y) > 0.999, model.dual_gap_ <= 1e-6 * model.objective_
+    ...     model = ConvexMLPRegressor(n_gates=10, tol=1e-2, blocks=4, executor=pool).fit(X, y)
+    >>> model.score(X, y) > 0.9, model.dual_gap_ <= 1e-2 * model.objective_
     (True, True)
     """
 
