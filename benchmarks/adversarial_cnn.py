@@ -5,12 +5,12 @@ clock: a query takes 1 s, a worker 1 + Exp(0.1) times that and, with probability
 
 * coded: 48 blocks on 64 workers, whose slopes are there at the 48th arrival;
 * differences: all pixels, waits for all workers; what a dead one had starts again when all others are there;
-* backups: the same, but what takes 1.5 times the median gets a copy, and the first of the two counts;
+* backups: the same, but what takes 1.5 times the median gets a copy, late copies too, and the first counts;
 * orthogonal: new random orthonormal directions (Choromanski et al. 2018), those of the first 48 workers.
 
-The last gives a projection of the gradient, and the same search gets 64 / 48 of it, an unbiased estimate. The
-other search, "onward", takes from wherever it is the shortest step by which the class would change if the
-margin were linear and the projection all, until the class has changed. Queries are those that were started.
+The last gives a projection of the gradient, and the search for the "least" change gets 64 / 48 of it, an
+unbiased estimate. The other, "onward", takes from wherever it is the shortest step by which the class would
+change if the margin were linear and the projection all, until it has changed. Queries are those started.
 """
 
 from __future__ import annotations
@@ -53,13 +53,13 @@ class Clock:
         return queries * (1 + self._stream.exponential(0.1, N)) * factors
 
     def until_all(self, queries: int, backups: bool) -> tuple[float, int]:
-        """Seconds until all have answered, with second copies or further attempts, and queries started."""
+        """Seconds until all have answered, with copies or further attempts, and queries started."""
         ended, started = self.times(queries), N
-        if backups:
-            late = 1.5 * np.median(ended)
-            copies = np.where(ended > late, late + self.times(queries), np.inf)
-            started += int((ended > late).sum())
-            ended = np.minimum(ended, copies)
+        late = moment = 1.5 * float(np.median(ended))
+        while backups and (running := ended > moment).any():
+            ended = np.minimum(ended, np.where(running, moment + self.times(queries), np.inf))
+            started += int(running.sum())
+            moment += late
         while not np.isfinite(ended).all():
             lost = np.isinf(ended)
             ended = np.where(lost, ended[~lost].max() + self.times(queries), ended)
@@ -125,7 +125,7 @@ def directions(count: int, stream: np.random.Generator) -> Any:
     return rows
 
 
-def whole(margin: Callable[[Any], Any], gradient: Gradients, image: Any) -> Any:
+def least(margin: Callable[[Any], Any], gradient: Gradients, image: Any) -> Any:
     """The least change, as in the example; of projections, their unbiased estimate."""
     scale = N / K if gradient.kind == "orthogonal" else 1.0
     return least_change(margin, lambda x: scale * gradient(x), image, MOST)
@@ -142,10 +142,10 @@ def onward(margin: Callable[[Any], Any], gradient: Gradients, image: Any) -> Any
 
 
 METHODS = (
-    *[(kind, "forward", whole) for kind in ("coded", "differences", "backups", "orthogonal")],
+    *[(kind, "forward", least) for kind in ("coded", "differences", "backups", "orthogonal")],
     ("coded", "forward", onward),
     ("orthogonal", "forward", onward),
-    *[(kind, "central", whole) for kind in ("coded", "differences", "backups")],
+    *[(kind, "central", least) for kind in ("coded", "differences", "backups")],
 )
 
 

@@ -1,0 +1,52 @@
+"""The virtual clock and the directions of the benchmark of attacks, on what they are said to be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.adversarial_cnn import Clock, N, directions
+
+
+class Scripted(Clock):
+    """One list of times after another: 1 s a query but for the tasks that are named."""
+
+    def __init__(self, *exceptions: dict[int, float]) -> None:
+        super().__init__(0)
+        self._script = iter(exceptions)
+
+    def times(self, queries: int) -> Any:
+        found = np.full(N, float(queries))
+        for task, seconds in next(self._script).items():
+            found[task] = seconds
+        return found
+
+
+@pytest.mark.parametrize(
+    ("backups", "exceptions", "seconds", "started"),
+    [
+        (False, [{}], 10, N),
+        (False, [{3: 100.0}], 100, N),
+        (False, [{3: np.inf, 5: 40.0}, {}], 50, N + 1),  # known to be dead at 40
+        (False, [{3: np.inf}, {3: np.inf}, {}], 20, N + 2),  # all others are there at 10, twice
+        (True, [{}], 10, N),
+        (True, [{3: np.inf, 5: 40.0}, {}, {}], 25, N + 2),  # late from 15 on
+        (True, [{3: 100.0}, {3: 100.0}, {}], 40, N + 2),  # so is the copy: another at 30
+        (True, [{3: 16.0}, {}], 16, N + 1),
+    ],
+)
+def test_all_are_waited_for(
+    backups: bool, exceptions: Sequence[dict[int, float]], seconds: float, started: int
+) -> None:
+    assert Scripted(*exceptions).until_all(10, backups) == (seconds, started * 10)
+
+
+def test_directions_are_orthonormal_and_new_each_time() -> None:
+    stream = np.random.default_rng(0)
+    one, other = directions(50, stream), directions(50, stream)
+    np.testing.assert_allclose(one @ one.T, np.eye(50), atol=1e-12)
+    assert abs(one @ other.T).max() < 0.2
+    assert abs(one).max() < 0.2  # no pixel stands out
