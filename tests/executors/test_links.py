@@ -59,7 +59,8 @@ def test_a_large_result_comes_in_pieces(pair: Any) -> None:
     thread.start()
     said: list[Any] = []
     while not said:
-        assert readable([link]) or thread.is_alive()
+        is_sending = thread.is_alive()
+        assert readable([link]) or is_sending
         said += heard(link)
     thread.join()
     assert said == [({"task": 1}, bytearray(data))]

@@ -55,6 +55,12 @@ def gone() -> None:
     os.rmdir("../gone")
 
 
+def imports_numpy_in_no_folder(folder: Path) -> bool:
+    command, there = [sys.executable, "-c", "import numpy"], folder / "there"
+    there.mkdir()
+    return not subprocess.run(command, cwd=there, preexec_fn=gone, capture_output=True).returncode
+
+
 @pytest.mark.parametrize(
     "how",
     ["-c", "script", "standard input", "a cell", "-I", "few descriptors", "no such TMPDIR", "folder is gone"],
@@ -69,6 +75,8 @@ def test_a_program_maps_however_it_is_run(how: str, tmp_path: Path) -> None:
         "-I": ["-I", str(script)],
     }.get(how, ["-c", PROGRAM])
     before = {"few descriptors": few_descriptors, "folder is gone": gone}.get(how)
+    if before is gone and not imports_numpy_in_no_folder(tmp_path):
+        pytest.skip("this Python cannot import numpy itself there, as 3.12.1 and 3.13.0 cannot")
     more = {"TMPDIR": "/nowhere"} if how == "no such TMPDIR" else {}
     run(arguments, tmp_path, before, more, PROGRAM if how == "standard input" else "")
 
