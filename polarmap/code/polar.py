@@ -32,7 +32,6 @@ from polarmap.code.design import (
     UniformStream,
     butterfly_shape,
     frozen_inputs,
-    power_of_two_above,
     rotations,
 )
 from polarmap.code.dtypes import (
@@ -440,7 +439,7 @@ def _check_sizes(n: int, k: int) -> None:
 
 def _checked_levels(levels: object, n: int, k: int, kernel: str) -> int:
     """How many levels the butterflies have; all unless another number is said."""
-    most = power_of_two_above(n).bit_length() - 1
+    most = (n - 1).bit_length()  # those of the next power of two
     if levels is None:
         return most
     if kernel != "arikan":
