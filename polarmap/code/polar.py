@@ -146,7 +146,7 @@ class PolarCode(SystematicCode):
         self._seed = seed
 
     def __repr__(self) -> str:
-        levels = f", levels={self.levels}" if self.butterflies[1] > 1 else ""
+        levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels})"
 
     @property
