@@ -6,8 +6,10 @@ import numpy as np
 from backpropagation import backward
 from network import Arrays, forward, shapes
 from scipy.special import softmax
+from threadpoolctl import threadpool_limits
 
 
+@threadpool_limits.wrap(limits=1)  # for products this small, threads of BLAS wait more than they work
 def trained(images: np.ndarray, labels: np.ndarray, epochs: int = 8, seed: int = 0) -> Arrays:
     """The kernels, after every image was seen `epochs` times."""
     random = np.random.default_rng(seed)
