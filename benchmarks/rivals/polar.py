@@ -11,6 +11,7 @@ from polarmap import Decoder, PolarCode
 from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import DENSE_UP_TO
 from polarmap.code.sequential import SequentialRecovery
+from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.planning.decodability import _columns, _integer_rank, _real_rank, sequential_finish
 
 
@@ -62,12 +63,17 @@ class Planned:
         here = np.zeros(code.n, bool)
         here[arrived] = True
         self._recovery, self._k = code.recovery(here, exact), code.k
+        self._syndrome = _encode_operations(code)
         self._prepare()
 
     def _prepare(self) -> None:
         plan = self._recovery
         if isinstance(plan, SequentialRecovery):
             self.operations = float(sum(len(step.target) for step in plan.steps if step.sign))
+            return
+        if isinstance(plan, SyndromeRecovery):
+            assert not plan.deficit  # which solves for the missing blocks
+            self.operations = self._syndrome + 2.0 * len(plan.missing) * len(plan.parity)
             return
         self.operations = 2.0 * len(plan.missing) * len(plan.arrived)
         if not plan.exact:
