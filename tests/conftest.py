@@ -38,7 +38,21 @@ def pytest_configure() -> None:
         os.environ.pop(variable, None)
     tempfile.tempdir = None  # read TMPDIR again
     keep_compiled_modules()
+    say_when_ended()
     multiprocessing.set_forkserver_preload(["polarmap"])
+
+
+def say_when_ended() -> None:
+    """Code of workers that ends its process would end this one with code 0 and no summary, as if all was well."""
+    session, end = os.getpid(), os._exit
+
+    def told(code: int) -> None:
+        if os.getpid() == session and not code and "PYTEST_XDIST_WORKER" not in os.environ:
+            os.write(2, b"\nA test let code of workers end this process.\n")
+            code = 70
+        end(code)
+
+    os._exit = told
 
 
 def keep_compiled_modules() -> None:
