@@ -43,7 +43,7 @@ def pytest_configure() -> None:
 
 
 def say_when_ended() -> None:
-    """Code of workers that ends its process would end this one with code 0 and no summary, as if all was well."""
+    """Else code of workers that ends its process would end this one with code 0, as if all was well."""
     session, end = os.getpid(), os._exit
 
     def told(code: int) -> None:
