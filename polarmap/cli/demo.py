@@ -76,13 +76,19 @@ def _plain_map(A: Floats, x: Floats, sleep: float) -> tuple[float, Floats]:
 def _forked_pool() -> Pool:
     """A pool of processes that leave it to this one to be interrupted.
 
-    Interrupts wait until all are forked: Python ignores what hooks of a fork raise.
+    Interrupts wait until all are forked: Python ignores what hooks of a fork raise. They are noted, not
+    blocked, as a thread of a library would take one that this thread blocks.
     """
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    interrupts: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: interrupts.append(number))
     try:
-        return multiprocessing.Pool(4, signal.signal, (signal.SIGINT, signal.SIG_IGN))
+        pool = multiprocessing.Pool(4, signal.signal, (signal.SIGINT, signal.SIG_IGN))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, before)
+    if interrupts:
+        pool.terminate()
+        raise KeyboardInterrupt
+    return pool
 
 
 def _plain_task(block: Floats, x: Floats, sleep: float) -> Any:
