@@ -45,8 +45,8 @@ from polarmap.code.dtypes import (
 )
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
-from polarmap.code.recovery import SystematicRecovery
-from polarmap.code.rotations import LARGE, best_seed, normalized, rotation_coefficients
+from polarmap.code.recovery import SystematicRecovery, is_formed
+from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.code.stacked import as_block, decode_blocks
 from polarmap.code.syndrome import SyndromeRecovery
@@ -395,9 +395,9 @@ class PolarCode(SystematicCode):
             return SequentialRecovery(self, arrived, exact)
         if exact:
             return ModularRecovery(self, arrived)
-        if self.kernel == "rotation" and self.n >= LARGE:
-            return SyndromeRecovery(self, self._rotations, arrived)
-        return SystematicRecovery(self, arrived)
+        if self.kernel == "arikan" or is_formed(self.n, self.k):
+            return SystematicRecovery(self, arrived)
+        return SyndromeRecovery(self, self._rotations, arrived)
 
     def progress(self) -> Callable[[int], bool] | None:
         """Of the sequential decoder: told of every arrival, says when all leaves are determined."""

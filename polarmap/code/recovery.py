@@ -17,6 +17,9 @@ from polarmap.code.dtypes import DType, is_exact, real_dtype
 # would have no correct digit left in float32, three in float64.
 SINGULAR = 1e-12
 MOST_CHECKS = 8  # left-over equations evaluated; more would cost time and tell nothing new
+# P is not formed of so many coded blocks, products with that of fewer are quicker; nor of so many data and
+# parity blocks each, as rows of P that are shorter are too unlike for norms that are right on average.
+LARGE, WIDE = 2048, 256
 
 
 class RealRecovery(ABC):
@@ -244,6 +247,15 @@ class SystematicRecovery(RealRecovery):
     @cached_property
     def _solver(self) -> Floats:
         return left_inverse(self.system.astype(np.float64, copy=False))
+
+
+def is_formed(n: int, k: int) -> bool:
+    """Whether there is a P of such a code, and not only its butterflies.
+
+    >>> is_formed(1024, 768), is_formed(10_000, 7_500), is_formed(10_000, 2)
+    (True, False, True)
+    """
+    return n < LARGE or min(k, n - k) < WIDE
 
 
 def left_inverse(matrix: Floats) -> Floats:

@@ -14,9 +14,8 @@ import numpy as np
 
 from polarmap.code import kernels, tiled
 from polarmap.code.design import Floats, Indices, Rotations, UniformStream, rotations
-from polarmap.code.recovery import worst_amplification
+from polarmap.code.recovery import is_formed, worst_amplification
 
-LARGE = 2048  # blocks, coded ones: P of so many is not formed; of fewer, products with it are quicker
 # Seeds tried for codes of up to 64 blocks, and the most arrival patterns each is tried on.
 SEEDS, PATTERNS = 8, 64
 
@@ -26,10 +25,10 @@ def normalized(plan: Rotations, k: int) -> Rotations:
 
     The mean of each row is removed first; the rest is scaled to unit norm, so that all parity
     blocks carry the same weight. With k = 2 the rest has one direction only and its length is
-    what tells the parity blocks apart: there it stays as it is. From LARGE blocks on, where P is not
-    formed, to unit norm on average: a group of orthogonal butterflies gives each row k / size.
+    what tells the parity blocks apart: there it stays as it is. Where P is not formed, to unit norm on
+    average: a group of orthogonal butterflies gives each row k / size.
     """
-    if k + len(plan.rows) >= LARGE:
+    if not is_formed(k + len(plan.rows), k):
         mean = kernels.rotation_parity(np.ones((k, 1)), plan)[:, 0] / k
         scale = 1 / np.sqrt(k / plan.size - k * mean**2)
     else:

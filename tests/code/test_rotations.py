@@ -7,9 +7,8 @@ import pytest
 
 from polarmap.code.design import rotations
 from polarmap.code.polar import PolarCode
-from polarmap.code.recovery import worst_amplification
+from polarmap.code.recovery import LARGE, worst_amplification
 from polarmap.code.rotations import (
-    LARGE,
     SEEDS,
     _arrival_patterns,
     best_seed,
@@ -36,6 +35,14 @@ def test_rows_of_large_codes_sum_to_one_and_deviate_by_about_one() -> None:
     np.testing.assert_array_equal(rotation_coefficients(plan, k, some), rows[:, some])
     mixed = np.random.default_rng(0).standard_normal((5, n - k))
     np.testing.assert_allclose(transposed_coefficients(plan, k, mixed), mixed @ rows, atol=1e-12)
+
+
+@pytest.mark.parametrize(("n", "k"), [(LARGE, 1), (LARGE, 2), (LARGE, 9), (LARGE, LARGE - 3), (5000, 255)])
+def test_large_codes_of_few_blocks_of_a_kind_are_as_accurate_as_small_ones(n: int, k: int) -> None:
+    rows = PolarCode(n, k).coefficients
+    np.testing.assert_allclose(rows.sum(axis=1), 1)
+    if k > 2:
+        np.testing.assert_allclose(np.linalg.norm(rows - 1 / k, axis=1), 1)
 
 
 def test_no_seed_loses_fewer_digits_than_the_best() -> None:

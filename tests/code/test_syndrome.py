@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap import Decoder, PolarCode
-from polarmap.code.recovery import SystematicRecovery
-from polarmap.code.rotations import LARGE
+from polarmap.code.recovery import LARGE, SystematicRecovery
 from polarmap.code.syndrome import SyndromeRecovery
 
 
