@@ -12,7 +12,7 @@ from polarmap.code.design import power_of_two_above
 from polarmap.code.polar import DENSE_UP_TO
 from polarmap.code.sequential import SequentialRecovery
 from polarmap.code.syndrome import SyndromeRecovery
-from polarmap.planning.decodability import _columns, _integer_rank, _real_rank, sequential_finish
+from polarmap.planning.decodability import optimal_ranks, sequential_finish
 
 
 class Polar:
@@ -38,11 +38,7 @@ class Polar:
             return sequential_finish(self.code, ranks)
         if self.code.kernel == "rotation":
             return np.array([self._arrivals(order.tolist()) for order in orders])
-        if self._integers:
-            columns = _columns(self.code)
-            return np.array([_integer_rank(columns, order.tolist()) for order in orders])
-        check = self.code.parity_check.astype(float)
-        return np.array([_real_rank(check, order) for order in orders])
+        return optimal_ranks(self.code, orders, exact=self._integers)
 
     def _arrivals(self, order: list[int]) -> int:
         decoder = Decoder(self.code)

@@ -243,10 +243,7 @@ class PolarCode(SystematicCode):
         """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
         if self.kernel == "rotation":
             return rotation_coefficients(self._rotations, self.k)
-        identity = np.eye(self.k, dtype=np.int64)
-        out = np.empty((self.n - self.k, self.k), np.int64)
-        tiled.arikan_parity(self.butterflies, self.order, self.frozen, identity, out)
-        return out
+        return tiled.arikan_coefficients(self.butterflies, self.order, self.frozen, self.k, np.arange(self.k))
 
     @property
     def parity_check(self) -> Array:

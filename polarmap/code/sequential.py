@@ -50,11 +50,12 @@ class Butterfly(Protocol):
 class SequentialRecovery(SystematicRecovery):
     """Missing leaves of the butterfly from those that arrived, one node after another."""
 
+    code: Butterfly
+
     def __init__(self, code: Butterfly, arrived: Mask, exact: bool) -> None:
         super().__init__(code, arrived)
         self.exact, self.rounds = exact, not exact
         self._modular = ModularRecovery(code, arrived)
-        self.code: Butterfly = code
         self._order, self._frozen = code.order, frozen_mask(code)
 
     @cached_property
@@ -87,11 +88,8 @@ class SequentialRecovery(SystematicRecovery):
     @cached_property
     def system(self) -> Array:
         """P restricted to arrived parity (rows) and missing data (columns)."""
-        units = np.zeros((self.code.k, len(self.missing)))
-        units[self.missing, np.arange(len(self.missing))] = 1.0
-        parity = np.empty((len(self._order) - self.code.k, len(self.missing)))
-        tiled.arikan_parity(self.code.butterflies, self._order, self.code.frozen, units, parity)
-        return parity[self.parity]
+        shape, frozen = self.code.butterflies, self.code.frozen
+        return tiled.arikan_coefficients(shape, self._order, frozen, self.code.k, self.missing)[self.parity]
 
     def through_known(self, combinations: Floats) -> Floats:
         """Combinations (rows) of the arrived parity blocks, as they are made of known data."""

@@ -225,3 +225,14 @@ def arikan_parity(
         out[:, columns] = leaves[order[k:]]
 
     over_cores(work, list(tiles(out.shape[1], length, working.itemsize)))
+
+
+def arikan_coefficients(
+    butterflies: tuple[int, int], order: Indices, frozen: Indices, k: int, data: Indices
+) -> npt.NDArray[np.int64]:
+    """The columns of P of some data blocks: small integers."""
+    units = np.zeros((k, len(data)), np.int64)
+    units[data, np.arange(len(data))] = 1
+    columns = np.empty((len(order) - k, len(data)), np.int64)
+    arikan_parity(butterflies, order, frozen, units, columns)
+    return columns

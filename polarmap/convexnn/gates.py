@@ -44,7 +44,7 @@ def sample_gates(X: Any, shares: Floats, count: int, fit_intercept: bool, random
 
     X : (samples, features), which may be sparse; shares : of the samples in means.
     """
-    mean, square = moments(X, shares, True) if _is_sparse(X) else _dense_moments(X, shares)
+    mean, square = moments(X, shares, True)
     scale = np.where(square > 0, np.sqrt(square), 1.0)
     features = X.shape[1]
     directions, offsets = np.zeros((features, 0)), np.zeros(0)
@@ -63,16 +63,6 @@ def sample_gates(X: Any, shares: Floats, count: int, fit_intercept: bool, random
         if len(kept) == count or 0 < len(kept) == before:
             break
     return Gates(directions, offsets, heights >= 0, np.abs(heights))
-
-
-def _is_sparse(X: Any) -> bool:
-    return not isinstance(X, np.ndarray)
-
-
-def _dense_moments(X: Floats, shares: Floats) -> tuple[Floats, Floats]:
-    """Mean of each feature, and the mean square of what it deviates from that."""
-    mean = shares @ X
-    return mean, shares @ (X - mean) ** 2
 
 
 def _distinct(patterns: npt.NDArray[np.bool_]) -> npt.NDArray[np.intp]:

@@ -100,13 +100,12 @@ class StoredPieces:
         for number, folder in enumerate(self.folders, 1):
             path = folder / str(piece)
             part = Part(str(path).lstrip("/"), size)
-            if self.encryption is not None:
-                leaves = [_encrypted(self.encryption, part, coded.piece(piece))]
+            stored = leaves if self.encryption is None else [_encrypted(self.encryption, part, leaves)]
             try:
                 folder.mkdir(parents=True, exist_ok=True)
                 path.unlink(missing_ok=True)  # not written into: a worker may have mapped it
                 with path.open("xb", buffering=0) as file:
-                    for leaf in leaves:
+                    for leaf in stored:
                         _write_all(file, leaf)
                 break
             except OSError as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
 from polarmap.linalg.operators import CodedOperator
@@ -72,17 +73,21 @@ class ScaledOperator(LinearOperator):  # type: ignore[misc]
 
 
 def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
-    """Mean of each feature of a sparse X, or zeros, and the mean square of what it deviates from that.
+    """Mean of each feature of X, or zeros, and the mean square of what it deviates from that.
 
-    The deviations are added up, zeros apart: a difference of sums would lose those of a constant feature.
+    Of a sparse X the deviations are added up, zeros apart: a difference of sums would lose those of a
+    constant feature.
 
     shares : of the samples; their sum is 1.
     """
+    if not issparse(X):
+        mean = shares @ X if is_centred else np.zeros(X.shape[1])
+        return mean, shares @ (X - mean) ** 2
     columns = X.tocsc()
     features = columns.shape[1]
     which = np.repeat(np.arange(features), np.diff(columns.indptr))
     weights = shares[columns.indices]
-    mean: Floats = np.zeros(features)
+    mean = np.zeros(features)
     if is_centred:
         mean += np.bincount(which, weights * columns.data, features)
     zeros = 1.0 - np.bincount(which, weights, features)

@@ -375,14 +375,8 @@ def prepared(
     launch = Launch(_executor(executor, data))
     coded = encoded(data, code_options, options.rtol, parity_for or options.parity_for)
     if options.key is not None and coded.source is not None and options.key != key_of(coded):
-        raise CodeError(
-            "key= encrypts data from memory, and these lie in storage, "
-            + (
-                "encrypted: leave key out"
-                if key_of(coded)
-                else "as they are: encode(..., key=) encrypts them"
-            )
-        )
+        how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
+        raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
     if options.subtasks > 1 and isinstance(coded, SparseCodedBlocks):
         raise CodeError(
             "Subtasks cut blocks that are not sparse: leave schedule=Subtasks(...) out, with more blocks "

@@ -75,16 +75,18 @@ def store_result(
         flat = array.reshape(-1)
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
         key = f"{output.prefix}/{task}-{attempt}/{number}"
-        data: Any = flat.view(np.uint8).data
-        size = output.items * flat.itemsize
-        if output.source.encryption is not None:
-            found, data = encrypted.store(output.source.encryption, key, data, size)
+        data, size = flat.view(np.uint8).data, output.items * flat.itemsize
+        encryption = output.source.encryption
+        if encryption is None:
+            stored: Any = data
+            for start in range(0, len(data), size):
+                piece = data[start : start + size]
+                parts.append(Part(key, len(piece), zlib.crc32(piece), start))
+        else:
+            found, stored = encrypted.store(encryption, key, data, size)
             parts += found
-        if len(data):
-            write(output.source, key, data)
-        for start in range(0, 0 if output.source.encryption else len(data), size):
-            piece = data[start : start + size]
-            parts.append(Part(key, len(piece), zlib.crc32(piece), start))
+        if len(stored):
+            write(output.source, key, stored)
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
     return packed, StoredOutput(result.layout, tuple(parts))
