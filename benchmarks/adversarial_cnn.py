@@ -34,6 +34,8 @@ from margin import margin_of
 from network import forward
 from training import trained
 
+sys.path.pop(0)  # else Lithops would find the example's __main__ in it for that of any program
+
 N, K, D = 64, 48, 32 * 32 * 3
 BATCH = 32
 MOST = 12

@@ -52,6 +52,7 @@ def say_when_ended() -> None:
             code = 70
         end(code)
 
+    told.__module__, told.__qualname__ = os.__name__, "_exit"  # pickled as the name that it has here
     os._exit = told
 
 
