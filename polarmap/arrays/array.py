@@ -160,21 +160,33 @@ class CodedArray:
             raise ValueError("a coded array lies in storage: reading it makes a copy")
         return self[:].astype(self.dtype if dtype is None else dtype, copy=False)
 
-    def check(self) -> Audit:
+    def check(self, *, executor: Any = None) -> Audit:
         """Read every part and compare it with its checksum; decrypt what is encrypted.
+
+        Parameters
+        ----------
+        executor : optional
+            As for `encode`: its workers read, and this process asks for the sizes of objects only. What
+            is encrypted is read here all the same: a worker does not tell what is forged from a failure.
 
         Returns
         -------
         Audit
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
-        return audit.audit(self.store, self._manifest)
+        return audit.audit(self.store, self._manifest, repair.examiner(self.store, self._manifest, executor))
 
-    def repair(self) -> Audit:
+    def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
 
-        Integers come back bit for bit, floating numbers to rounding (with new checksums). Memory:
-        one stripe of all blocks, data and parity, as for `encode`.
+        Integers come back bit for bit, floating numbers to rounding (with new checksums).
+
+        Parameters
+        ----------
+        executor : optional
+            As for `encode`: its workers check, as for `check`, and decode where the parts lie, one stripe of
+            all blocks each. Nothing passes through this process then but stripes with NaN or inf. Memory,
+            here or of a worker: one stripe of all blocks, data and parity, as for `encode`.
 
         Returns
         -------
@@ -185,10 +197,10 @@ class CodedArray:
         ------
         NotDecodableError
             If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
-            these, and nothing is changed then.
+            these, and nothing is changed then. With `executor`, also if a task of a worker keeps failing.
         """
         current, before = manifest.load_as_stored(self.store, self.name, self.key)
-        repaired, found = repair.repair(self.store, current, before)
+        repaired, found = repair.repair(self.store, current, before, executor)
         self._adopt(repaired)
         return found
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from polarmap.worker.parts import Part
 Array = npt.NDArray[Any]
 
 SHOWN = 12  # damages that are listed one by one
+
+# Parts -> the kind of damage of each and of what follows the last one of an object; empty if there is none.
+Examine = Callable[[Sequence[Part]], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -75,55 +78,75 @@ class Audit:
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"
 
 
-def audit(store: Store, manifest: Manifest) -> Audit:
-    """Read every part and compare it with its checksum."""
+def audit(store: Store, manifest: Manifest, examine: Examine | None = None) -> Audit:
+    """Have every part read and compared with its checksum, here unless `examine` says where."""
+    examine = examine or _examiner(store, manifest)
     stripes = len(manifest.bounds) - 1
     places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
+    parts = [manifest.parts[block][stripe] for block, stripe in places]
+    others = _zarr_parts(manifest)
+    kinds = examine([*parts, *others])
+    damaged = tuple(
+        sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
+    )
+    zarr: dict[str, str] = {}
+    for part, kind in zip(others, kinds[len(parts) :]):
+        if kind:
+            zarr.setdefault(part.key, kind)
+    foreign = [(key, "foreign") for key in _foreign(store, manifest)]
+    found = (*zarr.items(), *foreign)
+    return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
 
-    def examine(place: tuple[int, int]) -> Damage | None:
-        part = manifest.parts[place[0]][place[1]]
-        kind = _damage_of(store, manifest, part)
-        return Damage(*place, kind, part.key) if kind else None
 
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        damaged = tuple(sorted(damage for damage in pool.map(examine, places) if damage))
-    zarr = tuple(_examine_zarr(store, manifest)) if manifest.is_zarr else ()
-    return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), zarr)
+def _zarr_parts(manifest: Manifest) -> list[Part]:
+    """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    copied = filter(manifest.lies_elsewhere, manifest.zarr_chunks)
+    copies = [part for chunk in copied for part in manifest.chunk_parts(chunk)[1]]
+    return [*copies, *manifest.zarr.metadata]
+
+
+def _foreign(store: Store, manifest: Manifest) -> list[str]:
+    """Keys in the Zarr array that do not belong to it."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    return [key for key in store.keys(f"{manifest.zarr.path}/") if key not in manifest.objects]
+
+
+def _examiner(store: Store, manifest: Manifest) -> Examine:
+    """Reads in this process."""
+
+    def examine(parts: Sequence[Part]) -> list[str]:
+        with ThreadPoolExecutor(TRANSFERS) as pool:
+            return list(pool.map(lambda part: _damage_of(store, manifest, part), parts))
+
+    return examine
 
 
 def _damage_of(store: Store, manifest: Manifest, part: Part) -> str:
-    """The kind of damage of a part, and of what follows the last one of an object; empty if there is none."""
     if part.crc32 is None:
         return "missing"
     size = manifest.stored_size(part)
-    stop = part.offset + size
-    last, end = manifest.ends.get(part.key, (0, stop))
-    is_last = stop == last
+    end, is_last = extent(manifest, part)
     try:
-        data = store.get(part.key, part.offset, end + 1 if is_last else stop)
+        data = store.get(part.key, part.offset, end + is_last)
     except MissingObjectError:
         return "missing"
-    if len(data) < (end if is_last else stop) - part.offset:
+    if len(data) < end - part.offset:
         return "truncated"
     if checksum(data[:size]) != part.crc32 or any(data[size : end - part.offset]):
         return "corrupt"
     if manifest.encryption is not None and isinstance(decrypted(manifest.encryption, part, data[:size]), str):
         return "forged"
-    return "appended" if is_last and len(data) > end - part.offset else ""
+    return "appended" if len(data) > end - part.offset else ""
 
 
-def _examine_zarr(store: Store, manifest: Manifest) -> Iterator[tuple[str, str]]:
-    """What is wrong with the Zarr array beside damaged parts."""
-    assert manifest.zarr is not None
-    copied = filter(manifest.lies_elsewhere, manifest.zarr_chunks)
-    copies = [(chunk.key, manifest.chunk_parts(chunk)[1]) for chunk in copied]
-    for key, parts in [*copies, *((part.key, (part,)) for part in manifest.zarr.metadata)]:
-        kinds = [kind for part in parts if (kind := _damage_of(store, manifest, part))]
-        if kinds:
-            yield key, kinds[0]
-    for key in store.keys(f"{manifest.zarr.path}/"):
-        if key not in manifest.objects:
-            yield key, "foreign"
+def extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
+    """Where the bytes of a part end, and whether it is the last in its object: then those of the object."""
+    stop = part.offset + manifest.stored_size(part)
+    last, end = manifest.ends.get(part.key, (0, stop))
+    return (end, True) if stop == last else (stop, False)
 
 
 def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:

@@ -20,7 +20,7 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.write_array import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
-from polarmap.errors import StorageError
+from polarmap.errors import ExecutorError, StorageError
 from polarmap.executors.base import Outcome
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
@@ -61,7 +61,7 @@ def writing(
         done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
         if done:
             tasks = _Stripes(plan, readable, sorted(done))
-            examined, _ = run_uncoded(Launch(executor), examiner(), tasks, SETTINGS, progress)
+            examined = run_on_parts(executor, examiner(), tasks, progress)
             for stripe, [note] in zip(tasks.stripes, (one.leaves or [] for one in examined)):
                 found, sums = _parsed(note)
                 if sums == [part.crc32 for part in done[stripe][: plan.code.k]]:
@@ -106,9 +106,27 @@ def _encoded(
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
     output = OutputSpec(place_of(store, encryption), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    options = SETTINGS if encryption is None else replace(SETTINGS, key=encryption.key)
-    run_uncoded(Launch(executor), encode, tasks, options, progress, BACKUPS, output, note)
+    run_on_parts(executor, encode, tasks, progress, encryption, output, note)
     return done
+
+
+def run_on_parts(
+    executor: Any,
+    f: Callable[[Any], Any],
+    tasks: PartBlocks,
+    progress: Any,
+    encryption: Encryption | None = None,
+    output: OutputSpec | None = None,
+    note: Callable[[Outcome], None] | None = None,
+) -> list[Outcome]:
+    """f on workers, of parts that they read themselves; late ones get a backup, the first copy counts."""
+    if output is not None and output.source.kind == "driver":
+        raise ExecutorError(
+            f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
+        )
+    options = SETTINGS if encryption is None else replace(SETTINGS, key=encryption.key)
+    outcomes, _ = run_uncoded(Launch(executor), f, tasks, options, progress, BACKUPS, output, note)
+    return outcomes
 
 
 def encoder(code: PolarCode, plan: StripePlan, with_data: bool) -> Callable[[Array], list[Array]]:

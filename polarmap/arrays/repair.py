@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays import generations
-from polarmap.arrays.audit import Audit, audit
+from polarmap.arrays import generations, repair_remotely
+from polarmap.arrays.audit import Audit, Examine, audit
 from polarmap.arrays.decode import decode_blocks
 from polarmap.arrays.fetch import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.repair_remotely import RemoteRepair
 from polarmap.arrays.zarr_chunks import complete, restore
 from polarmap.errors import NotDecodableError, PolarmapError, StorageError
 from polarmap.storage.base import Store
@@ -25,7 +26,17 @@ from polarmap.worker.parts import Part
 Array = npt.NDArray[Any]
 
 
-def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, Audit]:
+def examiner(store: Store, manifest: Manifest, executor: Any) -> Examine | None:
+    """By whom parts are examined: the workers of an executor; None for this process.
+
+    A worker fails with what it cannot decrypt, which is told from other failures here only.
+    """
+    if executor is None or manifest.encryption is not None:
+        return None
+    return repair_remotely.examiner(store, manifest, executor)
+
+
+def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
     """Rebuild every damaged part; the new manifest and what had been damaged.
 
     New parts go to new keys and the manifest is replaced last, so that a repair cut short changes
@@ -37,13 +48,13 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
         If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
         nothing is changed then.
     """
-    found = audit(store, manifest)
+    found = audit(store, manifest, examiner(store, manifest, executor))
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
     try:
-        repaired = _repaired(store, manifest, before, found)
+        repaired = _repaired(store, manifest, before, found, executor)
     except PolarmapError:
         with contextlib.suppress(StorageError):  # which must not hide why
             generations.sweep(store, manifest.name)
@@ -52,17 +63,23 @@ def repair(store: Store, manifest: Manifest, before: bytes) -> tuple[Manifest, A
     return repaired, found
 
 
-def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit) -> Manifest:
+def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit, executor: Any) -> Manifest:
     """The new manifest, once it is stored after all parts that had been damaged."""
     rebuilt: dict[tuple[int, int], Part] = {}
-    purpose = {"repair": checksum(before)}
+    purpose, wanted = {"repair": checksum(before)}, _to_rebuild(manifest, found)
     with Generation(store, manifest.name, purpose, manifest.encryption) as generation:
-        for stripe, blocks in sorted(_to_rebuild(manifest, found).items()):
-            for block, row in _rebuild(store, manifest, stripe, blocks).items():
+        remote = None if executor is None else RemoteRepair(store, manifest, generation, executor)
+        if remote is not None:
+            rebuilt = remote.rebuilt(wanted, found.damaged)
+        for stripe in sorted(wanted.keys() - {stripe for _, stripe in rebuilt}):
+            for block, row in _rebuild(store, manifest, stripe, wanted[stripe]).items():
                 raw = np.ascontiguousarray(row).data.cast("B")
                 rebuilt[block, stripe] = generation.put_part(block, stripe, raw)
             generation.heartbeat()
-        repaired = _with_zarr(store, manifest, manifest.with_parts(rebuilt), found, generation.zarr_path)
+        for place, part in rebuilt.items():
+            _check_exact(manifest, *place, part)
+        now = manifest.with_parts(rebuilt)
+        repaired = _with_zarr(store, manifest, now, found, generation.zarr_path, remote)
         generation.publish(repaired, before)
     return repaired
 
@@ -79,14 +96,20 @@ def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
     return wanted
 
 
-def _with_zarr(store: Store, before: Manifest, now: Manifest, found: Audit, path: str) -> Manifest:
+def _with_zarr(
+    store: Store, before: Manifest, now: Manifest, found: Audit, path: str, remote: RemoteRepair | None
+) -> Manifest:
     """The Zarr array made whole, or made at `path` if there was none as parts were missing."""
     if now.zarr is None:
         return now
     if not now.is_zarr:
-        return complete(store, replace(now, zarr=now.zarr._replace(path=path)), through_here=True)
+        now = replace(now, zarr=now.zarr._replace(path=path))
+        return complete(store, now if remote is None else remote.joined(now, now.zarr_chunks), True)
     moved = {chunk.key for chunk in now.zarr_chunks if now.chunk_parts(chunk) != before.chunk_parts(chunk)}
-    return restore(store, now, moved | {key for key, _ in found.zarr})
+    changed = moved | {key for key, _ in found.zarr}
+    if remote is not None:
+        now = remote.joined(now, [chunk for chunk in now.zarr_chunks if chunk.key in changed])
+    return restore(store, now, changed)
 
 
 def _rebuild(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:
@@ -104,17 +127,14 @@ def _rebuild(store: Store, manifest: Manifest, stripe: int, wanted: Collection[i
         data = [rebuilt.get(block, good.get(block)) for block in range(code.k)]
         parity = code.parity([row for row in data if row is not None])
         rebuilt |= {block: parity[block - code.k] for block in bad if block >= code.k}
-    for block, row in rebuilt.items():
-        _check_exact(manifest, block, stripe, row)
     return {block: row.astype(manifest.dtype_of(block), copy=False) for block, row in rebuilt.items()}
 
 
-def _check_exact(manifest: Manifest, block: int, stripe: int, row: Array) -> None:
+def _check_exact(manifest: Manifest, block: int, stripe: int, part: Part) -> None:
     """Integers come back bit for bit, or something is wrong with more than the damaged parts."""
     if manifest.dtype.kind not in "iu" or manifest.encryption is not None:  # no checksum tells of numbers
         return
-    raw = np.ascontiguousarray(row.astype(manifest.dtype_of(block), copy=False)).data.cast("B")
-    if manifest.parts[block][stripe].crc32 not in (None, checksum(raw)):
+    if manifest.parts[block][stripe].crc32 not in (None, part.crc32):
         raise StorageError(
             f"block {block}, part {stripe} of {manifest.name!r} decodes to other numbers than were stored: "
             "the parts do not belong together; encode again with overwrite=True"

@@ -26,6 +26,11 @@ storage_option = click.option(
 key_option = click.option(
     "--key", metavar="WHERE", help="Of an encrypted array: env:NAME or file:PATH, with 64 hexadecimal digits."
 )
+executor_option = click.option(
+    "--executor",
+    metavar="WHERE",
+    help="Whose workers do it: localhost, or a Lithops YAML file; by default this process does.",
+)
 name_argument = click.argument("name")
 
 
@@ -66,9 +71,10 @@ def list_(storage: str | None) -> Answer:
 @name_argument
 @storage_option
 @key_option
-def check(name: str, storage: str | None, key: str | None) -> Answer:
+@executor_option
+def check(name: str, storage: str | None, key: str | None, executor: str | None) -> Answer:
     """Read every part of a coded array and compare it with its checksum."""
-    audit = open_coded(name, storage, key=key).check()
+    audit = open_coded(name, storage, key=key).check(executor=executor)
     return Answer({"ok": audit.ok, "audit": audit}, repr(audit), audit.ok)
 
 
@@ -76,9 +82,10 @@ def check(name: str, storage: str | None, key: str | None) -> Answer:
 @name_argument
 @storage_option
 @key_option
-def repair(name: str, storage: str | None, key: str | None) -> Answer:
+@executor_option
+def repair(name: str, storage: str | None, key: str | None, executor: str | None) -> Answer:
     """Rebuild the damaged parts of a coded array from the good ones."""
-    audit = open_coded(name, storage, key=key).repair()
+    audit = open_coded(name, storage, key=key).repair(executor=executor)
     if audit.ok:
         return Answer({"repaired": 0, "audit": audit}, f"nothing to repair: {audit!r}")
     count = len(audit.damaged)

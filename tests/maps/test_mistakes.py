@@ -182,6 +182,14 @@ def stored(name: Any, storage: Any = None) -> None:
     polarmap.coded_map(total, ROWS, blocks=4, out=Stored(name, storage), executor=ReplayExecutor())
 
 
+def repaired(executor: Any) -> None:
+    """Whether an array is whole is found out by the executor, too."""
+    coded = polarmap.encode(ROWS, name="r", storage="repaired", blocks=4, workers=6, overwrite=True)
+    coded.store.delete([coded.stored(5)[0].key])
+    coded.repair(executor=executor)
+    assert coded.check(executor=executor).ok
+
+
 def raw_objects(keys: Any = ("raw",), shape: Any = (2, 3), dtype: Any = "f8", rows: Any = 2) -> None:
     Path("raws").mkdir(exist_ok=True)
     Path("raws/raw").write_bytes(bytes(48))
@@ -228,6 +236,7 @@ CALLS: dict[str, Call] = {
     "CodedOperator": Call(coded_operator, {}),
     "CodedOperator @": Call(operand, {"x": np.ones(3)}),
     "encode": Call(polarmap.encode, {"A": ROWS, "name": "e", "blocks": 4, "storage": "folder"}),
+    "CodedArray.repair": Call(repaired, REPLAY),
     "open_coded": Call(polarmap.open_coded, {"name": "e", "storage": "folder"}),
     "list_coded": Call(polarmap.list_coded, {"storage": "folder"}),
     "plan": Call(polarmap.plan, {"k": 4, "runtimes": SEEN, "trials": 10}),

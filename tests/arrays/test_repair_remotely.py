@@ -1,0 +1,278 @@
+"""check(executor=) and repair(executor=): workers read what they examine and decode where it lies."""
+
+from __future__ import annotations
+
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from array_data import MIB, damage, losses, objects, random_array
+from counting_store import Counting
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import polarmap
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, Stored
+from polarmap.arrays.repair_remotely import weights_of
+from polarmap.arrays.stores import open_store
+from polarmap.errors import ExecutorError, NotDecodableError, StorageError
+from polarmap.storage.folder import FolderStore
+
+OPTIONS = {"blocks": 4, "workers": 6, "name": "a", "memory": MIB}
+SHAPE = (20, 7_000)  # five stripes, one row of each block, at 1 MiB
+
+
+@pytest.fixture
+def threads():
+    with ThreadPoolExecutor(2) as pool:
+        yield pool
+
+
+class CountingReads(FolderStore):
+    """Counts the bytes that this process reads, and the objects that it writes."""
+
+    read = 0
+    puts: tuple[str, ...] = ()
+
+    def get(self, key, start=0, stop=None):
+        data = super().get(key, start, stop)
+        self.read += len(data)
+        return data
+
+    def put(self, key, data):
+        self.puts += (key,)
+        super().put(key, data)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "c16", "u1", "i8"])
+def test_workers_find_and_rebuild_what_the_driver_would(store, dtype):
+    A = random_array((72, 600), dtype)
+    tolerance = 0 if np.dtype(dtype).kind in "iu" else 1e-4 if dtype == "f4" else 1e-10
+    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=store, memory=MIB)
+    lost = losses(coded.code, 3)
+    for block, kind in zip(lost, ("missing", "corrupt", "truncated")):
+        damage(store, coded.stored(block)[0], kind)
+    whole = next(block for block in range(9) if block not in lost)
+    damage(store, coded.stored(whole)[0], "appended")
+    store.put(f"{coded._manifest.zarr.path}/data/c/mine", b"x")
+    damage(store, coded._manifest.zarr.metadata[1], "corrupt")
+    found = coded.check(executor=ReplayExecutor())
+    assert [one.kind for one in found.damaged].count("appended") == 1
+    assert [kind for _, kind in found.zarr] == ["corrupt", "foreign"]
+    assert found == coded.check()
+    assert coded.repair(executor=ReplayExecutor()) == found
+    assert coded.check().ok
+    again = polarmap.open_coded("a", store)
+    assert again.check(executor=ReplayExecutor()).ok
+    np.testing.assert_allclose(again[:], A, rtol=tolerance, atol=tolerance)
+    again.delete()
+    assert store.keys("polarmap/") == []
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    rows=st.integers(1, 20), columns=st.integers(1, 3), k=st.integers(1, 6), extra=st.integers(1, 4),
+    dtype=st.sampled_from(["f2", "f4", "f8", "c8", "u1", "i4", "u8", "i8"]), data=st.data(),
+)  # fmt: skip
+def test_any_losses_of_any_shape(tmp_path_factory, rows, columns, k, extra, dtype, data):
+    folder = tmp_path_factory.mktemp("store")
+    A, k = random_array((rows, 40 * columns), dtype), min(k, rows)
+    coded = polarmap.encode(A, blocks=k, workers=k + extra, name="a", storage=folder)
+    stored = [coded.store.get(coded.stored(block)[0].key) for block in range(coded.n)]
+    lost = data.draw(st.lists(st.integers(0, coded.n - 1), max_size=extra, unique=True))
+    for block in lost:
+        damage(coded.store, coded.stored(block)[0], data.draw(st.sampled_from(["missing", "corrupt"])))
+    if coded.check().lost:  # integers may need more than k
+        with pytest.raises(NotDecodableError, match="more than the code can"):
+            coded.repair(executor=ReplayExecutor())
+        return
+    assert coded.repair(executor=ReplayExecutor()).blocks == sorted(lost)
+    assert coded.check().ok
+    for block, before in enumerate(stored):
+        now, then = (np.frombuffer(raw, A.dtype if block < k else coded.code.parity_dtype(A.dtype))
+                     for raw in (coded.store.get(coded.stored(block)[0].key), before))  # fmt: skip
+        if A.dtype.kind in "iu" or block not in lost:
+            np.testing.assert_array_equal(now, then)
+        else:
+            tolerance = 200 * np.finfo(dtype).eps
+            np.testing.assert_allclose(now, then, rtol=tolerance, atol=tolerance * abs(then).max())
+
+
+@pytest.mark.parametrize("n_k_kernel", [(9, 6, "rotation"), (12, 6, "arikan"), (2600, 2330, "rotation")])
+def test_lost_blocks_are_weights_times_the_others(n_k_kernel):
+    """Also of so many blocks that P is not formed for decoding."""
+    n, k, kernel = n_k_kernel
+    code = PolarCode(n, k, kernel)
+    blocks = random_array((k, 3), "i8" if kernel == "arikan" else "f8")
+    lost = [1, k, n - 1]
+    everything = code.encode(blocks)
+    others = np.delete(everything, lost, axis=0)
+    weights = weights_of(SimpleNamespace(code=code, dtype=blocks.dtype), lost)
+    found = weights @ (others.view(np.uint64) if kernel == "arikan" else others)
+    np.testing.assert_allclose(found.view(others.dtype), everything[lost], rtol=0, atol=1e-7)
+
+
+def test_late_and_failing_workers_are_replaced(store, executor):
+    A = random_array(SHAPE)
+    coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for stripe in range(5):
+        store.delete([coded.stored(1)[stripe].key, coded.stored(4)[stripe].key])
+    faulty = FaultyExecutor(executor, {0: Fault("sleep", 60), 1: Fault("raise")})
+    assert coded.repair(executor=faulty).blocks == [1, 4]
+    assert coded.check().ok
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+    coded.delete()
+    assert objects(store) == {}
+
+
+def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
+    coded = polarmap.encode(random_array(SHAPE), storage=store, **OPTIONS)
+    damage(store, coded.stored(1)[2], "corrupt")
+    damage(store, coded.stored(3)[0], "missing")
+    before = objects(store)
+    for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
+        broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
+        with pytest.raises(NotDecodableError, match="injected fault"):
+            coded.repair(executor=broken)
+        assert objects(store) == before
+    coded.repair(executor=threads)
+    assert coded.check().ok
+
+
+def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, monkeypatch):
+    coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
+    damage(store, coded.stored(1)[0], "missing")
+    audit = coded.check()
+    monkeypatch.setattr("polarmap.arrays.repair.audit", lambda *_: audit)
+    damage(store, coded.stored(2)[0], "corrupt")
+    before = objects(store)
+    with pytest.raises(NotDecodableError, match="is corrupt: its checksum is not the one in the manifest"):
+        coded.repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_numbers_that_do_not_belong_together_are_refused(store, threads):
+    coded = polarmap.encode(random_array((20, 10), "i4"), storage=store, **OPTIONS)
+    other = polarmap.encode(random_array((20, 10), "i4", 1), storage=store, **OPTIONS | {"name": "b"})
+    made = coded._manifest
+    part = made.parts[5][0]._replace(crc32=other.stored(5)[0].crc32)
+    forged = made.with_parts({(5, 0): part, (0, 0): made.parts[0][0]._replace(crc32=7)})
+    store.put(part.key, store.get(other.stored(5)[0].key))
+    store.put("polarmap/manifests/a.json", forged.dump())
+    before = objects(store)
+    with pytest.raises(StorageError, match="the parts do not belong together"):
+        polarmap.open_coded("a", store).repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
+    A = random_array(SHAPE)
+    A[0, 5] = np.nan  # in the first stripe of block 0
+    store = CountingReads(tmp_path)
+    with pytest.warns(RuntimeWarning, match="1 entry is NaN or inf"):
+        coded = polarmap.encode(A, storage=store, **OPTIONS)
+    for stripe in range(5):
+        store.delete([coded.stored(4)[stripe].key])  # parity, which is NaN there, too
+    part, store.read = coded.stored(0)[0].size, 0
+    coded.repair(executor=threads)
+    assert 5 * part < store.read < 6 * part  # the good parts of the first stripe, and manifests
+    assert coded.check().ok
+    store.delete([coded.stored(1)[0].key, coded.stored(1)[2].key])
+    before = objects(store)
+    with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[1\] .* first at \[5, 5\]"):
+        coded.repair(executor=threads)
+    assert objects(store) == before
+
+
+def test_nothing_passes_through_the_driver(tmp_path):
+    A = random_array((64, 40_000))  # 20 MB
+    store = CountingReads(tmp_path)
+    coded = polarmap.encode(A, storage=store, **OPTIONS | {"memory": 16 * MIB})
+    part = coded.stored(0)[0].size
+    assert len(coded.stored(0)) == 8
+    for stripe in range(8):
+        store.delete([coded.stored(1)[stripe].key, coded.stored(5)[stripe].key])
+    damage(store, coded.stored(2)[7], "appended")
+    store.read, store.puts = 0, ()
+    with polarmap.Pool(workers=2) as pool:
+        assert len(coded.check(executor=pool).damaged) == 17
+        tracemalloc.start()
+        coded.repair(executor=pool)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 4 * part  # of which a stripe of all blocks has six
+        assert store.read < part // 8
+        assert not [key for key in store.puts if not key.endswith(".json")]
+        assert coded.check(executor=pool).ok
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch):
+    """2 A, in three parts each, of which two results had not arrived; and A."""
+    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 120)
+    A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
+    out = Stored("y", tmp_path / "results")
+    y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, workers=6, out=out, executor=late)
+    assert len(y.array.stored(1)) == 3
+    assert y.array.zarr is None
+    return y.array, A
+
+
+def check_repaired(coded, A, audit):
+    assert audit.blocks == [1, 4]
+    assert coded.check().ok
+    assert coded.zarr is not None
+    np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
+
+
+def test_results_that_stayed_become_whole_where_they_lie(results, threads):
+    """Each is a chunk of the Zarr array: a worker joins its parts."""
+    coded, A = results
+    check_repaired(coded, A, coded.repair(executor=threads))
+    assert len({part.key for part in coded.stored(1)}) == 1
+    damage(coded.store, coded.stored(2)[1], "corrupt")  # its object has good parts, too, which move
+    assert len(coded.repair(executor=threads).damaged) == 1
+    assert coded.check().ok
+    np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
+    coded.delete()
+    assert coded.store.keys("polarmap/") == []
+
+
+def test_workers_of_lithops_repair_results_in_the_bucket(results, config):
+    there, A = results
+    store = open_store(config)
+    for key, data in objects(there.store).items():
+        store.put(key, data)
+    coded = polarmap.open_coded("y", store)
+    check_repaired(coded, A, coded.repair(executor=FaultyExecutor(config, {1: Fault("raise")})))
+    assert "/data/c/" in coded.stored(1)[0].key
+    coded.delete()
+    assert store.keys("polarmap/") == []
+
+
+def test_encrypted_parts_are_verified_here_and_rebuilt_there(store, threads):
+    A, key = random_array(SHAPE), bytes(range(32))
+    coded = polarmap.encode(A, storage=store, key=key, **OPTIONS)
+    damage(store, coded.stored(0)[1], "missing")
+    damage(store, coded.stored(5)[1], "corrupt")
+    before = {part.key for block in (0, 5) for part in coded.stored(block)}
+    assert coded.repair(executor=threads).blocks == [0, 5]
+    assert coded.check(executor=threads).ok
+    now = {part.key for block in (0, 5) for part in coded.stored(block)}
+    assert len(now - before) == 2
+    assert "rebuilt0" in " ".join(now - before)
+    again = polarmap.open_coded("a", store, key=key)
+    assert again.check().ok
+    np.testing.assert_allclose(again[:], A, rtol=1e-10, atol=1e-10)
+
+
+def test_workers_that_cannot_reach_the_storage_are_refused(store, threads):
+    coded = polarmap.encode(np.ones((8, 2)), blocks=4, name="a", storage=Counting(store))
+    store.delete([coded.stored(5)[0].key])
+    before = objects(store)
+    with pytest.raises(ExecutorError, match="which workers cannot reach: leave executor out"):
+        coded.repair(executor=threads)
+    assert objects(store) == before
