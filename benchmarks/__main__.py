@@ -12,6 +12,7 @@ SUBJECTS = (
     "accuracy",
     "overhead",
     "slots",
+    "many_tasks",
     "memory",
     "coded_arrays",
     "encryption",

@@ -17,6 +17,8 @@ WRITES, READS = 4, 5
 # Billed around f: Lithops fetches function and data and reports. On an emulated Lambda 1 to 2 s, two
 # processors shared by eight workers; expect the lower end where each has its own.
 AROUND_SECONDS = 1.0
+MARKS = 2  # objects of each task that the driver lists: its start and end marks
+LISTED = 1000  # objects that one request lists
 
 
 @dataclass(frozen=True)
@@ -117,7 +119,7 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     seconds : sequence of float
         That each call ran, one entry per call, abandoned ones included.
     elapsed : float
-        Seconds the driver looked for results, one listing per `worker.interval`.
+        Seconds the driver looked for results, every `worker.interval`; see `listing_requests`.
 
     Returns
     -------
@@ -181,6 +183,15 @@ def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
     return Cost((stay.seconds + starts) * _rate(worker, price), stay.started * price.call, requests)
 
 
+def listing_requests(tasks: int) -> int:
+    """Requests of one look at the start and end marks of so many tasks, all of which have ended.
+
+    >>> listing_requests(24), listing_requests(501), listing_requests(10_000)
+    (1, 2, 20)
+    """
+    return max(1, math.ceil(MARKS * tasks / LISTED))
+
+
 def processors(memory: int) -> float:
     """Processors of a Cloud Run function with so many MB.
 
@@ -204,5 +215,5 @@ def _billed(seconds: float, price: Price) -> float:
 def _requests(worker: Worker, seconds: Sequence[float], elapsed: float) -> float:
     write, read = STORAGE.get(worker.storage, (0.0, 0.0))
     looks = sum(one / LIVENESS_SECONDS for one in seconds)
-    listings = elapsed / worker.interval
+    listings = listing_requests(len(seconds)) * elapsed / worker.interval
     return (WRITES * len(seconds) + listings) * write + (READS * len(seconds) + looks) * read

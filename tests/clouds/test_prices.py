@@ -35,6 +35,13 @@ def test_a_bill_by_hand() -> None:
     assert bill.total == pytest.approx(bill.compute + bill.calls + bill.requests)
 
 
+def test_looks_at_more_marks_than_one_request_lists() -> None:
+    """1,000 calls leave 2,000 marks, which are two requests a look."""
+    few, many = (prices.cost(LAMBDA, [1.0] * calls, elapsed=30.0) for calls in (500, 1000))
+    assert few is not None and many is not None
+    assert many.requests - 2 * few.requests == pytest.approx(0, abs=1e-12)
+
+
 def test_google_rounds_up_and_charges_processors() -> None:
     bill = prices.cost(Worker("gcp_functions", "gcp_storage", 4096), [0.01], 0.0)
     assert bill is not None
