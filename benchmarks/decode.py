@@ -1,4 +1,4 @@
-"""Decoding: blocks at 5 % missing, relative to np.copyto of the k results; and planning alone."""
+"""Decoding, relative to np.copyto of the k results: floats at 5 % missing, integers; and planning alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,14 @@ from polarmap import Decoder, PolarCode
 
 CASES = [(64, 48, 2 << 20), (256, 192, 2 << 20), (1024, 768, 1 << 20)]  # n, k, bytes of a block
 TARGET = 1.5
+INTEGERS = [  # n, k, dtype, bytes of a block, share that is missing
+    (64, 48, "int64", 1 << 20, 0.05),
+    (64, 48, "int64", 1 << 20, 0.15),
+    (64, 48, "int64", 2 << 20, 0.15),  # large enough for the compiled loops
+    (64, 48, "int32", 1 << 20, 0.15),
+    (64, 48, "uint8", 1 << 20, 0.15),
+    (256, 192, "int64", 1 << 20, 0.05),
+]
 PLANS = [(256, 192, ""), (1024, 768, "0.05 s"), (10_000, 7_500, "0.5 s")]  # n, k, target
 
 
@@ -54,9 +62,26 @@ def shuffled(n: int) -> list[int]:
     return [int(index) for index in np.random.default_rng(1).permutation(n)]
 
 
-def lossy(n: int) -> list[int]:
-    """5 % never arrive."""
-    return shuffled(n)[n // 20 :]
+def lossy(n: int, share: float = 0.05) -> list[int]:
+    """A share of them never arrives."""
+    return shuffled(n)[int(share * n) :]
+
+
+def integers(n: int, k: int, dtype: str, size: int, share: float, repeats: int) -> list[object]:
+    code, width = PolarCode(n, k, "arikan"), size // np.dtype(dtype).itemsize
+    limits = np.iinfo(dtype)
+    data = np.random.default_rng(0).integers(limits.min, limits.max, (k, width), dtype, endpoint=True)
+    coded, copies = [*data, *code.parity(data)], np.zeros_like(data)
+    decoder = Decoder(code, exact=True)
+    for index in lossy(n, share):
+        decoder.add(index)
+    assert decoder.ready
+    rows, missing = {index: coded[index] for index in lossy(n, share)}, decoder.missing
+    assert np.array_equal(decoder.recovery.recover(rows, data.dtype), data[missing])
+    copy, recover = interleaved(
+        [lambda: np.copyto(copies, data), lambda: decoder.recovery.recover(rows, data.dtype)], repeats
+    )
+    return [f"({n}, {k})", dtype, f"{size >> 10} KiB", len(missing), 1e3 * copy, recover / copy, 8.0]
 
 
 def main() -> None:
@@ -65,6 +90,11 @@ def main() -> None:
     show(
         ["code", "block", "missing", "copy ms", "recover/copy", "target"],
         (recovery(n, k, size // shrink, repeats) for n, k, size in CASES),
+    )
+    print()
+    show(
+        ["code", "dtype", "block", "missing", "copy ms", "recover/copy", "target"],
+        (integers(n, k, dtype, size // shrink, *rest, repeats) for n, k, dtype, size, *rest in INTEGERS),
     )
     print()
     show(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import tiled
+from polarmap.code import row_operations, tiled
 from polarmap.code.base import Mask, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, is_exact
@@ -130,6 +130,10 @@ class ModularRecovery(ModularSystem, SystematicRecovery):
         coefficients = self.code.coefficients[np.ix_(parity, self.known)]
         known = [rows[int(index)] for index in self.known]
         received = [rows[int(index) + self.code.k] for index in parity]
+        if out.shape[1] >= row_operations.WIDE:
+            operations = row_operations.solution(coefficients, self._inverse)
+            row_operations.run(operations, len(known) + 2 * len(received), known + received, out)
+            return
         for columns in tiled.tiles(out.shape[1], len(self.arrived), 8):
             syndrome = tiled.gather(received, columns, np.int64).view(np.uint64)
             if known:

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import modular, tiled
+from polarmap.code import modular, row_operations, tiled
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.base import Mask, Recovery
 from polarmap.code.decoder import Decoder
@@ -63,6 +63,8 @@ OPTIMAL_SHARE = 0.25
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
 DENSE_UP_TO_UNCOMPILED = 128
+# Of 32-bit integers, whose sums need 64 bits, it beats additions up to this many (benchmarks/encode.py).
+DENSE_EXACT_UP_TO = 16
 
 
 def design_share(decoder: str) -> float:
@@ -294,11 +296,8 @@ class PolarCode(SystematicCode):
         return out
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        if self.kernel == "arikan" and self._is_dense_exact(rows[0].dtype):
-            tiled.dense(self.coefficients.astype(np.float64), rows, out)
-            return
         if self.kernel == "arikan":
-            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
+            self._fill_arikan(rows, out)
             return
         fast = tiled.compiled_loops(rows, out.dtype)
         if min(self.n - self.k, self.k) <= (DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED):
@@ -306,11 +305,20 @@ class PolarCode(SystematicCode):
         else:
             tiled.rotation_parity(self._rotations, rows, out, fast)
 
+    def _fill_arikan(self, rows: tiled.Rows, out: Array) -> None:
+        if self._is_dense_exact(rows[0].dtype):
+            tiled.dense(self.coefficients.astype(np.float64), rows, out)
+        elif out.shape[1] < row_operations.WIDE:
+            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
+        else:
+            operations = row_operations.butterflies(self.butterflies, self.order, self.frozen)
+            row_operations.run(operations, self.length, rows, out)
+
     def _is_dense_exact(self, dtype: DType) -> bool:
-        """Whether a BLAS product is quick, and float64 holds the sums of blocks of integer `dtype`."""
-        if not is_exact(dtype) or min(self.k, self.n - self.k) > DENSE_UP_TO_UNCOMPILED:
+        """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
+        if not is_exact(dtype) or dtype.itemsize != 4 or min(self.k, self.n - self.k) > DENSE_EXACT_UP_TO:
             return False
-        return self.norm_inf << 8 * dtype.itemsize < modular.EXACT
+        return self.norm_inf << 32 < modular.EXACT
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.

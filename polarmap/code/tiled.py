@@ -56,10 +56,10 @@ def tiles(width: int, rows: int, itemsize: int) -> Iterator[slice]:
         yield slice(start, min(width, start + step))
 
 
-def shares(out: Array) -> list[slice]:
+def shares(out: Array, least: int = 512) -> list[slice]:
     """Column slices of `out`, a few for each core, so that a busy core can leave some to another."""
     width = out.shape[1]
-    step = max(512, -(-width // (4 * available_cores()) // 512) * 512)
+    step = max(least, -(-width // (4 * available_cores()) // 512) * 512)
     return [slice(start, min(width, start + step)) for start in range(0, width, step)]
 
 
@@ -135,10 +135,13 @@ def product(weights: Floats, rows: Rows, out: Array, fast: ModuleType | None = N
         dense(weights.astype(working_dtype(out.dtype), copy=False), rows, out)
 
 
-def compiled_loops(rows: Rows, dtype: DType) -> ModuleType | None:
-    """polarmap.code.kernels_numba, if numba is there and `rows` are worth loading it."""
+def compiled_loops(rows: Rows, dtype: DType | None = None) -> ModuleType | None:
+    """polarmap.code.kernels_numba, if numba is there and `rows` are worth loading it.
+
+    With a `dtype`, loops in float64 are meant: None where its sums are not to be taken in that.
+    """
     large = sum(row.nbytes for row in rows) >= COMPILED_FROM_BYTES
-    if not large or working_dtype(dtype) != np.float64 or find_spec("numba") is None:
+    if not large or find_spec("numba") is None or (dtype is not None and working_dtype(dtype) != np.float64):
         return None
     from polarmap.code import kernels_numba
 
