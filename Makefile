@@ -44,9 +44,11 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 bench: .venv/.fast  ## measure speed and print the table of ratios
 	@$(run) -m benchmarks
 
-compare: .venv/.test  ## measure polarmap beside its rivals and write docs/comparison*.md and their figures
+compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparison*.md, real-jobs.md, README's tables
 	@$(run) -m benchmarks.compare
 	@$(run) -m benchmarks.stragglers
+	@$(run) -m benchmarks.iterations
+	@$(run) -m benchmarks.headlines
 
 runtime: .venv/.base  ## build and deploy the worker runtime of BACKEND=localhost as CONFIG=... says
 	@test -f "backends/$(BACKEND)/runtime.sh" || \

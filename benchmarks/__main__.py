@@ -25,7 +25,6 @@ SUBJECTS = (
     "kept_workers",
     "kept_jobs",
     "blackbox",
-    "hedged",
 )
 
 

@@ -14,23 +14,31 @@ things, too, that is what it takes when nobody interferes.
 from __future__ import annotations
 
 import os
+import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager
+from operator import matmul
+from pathlib import Path
 from statistics import median
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 
 from benchmarks import is_quick, step_rivals
-from benchmarks.step_rivals import ASLEEP, DEADLINE, KILLED, Step, Trouble
+from benchmarks.step_rivals import DEADLINE
 from polarmap import CodedOperator, Fault, FaultyExecutor
 
+Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
+Step = Callable[[], Any]
+
 BLOCKS, WORKERS, COLUMNS = 24, 32, 1_000
+ASLEEP, KILLED = (3, 11), 5  # tasks
+SECONDS = 600.0  # of sleep
 FAULTS: dict[Trouble, dict[int, Fault]] = {
     "nobody": {},
-    "asleep": {task: Fault("sleep", seconds=600.0, attempts=99) for task in ASLEEP},
+    "asleep": {task: Fault("sleep", seconds=SECONDS, attempts=99) for task in ASLEEP},
     "killed": {KILLED: Fault("kill")},
 }
 CORES = os.cpu_count() or 1
@@ -67,7 +75,35 @@ def coded_by_cores(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[S
 
 def rival(way: Any, blocks: int = BLOCKS) -> Row:
     """A row of another library."""
-    return lambda A, x, trouble: way(A, x, blocks, trouble)
+
+    @contextmanager
+    def row(A: np.ndarray, x: np.ndarray, trouble: Trouble) -> Iterator[Step]:
+        with (
+            faults_of(trouble, blocks) as faults,
+            way(matmul, np.split(A, blocks), faults) as step,
+        ):
+            yield lambda: np.concatenate(step(x))
+
+    return row
+
+
+@contextmanager
+def faults_of(trouble: Trouble, count: int) -> Iterator[step_rivals.Faults]:
+    """A function that gives the faults of all tasks of a new step."""
+    with tempfile.TemporaryDirectory() as folder:
+        mark = Path(folder) / "to be killed"
+
+        def faults() -> Sequence[step_rivals.Fault]:
+            found: list[step_rivals.Fault] = [0.0] * count
+            if trouble == "asleep":
+                for task in ASLEEP:
+                    found[task] = SECONDS
+            elif trouble == "killed":
+                mark.touch()
+                found[KILLED] = str(mark)
+            return found
+
+        yield faults
 
 
 # Name -> library that it takes, row, what may befall its workers.

@@ -1,7 +1,8 @@
-"""A step of an iteration by joblib, Dask and Ray: blocks that stay on workers times a vector.
+"""A step of an iteration by joblib, Dask, Ray and cubed: a task for each block that stays on workers.
 
 Each is used as its documentation says, with the options that let it survive a dead worker where it has
-them, and is given a few seconds. What is not installed is left out.
+them, and is given a few seconds. What is not installed is left out. Workers import this module, so it
+imports no more than they need.
 """
 
 from __future__ import annotations
@@ -9,127 +10,154 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import pickle
 import signal
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-Trouble = Literal["nobody", "asleep", "killed"]  # what befalls the workers, in every step
-Step = Callable[[], Any]
+Fault = float | str  # seconds for which a task sleeps first, or a file: who removes it is killed
+Faults = Callable[[], Sequence[Fault]]  # of all tasks of a new step
+Task = Callable[[Any, np.ndarray], np.ndarray]  # of a block and the iterate
+Step = Callable[[np.ndarray], Sequence[np.ndarray]]  # from the iterate to what all tasks return
 
-ASLEEP, KILLED = (3, 11), 5  # tasks
 DEADLINE = 10.0  # seconds for a step
 
 
-def product(block: np.ndarray, x: np.ndarray, fault: str) -> np.ndarray:
-    """Block times x, unless the worker sleeps for good or dies, once for each time `fault` is made."""
-    if fault == "sleep":
-        time.sleep(600.0)
-    elif fault:
-        try:
-            os.unlink(fault)
-        except FileNotFoundError:
-            return block @ x
-        os.kill(os.getpid(), signal.SIGKILL)
-    return block @ x
+def run(task: Task, block: Any, x: np.ndarray, fault: Fault) -> np.ndarray:
+    """What the task returns, unless its worker dies."""
+    suffer(fault)
+    return task(block, x)
+
+
+def suffer(fault: Fault) -> None:
+    """Sleep, or die if nobody has for this file."""
+    if not isinstance(fault, str):
+        time.sleep(fault)
+        return
+    try:
+        os.unlink(fault)
+    except FileNotFoundError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
-def faults_of(trouble: Trouble, count: int) -> Iterator[Callable[[], list[str]]]:
-    """A function that gives the faults of all tasks of a new step."""
-    with tempfile.TemporaryDirectory() as folder:
-        mark = Path(folder) / "to be killed"
-
-        def faults() -> list[str]:
-            found = [""] * count
-            if trouble == "asleep":
-                for task in ASLEEP:
-                    found[task] = "sleep"
-            elif trouble == "killed":
-                mark.touch()
-                found[KILLED] = str(mark)
-            return found
-
-        yield faults
-
-
-@contextmanager
-def joblib(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Iterator[Step]:
+def joblib(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
     """All blocks on loky's processes, which map large blocks."""
     from joblib import Parallel, delayed
     from joblib.externals.loky import get_reusable_executor
 
-    parts = np.split(A, blocks)
-    with faults_of(trouble, blocks) as faults, warnings.catch_warnings():
+    count = slots or os.cpu_count() or 1
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Parallel(n_jobs=-1, timeout=DEADLINE) as parallel:  # keeps what it has mapped
-            yield lambda: np.concatenate(
-                parallel(delayed(product)(part, x, fault) for part, fault in zip(parts, faults()))
+        Parallel(n_jobs=count, batch_size=1)(delayed(suffer)(0.5) for _ in range(count))  # all have started
+        with Parallel(n_jobs=count, timeout=DEADLINE) as parallel:  # keeps what it has mapped
+            yield lambda x: parallel(
+                delayed(run)(task, block, x, fault) for block, fault in zip(blocks, faults())
             )
         get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager
-def dask(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Iterator[Step]:
-    """All blocks held as futures by processes with one thread each, which read them from a file."""
+def dask(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+    """All blocks held as futures by a process for each core, which reads them from files."""
     from distributed import Client, LocalCluster, wait
 
-    def part(path: str, index: int) -> np.ndarray:
-        return np.array(np.split(np.load(path, mmap_mode="r"), blocks)[index])
-
-    def step() -> np.ndarray:
-        futures = client.map(product, held, [x] * blocks, faults(), pure=False)
+    def step(x: np.ndarray) -> Sequence[np.ndarray]:
+        count = len(blocks)
+        futures = client.map(run, [task] * count, held, [x] * count, list(faults()), pure=False)
         wait(futures, timeout=DEADLINE)
-        return np.concatenate(client.gather(futures))
+        found: Sequence[np.ndarray] = client.gather(futures)
+        return found
 
     logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    cores = os.cpu_count() or 1
     with (
-        faults_of(trouble, blocks) as faults,
         tempfile.TemporaryDirectory() as folder,
-        LocalCluster(threads_per_worker=1, dashboard_address=None, silence_logs=logging.CRITICAL) as cluster,
+        LocalCluster(
+            n_workers=cores,
+            threads_per_worker=-(-slots // cores) if slots else 1,
+            dashboard_address=None,
+            silence_logs=logging.CRITICAL,
+        ) as cluster,
         Client(cluster) as client,
     ):
-        np.save(f"{folder}/A.npy", A)
-        held = client.map(part, [f"{folder}/A.npy"] * blocks, range(blocks))
+        paths = [Path(folder) / str(index) for index in range(len(blocks))]
+        for path, block in zip(paths, blocks):
+            path.write_bytes(pickle.dumps(block))
+        held = client.map(lambda path: pickle.loads(path.read_bytes()), paths)
         wait(held)
         yield step
 
 
 @contextmanager
-def ray(A: np.ndarray, x: np.ndarray, blocks: int, trouble: Trouble) -> Iterator[Step]:
+def ray(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
     """An actor for each block, which is made again when it dies."""
     import ray
 
     class Holder:
-        def __init__(self, block: np.ndarray) -> None:
+        def __init__(self, block: Any) -> None:
             self.block = block
 
-        def product(self, x: np.ndarray, fault: str) -> np.ndarray:
-            return product(self.block, x, fault)
+        def run(self, x: np.ndarray, fault: Fault) -> np.ndarray:
+            return run(task, self.block, x, fault)
+
+    def step(x: np.ndarray) -> Sequence[np.ndarray]:
+        shared = ray.put(x)
+        found: Sequence[np.ndarray] = ray.get(
+            [one.run.remote(shared, fault) for one, fault in zip(actors, faults())], timeout=DEADLINE
+        )
+        return found
 
     is_ours = not ray.is_initialized()
     if is_ours:
         ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
     try:
         actor = ray.remote(max_restarts=-1, max_task_retries=-1)(Holder)
-        parts = [ray.put(part) for part in np.split(A, blocks)]
+        parts = [ray.put(block) for block in blocks]  # from which an actor is made again
         actors = [actor.remote(part) for part in parts]
-        ray.get([one.product.remote(x, "") for one in actors])  # all have started
-        with faults_of(trouble, blocks) as faults:
-            yield lambda: np.concatenate(
-                ray.get(
-                    [one.product.remote(x, fault) for one, fault in zip(actors, faults())], timeout=DEADLINE
-                )
-            )
+        ray.get([one.__ray_ready__.remote() for one in actors])  # all have started
+        yield step
     finally:
         if is_ours:
             ray.shutdown()
+
+
+@contextmanager
+def cubed(task: Task, blocks: Sequence[Any], faults: Faults, slots: int | None = None) -> Iterator[Step]:
+    """A Zarr array of all rows, whose chunks threads read in every step: none is kept."""
+    import zarr
+    from cubed import Spec, from_zarr, map_blocks
+    from cubed.runtime.create import create_executor
+
+    def step(x: np.ndarray) -> Sequence[np.ndarray]:
+        now = faults()
+
+        def one(block: np.ndarray, block_id: tuple[int, ...]) -> np.ndarray:
+            return run(task, block, x, now[block_id[0]])[np.newaxis]
+
+        width = len(x)
+        found: np.ndarray = map_blocks(
+            one, rows, dtype=x.dtype, chunks=((1,) * len(blocks), (width,))
+        ).compute(executor=executor)
+        return found
+
+    with tempfile.TemporaryDirectory() as folder:
+        shape = (sum(len(block) for block in blocks), blocks[0].shape[1])
+        chunks = blocks[0].shape
+        array = zarr.create_array(f"{folder}/rows.zarr", shape=shape, chunks=chunks, dtype=blocks[0].dtype)
+        for index, block in enumerate(blocks):
+            array[index * chunks[0] : (index + 1) * chunks[0]] = block
+        rows = from_zarr(f"{folder}/rows.zarr", spec=Spec(f"{folder}/work", allowed_mem="500MB"))
+        executor = create_executor("threads", {"max_workers": slots or os.cpu_count()})
+        yield step
 
 
 def is_installed(name: str) -> bool:

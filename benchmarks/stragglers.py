@@ -1,19 +1,23 @@
-"""Real jobs whose tasks sleep for drawn run times: coded maps against a plain map and backup tasks.
+"""Real jobs whose tasks sleep for drawn run times: every scheme on workers of this machine that stay.
 
-On threads and on Lithops localhost; the same draws for every scheme of a job, one slot for each task
-(as in a cloud), a fresh executor for every map. Writes docs/real-jobs.md; with --quick a few jobs, to
-build/comparison/.
+python -m benchmarks.stragglers [--quick]
+
+Plain maps of polarmap's pool, Lithops, joblib and Dask, backup tasks by cubed's own function and by
+`hedged_map`, coded maps: the same draws for every scheme of a job, schemes in turns, a slot for every task as
+in a cloud. Writes docs/real-jobs.md; with --quick a few short jobs, to build/comparison/.
 """
 
 from __future__ import annotations
 
+import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,197 +25,233 @@ import polarmap
 from benchmarks import is_quick
 from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.compare.page import table
-from polarmap import Fault, FaultyExecutor
-from polarmap.executors import slots
+from benchmarks.cubed_backups import map_with_backups
+from benchmarks.sleeping_jobs import SleepingJob, doubled, paid_by
+from polarmap import Fault, FaultyExecutor, Pool, Subtasks
+from polarmap.executors import pool_slots, worker_processes
 from polarmap.executors.lithops_internals import end, localhost_functions
-from polarmap.planning import Distribution
-from polarmap.planning.backups import CUBED
 
 K, N = 24, 32
-SCALE = 1.0  # seconds in which a task of the distributions' unit sleeps
-POLL = 0.005
+ATTEMPTS = 4  # of a task, at most
+UNIT = 0.2  # seconds to the unit of the distribution
+JOBS, QUICK_JOBS, QUICK_UNIT = 50, 2, 0.02
 ROOT = Path(__file__).resolve().parents[1]
-HEADER = ["", "median s", "99 % s", "ratio to plain", "quartiles"]
-CHOSEN = ("2 % stragglers at 5x", "real trace of a training job")
+BLOCKS = list(np.random.default_rng(0).standard_normal((K, 16)))
+PLAIN = "plain map"
 
 
-def f(block: Any) -> Any:
-    return 2 * block
+class Taken(NamedTuple):
+    """Of one job: seconds until its results were there, of workers, and until the first task began."""
+
+    seconds: float
+    paid: float
+    began: float
 
 
-def delayed(seconds: float, block: Any) -> Any:
-    time.sleep(seconds)
-    return f(block)
+Scheme = Callable[[np.ndarray], Taken]  # of the run times of all attempts, (ATTEMPTS, N), in seconds
 
 
-class Draws:
-    """Seconds of every task of one job, and of the backups of its data tasks."""
-
-    def __init__(self, runtimes: Distribution, rng: np.random.Generator) -> None:
-        self.tasks = SCALE * runtimes.sample(rng, N)
-        self.backups = SCALE * runtimes.sample(rng, K)
-
-
-class Threads:
-    """A pool of threads for each map."""
-
-    name = "threads"
-
-    def __init__(self, count: int) -> None:
-        self._pool = ThreadPoolExecutor(count)
-
-    def submit(self, pairs: list[tuple[float, Any]]) -> list[Any]:
-        return [self._pool.submit(delayed, *pair) for pair in pairs]
-
-    @staticmethod
-    def has_ended(future: Any) -> bool:
-        return bool(future.done())
-
-    def result(self, future: Any) -> Any:
-        return future.result()
-
-    def end(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    @staticmethod
-    @contextmanager
-    def for_coded() -> Iterator[Any]:
-        pool = ThreadPoolExecutor(N)
-        yield pool
-        pool.shutdown(wait=False, cancel_futures=True)
+def timed(run: Callable[[SleepingJob], Any], seconds: np.ndarray) -> Taken:
+    """A job of K tasks; those that it leaves behind come to their end before the next one."""
+    with tempfile.TemporaryDirectory() as folder:
+        job, began = SleepingJob(Path(folder), seconds), time.monotonic()
+        results = run(job)
+        over = time.monotonic()
+        assert set(results) == set(range(K))  # cubed may hand out a task and its backup
+        first = min(times[0] for times in job.attempts())
+        taken = Taken(over - began, job.worker_seconds(over), first - began)
+        while any(len(times) < 2 and over < times[0] + seconds.max() for times in job.attempts()):
+            time.sleep(0.01)
+            over = time.monotonic()
+    return taken
 
 
-class Localhost:
-    """Lithops on this machine, with the same settings as polarmap's own."""
-
-    name = "Lithops localhost"
-
-    def __init__(self, count: int) -> None:
-        self._functions = localhost_functions(count)
-
-    def submit(self, pairs: list[tuple[float, Any]]) -> list[Any]:
-        items = [{"seconds": seconds, "block": block} for seconds, block in pairs]
-        futures: list[Any] = self._functions.map(delayed, items, chunksize=1, include_modules=None)
-        return futures
-
-    @staticmethod
-    def has_ended(future: Any) -> bool:
-        return bool(future.ready or future.success or future.done)
-
-    def result(self, future: Any) -> Any:
-        return future.result(throw_except=False, internal_storage=self._functions.internal_storage)
-
-    def end(self) -> None:
-        end(self._functions)
-
-    @staticmethod
-    @contextmanager
-    def for_coded() -> Iterator[Any]:
-        slots.SPARE_SLOTS, before = N, slots.SPARE_SLOTS  # these tasks sleep: none waits for a slot
-        yield "localhost"
-        slots.SPARE_SLOTS = before
-
-
-Workers = type[Threads] | type[Localhost]
-
-
-def plain(workers: Workers, draws: Draws, blocks: list[Any], with_backups: bool = False) -> None:
-    """A map that waits for all; with backups, late tasks are started once more by cubed's rule."""
+def coded(pool: Pool, seconds: np.ndarray, **options: Any) -> Taken:
+    """A coded map of N tasks, each of which sleeps before it doubles its block."""
+    faults = {task: Fault("sleep", float(one)) for task, one in enumerate(seconds[0])}
     began = time.monotonic()
-    pools: list[Any] = [workers(K)]
-    half = np.inf
+    results = polarmap.coded_map(
+        doubled, BLOCKS, workers=N, executor=FaultyExecutor(pool, faults), progress=False, **options
+    )
+    taken = time.monotonic() - began
+    assert np.allclose(list(results), np.multiply(2, BLOCKS))
+    return Taken(taken, paid_by(results.report), 0.0)
+
+
+# --- the schemes ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def slot_for_every_task() -> Iterator[None]:
+    """polarmap's pool takes as many tasks as keep the cores busy: here all, and it lets no worker go."""
+    before = pool_slots.first_limit, worker_processes.SPARE_SECONDS
+    pool_slots.first_limit = lambda cores, most: most or sys.maxsize
+    worker_processes.SPARE_SECONDS = 600.0
     try:
-        copies = [[(pools[0], future)] for future in pools[0].submit(pairs(draws.tasks[:K], blocks))]
-        while late := [i for i in range(K) if first_of(copies[i]) is None]:
-            now = time.monotonic() - began
-            if K - len(late) >= CUBED.awaited(K):
-                half = min(half, now)
-            if with_backups and len(pools) == 1 and now > CUBED.slow * half:
-                pools.append(workers(len(late)))
-                again = pools[1].submit(pairs(draws.backups[late], [blocks[i] for i in late]))
-                for i, future in zip(late, again):
-                    copies[i].append((pools[1], future))
-            time.sleep(POLL)
-        for i, block in enumerate(blocks):
-            pool, future = first_of(copies[i]) or copies[i][0]
-            assert np.array_equal(pool.result(future), f(block))
+        yield
     finally:
-        for pool in pools:
-            pool.end()
+        pool_slots.first_limit, worker_processes.SPARE_SECONDS = before
 
 
-def pairs(seconds: np.ndarray, blocks: list[Any]) -> list[tuple[float, Any]]:
-    return list(zip(seconds.tolist(), blocks))
+@contextmanager
+def on_pool() -> Iterator[dict[str, Scheme]]:
+    """polarmap's own, and cubed's function, on the workers of one pool."""
+    with slot_for_every_task(), Pool(workers=ATTEMPTS * N) as pool:
+
+        def plain(job: SleepingJob) -> list[int]:
+            with polarmap.Executor(pool, backups=0) as executor:
+                return list(executor.map(job, range(K)))
+
+        def backed_up_by_cubed(job: SleepingJob) -> list[int]:
+            executor = polarmap.Executor(pool, backups=0)
+            try:
+                return map_with_backups(executor, job, range(K))
+            finally:
+                executor.shutdown(wait=False)
+
+        def hedged(job: SleepingJob) -> list[int]:
+            return list(polarmap.hedged_map(job, range(K), executor=pool, progress=False))
+
+        yield {
+            PLAIN: partial(timed, plain),
+            "backup tasks, cubed": partial(timed, backed_up_by_cubed),
+            "**backup tasks, `hedged_map`**": partial(timed, hedged),
+            "**coded, upfront**": partial(coded, pool),
+            "**coded, on demand**": partial(coded, pool, schedule="on_demand"),
+            "**coded, 8 subtasks**": partial(coded, pool, schedule=Subtasks(8)),
+        }
 
 
-def first_of(copies: list[tuple[Any, Any]]) -> tuple[Any, Any] | None:
-    """The pool and the future that has ended, of a task and its backup."""
-    return next(((pool, future) for pool, future in copies if pool.has_ended(future)), None)
+@contextmanager
+def on_lithops() -> Iterator[dict[str, Scheme]]:
+    """Its map on this machine, with the settings that polarmap has found best."""
+    functions = localhost_functions(K)
+
+    def plain(job: SleepingJob) -> Any:
+        futures = functions.map(job.__call__, list(range(K)), chunksize=1, include_modules=["benchmarks"])
+        return functions.get_result(futures, wait_dur_sec=0.01, show_progressbar=False)
+
+    try:
+        yield {"Lithops": partial(timed, plain)}
+    finally:
+        end(functions)
 
 
-def coded(workers: Workers, draws: Draws, blocks: list[Any], **options: Any) -> None:
-    faults = {i: Fault("sleep", float(seconds)) for i, seconds in enumerate(draws.tasks)}
-    with workers.for_coded() as executor:
-        faulty = FaultyExecutor(executor, faults)
-        results = polarmap.coded_map(f, blocks, workers=N, executor=faulty, verify=False, **options)
-    assert all(np.allclose(found, f(block)) for found, block in zip(results, blocks))
+@contextmanager
+def on_joblib() -> Iterator[dict[str, Scheme]]:
+    """Its processes, which stay; tasks are not put together into batches."""
+    from joblib import Parallel, delayed
+    from joblib.externals.loky import get_reusable_executor
+
+    with Parallel(n_jobs=K, batch_size=1, pre_dispatch="all") as parallel:
+        yield {"joblib": partial(timed, lambda job: parallel(delayed(job)(task) for task in range(K)))}
+    get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
-SCHEMES: dict[str, Callable[..., None]] = {
-    "plain map": plain,
-    "backup tasks (cubed)": partial(plain, with_backups=True),
-    "coded, upfront": coded,
-    "coded, on demand": partial(coded, schedule="on_demand"),
-}
+@contextmanager
+def on_dask() -> Iterator[dict[str, Scheme]]:
+    """Its client, with threads enough for all tasks in a process for each core."""
+    from distributed import Client, LocalCluster
+
+    cores = os.cpu_count() or 1
+    with (
+        LocalCluster(
+            n_workers=cores, threads_per_worker=-(-K // cores), dashboard_address=None, silence_logs=50
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        yield {"Dask": partial(timed, lambda job: client.gather(client.map(job, list(range(K)), pure=False)))}
 
 
-def measured(workers: Workers, runtimes: Distribution, jobs: int) -> dict[str, np.ndarray]:
-    """Scheme -> seconds of each job; the schemes in turns."""
-    blocks = list(np.random.default_rng(0).standard_normal((K, 16)))
-    rng = np.random.default_rng(1)
-    seconds = {scheme: np.empty(jobs) for scheme in SCHEMES}
-    for job in range(-1, jobs):  # the first one warms up
-        draws = Draws(runtimes, rng)
-        for scheme, run in SCHEMES.items():
-            began = time.monotonic()
-            run(workers, draws, blocks)
-            if job >= 0:
-                seconds[scheme][job] = time.monotonic() - began
-    return seconds
+PLACES = (on_pool, on_lithops, on_joblib, on_dask)
+
+# --- measuring and writing -----------------------------------------------------------------------
 
 
-def report(found: dict[tuple[str, str], dict[str, np.ndarray]]) -> str:
+def measured(jobs: int, unit: float) -> dict[str, dict[str, np.ndarray]]:
+    """Distribution -> scheme -> what each job took, (jobs, 3), in units of the distribution."""
+    found: dict[str, dict[str, np.ndarray]] = {}
+    with ExitStack() as stack:
+        schemes = {name: run for place in PLACES for name, run in stack.enter_context(place()).items()}
+        for run in schemes.values():
+            run(np.full((ATTEMPTS, N), unit))  # starts workers
+        for name, runtimes in DISTRIBUTIONS.items():
+            rng = np.random.default_rng(1)
+            found[name] = {scheme: np.empty((jobs, 3)) for scheme in schemes}
+            for job in range(jobs):
+                seconds = unit * runtimes.sample(rng, (ATTEMPTS, N))
+                for scheme, run in schemes.items():
+                    found[name][scheme][job] = np.array(run(seconds)) / unit
+            print(f"{name}: {jobs} jobs of each scheme", flush=True)
+    return found
+
+
+def page(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> str:
+    """The text of docs/real-jobs.md."""
+    jobs = len(next(iter(found.values()))[PLAIN])
+    began = np.concatenate([schemes["Lithops"][:, 2] for schemes in found.values()])
     parts = [
-        "# Real jobs with delays",
-        f"Written by `python -m benchmarks.stragglers`: jobs of {K} tasks ({N} coded) that sleep for drawn "
-        f"run times, {SCALE:g} s to the unit of the distribution, the same draws for every scheme; a fresh "
-        "executor for every map and a slot for every task. Seconds from the call to the results, start of "
-        "the executor included; the ratio is to the plain map of the same job: median and quartiles.",
+        TEXT.format(
+            jobs=jobs,
+            unit=unit,
+            load=load,
+            began=unit * float(np.median(began)),
+            K=K,
+            N=N,
+        )
     ]
-    if not any(workers == Localhost.name for workers, _ in found):
-        parts.append("Lithops localhost was left out this time.")
-    for (workers, name), seconds in found.items():
-        base = seconds["plain map"]
-        rows = [row(scheme, taken, taken / base) for scheme, taken in seconds.items()]
-        parts += [f"## {workers}: {name}, {len(base)} jobs", table(HEADER, rows)]
+    for name, schemes in found.items():
+        plain = schemes[PLAIN]
+        parts += [f"## {name}", table(HEADER, [row(one, taken, plain) for one, taken in schemes.items()])]
     return "\n\n".join(parts) + "\n"
 
 
-def row(scheme: str, taken: np.ndarray, ratio: np.ndarray) -> list[str]:
-    low, middle, high = np.quantile(ratio, [0.25, 0.5, 0.75]).tolist()
-    times = np.quantile(taken, [0.5, 0.99]).tolist()
-    return [scheme, *(f"{each:.2f}" for each in times), f"{middle:.2f}", f"[{low:.2f}, {high:.2f}]"]
+HEADER = ["", "median", "quartiles", "99 %", "ratio", "its quartiles", "worker-seconds"]
+
+
+def row(scheme: str, taken: np.ndarray, plain: np.ndarray) -> list[str]:
+    """Of the table: times in units, ratios of the same job, all worker-seconds relative to a plain map's."""
+    low, middle, high, worst = np.quantile(taken[:, 0], [0.25, 0.5, 0.75, 0.99])
+    ratios = np.quantile(taken[:, 0] / plain[:, 0], [0.25, 0.5, 0.75])
+    return [
+        scheme,
+        f"{middle:.2f}",
+        f"{low:.2f}-{high:.2f}",
+        f"{worst:.2f}",
+        f"{ratios[1]:.2f}",
+        f"{ratios[0]:.2f}-{ratios[2]:.2f}",
+        f"{taken[:, 1].sum() / plain[:, 1].sum():.2f}",
+    ]
+
+
+TEXT = """\
+# Real jobs with delays
+
+Written by `python -m benchmarks.stragglers`: {jobs} jobs of each distribution of run times, of {K} tasks
+({N} coded) that sleep, on processes of this machine that stay. The same draws for every scheme of a job,
+schemes in turns, a slot for every task as in a cloud; two cores, load average {load:.1f}. Times are from the
+call to the results, in units of the distribution, {unit:g} s each, to compare with
+[what is simulated](comparison-jobs.md): what a scheme takes beside its sleep is in them.
+
+* *plain map*, *backup tasks* and *coded* run on the workers of one `polarmap.Pool`. For these jobs it starts
+  all tasks at once, as joblib and Dask do when they are given {K} slots; by default it starts as many as keep
+  the cores busy.
+* *backup tasks, cubed* is its own `cubed.runtime.executors.lithops.map_unordered`, with `use_backups=True`
+  and a look every 5 ms in place of every second. Lithops on one machine runs the jobs of an executor one
+  after another, so that a backup would wait for the straggler: what cubed asks of Lithops, to map and to
+  wait, workers of the pool do.
+* *Lithops*, *joblib* and *Dask* are plain maps by these packages with {K} slots. Lithops starts processes for
+  every map here: the first task of a job began after {began:.2f} s (median).
+* *ratio* is to the plain map of the same job: median and quartiles. *worker-seconds* are those of all jobs,
+  relative to the plain map's: whatever still runs when a job is over is stopped, and paid, then."""
 
 
 def main() -> None:
+    """Measure, write the page, print it."""
     quick = is_quick(__doc__)
-    kinds: tuple[Workers, ...] = (Threads, Localhost)
-    found = {
-        (kind.name, name): measured(kind, DISTRIBUTIONS[name], 3 if quick else 50)
-        for kind in kinds
-        for name in CHOSEN
-    }
-    text = report(found)
+    unit = QUICK_UNIT if quick else UNIT
+    found = measured(QUICK_JOBS if quick else JOBS, unit)
+    text = page(found, unit, os.getloadavg()[1])
     path = ROOT / ("build/comparison" if quick else "docs") / "real-jobs.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")

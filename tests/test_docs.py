@@ -27,6 +27,7 @@ import pytest
 import yaml
 
 import polarmap
+from benchmarks import headlines
 
 ROOT = Path(__file__).parents[1]
 SITE = sorted((ROOT / "docs").rglob("*.md"))
@@ -221,6 +222,52 @@ def test_python_commands_name_files_and_modules(page: Path) -> None:
 def test_install_commands_name_extras(page: Path) -> None:
     named = re.findall(r"(?:polarmap|'\.|\s\.)\[([\w,]+)\]", page.read_text(encoding="utf-8"))
     assert {extra for some in named for extra in some.split(",")} <= extras()
+
+
+# --- numbers of README ---------------------------------------------------------------------------
+
+
+def readme() -> str:
+    return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_tables_of_readme_are_those_of_the_pages_they_name() -> None:
+    assert headlines.with_tables(readme()) == readme(), "run python -m benchmarks.headlines"
+
+
+def test_readme_and_the_pages_of_its_tables_name_the_command() -> None:
+    for path, (command, _) in headlines.SOURCES.items():
+        for text in (readme(), (ROOT / path).read_text(encoding="utf-8")):
+            assert f"`python -m {command}`" in text
+
+
+def test_a_readme_without_a_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no <!-- from docs/"):
+        headlines.with_tables("# polarmap\n")
+
+
+def test_shares_of_patterns_in_readme_are_those_of_reliability() -> None:
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    header, *rows = next(iter(headlines.tables_of(page[page.index("benchmarks.accuracy") :]).values()))
+    share = {name: float(cells[header.index("(32, 24)") - 1]) for name, *cells in rows}
+    found = re.search(
+        r"\(32, 24\) one in ([\d,]+) with\s+float64, ([\d.]+) % with float32, ([\d.]+) % with float16",
+        readme(),
+    )
+    assert found is not None
+    assert 100 / float(found[1].replace(",", "")) == pytest.approx(share["float64"])
+    assert (float(found[2]), float(found[3])) == (share["float32"], share["float16"])
+
+
+@pytest.mark.parametrize(
+    ("page", "title"),
+    [
+        ("# A page\n\n## A law\n\n| | b |\n|---|--:|\n| x | 1 |\n", "A law"),
+        ("**A law**\n\n| | b |\n|---|--:|\n| x | 1 |\n", "A law"),
+    ],
+)
+def test_tables_are_known_by_what_they_stand_under(page: str, title: str) -> None:
+    assert headlines.tables_of(page) == {title: [["", "b"], ["x", "1"]]}
 
 
 # --- the site ------------------------------------------------------------------------------------

@@ -10,8 +10,10 @@ LT, LDPC and polar codes, each with its best standard parameters, and what polar
 * [Completion times](comparison-jobs.md): every scheme at four sizes and four distributions of run times.
 * [Codes](comparison-codes.md): arrivals needed, operations, seconds and rounding errors of each code.
 * [Elastic clusters](comparison-elastic.md): workers that join late and vanish.
-* [Real jobs](real-jobs.md): some of the schemes for real, with tasks that sleep
+* [Real jobs](real-jobs.md): the schemes for real, and Lithops, cubed, joblib and Dask, with tasks that sleep
   (`python -m benchmarks.stragglers`).
+* [Iterations](comparison-iterations.md): least squares, logistic regression and PageRank with slow workers,
+  beside Dask, joblib, Ray and cubed (`python -m benchmarks.iterations`).
 
 ![99 % quantile against cost](figures/compare-jobs.png)"""
 

@@ -1,0 +1,72 @@
+"""cubed's own `map_unordered`, with backup tasks, on any executor of `concurrent.futures`.
+
+It asks a Lithops executor to map and to wait. On Lithops' localhost a backup would wait for the straggler,
+since jobs run one after another there; what stands in for it here starts every task at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Executor, Future
+from typing import Any
+
+from cubed.runtime.executors import lithops as of_cubed
+
+POLL_SECONDS = 0.005  # between two looks; a second by default
+
+
+class Call:
+    """A task as cubed knows it: what `lithops.retries.RetryingFuture` is."""
+
+    def __init__(self, future: Future[Any], item: Any) -> None:
+        self._future, self.input = future, item
+
+    @property
+    def done(self) -> bool:
+        return self._future.done()
+
+    @property
+    def error(self) -> bool:
+        return self.done and not self._future.cancelled() and self._future.exception() is not None
+
+    def result(self) -> Any:
+        return self._future.result()
+
+    def status(self, throw_except: bool = True) -> None:
+        """Raise what the task raised."""
+        self._future.result()
+
+    def cancel(self) -> None:
+        self._future.cancel()
+
+
+class Calls:
+    """What `lithops.retries.RetryingFunctionExecutor` is to cubed."""
+
+    def __init__(self, executor: Executor) -> None:
+        self._executor = executor
+
+    def map(self, f: Callable[[Any], Any], items: Iterable[Any], **options: Any) -> list[Call]:
+        return [Call(self._executor.submit(f, item), item) for item in items]
+
+    def wait(self, calls: Sequence[Call], **options: Any) -> tuple[list[Call], list[Call]]:
+        """Those that are done, those that are not; cubed itself sleeps between two looks."""
+        done = [call.done for call in calls]
+        return (
+            [call for call, is_done in zip(calls, done) if is_done],
+            [call for call, is_done in zip(calls, done) if not is_done],
+        )
+
+
+def map_with_backups(executor: Executor, f: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
+    """The results as they come."""
+    logging.getLogger(of_cubed.__name__).setLevel(logging.ERROR)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints when it starts a backup
+        return list(
+            of_cubed.map_unordered(
+                Calls(executor), [f], [list(items)], ["tasks"], use_backups=True, wait_dur_sec=POLL_SECONDS
+            )
+        )

@@ -1,0 +1,234 @@
+"""Iterations that people know, with two of 32 workers slow in every step: seconds for a step of each library.
+
+python -m benchmarks.iterations [--quick]
+
+Data stays with the workers where a library lets it. In every step two tasks of 32, drawn at random and the
+same for every library, sleep before they compute. polarmap sends 32 tasks for 24 blocks, the others cut into
+32 and need all. Libraries take turns, a few steps each. Writes docs/comparison-iterations.md; with --quick
+small ones, to build/comparison/. What is not installed is left out, and the page says so.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.sparse
+
+from benchmarks import is_quick, step_rivals
+from benchmarks.compare.page import number, table
+from benchmarks.familiar_iterations import (
+    Array,
+    Iteration,
+    least_squares,
+    logistic_regression,
+    page_rank,
+)
+from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
+
+BLOCKS, WORKERS = 24, 32
+SLOW = 2  # workers in each step
+MEMORY = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
+ROOT = Path(__file__).resolve().parents[1]
+Step = Callable[[Array], Array]  # from an iterate to the next one
+
+
+class Size(NamedTuple):
+    """Of a run: for how long slow tasks sleep, turns of the libraries, steps of a turn, the iterations."""
+
+    seconds: float
+    turns: int
+    steps: int
+    iterations: dict[str, Callable[[], Iteration]]
+
+
+WHOLE = Size(
+    0.5,
+    4,
+    6,
+    {
+        "least squares, 20,000 x 4,800": partial(least_squares, 20_000, 4_800, WORKERS),
+        "logistic regression, 200,000 x 200": partial(logistic_regression, 200_000, 200, WORKERS),
+        "PageRank, 320,000 pages, 3.2 million links": partial(page_rank, 320_000, 10, WORKERS),
+    },
+)
+QUICK = Size(
+    0.1,
+    1,
+    2,
+    {
+        "least squares, 1,600 x 96": partial(least_squares, 1_600, 96, WORKERS),
+        "logistic regression, 3,200 x 20": partial(logistic_regression, 3_200, 20, WORKERS),
+        "PageRank, 3,200 pages, 32,000 links": partial(page_rank, 3_200, 10, WORKERS),
+    },
+)
+
+
+class Draws:
+    """Of each step in turn: for how long each task sleeps; every library gets the same.
+
+    Attributes
+    ----------
+    slow : int
+        Tasks that sleep in a step, from now on.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._stream, self._seconds, self.slow = np.random.default_rng(7), seconds, 0
+
+    def __call__(self) -> list[float]:
+        found = np.zeros(WORKERS)
+        found[self._stream.permutation(WORKERS)[: self.slow]] = self._seconds
+        return found.tolist()
+
+
+@contextmanager
+def with_polarmap(iteration: Iteration, draws: Draws) -> Iterator[Step]:
+    """By products of an operator, on workers that stay."""
+    faults: dict[int, Fault] = {}
+
+    def step(x: Array) -> Array:
+        faults.clear()  # both products of a step meet the same slow workers
+        faults.update((task, Fault("sleep", seconds)) for task, seconds in enumerate(draws()) if seconds)
+        return iteration.coded(operator, x)
+
+    with (
+        Pool(memory=MEMORY) as pool,
+        CodedOperator(
+            iteration.matrix, blocks=BLOCKS, workers=WORKERS, executor=FaultyExecutor(pool, faults)
+        ) as operator,
+    ):
+        yield step
+
+
+def with_numpy(iteration: Iteration, draws: Draws) -> AbstractContextManager[Step]:
+    """The same tasks one after another in this process, none of which sleeps."""
+    return nullcontext(
+        lambda x: iteration.update(x, [iteration.task(block, x) for block in iteration.blocks])
+    )
+
+
+@contextmanager
+def rival(way: Any, iteration: Iteration, draws: Draws) -> Iterator[Step]:
+    """By another library, with a slot for every task."""
+    with way(iteration.task, iteration.blocks, draws, WORKERS) as step:
+        yield lambda x: iteration.update(x, step(x))
+
+
+Row = Callable[[Iteration, Draws], AbstractContextManager[Step]]
+# Name -> library that it takes, row.
+ROWS: dict[str, tuple[str, Row]] = {
+    "numpy, no workers": ("numpy", with_numpy),
+    "**polarmap**": ("numpy", with_polarmap),
+    "Dask": ("distributed", partial(rival, step_rivals.dask)),
+    "joblib": ("joblib", partial(rival, step_rivals.joblib)),
+    "Ray": ("ray", partial(rival, step_rivals.ray)),
+    "cubed": ("cubed", partial(rival, step_rivals.cubed)),
+}
+
+
+def rows_for(iteration: Iteration) -> dict[str, Row]:
+    """Those that are installed and can do it: the arrays of cubed are dense."""
+    is_sparse = scipy.sparse.issparse(iteration.matrix)
+    return {
+        name: row
+        for name, (library, row) in ROWS.items()
+        if step_rivals.is_installed(library) and not (is_sparse and library == "cubed")
+    }
+
+
+def measured(iteration: Iteration, size: Size) -> list[dict[str, float]]:
+    """Row -> median seconds of a step, with nobody slow and with some; all arrive at the same iterate."""
+    draws = {name: Draws(size.seconds) for name in rows_for(iteration)}
+    reached = dict.fromkeys(draws, iteration.start)
+    found: list[dict[str, float]] = []
+    with ExitStack() as stack:
+        steps = {
+            name: stack.enter_context(row(iteration, draws[name]))
+            for name, row in rows_for(iteration).items()
+        }
+        for slow in (0, SLOW):
+            taken: dict[str, list[float]] = {name: [] for name in steps}
+            for name in list(steps) * size.turns:
+                draws[name].slow = slow
+                times, reached[name] = timed(steps[name], reached[name], size.steps)
+                taken[name] += times
+            found.append({name: float(np.median(times)) for name, times in taken.items()})
+    for x in reached.values():
+        assert np.allclose(x, reached["numpy, no workers"])
+    return found
+
+
+def timed(step: Step, x: Array, steps: int) -> tuple[list[float], Array]:
+    """Seconds of each step from here, after one that does not count, and where they lead to."""
+    taken = []
+    for _ in range(steps + 1):
+        began = time.perf_counter()
+        x = step(x)
+        taken.append(time.perf_counter() - began)
+    return taken[1:], x
+
+
+def page(found: dict[str, list[dict[str, float]]], size: Size, load: float) -> str:
+    """The text of docs/comparison-iterations.md: of each iteration, without and with slow workers."""
+    missing = [name for name, (library, _) in ROWS.items() if not step_rivals.is_installed(library)]
+    parts = [
+        TEXT.format(
+            seconds=size.seconds, load=load, workers=WORKERS, blocks=BLOCKS, slow=SLOW, memory=MEMORY >> 30
+        )
+    ]
+    parts += [f"{name} is not installed, and left out." for name in missing]
+    header = ["seconds of a step", "nobody slow", "two slow", "two slow / polarmap"]
+    for what, (lucky, unlucky) in found.items():
+        ours = unlucky["**polarmap**"]
+        rows = [
+            [name, number(lucky[name]), number(unlucky[name]), f"{unlucky[name] / ours:.1f}"]
+            for name in lucky
+        ]
+        parts += [f"## {what}", table(header, rows)]
+    return "\n\n".join(parts) + "\n"
+
+
+TEXT = """\
+# Iterations with slow workers
+
+Part of [how it compares](comparison.md), written by `python -m benchmarks.iterations`.
+
+Median seconds of a step with {workers} workers on two cores (load average {load:.1f}). In every step {slow}
+tasks of {workers}, drawn at random and the same for every library, sleep {seconds:g} s before they compute;
+numpy has no workers, and nobody sleeps in its row. All take the same steps, and arrive at the same numbers.
+
+* *polarmap*: `CodedOperator` with {blocks} blocks and {workers} tasks on a `Pool(memory={memory} << 30)`. A
+  gradient is two coded products, `A @ x` and `A.T @ residual`; the same workers are slow in both. The sparse
+  matrix of PageRank gets parity or copies of late tasks, whichever is cheaper.
+* *Dask*: {workers} blocks that are held as futures, a process for each core, {workers} threads in all.
+  *joblib*: {workers} processes, which map the blocks. *Ray*: an actor for each block. A gradient is one map
+  there, whose partial gradients are added up here.
+* *cubed*: `map_blocks` over the chunks of a Zarr array, which {workers} threads read in every step; its
+  arrays are dense. It looks for late tasks when one returns, and else every two seconds: backups would come
+  too late here, and are off."""
+
+
+def main() -> None:
+    """Measure, write the page, print it."""
+    quick = is_quick(__doc__)
+    size = QUICK if quick else WHOLE
+    found = {}
+    for what, make in size.iterations.items():
+        found[what] = measured(make(), size)
+        print(f"{what}: measured", flush=True)
+    text = page(found, size, os.getloadavg()[1])
+    path = ROOT / ("build/comparison" if quick else "docs") / "comparison-iterations.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+"""Jobs whose tasks sleep for run times drawn beforehand, and what their workers are paid for.
+
+Every attempt of a task leaves a file with the times of its begin and its end, wherever its worker is on
+this machine: the file tells which attempt it is, and so how long it sleeps. Workers import this module, so it
+imports no more than they need.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from polarmap import Report
+
+
+class SleepingJob:
+    """A function of a task's number that sleeps as long as a table says of the task and its attempt.
+
+    Parameters
+    ----------
+    folder : empty, for a file of each attempt
+    seconds : array (attempts, tasks)
+    """
+
+    def __init__(self, folder: Path, seconds: np.ndarray) -> None:
+        self._folder, self._seconds = str(folder), seconds.tolist()
+
+    def __call__(self, task: int) -> int:
+        """Sleep; the task is what is returned."""
+        attempt, path = self._next_attempt(task)
+        time.sleep(self._seconds[attempt][task])
+        with open(path, "a", encoding="ascii") as file:
+            file.write(f"{time.monotonic()!r}\n")
+        return task
+
+    def _next_attempt(self, task: int) -> tuple[int, str]:
+        for attempt in range(len(self._seconds)):
+            path = os.path.join(self._folder, f"{task}-{attempt}")
+            try:
+                with open(path, "x", encoding="ascii") as file:
+                    file.write(f"{time.monotonic()!r}\n")
+                return attempt, path
+            except FileExistsError:
+                pass
+        raise RuntimeError(f"task {task} was started more than {len(self._seconds)} times")
+
+    def attempts(self) -> list[list[float]]:
+        """When each attempt began and, if it has, ended: on the monotonic clock of the machine."""
+        return [[float(line) for line in path.read_text().split()] for path in Path(self._folder).iterdir()]
+
+    def worker_seconds(self, over: float) -> float:
+        """What attempts took until the job was over; those that still ran were stopped then."""
+        return sum(max(0.0, min([*end, over]) - began) for began, *end in self.attempts())
+
+
+def doubled(block: Any) -> Any:
+    """f of the coded maps."""
+    return 2 * block
+
+
+def paid_by(report: Report) -> float:
+    """The same of a coded map: what its tasks took until the results were determined."""
+    started = [task for task in report.tasks if task.launched is not None]
+    return sum(
+        report.seconds - task.launched if task.arrived is None or task.seconds is None else task.seconds
+        for task in started
+        if task.launched is not None
+    )

@@ -1,0 +1,91 @@
+"""Real jobs: what their tasks sleep, what workers are paid for, cubed's function, the page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event, Lock
+
+import numpy as np
+import pytest
+
+import polarmap
+from benchmarks import stragglers
+from benchmarks.cubed_backups import map_with_backups
+from benchmarks.sleeping_jobs import SleepingJob, paid_by
+from benchmarks.stragglers import PLAIN
+from polarmap import Fault, FaultyExecutor, ReplayExecutor
+
+
+def test_every_attempt_of_a_task_has_a_time_of_its_own(tmp_path: Path) -> None:
+    job = SleepingJob(tmp_path, np.array([[0.0, 0.0], [0.02, 0.0]]))
+    assert [job(0), job(1), job(0)] == [0, 1, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0-0", "0-1", "1-0"]
+    began, ended = map(float, (tmp_path / "0-1").read_text().split())
+    assert ended - began >= 0.02
+    with pytest.raises(RuntimeError, match="task 0 was started more than 2 times"):
+        job(0)
+
+
+def test_worker_seconds_end_with_the_job(tmp_path: Path) -> None:
+    job = SleepingJob(tmp_path, np.zeros((2, 2)))
+    for name, times in {"0-0": "1.0\n2.0\n", "1-0": "1.0\n", "1-1": "3.0\n9.0\n", "0-1": "7.0\n"}.items():
+        (tmp_path / name).write_text(times)
+    assert job.worker_seconds(over=4.0) == 1.0 + 3.0 + 1.0 + 0.0
+
+
+def test_coded_maps_are_paid_until_their_results_are_determined() -> None:
+    """Three tasks of 1 to 3 s and one that sleeps: all is known after two."""
+    times = {task: Fault("sleep", seconds) for task, seconds in enumerate([1.0, 60.0, 2.0, 3.0])}
+    slow = FaultyExecutor(ReplayExecutor(), times)
+    report = polarmap.coded_map(abs, [np.ones(2), np.ones(2)], workers=4, executor=slow, verify=False).report
+    latest = report.seconds
+    paid = [min(latest, task.seconds or latest) for task in report.tasks]
+    assert latest < 60 and paid_by(report) == pytest.approx(sum(paid))
+
+
+def test_a_straggler_gets_a_backup_by_cubed(capsys: pytest.CaptureFixture[str]) -> None:
+    lock, begun, is_over = Lock(), Counter[int](), Event()
+
+    def f(task: int) -> int:
+        with lock:
+            begun[task] += 1
+            is_backup = begun[task] == 2
+        if is_backup:
+            is_over.set()
+        elif task == 5:
+            is_over.wait(60)
+        return task
+
+    with ThreadPoolExecutor(14) as pool:
+        assert set(map_with_backups(pool, f, range(12))) == set(range(12))
+    assert begun[5] == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_what_a_task_raises_is_raised_by_cubed() -> None:
+    with ThreadPoolExecutor(2) as pool, pytest.raises(ZeroDivisionError):
+        map_with_backups(pool, lambda task: 1 // task, range(2))
+
+
+def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"K": 3, "N": 4, "BLOCKS": stragglers.BLOCKS[:3]}.items():
+        monkeypatch.setattr(stragglers, name, value)
+    with stragglers.on_pool() as schemes:
+        taken = {name: run(np.full((stragglers.ATTEMPTS, 4), 0.02)) for name, run in schemes.items()}
+    assert len(taken) == 6
+    for one in taken.values():
+        assert one.seconds >= 0.01 and one.paid >= 0.06  # of eight subtasks not all are awaited
+
+
+def test_the_page_has_ratios_of_the_same_jobs() -> None:
+    def jobs(*seconds: float) -> np.ndarray:
+        return np.array([(one, 10.0, 0.5) for one in seconds])
+
+    found = {"a law": {PLAIN: jobs(2, 4, 8), "Lithops": jobs(4, 4, 4), "coded": jobs(1, 1, 1)}}
+    text = stragglers.page(found, unit=0.2, load=1.25)
+    assert "3 jobs of each distribution" in text and "load average 1.2" in text
+    assert "after 0.10 s (median)" in text
+    assert "| plain map | 4.00 | 3.00-6.00 | 7.92 | 1.00 | 1.00-1.00 | 1.00 |" in text
+    assert "| coded | 1.00 | 1.00-1.00 | 1.00 | 0.25 | 0.19-0.38 | 1.00 |" in text
