@@ -166,7 +166,7 @@ class CodedArray:
         Parameters
         ----------
         executor : optional
-            As for `encode`: its workers read, and this process asks for the sizes of objects only. What
+            As for `encode`: its workers read, and this process lists the objects and their sizes only. What
             is encrypted is read here all the same: a worker does not tell what is forged from a failure.
 
         Returns

@@ -16,6 +16,7 @@ from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.encode_remotely import run_on_parts
 from polarmap.arrays.fetch import TRANSFERS, Damage
 from polarmap.arrays.generations import Generation
+from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, ZarrChunk
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.uneven import PartBlocks
@@ -62,9 +63,7 @@ def examiner(store: Store, manifest: Manifest, executor: Any) -> Examine:
 
 def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> list[str]:
     """What the sizes of objects tell of damage."""
-    keys = sorted({part.key for part in parts if part.crc32 is not None})
-    with ThreadPoolExecutor(TRANSFERS) as pool:
-        sizes = dict(zip(keys, pool.map(store.size, keys)))
+    sizes = _sizes(store, manifest, {part.key for part in parts if part.crc32 is not None})
 
     def kind(part: Part) -> str:
         size = sizes.get(part.key) if part.crc32 is not None else None
@@ -74,6 +73,15 @@ def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> l
         return "truncated" if size < end else "appended" if is_last and size > end else ""
 
     return list(map(kind, parts))
+
+
+def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
+    """Bytes of objects, listed where the storage can; those outside of the array are asked for one by one."""
+    prefix = array_prefix(manifest.name)
+    listed: Mapping[str, int] = store.sizes(prefix) if hasattr(store, "sizes") else {}
+    others = [key for key in keys if not (key.startswith(prefix) and hasattr(store, "sizes"))]
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        return {**listed, **dict(zip(others, pool.map(store.size, others)))}
 
 
 def _as_stored(manifest: Manifest, part: Part) -> Part:

@@ -15,7 +15,8 @@ class Store(Protocol):
 
     An object appears whole or not at all, and several threads may use a store at once. A store may also have
     `sweep()`, which removes what dead processes have left unfinished, and `join(keys, key)`, which stores the
-    objects `keys` one after another as one, without a way through this process; False where it cannot.
+    objects `keys` one after another as one, without a way through this process; False where it cannot. And
+    `sizes(prefix)`, the bytes of all objects whose keys begin so, by key, in a request for many of them.
     """
 
     @property

@@ -29,7 +29,7 @@ class ObjectStore:
     Parameters
     ----------
     storage : lithops.Storage, or the like
-        put_object, get_object, head_object, list_keys, delete_objects.
+        put_object, get_object, head_object, list_keys, list_objects, delete_objects.
     bucket : str
     backend : str
         What kind of storage it is, for messages.
@@ -91,6 +91,11 @@ class ObjectStore:
     def keys(self, prefix: str) -> list[str]:
         """The keys that begin with `prefix`, sorted."""
         return sorted(self._retried(lambda: self.storage.list_keys(self.bucket, prefix), prefix))
+
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of the objects whose keys begin with `prefix`, by a listing."""
+        listed = self._retried(lambda: self.storage.list_objects(self.bucket, prefix), prefix)
+        return {str(one["Key"]): int(one["Size"]) for one in listed}
 
     def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, a thousand per request."""

@@ -98,6 +98,11 @@ class FolderStore:
                 raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
             return sorted(key for key in self._walk(start) if key.startswith(prefix))
 
+    def sizes(self, prefix: str) -> dict[str, int]:
+        """Bytes of the files whose keys begin with `prefix`."""
+        found = {key: self.size(key) for key in self.keys(prefix)}
+        return {key: size for key, size in found.items() if size is not None}
+
     def join(self, keys: Sequence[str], key: str) -> bool:
         """A file of the bytes of others in a row; a hard link to a single one, where there are such."""
         unfinished = self._unfinished()

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor, Stored
+from polarmap import Fault, FaultyExecutor, PolarCode, RawObjects, ReplayExecutor, Stored
 from polarmap.arrays.repair_remotely import weights_of
 from polarmap.arrays.stores import open_store
 from polarmap.errors import ExecutorError, NotDecodableError, StorageError
@@ -184,6 +184,32 @@ def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
     with pytest.raises(NotDecodableError, match=r"1 entry of blocks \[1\] .* first at \[5, 5\]"):
         coded.repair(executor=threads)
     assert objects(store) == before
+
+
+class WithoutListing:
+    """A store of somebody's own, with the methods only that it must have."""
+
+    def __init__(self, store):
+        for verb in ("put", "get", "size", "keys", "delete", "name"):
+            setattr(self, verb, getattr(store, verb))
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_listed):
+    A = random_array((24, 10))
+    for row in range(24):
+        store.put(f"mine/{row}", A[row].tobytes())
+    raw = RawObjects([f"mine/{row}" for row in range(24)], A.shape, A.dtype, rows=1)
+    coded = polarmap.encode(raw, blocks=4, workers=6, name="a", storage=store)
+    store.delete(["mine/5", coded.stored(5)[0].key])
+    store.put("mine/13", A[12].tobytes())
+    one = coded if is_listed else polarmap.open_coded("a", WithoutListing(store))
+    found = one.check(executor=ReplayExecutor())
+    assert {(one.key, one.kind) for one in found.damaged} >= {("mine/5", "missing"), ("mine/13", "corrupt")}
+    assert found == coded.check()
+    coded.repair(executor=ReplayExecutor())
+    assert coded.check().ok
+    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
 
 
 def test_nothing_passes_through_the_driver(tmp_path):

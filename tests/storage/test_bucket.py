@@ -31,6 +31,8 @@ def test_a_store_does_what_it_should(store):
     assert store.get("polarmap/x/1", 3) == b"def"
     assert (store.size("polarmap/x/2"), store.size("polarmap/x/3")) == (4, None)
     assert store.keys("polarmap/x/") == ["polarmap/x/1", "polarmap/x/2"]
+    assert store.sizes("polarmap/x/") == {"polarmap/x/1": 6, "polarmap/x/2": 4}
+    assert store.sizes("polarmap/y/") == {}
     for start, stop in [(0, None), (1, 3)]:
         with pytest.raises(MissingObjectError, match="no object 'polarmap/x/3'"):
             store.get("polarmap/x/3", start, stop)
@@ -58,6 +60,7 @@ def test_more_objects_than_one_request_lists_or_deletes(store):
     for key in keys:
         store.put(key, b"1")
     assert store.keys("polarmap/x/") == keys
+    assert store.sizes("polarmap/x/") == dict.fromkeys(keys, 1)
     store.delete(keys)
     assert store.keys("polarmap/x/") == []
 

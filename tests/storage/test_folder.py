@@ -28,6 +28,7 @@ def test_it_does_what_a_store_should(store):
     assert store.keys("a") == ["a/1", "a/2", "ab"]
     assert store.keys("a/") == ["a/1", "a/2"]
     assert store.keys("nothing/") == []
+    assert (store.sizes("a/"), store.sizes("nothing/")) == ({"a/1": 6, "a/2": 4}, {})
     for missing in ("a/3", "a"):
         with pytest.raises(MissingObjectError, match="no object"):
             store.get(missing)
