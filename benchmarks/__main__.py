@@ -13,6 +13,7 @@ SUBJECTS = (
     "overhead",
     "slots",
     "many_tasks",
+    "terabyte",
     "memory",
     "coded_arrays",
     "encryption",

@@ -1,0 +1,40 @@
+"""The table of the terabyte on paper is what its script prints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import terabyte
+from benchmarks.terabyte import BANDWIDTH, LATENCY, Layout
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "coded-arrays.md"
+
+
+def test_the_page_has_the_figures_of_the_script() -> None:
+    text = PAGE.read_text()
+    assert "\n".join(terabyte.table()) in text
+    slow, fast = ([one.seconds for _, one in terabyte.model(100, 75, speed)] for speed in (50e6, 100e6))
+    said = " ".join(text.split())
+    assert f"takes {slow[0]:.0f} and {fast[0]:.0f} s to encode" in said
+    assert f"{slow[1]:.0f} and {fast[1]:.0f} s for a product, {slow[3]:.0f} and {fast[3]:.0f} s for" in said
+
+
+def test_a_product_by_hand() -> None:
+    """(100, 75): 10,000 workers, 100 parts of 1.6 MB each, 5 % of the workers slow and not waited for."""
+    found = Layout(100, 75).product(operand=0)
+    seconds = 100 * LATENCY + 160e6 / BANDWIDTH + 160e6 / 2e9
+    assert found.seconds == pytest.approx(seconds + 1)
+    assert found.requests == 1e6
+    compute = 10_000 * (seconds + 1) * 1769 / 1024 * 1.66667e-5
+    assert found.dollars == pytest.approx(compute + 1e6 * 0.4e-6, rel=0.15)  # and calls, marks, looks
+
+
+def test_encoding_by_hand() -> None:
+    """(100, 75): every worker reads 75 parts and writes 25; slow ones get a copy."""
+    found = Layout(100, 75).encode()
+    seconds = 100 * LATENCY + (160e6 + 8 * 75 * 25) / BANDWIDTH + 120e6 / 600e6
+    assert found.seconds == pytest.approx(2 * seconds + 1)
+    assert found.requests == 1e6
+    assert found.dollars > 750e3 * 0.4e-6 + 250e3 * 5e-6
