@@ -45,7 +45,7 @@ def point(d: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize("code", ["rotation", "arikan"])
 @pytest.mark.parametrize(("scheme", "digits"), [("central", 8), ("forward", 5)])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_gradient_from_any_decodable_subset(code: str, scheme: str, digits: int, data: Any) -> None:
     d = data.draw(st.integers(1, 60), label="d")
@@ -94,7 +94,7 @@ def test_a_far_point_is_stepped_from_in_proportion() -> None:
     np.testing.assert_allclose(found.gradient, 2 * x / (1 + x**2), rtol=1e-7)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(d=st.integers(1, 12), r=st.integers(1, 18), seed=st.integers(0, 99))
 def test_directions_give_the_projection_on_their_span(d: int, r: int, seed: int) -> None:
     directions = np.random.default_rng(seed).standard_normal((r, d)) * 10.0 ** (seed % 5 - 2)

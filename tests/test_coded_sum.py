@@ -49,7 +49,7 @@ def test_any_workers_may_be_missing(n: int, tolerate: int) -> None:
     shape=st.lists(st.integers(0, 3), max_size=2),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_shape_and_several_parts_a_worker(
     n: int, each: int, tolerate: int, shape: list[int], seed: int
 ) -> None:

@@ -123,7 +123,7 @@ def test_a_timeout_is_kept() -> None:
 
 
 @given(k=st.integers(1, 9), seed=st.integers(0, 99), late=st.floats(0, 30))
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 def test_any_run_times_give_the_plain_map(k: int, seed: int, late: float) -> None:
     rng = np.random.default_rng(seed)
     faults = {int(i): Fault("sleep", late) for i in rng.permutation(k)[: k // 2]}

@@ -218,7 +218,7 @@ def test_gaps_that_are_the_same_everywhere_cost_one_row() -> None:
     share=st.sampled_from([0.0, 0.1, 0.5, 1.0]),
     seed=st.integers(0, 99),
 )
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 def test_any_gaps(sizes: tuple[int, int, int], dim: Any, share: float, seed: int) -> None:
     obj = gappy(field(*sizes, seed=seed), share, seed)
     rows = math.prod(size for name, size in obj.sizes.items() if name not in dim)

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.every_store
     inner=st.lists(st.integers(0, 5), max_size=2),
     data=st.data(),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     A = random_array((rows, *inner))
     k = data.draw(st.integers(1, rows))

@@ -29,7 +29,7 @@ def undetermined(A, k, lost):
     return mask.reshape(-1, *A.shape[1:])[: len(A)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     rows=st.integers(1, 12), k=st.integers(1, 5), extra=st.integers(1, 4), columns=st.integers(1, 5),
     dtype=st.sampled_from(sorted(TOLERANCE)), data=st.data(),
@@ -72,7 +72,7 @@ def entries(unknown):
     return "1 entry" if unknown.sum() == 1 else f"{unknown.sum()} entries"
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_sparse_parity_never_gives_wrong_numbers(tmp_path_factory, data):
     """Floats with the arikan kernel: more may be decoded there, and nothing wrongly."""

@@ -89,7 +89,7 @@ def test_data_that_only_the_driver_can_read_is_refused(store):
     assert files(store) == set()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 3), k=st.integers(1, 24), extra=st.integers(1, 6), columns=st.integers(0, 9),
     in_object=st.integers(1, 3), dtype=st.sampled_from(["f2", "f4", "f8", "c8", "u1", "i4", "i8"]),

@@ -45,7 +45,7 @@ def test_chained_maps_leave_everything_where_it_is(A, tmp_path, executor):
 
 
 @pytest.mark.filterwarnings("ignore:.*rows do not divide")
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 40), k=st.integers(1, 6), extra=st.integers(1, 3), columns=st.integers(0, 3),
     dtype=st.sampled_from(["f8", "f4", "c16", "i4", "u1", "i8"]), data=st.data(),

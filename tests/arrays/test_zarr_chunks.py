@@ -59,7 +59,7 @@ def test_it_opens_where_there_is_no_polarmap(tmp_path):
     assert run.returncode == 0, run.stderr
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=3), k=st.integers(1, 5),
     memory=st.integers(400, 8_000), dtype=st.sampled_from(DTYPES), seed=st.integers(0, 99),

@@ -11,7 +11,7 @@ from polarmap.arrays.stripes import element_count, plan_stripes
 from polarmap.arrays.zarr_view import ZarrView
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=st.lists(st.integers(1, 30), min_size=1, max_size=3), k=st.integers(1, 3),
     memory=st.integers(1, 8_000), chunk_rows=st.integers(1, 9),

@@ -267,7 +267,7 @@ STREAM = np.random.default_rng(0)
 MATRIX = STREAM.standard_normal((26, 5))
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     rows=st.integers(1, 40),
     k=st.integers(1, 12),

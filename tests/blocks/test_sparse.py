@@ -41,7 +41,7 @@ def dense(blocks: SparseCodedBlocks, index: int) -> np.ndarray:
     return found
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     rows=st.integers(1, 30),
     columns=st.integers(1, 12),

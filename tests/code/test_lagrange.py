@@ -83,7 +83,7 @@ def test_amplification_is_that_of_dense_least_squares(n: int, k: int, degree: in
     spare=st.integers(1, 6),
     points=st.sampled_from(["circle", "chebyshev"]),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_parity_sums_to_one_and_results_satisfy_the_equations(
     k: int, degree: int, spare: int, points: str
 ) -> None:

@@ -100,7 +100,7 @@ def test_what_coalitions_get_is_uniform_modulo_every_power() -> None:
     dtype=st.sampled_from(["i8", "u8"]),
     seed=st.integers(0, 1000),
 )
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_results_are_exact_modulo_two_to_the_64(
     k: int, t: int, more: int, width: int, dtype: str, seed: int
 ) -> None:

@@ -20,7 +20,7 @@ def unimodular(stream: np.random.Generator, size: int) -> np.ndarray:
     return (lower @ upper)[stream.permutation(size)]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 30), st.integers(1, 30), st.integers(0, 5))
 def test_matmul_is_that_of_python_integers(seed: int, rows: int, columns: int, width: int) -> None:
     stream = np.random.default_rng(seed)
@@ -39,7 +39,7 @@ def test_matmul_at_the_extremes() -> None:
     assert product.tolist() == [[int(a) * int(b) % 2**64 for b in corners] for a in corners]
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(seeds, st.integers(1, 25))
 def test_inverse_undoes_its_matrix_modulo_every_power_of_two(seed: int, size: int) -> None:
     matrix = unimodular(np.random.default_rng(seed), size)
@@ -47,7 +47,7 @@ def test_inverse_undoes_its_matrix_modulo_every_power_of_two(seed: int, size: in
     assert (modular.matmul(modular.inverse(matrix), matrix) == identity).all()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(seeds, st.integers(1, 12), st.integers(1, 12))
 def test_independent_rows_are_a_basis_modulo_two(seed: int, rows: int, columns: int) -> None:
     matrix = np.random.default_rng(seed).integers(-3, 4, (rows, columns))

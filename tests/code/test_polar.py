@@ -34,7 +34,7 @@ def test_every_row_of_the_check_matrix_sums_to_zero() -> None:
         assert not arikan.parity_check.sum(axis=1).any()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, shapes, st.sampled_from(FLOATS), st.sampled_from(["rotation", "arikan"]), st.data())
 def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
     code = PolarCode(*size, kernel, seed=0)
@@ -49,7 +49,7 @@ def test_floats_of_any_shape_survive(size, shape, dtype, kernel, draw) -> None:
     np.testing.assert_allclose(coded[code.k :], expected, atol=bound, rtol=0)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(sizes, shapes, st.sampled_from(["f4", "f8", "c8", "c16"]), st.data())
 def test_lost_floats_come_back(size, shape, dtype, draw) -> None:
     code = PolarCode(*size, seed=0)
@@ -64,7 +64,7 @@ def test_lost_floats_come_back(size, shape, dtype, draw) -> None:
     assert decoded[kept].tobytes() == data[kept].tobytes()
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(sizes, shapes, st.sampled_from(INTEGERS), st.sampled_from(["optimal", "sequential"]), st.data())
 def test_integers_come_back_exactly(size, shape, dtype, decoder, draw) -> None:
     code = PolarCode(*size, "arikan", decoder)
@@ -188,7 +188,7 @@ unequal = sizes.flatmap(
 designs = st.sampled_from([("rotation", "optimal"), ("arikan", "optimal"), ("arikan", "sequential")])
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(unequal, designs)
 def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, str]) -> None:
     (n, k), erasure = sized
@@ -204,7 +204,7 @@ def test_codes_for_unequal_workers_are_codes(sized: tuple, design: tuple[str, st
         np.testing.assert_allclose(code.decode(arrived), coded[:k], atol=1e-6)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(unequal, designs)
 def test_in_the_order_of_blocks_every_block_is_for_its_own_worker(sized: tuple, design: tuple) -> None:
     (n, k), erasure = sized
@@ -268,7 +268,7 @@ def some_levels(size: tuple[int, int]) -> st.SearchStrategy[int]:
 partial = sizes.flatmap(lambda size: st.tuples(st.just(size), some_levels(size)))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(partial, st.sampled_from(["optimal", "sequential"]), st.data())
 def test_codes_of_fewer_levels_are_codes(sized: tuple, decoder: str, draw) -> None:
     (n, k), levels = sized

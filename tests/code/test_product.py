@@ -14,7 +14,7 @@ from polarmap.code.product import ProductCode
 from polarmap.errors import CodeError
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     sizes=st.tuples(*[st.tuples(st.integers(1, 6), st.integers(1, 3))] * 2),
     dtype=st.sampled_from(["float64", "float32", "complex128", "int64", "int8"]),

@@ -21,7 +21,7 @@ def patterns(n: int) -> st.SearchStrategy[np.ndarray]:
     return st.lists(st.booleans(), min_size=n, max_size=n).map(np.array)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.data())
 def test_weights_equations_and_deficit_are_those_with_p(data: st.DataObject) -> None:
     k = data.draw(st.integers(1, 40))

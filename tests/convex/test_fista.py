@@ -140,7 +140,7 @@ def test_the_gap_is_an_upper_bound_at_every_iteration(penalty: Any) -> None:
     assert enough.gap <= 1e-4 * abs(enough.objective) and enough.n_iter < best.n_iter
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     rows=st.integers(1, 20),
     columns=st.integers(1, 20),

@@ -104,7 +104,7 @@ def test_nonnegative_least_squares_are_those_of_sklearn(fit_intercept: bool) -> 
     assert {0, 1} <= set(model.report_.recovered)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(samples=st.integers(2, 25), features=st.integers(1, 8), seed=st.integers(0, 99))
 @example(samples=2, features=2, seed=46)
 @example(samples=6, features=7, seed=24)

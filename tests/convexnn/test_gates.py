@@ -12,7 +12,7 @@ from scipy.sparse.linalg import aslinearoperator
 from polarmap.convexnn.gates import GatedOperator, sample_gates
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     samples=st.integers(1, 12),
     features=st.integers(1, 4),

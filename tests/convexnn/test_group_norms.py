@@ -19,7 +19,7 @@ def test_with_equal_scales_it_is_that_of_pyproximal() -> None:
     np.testing.assert_allclose(ours.prox(x, 1.3), theirs.prox(x, 1.3), atol=1e-14)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 6),
     columns=st.integers(1, 4),

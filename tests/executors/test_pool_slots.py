@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.executors import pool_slots
@@ -195,7 +195,6 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
         assert second.start() >= 1
 
 
-@settings(deadline=None)
 @given(
     st.integers(1, 4),
     st.booleans(),

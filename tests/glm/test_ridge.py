@@ -46,7 +46,7 @@ def test_several_targets() -> None:
     assert model.score(X, y) == pytest.approx(oracle.score(X, y))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(samples=st.integers(2, 40), features=st.integers(1, 12), seed=st.integers(0, 99))
 def test_ridge_of_any_shape(samples: int, features: int, seed: int) -> None:
     stream = np.random.default_rng(seed)

@@ -48,7 +48,7 @@ def test_integers_are_exact_and_wrap_as_in_numpy(dtype: str) -> None:
     assert_close(gram(A, WEIGHTS[:20]).array, A.T @ (WEIGHTS[:20, None] * A), 1e-9)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     rows=st.integers(1, 9),
     columns=st.integers(1, 14),

@@ -81,7 +81,7 @@ def test_products_are_numpys(dtype: str, shape: tuple[int, int]) -> None:
             assert_close(result, expected, ROOM[dtype])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 30),
     columns=st.integers(1, 30),

@@ -81,7 +81,7 @@ def test_mixed_dtypes_are_as_precise_as_numpys() -> None:
             assert_close(matmul(left, right, {1: DEAD}, **options).array, left @ right, 1e-9)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     shape=st.tuples(*[st.integers(1, 12)] * 3),
     data=st.data(),

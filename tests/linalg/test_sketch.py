@@ -23,7 +23,7 @@ B = A @ np.arange(8.0) + STREAM.standard_normal(600)
 BEST = np.linalg.lstsq(A, B, rcond=None)[0]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 6), st.integers(2, 60), st.integers(1, 12), st.integers(0, 99))
 def test_the_last_estimate_is_that_of_numpy(columns: int, more: int, workers: int, seed: int) -> None:
     stream = np.random.default_rng(seed)

@@ -209,7 +209,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-@settings(deadline=None, derandomize=True, max_examples=150)
+@settings(derandomize=True, max_examples=150)
 @given(
     k=st.integers(1, 10),
     parity=st.integers(1, 6),
@@ -659,7 +659,7 @@ def test_failures_are_tried_as_often_as_needed_and_allowed(strikes: int, retries
         coded(executor=faulty(faults, seconds), retries=strikes - 1)
 
 
-@settings(deadline=None, derandomize=True, max_examples=100)
+@settings(derandomize=True, max_examples=100)
 @given(
     kinds=st.lists(
         st.sampled_from(["", "", "raise", "kill", "sleep", "hang", "odd"]), min_size=N, max_size=N

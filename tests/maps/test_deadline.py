@@ -61,7 +61,7 @@ def test_with_a_known_mean_it_is_the_conditional_expectation(n: int, k: int, ker
 
 
 @given(seed=st.integers(0, 999), count=st.integers(1, 7))
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 def test_what_is_determined_is_exact(seed: int, count: int) -> None:
     code = PolarCode(8, 5, kernel="arikan")
     data = scattered(5, 6, seed)

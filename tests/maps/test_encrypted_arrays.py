@@ -109,7 +109,7 @@ def test_nothing_of_it_can_be_read_and_all_can_be_repaired(store):
     assert store.keys("polarmap/") == []
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     rows=st.integers(1, 30), columns=st.integers(0, 400), k=st.integers(1, 5), extra=st.integers(1, 3),
     dtype=st.sampled_from(["f2", "f4", "f8", "c16", "i1", "u4", "i8", ">f8", ">i4"]), data=st.data(),

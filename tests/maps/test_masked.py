@@ -62,7 +62,7 @@ def test_results_are_those_of_the_plain_map(lost: tuple[int, ...], verify: bool 
 
 
 @given(k=st.integers(2, 6), t=st.integers(1, 3), more=st.integers(1, 3), rows=st.integers(1, 20))
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 def test_any_sizes(k: int, t: int, more: int, rows: int) -> None:
     data = np.random.default_rng(rows).standard_normal((k + rows, 2))
     n = k + t + more

@@ -143,7 +143,7 @@ def test_nan_is_waited_for_and_starts_nothing_more() -> None:
     assert result.report.seconds == 9.0
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["", "", "", "raise", "kill", "late", "hang"]), min_size=12, max_size=12),
     seed=st.integers(0, 1000),

@@ -59,7 +59,7 @@ class Lying(AlteringReplay):
 # --- integers ----------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(lost=st.sets(st.integers(0, 6), max_size=3), seed=st.integers(0, 99), top=st.sampled_from([8, 60, 64]))
 def test_unsigned_products_of_64_bits_are_exact(lost: set[int], seed: int, top: int) -> None:
     stream = np.random.default_rng(seed)
@@ -146,7 +146,7 @@ def test_what_f_was_found_to_be_is_remembered_for_its_dtype() -> None:
         )
 
 
-@settings(deadline=None, derandomize=True, max_examples=40)
+@settings(derandomize=True, max_examples=40)
 @given(lost=st.sets(st.integers(0, 31), min_size=1, max_size=8), scale=st.sampled_from([1e6, 1e9]))
 def test_integers_made_of_floats_come_with_a_bound(lost: set[int], scale: float) -> None:
     f = lambda block: np.rint(block * scale).astype(np.int64)  # noqa: E731
@@ -166,7 +166,7 @@ def in_some_order(stream: np.random.Generator, n: int, late: int) -> dict[int, f
 # --- liars -------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(
     k=st.integers(1, 8),
     parity=st.integers(1, 6),
@@ -195,7 +195,7 @@ def test_a_lie_among_integers_is_found_or_its_worker_listed(
         assert all(right) or liar in result.report.unchecked
 
 
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(derandomize=True, max_examples=300)
 @given(
     k=st.integers(2, 24),
     parity=st.integers(2, 8),

@@ -73,7 +73,7 @@ def test_every_format_is_cut_into_csr_rows(form: str, kind: Any) -> None:
     assert seen == {scipy.sparse.csr_matrix if kind is scipy.sparse.coo_matrix else scipy.sparse.csr_array}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 10),

@@ -148,7 +148,7 @@ def test_f_that_is_not_linear_is_refused() -> None:
         coded(np.abs, executor=ReplayExecutor({3: math.inf}))
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(
     kinds=st.lists(st.sampled_from(["", "", "", "raise", "kill", "late", "hang"]), min_size=N, max_size=N),
     pieces=st.integers(2, 6),

@@ -95,7 +95,7 @@ def test_the_mean_is_the_integral_of_the_quantile(distribution: Distribution) ->
 
 
 @every_distribution
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(low=st.floats(0.001, 0.99), share=st.floats(0.01, 0.99))
 def test_areas_are_integrals_of_the_quantile(distribution: Distribution, low: float, share: float) -> None:
     high = low + share * (0.999 - low)

@@ -20,7 +20,7 @@ from polarmap.planning import (
 from polarmap.report import Report, TaskReport
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), min_size=1, max_size=40))
 def test_product_limit_is_scipys(observed: list[tuple[int, bool]]) -> None:
     times = np.array([time for time, _ in observed], float)

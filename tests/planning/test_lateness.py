@@ -6,7 +6,7 @@ from math import inf
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
@@ -67,7 +67,6 @@ def test_parity_goes_by_the_same_rule() -> None:
     assert ParityRule(24, distribution).lateness == LatenessRule(24, distribution)
 
 
-@settings(deadline=None)
 @given(
     times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
     least=st.sampled_from([0.0, 0.1]),
@@ -82,7 +81,6 @@ def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_bac
     assert is_told_early(np.array([ascending]), rule).tolist() == [expected]
 
 
-@settings(deadline=None)
 @given(
     began=st.lists(st.floats(0, 10), min_size=1, max_size=8),
     ends=st.lists(st.tuples(st.integers(0, 7), st.floats(0, 20), st.booleans()), max_size=8),

@@ -49,7 +49,7 @@ def event_by_event(data, parity, upfront, runtimes):
     return now, launched
 
 
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(derandomize=True, max_examples=200)
 @given(
     k=st.integers(1, 12),
     spare=st.integers(0, 6),

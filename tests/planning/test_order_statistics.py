@@ -27,7 +27,7 @@ def test_the_maximum_of_exponentials_is_a_harmonic_number(n: int) -> None:
     assert found.paid == pytest.approx(n, rel=1e-6)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 3000), st.floats(0, 1))
 def test_order_statistics_of_exponentials(n: int, share: float) -> None:
     k = max(1, round(share * n))
@@ -52,7 +52,7 @@ def test_order_statistics_of_pareto(n: int, k: int) -> None:
     assert completion_time(n, k, "mds", Pareto(1.0, shape)).mean == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 5), min_size=1, max_size=8), st.integers(1, 40), st.floats(0, 1))
 @example([1, 4, 4, 5, 4, 4], 15, 0.0)  # the step is where the nodes are far apart
 def test_order_statistics_of_steps(times: list[int], n: int, share: float) -> None:

@@ -108,7 +108,7 @@ def test_the_frontier_goes_from_cheap_to_fast() -> None:
     assert times == sorted(times, reverse=True)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.tuples(st.integers(1, 9), st.integers(1, 9)), min_size=1, max_size=12))
 def test_the_frontier_is_what_nothing_dominates(points: list[tuple[int, int]]) -> None:
     blank = completion_time(2, 1, "mds", ShiftedExponential(1.0, 1.0))

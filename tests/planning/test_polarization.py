@@ -42,7 +42,7 @@ def recursion(times: np.ndarray) -> np.ndarray:
     return np.concatenate([recursion(np.maximum(one, other)), recursion(np.minimum(one, other))])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=5), st.integers(0, 7))
 def test_polarize_is_the_erasure_recursion_at_every_time(survival: list[float], depth: int) -> None:
     rows = polarize(survival, depth)
@@ -69,7 +69,7 @@ def test_means_are_a_martingale(distribution: ShiftedExponential) -> None:
     assert np.mean(means) == pytest.approx(distribution.mean(), rel=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 20), st.integers(0, 2**20 - 1), st.floats(1e-9, 1 - 1e-9))
 def test_quantile_inverts_cdf_at_any_depth(depth: int, index: int, p: float) -> None:
     index %= 1 << depth

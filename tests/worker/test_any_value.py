@@ -114,7 +114,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(VALUES)
 def test_any_value_comes_back_as_it_was(value: Any) -> None:
     assert_same(travelled(value), value)

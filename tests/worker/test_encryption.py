@@ -47,7 +47,7 @@ def decrypted_by_hand(encryption: Encryption, name: str, stored: bytes) -> bytes
     return decryptor.update(stored[NONCE_BYTES:-16]) + decryptor.finalize()
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(data=st.binary(min_size=1, max_size=300), key=st.text(max_size=20), offset=st.integers(0, 2**40))
 def test_a_part_is_what_the_standard_says(data: bytes, key: str, offset: int) -> None:
     encryption, part = Encryption.new(KEY), Part("k" + key, len(data), None, offset)

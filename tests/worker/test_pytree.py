@@ -50,7 +50,7 @@ TREES = st.recursive(
 )
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(TREES)
 def test_unflatten_inverts_flatten(tree: Any) -> None:
     leaves, structure = flatten(tree)
@@ -58,7 +58,7 @@ def test_unflatten_inverts_flatten(tree: Any) -> None:
     assert_same([unflatten(structure, leaves)], [tree])
 
 
-@settings(deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(TREES)
 def test_unpack_inverts_pack_and_a_pickle_in_between(tree: Any) -> None:
     packed = Packed(*pickle.loads(pickle.dumps(tuple(pack(tree)))))
