@@ -17,6 +17,8 @@ PolarmapError
 
 from __future__ import annotations
 
+import sys
+import warnings
 from concurrent.futures import BrokenExecutor
 
 
@@ -62,3 +64,11 @@ class StorageError(PolarmapError, RuntimeError):
 
 class MissingObjectError(StorageError, LookupError):
     """Storage works, and holds nothing of that name."""
+
+
+def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:
+    """Warn of the line outside polarmap that called it, which its user can do something about."""
+    frame, depth = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "polarmap":
+        frame, depth = frame.f_back, depth + 1
+    warnings.warn(message, category, stacklevel=depth)

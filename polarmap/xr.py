@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overload
@@ -16,7 +15,7 @@ from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
 from polarmap.coded_map import coded_map
-from polarmap.errors import CodeError, NotDecodableError
+from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
@@ -414,11 +413,7 @@ def _check_rows(
     try:
         alone = np.asarray(f(rows[:few].copy()))
     except Exception as error:
-        warnings.warn(
-            f"it could not be verified that f acts on each row by itself: here it raised {error!r}",
-            RuntimeWarning,
-            stacklevel=3,
-        )
+        warn(f"it could not be verified that f acts on each row by itself: here it raised {error!r}")
         return
     if alone.shape != whole[:few].shape or not _are_close(alone, whole):
         raise CodeError(

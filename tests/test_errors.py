@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import inspect
-from concurrent.futures import BrokenExecutor
+from concurrent.futures import BrokenExecutor, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -115,3 +115,18 @@ def test_good_options_of_every_type_pass(workers: int) -> None:
     numbers = {"timeout": np.float32(100), "rtol": np.float64(1e-9), "verify": np.True_}
     result = coded_map(np.sum, DATA, executor=ReplayExecutor(), **options, **numbers)
     assert list(result) == [4.0, 4.0, 4.0]
+
+
+def test_a_warning_names_the_line_that_called_polarmap() -> None:
+    A = np.arange(12.0).reshape(6, 2)
+    with ThreadPoolExecutor(3) as pool, pytest.warns(RuntimeWarning, match="parity equations") as caught:
+        coded_map(np.square, A, blocks=2, workers=3, executor=pool)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
+def test_a_warning_of_a_model_names_the_line_that_fits_it() -> None:
+    glm = pytest.importorskip("polarmap.glm")
+    X = np.random.default_rng(0).standard_normal((12, 2))
+    with ThreadPoolExecutor(3) as pool, pytest.warns(match="max_iter=1 ") as caught:
+        glm.LogisticRegression(max_iter=1, blocks=2, workers=3, executor=pool).fit(X, X[:, 0] > 0)
+    assert caught[-1].filename == __file__

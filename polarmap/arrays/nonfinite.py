@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from itertools import accumulate
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.stripes import StripePlan
+from polarmap.errors import warn
 
 Array = npt.NDArray[Any]
 # Data and parity rows of a stripe (no parity: only the data are looked at) -> NaN and inf among the
@@ -70,9 +70,7 @@ class NonFiniteRecord:
             places = "1 place" if self._overflowing == 1 else f"{self._overflowing} places"
             text.append(f"at {places} of the blocks the parity overflows {self._plan.parity_dtype}")
         if text:
-            warnings.warn(
+            warn(
                 f"{' and '.join(text)}: a lost part cannot be decoded where it, or another block in the same "
-                "place, holds such an entry",
-                RuntimeWarning,
-                stacklevel=3,
+                "place, holds such an entry"
             )

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from polarmap.errors import LimitError
+from polarmap.errors import LimitError, warn
 
 MB = 2**20
 GB = 2**30
@@ -205,12 +204,10 @@ before f takes any: use blocks >= 49 or runtime_memory >= 3950
     _check_object(worker, asked)
     most = at_a_time(worker)
     if most is not None and asked.n > most:
-        warnings.warn(
+        warn(
             f"workers = {asked.n}, but {worker.backend} runs {most} at a time (max_workers): "
             f"{asked.n - most} wait until others end, stragglers among them; "
-            f"raise max_workers or use workers <= {most}",
-            RuntimeWarning,
-            stacklevel=5,
+            f"raise max_workers or use workers <= {most}"
         )
 
 

@@ -29,13 +29,11 @@ class ProximalModel(CodedModel):
         penalty: Any,
         start: Floats,
         minimize: Callable[..., Solution] = fista,
-        stacklevel: int = 5,
     ) -> Solution:
         """The minimum; sets n_iter_, objective_, dual_gap_, gradient_map_ and report_.
 
         coded : whose products those of `operator` are made of.
         minimize : called as `fista` is.
-        stacklevel : of the warning, to the caller of fit().
         """
         self._check_numbers(tol=0.0, max_iter=1, verbose=0)
         progress = Progress(type(self).__name__, coded, self.verbose)
@@ -48,7 +46,7 @@ class ProximalModel(CodedModel):
             max_iter=self.max_iter,
             callback=progress.iteration if progress else None,
         )
-        warn_if_not_converged(found.converged, self.max_iter, stacklevel=stacklevel)
+        warn_if_not_converged(found.converged, self.max_iter)
         self.n_iter_, self.objective_ = found.n_iter, found.objective
         self.dual_gap_, self.gradient_map_ = found.gap, found.gradient_map
         self.report_ = coded.report

@@ -10,7 +10,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from polarmap.convex.constant_feature import ConstantFeature
-from polarmap.convex.fista import fista
 from polarmap.convex.proximal_model import ProximalModel
 from polarmap.convexnn.admm import admm
 from polarmap.convexnn.cones import ConeLoss
@@ -73,13 +72,12 @@ class ConvexNetwork(ProximalModel):
             operator = WhitenedOperator(operator, white)
             if signs == 1:
                 start = np.zeros((shape[0] * shape[2], shape[3]))
-                found = self._solve(
-                    coded, GatedOperator(operator, gates.patterns), loss, penalty, start, fista, 6
-                )
+                gated = GatedOperator(operator, gates.patterns)
+                found = self._solve(coded, gated, loss, penalty, start)
             else:
                 cones = ConeLoss(loss, gates.patterns, gates.margins, _interior(gates, white, loss))
                 start = np.zeros((shape[0], columns))
-                found = self._solve(coded, operator, cones, penalty, start, admm, 6)
+                found = self._solve(coded, operator, cones, penalty, start, admm)
         return white.coefficients(found.x.reshape(shape[0], -1)).reshape(shape)
 
     def to_mlp(self) -> Any:

@@ -6,13 +6,12 @@ import copy
 import os
 import time
 import uuid
-import warnings
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polarmap.errors import ExecutorError, StorageError
+from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.lithops_internals import impatient_storage, storage_settings
 from polarmap.storage.retry import retry_call
 
@@ -87,11 +86,7 @@ def remove_objects(storage: Any, prefixes: Collection[str]) -> None:
     try:
         remove_all(storage, prefixes)
     except Exception as error:
-        warnings.warn(
-            f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")
 
 
 def probe_storage(functions: Any) -> float:

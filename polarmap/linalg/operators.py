@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +18,7 @@ from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, PolarmapError
+from polarmap.errors import CodeError, PolarmapError, warn
 from polarmap.executors import keep_open
 from polarmap.executors.pool import usual_blocks
 from polarmap.linalg import matrices
@@ -175,7 +174,7 @@ def _close(sides: CodedSides, end: Callable[[], None]) -> None:
     try:
         sides.remove()
     except PolarmapError as error:
-        warnings.warn(f"blocks of a CodedOperator may be left in storage: {error}", RuntimeWarning, 2)
+        warn(f"blocks of a CodedOperator may be left in storage: {error}")
     finally:
         end()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,7 @@ import numpy.typing as npt
 
 from polarmap.code.base import Recovery
 from polarmap.code.decoder import Decoder
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
@@ -228,7 +227,7 @@ class Acceptance:
         return f"{self._since_ready:.3g} s"
 
     def _warn(self, message: str) -> None:
-        warnings.warn(message, RuntimeWarning, stacklevel=2)
+        warn(message)
 
     def _warn_unverified(self, run: LocalRun) -> None:
         here = f"had not ended after {self._waited}"

@@ -6,7 +6,6 @@ import contextlib
 import contextvars
 import os
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError, ExecutorError, warn
 from polarmap.report import Report
 from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
@@ -326,11 +325,9 @@ class FutureMap(Observer, Generic[R]):
         """Say which results were handed out early and decoded later, because they had been found wrong."""
         wrong = self._early.intersection(self._report.recovered) if self._report is not None else ()
         if wrong:
-            warnings.warn(
+            warn(
                 f"what future.blocks told of blocks {sorted(wrong)} before the others turned out to be "
-                "garbage: the results of the future itself are decoded from others",
-                RuntimeWarning,
-                stacklevel=2,
+                "garbage: the results of the future itself are decoded from others"
             )
 
     @classmethod

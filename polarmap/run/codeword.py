@@ -6,7 +6,6 @@ coded blocks, the next rows, and so on; each is decoded as soon as enough worker
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Callable, Collection, Mapping
 from math import inf
@@ -16,7 +15,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.code.decoder import Decoder
-from polarmap.errors import NotDecodableError
+from polarmap.errors import NotDecodableError, warn
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.acceptance import Acceptance
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
@@ -278,9 +277,7 @@ class Codewords:
         """Say of results that were taken at less than the accuracy asked for how accurate they are."""
         bounds = [word.error_bound for word in self.members if word.received.is_inaccurate]
         if bounds:
-            warnings.warn(
+            warn(
                 "what arrived determines the other results, but no more accurately than to "
-                f"{max(bounds):.2g} (relative), which is more than rtol: no further result came",
-                RuntimeWarning,
-                stacklevel=2,
+                f"{max(bounds):.2g} (relative), which is more than rtol: no further result came"
             )

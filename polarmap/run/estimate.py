@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import replace
 from math import inf
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
@@ -61,11 +60,9 @@ def estimate_at_deadline(
         missing = set(word.decoder.missing.tolist())
         errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
         found = found._replace(errors=errors, error_p90=max(errors))
-        warnings.warn(
+        warn(
             f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
-            "or a worker returned garbage, so what is decoded or estimated may be far off",
-            RuntimeWarning,
-            stacklevel=2,
+            "or a worker returned garbage, so what is decoded or estimated may be far off"
         )
     word.acceptance.results, word.verification = found.results, "no"
     received.needed = received.needed or len(received.arrived)

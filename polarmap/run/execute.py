@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, warn
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, key_of, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
@@ -237,7 +236,7 @@ def _collect(
         observer.show(codewords.count)
         if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
             has_warned = True
-            warnings.warn(coded.unprotected_warning, RuntimeWarning, stacklevel=2)
+            warn(coded.unprotected_warning)
         checks = (check for check in (row_by_row, padding) if check is not None)
         if codewords.step() and all(check.is_over(codewords) for check in checks):
             break

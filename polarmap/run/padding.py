@@ -6,7 +6,6 @@ other result nobody but f knows what zeros have done to it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
+from polarmap.errors import warn
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
@@ -124,9 +124,7 @@ class PaddingRows:
         assert blocks.rows is not None
         total = blocks.k * blocks.rows - blocks.padding
         counts = " or ".join(map(str, dividing_counts(total, blocks.k))) or "1"
-        warnings.warn(
+        warn(
             f"{total} rows do not divide into {blocks.k} blocks: f saw {blocks.padding} rows of zeros at the "
-            f"end, which may show in its last results; blocks={counts} divides them",
-            RuntimeWarning,
-            stacklevel=2,
+            f"end, which may show in its last results; blocks={counts} divides them"
         )

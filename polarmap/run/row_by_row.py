@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, warn
 from polarmap.run.acceptance import longest_wait
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
@@ -88,11 +87,7 @@ class RowByRowCheck:
     def _warn(self) -> None:
         assert self._run is not None
         here = "did not end" if self._run.error is None else f"raised {self._run.words}"
-        warnings.warn(
-            f"it could not be verified that f acts on each row by itself, as Subtasks need: here it {here}",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        warn(f"it could not be verified that f acts on each row by itself, as Subtasks need: here it {here}")
 
     def _block(self) -> Any:
         return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.blocks.leaves(BLOCK)])
