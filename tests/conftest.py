@@ -30,11 +30,15 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
-    # Beside that of the session that started this one, not in it: sockets have short paths only.
-    beside = Path(tempfile.gettempdir()).parents[1] if "PYTEST_XDIST_WORKER" in os.environ else None
-    own = Path(tempfile.mkdtemp(prefix="polarmap-tests-", dir=beside))
+    prefix, beside = "polarmap-tests-", None
+    if (
+        "PYTEST_XDIST_WORKER" in os.environ
+    ):  # beside that of its session, not in it: sockets have short paths only
+        session = Path(tempfile.gettempdir()).parent
+        prefix, beside = f"{session.name}-", session.parent
+    own = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
     # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
-    Finalize(None, shutil.rmtree, (own,), {"ignore_errors": True}, exitpriority=-200)
+    Finalize(None, remove_folders, (own,), exitpriority=-200)
     for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():
         (own / name).mkdir()
         os.environ[variable] = str(own / name)
@@ -44,6 +48,12 @@ def pytest_configure() -> None:
     keep_compiled_modules()
     say_when_ended()
     multiprocessing.set_forkserver_preload(["polarmap"])
+
+
+def remove_folders(own: Path) -> None:
+    """Also those of processes of pytest-xdist, which end at once when they are slow to."""
+    for folder in own.parent.glob(f"{own.name}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def say_when_ended() -> None:
