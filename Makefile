@@ -5,6 +5,8 @@ PYTHON  ?= python3
 BACKEND ?= localhost
 CONFIG  ?= config/$(BACKEND).yaml
 MINUTES ?= 10
+# One more than there are cores: many tests wait for processes.
+JOBS    ?= $(shell expr `getconf _NPROCESSORS_ONLN` + 1)
 
 python := .venv/bin/python
 # As in an activated environment: Lithops looks for `python` on PATH.
@@ -22,7 +24,7 @@ demo: .venv/.base  ## multiply a matrix by coded map, with two stragglers
 	@$(run) examples/matvec.py
 
 test: .venv/.test  ## run the whole test suite, JOBS=... tests at a time
-	@$(run) -m pytest $(if $(JOBS),--numprocesses $(JOBS) --dist worksteal)
+	@$(run) -m pytest $(if $(filter-out 1,$(JOBS)),--numprocesses $(JOBS) --dist worksteal)
 
 test-%: .venv/.test  ## run tests/**/test_%.py only, as in make test-structure
 	@files=$$(find tests -name 'test_$*.py'); \
