@@ -35,7 +35,7 @@ def columns_of(rows: Table, names: list[str]) -> Table:
 
 def load_of(page: str) -> str:
     """What else the machine did, as the page says it."""
-    found: str = re.findall(r"load\s+average\s+[\d.]+", page)[0]
+    found: str = re.findall(r"load\s+average\s+\d+\.\d+", page)[0]
     return " ".join(found.split())
 
 
