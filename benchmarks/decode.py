@@ -14,7 +14,7 @@ TARGET = 1.5
 INTEGERS = [  # n, k, dtype, bytes of a block, share that is missing
     (64, 48, "int64", 1 << 20, 0.05),
     (64, 48, "int64", 1 << 20, 0.15),
-    (64, 48, "int64", 2 << 20, 0.15),  # large enough for the compiled loops
+    (64, 48, "int64", 6 << 20, 0.15),  # large enough for the compiled loops
     (64, 48, "int32", 1 << 20, 0.15),
     (64, 48, "uint8", 1 << 20, 0.15),
     (256, 192, "int64", 1 << 20, 0.05),

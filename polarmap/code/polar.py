@@ -344,7 +344,7 @@ class PolarCode(SystematicCode):
             raise CodeError(f"{self!r} encodes arrays of shape ({self.k}, ...), not {data.shape}")
         rows = data.reshape(self.k, -1).astype(check_dtype(data.dtype, "the data"), copy=False)
         coded = np.empty((self.n, rows.shape[1]), self.parity_dtype(rows.dtype))
-        coded[: self.k] = rows
+        tiled.copy(rows, coded[: self.k])
         self.parity(rows, out=coded[self.k :])
         return coded.reshape((self.n, *data.shape[1:]))
 

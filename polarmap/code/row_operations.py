@@ -23,6 +23,7 @@ Step = tuple[Indices, Indices, int]  # operations of one factor that do not depe
 
 PIECE_BYTES = 1 << 13  # of a row in a tile: of less, numpy takes longer to begin a sum than to add it up
 WIDE = 1 << 10  # columns from which on blocks are worth it
+COMPILED_FROM_BYTES = 1 << 28  # numba takes 0.6 s to load, and saves 0.3 s for each GB
 
 
 def butterflies(shape: tuple[int, int], order: Indices, frozen: Indices) -> Operations:
@@ -94,7 +95,7 @@ def _product(matrix: Array, targets: Indices, sources: Indices) -> Operations:
 def run(operations: Operations, height: int, rows: tiled.Rows, out: Array) -> None:
     """Do `operations` on a table of `height` rows of which `rows` are the first and `out` the last."""
     working = _working(out.dtype)
-    fast = tiled.compiled_loops(rows)
+    fast = tiled.loops_from(COMPILED_FROM_BYTES, rows)
     add = fast.add_rows if fast else add_rows
     step = max(tiled.TILE_BYTES // height, PIECE_BYTES) // working.itemsize // 64 * 64
 

@@ -27,6 +27,7 @@ Rows = Array | Sequence[Array]
 Loops = Callable[..., None]
 
 TILE_BYTES = 1 << 20  # of gathered rows: about the share of one core in the second-level cache
+COPIED_BYTES = 8 << 20  # by one thread at a time
 CONVERTED_BYTES = 4 << 20  # converted for one call of compiled loops, which have tiles of their own
 # Multiplications up to which OpenBLAS takes no second thread, and up to which one is not worth it: where
 # workers keep the cores busy, the wait for it takes tens of milliseconds.
@@ -61,6 +62,16 @@ def shares(out: Array, least: int = 512) -> list[slice]:
     width = out.shape[1]
     step = max(least, -(-width // (4 * available_cores()) // 512) * 512)
     return [slice(start, min(width, start + step)) for start in range(0, width, step)]
+
+
+def copy(rows: Array, out: Array) -> None:
+    """out = rows, some of the rows on each core: new memory takes longer to be touched first than to be copied to.
+
+    Each page is touched by one thread; of several at once, each would clear it.
+    """
+    count = max(1, min(len(rows), out.nbytes // COPIED_BYTES))
+    bounds = [len(rows) * part // count for part in range(count + 1)]
+    over_cores(lambda part: np.copyto(out[part], rows[part]), list(map(slice, bounds[:-1], bounds[1:])))
 
 
 def over_cores(work: Callable[[slice], None], slices: Sequence[slice]) -> None:
@@ -135,13 +146,14 @@ def product(weights: Floats, rows: Rows, out: Array, fast: ModuleType | None = N
         dense(weights.astype(working_dtype(out.dtype), copy=False), rows, out)
 
 
-def compiled_loops(rows: Rows, dtype: DType | None = None) -> ModuleType | None:
-    """polarmap.code.kernels_numba, if numba is there and `rows` are worth loading it.
+def compiled_loops(rows: Rows, dtype: DType) -> ModuleType | None:
+    """polarmap.code.kernels_numba, if numba is there, `rows` are worth loading it and summed in float64."""
+    return loops_from(COMPILED_FROM_BYTES, rows) if working_dtype(dtype) == np.float64 else None
 
-    With a `dtype`, loops in float64 are meant: None where its sums are not to be taken in that.
-    """
-    large = sum(row.nbytes for row in rows) >= COMPILED_FROM_BYTES
-    if not large or find_spec("numba") is None or (dtype is not None and working_dtype(dtype) != np.float64):
+
+def loops_from(least: int, rows: Rows) -> ModuleType | None:
+    """polarmap.code.kernels_numba, if numba is there and `rows` have `least` bytes."""
+    if sum(row.nbytes for row in rows) < least or find_spec("numba") is None:
         return None
     from polarmap.code import kernels_numba
 

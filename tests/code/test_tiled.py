@@ -80,3 +80,13 @@ def test_rows_gathered_into_one_tile_are_cast_and_of_one_length() -> None:
     assert tiled.gather(rows, slice(0, 2), np.int64).tolist() == [[1 - 2**63, 5], [-1, 2**62 + 1]]
     with pytest.raises(ValueError, match="shape"):
         tiled.gather([np.ones(5), np.ones(3)], slice(0, 5), np.float64)
+
+
+@pytest.mark.parametrize("dtype", ["f8", "i2"])
+@pytest.mark.parametrize("count", [1, 2, 7])
+def test_copies_are_shared_row_by_row(count: int, dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiled, "COPIED_BYTES", 2 * 8 * 30)
+    rows = np.arange(count * 30).reshape(count, 30).astype(dtype)
+    out = np.full((count, 30), -1.0)
+    tiled.copy(rows, out)
+    assert (out == rows).all()
