@@ -11,7 +11,7 @@ from typing import Any
 
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_internals import complete_config, load_lithops
+from polarmap.executors.lithops_internals import complete_config, lift_data_limit, load_lithops
 from polarmap.executors.lithops_storage import ask_again
 from polarmap.executors.private_folder import named_for_lithops
 
@@ -35,6 +35,7 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     build = partial(lithops.FunctionExecutor, config_file=str(file), log_level=None, **missing)
     with _naming(file, config):
         functions = ask_again(build) if file.absolute() in _opened else build()
+    lift_data_limit(functions)
     _opened.add(file.absolute())
     return functions
 

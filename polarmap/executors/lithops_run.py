@@ -20,6 +20,11 @@ from polarmap.worker.messages import Reply, Ticket, plain
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
 
+TOO_MUCH_ADVICE = (
+    ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
+    "fewer and larger parts (memory= of encode)"
+)
+
 
 class LithopsJob:
     """One job: on localhost on an executor of its own, so that jobs do not queue."""
@@ -179,7 +184,10 @@ class LithopsRun:
                 futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
         except Exception as error:
             pickled(self._payload.f, self._name)  # the likely reason, in plain words
-            raise ExecutorError(f"{self._name} takes no job: {type(error).__name__}: {error}") from error
+            advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
+            raise ExecutorError(
+                f"{self._name} takes no job: {type(error).__name__}: {error}{advice}"
+            ) from error
         for key, ticket, future in zip(keys, tickets, futures):
             self._launched_at[ticket.task] = time.monotonic()
             self._running.setdefault(key, []).append(_Copy(ticket, future, job))

@@ -28,6 +28,11 @@ def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
     file.write_text(HERE)
     functions = open_functions(file)
     assert functions.backend == "localhost"
+    assert functions.config["lithops"]["data_limit"] == 0  # tickets may name any number of parts
+    end(functions)
+    file.write_text(HERE.replace("storage:", "data_limit: 3, storage:"))
+    functions = open_functions(file)
+    assert functions.config["lithops"]["data_limit"] == 3
     end(functions)
 
 

@@ -142,6 +142,19 @@ def test_a_job_that_is_refused_is_one_clear_error() -> None:
         run.submit([0])
 
 
+def test_more_parts_than_lithops_allows_say_what_to_set() -> None:
+    run = Run()
+
+    def refuse(*given: object, **options: object) -> None:
+        raise Exception("Total data exceeded maximum size of 4.0MiB")
+
+    run.functions.map = refuse  # type: ignore[assignment, method-assign]
+    with pytest.raises(
+        ExecutorError, match=r"size of 4\.0MiB: tasks are told of many parts; say data_limit: 0"
+    ):
+        run.submit([0])
+
+
 def test_an_f_that_cannot_travel_is_named() -> None:
     run = Run()
     run._payload = Payload((one for one in ()).__next__, BLOCKS)

@@ -138,7 +138,8 @@ class ArrayCase:
         return max(rtol, SLACK * oracle.epsilon(self.A.dtype) * amplification) * most
 
     def _read_damaged(self, coded: CodedArray, draw: Draw, harmed: set[tuple[int, int]]) -> str:
-        found = coded.check()
+        executor = ReplayExecutor() if draw.chance(0.5) else None
+        found = coded.check(executor=executor)
         if {(one.block, one.stripe) for one in found.damaged} != harmed:
             raise Finding("wrong audit", f"{found!r}, but harmed were {sorted(harmed)}")
         stripes = {stripe: {block for block, at in harmed if at == stripe} for _, stripe in harmed}
@@ -149,7 +150,7 @@ class ArrayCase:
         try:
             self._check_read(coded, draw, lost)
             self._check_map(coded, lost)
-            repaired = coded.repair()
+            repaired = coded.repair(executor=executor)
         except NotDecodableError as error:
             if dead or not self.is_finite:
                 return "NotDecodableError: too many lost"
