@@ -65,7 +65,7 @@ def shares(out: Array, least: int = 512) -> list[slice]:
 
 
 def copy(rows: Array, out: Array) -> None:
-    """out = rows, some of the rows on each core: new memory takes longer to be touched first than to be copied to.
+    """out = rows, some of the rows on each core: new memory takes longer to be touched than to be written.
 
     Each page is touched by one thread; of several at once, each would clear it.
     """
