@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +21,29 @@ from polarmap.planning import (
 )
 from polarmap.plot import canvas
 
-# Scheme -> marker and colour: no code grey, rival codes open, ours filled.
+# Label -> what schemes of that name match, marker, colour, whether it is filled: no code grey, rival codes
+# open, ours filled.
 LOOKS = {
-    "uncoded": ("s", canvas.INK, True),
-    "2x replication": ("P", canvas.GREY, True),
-    "3x replication": ("X", canvas.GREY, True),
-    "backup tasks (cubed)": ("v", canvas.INK, False),
-    "LT": ("o", canvas.GREEN, False),
-    "LDPC": ("D", canvas.GREEN, False),
-    "polar, sequential": ("^", canvas.ORANGE, False),
-    "rotation": ("*", canvas.VERMILLION, True),
-    "on demand": ("o", canvas.BLUE, True),
-    "upfront, rest on demand": ("p", canvas.BLUE, True),
-    "16 subtasks": ("d", canvas.SKY, True),
+    "uncoded": (r"uncoded$", "s", canvas.INK, True),
+    "2x replication": (r"2x", "P", canvas.GREY, True),
+    "3x replication": (r"3x", "X", canvas.GREY, True),
+    "backup tasks (cubed)": (r"backup tasks \(cubed", "v", canvas.INK, False),
+    "backup tasks, tuned": (r"backup tasks \(tuned", "^", canvas.INK, False),
+    "local product": (r"local product", "s", canvas.GREEN, False),
+    "LT": (r"LT .*\)$", "o", canvas.GREEN, False),
+    "LDPC": (r"LDPC.*[e)]$", "D", canvas.GREEN, False),
+    "LDPC, inactivation": (r"LDPC.*inactivation", "h", canvas.GREEN, False),
+    "polar, sequential": (r"polar, sequential$", "^", canvas.ORANGE, False),
+    "rotation (as MDS)": (r"rotation$", "*", canvas.VERMILLION, True),
+    "on demand": (r"on demand$", "o", canvas.BLUE, True),
+    "upfront, rest on demand": (r"\d+ upfront", "p", canvas.BLUE, True),
+    "16 subtasks": (r"16 subtasks$", "d", canvas.SKY, True),
 }
 
 
 def look_of(scheme: str) -> str | None:
     """The key of LOOKS a scheme goes by."""
-    named = [key for key in LOOKS if scheme == key or scheme.startswith(f"{key} ") or scheme.endswith(key)]
-    return max(named, key=len, default=None)
+    return next((key for key, (pattern, *_) in LOOKS.items() if re.match(pattern, scheme)), None)
 
 
 def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) -> None:
@@ -49,8 +53,7 @@ def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) ->
         uncoded = schemes["uncoded"]
         for scheme, found in schemes.items():
             if (key := look_of(scheme)) is not None and np.isfinite(found.p99):
-                marker, color, filled = LOOKS[key]
-                label = "rotation (as MDS)" if key == "rotation" else key
+                _, marker, color, filled = LOOKS[key]
                 one.plot(
                     [found.paid / uncoded.paid],
                     [found.p99],
@@ -59,7 +62,7 @@ def draw_jobs(jobs: dict[str, dict[str, Completion]], size: Size, path: Path) ->
                     color=color,
                     markerfacecolor=color if filled else "white",
                     markeredgewidth=1.4,
-                    label=label,
+                    label=key,
                 )
         one.set_ylim(bottom=0)
         canvas.titled(one, name, "worker-seconds, relative to a plain map", "99 % quantile, seconds")
@@ -78,21 +81,21 @@ def draw_arrivals(codes: dict[Size, list[Measured]], path: Path) -> None:
     """Results needed beyond k, as a share of k, by the size of the code."""
     figure, ((axes,),) = canvas.blank(7.5, 4.4)
     looks = {
-        "LT": ("o-", canvas.GREEN),
-        "LDPC": ("D--", canvas.GREY),
-        "polar, sequential": ("^-", canvas.ORANGE),
-        "polar, optimal, integers": ("s--", canvas.SKY),
-        "polar, optimal": ("v-", canvas.BLUE),
-        "rotation": ("*-", canvas.VERMILLION),
+        "LT": (r"LT .*\)$", "o-", canvas.GREEN),
+        "LDPC": (r"LDPC.*[e)]$", "D--", canvas.GREY),
+        "LDPC, inactivation": (r"LDPC.*inactivation", "h-", canvas.INK),
+        "polar, sequential": (r"polar, sequential$", "^-", canvas.ORANGE),
+        "polar, optimal, integers": (r"polar, optimal, integers$", "s--", canvas.SKY),
+        "polar, optimal": (r"polar, optimal$", "v-", canvas.BLUE),
+        "rotation, dense MDS, Fermat": (r"rotation$", "*-", canvas.VERMILLION),
     }
-    for name, (style, color) in looks.items():
+    for label, (pattern, style, color) in looks.items():
         points = [
             (size.n, 100 * code.beyond / size.k)
             for size, some in codes.items()
             for code in some
-            if code.name == name or (name in ("LT", "LDPC") and code.name.startswith(name))
+            if re.match(pattern, code.name)
         ]
-        label = "rotation, dense MDS, Fermat" if name == "rotation" else name
         axes.plot(*zip(*points), style, color=color, label=label, ms=11 if "*" in style else 6, lw=1.5)
     axes.set_xscale("log")
     axes.set_xticks([size.n for size in codes], [f"{size.n:,}" for size in codes])

@@ -16,11 +16,13 @@ from polarmap.planning import (
     SimulatedJobs,
     completion_after,
     completion_time,
+    simulate_backups,
     simulate_on_demand,
     simulate_subtasks,
     stragglers,
     training_trace,
 )
+from polarmap.planning.backups import CUBED
 
 DISTRIBUTIONS: dict[str, Distribution] = {
     "2 % stragglers at 5x": stragglers(ShiftedExponential(1.0, 0.1), 0.02, 5.0),
@@ -29,6 +31,7 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "real trace of a training job": training_trace(),
 }
 PIECES = (4, 16)
+MULTIPLES = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
 CHUNK = 1 << 23  # run times simulated at a time
 
 
@@ -42,13 +45,29 @@ def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: i
     for scheme, name in (("backup-cubed", "cubed"), ("backup-spark", "Spark 4")):
         found = completion_time(k, k, scheme, runtimes, trials=trials)
         yield found._replace(scheme=f"backup tasks ({name})")
+    yield tuned_backups(size, runtimes, trials)
     for code in codes:
-        yield completion_after(code.needed, n, k, runtimes, code.name)
+        yield completion_after(code.needed, code.n, k, runtimes, code.name)
     yield simulated("on demand", size, runtimes, trials, partial(demanded, 0))
     few = max(1, (n - k) // 4)
     yield simulated(f"{few} upfront, rest on demand", size, runtimes, trials, partial(demanded, few))
     for pieces in PIECES:
         yield simulated(f"{pieces} subtasks", size, runtimes, trials, partial(in_pieces, pieces))
+
+
+def tuned_backups(size: Size, runtimes: Distribution, trials: int) -> Completion:
+    """Backup tasks by cubed's rule with the multiple that gives the least 99 % quantile."""
+
+    def found(slow: float, trials: int) -> Completion:
+        name = f"backup tasks (tuned: {slow:g} x)"
+        return simulated(name, size, runtimes, trials, partial(with_backups, slow), size.k)
+
+    return found(min(MULTIPLES, key=lambda slow: found(slow, max(200, trials // 5)).p99), trials)
+
+
+def with_backups(slow: float, times: np.ndarray, k: int, runtimes: Distribution) -> SimulatedJobs:
+    rng = np.random.default_rng(1)
+    return simulate_backups(times, lambda late: runtimes.sample(rng, late.sum()), CUBED._replace(slow=slow))
 
 
 def demanded(upfront: int, times: np.ndarray, k: int, runtimes: Distribution) -> SimulatedJobs:
@@ -60,12 +79,18 @@ def in_pieces(pieces: int, times: np.ndarray, k: int, runtimes: Distribution) ->
 
 
 def simulated(
-    scheme: str, size: Size, runtimes: Distribution, trials: int, run: partial[SimulatedJobs]
+    scheme: str,
+    size: Size,
+    runtimes: Distribution,
+    trials: int,
+    run: partial[SimulatedJobs],
+    tasks: int | None = None,
 ) -> Completion:
-    rng = np.random.default_rng(0)
+    """Jobs of as many `tasks`, by default all n, run by `run`."""
+    rng, tasks = np.random.default_rng(0), tasks or size.n
     step = max(1, CHUNK // size.n)
     parts = [
-        run(runtimes.sample(rng, (min(step, trials - first), size.n)), size.k, runtimes)
+        run(runtimes.sample(rng, (min(step, trials - first), tasks)), size.k, runtimes)
         for first in range(0, trials, step)
     ]
     return summarized(scheme, size, SimulatedJobs(*(np.concatenate(column) for column in zip(*parts))))

@@ -5,8 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.rivals import Rival, fermat, fountain, mds, polar, staircase
-from benchmarks.rivals.peeling import Graph, Peeling
+from benchmarks.rivals import (
+    Rival,
+    embedding,
+    fermat,
+    fountain,
+    local_product,
+    mds,
+    polar,
+    raptor,
+    staircase,
+)
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode
 from polarmap import PolarCode
 
 N, K = 24, 16
@@ -17,6 +27,7 @@ def floating() -> list[Rival]:
         fountain.LT(40, K, 0.1, 0.5),
         staircase.Staircase(N, K),
         staircase.Staircase(N, K, 0.2, 6),
+        local_product.LocalProduct(K, 3, 3),
         mds.gaussian(N, K),
         mds.chebyshev(N, K).dense(),
         polar.Polar(PolarCode(N, K)),
@@ -25,11 +36,21 @@ def floating() -> list[Rival]:
     ]
 
 
+def by_inactivation() -> list[SparseCode]:
+    return [
+        fountain.LT(40, K, 0.1, 0.5, inactivates=True),
+        staircase.Staircase(N, K, inactivates=True),
+        staircase.Staircase(90, 60, 0.2, 6, inactivates=True),
+        raptor.Raptor(*raptor.tuned(N, K)),
+        raptor.Raptor(*raptor.tuned(150, 120)),
+    ]
+
+
 def orders(n: int, count: int = 20) -> np.ndarray:
     return np.random.default_rng(n).permuted(np.tile(np.arange(n), (count, 1)), axis=1)
 
 
-@pytest.mark.parametrize("code", floating(), ids=lambda code: code.name)
+@pytest.mark.parametrize("code", [*floating(), *by_inactivation()], ids=lambda code: code.name)
 def test_decodes_at_the_arrival_it_says_and_not_before(code: Rival) -> None:
     data = np.random.default_rng(0).standard_normal((code.k, 5))
     coded = code.encode(data)
@@ -44,6 +65,52 @@ def test_decodes_at_the_arrival_it_says_and_not_before(code: Rival) -> None:
         garbled = np.full_like(coded, np.nan)
         garbled[arrived] = coded[arrived]
         np.testing.assert_allclose(code.plan(arrived).recover(garbled), data, atol=1e-5)
+
+
+@pytest.mark.parametrize("code", by_inactivation(), ids=lambda code: code.name)
+def test_inactivation_decodes_as_soon_as_the_rank_is_full(code: SparseCode) -> None:
+    generator = code.encode(np.eye(code.k))
+    for order, needed in zip(orders(code.n), code.needed(orders(code.n))):
+        assert needed > code.n or np.linalg.matrix_rank(generator[order[:needed]]) == code.k
+        assert np.linalg.matrix_rank(generator[order[: needed - 1]]) < code.k
+
+
+def test_inactivation_needs_no_more_than_peeling_and_raptor_codes_hardly_more_than_k() -> None:
+    for make in (fountain.LT(40, K, 0.1, 0.5), staircase.Staircase(N, K)):
+        solved = Decoder(make.decoder.graph, K, inactivates=True)
+        for order in orders(make.n):
+            assert K <= solved.needed(make.coded[order], K) <= make.decoder.needed(make.coded[order], K)
+    code = raptor.Raptor(*raptor.tuned(150, 120))
+    generator = code.encode(np.eye(120))
+    np.testing.assert_allclose(generator[:120], np.eye(120), atol=1e-9)
+    assert code.needed(orders(150)).mean() < 121
+
+
+def test_local_product_codes_close_the_rows_and_columns_of_every_grid() -> None:
+    code = local_product.LocalProduct(11, 2, 3)  # grids of 6 and of 5
+    data = np.random.default_rng(0).standard_normal((11, 2))
+    parity = code.encode(data)[11:]
+    whole, short = data[:6].reshape(2, 3, 2), np.concatenate([data[6:], np.zeros((1, 2))]).reshape(2, 3, 2)
+    for grid, some in ((whole, parity[:6]), (short, parity[6:])):
+        np.testing.assert_allclose(some[:2], grid.sum(axis=1))
+        np.testing.assert_allclose(some[2:5], grid.sum(axis=0))
+        np.testing.assert_allclose(some[5], grid.sum(axis=(0, 1)))
+    assert local_product.LocalProduct(2, 2, 3).n == 2 + 2 + 2  # one row of two: its sum, each, the corner
+
+
+def test_embeddings_decode_any_k_and_commute_with_products() -> None:
+    code, rng = embedding.Embedding(12, 9), np.random.default_rng(0)
+    data, f = rng.standard_normal((9, 10)), rng.standard_normal((5, 3))
+    halves = np.concatenate([data[:, :5] @ f, data[:, 5:] @ f], axis=1)
+    coded = code.encode(data)
+    results = np.concatenate([coded[:, :5] @ f, coded[:, 5:] @ f], axis=1)
+    turn = 2 * np.pi / 13 * 7 * np.arange(9)  # block 7 by rotations, as the paper writes them
+    np.testing.assert_allclose(coded[7, :5], np.cos(turn) @ data[:, :5] + np.sin(turn) @ data[:, 5:])
+    np.testing.assert_allclose(coded[7, 5:], -np.sin(turn) @ data[:, :5] + np.cos(turn) @ data[:, 5:])
+    for order in orders(12):
+        garbled = np.full_like(results, np.nan)
+        garbled[order[:9]] = results[order[:9]]
+        np.testing.assert_allclose(code.plan(order[:9]).recover(garbled), halves, atol=1e-9)
 
 
 @pytest.mark.parametrize("code", [fountain.LT(40, K, 0.1, 0.5), staircase.Staircase(N, K)])
@@ -64,12 +131,10 @@ def done(equations: list[set[int]], known: set[int], wanted: int) -> bool:
         known |= set(single)
 
 
-def test_a_schedule_solves_weighted_equations() -> None:
+def test_a_plan_solves_weighted_equations() -> None:
     graph = Graph.of([np.array([0, 1, 2]), np.array([1, 2])], [np.array([2.0, -1, 3]), np.array([4.0, 1])], 3)
-    values = np.array([[np.nan], [np.nan], [8.0]])
-    decoder = Peeling(graph, 2)
-    decoder.replay(decoder.schedule(np.array([2])), values)
-    assert values.ravel().tolist() == [-13.0, -2.0, 8.0]
+    found = Decoder(graph, 2).plan(np.array([2])).follow(np.array([[8.0]]), np.array([0]))
+    assert found.ravel().tolist() == [-13.0, -2.0]
 
 
 def test_the_robust_soliton_is_the_ideal_one_but_for_its_ripple() -> None:

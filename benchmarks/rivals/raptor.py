@@ -1,0 +1,89 @@
+"""A code like Raptor codes (Shokrollahi 2006; RFC 5053), over the reals.
+
+Hidden blocks obey a few equations of their own, sparse ones and dense ones; a coded block is a sum, with
+random signs, of a few hidden blocks: as many as the distribution of degrees of RFC 5053 says. The first
+k coded blocks are the data: encoding solves for the hidden blocks, as decoding does, by inactivation.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from math import ceil, comb
+
+import numpy as np
+
+from benchmarks.rivals import Array
+from benchmarks.rivals.sparse import Decoder, Graph, SparseCode, estimated_norms
+
+# RFC 5053, 5.4.4.2: degrees, and shares of 2^20.
+DEGREES = (1, 2, 3, 4, 10, 11, 40)
+SHARES = np.diff([0, 10241, 491582, 712794, 831695, 948446, 1032189, 1048576]) / (1 << 20)
+SEEDS = 20  # tried for the smallest parity blocks; as the RFC chooses a systematic index for each k
+
+
+class Raptor(SparseCode):
+    """n coded blocks, the first k of them the data.
+
+    Parameters
+    ----------
+    n, k, seed : int
+    """
+
+    name = "Raptor"
+
+    def __init__(self, n: int, k: int, seed: int = 0) -> None:
+        self.n, self.k, self.seed = n, k, seed
+        rng = np.random.default_rng(seed)
+        sparse, dense = precode(k)
+        first = k + sparse  # of the hidden blocks that the dense equations give
+        hidden = first + dense
+        equations: list[list[int]] = [[k + i] for i in range(sparse)]
+        for block in range(k):
+            for i in rng.choice(sparse, min(3, sparse), replace=False):
+                equations[i].append(block)
+        halves = [[first + i] for i in range(dense)]
+        for block in range(first):
+            for i in rng.choice(dense, (dense + 1) // 2, replace=False):
+                halves[i].append(block)
+        degrees = np.minimum(rng.choice(DEGREES, n, p=SHARES), hidden)
+        sums = [
+            np.append(rng.choice(hidden, degree, replace=False), hidden + i)
+            for i, degree in enumerate(degrees)
+        ]
+        members = [*map(np.array, equations + halves), *sums]
+        signs = [rng.choice([-1.0, 1.0], len(some)) for some in members]
+        self.decoder = Decoder(Graph.of(members, signs, hidden + n), hidden, inactivates=True)
+        self.coded = np.arange(hidden, hidden + n)
+        self.data = self.coded[:k]
+
+    @property
+    def is_systematic(self) -> bool:
+        """Whether the data determine the hidden blocks."""
+        return self._encoding.solves
+
+    @cached_property
+    def norms(self) -> Array:
+        return estimated_norms(self)
+
+
+def precode(k: int) -> tuple[int, int]:
+    """How many sparse and dense equations hold among the hidden blocks (RFC 5053, 5.4.2.3).
+
+    >>> precode(24), precode(768)
+    ((11, 7), (53, 12))
+    """
+    x = next(x for x in range(1, k + 2) if x * (x - 1) >= 2 * k)
+    sparse = next(p for p in range(ceil(k / 100) + x, 10 * k + 20) if is_prime(p))
+    return sparse, next(h for h in range(1, k + 2) if comb(h, ceil(h / 2)) >= k + sparse)
+
+
+def is_prime(p: int) -> bool:
+    return p > 1 and all(p % divisor for divisor in range(2, int(p**0.5) + 1))
+
+
+def tuned(n: int, k: int) -> tuple[int, int, int]:
+    """Arguments of the code whose largest parity block is the smallest."""
+    noise = np.random.default_rng(0).standard_normal((k, 64))
+    codes = (code for seed in range(SEEDS) if (code := Raptor(n, k, seed)).is_systematic)
+    best = min(codes, key=lambda code: float(np.linalg.norm(code.encode(noise), axis=1).max()))
+    return n, k, best.seed

@@ -1,0 +1,356 @@
+"""Sparse codes: peeling, and inactivation where peeling stops.
+
+Peeling finds a block wherever one equation has a single unknown left. Where it stops, inactivation
+(as decoders of Raptor codes do it, RFC 5053) sets an unknown block aside and goes on as if it were
+known; a small dense system finds those set aside in the end. The equations bind the coded blocks
+(LDPC, product codes) or say which hidden blocks a coded block is the sum of (LT, Raptor). What is
+found from what depends on bits only and is planned first; blocks are touched when a plan is followed.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+
+from benchmarks.rivals import Array, compiled
+from polarmap.code.recovery import left_inverse
+from polarmap.code.tiled import over_cores, tiles
+
+EXACT_NORMS = 1024
+
+
+class Graph(NamedTuple):
+    """Sparse equations: for each i, sum over its entries of coefficient * block[member] = 0.
+
+    starts : entries of equation i are starts[i] .. starts[i + 1].
+    members, coefficients : of all entries.
+    blocks : how many there are.
+    """
+
+    starts: Array
+    members: Array
+    coefficients: Array
+    blocks: int
+
+    @classmethod
+    def of(cls, equations: list[Array], coefficients: list[Array], blocks: int) -> Graph:
+        starts = np.append(0, np.cumsum([len(members) for members in equations]))
+        return cls(starts, np.concatenate(equations), np.concatenate(coefficients).astype(float), blocks)
+
+    def dense(self) -> Array:
+        """The equations as a matrix (equations, blocks)."""
+        matrix = np.zeros((len(self.starts) - 1, self.blocks))
+        rows = np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+        matrix[rows, self.members] = self.coefficients
+        return matrix
+
+
+class Decoder:
+    """The decoder of a graph.
+
+    Parameters
+    ----------
+    graph : Graph
+    wanted : int
+        Blocks 0..wanted-1 are to be found, and may be set aside: all others follow from them.
+    inactivates : bool
+        Whether results are awaited until inactivation decodes, or longer, until peeling alone does.
+    """
+
+    def __init__(self, graph: Graph, wanted: int, inactivates: bool = False) -> None:
+        self.graph, self.wanted, self.inactivates = graph, wanted, inactivates
+
+    @cached_property
+    def _transposed(self) -> tuple[Array, Array]:
+        """For each block the equations it stands in: starts, equations."""
+        equations = np.repeat(np.arange(len(self.graph.starts) - 1), np.diff(self.graph.starts))
+        by_block = np.argsort(self.graph.members, kind="stable")
+        return np.append(0, np.cumsum(self._occurrences)), equations[by_block]
+
+    @cached_property
+    def _occurrences(self) -> Array:
+        return np.bincount(self.graph.members, minlength=self.graph.blocks)
+
+    def needed(self, order: Array, fewest: int) -> int:
+        """How many of the blocks in `order` must arrive; len(order) + 1 if all are too few.
+
+        fewest : that can be enough.
+        """
+        if not self.inactivates:
+            used, complete = _peel(*self.graph[:2], *self._transposed, self.graph.blocks, order, self.wanted)
+            return int(used) if complete else len(order) + 1
+        if not self.plan(order).solves:
+            return len(order) + 1
+        least, most = fewest - 1, len(order)  # too few, enough
+        while most - least > 1:
+            middle = (least + most) // 2
+            least, most = (least, middle) if self.plan(order[:middle]).solves else (middle, most)
+        return most
+
+    def plan(self, arrived: Array, wanted: Array | None = None) -> Plan:
+        """How to find the blocks `wanted` (by default those of the code) from those that arrived."""
+        graph, here = self.graph, np.zeros(self.graph.blocks, bool)
+        here[arrived] = True
+        # What stands in one equation only and is missing makes that equation say nothing of others.
+        lost = ~here & (self._occurrences == 1)
+        lost[: self.wanted] = False
+        useful = np.ones(len(graph.starts) - 1, bool)
+        useful[np.repeat(np.arange(len(useful)), np.diff(graph.starts))[lost[graph.members]]] = False
+        steps = _set_aside(*graph[:2], *self._transposed, here, useful, self.wanted)
+        return Plan(graph, arrived, np.arange(self.wanted) if wanted is None else wanted, *steps)
+
+
+class Plan:
+    """How to find some blocks from others.
+
+    solves : whether that determines them.
+    operations : additions, and multiplications of the dense part, for one number of every block.
+    """
+
+    def __init__(
+        self,
+        graph: Graph,
+        arrived: Array,
+        wanted: Array,
+        targets: Array,
+        sources: Array,
+        aside: Array,
+        spare: Array,
+    ) -> None:
+        self._graph, self._arrived, self._wanted, self._aside = graph, arrived, wanted, aside
+        self.solves, self.operations = len(spare) >= len(aside), 0.0
+        if not self.solves:
+            return
+        spare = spare if len(aside) else spare[:0]
+        # The equations that found nothing are left to find what was set aside; each gets a row of its own.
+        self._rest = np.arange(graph.blocks, graph.blocks + len(spare))
+        kept = _called_for(*graph[:2], targets, sources, spare, wanted, graph.blocks)
+        first = np.append(targets[kept], self._rest), np.append(sources[kept], spare)
+        symbols = np.zeros((graph.blocks + len(spare), len(aside)))
+        symbols[aside] = np.eye(len(aside))
+        _replay(*first, *graph[:3], symbols)
+        self._solver = left_inverse(symbols[self._rest])
+        self.solves = bool(np.isfinite(self._solver).all())
+        changed = symbols[targets[kept]].any(axis=1)
+        self._first, self._again = first, (targets[kept][changed], sources[kept][changed])
+        additions = np.diff(graph.starts) - 1
+        self.operations = float(
+            additions[self._first[1]].sum() + additions[self._again[1]].sum() + 2 * self._solver.size
+        )
+
+    def follow(self, blocks: Array, given: Array) -> Array:
+        """The blocks wanted (wanted, b) from those that arrived, in their order the rows `given`."""
+        found = np.empty((len(self._wanted), blocks.shape[1]))
+        rows = self._graph.blocks + len(self._rest)
+
+        def work(columns: slice) -> None:
+            tile = np.empty((rows, columns.stop - columns.start))
+            tile[self._arrived] = blocks[given, columns]
+            tile[self._aside] = 0
+            _replay(*self._first, *self._graph[:3], tile)
+            if len(self._aside):
+                tile[self._aside] = -(self._solver @ tile[self._rest])
+                _replay(*self._again, *self._graph[:3], tile)
+            found[:, columns] = tile[self._wanted]
+
+        over_cores(work, list(tiles(blocks.shape[1], 2 * rows, 8)))
+        return found
+
+
+class SparseCode:
+    """A code by its graph: what all of them have in common.
+
+    decoder : Decoder
+    coded, data : which blocks of the graph are the n coded blocks and the k data blocks, (n,), (k,).
+    """
+
+    name: str
+    n: int
+    k: int
+    norms: Array
+    decoder: Decoder
+    coded: Array
+    data: Array
+
+    @cached_property
+    def _encoding(self) -> Plan:
+        return self.decoder.plan(self.data, self.coded)
+
+    @property
+    def encode_operations(self) -> float:
+        return self._encoding.operations
+
+    def needed(self, orders: Array) -> Array:
+        return np.array([self.decoder.needed(self.coded[order], self.k) for order in orders])
+
+    def encode(self, data: Array) -> Array:
+        return self._encoding.follow(data, np.arange(self.k))
+
+    def plan(self, arrived: Array) -> Solving:
+        return Solving(self, arrived)
+
+
+class Solving:
+    """The data of a code from one pattern of arrivals."""
+
+    def __init__(self, code: SparseCode, arrived: Array) -> None:
+        self._arrived, self._plan = arrived, code.decoder.plan(code.coded[arrived], code.data)
+        assert self._plan.solves, f"these blocks do not determine the data of {code.name}"
+        self.operations = self._plan.operations
+
+    def recover(self, blocks: Array) -> Array:
+        return self._plan.follow(blocks, self._arrived)
+
+
+def estimated_norms(code: SparseCode) -> Array:
+    """2-norms of the coefficients: exact, or for large k by the law of large numbers."""
+    if code.k <= EXACT_NORMS:
+        return np.linalg.norm(code.encode(np.eye(code.k)), axis=1)
+    data = np.random.default_rng(0).choice([-1.0, 1.0], (code.k, EXACT_NORMS))
+    return np.linalg.norm(code.encode(data), axis=1) / np.sqrt(EXACT_NORMS)
+
+
+def waiting(needed: Array, n: int) -> float:
+    """The mean arrivals needed, never counting as 2 n."""
+    return float(np.where(needed > n, 2 * n, needed).mean())
+
+
+def some_orders(n: int, trials: int) -> Array:
+    """Random orders by which parameters are chosen, others than those by which codes are measured."""
+    return np.random.default_rng(1).permuted(np.tile(np.arange(n), (trials, 1)), axis=1)
+
+
+@compiled
+def _peel(starts, members, block_starts, block_equations, blocks, order, wanted):  # type: ignore[no-untyped-def]
+    """Arrivals used until all wanted are known by peeling, and whether they ever are."""
+    equations = len(starts) - 1
+    unknown = starts[1:] - starts[:-1]
+    rest = np.zeros(equations, np.int64)  # the exclusive or of the unknown members
+    for equation in range(equations):
+        for entry in range(starts[equation], starts[equation + 1]):
+            rest[equation] ^= members[entry]
+    known = np.zeros(blocks, np.bool_)
+    queue = np.empty(blocks, np.int64)
+    missing, used = wanted, 0
+    for block in order:
+        used += 1
+        if known[block]:
+            continue
+        known[block] = True
+        queue[0] = block
+        head, tail = 0, 1
+        while head < tail:
+            block = queue[head]
+            head += 1
+            missing -= block < wanted
+            for entry in range(block_starts[block], block_starts[block + 1]):
+                equation = block_equations[entry]
+                unknown[equation] -= 1
+                rest[equation] ^= block
+                if unknown[equation] == 1 and not known[rest[equation]]:
+                    known[rest[equation]] = True
+                    queue[tail] = rest[equation]
+                    tail += 1
+        if missing == 0:
+            break
+    return used, missing == 0
+
+
+@compiled
+def _set_aside(starts, members, block_starts, block_equations, here, useful, wanted):  # type: ignore[no-untyped-def]
+    """Blocks found, the equations that gave them, blocks set aside, equations left over."""
+    equations, blocks = len(starts) - 1, len(here)
+    unknown = starts[1:] - starts[:-1]
+    rest = np.zeros(equations, np.int64)
+    waiting = np.zeros(blocks, np.int64)  # useful equations with two unknowns or more that a block is in
+    for equation in range(equations):
+        for entry in range(starts[equation], starts[equation + 1]):
+            rest[equation] ^= members[entry]
+            waiting[members[entry]] += useful[equation]
+    known, is_used = here.copy(), np.zeros(equations, np.bool_)
+    targets, sources = np.empty(equations, np.int64), np.empty(equations, np.int64)
+    aside, queue = np.empty(wanted, np.int64), np.empty(blocks, np.int64)
+    found, put, head, tail = 0, 0, 0, 0
+    for block in range(blocks):
+        if here[block]:
+            queue[tail] = block
+            tail += 1
+    for equation in range(equations):
+        if unknown[equation] == 1 and not known[rest[equation]]:
+            known[rest[equation]] = True
+            is_used[equation] = True
+            targets[found], sources[found] = rest[equation], equation
+            found += 1
+            queue[tail] = rest[equation]
+            tail += 1
+    while True:
+        while head < tail:
+            block = queue[head]
+            head += 1
+            for entry in range(block_starts[block], block_starts[block + 1]):
+                equation = block_equations[entry]
+                unknown[equation] -= 1
+                rest[equation] ^= block
+                if unknown[equation] == 1:
+                    last = rest[equation]
+                    waiting[last] -= useful[equation]
+                    if not known[last]:
+                        known[last] = True
+                        is_used[equation] = True
+                        targets[found], sources[found] = last, equation
+                        found += 1
+                        queue[tail] = last
+                        tail += 1
+        best = -1
+        for block in range(wanted):  # the one that most equations wait for
+            if not known[block] and (best < 0 or waiting[block] > waiting[best]):
+                best = block
+        if best < 0:
+            break
+        known[best] = True
+        aside[put] = best
+        put += 1
+        queue[tail] = best
+        tail += 1
+    spare = np.flatnonzero((unknown == 0) & ~is_used)
+    return targets[:found], sources[:found], aside[:put], spare
+
+
+@compiled
+def _called_for(starts, members, targets, sources, spare, wanted, blocks):  # type: ignore[no-untyped-def]
+    """Which steps give a block that is wanted or that a later step or a spare equation uses."""
+    used, kept = np.zeros(blocks, np.bool_), np.zeros(len(targets), np.bool_)
+    for block in wanted:
+        used[block] = True
+    for equation in spare:
+        for entry in range(starts[equation], starts[equation + 1]):
+            used[members[entry]] = True
+    for step in range(len(targets) - 1, -1, -1):
+        kept[step] = used[targets[step]]
+        if kept[step]:
+            for entry in range(starts[sources[step]], starts[sources[step] + 1]):
+                used[members[entry]] = True
+    return kept
+
+
+@compiled
+def _replay(targets, sources, starts, members, coefficients, values):  # type: ignore[no-untyped-def]
+    """Fill in the targets, in place on values (blocks, b); one that is no member gets the equation's sum."""
+    for step in range(len(targets)):
+        target, equation = targets[step], sources[step]
+        row = values[target]
+        row[:] = 0
+        scale = 1.0
+        for entry in range(starts[equation], starts[equation + 1]):
+            member = members[entry]
+            if member == target:
+                scale = -1 / coefficients[entry]
+            else:
+                factor = coefficients[entry]
+                other = values[member]
+                for column in range(len(row)):
+                    row[column] += factor * other[column]
+        for column in range(len(row)):
+            row[column] *= scale
