@@ -33,7 +33,7 @@ def main() -> None:
     quick = is_quick(__doc__)
     folder = ROOT / "build" / "comparison" if quick else ROOT / "docs"
     (folder / "figures").mkdir(parents=True, exist_ok=True)
-    sizes, megabytes = (QUICK, 8) if quick else (SIZES, 64)
+    sizes, megabytes = (QUICK, 8) if quick else (SIZES, 128)
     began = perf_counter()
     codes.compile_loops()
     measured = {size: list(codes.measured(size, tuning(size), megabytes)) for size in sizes}

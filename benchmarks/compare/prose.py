@@ -73,7 +73,7 @@ Codes start a third more tasks than there are blocks, local product codes as man
 nothing overlapped. One driver holds the data: it codes, with the core-seconds of [codes side by
 side](comparison-codes.md) on one core; sends the blocks and takes the results awaited, as large as blocks,
 at 1.25 GB/s (10 Gbit/s); every worker takes its block and hands in its result at 75 MB/s. Coding is
-measured on blocks of 1 MB where there are 64 or fewer and on smaller ones where there are more, 64 MB
+measured on blocks of 1 MB where there are 128 or fewer and on smaller ones where there are more, 128 MB
 together, and scaled linearly in bytes: every column of numbers is coded by itself. Tasks take the same time
 whatever the size of their blocks. What a code makes once in its life (`first use` there) is not counted,
 nor requests. Parity on demand is charged all the coding of parity upfront, subtasks a plan for each.
@@ -106,9 +106,9 @@ Part of [how it compares](comparison.md), written by `python -m benchmarks.compa
 
 `beyond k`: mean results needed beyond k in random order; `fails`: orders that do not decode with all n.
 Operations are additions and multiplications for each number of a coded block. Seconds are core-seconds:
-processor time of all threads, at a load average of {load:.0f}, compiled loops on both sides. `encode` and
-`decode`: for a GB of data, the least of five runs on {megabytes} MB in k blocks of at most 1 MB, eight
-bytes a number; `plan`, the median of five, is what depends on the arrivals only, not on the blocks; `first
+processor time of all threads, at a load average of {load:.0f}, compiled loops on both sides (24 blocks are
+too few bytes for polarmap to load its own). `encode` and `decode`: for a GB of data, the least of five runs
+on {megabytes} MB in k blocks of at most 1 MB, eight bytes a number; `plan`, the median of five, is what depends on the arrivals only, not on the blocks; `first
 use` is what a code takes once: to be made, and to code two columns, beyond what it takes to code them again
 (P of rotation and of the dense code; not the choice of parameters, nor compiling). `amplification`: by how
 much decoding multiplies the relative rounding error of what arrived, for the worst block; median and worst

@@ -62,7 +62,7 @@ OPTIMAL_SHARE = 0.25
 # Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
 # and up to this many the butterfly in numpy.
 DENSE_UP_TO = 12
-DENSE_UP_TO_UNCOMPILED = 128
+DENSE_UP_TO_UNCOMPILED = 512
 # Of 32-bit integers, whose sums need 64 bits, it beats additions up to this many (benchmarks/encode.py).
 DENSE_EXACT_UP_TO = 16
 
