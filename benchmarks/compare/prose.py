@@ -108,12 +108,13 @@ Part of [how it compares](comparison.md), written by `python -m benchmarks.compa
 Operations are additions and multiplications for each number of a coded block. Seconds are core-seconds:
 processor time of all threads, at a load average of {load:.0f}, compiled loops on both sides (24 blocks are
 too few bytes for polarmap to load its own). `encode` and `decode`: for a GB of data, the least of five runs
-on {megabytes} MB in k blocks of at most 1 MB, eight bytes a number; `plan`, the median of
-five, is what depends on the arrivals only, not on the blocks; `first use` is what a code takes once: to be
-made, and to code two columns, beyond what it takes to code them again (P of rotation and of the dense code; not the choice of parameters, nor compiling). `amplification`: by how
-much decoding multiplies the relative rounding error of what arrived, for the worst block; median and worst
-over random orders, estimated from unit noise in proportion to each coded block's size. `error`: the largest
-of decoding unit normal data once, rounding within the decoder included."""
+on {megabytes} MB in k blocks of at most 1 MB, eight bytes a number; `plan`, the median of five, is what
+depends on the arrivals only, not on the blocks; `first use` is what a code takes once: to be made, and
+to code two columns, beyond what it takes to code them again (P of rotation and of the dense code; not
+the choice of parameters, nor compiling). `amplification`: by how much decoding multiplies the relative
+rounding error of what arrived, for the worst block; median and worst over random orders, estimated from
+unit noise in proportion to each coded block's size. `error`: the largest of decoding unit normal data
+once, rounding within the decoder included."""
 
 REMARKS = """\
 ## How each rival was given its best
