@@ -300,7 +300,8 @@ class PolarCode(SystematicCode):
             self._fill_arikan(rows, out)
             return
         fast = tiled.compiled_loops(rows, out.dtype)
-        if min(self.n - self.k, self.k) <= (DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED):
+        most = DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED
+        if min(self.n - self.k, self.k) <= most and is_formed(self.n, self.k):
             tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
             tiled.rotation_parity(self._rotations, rows, out, fast)
