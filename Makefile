@@ -43,7 +43,7 @@ lint: .venv/.dev  ## check style (ruff) and types (mypy)
 	@$(python) -m ruff format --check .
 	@$(python) -m mypy
 
-bench: .venv/.fast  ## measure speed and print the table of ratios
+bench: .venv/.fast  ## measure speed and print the tables of ratios; python -m benchmarks --all has more
 	@$(run) -m benchmarks
 
 compare: .venv/.test  ## measure polarmap beside its rivals, write docs/comparison*.md, real-jobs.md, README's tables

@@ -1,20 +1,17 @@
-"""All benchmarks, one table after another: `python -m benchmarks [--quick]`."""
+"""Benchmarks of speed, one table after another, or all: `python -m benchmarks [--all] [--quick]`."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
 
-SUBJECTS = (
-    "encode",
-    "decode",
+SPEED = ("encode", "decode", "memory", "overhead")
+OTHERS = (
     "arrivals",
     "accuracy",
-    "overhead",
     "slots",
     "many_tasks",
     "terabyte",
-    "memory",
     "coded_arrays",
     "encryption",
     "theory",
@@ -30,9 +27,11 @@ SUBJECTS = (
 
 
 def main() -> None:
-    for subject in SUBJECTS:  # each in a process of its own: none inherits another's threads or memory
+    options = [option for option in sys.argv[1:] if option != "--all"]
+    others = OTHERS if "--all" in sys.argv else ()
+    for subject in SPEED + others:  # each in a process of its own: none inherits another's threads or memory
         print(f"\n== {subject}", flush=True)
-        subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *sys.argv[1:]], check=True)
+        subprocess.run([sys.executable, "-m", f"benchmarks.{subject}", *options], check=True)
 
 
 if __name__ == "__main__":
