@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from statistics import median
 from time import perf_counter, sleep
 
+ROOT = Path(__file__).resolve().parents[1]
 REST = 0.15  # seconds: the threads of BLAS spin for about 0.1 after a product, and take a core
 
 
@@ -15,6 +17,13 @@ def is_quick(description: str | None) -> bool:
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--quick", action="store_true", help="smaller and fewer")
     return bool(parser.parse_args().quick)
+
+
+def page_folder(quick: bool) -> Path:
+    """The folder of pages that programs write: that of the site, or one of a quick run."""
+    folder = ROOT / "build" / "comparison" if quick else ROOT / "docs"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
 
 
 def interleaved(actions: Sequence[Callable[[], object]], repeats: int) -> list[float]:

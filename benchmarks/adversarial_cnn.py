@@ -17,17 +17,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scipy.fft import dct
 
-from benchmarks import is_quick, show
+from benchmarks import ROOT, is_quick, show
 from polarmap import ReplayExecutor, coded_gradient
 from polarmap.coded_gradient import DEFAULT_STEP
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples" / "adversarial_cnn"))
+sys.path.insert(0, str(ROOT / "examples" / "adversarial_cnn"))
 from images import draw
 from least_change import closest, least_change
 from margin import margin_of

@@ -6,11 +6,10 @@ Each stands between two comments, of which the first says which page and which c
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
+from benchmarks import ROOT
 from benchmarks.compare.page import table
 
-ROOT = Path(__file__).resolve().parents[1]
 Table = list[list[str]]  # cells of its rows, the header first
 
 

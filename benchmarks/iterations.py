@@ -15,13 +15,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse
 
-from benchmarks import is_quick, step_rivals
+from benchmarks import is_quick, page_folder, step_rivals
 from benchmarks.compare.page import number, table
 from benchmarks.familiar_iterations import (
     Array,
@@ -35,7 +34,6 @@ from polarmap import CodedOperator, Fault, FaultyExecutor, Pool
 BLOCKS, WORKERS = 24, 32
 SLOW = 2  # workers in each step
 MEMORY = 4 << 30  # bytes of coded blocks that stay in memory, as those of the others do
-ROOT = Path(__file__).resolve().parents[1]
 Step = Callable[[Array], Array]  # from an iterate to the next one
 
 
@@ -224,9 +222,7 @@ def main() -> None:
         found[what] = measured(make(), size)
         print(f"{what}: measured", flush=True)
     text = page(found, size, os.getloadavg()[1])
-    path = ROOT / ("build/comparison" if quick else "docs") / "comparison-iterations.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    (page_folder(quick) / "comparison-iterations.md").write_text(text, encoding="utf-8")
     print(text)
 
 

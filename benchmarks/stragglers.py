@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import polarmap
-from benchmarks import is_quick
+from benchmarks import is_quick, page_folder
 from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.compare.page import table
 from benchmarks.cubed_backups import map_with_backups
@@ -35,7 +35,6 @@ K, N = 24, 32
 ATTEMPTS = 4  # of a task, at most
 UNIT = 0.2  # seconds to the unit of the distribution
 JOBS, QUICK_JOBS, QUICK_UNIT = 50, 2, 0.02
-ROOT = Path(__file__).resolve().parents[1]
 BLOCKS = list(np.random.default_rng(0).standard_normal((K, 16)))
 PLAIN = "plain map"
 
@@ -252,9 +251,7 @@ def main() -> None:
     unit = QUICK_UNIT if quick else UNIT
     found = measured(QUICK_JOBS if quick else JOBS, unit)
     text = page(found, unit, os.getloadavg()[1])
-    path = ROOT / ("build/comparison" if quick else "docs") / "real-jobs.md"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
+    (page_folder(quick) / "real-jobs.md").write_text(text, encoding="utf-8")
     print(text)
 
 

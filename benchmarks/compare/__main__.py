@@ -9,13 +9,12 @@ import os
 from pathlib import Path
 from time import perf_counter
 
-from benchmarks import is_quick
+from benchmarks import is_quick, page_folder
 from benchmarks.compare import codes, elastic, figures, page
 from benchmarks.compare.codes import Measured, Size
 from benchmarks.compare.goals import goals, sweep
 from benchmarks.compare.jobs import DISTRIBUTIONS, schemes
 
-ROOT = Path(__file__).resolve().parents[2]
 SIZES = [
     Size(32, 24, 5000, 2000, 200),
     Size(256, 192, 1000, 200, 50),
@@ -31,8 +30,8 @@ PATTERNS = 20
 
 def main() -> None:
     quick = is_quick(__doc__)
-    folder = ROOT / "build" / "comparison" if quick else ROOT / "docs"
-    (folder / "figures").mkdir(parents=True, exist_ok=True)
+    folder = page_folder(quick)
+    (folder / "figures").mkdir(exist_ok=True)
     sizes, megabytes = (QUICK, 8) if quick else (SIZES, 128)
     began = perf_counter()
     codes.compile_loops()

@@ -86,7 +86,7 @@ class Acceptance:
             except NotLinearError as error:
                 if self._options.verify is True:
                     raise
-                self._warn(f"{AS_A_PLAIN_MAP}, but {error}")
+                warn(f"{AS_A_PLAIN_MAP}, but {error}")
             except NotFiniteError:
                 self.not_finite = True
         self._decode()
@@ -146,15 +146,13 @@ class Acceptance:
         """Say that a lost result could not be decoded; CodeError where the caller insists."""
         if self._options.verify is True:
             raise CodeError(why)
-        self._warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
+        warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
         return True
 
     def _say_unverified(self, why: str) -> bool:
         """Say that nothing is known of f, to a caller who insists."""
         if self._options.verify is True:
-            self._warn(
-                f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}"
-            )
+            warn(f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}")
         return True
 
     def _verify(self, decoder: Decoder) -> str | None:
@@ -226,14 +224,11 @@ class Acceptance:
     def _waited(self) -> str:
         return f"{self._since_ready:.3g} s"
 
-    def _warn(self, message: str) -> None:
-        warn(message)
-
     def _warn_unverified(self, run: LocalRun) -> None:
         here = f"had not ended after {self._waited}"
         if run.error is not None:
             here = f"raised {run.words}"
-        self._warn(
+        warn(
             f"f could not be verified: no result beyond the {self._received.needed} needed arrived, and on "
             f"the driver it {here}"
         )
