@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import pytest
 import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
 import threadpoolctl
 
-from polarmap.worker.thread_limits import ThreadLimits, limits
+from polarmap.worker.thread_limits import ThreadLimits
 
 PATIENCE = 50.0
 
@@ -22,6 +21,12 @@ PATIENCE = 50.0
 def threads_now() -> set[int]:
     """Of BLAS, as threadpoolctl looks for it each time."""
     return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+
+@pytest.fixture
+def limits() -> ThreadLimits:
+    """Not those of this process: a task that another test has left behind may hold them."""
+    return ThreadLimits()
 
 
 @pytest.fixture(autouse=True)
@@ -41,7 +46,7 @@ def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
     assert threads_now() == {3}
 
 
-def test_tasks_on_threads_leave_what_they_found() -> None:
+def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimits) -> None:
     barrier = threading.Barrier(8)
 
     def task() -> None:
@@ -58,7 +63,7 @@ def test_tasks_on_threads_leave_what_they_found() -> None:
     assert threads_now() == {3}
 
 
-def test_a_thread_limits_openmp_for_itself() -> None:
+def test_a_thread_limits_openmp_for_itself(limits: ThreadLimits) -> None:
     def of_openmp() -> set[int]:
         return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "openmp"}
 
@@ -70,13 +75,13 @@ def test_a_thread_limits_openmp_for_itself() -> None:
     assert of_openmp() == {3}
 
 
-def test_nothing_is_raised_to_a_limit() -> None:
+def test_nothing_is_raised_to_a_limit(limits: ThreadLimits) -> None:
     with limits.of_process(5):
         assert threads_now() == {3}
     assert threads_now() == {3}
 
 
-def test_what_somebody_sets_meanwhile_stays() -> None:
+def test_what_somebody_sets_meanwhile_stays(limits: ThreadLimits) -> None:
     with limits.of_process(1):
         threadpoolctl.threadpool_limits(2)
     assert threads_now() == {2}
@@ -115,10 +120,15 @@ def test_libraries_that_come_with_a_function_are_found() -> None:
 
 
 def test_a_forked_process_begins_without_tasks() -> None:
-    with limits.of_process(1):
-        child = os.fork()
-        if not child:
-            os._exit(0 if threads_now() == {3} else 1)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert threads_now() == {1}
-    assert threads_now() == {3}
+    code = (
+        "import os, numpy, threadpoolctl; from polarmap.worker.thread_limits import limits\n"
+        "threadpoolctl.threadpool_limits(3)\n"
+        "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
+        "with limits.of_process(1):\n"
+        "    child = os.fork()\n"
+        "    if not child: os._exit(0 if now() == {3} else 1)\n"
+        "    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0\n"
+        "    assert now() == {1}, now()\n"
+        "assert now() == {3}, now()\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
