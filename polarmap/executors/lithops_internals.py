@@ -196,6 +196,13 @@ def another_like(functions: Any, processes: int | None = None) -> Any:
     return load_lithops().FunctionExecutor(config=config, log_level=None)
 
 
+def look_seldom(functions: Any, seconds: float) -> None:
+    """Look for tasks that have ended once in so many seconds at most: each time costs a listing."""
+    config = functions.internal_storage.get_storage_config()
+    for settings in (config, functions.config["lithops"]):  # its own, and what `another_like` copies
+        settings["monitoring_interval"] = max(seconds, settings.get("monitoring_interval", 0.0))
+
+
 def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]]:
     """Modules that a pickled function needs and the workers' runtime lacks: source, and whether a package.
 

@@ -20,6 +20,7 @@ from polarmap.executors.lithops_internals import (
     end,
     files_of_jobs,
     has_ended,
+    look_seldom,
     module_sources,
     result_of,
 )
@@ -31,6 +32,7 @@ from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
 
 HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
+LOOK_SECONDS = 1.0  # between looks which workers have ended, which mostly their channel tells at once
 SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
@@ -48,6 +50,7 @@ class LithopsSite:
     def __init__(self, choice: Any, folder: Path) -> None:
         is_path = not hasattr(choice, "compute_handler")
         self._functions = open_functions(choice) if is_path else another_like(choice)
+        look_seldom(self._functions, LOOK_SECONDS)
         self._opened = [self._functions]
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything

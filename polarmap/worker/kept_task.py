@@ -5,16 +5,18 @@ Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
 from typing import Any, NamedTuple
 
 from polarmap.worker.channels import Channel, Endpoint, connected
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
-from polarmap.worker.liveness import exit_when
+from polarmap.worker.liveness import LIVENESS_SECONDS, exit_when
 from polarmap.worker.object_channel import ObjectChannel
 from polarmap.worker.redis_channel import RedisChannel
 from polarmap.worker.thread_limits import THREAD_LIMITS, ThreadLimits, limits
@@ -60,12 +62,39 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> N
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
-    """The same on a thread of a process that others use, too: it ends between two tasks only."""
+    """The same on a thread of a process that others use, too: it ends between two tasks only.
+
+    What others may use of the cores is theirs again as soon as the driver is gone.
+    """
     address = DriverAddress(*fields)
     until = time.monotonic() + seconds
-    with closing(channel_to(address, number, None)) as channel:
-        limited = partial(limits.of_process, address.threads)
-        serve_tasks(ChannelIO(channel, None, address.memory, limited), until)
+    with closing(channel_to(address, number, None)) as channel, _limited_while_open(channel) as limited:
+        serve_tasks(ChannelIO(channel, None, address.memory, partial(limited, address.threads)), until)
+
+
+@contextlib.contextmanager
+def _limited_while_open(
+    channel: Channel,
+) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
+    """What limits the threads of a task until it ends, or the channel is closed."""
+    limit, is_over = contextlib.ExitStack(), threading.Event()
+
+    @contextlib.contextmanager
+    def limited(threads: int) -> Iterator[None]:
+        with limit:
+            limit.enter_context(limits.of_process(threads))
+            yield
+
+    def lift_when_closed() -> None:
+        while not is_over.wait(LIVENESS_SECONDS):
+            if channel.is_closed():
+                return limit.close()
+
+    threading.Thread(target=lift_when_closed, daemon=True).start()
+    try:
+        yield limited
+    finally:
+        is_over.set()
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

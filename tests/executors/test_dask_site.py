@@ -13,6 +13,8 @@ from typing import Any
 import distributed
 import numpy as np
 import pytest
+import threadpoolctl
+from dask_executors import dask_executor
 from pool_processes import program, runs, until
 
 import polarmap
@@ -69,6 +71,25 @@ def test_the_cluster_goes_on_when_the_pool_is_closed(client: Any) -> None:
             check(pool)
         assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
     assert until(lambda: not any(client.processing().values()))
+
+
+def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:
+    x, gate, corner = X, tmp_path / "open", float(A[0, 0])
+
+    def blas_threads() -> set[int]:
+        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+    def f(block: Any) -> Any:
+        while block[0, 0] == corner and not gate.exists():
+            time.sleep(0.01)
+        return block @ x
+
+    with threadpoolctl.threadpool_limits(3), dask_executor(8) as executor:
+        with Pool(executor) as pool:
+            check(pool, f, verify=False)
+            assert blas_threads() == {1}
+        assert until(lambda: blas_threads() == {3})
+        gate.touch()
 
 
 def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
