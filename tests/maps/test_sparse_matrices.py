@@ -220,7 +220,8 @@ def test_copies_on_workers_that_die(copies: None) -> None:
         unlucky = FaultyExecutor(pool, {1: Fault("kill"), 4: Fault("sleep", 60.0)})
         with CodedOperator(A, blocks=6, executor=unlucky) as operator:
             assert_close(operator @ X, A @ X)
-            assert operator.report.tasks[1].failures and operator.report.tasks[4].attempts > 1
+            # A copy that is faster than the word of a worker's death leaves no failure.
+            assert all(operator.report.tasks[unlucky].attempts > 1 for unlucky in (1, 4))
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
