@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import math
 import os
 import re
 import subprocess
@@ -23,6 +24,7 @@ from configparser import ConfigParser
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import yaml
 
@@ -229,6 +231,21 @@ def test_install_commands_name_extras(page: Path) -> None:
 
 def readme() -> str:
     return (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_report_of_readme_is_what_such_a_map_prints() -> None:
+    """The same tasks late, abandoned and dead; the times are of one run, and so is how a process dies."""
+
+    def without_times(text: str) -> str:
+        text = re.sub(r"\((?:workers here|replay),|: its worker .*", "", text)
+        return re.sub(r"[\d.]+ m?s\b", "TIME", text)
+
+    printed = next(block for block in blocks(ROOT / "README.md") if block.rest == ONE_RUN)
+    never = dict.fromkeys((3, 5, 24, 25, 26), math.inf)
+    unlucky = polarmap.FaultyExecutor(polarmap.ReplayExecutor(never), {11: polarmap.Fault("kill")})
+    A, x = np.random.default_rng(0).standard_normal((2_000, 480)), np.ones(480)
+    y = polarmap.coded_map(lambda block: block @ x, A, blocks=20, workers=27, executor=unlucky, retries=0)
+    assert without_times("\n".join(printed.lines)) == without_times(str(y.report))
 
 
 def test_tables_of_readme_are_those_of_the_pages_they_name() -> None:
