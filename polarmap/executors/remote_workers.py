@@ -290,9 +290,9 @@ class RemoteWorkers(WorkerTable):
             if worker.expires - lead > now:
                 break
             if not worker.is_replaced and renewing < most:
+                self._launch(1)
                 worker.is_replaced = True
                 renewing += 1
-                self._launch(1)
             elif worker.lease is None and now > worker.expires:
                 self._remove(worker)
 

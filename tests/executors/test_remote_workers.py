@@ -238,6 +238,25 @@ def test_workers_are_renewed_a_few_at_a_time(site: ThreadSite) -> None:
         workers.close()
 
 
+def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(site: ThreadSite) -> None:
+    site.seconds = 100.0
+    workers = made(site)
+    try:
+        workers.want(1)
+        assert until(lambda: len(workers) == 1)
+        first = workers._workers[0]
+        first.expires = time.monotonic() + 5.0  # soon, of so many seconds
+        site.refusal = ExecutorError("too many requests")
+        workers.tend()
+        assert not first.is_replaced
+        site.refusal = None
+        workers.tend()
+        assert first.is_replaced
+        assert until(lambda: set(workers._workers) == {0, 2})
+    finally:
+        workers.close()
+
+
 def test_those_that_are_more_than_are_wanted_go(
     workers: RemoteWorkers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
