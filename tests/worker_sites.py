@@ -54,6 +54,7 @@ class ThreadSite:
     bucket: str | None = None
     prefix = "polarmap/pool-1"
     limits = None
+    look_seconds = 1e-3
     is_closed = False
 
     def __init__(self, lives: Mapping[int, Life] | None = None, default: Life = honest) -> None:

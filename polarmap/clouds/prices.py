@@ -145,7 +145,7 @@ class Stay(NamedTuple):
 
     seconds : that all of them have run.
     started : of them since then.
-    writes, reads : requests to the storage.
+    writes, reads : requests to the storage; listings are writes.
     """
 
     seconds: float

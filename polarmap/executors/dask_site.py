@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ class DaskSite:
     bucket: str | None = None
     prefix = ""
     seconds = FOREVER_SECONDS
+    look_seconds = inf
     limits: Worker | None = None
     storage: Any = None
 

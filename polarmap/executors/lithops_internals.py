@@ -196,11 +196,13 @@ def another_like(functions: Any, processes: int | None = None) -> Any:
     return load_lithops().FunctionExecutor(config=config, log_level=None)
 
 
-def look_seldom(functions: Any, seconds: float) -> None:
-    """Look for tasks that have ended once in so many seconds at most: each time costs a listing."""
+def look_seldom(functions: Any, seconds: float) -> float:
+    """Look for tasks that have ended once in so many seconds at most; how often: each look is a listing."""
     config = functions.internal_storage.get_storage_config()
+    seldom = max(seconds, float(config["monitoring_interval"]))
     for settings in (config, functions.config["lithops"]):  # its own, and what `another_like` copies
-        settings["monitoring_interval"] = max(seconds, settings.get("monitoring_interval", 0.0))
+        settings["monitoring_interval"] = seldom
+    return seldom
 
 
 def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]]:

@@ -50,7 +50,7 @@ class LithopsSite:
     def __init__(self, choice: Any, folder: Path) -> None:
         is_path = not hasattr(choice, "compute_handler")
         self._functions = open_functions(choice) if is_path else another_like(choice)
-        look_seldom(self._functions, LOOK_SECONDS)
+        self.look_seconds = look_seldom(self._functions, LOOK_SECONDS)
         self._opened = [self._functions]
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything

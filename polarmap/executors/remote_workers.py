@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from polarmap.clouds.prices import Stay
+from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link
 from polarmap.executors.storage_mailboxes import Mailboxes
@@ -38,6 +38,7 @@ class Site(Protocol):
     workers : that there can be at a time; None if that is not known.
     folder : private, where its workers, on this machine, find a socket and files; None elsewhere.
     bucket, prefix : of what workers and driver leave for each other in a storage; None where there is none.
+    look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Site(Protocol):
     folder: Path | None
     bucket: str | None
     prefix: str
+    look_seconds: float
 
     def mailboxes(self, join: Join) -> Mailboxes | None:
         """What reports workers to `join` that cannot reach a socket; None where there is no storage."""
@@ -95,6 +97,7 @@ class RemoteWorkers(WorkerTable):
         self._refused_since: float | None = None  # by the site, again and again
         self._unpaid: dict[int, float] = {}  # number -> since when it has not been accounted for
         self._seconds, self._started = 0.0, 0  # of workers that are gone, and starts: the same
+        self._asked = time.monotonic()  # what is to be paid
         self._began = time.monotonic()
         self._next_look = 0.0
         self.channel = ""  # over which the latest worker called
@@ -140,10 +143,12 @@ class RemoteWorkers(WorkerTable):
             now = time.monotonic()
             seconds = self._seconds + sum(now - since for since in self._unpaid.values())
             started = self._started
+            looks = min(now - self._asked, seconds) / self._site.look_seconds
+            listings = looks * listing_requests(len(self._unpaid))
             self._unpaid = dict.fromkeys(self._unpaid, now)
-            self._seconds, self._started = 0.0, 0
+            self._seconds, self._started, self._asked = 0.0, 0, now
         writes, reads = (0, 0) if self._mailboxes is None else self._mailboxes.requests(seconds)
-        return Stay(seconds, started, writes, reads)
+        return Stay(seconds, started, writes + round(listings), reads)
 
     def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way."""

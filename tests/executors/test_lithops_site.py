@@ -14,6 +14,7 @@ from pool_processes import until
 from servers import Server
 
 from polarmap.errors import ExecutorError
+from polarmap.executors.lithops_internals import another_like, end
 from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
@@ -110,6 +111,22 @@ def test_functions_in_a_cloud_end_before_their_time_is_over(folder: Path) -> Non
         assert site._seconds(known) == 900.0 - SPARE_SECONDS
         assert site._seconds(None) == HERE_SECONDS
         assert site._seconds(replace(known, seconds=5.0)) == 1.0
+
+
+def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_path: Path) -> None:
+    """Each look lists a storage, and the channel of a worker tells sooner."""
+    text = YAML.read_text()
+    assert "monitoring_interval: 0.02" in text
+    for said, meant in (("0.02", 1.0), ("5", 5.0)):
+        (tmp_path / "lithops.yaml").write_text(text.replace("interval: 0.02", f"interval: {said}"))
+        site = LithopsSite(tmp_path / "lithops.yaml", folder)
+        with closing(site):
+            assert site.look_seconds == meant
+            of_a_job = another_like(site._functions)
+            end(of_a_job)
+            for functions in (site._functions, of_a_job):
+                config = functions.internal_storage.get_storage_config()
+                assert config["monitoring_interval"] == meant
 
 
 def test_storage_that_it_does_not_reach_is_refused(folder: Path) -> None:

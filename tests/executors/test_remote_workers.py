@@ -210,6 +210,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert first is not None
     assert first.started == 2
     assert 0.1 <= first.seconds <= 2 * (time.monotonic() - began)
+    assert first.seconds / 2 - 1e-3 <= first.writes * site.look_seconds <= first.seconds + 1e-3
     workers.remove(taken(workers, Lease()))
     workers.paid()
     time.sleep(0.05)
@@ -217,6 +218,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     second = workers.paid()
     assert second is not None
     assert second.started == 0
+    assert second.writes > 0
     assert 0.04 < second.seconds < 0.08 + time.monotonic() - since + 0.1
 
 
