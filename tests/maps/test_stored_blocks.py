@@ -73,7 +73,7 @@ def test_workers_read_their_blocks_and_damaged_ones_are_erasures(A, stored, tmp_
 
 def test_a_truncated_block_is_an_erasure(A, stored, tmp_path):
     os.truncate(tmp_path / "block-0", 100)
-    with ThreadPoolExecutor(4) as pool:
+    with ThreadPoolExecutor(1) as pool:  # which tells of the first task before the others
         y = polarmap.coded_map(np.sum, stored, executor=pool, timeout=60)
     assert sum(y) == pytest.approx(A.sum())
     assert "block-0 has 100 of 186 bytes" in y.report.tasks[0].failures[0]
