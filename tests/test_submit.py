@@ -360,7 +360,7 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
-STARTS_NO_THREADS_AT_EXIT = sys.version_info[:3] in ((3, 12, 0), (3, 12, 1))  # CPython's gh-113964
+STARTS_NO_THREADS_AT_EXIT = (3, 12) <= sys.version_info < (3, 12, 3)  # CPython's gh-113964
 ENDINGS = {
     "kept": ("kept = polarmap.submit(slow, A, blocks=4)", ""),
     "with a callback": (
