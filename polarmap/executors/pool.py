@@ -403,9 +403,13 @@ def usual_blocks(choice: Any, most: int) -> int:
 
     There three for each core keep all of them busy, and more only cost.
     """
+    return min(most, BLOCKS_PER_CORE * available_cores()) if shares_cores(choice) else most
+
+
+def shares_cores(choice: Any) -> bool:
+    """Whether the tasks of an executor are known to share the cores of this machine."""
     pool = _default if choice is None else choice
-    is_here = isinstance(pool, Pool) and pool.is_here
-    return min(most, BLOCKS_PER_CORE * available_cores()) if is_here else most
+    return isinstance(pool, Pool) and pool.is_here
 
 
 def default_pool() -> Pool:

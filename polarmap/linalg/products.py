@@ -13,7 +13,9 @@ from polarmap.blocks.choose_code import CodeName, CodeOptions, check_not_masked,
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError
+from polarmap.executors.pool import shares_cores
 from polarmap.linalg import layouts, matrices
+from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import map_blocks
@@ -189,11 +191,24 @@ def pair_shape(coded: CodedPairs) -> Shape:
 
 
 def product_map(executor: Any, options: MapOptions, progress: bool | None) -> ProductMap:
-    """Maps an f of ours, which returns arrays of a known shape and is what the code assumes."""
+    """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
+
+    Where all tasks share the cores of this machine, parity waits until data is late, as the product of
+    the same blocks before tells.
+    """
     options = replace(options, trusted=True, row_by_row=True)
+    starts: dict[int, tuple[Shape, ParityStart]] = {}  # of the coded blocks of this id
+    waits = shares_cores(executor)
 
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
-        return map_blocks(f, coded, CodeOptions(), executor, replace(options, shape=shape), progress)
+        known, start = starts.get(id(coded), (shape, ParityStart()))
+        start = start if known == shape else ParityStart()
+        starts[id(coded)] = shape, start
+        parity_after = start.seconds if waits else 0.0
+        with_shape = replace(options, shape=shape, parity_after=parity_after)
+        result = map_blocks(f, coded, CodeOptions(), executor, with_shape, progress)
+        start.learn(result.report)
+        return result
 
     return run
 

@@ -33,7 +33,7 @@ from polarmap.run.first_results import FirstResults
 from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
-from polarmap.run.policies import Backups, OnDemand, Upfront
+from polarmap.run.policies import Backups, OnDemand, ParityAfter, Upfront
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap, observer_of
 from polarmap.run.row_by_row import RowByRowCheck
@@ -285,6 +285,8 @@ def _policy(coded: CodedData, options: MapOptions) -> Policy:
     code = coded.code
     if isinstance(code, Uncoded) and code.backups:
         return _with_backups(code.n, code.backups)
+    if options.parity_after and len(code.systematic) == code.k:
+        return ParityAfter(code.n, code.k, options.parity_after)
     if options.schedule != "on_demand":
         return Upfront(code.n)
     counts_decide = code.is_mds

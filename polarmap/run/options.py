@@ -75,6 +75,7 @@ class MapOptions:
     errors: Errors | None = None  # none of the options: of an f that is linear up to these
     schedule: ScheduleName = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand
+    parity_after: float = 0.0  # seconds, in which data is expected where parity would take cores from it
     subtasks: int = 1  # that each task is cut into
     distribution: Distribution | None = None  # of the run time of one task; None: learned from this map
     trust: TrustedFunctions = TRUSTED  # what earlier maps found functions to be

@@ -30,6 +30,42 @@ class Upfront:
         return inf
 
 
+class ParityAfter:
+    """Data tasks start at once; parity tasks after so many seconds, or as soon as one has failed.
+
+    Parameters
+    ----------
+    n, k : int
+        Tasks, and those of data, which come first.
+    seconds : float
+        After which data that is not back is late.
+    """
+
+    watches_starts = False
+
+    def __init__(self, n: int, k: int, seconds: float) -> None:
+        self.first: Sequence[int] = range(k)
+        self._left: Sequence[int] = range(k, n)
+        self._seconds = seconds
+
+    @property
+    def holds_back(self) -> bool:
+        """Whether parity is left."""
+        return bool(self._left)
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """All parity, if it is time."""
+        is_time = now >= self._seconds or bool(need.failed())
+        if need.is_met or not need.is_protected or not is_time:
+            return ()
+        due, self._left = self._left, ()
+        return due
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Until then."""
+        return max(LEAST_SECONDS, self._seconds - now) if self._left else inf
+
+
 class OnDemand:
     """As many tasks as are needed start at once; others in the place of late and failed ones.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import gc
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
@@ -18,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.linalg import cg, eigsh, gmres, lsmr, lsqr, svds
 
-from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, ReplayExecutor, encode
+from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool, ReplayExecutor, encode, hedged_map
 from polarmap.errors import CodeError, NotDecodableError
 from polarmap.executors import storage_beside
 
@@ -325,6 +327,38 @@ def test_workers_that_stay_keep_the_blocks_and_what_is_on_disk_is_not_loaded(tmp
             assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-10)
         assert len(stored()) == OBJECTS
     assert stored() == []
+
+
+def test_parity_takes_no_cores_from_data_that_is_not_late() -> None:
+    """It starts with the data once, and later where that takes longer than before or is lost."""
+    with Pool(workers=8) as pool, operator(TALL, pool) as coded:
+
+        def started(operand: np.ndarray) -> int:
+            assert_close(coded @ operand, TALL @ operand, 1e-12)
+            assert coded.report is not None
+            return sum(task.launched is not None for task in coded.report.tasks)
+
+        assert started(np.ones(13)) == N
+        deadline = time.monotonic() + 60.0
+        while started(np.ones(13)) > K:
+            assert time.monotonic() < deadline
+        assert started(np.ones((13, 3))) == N  # another size takes its own time
+
+
+def test_a_worker_that_is_stopped_between_products_costs_little_time() -> None:
+    with Pool(workers=8) as pool, operator(TALL, pool) as coded:
+        for _ in range(3):
+            coded @ np.ones(13)
+        workers = hedged_map(lambda item: os.getpid(), range(8), executor=pool)
+        stopped = sorted({int(worker) for worker in workers})[:1]
+        try:
+            os.kill(stopped[0], signal.SIGSTOP)
+            for _ in range(20):
+                began = time.monotonic()
+                assert_close(coded @ np.ones(13), TALL @ np.ones(13), 1e-12)
+                assert time.monotonic() - began < 20.0
+        finally:
+            os.kill(stopped[0], signal.SIGCONT)
 
 
 def test_workers_of_a_lithops_configuration_stay_for_all_products(

@@ -1,0 +1,46 @@
+"""When parity tasks of the next of many products start: with the data, or when that is late.
+
+On cores that all tasks share, parity that nobody needs takes its share of the time: of 8 tasks for 6 results
+a quarter. Products of one matrix take about as long each time, so that the one before tells what is late.
+"""
+
+from __future__ import annotations
+
+from polarmap.report import Report
+
+LEEWAY = 1.5  # times as long as the data of the product before took
+FEWEST, MOST = 8, 128  # products whose parity starts with the data, after one that needed it
+
+
+class ParityStart:
+    """Learns from one product after the other.
+
+    Examples
+    --------
+    >>> ParityStart().seconds  # nothing is known: with the data
+    0.0
+    """
+
+    def __init__(self) -> None:
+        self._took = 0.0
+        self._with_data = 0  # so many more products
+        self._pause = FEWEST
+
+    @property
+    def seconds(self) -> float:
+        """After which parity of the next product starts; 0.0: with the data."""
+        return 0.0 if self._with_data else LEEWAY * self._took
+
+    def learn(self, report: Report) -> None:
+        """From the next product.
+
+        One that needed parity which had been held back has waited for it: so many products do not, and
+        twice as many the next time, until one in between needs none.
+        """
+        arrived = [task.arrived for task in report.tasks if task.state == "used" and task.arrived is not None]
+        if self._with_data:
+            self._with_data -= 1
+        elif self._took:
+            self._with_data = self._pause if report.recovered else 0
+            self._pause = min(MOST, 2 * self._pause) if report.recovered else FEWEST
+        self._took = max(arrived, default=0.0)
