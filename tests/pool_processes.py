@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 import polarmap
 from polarmap.executors.owned_folder import OWNER
 
@@ -31,6 +33,11 @@ def runs(process: int) -> bool:
     except OSError:
         return False
 
+
+# Threads cannot be started any more when the main module has ended, CPython's gh-113964.
+starts_threads_at_exit = pytest.mark.skipif(
+    (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no threads while it exits"
+)
 
 _others: set[int | Path] = (
     set()

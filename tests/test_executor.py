@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 from dask_executors import dask_executor
 from plain import process_pool
-from pool_processes import assert_nothing_is_left, descendants, runs, until
+from pool_processes import assert_nothing_is_left, descendants, runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
@@ -366,9 +366,7 @@ def script(text: str) -> subprocess.Popen[str]:
     )
 
 
-@pytest.mark.skipif(
-    (3, 12) <= sys.version_info < (3, 12, 3), reason="this Python starts no threads while it exits"
-)
+@starts_threads_at_exit
 def test_the_interpreter_waits_for_its_calls_before_it_exits() -> None:
     with script(
         """

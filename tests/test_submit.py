@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from pool_processes import runs, until
+from pool_processes import runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
@@ -360,7 +360,6 @@ def test_a_forked_process_does_not_wait_for_a_map_of_its_parent(threads: ThreadP
     np.testing.assert_allclose(future.result(SECONDS).concatenate(), 2 * A, atol=1e-12)
 
 
-STARTS_NO_THREADS_AT_EXIT = (3, 12) <= sys.version_info < (3, 12, 3)  # CPython's gh-113964
 ENDINGS = {
     "kept": ("kept = polarmap.submit(slow, A, blocks=4)", ""),
     "with a callback": (
@@ -384,7 +383,7 @@ def slow(block):
 
 
 @pytest.mark.parametrize("how", ENDINGS)
-@pytest.mark.skipif(STARTS_NO_THREADS_AT_EXIT, reason="this Python starts no threads while it exits")
+@starts_threads_at_exit
 def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> None:
     line, text = ENDINGS[how]
     began = time.monotonic()

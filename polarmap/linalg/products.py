@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple
@@ -197,17 +198,15 @@ def product_map(executor: Any, options: MapOptions, progress: bool | None) -> Pr
     the same blocks before tells.
     """
     options = replace(options, trusted=True, row_by_row=True)
-    starts: dict[int, tuple[Shape, ParityStart]] = {}  # of the coded blocks of this id
-    waits = shares_cores(executor)
+    starts = defaultdict[tuple[int, Shape], ParityStart](ParityStart)  # of coded blocks, by id, and results
+    learns = shares_cores(executor)
 
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
-        known, start = starts.get(id(coded), (shape, ParityStart()))
-        start = start if known == shape else ParityStart()
-        starts[id(coded)] = shape, start
-        parity_after = start.seconds if waits else 0.0
-        with_shape = replace(options, shape=shape, parity_after=parity_after)
-        result = map_blocks(f, coded, CodeOptions(), executor, with_shape, progress)
-        start.learn(result.report)
+        start = starts[id(coded), shape]
+        of_this = replace(options, shape=shape, parity_after=start.seconds)
+        result = map_blocks(f, coded, CodeOptions(), executor, of_this, progress)
+        if learns:
+            start.learn(result.report)
         return result
 
     return run

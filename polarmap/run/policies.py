@@ -55,15 +55,16 @@ class ParityAfter:
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """All parity, if it is time."""
-        is_time = now >= self._seconds or bool(need.failed())
-        if need.is_met or not need.is_protected or not is_time:
+        if not self._left or need.is_met or not need.is_protected:
+            return ()
+        if now < self._seconds and not need.failed():
             return ()
         due, self._left = self._left, ()
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until then."""
-        return max(LEAST_SECONDS, self._seconds - now) if self._left else inf
+        """Until then; what is left later waits for news."""
+        return max(LEAST_SECONDS, self._seconds - now) if self._left and now < self._seconds else inf
 
 
 class OnDemand:

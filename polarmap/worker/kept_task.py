@@ -77,24 +77,32 @@ def _limited_while_open(
     channel: Channel,
 ) -> Iterator[Callable[[int], contextlib.AbstractContextManager[None]]]:
     """What limits the threads of a task until it ends, or the channel is closed."""
-    limit, is_over = contextlib.ExitStack(), threading.Event()
+    limit, lock, is_over = contextlib.ExitStack(), threading.Lock(), threading.Event()
+
+    def lift() -> None:
+        with lock:  # the task may end in this moment
+            limit.close()
 
     @contextlib.contextmanager
     def limited(threads: int) -> Iterator[None]:
-        with limit:
-            limit.enter_context(limits.of_process(threads))
+        limit.enter_context(limits.of_process(threads))
+        try:
             yield
+        finally:
+            lift()
 
     def lift_when_closed() -> None:
         while not is_over.wait(LIVENESS_SECONDS):
             if channel.is_closed():
-                return limit.close()
+                lift()
 
-    threading.Thread(target=lift_when_closed, daemon=True).start()
+    watcher = threading.Thread(target=lift_when_closed, daemon=True)
+    watcher.start()
     try:
         yield limited
     finally:
         is_over.set()
+        watcher.join()  # it may look at the channel, which is closed next
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

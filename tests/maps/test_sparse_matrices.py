@@ -221,7 +221,7 @@ def test_copies_on_workers_that_die(copies: None) -> None:
         with CodedOperator(A, blocks=6, executor=unlucky) as operator:
             assert_close(operator @ X, A @ X)
             # A copy that is faster than the word of a worker's death leaves no failure.
-            assert all(operator.report.tasks[unlucky].attempts > 1 for unlucky in (1, 4))
+            assert all(operator.report.tasks[task].attempts > 1 for task in (1, 4))
 
 
 @pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
