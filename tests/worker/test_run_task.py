@@ -238,7 +238,7 @@ def test_a_worker_with_lithops_and_numpy_only(
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:
     """The pickled task, loaded where polarmap is not: it brings its modules and imports numpy only."""
     with pickled_by_value():
-        pickled = cloudpickle.dumps(make_task(lambda block: 2 * block))
+        pickled = cloudpickle.dumps(make_task(abs))  # an f that travels by its name
     (tmp_path / "task").write_bytes(pickled)
     code = (
         "import json, pickle, sys\n"
