@@ -17,22 +17,22 @@ from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.masked_integers import MaskedIntegerCode
 from polarmap.code.polar import PolarCode
-from polarmap.coded_gradient import CodedGradient, GradientResult, coded_gradient
-from polarmap.coded_map import coded_map
-from polarmap.coded_sum import CodedSum, coded_sum
-from polarmap.executor import Executor
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pool import Pool, shutdown
 from polarmap.executors.replay import ReplayExecutor
-from polarmap.hedged_map import hedged_map
 from polarmap.linalg.gram import coded_gram
 from polarmap.linalg.products import CodedProduct, coded_matmul
+from polarmap.maps.coded_gradient import CodedGradient, GradientResult, coded_gradient
+from polarmap.maps.coded_map import coded_map
+from polarmap.maps.coded_sum import CodedSum, coded_sum
+from polarmap.maps.executor import Executor
+from polarmap.maps.hedged_map import hedged_map
+from polarmap.maps.submit import submit
 from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
 from polarmap.run.coded_future import CodedFuture
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import Subtasks
-from polarmap.submit import submit
 from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 from joblib import register_parallel_backend
 from joblib.parallel import AutoBatchingMixin, FallbackToBackend, ParallelBackendBase, SequentialBackend
 
-from polarmap.executor import Executor
+from polarmap.maps.executor import Executor
 from polarmap.worker.cores import available_cores
 
 

@@ -14,8 +14,8 @@ from polarmap.clouds.extras import install_command
 from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
-from polarmap.coded_map import coded_map
 from polarmap.errors import CodeError, NotDecodableError, warn
+from polarmap.maps.coded_map import coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult

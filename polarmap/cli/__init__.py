@@ -11,9 +11,7 @@ import warnings
 import click
 
 from polarmap import __version__
-from polarmap.cli.arrays import check, delete, encode_, list_, repair
-from polarmap.cli.demo import demo
-from polarmap.cli.doctor import doctor
+from polarmap.cli import arrays, demo, doctor
 from polarmap.cli.forecast import plan, simulate
 from polarmap.cli.runtimes import deploy_, undeploy_
 from polarmap.cli.templates import config
@@ -32,8 +30,8 @@ def commands() -> None:
     """A map with error correction built in: exact results, without waiting for stragglers."""
 
 
-arrays = (encode_, list_, check, repair, delete)
-for command in (doctor, demo, plan, simulate, config, deploy_, undeploy_, *arrays):
+of_arrays = (arrays.encode_, arrays.list_, arrays.check, arrays.repair, arrays.delete)
+for command in (doctor.doctor, demo.demo, plan, simulate, config, deploy_, undeploy_, *of_arrays):
     commands.add_command(command)
 
 

@@ -6,11 +6,11 @@ Projections and proximal operators are those of pyproximal.
 from polarmap.clouds.extras import install_command
 
 try:
-    from polarmap.convex.fista import Solution, fista
     from polarmap.convex.linear import ElasticNet, Lasso, NonNegativeLeastSquares
     from polarmap.convex.logistic import SparseLogisticRegression
     from polarmap.convex.losses import LogisticLoss, SquaredLoss
     from polarmap.convex.penalties import AffineSet, ElasticNetPenalty, LinearOnBox, l1_ball, simplex
+    from polarmap.convex.proximal_gradient import Solution, fista
     from polarmap.convex.svm import LinearSVC
 except ModuleNotFoundError as error:
     if (error.name or "").partition(".")[0] not in ("pylops", "pyproximal", "scipy", "sklearn"):

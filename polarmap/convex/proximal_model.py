@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.convex.fista import Solution, fista
+from polarmap.convex.proximal_gradient import Solution, fista
 from polarmap.glm.coded_model import CodedModel
 from polarmap.glm.convergence import warn_if_not_converged
 from polarmap.glm.progress import Progress

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.convex.fista import Solution
+from polarmap.convex.proximal_gradient import Solution
 from polarmap.convexnn.cones import ConeLoss
 
 Floats = npt.NDArray[np.float64]

@@ -23,9 +23,9 @@ from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.clouds.extras import install_command
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError
-from polarmap.hedged_map import hedged_map
 from polarmap.linalg import matrices
-from polarmap.submit import submit
+from polarmap.maps.hedged_map import hedged_map
+from polarmap.maps.submit import submit
 
 try:
     from scipy.fft import dct

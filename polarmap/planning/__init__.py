@@ -38,7 +38,7 @@ from polarmap.planning.polarization import (
     virtual_quantile,
 )
 from polarmap.planning.subtasks import simulate_subtasks
-from polarmap.planning.training_trace import training_trace
+from polarmap.planning.traces import training_trace
 
 __all__ = [
     "SCHEMES",

@@ -37,7 +37,7 @@ IMPORTS = """
 PROCESSES = "looks at the processes and threads of the executor itself"
 UNPICKLED = "its pool breaks; here the call raises what its unpickling raised"
 LEFT_OUT = {
-    "test_max_workers_negative": "the option is workers=: see tests/test_executor.py",
+    "test_max_workers_negative": "the option is workers=: see tests/maps/test_executor.py",
     "test_max_workers_too_large": "of Windows",
     "test_killed_child": "its pool breaks; here another worker does the call",
     "test_ressources_gced_in_workers": "its objects are of multiprocessing, for children of a pool only",

@@ -14,8 +14,8 @@ from plain import arriving, process_pool
 from scipy.optimize import minimize, rosen, rosen_der
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
-from polarmap.coded_gradient import DEFAULT_STEP
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
+from polarmap.maps.coded_gradient import DEFAULT_STEP
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 

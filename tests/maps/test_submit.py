@@ -23,7 +23,7 @@ from pool_processes import runs, starts_threads_at_exit, until
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
-from polarmap.submit import CodedMapOptions
+from polarmap.maps.submit import CodedMapOptions
 
 SECONDS = 60.0
 A = np.arange(48.0).reshape(16, 3)

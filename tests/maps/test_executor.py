@@ -29,7 +29,7 @@ import polarmap
 from polarmap import Executor, Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError, WorkerLostError
 
-YAML = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 PATIENCE = 60.0
 
 

@@ -325,7 +325,7 @@ def test_threads_that_hang_are_left_behind() -> None:
 def test_a_lithops_executor_of_the_caller(tmp_path: Path) -> None:
     import lithops
 
-    yaml = Path(__file__).resolve().parents[1] / "config" / "localhost.yaml"
+    yaml = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
     with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
         faulty = FaultyExecutor(fx, {3: Fault("kill")})
         cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which its workers cannot import

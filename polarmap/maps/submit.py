@@ -11,9 +11,9 @@ from polarmap.arrays.stored_result import Stored
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
-from polarmap.coded_map import coded_map, prepared_coded_map
 from polarmap.errors import CodeError
-from polarmap.hedged_map import hedged_map, prepared_hedged_map
+from polarmap.maps.coded_map import coded_map, prepared_coded_map
+from polarmap.maps.hedged_map import hedged_map, prepared_hedged_map
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult

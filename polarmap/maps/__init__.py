@@ -1,0 +1,1 @@
+"""The verbs, a module each; their functions are in `polarmap`."""
