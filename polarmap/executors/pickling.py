@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import multiprocessing  # noqa: F401  makes __mp_main__ known, which cloudpickle asks for
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -16,6 +18,9 @@ from polarmap.worker.pytree import Structure
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
+
+# What multiprocessing calls the main program in a child that it spawned: no worker can import that.
+cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
 def pickled(f: Callable[[Any], Any], place: str) -> bytes:
