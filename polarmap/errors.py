@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
+from types import TracebackType
 
 
 class PolarmapError(Exception):
@@ -64,6 +65,67 @@ class StorageError(PolarmapError, RuntimeError):
 
 class MissingObjectError(StorageError, LookupError):
     """Storage works, and holds nothing of that name."""
+
+
+RAISED_THIS = " raised this"  # ends the note by which an exception is known to be one of f
+# Packages whose code runs between a public function and f, or what failed.
+BETWEEN = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextlib", "threading"}
+
+
+def raised_by(who: str, error: BaseException) -> BaseException:
+    """An exception of f with a note of what raised it."""
+    note = who + RAISED_THIS
+    if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
+        error.add_note(note)
+    return error
+
+
+class _WithoutOurFrames:
+    """As a context of a public function: what it raises shows its frame, and then those of the caller's code.
+
+    That is for errors of ours and of f: any other is a defect, and keeps its frames.
+    """
+
+    def __enter__(self) -> None:
+        """There is nothing to do before an error."""
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None and trace is not None and _is_meant(error):
+            trace.tb_next = _from_the_callers(trace.tb_next)
+            _shorten_causes(error)
+
+
+without_our_frames = _WithoutOurFrames()
+
+
+def hide_our_frames(error: BaseException) -> None:
+    """The same for an exception that somebody will raise later."""
+    if _is_meant(error):
+        error.__traceback__ = _from_the_callers(error.__traceback__)
+        _shorten_causes(error)
+
+
+def _is_meant(error: BaseException) -> bool:
+    notes = getattr(error, "__notes__", ())
+    return isinstance(error, PolarmapError) or any(note.endswith(RAISED_THIS) for note in notes)
+
+
+def _shorten_causes(error: BaseException) -> None:
+    seen = {id(error)}
+    cause = error.__cause__ or error.__context__
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        cause.__traceback__ = _from_the_callers(cause.__traceback__)
+        cause = cause.__cause__ or cause.__context__
+
+
+def _from_the_callers(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback from the first frame on that is not one between a public function and f."""
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] in BETWEEN:
+        trace = trace.tb_next
+    return trace
 
 
 def warn(message: str, category: type[Warning] = RuntimeWarning) -> None:

@@ -14,7 +14,7 @@ from polarmap.clouds.extras import install_command
 from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
-from polarmap.errors import CodeError, NotDecodableError, warn
+from polarmap.errors import CodeError, NotDecodableError, warn, without_our_frames
 from polarmap.maps.coded_map import coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
@@ -166,39 +166,41 @@ def apply(
     >>> mean.dims, mean.attrs, mean.values.round(9).tolist()
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
-    check_function(f)
-    dims = _core_dims(obj, dim)
-    named = _named_outputs(obj, dims, output_dims)
-    variables = _computed(_with_dims(obj, dims))
-    mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
-    arrays = [array for one in mapped.values() for array in one.arrays]
-    options = planned(CodeOptions(blocks, workers, code, degree), schedule)
-    cut = _cut(arrays, block_count(max(map(len, arrays)), options, [one.dtype for one in arrays]))
-    with _advice_on_gaps(arrays):
-        result = coded_map(
-            lambda leaves: [f(leaf) for leaf in leaves],
-            cut,
-            workers=workers,
-            code=code,
-            degree=degree,
-            schedule=schedule,
-            executor=executor,
-            verify=verify,
-            rtol=rtol,
-            timeout=timeout,
-            on_timeout=on_timeout,
-            retries=retries,
-            progress=progress,
-        )
-    _check_shapes(cut[0], result[0], dims)
-    if verify is not False:
-        _check_rows(f, cut, result)
-    found = iter(_joined(result, arrays))
-    values = {
-        name: one.combined([next(found) for _ in one.arrays], result.report) for name, one in mapped.items()
-    }
-    labelled = _labelled(obj, dims, named, values)
-    return (labelled, result.report) if return_report else labelled
+    with without_our_frames:
+        check_function(f)
+        dims = _core_dims(obj, dim)
+        named = _named_outputs(obj, dims, output_dims)
+        variables = _computed(_with_dims(obj, dims))
+        mapped = {name: _rows_of(variable, dims, skipna) for name, variable in variables.items()}
+        arrays = [array for one in mapped.values() for array in one.arrays]
+        options = planned(CodeOptions(blocks, workers, code, degree), schedule)
+        cut = _cut(arrays, block_count(max(map(len, arrays)), options, [one.dtype for one in arrays]))
+        with _advice_on_gaps(arrays):
+            result = coded_map(
+                lambda leaves: [f(leaf) for leaf in leaves],
+                cut,
+                workers=workers,
+                code=code,
+                degree=degree,
+                schedule=schedule,
+                executor=executor,
+                verify=verify,
+                rtol=rtol,
+                timeout=timeout,
+                on_timeout=on_timeout,
+                retries=retries,
+                progress=progress,
+            )
+        _check_shapes(cut[0], result[0], dims)
+        if verify is not False:
+            _check_rows(f, cut, result)
+        found = iter(_joined(result, arrays))
+        values = {
+            name: one.combined([next(found) for _ in one.arrays], result.report)
+            for name, one in mapped.items()
+        }
+        labelled = _labelled(obj, dims, named, values)
+        return (labelled, result.report) if return_report else labelled
 
 
 # --- labels in ---------------------------------------------------------------------------------

@@ -6,18 +6,26 @@ import math
 import multiprocessing
 import os
 import re
+import traceback
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import polarmap
 from polarmap import Decoder, PolarCode, ReplayExecutor
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.replay import ReplayRun
 
 STATES = ("used", "surplus", "abandoned", "failed", "not started")
 ROUNDINGS = 1024  # of the largest number of a leaf that each of its entries may carry
+
+
+def frames_of_ours(error: BaseException) -> int:
+    """Lines of polarmap that a traceback shows, with those of its causes and of workers."""
+    return "".join(traceback.format_exception(error)).count(f'File "{Path(polarmap.__file__).parent}')
 
 
 def cut(data: np.ndarray, k: int) -> list[np.ndarray]:

@@ -17,7 +17,7 @@ from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.row_index import parse_row_index
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.stored import StoredBlocks
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
 
@@ -144,13 +144,16 @@ class CodedArray:
 
     def __getitem__(self, index: Any) -> Array:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
-        rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
-        start, stop, first = parse_row_index(rows, len(self))
-        found = self._reader.rows(start, stop)
-        try:
-            return np.asarray(found[(first, *inner)])
-        except (TypeError, ValueError) as error:
-            raise CodeError(f"{index!r} is no index of an array of shape {self.shape}: {error}") from error
+        with without_our_frames:
+            rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
+            start, stop, first = parse_row_index(rows, len(self))
+            found = self._reader.rows(start, stop)
+            try:
+                return np.asarray(found[(first, *inner)])
+            except (TypeError, ValueError) as error:
+                raise CodeError(
+                    f"{index!r} is no index of an array of shape {self.shape}: {error}"
+                ) from error
 
     def __iter__(self) -> Iterator[Array]:
         return (self[row] for row in range(len(self)))
@@ -174,7 +177,10 @@ class CodedArray:
         Audit
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
-        return audit.audit(self.store, self._manifest, repair.examiner(self.store, self._manifest, executor))
+        with without_our_frames:
+            return audit.audit(
+                self.store, self._manifest, repair.examiner(self.store, self._manifest, executor)
+            )
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -199,11 +205,13 @@ class CodedArray:
             If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
             these, and nothing is changed then. With `executor`, also if a task of a worker keeps failing.
         """
-        current, before = manifest.load_as_stored(self.store, self.name, self.key)
-        repaired, found = repair.repair(self.store, current, before, executor)
-        self._adopt(repaired)
-        return found
+        with without_our_frames:
+            current, before = manifest.load_as_stored(self.store, self.name, self.key)
+            repaired, found = repair.repair(self.store, current, before, executor)
+            self._adopt(repaired)
+            return found
 
     def delete(self) -> None:
         """Remove the array from storage, but not what already lay there when it was encoded."""
-        generations.delete(self.store, self.name)
+        with without_our_frames:
+            generations.delete(self.store, self.name)

@@ -18,7 +18,7 @@ from polarmap.blocks.array_like import read_data
 from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.progress import observer_of
 from polarmap.worker.encryption import MESSAGE_BYTES, Encryption
@@ -109,39 +109,44 @@ def encode(
     <Audit of 'small': 4 blocks of 1 parts, all good>
     >>> folder.cleanup()
     """
-    check_name(name)
-    observer = observer_of(progress)
-    if not isinstance(overwrite, (bool, int, np.bool_)):
-        raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
-    if checked_count("memory", memory) < LEAST_MEMORY:
-        raise CodeError(
-            f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
+    with without_our_frames:
+        check_name(name)
+        observer = observer_of(progress)
+        if not isinstance(overwrite, (bool, int, np.bool_)):
+            raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
+        if checked_count("memory", memory) < LEAST_MEMORY:
+            raise CodeError(
+                f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
+            )
+        if not hasattr(A, "open_in"):
+            A = read_data(A, "A")
+            if hasattr(A, "shape") and hasattr(A, "dtype"):
+                check_array(A, "A")
+        if isinstance(A, np.matrix):
+            raise CodeError(
+                "A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @"
+            )
+        store = open_store(storage)
+        source = open_source(A, store)
+        check_array(source)
+        chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
+        cut = plan_stripes(
+            chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
         )
-    if not hasattr(A, "open_in"):
-        A = read_data(A, "A")
-        if hasattr(A, "shape") and hasattr(A, "dtype"):
-            check_array(A, "A")
-    if isinstance(A, np.matrix):
-        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
-    store = open_store(storage)
-    source = open_source(A, store)
-    check_array(source)
-    chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
-    cut = plan_stripes(chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows)
-    encryption = None
-    if key is not None:
-        encryption = _encryption(key, source, cut)
-        cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
-    seen = NonFiniteRecord(cut)
-    if executor is not None:
-        write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
-        made = write_array(store, name, cut, overwrite, write, encryption)
-    else:
-        with observer.count(len(cut.hyperslabs)) as show:
-            write = encode_locally.stripe_writer(store, source, cut, seen, show)
+        encryption = None
+        if key is not None:
+            encryption = _encryption(key, source, cut)
+            cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
+        seen = NonFiniteRecord(cut)
+        if executor is not None:
+            write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
             made = write_array(store, name, cut, overwrite, write, encryption)
-    seen.warn()
-    return CodedArray(store, made)
+        else:
+            with observer.count(len(cut.hyperslabs)) as show:
+                write = encode_locally.stripe_writer(store, source, cut, seen, show)
+                made = write_array(store, name, cut, overwrite, write, encryption)
+        seen.warn()
+        return CodedArray(store, made)
 
 
 def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:

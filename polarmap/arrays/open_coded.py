@@ -8,7 +8,7 @@ from polarmap.arrays import manifest
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.stores import open_store
-from polarmap.errors import StorageError
+from polarmap.errors import StorageError, without_our_frames
 from polarmap.executors.encryption_keys import readable_key
 
 
@@ -34,14 +34,15 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     CodeError
         For a key that is none, or is not where it says.
     """
-    store = open_store(storage)
-    found = manifest.load(store, check_name(name), None if key is None else readable_key(key))
-    if found.encryption is not None and key is None:
-        raise StorageError(
-            f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
-            f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
-        )
-    return CodedArray(store, found)
+    with without_our_frames:
+        store = open_store(storage)
+        found = manifest.load(store, check_name(name), None if key is None else readable_key(key))
+        if found.encryption is not None and key is None:
+            raise StorageError(
+                f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
+                f"open_coded({name!r}, ..., key='env:NAME') or key='file:PATH' or the 32 bytes"
+            )
+        return CodedArray(store, found)
 
 
 def without_key(name: str, storage: Any = None) -> CodedArray:
@@ -58,4 +59,5 @@ def list_coded(storage: Any = None) -> list[str]:
     storage : optional
         As for `encode`.
     """
-    return manifest.names(open_store(storage))
+    with without_our_frames:
+        return manifest.names(open_store(storage))

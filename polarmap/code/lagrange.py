@@ -24,7 +24,7 @@ from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
 from polarmap.code.recovery import LinearRecovery, loss_amplification
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 
 Array = npt.NDArray[Any]
 
@@ -79,21 +79,22 @@ class LagrangeCode(LinearCode):
     """
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
-        n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
-        if not is_one_of(points, ("auto", "circle", "chebyshev")):
-            raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
-        if points == "auto":
-            points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
-        self.n, self.k, self.degree, self.points = n, k, degree, points
-        needed = self.recovery_threshold
-        if n > MAX_POINTS:
-            raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
-        if n <= needed:
-            fits = largest_k(n - 1, degree, points)
-            raise CodeError(
-                f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
-                f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
-            )
+        with without_our_frames:
+            n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
+            if not is_one_of(points, ("auto", "circle", "chebyshev")):
+                raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
+            if points == "auto":
+                points = "circle" if n > recovery_threshold(k, degree, "circle") else "chebyshev"
+            self.n, self.k, self.degree, self.points = n, k, degree, points
+            needed = self.recovery_threshold
+            if n > MAX_POINTS:
+                raise CodeError(f"a Lagrange code has at most {MAX_POINTS} coded blocks, not n = {n}")
+            if n <= needed:
+                fits = largest_k(n - 1, degree, points)
+                raise CodeError(
+                    f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
+                    f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
+                )
 
     def __repr__(self) -> str:
         return f"LagrangeCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"

@@ -50,7 +50,7 @@ from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
 from polarmap.code.stacked import as_block, decode_blocks
 from polarmap.code.syndrome import SyndromeRecovery
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 
 Array = npt.NDArray[Any]
 
@@ -397,7 +397,8 @@ class PolarCode(SystematicCode):
         >>> code.decode({0: coded[0], 3: coded[3]}).tolist()
         [[2, 3], [5, 7]]
         """
-        return decode_blocks(self, blocks)
+        with without_our_frames:
+            return decode_blocks(self, blocks)
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""

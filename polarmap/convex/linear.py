@@ -13,7 +13,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.convex.losses import SquaredLoss
 from polarmap.convex.penalties import ElasticNetPenalty
 from polarmap.convex.proximal_model import ProximalModel
-from polarmap.errors import ModelError
+from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.linear_regressor import LinearRegressor
 
 Floats = npt.NDArray[np.float64]
@@ -24,13 +24,14 @@ class _LinearModel(LinearRegressor, ProximalModel):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
-        X, y = self._validated(X, y)
-        self._check_options()
-        weights = self._weights(sample_weight, X)
-        kept = weights > 0
-        X, y, weights = X[kept], y[kept], weights[kept]
-        self._fit_to(X, y, weights / weights.sum())
-        return self
+        with without_our_frames:
+            X, y = self._validated(X, y)
+            self._check_options()
+            weights = self._weights(sample_weight, X)
+            kept = weights > 0
+            X, y, weights = X[kept], y[kept], weights[kept]
+            self._fit_to(X, y, weights / weights.sum())
+            return self
 
     def _fit_to(self, X: Any, y: Floats, shares: Floats) -> None:
         """Set coef_ and intercept_ by samples with these shares in the mean of the losses."""

@@ -13,7 +13,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.convex.losses import SquaredLoss
 from polarmap.convex.penalties import LinearOnBox
 from polarmap.convex.proximal_model import ProximalModel
-from polarmap.errors import ModelError
+from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.linear_classifier import LinearClassifier
 
 Array = npt.NDArray[Any]
@@ -98,16 +98,17 @@ class LinearSVC(LinearClassifier, ProximalModel):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
-        self._check_numbers(C=np.finfo(np.float64).tiny)
-        X, codes, weights = self._checked_samples(X, y, sample_weight)
-        if not np.isfinite(self.C):
-            raise ModelError(
-                f"C must be a finite number: with C={self.C!r}, classes that overlap have no fit"
-            )
-        B = self._fit_to(X, codes, weights)
-        self.coef_ = B[:, : X.shape[1]]
-        self.intercept_ = B[:, -1] if self.fit_intercept else np.zeros(len(B))
-        return self
+        with without_our_frames:
+            self._check_numbers(C=np.finfo(np.float64).tiny)
+            X, codes, weights = self._checked_samples(X, y, sample_weight)
+            if not np.isfinite(self.C):
+                raise ModelError(
+                    f"C must be a finite number: with C={self.C!r}, classes that overlap have no fit"
+                )
+            B = self._fit_to(X, codes, weights)
+            self.coef_ = B[:, : X.shape[1]]
+            self.intercept_ = B[:, -1] if self.fit_intercept else np.zeros(len(B))
+            return self
 
     def _fit_to(self, X: Any, codes: Array, weights: Floats) -> Floats:
         """Coefficients (outputs, features), and intercepts in a last column."""

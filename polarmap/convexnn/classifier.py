@@ -12,6 +12,7 @@ from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.convexnn.convex_network import ConvexNetwork
 from polarmap.convexnn.output_loss import Binary, Softmax
+from polarmap.errors import without_our_frames
 from polarmap.glm.linear_classifier import LinearClassifier
 
 Floats = npt.NDArray[np.float64]
@@ -69,11 +70,12 @@ class ConvexMLPClassifier(LinearClassifier, ConvexNetwork):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
-        X, codes, weights = self._checked_samples(X, y, sample_weight)
-        self._check_network_options()
-        family = Binary() if len(self.classes_) == 2 else Softmax()
-        self._fit_network(X, self._outputs(codes), weights, family)
-        return self
+        with without_our_frames:
+            X, codes, weights = self._checked_samples(X, y, sample_weight)
+            self._check_network_options()
+            family = Binary() if len(self.classes_) == 2 else Softmax()
+            self._fit_network(X, self._outputs(codes), weights, family)
+            return self
 
     def _untrained_mlp(self, units: tuple[int]) -> Any:
         mlp = MLPClassifier(hidden_layer_sizes=units)

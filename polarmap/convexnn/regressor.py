@@ -12,6 +12,7 @@ from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.convexnn.convex_network import ConvexNetwork
 from polarmap.convexnn.output_loss import Gaussian
+from polarmap.errors import without_our_frames
 from polarmap.glm.linear_regressor import LinearRegressor
 
 Floats = npt.NDArray[np.float64]
@@ -117,13 +118,14 @@ class ConvexMLPRegressor(LinearRegressor, ConvexNetwork):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
-        X, y = self._validated(X, y)
-        self._check_network_options()
-        weights = self._weights(sample_weight, X)
-        kept = weights > 0
-        self._is_single = y.ndim == 1
-        self._fit_network(X[kept], y[kept].reshape(int(kept.sum()), -1), weights[kept], Gaussian())
-        return self
+        with without_our_frames:
+            X, y = self._validated(X, y)
+            self._check_network_options()
+            weights = self._weights(sample_weight, X)
+            kept = weights > 0
+            self._is_single = y.ndim == 1
+            self._fit_network(X[kept], y[kept].reshape(int(kept.sum()), -1), weights[kept], Gaussian())
+            return self
 
     def _untrained_mlp(self, units: tuple[int]) -> Any:
         X, y = np.zeros((1, self.n_features_in_)), np.zeros((1, len(self.intercepts_[1])))

@@ -17,7 +17,7 @@ import numpy as np
 
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.block_files import BlockFiles
 from polarmap.executors.block_objects import BlockObjects
@@ -106,20 +106,21 @@ class Pool:
         threads: int = 1,
         listen: bool = True,
     ) -> None:
-        for name, count in {"workers": workers, "threads": threads}.items():
-            if not (name == "workers" and count is None) and not _is_count(count):
-                raise CodeError(f"{name} must be an integer of at least 1, not {count!r:.100}")
-        for name, number in {"idle": idle, "memory": memory}.items():
-            if not is_positive(number):
-                raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
-        if not isinstance(listen, bool):
-            raise CodeError(f"listen must be True or False, not {listen!r:.100}")
-        self._place = _place(executor)
-        self._options = PoolOptions(workers, float(idle), int(memory), threads, listen)
-        self._lock = threading.Lock()
-        self._kept: KeptWorkers | None = None
-        self._is_closed = False
-        _pools.add(self)
+        with without_our_frames:
+            for name, count in {"workers": workers, "threads": threads}.items():
+                if not (name == "workers" and count is None) and not _is_count(count):
+                    raise CodeError(f"{name} must be an integer of at least 1, not {count!r:.100}")
+            for name, number in {"idle": idle, "memory": memory}.items():
+                if not is_positive(number):
+                    raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
+            if not isinstance(listen, bool):
+                raise CodeError(f"listen must be True or False, not {listen!r:.100}")
+            self._place = _place(executor)
+            self._options = PoolOptions(workers, float(idle), int(memory), threads, listen)
+            self._lock = threading.Lock()
+            self._kept: KeptWorkers | None = None
+            self._is_closed = False
+            _pools.add(self)
 
     @property
     def name(self) -> str:

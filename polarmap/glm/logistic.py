@@ -10,6 +10,7 @@ from scipy.special import expit, softmax
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
+from polarmap.errors import without_our_frames
 from polarmap.glm.linear_classifier import LinearClassifier
 from polarmap.glm.losses import Bernoulli, Loss, Multinomial
 from polarmap.glm.minimize import MinimizedModel
@@ -94,13 +95,14 @@ class LogisticRegression(LinearClassifier, MinimizedModel):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and labels y (samples,)."""
-        self._check_numbers(C=np.finfo(np.float64).tiny)
-        X, codes, weights = self._checked_samples(X, y, sample_weight)
-        weights = weights * self._class_weights(codes, weights)[codes]
-        loss: Loss = Bernoulli() if len(self.classes_) == 2 else Multinomial()
-        penalty = 1.0 / (self.C * weights.sum())
-        self.coef_, self.intercept_ = self._minimize(X, self._outputs(codes), weights, loss, penalty)
-        return self
+        with without_our_frames:
+            self._check_numbers(C=np.finfo(np.float64).tiny)
+            X, codes, weights = self._checked_samples(X, y, sample_weight)
+            weights = weights * self._class_weights(codes, weights)[codes]
+            loss: Loss = Bernoulli() if len(self.classes_) == 2 else Multinomial()
+            penalty = 1.0 / (self.C * weights.sum())
+            self.coef_, self.intercept_ = self._minimize(X, self._outputs(codes), weights, loss, penalty)
+            return self
 
     def predict_proba(self, X: Any) -> Floats:
         """(samples, classes)."""

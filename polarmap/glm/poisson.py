@@ -12,7 +12,7 @@ from sklearn.utils.validation import validate_data
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
-from polarmap.errors import ModelError
+from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.losses import Poisson
 from polarmap.glm.minimize import MinimizedModel
 
@@ -76,17 +76,18 @@ class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and counts y (samples,), not always whole."""
-        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
-        y = y.astype(np.float64)
-        self._check_numbers(alpha=0.0)
-        if (y < 0).any():
-            raise ModelError(f"y holds {int((y < 0).sum())} negative counts, the lowest {y.min():g}")
-        weights = self._weights(sample_weight, X)
-        if not y[weights > 0].any():
-            raise ModelError("y holds zero counts only: their logarithm has no finite fit")
-        coef, intercept = self._minimize(X, y.reshape(-1, 1), weights, Poisson(), float(self.alpha))
-        self.coef_, self.intercept_ = coef[0], float(intercept[0])
-        return self
+        with without_our_frames:
+            X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
+            y = y.astype(np.float64)
+            self._check_numbers(alpha=0.0)
+            if (y < 0).any():
+                raise ModelError(f"y holds {int((y < 0).sum())} negative counts, the lowest {y.min():g}")
+            weights = self._weights(sample_weight, X)
+            if not y[weights > 0].any():
+                raise ModelError("y holds zero counts only: their logarithm has no finite fit")
+            coef, intercept = self._minimize(X, y.reshape(-1, 1), weights, Poisson(), float(self.alpha))
+            self.coef_, self.intercept_ = coef[0], float(intercept[0])
+            return self
 
     def predict(self, X: Any) -> Floats:
         """Expected counts."""

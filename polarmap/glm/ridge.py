@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.polar import PolarCode
-from polarmap.errors import ModelError
+from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares
 from polarmap.glm.linear_regressor import LinearRegressor
 from polarmap.glm.progress import Progress
@@ -87,38 +87,39 @@ class Ridge(LinearRegressor):
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Fit to X (samples, features), which may be sparse, and y (samples,) or (samples, targets)."""
-        X, y = self._validated(X, y)
-        alpha = self._penalty()
-        self._check_numbers(tol=0.0, max_iter=1, verbose=0)
-        self._check_solver(("lsqr", "lsmr", "cg"))
-        unknowns = X.shape[1] + bool(self.fit_intercept)
-        weights = self._weights(sample_weight, X)
-        samples = int((weights > 0).sum())
-        if alpha == 0 and samples < unknowns:
-            raise ModelError(
-                f"n_samples = {samples} cannot determine {unknowns} coefficients: the system is singular; "
-                "use more samples, or Ridge(alpha=...) with alpha > 0"
-            )
-        shares, root = weights / weights.sum(), np.sqrt(weights)
-        scaled, mean, scale = self._scaled_operator(X, shares, alpha / weights.sum(), root=root)
-        targets = y.reshape(len(y), -1)
-        centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
-        with scaled as operator:
-            system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
-            solved = [
-                solve_least_squares(self, system, target, Progress(name, operator, self.verbose))
-                for name, target in zip(
-                    self._names(targets.shape[1]), ((targets - centre) * root[:, np.newaxis]).T
+        with without_our_frames:
+            X, y = self._validated(X, y)
+            alpha = self._penalty()
+            self._check_numbers(tol=0.0, max_iter=1, verbose=0)
+            self._check_solver(("lsqr", "lsmr", "cg"))
+            unknowns = X.shape[1] + bool(self.fit_intercept)
+            weights = self._weights(sample_weight, X)
+            samples = int((weights > 0).sum())
+            if alpha == 0 and samples < unknowns:
+                raise ModelError(
+                    f"n_samples = {samples} cannot determine {unknowns} coefficients: the system is "
+                    "singular; use more samples, or Ridge(alpha=...) with alpha > 0"
                 )
-            ]
-            self.report_ = operator.report
-        coef = np.stack([v for v, _ in solved]) * scale
-        intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
-        single = y.ndim == 1
-        self.coef_ = coef[0] if single else coef
-        self.intercept_ = float(intercept[0]) if single else intercept
-        self.n_iter_ = int(n_iter[0]) if single else n_iter
-        return self
+            shares, root = weights / weights.sum(), np.sqrt(weights)
+            scaled, mean, scale = self._scaled_operator(X, shares, alpha / weights.sum(), root=root)
+            targets = y.reshape(len(y), -1)
+            centre = shares @ targets if self.fit_intercept else np.zeros(targets.shape[1])
+            with scaled as operator:
+                system = AugmentedOperator(operator, np.sqrt(alpha) * scale)
+                solved = [
+                    solve_least_squares(self, system, target, Progress(name, operator, self.verbose))
+                    for name, target in zip(
+                        self._names(targets.shape[1]), ((targets - centre) * root[:, np.newaxis]).T
+                    )
+                ]
+                self.report_ = operator.report
+            coef = np.stack([v for v, _ in solved]) * scale
+            intercept, n_iter = centre - coef @ mean, np.array([n for _, n in solved])
+            single = y.ndim == 1
+            self.coef_ = coef[0] if single else coef
+            self.intercept_ = float(intercept[0]) if single else intercept
+            self.n_iter_ = int(n_iter[0]) if single else n_iter
+            return self
 
     def _names(self, targets: int) -> list[str]:
         """Of the fits of each target, for lines of progress."""

@@ -13,7 +13,7 @@ from polarmap.blocks.choose_code import encode_once
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
 from polarmap.run.options import Verify, checked_options
@@ -80,19 +80,20 @@ def coded_gram(
     >>> np.allclose(hessian.array, A.T @ (w[:, None] * A)), hessian.report.n
     (True, 10)
     """
-    matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
-    w = None if weights is None else _checked_weights(weights, matrix.shape[0])
-    dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
-    k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
-    n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
-    coded = _coded(matrix, dtype, k, n)
-    f = _products(w, dtype)
-    run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
-    result = run(f, coded, pair_shape(coded))
-    array = assemble_blocks(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
-    if not is_exact(dtype):
-        _mirror(array, result[0].shape[0])
-    return CodedProduct(array, result.report)
+    with without_our_frames:
+        matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
+        w = None if weights is None else _checked_weights(weights, matrix.shape[0])
+        dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
+        k = min(BLOCKS, matrix.shape[1]) if blocks is None else checked_count("blocks", blocks)
+        n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
+        coded = _coded(matrix, dtype, k, n)
+        f = _products(w, dtype)
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
+        result = run(f, coded, pair_shape(coded))
+        array = assemble_blocks(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
+        if not is_exact(dtype):
+            _mirror(array, result[0].shape[0])
+        return CodedProduct(array, result.report)
 
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:

@@ -18,7 +18,7 @@ from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, PolarmapError, warn
+from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
 from polarmap.executors import keep_open
 from polarmap.executors.pool import usual_blocks
 from polarmap.linalg import matrices
@@ -108,25 +108,26 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
         retries: int = 1,
         progress: bool | None = None,
     ) -> None:
-        check_not_masked(code)
-        if isinstance(A, CodedArray):
-            matrix = matrices.check_two_axes(A, "A")
-        else:
-            matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
-        super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
-        options = checked_options(verify, rtol, timeout, retries)
-        executor, end = keep_open(executor)
-        self._sides = CodedSides(
-            matrix, executor, _sizes(blocks, workers, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
-        )
-        self._finish = weakref.finalize(self, _close, self._sides, end)
-        if isinstance(A, CodedArray):
-            self._sides.sides["rows"] = CodedSide(A)
-        if transposed is not None:
-            self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
-        self._run = product_map(executor, options, bool(progress))  # no bar for each of many products
-        self.products = 0
-        self.report: Report | None = None
+        with without_our_frames:
+            check_not_masked(code)
+            if isinstance(A, CodedArray):
+                matrix = matrices.check_two_axes(A, "A")
+            else:
+                matrix = matrices.check_sparse(A, "A") if is_sparse(A) else matrices.check_matrix(A, "A")
+            super().__init__(matrix.dtype, tuple(map(int, matrix.shape)))
+            options = checked_options(verify, rtol, timeout, retries)
+            executor, end = keep_open(executor)
+            self._sides = CodedSides(
+                matrix, executor, _sizes(blocks, workers, code, usual_blocks(executor, DEFAULT_BLOCKS)), code
+            )
+            self._finish = weakref.finalize(self, _close, self._sides, end)
+            if isinstance(A, CodedArray):
+                self._sides.sides["rows"] = CodedSide(A)
+            if transposed is not None:
+                self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
+            self._run = product_map(executor, options, bool(progress))  # no bar for each of many products
+            self.products = 0
+            self.report: Report | None = None
 
     def close(self) -> None:
         """Remove the coded blocks; the caller's executor stays open. Safe to call twice."""
@@ -152,21 +153,22 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
     def _product(self, name: str, operand: Any) -> Array:
         """A @ operand from blocks of rows, A.T @ operand from blocks of columns."""
-        if not self._finish.alive:
-            raise CodeError("this CodedOperator is closed: make a new one")
-        operand = matrices.check_operand(operand)
-        dtype = np.result_type(self.dtype, operand.dtype)
-        if operand.size == 0:
-            return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
-        coded = self._sides.real_side(name) if not is_exact(dtype) else self._sides.side(name).coded
-        if isinstance(coded, SparseCodedBlocks):
-            f, rows = matrices.sparse_product_with(operand, dtype), coded.blocks.rows or 0
-        else:
-            f, rows = matrices.product_with(operand, dtype), coded.layout(0)[0][1][0]
-        shape = (rows, *operand.shape[1:])
-        result = self._run(f, coded, shape)
-        self.report, self.products = result.report, self.products + 1
-        return np.concatenate(list(result))
+        with without_our_frames:
+            if not self._finish.alive:
+                raise CodeError("this CodedOperator is closed: make a new one")
+            operand = matrices.check_operand(operand)
+            dtype = np.result_type(self.dtype, operand.dtype)
+            if operand.size == 0:
+                return np.zeros((self.shape[name == "columns"], *operand.shape[1:]), dtype)
+            coded = self._sides.real_side(name) if not is_exact(dtype) else self._sides.side(name).coded
+            if isinstance(coded, SparseCodedBlocks):
+                f, rows = matrices.sparse_product_with(operand, dtype), coded.blocks.rows or 0
+            else:
+                f, rows = matrices.product_with(operand, dtype), coded.layout(0)[0][1][0]
+            shape = (rows, *operand.shape[1:])
+            result = self._run(f, coded, shape)
+            self.report, self.products = result.report, self.products + 1
+            return np.concatenate(list(result))
 
 
 def _close(sides: CodedSides, end: Callable[[], None]) -> None:

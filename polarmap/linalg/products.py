@@ -13,7 +13,7 @@ import numpy.typing as npt
 from polarmap.blocks.choose_code import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.pool import shares_cores
 from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
@@ -116,22 +116,23 @@ def coded_matmul(
     >>> bool((product.array == A @ B).all()), product.report.code
     (True, 'arikan grid 4 x 3')
     """
-    check_not_masked(code)
-    left, right, shape = _factors(A, B)
-    layout = layouts.choose_layout(
-        method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
-    )
-    run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
-    if layout.rows and layout.columns:
-        array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
-    elif layout.rows:
-        array, report = _one_sided(left, right, layout.rows, code, run)
-    else:
-        assert layout.columns is not None
-        transposed = matrices.TransposedMatrix(right), matrices.TransposedMatrix(left)
-        array, report = _one_sided(*transposed, layout.columns, code, run)
-        array = array.T
-    return CodedProduct(array.reshape(shape), report)
+    with without_our_frames:
+        check_not_masked(code)
+        left, right, shape = _factors(A, B)
+        layout = layouts.choose_layout(
+            method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
+        )
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
+        if layout.rows and layout.columns:
+            array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
+        elif layout.rows:
+            array, report = _one_sided(left, right, layout.rows, code, run)
+        else:
+            assert layout.columns is not None
+            transposed = matrices.TransposedMatrix(right), matrices.TransposedMatrix(left)
+            array, report = _one_sided(*transposed, layout.columns, code, run)
+            array = array.T
+        return CodedProduct(array.reshape(shape), report)
 
 
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.clouds.extras import install_command
 from polarmap.code.estimation import f_quantile_p90
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
 from polarmap.maps.hedged_map import hedged_map
 from polarmap.maps.submit import submit
@@ -121,21 +121,22 @@ def sketched_lstsq(
     >>> bool(np.allclose(estimate.value, np.linalg.lstsq(A, b, rcond=None)[0]))
     True
     """
-    matrix, target = _checked(A), matrices.check_operand(b, "b")
-    if target.shape != matrix.shape[:1]:
-        raise CodeError(
-            f"b has shape {target.shape}, but A has {len(matrix)} rows: one number for each is needed"
-        )
-    if target.dtype.kind == "c":
-        raise CodeError("b is complex: sketches are of real numbers; use lsqr on a CodedOperator")
-    if len(matrix) <= matrix.shape[1]:
-        raise CodeError(
-            f"A has {len(matrix)} rows for {matrix.shape[1]} columns: a sketch needs more rows than columns; "
-            "use numpy.linalg.lstsq"
-        )
-    both = np.column_stack([matrix, target.astype(matrix.dtype)])
-    count, size = _count(workers, len(matrix)), float(np.linalg.norm(target))
-    return _solutions(_sketches(both, count, executor, timeout, retries, _stream(seed)), size)
+    with without_our_frames:
+        matrix, target = _checked(A), matrices.check_operand(b, "b")
+        if target.shape != matrix.shape[:1]:
+            raise CodeError(
+                f"b has shape {target.shape}, but A has {len(matrix)} rows: one number for each is needed"
+            )
+        if target.dtype.kind == "c":
+            raise CodeError("b is complex: sketches are of real numbers; use lsqr on a CodedOperator")
+        if len(matrix) <= matrix.shape[1]:
+            raise CodeError(
+                f"A has {len(matrix)} rows for {matrix.shape[1]} columns: a sketch needs more rows than "
+                "columns; use numpy.linalg.lstsq"
+            )
+        both = np.column_stack([matrix, target.astype(matrix.dtype)])
+        count, size = _count(workers, len(matrix)), float(np.linalg.norm(target))
+        return _solutions(_sketches(both, count, executor, timeout, retries, _stream(seed)), size)
 
 
 def sketched_gram(
@@ -176,14 +177,15 @@ def sketched_gram(
     >>> last.error_p90, bool(np.allclose(last.value, A.T @ A))
     (0.0, True)
     """
-    matrix = _checked(A)
-    count = _count(workers, len(matrix))
-    return _grams(_sketches(matrix, count, executor, timeout, retries, _stream(seed)))
+    with without_our_frames:
+        matrix = _checked(A)
+        count = _count(workers, len(matrix))
+        return _grams(_sketches(matrix, count, executor, timeout, retries, _stream(seed)))
 
 
 def _solutions(sketches: Generator[_Sketch, None, None], size: float) -> Iterator[SketchEstimate]:
     """Least squares from sketches of [A, b], b of norm `size`."""
-    with closing(sketches):
+    with without_our_frames, closing(sketches):
         for one in sketches:
             columns = one.R.shape[1] - 1
             if one.rows >= columns + 2:
@@ -208,7 +210,7 @@ def _solution_error(sketch: _Sketch, rank: int, missed: float) -> float:
 
 def _grams(sketches: Generator[_Sketch, None, None]) -> Iterator[SketchEstimate]:
     """Gram matrices from sketches of A."""
-    with closing(sketches):
+    with without_our_frames, closing(sketches):
         for one in sketches:
             value = one.R.T @ one.R * (one.total / one.rows)
             yield SketchEstimate(value, _gram_error(value, one), one.arrived, one.workers)

@@ -14,7 +14,7 @@ from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError, without_our_frames
 from polarmap.report import Report
 from polarmap.run.execute import map_blocks
 from polarmap.run.options import Verify, check_function, checked_options
@@ -135,29 +135,31 @@ def coded_gradient(
     >>> np.allclose(found.gradient, 3 * np.arange(1.0, 7.0) ** 2)
     True
     """
-    point = _checked_point(x)
-    unit = _checked_scale(scale, point)
-    step = _checked_step(h, scheme)
-    check_function(f)
-    options = checked_options(verify, rtol, timeout, retries)
-    error = step**2 + EPS / step if scheme == "central" else step + EPS / step
-    amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
-    base = None if directions is None else _checked_directions(directions, point)
-    count = point.size if base is None else len(base)
-    k = count_blocks(blocks, workers, code, count)
-    data, task = _prepare(f, point, unit, step, scheme, base, k)
-    options = replace(options, rtol=amplification * EPS, errors=SlopeErrors(step, scheme))
-    try:
-        mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, progress)
-    except NotLinearError as error_:
-        raise NotLinearError(_not_smooth(step, error_)) from error_
-    except NotDecodableError as error_:
-        if isinstance(error_.__cause__, NotScalarError):
-            raise CodeError(str(error_.__cause__)) from error_
-        raise
-    slopes = join_slopes([slopes for slopes, _ in mapped], count)
-    heard, started = _count_evaluations(mapped.report, count, scheme)
-    return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
+    with without_our_frames:
+        point = _checked_point(x)
+        unit = _checked_scale(scale, point)
+        step = _checked_step(h, scheme)
+        check_function(f)
+        options = checked_options(verify, rtol, timeout, retries)
+        error = step**2 + EPS / step if scheme == "central" else step + EPS / step
+        amplification = MOST_AMPLIFICATION if rtol is None else _allowed_amplification(rtol, error)
+        base = None if directions is None else _checked_directions(directions, point)
+        count = point.size if base is None else len(base)
+        k = count_blocks(blocks, workers, code, count)
+        data, task = _prepare(f, point, unit, step, scheme, base, k)
+        options = replace(options, rtol=amplification * EPS, errors=SlopeErrors(step, scheme))
+        try:
+            mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, progress)
+        except NotLinearError as error_:
+            raise NotLinearError(_not_smooth(step, error_)) from error_
+        except (NotScalarError, NotDecodableError) as error_:
+            told = error_.__cause__ if isinstance(error_, NotDecodableError) else error_
+            if isinstance(told, NotScalarError):
+                raise CodeError(str(told)) from None
+            raise
+        slopes = join_slopes([slopes for slopes, _ in mapped], count)
+        heard, started = _count_evaluations(mapped.report, count, scheme)
+        return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
 
 
 class CodedGradient:

@@ -9,6 +9,7 @@ from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_stor
 from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
+from polarmap.errors import without_our_frames
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import prepared_blocks
@@ -218,8 +219,9 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    call = (f, data, blocks, workers, code, degree, schedule, executor, out)
-    return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries, key).run(progress)
+    with without_our_frames:
+        call = (f, data, blocks, workers, code, degree, schedule, executor, out)
+        return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries, key).run(progress)
 
 
 def prepared_coded_map(

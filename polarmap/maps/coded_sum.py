@@ -12,7 +12,7 @@ import numpy.typing as npt
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.shared_parts import SharedParts
 from polarmap.blocks.uneven import cut_parts
-from polarmap.errors import NotDecodableError, NotLinearError
+from polarmap.errors import NotDecodableError, NotLinearError, without_our_frames
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
 from polarmap.run.options import check_function, checked_options
@@ -103,21 +103,22 @@ def coded_sum(
     >>> total.value.tolist(), sum(part**2 % 5 for part in parts).tolist()
     ([10, 11, 14], [10, 11, 14])
     """
-    check_function(f)
-    options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
-    launch = Launch(executor)
-    n = None if workers is None else checked_count("workers", workers)
-    shares = SharedParts(*cut_parts(parts, n), n, tolerate)
-    combined = combination(f)
-    try:
-        collected, report = run_coded(launch, combined, shares, options, progress)
-    except NotLinearError as error:
-        raise NotDecodableError(
-            "results of workers that share parts contradict each other: f is not deterministic, or a "
-            "worker returned garbage"
-        ) from error
-    value = unflatten(collected.structure, collected.results[0])
-    return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
+    with without_our_frames:
+        check_function(f)
+        options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
+        launch = Launch(executor)
+        n = None if workers is None else checked_count("workers", workers)
+        shares = SharedParts(*cut_parts(parts, n), n, tolerate)
+        combined = combination(f)
+        try:
+            collected, report = run_coded(launch, combined, shares, options, progress)
+        except NotLinearError as error:
+            raise NotDecodableError(
+                "results of workers that share parts contradict each other: f is not deterministic, or a "
+                "worker returned garbage"
+            ) from error
+        value = unflatten(collected.structure, collected.results[0])
+        return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
 
 
 def _checked(report: Report) -> str:

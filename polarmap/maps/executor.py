@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 from polarmap.code.dtypes import is_integer
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
@@ -70,19 +70,20 @@ class Executor(futures.Executor):
     def __init__(
         self, executor: Any = None, workers: int | None = None, *, backups: int = 2, retries: int = 1
     ) -> None:
-        if workers is not None and not (is_integer(workers) and workers >= 1):
-            raise CodeError(f"workers must be an integer of at least 1, not {workers!r:.100}")
-        for name, count in {"backups": backups, "retries": retries}.items():
-            if not is_integer(count) or count < 0:
-                raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-        place = _place(executor, workers)
-        # One call more than there are workers is with them, so that none waits for this process.
-        most = 2 * (available_cores() + 1) if place.grows else place.workers and place.workers + 1
-        limits = Limits(most, place.grows, int(backups), int(retries))
-        self._max_workers = place.workers or available_cores()  # Dask asks for it
-        self._pickling = pickled_by_value if place.is_elsewhere else contextlib.nullcontext
-        self._driver = CallDriver(place.executor, limits, place.close)
-        weakref.finalize(self, self._driver.shut_down).atexit = False
+        with without_our_frames:
+            if workers is not None and not (is_integer(workers) and workers >= 1):
+                raise CodeError(f"workers must be an integer of at least 1, not {workers!r:.100}")
+            for name, count in {"backups": backups, "retries": retries}.items():
+                if not is_integer(count) or count < 0:
+                    raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
+            place = _place(executor, workers)
+            # One call more than there are workers is with them, so that none waits for this process.
+            most = 2 * (available_cores() + 1) if place.grows else place.workers and place.workers + 1
+            limits = Limits(most, place.grows, int(backups), int(retries))
+            self._max_workers = place.workers or available_cores()  # Dask asks for it
+            self._pickling = pickled_by_value if place.is_elsewhere else contextlib.nullcontext
+            self._driver = CallDriver(place.executor, limits, place.close)
+            weakref.finalize(self, self._driver.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
         """The future of the call `fn(*args, **kwargs)`.

@@ -12,11 +12,19 @@ import numpy as np
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items
 from polarmap.code.dtypes import is_integer
-from polarmap.errors import CodeError, NotDecodableError
+from polarmap.errors import (
+    CodeError,
+    NotDecodableError,
+    PolarmapError,
+    WorkerLostError,
+    raised_by,
+    without_our_frames,
+)
 from polarmap.executors.base import Outcome
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
+from polarmap.run.first_results import item
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
@@ -39,6 +47,7 @@ def hedged_map(
     backups: int = BACKUPS,
     timeout: float | None = None,
     retries: int = 1,
+    return_exceptions: bool = False,
     progress: bool | None = None,
 ) -> CodedResult[T]:
     """Map any f over anything; what is late gets a backup, and the first result of each counts.
@@ -68,6 +77,9 @@ def hedged_map(
         How many a task may get once it is late: when it has run longer than eleven in twelve tasks are
         expected to, as those tell that have returned (`polarmap.planning.LatenessRule`), and longer
         than 0.1 s. A backup may become late itself.
+    return_exceptions : bool
+        As in `asyncio.gather`: what f raised on an item, or a `WorkerLostError`, stands in the place of its
+        result, and the other items go on. By default the first exception ends the map.
 
     Returns
     -------
@@ -79,6 +91,8 @@ def hedged_map(
 
     Raises
     ------
+    Exception
+        What f raised on an item that it does not return for, after `retries`; a note tells the item.
     CodeError, NotDecodableError, CodedTimeoutError, ExecutorError
         As for `coded_map`; every task has to return. CodeError for an item that cannot be pickled.
 
@@ -91,9 +105,12 @@ def hedged_map(
     ([[1, 3], [5, 9], [2, 8]], 2.1, 2)
     >>> list(polarmap.hedged_map(pow, [(2, 5), (3, 2)], star=True, args=(7,), executor=slow))
     [4, 2]
+    >>> list(polarmap.hedged_map(int, ["1", "two"], executor=slow, return_exceptions=True))
+    [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
-    call = (f, data, star, args, kwargs, blocks, executor, backups, timeout, retries)
-    return prepared_hedged_map(*call).run(progress)
+    with without_our_frames:
+        call = (f, data, star, args, kwargs, blocks, executor, backups, timeout, retries, return_exceptions)
+        return prepared_hedged_map(*call).run(progress)
 
 
 def prepared_hedged_map(
@@ -107,13 +124,14 @@ def prepared_hedged_map(
     backups: int,
     timeout: float | None,
     retries: int,
+    return_exceptions: bool,
 ) -> PreparedMap[CodedResult[T]]:
     """The map of `hedged_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = checked_options(False, None, timeout, retries)
     if not is_integer(backups) or backups < 0:
         raise CodeError(f"backups must be 0 or more, not {backups!r}")
-    _check_arguments(star, args, kwargs)
+    _check_arguments(star, args, kwargs, return_exceptions)
     launch = Launch(executor)
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
     blank = blank_report(len(items), len(items), len(items), UNCODED, launch.executor.name)
@@ -125,13 +143,16 @@ def prepared_hedged_map(
 
     def run(progress: Any) -> CodedResult[T]:
         observer, values = observer_of(progress), dict[int, T]()
+        value_of = partial(_value_or_exception, len(items)) if return_exceptions else _value
 
         def note(outcome: Outcome) -> None:
-            values[outcome.task] = _value(outcome)
+            values[outcome.task] = value_of(outcome)
             if observer.takes_blocks:
                 observer.block_arrived(outcome.task, partial(values.__getitem__, outcome.task))
 
-        _, report = run_uncoded(launch, call, coded, options, observer, int(backups), note=note)
+        _, report = run_uncoded(
+            launch, call, coded, options, observer, int(backups), None, note, bool(return_exceptions)
+        )
         return CodedResult([values[index] for index in range(len(items))], report)
 
     return PreparedMap(blank, len(items), run)
@@ -148,9 +169,21 @@ def _value(outcome: Outcome) -> Any:
         ) from error
 
 
-def _check_arguments(star: Any, args: Any, kwargs: Any) -> None:
-    if not isinstance(star, (bool, np.bool_)):
-        raise CodeError(f"star must be True or False, not {star!r:.100}")
+def _value_or_exception(count: int, outcome: Outcome) -> Any:
+    """What f returned; else the exception that says why there is nothing of it."""
+    if outcome.failure is not None:
+        error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
+        return raised_by(item(outcome.task, count), error)
+    try:
+        return _value(outcome)
+    except PolarmapError as error:
+        return error
+
+
+def _check_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:
+    for name, choice in {"star": star, "return_exceptions": return_exceptions}.items():
+        if not isinstance(choice, (bool, np.bool_)):
+            raise CodeError(f"{name} must be True or False, not {choice!r:.100}")
     if not isinstance(args, (tuple, list)):
         raise CodeError(f"args must be a tuple, as in args=(value,), not {naming(args)}")
     if kwargs is not None and not (

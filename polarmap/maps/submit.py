@@ -11,7 +11,7 @@ from polarmap.arrays.stored_result import Stored
 from polarmap.blocks.choose_code import CodeName
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.maps.coded_map import coded_map, prepared_coded_map
 from polarmap.maps.hedged_map import hedged_map, prepared_hedged_map
 from polarmap.planning.planner import Plan
@@ -94,8 +94,9 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
     >>> [block.result(60.0).shape for block in future.blocks]
     [(2,), (2,), (2,), (2,)]
     """
-    observer = observer_of(options.pop("progress", None))
-    return FutureMap(_prepared(verb, arguments, options), observer).start()
+    with without_our_frames:
+        observer = observer_of(options.pop("progress", None))
+        return FutureMap(_prepared(verb, arguments, options), observer).start()
 
 
 def _prepared(verb: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> PreparedMap[Any]:

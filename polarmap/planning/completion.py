@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning import backups, decodability, unequal
 from polarmap.planning.decodability import ArrivalsNeeded
 from polarmap.planning.distributions import Distribution, Floats
@@ -142,35 +142,38 @@ def completion_time(
     >>> print(completion_time(512, 256, "rotation", ShiftedExponential(1.0, 1.0)))
     rotation (512, 256): mean 1.692 s, p50 1.691, p99 1.799, 768 worker-seconds
     """
-    _check_scheme(n, k, scheme, trials)
-    _check_options(seed, upfront, pieces, erasure)
-    if unequal.is_sequence_of_distributions(runtimes):
-        workers = unequal.UnequalWorkers(runtimes)
-        _check_one_each(n, workers)
-        if not workers.are_alike:
-            jobs, arrivals = unequal.simulate_unequal(workers, k, scheme, erasure, trials, seed)
-            return _simulated(scheme, n, k, jobs, arrivals)
-        runtimes = workers.together
-    distribution = as_runtimes(runtimes)
-    if distribution.failure_probability == 1:
-        return _hopeless(scheme, n, k)
-    rng = np.random.default_rng(seed)
-    if scheme in RULES:
-        return _simulated(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
-    if scheme == "on_demand":
-        jobs = simulate_on_demand(
-            distribution.sample(rng, (trials, k)),
-            distribution.sample(rng, (trials, n - k)),
-            upfront,
-            distribution,
-        )
-        return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
-    if scheme == "subtasks":
-        return _simulated(scheme, n, k, simulate_subtasks(distribution.sample(rng, (trials, n)), k, pieces))
-    if scheme == "replication":
-        return _replicated(n, k, distribution)
-    needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
-    return completion_after(needed, n, k, distribution, scheme)
+    with without_our_frames:
+        _check_scheme(n, k, scheme, trials)
+        _check_options(seed, upfront, pieces, erasure)
+        if unequal.is_sequence_of_distributions(runtimes):
+            workers = unequal.UnequalWorkers(runtimes)
+            _check_one_each(n, workers)
+            if not workers.are_alike:
+                jobs, arrivals = unequal.simulate_unequal(workers, k, scheme, erasure, trials, seed)
+                return _simulated(scheme, n, k, jobs, arrivals)
+            runtimes = workers.together
+        distribution = as_runtimes(runtimes)
+        if distribution.failure_probability == 1:
+            return _hopeless(scheme, n, k)
+        rng = np.random.default_rng(seed)
+        if scheme in RULES:
+            return _simulated(scheme, k, k, _backed_up(k, distribution, scheme, trials, rng))
+        if scheme == "on_demand":
+            jobs = simulate_on_demand(
+                distribution.sample(rng, (trials, k)),
+                distribution.sample(rng, (trials, n - k)),
+                upfront,
+                distribution,
+            )
+            return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
+        if scheme == "subtasks":
+            return _simulated(
+                scheme, n, k, simulate_subtasks(distribution.sample(rng, (trials, n)), k, pieces)
+            )
+        if scheme == "replication":
+            return _replicated(n, k, distribution)
+        needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
+        return completion_after(needed, n, k, distribution, scheme)
 
 
 def arrivals_needed(

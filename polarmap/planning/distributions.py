@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.arguments import is_number
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -383,8 +383,9 @@ def cold_starts(runtimes: Distribution, share: float, delay: float) -> Mixture:
     >>> cold_starts(ShiftedExponential(1.0, 1.0), 0.5, 4.0).mean()
     4.0
     """
-    _check_number("share", share)
-    return Mixture([runtimes, Scaled(runtimes, delay=delay)], [1 - share, share])
+    with without_our_frames:
+        _check_number("share", share)
+        return Mixture([runtimes, Scaled(runtimes, delay=delay)], [1 - share, share])
 
 
 def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
@@ -395,8 +396,9 @@ def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
     >>> round(stragglers(ShiftedExponential(1.0, 1.0), 0.02, 5.0).mean(), 12)
     2.16
     """
-    _check_number("share", share)
-    return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
+    with without_our_frames:
+        _check_number("share", share)
+        return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
 
 
 # --- what is accepted --------------------------------------------------------------------------

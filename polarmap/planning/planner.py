@@ -16,7 +16,7 @@ from polarmap.clouds.prices import Cost, cost
 from polarmap.code.arguments import is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
-from polarmap.errors import CodeError
+from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.distributions import Distribution
 from polarmap.planning.empirical import as_runtimes
@@ -227,31 +227,32 @@ def plan(
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
     """
-    each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
-    distribution = as_runtimes(runtimes) if each is None else each.together
-    most = _most_workers(k, max_workers, worker, distribution, each)
-    _checked_count("trials", trials)
-    aim = Objective(objective, slack, deadline, budget, max_failure_probability)
-    _check_schedule(schedule, code, each)
-    options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
-    possible = aim.possible(options)
-    chosen = aim.choice(possible)
-    workers, erasure = _placed(each, chosen)
-    return Plan(
-        n=chosen.n,
-        k=k,
-        code="rotation" if chosen.scheme == "on_demand" else chosen.scheme,
-        objective=objective,
-        expected=chosen,
-        uncoded=options[0],
-        frontier=frontier(possible, aim.clock),
-        worker=worker,
-        schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
-        upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
-        runtimes=distribution,
-        workers=workers,
-        erasure=erasure,
-    )
+    with without_our_frames:
+        each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
+        distribution = as_runtimes(runtimes) if each is None else each.together
+        most = _most_workers(k, max_workers, worker, distribution, each)
+        _checked_count("trials", trials)
+        aim = Objective(objective, slack, deadline, budget, max_failure_probability)
+        _check_schedule(schedule, code, each)
+        options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
+        possible = aim.possible(options)
+        chosen = aim.choice(possible)
+        workers, erasure = _placed(each, chosen)
+        return Plan(
+            n=chosen.n,
+            k=k,
+            code="rotation" if chosen.scheme == "on_demand" else chosen.scheme,
+            objective=objective,
+            expected=chosen,
+            uncoded=options[0],
+            frontier=frontier(possible, aim.clock),
+            worker=worker,
+            schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
+            upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
+            runtimes=distribution,
+            workers=workers,
+            erasure=erasure,
+        )
 
 
 def frontier(options: Sequence[Completion], clock: str = "p99") -> tuple[Completion, ...]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
+from polarmap.errors import hide_our_frames
 from polarmap.planning.lateness import LateAttempts, LatenessRule
 from polarmap.worker.any_value import Array
 
@@ -49,6 +50,7 @@ class Call:
 
     def fail(self, error: BaseException) -> None:
         """It has none."""
+        hide_our_frames(error)
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
-from polarmap.errors import CodeError, ExecutorError, warn
+from polarmap.errors import CodeError, ExecutorError, hide_our_frames, warn, without_our_frames
 from polarmap.report import Report
 from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
@@ -64,8 +64,9 @@ class WatchedFuture(Future[R]):
         PolarmapError
             Whatever the map raises.
         """
-        self._map.check_process(self)
-        return super().result(timeout)
+        with without_our_frames:
+            self._map.check_process(self)
+            return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the map raises, None if it returns; waits for it."""
@@ -307,6 +308,7 @@ class FutureMap(Observer, Generic[R]):
             if (future := self._future()) is not None:  # at exit somebody may still have it
                 future.cancel()
         except BaseException as error:
+            hide_our_frames(error)
             for block in self._blocks:
                 _fail(block(), error)
             _fail(self._future(), error)

@@ -196,12 +196,12 @@ class Codewords:
         return not any(word.acceptance.not_finite for word in self.members)
 
     def failed(self) -> list[int]:
-        """Tasks whose results are needed, that failed; NotDecodableError if f fails everywhere."""
+        """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
         found = sorted({task for word in self._short for task in word.received.failed})
         if not found:
             return []
         any_returned = any(word.received.results for word in self.members)
-        raise_if_all_fail(self._tasks, found, any_returned, self._code.n - self._code.recovery_threshold)
+        raise_if_all_fail(self._tasks, any_returned, self._code.n - self._code.recovery_threshold)
         return found
 
     def would_be_met(self, tasks: Collection[int]) -> bool:

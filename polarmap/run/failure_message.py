@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from polarmap.errors import NotDecodableError
+from polarmap.errors import raised_by
 from polarmap.run.tasks import TaskTable
 
 
@@ -93,12 +93,13 @@ def _tasks(count: int) -> str:
     return f"{count} task{'s' * (count != 1)}"
 
 
-def raise_if_all_fail(tasks: TaskTable, failed: list[int], any_returned: bool, spare: int) -> None:
-    """NotDecodableError when more tasks than may be missing failed alike and none succeeded."""
-    if any_returned or len(failed) <= max(spare, len(tasks) // 4, 1):
+def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
+    """What f raised, when it was the same in more tasks than may be missing and none has returned."""
+    if any_returned:
         return
-    firsts = [tasks[index].failures[0][0] for index in failed]
-    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].kind == "raised":
-        raise NotDecodableError(
-            f"f fails everywhere: the first {len(failed)} tasks to end all raised {firsts[0]}"
-        ) from tasks.first_cause
+    firsts = [task.failures[0][0] for task in map(tasks.__getitem__, range(len(tasks))) if task.failures]
+    if len(firsts) <= max(spare, len(tasks) // 4, 1):
+        return
+    if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
+        who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
+        raise raised_by(who, firsts[0].cause)

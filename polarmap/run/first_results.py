@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from math import inf
 
-from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Outcome
+from polarmap.errors import NotDecodableError, raised_by
+from polarmap.executors.base import Failure, Outcome
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.tasks import TaskTable
 
@@ -14,30 +14,46 @@ from polarmap.run.tasks import TaskTable
 class FirstResults:
     """The outcomes that count (the `Need` of a schedule): of each task the attempt that returned first.
 
+    Parameters
+    ----------
+    note : callable, optional
+        Is told of each outcome that counts.
+    keeps_failures : bool
+        Whether the failure of a task that is not tried again counts as its outcome, or ends the map.
+
     Attributes
     ----------
     outcomes : dict from task to Outcome
     arrived : dict from task to float
-        When, in seconds after the start.
+        When, in seconds after the start, of those that returned.
     """
 
     is_protected = True
 
-    def __init__(self, tasks: TaskTable, note: Callable[[Outcome], None] | None = None) -> None:
-        self._tasks, self._note = tasks, note
+    def __init__(
+        self,
+        tasks: TaskTable,
+        note: Callable[[Outcome], None] | None = None,
+        keeps_failures: bool = False,
+    ) -> None:
+        self._tasks, self._note, self._keeps_failures = tasks, note, keeps_failures
         self.outcomes: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
 
     def add(self, outcome: Outcome, elapsed: float) -> None:
-        """Take in what became of an attempt; `note` is told of those that count."""
+        """Take in what became of an attempt."""
         if outcome.failure is None and outcome.task not in self.outcomes:
-            self.outcomes[outcome.task], self.arrived[outcome.task] = outcome, elapsed
-            if self._note is not None:
-                self._note(outcome)
+            self.arrived[outcome.task] = elapsed
+            self._count(outcome)
+
+    def _count(self, outcome: Outcome) -> None:
+        self.outcomes[outcome.task] = outcome
+        if self._note is not None:
+            self._note(outcome)
 
     @property
     def is_met(self) -> bool:
-        """Whether every task has returned."""
+        """Whether there is an outcome of every task."""
         return len(self.outcomes) == len(self._tasks)
 
     @property
@@ -46,9 +62,10 @@ class FirstResults:
         return self.outcomes.keys()
 
     def failed(self) -> list[int]:
-        """Tasks of which no attempt runs or has returned; NotDecodableError if f fails everywhere."""
+        """Tasks of which no attempt runs or has returned; raises what f raises if it does so everywhere."""
         found = sorted(self._tasks.failed)
-        raise_if_all_fail(self._tasks, found, bool(self.outcomes), spare=0)
+        if found and not self._keeps_failures:
+            raise_if_all_fail(self._tasks, bool(self.outcomes), spare=0)
         return found
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
@@ -60,14 +77,31 @@ class FirstResults:
         return bool(self._tasks.failed)
 
     def look_seconds(self) -> float:
-        """Nothing else is waited for."""
-        return inf
+        """Nothing else is waited for; and nothing at all where failures have completed the outcomes."""
+        return 0.0 if self.is_met else inf
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
-        """Less than all results are of no use."""
-        if nothing_can_come or self._tasks.failed:
+        """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
+        failed = sorted(self._tasks.failed)
+        if self._keeps_failures:
+            missing = set(range(len(self._tasks))).difference(self.outcomes) if nothing_can_come else failed
+            for index in sorted(missing):
+                self._count_failure(index)
+            return
+        for index in failed:
+            failure = self._tasks[index].last_failure
+            if failure is not None and failure.cause is not None:
+                raise raised_by(item(index, len(self._tasks)), failure.cause)
+        if nothing_can_come or failed:
             message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause
+
+    def _count_failure(self, index: int) -> None:
+        """Give a task up, whatever its copies may still do."""
+        self._tasks.failed.discard(index)
+        if index not in self.outcomes:
+            failure = self._tasks[index].last_failure or Failure("lost", "WorkerLost", "it will never end")
+            self._count(Outcome(index, self._tasks[index].attempts - 1, None, None, failure, 0.0))
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
         """What to say when the timeout has passed, and the exception behind it."""
@@ -78,9 +112,14 @@ class FirstResults:
         return FailureMessage(
             self._tasks,
             len(self._tasks),
-            arrived=self.outcomes,
-            received=self.outcomes,
-            data=len(self.outcomes),
+            arrived=self.arrived,
+            received=self.arrived,
+            data=len(self.arrived),
             is_ready=False,
             running=sorted(self._tasks.running),
         )
+
+
+def item(index: int, count: int) -> str:
+    """What an exception says of where it was raised."""
+    return f"item {index} of {count}"

@@ -62,16 +62,16 @@ def report_of_coded(
 
 
 def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, seconds: float) -> Report:
-    """The report of a map without a code, of which every task has returned."""
+    """The report of a map without a code, of which there is an outcome of every task."""
     n = len(tasks)
     return replace(
         blank_report(n, n, n, UNCODED, executor),
         tasks=tuple(
             TaskReport(
                 index=index,
-                state="used",
-                arrived=firsts.arrived[index],
-                seconds=firsts.outcomes[index].seconds,
+                state="used" if index in firsts.arrived else "failed",
+                arrived=firsts.arrived.get(index),
+                seconds=firsts.outcomes[index].seconds if index in firsts.arrived else None,
                 attempts=tasks[index].attempts,
                 failures=_failures(tasks, index),
                 launched=tasks[index].launched,

@@ -158,8 +158,12 @@ def _attempt(call: Callable[[], T], otherwise: T) -> T:
 
 
 def _traceback(error: BaseException) -> str:
-    """Its end, where the error stands, if it is long."""
-    return "".join(traceback.format_exception(type(error), error, error.__traceback__))[-MESSAGE_CHARACTERS:]
+    """From the first line on that is not ours; its end, where the error stands, if it is long."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("polarmap."):
+        trace = trace.tb_next
+    text = traceback.format_exception(type(error), error, trace or error.__traceback__)
+    return "".join(text)[-MESSAGE_CHARACTERS:]
 
 
 def _pickled(error: BaseException) -> bytes | None:

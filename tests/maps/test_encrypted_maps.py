@@ -135,9 +135,8 @@ def test_what_f_raises_is_told(pool):
     def f(block):
         raise ValueError("not today")
 
-    with pytest.raises(NotDecodableError, match="ValueError: not today") as caught:
+    with pytest.raises(ValueError, match="not today"):
         polarmap.coded_map(f, A, executor=pool, key=KEY, retries=0, **SIZES)
-    assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_without_the_key_there_is_one_clear_error():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import sys
 import threading
@@ -16,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import printed
 
-from polarmap import CodedResult, Fault, FaultyExecutor, ReplayExecutor, hedged_map, submit
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError
+from polarmap import CodedResult, Fault, FaultyExecutor, Pool, ReplayExecutor, hedged_map, submit
+from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.base import Payload
 from polarmap.executors.private_folder import named_for_lithops
 from polarmap.executors.replay import ReplayRun
@@ -113,7 +114,7 @@ def test_failed_tasks_are_retried_as_in_a_coded_map() -> None:
     assert_equal(result, 4)
     assert [task.attempts for task in result.report.tasks] == [2, 2, 1, 1]
     faulty = FaultyExecutor(ReplayExecutor(), {1: Fault("raise", attempts=9)})
-    with pytest.raises(NotDecodableError, match="injected fault"):
+    with pytest.raises(RuntimeError, match="injected fault\nitem 1 of 4 raised this"):
         hedged_map(summary, DATA, blocks=4, executor=faulty)
 
 
@@ -216,13 +217,104 @@ def test_exceptions_as_results_are_no_failures() -> None:
     assert type(result[0]) is ValueError and result[0].args == ("a",)
 
 
-def test_what_f_raises_is_the_cause() -> None:
-    def fail(item: Any) -> Any:
+def fails_on_b(item: Any) -> Any:
+    if item == "b":
         raise LookupError(f"no {item}")
+    return item
 
-    with pytest.raises(NotDecodableError, match="no a") as caught:
-        hedged_map(fail, ["a", "a"], executor=ReplayExecutor(), retries=0)
-    assert type(caught.value.__cause__) is LookupError
+
+@pytest.mark.parametrize("items", ["ba", "abcd", "b", "bbbb"])
+def test_what_f_raises_is_raised_with_the_number_of_its_item(items: str) -> None:
+    """It was a NotDecodableError that counts results."""
+    executor = ReplayExecutor(dict.fromkeys(range(1, 4), math.inf) if items == "bbbb" else None)
+    with pytest.raises(LookupError, match="no b") as caught:
+        hedged_map(fails_on_b, list(items), executor=executor, retries=0)
+    assert type(caught.value) is LookupError
+    assert caught.value.__notes__ == [f"item {items.index('b')} of {len(items)} raised this"]
+
+
+def test_one_that_fails_does_not_wait_for_late_ones() -> None:
+    executor = ReplayExecutor({0: math.inf, 2: math.inf})
+    for options in ({"retries": 0}, {}):
+        with pytest.raises(LookupError, match="item 1 of 4 raised this"):
+            hedged_map(fails_on_b, list("abcd"), executor=executor, backups=0, **options)
+
+
+def test_f_that_fails_everywhere_is_not_tried_again() -> None:
+    calls: list[str] = []
+
+    def fail(item: str) -> None:
+        calls.append(item)
+        raise LookupError("nothing is there")
+
+    with pytest.raises(
+        LookupError, match="f fails everywhere: each of the first 2 of 4 tasks to end raised this"
+    ):
+        hedged_map(fail, list("abcd"), executor=ReplayExecutor({2: 9.0, 3: 9.0}), retries=5)
+    assert len(calls) <= 3
+
+
+@pytest.mark.parametrize("kind", ["replay", "threads", "pool"])
+def test_exceptions_stand_in_the_place_of_results(kind: str) -> None:
+    with contextlib.ExitStack() as stack:
+        executor: Any = ReplayExecutor()
+        if kind != "replay":
+            executor = stack.enter_context(ThreadPoolExecutor(2) if kind == "threads" else Pool(workers=2))
+        result = hedged_map(fails_on_b, list("abcb"), executor=executor, retries=0, return_exceptions=True)
+    assert [result[0], result[2]] == ["a", "c"]
+    for index in (1, 3):
+        error: Any = result[index]
+        assert isinstance(error, LookupError)
+        assert (str(error), error.__notes__) == ("no b", [f"item {index} of 4 raised this"])
+    report = result.report
+    assert (report.indices("used"), report.indices("failed"), report.is_final) == ([0, 2], [1, 3], True)
+
+
+def test_all_may_be_exceptions_and_each_is_tried_again_as_often_as_retries_say() -> None:
+    result = hedged_map(
+        fails_on_b, ["b"] * 6, executor=ReplayExecutor(), retries=2, return_exceptions=True, timeout=60
+    )
+    assert [type(error) for error in result] == [LookupError] * 6
+    assert [task.attempts for task in result.report.tasks] == [3] * 6
+    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("raise")})
+    assert list(hedged_map(str, [7], executor=faulty, return_exceptions=True)) == ["7"]
+
+
+def test_lost_workers_and_results_that_cannot_be_read_are_exceptions_too() -> None:
+    class StubbornError(Exception):
+        def __init__(self, one: int, two: int) -> None:
+            super().__init__("message")
+
+    executor = FaultyExecutor(ReplayExecutor({2: math.inf}), {0: Fault("kill", attempts=9)})
+    result = hedged_map(
+        lambda item: StubbornError(1, 2), list("abc"), executor=executor, return_exceptions=True, backups=0
+    )
+    assert [type(error) for error in result] == [WorkerLostError, NotDecodableError, WorkerLostError]
+    assert "cannot be unpickled here" in str(result[1])
+
+
+def test_blocks_of_a_future_that_are_done_keep_their_results() -> None:
+    gate = threading.Event()
+
+    def fails_later(item: str) -> str:
+        if item == "b":
+            gate.wait(30)
+        return fails_on_b(item)
+
+    for keeps in (False, True):
+        gate.clear()
+        with ThreadPoolExecutor(3) as pool:
+            options = {"executor": pool, "backups": 0, "return_exceptions": keeps}
+            future = submit(fails_later, list("abc"), verb=hedged_map, **options)
+            assert (future.blocks[0].result(30), future.blocks[2].result(30)) == ("a", "c")
+            gate.set()
+            if keeps:
+                assert isinstance(future.result(30)[1], LookupError)
+                assert isinstance(future.blocks[1].result(30), LookupError)
+            else:
+                assert isinstance(future.exception(30), LookupError)
+                assert future.blocks[1].exception(30) is future.exception()
+            assert (future.blocks[0].result(), future.blocks[2].result()) == ("a", "c")
 
 
 def test_arguments_of_a_call() -> None:
@@ -403,7 +495,7 @@ def test_what_is_closed_is_the_run_underneath() -> None:
         def open(self, payload: Payload) -> ReplayRun:
             return ClosedRun({}, payload)
 
-    with pytest.raises(NotDecodableError):
+    with pytest.raises(ZeroDivisionError):
         hedged_map(lambda block: 1 / 0, DATA, executor=Closed(), retries=0)
     assert len(closed) == 1
 

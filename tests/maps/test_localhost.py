@@ -123,13 +123,12 @@ def test_a_killed_job_is_started_again(tmp_path):
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
 
-def test_failing_everywhere_is_said_at_once_with_the_cause():
+def test_what_f_raises_everywhere_is_raised_at_once():
     def f(block):
         raise ZeroDivisionError("no such thing")
 
-    with pytest.raises(NotDecodableError, match="ZeroDivisionError: no such thing") as caught:
+    with pytest.raises(ZeroDivisionError, match="no such thing"):
         polarmap.coded_map(f, A, blocks=24, workers=32, executor="localhost", timeout=60)
-    assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
 def test_a_function_that_cannot_travel_is_refused():

@@ -108,7 +108,7 @@ def test_f_that_fails_everywhere_is_found_out() -> None:
     def f(block: np.ndarray) -> np.ndarray:
         raise KeyError("column")
 
-    with pytest.raises(NotDecodableError, match="f fails everywhere: the first 9 tasks"):
+    with pytest.raises(KeyError, match="f fails everywhere: each of the first 9 of 32 tasks"):
         coded(f, executor=ReplayExecutor({task: 1 + 0.1 * task for task in range(N)}))
 
 
@@ -162,8 +162,8 @@ def test_any_mix_of_misfortunes_gives_the_plain_map_or_an_error(
     decodes = PolarCode(12, 8, "arikan" if whole else "rotation").decodable(comes)
     try:
         result = coded(np.copy, data, blocks=8, workers=12, executor=executor, timeout=60.0)
-    except (NotDecodableError, TimeoutError) as error:
-        gave_up = "fails everywhere" not in str(error)
+    except (RuntimeError, TimeoutError) as error:
+        gave_up = not hasattr(error, "__notes__")
     else:
         gave_up = False
         assert_same(result, cut(data, 8), 1e-9)

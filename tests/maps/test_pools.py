@@ -182,7 +182,7 @@ def test_threads_share_the_data_and_cannot_write_into_it(threads: Executor) -> N
         block *= 2
         return block
 
-    with pytest.raises(NotDecodableError, match="read-only"):
+    with pytest.raises(ValueError, match="read-only"):
         coded(f, threads, data)
     np.testing.assert_array_equal(data, DATA)
 
@@ -391,12 +391,9 @@ def fails_first(failed: Path, corners: tuple[float, ...], block: Any) -> Any:
     return fails_at(corners or (0.0,), block)
 
 
-def test_an_exception_everywhere_is_raised_with_its_cause(pool: Executor) -> None:
-    with pytest.raises(
-        NotDecodableError, match=r"f fails everywhere.*ValueError: this block is cursed"
-    ) as caught:
+def test_an_exception_everywhere_is_raised(pool: Executor) -> None:
+    with pytest.raises(ValueError, match="this block is cursed\nf fails everywhere"):
         coded(partial(fails_at, ()), pool)
-    assert type(caught.value.__cause__) is ValueError
 
 
 def test_non_linear_functions_are_found_out(pool: Executor, gate: Path) -> None:

@@ -1,0 +1,173 @@
+"""What a traceback shows: the caller's lines, the public call, and f's lines on the worker."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from plain import frames_of_ours, process_pool
+
+import polarmap
+from polarmap import CodedOperator, Fault, FaultyExecutor, ReplayExecutor
+
+PATIENCE = 100.0
+ROWS = np.arange(24.0).reshape(8, 3)
+SIZES: dict[str, Any] = {"blocks": 4, "workers": 6}
+
+
+def looks_up(block: Any) -> Any:
+    return there(block)
+
+
+def there(block: Any) -> Any:
+    raise KeyError("column")
+
+
+@pytest.fixture(params=["replay", "default", "threads", "processes"])
+def executor(request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param == "threads":
+        with ThreadPoolExecutor(2) as pool:
+            yield pool
+    elif request.param == "processes":
+        with process_pool(2) as pool:
+            yield pool
+    else:
+        yield ReplayExecutor() if request.param == "replay" else None
+
+
+# A call of each verb, with an f that raises and an executor.
+VERBS: dict[str, Callable[..., Any]] = {
+    "coded_map": lambda f, executor: polarmap.coded_map(f, ROWS, executor=executor, **SIZES),
+    "hedged_map": lambda f, executor: polarmap.hedged_map(f, [1, 2, 3], executor=executor),
+    "coded_sum": lambda f, executor: polarmap.coded_sum(f, ROWS, workers=4, executor=executor),
+    "coded_gradient": lambda f, executor: polarmap.coded_gradient(f, np.ones(3), executor=executor),
+    "submit": lambda f, executor: polarmap.submit(f, ROWS, executor=executor, **SIZES).result(PATIENCE),
+    "submit, a block": lambda f, executor: (
+        polarmap.submit(f, ROWS, executor=executor, **SIZES).blocks[0].result(PATIENCE)
+    ),
+    "xr.apply": lambda f, executor: labelled(f, executor),
+}
+
+
+def labelled(f: Any, executor: Any) -> None:
+    xr = pytest.importorskip("xarray")
+    polarmap.xr.apply(f, xr.DataArray(ROWS, dims=("day", "hour")), "hour", executor=executor, **SIZES)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_what_f_raises_everywhere_shows_one_line_of_ours(verb: str, executor: Any) -> None:
+    with pytest.raises(Exception, match="column") as caught:
+        VERBS[verb](looks_up, executor)
+    assert frames_of_ours(caught.value) <= 1
+    lines = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+    assert lines[0] == "test_what_f_raises_everywhere_shows_one_line_of_ours"
+
+
+def test_each_verb_raises_what_f_raises_everywhere_itself() -> None:
+    for verb, call in VERBS.items():
+        with pytest.raises(KeyError) as caught:
+            call(looks_up, ReplayExecutor())
+        assert caught.value.args == ("column",), verb
+
+
+@pytest.mark.parametrize("executor", ["threads", "processes"], indirect=True)
+def test_what_calls_of_an_executor_raise_shows_none(executor: Any) -> None:
+    with polarmap.Executor(executor) as calls, pytest.raises(KeyError) as caught:
+        calls.submit(looks_up, 1).result(PATIENCE)
+    assert frames_of_ours(caught.value) <= 1
+    assert "in there" in "".join(traceback.format_exception(caught.value))
+
+
+def failing() -> FaultyExecutor:
+    return FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3, 6), Fault("raise", attempts=9)))
+
+
+def late() -> ReplayExecutor:
+    return ReplayExecutor(dict.fromkeys(range(3), math.inf))
+
+
+def operated(executor: Any, **options: Any) -> None:
+    with CodedOperator(ROWS, executor=executor, **SIZES, **options) as operator:
+        operator @ np.ones(3)
+
+
+MISTAKES: dict[str, Callable[[], Any]] = {
+    "too few results": lambda: polarmap.coded_map(np.negative, ROWS, executor=failing(), **SIZES),
+    "a timeout": lambda: polarmap.coded_map(np.negative, ROWS, executor=late(), timeout=5, **SIZES),
+    "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=ReplayExecutor({0: 9.0}), **SIZES),
+    "not linear, a future": lambda: polarmap.submit(
+        np.exp, ROWS, executor=ReplayExecutor({0: 9.0}), **SIZES
+    ).result(PATIENCE),
+    "not smooth": lambda: polarmap.coded_gradient(
+        lambda x: float(np.abs(x).sum() + x[0] ** 0.5), np.zeros(6), executor=late(), timeout=5
+    ),
+    "a product": lambda: polarmap.coded_matmul(ROWS, ROWS.T, executor=late(), timeout=5, **SIZES),
+    "a product of an operator": lambda: operated(late(), timeout=5),
+    "a Gram matrix": lambda: polarmap.coded_gram(ROWS, executor=late(), timeout=5, blocks=2),
+    "a sketch": lambda: list(polarmap.sketched_gram(ROWS, workers=4, executor=late(), timeout=5)),
+    "a file that is missing": lambda: polarmap.coded_map(np.negative, "/no/such.npy"),
+    "a configuration that is missing": lambda: polarmap.coded_map(np.negative, ROWS, executor="no.yaml"),
+    "an array that is missing": lambda: polarmap.open_coded("nothing", "."),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_shows_one_line_of_ours_or_two(mistake: str) -> None:
+    with pytest.raises(polarmap.errors.PolarmapError) as caught:
+        MISTAKES[mistake]()
+    assert frames_of_ours(caught.value) <= 2
+
+
+def test_a_defect_keeps_its_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> None:
+        raise RuntimeError("nobody meant this")
+
+    monkeypatch.setattr("polarmap.run.execute.TaskTable", broken)
+    with pytest.raises(RuntimeError, match="nobody meant this") as caught:
+        polarmap.coded_map(np.negative, ROWS, executor=ReplayExecutor())
+    assert frames_of_ours(caught.value) > 3
+
+
+def test_a_cause_that_is_its_own_ends() -> None:
+    def circular(block: Any) -> Any:
+        error = ValueError("I am why")
+        raise error from error
+
+    with pytest.raises(ValueError, match="I am why"):
+        polarmap.coded_map(circular, ROWS, executor=ReplayExecutor(), **SIZES)
+
+
+PROGRAM = """
+import numpy as np
+import polarmap
+
+def f(block):
+    raise KeyError("column")
+
+if __name__ == "__main__":
+    polarmap.coded_map(f, np.ones((8, 3)), blocks=4, workers=6)
+"""
+
+
+@pytest.mark.parametrize("how", ["python", "IPython"])
+def test_a_program_that_fails_prints_a_screen(how: str, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(PROGRAM)
+    command = [sys.executable, str(script)]
+    if how == "IPython":
+        pytest.importorskip("IPython")
+        command = [sys.executable, "-m", "IPython", "--no-banner", "--colors=NoColor", str(script)]
+    run = subprocess.run(command, capture_output=True, text=True, env=None)
+    told = run.stdout + run.stderr
+    assert run.returncode == 1
+    assert "KeyError" in told and "polarmap.coded_map(f" in told
+    assert told.count("/polarmap/") <= 2
+    assert len(told.splitlines()) < 60
