@@ -197,6 +197,8 @@ def coded_map(
 
     Raises
     ------
+    Exception
+        What f raised, where it was the same in more tasks than may be missing and none had returned.
     CodeError
         Data, sizes or dtypes that cannot be coded; a lost result that f made into a float of 64-bit
         integers whose parity wraps.
