@@ -203,7 +203,7 @@ class CodedArray:
         ------
         NotDecodableError
             If too much is lost, or NaN or inf in good parts keep lost entries from being decoded; names
-            these, and nothing is changed then. With `executor`, also if a task of a worker keeps failing.
+            these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
             current, before = manifest.load_as_stored(self.store, self.name, self.key)

@@ -146,7 +146,7 @@ def test_a_repair_that_fails_changes_and_leaves_nothing(store, threads):
     before = objects(store)
     for task in (0, 1):  # of the check; and of the first stripe that is rebuilt
         broken = FaultyExecutor(threads, {task: Fault("raise", attempts=99)})
-        with pytest.raises(NotDecodableError, match="injected fault"):
+        with pytest.raises(RuntimeError, match="injected fault"):
             coded.repair(executor=broken)
         assert objects(store) == before
     coded.repair(executor=threads)

@@ -131,7 +131,7 @@ def test_a_function_that_is_not_linear_is_found_out() -> None:
 
 
 def test_a_sparse_result_says_what_to_return() -> None:
-    with pytest.raises(NotDecodableError, match=r"f returned a .*csr_array: use its \.toarray\(\)"):
+    with pytest.raises(TypeError, match=r"f returned a .*csr_array: use its \.toarray\(\)"):
         coded_map(lambda rows: 2 * rows, A, blocks=5, executor=ReplayExecutor())
 
 
