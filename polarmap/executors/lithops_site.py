@@ -14,12 +14,14 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.lithops import check_reachable
 from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions
 from polarmap.executors.lithops_internals import (
+    JOBS,
     LostError,
     abandon,
     another_like,
     end,
-    files_of_jobs,
+    ended_silently,
     has_ended,
+    interpreter_error,
     look_seldom,
     module_sources,
     result_of,
@@ -95,8 +97,12 @@ class LithopsSite:
     def ended(self) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why."""
         found = {}
+        silent = self._silent()
         for number, (future, functions) in list(self._futures.items()):
-            if has_ended(future):
+            if future in silent:
+                del self._futures[number]
+                found[number] = silent[future]
+            elif has_ended(future):
                 del self._futures[number]
                 reason = ""
                 try:
@@ -116,7 +122,7 @@ class LithopsSite:
         self._futures.clear()
         for functions in self._opened:
             abandon(functions, [future for future, owner in pending if owner is functions])
-            _end(functions)
+            end(functions)
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
         if self._is_used:
@@ -133,13 +139,23 @@ class LithopsSite:
         except Exception as error:  # the runtime is asked what it has
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
+    def _silent(self) -> dict[Any, str]:
+        """Futures of processes on this machine that have ended without a word, and why if that is seen."""
+        found: dict[Any, str] = {}
+        for functions in self._opened:
+            futures = [future for future, owner in self._futures.values() if owner is functions]
+            ended = ended_silently(functions, futures)
+            if ended:
+                found |= dict.fromkeys(ended, interpreter_error(functions))
+        return found
+
     def _end_those_without_workers(self) -> None:
         """On this machine each job has a FunctionExecutor of its own, which is over when its workers are."""
         used = {id(functions) for _, functions in self._futures.values()}
         for functions in self._opened[1:]:
             if id(functions) not in used:
                 self._opened.remove(functions)
-                _end(functions)
+                end(functions)
                 self._left.append(_jobs(functions))
         with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
             self._left = [prefix for prefix in self._left if delete_below(self.storage, prefix)]
@@ -150,13 +166,6 @@ class LithopsSite:
         return max(1.0, worker.seconds - SPARE_SECONDS)
 
 
-def _end(functions: Any) -> None:
-    """End a FunctionExecutor and remove what it left on this machine."""
-    end(functions)
-    for path in files_of_jobs(functions):
-        path.unlink(missing_ok=True)
-
-
 def _jobs(functions: Any) -> str:
     """What the keys of its jobs begin with."""
-    return f"lithops.jobs/{functions.executor_id}"
+    return f"{JOBS}/{functions.executor_id}"
