@@ -296,7 +296,7 @@ def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
 
 
 def sleepers_run(temporary: Path, count: int = 9) -> bool:
-    return len(list(temporary.rglob("lithops.jobs/*/*/*.init"))) >= count
+    return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= count
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
