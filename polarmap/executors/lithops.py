@@ -24,7 +24,7 @@ class LocalhostExecutor:
         """Jobs on a FunctionExecutor of its own; ExecutorError for storage elsewhere."""
         check_folder(payload.blocks.source)
         check_folder(payload.output and payload.output.source)
-        return LithopsRun(self.name, payload, localhost_functions(1), is_owned=True, is_private=True)
+        return _owned(self.name, payload, localhost_functions(1), is_private=True)
 
 
 class LithopsExecutor:
@@ -52,13 +52,17 @@ class YamlExecutor:
 
     def open(self, payload: Payload) -> LithopsRun:
         """Jobs on a FunctionExecutor of its own; ExecutorError if Lithops cannot make one."""
-        functions = open_functions(self._path)
-        try:
-            _check(payload, functions)
-            return LithopsRun(self.name, payload, functions, is_owned=True)
-        except BaseException:
-            end(functions)
-            raise
+        return _owned(self.name, payload, open_functions(self._path))
+
+
+def _owned(name: str, payload: Payload, functions: Any, is_private: bool = False) -> LithopsRun:
+    """A run on a FunctionExecutor that ends with it, or now if there is none."""
+    try:
+        _check(payload, functions)
+        return LithopsRun(name, payload, functions, is_owned=True, is_private=is_private)
+    except BaseException:
+        end(functions)
+        raise
 
 
 def _check(payload: Payload, functions: Any) -> None:

@@ -16,14 +16,13 @@ import pickletools
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from polarmap.executors.private_folder import interpreter, private_folder
 
-JOBS = "lithops.jobs"  # what the keys of all its objects begin with, then the id of a FunctionExecutor
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
 _building = threading.Lock()  # held while a module of Lithops has other values
@@ -184,6 +183,15 @@ def _runtime_metadata() -> dict[str, Any]:
 
     metadata: dict[str, Any] = get_runtime_metadata()
     return metadata
+
+
+def objects_of(names: Iterable[str]) -> list[str]:
+    """What the keys of all objects of jobs or FunctionExecutors begin with, and those of no others.
+
+    >>> objects_of(["2f-1"])
+    ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
+    """
+    return [f"lithops.jobs/{name}{end}" for name in names for end in "-/"]
 
 
 def lift_data_limit(functions: Any) -> None:

@@ -14,7 +14,6 @@ from polarmap.executors.base import Outcome, Payload, lost
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_configuration import SETTLE_SECONDS
 from polarmap.executors.lithops_internals import (
-    JOBS,
     LostError,
     abandon,
     another_like,
@@ -26,6 +25,7 @@ from polarmap.executors.lithops_internals import (
     interpreter_error,
     keep_monitoring,
     localhost_functions,
+    objects_of,
     result_of,
     runs_here,
     set_slots,
@@ -152,8 +152,9 @@ class LithopsRun:
             forget(self._functions, set(futures))
         for functions in ending:
             end(functions)
-        jobs = {future.job_key for future in futures} | {functions.executor_id for functions in ending}
-        prefixes = [f"{JOBS}/{job}" for job in jobs]
+        names = {functions.executor_id for functions in ending}
+        names |= {future.job_key for future in futures if future.executor_id not in names}
+        prefixes = objects_of(names)
         self._objects.remove(prefixes)
         if pending and not self._is_private:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
@@ -234,7 +235,7 @@ class LithopsRun:
         """What the workers of a job are told of their driver."""
         if not runs_here(functions):
             return self._objects.address
-        jobs = f"{JOBS}/{functions.executor_id}"
+        jobs = tuple(objects_of([functions.executor_id]))
         scratch = str(private_folder()) if self._is_private else None
         return self._objects.address._replace(driver=os.getpid(), scratch=scratch, jobs=jobs)
 

@@ -14,7 +14,6 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.lithops import check_reachable
 from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions
 from polarmap.executors.lithops_internals import (
-    JOBS,
     LostError,
     abandon,
     another_like,
@@ -24,6 +23,7 @@ from polarmap.executors.lithops_internals import (
     interpreter_error,
     look_seldom,
     module_sources,
+    objects_of,
     result_of,
 )
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
@@ -126,7 +126,8 @@ class LithopsSite:
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
         if self._is_used:
-            remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened), *self._left])
+            ended = objects_of(functions.executor_id for functions in self._opened)
+            remove_objects(self.storage, [f"{self.prefix}/", *ended, *self._left])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -156,7 +157,7 @@ class LithopsSite:
             if id(functions) not in used:
                 self._opened.remove(functions)
                 end(functions)
-                self._left.append(_jobs(functions))
+                self._left += objects_of([functions.executor_id])
         with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
             self._left = [prefix for prefix in self._left if delete_below(self.storage, prefix)]
 
@@ -164,8 +165,3 @@ class LithopsSite:
         if self._is_here or worker is None or worker.seconds is None:
             return HERE_SECONDS
         return max(1.0, worker.seconds - SPARE_SECONDS)
-
-
-def _jobs(functions: Any) -> str:
-    """What the keys of its jobs begin with."""
-    return f"{JOBS}/{functions.executor_id}"

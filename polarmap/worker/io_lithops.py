@@ -40,7 +40,7 @@ class Address(NamedTuple):
     prefix: str
     driver: int | None = None
     scratch: str | None = None
-    jobs: str = ""
+    jobs: tuple[str, ...] = ()
     nice: int = 0
 
     @property
@@ -133,7 +133,7 @@ class LithopsIO:
             while os.path.isdir(address.scratch) and time.monotonic() < deadline:
                 shutil.rmtree(address.scratch, ignore_errors=True)
             return
-        for prefix in (f"{address.prefix}/", address.jobs):
+        for prefix in (f"{address.prefix}/", *address.jobs):
             keys = self._storage.list_keys(address.bucket, prefix)
             if keys:
                 self._storage.delete_objects(address.bucket, keys)

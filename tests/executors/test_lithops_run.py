@@ -28,7 +28,8 @@ class Future:
 
     def __init__(self, call: Callable[[], Any]) -> None:
         self.ready = self.success = self.done = self.error = self.running = False
-        self.runtime_name, self.job_key = "python", "x-0-M000"
+        self.runtime_name, self.job_key = "python", "x-1-M000"
+        self.executor_id = "x-1"
         self._exception: Any = None
         self._call = call
 
@@ -47,6 +48,7 @@ class Functions:
     def __init__(self) -> None:
         self.storage = DictStorage()
         self.futures: list[Future] = []
+        self.executor_id = "x-1"
         self.job_monitor = SimpleNamespace(is_alive=lambda: True)
 
     def map(self, task: Any, fields: Sequence[Any], **options: Any) -> list[Future]:
@@ -58,9 +60,9 @@ class Functions:
 class Run(LithopsRun):
     """With what it runs on at hand."""
 
-    def __init__(self, **more: Any) -> None:
+    def __init__(self, is_owned: bool = False, **more: Any) -> None:
         self.functions = Functions()
-        super().__init__("memory", Payload(np.negative, BLOCKS, **more), self.functions)
+        super().__init__("memory", Payload(np.negative, BLOCKS, **more), self.functions, is_owned)
 
 
 @pytest.fixture(autouse=True)
@@ -158,6 +160,21 @@ def test_a_monitor_that_died_is_started_again() -> None:
     run.submit([0, 2])
     run.wait(0.0)
     assert started == [run.functions.futures]
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+def test_what_is_removed_is_of_this_map_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+    monkeypatch.setattr(lithops_run, "end", lambda functions: None)
+    run = Run(is_owned)
+    run.submit([0])
+    others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
+    own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
+    for key in others | own:
+        run.functions.storage.put_object("b", key, b"")
+    run.close()
+    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in run.functions.storage.objects} == kept
 
 
 def test_pieces_come_before_the_end_of_their_task() -> None:

@@ -104,7 +104,7 @@ def test_what_a_killed_driver_left_is_removed_and_nothing_else(
     for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
         storage.put_object("b", key, b"")
     (scratch / "below").mkdir(parents=True)
-    here = ADDRESS._replace(driver=os.getpid(), jobs="lithops.jobs/x-0")
+    here = ADDRESS._replace(driver=os.getpid(), jobs=("lithops.jobs/x-0-",))
     for address in (here, here._replace(scratch=str(scratch))):
         sent(np.sum, storage, address=address)
     found[1]()
