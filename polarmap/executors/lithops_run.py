@@ -96,7 +96,7 @@ class LithopsRun:
     def submit(self, tasks: Sequence[int]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
         is_first, coded = not self._attempts, self._payload.blocks
-        if coded.source is None:
+        if is_first and coded.source is None:
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
         self._objects.put_blocks(tasks, is_first)
         if is_first and len(tasks) == coded.n:
