@@ -9,7 +9,6 @@ SPEED = ("encode", "decode", "memory", "overhead")
 OTHERS = (
     "arrivals",
     "accuracy",
-    "slots",
     "many_tasks",
     "terabyte",
     "coded_arrays",

@@ -24,7 +24,7 @@ def executor_of(choice: Any) -> MapExecutor:
     if choice is None:
         return default_pool()
     if is_localhost(choice):
-        from polarmap.executors.local import LocalhostExecutor
+        from polarmap.executors.lithops import LocalhostExecutor
 
         return LocalhostExecutor()
     if is_path(choice):

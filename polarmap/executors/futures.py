@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -13,6 +11,7 @@ from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from polarmap.clouds.limits import Worker
@@ -28,6 +27,7 @@ from polarmap.executors.base import (
     read_only,
 )
 from polarmap.executors.encryption_keys import check_stays_here
+from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.executors.process_files import MapFiles, process_files
 from polarmap.executors.spare_processes import SpareProcesses, has_initializer
@@ -99,7 +99,7 @@ class FuturesRun:
             self._files = process_files.open()
         if not self._shares_memory:
             scratch = self._files.folder if is_ours and self._files is not None else ""
-            self._link = FolderLink.to(tempfile.mkdtemp(prefix="polarmap-"), scratch)
+            self._link = FolderLink.to(str(disk_folder()), scratch)
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -163,7 +163,7 @@ class FuturesRun:
         if isinstance(self._link, ThreadLink):
             self._link.cancel()
         else:
-            shutil.rmtree(self._link.folder, ignore_errors=True)
+            remove(Path(self._link.folder))
         for future in self._futures:
             future.cancel()
         if self._spares is not None:

@@ -1,20 +1,30 @@
-"""Lithops as a caller has it: a FunctionExecutor, or a configuration of which one is made for each map."""
+"""Lithops as an executor: on this machine, by a configuration, or by a FunctionExecutor of the caller."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import time
-from collections.abc import Sequence
 from typing import Any
 
-from polarmap.clouds.limits import worker_of
+from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Outcome, Payload, check_folder
-from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions, read_configuration
-from polarmap.executors.lithops_internals import abandon, another_like, end, forget, keep_monitoring
+from polarmap.executors.base import Payload, check_folder
+from polarmap.executors.lithops_configuration import open_functions, read_configuration
+from polarmap.executors.lithops_internals import end, localhost_functions
 from polarmap.executors.lithops_run import LithopsRun
 from polarmap.worker.parts import Place
+
+
+class LocalhostExecutor:
+    """Lithops on this machine, with a process for every task and all its files in our temporary folder."""
+
+    name = "localhost"
+    worker: Worker | None = None
+
+    def open(self, payload: Payload) -> LithopsRun:
+        """Jobs on a FunctionExecutor of its own; ExecutorError for storage elsewhere."""
+        check_folder(payload.blocks.source)
+        check_folder(payload.output and payload.output.source)
+        return _owned(self.name, payload, localhost_functions(1), is_private=True)
 
 
 class LithopsExecutor:
@@ -25,9 +35,10 @@ class LithopsExecutor:
         self.name = f"lithops/{functions.backend}"
         self.worker = worker_of(functions.config)
 
-    def open(self, payload: Payload) -> FunctionExecutorRun:
+    def open(self, payload: Payload) -> LithopsRun:
         """Further jobs on it; ExecutorError for storage that its workers cannot reach."""
-        return FunctionExecutorRun(self.name, payload, self._functions, owned=False)
+        _check(payload, self._functions)
+        return LithopsRun(self.name, payload, self._functions)
 
 
 class YamlExecutor:
@@ -39,79 +50,25 @@ class YamlExecutor:
         self.name = f"lithops/{config['lithops']['backend']}"
         self.worker = worker_of(config)
 
-    def open(self, payload: Payload) -> FunctionExecutorRun:
+    def open(self, payload: Payload) -> LithopsRun:
         """Jobs on a FunctionExecutor of its own; ExecutorError if Lithops cannot make one."""
-        functions = open_functions(self._path)
-        try:
-            return FunctionExecutorRun(self.name, payload, functions, owned=True)
-        except BaseException:
-            end(functions)
-            raise
+        return _owned(self.name, payload, open_functions(self._path))
 
 
-class FunctionExecutorRun(LithopsRun):
-    """The tasks of one map on a FunctionExecutor; one that is `owned` ends with it."""
+def _owned(name: str, payload: Payload, functions: Any, is_private: bool = False) -> LithopsRun:
+    """A run on a FunctionExecutor that ends with it, or now if there is none."""
+    try:
+        _check(payload, functions)
+        return LithopsRun(name, payload, functions, is_owned=True, is_private=is_private)
+    except BaseException:
+        end(functions)
+        raise
 
-    def __init__(self, name: str, payload: Payload, functions: Any, owned: bool) -> None:
-        super().__init__(name, payload, functions.storage)
-        self._functions, self._owned = functions, owned
-        self._siblings: list[Any] = []
-        check_reachable(payload.blocks.source, "lies in", functions)
-        check_reachable(payload.output and payload.output.source, "is to stay in", functions)
 
-    def submit(self, tasks: Sequence[int]) -> None:
-        """Store the blocks, then start one job: functions rented by the second must not wait."""
-        is_first, coded = not self._attempts, self._payload.blocks
-        if is_first and coded.source is None:
-            coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
-        self._objects.put_blocks(tasks, is_first)
-        if is_first and len(tasks) == coded.n:
-            coded.release()
-        keys = self._count_attempts(tasks)
-        self._map(self._functions if is_first else self._sibling(), keys, None)
-
-    def close(self) -> None:
-        """Take the liveness key away, drop or kill what is pending, remove the objects."""
-        with contextlib.suppress(Exception):
-            self._objects.remove_sign()
-        pending = [copy.future for copies in self._running.values() for copy in copies]
-        ours = {future for job in self._jobs for future in job.futures}
-        self._running.clear()
-        if pending:
-            abandon(self._functions, pending)
-        forget(self._functions, ours)
-        self._jobs = []
-        siblings, self._siblings = self._siblings, []
-        for functions in siblings:
-            end(functions)
-        jobs = {future.job_key for future in ours} | {functions.executor_id for functions in siblings}
-        if self._owned:
-            jobs.add(self._functions.executor_id)
-        prefixes = [f"lithops.jobs/{job}" for job in jobs]
-        self._objects.remove(prefixes)
-        if pending:  # what was on its way when its writer was killed
-            time.sleep(SETTLE_SECONDS)
-            self._objects.remove(prefixes)
-        if self._owned:
-            end(self._functions)
-
-    def _sibling(self) -> Any:
-        """What runs a further job at once: on this machine an executor runs its jobs one by one."""
-        if self._functions.backend != "localhost":
-            return self._functions
-        with contextlib.suppress(Exception):
-            self._siblings.append(another_like(self._functions))
-            return self._siblings[-1]
-        return self._functions
-
-    def _maintain(self) -> list[Outcome]:
-        """Start a monitor thread again that has died."""
-        for functions in (self._functions, *self._siblings):
-            if not functions.job_monitor.is_alive():
-                everything = (copy for copies in self._running.values() for copy in copies)
-                futures = [copy.future for copy in everything if copy.job.functions is functions]
-                keep_monitoring(functions, futures)
-        return []
+def _check(payload: Payload, functions: Any) -> None:
+    """ExecutorError for arrays of a map that the workers of a FunctionExecutor cannot reach."""
+    check_reachable(payload.blocks.source, "lies in", functions)
+    check_reachable(payload.output and payload.output.source, "is to stay in", functions)
 
 
 def check_reachable(source: Place | None, use: str, functions: Any) -> None:

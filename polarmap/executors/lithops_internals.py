@@ -13,9 +13,10 @@ import importlib
 import logging
 import os
 import pickletools
+import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 from polarmap.executors.private_folder import interpreter, private_folder
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
+PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
 _building = threading.Lock()  # held while a module of Lithops has other values
 
 
@@ -142,9 +144,9 @@ def localhost_functions(count: int) -> Any:
     return functions
 
 
-def slots_of(functions: Any) -> int:
-    """How many tasks `localhost_functions` runs at once."""
-    return int(functions.config["localhost"]["worker_processes"])
+def set_slots(functions: Any, count: int) -> None:
+    """Let jobs of `localhost_functions` from now on run so many tasks at once."""
+    functions.config["localhost"]["worker_processes"] = count
 
 
 def _localhost_config(count: int) -> dict[str, Any]:
@@ -181,6 +183,15 @@ def _runtime_metadata() -> dict[str, Any]:
 
     metadata: dict[str, Any] = get_runtime_metadata()
     return metadata
+
+
+def objects_of(names: Iterable[str]) -> list[str]:
+    """What the keys of all objects of jobs or FunctionExecutors begin with, and those of no others.
+
+    >>> objects_of(["2f-1"])
+    ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
+    """
+    return [f"lithops.jobs/{name}{end}" for name in names for end in "-/"]
 
 
 def lift_data_limit(functions: Any) -> None:
@@ -236,12 +247,58 @@ def _as_module(path: str, source: bytes) -> tuple[str, tuple[str, bool]]:
     return name, (source.decode(), is_package)
 
 
-def runner_process(functions: Any) -> Any:
-    """The runner that forks the workers of its job (localhost, version 1); None before it starts."""
-    return next(iter(functions.compute_handler.env.jobs.values()), None)
+def runs_here(functions: Any) -> bool:
+    """Whether its workers are processes of this machine, in no container."""
+    is_here = functions.backend == "localhost"
+    return is_here and type(functions.compute_handler.env).__name__ == "DefaultEnvironment"
 
 
-def files_of_jobs(functions: Any) -> Iterator[Path]:
+def ended_silently(functions: Any, futures: Sequence[Any]) -> list[Any]:
+    """Those whose processes have ended on this machine and left no status, as far as the storage answers."""
+    if functions.backend != "localhost":
+        return []
+    status = functions.internal_storage.get_call_status
+    ended = [future for future in futures if _has_job_ended(functions.compute_handler, future.job_key)]
+    try:
+        return [one for one in ended if status(one.executor_id, one.job_id, one.call_id) is None]
+    except Exception:
+        return []
+
+
+def _has_job_ended(handler: Any, key: str) -> bool:
+    """Whether nothing runs the tasks of a job on this machine any more."""
+    job = handler.env.jobs.get(key)
+    if isinstance(job, subprocess.Popen):  # version 1: it runs them all
+        return job.poll() is not None
+    if job is None:  # it waits for a thread that starts it
+        return handler.job_manager is None or not handler.job_manager.is_alive()
+    # version 2: a process for each, counted down by threads
+    return job.done or not any(thread.is_alive() for thread in handler.env.consumer_threads)
+
+
+def interpreter_error(functions: Any) -> str:
+    """Why the interpreter of workers on this machine cannot run tasks; empty if it can, or elsewhere."""
+    if not runs_here(functions):
+        return ""
+    env = functions.compute_handler.env
+    command = [env.runtime_name, sys.modules[type(env).__module__].RUNNER_FILE, "get_metadata"]
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS
+        )
+        if not done.returncode:
+            return ""
+        said = done.stderr.strip().splitlines()
+        reason = said[-1] if said else f"it ended with code {done.returncode}"
+    except (OSError, subprocess.TimeoutExpired) as error:
+        reason = str(error)
+    return (
+        f"the interpreter {env.runtime_name} of its workers does not run Lithops ({reason}): install lithops "
+        f"and numpy there, or say runtime: {sys.executable} in the localhost section of the configuration"
+    )
+
+
+def _files_of_jobs(functions: Any) -> Iterator[Path]:
     """The files of a private executor's jobs outside its storage."""
     return private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*")
 
@@ -282,6 +339,8 @@ def end(functions: Any) -> None:
         functions.compute_handler.backend.connection.close()
     with contextlib.suppress(AttributeError):  # only that of localhost, version 1, has one
         functions.compute_handler.job_manager.join(timeout=5)
+    for path in _files_of_jobs(functions):
+        path.unlink(missing_ok=True)
 
 
 # --- futures -----------------------------------------------------------------------------------
@@ -289,6 +348,11 @@ def end(functions: Any) -> None:
 
 class LostError(Exception):
     """A function ended without a result, for the reason that this says."""
+
+
+def has_begun(future: Any) -> bool:
+    """Whether Lithops has seen a function begin, and not end."""
+    return bool(future.running)
 
 
 def has_ended(future: Any) -> bool:
@@ -311,4 +375,6 @@ def _reason(future: Any) -> str:
     """Why Lithops says a task gave no result."""
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
+    if isinstance(error, ImportError):
+        text += f" in the runtime of its worker, {future.runtime_name}: install it there"
     return text if isinstance(error, RuntimeError | MemoryError) else f"{type(error).__name__}: {text}"

@@ -32,8 +32,7 @@ class MapObjects:
 
     def __init__(self, storage: Any, coded: Coded, encryption: Encryption | None = None) -> None:
         self._storage, self._coded, self._encryption = storage, coded, encryption
-        prefix = f"{PREFIX}/{uuid.uuid4().hex}"
-        self.address = Address(storage.bucket, prefix, is_fresh=coded.source is None)
+        self.address = Address(storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}")
         self._stored: set[int] = set()  # pieces of blocks
         self._told: set[str] = set()  # keys of results of subtasks
         self._next_listing = 0.0

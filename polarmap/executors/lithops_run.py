@@ -2,75 +2,112 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Outcome, Payload, lost
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.lithops_internals import LostError, has_ended, result_of, runner_process
+from polarmap.executors.lithops_configuration import SETTLE_SECONDS
+from polarmap.executors.lithops_internals import (
+    LostError,
+    abandon,
+    another_like,
+    end,
+    ended_silently,
+    forget,
+    has_begun,
+    has_ended,
+    interpreter_error,
+    keep_monitoring,
+    localhost_functions,
+    objects_of,
+    result_of,
+    runs_here,
+    set_slots,
+)
 from polarmap.executors.lithops_objects import MapObjects
 from polarmap.executors.pickling import pickled, pickled_by_value
+from polarmap.executors.private_folder import private_folder
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
 from polarmap.worker.messages import Reply, Ticket, plain
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
+ENDS_SECONDS = 0.25  # between two looks whether jobs have ended
+PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 
 TOO_MUCH_ADVICE = (
     ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
     "fewer and larger parts (memory= of encode)"
 )
 
-
-class LithopsJob:
-    """One job: on localhost on an executor of its own, so that jobs do not queue."""
-
-    def __init__(self, functions: Any) -> None:
-        self.functions = functions
-        self.futures: list[Any] = []
-        self._ended_at: float | None = None
-
-    def has_ended(self, now: float, since: float) -> bool:
-        """Whether the runner of its workers was seen to have ended so long ago (localhost, version 1)."""
-        process = runner_process(self.functions)
-        if self._ended_at is None and process is not None and process.poll() is not None:
-            self._ended_at = now
-        return self._ended_at is not None and now - self._ended_at > since
+Key = tuple[int, int]  # task and attempt
 
 
-class _Copy(NamedTuple):
-    """A copy of an attempt of a task in one job."""
+class _Attempt(NamedTuple):
+    """An attempt at a task that has not ended, as far as is known."""
 
     ticket: Ticket
     future: Any
-    job: LithopsJob
+    functions: Any  # whose it is
 
 
 class LithopsRun:
-    """What the runs of a map through Lithops share; blocks and large results are raw objects."""
+    """The tasks of one map through Lithops; blocks and large results are raw objects.
 
-    # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
-    _modules: Mapping[str, Any] = {"exclude_modules": ["polarmap", "numpy"]}
+    On this machine each job has a FunctionExecutor of its own, since one runs its jobs one after another.
 
-    def __init__(self, name: str, payload: Payload, storage: Any) -> None:
-        self._name, self._payload = name, payload
+    Parameters
+    ----------
+    functions : lithops.FunctionExecutor
+        What runs the first job.
+    is_owned : bool
+        Whether it ends with the map.
+    is_private : bool
+        Whether it is one of `localhost_functions`, which has a slot for every task.
+    """
+
+    def __init__(
+        self, name: str, payload: Payload, functions: Any, is_owned: bool = False, is_private: bool = False
+    ) -> None:
         check_stays_here(payload.encryption, name)
-        self._objects = MapObjects(storage, payload.blocks, payload.encryption)
-        # (task, attempt) -> its copies in different jobs, all but one of which will find it locked
-        self._running: dict[tuple[int, int], list[_Copy]] = {}
+        self._name, self._payload, self._functions = name, payload, functions
+        self._is_owned, self._is_private = is_owned, is_private
+        self._objects = MapObjects(functions.storage, payload.blocks, payload.encryption)
+        self._running: dict[Key, _Attempt] = {}
         self._attempts: dict[int, int] = {}  # the latest of each task
-        self._jobs: list[LithopsJob] = []
-        self._launched_at: dict[int, float] = {}
-        self._next_look = 0.0
+        self._began: dict[Key, float] = {}
+        self._futures: list[Any] = []  # of all jobs
+        self._further: list[Any] = []  # FunctionExecutors of further jobs on this machine
+        self._next_look = self._next_look_at_ends = 0.0
         self._is_woken = False
+        self._has_heard = False  # that a task has begun or ended
 
     def now(self) -> float:
         """The monotonic clock."""
         return time.monotonic()
+
+    def submit(self, tasks: Sequence[int]) -> None:
+        """Store the blocks, then start one job: functions rented by the second must not wait."""
+        is_first, coded = not self._attempts, self._payload.blocks
+        if is_first and coded.source is None:
+            coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+        self._objects.put_blocks(tasks, is_first)
+        if is_first and len(tasks) == coded.n:
+            coded.release()
+        functions = self._functions if is_first else self._further_functions()
+        if self._is_private:
+            set_slots(functions, len(tasks))  # one that sleeps keeps none from starting
+        for task in tasks:
+            self._attempts[task] = self._attempts.get(task, -1) + 1
+        gives_way = self._payload.low_priority if is_first else ()
+        self._map(functions, [(task, self._attempts[task]) for task in tasks], gives_way)
 
     def wait(self, timeout: float) -> list[Outcome]:
         """Look at the flags that Lithops' monitor thread sets, again and again."""
@@ -88,8 +125,8 @@ class LithopsRun:
         self._is_woken = True
 
     def running(self) -> Mapping[int, float]:
-        """When the running tasks were handed to Lithops: functions start at once, or so it seems."""
-        return {task: self._launched_at[task] for task, _ in self._running}
+        """When each began: on this machine when Lithops says so, elsewhere when it was handed to Lithops."""
+        return {key[0]: self._began[key] for key in self._running if key in self._began}
 
     def paid(self) -> Stay | None:
         """None: each attempt is paid by itself."""
@@ -99,51 +136,79 @@ class LithopsRun:
         """Whether no attempt is under way."""
         return not self._running
 
+    def close(self) -> None:
+        """Take the liveness key away, drop or kill what is pending, remove the objects."""
+        with contextlib.suppress(Exception):
+            self._objects.remove_sign()
+        pending = [one.future for one in self._running.values()]
+        futures, self._futures = self._futures, []
+        ending, self._further = self._further, []
+        self._running.clear()
+        if pending:
+            abandon(self._functions, pending)
+        if self._is_owned:
+            ending.append(self._functions)
+        else:
+            forget(self._functions, set(futures))
+        for functions in ending:
+            end(functions)
+        names = {functions.executor_id for functions in ending}
+        names |= {future.job_key for future in futures if future.executor_id not in names}
+        prefixes = objects_of(names)
+        self._objects.remove(prefixes)
+        if pending and not self._is_private:  # what was on its way when its writer was killed
+            time.sleep(SETTLE_SECONDS)
+            self._objects.remove(prefixes)
+
     def _look(self) -> list[Outcome]:
         """All that has ended since the last look, which costs a little for each task that runs."""
-        if time.monotonic() < self._next_look:
+        now = time.monotonic()
+        if now < self._next_look:
             return []
         outcomes = []
         if self._payload.subtasks > 1:
             outcomes = list(map(self._payload.partial_outcome, self._objects.partial_results()))
-        outcomes += [outcome for key in list(self._running) for outcome in self._ended(key)]
-        outcomes += self._maintain()
+        for key, one in list(self._running.items()):
+            if has_ended(one.future):
+                del self._running[key]
+                outcomes += self._with_rest(one.ticket, self._finish(key, one))
+            elif key not in self._began and has_begun(one.future):
+                self._began[key], self._has_heard = now, True
+        if now >= self._next_look_at_ends:
+            outcomes += self._ended_silently()
+            self._next_look_at_ends = time.monotonic() + ENDS_SECONDS
         self._next_look = time.monotonic() + LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._running)
         return outcomes
 
-    def _ended(self, key: tuple[int, int]) -> Iterator[Outcome]:
-        """The outcome of this attempt, if a copy of it has ended with one."""
-        copies = self._running[key]
-        for copy in [copy for copy in copies if has_ended(copy.future)]:
-            copies.remove(copy)
-            outcome = self._finish(copy)
-            if outcome is not None:
-                del self._running[key]
-                yield from self._with_rest(copy.ticket, outcome)
-                return
-        if not copies:
-            yield self._lose(key)
+    def _ended_silently(self) -> list[Outcome]:
+        """Attempts whose processes have ended and left nothing: killed, or their storage was away.
 
-    def _lose(self, key: tuple[int, int]) -> Outcome:
-        """The outcome of an attempt of which nothing will be heard."""
-        del self._running[key]
-        return lost(*key, "its worker process ended without reporting")
+        ExecutorError if their interpreter can run none.
+        """
+        silent = []
+        for functions in {id(one.functions): one.functions for one in self._running.values()}.values():
+            keys = {one.future: key for key, one in self._running.items() if one.functions is functions}
+            keep_monitoring(functions, list(keys))
+            silent += [keys[future] for future in ended_silently(functions, list(keys))]
+            if silent and not self._has_heard:
+                reason = interpreter_error(functions)
+                if reason:
+                    raise ExecutorError(f"{self._name} runs no task: {reason}")
+        for key in silent:
+            del self._running[key]
+        return [lost(*key, "its worker process ended without reporting") for key in silent]
 
-    def _maintain(self) -> list[Outcome]:
-        """Keep the jobs going; outcomes of tasks that will never report."""
-        return []
-
-    def _finish(self, copy: _Copy) -> Outcome | None:
-        """The outcome of a future that has ended; None for a copy that found its task locked."""
-        key = copy.ticket.task, copy.ticket.attempt
+    def _finish(self, key: Key, one: _Attempt) -> Outcome:
+        """The outcome of a future that has ended."""
+        self._has_heard = True
         try:
-            sent = result_of(copy.future, copy.job.functions)
+            sent = result_of(one.future, one.functions)
         except LostError as error:
             return lost(*key, str(error))
         except Exception as error:
             return lost(*key, f"{type(error).__name__}: {error}")
         if sent is None:
-            return None
+            return lost(*key, "it was told that nobody waits for it")
         reply = Reply.parse(sent)
         try:
             data = self._objects.result(reply)
@@ -159,36 +224,47 @@ class LithopsRun:
             outcome = lost(ticket.task, ticket.attempt, message)
         return [*map(self._payload.partial_outcome, replies), outcome]
 
-    def _count_attempts(self, tasks: Sequence[int]) -> list[tuple[int, int]]:
-        """The attempts of these that are about to be started, the first or one more."""
-        for task in tasks:
-            self._attempts[task] = self._attempts.get(task, -1) + 1
-        return [(task, self._attempts[task]) for task in tasks]
+    def _further_functions(self) -> Any:
+        """What runs a further job at once."""
+        if self._functions.backend != "localhost":
+            return self._functions
+        self._further.append(localhost_functions(1) if self._is_private else another_like(self._functions))
+        return self._further[-1]
 
-    def _address(self, task: int, attempt: int) -> Address:
-        """What the worker of an attempt is told of its driver."""
-        return self._objects.address
+    def _address(self, functions: Any) -> Address:
+        """What the workers of a job are told of their driver."""
+        if not runs_here(functions):
+            return self._objects.address
+        jobs = tuple(objects_of([functions.executor_id]))
+        scratch = str(private_folder()) if self._is_private else None
+        return self._objects.address._replace(driver=os.getpid(), scratch=scratch, jobs=jobs)
 
-    def _map(self, functions: Any, keys: Sequence[tuple[int, int]], timeout: int | None) -> None:
+    def _map(self, functions: Any, keys: Sequence[Key], gives_way: Collection[int]) -> None:
         """Hand attempts to Lithops as one job."""
-        job = LithopsJob(functions)
-        self._jobs.append(job)
         tickets = [self._payload.ticket(*key, self._objects.block(key[0])) for key in keys]
-        fields = [
-            {"fields": (plain(ticket), tuple(self._address(*key)))} for key, ticket in zip(keys, tickets)
+        address = self._address(functions)
+        nice = dict.fromkeys(gives_way, PARITY_NICE) if address.driver is not None else {}
+        items = [
+            {"fields": (plain(ticket), tuple(address._replace(nice=nice.get(ticket.task, 0))))}
+            for ticket in tickets
         ]
+        # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
+        modules = (
+            {"include_modules": None} if self._is_private else {"exclude_modules": ["polarmap", "numpy"]}
+        )
         try:
             with pickled_by_value():
                 encrypted = None if self._payload.encryption is None else ENCRYPTED
                 task = make_task(self._payload.f, encrypted)
-                futures = functions.map(task, fields, chunksize=1, timeout=timeout, **self._modules)
+                futures = functions.map(task, items, chunksize=1, **modules)
         except Exception as error:
             pickled(self._payload.f, self._name)  # the likely reason, in plain words
+            reason = interpreter_error(functions) or f"{type(error).__name__}: {error}"
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
-            raise ExecutorError(
-                f"{self._name} takes no job: {type(error).__name__}: {error}{advice}"
-            ) from error
-        for key, ticket, future in zip(keys, tickets, futures):
-            self._launched_at[ticket.task] = time.monotonic()
-            self._running.setdefault(key, []).append(_Copy(ticket, future, job))
-            job.futures.append(future)
+            raise ExecutorError(f"{self._name} takes no job: {reason}{advice}") from error
+        now, begins_at_once = time.monotonic(), functions.backend != "localhost"
+        for key, ticket, future in zip(keys, tickets, futures, strict=True):
+            self._running[key] = _Attempt(ticket, future, functions)
+            if begins_at_once:
+                self._began[key] = now
+        self._futures += futures

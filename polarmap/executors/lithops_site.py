@@ -18,10 +18,12 @@ from polarmap.executors.lithops_internals import (
     abandon,
     another_like,
     end,
-    files_of_jobs,
+    ended_silently,
     has_ended,
+    interpreter_error,
     look_seldom,
     module_sources,
+    objects_of,
     result_of,
 )
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
@@ -95,8 +97,12 @@ class LithopsSite:
     def ended(self) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why."""
         found = {}
+        silent = self._silent()
         for number, (future, functions) in list(self._futures.items()):
-            if has_ended(future):
+            if future in silent:
+                del self._futures[number]
+                found[number] = silent[future]
+            elif has_ended(future):
                 del self._futures[number]
                 reason = ""
                 try:
@@ -116,11 +122,12 @@ class LithopsSite:
         self._futures.clear()
         for functions in self._opened:
             abandon(functions, [future for future, owner in pending if owner is functions])
-            _end(functions)
+            end(functions)
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
         if self._is_used:
-            remove_objects(self.storage, [f"{self.prefix}/", *map(_jobs, self._opened), *self._left])
+            ended = objects_of(functions.executor_id for functions in self._opened)
+            remove_objects(self.storage, [f"{self.prefix}/", *ended, *self._left])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that workers of this site cannot reach."""
@@ -133,14 +140,24 @@ class LithopsSite:
         except Exception as error:  # the runtime is asked what it has
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
+    def _silent(self) -> dict[Any, str]:
+        """Futures of processes on this machine that have ended without a word, and why if that is seen."""
+        found: dict[Any, str] = {}
+        for functions in self._opened:
+            futures = [future for future, owner in self._futures.values() if owner is functions]
+            ended = ended_silently(functions, futures)
+            if ended:
+                found |= dict.fromkeys(ended, interpreter_error(functions))
+        return found
+
     def _end_those_without_workers(self) -> None:
         """On this machine each job has a FunctionExecutor of its own, which is over when its workers are."""
         used = {id(functions) for _, functions in self._futures.values()}
         for functions in self._opened[1:]:
             if id(functions) not in used:
                 self._opened.remove(functions)
-                _end(functions)
-                self._left.append(_jobs(functions))
+                end(functions)
+                self._left += objects_of([functions.executor_id])
         with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
             self._left = [prefix for prefix in self._left if delete_below(self.storage, prefix)]
 
@@ -148,15 +165,3 @@ class LithopsSite:
         if self._is_here or worker is None or worker.seconds is None:
             return HERE_SECONDS
         return max(1.0, worker.seconds - SPARE_SECONDS)
-
-
-def _end(functions: Any) -> None:
-    """End a FunctionExecutor and remove what it left on this machine."""
-    end(functions)
-    for path in files_of_jobs(functions):
-        path.unlink(missing_ok=True)
-
-
-def _jobs(functions: Any) -> str:
-    """What the keys of its jobs begin with."""
-    return f"lithops.jobs/{functions.executor_id}"

@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
@@ -16,6 +17,7 @@ from polarmap.storage.process_identity import ProcessIdentity
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
 OWNER = "owner"  # the file that names the process
 PRIVATE = 0o700
+MAKING_SECONDS = 60.0  # that a process may take from making a folder to naming itself in it
 
 _made: set[tuple[int, Path]] = set()  # by which process
 
@@ -75,7 +77,7 @@ def _remove_all() -> None:
 
 
 def _new_folder(place: str) -> Path:
-    _sweep(place)
+    sweep()
     folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-", dir=place)).resolve()
     _made.add((os.getpid(), folder))
     try:
@@ -90,9 +92,18 @@ def _name_owner(folder: Path) -> None:
     (folder / OWNER).write_text(str(ProcessIdentity.current()))
 
 
-def _sweep(place: str) -> None:
+def sweep() -> None:
     """Remove the folders of processes of this machine that were killed before they could."""
-    for folder in Path(place).glob("polarmap-*-*"):
-        with contextlib.suppress(OSError):
-            if ProcessIdentity.parse((folder / OWNER).read_text()).is_dead():
-                shutil.rmtree(folder, ignore_errors=True)
+    for place in {MEMORY, tempfile.gettempdir()}:
+        for folder in Path(place).glob("polarmap-*-*"):
+            with contextlib.suppress(OSError):
+                if _is_left(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether its owner is dead; one that names nobody may be about to, unless it has been empty for long."""
+    try:
+        return ProcessIdentity.parse((folder / OWNER).read_text()).is_dead()
+    except FileNotFoundError:
+        return not os.listdir(folder) and time.time() - folder.stat().st_mtime > MAKING_SECONDS

@@ -1,36 +1,28 @@
-"""The temporary folder of this process: made when needed, removed at exit, whatever happens."""
+"""The temporary folder of this process that its jobs of Lithops share, and the interpreters named in it."""
 
 from __future__ import annotations
 
-import atexit
-import glob
 import json
 import os
 import re
-import shutil
 import stat
 import sys
-import tempfile
 import threading
 from functools import cache
 from pathlib import Path
 
 from polarmap.executors.fork_server_process import absolute_module_path
+from polarmap.executors.owned_folder import disk_folder
+
+
+def private_folder() -> Path:
+    """An owned temporary folder of this process, the same whenever it is asked for."""
+    return _folder_of(os.getpid())
 
 
 @cache
-def private_folder() -> Path:
-    """A temporary folder of this process, removed at its exit; stale ones of others go now."""
-    _sweep()
-    folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-")).resolve()
-    owner = os.getpid()
-
-    def remove() -> None:
-        if os.getpid() == owner:
-            shutil.rmtree(folder, ignore_errors=True)
-
-    atexit.register(remove)
-    return folder
+def _folder_of(process: int) -> Path:
+    return disk_folder()
 
 
 def interpreter() -> Path:
@@ -63,11 +55,3 @@ def named_for_lithops() -> str:
         script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return str(script)
-
-
-def _sweep() -> None:
-    """Remove the folders of processes that were killed before they could."""
-    for path in glob.glob(os.path.join(tempfile.gettempdir(), "polarmap-*-*")):
-        owner = path.rpartition("polarmap-")[2].partition("-")[0]
-        if owner.isdigit() and not os.path.exists(f"/proc/{owner}") and os.path.exists("/proc/self"):
-            shutil.rmtree(path, ignore_errors=True)

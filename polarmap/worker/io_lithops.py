@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -18,9 +19,8 @@ from polarmap.worker.objects import is_missing, read_part, remove_parts, write_o
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.run_task import run_task
 
-BLOCK_SECONDS = 600.0  # how long a worker waits for a block that the driver is still writing
-POLL_SECONDS = 0.02  # how often it looks for it
 INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
+SCRATCH_SECONDS = 5.0  # that removing a folder may take into which other jobs that end still write
 
 Function = Callable[[Any], Any]
 
@@ -29,19 +29,18 @@ class Address(NamedTuple):
     """Where the tasks of a map and their driver leave objects for each other. Plain data.
 
     prefix : of their keys.
-    is_fresh : whether the driver may still be writing the blocks.
-    driver : the process that waits, where it is on the worker's machine.
-    scratch : its temporary folder, removed by whoever notices that it died.
-    locks : a local folder of files, each of which only one copy of an attempt can create.
+    driver : the process that waits, where it is on the worker's machine: whoever notices that it died
+        removes what it has left.
+    scratch : its temporary folder, if all objects lie there.
+    jobs : what the keys of Lithops' own objects begin with.
     nice : how much the task gives way to others on its machine.
     """
 
     bucket: str
     prefix: str
-    is_fresh: bool
     driver: int | None = None
     scratch: str | None = None
-    locks: str | None = None
+    jobs: tuple[str, ...] = ()
     nice: int = 0
 
     @property
@@ -56,10 +55,6 @@ class Address(NamedTuple):
     def subtask_key(self, task: int, attempt: int, subtask: int) -> str:
         """Of the result of a subtask."""
         return f"{self.prefix}/subtask/{task}-{attempt}-{subtask}"
-
-    def lock(self, task: int, attempt: int) -> str | None:
-        """The file that only one copy of this attempt can create."""
-        return None if self.locks is None else os.path.join(self.locks, f"{task}-{attempt}")
 
 
 def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[Any, ...] | None]:
@@ -83,32 +78,22 @@ class LithopsIO:
         self._f, self._address, self._storage, self.encrypted = f, address, storage, encrypted
 
     def run(self, ticket: Ticket) -> tuple[Any, ...] | None:
-        """The plain reply; None if another copy of this attempt runs, or nobody waits for it."""
+        """The plain reply; None if nobody waits for it."""
         address = self._address
-        if not _lock(address.lock(ticket.task, ticket.attempt)):
-            return None
         if address.nice:
             os.nice(address.nice)
         _drop_inherited_connections(self._storage)
         if address.driver is None:
             exit_when(self.is_cancelled)
         else:
-            exit_with_driver(address.driver, address.scratch)
+            exit_with_driver(address.driver, self.remove_all)
         reply = run_task(ticket, self)
         return None if reply is None else plain(self._sent(reply))
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
-        """f, and the block as soon as the driver has written it."""
+        """f and the block."""
         assert ticket.block is not None
-        deadline = time.monotonic() + BLOCK_SECONDS
-        read = partial(self._read, ticket.block.source)
-        while True:
-            try:
-                return self._f, ticket.block.load(read)
-            except Exception:
-                if not self._address.is_fresh or time.monotonic() > deadline:
-                    raise
-            time.sleep(POLL_SECONDS)
+        return self._f, ticket.block.load(partial(self._read, ticket.block.source))
 
     def is_cancelled(self) -> bool:
         """Whether the liveness key is gone; a storage that cannot be asked says nothing.
@@ -140,6 +125,19 @@ class LithopsIO:
         """Take such parts out of storage again."""
         remove_parts(place, parts, self._storage)
 
+    def remove_all(self) -> None:
+        """Remove what a driver on this machine has left that was killed."""
+        address = self._address
+        if address.scratch is not None:
+            deadline = time.monotonic() + SCRATCH_SECONDS
+            while os.path.isdir(address.scratch) and time.monotonic() < deadline:
+                shutil.rmtree(address.scratch, ignore_errors=True)
+            return
+        for prefix in (f"{address.prefix}/", *address.jobs):
+            keys = self._storage.list_keys(address.bucket, prefix)
+            if keys:
+                self._storage.delete_objects(address.bucket, keys)
+
     def _read(self, source: Place, part: Part) -> Any:
         if source.encryption is not None:
             return self.encrypted.read(source, part, self._read)
@@ -157,18 +155,6 @@ class LithopsIO:
         self._storage.put_object(self._address.bucket, key, data)
         if self.is_cancelled():
             self._storage.delete_object(self._address.bucket, key)
-
-
-def _lock(path: str | None) -> bool:
-    """Whether this copy of an attempt is the first to start; the file then names its process."""
-    if path is None:
-        return True
-    try:
-        with open(path, "x") as lock:
-            lock.write(str(os.getpid()))
-    except FileExistsError:
-        return False
-    return True
 
 
 def _drop_inherited_connections(storage: Any) -> None:

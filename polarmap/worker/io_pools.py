@@ -150,7 +150,7 @@ class FolderLink(NamedTuple):
         if not os.path.isdir(self.folder):
             return replies
         for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-            if entry.name.endswith(".part"):
+            if not entry.name.replace("-", "").isdecimal():  # half a result, or the owner of the folder
                 continue
             with open(entry.path, "rb") as file:
                 reply = Reply.from_bytes(file.read())

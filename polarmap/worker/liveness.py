@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import shutil
 import signal
 import threading
 import time
@@ -15,7 +14,8 @@ import warnings
 from collections.abc import Callable
 
 LIVENESS_SECONDS = 0.5  # between two looks whether anybody waits
-DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone, and its files
+DYING_SECONDS = 5.0  # that the processes of a job whose driver died may take to be gone
+REMOVING_SECONDS = 60  # until what removes the rest is given up
 
 
 def exit_when(is_cancelled: Callable[[], bool]) -> None:
@@ -23,12 +23,12 @@ def exit_when(is_cancelled: Callable[[], bool]) -> None:
     _watch(lambda: os._exit(0) if is_cancelled() else None)
 
 
-def exit_with_driver(driver: int, scratch: str | None) -> None:
-    """End this whole job and remove the driver's folder when the driver, on this machine, has died.
+def exit_with_driver(driver: int, remove_all: Callable[[], None]) -> None:
+    """End this whole job and remove what is left when the driver, on this machine, has died.
 
     A live one kills its workers itself.
     """
-    _watch(lambda: None if is_alive(driver) else end_job(scratch))
+    _watch(lambda: None if is_alive(driver) else end_job(remove_all))
 
 
 def has_lost_parent(parent: int) -> bool:
@@ -48,8 +48,8 @@ def _watch(look: Callable[[], None]) -> None:
     threading.Thread(target=run, daemon=True).start()
 
 
-def end_job(scratch: str | None) -> None:
-    """Kill this whole job and only then remove its folder, which its other processes write to.
+def end_job(remove_all: Callable[[], None]) -> None:
+    """Kill this whole job and only then remove what is left of it, which its processes write to.
 
     By a child in a process group of its own, which outlives the job and does nothing else.
     """
@@ -61,14 +61,16 @@ def end_job(scratch: str | None) -> None:
         os.waitpid(child, 0)  # killed while waiting
         os._exit(1)
     os.setpgid(0, 0)
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.alarm(REMOVING_SECONDS)  # a storage may never answer
     os.killpg(group, signal.SIGKILL)
     deadline = time.monotonic() + DYING_SECONDS
     while _is_there(group) and time.monotonic() < deadline:  # what nobody reaps stays there
         time.sleep(0.005)
-    deadline = time.monotonic() + DYING_SECONDS
-    while scratch is not None and os.path.isdir(scratch) and time.monotonic() < deadline:
-        shutil.rmtree(scratch, ignore_errors=True)  # fails where another job's child is at it too
-    os._exit(0)
+    try:
+        remove_all()
+    finally:
+        os._exit(0)
 
 
 def is_alive(process: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,9 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Payload
 from polarmap.executors.futures import FuturesExecutor
+from polarmap.executors.owned_folder import OWNER
+from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.worker.io_pools import FolderLink
 
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
@@ -50,6 +54,16 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
         assert set(run.running()) == {1}
         assert not run.is_exhausted()
+
+
+def test_the_folder_of_a_run_says_whose_it_is() -> None:
+    """So that a later process removes it when this one is killed; a look for results leaves the name."""
+    with closing(FuturesExecutor(ManualPool()).open(Payload(np.negative, BLOCKS, subtasks=3))) as run:
+        assert isinstance(run._link, FolderLink)
+        run.wait(0.0)
+        owner = Path(run._link.folder) / OWNER
+        assert owner.read_text() == str(ProcessIdentity.current())
+    assert not owner.parent.exists()
 
 
 def test_what_the_pool_drops_is_lost() -> None:

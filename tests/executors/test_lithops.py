@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,15 +13,20 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
+from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops
-from polarmap.executors.base import Payload
-from polarmap.executors.lithops import LithopsExecutor, YamlExecutor
+from polarmap.executors import lithops, lithops_run
+from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.lithops import LithopsExecutor, LocalhostExecutor, YamlExecutor
+from polarmap.executors.lithops_run import PARITY_NICE, LithopsRun
+from polarmap.executors.private_folder import private_folder
+from polarmap.worker.cores import available_cores
 from polarmap.worker.parts import Place
 from polarmap.worker.stored_output import OutputSpec
 
+PATIENCE = 60.0
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 
 
@@ -74,7 +82,8 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
         return opened[-1]
 
     monkeypatch.setattr(lithops, "open_functions", open_functions)
-    monkeypatch.setattr(lithops, "end", ended.append)
+    for module in (lithops, lithops_run):
+        monkeypatch.setattr(module, "end", ended.append)
     executor = YamlExecutor(file)
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
@@ -82,3 +91,60 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
         executor.open(payload(Place("folder", "/data")))
     assert len(opened) == 2
     assert ended == opened
+
+
+# --- jobs on this machine ------------------------------------------------------------
+
+
+def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
+    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",), Uncoded(n))
+    return LocalhostExecutor().open(Payload(f, blocks, **more))
+
+
+def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:
+    found: list[Outcome] = []
+    deadline = time.monotonic() + PATIENCE
+    while len(found) < count:
+        assert time.monotonic() < deadline
+        found += run.wait(0.5)
+    return found
+
+
+def files() -> list[Path]:
+    """Of maps, in the private folder."""
+    own = {"owner", "python", "paths", "this-python", "localhost-runner.log"}
+    return [path for path in private_folder().rglob("*") if path.is_file() and path.name not in own]
+
+
+def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
+    with closing(opened(lambda block: np.array([os.nice(0)]), low_priority=range(2, 4))) as run:
+        run.submit([0, 1, 2])
+        first = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 3) if one.leaves}
+        run.submit([2, 3])
+        later = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 2) if one.leaves}
+    usual = first[0]
+    assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
+    assert later == {2: usual, 3: usual}
+
+
+def test_tasks_that_sleep_do_not_keep_others_from_starting() -> None:
+    n = 2 * available_cores() + 6
+    faults = {task: Fault("sleep", 600.0) for task in range(n - 1)}
+    with closing(opened(np.copy, n, faults=faults)) as run:
+        run.submit(range(n))
+        [outcome] = outcomes_of(run, 1)
+    assert outcome.task == n - 1
+
+
+def test_nothing_is_left_even_if_nothing_was_started() -> None:
+    before = files()
+    opened(np.copy).close()
+    with closing(opened(np.copy)) as run:
+        run.submit(range(4))
+        outcomes_of(run, 1)
+    assert files() == before
+
+
+def test_looking_before_anything_was_submitted_finds_nothing() -> None:
+    with closing(opened(np.copy)) as run:
+        assert run.wait(0.0) == []

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
@@ -13,14 +16,17 @@ from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
     end,
+    ended_silently,
     forget,
+    has_begun,
     has_ended,
     impatient_storage,
+    interpreter_error,
     keep_monitoring,
     localhost_functions,
     result_of,
-    runner_process,
-    slots_of,
+    runs_here,
+    set_slots,
     storage_settings,
 )
 from polarmap.executors.private_folder import private_folder
@@ -28,27 +34,27 @@ from polarmap.executors.private_folder import private_folder
 PATIENCE = 60.0
 
 
-def wait_until_ended(future: Any) -> None:
+def wait_until(condition: Callable[[], bool]) -> None:
     deadline = time.monotonic() + PATIENCE
-    while not has_ended(future):
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
-    functions = localhost_functions(3)
+    functions = localhost_functions(1)
     try:
-        assert slots_of(functions) == 3
-        assert runner_process(functions) is None
+        set_slots(functions, 3)
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         for future in (good, bad):
-            wait_until_ended(future)
+            wait_until(partial(has_ended, future))
         assert result_of(good, functions) == 10
         with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
-        assert runner_process(functions).poll() is None
+        wait_until(lambda: has_begun(late))
+        assert ended_silently(functions, [late]) == []
         forget(functions, {good})
         assert functions.futures == [bad, late]
         keep_monitoring(functions, [late])
@@ -56,8 +62,35 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         abandon(functions, [late])
     finally:
         end(functions)
-    process = runner_process(functions)
-    assert process is None or process.wait(PATIENCE) is not None
+    assert not list(private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*"))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_job_whose_processes_all_end_without_a_word_is_seen(tmp_path: Path, version: int) -> None:
+    """Their interpreter could run Lithops when it was asked what it has, and cannot any more."""
+    import lithops
+
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    config = {
+        "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
+        "localhost": {"version": version, "runtime": str(script), "worker_processes": 2},
+    }
+    functions = lithops.FunctionExecutor(config=config, log_level=None)
+    try:
+        assert runs_here(functions)
+        assert functions.get_result(functions.map(lambda x: x, [10])) == [10]
+        assert interpreter_error(functions) == ""
+        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        futures = functions.map(lambda x: x, [1, 2, 3], chunksize=1)
+        wait_until(lambda: ended_silently(functions, futures) == futures)
+        said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
+        assert re.search(said, interpreter_error(functions))
+        script.unlink()
+        assert "No such file" in interpreter_error(functions)
+    finally:
+        end(functions)
 
 
 def work(number: int) -> int:
@@ -74,9 +107,10 @@ def test_what_lithops_gave_up_has_its_reason() -> None:
         (TimeoutError("too late"), "TimeoutError: too late"),
         ((RuntimeError, RuntimeError("killed"), None), "killed"),
         (MemoryError("no more"), "no more"),
+        (ImportError("no numpy"), "ImportError: no numpy in the runtime of its worker, p3: install it there"),
         (None, "NoneType: None"),
     ]:
-        future = SimpleNamespace(**flags, _exception=error)
+        future = SimpleNamespace(**flags, _exception=error, runtime_name="p3")
         assert has_ended(future)
         with pytest.raises(LostError, match=f"^{reason}$"):
             result_of(future, None)

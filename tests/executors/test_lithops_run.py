@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,9 @@ class Future:
     """As Lithops has it, with what it will return."""
 
     def __init__(self, call: Callable[[], Any]) -> None:
-        self.ready = self.success = self.done = self.error = False
+        self.ready = self.success = self.done = self.error = self.running = False
+        self.runtime_name, self.job_key = "python", "x-1-M000"
+        self.executor_id = "x-1"
         self._exception: Any = None
         self._call = call
 
@@ -40,32 +43,26 @@ class Future:
 class Functions:
     """A FunctionExecutor that runs nothing until a future is asked for its result."""
 
-    internal_storage = None
+    backend, internal_storage = "memory", None
 
-    def __init__(self, storage: DictStorage) -> None:
-        self._storage = storage
+    def __init__(self) -> None:
+        self.storage = DictStorage()
         self.futures: list[Future] = []
+        self.executor_id = "x-1"
+        self.job_monitor = SimpleNamespace(is_alive=lambda: True)
 
     def map(self, task: Any, fields: Sequence[Any], **options: Any) -> list[Future]:
-        made = [Future(lambda one=one: task(one["fields"], self._storage)) for one in fields]
+        made = [Future(lambda one=one: task(one["fields"], self.storage)) for one in fields]
         self.futures += made
         return made
 
 
 class Run(LithopsRun):
-    """One that any FunctionExecutor serves."""
+    """With what it runs on at hand."""
 
-    def __init__(self, **more: Any) -> None:
-        storage = DictStorage()
-        super().__init__("memory", Payload(np.negative, BLOCKS, **more), storage)
-        self.functions = Functions(storage)
-        self._objects.put_blocks(range(3), is_first=True)
-
-    def submit(self, tasks: Sequence[int]) -> None:
-        self._map(self.functions, self._count_attempts(tasks), None)
-
-    def close(self) -> None:
-        self._objects.remove()
+    def __init__(self, is_owned: bool = False, **more: Any) -> None:
+        self.functions = Functions()
+        super().__init__("memory", Payload(np.negative, BLOCKS, **more), self.functions, is_owned)
 
 
 @pytest.fixture(autouse=True)
@@ -106,6 +103,78 @@ def test_what_lithops_gave_up_is_lost_with_its_reason() -> None:
         "WorkerLost: KeyError: 'x'",
         "WorkerLost: ZeroDivisionError: division by zero",
     ]
+
+
+def test_elsewhere_a_task_begins_when_it_is_handed_over_and_here_when_lithops_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    run = Run()
+    run.submit([1])
+    assert set(run.running()) == {1}
+    monkeypatch.setattr(Functions, "backend", "localhost")
+    monkeypatch.setattr(lithops_run, "runs_here", lambda functions: False)
+    monkeypatch.setattr(lithops_run, "ended_silently", lambda functions, futures: [])
+    here = Run()
+    here.submit([2])
+    here.wait(0.0)
+    assert here.running() == {}
+    here.functions.futures[0].running = True
+    here._next_look = 0.0
+    here.wait(0.0)
+    assert set(here.running()) == {2}
+
+
+def test_what_ended_without_a_word_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    run.submit([0, 1])
+    silent = run.functions.futures[1]
+    monkeypatch.setattr(
+        lithops_run, "ended_silently", lambda functions, futures: [one for one in futures if one is silent]
+    )
+    monkeypatch.setattr(lithops_run, "interpreter_error", lambda functions: "")
+    [outcome] = told(run)
+    assert (outcome.task, str(outcome.failure)) == (
+        1,
+        "WorkerLost: its worker process ended without reporting",
+    )
+    assert set(run.running()) == {0}
+    run.submit([1])
+    assert set(run.running()) == {0, 1}
+
+
+def test_an_interpreter_that_runs_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    run.submit([0, 1])
+    monkeypatch.setattr(lithops_run, "ended_silently", lambda functions, futures: futures)
+    monkeypatch.setattr(lithops_run, "interpreter_error", lambda functions: "no numpy there")
+    with pytest.raises(ExecutorError, match="memory runs no task: no numpy there"):
+        told(run)
+
+
+def test_a_monitor_that_died_is_started_again() -> None:
+    started: list[Any] = []
+    run = Run()
+    run.functions.job_monitor = SimpleNamespace(
+        is_alive=lambda: bool(started), start=lambda fs: started.append(fs)
+    )
+    run.submit([0, 2])
+    run.wait(0.0)
+    assert started == [run.functions.futures]
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+def test_what_is_removed_is_of_this_map_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+    monkeypatch.setattr(lithops_run, "end", lambda functions: None)
+    run = Run(is_owned)
+    run.submit([0])
+    others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
+    own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
+    for key in others | own:
+        run.functions.storage.put_object("b", key, b"")
+    run.close()
+    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in run.functions.storage.objects} == kept
 
 
 def test_pieces_come_before_the_end_of_their_task() -> None:

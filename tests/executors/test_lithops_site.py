@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -63,6 +64,30 @@ def test_a_worker_that_ends_is_told_with_its_reason(folder: Path) -> None:
         assert list(found) == [7]
         assert "/nowhere/driver" in found[7]
         assert site.ended() == {}
+
+
+def test_workers_whose_interpreter_lost_its_packages_are_told_with_its_reason(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Lithops hears nothing of them: their processes end with code 1."""
+    script, yaml = tmp_path / "python", tmp_path / "lithops.yaml"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    yaml.write_text(
+        "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
+        f"localhost: {{version: 1, worker_processes: 2, runtime: {script}}}\n"
+    )
+    site = LithopsSite(yaml, folder)
+    with closing(site):
+        nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+        site.launch(nowhere, {7: 60.0})  # Lithops asks the interpreter what it has, once
+        assert until(lambda: bool(site.ended()), 60.0)
+        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        site.launch(nowhere, {8: 60.0, 9: 60.0})
+        found: dict[int, str] = {}
+        assert until(lambda: bool(found.update(site.ended()) or len(found) == 2), 60.0)
+    for number in (8, 9):
+        assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
 
 
 @pytest.mark.parametrize(

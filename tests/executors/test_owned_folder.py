@@ -13,6 +13,7 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
 from polarmap.executors.owned_folder import OWNER, disk_folder, memory_folder, remove, restore
+from polarmap.storage.process_identity import ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
 
@@ -36,6 +37,43 @@ def test_what_a_dead_process_left_is_removed_and_nothing_else(
     assert not left.exists()
     assert mine.exists()
     assert foreign.exists()  # it does not say whose it is
+
+
+def test_both_places_are_swept_whichever_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(owned_folder, "MEMORY", str(tmp_path / "memory"))
+    left = made_by_another_process(tmp_path / "memory", "os._exit(0)")
+    assert left.exists()
+    remove(disk_folder())
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("change", [("host", "another-machine-12345678-4026531836"), ("process", 1 << 30)])
+def test_what_another_container_uses_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: tuple[str, object]
+) -> None:
+    """Numbers of processes mean nothing across containers that share a temporary folder."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    owner = ProcessIdentity.current()._replace(process=1 << 30)._replace(**dict([change]))
+    theirs = tmp_path / f"polarmap-{owner.process}-theirs"
+    theirs.mkdir()
+    (theirs / OWNER).write_text(str(owner))
+    (theirs / "block").touch()
+    remove(disk_folder())
+    assert theirs.exists() == (change[0] == "host")
+
+
+def test_one_that_is_just_being_made_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    new, old, used = (tmp_path / f"polarmap-{1 << 30}-{name}" for name in ("new", "old", "used"))
+    for folder in (new, old, used):
+        folder.mkdir()
+    (used / "block").touch()
+    for folder in (old, used):
+        os.utime(folder, (0, 0))
+    remove(disk_folder())
+    assert (new.exists(), old.exists(), used.exists()) == (True, False, True)
 
 
 def test_a_process_that_exits_leaves_none(tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from polarmap.executors.owned_folder import OWNER
 from polarmap.executors.private_folder import interpreter, named_for_lithops, private_folder
+from polarmap.storage.process_identity import ProcessIdentity
 
 
 def in_another_process(program: str, folder: Path) -> str:
@@ -37,13 +39,23 @@ def test_a_forked_child_does_not_remove_it(tmp_path: Path) -> None:
     assert in_another_process(program, tmp_path) == "True"
 
 
-def test_folders_of_dead_processes_are_swept(tmp_path: Path) -> None:
-    (tmp_path / "polarmap-999999999-left").mkdir()
-    (tmp_path / f"polarmap-{os.getpid()}-here").mkdir()
-    (tmp_path / "polarmap-names-nobody").mkdir()
+def test_it_is_swept_by_its_owner_not_by_a_number(tmp_path: Path) -> None:
+    """A process of this number runs in another container that shares the temporary folder."""
+    theirs, left = tmp_path / "polarmap-999999999-theirs", tmp_path / "polarmap-999999999-left"
+    for folder, host in ((theirs, "another-machine"), (left, ProcessIdentity.current().host)):
+        folder.mkdir()
+        (folder / OWNER).write_text(str(ProcessIdentity(host, 999_999_999, "1")))
     in_another_process("private_folder()", tmp_path)
-    left = {path.name for path in tmp_path.iterdir()}
-    assert left == {f"polarmap-{os.getpid()}-here", "polarmap-names-nobody"}
+    assert list(tmp_path.iterdir()) == [theirs]
+
+
+def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
+    program = (
+        "import os; folder = private_folder()\n"
+        "if os.fork() == 0: os._exit(private_folder() == folder)\n"
+        "print(os.waitstatus_to_exitcode(os.wait()[1]))"
+    )
+    assert in_another_process(program, tmp_path) == "0"
 
 
 def test_the_interpreter_is_a_script_in_it() -> None:

@@ -24,6 +24,7 @@ from polarmap.executors.private_folder import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
 x = np.linspace(-1, 1, 16)
+YAML = Path(__file__).parents[2] / "config" / "localhost.yaml"
 NEVER = 600.0  # seconds that no test would survive
 
 
@@ -38,7 +39,7 @@ times_x = times(x)
 def leftovers() -> set[str]:
     """Files below the temporary folder that are not what stays until exit, nor Lithops' shared folder."""
     root = Path(tempfile.gettempdir())
-    kept = {"python", "paths", "localhost-runner.log"}
+    kept = {"owner", "python", "paths", "localhost-runner.log"}
     return {
         str(path)
         for path in root.rglob("*")
@@ -190,9 +191,8 @@ def test_integers_are_exact():
 
 
 def test_yaml_configuration_and_the_callers_own_executor():
-    yaml = Path(__file__).parents[2] / "config" / "localhost.yaml"
     y = polarmap.coded_map(
-        times_x, A, blocks=6, workers=8, executor=FaultyExecutor(yaml, {1: Fault("kill")}), timeout=60
+        times_x, A, blocks=6, workers=8, executor=FaultyExecutor(YAML, {1: Fault("kill")}), timeout=60
     )
     np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
 
@@ -200,8 +200,7 @@ def test_yaml_configuration_and_the_callers_own_executor():
 def test_a_function_executor_stays_the_callers():
     import lithops
 
-    yaml = Path(__file__).parents[2] / "config" / "localhost.yaml"
-    with lithops.FunctionExecutor(config_file=str(yaml), runtime=named_for_lithops(), log_level=None) as fx:
+    with lithops.FunctionExecutor(config_file=str(YAML), runtime=named_for_lithops(), log_level=None) as fx:
         for _ in range(2):
             y = polarmap.coded_map(times_x, A, blocks=6, workers=8, executor=fx, timeout=60)
             np.testing.assert_allclose(y.concatenate(), A @ x, atol=1e-11)
@@ -241,17 +240,19 @@ faults = {{i: Fault("sleep", 600) for i in range({sleepers})}}
 if {sleepers} > 8:
     print("started", flush=True)
 y = polarmap.coded_map(lambda b: b.sum(1), np.ones((96, 4)), blocks=24, workers=32,
-                       executor=FaultyExecutor("localhost", faults))
+                       executor=FaultyExecutor({executor!r}, faults))
 print("done", round(y.concatenate().sum()), flush=True)
 """
 
 
-def run_script(tmp_path: Path, sleepers: int) -> tuple[subprocess.Popen[str], Path]:
+def run_script(
+    tmp_path: Path, sleepers: int, executor: str = "localhost"
+) -> tuple[subprocess.Popen[str], Path]:
     """A driver in a process of its own, with a temporary folder of its own."""
     temporary = tmp_path / "tmp"
     temporary.mkdir()
     script = tmp_path / "script.py"
-    script.write_text(textwrap.dedent(SCRIPT).format(sleepers=sleepers))
+    script.write_text(textwrap.dedent(SCRIPT).format(sleepers=sleepers, executor=executor))
     process = subprocess.Popen(
         [sys.executable, str(script)],
         env={**os.environ, "TMPDIR": str(temporary)},
@@ -293,14 +294,14 @@ def test_interpreter_exit_does_not_wait_for_stragglers(tmp_path):
     assert_nothing_runs_or_lies_in(temporary)
 
 
-def sleepers_claimed(temporary: Path) -> bool:
-    return len(list(temporary.glob("polarmap-*/locks/*/*"))) >= 9
+def sleepers_run(temporary: Path, count: int = 9) -> bool:
+    return len(list(temporary.glob("*/*/lithops.jobs/*/*/*.init"))) >= count
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM])
 def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
     process, temporary = run_script(tmp_path, sleepers=20)
-    wait_until(lambda: sleepers_claimed(temporary))
+    wait_until(lambda: sleepers_run(temporary))
     began = time.monotonic()
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
@@ -309,6 +310,46 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
         assert process.returncode in (-signal.SIGINT, 1)  # Python's own two ways to end by Ctrl-C
     assert "Exception ignored" not in err
     assert_nothing_runs_or_lies_in(temporary)
+
+
+def test_a_killed_driver_takes_the_workers_and_objects_of_its_configuration_along(tmp_path):
+    process, temporary = run_script(tmp_path, sleepers=20, executor=str(YAML))
+    wait_until(lambda: sleepers_run(temporary, 4), seconds=60.0)
+    process.kill()
+    process.communicate(timeout=20)
+    wait_until(lambda: workers_of(temporary) == [])
+    files = [path for path in temporary.rglob("*") if path.is_file()]
+    assert [path for path in files if {"polarmap", "lithops.jobs"} & set(path.parts)] == []
+
+
+def test_what_a_driver_left_that_was_killed_before_any_worker_ran_is_swept(tmp_path):
+    process, temporary = run_script(tmp_path, sleepers=20)
+    wait_until(lambda: list(temporary.glob("polarmap-*/python")))
+    process.kill()
+    process.communicate(timeout=20)
+    wait_until(lambda: workers_of(temporary) == [])
+    code = "from polarmap.executors.private_folder import private_folder; private_folder()"
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary)}, check=True)
+    assert list(temporary.glob("polarmap-*")) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, version):
+    """Lithops asked it before, and remembers that all was well: every process ends with code 1."""
+    import lithops
+
+    script = tmp_path / "python"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    config = {
+        "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
+        "localhost": {"version": version, "runtime": str(script), "worker_processes": 4},
+    }
+    with lithops.FunctionExecutor(config=config, log_level=None) as fx:
+        assert fx.get_result(fx.map(lambda n: n + 1, [1], timeout=60)) == [2]
+        script.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2; exit 1\n")
+        with pytest.raises(ExecutorError, match=rf"{script} .*No module named 'numpy'.*{sys.executable}"):
+            polarmap.coded_map(times_x, A, blocks=4, workers=6, executor=fx, timeout=100)
 
 
 def test_a_worker_needs_no_polarmap():

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 from array_data import random_array
 
@@ -54,6 +55,41 @@ def test_a_map_outlives_a_restart_of_its_storage(s3_server, tmp_path):
     y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=100)
     thread.join()
     np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
+    coded.delete()
+
+
+@pytest.mark.timeout(300)
+def test_a_map_goes_on_whose_storage_was_away_until_its_job_had_given_up(s3_server, tmp_path):
+    """No task can leave a status: that their processes have ended is all that is seen of them."""
+    config = s3_server.config(tmp_path / "s3.yaml")
+    A, x = random_array((240, 60)), np.arange(60.0)
+    coded = polarmap.encode(A, blocks=6, workers=9, name="a", storage=config)
+    started, over = tmp_path / "started", tmp_path / "over"
+
+    def f(block):
+        started.touch()
+        deadline = time.monotonic() + 60.0
+        while not over.exists() and time.monotonic() < deadline:
+            time.sleep(0.02)
+        return block @ x
+
+    def bounce():
+        while not started.exists():
+            time.sleep(0.02)
+        runners = [one for one in psutil.Process().children() if "localhost-runner" in str(one.cmdline())]
+        s3_server.kill()
+        over.touch()
+        psutil.wait_procs(runners, timeout=150)
+        s3_server.start()
+
+    thread = threading.Thread(target=bounce)
+    thread.start()
+    y = polarmap.coded_map(f, coded, executor=config, retries=5, timeout=250)
+    thread.join()
+    np.testing.assert_allclose(y.concatenate(), A @ x, rtol=1e-9, atol=1e-9)
+    assert any(
+        "ended without reporting" in str(failure) for task in y.report.tasks for failure in task.failures
+    )
     coded.delete()
 
 

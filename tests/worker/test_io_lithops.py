@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from polarmap.worker.pytree import layout_of, pack
 BLOCK = np.arange(1000.0)
 STORED = StoredBlock(Place("bucket", "b"), (Part("p/block/3", BLOCK.nbytes),), ("array",), layout_of([BLOCK]))
 TICKET = Ticket(3, 1, STORED, None, None)
-ADDRESS = Address("b", "p", is_fresh=False)
+ADDRESS = Address("b", "p")
 
 
 class Storage(DictStorage):
@@ -40,7 +39,7 @@ class Storage(DictStorage):
 @pytest.fixture(autouse=True)
 def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io_lithops, "exit_when", lambda is_cancelled: None)
-    monkeypatch.setattr(io_lithops, "exit_with_driver", lambda driver, scratch: None)
+    monkeypatch.setattr(io_lithops, "exit_with_driver", lambda driver, remove_all: None)
 
 
 def sent(f: Any, storage: Storage, ticket: Ticket = TICKET, address: Address = ADDRESS) -> Reply | None:
@@ -87,21 +86,28 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
     assert storage.results == set()
 
 
-def test_a_block_may_come_later_if_it_is_fresh() -> None:
+def test_a_block_that_is_gone_is_an_error_of_the_task() -> None:
     storage = Storage()
-    data = storage.objects.pop(("b", "p/block/3"))
+    del storage.objects["b", "p/block/3"]
     reply = sent(np.sum, storage)
     assert reply is not None and reply.error is not None
     assert reply.error.type == "DamagedError"
-    threading.Timer(0.1, storage.put_object, ("b", "p/block/3", data)).start()
-    late = sent(np.sum, storage, address=ADDRESS._replace(is_fresh=True))
-    assert late is not None
-    assert late.result == pack(np.sum(BLOCK))
 
 
-def test_one_copy_of_an_attempt_runs(tmp_path: Path) -> None:
-    address = ADDRESS._replace(driver=os.getpid(), locks=str(tmp_path))
-    assert sent(np.sum, Storage(), address=address) is not None
-    assert sent(np.sum, Storage(), address=address) is None
-    assert (tmp_path / "3-1").read_text() == str(os.getpid())
-    assert sent(np.sum, Storage(), TICKET._replace(attempt=2), address) is not None
+def test_what_a_killed_driver_left_is_removed_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its objects and those of Lithops, or the folder that holds them all."""
+    found: list[Any] = []
+    monkeypatch.setattr(io_lithops, "exit_with_driver", lambda driver, remove_all: found.append(remove_all))
+    storage, scratch = Storage(), tmp_path / "scratch"
+    for key in ("lithops.jobs/x-0-M000/00000/status.json", "lithops.jobs/y-0-M000/func", "p2/block/1"):
+        storage.put_object("b", key, b"")
+    (scratch / "below").mkdir(parents=True)
+    here = ADDRESS._replace(driver=os.getpid(), jobs=("lithops.jobs/x-0-",))
+    for address in (here, here._replace(scratch=str(scratch))):
+        sent(np.sum, storage, address=address)
+    found[1]()
+    assert (scratch.exists(), len(storage.objects)) == (False, 5)
+    found[0]()
+    assert {key for _, key in storage.objects} == {"lithops.jobs/y-0-M000/func", "p2/block/1"}

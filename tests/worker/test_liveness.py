@@ -41,8 +41,8 @@ def test_a_job_ends_with_its_driver_and_removes_its_folder(tmp_path: Path) -> No
     scratch = tmp_path / "scratch"
     (scratch / "below").mkdir(parents=True)
     worker = started(
-        "from polarmap.worker.liveness import exit_with_driver; "
-        f"exit_with_driver({driver.pid}, {str(scratch)!r})"
+        "import shutil; from polarmap.worker.liveness import exit_with_driver; "
+        f"exit_with_driver({driver.pid}, lambda: shutil.rmtree({str(scratch)!r}))"
     )
     assert worker.poll() is None
     driver.kill()
