@@ -3,73 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any
 
 import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
 
 
-def pickled(f: Callable[[Any], Any], place: str) -> bytes:
-    """f as bytes for a worker elsewhere; CodeError if it cannot travel to `place`."""
-    try:
-        return bytes(cloudpickle.dumps(f))
-    except Exception as error:
-        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
-
-
-class PickledFunction(NamedTuple):
-    """A function as bytes, and the classes that it names or brings along, by module and name."""
-
-    pickled: bytes
-    types: Mapping[tuple[str, str], type]
-
-
-def pickled_with_types(
-    f: Callable[[Any], Any], structure: Structure, place: str, by_value: bool = False
-) -> PickledFunction:
-    """f and the structure of its blocks as bytes for a worker; CodeError if they cannot travel.
+def pickled(f: Any, place: str, by_value: bool = False) -> bytes:
+    """f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
 
     by_value : what runs on workers travels along.
     """
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    _note_types(structure, pickler.types)
     try:
         with pickled_by_value() if by_value else contextlib.nullcontext():
-            pickler.dump((f, structure))
+            return bytes(cloudpickle.dumps(f))
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
-    return PickledFunction(file.getvalue(), pickler.types)
-
-
-class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """One that notes which classes it meets."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.types: dict[tuple[str, str], type] = {}
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type):
-            self.types[value.__module__, value.__qualname__] = value
-        return super().reducer_override(value)
-
-
-def _note_types(structure: Structure, types: dict[tuple[str, str], type]) -> None:
-    """Those of the containers of a structure."""
-    if len(structure) == 3 and isinstance(structure[0], type):
-        types[structure[0].__module__, structure[0].__qualname__] = structure[0]
-        for child in structure[2]:
-            _note_types(child, types)
 
 
 @contextlib.contextmanager
