@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
+from collections import ChainMap
 from collections.abc import Iterator
-from typing import Any
+from types import CodeType
+from typing import Any, ClassVar
 
 import cloudpickle
 
@@ -22,10 +25,27 @@ def pickled(f: Any, place: str, by_value: bool = False) -> bytes:
     by_value : what runs on workers travels along.
     """
     try:
+        file = io.BytesIO()
         with pickled_by_value() if by_value else contextlib.nullcontext():
-            return bytes(cloudpickle.dumps(f))
+            _Pickler(file).dump(f)
+        return file.getvalue()
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+def _code_with_its_file(code: CodeType) -> Any:
+    """What makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
+    return make, tuple(file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts)
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """One whose functions raise errors with tracebacks that name their lines."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _code_with_its_file}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 @contextlib.contextmanager

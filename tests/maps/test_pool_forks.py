@@ -106,7 +106,8 @@ def number(i):
 
 def block_itself(block):
     if not os.fork():
-        time.sleep(0.02)
+        time.sleep(0.25)  # the next task runs, or one of the next map
+    time.sleep(0.1)
     return 1.0 * block
 
 def outlived(path):
