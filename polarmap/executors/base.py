@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import builtins
-import contextlib
 import math
+import pickle
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -17,7 +16,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket
+from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket, reply_of_parts, sealed
 from polarmap.worker.partial_results import subtask_order
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.pytree import Layout, Structure, unflatten
@@ -127,6 +126,10 @@ class Payload:
             fault = None
         order = subtask_order(task, self.subtasks)
         return Ticket(task, attempt, block, fault, self.output, order, self.encryption)
+
+    def reply(self, task: int, attempt: int, header: Any, data: Any) -> Reply:
+        """A worker's reply of its parts; with a key nothing of it is unpickled before it is `outcome`."""
+        return reply_of_parts(header, data) if self.encryption is None else sealed(task, attempt, data)
 
     def outcome(self, reply: Reply, data: bytes | None = None) -> Outcome:
         """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
@@ -265,29 +268,29 @@ def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
 
 
 def failure_of(error: Error) -> Failure:
-    """A worker's error with its exception rebuilt, or with one that tells of it."""
-    if error.type == DamagedError.__name__:
+    """A worker's error, with the exception itself."""
+    cause = error.exception if isinstance(error.exception, BaseException) else _rebuilt(error)
+    if isinstance(cause, DamagedError):
         return Failure("damaged", error.type, error.message)
-    cause: BaseException | None = None
-    if error.pickled is not None:
-        try:
-            import pickle
-
-            cause = pickle.loads(error.pickled)
-        except Exception:
-            cause = None
-    if not isinstance(cause, Exception):
-        cause = _like(error)
     return Failure("raised", error.type, error.message, cause)
 
 
-def _like(error: Error) -> Exception:
-    """An exception made of what is told of a worker's."""
-    kind = getattr(builtins, error.type, None)
-    if isinstance(kind, type) and issubclass(kind, Exception):
-        with contextlib.suppress(Exception):
-            return kind(error.message)
-    return RuntimeError(f"on the worker:\n{error.traceback}")
+def _rebuilt(error: Error) -> BaseException:
+    """The exception of another process, its traceback there as its cause, as in the standard library.
+
+    RuntimeError in the place of one that did not survive the way.
+    """
+    from concurrent.futures.process import _RemoteTraceback
+
+    found: Any = None
+    try:
+        found = None if error.exception is None else pickle.loads(error.exception)  # type: ignore[arg-type]
+    except Exception:  # its own
+        found = None
+    cause = found if isinstance(found, BaseException) else RuntimeError(f"{error.type}: {error.message}")
+    text: Any = f'\n"""\n{error.traceback}"""'
+    cause.__cause__ = _RemoteTraceback(text)
+    return cause
 
 
 def lost(task: int, attempt: int, message: str) -> Outcome:

@@ -34,7 +34,7 @@ from polarmap.executors.spare_processes import SpareProcesses, has_initializer
 from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
 from polarmap.worker.kept_blocks import OnReadOnlyBlocks
-from polarmap.worker.messages import Reply, StoredBlock
+from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
 from polarmap.worker.parts import DamagedError
 
 LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
@@ -232,7 +232,7 @@ class FuturesRun:
         sent = future.result()
         if sent is None:
             return None
-        return self._payload.outcome(sent if isinstance(sent, Reply) else Reply.parse(sent))
+        return self._payload.outcome(sent if isinstance(sent, Reply) else parsed_reply(sent))
 
     def _hint(self, error: BaseException) -> str:
         """Python does not say which of its causes a broken process pool has."""

@@ -13,14 +13,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from polarmap.worker.authentication import Seals
-from polarmap.worker.frames import FrameError, Frames, frame
+from polarmap.worker.frames import ORDER, FrameError, Frames, Message, frame
 from polarmap.worker.messages import plain
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
 SLOWEST = 1e5  # bytes per second of a network
-
-Said = tuple[Any, bytearray]  # the fields and the raw bytes of a message
 
 
 class Link(Protocol):
@@ -34,7 +32,7 @@ class Link(Protocol):
         """Whether the worker was told."""
         ...
 
-    def receive(self) -> tuple[list[Said], bool]:
+    def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""
         ...
 
@@ -67,14 +65,15 @@ class SocketLink:
         data = pickle.dumps(plain(message) if self._is_plain else message, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.settimeout(SEND_SECONDS + len(data) / SLOWEST)  # for all of it
-            self._connection.sendall(frame(None, data, self._seals and self._seals.to_worker))
+            seal = self._seals and self._seals.to_worker
+            self._connection.sendall(frame(Message(ORDER, header=data), seal))
         except OSError:
             return False
         return True
 
-    def receive(self) -> tuple[list[Said], bool]:
+    def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""
-        said: list[Said] = []
+        said: list[Message] = []
         try:
             self._connection.setblocking(False)
             while True:
@@ -109,7 +108,7 @@ class MailboxLink:
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
         self._post = post
         self._frames = Frames()
-        self._said: deque[Said] = deque()
+        self._said: deque[Message] = deque()
         self._is_there = True
         self._lock = threading.Lock()
         self._owner = os.getpid()
@@ -142,7 +141,7 @@ class MailboxLink:
             return False
         return True
 
-    def receive(self) -> tuple[list[Said], bool]:
+    def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""
         with self._lock, contextlib.suppress(BlockingIOError):
             self._ours.recv(READ_BYTES, socket.MSG_DONTWAIT)

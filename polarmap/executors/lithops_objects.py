@@ -14,7 +14,7 @@ from polarmap.executors.base import Coded, layout_bytes
 from polarmap.executors.lithops_storage import PREFIX, ask_again, remove_objects
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.io_lithops import Address
-from polarmap.worker.messages import Reply, StoredBlock, Ticket
+from polarmap.worker.messages import Reply, StoredBlock, Ticket, reply_of_bytes
 from polarmap.worker.parts import Part, Place
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
@@ -129,7 +129,9 @@ class MapObjects:
     def _taken(self, key: str) -> Reply | None:
         """The result of a subtask, once; None while its object is still being written."""
         try:
-            reply = Reply.from_bytes(bytes(self._storage.get_object(self.address.bucket, key)))
+            task, attempt, _ = map(int, key.rpartition("/")[2].split("-"))
+            sealed_of = None if self._encryption is None else (task, attempt)
+            reply = reply_of_bytes(bytes(self._storage.get_object(self.address.bucket, key)), sealed_of)
         except Exception:
             return None
         if reply is not None:

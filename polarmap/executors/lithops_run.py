@@ -35,7 +35,7 @@ from polarmap.executors.pickling import pickled, pickled_by_value
 from polarmap.executors.private_folder import private_folder
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
-from polarmap.worker.messages import Reply, Ticket, plain
+from polarmap.worker.messages import Ticket, parsed_reply, plain
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
@@ -209,7 +209,7 @@ class LithopsRun:
             return lost(*key, f"{type(error).__name__}: {error}")
         if sent is None:
             return lost(*key, "it was told that nobody waits for it")
-        reply = Reply.parse(sent)
+        reply = parsed_reply(sent)
         try:
             data = self._objects.result(reply)
         except Exception as error:

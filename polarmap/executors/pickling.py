@@ -6,15 +6,15 @@ import contextlib
 import io
 import multiprocessing  # noqa: F401  makes __mp_main__ known, which cloudpickle asks for
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
-from typing import Any, NamedTuple
+from collections import ChainMap
+from collections.abc import Iterator
+from types import CodeType, ModuleType
+from typing import Any, ClassVar
 
 import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
@@ -23,58 +23,33 @@ _pickling = 0  # threads that pickle what travels
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
-def pickled(f: Callable[[Any], Any], place: str) -> bytes:
-    """f as bytes for a worker elsewhere; CodeError if it cannot travel to `place`."""
-    try:
-        return bytes(cloudpickle.dumps(f))
-    except Exception as error:
-        raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
-
-
-class PickledFunction(NamedTuple):
-    """A function as bytes, and the classes that it names or brings along, by module and name."""
-
-    pickled: bytes
-    types: Mapping[tuple[str, str], type]
-
-
-def pickled_with_types(
-    f: Callable[[Any], Any], structure: Structure, place: str, by_value: bool = False
-) -> PickledFunction:
-    """f and the structure of its blocks as bytes for a worker; CodeError if they cannot travel.
+def pickled(f: Any, place: str, by_value: bool = False) -> bytes:
+    """f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
 
     by_value : what runs on workers travels along.
     """
-    file = io.BytesIO()
-    pickler = _Pickler(file)
-    _note_types(structure, pickler.types)
     try:
+        file = io.BytesIO()
         with pickled_by_value() if by_value else contextlib.nullcontext():
-            pickler.dump((f, structure))
+            _Pickler(file).dump(f)
+        return file.getvalue()
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
-    return PickledFunction(file.getvalue(), pickler.types)
 
 
-class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """One that notes which classes it meets."""
-
-    def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
-        self.types: dict[tuple[str, str], type] = {}
-
-    def reducer_override(self, value: Any) -> Any:
-        if isinstance(value, type):
-            self.types[value.__module__, value.__qualname__] = value
-        return super().reducer_override(value)
+def _code_with_its_file(code: CodeType) -> Any:
+    """What makes such code again, with the name of its file, which cloudpickle leaves out since 3.1."""
+    make, parts = cloudpickle.Pickler.dispatch_table[CodeType](code)
+    file = "".join(code.co_filename)  # a string of its own: the same bytes for the same function
+    return make, tuple(file if isinstance(one, str) and one == "<dynamic-code>" else one for one in parts)
 
 
-def _note_types(structure: Structure, types: dict[tuple[str, str], type]) -> None:
-    """Those of the containers of a structure."""
-    if len(structure) == 3 and isinstance(structure[0], type):
-        types[structure[0].__module__, structure[0].__qualname__] = structure[0]
-        for child in structure[2]:
-            _note_types(child, types)
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """One whose functions raise errors with tracebacks that name their lines."""
+
+    dispatch_table: ClassVar[Any] = ChainMap(
+        {CodeType: _code_with_its_file}, cloudpickle.Pickler.dispatch_table
+    )
 
 
 @contextlib.contextmanager

@@ -18,25 +18,19 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Outcome, Payload, lost
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
-from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS, PoolSlots
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.frames import FrameError, parsed_reply
+from polarmap.worker.frames import END, LEFT, NEED, FrameError, Message
 from polarmap.worker.io_channel import Surroundings, TaskCall
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, DamagedError, Part, read_file
+from polarmap.worker.parts import MESSAGE, Part, read_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
-# What a reply that no worker of ours would give may raise.
-NONSENSE = (
-    *(FrameError, DamagedError, OSError, MemoryError, RecursionError),
-    *(TypeError, ValueError, LookupError, AttributeError),
-)
 
 
 class Running(NamedTuple):
@@ -120,8 +114,8 @@ class PoolRun:
     number : int
         Of the map: no other of this process has it.
     payload : Payload
-    f : PickledFunction
-        Of the payload.
+    f : bytes
+        The pickled function of the payload, with the structure of its blocks.
     shared : Shared
         With the other maps of the pool.
     folders : list of Path
@@ -136,7 +130,7 @@ class PoolRun:
         self,
         number: int,
         payload: Payload,
-        f: PickledFunction,
+        f: bytes,
         shared: Shared,
         folders: Sequence[Path],
         done: Callable[[], None],
@@ -166,13 +160,12 @@ class PoolRun:
         self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
-        self._types = f.types
-        self._digest = hashlib.blake2b(f.pickled, digest_size=16).digest()
-        self._modules = modules(f.pickled)
+        self._digest = hashlib.blake2b(f, digest_size=16).digest()
+        self._modules = modules(f)
         try:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)
-            self._f = self._sent(f.pickled)
+            self._f = self._sent(f)
             if payload.blocks.source is None:
                 self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
@@ -304,7 +297,7 @@ class PoolRun:
             if name in stuck or not worker.send("call", self._call(worker, task, attempt, True)):
                 self._waiting.appendleft((task, attempt))
                 return
-            worker.note(name)
+            worker.note((self._number, task, attempt), name)
             self._behind[worker] = Behind(task, attempt, is_shared=False)
             self._ahead.add((task, attempt))
 
@@ -349,7 +342,7 @@ class PoolRun:
             self._waiting.appendleft((task, attempt))
             return
         self._note_told(worker)
-        worker.note(name_of(self._payload.blocks, task))
+        worker.note((self._number, task, attempt), name_of(self._payload.blocks, task))
         self._running[worker] = Running(task, attempt, time.monotonic())
         self._slots.take(worker)
         descriptor = worker.link.fileno()
@@ -385,13 +378,13 @@ class PoolRun:
         """What a worker has replied, or that it is gone."""
         said, is_there = worker.receive()
         outcomes = []
-        for fields, data in said:
+        for message in said:
             try:
-                if "need" in fields:
-                    is_there = self._send_part(worker, fields["need"])
+                if message.kind == NEED:
+                    is_there = self._send_part(worker, message.header.decode()) and is_there
                 else:
-                    outcomes += self._outcome(worker, fields, data)
-            except NONSENSE:
+                    outcomes += self._outcome(worker, message)
+            except (FrameError, LookupError, ValueError):  # no reply, or no key of a part
                 is_there = False  # what says such things is not to be trusted with more
         if worker in self._running and not is_there:
             outcomes += self._lose(worker)
@@ -432,12 +425,10 @@ class PoolRun:
         self._told.update({(one.task, one.attempt) for one in new if one.over}.intersection(self._shared))
         return new
 
-    def _outcome(self, worker: Worker, fields: Any, data: bytearray) -> list[Outcome]:
+    def _outcome(self, worker: Worker, message: Message) -> list[Outcome]:
         """What a message says of the attempt that this worker does; nothing, if another was faster."""
         task, attempt, _ = self._running[worker]
-        if "kind" not in fields:
-            if (fields["task"], fields["attempt"]) != (task, attempt):
-                raise FrameError(f"task {fields['task']} is not what it was told to do")
+        if message.kind == LEFT:
             self._finish(worker)
             if (task, attempt) in self._ahead:  # somebody has removed the folder of this map
                 self._ahead.discard((task, attempt))
@@ -445,18 +436,27 @@ class PoolRun:
                 self._waiting.append((task, attempt))
                 return []
             return self._first_told([lost(task, attempt, "its worker took it for cancelled")])
-        where = fields.get("file")
-        reply = parsed_reply(fields, self._read(*where) if where else data, self._types)
-        if (reply.task, reply.attempt) != (task, attempt):
-            raise FrameError(f"a reply of task {reply.task}, not of {task}")
-        is_over = fields["kind"] == "end"
-        outcome = self._payload.outcome(reply)._replace(over=is_over)
+        is_over = message.kind == END
+        outcome = self._outcome_of(message, task, attempt)
+        if not is_over:
+            outcome = outcome._replace(over=False)
         is_damaged = outcome.failure is not None and outcome.failure.kind == "damaged"
         if is_damaged and self._stored is not None:
             self._stored.store_again(self._payload.blocks, task)
         if is_over:
             self._finish(worker)
         return self._first_told([outcome])
+
+    def _outcome_of(self, message: Message, task: int, attempt: int) -> Outcome:
+        """What a reply of this attempt tells; FrameError if it is none."""
+        try:
+            data = self._read(bytes(message.data).decode()) if message.is_file else message.data
+            outcome = self._payload.outcome(self._payload.reply(task, attempt, message.header, data))
+        except Exception as error:
+            raise FrameError(f"{type(error).__name__}: {error}") from error
+        if (outcome.task, outcome.attempt) != (task, attempt):
+            raise FrameError(f"a reply of task {outcome.task}, not of {task}")
+        return outcome
 
     def _finish(self, worker: Worker) -> None:
         """It has ended its task, and is free unless it was told of another."""
@@ -465,12 +465,14 @@ class PoolRun:
             self._workers.give_back(worker)  # before its slot: who takes that shall find it
             self._slots.give_back(worker)
 
-    def _read(self, number: int, name: str) -> bytearray:
+    def _read(self, left: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
-        if number not in range(len(self._folders)) or os.path.basename(name) != name:
+        number, name = left.split("/")
+        if int(number) not in range(len(self._folders)):
             return bytearray()
-        path = self._folders[number] / name
-        data = read_file(str(self._folders[number]), Part(name, path.stat().st_size))
+        folder = self._folders[int(number)]
+        path = folder / name
+        data = read_file(str(folder), Part(name, path.stat().st_size))
         path.unlink()
         return data
 

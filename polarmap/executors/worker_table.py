@@ -14,10 +14,13 @@ from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import Link, Said, readable
+from polarmap.executors.links import Link, readable
+from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
 from polarmap.worker.io_channel import Surroundings
 
 REMEMBERED = 1024  # tasks of each worker
+
+Order = tuple[int, int, int]  # map, task and attempt
 
 
 class Lease:
@@ -32,12 +35,12 @@ class Worker:
     """A worker that stays, as its driver sees it.
 
     lease : of the map whose task it does, or did when that map ended; None while it is free.
-    tasks : what it was told to do and has not ended, in a form that means the same to later maps of the
-        same blocks.
+    tasks : what it was told to do and has not ended: the order, and the task in a form that means the same
+        to later maps of the same blocks.
     process : its number on its machine, as soon as it has said so.
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
-    done : the tasks that it did most recently, whose blocks it has in memory; as `task`.
+    done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
     expires : when it ends by itself, on the monotonic clock.
     freed : when it was free last, on the monotonic clock.
     is_replaced : whether another one was started that is to take its place.
@@ -46,7 +49,7 @@ class Worker:
     number: int
     link: Link
     lease: Lease | None = None
-    tasks: deque[Hashable] = field(default_factory=deque)
+    tasks: deque[tuple[Order, Hashable]] = field(default_factory=deque)
     process: int | None = None
     function: bytes | None = None
     around: Surroundings | None = None
@@ -62,9 +65,9 @@ class Worker:
         self.lease = None
         self.tasks.clear()
 
-    def note(self, task: Hashable) -> None:
+    def note(self, order: Order, task: Hashable) -> None:
         """It is given this task."""
-        self.tasks.append(task)
+        self.tasks.append((order, task))
         self.done.pop(task, None)
         self.done[task] = None
         if len(self.done) > REMEMBERED:
@@ -74,23 +77,36 @@ class Worker:
         """Whether it was told."""
         return self.link.send(message)
 
-    def receive(self) -> tuple[list[Said], bool]:
-        """What it has said of its task since the last time, and whether it will say more."""
+    def receive(self) -> tuple[list[Message], bool]:
+        """What it has said of its task since the last time, and whether it will say more.
+
+        One that speaks of another task than it was told to do is gone: nothing that it says is of use.
+        """
         said, is_there = self.link.receive()
         kept = []
-        for fields, raw in said:
+        for message in said:
             try:
-                if "process" in fields:
-                    self.process = int(fields["process"])
-                elif "alive" not in fields:
-                    kept.append((fields, raw))
-                    if "need" not in fields and fields.get("kind") != "part" and self.tasks:
-                        self.tasks.popleft()
-                if "cancelled" in fields:  # a call that it has not read, with all that came with it
-                    self.function, self.around, self.modules = None, None, {}
-            except (TypeError, ValueError, AttributeError):
+                if self._is_of_task(message):
+                    kept.append(message)
+            except ValueError:
+                self.link.hang_up()
                 return kept, False
         return kept, is_there
+
+    def _is_of_task(self, message: Message) -> bool:
+        """Whether a message tells of the task that this worker does; ValueError for one of another."""
+        if message.kind == PROCESS:
+            self.process = int(message.header)
+            return False
+        if message.kind == MISSED:  # a call, with all that came with it
+            self.function, self.around, self.modules = None, None, {}
+            self.tasks.clear()
+            return False
+        if not self.tasks or message.order != self.tasks[0][0]:
+            raise ValueError(f"{message.order} is not what it was told to do")
+        if message.kind not in (NEED, PART):
+            self.tasks.popleft()
+        return True
 
 
 class WorkerTable:
@@ -174,7 +190,7 @@ class WorkerTable:
         """What workers still do for maps that have ended."""
         with self._lock:
             self._review()
-            return {task for worker in self._abandoned() for task in worker.tasks}
+            return {task for worker in self._abandoned() for _, task in worker.tasks}
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections import defaultdict, deque
 from collections.abc import Hashable, Iterable
-from concurrent.futures.process import _RemoteTraceback
 from math import inf
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Failure, Outcome, Run, lost
 from polarmap.run.call import REMEMBERED, Call, LateCalls
+from polarmap.worker.any_value import from_result
 from polarmap.worker.pytree import unflatten
-from polarmap.worker.run_call import RaisedError, returned
 
 LOOK_SECONDS = 0.25  # the longest a wait for outcomes lasts
 START_SECONDS = 0.02  # the same while calls wait for workers whose number grows
@@ -49,12 +48,6 @@ Durations = defaultdict[Hashable, deque[float]]  # of the latest calls of each f
 def no_durations() -> Durations:
     """Those of no function."""
     return defaultdict(lambda: deque(maxlen=REMEMBERED))
-
-
-def _remote(trace: str) -> BaseException:
-    """What the standard library shows as the cause of an exception of another process."""
-    text: Any = f'\n"""\n{trace}"""'
-    return _RemoteTraceback(text)
 
 
 class CallRun:
@@ -158,10 +151,7 @@ class CallRun:
             late.learn(self._run.now() - call.began[attempt], is_later=attempt > 0)
         call = self._take(task)
         try:
-            value = returned(unflatten(outcome.structure or ("array",), outcome.leaves or []))
-        except RaisedError as raised:
-            error, error.__cause__ = raised.error, _remote(raised.trace)
-            call.fail(error)
+            value = from_result(unflatten(outcome.structure or ("array",), outcome.leaves or []))
         except BaseException as error:
             call.fail(error)
         else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -117,6 +118,7 @@ class TaskTable:
             if outcome.attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
         if outcome.failure is not None:
+            _name_task(outcome.failure.cause, index)
             if not task.returned:
                 task.failures.append((outcome.failure, None))
         elif outcome.over and not task.returned:
@@ -157,6 +159,14 @@ class TaskTable:
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)
+
+
+def _name_task(error: BaseException | None, index: int) -> None:
+    """Note with an exception that a task raised which one that was."""
+    note = f"in task {index}"
+    with contextlib.suppress(Exception):  # of notes of the caller's own kind
+        if error is not None and note not in getattr(error, "__notes__", ()):
+            error.add_note(note)
 
 
 class TaskSeconds:

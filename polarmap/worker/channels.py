@@ -1,21 +1,23 @@
 """How a worker that stays hears its driver and replies: over a socket, or through storage.
 
-Messages to a worker are pickled: its driver is trusted. Messages to the driver are frames, of which
-nothing is unpickled. Runs on workers: imports numpy at most.
+Who may connect to a socket has the key, and each message over a network is verified before it is
+unpickled. Runs on workers: imports numpy at most.
 """
 
 from __future__ import annotations
 
+import os
 import pickle
 import select
 import socket
 import struct
 import time
+import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver
-from polarmap.worker.frames import LENGTHS, LENGTHS_BYTES, frame
+from polarmap.worker.frames import PREFIX, PREFIX_BYTES, Message, frame
 
 CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or none is reached from here
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
@@ -33,7 +35,7 @@ class Channel(Protocol):
         """
         ...
 
-    def send(self, fields: Any, data: Any = b"") -> None:
+    def send(self, message: Message) -> None:
         """A message to the driver."""
         ...
 
@@ -51,28 +53,28 @@ class Channel(Protocol):
 
 
 class SocketChannel:
-    """A stream socket.
+    """A stream socket. A process that is forked of this one, as by f, loses it.
 
     seals : of the two directions, where others than the driver could write to it.
     """
 
     def __init__(self, connection: socket.socket, seals: Seals | None = None) -> None:
         self._connection, self._seals = connection, seals
+        _close_in_children(connection)
 
     def receive(self, timeout: float | None) -> Any:
         """What the driver says next; None if nothing within so many seconds."""
         if timeout is not None and not ready([self._connection], select.POLLIN, timeout):
             return None
-        lengths = self._exactly(LENGTHS_BYTES)
-        plain, raw = struct.unpack(LENGTHS, lengths)
-        data = self._exactly(plain + raw)
+        prefix = self._exactly(PREFIX_BYTES)
+        message = self._exactly(sum(struct.unpack(PREFIX, prefix)[-2:]))
         if self._seals is not None:
-            self._seals.to_worker.verify((lengths, data), self._exactly(TAG_BYTES))
-        return pickle.loads(memoryview(data)[plain:])
+            self._seals.to_worker.verify((prefix, message), self._exactly(TAG_BYTES))
+        return pickle.loads(message)
 
-    def send(self, fields: Any, data: Any = b"") -> None:
+    def send(self, message: Message) -> None:
         """A message to the driver."""
-        self._connection.sendall(frame(fields, data, self._seals and self._seals.to_driver))
+        self._connection.sendall(frame(message, self._seals and self._seals.to_driver))
 
     def has_message(self) -> bool:
         """Whether something can be read."""
@@ -98,6 +100,19 @@ class SocketChannel:
                     raise ConnectionError("the driver has closed its end")
                 filled += received
         return data
+
+
+def _close_in_children(connection: socket.socket) -> None:
+    """Close it in each process that is forked of this one, which would hold or use it in our place."""
+    found = weakref.ref(connection)
+
+    def close() -> None:
+        ours = found()
+        if ours is not None:
+            ours.close()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
 
 
 def connected(endpoints: Sequence[Endpoint], key: bytes, number: int) -> SocketChannel | None:

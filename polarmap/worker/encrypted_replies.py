@@ -5,55 +5,48 @@ Runs on workers too: imports numpy at most.
 
 from __future__ import annotations
 
-import base64
 import json
 from typing import Any
 
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.messages import Error, Reply, describe
+from polarmap.worker.messages import Error, Reply, describe, reply_of_bytes, sealed
 from polarmap.worker.parts import DamagedError
 
-ENCRYPTED = "Encrypted"  # type of an error whose message is the encrypted one
+ENCRYPTED, WITHOUT_KEY = b"e", b"w"  # how the bytes begin that travel
 
 
 def as_sent(reply: Reply, encryption: tuple[Any, ...]) -> Reply:
-    """A reply with the numbers of its result, or its error, encrypted; all else is bound to them.
+    """A reply of whose task and attempt alone anything can be seen.
 
-    Where that fails, which is where the key is not there, a reply that says so.
+    Where that fails, which is where the key is not there, one that says so.
     """
     try:
         ours = Encryption(*encryption)
-        if reply.error is not None:
-            text = json.dumps(reply.error[:3]).encode()
-            sealed = base64.b64encode(ours.encrypt(_name(reply), text)).decode()
-            return reply._replace(error=Error(ENCRYPTED, sealed, "", None))
-        assert reply.result is not None
-        data = ours.encrypt(_name(reply), reply.result.data)
-        return reply._replace(result=reply.result._replace(data=data))
+        data = ENCRYPTED + ours.encrypt(_name(reply), reply.to_bytes())
     except Exception as error:
-        return reply._replace(result=None, stored=None, error=describe(error))
+        data = WITHOUT_KEY + json.dumps(describe(error)[:3]).encode()
+    return sealed(reply.task, reply.attempt, data, reply.subtasks)
 
 
 def as_meant(reply: Reply, encryption: Encryption, data: Any = None) -> Reply:
     """The inverse; DamagedError for what the worker of this attempt has not sent.
 
-    data : of the result, if it came separately. An error that is not encrypted is one of a worker without
-        the key.
+    Nothing is unpickled but what a worker with the key has encrypted.
+
+    data : of the sealed reply, if it came separately.
     """
-    if reply.error is not None:
-        if reply.error.type != ENCRYPTED:
-            return reply._replace(result=None, stored=None)
-        text = encryption.decrypt(_name(reply), base64.b64decode(reply.error.message))
-        kind, message, trace = json.loads(text)
-        return reply._replace(error=Error(kind, message, trace, None))
     if reply.result is None:
-        raise DamagedError("is neither a result nor an error")
-    plain = encryption.decrypt(_name(reply), reply.result.data if data is None else data)
-    return reply._replace(result=reply.result._replace(data=plain))
+        raise DamagedError("is not encrypted")
+    told = bytes(reply.result.data if data is None else data)
+    if told[:1] == WITHOUT_KEY:
+        kind, message, trace = json.loads(told[1:])
+        error = Error(str(kind), str(message), str(trace), None)
+        return reply._replace(result=None, error=error, stored=None, subtasks=())
+    meant = reply_of_bytes(encryption.decrypt(_name(reply), told[1:]))
+    assert meant is not None
+    return meant
 
 
 def _name(reply: Reply) -> str:
-    """All of a reply that is to be as it was, besides what is encrypted."""
-    result = reply.result and reply.result[:2]
-    told = [reply.task, reply.attempt, reply.subtasks, result, reply.stored]
-    return "reply " + json.dumps(told, default=repr)
+    """What tells this attempt of its map, which has a key of its own, from the others."""
+    return f"reply {reply.task}-{reply.attempt}"

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.fetched_blocks import FetchedBlocks
-from polarmap.worker.frames import plain_reply
+from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, Message
 from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.objects import read_part, remove_parts, write_object
@@ -88,7 +88,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
     until : on the monotonic clock.
     """
     with contextlib.suppress(ConnectionError):
-        io.channel.send({"process": os.getpid()})
+        io.channel.send(Message(PROCESS, header=str(os.getpid()).encode()))
         while time.monotonic() < until:
             message = io.channel.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
             if message is None:
@@ -118,6 +118,7 @@ class ChannelIO:
     ) -> None:
         self.channel, self._storage, self._limited = channel, storage, limited
         self._map = -1
+        self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
         self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
         self._folders: tuple[str, ...] = ()
@@ -137,15 +138,16 @@ class ChannelIO:
             self._pickled, self._f = call.f, None
         self._folders = call.folders
         ticket = call.ticket
+        self._order = call.map, ticket.task, ticket.attempt
         if call.is_ahead and self.is_cancelled():
             reply = None
         else:
             with self._limited():
                 reply = run_task(ticket, self)
         if reply is None:
-            self.channel.send({"task": ticket.task, "attempt": ticket.attempt})
+            self.channel.send(Message(LEFT, self._order))
         else:
-            self._send(reply, "end")
+            self._send(reply, END)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f, made once in each map, and the block.
@@ -171,7 +173,7 @@ class ChannelIO:
         """Send the result of a subtask; what is cancelled ends here."""
         if self.is_cancelled():
             raise InterruptedError("nobody waits for this task any more")
-        self._send(reply, "part")
+        self._send(reply, PART)
         return True
 
     def write(self, place: Place, key: str, data: Any) -> None:
@@ -188,7 +190,7 @@ class ChannelIO:
             return self.encrypted.read(source, part, self._fetch)
         if source.kind != "driver" or not part.key:
             return read_part(source, part, self._storage)
-        self.channel.send({"need": part.key})
+        self.channel.send(Message(NEED, self._order, part.key.encode()))
         message = self.channel.receive(PART_SECONDS)
         if message is None or message[:2] != ("part", part.key):
             raise InterruptedError("nobody waits for this task any more")
@@ -202,25 +204,23 @@ class ChannelIO:
         f, structure = pickle.loads(data)
         return f, structure
 
-    def _send(self, reply: Reply, kind: str) -> None:
+    def _send(self, reply: Reply, kind: bytes) -> None:
         """A reply as a message, its result in a file where it is large."""
         try:
-            fields = plain_reply(reply)
-        except Exception as error:
-            reply = reply._replace(result=None, stored=None, error=describe(error))
-            kind, fields = "end", plain_reply(reply)
-        fields["kind"] = kind
-        data = b"" if reply.result is None else reply.result.data
-        if len(data) > INLINE_BYTES and self._folders:
-            fields["file"] = self._left(reply, data)
-            data = b""
-        self.channel.send(fields, data)
+            header, data = reply.to_parts()
+        except Exception as error:  # a key of a dict that does not travel
+            kind, reply = END, reply._replace(result=None, stored=None, error=describe(error))
+            header, data = reply.to_parts()
+        is_file = len(data) > INLINE_BYTES and bool(self._folders)
+        if is_file:
+            data = self._left(reply, data).encode()
+        self.channel.send(Message(kind, self._order, header, data, is_file))
 
-    def _left(self, reply: Reply, data: Any) -> list[Any]:
-        """The name of a file with these bytes, and in which of the map's folders it lies; -1 if in none."""
+    def _left(self, reply: Reply, data: Any) -> str:
+        """A file with these bytes: which of the map's folders it lies in, -1 if in none, and its name."""
         name = "-".join(map(str, (reply.task, reply.attempt, *reply.subtasks, os.getpid())))
         if self.is_cancelled():
-            return [-1, name]
+            return f"-1/{name}"
         for number, folder in enumerate(self._folders):
             try:
                 if number:  # of no use to most maps
@@ -231,5 +231,5 @@ class ChannelIO:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(folder, name))
             else:
-                return [number, name]
-        return [-1, name]
+                return f"{number}/{name}"
+        return f"-1/{name}"

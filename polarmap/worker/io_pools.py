@@ -18,7 +18,7 @@ from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.liveness import has_lost_parent
-from polarmap.worker.messages import Reply, Ticket, plain
+from polarmap.worker.messages import Reply, Ticket, plain, reply_of_bytes
 from polarmap.worker.objects import remove_parts, write_object
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.run_task import run_task
@@ -153,7 +153,7 @@ class FolderLink(NamedTuple):
             if not entry.name.replace("-", "").isdecimal():  # half a result, or the owner of the folder
                 continue
             with open(entry.path, "rb") as file:
-                reply = Reply.from_bytes(file.read())
+                reply = reply_of_bytes(file.read())
             os.unlink(entry.path)
             if reply is not None:
                 replies.append(reply)

@@ -6,9 +6,10 @@ Runs on workers too: imports numpy at most.
 from __future__ import annotations
 
 import pickle
+import struct
 import traceback
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from polarmap.worker.faults import Fault
 from polarmap.worker.parts import Part, Place, Reader, assemble
@@ -16,16 +17,19 @@ from polarmap.worker.pytree import Layout, Packed, Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 MESSAGE_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
-PICKLED_BYTES = 1 << 20  # of an exception that travels as it is
-
-T = TypeVar("T")
+LENGTHS = ">QQ"  # as struct writes them, of the header and of the data of a reply
+LENGTHS_BYTES = struct.calcsize(LENGTHS)
+SEALED = ("sealed",)  # instead of the structure of a result: its bytes are a whole reply, encrypted
 
 
 def plain(message: Any) -> Any:
     """A message with its named tuples as plain ones: what travels, so that its reader needs no polarmap.
 
-    Named tuples of the caller, which may be keys in a structure, stay as they are.
+    Named tuples of the caller, which may be keys in a structure, stay as they are. An exception is pickled:
+    one that does not come back spoils no more than itself.
     """
+    if type(message) is Error:
+        return (*message[:3], _travelling(message.exception))
     if type(message) is tuple or type(message).__module__.startswith("polarmap.worker."):
         return tuple(map(plain, message))
     return message
@@ -89,12 +93,12 @@ class Ticket(NamedTuple):
 
 
 class Error(NamedTuple):
-    """An exception as plain text, and pickled where that works."""
+    """An exception as plain text, and as it is: pickled once it has travelled, None if that did not work."""
 
     type: str
     message: str
     traceback: str
-    pickled: bytes | None
+    exception: BaseException | bytes | None
 
 
 class Reply(NamedTuple):
@@ -114,45 +118,86 @@ class Reply(NamedTuple):
     stored: StoredOutput | None = None
     subtasks: tuple[int, ...] = ()
 
-    @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> Reply:
-        """One from what `plain` made of it."""
-        task, attempt, result, error, started, ended, stored, subtasks = fields
-        return cls(
-            task,
-            attempt,
-            result and Packed(*result),
-            error and Error(*error),
-            started,
-            ended,
-            stored and StoredOutput.parse(stored),
-            subtasks,
-        )
+    def to_parts(self) -> tuple[bytes, Any]:
+        """A pickled header, and the bytes of the result; of what is sealed nothing is pickled."""
+        if self.result is None:
+            return pickled(plain(self)), b""
+        structure, layout, data = self.result
+        bare = self._replace(result=Packed(structure, layout, b""))
+        return b"" if structure == SEALED else pickled(plain(bare)), data
 
     def to_bytes(self) -> bytes:
         """Itself as bytes that tell whether they are all there."""
-        data = pickle.dumps(plain(self))
-        return len(data).to_bytes(8, "big") + data
+        header, data = self.to_parts()
+        return b"".join((struct.pack(LENGTHS, len(header), len(data)), header, data))
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> Reply | None:
-        """The inverse of `to_bytes`; None while they are still being written."""
-        if len(data) < 8 or len(data) - 8 < int.from_bytes(data[:8], "big"):
-            return None
-        return cls.parse(pickle.loads(data[8:]))
+
+# Of drivers: functions, as what workers need travels to them with all methods that it has.
+
+
+def parsed_reply(fields: tuple[Any, ...], data: Any = None) -> Reply:
+    """A reply from what `plain` made of it; `data` is its result's bytes if they came separately."""
+    task, attempt, result, error, started, ended, stored, subtasks = fields
+    return Reply(
+        task,
+        attempt,
+        result and Packed(result[0], result[1], result[2] if data is None else data),
+        error and Error(*error),
+        started,
+        ended,
+        stored and StoredOutput(stored[0], tuple(Part(*part) for part in stored[1])),
+        subtasks,
+    )
+
+
+def reply_of_parts(header: Any, data: Any) -> Reply:
+    """The inverse of `to_parts`, for what is not sealed; arrays will lie where `data` lies."""
+    return parsed_reply(pickle.loads(header), data)
+
+
+def reply_of_bytes(told: bytes, sealed_of: tuple[int, int] | None = None) -> Reply | None:
+    """The inverse of `to_bytes`; None while they are still being written.
+
+    sealed_of : task and attempt of which this must be the sealed reply: nothing of it is unpickled.
+    """
+    if len(told) < LENGTHS_BYTES:
+        return None
+    header, data = struct.unpack_from(LENGTHS, told)
+    start = LENGTHS_BYTES + header
+    if len(told) < start + data:
+        return None
+    if sealed_of is not None:
+        return sealed(*sealed_of, told[start : start + data])
+    return reply_of_parts(told[LENGTHS_BYTES:start], told[start : start + data])
+
+
+def sealed(task: int, attempt: int, data: Any, subtasks: tuple[int, ...] = ()) -> Reply:
+    """A reply that tells only whose it is, with these bytes in which all of it is encrypted."""
+    packed = Packed(SEALED, (("|u1", (len(data),)),), data)
+    return Reply(task, attempt, packed, None, 0.0, 0.0, None, subtasks)
+
+
+def pickled(value: Any) -> bytes:
+    """By cloudpickle where pickle refuses: of what is defined in a function or a notebook."""
+    try:
+        return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+    except Exception:
+        from cloudpickle import dumps
+
+        return bytes(dumps(value))
 
 
 def describe(error: BaseException) -> Error:
     """An exception in a form that always travels, whatever its own methods do."""
-    message = _attempt(lambda: str(error)[:MESSAGE_CHARACTERS], "<its __str__ raised>")
-    text = _attempt(lambda: _traceback(error), message)
-    return Error(type(error).__name__, message, text, _attempt(lambda: _pickled(error), None))
+    message = _attempt(lambda error: str(error)[:MESSAGE_CHARACTERS], error, "<its __str__ raised>")
+    text = _attempt(_traceback, error, message)
+    return Error(type(error).__name__, message, text, error)
 
 
-def _attempt(call: Callable[[], T], otherwise: T) -> T:
+def _attempt(call: Callable[[BaseException], str], error: BaseException, otherwise: str) -> str:
     """What the caller's own code gives, if it gives anything."""
     try:
-        return call()
+        return call(error)
     except BaseException:
         return otherwise
 
@@ -166,8 +211,12 @@ def _traceback(error: BaseException) -> str:
     return "".join(text)[-MESSAGE_CHARACTERS:]
 
 
-def _pickled(error: BaseException) -> bytes | None:
-    """None for one that is too large."""
-    data = pickle.dumps(error)
-    pickle.loads(data)
-    return data if len(data) <= PICKLED_BYTES else None
+def _travelling(error: BaseException | bytes | None) -> bytes | None:
+    """An exception pickled; None for one that does not come back as it was."""
+    if not isinstance(error, BaseException):
+        return error
+    try:
+        data = pickled(error)
+        return data if type(pickle.loads(data)) is type(error) else None
+    except BaseException:
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -71,10 +72,19 @@ def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
 
 
 def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:
-    """f with its results packed, and with a fault that is spread over `count` calls."""
+    """f with its results packed, and with a fault that is spread over `count` calls.
+
+    A child that f has forked ends when it returns from f: what it would say is said by this process.
+    """
 
     def call(block: Any) -> Packed:
-        return pack(f(block))
+        process = os.getpid()
+        try:
+            result = f(block)
+        finally:
+            if os.getpid() != process:
+                os._exit(0)
+        return pack(result)
 
     return call if fault is None else FaultyCall(call, fault, count)
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from polarmap.worker.frames import frame
+from polarmap.worker.frames import MISSED, Message, frame
 
 AWAY_SECONDS = 30.0  # that a storage may be away
 RETRY_SECONDS = 0.05  # before it is asked again, at first
@@ -43,12 +43,12 @@ class StorageChannel:
         has_missed_call = message[0] == "cancel" and count > self.latest + 1
         self.latest, self.is_idle = count, False
         if has_missed_call:  # which the driver would wait for
-            self.send({"cancelled": count})
+            self.send(Message(MISSED))
         return message
 
-    def send(self, fields: Any, data: Any = b"") -> None:
+    def send(self, message: Message) -> None:
         """A message to the driver, put again while the storage is away."""
-        sent = frame(fields, data)
+        sent = frame(message)
         asked_again(lambda: self._put(sent, is_sign=False))
 
     def close(self) -> None:

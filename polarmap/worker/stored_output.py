@@ -51,12 +51,6 @@ class StoredOutput(NamedTuple):
     layout: tuple[tuple[str, tuple[int, ...]], ...]
     parts: tuple[Part, ...]
 
-    @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> StoredOutput:
-        """One from plain tuples, as it travels."""
-        layout, parts = fields
-        return cls(layout, tuple(Part(*part) for part in parts))
-
 
 def store_result(
     result: Packed, output: OutputSpec, task: int, attempt: int, write: Write, encrypted: Any = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -18,12 +19,12 @@ from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
-from polarmap.executors.base import Failure, MapExecutor, Outcome, Payload, Run, failure_of
+from polarmap.executors.base import MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.private_folder import named_for_lithops
 from polarmap.worker.encrypted_replies import as_sent
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.messages import Error, Reply, describe
-from polarmap.worker.parts import Place, assemble, read_file
+from polarmap.worker.messages import Error, Reply, describe, plain
+from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
@@ -247,13 +248,32 @@ def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
     assert kinds == {0: "raised", 1: "lost", 2: None}
 
 
-def test_a_failure_has_an_exception_of_its_type_where_python_has_it() -> None:
-    assert isinstance(failure_of(Error("KeyError", "'a'", "trace", None)).cause, KeyError)
-    for name in ("Exit", "UnicodeDecodeError", "SystemExit", "print", "__import__"):
-        cause = failure_of(Error(name, "text", "the trace", None)).cause
-        assert isinstance(cause, RuntimeError)
-        assert "the trace" in str(cause)
-    assert failure_of(Error("DamagedError", "gone", "", None)) == Failure("damaged", "DamagedError", "gone")
+def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
+    class Mine(Exception):  # noqa: N818
+        pass
+
+    for error in (KeyError("a"), Mine("a", 2), SystemExit(3)):
+        assert failure_of(describe(error)).cause is error
+        cause = failure_of(Error(*plain(describe(error)))).cause
+        assert (type(cause), cause and cause.args) == (type(error), error.args)
+        told = failure_of(Error("E", "text", "the trace", pickle.dumps(KeyError()))).cause
+        assert "the trace" in str(told and told.__cause__)
+
+
+@pytest.mark.parametrize("sent", [None, b"", b"no pickle", pickle.dumps(5), pickle.dumps(KeyError)[:-3]])
+def test_one_that_did_not_survive_is_told_of_by_another(sent: bytes | None) -> None:
+    cause = failure_of(Error("KeyError", "'a'", "the trace", sent)).cause
+    assert isinstance(cause, RuntimeError)
+    assert str(cause) == "KeyError: 'a'"
+    assert "the trace" in str(cause.__cause__)
+
+
+def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name() -> None:
+    for error, kind in (
+        (DamagedError("gone"), "damaged"),
+        (type("DamagedError", (Exception,), {})(), "raised"),
+    ):
+        assert failure_of(describe(error)).kind == failure_of(Error(*plain(describe(error)))).kind == kind
 
 
 def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
@@ -267,11 +287,13 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
     apart = sent._replace(result=sent.result._replace(data=b""))
     assert payload.outcome(apart, bytes(sent.result.data)).failure is None
+    told = payload.outcome(sent._replace(subtasks=(), error=describe(KeyError())))  # not what was encrypted
+    assert (told.subtasks, told.failure) == ((2,), None)
     others = [
         sent._replace(task=2),
-        sent._replace(subtasks=()),
+        sent._replace(attempt=1),
         apart,
-        sent._replace(error=describe(KeyError())),
+        Reply(1, 0, None, describe(KeyError()), 1.0, 3.0),
     ]
     for forged in others:
         failure = payload.outcome(forged).failure

@@ -27,8 +27,8 @@ from polarmap.worker.frames import Frames
 def hello(connection: socket.socket) -> int:
     """The process that serves at the other end."""
     connection.settimeout(30.0)
-    [(fields, _)] = Frames().of(connection.recv(4096))
-    return int(fields["process"])
+    [message] = Frames().of(connection.recv(4096))
+    return int(message.header)
 
 
 def test_it_forks_and_kills_workers() -> None:

@@ -1,4 +1,4 @@
-"""The driver's ends of channels: what workers say is data, and nothing of it is run."""
+"""The driver's ends of channels: what workers say, and that it is from them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from polarmap.executors import links
 from polarmap.executors.links import MailboxLink, SocketLink, readable
 from polarmap.worker.authentication import Seal, Seals
 from polarmap.worker.channels import SocketChannel
-from polarmap.worker.frames import frame
+from polarmap.worker.frames import END, Message, frame
 
 
 def seals() -> Seals:
@@ -34,10 +34,14 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketLink, SocketCha
     channel.close()
 
 
+def said(task: int, data: bytes = b"") -> Message:
+    return Message(END, (0, task, 0), b"", data)
+
+
 def heard(link: Any) -> list[Any]:
-    said, is_there = link.receive()
+    found, is_there = link.receive()
     assert is_there
-    return said
+    return found
 
 
 def test_messages_go_both_ways(pair: Any) -> None:
@@ -45,37 +49,61 @@ def test_messages_go_both_ways(pair: Any) -> None:
     assert heard(link) == []
     assert link.send(("call", {"x": 1}))
     assert channel.receive(10.0) == ("call", {"x": 1})
-    channel.send({"one": 1}, b"raw")
-    channel.send({"two": 2})
+    channel.send(said(1, b"raw"))
+    channel.send(said(2))
     assert readable([link]) == {link}
-    assert heard(link) == [({"one": 1}, bytearray(b"raw")), ({"two": 2}, bytearray())]
+    assert heard(link) == [said(1, b"raw"), said(2)]
     assert readable([link]) == set()
+
+
+class Counted(socket.socket):
+    """Counts what is asked of the kernel."""
+
+    calls = 0
+
+    def recv(self, *args: Any) -> bytes:
+        self.calls += 1
+        return super().recv(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.calls += 1
+        super().sendall(*args)
+
+
+def test_a_small_reply_is_sent_and_received_at_once() -> None:
+    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+    link, channel = SocketLink(ours, seals()), SocketChannel(theirs, seals())
+    channel.send(said(1, bytes(10_000)))
+    assert heard(link) == [said(1, bytes(10_000))]
+    assert (ours.calls, theirs.calls) == (1, 1)
+    link.close()
+    channel.close()
 
 
 def test_a_large_result_comes_in_pieces(pair: Any) -> None:
     link, channel, _ = pair
     data = os.urandom(5_000_000)
-    thread = threading.Thread(target=channel.send, args=[{"task": 1}, data])
+    thread = threading.Thread(target=channel.send, args=[said(1, data)])
     thread.start()
-    said: list[Any] = []
-    while not said:
+    found: list[Any] = []
+    while not found:
         is_sending = thread.is_alive()
         assert readable([link]) or is_sending
-        said += heard(link)
+        found += heard(link)
     thread.join()
-    assert said == [({"task": 1}, bytearray(data))]
+    assert found == [said(1, data)]
 
 
 def test_a_worker_that_is_gone_is_found_after_its_last_words(pair: Any) -> None:
     link, channel, _ = pair
-    channel.send({"task": 1})
+    channel.send(said(1))
     channel.close()
-    said: list[Any] = []
+    found: list[Any] = []
     is_there = True
     while is_there:
         more, is_there = link.receive()
-        said += more
-    assert said == [({"task": 1}, bytearray())]
+        found += more
+    assert found == [said(1)]
     link.send(("call", bytes(10**6)))
     assert not link.send(("call", bytes(10**6)))
 
@@ -109,20 +137,20 @@ class Bomb:
 
 def nonsense(folder: Path) -> list[bytes]:
     bomb = pickle.dumps(Bomb(folder))
-    return [bomb, bomb * 1000, bytes(4) + bomb, os.urandom(500), b"\xff" * 64, frame([], b"")[:-1] + b"{]"]
+    whole = frame(Message(END, header=bomb))
+    return [bomb, bomb * 1000, whole, whole[:-1], bytes(4) + bomb, os.urandom(500), b"\xff" * 64]
 
 
-@pytest.mark.parametrize("turn", range(6))
-def test_nothing_a_worker_says_is_unpickled(pair: Any, tmp_path: Path, turn: int) -> None:
+@pytest.mark.parametrize("turn", range(7))
+def test_nothing_a_worker_says_is_unpickled_here(pair: Any, tmp_path: Path, turn: int) -> None:
     link, _, theirs = pair
     mailbox = MailboxLink(lambda message: None)
-    said = nonsense(tmp_path / "unpickled")[turn]
-    theirs.sendall(said)
+    one = nonsense(tmp_path / "unpickled")[turn]
+    theirs.sendall(one)
     theirs.shutdown(socket.SHUT_WR)
-    mailbox.deliver(said)
-    for one in (link, mailbox):
-        found = one.receive()[0]
-        assert not any(isinstance(fields, Bomb) for fields, _ in found)
+    mailbox.deliver(one)
+    for end in (link, mailbox):
+        assert all(isinstance(message.header, bytearray) for message in end.receive()[0])
     assert not (tmp_path / "unpickled").exists()
     mailbox.close()
 
@@ -130,7 +158,7 @@ def test_nothing_a_worker_says_is_unpickled(pair: Any, tmp_path: Path, turn: int
 def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
     ours, theirs = socket.socketpair()
     link = SocketLink(ours, seals())
-    sent = bytearray(frame({"task": 1}, b"data", seals().to_driver))
+    sent = bytearray(frame(Message(END, header=b"header", data=b"data"), seals().to_driver))
     sent[-40] ^= 1
     theirs.sendall(sent)
     assert link.receive() == ([], False)
@@ -144,11 +172,11 @@ def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
 def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
     link = MailboxLink(lambda message: None)
     assert readable([link]) == set()
-    sent = [frame({"number": number}, bytes(number)) for number in range(100)]
+    sent = [frame(said(number, bytes(number))) for number in range(100)]
     for one in sent:
         link.deliver(one)
     assert readable([link]) == {link}
-    assert heard(link) == [({"number": number}, bytearray(number)) for number in range(100)]
+    assert heard(link) == [said(number, bytes(number)) for number in range(100)]
     assert heard(link) == []
     assert readable([link]) == set()
     link.close()
@@ -157,17 +185,17 @@ def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
 def test_bells_that_nobody_hears_do_not_block() -> None:
     link = MailboxLink(lambda message: None)
     for _ in range(10_000):
-        link.deliver(frame({}))
+        link.deliver(frame(said(1)))
     assert len(heard(link)) == 10_000
     link.close()
 
 
 def test_a_mailbox_of_a_worker_that_is_gone_says_so() -> None:
     link = MailboxLink(lambda message: None)
-    link.deliver(frame({"last": 1}))
+    link.deliver(frame(said(1)))
     link.hang_up()
     assert readable([link]) == {link}
-    assert link.receive() == ([({"last": 1}, bytearray())], False)
+    assert link.receive() == ([said(1)], False)
     link.close()
 
 

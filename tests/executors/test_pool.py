@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -279,8 +279,20 @@ def test_exceptions_are_told_by_type_and_text(pool: Pool) -> None:
 
 
 def test_results_that_cannot_be_told_are_named(pool: Pool) -> None:
-    with pytest.raises(TypeError, match="key of type frozenset"):
-        polarmap.coded_map(lambda block: {frozenset(): block}, A, blocks=6, workers=8, executor=pool)
+    with pytest.raises(TypeError, match="cannot pickle '_thread"):
+        polarmap.coded_map(lambda block: {threading.Lock(): block}, A, blocks=6, workers=8, executor=pool)
+
+
+def test_keys_of_all_kinds_that_can_be_pickled_travel(pool: Pool) -> None:
+    class Key(NamedTuple):
+        name: str
+
+    keys = (frozenset("x"), Key("a"), (1, b"b"), None)
+    [found, *_] = polarmap.coded_map(
+        lambda block: dict.fromkeys(keys, block.sum()), A, blocks=6, workers=8, executor=pool
+    )
+    assert tuple(found) == keys
+    assert type(list(found)[1]) is Key
 
 
 # --- what may happen to it -------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import pickle
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from polarmap.executors.block_objects import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import Lease, Worker
 from polarmap.worker import object_channel
+from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -317,30 +319,30 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, pool: Pool, monkeypatch:
     assert [key for _, key in site.storage.objects if key.endswith("orders")] == []
 
 
-NONSENSE = [
-    5,
-    [],
-    ["need"],
-    {"need": 5},
-    {"need": "x/99999"},
-    {"need": "x"},
-    {"kind": "end"},
-    {"kind": "end", "task": 0, "attempt": 0},
-    {"kind": "end", "file": [0, "../../etc/passwd"]},
-    {"kind": "end", "file": 7},
-    {"kind": "end", "file": []},
-    {"kind": ["end"], "error": {}},
-    {"kind": "end", "task": 0, "attempt": 0, "started": 0, "ended": 0, "subtasks": [], "error": ["x"]},
-    {
-        "kind": "end",
-        "task": 0,
-        "attempt": 0,
-        "started": 0,
-        "ended": 0,
-        "subtasks": [],
-        "structure": [["os", "system"], [], []],
-        "layout": [],
-    },
+def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
+    """What a worker that was given this order says of it."""
+    ticket = order[1][2]
+    return Message(kind, (order[1][0], ticket[0], ticket[1]), **fields)
+
+
+REPLY = (0, 0, (("array",), (("<f8", (9,)),), b""), None, 0.0, 0.0, None, ())
+# Each made of the order that was given.
+NONSENSE: list[Callable[[Any], Message]] = [
+    lambda order: Message(END),
+    lambda order: Message(PROCESS, header=b"five"),
+    lambda order: answer(order),
+    lambda order: answer(order, header=b"no pickle"),
+    lambda order: answer(order, header=pickle.dumps(5)),
+    lambda order: answer(order, header=pickle.dumps(REPLY)),
+    lambda order: answer(order, header=pickle.dumps(REPLY[:5])),
+    lambda order: answer(order, header=pickle.dumps((7, 7, *REPLY[2:])), data=bytes(72)),
+    lambda order: answer(order, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
+    lambda order: answer(order, data=b"0/../../etc/passwd", is_file=True),
+    lambda order: answer(order, data=b"7", is_file=True),
+    lambda order: answer(order, NEED, header=b"x/99999"),
+    lambda order: answer(order, NEED, header=b"x"),
+    lambda order: answer(order, NEED, header=b"\xff"),
+    lambda order: answer(order, LEFT)._replace(order=(99, 0, 0)),
 ]
 
 
@@ -350,14 +352,14 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
 ) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            while channel.receive(PATIENCE) is not None:
+            while (order := channel.receive(PATIENCE)) is not None:
                 if turn < len(NONSENSE):
-                    channel.send(NONSENSE[turn])
+                    channel.send(NONSENSE[turn](order))
                 elif turn == len(NONSENSE):
                     channel._connection.sendall(b"\x80\x04" * 100)
                 else:
                     for _ in range(3):
-                        channel.send({"kind": "end"})
+                        channel.send(answer(order))
 
     site.lives = {0: liar, 3: liar}
     check(pool)
@@ -368,8 +370,8 @@ def test_all_kinds_of_nonsense_in_turn(site: ThreadSite, pool: Pool) -> None:
 
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            while channel.receive(PATIENCE) is not None:
-                channel.send(next(turns))
+            while (order := channel.receive(PATIENCE)) is not None:
+                channel.send(next(turns)(order))
 
     site.lives = dict.fromkeys(range(0, 100, 3), liar)
     for _ in range(4):
@@ -379,8 +381,8 @@ def test_all_kinds_of_nonsense_in_turn(site: ThreadSite, pool: Pool) -> None:
 def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            if channel.receive(PATIENCE) is not None:
-                channel.send({"kind": "end"})
+            if (order := channel.receive(PATIENCE)) is not None:
+                channel.send(answer(order))
 
     site.default = liar
     with pytest.raises((ExecutorError, NotDecodableError)):

@@ -19,6 +19,7 @@ from polarmap.executors import lithops_storage, storage_mailboxes
 from polarmap.executors.links import Link
 from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
 from polarmap.worker import object_channel, redis_channel
+from polarmap.worker.frames import END, MISSED, PROCESS, Message
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys
 from polarmap.worker.redis_channel import RedisChannel, RedisKeys
 from polarmap.worker.storage_channel import StorageChannel
@@ -27,6 +28,11 @@ from polarmap.worker.storage_channel import StorageChannel
 def call(number: int, f: bytes | None = None) -> Any:
     """A message with which a task is to be done."""
     return "call", (number, (), None, f, None, {})
+
+
+def ended(number: int, data: bytes = b"") -> Message:
+    """What a worker says of its task."""
+    return Message(END, (0, number, 0), b"", data)
 
 
 class Side:
@@ -46,7 +52,7 @@ class Side:
         """One that has joined."""
         one = self._channel(number)
         self.channels.append(one)
-        one.send({"process": number})
+        one.send(Message(PROCESS, header=b"%d" % number))
         assert until(lambda: number in self.links)
         return one
 
@@ -115,11 +121,11 @@ def side(request: pytest.FixtureRequest) -> Side:
 def test_workers_join_and_messages_go_both_ways(side: Side) -> None:
     workers = [side.worker(number) for number in range(3)]
     for number, worker in enumerate(workers):
-        assert side.heard(number) == [({"process": number}, bytearray())]
+        assert side.heard(number) == [Message(PROCESS, header=b"%d" % number)]
         side.tell(number, call(10 + number, b"f"))
         assert worker.receive(5.0) == call(10 + number, b"f")
-        worker.send({"task": number}, bytes(number))
-        assert side.heard(number) == [({"task": number}, bytearray(number))]
+        worker.send(ended(number, bytes(number)))
+        assert side.heard(number) == [ended(number, bytes(number))]
 
 
 def test_only_the_latest_message_is_read(side: Side) -> None:
@@ -138,8 +144,7 @@ def test_a_worker_that_has_not_read_its_call_before_it_is_cancelled_is_heard(sid
     side.tell(0, call(1))
     side.tell(0, ("cancel",))
     assert worker.receive(5.0) == ("cancel",)
-    [(fields, _)] = side.heard(0)
-    assert fields == {"cancelled": 2}
+    assert side.heard(0) == [Message(MISSED)]
     side.tell(0, call(2))
     assert worker.receive(5.0) == call(2)
 
@@ -149,9 +154,9 @@ def test_a_worker_that_is_let_go_of_ends_and_is_not_listened_to(side: Side) -> N
     side.links[0].close()
     side.boxes.flush()
     assert worker.receive(5.0) == ("end",)
-    worker.send({"task": 1})
-    other.send({"task": 2})
-    assert side.heard(1, 2)[1][0] == {"task": 2}
+    worker.send(ended(1))
+    other.send(ended(2))
+    assert side.heard(1, 2)[1] == ended(2)
     assert 0 not in side.boxes._boxes
     side.tell(1, call(3))  # goes on with the others
     assert other.receive(5.0) == call(3)
@@ -253,8 +258,8 @@ def test_bytes_that_no_worker_of_ours_says_stop_nothing(by_redis: Side) -> None:
     client, keys = by_redis.boxes._client, by_redis.boxes._keys
     for said in (b"", b"short", b"\1" * 100, b"\xff" * 100):
         client.rpush(keys.to_driver, said)
-    worker.send({"task": 1})
-    assert by_redis.heard(0) == [({"task": 1}, bytearray())]
+    worker.send(ended(1))
+    assert by_redis.heard(0) == [ended(1)]
 
 
 # --- objects -------------------------------------------------------------------------------------
@@ -265,8 +270,8 @@ def test_objects_of_others_stop_nothing(by_objects: Side) -> None:
     by_objects.heard(0)
     for name in ("x", "1-2-3", "..."):
         by_objects.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
-    worker.send({"task": 1})
-    assert by_objects.heard(0) == [({"task": 1}, bytearray())]
+    worker.send(ended(1))
+    assert by_objects.heard(0) == [ended(1)]
 
 
 def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(by_objects: Side) -> None:
@@ -294,19 +299,19 @@ def test_a_reply_that_is_listed_while_it_is_written_is_read_when_it_is_whole(by_
     storage.put_object, storage.list_keys = put_slowly, list_and_count
     by_objects.tell(0, call(0, b"f"))
     with ThreadPoolExecutor(1) as other:
-        said = other.submit(worker.send, {"kind": "end"})
+        said = other.submit(worker.send, ended(1))
         assert seen.wait(10.0)
         assert by_objects.links[0].receive() == ([], True)
         go.set()
         said.result(10.0)
     storage.put_object, storage.list_keys = put, list_keys
-    assert by_objects.heard(0) == [({"kind": "end"}, bytearray())]
+    assert by_objects.heard(0) == [ended(1)]
 
 
 def test_replies_are_removed_when_they_were_read(by_objects: Side) -> None:
     worker = by_objects.worker(0)
     for number in range(5):
-        worker.send({"task": number})
+        worker.send(ended(number))
     by_objects.heard(0, 6)
     assert until(lambda: not any("/replies/" in key for key in by_objects.left()))
 
@@ -330,7 +335,7 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(by_o
 
 def test_requests_are_counted(by_objects: Side, monkeypatch: pytest.MonkeyPatch) -> None:
     worker = by_objects.worker(0)
-    worker.send({"task": 1})
+    worker.send(ended(1))
     by_objects.heard(0, 2)
     writes, reads = by_objects.boxes.requests(100.0)
     assert writes >= 4 + 100.0 / object_channel.BEAT_SECONDS  # with listings and the worker's own

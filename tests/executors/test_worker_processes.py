@@ -18,6 +18,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Lease, Worker
+from polarmap.worker.frames import END, Message
 from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -68,23 +69,27 @@ def call(folder: Path, seconds: float) -> TaskCall:
     return TaskCall(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
 
 
-def replied(worker: Worker) -> dict[str, Any]:
+def told(worker: Worker, call: TaskCall, name: str = "") -> bool:
+    worker.note((call.map, call.ticket.task, call.ticket.attempt), name)
+    return worker.send("call", call)
+
+
+def replied(worker: Worker) -> Message:
     poll = select.poll()
     poll.register(worker.link, select.POLLIN)
     while poll.poll(30_000):
         said, is_there = worker.receive()
         assert is_there
         if said:
-            [(fields, _)] = said
-            return dict(fields)
+            return said[0]
     raise AssertionError
 
 
 def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
     lease = Lease()
     worker = taken(workers, lease)
-    assert worker.send("call", call(tmp_path, 0.0))
-    assert replied(worker)["kind"] == "end"
+    assert told(worker, call(tmp_path, 0.0))
+    assert replied(worker).kind == END
     workers.give_back(worker)
     assert taken(workers, Lease()) is worker
     assert taken(workers, Lease()) is not worker
@@ -112,8 +117,7 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
     lease = Lease()
     worker = taken(workers, lease)
-    worker.note("this")
-    worker.send("call", call(tmp_path, 0.3))
+    told(worker, call(tmp_path, 0.3), "this")
     lease.ended = time.monotonic()
     assert workers.abandoned_tasks() == {"this"}
     assert workers.take(Lease(), may_wait=True) is None
@@ -129,10 +133,10 @@ def test_one_that_does_not_is_killed(
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 0.0)
     lease = Lease()
     worker = taken(workers, lease)
-    worker.send("call", call(tmp_path, 0.0))
+    told(worker, call(tmp_path, 0.0))
     replied(worker)
     assert worker.process is not None
-    worker.send("call", call(tmp_path, 600.0))
+    told(worker, call(tmp_path, 600.0))
     lease.ended = time.monotonic()
     assert taken(workers, Lease()) is not worker
     deadline = time.monotonic() + 30.0

@@ -18,7 +18,9 @@ from polarmap.executors.worker_table import (
     ended,
     has_ended_lately,
 )
-from polarmap.worker.frames import frame
+from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
+
+TOLD = (3, 1, 0)  # map, task and attempt
 
 
 class Table(WorkerTable):
@@ -92,7 +94,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
         worker.process = number
-        worker.note(("blocks", number))
+        worker.note((0, number, 0), ("blocks", number))
         table.give_back(worker)
     for number in (1, 0, 2):
         assert taken(table, lease, ("blocks", number)) is workers[number]
@@ -101,19 +103,19 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker = Worker(0, MailboxLink(lambda message: None))
     for task in range(REMEMBERED + 10):
-        worker.note(task)
-        worker.note(0)
+        worker.note((0, task, 0), task)
+        worker.note((0, task, 1), 0)
     assert len(worker.done) == REMEMBERED
     assert 0 in worker.done
     assert 1 not in worker.done
     worker.link.close()
 
 
-@pytest.mark.parametrize("said", [{"task": 1, "kind": "end"}, {"task": 1, "attempt": 0}, {"cancelled": 3}])
-def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Any) -> None:
+@pytest.mark.parametrize("said", [Message(END, TOLD), Message(LEFT, TOLD), Message(MISSED)])
+def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Message) -> None:
     lease = Lease()
     worker = taken(table, lease)
-    worker.note("task")
+    worker.note(TOLD, "task")
     assert table.abandoned_tasks() == set()
     over(lease)
     assert table.abandoned_tasks() == {"task"}
@@ -125,19 +127,22 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
 def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: Table) -> None:
     worker = taken(table, Lease())
     worker.function, worker.modules = b"digest", {"mine": ("", False)}
-    table.links[0].deliver(frame({"task": 1}))
+    worker.note(TOLD, "task")
+    table.links[0].deliver(frame(Message(END, TOLD)))
     worker.receive()
     assert (worker.function, list(worker.modules)) == (b"digest", ["mine"])
-    table.links[0].deliver(frame({"cancelled": 3}))
+    table.links[0].deliver(frame(Message(MISSED)))
     worker.receive()
     assert (worker.function, worker.modules, worker.around) == (None, {}, None)
 
 
-@pytest.mark.parametrize("said", [{"task": 1, "kind": "part"}, {"need": "x/1"}, {"alive": 1}])
-def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Any) -> None:
+@pytest.mark.parametrize(
+    "said", [Message(PART, TOLD), Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")]
+)
+def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
     lease = Lease()
     worker = taken(table, lease)
-    worker.note("task")
+    worker.note(TOLD, "task")
     over(lease)
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == {"task"}
@@ -167,16 +172,35 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
 
 def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
     worker = taken(table, Lease())
-    table.links[0].deliver(frame({"process": 123}) + frame({"alive": 1}) + frame({"task": 1}))
-    assert worker.receive() == ([({"task": 1}, bytearray())], True)
+    worker.note(TOLD, "task")
+    table.links[0].deliver(frame(Message(PROCESS, header=b"123")) + frame(Message(END, TOLD)))
+    assert worker.receive() == ([Message(END, TOLD)], True)
     assert worker.process == 123
 
 
-@pytest.mark.parametrize("said", [5, None, {"process": "x"}, {"process": None}])
-def test_nonsense_ends_the_worker(table: Table, said: Any) -> None:
+@pytest.mark.parametrize(
+    "said",
+    [
+        Message(PROCESS, header=b"x"),
+        Message(END, (2, *TOLD[1:])),  # of another map
+        Message(PART, (TOLD[0], 5, 0)),
+        Message(LEFT, (*TOLD[:2], 7)),
+        Message(NEED, (2, *TOLD[1:]), b"x/1"),
+    ],
+)
+def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
     worker = taken(table, Lease())
-    table.links[0].deliver(frame(said))
+    worker.note(TOLD, "task")
+    table.links[0].deliver(frame(said) + frame(Message(END, TOLD)))
     assert worker.receive() == ([], False)
+    assert worker.receive() == ([], False)  # whoever has it then sees it, too
+
+
+def test_who_replies_twice_is_gone(table: Table) -> None:
+    worker = taken(table, Lease())
+    worker.note(TOLD, "task")
+    table.links[0].deliver(2 * frame(Message(END, TOLD)))
+    assert worker.receive() == ([Message(END, TOLD)], False)
 
 
 def test_close_ends_all_and_maps_see_it(table: Table) -> None:

@@ -346,6 +346,12 @@ def test_what_f_raises_everywhere_is_raised() -> None:
         coded_gradient(broken, np.ones(6), executor=ReplayExecutor())
 
 
+def test_f_that_returns_no_number_is_a_mistake_wherever_it_runs() -> None:
+    for executor in (None, ReplayExecutor()):
+        with pytest.raises(CodeError, match="f must return one real number, not float64"):
+            coded_gradient(lambda x: x, np.ones(6), executor=executor)
+
+
 def test_a_gradient_prints_one_line() -> None:
     found = coded_gradient(np.sum, np.ones(8), executor=ReplayExecutor())
     assert repr(found) == f"<GradientResult of shape 8, {found.evaluations} evaluations>"

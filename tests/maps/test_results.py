@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
+import traceback
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 import pytest
 import scipy.sparse
-from plain import assert_same, plain_map
+from dask_executors import dask_executor
+from plain import assert_same, plain_map, process_pool
 
 from polarmap import ReplayExecutor, coded_map
 from polarmap.errors import CodeError
@@ -60,3 +66,47 @@ def test_ragged_lists_are_results_like_others() -> None:
 def test_masked_results_are_refused() -> None:
     with pytest.raises(TypeError, match="masked array"):
         coded_map(lambda block: np.ma.masked_less(block, 0), MATRIX, blocks=4, executor=ReplayExecutor())
+
+
+class Mine(Exception):  # noqa: N818
+    """A class of the caller's."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.more = {"answer": 42}
+
+
+@contextmanager
+def executors(kind: str) -> Iterator[Any]:
+    with ExitStack() as stack:
+        if kind == "default":
+            yield None
+        elif kind == "replay":
+            yield ReplayExecutor()
+        elif kind == "dask":
+            yield stack.enter_context(dask_executor(2))
+        else:
+            yield stack.enter_context((ThreadPoolExecutor if kind == "threads" else process_pool)(2))
+
+
+@pytest.mark.parametrize("kind", ["default", "threads", "processes", "dask", "replay"])
+def test_what_f_raises_is_told_as_it_is(kind: str) -> None:
+    class Local(Mine):
+        pass
+
+    for error in (Mine("a", 3), Local("b"), KeyError("c"), ZeroDivisionError()):
+
+        def f(block: Any, error: BaseException = error) -> Any:
+            raise error
+
+        with executors(kind) as executor, pytest.raises(NotDecodableError) as caught:
+            coded_map(f, MATRIX, blocks=2, workers=3, executor=executor, retries=0, timeout=60)
+        cause = caught.value.__cause__
+        assert type(cause) is type(error)
+        assert cause.args == error.args
+        assert getattr(cause, "more", None) == getattr(error, "more", None)
+        assert re.fullmatch(r"in task \d", cause.__notes__[-1])
+        told = "".join(traceback.format_exception(cause))
+        assert "in f\n" in told
+        if kind not in ("threads", "replay"):  # other processes
+            assert "in f\n" in str(cause.__cause__)

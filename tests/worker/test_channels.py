@@ -16,7 +16,7 @@ import pytest
 from polarmap.worker import channels
 from polarmap.worker.authentication import AuthenticationError, Seal, Seals, admit_worker
 from polarmap.worker.channels import SocketChannel, connected
-from polarmap.worker.frames import Frames, frame
+from polarmap.worker.frames import END, ORDER, Frames, Message, frame
 
 KEY = bytes(range(32))
 
@@ -36,7 +36,7 @@ def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, Socket
 
 
 def told(message: Any, seal: Seal | None) -> bytes:
-    return frame(None, pickle.dumps(message), seal)
+    return frame(Message(ORDER, header=pickle.dumps(message)), seal)
 
 
 def test_messages_go_both_ways(pair: Any) -> None:
@@ -48,9 +48,9 @@ def test_messages_go_both_ways(pair: Any) -> None:
         thread.start()
         assert channel.receive(None) == message
         thread.join()
-    channel.send({"task": 1}, b"data")
+    channel.send(Message(END, (1, 2, 3), b"header", b"data"))
     frames = Frames(both and both.to_driver)
-    assert list(frames.of(ours.recv(1000))) == [({"task": 1}, bytearray(b"data"))]
+    assert list(frames.of(ours.recv(1000))) == [Message(END, (1, 2, 3), b"header", b"data")]
 
 
 def test_a_driver_that_closes_is_known_to_be_gone_though_messages_can_be_read(pair: Any) -> None:
@@ -78,6 +78,31 @@ def test_nothing_is_unpickled_that_was_changed_on_its_way(tmp_path: Path) -> Non
             channel.receive(None)
     channel.close()
     assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+def test_a_process_that_is_forked_does_not_hold_it() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30.0)
+    channel = SocketChannel(theirs)
+    waiting, go = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.close(go)
+            os.read(waiting, 1)
+            channel.send(Message(END))
+        except OSError:
+            code = 0
+        finally:
+            os._exit(code)
+    channel.close()
+    assert ours.recv(1) == b""  # though the child lives
+    os.close(go)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(waiting)
+    ours.close()
 
 
 # --- connecting ----------------------------------------------------------------------------------

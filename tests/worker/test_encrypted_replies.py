@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import struct
+from typing import Any
 
 import numpy as np
 import pytest
 
 from polarmap.worker.encrypted_replies import as_meant, as_sent
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.frames import parsed_reply, plain_reply
-from polarmap.worker.messages import Reply, describe, plain
+from polarmap.worker.messages import (
+    LENGTHS,
+    Error,
+    Reply,
+    describe,
+    parsed_reply,
+    plain,
+    reply_of_bytes,
+    sealed,
+)
 from polarmap.worker.parts import DamagedError, Part
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import StoredOutput
@@ -31,8 +41,10 @@ def test_results_come_back_by_every_way(reply: Reply) -> None:
     assert sent.result is not None
     assert reply.result is not None
     assert bytes(reply.result.data) not in bytes(sent.result.data) or not reply.result.data
-    by_lithops = Reply.parse(pickle.loads(pickle.dumps(plain(sent))))
-    by_channel = parsed_reply(plain_reply(sent), bytes(sent.result.data), {})
+    by_lithops = parsed_reply(pickle.loads(pickle.dumps(plain(sent))))
+    header, data = sent.to_parts()
+    assert header == b""
+    by_channel = sealed(3, 1, data)
     for arrived in (sent, by_lithops, by_channel):
         meant = as_meant(arrived, ENCRYPTION)
         assert meant.result is not None
@@ -48,38 +60,40 @@ def test_errors_come_back() -> None:
     error = as_meant(sent, ENCRYPTION).error
     assert error is not None
     assert error[:2] == ("ValueError", "a secret")
+    assert isinstance(error.exception, bytes)
+    assert pickle.loads(error.exception).args == ("a secret",)
     assert "a secret" in error.traceback
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"task": 4},
-        {"attempt": 0},
-        {"subtasks": (4,)},
-        {"stored": None},
-        {"result": None},
-    ],
-)
+@pytest.mark.parametrize("change", [{"task": 4}, {"attempt": 0}, {"result": None}])
 def test_a_reply_is_that_of_its_attempt_only(change: dict[str, object]) -> None:
     sent = as_sent(STORED, tuple(ENCRYPTION))
-    with pytest.raises(DamagedError, match=r"is not what was encrypted|neither a result"):
+    with pytest.raises(DamagedError, match=r"is not what was encrypted|is not encrypted"):
         as_meant(sent._replace(**change), ENCRYPTION)
 
 
-def test_layout_structure_and_bytes_are_bound() -> None:
-    sent = as_sent(RESULT, tuple(ENCRYPTION)).result
-    assert sent is not None
-    reply = as_sent(RESULT, tuple(ENCRYPTION))
-    others = [
-        sent._replace(layout=tuple(("<i8", shape) for _, shape in sent.layout)),
-        sent._replace(structure=("array",)),
-        sent._replace(data=bytes(len(sent.data))),
-        sent._replace(data=b""),
-    ]
-    for other in others:
-        with pytest.raises(DamagedError):
-            as_meant(reply._replace(result=other), ENCRYPTION)
+def test_all_else_is_what_was_encrypted() -> None:
+    sent = as_sent(STORED, tuple(ENCRYPTION))
+    error = Error("E", "m", "t", b"")
+    assert as_meant(sent._replace(subtasks=(9,), stored=None, error=error, ended=9.0), ENCRYPTION) == STORED
+
+
+class Bomb:
+    """Raises when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("unpickled",)
+
+
+def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
+    bomb = pickle.dumps(Bomb())
+    forged = struct.pack(LENGTHS, len(bomb), 3) + bomb + b"xyz"
+    others = as_sent(RESULT, tuple(Encryption.new(bytes(range(32))))).result
+    assert others is not None
+    for data in (bomb, b"e" + bomb, b"e" + forged, b"w" + bomb, others.data, b"", b"e"):
+        with pytest.raises((DamagedError, ValueError)):
+            as_meant(sealed(3, 1, data), ENCRYPTION)
+    assert reply_of_bytes(forged, sealed_of=(3, 1)) is not None  # an object of a subtask: not even looked at
 
 
 def test_a_map_has_a_key_of_its_own() -> None:
@@ -91,9 +105,9 @@ def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
     elsewhere = tuple(ENCRYPTION._replace(key="env:NOT_SET_ANYWHERE"))
     for reply in (STORED, reply_of(ValueError("a secret"))):
         sent = as_sent(reply, elsewhere)
-        assert sent.result is None
-        assert sent.stored is None
-        assert sent.error is not None
-        assert sent.error.type == "KeyUnavailableError"
         assert "secret" not in repr(sent)
-        assert as_meant(sent, ENCRYPTION).error == sent.error
+        meant = as_meant(sent, ENCRYPTION)
+        assert meant.result is meant.stored is None
+        assert meant.error is not None
+        assert meant.error.type == "KeyUnavailableError"
+        assert meant.error.exception is None

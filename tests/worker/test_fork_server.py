@@ -17,7 +17,7 @@ import pytest
 from pool_processes import runs, until
 
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
-from polarmap.worker.frames import Frames, frame
+from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -54,8 +54,8 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
         with theirs:
             socket.send_fds(control, [REQUEST.pack(FORK, number)], [theirs.fileno()])
         ours.settimeout(30.0)
-        [(fields, _)] = Frames().of(ours.recv(4096))
-        found.append((int(fields["process"]), ours))
+        [message] = Frames().of(ours.recv(4096))
+        found.append((int(message.header), ours))
     return found
 
 
@@ -101,9 +101,9 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
         [(worker, ours)] = workers_of(control, 1)
         with ours:
             call = TaskCall(0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None)
-            ours.sendall(frame(None, pickle.dumps(("call", call))))
-            [(_, raw)] = Frames().of(ours.recv(1 << 16))
-            started = int(np.frombuffer(raw)[0])
+            ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
+            [message] = Frames().of(ours.recv(1 << 16))
+            started = int(np.frombuffer(message.data)[0])
             assert runs(started)
             if killed == "by others":
                 os.kill(worker, signal.SIGKILL)

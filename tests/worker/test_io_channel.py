@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from polarmap.worker.channels import SocketChannel
-from polarmap.worker.frames import Frames, frame
+from polarmap.worker.frames import END, ORDER, PROCESS, Frames, Message, frame
 from polarmap.worker.io_channel import ChannelIO, TaskCall, serve_tasks
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -25,8 +25,8 @@ def stored(folder: Path, data: Any, crc32: int | None = None) -> StoredBlock:
     return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
 
 
-def replies(connection: socket.socket, count: int) -> list[tuple[Any, bytearray]]:
-    frames, found = Frames(), list[tuple[Any, bytearray]]()
+def replies(connection: socket.socket, count: int) -> list[Message]:
+    frames, found = Frames(), list[Message]()
     while len(found) < count:
         found += frames.of(connection.recv(1 << 16))
     return found
@@ -41,12 +41,12 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     for task in range(3):
         ticket = Ticket(task, 0, block._replace(structure=()), None, None)
         call = TaskCall(7, (str(tmp_path),), ticket, f if task == 0 else None, None)
-        ours.sendall(frame(None, pickle.dumps(("call", call))))
+        ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
     hello, *ends = replies(ours, 4)
-    assert hello[0] == {"process": os.getpid()}
-    for task, (fields, raw) in enumerate(ends):
-        assert (fields["task"], fields["kind"]) == (task, "end")
-        np.testing.assert_array_equal(np.frombuffer(raw), -data)
+    assert hello == Message(PROCESS, header=str(os.getpid()).encode())
+    for task, message in enumerate(ends):
+        assert (message.order, message.kind) == ((7, task, 0), END)
+        np.testing.assert_array_equal(np.frombuffer(message.data), -data)
     ours.close()
     thread.join(30.0)
     assert not thread.is_alive()

@@ -12,7 +12,7 @@ from memory_storage import DictStorage
 
 from polarmap.worker import io_lithops
 from polarmap.worker.io_lithops import INLINE_BYTES, Address, make_task
-from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain
+from polarmap.worker.messages import Reply, StoredBlock, Ticket, parsed_reply, plain, reply_of_bytes
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of, pack
 
@@ -44,7 +44,7 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def sent(f: Any, storage: Storage, ticket: Ticket = TICKET, address: Address = ADDRESS) -> Reply | None:
     fields = make_task(f)((plain(ticket), tuple(address)), storage)
-    return None if fields is None else Reply.parse(fields)
+    return None if fields is None else parsed_reply(fields)
 
 
 def test_a_small_result_travels_with_the_reply() -> None:
@@ -69,7 +69,7 @@ def test_pieces_are_objects_too() -> None:
     reply = sent(np.negative, storage, TICKET._replace(subtask_order=(1, 0)))
     assert reply is not None
     assert reply.subtasks == (0,)
-    first = Reply.from_bytes(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
+    first = reply_of_bytes(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
     assert first is not None
     assert first.result == pack([-BLOCK[500:]])
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
-from polarmap.worker.messages import Reply, StoredBlock, Ticket
+from polarmap.worker.messages import Reply, StoredBlock, Ticket, parsed_reply
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import pack
 
@@ -34,7 +34,7 @@ def folder_link(tmp_path: Path) -> FolderLink:
 def told(f: Any, block: Any, ticket: Ticket = TICKET) -> Reply:
     sent = run_in_pool(f, block, ticket, thread_link(), 1)
     assert sent is not None
-    return Reply.parse(sent)
+    return parsed_reply(sent)
 
 
 @pytest.mark.parametrize("f", [np.negative, cloudpickle.dumps(np.negative)])
@@ -77,7 +77,7 @@ def test_pieces_are_handed_in_through_memory() -> None:
     last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link, 1)
     assert link.replies.get_nowait().subtasks == (1,)
     assert last is not None
-    assert Reply.parse(last).subtasks == (0,)
+    assert parsed_reply(last).subtasks == (0,)
 
 
 def test_pieces_are_handed_in_through_a_folder_and_told_once(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import kept_task
 from polarmap.worker.channels import SocketChannel
+from polarmap.worker.frames import PROCESS, Message
 from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
 from polarmap.worker.redis_channel import RedisChannel
@@ -123,7 +124,7 @@ def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
             while not said:
                 said, is_there = link.receive()
                 assert is_there
-            assert said == [({"process": worker.pid}, bytearray())]
+            assert said == [Message(PROCESS, header=str(worker.pid).encode())]
             link.close()
             assert worker.wait(10.0) == 0
     finally:

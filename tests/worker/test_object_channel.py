@@ -12,7 +12,7 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker import object_channel
-from polarmap.worker.frames import Frames
+from polarmap.worker.frames import END, PROCESS, Frames, Message
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders, Said, with_function
 
 KEYS = ObjectKeys("polarmap/pool-1")
@@ -91,14 +91,14 @@ def test_a_message_whose_function_is_gone_is_none(driver: Driver, channel: Objec
 
 
 def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
-    channel.send({"process": 5})
+    channel.send(Message(PROCESS, header=b"5"))
     driver.put(w7=(1, CALL, None))
     channel.receive(1.0)
-    channel.send({"task": 1}, b"raw")
+    channel.send(Message(END, (1, 2, 0), data=b"raw"))
     found = driver.storage.list_keys("b", KEYS.replies)
-    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, 25), Said(7, 2, 1, False, 25)]
+    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, 43), Said(7, 2, 1, False, 45)]
     frames = [list(Frames().of(driver.storage.get_object("b", key))) for key in found]
-    assert frames == [[({"process": 5}, bytearray())], [({"task": 1}, bytearray(b"raw"))]]
+    assert frames == [[Message(PROCESS, header=b"5")], [Message(END, (1, 2, 0), b"", b"raw")]]
 
 
 def test_it_asks_ever_less_while_nothing_comes(driver: Driver, channel: ObjectChannel) -> None:

@@ -14,7 +14,7 @@ import pytest
 from servers import SECRET, Server
 
 from polarmap.worker import redis_channel
-from polarmap.worker.frames import Frames
+from polarmap.worker.frames import END, Frames, Message
 from polarmap.worker.redis_channel import GOODBYE, HEADER, LIVES, RedisChannel, RedisKeys
 
 
@@ -46,11 +46,11 @@ def test_messages_go_both_ways(client: Any, keys: RedisKeys, channel: RedisChann
     assert channel.has_message()
     assert channel.receive(5.0) == ("call", "x")
     assert not channel.has_message()
-    channel.send({"task": 1}, b"raw")
+    channel.send(Message(END, (1, 2, 0), data=b"raw"))
     said = client.lpop(keys.to_driver)
     start = struct.calcsize(HEADER)
     assert struct.unpack_from(HEADER, said) == (7, 3, False, False)
-    assert list(Frames().of(said[start:])) == [({"task": 1}, bytearray(b"raw"))]
+    assert list(Frames().of(said[start:])) == [Message(END, (1, 2, 0), b"", b"raw")]
 
 
 def test_a_message_that_was_sent_again_is_taken_once(client: Any, keys: Any, channel: Any) -> None:
@@ -61,7 +61,7 @@ def test_a_message_that_was_sent_again_is_taken_once(client: Any, keys: Any, cha
 
 
 def test_what_nobody_reads_goes_in_the_end(client: Any, keys: RedisKeys, channel: RedisChannel) -> None:
-    channel.send({"task": 1})
+    channel.send(Message(END))
     channel.put(b"", is_sign=True)
     assert 0 < client.ttl(keys.to_driver) <= redis_channel.KEPT_SECONDS
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import re
 import subprocess
 import sys
@@ -233,6 +234,33 @@ def test_a_worker_with_lithops_and_numpy_only(
     )
     np.testing.assert_allclose(y.concatenate(), A @ X, rtol=1e-10, atol=1e-10)
     assert {2, 4} <= set(y.report.recovered)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+@pytest.mark.parametrize("end", ["returns", "raises", "exits"])
+def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) -> None:
+    children: list[int] = []
+
+    def f(block: Any) -> Any:
+        child = os.fork()
+        if child:
+            children.append(child)
+            return 2 * block
+        if end == "raises":
+            raise KeyError
+        if end == "exits":
+            sys.exit(7)
+        return 3 * block
+
+    before = os.getpid()
+    reply = run_task(Ticket(0, 0, None, None, None), MemoryIO(f, np.ones(2)))
+    (tmp_path / str(os.getpid())).touch()  # who comes here has a reply
+    assert os.getpid() == before
+    assert os.waitpid(children[0], 0)[1] == 0
+    assert reply is not None
+    assert reply.result is not None
+    np.testing.assert_array_equal(reply.result.unpack()[0], 2 * np.ones(2))
+    assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 
 def test_what_travels_imports_numpy_at_most(bare: Path, tmp_path: Path) -> None:

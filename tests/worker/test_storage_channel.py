@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from polarmap.worker import storage_channel
-from polarmap.worker.frames import Frames
+from polarmap.worker.frames import END, MISSED, Frames, Message
 from polarmap.worker.storage_channel import StorageChannel, asked_again
 
 
@@ -39,8 +39,11 @@ def channel() -> Iterator[ListChannel]:
         yield one
 
 
-def fields(said: tuple[bytes, bool, int, bool]) -> Any:
-    [(found, _)] = Frames().of(said[0])
+ENDED = Message(END, (1, 5, 0), b"header", b"result")
+
+
+def message(said: tuple[bytes, bool, int, bool]) -> Message:
+    [found] = Frames().of(said[0])
     return found
 
 
@@ -48,9 +51,9 @@ def test_messages_are_received_in_turn_and_replies_tell_how_far_it_is(channel: L
     assert channel.receive(0.0) is None
     channel.messages += [(1, ("call", 5)), (2, ("call", 6))]
     assert channel.receive(None) == ("call", 5)
-    channel.send({"task": 5}, b"result")
+    channel.send(ENDED)
     ((data, is_sign, latest, is_idle),) = channel.said
-    assert list(Frames().of(data)) == [({"task": 5}, b"result")]
+    assert list(Frames().of(data)) == [ENDED]
     assert (is_sign, latest, is_idle) == (False, 1, False)
     assert channel.receive(None) == ("call", 6)
     assert channel.receive(None) is None
@@ -62,15 +65,15 @@ def test_a_call_that_was_cancelled_before_it_was_read_is_replied_to(channel: Lis
     assert channel.receive(None) == ("call", 5)
     assert channel.receive(None) == ("cancel",)
     (said,) = channel.said
-    assert fields(said) == {"cancelled": 3}
+    assert message(said) == Message(MISSED)
 
 
 def test_a_call_that_was_read_is_not_replied_to_twice(channel: ListChannel) -> None:
     channel.messages += [(1, ("call", 5)), (2, ("cancel",))]
     assert channel.receive(None) == ("call", 5)
-    channel.send({"task": 5})
+    channel.send(ENDED)
     assert channel.receive(None) == ("cancel",)
-    assert [fields(one) for one in channel.said] == [{"task": 5}]
+    assert [message(one) for one in channel.said] == [ENDED]
 
 
 def test_signs_of_life_go_on_while_the_storage_is_away_and_end_with_the_channel() -> None:
