@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import io
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
+from polarmap.worker.any_value import block_of_runs, taking_large
 from polarmap.worker.pytree import Structure
 
 _registering = threading.Lock()
@@ -27,10 +28,23 @@ def pickled(f: Callable[[Any], Any], place: str) -> bytes:
 
 
 class PickledFunction(NamedTuple):
-    """A function as bytes, and the classes that it names or brings along, by module and name."""
+    """A function as bytes, and the classes that it names or brings along, by module and name.
+
+    buffers : of its arrays, which travel beside the pickle: they are not copied here.
+    """
 
     pickled: bytes
+    buffers: Sequence[memoryview]
     types: Mapping[tuple[str, str], type]
+
+    @property
+    def size(self) -> int:
+        """Bytes, nearly."""
+        return len(self.pickled) + sum(map(len, self.buffers))
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Those of the block that stands for it, as `to_block` makes them."""
+        return block_of_runs([self.pickled, *self.buffers])
 
 
 def pickled_with_types(
@@ -48,14 +62,15 @@ def pickled_with_types(
             pickler.dump((f, structure))
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
-    return PickledFunction(file.getvalue(), pickler.types)
+    return PickledFunction(file.getvalue(), pickler.buffers, pickler.types)
 
 
 class _Pickler(cloudpickle.CloudPickler):  # type: ignore[misc]
-    """One that notes which classes it meets."""
+    """One that notes which classes it meets, and leaves large buffers where they are."""
 
     def __init__(self, file: io.BytesIO) -> None:
-        super().__init__(file)
+        self.buffers: list[memoryview] = []
+        super().__init__(file, protocol=5, buffer_callback=taking_large(self.buffers))
         self.types: dict[tuple[str, str], type] = {}
 
     def reducer_override(self, value: Any) -> Any:

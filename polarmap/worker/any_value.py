@@ -6,7 +6,7 @@ Runs on workers too: imports numpy and cloudpickle at most.
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -108,24 +108,34 @@ def to_block(value: Any) -> Array:
     It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
     the pickle, and the buffers that travel beside it, each aligned.
     """
-    buffers: list[pickle.PickleBuffer] = []
+    buffers: list[memoryview] = []
+    data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
+    return np.frombuffer(bytearray().join(block_of_runs([data, *buffers])), np.uint8)
+
+
+def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """The callback of a pickler that appends those buffers that travel beside the pickle."""
 
     def goes_with_the_pickle(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes < BESIDE_BYTES:
+        raw = buffer.raw()
+        if raw.nbytes < BESIDE_BYTES:
             return True
-        buffers.append(buffer)
+        buffers.append(raw)
         return False
 
-    data = _dumps()(value, protocol=5, buffer_callback=goes_with_the_pickle)
-    runs = [memoryview(data), *(buffer.raw() for buffer in buffers)]
-    lengths = [run.nbytes for run in runs]
-    starts, end = _places(lengths)
-    block = np.zeros(end, np.uint8)
-    head = np.array([len(runs), *lengths], "<i8").view(np.uint8)
-    block[: len(head)] = head
-    for start, run in zip(starts, runs):
-        block[start : start + run.nbytes] = run
-    return block
+    return goes_with_the_pickle
+
+
+def block_of_runs(runs: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The bytes of a block with these runs, the pickle first, piece by piece."""
+    lengths = [len(run) for run in runs]
+    head = np.array([len(runs), *lengths], "<i8").tobytes()
+    yield head
+    end = len(head)
+    for start, run in zip(_places(lengths)[0], runs):
+        yield bytes(start - end)
+        yield run
+        end = start + len(run)
 
 
 def from_block(block: Array) -> Any:
