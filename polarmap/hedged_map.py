@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polarmap.blocks.equal import checked_count
-from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items
+from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, NotDecodableError
 from polarmap.executors.base import Outcome
@@ -61,7 +62,9 @@ def hedged_map(
     args, kwargs : sequence and dict, optional
         Further arguments of every call, behind those of the item. They travel with f.
     blocks : int, optional
-        k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).
+        k: into how many tasks. By default each item of a sequence is one; an array is cut into 24 (or its
+        number of rows if that is smaller). With fewer tasks than items each calls f on neighbouring items
+        in turn, which is faster where f is short; results stay one per item.
     executor, timeout, retries, progress : optional
         As for `coded_map`.
     backups : int
@@ -116,20 +119,26 @@ def prepared_hedged_map(
     _check_arguments(star, args, kwargs)
     launch = Launch(executor)
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
-    blank = blank_report(len(items), len(items), len(items), UNCODED, launch.executor.name)
+    count = len(items) if blocks is None else min(blocks, len(items))
+    is_group = count < len(items)
+    blank = blank_report(count, count, count, UNCODED, launch.executor.name)
     if not items:
         nothing = replace(blank, verified="not needed", is_final=True)
         return PreparedMap(blank, 0, lambda progress: CodedResult([], nothing))
-    parts, structure, is_pickled = any_parts(items)
-    call, coded = any_call(f, star, args, kwargs, is_pickled), PartBlocks(parts, structure)
+    groups = neighbours(items, count) if is_group else items
+    firsts = [0, *itertools.accumulate(map(len, groups))] if is_group else range(count)  # items of tasks
+    parts, structure, is_pickled = any_parts(groups, "block" if is_group else "item")
+    call, coded = any_call(f, star, args, kwargs, is_pickled, is_group), PartBlocks(parts, structure)
 
     def run(progress: Any) -> CodedResult[T]:
         observer, values = observer_of(progress), dict[int, T]()
 
         def note(outcome: Outcome) -> None:
-            values[outcome.task] = _value(outcome)
-            if observer.takes_blocks:
-                observer.block_arrived(outcome.task, partial(values.__getitem__, outcome.task))
+            found = _value(outcome) if is_group else [_value(outcome)]
+            for index, value in enumerate(found, firsts[outcome.task]):
+                values[index] = value
+                if observer.takes_blocks:
+                    observer.block_arrived(index, partial(values.__getitem__, index))
 
         _, report = run_uncoded(launch, call, coded, options, observer, int(backups), note=note)
         return CodedResult([values[index] for index in range(len(items))], report)

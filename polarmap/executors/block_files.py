@@ -46,9 +46,11 @@ class StoredPieces:
         When it was used last.
     """
 
-    def __init__(self, coded: Coded, folders: Sequence[Path], encryption: Encryption | None = None) -> None:
+    def __init__(
+        self, coded: Coded, folders: Sequence[Path], size: int, encryption: Encryption | None = None
+    ) -> None:
         self.blocks, self.folders, self.encryption = weakref.ref(coded), list(folders), encryption
-        self.bytes = bytes_of(coded)
+        self.bytes = size
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
         self._unwritten = {piece for task in range(coded.n) for piece in coded.pieces(task)}
@@ -160,8 +162,9 @@ class BlockFiles:
             if found is None or (not found.users and not found.is_there()):
                 if found is not None:
                     found.remove()
-                folders = self._folders(bytes_of(coded))
-                found = self._stored[name] = StoredPieces(coded, folders, encryption)
+                size = bytes_of(coded)
+                found = StoredPieces(coded, self._folders(size), size, encryption)
+                self._stored[name] = found
             found.users += 1
             found.used = time.monotonic()
             return found

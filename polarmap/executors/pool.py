@@ -64,8 +64,8 @@ class Pool:
         of one: its functions, which are paid as long as they stay. What `client.get_executor()` gives:
         threads of the workers of a Dask cluster. The executor itself stays free for others.
     workers : int, optional
-        Tasks at a time, at most. By default on this machine as many as keep the cores busy (tasks
-        that wait for something let others start), elsewhere as many as a map has tasks, or the
+        Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
+        (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
         cluster threads. Maps of several threads share them.
     idle : float
         Seconds without a map after which the workers end; the next map starts others.

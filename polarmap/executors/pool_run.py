@@ -173,9 +173,7 @@ class PoolRun:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
-            # A file is of this map, and is named so; it is gone after that.
-            is_file = isinstance(self._f, str)
-            self._digest = self._f.encode() if is_file else hashlib.blake2b(self._f, digest_size=16).digest()
+            self._digest = _digest(self._f)
             if payload.blocks.source is None:
                 self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
@@ -494,6 +492,11 @@ class PoolRun:
                 if number == len(self._folders):
                     raise
         return str(path)
+
+
+def _digest(f: bytes | str) -> bytes:
+    """What tells a function from others; a file is of one map, and is named so."""
+    return f.encode() if isinstance(f, str) else hashlib.blake2b(f, digest_size=16).digest()
 
 
 def surroundings(threads: int) -> Surroundings:

@@ -28,6 +28,7 @@ def any_call(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     is_pickled: bool = False,
+    is_group: bool = False,
 ) -> Callable[[Any], Any]:
     """f as workers call it, with what a block stands for; its result as `to_result` has it.
 
@@ -36,6 +37,7 @@ def any_call(
     star : whether the value of a block is all positional arguments, rather than the first.
     args, kwargs : further arguments of every call.
     is_pickled : whether blocks are made by `to_block`; else they are the values.
+    is_group : whether the value of a block is a list of what f is called with, one after the other.
 
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)
     >>> from_result(call(to_block({"a": {1, 2}})))
@@ -45,7 +47,9 @@ def any_call(
 
     def call(block: Any) -> Any:
         value = from_block(block) if is_pickled else block
-        result = f(*(value if star else (value,)), *args, **named)
+        values = value if is_group else [value]
+        results = [f(*(one if star else (one,)), *args, **named) for one in values]
+        result = results if is_group else results[0]
         try:
             return to_result(result)
         except Exception as error:
