@@ -379,7 +379,7 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use no more than that"),
+        (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use no more blocks"),
         ([threading.Lock(), 1, 2], {"blocks": 2}, "block 0 of data, a list, cannot be sent: TypeError"),
         ("text", {}, r"data is a str, one value: use \[data\], or list\(data\)"),
         (b"text", {}, r"data is a bytes, one value: use \[data\]"),

@@ -5,6 +5,7 @@ Runs on workers too: imports numpy and cloudpickle at most.
 
 from __future__ import annotations
 
+import mmap
 import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -149,6 +150,15 @@ def from_block(block: Array) -> Any:
     starts, _ = _places(lengths)
     data, *buffers = (block[start : start + length] for start, length in zip(starts, lengths))
     return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
+
+
+def loaded(data: bytes | str) -> Any:
+    """The value of a block, of its bytes or the path of a file: arrays stay in there until they are changed."""
+    memory: Any = data
+    if isinstance(data, str):
+        with open(data, "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return from_block(np.frombuffer(memory, np.uint8))
 
 
 def _places(lengths: Sequence[int]) -> tuple[list[int], int]:

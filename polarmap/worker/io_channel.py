@@ -6,7 +6,6 @@ Runs on workers: imports numpy at most.
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import sys
 import time
@@ -14,9 +13,7 @@ from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from polarmap.worker.any_value import from_block
+from polarmap.worker.any_value import loaded
 from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.fetched_blocks import FetchedBlocks
@@ -157,7 +154,7 @@ class ChannelIO:
         its own: what f is made of may write where numpy does not see it, and die of that.
         """
         if self._f is None:
-            f, structure = self._unpickled()
+            f, structure = loaded(self._pickled)
             self._f = f, OnReadOnlyBlocks(f), structure
         f, f_on_kept, structure = self._f
         assert ticket.block is not None
@@ -197,14 +194,6 @@ class ChannelIO:
         if message is None or message[:2] != ("part", part.key):
             raise InterruptedError("nobody waits for this task any more")
         return message[2]
-
-    def _unpickled(self) -> tuple[Function, Structure]:
-        data: Any = self._pickled
-        if isinstance(data, str):  # its arrays stay where all workers map them, until f writes into them
-            with open(data, "rb") as file:
-                data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
-        f, structure = from_block(np.frombuffer(data, np.uint8))
-        return f, structure
 
     def _send(self, reply: Reply, kind: str) -> None:
         """A reply as a message, its result in a file where it is large."""

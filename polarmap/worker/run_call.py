@@ -9,11 +9,11 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from polarmap.worker.any_value import Array, from_block, from_result, to_block, to_result
+from polarmap.worker.any_value import Array, from_block, from_result, loaded, to_block, to_result
 
 
-def to_call(f: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
-    """A call as a block.
+def to_call(f: Callable[..., Any] | bytes | str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Array:
+    """A call as a block; f may be one that was pickled before: a block as bytes, or the path of its file.
 
     >>> returned(run_call(to_call(divmod, (7, 2), {})))
     (3, 1)
@@ -25,6 +25,7 @@ def run_call(block: Array) -> Any:
     """What the call of a block returns, as `to_result` has it; in a dict, what it raises."""
     try:
         f, args, kwargs = from_block(block)
+        f = loaded(f) if isinstance(f, (bytes, str)) else f
         return to_result(f(*args, **kwargs))
     except BaseException as error:  # as in a pool of processes, whose tasks may raise anything
         return {"raised": _raised(error)}
