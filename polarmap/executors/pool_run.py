@@ -276,6 +276,9 @@ class PoolRun:
         if not self._waiting:
             self._slots.may_take(0)  # others may
             return
+        may_tell_ahead = self._may_tell_ahead and self._slots.is_alone
+        if not (self._slots.may_take(len(self._waiting)) or may_tell_ahead):
+            return
         stuck = self._workers.abandoned_tasks()
         while self._slots.may_take(len(self._waiting)):
             first = self._names[self._waiting[0][0]]
@@ -283,7 +286,7 @@ class PoolRun:
             if worker is None:
                 break
             self._start(worker, *self._next(worker, stuck))
-        if self._may_tell_ahead and self._slots.is_alone:
+        if may_tell_ahead:
             self._tell_ahead(stuck)
         self._workers.flush()
 

@@ -153,7 +153,7 @@ def from_block(block: Array) -> Any:
 
 
 def loaded(data: bytes | str) -> Any:
-    """The value of a block, of its bytes or the path of a file: arrays stay in there until they are changed."""
+    """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
     memory: Any = data
     if isinstance(data, str):
         with open(data, "rb") as file:
