@@ -35,6 +35,16 @@ MAPS: dict[str, Callable[[Pool, int], Any]] = {
     "coded_map": lambda pool, count: list(
         polarmap.coded_map(identity, np.arange(float(count)), blocks=count, executor=pool, progress=False)
     ),
+    "coded_map, on demand": lambda pool, count: list(
+        polarmap.coded_map(
+            identity,
+            np.arange(float(count)),
+            blocks=count,
+            schedule="on_demand",
+            executor=pool,
+            progress=False,
+        )
+    ),
 }
 
 
