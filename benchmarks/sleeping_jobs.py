@@ -51,7 +51,8 @@ class SleepingJob:
 
     def attempts(self) -> list[list[float]]:
         """When each attempt began and, if it has, ended: on the monotonic clock of the machine."""
-        return [[float(line) for line in path.read_text().split()] for path in Path(self._folder).iterdir()]
+        found = [[float(line) for line in path.read_text().split()] for path in Path(self._folder).iterdir()]
+        return [times for times in found if times]  # a file is empty before its attempt begins
 
     def worker_seconds(self, over: float) -> float:
         """What attempts took until the job was over; those that still ran were stopped then."""

@@ -10,7 +10,6 @@ in a cloud. Writes docs/real-jobs.md; with --quick a few short jobs, to build/co
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -28,7 +27,6 @@ from benchmarks.compare.page import table
 from benchmarks.cubed_backups import map_with_backups
 from benchmarks.sleeping_jobs import SleepingJob, doubled, paid_by
 from polarmap import Fault, FaultyExecutor, Pool, Subtasks
-from polarmap.executors import pool_slots, worker_processes
 from polarmap.executors.lithops_internals import end, localhost_functions
 
 K, N = 24, 32
@@ -81,21 +79,9 @@ def coded(pool: Pool, seconds: np.ndarray, **options: Any) -> Taken:
 
 
 @contextmanager
-def slot_for_every_task() -> Iterator[None]:
-    """polarmap's pool takes as many tasks as keep the cores busy: here all, and it lets no worker go."""
-    before = pool_slots.first_limit, worker_processes.SPARE_SECONDS
-    pool_slots.first_limit = lambda cores, most: most or sys.maxsize
-    worker_processes.SPARE_SECONDS = 600.0
-    try:
-        yield
-    finally:
-        pool_slots.first_limit, worker_processes.SPARE_SECONDS = before
-
-
-@contextmanager
 def on_pool() -> Iterator[dict[str, Scheme]]:
     """polarmap's own, and cubed's function, on the workers of one pool."""
-    with slot_for_every_task(), Pool(workers=ATTEMPTS * N) as pool:
+    with Pool(workers=ATTEMPTS * N) as pool:  # a slot for every attempt
 
         def plain(job: SleepingJob) -> list[int]:
             with polarmap.Executor(pool, backups=0) as executor:
@@ -197,6 +183,7 @@ def page(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> s
             began=unit * float(np.median(began)),
             K=K,
             N=N,
+            slots=ATTEMPTS * N,
         )
     ]
     for name, schemes in found.items():
@@ -232,9 +219,9 @@ schemes in turns, a slot for every task as in a cloud; two cores, load average {
 call to the results, in units of the distribution, {unit:g} s each, to compare with
 [what is simulated](comparison-jobs.md): what a scheme takes beside its sleep is in them.
 
-* *plain map*, *backup tasks* and *coded* run on the workers of one `polarmap.Pool`. For these jobs it starts
-  all tasks at once, as joblib and Dask do when they are given {K} slots; by default it starts as many as keep
-  the cores busy.
+* *plain map*, *backup tasks* and *coded* run on the workers of one `polarmap.Pool(workers={slots})`, which
+  starts all tasks and their backups at once, as joblib and Dask do when they are given {K} slots. Without
+  `workers=` it starts as many as keep the cores busy.
 * *backup tasks, cubed* is its own `cubed.runtime.executors.lithops.map_unordered`, with `use_backups=True`
   and a look every 5 ms in place of every second. Lithops on one machine runs the jobs of an executor one
   after another, so that a backup would wait for the straggler: what cubed asks of Lithops, to map and to

@@ -17,6 +17,7 @@ PolarmapError
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
 from concurrent.futures import BrokenExecutor
@@ -75,8 +76,9 @@ BETWEEN = {"polarmap", "lithops", "dask", "distributed", "concurrent", "contextl
 def raised_by(who: str, error: BaseException) -> BaseException:
     """An exception of f with a note of what raised it."""
     note = who + RAISED_THIS
-    if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
-        error.add_note(note)
+    with contextlib.suppress(Exception):  # of notes of the caller's own kind
+        if note not in getattr(error, "__notes__", ()):  # f may raise one object again and again
+            error.add_note(note)
     return error
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,8 +78,10 @@ def cut_items(data: Any, count: int | None, star: bool) -> list[Any]:
     if not isinstance(data, Iterable):
         raise CodeError(f"data must be an array, a sequence or an iterator, not {naming(data)}: use [data]")
     items = list(data)
-    if count not in (None, len(items)):
-        raise CodeError(f"blocks={count}, but the sequence has {len(items)} blocks; leave blocks out")
+    if count is not None and count > len(items):
+        raise CodeError(
+            f"blocks={count}, but the sequence has {len(items)} items: use no more blocks than that"
+        )
     for index, item in enumerate(items):
         if star and not isinstance(item, Iterable):
             raise CodeError(
@@ -88,7 +90,16 @@ def cut_items(data: Any, count: int | None, star: bool) -> list[Any]:
     return items
 
 
-def any_parts(items: Sequence[Any]) -> tuple[list[list[Array]], Structure, bool]:
+def neighbours(items: Sequence[Any], count: int) -> list[list[Any]]:
+    """Items in so many nearly equal lists.
+
+    >>> neighbours("abcde", 2)
+    [['a', 'b'], ['c', 'd', 'e']]
+    """
+    return [list(items[low:high]) for low, high in _ranges(len(items), count)]
+
+
+def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array]], Structure, bool]:
     """The flat parts of any values, their structure, and whether each is one array made by `to_block`.
 
     Those of one structure that are trees of arrays stay what they are, others are pickled.
@@ -105,7 +116,7 @@ def any_parts(items: Sequence[Any]) -> tuple[list[list[Array]], Structure, bool]
             parts.append([to_block(item)])
         except Exception as error:
             raise CodeError(
-                f"item {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "
+                f"{name} {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "
                 "use what can be pickled, such as a path in place of an open file"
             ) from error
     return parts, ("array",), True
@@ -116,9 +127,13 @@ def _cut_array(data: Any, count: int | None) -> list[Any]:
     count = min(DEFAULT_PARTS, rows) if count is None else count
     if count > rows or rows == 0:
         raise CodeError(f"an array of shape {tuple(data.shape)} cannot be cut into {max(count, 1)} parts")
-    edges = [rows * turn // count for turn in range(count + 1)]
-    cut = itertools.pairwise(edges)
+    cut = _ranges(rows, count)
     return [frame_rows(data, low, high) if is_frame(data) else data[low:high] for low, high in cut]
+
+
+def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
+    """The bounds of so many nearly equal parts."""
+    return itertools.pairwise(length * turn // count for turn in range(count + 1))
 
 
 class PartBlocks:

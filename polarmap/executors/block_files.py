@@ -14,7 +14,7 @@ import time
 import weakref
 from collections.abc import Hashable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -22,13 +22,14 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Array, Coded, layout_bytes
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import MESSAGE, Part, Place
 
+SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
 
 
 class StoredPieces:
-    """The pieces of some coded blocks, written as they are asked for, each once.
+    """The pieces of some coded blocks, written as they are asked for, each once; small blocks as messages.
 
     Attributes
     ----------
@@ -45,11 +46,14 @@ class StoredPieces:
         When it was used last.
     """
 
-    def __init__(self, coded: Coded, folders: Sequence[Path], encryption: Encryption | None = None) -> None:
+    def __init__(
+        self, coded: Coded, folders: Sequence[Path], size: int, encryption: Encryption | None = None
+    ) -> None:
         self.blocks, self.folders, self.encryption = weakref.ref(coded), list(folders), encryption
-        self.bytes = bytes_of(coded)
+        self.bytes = size
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
+        self._unwritten = {piece for task in range(coded.n) for piece in coded.pieces(task)}
         self._places: dict[int, Part] = {}  # piece -> file, its path below the root
         self._tasks: dict[int, StoredBlock] = {}
         self._finalizer = weakref.finalize(coded, _remove, self.folders, os.getpid())
@@ -71,10 +75,15 @@ class StoredPieces:
         with self._lock:
             found = self._tasks.get(task)
             if found is None:
-                place = Place("folder", "/", encryption=self.encryption)
-                parts = [self._places.get(one) or self._write(coded, one) for one in coded.pieces(task)]
-                found = StoredBlock(place, tuple(parts), coded.structure, coded.layout(task))
-                self._tasks[task] = found
+                layout = coded.layout(task)
+                if self.encryption is None and layout_bytes(layout) < SENT_BYTES:
+                    place, parts = MESSAGE, [self._in_message(coded, one) for one in coded.pieces(task)]
+                else:
+                    place = Place("folder", "/", encryption=self.encryption)
+                    parts = [self._places.get(one) or self._write(coded, one) for one in coded.pieces(task)]
+                found = self._tasks[task] = StoredBlock(place, tuple(parts), coded.structure, layout)
+                if not self._unwritten:
+                    coded.release()
             return found
 
     def store_again(self, coded: Coded, task: int) -> None:
@@ -93,6 +102,11 @@ class StoredPieces:
         with self._lock:
             self._places.clear()
             self._tasks.clear()
+
+    def _in_message(self, coded: Coded, piece: int) -> Part:
+        data = b"".join(map(_bytes_of, coded.piece(piece)))
+        self._unwritten.discard(piece)
+        return Part(cast(Any, data), len(data))
 
     def _write(self, coded: Coded, piece: int) -> Part:
         leaves = coded.piece(piece)
@@ -114,9 +128,8 @@ class StoredPieces:
                 if number == len(self.folders):
                     raise ExecutorError(f"no room for what workers are to read: {error}") from error
         self._places[piece] = part
-        if len(self._places) == len({one for task in range(coded.n) for one in coded.pieces(task)}):
-            coded.release()
-        return self._places[piece]
+        self._unwritten.discard(piece)
+        return part
 
 
 class BlockFiles:
@@ -149,8 +162,9 @@ class BlockFiles:
             if found is None or (not found.users and not found.is_there()):
                 if found is not None:
                     found.remove()
-                folders = self._folders(bytes_of(coded))
-                found = self._stored[name] = StoredPieces(coded, folders, encryption)
+                size = bytes_of(coded)
+                found = StoredPieces(coded, self._folders(size), size, encryption)
+                self._stored[name] = found
             found.users += 1
             found.used = time.monotonic()
             return found

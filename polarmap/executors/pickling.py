@@ -7,14 +7,15 @@ import io
 import multiprocessing  # noqa: F401  makes __mp_main__ known, which cloudpickle asks for
 import threading
 from collections import ChainMap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, ModuleType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import cloudpickle
 
 import polarmap.worker as worker_package
 from polarmap.errors import CodeError
+from polarmap.worker.any_value import block_of_runs, taking_large
 
 _registering = threading.Lock()
 _pickling = 0  # threads that pickle what travels
@@ -23,18 +24,41 @@ _pickling = 0  # threads that pickle what travels
 cloudpickle.register_pickle_by_value(ModuleType("__mp_main__"))
 
 
-def pickled(f: Any, place: str, by_value: bool = False) -> bytes:
+class PickledFunction(NamedTuple):
+    """A function as bytes, and the buffers of its arrays, which travel beside: they are not copied here."""
+
+    pickled: bytes
+    buffers: Sequence[memoryview]
+
+    @property
+    def size(self) -> int:
+        """Bytes, nearly."""
+        return len(self.pickled) + sum(map(len, self.buffers))
+
+    def pieces(self) -> Iterator[bytes | memoryview]:
+        """Those of the block that stands for it, as `to_block` makes them."""
+        return block_of_runs([self.pickled, *self.buffers])
+
+
+def pickled(f: Any, place: str, by_value: bool = False, beside: Callable[[Any], Any] | None = None) -> bytes:
     """f, and what comes with it, as bytes for a worker elsewhere; CodeError if it cannot travel to `place`.
 
     by_value : what runs on workers travels along.
+    beside : takes the buffers that travel beside the pickle; by default none do.
     """
     try:
         file = io.BytesIO()
         with pickled_by_value() if by_value else contextlib.nullcontext():
-            _Pickler(file).dump(f)
+            _Pickler(file, protocol=5, buffer_callback=beside).dump(f)
         return file.getvalue()
     except Exception as error:
         raise CodeError(f"f cannot be pickled for {place}: {type(error).__name__}: {error}") from error
+
+
+def pickled_with_buffers(f: Any, place: str, by_value: bool) -> PickledFunction:
+    """The same with large arrays beside the pickle."""
+    buffers: list[memoryview] = []
+    return PickledFunction(pickled(f, place, by_value, taking_large(buffers)), buffers)
 
 
 def _code_with_its_file(code: CodeType) -> Any:

@@ -25,7 +25,7 @@ from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
-from polarmap.executors.pickling import pickled
+from polarmap.executors.pickling import PickledFunction, pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.pool_slots import PoolSlots
 from polarmap.executors.private_folder import private_folder
@@ -64,8 +64,8 @@ class Pool:
         of one: its functions, which are paid as long as they stay. What `client.get_executor()` gives:
         threads of the workers of a Dask cluster. The executor itself stays free for others.
     workers : int, optional
-        Tasks at a time, at most. By default on this machine as many as keep the cores busy (tasks
-        that wait for something let others start), elsewhere as many as a map has tasks, or the
+        Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
+        (tasks that wait for something let others start), elsewhere as many as a map has tasks, or the
         cluster threads. Maps of several threads share them.
     idle : float
         Seconds without a map after which the workers end; the next map starts others.
@@ -218,7 +218,7 @@ class KeptWorkers:
         crew.check(payload.output and payload.output.source, "is to stay in")
         if crew.is_elsewhere:
             check_stays_here(payload.encryption, crew.name)
-        f = pickled((payload.f, payload.blocks.structure), crew.name, crew.is_elsewhere)
+        f = pickled_with_buffers((payload.f, payload.blocks.structure), crew.name, crew.is_elsewhere)
         with self._lock:
             if self._ended.is_set():
                 return None
@@ -282,7 +282,7 @@ class Crew(NamedTuple):
     folders: Sequence[Path]
     shared_folders: Sequence[Path]
     check: Callable[[Place | None, str], None]
-    be_ready: Callable[[bytes], None]
+    be_ready: Callable[[PickledFunction], None]
     tend_seconds: float
 
     @property
@@ -314,7 +314,7 @@ class Here:
             folders,
             folders,
             lambda source, use: check_folder(source),
-            lambda f: workers.start(modules_named(f)),
+            lambda f: workers.start(modules_named(f.pickled)),
             TEND_SECONDS,
         )
 

@@ -18,6 +18,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, Outcome, Payload, lost
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
+from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS, PoolSlots
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
@@ -114,8 +115,8 @@ class PoolRun:
     number : int
         Of the map: no other of this process has it.
     payload : Payload
-    f : bytes
-        The pickled function of the payload, with the structure of its blocks.
+    f : PickledFunction
+        Of the payload, with the structure of its blocks.
     shared : Shared
         With the other maps of the pool.
     folders : list of Path
@@ -130,7 +131,7 @@ class PoolRun:
         self,
         number: int,
         payload: Payload,
-        f: bytes,
+        f: PickledFunction,
         shared: Shared,
         folders: Sequence[Path],
         done: Callable[[], None],
@@ -139,6 +140,7 @@ class PoolRun:
         self._workers, self._blocks, slots, threads, modules = shared
         self._lease = Lease()
         self._attempts: dict[int, int] = {}
+        self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[tuple[int, int]] = deque()
         self._running: dict[Worker, Running] = {}
         self._behind: dict[Worker, Behind] = {}
@@ -160,12 +162,12 @@ class PoolRun:
         self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
-        self._digest = hashlib.blake2b(f, digest_size=16).digest()
-        self._modules = modules(f)
+        self._modules = modules(f.pickled)
         try:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
+            self._digest = _digest(self._f)
             if payload.blocks.source is None:
                 self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
@@ -182,6 +184,8 @@ class PoolRun:
     def submit(self, tasks: Sequence[int]) -> None:
         """Let them wait for a worker; those that can start now do."""
         for task in tasks:
+            if task not in self._names:
+                self._names[task] = name_of(self._payload.blocks, task)
             self._attempts[task] = self._attempts.get(task, -1) + 1
             self._waiting.append((task, self._attempts[task]))
         if self._stored is not None:
@@ -266,14 +270,17 @@ class PoolRun:
         if not self._waiting:
             self._slots.may_take(0)  # others may
             return
+        may_tell_ahead = self._may_tell_ahead and self._slots.is_alone
+        if not (self._slots.may_take(len(self._waiting)) or may_tell_ahead):
+            return
         stuck = self._workers.abandoned_tasks()
         while self._slots.may_take(len(self._waiting)):
-            first = name_of(self._payload.blocks, self._waiting[0][0])
+            first = self._names[self._waiting[0][0]]
             worker = self._workers.take(self._lease, may_wait=self._slots.is_any_under_way(), task=first)
             if worker is None:
                 break
             self._start(worker, *self._next(worker, stuck))
-        if self._may_tell_ahead and self._slots.is_alone:
+        if may_tell_ahead:
             self._tell_ahead(stuck)
         self._workers.flush()
 
@@ -293,7 +300,7 @@ class PoolRun:
             if worker in self._behind or worker.process is None or worker.function != self._digest:
                 continue
             task, attempt = self._next(worker, stuck)
-            name = name_of(self._payload.blocks, task)
+            name = self._names[task]
             if name in stuck or not worker.send("call", self._call(worker, task, attempt, True)):
                 self._waiting.appendleft((task, attempt))
                 return
@@ -320,7 +327,7 @@ class PoolRun:
         """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
         for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
-            name = name_of(self._payload.blocks, task)
+            name = self._names[task]
             if name in worker.done and name not in stuck:
                 chosen = position
                 break
@@ -342,7 +349,7 @@ class PoolRun:
             self._waiting.appendleft((task, attempt))
             return
         self._note_told(worker)
-        worker.note((self._number, task, attempt), name_of(self._payload.blocks, task))
+        worker.note((self._number, task, attempt), self._names[task])
         self._running[worker] = Running(task, attempt, time.monotonic())
         self._slots.take(worker)
         descriptor = worker.link.fileno()
@@ -371,8 +378,7 @@ class PoolRun:
         """What a worker has been told it need not be told again."""
         worker.around = self._around
         worker.modules.update(self._modules)
-        # The file of a function is gone after its map.
-        worker.function = self._digest if isinstance(self._f, bytes) else None
+        worker.function = self._digest
 
     def _heard(self, worker: Worker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
@@ -476,20 +482,27 @@ class PoolRun:
         path.unlink()
         return data
 
-    def _sent(self, pickled: bytes) -> bytes | str:
+    def _sent(self, f: PickledFunction) -> bytes | str:
         """A function as it travels, or the file that it is to be read from."""
-        if len(pickled) <= FUNCTION_BYTES or not self._folders:
-            return pickled
+        if f.size <= FUNCTION_BYTES or not self._folders:
+            return b"".join(f.pieces())
         for number, folder in enumerate(self._folders, 1):
             path = folder / "function"
             try:
                 folder.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(pickled)
+                with path.open("wb") as file:
+                    file.writelines(f.pieces())
                 break
             except OSError:
+                path.unlink(missing_ok=True)
                 if number == len(self._folders):
                     raise
         return str(path)
+
+
+def _digest(f: bytes | str) -> bytes:
+    """What tells a function from others; a file is of one map, and is named so."""
+    return f.encode() if isinstance(f, str) else hashlib.blake2b(f, digest_size=16).digest()
 
 
 def surroundings(threads: int) -> Surroundings:

@@ -28,10 +28,10 @@ class PoolSlots:
     Parameters
     ----------
     most : int or None
-        Tasks at a time.
+        Tasks at a time, from the first moment. None: on this machine as many as keep its cores busy,
+        elsewhere as many as there are workers.
     is_here : bool
-        Whether workers are processes of this machine, whose number follows its cores; elsewhere slots are
-        the workers that there are.
+        Whether workers are processes of this machine.
     """
 
     def __init__(self, most: int | None, is_here: bool) -> None:
@@ -242,12 +242,14 @@ class RunSlots:
 
 
 def first_limit(cores: int, most: int | None) -> int:
-    """Tasks that run at once to begin with; all of them where nobody can see whether they keep cores busy.
+    """Tasks that run at once to begin with: so many as were asked for, if any were.
 
-    One more than there are cores: a worker that has been told of its next task leaves no core idle.
+    Else one more than there are cores, as a worker that has been told of its next task leaves no core idle;
+    all of them where nobody can see whether they keep cores busy.
     """
-    first = cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
-    return first if most is None else min(first, most)
+    if most is not None:
+        return most
+    return cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
 
 
 def is_waiting(process: int) -> bool:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.block_files import BlockFiles, StoredPieces
+from polarmap.executors.block_files import SENT_BYTES, BlockFiles, StoredPieces
 from polarmap.executors.owned_folder import memory_folder
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.messages import StoredBlock
 
 BUDGET_BYTES = 8 << 30  # of blocks of all maps together, and no more than half of what is free
-SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 
 
 class ProcessFiles:

@@ -17,7 +17,7 @@ FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is t
 GRACE_SECONDS = 0.5  # after which one that is busy with an abandoned task is killed
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
 TEND_SECONDS = 0.5  # between looks for those
-SPARE_SECONDS = 5.0  # after which one that was not needed ends, where there are more than keep the cores busy
+SPARE_SECONDS = 5.0  # after which one that was not needed ends, beyond those that stay
 MOST_ABANDONED = 16  # more are killed before
 
 
@@ -50,13 +50,14 @@ class WorkerProcesses(WorkerTable):
         return unknown if how is None else f"its worker process {how}"
 
     def tend(self) -> None:
-        """End those that nobody has needed lately, but for as many as keep the cores busy."""
+        """End those that nobody has needed lately beyond what was asked for, or what keeps the cores busy."""
         with self._lock:
             self._review()
             free = sorted(
                 (one for one in self._workers.values() if one.lease is None), key=lambda one: one.freed
             )
-            surplus, now = len(self._workers) - first_slots(available_cores()), time.monotonic()
+            stay = first_slots(available_cores()) if self._most is None else self._most
+            surplus, now = len(self._workers) - stay, time.monotonic()
             for worker in free[: max(0, surplus)]:
                 if worker.freed + SPARE_SECONDS <= now:
                     self._remove(worker)

@@ -18,11 +18,14 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
+from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call import Call, function_of
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.call_run import Limits
+from polarmap.worker.any_value import Array, to_block
 from polarmap.worker.cores import available_cores
 from polarmap.worker.run_call import call_each, to_call
 
@@ -82,6 +85,7 @@ class Executor(futures.Executor):
             limits = Limits(most, place.grows, int(backups), int(retries))
             self._max_workers = place.workers or available_cores()  # Dask asks for it
             self._pickling = pickled_by_value if place.is_elsewhere else contextlib.nullcontext
+            self._shares_files = isinstance(place.executor, Pool) and place.executor.is_here
             self._driver = CallDriver(place.executor, limits, place.close)
             weakref.finalize(self, self._driver.shut_down).atexit = False
 
@@ -105,17 +109,7 @@ class Executor(futures.Executor):
         RuntimeError
             After `shutdown`.
         """
-        future: futures.Future[T] = futures.Future()
-        try:
-            with self._pickling():
-                block = to_call(fn, args, kwargs)
-        except Exception as error:
-            self._driver.check_open()
-            future.set_running_or_notify_cancel()
-            future.set_exception(error)
-            return future
-        self._driver.add(Call(future, function_of(fn), block))
-        return future
+        return self._submit(Shared(fn, fn), args, kwargs)
 
     def map(
         self,
@@ -150,10 +144,38 @@ class Executor(futures.Executor):
         until = None if timeout is None else time.monotonic() + timeout
         arguments: Iterator[Any] = zip(*iterables)
         if chunksize == 1:
-            return _results(self, fn, arguments, until, buffersize)
+            return _results(self, self._shared(fn), arguments, until, buffersize)
         chunks = zip(iter(lambda: list(itertools.islice(arguments, chunksize)), []))
-        lists = _results(self, partial(call_each, fn), chunks, until, buffersize)
+        lists: Iterator[list[T]] = _results(
+            self, self._shared(partial(call_each, fn)), chunks, until, buffersize
+        )
         return _chained(lists)
+
+    def _submit(self, shared: Shared, args: tuple[Any, ...], kwargs: dict[str, Any]) -> futures.Future[Any]:
+        """The future of a call; a function that does not travel is its exception."""
+        future: futures.Future[Any] = futures.Future()
+        try:
+            with self._pickling():
+                block = to_call(shared.sent, args, kwargs)
+        except Exception as error:
+            self._driver.check_open()
+            future.set_running_or_notify_cancel()
+            future.set_exception(error)
+            return future
+        self._driver.add(Call(future, function_of(shared.f), block, shared.file))
+        return future
+
+    def _shared(self, f: Callable[..., Any]) -> Shared:
+        """A function for many calls, pickled once; a large one is a file where workers can read it."""
+        try:
+            with self._pickling():
+                block = to_block(f)
+        except Exception:  # which each call tells
+            return Shared(f, f)
+        if len(block) <= FUNCTION_BYTES or not self._shares_files:
+            return Shared(f, block.tobytes())
+        file = FunctionFile(block)
+        return Shared(f, file.path, file)
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Take no more calls. Safe to call twice.
@@ -168,6 +190,35 @@ class Executor(futures.Executor):
         self._driver.shut_down(cancel_futures)
         if wait:
             self._driver.join()
+
+
+class Shared(NamedTuple):
+    """A function of many calls.
+
+    sent : as it travels with each: itself, a block as bytes, or the path of a file.
+    """
+
+    f: Callable[..., Any]
+    sent: Callable[..., Any] | bytes | str
+    file: FunctionFile | None = None
+
+
+class FunctionFile:
+    """A block in a file, which is removed when nobody has this object any more."""
+
+    def __init__(self, block: Array) -> None:
+        for new_folder in (memory_folder, disk_folder):
+            folder = new_folder()
+            if folder is None:
+                continue
+            weakref.finalize(self, remove, folder)
+            self.path = str(folder / "function")
+            try:
+                block.tofile(self.path)
+                return
+            except OSError as error:
+                failure = error
+        raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure
 
 
 class _Place(NamedTuple):
@@ -214,13 +265,13 @@ def _on_pool(pool: Pool, close: Callable[[], None]) -> _Place:
 
 def _results(
     executor: Executor,
-    fn: Callable[..., T],
+    shared: Shared,
     arguments: Iterator[tuple[Any, ...]],
     until: float | None,
     buffersize: int | None,
 ) -> Iterator[T]:
     """The results of calls that are submitted now, in their order; those not taken are cancelled."""
-    pending = deque(executor.submit(fn, *each) for each in itertools.islice(arguments, buffersize))
+    pending = deque(executor._submit(shared, each, {}) for each in itertools.islice(arguments, buffersize))
     reference = weakref.ref(executor)
     del executor  # an iterator keeps none alive
 
@@ -229,7 +280,7 @@ def _results(
             while pending:
                 alive = reference() if buffersize else None
                 if alive is not None:
-                    pending.extend(alive.submit(fn, *each) for each in itertools.islice(arguments, 1))
+                    pending.extend(alive._submit(shared, each, {}) for each in itertools.islice(arguments, 1))
                 del alive
                 yield _result(pending.popleft(), until)
         finally:

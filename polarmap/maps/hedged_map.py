@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,26 +11,25 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polarmap.blocks.equal import checked_count
-from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items
+from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
-    PolarmapError,
     WorkerLostError,
     raised_by,
     without_our_frames,
 )
-from polarmap.executors.base import Outcome
+from polarmap.executors.base import Outcome, failure_of
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
-from polarmap.run.first_results import item
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
 from polarmap.run.summary import UNCODED, blank_report
 from polarmap.worker.any_value import any_call, from_result
+from polarmap.worker.messages import Error
 from polarmap.worker.pytree import naming, unflatten
 
 T = TypeVar("T")
@@ -70,7 +70,9 @@ def hedged_map(
     args, kwargs : sequence and dict, optional
         Further arguments of every call, behind those of the item. They travel with f.
     blocks : int, optional
-        k: the length of a sequence, or 24 for an array (or its number of rows if that is smaller).
+        k: into how many tasks. By default each item of a sequence is one; an array is cut into 24 (or its
+        number of rows if that is smaller). With fewer tasks than items each calls f on neighbouring items
+        in turn, which is faster where f is short; results stay one per item.
     executor, timeout, retries, progress : optional
         As for `coded_map`.
     backups : int
@@ -134,50 +136,85 @@ def prepared_hedged_map(
     _check_arguments(star, args, kwargs, return_exceptions)
     launch = Launch(executor)
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
-    blank = blank_report(len(items), len(items), len(items), UNCODED, launch.executor.name)
+    count = len(items) if blocks is None else min(blocks, len(items))
+    is_group = count < len(items)
+    blank = blank_report(count, count, count, UNCODED, launch.executor.name)
     if not items:
         nothing = replace(blank, verified="not needed", is_final=True)
         return PreparedMap(blank, 0, lambda progress: CodedResult([], nothing))
-    parts, structure, is_pickled = any_parts(items)
-    call, coded = any_call(f, star, args, kwargs, is_pickled), PartBlocks(parts, structure)
+    groups = neighbours(items, count) if is_group else items
+    ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
+    spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
+    parts, structure, is_pickled = any_parts(groups, "block" if is_group else "item")
+    keeps = bool(return_exceptions)
+    call, coded = any_call(f, star, args, kwargs, is_pickled, is_group, keeps), PartBlocks(parts, structure)
+
+    def who(task: int) -> str:
+        return _items(spans[task], len(items))
+
+    def values_of(outcome: Outcome) -> Sequence[Any]:
+        span = spans[outcome.task]
+        if outcome.failure is not None:
+            error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
+            return [raised_by(who(outcome.task), error)] * len(span)
+        if not is_group:
+            return [_value(outcome, keeps)]
+        found = _value(outcome, keeps)
+        if not keeps:
+            return found  # type: ignore[no-any-return]
+        if isinstance(found, BaseException):
+            return [found] * len(span)
+        return [_one_of_group(one, index, len(items)) for index, one in zip(span, found)]
 
     def run(progress: Any) -> CodedResult[T]:
         observer, values = observer_of(progress), dict[int, T]()
-        value_of = partial(_value_or_exception, len(items)) if return_exceptions else _value
 
         def note(outcome: Outcome) -> None:
-            values[outcome.task] = value_of(outcome)
-            if observer.takes_blocks:
-                observer.block_arrived(outcome.task, partial(values.__getitem__, outcome.task))
+            for index, value in zip(spans[outcome.task], values_of(outcome)):
+                values[index] = value
+                if observer.takes_blocks:
+                    observer.block_arrived(index, partial(values.__getitem__, index))
 
-        _, report = run_uncoded(
-            launch, call, coded, options, observer, int(backups), None, note, bool(return_exceptions)
-        )
+        _, report = run_uncoded(launch, call, coded, options, observer, int(backups), None, note, keeps, who)
         return CodedResult([values[index] for index in range(len(items))], report)
 
     return PreparedMap(blank, len(items), run)
 
 
-def _value(outcome: Outcome) -> Any:
-    """What f returned; NotDecodableError for what cannot be unpickled here."""
+def _value(outcome: Outcome, keeps: bool) -> Any:
+    """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
     assert outcome.structure is not None and outcome.leaves is not None
     try:
         return from_result(unflatten(outcome.structure, outcome.leaves))
     except Exception as error:
-        raise NotDecodableError(
+        failure = NotDecodableError(
             f"the result of task {outcome.task} cannot be unpickled here: {type(error).__name__}: {error}"
-        ) from error
+        )
+        failure.__cause__ = error
+        if keeps:
+            return failure
+        raise failure from error
 
 
-def _value_or_exception(count: int, outcome: Outcome) -> Any:
-    """What f returned; else the exception that says why there is nothing of it."""
-    if outcome.failure is not None:
-        error = outcome.failure.cause or WorkerLostError(str(outcome.failure))
-        return raised_by(item(outcome.task, count), error)
-    try:
-        return _value(outcome)
-    except PolarmapError as error:
-        return error
+def _one_of_group(told: tuple[bool, Any], index: int, count: int) -> Any:
+    """What f returned for one item of a block of several, or its exception."""
+    has_returned, value = told
+    if has_returned:
+        return value
+    error = failure_of(Error(*value)).cause
+    assert error is not None
+    return raised_by(_items(range(index, index + 1), count), error)
+
+
+def _items(span: range, count: int) -> str:
+    """What an exception says of where it was raised.
+
+    >>> _items(range(3, 4), 9), _items(range(3, 6), 9)
+    ('item 3 of 9', 'one of items 3 to 5 of 9')
+    """
+    if len(span) == 1:
+        return f"item {span[0]} of {count}"
+    return f"one of items {span[0]} to {span[-1]} of {count}"
 
 
 def _check_arguments(star: Any, args: Any, kwargs: Any, return_exceptions: Any) -> None:

@@ -23,10 +23,11 @@ class Call:
     attempts, backups, losses : how often it was started, started because it was late, and lost.
     running : attempts that have not ended.
     began : of each attempt that was seen to run, on the clock of its run.
+    file : with the function that several calls share, kept as long as any of them.
     """
 
-    def __init__(self, future: Future[Any], function: Hashable, block: Array) -> None:
-        self.future, self.function = future, function
+    def __init__(self, future: Future[Any], function: Hashable, block: Array, file: Any = None) -> None:
+        self.future, self.function, self.file = future, function, file
         self._block: Array | None = block
         self.attempts = self.backups = self.losses = 0
         self.running: set[int] = set()

@@ -176,11 +176,12 @@ def run_uncoded(
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
     keeps_failures: bool = False,
+    who: Callable[[int], str] = "task {}".format,
 ) -> tuple[list[Outcome], Report]:
     """The first result of f on every block, whatever it is, and how they came about.
 
     `backups`: that a late task may get; `note` is told of every first result as it comes, and with
-    `keeps_failures` of the failures that count in the place of results.
+    `keeps_failures` of the failures that count in the place of results; `who` is how the caller calls a task.
     """
     _check_limits(launch.worker, blocks, blocks.n, None)
     policy = _with_backups(blocks.n, backups) if backups else Upfront(blocks.n)
@@ -191,7 +192,7 @@ def run_uncoded(
         with closing(launch.executor.open(payload)) as run:
             began = min(launch.began, run.now())
             tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
-            firsts = FirstResults(tasks, note, keeps_failures)
+            firsts = FirstResults(tasks, note, keeps_failures, who)
             running = RunningMap(
                 blank,
                 run.wake,

@@ -20,6 +20,8 @@ class FirstResults:
         Is told of each outcome that counts.
     keeps_failures : bool
         Whether the failure of a task that is not tried again counts as its outcome, or ends the map.
+    who : callable
+        How the caller of the map calls a task, in what is said of an exception.
 
     Attributes
     ----------
@@ -35,8 +37,9 @@ class FirstResults:
         tasks: TaskTable,
         note: Callable[[Outcome], None] | None = None,
         keeps_failures: bool = False,
+        who: Callable[[int], str] = "task {}".format,
     ) -> None:
-        self._tasks, self._note, self._keeps_failures = tasks, note, keeps_failures
+        self._tasks, self._note, self._keeps_failures, self._who = tasks, note, keeps_failures, who
         self.outcomes: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
 
@@ -91,7 +94,7 @@ class FirstResults:
         for index in failed:
             failure = self._tasks[index].last_failure
             if failure is not None and failure.cause is not None:
-                raise raised_by(item(index, len(self._tasks)), failure.cause)
+                raise raised_by(self._who(index), failure.cause)
         if nothing_can_come or failed:
             message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause
@@ -118,8 +121,3 @@ class FirstResults:
             is_ready=False,
             running=sorted(self._tasks.running),
         )
-
-
-def item(index: int, count: int) -> str:
-    """What an exception says of where it was raised."""
-    return f"item {index} of {count}"

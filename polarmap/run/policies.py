@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from math import inf
 
-from polarmap.planning.lateness import LateAttempts, LatenessRule
+from polarmap.planning.lateness import LateAttempts, LatenessRule, told
 from polarmap.planning.on_demand import ParityRule
 from polarmap.run.schedule import Need
 from polarmap.run.tasks import TaskTable
@@ -94,6 +95,14 @@ class OnDemand:
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
         self._insufficient: tuple[frozenset[int], int] | None = None
+        self._began: list[tuple[float, int]] = []  # of tasks that run, ascending, with their numbers
+        self._when: dict[int, float] = {}  # the same by number
+        self._took: dict[bool, list[float]] = {
+            True: [],
+            False: [],
+        }  # of tasks begun at once, and later
+        self._known: set[int] = set()  # tasks of which that is known
+        self._looked = 0  # how much of what the table has noted
 
     @property
     def watches_starts(self) -> bool:
@@ -109,42 +118,57 @@ class OnDemand:
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        first, later = self._taken(tasks)
-        moments = self._late_from(tasks, now, first, later)
-        on_time = frozenset(task for task, moment in moments.items() if moment > now)
-        count = self._rule.parity_to_start(len(first) + len(later), len(on_time), len(self._left))
-        count = max(count, self._missing(need, on_time, count))
+        self._update(tasks)
+        late, _ = self._late(now)
+        on_time = len(tasks.running) - late
+        returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
+        count = self._rule.parity_to_start(returned, on_time, len(self._left))
+        if not (self._counts_decide and on_time):
+            count = max(count, self._missing(tasks, need, late, count))
         due, self._left = self._left[:count], self._left[count:]
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Until the next running task becomes late."""
+        """Until the next running task becomes late; one that waits for a slot begins now."""
         if not self._left:
             return inf
-        moments = self._late_from(tasks, now, *self._taken(tasks)).values()
-        return max(LEAST_SECONDS, min((moment - now for moment in moments if moment > now), default=inf))
+        self._update(tasks)
+        late, age = self._late(now)
+        began = self._began[late][0] if late < len(self._began) else now if tasks.unbegun else inf
+        return max(LEAST_SECONDS, began + age - now)
 
-    def _taken(self, tasks: TaskTable) -> tuple[list[float], list[float]]:
-        """What tasks took that returned: those started at once, and those started later."""
-        took: tuple[list[float], list[float]] = [], []
-        for index in range(len(tasks)):
-            seconds = tasks[index].took
-            if seconds is not None:
-                took[index not in self.first].append(seconds)
-        return took
+    def _update(self, tasks: TaskTable) -> None:
+        """Take in what the table has noted since it was looked at."""
+        for index, _ in tasks.noted[self._looked :]:
+            task = tasks[index]
+            if index in self._when:
+                del self._began[bisect_left(self._began, (self._when.pop(index), index))]
+            when = task.began.get(task.attempts - 1)
+            if when is not None and index in tasks.running:
+                self._when[index] = when
+                insort(self._began, (when, index))
+            if task.took is not None and index not in self._known:
+                self._known.add(index)
+                insort(self._took[index in self.first], task.took)
+        self._looked = len(tasks.noted)
 
-    def _late_from(
-        self, tasks: TaskTable, now: float, first: list[float], later: list[float]
-    ) -> dict[int, float]:
-        """When each running task becomes late, or did; one that waits for a slot begins now."""
-        running = sorted(tasks.running)
-        began = [tasks[task].began.get(tasks[task].attempts - 1, now) for task in running]
-        return dict(zip(running, self._rule.lateness.late_moments(first, began, later)))
+    def _late(self, now: float) -> tuple[int, float]:
+        """How many of the tasks that run are late, the oldest ones, and after how long the next one is."""
+        rule = self._rule.lateness
+        known = told(rule.tasks, self._took[True], self._took[False])
+        if known or rule.runtimes is not None:
+            age = rule.late_after(known)
+            return bisect_right(self._began, now, key=lambda one: one[0] + age), age
+        late = 0
+        while late < len(self._began) and self._began[late][0] + rule.late_after((), late) <= now:
+            late += 1
+        return late, rule.late_after((), late)
 
-    def _missing(self, need: Need, on_time: frozenset[int], count: int) -> int:
+    def _missing(self, tasks: TaskTable, need: Need, late: int, count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
+        on_time = frozenset(tasks.running).difference(index for _, index in self._began[:late])
         counted = on_time.union(need.received)
-        if len(counted) + count < self._rule.recovery_threshold or (self._counts_decide and on_time):
+        if len(counted) + count < self._rule.recovery_threshold:
             return count
         while count < len(self._left) and not self._would_do(need, counted, count):
             count += 1

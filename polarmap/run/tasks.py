@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from polarmap.errors import raised_by
 from polarmap.executors.base import Failure, Outcome
 
 SAME_SECONDS = 1e-6  # that clocks may differ by
@@ -118,7 +118,6 @@ class TaskTable:
             if outcome.attempt == len(task.submitted) - 1:
                 self.unbegun.discard(index)
         if outcome.failure is not None:
-            _name_task(outcome.failure.cause, index)
             if not task.returned:
                 task.failures.append((outcome.failure, None))
         elif outcome.over and not task.returned:
@@ -148,9 +147,12 @@ class TaskTable:
 
     @property
     def first_cause(self) -> BaseException | None:
-        """The exception of the first task that raised one."""
-        causes = (failure.cause for task in self._tasks for failure, _ in task.failures)
-        return next((cause for cause in causes if cause is not None), None)
+        """The exception of the first task that raised one, with a note that names it."""
+        for index, task in enumerate(self._tasks):
+            for failure, _ in task.failures:
+                if failure.cause is not None:
+                    return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)
+        return None
 
     def _place(self, index: int) -> None:
         """Keep the sets true of a task that has changed."""
@@ -159,14 +161,6 @@ class TaskTable:
         if not task.running:
             self.running.discard(index)
             (self.failed.discard if task.returned else self.failed.add)(index)
-
-
-def _name_task(error: BaseException | None, index: int) -> None:
-    """Note with an exception that a task raised which one that was."""
-    note = f"in task {index}"
-    with contextlib.suppress(Exception):  # of notes of the caller's own kind
-        if error is not None and note not in getattr(error, "__notes__", ()):
-            error.add_note(note)
 
 
 class TaskSeconds:

@@ -5,13 +5,15 @@ Runs on workers too: imports numpy and cloudpickle at most.
 
 from __future__ import annotations
 
+import mmap
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.worker.messages import describe, plain
 from polarmap.worker.pytree import naming
 
 Array = npt.NDArray[Any]
@@ -28,6 +30,8 @@ def any_call(
     args: Sequence[Any] = (),
     kwargs: Mapping[str, Any] | None = None,
     is_pickled: bool = False,
+    is_group: bool = False,
+    keeps_exceptions: bool = False,
 ) -> Callable[[Any], Any]:
     """f as workers call it, with what a block stands for; its result as `to_result` has it.
 
@@ -36,6 +40,9 @@ def any_call(
     star : whether the value of a block is all positional arguments, rather than the first.
     args, kwargs : further arguments of every call.
     is_pickled : whether blocks are made by `to_block`; else they are the values.
+    is_group : whether the value of a block is a list of what f is called with, one after the other.
+    keeps_exceptions : of a group, whether what f raises on one of these stands in the place of its result:
+        each is told as (True, its result) or (False, its error as plain data).
 
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)
     >>> from_result(call(to_block({"a": {1, 2}})))
@@ -43,9 +50,20 @@ def any_call(
     """
     named = dict(kwargs or {})
 
+    def call_one(value: Any) -> Any:
+        return f(*(value if star else (value,)), *args, **named)
+
+    def told(value: Any) -> Any:
+        if not keeps_exceptions:
+            return call_one(value)
+        try:
+            return True, call_one(value)
+        except Exception as error:
+            return False, plain(describe(error))
+
     def call(block: Any) -> Any:
         value = from_block(block) if is_pickled else block
-        result = f(*(value if star else (value,)), *args, **named)
+        result = [told(one) for one in value] if is_group else call_one(value)
         try:
             return to_result(result)
         except Exception as error:
@@ -108,24 +126,34 @@ def to_block(value: Any) -> Array:
     It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
     the pickle, and the buffers that travel beside it, each aligned.
     """
-    buffers: list[pickle.PickleBuffer] = []
+    buffers: list[memoryview] = []
+    data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
+    return np.frombuffer(bytearray().join(block_of_runs([data, *buffers])), np.uint8)
+
+
+def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:
+    """The callback of a pickler that appends those buffers that travel beside the pickle."""
 
     def goes_with_the_pickle(buffer: pickle.PickleBuffer) -> bool:
-        if buffer.raw().nbytes < BESIDE_BYTES:
+        raw = buffer.raw()
+        if raw.nbytes < BESIDE_BYTES:
             return True
-        buffers.append(buffer)
+        buffers.append(raw)
         return False
 
-    data = _dumps()(value, protocol=5, buffer_callback=goes_with_the_pickle)
-    runs = [memoryview(data), *(buffer.raw() for buffer in buffers)]
-    lengths = [run.nbytes for run in runs]
-    starts, end = _places(lengths)
-    block = np.zeros(end, np.uint8)
-    head = np.array([len(runs), *lengths], "<i8").view(np.uint8)
-    block[: len(head)] = head
-    for start, run in zip(starts, runs):
-        block[start : start + run.nbytes] = run
-    return block
+    return goes_with_the_pickle
+
+
+def block_of_runs(runs: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
+    """The bytes of a block with these runs, the pickle first, piece by piece."""
+    lengths = [len(run) for run in runs]
+    head = np.array([len(runs), *lengths], "<i8").tobytes()
+    yield head
+    end = len(head)
+    for start, run in zip(_places(lengths)[0], runs):
+        yield bytes(start - end)
+        yield run
+        end = start + len(run)
 
 
 def from_block(block: Array) -> Any:
@@ -135,6 +163,15 @@ def from_block(block: Array) -> Any:
     starts, _ = _places(lengths)
     data, *buffers = (block[start : start + length] for start, length in zip(starts, lengths))
     return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
+
+
+def loaded(data: bytes | str) -> Any:
+    """The value of a block, of its bytes or its file, in which arrays stay until they are changed."""
+    memory: Any = data
+    if isinstance(data, str):
+        with open(data, "rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    return from_block(np.frombuffer(memory, np.uint8))
 
 
 def _places(lengths: Sequence[int]) -> tuple[list[int], int]:

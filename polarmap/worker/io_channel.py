@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import sys
 import time
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, NamedTuple
 
+from polarmap.worker.any_value import loaded
 from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.fetched_blocks import FetchedBlocks
@@ -57,8 +57,8 @@ class TaskCall(NamedTuple):
     folders : for large results, of which the first exists for as long as the map is waited for; empty
         where driver and worker share none.
     ticket : whose block has no structure.
-    f : bytes of the pickled function and of the structure of blocks, or the path of a file with them;
-        None if they are those of the last task.
+    f : the function and the structure of blocks as `to_block` makes bytes of them, or the path of a file
+        with these; None if they are those of the last task.
     around : None if they have not changed, or are the worker's own.
     modules : source of those that f needs and the worker has not yet, by name.
     is_ahead : whether it is told while the worker is at another task, after which the map may be over.
@@ -156,13 +156,14 @@ class ChannelIO:
         its own: what f is made of may write where numpy does not see it, and die of that.
         """
         if self._f is None:
-            f, structure = self._unpickled()
+            f, structure = loaded(self._pickled)
             self._f = f, OnReadOnlyBlocks(f), structure
         f, f_on_kept, structure = self._f
         assert ticket.block is not None
         is_private = ticket.attempt > 0
-        blocks = self.blocks if ticket.block.source.kind == "folder" else self._fetched
-        block = blocks.load(ticket.block._replace(structure=structure), is_private)
+        kind = ticket.block.source.kind
+        blocks = self.blocks if kind == "folder" else self._fetched
+        block = blocks.load(ticket.block._replace(structure=structure), is_private or kind == "message")
         return f if is_private else f_on_kept, block
 
     def is_cancelled(self) -> bool:
@@ -195,14 +196,6 @@ class ChannelIO:
         if message is None or message[:2] != ("part", part.key):
             raise InterruptedError("nobody waits for this task any more")
         return message[2]
-
-    def _unpickled(self) -> tuple[Function, Structure]:
-        data = self._pickled
-        if isinstance(data, str):
-            with open(data, "rb") as file:
-                data = file.read()
-        f, structure = pickle.loads(data)
-        return f, structure
 
     def _send(self, reply: Reply, kind: bytes) -> None:
         """A reply as a message, its result in a file where it is large."""

@@ -14,7 +14,7 @@ from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption
 from polarmap.worker.kept_blocks import KeptBlocks
 from polarmap.worker.parts import DamagedError
 
-DATA = np.random.default_rng(0).standard_normal((3, 40))  # of 320 bytes each
+DATA = np.random.default_rng(0).standard_normal((3, 4000))  # of 32 KB each, which do not travel with tasks
 
 
 def blocks() -> PartBlocks:

@@ -172,7 +172,7 @@ def test_files_of_blocks_go_with_them(pool: Pool) -> None:
 def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
     with Pool(memory=100) as pool:
         check(pool)
-        data = PartBlocks([[np.arange(8.0)], [np.arange(8.0)]], ("array",))
+        data = PartBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
         with closing(pool.open(Payload(product, data))) as run:
             run.submit([0])
             places = [path for folder in folders(os.getpid()) for path in folder.glob("blocks-*")]

@@ -10,7 +10,6 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pytest
 
@@ -18,6 +17,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Lease, Worker
+from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
 from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
@@ -65,7 +65,7 @@ def call(folder: Path, seconds: float) -> TaskCall:
     (folder / "block").write_bytes(data.tobytes())
     place = Place("folder", str(folder))
     block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
-    f = cloudpickle.dumps((nap, ("array",)))
+    f = to_block((nap, ("array",))).tobytes()
     return TaskCall(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
 
 
@@ -176,6 +176,11 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     first, second, third = (taken(workers, Lease()) for _ in range(3))
     for worker in (second, first):
         workers.give_back(worker)
+    monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 0.0)
+    workers.tend()
+    assert len(workers) == 3  # as many as were asked for
+    monkeypatch.setattr(workers, "_most", None)
+    monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 600.0)
     workers.tend()
     assert len(workers) == 3  # they may be needed in a moment
     monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 0.0)

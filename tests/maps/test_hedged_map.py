@@ -340,6 +340,19 @@ def test_iterators_sets_and_ranges() -> None:
     assert list(hedged_map(str, range(3), blocks=3, **options)) == ["0", "1", "2"]
 
 
+@pytest.mark.parametrize("blocks", [1, 2, 3, 6, 7])
+def test_a_sequence_in_fewer_blocks_gives_one_result_an_item(blocks: int) -> None:
+    pairs = [(one, 2) for one in range(5)] + [(None, 2), ([0] * 200, 2)]
+    result = hedged_map(lambda a, b: (a, b), pairs, star=True, blocks=blocks, executor=ReplayExecutor())
+    assert list(result) == pairs
+    assert (result.report.n, len(result.report.tasks)) == (blocks, blocks)
+
+
+def test_a_future_tells_each_item_of_a_block() -> None:
+    future = submit(str, range(7), verb=hedged_map, blocks=3, executor=ReplayExecutor())
+    assert [block.result() for block in future.blocks] == list(future.result()) == list("0123456")
+
+
 @pytest.mark.parametrize("data", [[], (), iter(()), range(0), {}.items()], ids=printed)
 def test_of_nothing_the_result_is_empty(data: Any) -> None:
     result = hedged_map(str, data, executor=ReplayExecutor())
@@ -458,7 +471,8 @@ def test_bad_options_are_refused(options: dict[str, Any], words: str) -> None:
 @pytest.mark.parametrize(
     ("data", "options", "words"),
     [
-        (list(np.eye(3)), {"blocks": 2}, "blocks=2, but the sequence has 3 blocks; leave blocks out"),
+        (list(np.eye(3)), {"blocks": 4}, "blocks=4, but the sequence has 3 items: use no more blocks"),
+        ([threading.Lock(), 1, 2], {"blocks": 2}, "block 0 of data, a list, cannot be sent: TypeError"),
         ("text", {}, r"data is a str, one value: use \[data\], or list\(data\)"),
         (b"text", {}, r"data is a bytes, one value: use \[data\]"),
         ({"a": 1}, {}, r"data is a dict: use list\(data\), list\(data.values\(\)\), or .*star=True"),
@@ -506,3 +520,12 @@ def test_what_cannot_come_any_more_is_said_in_plain_words() -> None:
         NotDecodableError, match=r"^3 of 4 needed results arrived, and no more can come; failed"
     ):
         hedged_map(np.sort, np.arange(8.0), blocks=4, executor=dead)
+
+
+def test_an_item_of_a_block_of_several_that_fails_leaves_the_others_their_results() -> None:
+    found = hedged_map(fails_on_b, list("abcd"), blocks=2, executor=ReplayExecutor(), return_exceptions=True)
+    assert [found[0], *found[2:]] == ["a", "c", "d"]
+    assert (str(found[1]), found[1].__notes__) == ("no b", ["item 1 of 4 raised this"])
+    with pytest.raises(LookupError, match="no b") as caught:
+        hedged_map(fails_on_b, list("abcd"), blocks=2, executor=ReplayExecutor())
+    assert caught.value.__notes__ == ["one of items 0 to 1 of 4 raised this"]

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import numpy as np
 import pytest
 from pool_processes import runs, until
 
+from polarmap.worker.any_value import to_block
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.io_channel import TaskCall
@@ -95,7 +95,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> 
     data = np.zeros(1)
     (tmp_path / "block").write_bytes(data.tobytes())
     block = StoredBlock(Place("folder", str(tmp_path)), (Part("block", 8),), ("array",), layout_of([data]))
-    f = cloudpickle.dumps((start, ("array",)))
+    f = to_block((start, ("array",))).tobytes()
     process, control = served(tmp_path)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from polarmap.worker.any_value import to_block
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import END, ORDER, PROCESS, Frames, Message, frame
 from polarmap.worker.io_channel import ChannelIO, TaskCall, serve_tasks
@@ -37,7 +38,7 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     thread = threading.Thread(target=serve_tasks, args=(ChannelIO(SocketChannel(theirs)),))
     thread.start()
     data = np.arange(4.0)
-    f, block = pickle.dumps((np.negative, ("array",))), stored(tmp_path, data)
+    f, block = to_block((np.negative, ("array",))).tobytes(), stored(tmp_path, data)
     for task in range(3):
         ticket = Ticket(task, 0, block._replace(structure=()), None, None)
         call = TaskCall(7, (str(tmp_path),), ticket, f if task == 0 else None, None)

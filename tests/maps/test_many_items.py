@@ -1,0 +1,130 @@
+"""Maps of many small items: twice as many cost twice as much, and what all items share travels once."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from pool_processes import leave_out_others
+
+import polarmap
+from polarmap import Executor, Pool
+
+PATIENCE = 60.0
+
+
+def identity(item: Any) -> Any:
+    return item
+
+
+def by_executor(pool: Pool, count: int) -> list[int]:
+    with Executor(pool) as executor:
+        return list(executor.map(identity, range(count)))
+
+
+MAPS: dict[str, Callable[[Pool, int], Any]] = {
+    "hedged_map": lambda pool, count: list(
+        polarmap.hedged_map(identity, range(count), executor=pool, progress=False)
+    ),
+    "Executor.map": by_executor,
+    "coded_map": lambda pool, count: list(
+        polarmap.coded_map(identity, np.arange(float(count)), blocks=count, executor=pool, progress=False)
+    ),
+    "coded_map, on demand": lambda pool, count: list(
+        polarmap.coded_map(
+            identity,
+            np.arange(float(count)),
+            blocks=count,
+            schedule="on_demand",
+            executor=pool,
+            progress=False,
+        )
+    ),
+}
+
+
+def calls_of(run: Callable[[], Any]) -> int:
+    """Calls of functions on all threads of this process."""
+    count = 0
+
+    def note(frame: Any, event: str, argument: Any) -> None:
+        nonlocal count
+        count += event in ("call", "c_call")
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        run()
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)
+    return count
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_twice_as_many_items_take_twice_as_many_calls(name: str) -> None:
+    leave_out_others()
+    run = MAPS[name]
+    with Pool() as pool:
+        assert [float(one) for one in np.ravel(run(pool, 500))] == list(range(500))  # first uses
+        few = min(calls_of(lambda: run(pool, 500)) for _ in range(2))
+        many = min(calls_of(lambda: run(pool, 1000)) for _ in range(2))
+    assert many < 2.2 * few
+
+
+def test_arrays_of_a_function_are_read_once_by_each_worker() -> None:
+    """Each worker unpickles f once in a map; its arrays lie in one file that all of them map."""
+    large = np.random.default_rng(0).standard_normal((100, 8000))
+
+    class Counted:
+        """A part of f that counts how often it is unpickled in a process, and so does its address."""
+
+        def __init__(self) -> None:
+            self.array = large
+
+        def __setstate__(self, state: dict[str, Any]) -> None:
+            self.__dict__.update(state)
+            sys.modules["builtins"].__dict__.setdefault("times_unpickled", []).append(1)
+
+    counted = Counted()
+
+    def count(item: int) -> tuple[int, bool, float]:
+        times = len(sys.modules["builtins"].__dict__["times_unpickled"])
+        with open("/proc/self/maps") as maps:
+            is_mapped = any("/function" in line for line in maps)
+        counted.array[0, 0] += 1  # each worker writes into its own
+        return times, is_mapped, float(counted.array[1:].sum())
+
+    leave_out_others()
+    with Pool(workers=2) as pool:
+        found = list(polarmap.hedged_map(count, range(20), executor=pool, timeout=PATIENCE))
+    assert {times for times, _, _ in found} == {1}
+    assert all(is_mapped for _, is_mapped, _ in found)
+    assert {total for _, _, total in found} == {float(large[1:].sum())}
+    assert large[0, 0] == np.random.default_rng(0).standard_normal()
+
+
+@pytest.mark.parametrize("kind", ["Pool", "Executor"])
+def test_as_many_tasks_as_workers_run_at_once_from_the_first_moment(kind: str, tmp_path: Any) -> None:
+    """Each of 24 tasks waits until all of them have begun."""
+
+    def begin(task: int) -> int:
+        (tmp_path / str(task)).touch()
+        until = time.monotonic() + PATIENCE
+        while len(list(tmp_path.iterdir())) < 24 and time.monotonic() < until:
+            sum(range(20_000))  # it keeps its core busy
+        return len(list(tmp_path.iterdir()))
+
+    leave_out_others()
+    if kind == "Pool":
+        with Pool(workers=24) as pool:
+            found = list(polarmap.hedged_map(begin, range(24), backups=0, executor=pool))
+    else:
+        with Executor(workers=24, backups=0) as executor:
+            found = list(executor.map(begin, range(24)))
+    assert found == [24] * 24
