@@ -76,7 +76,7 @@ ONLY_FROM = {
     "click": CLI,
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
-    "cloudpickle": ["polarmap.executors.pickling", "polarmap.run.trusted", "polarmap.worker.any_value"],
+    "cloudpickle": ["polarmap.executors.pickling", "polarmap.worker.any_value"],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
