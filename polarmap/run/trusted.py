@@ -323,7 +323,7 @@ def _is_installed(file: str) -> bool:
 
 def _is_library(name: str) -> bool:
     """Whether a module does, by its name."""
-    module = sys.modules.get(name)
-    if module is None or name == "__main__":
-        return False
-    return _is_installed(getattr(module, "__file__", None) or "<frozen")
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return name in sys.builtin_module_names or name in sys.stdlib_module_names
+    return _is_installed(file) and name != "__main__"

@@ -571,6 +571,12 @@ def _() -> Any:
     return lambda b: b**module.inner.p, setter(module.inner, "p")
 
 
+@change("attribute of a class of a module without a file")
+def _() -> Any:
+    kind = module_of("class Kind:\n    p = 1").Kind
+    return lambda b: b**kind.p, setter(kind, "p")
+
+
 @change("function of a module")
 def _() -> Any:
     module = module_of("g = abs")
