@@ -77,8 +77,7 @@ ONLY_FROM = {
     "h5py": ["polarmap.cli.arrays"],
     "zarr": ["polarmap.cli.arrays"],
     "cloudpickle": [
-        *("polarmap.executors.pickling", "polarmap.run.trusted"),
-        *("polarmap.worker.any_value", "polarmap.worker.messages"),
+        *("polarmap.executors.pickling", "polarmap.worker.any_value", "polarmap.worker.messages"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
     "distributed": ["polarmap.executors.dask_site"],

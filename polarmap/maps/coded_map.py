@@ -144,7 +144,8 @@ def coded_map(
         "auto": the first time a function meets data of such dtypes, wait a little (at most one median
         task time, between 0.2 and 10 s) for one result more than needed and check the parity
         equations; if none comes, evaluate f here on one decoded block, or where nothing is missing on
-        one parity block. Later uses check only what arrived anyway. True: as if every use were the
+        one parity block. Later uses check only what arrived anyway, as long as all that f can reach (code,
+        closure, globals, attributes; arrays by value) is the same. True: as if every use were the
         first, and what is not linear is an error even if nothing is missing. False: trust the caller.
     rtol : float, optional
         Relative error accepted from decoding, 1e-10 for float64, 1e-4 for float32, 0.1 for

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import os
+import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypedDict, TypeVar, Unpack, overload
+
+import numpy as np
 
 from polarmap.arrays.encode import encode
 from polarmap.arrays.stored_result import Stored
@@ -12,6 +18,10 @@ from polarmap.blocks.choose_code import CodeName
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, without_our_frames
+from polarmap.executors.base import MapExecutor
+from polarmap.executors.faulty import FaultyExecutor
+from polarmap.executors.pickling import pickled
+from polarmap.executors.pool import Pool
 from polarmap.maps.coded_map import coded_map, prepared_coded_map
 from polarmap.maps.hedged_map import hedged_map, prepared_hedged_map
 from polarmap.planning.planner import Plan
@@ -44,6 +54,7 @@ class CodedMapOptions(TypedDict, total=False):
     progress: bool | None
 
 
+DATA = {"data", "parts", "x", "A", "B", "weights", "directions", "scale", "args", "kwargs"}  # of all verbs
 # From a verb to what checks its arguments and cuts the data, without `progress`.
 _PREPARED: dict[Any, Callable[..., PreparedMap[Any]]] = {
     coded_map: prepared_coded_map,
@@ -62,7 +73,8 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
 
     The results are those of `coded_map`; `future.blocks` tells each as soon as it is there. Up to 32 maps
     are under way at a time, on threads that all futures share, and share the workers of a pool; further
-    ones wait for their turn.
+    ones wait for their turn. Data in memory is copied before `submit` returns, and f too unless it runs on
+    threads: what the caller changes later is not seen.
 
     Parameters
     ----------
@@ -114,12 +126,43 @@ def _prepared(verb: Callable[..., Any], arguments: Any, options: dict[str, Any])
         bound = signature.bind(*arguments, **options)
     except TypeError as error:
         raise TypeError(f"{name}: {error}") from None
+    for argument, value in bound.arguments.items():
+        if argument in DATA:
+            bound.arguments[argument] = _as_it_is(value)
+    if "f" in bound.arguments and _is_elsewhere(bound.arguments.get("executor")):
+        bound.arguments["f"] = _as_it_travels(bound.arguments["f"])
     if verb in _PREPARED:
         bound.apply_defaults()
         del bound.arguments["progress"]
         return _PREPARED[verb](*bound.arguments.values())
 
     def run(observer: Any) -> Any:
-        return verb(*arguments, **options, progress=observer)
+        return verb(*bound.args, **bound.kwargs, progress=observer)
 
     return PreparedMap(None, 0, run, is_lasting=verb is encode)
+
+
+def _as_it_is(data: Any) -> Any:
+    """A copy of what lies in memory; what lies in files or storage, or cannot be copied, itself."""
+    is_stored = isinstance(data, (str, os.PathLike, np.memmap))
+    if is_stored or hasattr(data, "coded_blocks") or getattr(data, "chunks", None):  # of Zarr, HDF5, dask
+        return data
+    try:
+        return copy.deepcopy(data)
+    except Exception:  # of iterators, which are used up here, and of classes of the caller's
+        return data
+
+
+def _is_elsewhere(executor: Any) -> bool:
+    """Whether workers get f as bytes: not on threads, nor on an executor of the caller's own."""
+    if isinstance(executor, FaultyExecutor):
+        return _is_elsewhere(executor.executor)
+    return isinstance(executor, Pool) or not isinstance(executor, (ThreadPoolExecutor, MapExecutor))
+
+
+def _as_it_travels(f: Any) -> Any:
+    """f as a worker would get it; itself if it cannot travel, which the map tells."""
+    try:
+        return pickle.loads(pickled(f, "its workers"))
+    except Exception:
+        return f

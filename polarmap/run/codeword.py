@@ -138,7 +138,8 @@ class Codewords:
         watch: Stopwatch,
     ) -> None:
         self._code, self._tasks, self._options, self._watch = coded.code, tasks, options, watch
-        trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, options.trusted)
+        is_ours = options.trusted or options.verify is False  # nobody asks
+        trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self.members = [
             Codeword(f, coded, options, tasks, watch, trust, number) for number in range(options.subtasks)
         ]

@@ -19,6 +19,7 @@ from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
 from polarmap.run.schedule import Stopwatch
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
 
@@ -37,15 +38,15 @@ class PaddingRows:
     def __init__(
         self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions, watch: Stopwatch
     ) -> None:
-        self._f, self._coded, self._watch, self._rtol = f, coded, watch, options.rtol
-        self._trust = options.trust
+        self._coded, self._watch, self._rtol = coded, watch, options.rtol
         self._blocks = coded.blocks
         self._run: LocalRun | None = None
         self._settled_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
         self._all_are = options.row_by_row or options.subtasks > 1  # which is checked elsewhere
         if not self._all_are:
-            self._known = self._trust.recall(f, ROW_PER_ROW, self._blocks.dtypes)
+            self._trust = Trust(options.trust, f, ROW_PER_ROW, self._blocks.dtypes)
+            self._known = self._trust.known
             if self._known is None:
                 self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
@@ -70,7 +71,7 @@ class PaddingRows:
         """
         are = self.are_rows(words, shapes)
         if self._run is not None and self._run.leaves is not None:
-            self._trust.note(self._f, ROW_PER_ROW, self._blocks.dtypes, are)
+            self._trust.note(are)
         if not all(are):
             self._warn()
         return are

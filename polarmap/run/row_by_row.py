@@ -15,6 +15,7 @@ from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
 from polarmap.run.schedule import Stopwatch
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import unflatten
 
@@ -37,11 +38,10 @@ class RowByRowCheck:
         options: MapOptions,
         watch: Stopwatch,
     ) -> None:
-        self._f, self._coded, self._watch = f, coded, watch
-        self._rtol, self._trust = options.rtol, options.trust
-        dtypes = coded.blocks.dtypes
-        is_trusted = options.verify == "auto" and self._trust.recall(f, ROW_BY_ROW, dtypes) is not None
-        wanted = options.verify is not False and not is_trusted
+        self._coded, self._watch = coded, watch
+        self._rtol = options.rtol
+        self._trust = Trust(options.trust, f, ROW_BY_ROW, coded.blocks.dtypes, options.verify is False)
+        wanted = options.verify is True or not self._trust.is_known
         self._run = LocalRun(f, partial(self._block), BLOCK) if wanted else None
         self._settled_at: float | None = None
 
@@ -64,7 +64,7 @@ class RowByRowCheck:
                 "leave Subtasks out for this f"
             )
         else:
-            self._trust.note(self._f, ROW_BY_ROW, self._coded.blocks.dtypes)
+            self._trust.note()
         return True
 
     def _agrees(self, words: Sequence[Codeword], joined: list[Array]) -> bool:

@@ -2,36 +2,56 @@
 
 from __future__ import annotations
 
-import contextlib
+import builtins
+import dis
 import functools
 import hashlib
-import itertools
+import operator
+import os
+import pickle
+import site
+import sys
+import sysconfig
 import types
-import weakref
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import cloudpickle
 import numpy as np
+import numpy.typing as npt
 
 LINEAR = "linear or affine in its block"
-_identities: dict[int, tuple[weakref.ref[Any], int]] = {}  # id -> the living object that has it, its number
-_numbers = itertools.count()
+# What reaches things by names that are made while it runs.
+DYNAMIC = {"__import__", "attrgetter", "eval", "exec", "getattr", "globals", "locals", "vars"} | {
+    *("__dict__", "__globals__", "import_module", "modules")
+}
+# Attributes of classes that say nothing of what their instances do.
+SELDOM_READ = {"__annotate_func__", "__annotations__", "__annotations_cache__", "__dict__", "__doc__"} | {
+    *("__firstlineno__", "__module__", "__static_attributes__", "__weakref__", "_abc_impl")
+}
 
 
 class TrustedFunctions:
-    """What functions were found to be on data of such dtypes, by their code and constants."""
+    """What functions were found to be on data of such dtypes, by all that they can reach."""
 
     def __init__(self) -> None:
         self._found: dict[str, Any] = {}
 
     def recall(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = ()) -> Any:
-        """What was noted of f, or of a function of the same code and constants, on data of such dtypes."""
-        return self._found.get(_key(f, what, dtypes)) if self._found else None
+        """What was noted of f, or of one that reaches the same, on data of such dtypes."""
+        return self.at(_key(f, what, dtypes)) if self._found else None
 
     def note(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = (), value: Any = True) -> None:
         """Remember what f was found to be on data of such dtypes."""
-        self._found[_key(f, what, dtypes)] = value
+        self.keep(_key(f, what, dtypes), value)
+
+    def at(self, key: str | None) -> Any:
+        """What was noted under a key; nothing under that of a function that cannot be compared."""
+        return None if key is None else self._found.get(key)
+
+    def keep(self, key: str | None, value: Any = True) -> None:
+        """Remember something under a key."""
+        if key is not None:
+            self._found[key] = value
 
     def clear(self) -> None:
         """Forget every function."""
@@ -39,7 +59,7 @@ class TrustedFunctions:
 
 
 class Trust:
-    """Whether f was known to be what the code assumes of it before a map, looked up when it is first asked.
+    """What was known of f as it is when a map begins: whether it is what the code assumes, or something else.
 
     One for all codewords of a map: what is found out in one of them is no reason to trust f in the others.
 
@@ -47,129 +67,263 @@ class Trust:
     ----------
     memory : TrustedFunctions
     f : callable
-    assumption : str
-        Of the code.
+    what : str
+        Is known, or not: the assumption of a code.
     dtypes : list of dtype
         Of the data.
     is_ours : bool
         True by construction.
+
+    Attributes
+    ----------
+    known : Any
+        What was noted; None if nothing was.
     """
 
     def __init__(
-        self, memory: TrustedFunctions, f: Any, assumption: str, dtypes: Sequence[Any], is_ours: bool
+        self, memory: TrustedFunctions, f: Any, what: str, dtypes: Sequence[Any], is_ours: bool = False
     ) -> None:
-        self._memory, self._f, self._assumption = memory, f, assumption
-        self._dtypes, self._is_ours = list(dtypes), is_ours
+        self._memory, self._call = memory, (f, what, list(dtypes))
+        self._key = None if is_ours else _key(*self._call)
+        self.known: Any = True if is_ours else memory.at(self._key)
 
-    @functools.cached_property
+    @property
     def is_known(self) -> bool:
         """Whether this map need not find out."""
-        return self._is_ours or bool(self._memory.recall(self._f, self._assumption, self._dtypes))
+        return self.known is not None
 
-    def note_passed(self) -> None:
-        """Remember for later maps that f is what the code assumes."""
-        if not self.is_known:
-            self._memory.note(self._f, self._assumption, self._dtypes)
+    def note(self, value: Any = True) -> None:
+        """Remember something of f for later maps, unless it has changed since this one began."""
+        if self._key is not None and self._key == _key(*self._call):
+            self._memory.keep(self._key, value)
 
 
 TRUSTED = TrustedFunctions()  # what maps of this process found, unless their options name another memory
 
 
-def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str:
-    return "\n".join([what, *(dtype.str for dtype in dtypes), fingerprint(f)])
+def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
+    known = fingerprint(f)
+    return None if known is None else "\n".join([what, *(dtype.str for dtype in dtypes), known])
 
 
-def fingerprint(f: Any) -> str:
-    """What decides whether f is linear: its code, its constants, the functions it calls.
+def fingerprint(f: Any) -> str | None:
+    """A digest of all that f can reach; None if some of that cannot be compared.
 
-    Arrays it closes over count by dtype and shape only, so that the lambda of every step of an
-    iteration is one function: `lambda block: block @ x` for each new x.
+    That is its code, constants, closure, defaults and globals, and what it names of classes, instances and
+    modules. Installed libraries count by name, but for what f names of their modules.
 
-    >>> def step(x): return lambda block: block @ x
-    >>> fingerprint(step(np.ones(3))) == fingerprint(step(np.zeros(3)))
-    True
     >>> def power(p): return lambda block: block ** p
-    >>> fingerprint(power(1)) == fingerprint(power(2))
-    False
+    >>> fingerprint(power(1)) == fingerprint(power(1)), fingerprint(power(1)) == fingerprint(power(2))
+    (True, False)
+    >>> fingerprint(lambda block: eval("block")) is None
+    True
     """
-    return hashlib.sha256("\n".join(_parts(f, {})).encode()).hexdigest()
-
-
-def _parts(value: Any, seen: dict[int, Any]) -> list[str]:
-    """`seen` keeps what was seen alive: an id says nothing once its object is gone."""
-    if isinstance(value, np.ndarray):
-        return [f"array {value.dtype} {value.shape}"]
-    if isinstance(value, (str, bytes, int, float, complex, bool, type(None))):
-        return [repr(value)]
-    if id(value) in seen:
-        return ["again"]
-    seen[id(value)] = value
-    if isinstance(value, types.FunctionType):
-        return _function_parts(value, seen)
-    if isinstance(value, types.MethodType):
-        return _parts(value.__func__, seen) + _parts(value.__self__, seen)
-    if isinstance(value, functools.partial):
-        return _parts([value.func, value.args, value.keywords], seen)
-    if isinstance(value, (tuple, list)):
-        return [part for item in value for part in _parts(item, seen)]
-    if isinstance(value, dict):
-        return [part for item in value.items() for part in _parts(item, seen)]
-    if isinstance(value, type):  # a class may be defined anew under its old name
-        return [f"{value.__module__}.{value.__qualname__} {_identity(value)}"]
-    if isinstance(value, (types.ModuleType, types.BuiltinFunctionType, np.ufunc)):
-        return [f"{getattr(value, '__module__', '')}.{value.__name__}"]
     try:
-        return [type(value).__qualname__, hashlib.sha256(cloudpickle.dumps(value)).hexdigest()]
-    except Exception:
-        return [type(value).__qualname__, str(_identity(value))]
+        return _Reached(f).digest()
+    except Exception:  # pickle's, and whatever the caller's objects raise while they are looked at
+        return None
 
 
-def _identity(value: Any) -> int:
-    """A number that no other object ever has; one that cannot be watched gets a new one each time.
+class _Code(NamedTuple):
+    """What a function does, and the names by which it reaches more."""
 
-    An id is given out again when its object is gone.
-    """
-    known = _identities.get(id(value))
-    if known is not None and known[0]() is value:
-        return known[1]
-    number = next(_numbers)
-    with contextlib.suppress(TypeError):
-        _identities[id(value)] = weakref.ref(value, _forgetting(id(value), number)), number
-    return number
+    digest: str
+    names: frozenset[str]
+    attributes: frozenset[str]
+    imports: frozenset[str]
 
 
-def _forgetting(place: int, number: int) -> Any:
-    """What is called when the object of that id dies: the id may belong to another one by then."""
-
-    def forget_it(_: Any) -> None:
-        if _identities.get(place, (None, None))[1] == number:
-            del _identities[place]
-
-    return forget_it
+class _Part:
+    """Stands in a pickle for what pickle itself would keep by name, or not at all."""
 
 
-def _function_parts(f: types.FunctionType, seen: dict[int, Any]) -> list[str]:
-    cells = [cell.cell_contents for cell in f.__closure__ or () if _is_filled(cell)]
-    named = [f.__globals__[name] for name in _names(f.__code__) if name in f.__globals__]
-    return _code_parts(f.__code__) + _parts([cells, f.__defaults__, f.__kwdefaults__, named], seen)
+class _Reached(pickle.Pickler):
+    """Pickles into a digest: functions, classes and objects of the caller by what they hold, not by name."""
+
+    def __init__(self, f: Any) -> None:
+        self._hash = hashlib.sha256()
+        super().__init__(self, 5)
+        self._modules: dict[str, types.ModuleType] = {}
+        self._attributes = {"__getattr__"}  # that code names, of whatever
+        self.dump(f)
+        self._dump_attributes_of_modules()
+
+    def write(self, data: bytes) -> None:
+        """As a file of pickle's."""
+        self._hash.update(data)
+
+    def digest(self) -> str:
+        """Of all."""
+        return self._hash.hexdigest()
+
+    def reducer_override(self, value: Any) -> Any:
+        """What is pickled in place of a value: its parts as a state, which may lead back to it."""
+        if value is _Part:
+            return NotImplemented
+        for kinds, parts in _PARTS:
+            if isinstance(value, kinds):
+                return _Part, (), parts(self, value)
+        if _is_library(type(value).__module__):
+            return NotImplemented
+        return _Part, (), self._parts_of_instance(value)
+
+    def _parts_of_array(self, array: npt.NDArray[Any]) -> Any:
+        if array.dtype.hasobject or type(array) not in (np.ndarray, np.memmap, np.matrix):
+            return type(array), array.__reduce__()
+        data = hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        return type(array), array.dtype.descr, array.shape, data.hexdigest()
+
+    def _parts_of_function(self, f: types.FunctionType) -> Any:
+        parts = [_read(f.__code__).digest, f.__closure__, f.__defaults__, f.__kwdefaults__, f.__dict__]
+        if _is_installed(f.__code__.co_filename):
+            return parts
+        code = _read(f.__code__)
+        if DYNAMIC & (code.names | code.attributes):
+            raise pickle.PicklingError(f"{f.__qualname__} reaches things by names that code makes")
+        self._attributes |= code.attributes
+        known = vars(builtins) | f.__globals__
+        parts += [(name, known.get(name)) for name in sorted(code.names)]
+        package = str(f.__globals__.get("__package__") or "").split(".")
+        places = [".".join(package[:depth]) + "." for depth in range(len(package) + 1)]
+        named = {(place + name).strip(".") for name in code.imports for place in places}
+        return [*parts, *map(sys.modules.get, sorted(named))]
+
+    def _parts_of_code(self, code: types.CodeType) -> Any:
+        return _read(code).digest
+
+    def _parts_of_cell(self, cell: types.CellType) -> Any:
+        try:
+            return ("cell", cell.cell_contents)
+        except ValueError:
+            return ("a variable without a value yet",)
+
+    def _parts_of_property(self, value: Any) -> Any:
+        names = ("fget", "fset", "fdel", "func", "attrname", "__func__", "__wrapped__")
+        return type(value), [getattr(value, name, None) for name in names]
+
+    def _parts_of_getter(self, getter: Any) -> Any:
+        parts = getter.__reduce__()
+        self._attributes |= {name for path in parts[1] if isinstance(path, str) for name in path.split(".")}
+        return parts
+
+    def _parts_of_method(self, method: types.MethodType) -> Any:
+        return method.__func__, method.__self__
+
+    def _parts_of_class(self, value: type) -> Any:
+        name = value.__module__, value.__qualname__
+        if _is_library(value.__module__):
+            return name
+        read = {key: one for key, one in vars(value).items() if key not in SELDOM_READ}
+        return name, type(value), value.__bases__, read
+
+    def _parts_of_module(self, module: types.ModuleType) -> Any:
+        self._modules[module.__name__] = module
+        return module.__name__
+
+    def _parts_of_ufunc(self, value: np.ufunc) -> Any:
+        if getattr(np, value.__name__, None) is not value:
+            raise pickle.PicklingError(f"{value} may hold a function")
+        return value.__name__
+
+    def _parts_of_instance(self, value: Any) -> Any:
+        kind = type(value)
+        slots = {
+            name
+            for base in kind.__mro__
+            for name, one in vars(base).items()
+            if isinstance(one, types.MemberDescriptorType)
+        }
+        parts = [kind, getattr(value, "__dict__", None)]
+        parts += [(name, getattr(value, name, None)) for name in sorted(slots)]
+        if _c_base(kind) is not object:
+            made = value.__reduce_ex__(4)
+            parts += [made] if isinstance(made, str) else [*made[:3], *(list(one or ()) for one in made[3:5])]
+        return parts
+
+    def _dump_attributes_of_modules(self) -> None:
+        """Of every module reached what any code reached names; which may reach more."""
+        done: set[tuple[str, str]] = set()
+        while True:
+            found = {
+                (name, one)
+                for name, module in self._modules.items()
+                for one in self._attributes & vars(module).keys()
+            }
+            if found == done:
+                return
+            for name, attribute in sorted(found - done):
+                self.dump((name, attribute))
+                self._dump_attribute(name, vars(self._modules[name])[attribute])
+            done = found
+
+    def _dump_attribute(self, module: str, value: Any) -> None:
+        """A library's own object in C, which nobody can look into, counts by name."""
+        try:
+            self.dump(value)
+        except Exception:
+            if not (_is_library(module) and _is_library(getattr(value, "__module__", ""))):
+                raise
 
 
-def _code_parts(code: types.CodeType) -> list[str]:
+_PARTS: list[tuple[tuple[Any, ...], Callable[[_Reached, Any], Any]]] = [
+    ((np.ndarray,), _Reached._parts_of_array),
+    ((types.FunctionType,), _Reached._parts_of_function),
+    ((types.CodeType,), _Reached._parts_of_code),
+    ((types.CellType,), _Reached._parts_of_cell),
+    ((types.MethodType,), _Reached._parts_of_method),
+    ((property, staticmethod, classmethod, functools.cached_property), _Reached._parts_of_property),
+    ((type(functools.lru_cache(len)),), _Reached._parts_of_property),
+    ((operator.attrgetter, operator.methodcaller), _Reached._parts_of_getter),
+    ((type,), _Reached._parts_of_class),
+    ((types.ModuleType,), _Reached._parts_of_module),
+    ((types.MappingProxyType,), lambda _, value: dict(value)),
+    ((np.ufunc,), _Reached._parts_of_ufunc),
+]
+
+
+@functools.lru_cache(maxsize=1000)
+def _read(code: types.CodeType) -> _Code:
     """Instructions, names and constants; lambdas inside included."""
-    parts = [code.co_code.hex(), repr(code.co_names), repr(code.co_freevars)]
-    for constant in code.co_consts:
-        parts += _code_parts(constant) if isinstance(constant, types.CodeType) else [repr(constant)]
-    return parts
+    inner = [_read(one) for one in code.co_consts if isinstance(one, types.CodeType)]
+    constants = [one for one in code.co_consts if not isinstance(one, types.CodeType)]
+    variables = code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars
+    said = repr((code.co_code, code.co_flags, variables, constants, [one.digest for one in inner]))
+    named: dict[str, set[str]] = {"names": set(), "attributes": set(), "imports": set()}
+    for one in dis.get_instructions(code):
+        if one.opcode in dis.hasname:
+            is_global = "GLOBAL" in one.opname or one.opname.endswith("_NAME")
+            kind = "imports" if one.opname == "IMPORT_NAME" else "names" if is_global else "attributes"
+            named[kind].add(one.argval)
+    sets = {kind: frozenset(own.union(*(getattr(one, kind) for one in inner))) for kind, own in named.items()}
+    return _Code(hashlib.sha256(said.encode("utf-8", "surrogatepass")).hexdigest(), **sets)
 
 
-def _names(code: types.CodeType) -> list[str]:
-    inner = [name for one in code.co_consts if isinstance(one, types.CodeType) for name in _names(one)]
-    return [*code.co_names, *inner]
+def _c_base(kind: type) -> type:
+    """The first of its bases whose instances are made in C."""
+    for base in kind.__mro__:
+        made_by = vars(base).get("__new__")
+        if isinstance(made_by, types.BuiltinFunctionType) and made_by.__self__ is base:
+            return base
+    return object
 
 
-def _is_filled(cell: types.CellType) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True
+@functools.cache
+def _installed_folders() -> tuple[str, ...]:
+    """What the names of files begin with that are not the caller's."""
+    ours = os.path.dirname(os.path.dirname(__file__))
+    known = {sysconfig.get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
+    known |= {ours, *site.getsitepackages(), site.getusersitepackages()}
+    return ("<frozen", *(os.path.join(folder, "") for folder in known))
+
+
+def _is_installed(file: str) -> bool:
+    """Whether a file of code belongs to Python, to an installed library or to polarmap."""
+    return file.startswith(_installed_folders())
+
+
+def _is_library(name: str) -> bool:
+    """Whether a module does, by its name."""
+    file = getattr(sys.modules.get(name), "__file__", None)
+    if file is None:
+        return name in sys.builtin_module_names or name in sys.stdlib_module_names
+    return _is_installed(file) and name != "__main__"

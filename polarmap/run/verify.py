@@ -246,7 +246,7 @@ class Verifier:
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
         if not self.trust.is_known and self._differ():
-            self.trust.note_passed()
+            self.trust.note()
 
     def _differ(self) -> bool:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""

@@ -89,13 +89,22 @@ def from_result(tree: Any) -> Any:
 def is_raw(value: Any) -> bool:
     """Whether a tree of arrays, numbers and strings is exactly itself once it has travelled as raw bytes.
 
+    Not if it holds a container or an array twice: it would come back as two.
+
     >>> is_raw([1.5, {"a": np.zeros(3)}]), is_raw([1.5, None]), is_raw(2**70), is_raw({(1, 2): 3})
     (True, False, False, False)
+    >>> a = [1]
+    >>> is_raw((a, [1])), is_raw((a, a))
+    (True, False)
     """
-    unseen, count = [value], 0
+    unseen, count, held = [value], 0, set[int]()
     while unseen:
         one = unseen.pop()
         kind, count = type(one), count + 1
+        if kind in (dict, list, tuple, np.ndarray, np.matrix):
+            if id(one) in held:
+                return False
+            held.add(id(one))
         if kind in (dict, list, tuple):
             if len(one) > RAW_LEAVES or (kind is dict and any(type(key) not in (str, int) for key in one)):
                 return False

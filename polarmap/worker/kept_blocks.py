@@ -139,8 +139,8 @@ class KeptBlocks:
         self.reads += 1
         try:
             with open(path, "rb") as file:
-                status = _told(os.fstat(file.fileno()))
-                _, _, size, _ = status
+                found = os.fstat(file.fileno())
+                status, size = _told(found), found.st_size
                 if size < part.offset + part.size:
                     there = max(0, size - part.offset)
                     raise DamagedError(f"{part.key} has {there} of {part.size} bytes from {part.offset} on")
@@ -167,7 +167,8 @@ def status_of(path: str) -> tuple[int, ...]:
 
 
 def _told(status: os.stat_result) -> tuple[int, ...]:
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    """The time of the last change (ctime) among it, which, unlike that of the data, nobody can set."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 class OnReadOnlyBlocks:

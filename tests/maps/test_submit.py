@@ -11,19 +11,23 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor, as_completed, wait
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse
 from pool_processes import runs, starts_threads_at_exit, until
 
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.maps.submit import CodedMapOptions
+from polarmap.run import coded_future
 
 SECONDS = 60.0
 A = np.arange(48.0).reshape(16, 3)
@@ -399,3 +403,121 @@ def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> Non
     assert ended.stdout.startswith(text)
     if how == "stored":
         np.testing.assert_allclose(polarmap.open_coded("y", str(tmp_path))[:], -A, atol=1e-12)
+
+
+# --- data that changes after submit has returned -----------------------------------------------
+
+
+@pytest.fixture
+def held_back(monkeypatch: pytest.MonkeyPatch) -> Callable[[], None]:
+    """Maps begin when this is called, however soon a thread is free."""
+    starts: list[Callable[[], None]] = []
+    monkeypatch.setattr(coded_future.MAP_THREADS, "start", starts.append)
+
+    def begin() -> None:
+        while starts:
+            threading.Thread(target=starts.pop()).start()
+
+    return begin
+
+
+class Rows:
+    """A sequence of the caller's own."""
+
+    def __init__(self, rows: Any) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.rows)
+
+
+def fill(array: Any) -> None:
+    array[...] = -1
+
+
+KINDS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "array": (lambda: np.arange(48.0).reshape(12, 4), fill),
+    "view": (lambda: np.arange(96.0).reshape(12, 8)[:, ::2], lambda data: data.base.fill(-1)),
+    "array that does not divide": (lambda: np.arange(44.0).reshape(11, 4), lambda data: data[-1].fill(-1)),
+    "list of arrays": (lambda: list(np.arange(24.0).reshape(6, 4)), lambda data: data[3].fill(-1)),
+    "nested": (lambda: [{"a": (np.arange(4.0) + i,)} for i in range(6)], lambda data: fill(data[5]["a"][0])),
+    "own sequence": (lambda: Rows(np.arange(24.0).reshape(6, 4)), lambda data: fill(data.rows)),
+    "frame": (lambda: pd.DataFrame({"a": np.arange(12.0)}), lambda data: data.loc.__setitem__((3, "a"), -1)),
+    "sparse": (
+        lambda: scipy.sparse.csr_array(np.arange(48.0).reshape(12, 4)),
+        lambda data: data.data.fill(-1),
+    ),
+}
+
+
+def plus(block: Any) -> Any:
+    return block @ np.eye(block.shape[1]) if scipy.sparse.issparse(block) else block
+
+
+@pytest.mark.parametrize("verb", [polarmap.coded_map, polarmap.hedged_map, polarmap.coded_sum])
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_is_taken_as_it_is_when_submit_returns(
+    kind: str, verb: Callable[..., Any], held_back: Callable[[], None]
+) -> None:
+    make, change = KINDS[kind]
+    if (kind, verb) in {("sparse", polarmap.coded_sum), ("own sequence", polarmap.coded_sum)}:
+        pytest.skip("is not taken by this verb")
+    lost = {} if verb is polarmap.hedged_map else {1: float("inf")}
+    options = {"executor": ReplayExecutor(lost)} | ({"blocks": 6} if verb is polarmap.coded_map else {})
+    data = make()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # of padding
+        expected = verb(plus, make(), **options)
+        future = polarmap.submit(plus, data, verb=verb, **options)
+        change(data)
+        held_back()
+        found = future.result(SECONDS)
+    if verb is polarmap.coded_sum:
+        found, expected = [found.value], [expected.value]
+    for one, other in zip(found, expected, strict=True):
+        while isinstance(one, (dict, tuple)):
+            one, other = (next(iter(x.values())) if isinstance(x, dict) else x[0] for x in (one, other))
+        one, other = (x.toarray() if scipy.sparse.issparse(x) else x for x in (one, other))
+        np.testing.assert_allclose(one, other, atol=1e-9)
+
+
+def test_factors_points_and_what_is_to_be_stored_are_taken_as_they_are(
+    held_back: Callable[[], None], tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    A, B, w, x = rng.standard_normal((12, 5)), rng.standard_normal((5, 3)), rng.random(12), rng.random(6)
+    late = ReplayExecutor({1: float("inf")})
+    options: dict[str, Any] = {"executor": late}
+    futures = [
+        polarmap.submit(A, B, verb=polarmap.coded_matmul, blocks=6, workers=8, method="rows", **options),
+        polarmap.submit(A, w, verb=polarmap.coded_gram, blocks=4, **options),
+        polarmap.submit(
+            lambda z: np.sum(z**3), x, verb=polarmap.coded_gradient, blocks=6, workers=8, **options
+        ),
+        polarmap.submit(A, verb=polarmap.encode, blocks=6, workers=8, name="taken", storage=tmp_path),
+    ]
+    expected = [A @ B, A.T @ (w[:, None] * A), 3 * x**2, A.copy()]
+    for one in (A, B, w, x):
+        one.fill(-1)
+    held_back()
+    product, gram, gradient, stored = (future.result(SECONDS) for future in futures)
+    for one, other in zip([product.array, gram.array, gradient.gradient, stored[:]], expected):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_f_is_taken_as_it_is_where_it_travels_and_called_as_it_is_on_threads(
+    held_back: Callable[[], None], threads: ThreadPoolExecutor
+) -> None:
+    for executor, factor in ((None, 2.0), (threads, 3.0)):
+        x = np.full(3, 2.0)
+        f = lambda block, x=x: block * x  # noqa: E731
+        future = polarmap.submit(f, A, blocks=4, workers=6, executor=executor)
+        x.fill(3)
+        held_back()
+        np.testing.assert_allclose(future.result(SECONDS).concatenate(), factor * A)

@@ -121,6 +121,47 @@ def test_any_value_comes_back_as_it_was(value: Any) -> None:
     assert_same(from_result(to_result(value)), value)
 
 
+@st.composite
+def sharing(draw: Any) -> Any:
+    """A value in which some objects stand several times, and itself perhaps."""
+    made: list[Any] = [1.5, "a", np.arange(3.0), [1], (2, [3]), {"b": [4]}]
+    for _ in range(draw(st.integers(1, 6))):
+        parts = draw(st.lists(st.sampled_from(range(len(made))), max_size=3))
+        inside = [made[index] for index in parts]
+        kinds: list[Any] = [list, tuple, lambda parts: dict(zip("abc", parts))]
+        made.append(draw(st.sampled_from(kinds))(inside))
+    value = made[-1]
+    if draw(st.booleans()) and isinstance(value, list):
+        value.append(draw(st.sampled_from([value, made[3]])))
+    return value
+
+
+def identities(value: Any) -> list[Any]:
+    """Containers and arrays in the order in which they are met, each by when it was met first."""
+    first: dict[int, int] = {}
+    order: list[Any] = []
+    unseen = [value]
+    while unseen:
+        one = unseen.pop()
+        if not isinstance(one, (list, tuple, dict, np.ndarray)) or (isinstance(one, tuple) and not one):
+            order.append(one)
+            continue
+        is_new = id(one) not in first
+        order.append((type(one), first.setdefault(id(one), len(first)), len(one)))
+        if is_new and not isinstance(one, np.ndarray):
+            unseen.extend(one.values() if isinstance(one, dict) else one)
+    return order
+
+
+@settings(derandomize=True, deadline=None)
+@given(sharing())
+def test_one_object_does_not_come_back_as_two(value: Any) -> None:
+    oracle = identities(pickle.loads(pickle.dumps(value)))
+    assert identities(travelled(value)) == oracle
+    packed = pack(to_result(value))
+    assert identities(from_result(unflatten(packed.structure, packed.unpack()))) == oracle
+
+
 def note(text: str) -> Named:
     named = Named([1, 2])
     named.name = text

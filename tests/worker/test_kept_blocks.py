@@ -65,6 +65,23 @@ def test_memory_goes_with_its_file(tmp_path: Path) -> None:
         kept.load(block)
 
 
+@pytest.mark.parametrize("place", [0, SHAPE[0] * SHAPE[1] * 4, SHAPE[0] * SHAPE[1] * 8 - 1])
+def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(tmp_path: Path, place: int) -> None:
+    _, block = stored(tmp_path, check=True)
+    path = tmp_path / "block-0"
+    kept = KeptBlocks()
+    kept.load(block)
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[place] ^= 1
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+        with path.open("r+b") as file:
+            file.write(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(DamagedError, match="corrupt"):
+        kept.load(block)
+
+
 def test_what_is_removed_or_changed_is_noticed_although_it_is_kept(tmp_path: Path) -> None:
     data, block = stored(tmp_path, check=True)
     kept = KeptBlocks()
