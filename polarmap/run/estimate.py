@@ -15,6 +15,7 @@ from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
+from polarmap.code.residual import noise
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report
@@ -152,13 +153,15 @@ def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) 
     else:
         rounding *= epsilon(arrived.precision(dtype))
         rounding[rounding <= arrived.rtol(dtype)] = 0.0
-    share = _relative_scatter(how, received) or np.inf  # where none shows, nothing tells
+    share = _relative_scatter(how, received)
+    if share <= noise(arrived.precision(dtype)):
+        share = np.inf  # rounding is not scatter: nothing tells
     expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
     return expected
 
 
 def _relative_scatter(how: Estimator, received: Array) -> float:
-    """The scatter of blocks around their mean, as a share of their root mean square; 0 if none shows."""
+    """The scatter of blocks around their mean, as a share of their root mean square."""
     real = _real(received)
     size = float(np.sqrt(np.mean(real**2))) if real.size else 0.0
     return how.scatter(real) / size if size > 0 else 0.0

@@ -355,6 +355,21 @@ def test_equal_arrivals_tell_nothing_of_the_others() -> None:
     assert "by how much they are off is unknown" in str(result.report)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
+@pytest.mark.parametrize("places", [0, 1])
+def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
+    """Blocks that are equal, or equal up to their last digit, tell nothing of one that is not there."""
+    for seed in range(20):
+        stream = np.random.default_rng(seed)
+        data = np.repeat(stream.normal(1000, 300, (1, 3)), 6, axis=0).astype(dtype)
+        if dtype != "i8":
+            data = (data * (1 + places * stream.integers(-1, 2, data.shape) * np.finfo(dtype).eps)).astype(dtype)
+        data[5] *= 2
+        options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+        result = coded_map(np.negative, data, executor=losing(*range(4, 8)), **options)
+        assert result.report.errors[4:] == (math.inf, math.inf)
+
+
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
 def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     """All patterns of arrivals: what is not called an estimate is right to the last bit."""
