@@ -284,7 +284,7 @@ class Codewords:
         )
 
     def warn(self) -> None:
-        """Say of the results, which are handed out, that they contradict each other or how accurate they are."""
+        """Say of the results that they contradict each other, or are less accurate than was asked for."""
         found = (word.acceptance.contradiction for word in self.members)
         contradiction = next((one for one in found if one is not None), None)
         if contradiction is not None:
