@@ -310,8 +310,8 @@ class Received:
         wide = [str(dtype) for dtype in self._coded.blocks.dtypes if is_exact(dtype)]
         made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
         return (
-            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums over "
-            "one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
+            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums "
+            "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
             + (", or data.astype(numpy.int64) for numbers below 2^63" if wide[0] == "uint64" else "")
         )
 

@@ -709,7 +709,7 @@ def test_why_a_python_integer_is_refused() -> None:
 @pytest.mark.parametrize("lost", [(), (5,), (0,)])
 def test_results_that_are_no_numbers_are_refused_with_what_to_use(lost: tuple[int, ...]) -> None:
     for f in (lambda block: block > 0, lambda block: block.astype(np.longdouble), lambda _: "text"):
-        with pytest.raises(CodeError, match="the result of f has dtype .*, or use hedged_map"):
+        with pytest.raises(CodeError, match=r"the result of f has dtype .*, or use hedged_map"):
             coded_map(f, FLOATS, blocks=8, workers=12, executor=losing(*lost))
         assert len(hedged_map(f, FLOATS, blocks=8, executor=losing())) == 8
 
