@@ -165,7 +165,7 @@ def _read(store: Store, key: str) -> Any:
     """A small JSON object; None if it is not there or not whole."""
     try:
         return json.loads(store.get(key))
-    except (MissingObjectError, ValueError):
+    except (MissingObjectError, ValueError, RecursionError):
         return None
 
 

@@ -186,7 +186,7 @@ class Manifest:
         try:
             document = json.loads(data)
             is_ours = document["format"] == FORMAT
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise StorageError(f"{where} is damaged: it is not the JSON that was written") from error
         if not is_ours:
             raise StorageError(f"{where} is not the manifest of a coded array")

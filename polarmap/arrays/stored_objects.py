@@ -113,7 +113,7 @@ class ZarrObjects:
                 fields = json.loads(store.get(f"{prefix}/{file}"))
             except MissingObjectError:
                 continue
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise StorageError(f"{prefix}/{file} in {store.name} is not JSON") from error
             return self._chunks(store, prefix, *read(prefix, fields))
         raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")

@@ -74,6 +74,13 @@ def covered(recovery: Recovery, dtype: DType) -> Mask:
     return np.asarray((np.abs(recovery.checks) > TINY).any(axis=0))
 
 
+def most_terms(recovery: Recovery, dtype: DType) -> int:
+    """The most blocks of `dtype` that stand in one left-over equation: two that are equal hold for any f."""
+    words = recovery.integer_checks() if is_exact(dtype) else None
+    terms = np.abs(recovery.checks) > TINY if words is None else words != 0
+    return int(terms.sum(axis=1).max(initial=0))
+
+
 def support(recovery: Recovery, dtype: DType) -> Mask:
     """Which arrived blocks of `dtype` each decoded block is made of, (missing, arrived)."""
     if not len(recovery.missing):

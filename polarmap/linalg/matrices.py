@@ -116,7 +116,10 @@ def to_one_precision(left: Any, right: Any) -> tuple[Any, Any]:
 
 def check_operand(operand: Any, name: str = "the operand") -> Array:
     """A vector or matrix that lies here and that every worker gets."""
-    array = np.asarray(any_array(operand, name))
+    try:
+        array = np.asarray(any_array(operand, name))
+    except ValueError as error:
+        raise CodeError(f"{name} is no array: {error}") from error
     if array.dtype.kind not in "biufc":
         raise CodeError(f"{name} has dtype {array.dtype}: it must hold numbers")
     check_finite(array, name)

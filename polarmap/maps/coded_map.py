@@ -201,10 +201,11 @@ def coded_map(
     Exception
         What f raised, where it was the same in more tasks than may be missing and none had returned.
     CodeError
-        Data, sizes or dtypes that cannot be coded; a lost result that f made into a float of 64-bit
-        integers whose parity wraps.
+        Data, sizes or dtypes that cannot be coded; a lost result that f made into a float, or a Python
+        integer, of 64-bit integers whose parity wraps.
     NotLinearError
-        The results contradict each other: f is not linear.
+        The results contradict each other, so f is not linear, and one of a data task failed for good or
+        is not there by `timeout`, or verify=True. Else the map waits for these, and warns.
     NotDecodableError
         Too few results and nothing more can arrive; chained to the first task's exception.
     CodedTimeoutError

@@ -35,8 +35,10 @@ class Acceptance:
     results : list of lists of arrays, or None
         Of the k data tasks, flat; of the last time they were decoded.
     decode_seconds : float
-    not_finite : bool
-        NaN or inf are among the results: nothing can be decoded, every data task has to report.
+    refusal : NotFiniteError, NotLinearError or None
+        Why nothing can be decoded from these results, so that every data task has to report.
+    contradiction : NotLinearError or None
+        Of results that are handed out all the same, as every data task did report.
     """
 
     def __init__(
@@ -52,24 +54,36 @@ class Acceptance:
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
         self._decoded_by: Recovery | None = None
-        self.not_finite = False
+        self.refusal: NotFiniteError | NotLinearError | None = None
+        self.contradiction: NotLinearError | None = None
+        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
 
     def step(self) -> str | None:
-        """How the results were verified, once they are determined and that is settled."""
+        """How the results were verified, once they are determined and that is settled.
+
+        Results that contradict each other are looked at again with every further one: it may tell who
+        is to blame.
+        """
         decoder = self._received.decoder
+        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
+            self.refusal = None
         if decoder is None or not decoder.ready:
             return None
         if not len(decoder.missing):
             return self._as_a_plain_map(decoder)
-        if self.not_finite:
+        if self.refusal is not None:
             return None
         try:
             return self._verify(decoder)
         except NotFiniteError as error:
             if not len(decoder.code.systematic):  # no more results would help
                 raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
-            self.not_finite = True
-            return None
+            self.refusal = error
+        except NotLinearError as error:
+            if not len(decoder.code.systematic) or self._options.trusted or self._options.verify is True:
+                raise
+            self.refusal, self._refused = error, (decoder, decoder.count)
+        return None
 
     def _as_a_plain_map(self, decoder: Decoder) -> str | None:
         """Every data task reported: nothing has to be decoded, whatever f is.
@@ -77,18 +91,18 @@ class Acceptance:
         On first use one parity equation is looked at all the same: better a warning now than an error
         when a worker is missing.
         """
-        if self.not_finite:
+        if self.refusal is not None:
             self._received.needed = decoder.count
-        elif self._is_first_use or self._verifier.broken:
+        if not isinstance(self.refusal, NotFiniteError) and (self._is_first_use or self._verifier.broken):
             try:
                 if not self._is_protected(decoder):
                     return None
             except NotLinearError as error:
                 if self._options.verify is True:
                     raise
-                warn(f"{AS_A_PLAIN_MAP}, but {error}")
-            except NotFiniteError:
-                self.not_finite = True
+                self.contradiction = error
+            except NotFiniteError as error:
+                self.refusal = error
         self._decode()
         return "not needed"
 
@@ -107,9 +121,11 @@ class Acceptance:
             return True
         if not self._received.are_stored and self._received.wraps:  # else all would be read to tell
             return self._say_not_protected(self._received.why_not_protected())
-        if decoder.surplus:
-            if not self._surplus_holds():
-                return False
+        if decoder.surplus and not self._surplus_holds():
+            return False
+        if not self._verifier.can_mix:
+            return True
+        if self._verifier.is_mixing:
             self._verifier.note_passed()
             return True
         if not self._surplus_wait_is_over() and self._watch.remaining > 0:
@@ -212,7 +228,7 @@ class Acceptance:
 
     def is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        since = None if self.not_finite else self._received.determined_at
+        since = None if self.refusal is not None else self._received.determined_at
         return since is not None and self._watch.elapsed - since > self._patience
 
     @property
@@ -235,7 +251,8 @@ class Acceptance:
 
     def _passed(self, how: str) -> str:
         self._decode()
-        self._verifier.note_passed()
+        if self._verifier.is_mixing:
+            self._verifier.note_passed()
         return how
 
     def _decode(self) -> list[list[Array]]:

@@ -15,9 +15,9 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.code.decoder import Decoder
-from polarmap.errors import NotDecodableError, warn
+from polarmap.errors import NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.acceptance import Acceptance
+from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
@@ -77,11 +77,12 @@ class Codeword:
     @property
     def is_short(self) -> bool:
         """Whether more results are needed."""
-        return self.verification is None and (self.received.ready_at is None or self.acceptance.not_finite)
+        is_determined = self.received.ready_at is not None and self.acceptance.refusal is None
+        return self.verification is None and not is_determined
 
     def could_finish(self, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results."""
-        return self.received.could_finish(self.acceptance.not_finite, accurately)
+        return self.received.could_finish(self.acceptance.refusal is not None, accurately)
 
     @property
     def error_bound(self) -> float:
@@ -193,8 +194,8 @@ class Codewords:
 
     @property
     def is_protected(self) -> bool:
-        """Whether parity helps: not where NaN or inf keeps a codeword from being decoded."""
-        return not any(word.acceptance.not_finite for word in self.members)
+        """Whether parity helps: not where a codeword cannot be decoded."""
+        return not any(word.acceptance.refusal for word in self.members)
 
     def failed(self) -> list[int]:
         """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
@@ -227,7 +228,13 @@ class Codewords:
                 self._make_do(word, nothing_can_come)
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """What to say when the timeout has passed, and the exception behind it."""
+        """What to say when the timeout has passed, and the exception behind it.
+
+        NotLinearError where a linear f would have been done by now.
+        """
+        for refusal in (word.acceptance.refusal for word in self.members):
+            if isinstance(refusal, NotLinearError):
+                raise refusal from self._tasks.first_cause
         return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
 
     # ---------------------------------------------------------------------------------------
@@ -240,11 +247,14 @@ class Codewords:
         may_come = word.received.more_may_come and not word.acceptance.is_accuracy_hopeless()
         if may_come and not nothing_can_come and word.could_finish(accurately=False):
             return
-        if not word.acceptance.not_finite and word.received.accept(self._watch.elapsed):
+        refusal = word.acceptance.refusal
+        if refusal is None and word.received.accept(self._watch.elapsed):
             return
         if self._options.deadline is not None and word.received.results:
             return
-        message = self._message.too_few(word.acceptance.not_finite, nothing_can_come)
+        if isinstance(refusal, NotLinearError):
+            raise refusal from self._tasks.first_cause
+        message = self._message.too_few(refusal is not None, nothing_can_come)
         raise NotDecodableError(message) from self._tasks.first_cause
 
     def _spread_garbage(self) -> None:
@@ -274,8 +284,12 @@ class Codewords:
             running=worst.received.running,
         )
 
-    def warn_of_inaccuracy(self) -> None:
-        """Say of results that were taken at less than the accuracy asked for how accurate they are."""
+    def warn(self) -> None:
+        """Say of the results that they contradict each other, or are less accurate than was asked for."""
+        found = (word.acceptance.contradiction for word in self.members)
+        contradiction = next((one for one in found if one is not None), None)
+        if contradiction is not None:
+            warn(f"{AS_A_PLAIN_MAP}, but {contradiction}")
         bounds = [word.error_bound for word in self.members if word.received.is_inaccurate]
         if bounds:
             warn(

@@ -15,6 +15,7 @@ from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
+from polarmap.code.residual import noise
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report
@@ -22,9 +23,10 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword, Codewords
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import Received
-from polarmap.run.results import kinds_of, leaves_of, unwrapped
+from polarmap.run.results import kinds_of, leaves_of
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
+from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
@@ -56,14 +58,16 @@ def estimate_at_deadline(
         raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
     assert isinstance(coded.code, PolarCode)  # checked before the map began
     found = estimate(received, coded.code)
-    if word.verifier.contradicts():
+    refusal = word.acceptance.refusal
+    if refusal is not None or word.verifier.contradicts():
         missing = set(word.decoder.missing.tolist())
         errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
         found = found._replace(errors=errors, error_p90=max(errors))
-        warn(
+        broken = (
             f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
-            "or a worker returned garbage, so what is decoded or estimated may be far off"
+            "or a worker returned garbage"
         )
+        warn(f"{refusal or broken}; what is decoded or estimated may be far off")
     word.acceptance.results, word.verification = found.results, "no"
     received.needed = received.needed or len(received.arrived)
     return found
@@ -96,7 +100,7 @@ def estimate_so_far(
 
 
 def _is_finite(word: Codeword) -> bool:
-    return not word.acceptance.not_finite and word.received.all_finite()
+    return not isinstance(word.acceptance.refusal, NotFiniteError) and word.received.all_finite()
 
 
 def estimate(arrived: Received, code: PolarCode) -> Estimate:
@@ -124,7 +128,10 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
             known = _exact(code, how, rows, dtype)
             expected = [0.0 if row in known else error or np.inf for row, error in enumerate(expected)]
             for row, block in known.items():
-                blocks[row] = _python(how, received, row, block) if kind == "python" else block
+                if kind == "python":
+                    weights = how.weights[row : row + 1]
+                    [block] = arrived.unwrapped(leaf, how.arrived, weights, block[None])
+                blocks[row] = block
         estimated.append(blocks)
         errors[how.missing] = np.maximum(errors[how.missing], expected)
         p90 = max(p90, _error_p90(how, received, expected, code.k))
@@ -152,13 +159,15 @@ def _expected(arrived: Received, how: Estimator, received: Array, dtype: DType) 
     else:
         rounding *= epsilon(arrived.precision(dtype))
         rounding[rounding <= arrived.rtol(dtype)] = 0.0
-    share = _relative_scatter(how, received) or np.inf  # where none shows, nothing tells
+    share = _relative_scatter(how, received)
+    if share <= noise(arrived.precision(dtype)):
+        share = np.inf  # rounding is not scatter: nothing tells
     expected: list[float] = np.multiply(how.errors, share, out=rounding, where=how.errors > 0).tolist()
     return expected
 
 
 def _relative_scatter(how: Estimator, received: Array) -> float:
-    """The scatter of blocks around their mean, as a share of their root mean square; 0 if none shows."""
+    """The scatter of blocks around their mean, as a share of their root mean square."""
     real = _real(received)
     size = float(np.sqrt(np.mean(real**2))) if real.size else 0.0
     return how.scatter(real) / size if size > 0 else 0.0
@@ -194,9 +203,3 @@ def _exact(code: PolarCode, how: Estimator, rows: dict[int, Array], dtype: DType
         data = np.stack([rows[int(index)].astype(np.int64) for index in known])
         words = words - modular.matmul(code.coefficients[np.ix_(parity, known)], data)
     return dict(zip(places, modular.matmul(solver, words).astype(dtype)))
-
-
-def _python(how: Estimator, received: Array, row: int, block: Array) -> Array:
-    """A determined Python integer, which does not wrap."""
-    [found] = unwrapped(how.weights[row : row + 1], received, block[None])
-    return found

@@ -246,7 +246,7 @@ def _collect(
         if watch.is_past_deadline:
             found = estimate_at_deadline(coded, codewords, tasks, watch)
             break
-    codewords.warn_of_inaccuracy()
+    codewords.warn()
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from polarmap.blocks.base import CodedData
 from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_exact
 from polarmap.code.tiled import ignoring_inf
+from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
@@ -172,6 +174,13 @@ class Received:
         found = self._tasks.failed | self._rejected
         return found and {index for index in found if index not in self.arrived and not self._may_come(index)}
 
+    @property
+    def odd(self) -> set[int]:
+        """Data blocks of which a worker returned something of another structure or shape."""
+        return {
+            index for index in self._rejected - self.convicted.keys() if index < len(self._code.systematic)
+        }
+
     def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.
 
@@ -248,8 +257,7 @@ class Received:
                 kinds[leaf] == "python" and is_exact(dtype) and recovery.exact and len(recovery.missing) > 0
             )
             if is_python:
-                received = np.stack([self.rows(leaf)[int(index)] for index in recovery.arrived])
-                recovered.append(unwrapped(recovery.weights, received, blocks))
+                recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
         shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
@@ -262,6 +270,14 @@ class Received:
 
         return [result(index) for index in range(self._code.wanted)]
 
+    def unwrapped(self, leaf: int, arrived: Array, weights: Array, blocks: Array) -> list[Array]:
+        """Python integers, decoded by these weights, from what they are modulo 2^64."""
+        rows = self.rows(leaf)
+        numbers = [int(rows[index][0]) for index in arrived.tolist()]
+        data = int((arrived < len(self._code.systematic)).sum())
+        may_wrap = self._has_unsigned or self._is_large(sums=False)
+        return unwrapped(weights, numbers, data, blocks, not self._is_large(sums=True), may_wrap)
+
     @property
     def are_stored(self) -> bool:
         """Whether the blocks lie in storage."""
@@ -269,14 +285,24 @@ class Received:
 
     @cached_property
     def wraps(self) -> bool:
-        """Whether f turned integers into floats whose parity blocks may have wrapped modulo 2^64."""
+        """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
         if self._trusted or all(is_exact(dtype) for dtype in self.dtypes()):
             return False
+        return self._has_unsigned or self._is_large(sums=True)
+
+    @property
+    def _has_unsigned(self) -> bool:
+        """Whether parity of the data wraps below zero."""
+        return np.dtype(np.uint64) in self._coded.blocks.dtypes
+
+    def _is_large(self, sums: bool) -> bool:
+        """Whether parity blocks of 64-bit integers may be beyond 2^63; or `sums` over all that is in one."""
         blocks = self._coded.blocks
-        wide = [leaf for leaf, dtype in enumerate(blocks.dtypes) if is_exact(dtype) and dtype.itemsize == 8]
+        sizes = [prod(shape) if sums else 1 for _, shape in self._coded.layout(0)]
         return any(
-            blocks.dtypes[leaf].kind == "u" or blocks.largest(leaf) * self._code.norm_inf >= 1 << 63
-            for leaf in wide
+            blocks.largest(leaf) * self._code.norm_inf * sizes[leaf] >= 1 << 63
+            for leaf, dtype in enumerate(blocks.dtypes)
+            if is_exact(dtype) and dtype.itemsize == 8
         )
 
     def why_not_protected(self) -> str:
@@ -284,8 +310,8 @@ class Received:
         wide = [str(dtype) for dtype in self._coded.blocks.dtypes if is_exact(dtype)]
         made = [str(dtype) for dtype in self.dtypes() if not is_exact(dtype)]
         return (
-            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers wrap modulo "
-            "2^64, which floats do not undo: use data.astype(float)"
+            f"f turns {wide[0]} blocks into {made[0]}, and parity blocks of such 64-bit integers, or sums "
+            "over one, wrap modulo 2^64, which floats do not undo: use data.astype(float)"
             + (", or data.astype(numpy.int64) for numbers below 2^63" if wide[0] == "uint64" else "")
         )
 
@@ -326,7 +352,7 @@ class Received:
             return
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
-            check_dtype(dtype, "the result of f")
+            _check_result(dtype)
         whole = any(is_exact(dtype) for dtype in self._coded.blocks.dtypes or dtypes)  # else f rounds
         exact = self._code.carries_integers and whole and any(is_exact(dtype) for dtype in dtypes)
         inexact = [self.precision(dtype) for dtype in dtypes if not (exact and is_exact(dtype))]
@@ -367,3 +393,11 @@ class Received:
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""
         return default_rtol(dtype) if self._rtol_wanted is None else self._rtol_wanted
+
+
+def _check_result(dtype: DType) -> None:
+    """CodeError for a result that could not be decoded if it were lost, whether or not it is."""
+    try:
+        check_dtype(dtype, "the result of f")
+    except CodeError as error:
+        raise CodeError(f"{error}, or use hedged_map, which takes any f at all") from None

@@ -61,21 +61,33 @@ def kinds_of(structure: Structure) -> list[str]:
     return [kind for part in structure[2] for kind in kinds_of(part)]
 
 
-def unwrapped(weights: Array, received: Array, blocks: Array) -> list[Array]:
+def unwrapped(
+    weights: Array, received: list[int], data: int, blocks: Array, are_small: bool, may_wrap: bool
+) -> list[Array]:
     """Python integers, which do not wrap, from what they are modulo 2^64 and from what they are about.
 
-    CodeError where the two contradict each other: then parity has wrapped.
+    CodeError for one that may be another that is the same modulo 2^64. Of those from 2^63 on, or
+    negative, one is certain if a result of a data block lies on that side: else f may add up in 64 bits,
+    with a sign or without one.
+
+    received : what arrived, first those of so many data blocks.
+    are_small : whether sums of the data stay below 2^63.
+    may_wrap : whether parity blocks of the data may.
     """
-    values = received.astype(np.float64)
-    about = (weights @ values)[:, 0]
-    margin = 16 * np.finfo(float).eps * (np.abs(weights) @ np.abs(values))[:, 0] + 1
+    values = np.array(received, np.float64)
+    about = weights @ values
+    margin = 16 * np.finfo(float).eps * (np.abs(weights) @ np.abs(values)) + 1
+    sides = {value < 0 for value in received[:data] if not 0 <= value < 1 << 63}
     found = []
     for near, off, modular in zip(about.tolist(), margin.tolist(), blocks[:, 0].tolist()):
-        exact = modular + (round((near - modular) / 2**64) << 64)
-        if not abs(exact - near) <= off or not -(1 << 63) <= exact < 1 << 64:
+        exact = modular % 2**64
+        is_low = exact < 1 << 63
+        exact -= (not is_low and exact - near > 1 << 63) << 64
+        fits = not may_wrap and abs(exact - near) <= off
+        if not (fits and (is_low or (exact < 0) in sides)) and not (is_low and are_small):
             raise CodeError(
-                "f returns Python integers, and parity blocks of the data wrap modulo 2^64, which Python "
-                "integers do not: return numpy integers, as in numpy.int64(total)"
+                "f returns Python integers, and a lost one may be off by 2^64, modulo which parity of the "
+                "data is decoded: return numpy integers, as in numpy.int64(total)"
             )
         found.append(np.array([exact]))
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,6 +13,7 @@ from polarmap.blocks.base import CodedData
 from polarmap.code import residual
 from polarmap.code.base import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
+from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
 from polarmap.run.local_evaluation import LocalRun
@@ -138,11 +139,44 @@ class Verifier:
         """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
 
         Equations alone hold of any f whose results are equal so far, and, where no worker gets a data
-        block, of any that is linear far away from the data.
+        block, of any that is linear far away from the data; those of copies of a block hold of any f. What
+        is odd about the result of a data block may be f's own doing.
         """
+        if self._received.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
+            return False
         if not self.evaluated and not (len(self._coded.code.systematic) and self._differ()):
             return False
         return not self._unseen().any()
+
+    @property
+    def is_mixing(self) -> bool:
+        """Whether one of the checks involves f of a sum of blocks: a copy of a block tells nothing of f."""
+        if self._mixed[np.isin(self._recovery.missing, list(self.evaluated))].any():
+            return True
+        dtypes = set(self._received.dtypes()) if self._residuals else ()
+        return any(residual.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
+
+    @property
+    def _mixed(self) -> Mask:
+        """Which of the blocks to decode are made of more than a copy."""
+        mixed = np.zeros(len(self._recovery.missing), bool)
+        for dtype in set(self._received.dtypes()):
+            mixed |= residual.support(self._recovery, dtype).sum(axis=1) > 1
+        return mixed
+
+    @property
+    def can_mix(self) -> bool:
+        """Whether any parity block is more than a copy of a data block."""
+        return self._most_mixed[1] > 1
+
+    @cached_property
+    def _most_mixed(self) -> tuple[int, int]:
+        """The parity block that is made of most data blocks, and of how many."""
+        k, code = len(self._coded.code.systematic), self._coded.code
+        if not (isinstance(code, PolarCode) and code.carries_integers):
+            return k, code.k
+        counts = np.count_nonzero(code.coefficients, axis=1)
+        return k + int(np.argmax(counts)), int(counts.max())
 
     def error_bound(self, results: Sequence[list[Array]]) -> float:
         """The error that may have been made unseen, as a share of the largest number of a leaf of `results`.
@@ -221,14 +255,14 @@ class Verifier:
         return [gap / (self._largest(leaf) or 1.0) for leaf, gap in enumerate(apart)]
 
     def parity_run(self) -> LocalRun:
-        """f of the first parity block, on a thread: under way, or ended just now."""
+        """f of a parity block, on a thread: under way, or ended just now."""
         if self._parity_run is None:
-            index = len(self._coded.code.systematic)
+            index, _ = self._most_mixed
             self._parity_run = LocalRun(self._f, partial(self._block, index), index)
         return self._parity_run
 
     def parity_fits(self, leaves: list[Array]) -> bool:
-        """Whether f of the first parity block, evaluated here, is what the results of all data tell."""
+        """Whether f of that parity block, evaluated here, is what the results of all data tell."""
         results = self._received.results
         first = leaves_of(results[min(results)])
         if [(one.shape, kind_of(one.dtype)) for one in leaves] != [
@@ -236,11 +270,12 @@ class Verifier:
         ]:
             self.residual = np.inf
             return False
-        k, code = len(self._coded.code.systematic), self._coded.code
+        k, code, (index, _) = len(self._coded.code.systematic), self._coded.code, self._most_mixed
         exact = self._received.decoder is not None and self._received.decoder.exact
-        recovery = code.recovery(np.arange(code.n) <= k, exact)
+        places = np.arange(code.n)
+        recovery = code.recovery((places < k) | (places == index), exact)
         flat = [np.ascontiguousarray(one).reshape(-1) for one in leaves]
-        rows = [self._received.rows(leaf) | {k: one} for leaf, one in enumerate(flat)]
+        rows = [self._received.rows(leaf) | {index: one} for leaf, one in enumerate(flat)]
         return not self._measure(recovery, rows)[0]
 
     def note_passed(self) -> None:
@@ -273,6 +308,8 @@ class Verifier:
         told = sum(
             residual.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
         )
+        told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._received.odd))
+        told[np.isin(recovery.missing, list(self.evaluated))] = -1.0
         return int(recovery.missing[np.argmax(told)])
 
     def _equations_broken(self) -> tuple[bool, set[int] | None]:

@@ -179,3 +179,10 @@ def test_a_code_that_comes_out_otherwise_is_refused(store):
     write_manifest(store, {"code": {**code, "seed": code["seed"] + 1}})
     with pytest.raises(StorageError, match="builds other parity blocks"):
         polarmap.open_coded("a", store)
+
+
+def test_a_manifest_of_brackets_alone_is_damaged(tmp_path):
+    polarmap.encode(random_array((24, 5)), name="a", storage=tmp_path)
+    (tmp_path / "polarmap/manifests/a.json").write_text("[" * 100_000)
+    with pytest.raises(StorageError, match="is damaged: it is not the JSON that was written"):
+        polarmap.open_coded("a", tmp_path)

@@ -89,6 +89,7 @@ def test_pools_and_localhost() -> None:
     [
         (TALL[0], None, {}, r"A must be a matrix with rows and columns, not of shape \(17,\)"),
         (TALL, WEIGHTS[:9], {}, r"weights has shape \(9,\), but A has 40 rows"),
+        (TALL, [[1.0, 2.0], [3.0]], {}, "weights is no array: .* inhomogeneous"),
         (TALL, WEIGHTS * 1j, {}, "weights are complex"),
         (TALL, WEIGHTS + math.nan, {}, "weights holds NaN or inf"),
         (TALL + math.inf, None, {}, "A holds NaN or inf"),

@@ -27,6 +27,7 @@ from polarmap import (
     coded_gram,
     coded_map,
     coded_matmul,
+    hedged_map,
 )
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
@@ -355,6 +356,23 @@ def test_equal_arrivals_tell_nothing_of_the_others() -> None:
     assert "by how much they are off is unknown" in str(result.report)
 
 
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8", "c16", "i8"])
+@pytest.mark.parametrize("places", [0, 1])
+def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
+    """Blocks that are equal, or equal up to their last digit, tell nothing of one that is not there."""
+    for seed in range(20):
+        stream = np.random.default_rng(seed)
+        data = np.repeat(stream.normal(1000, 300, (1, 3)), 6, axis=0).astype(dtype)
+        if dtype != "i8":
+            data = (data * (1 + places * stream.integers(-1, 2, data.shape) * np.finfo(dtype).eps)).astype(
+                dtype
+            )
+        data[5] *= 2
+        options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+        result = coded_map(np.negative, data, executor=losing(*range(4, 8)), **options)
+        assert result.report.errors[4:] == (math.inf, math.inf)
+
+
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
 def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     """All patterns of arrivals: what is not called an estimate is right to the last bit."""
@@ -579,3 +597,137 @@ def test_equal_results_do_not_make_f_linear() -> None:
     assert len(arrived) >= 5
     with pytest.raises(NotLinearError):
         coded_map(np.sign, data, blocks=4, workers=12, executor=arriving(arrived, 12), timeout=100)
+
+
+# --- one rule for f that is not linear -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"timeout": 100}, {"schedule": "on_demand"}, {"schedule": Subtasks(3)}]
+)
+@pytest.mark.parametrize("code", ["rotation", "arikan"])
+def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, options: dict[str, Any]) -> None:
+    for seed in range(12):
+        order = np.random.default_rng(seed).permutation(12).tolist()
+        with pytest.warns(RuntimeWarning, match="those of a plain map, but .* f is not linear") as told:
+            result = coded_map(
+                np.exp, FLOATS, blocks=8, workers=12, code=code, executor=arriving(order, 12), **options
+            )
+        assert len(told) == 1
+        assert_same(result, plain_map(np.exp, FLOATS, 8))
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"timeout": 100}, {"schedule": "on_demand"}, {"schedule": Subtasks(3)}]
+)
+@pytest.mark.parametrize("verify", ["auto", True])
+def test_whatever_arrives_first_it_is_refused_where_a_result_is_lost(
+    verify: Any, options: dict[str, Any]
+) -> None:
+    for seed in range(8):
+        order = [task for task in np.random.default_rng(seed).permutation(12).tolist() if task != 2]
+        with pytest.raises(NotLinearError, match="f is not linear"):
+            coded_map(
+                np.exp, FLOATS, blocks=8, workers=12, verify=verify, executor=arriving(order, 12), **options
+            )
+
+
+def test_a_failed_task_of_it_is_tried_again() -> None:
+    faulty = FaultyExecutor(ReplayExecutor(), {0: Fault("raise")})
+    with pytest.warns(RuntimeWarning, match="those of a plain map"):
+        result = coded_map(np.exp, FLOATS, blocks=8, workers=12, executor=faulty)
+    assert_same(result, plain_map(np.exp, FLOATS, 8))
+
+
+def test_copies_of_blocks_make_no_function_linear() -> None:
+    """Three of the parity blocks of (8, 3) are copies of a data block each, of which any f is the same."""
+    data = STREAM.integers(-99, 99, (9, 2))
+    for order in ([1, 5, 4, 2], [1, 4, 5, 2, 6], [3, 7, 0, 1, 2], range(8)):
+        executor = arriving([*order, *(task for task in range(8) if task not in order)], 8)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            coded_map(np.square, data, blocks=3, workers=8, executor=executor)
+        assert TRUSTED.recall(np.square, LINEAR, [data.dtype]) is None
+
+
+# --- 64-bit integers that f makes Python integers or floats of ---------------------------------
+
+
+def added_up(block: np.ndarray) -> int:
+    return sum(block.ravel().tolist())
+
+
+INTO_PYTHON = {
+    "sum": lambda block: int(block.sum()),
+    "minus the sum": lambda block: -int(block.sum()),
+    "Python sum": added_up,
+    "difference": lambda block: block.ravel().tolist()[0] - block.ravel().tolist()[-1],
+    "sum as uint64": lambda block: int(block.astype(np.uint64).sum()),
+    "object sum": lambda block: block.astype(object).sum(),
+    "float of the sum": lambda block: float(block.sum()),
+}
+
+
+def drawn_integers(stream: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """Of 64 bits: small ones, of the whole range, or near its upper end."""
+    dtype = np.dtype(stream.choice(["i8", "u8"]))
+    limits, bits = np.iinfo(dtype), int(stream.integers(3, 65))
+    high = min(int(limits.max), 1 << bits)
+    low = stream.choice([max(int(limits.min), -high), high // 2]) if bits < 63 else int(limits.min)
+    return stream.integers(int(low), high, shape, dtype, endpoint=True)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.parametrize("name", INTO_PYTHON)
+def test_python_integers_and_floats_of_64_bits_are_right_or_refused(name: str) -> None:
+    f, exact = INTO_PYTHON[name], 0
+    for seed in range(150):
+        stream = np.random.default_rng(seed)
+        k, spare, rows = (int(stream.integers(1, top)) for top in (8, 6, 40))
+        data = drawn_integers(stream, (k * rows, 2))
+        seconds = dict(enumerate((1 + stream.random(k + spare)).tolist()))
+        lost = dict.fromkeys(
+            stream.permutation(k + spare)[: stream.integers(1, spare + 1)].tolist(), math.inf
+        )
+        options = {"blocks": k, "workers": k + spare, "verify": stream.choice([True, False]).item()}
+        try:
+            result = coded_map(f, data, executor=ReplayExecutor(seconds | lost), **options)
+        except (CodeError, NotDecodableError, NotLinearError):
+            continue
+        exact += 1
+        assert_same(result, plain_map(f, data, k), 1e-10 if name.startswith("float") else 0.0)
+    assert exact > 20
+
+
+def test_why_a_python_integer_is_refused() -> None:
+    data = np.array([[-(2**62)], [5], [-(2**61)], [7]])
+    options = {"blocks": 4, "workers": 8, "executor": losing(0)}
+    with pytest.raises(CodeError, match=r"may be off by 2\^64, .* return numpy integers"):
+        coded_map(lambda block: int(block.sum()), data, **options)
+    result = coded_map(lambda block: block.sum(), data, **options)
+    assert list(result) == data[:, 0].tolist()
+    assert list(coded_map(lambda block: int(block.sum()), data // 2**50, **options)) == [
+        -(2**12),
+        0,
+        -(2**11),
+        0,
+    ]
+
+
+# --- results that are no numbers of one shape ----------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [(), (5,), (0,)])
+def test_results_that_are_no_numbers_are_refused_with_what_to_use(lost: tuple[int, ...]) -> None:
+    for f in (lambda block: block > 0, lambda block: block.astype(np.longdouble), lambda _: "text"):
+        with pytest.raises(CodeError, match=r"the result of f has dtype .*, or use hedged_map"):
+            coded_map(f, FLOATS, blocks=8, workers=12, executor=losing(*lost))
+        assert len(hedged_map(f, FLOATS, blocks=8, executor=losing())) == 8
+
+
+@pytest.mark.parametrize("lost", [(), (5,), (2,)])
+def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+    """One block alone gives another shape: f's own doing, not its worker's."""
+    data = np.arange(24.0).reshape(12, 2)
+    with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
+        coded_map(lambda block: block[block > 5], data, blocks=4, workers=6, executor=losing(*lost))
