@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import session
 from hypothesis import settings
 from servers import RedisServer, S3Server, Server
 
@@ -30,15 +31,16 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
-    prefix, beside = "polarmap-tests-", None
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # beside that of its session, not in it: sockets have short paths only
-        session = Path(tempfile.gettempdir()).parent
-        prefix, beside = f"{session.name}-", session.parent
-    own = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+    session.take_signals()
     # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
-    Finalize(None, remove_folders, (own,), exitpriority=-200)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Beside that of its session, not in it: sockets have short paths only.
+        whole = Path(tempfile.gettempdir()).parent
+        own = Path(tempfile.mkdtemp(prefix=f"{whole.name}-", dir=whole.parent))
+        Finalize(None, shutil.rmtree, (own, True), exitpriority=-200)
+    else:
+        own = Path(tempfile.mkdtemp(prefix="polarmap-tests-"))
+        Finalize(None, session.end, (session.keep(own), os.getpid()), exitpriority=-200)
     for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():
         (own / name).mkdir()
         os.environ[variable] = str(own / name)
@@ -50,18 +52,12 @@ def pytest_configure() -> None:
     multiprocessing.set_forkserver_preload(["polarmap"])
 
 
-def remove_folders(own: Path) -> None:
-    """Also those of processes of pytest-xdist, which end at once when they are slow to."""
-    for folder in own.parent.glob(f"{own.name}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def say_when_ended() -> None:
     """Else code of workers that ends its process would end this one with code 0, as if all was well."""
-    session, end = os.getpid(), os._exit
+    here, end = os.getpid(), os._exit
 
     def told(code: int) -> None:
-        if os.getpid() == session and not code and "PYTEST_XDIST_WORKER" not in os.environ:
+        if os.getpid() == here and not code and "PYTEST_XDIST_WORKER" not in os.environ:
             os.write(2, b"\nA test let code of workers end this process.\n")
             code = 70
         end(code)

@@ -15,6 +15,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from session import remove_sockets_of
+
 KEY, SECRET, BUCKET = "testkey", "testsecretkey", "test-bucket"
 START_SECONDS = 60
 
@@ -133,10 +135,8 @@ class S3Server(Server):
 
     def close(self) -> None:
         super().close()
-        for port in self.ports:  # it puts sockets there whatever TMPDIR says
-            for name in (f"-{port}.sock", f"-{port + 10_000}.sock"):
-                for path in Path("/tmp").glob(f"seaweedfs-*{name}"):
-                    path.unlink(missing_ok=True)
+        for port in self.ports:
+            remove_sockets_of(port)
 
 
 def redis_binary() -> str:
