@@ -1,4 +1,4 @@
-"""The suite itself: what a session has started ends with it, however it ends, and signals are as in a terminal."""
+"""The suite itself: what a session has started ends with it, and signals are as in a terminal."""
 
 from __future__ import annotations
 
@@ -49,9 +49,10 @@ def session(place: Path, text: str, *arguments: str, before: str = "") -> subpro
     (place / "test_it.py").write_text(text)
     (place / "tmp").mkdir()
     others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    program = f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    given = ["-q", "-p", "no:cacheprovider", "--rootdir", str(place), str(place / "test_it.py"), *arguments]
     return subprocess.Popen(
-        [sys.executable, "-c", f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"]
-        + ["-q", "-p", "no:cacheprovider", "--rootdir", str(place), str(place / "test_it.py"), *arguments],
+        [sys.executable, "-c", program, *given],
         env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
         cwd=place,
         stdout=subprocess.PIPE,
