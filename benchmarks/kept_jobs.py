@@ -2,8 +2,8 @@
 
 python -m benchmarks.kept_jobs
 
-All by default: no executor, no option that a user would not set, no environment variable. Figures are medians of
-all runs, with what nine in ten of them take at most in brackets.
+All by default: no executor, no option that a user would not set, no environment variable. Figures are
+medians of all runs, with what nine in ten of them take at most in brackets.
 """
 
 from __future__ import annotations

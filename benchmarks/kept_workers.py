@@ -142,11 +142,13 @@ def column(A: np.ndarray, x: np.ndarray, trouble: Trouble, turns: int, steps: in
         for _ in range(turns):
             for name in [one for one in opened if one not in found]:
                 try:
-                    taken[name] += milliseconds(opened[name], steps)
+                    times = milliseconds(opened[name], steps)
                 except Exception as error:  # whatever a library says of a dead worker
                     kind = type(error).__name__
                     late = kind.endswith("TimeoutError")
                     found[name] = f"> {1e3 * DEADLINE:,.0f}" if late else f"fails: {kind}"
+                else:
+                    taken[name] += times
     return {name: median_and_most(times) for name, times in taken.items()} | found
 
 
@@ -162,10 +164,8 @@ def main() -> None:
             for trouble in get_args(Trouble)
         ]
         load = "/".join(f"{number:.1f}" for number in os.getloadavg())
-        print(
-            f"\n{BLOCKS} blocks of {rows:,} x {COLUMNS:,}, ms of a step, median (90 %); load {load}",
-            flush=True,
-        )
+        title = f"{BLOCKS} blocks of {rows:,} x {COLUMNS:,}, ms of a step, median (90 %)"
+        print(f"\n{title}; load {load}", flush=True)
         print(f"{'':24s}" + "".join(f"{head:>30s}" for head in ("nobody asleep", "2 asleep", "1 killed")))
         for name, (library, *_) in ROWS.items():
             is_there = step_rivals.is_installed(library)

@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -20,10 +20,16 @@ from typing import Any
 
 import pytest
 import session
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from servers import RedisServer, S3Server, Server
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+# Also where CI is set, for which Hypothesis has a profile of its own. A busy machine is no defect.
+settings.register_profile(
+    "untimed",
+    settings.get_profile("default"),
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("untimed")
 
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
@@ -72,9 +78,16 @@ def keep_compiled_modules() -> None:
     sys.dont_write_bytecode = False
 
 
-def running(server: Server) -> Iterator[Server]:
+def running(make: Callable[[], Server]) -> Iterator[Server]:
+    """One that has started: somebody else may have taken a port of the first in the meantime."""
+    server = make()
     try:
-        server.start()
+        try:
+            server.start()
+        except AssertionError:
+            server.close()
+            server = make()
+            server.start()
         yield server
     finally:
         server.close()
@@ -83,13 +96,13 @@ def running(server: Server) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """SeaweedFS on loopback. A test that kills it starts it again."""
-    yield from running(S3Server(tmp_path_factory.mktemp("weed")))
+    yield from running(lambda: S3Server(tmp_path_factory.mktemp("weed")))
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Redis on loopback. A test that kills it starts it again."""
-    yield from running(RedisServer(tmp_path_factory.mktemp("redis")))
+    yield from running(lambda: RedisServer(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.fixture(params=["threads", "processes", "localhost"])
