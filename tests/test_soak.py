@@ -21,7 +21,7 @@ from soak.oracle import Finding
 import polarmap
 from polarmap.errors import NotLinearError
 
-COUNT = {"replay": 110, "threads": 8, "processes": 2, "localhost": 1}
+COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2, "localhost": 1}
 # Found with these seeds, and not mended yet: `python -m soak --case SEED` says what.
 FOUND: set[int] = set()
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from soak.cases import Named
 
-LIMIT = {"replay": 20.0, "threads": 90.0, "processes": 150.0, "localhost": 200.0}
+LIMIT = {"replay": 20.0, "threads": 90.0, "pool": 250.0, "processes": 150.0, "localhost": 200.0}
 BATCH = 400  # cases of one process
 FAREWELL = 60.0  # seconds that a process may take to end
 TESTS = Path(__file__).resolve().parents[1]
