@@ -353,7 +353,7 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         before = threading.active_count()
         first = processes(pool)
         assert until(lambda: not any(map(runs, first)))
-        assert until(lambda: threading.active_count() == before)
+        assert until(lambda: threading.active_count() <= before)
         check(pool)
 
 
@@ -392,7 +392,7 @@ def test_nothing_grows() -> None:
         ]
         # A worker more has a socket more: there are others while some are at what nobody waits for.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
-        assert threading.active_count() <= before[1]
+        assert until(lambda: threading.active_count() <= before[1])
 
 
 def resident(process: int) -> int:
