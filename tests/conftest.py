@@ -12,17 +12,20 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+import session
+from hypothesis import HealthCheck, settings
 from servers import RedisServer, S3Server, Server
 
-settings.register_profile("untimed", deadline=None)  # a busy machine is no defect
+# A busy machine is no defect. Where CI is set, this is on top of Hypothesis' profile for it, which draws
+# the same examples each time.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
@@ -30,15 +33,16 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
-    prefix, beside = "polarmap-tests-", None
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # beside that of its session, not in it: sockets have short paths only
-        session = Path(tempfile.gettempdir()).parent
-        prefix, beside = f"{session.name}-", session.parent
-    own = Path(tempfile.mkdtemp(prefix=prefix, dir=beside))
+    session.take_signals()
     # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
-    Finalize(None, remove_folders, (own,), exitpriority=-200)
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Beside that of its session, not in it: sockets have short paths only.
+        whole = Path(tempfile.gettempdir()).parent
+        own = Path(tempfile.mkdtemp(prefix=f"{whole.name}-", dir=whole.parent))
+        Finalize(None, shutil.rmtree, (own, True), exitpriority=-200)
+    else:
+        own = Path(tempfile.mkdtemp(prefix="polarmap-tests-"))
+        Finalize(None, session.end, (session.keep(own), os.getpid()), exitpriority=-200)
     for variable, name in {"TMPDIR": "tmp", "HOME": "home"}.items():
         (own / name).mkdir()
         os.environ[variable] = str(own / name)
@@ -50,18 +54,12 @@ def pytest_configure() -> None:
     multiprocessing.set_forkserver_preload(["polarmap"])
 
 
-def remove_folders(own: Path) -> None:
-    """Also those of processes of pytest-xdist, which end at once when they are slow to."""
-    for folder in own.parent.glob(f"{own.name}*"):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def say_when_ended() -> None:
     """Else code of workers that ends its process would end this one with code 0, as if all was well."""
-    session, end = os.getpid(), os._exit
+    here, end = os.getpid(), os._exit
 
     def told(code: int) -> None:
-        if os.getpid() == session and not code and "PYTEST_XDIST_WORKER" not in os.environ:
+        if os.getpid() == here and not code and "PYTEST_XDIST_WORKER" not in os.environ:
             os.write(2, b"\nA test let code of workers end this process.\n")
             code = 70
         end(code)
@@ -76,9 +74,16 @@ def keep_compiled_modules() -> None:
     sys.dont_write_bytecode = False
 
 
-def running(server: Server) -> Iterator[Server]:
+def running(make: Callable[[], Server]) -> Iterator[Server]:
+    """One that has started: somebody else may have taken a port of the first in the meantime."""
+    server = make()
     try:
-        server.start()
+        try:
+            server.start()
+        except AssertionError:
+            server.close()
+            server = make()
+            server.start()
         yield server
     finally:
         server.close()
@@ -87,13 +92,13 @@ def running(server: Server) -> Iterator[Server]:
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """SeaweedFS on loopback. A test that kills it starts it again."""
-    yield from running(S3Server(tmp_path_factory.mktemp("weed")))
+    yield from running(lambda: S3Server(tmp_path_factory.mktemp("weed")))
 
 
 @pytest.fixture(scope="session")
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Redis on loopback. A test that kills it starts it again."""
-    yield from running(RedisServer(tmp_path_factory.mktemp("redis")))
+    yield from running(lambda: RedisServer(tmp_path_factory.mktemp("redis")))
 
 
 @pytest.fixture(params=["threads", "processes", "localhost"])

@@ -16,7 +16,7 @@ import polarmap
 from polarmap.executors.owned_folder import OWNER
 
 
-def until(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:
     """Whether that is so within so many seconds."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -82,6 +82,6 @@ def program(text: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 def assert_nothing_is_left(driver: int, others: set[int]) -> None:
-    """Neither these processes nor a folder of the driver, five seconds after its end."""
-    assert until(lambda: not any(map(runs, others)), 5.0)
-    assert until(lambda: not folders(driver), 5.0)
+    """Neither these processes nor a folder of the driver, soon after its end."""
+    assert until(lambda: not any(map(runs, others)), 20.0)
+    assert until(lambda: not folders(driver), 20.0)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import random
 import shutil
 import socket
 import subprocess
@@ -15,16 +16,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from session import remove_sockets_of
+
 KEY, SECRET, BUCKET = "testkey", "testsecretkey", "test-bucket"
 START_SECONDS = 60
 
 
 def free_ports(count: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
+    """Ports that nobody listens on, nor on those 10,000 above, which SeaweedFS takes, too.
+
+    The kernel gives neither to connections: one that is made while a server is away, by a client that
+    tries again and again, would otherwise take its port, and may even be answered by itself.
+    """
+    found: set[int] = set()
+    while len(found) < count:
+        port = random.SystemRandom().randrange(12_000, 22_000)
+        if is_free(port) and is_free(port + 10_000):
+            found.add(port)
+    return list(found)
+
+
+def is_free(port: int) -> bool:
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True
 
 
 class Server:
@@ -133,10 +150,8 @@ class S3Server(Server):
 
     def close(self) -> None:
         super().close()
-        for port in self.ports:  # it puts sockets there whatever TMPDIR says
-            for name in (f"-{port}.sock", f"-{port + 10_000}.sock"):
-                for path in Path("/tmp").glob(f"seaweedfs-*{name}"):
-                    path.unlink(missing_ok=True)
+        for port in self.ports:
+            remove_sockets_of(port)
 
 
 def redis_binary() -> str:

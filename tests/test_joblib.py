@@ -14,6 +14,7 @@ import joblib
 import numpy as np
 import pytest
 from joblib import Parallel, delayed
+from pool_processes import until
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV
@@ -100,7 +101,7 @@ def test_no_thread_is_left() -> None:
         before = threading.active_count()
         for _ in range(5):
             squares(4)
-    assert threading.active_count() <= before
+    assert until(lambda: threading.active_count() <= before)
 
 
 def test_wrong_options_are_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import count, islice
 from typing import Any
@@ -12,16 +13,16 @@ import numpy as np
 import pytest
 from plain import cut
 from soak import oracle, watch
-from soak.cases import Named
+from soak.cases import KINDS, KINDS_OF_POOL, Named
 from soak.draws import Draw
-from soak.faults import Faults, Pools, draw_faults
+from soak.faults import SHARES, Faults, Pools, draw_faults
 from soak.maps import draw_map, rank_mod_2
 from soak.oracle import Finding
 
 import polarmap
 from polarmap.errors import NotLinearError
 
-COUNT = {"replay": 110, "threads": 8, "processes": 2, "localhost": 1}
+COUNT = {"replay": 110, "threads": 8, "pool": 8, "processes": 2, "localhost": 1}
 # Found with these seeds, and not mended yet: `python -m soak --case SEED` says what.
 FOUND: set[int] = set()
 
@@ -131,3 +132,22 @@ def test_faults_are_none_as_many_as_the_code_bears_and_more() -> None:
     counts = {len(draw_faults(Draw(seed), "replay", 9, 3).struck) for seed in range(60)}
     assert {0, 3} < counts
     assert max(counts) > 3
+
+
+def test_a_summary_has_cases_and_findings_of_each_kind() -> None:
+    seed = a_map()
+    tally = watch.Tally(Counter({("map", "replay", "right"): 3, ("sum", "pool", "right"): 2}))
+    tally.findings.append(watch.Found(seed, "hang", "no answer"))
+    assert [line.split() for line in tally.summary().splitlines()] == [
+        ["kind", "cases", "findings"],
+        ["map", "3", "1"],
+        ["sum", "2", "0"],
+        ["all", "5", "1"],
+    ]
+
+
+def test_every_kind_is_drawn() -> None:
+    drawn = [Named(seed) for seed in range(3_000)]
+    assert {one.executor for one in drawn} == set(SHARES)
+    assert {one.kind for one in drawn if one.executor == "pool"} == set(KINDS_OF_POOL)
+    assert {one.kind for one in drawn if one.executor == "replay"} == set(KINDS)

@@ -153,7 +153,10 @@ SHAPELESS_NAMES = {"common", "core", "helper", "helpers", "manager", "misc", "ut
 # Folders of tests/ whose files need not be called like a module.
 WHOLE = {"maps", "cloud", "cpython", "soak", "benchmarks"}
 # Files at the top of tests/ that judge the project, not a module.
-PROJECT = {"config", "docs", "examples", "makefile", "packaging", "recipes", "soak", "structure", "texts"}
+PROJECT = {
+    *["config", "docs", "examples", "makefile", "packaging", "recipes"],
+    *["session", "soak", "structure", "texts"],
+}
 # Tests in mirrored folders that name no module.
 STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.

@@ -128,7 +128,7 @@ def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
         inherited = [os.get_inheritable(number) for number in range(3)]
         others = len(os.listdir("/proc/self/fd"))
         open_standard_streams()
-        assert len(os.listdir("/proc/self/fd")) == others
+        assert len(os.listdir("/proc/self/fd")) <= others
     finally:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)

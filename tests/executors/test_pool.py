@@ -213,15 +213,16 @@ def test_workers_do_not_draw_the_same_numbers(pool: Pool) -> None:
     assert len(set(drawn.values())) == len(drawn)
 
 
-def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool) -> None:
-    def nap(block: Any) -> Any:
-        time.sleep(1.0)
-        return 1.0
+def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool, tmp_path: Path) -> None:
+    def nap(item: int) -> int:
+        """Until more others sleep than there would be if four did at a time."""
+        (tmp_path / str(item)).touch()
+        deadline = time.monotonic() + PATIENCE
+        while len(os.listdir(tmp_path)) < 8 and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return len(os.listdir(tmp_path))
 
-    polarmap.hedged_map(product, [X], executor=pool)
-    began = time.monotonic()
-    polarmap.hedged_map(nap, [X] * 32, executor=pool)
-    assert time.monotonic() - began < 8.0  # one after another on four: 8
+    assert min(polarmap.hedged_map(nap, range(32), executor=pool, backups=0)) >= 8
 
 
 def test_workers_bounds_the_tasks_at_a_time() -> None:
@@ -363,7 +364,7 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         before = threading.active_count()
         first = processes(pool)
         assert until(lambda: not any(map(runs, first)))
-        assert until(lambda: threading.active_count() == before)
+        assert until(lambda: threading.active_count() <= before)
         check(pool)
 
 
@@ -402,7 +403,7 @@ def test_nothing_grows() -> None:
         ]
         # A worker more has a socket more: there are others while some are at what nobody waits for.
         assert len(os.listdir("/proc/self/fd")) <= before[0] + MOST_ABANDONED
-        assert threading.active_count() <= before[1]
+        assert until(lambda: threading.active_count() <= before[1])
 
 
 def resident(process: int) -> int:

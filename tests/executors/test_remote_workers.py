@@ -208,6 +208,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     workers.want(2)
     assert until(lambda: len(workers) == 2)
     time.sleep(0.05)
+    since = time.monotonic()
     first = workers.paid()
     assert first is not None
     assert first.started == 2
@@ -216,12 +217,11 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     workers.remove(taken(workers, Lease()))
     workers.paid()
     time.sleep(0.05)
-    since = time.monotonic()
     second = workers.paid()
     assert second is not None
     assert second.started == 0
     assert second.writes > 0
-    assert 0.04 < second.seconds < 0.08 + time.monotonic() - since + 0.1
+    assert 0.04 < second.seconds <= time.monotonic() - since  # of the one that is left
 
 
 def test_workers_are_renewed_a_few_at_a_time(site: ThreadSite) -> None:

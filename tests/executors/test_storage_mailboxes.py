@@ -170,10 +170,15 @@ def test_workers_see_that_their_driver_says_goodbye(side: Side) -> None:
             worker.receive(0.05)
 
 
-def test_it_is_closed_at_once(side: Side) -> None:
+@pytest.fixture
+def patient_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(redis_channel, "WAIT_SECONDS", 4.0)
+
+
+def test_it_is_closed_at_once(patient_server: None, side: Side) -> None:
     began = time.monotonic()
     side.boxes.close()
-    assert time.monotonic() < began + 0.9  # not after the second in which the server waits
+    assert time.monotonic() < began + 3.5  # not after the time for which the server waits
 
 
 def test_two_threads_tell_workers_at_once(side: Side) -> None:

@@ -55,10 +55,13 @@ def taken(workers: WorkerProcesses, lease: Lease, may_wait: bool = False) -> Wor
 
 
 def call(folder: Path, seconds: float) -> TaskCall:
-    """A task that sleeps."""
+    """A task that sleeps, and after that until a file is there, if it is to sleep at all."""
+    gate = folder / "go"
 
     def nap(block: Any) -> Any:
         time.sleep(seconds)
+        while seconds and not gate.exists():
+            time.sleep(0.01)
         return block
 
     data = np.zeros(1)
@@ -117,10 +120,11 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
     lease = Lease()
     worker = taken(workers, lease)
-    told(worker, call(tmp_path, 0.3), "this")
+    told(worker, call(tmp_path, 0.01), "this")
     lease.ended = time.monotonic()
     assert workers.abandoned_tasks() == {"this"}
     assert workers.take(Lease(), may_wait=True) is None
+    (tmp_path / "go").touch()
     deadline = time.monotonic() + 30.0
     while workers.abandoned_tasks():
         assert time.monotonic() < deadline

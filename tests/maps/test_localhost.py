@@ -304,9 +304,9 @@ def test_a_driver_that_ends_takes_its_workers_along(tmp_path, number):
     wait_until(lambda: sleepers_run(temporary))
     began = time.monotonic()
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=100)
     if number == signal.SIGINT:
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 60  # of the 600 for which its workers sleep
         assert process.returncode in (-signal.SIGINT, 1)  # Python's own two ways to end by Ctrl-C
     assert "Exception ignored" not in err
     assert_nothing_runs_or_lies_in(temporary)

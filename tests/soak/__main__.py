@@ -18,7 +18,7 @@ def main() -> int:
     began, first = time.monotonic(), asked.seed if asked.seed is not None else time.time_ns() % 10**9 * 1000
     print(f"Cases from {first} on, for {asked.minutes:g} minutes.", flush=True)
     tally = watch(count(first), began + 60 * asked.minutes, asked.keep_going)
-    print(tally.table())
+    print(f"{tally.table()}\n\n{tally.summary()}")
     for found in tally.findings:
         print(f"\n{found}")
         if not asked.keep_going:

@@ -13,14 +13,15 @@ from typing import Any
 import numpy as np
 from plain import AlteringReplay
 
-from polarmap import Fault, FaultyExecutor
+from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
-SHARES = {"replay": 950, "threads": 40, "processes": 8, "localhost": 2}
+SHARES = {"replay": 900, "threads": 40, "pool": 50, "processes": 8, "localhost": 2}
 KINDS = {
     "replay": ["never", "raise", "exit", "kill", "garbage", "lie", "shape", "nan"],
     "threads": ["sleep", "raise", "garbage"],
+    "pool": ["sleep", "raise", "exit", "kill", "garbage", "never"],
     "processes": ["sleep", "raise", "exit", "kill", "garbage", "never"],
     "localhost": ["sleep", "raise", "exit", "kill", "garbage", "never"],
 }
@@ -131,8 +132,10 @@ class Pools:
     def __init__(self) -> None:
         self._open: dict[str, Any] = {}
 
-    def executor(self, kind: str, faults: Faults, seed: int) -> Any:
+    def executor(self, kind: str, faults: Faults | None, seed: int) -> Any:
         """An executor of this kind on which tasks fare so."""
+        if faults is None:
+            return self._pool(kind)
         if kind == "replay":
             struck = {
                 t: one for t, one in faults.struck.items() if one in ("raise", "exit", "kill", "garbage")
@@ -143,14 +146,14 @@ class Pools:
 
     def close(self) -> None:
         for pool in self._open.values():
-            pool.shutdown(cancel_futures=True)
+            _end(pool)
         self._open.clear()
 
     def _pool(self, kind: str) -> Any:
         pool = self._open.get(kind)
         if pool is None or getattr(pool, "_broken", False):
             if pool is not None:
-                pool.shutdown(cancel_futures=True)
+                _end(pool)
             pool = self._open[kind] = OPEN[kind]()
         return pool
 
@@ -167,4 +170,15 @@ def _processes() -> ProcessPoolExecutor:
     return ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("forkserver"))
 
 
-OPEN: dict[str, Callable[[], Any]] = {"threads": lambda: ThreadPoolExecutor(4), "processes": _processes}
+def _end(pool: Any) -> None:
+    if isinstance(pool, Pool):
+        pool.close()
+    else:
+        pool.shutdown(cancel_futures=True)
+
+
+OPEN: dict[str, Callable[[], Any]] = {
+    "threads": lambda: ThreadPoolExecutor(4),
+    "processes": _processes,
+    "pool": lambda: Pool(workers=4),
+}

@@ -23,7 +23,7 @@ from soak.functions import NESTED, Function, draw_function, draw_linear, draw_qu
 from soak.oracle import Finding
 
 MISLEADING = DECEIVING | {"shape"}  # where nothing is checked
-PATIENCE = {"replay": 1000.0, "threads": 60.0, "processes": 60.0, "localhost": 100.0}
+PATIENCE = {"replay": 1000.0, "threads": 60.0, "pool": 100.0, "processes": 60.0, "localhost": 100.0}
 
 
 @dataclass

@@ -20,7 +20,7 @@ from typing import Any
 
 from soak.cases import Named
 
-LIMIT = {"replay": 20.0, "threads": 90.0, "processes": 150.0, "localhost": 200.0}
+LIMIT = {"replay": 20.0, "threads": 90.0, "pool": 250.0, "processes": 150.0, "localhost": 200.0}
 BATCH = 400  # cases of one process
 FAREWELL = 60.0  # seconds that a process may take to end
 TESTS = Path(__file__).resolve().parents[1]
@@ -55,11 +55,30 @@ class Tally:
         rows = [("kind", "executor", "verdict", "cases")]
         rows += [(*key, str(count)) for key, count in sorted(self.counts.items())]
         rows.append(("all", "", "", str(sum(self.counts.values()))))
-        widths = [max(len(row[place]) for row in rows) for place in range(3)]
-        return "\n".join(
-            "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths)), row[3].rjust(7)])
-            for row in rows
-        )
+        return _aligned(rows, names=3)
+
+    def summary(self) -> str:
+        """Cases and findings of each kind."""
+        cases, findings = Counter[str](), Counter(Named(found.seed).kind for found in self.findings)
+        for (kind, _, _), count in self.counts.items():
+            cases[kind] += count
+        rows = [("kind", "cases", "findings")]
+        rows += [(kind, f"{count:,}", f"{findings[kind]:,}") for kind, count in sorted(cases.items())]
+        rows.append(("all", f"{cases.total():,}", f"{findings.total():,}"))
+        return _aligned(rows, names=1)
+
+
+def _aligned(rows: list[tuple[str, ...]], names: int) -> str:
+    """A table whose first columns, so many, are words and the others numbers."""
+    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
+    cells = [
+        [
+            cell.ljust(width) if place < names else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths))
+        ]
+        for row in rows
+    ]
+    return "\n".join("  ".join(row) for row in cells)
 
 
 class Worker:

@@ -8,19 +8,24 @@ import sys
 import threading
 from queue import SimpleQueue
 
+import pytest
+from pool_processes import until
+
 from polarmap.worker import daemon_threads
 from polarmap.worker.daemon_threads import run_on_daemon
 
 PATIENCE = 50.0
 
 
-def test_a_thread_is_used_again_and_ends_when_it_is_idle() -> None:
+def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(daemon_threads, "_idle", [])
+    monkeypatch.setattr(daemon_threads, "IDLE_SECONDS", 3.0)
     before = len(threading.enumerate())
     threads: SimpleQueue[threading.Thread] = SimpleQueue()
     run_on_daemon(lambda: threads.put(threading.current_thread()))
     first = threads.get(timeout=PATIENCE)
     assert first.daemon
-    first.join(0.1)  # it is idle now
+    assert until(lambda: len(daemon_threads._idle) == 1)
     run_on_daemon(lambda: threads.put(threading.current_thread()))
     assert threads.get(timeout=PATIENCE) is first
     first.join(PATIENCE)

@@ -1,0 +1,80 @@
+"""The suite itself: what a session has started ends with it, and signals are as in a terminal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pool_processes import runs, until
+
+TESTS = Path(__file__).resolve().parent
+
+DIES = """
+import os, pathlib, signal
+
+def test_it(redis_server, s3_server, tmp_path):
+    numbers = [server.process.pid for server in (redis_server, s3_server)]
+    pathlib.Path({noted!r}).write_text(" ".join(map(str, [os.getpid(), *numbers])))
+    os.kill(os.getpid(), signal.{signal})
+"""
+CHILDREN_HAVE_DEFAULTS = """
+import signal, subprocess, sys
+
+SCRIPT = "import signal; print(*(repr(signal.getsignal(one)) for one in (signal.SIGINT, signal.SIGHUP)))"
+
+def test_it():
+    run = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True)
+    assert "default_int_handler" in run.stdout
+    assert "SIG_DFL" in run.stdout
+"""
+
+
+@pytest.fixture
+def place() -> Iterator[Path]:
+    """A short temporary directory of its own, for a session within this one."""
+    folder = Path(os.environ["TMPDIR"]).parent / "s"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+def session(place: Path, text: str, *arguments: str, before: str = "") -> subprocess.Popen[str]:
+    """A session with this one test."""
+    shutil.copy(TESTS / "conftest.py", place)
+    (place / "test_it.py").write_text(text)
+    (place / "tmp").mkdir()
+    others = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
+    program = f"{before}\nimport sys, pytest; sys.exit(pytest.main(sys.argv[1:]))"
+    given = ["-q", "-p", "no:cacheprovider", "--rootdir", str(place), str(place / "test_it.py"), *arguments]
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *given],
+        env={**others, "TMPDIR": str(place / "tmp"), "PYTHONPATH": str(TESTS)},
+        cwd=place,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("ending", ["SIGKILL", "SIGTERM"])
+@pytest.mark.parametrize("processes", [(), ("-n", "1", "--maxfail", "1")], ids=["alone", "xdist"])
+def test_nothing_is_left_of_a_session_that_dies(place: Path, ending: str, processes: tuple[str, ...]) -> None:
+    noted = place / "numbers"
+    with session(place, DIES.format(noted=str(noted), signal=ending), *processes) as run:
+        out, _ = run.communicate(timeout=100)
+    assert noted.exists(), out
+    numbers = [int(one) for one in noted.read_text().split()]
+    assert until(lambda: not any(map(runs, numbers)), 60.0)
+    assert until(lambda: os.listdir(place / "tmp") == [], 60.0)
+
+
+def test_children_of_a_session_that_ignores_signals_have_the_default(place: Path) -> None:
+    ignore = "import signal\nfor one in (signal.SIGINT, signal.SIGHUP): signal.signal(one, signal.SIG_IGN)"
+    with session(place, CHILDREN_HAVE_DEFAULTS, before=ignore) as run:
+        out, _ = run.communicate(timeout=100)
+    assert run.returncode == 0, out
