@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,7 +65,7 @@ class _Attempt(NamedTuple):
     """
 
     ticket: Ticket
-    results: Iterator[PartialResult]
+    results: Iterator[Callable[[], PartialResult]]
     seconds: float
     lost_by: str | None
 
@@ -149,7 +149,7 @@ class ReplayRun:
             ticket = ticket._replace(fault=None)
         return _Attempt(ticket, self._results(ticket), seconds, lost_by)
 
-    def _results(self, ticket: Ticket) -> Iterator[PartialResult]:
+    def _results(self, ticket: Ticket) -> Iterator[Callable[[], PartialResult]]:
         """Of the pieces of a task; the block is made when the first is asked for."""
         block = block_of(self._payload.blocks, ticket.task, np.copy)
         yield from evaluate(packing(self._payload.f, ticket.fault, self._steps), block, ticket.subtask_order)
@@ -161,7 +161,7 @@ class ReplayRun:
             return lost(task, attempt, f"its worker was struck by {running.lost_by!r}")
         seconds = running.seconds * (step + 1) / self._steps
         try:
-            packed, subtasks = next(running.results)
+            packed, subtasks = next(running.results)()
             reply = Reply(task, attempt, packed, None, 0.0, seconds, None, subtasks)
             if ticket.output is not None:
                 packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)

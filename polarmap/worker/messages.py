@@ -23,11 +23,9 @@ SEALED = ("sealed",)  # instead of the structure of a result: its bytes are a wh
 
 
 def plain(message: Any) -> Any:
-    """A message with its named tuples as plain ones: what travels, so that its reader needs no polarmap.
-
-    Named tuples of the caller, which may be keys in a structure, stay as they are. An exception is pickled:
-    one that does not come back spoils no more than itself.
-    """
+    """A message with its named tuples as plain ones: what travels, so that its reader needs no polarmap."""
+    # Named tuples of the caller, which may be keys in a structure, stay as they are. An exception is
+    # pickled by itself: one that does not come back spoils nothing else.
     if type(message) is Error:
         return (*message[:3], _travelling(message.exception))
     if type(message) is tuple or type(message).__module__.startswith("polarmap.worker."):
@@ -93,7 +91,7 @@ class Ticket(NamedTuple):
 
 
 class Error(NamedTuple):
-    """An exception as plain text, and as it is: pickled once it has travelled, None if that did not work."""
+    """An exception as plain text, and itself: pickled once it has travelled, None if it cannot."""
 
     type: str
     message: str
@@ -119,7 +117,7 @@ class Reply(NamedTuple):
     subtasks: tuple[int, ...] = ()
 
     def to_parts(self) -> tuple[bytes, Any]:
-        """A pickled header, and the bytes of the result; of what is sealed nothing is pickled."""
+        """A pickled header, none of what is sealed, and the bytes of the result."""
         if self.result is None:
             return pickled(plain(self)), b""
         structure, layout, data = self.result
@@ -178,10 +176,10 @@ def sealed(task: int, attempt: int, data: Any, subtasks: tuple[int, ...] = ()) -
 
 
 def pickled(value: Any) -> bytes:
-    """By cloudpickle where pickle refuses: of what is defined in a function or a notebook."""
+    """A value as bytes."""
     try:
         return pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
-    except Exception:
+    except Exception:  # what is defined in a function or a notebook
         from cloudpickle import dumps
 
         return bytes(dumps(value))

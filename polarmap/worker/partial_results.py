@@ -6,6 +6,7 @@ Runs on workers too: imports numpy at most.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from polarmap.worker.pytree import Packed, flatten, unflatten
@@ -38,16 +39,23 @@ def rows(total: int, count: int, subtask: int) -> slice:
     return slice(total * subtask // count, total * (subtask + 1) // count)
 
 
-def evaluate(call: Callable[[Any], Packed], block: Any, order: Sequence[int]) -> Iterator[PartialResult]:
-    """The results of a call for each piece of a block, in this order; of the whole block without one."""
+def evaluate(
+    call: Callable[[Any], Packed], block: Any, order: Sequence[int]
+) -> Iterator[Callable[[], PartialResult]]:
+    """What calls it for each piece of a block, in this order; for the whole block without one."""
+    # Not the results themselves: StopIteration, which f may raise, does not pass a generator.
     if not order:
-        yield PartialResult(call(block), ())
+        yield lambda: PartialResult(call(block), ())
         return
     leaves, structure = flatten(block)
-    for subtask in order:
+
+    def of_piece(subtask: int) -> PartialResult:
         piece = [leaf[rows(len(leaf), len(order), subtask)] for leaf in leaves]
         packed = call(unflatten(structure, piece))
-        yield PartialResult(packed._replace(structure=(list, (), (packed.structure,))), (subtask,))
+        return PartialResult(packed._replace(structure=(list, (), (packed.structure,))), (subtask,))
+
+    for subtask in order:
+        yield partial(of_piece, subtask)
 
 
 def joined(parts: Sequence[PartialResult]) -> PartialResult:

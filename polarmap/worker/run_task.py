@@ -61,7 +61,9 @@ def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
         f, block = io.load(ticket)
         results = evaluate(packing(f, ticket.fault, count), block, ticket.subtask_order)
         del f, block  # the results hold them for as long as they are needed
-        for number, result in enumerate(results, 1):
+        for number, evaluated in enumerate(results, 1):
+            result = evaluated()
+            del evaluated  # it holds the block
             if number == count or not io.hand_in(told(reply(result))):
                 rest.append(result)
         whole = reply(joined(rest))
@@ -72,17 +74,14 @@ def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
 
 
 def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:
-    """f with its results packed, and with a fault that is spread over `count` calls.
-
-    A child that f has forked ends when it returns from f: what it would say is said by this process.
-    """
+    """f with its results packed, and with a fault that is spread over `count` calls."""
 
     def call(block: Any) -> Packed:
         process = os.getpid()
         try:
             result = f(block)
         finally:
-            if os.getpid() != process:
+            if os.getpid() != process:  # a child that f has forked: its parent replies
                 os._exit(0)
         return pack(result)
 
