@@ -14,6 +14,7 @@ import numpy as np
 from plain import AlteringReplay
 
 from polarmap import Fault, FaultyExecutor
+from polarmap.errors import NotDecodableError, PolarmapError
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
@@ -168,3 +169,12 @@ def _processes() -> ProcessPoolExecutor:
 
 
 OPEN: dict[str, Callable[[], Any]] = {"threads": lambda: ThreadPoolExecutor(4), "processes": _processes}
+
+
+def judged(error: Exception) -> PolarmapError:
+    """An error of a map; what f or a fault raised everywhere counts as too few results."""
+    if isinstance(error, PolarmapError):
+        return error
+    if any(note.endswith(" raised this") for note in getattr(error, "__notes__", ())):
+        return NotDecodableError(f"{type(error).__name__}: {error}")
+    raise error
