@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from polarmap.errors import raised_by
+from polarmap.errors import NotDecodableError, raised_by
+from polarmap.executors.base import Failure
 from polarmap.run.tasks import TaskTable
 
 
@@ -102,4 +103,14 @@ def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
         return
     if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
         who = f"f fails everywhere: each of the first {len(firsts)} of {len(tasks)} tasks to end"
-        raise raised_by(who, firsts[0].cause)
+        raise as_raised(who, firsts[0])
+
+
+def as_raised(who: str, failure: Failure) -> BaseException:
+    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing."""
+    assert failure.cause is not None
+    if not type(failure.cause).__module__.startswith("polarmap.worker."):
+        return raised_by(who, failure.cause)
+    error = NotDecodableError(f"{who} failed: {failure}")
+    error.__cause__ = failure.cause
+    return error

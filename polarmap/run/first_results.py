@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from math import inf
 
-from polarmap.errors import NotDecodableError, raised_by
+from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
+from polarmap.run.failure_message import FailureMessage, as_raised, raise_if_all_fail
 from polarmap.run.tasks import TaskTable
 
 
@@ -94,7 +94,7 @@ class FirstResults:
         for index in failed:
             failure = self._tasks[index].last_failure
             if failure is not None and failure.cause is not None:
-                raise raised_by(self._who(index), failure.cause)
+                raise as_raised(self._who(index), failure)
         if nothing_can_come or failed:
             message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause

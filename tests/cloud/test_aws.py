@@ -171,5 +171,5 @@ def test_an_executor_of_the_caller_and_its_exceptions(deployed: Path) -> None:
         options = {"blocks": 4, "workers": 6, "executor": executor, "timeout": 120}
         y = polarmap.coded_map(lambda block: block @ ones, A, **options)
         np.testing.assert_allclose(y.concatenate(), A @ ones, rtol=1e-9, atol=1e-9)
-        with pytest.raises(polarmap.errors.NotDecodableError, match="no such column"):
+        with pytest.raises(ValueError, match="no such column"):
             polarmap.coded_map(broken, A, retries=0, **options)

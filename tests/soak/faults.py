@@ -14,6 +14,7 @@ import numpy as np
 from plain import AlteringReplay
 
 from polarmap import Fault, FaultyExecutor, Pool
+from polarmap.errors import NotDecodableError, PolarmapError
 from polarmap.executors.base import Outcome
 from soak.draws import Draw
 
@@ -182,3 +183,12 @@ OPEN: dict[str, Callable[[], Any]] = {
     "processes": _processes,
     "pool": lambda: Pool(workers=4),
 }
+
+
+def judged(error: Exception) -> PolarmapError:
+    """An error of a map; what f or a fault raised everywhere counts as too few results."""
+    if isinstance(error, PolarmapError):
+        return error
+    if any(note.endswith(" raised this") for note in getattr(error, "__notes__", ())):
+        return NotDecodableError(f"{type(error).__name__}: {error}")
+    raise error

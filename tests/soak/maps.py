@@ -18,7 +18,7 @@ from polarmap.errors import PolarmapError
 from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
-from soak.faults import DECEIVING, Faults, Pools, draw_faults
+from soak.faults import DECEIVING, Faults, Pools, draw_faults, judged
 from soak.functions import NESTED, Function, draw_function, draw_linear, draw_quadratic
 from soak.oracle import Finding
 
@@ -84,8 +84,8 @@ class MapCase:
                 if self.is_warm:
                     self._warm_up()
                 result = polarmap.coded_map(self.f.call, self.data, executor=executor, **self.options)
-            except PolarmapError as error:
-                return self._judge_error(error, expected, raised)
+            except Exception as error:
+                return self._judge_error(judged(error), expected, raised)
         check_warnings(told)
         if raised is not None and not (self.subtasks > 1 and told):
             raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
@@ -108,7 +108,7 @@ class MapCase:
 
     def _warm_up(self) -> None:
         """A map that decodes, if it can: what f is found to be is remembered."""
-        with contextlib.suppress(PolarmapError):
+        with contextlib.suppress(Exception):
             polarmap.coded_map(self.f.call, self._small(), **self._quiet())
 
     def _quiet(self) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from polarmap.report import Report
 from polarmap.run.trusted import TRUSTED
 from soak import oracle
 from soak.draws import Draw
-from soak.faults import Faults, Pools, draw_faults
+from soak.faults import Faults, Pools, draw_faults, judged
 from soak.maps import PATIENCE, check_warnings, rank_mod_2
 from soak.oracle import SLACK, Finding
 
@@ -44,8 +44,8 @@ class ProductCase:
             warnings.simplefilter("always")
             try:
                 found, report = self._product(executor)
-            except PolarmapError as error:
-                return self._judge_error(error)
+            except Exception as error:
+                return self._judge_error(judged(error))
         check_warnings(told)
         try:
             self._compare(found, report)

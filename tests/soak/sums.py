@@ -15,7 +15,7 @@ from polarmap.errors import PolarmapError
 from polarmap.run.trusted import TRUSTED
 from soak import functions, oracle
 from soak.draws import Draw
-from soak.faults import Faults, Pools, draw_faults
+from soak.faults import Faults, Pools, draw_faults, judged
 from soak.functions import Function, draw_function
 from soak.maps import PATIENCE, check_warnings, is_finite
 from soak.oracle import Finding
@@ -67,8 +67,8 @@ class SumCase:
                     if self.tolerate is None
                     else self._summed(executor, expected)
                 )
-            except PolarmapError as error:
-                return self._judge_error(error, expected)
+            except Exception as error:
+                return self._judge_error(judged(error), expected)
         check_warnings(told)
         return verdict
 
