@@ -20,6 +20,7 @@ from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket
 from polarmap.worker.partial_results import subtask_order
 from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
@@ -268,6 +269,8 @@ def failure_of(error: Error) -> Failure:
     """A worker's error with its exception rebuilt, or with one that tells of it."""
     if error.type == DamagedError.__name__:
         return Failure("damaged", error.type, error.message)
+    if error.type == UnfitError.__name__:
+        return Failure("lost", "WorkerLost", error.message)
     cause: BaseException | None = None
     if error.pickled is not None:
         try:

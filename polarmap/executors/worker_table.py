@@ -15,7 +15,7 @@ from typing import Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link, Said, readable
-from polarmap.worker.io_channel import Surroundings
+from polarmap.worker.process_state import Surroundings
 
 REMEMBERED = 1024  # tasks of each worker
 
