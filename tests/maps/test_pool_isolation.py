@@ -214,14 +214,9 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
 
     rows = A[:2]
 
-    def workers() -> set[float]:
-        maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(3)]
-        return {float(one) for found in maps for one in found}
-
-    workers()
-    kept = workers()
-    assert workers() <= kept
-    assert len(kept) <= 2
+    maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(8)]
+    workers = {float(one) for found in maps for one in found}
+    assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
 
 
 WANTS = {
