@@ -19,6 +19,7 @@ from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket, reply_of_parts, sealed
 from polarmap.worker.partial_results import subtask_order
 from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
@@ -272,6 +273,8 @@ def failure_of(error: Error) -> Failure:
     cause = error.exception if isinstance(error.exception, BaseException) else _rebuilt(error)
     if isinstance(cause, DamagedError):
         return Failure("damaged", error.type, error.message)
+    if isinstance(cause, UnfitError):
+        return Failure("lost", "WorkerLost", error.message)
     return Failure("raised", error.type, error.message, cause)
 
 

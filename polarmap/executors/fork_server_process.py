@@ -96,11 +96,11 @@ class ForkServerProcess:
             theirs.close()
 
     def is_alive(self) -> bool:
-        """Whether it runs; ExecutorError if it ended before it had begun to serve."""
+        """Whether it runs; ExecutorError if it ended by itself before it had begun to serve."""
         self._look()
         if self._process.poll() is None:
             return True
-        if not self._is_ready:
+        if not self._is_ready and self._process.returncode >= 0:  # nobody has killed it
             raise ExecutorError(
                 f"the worker processes of this machine did not start: {sys.executable} ended with code "
                 f"{self._process.returncode}; standard error says why"

@@ -24,10 +24,11 @@ from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Lease, Worker, WorkerTable
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.frames import END, LEFT, NEED, FrameError, Message
-from polarmap.worker.io_channel import Surroundings, TaskCall
+from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
+from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, read_file
+from polarmap.worker.process_state import Surroundings, working_folder
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -404,16 +405,20 @@ class PoolRun:
         return is_told
 
     def _lose(self, worker: Worker) -> list[Outcome]:
-        """What becomes of the tasks of a worker that is gone: those that it had not begun wait again."""
+        """What becomes of the task of a worker that is gone."""
         ending = self._workers.ending(worker)
         task, attempt, _ = self._running[worker]
+        self._drop(worker)
+        return self._first_told([lost(task, attempt, ending)])
+
+    def _drop(self, worker: Worker) -> None:
+        """Let go of a worker that is gone or of no more use: what it was told ahead waits again."""
         behind = self._behind.pop(worker, None)
         if behind is not None and not behind.is_shared:
             self._waiting.appendleft((behind.task, behind.attempt))
         self._release(worker)
         self._workers.remove(worker)
         self._slots.give_back(worker)
-        return self._first_told([lost(task, attempt, ending)])
 
     def _release(self, worker: Worker) -> None:
         """It has ended its task, and begins the next one, or does nothing for this run any more."""
@@ -434,6 +439,10 @@ class PoolRun:
     def _outcome(self, worker: Worker, message: Message) -> list[Outcome]:
         """What a message says of the attempt that this worker does; nothing, if another was faster."""
         task, attempt, _ = self._running[worker]
+        if message.kind == UNFIT:  # what an earlier map has done to it: it has not begun
+            self._waiting.appendleft((task, attempt))
+            self._drop(worker)
+            return []
         if message.kind == LEFT:
             self._finish(worker)
             if (task, attempt) in self._ahead:  # somebody has removed the folder of this map
@@ -449,7 +458,9 @@ class PoolRun:
         is_damaged = outcome.failure is not None and outcome.failure.kind == "damaged"
         if is_damaged and self._stored is not None:
             self._stored.store_again(self._payload.blocks, task)
-        if is_over:
+        if outcome.failure is not None and outcome.failure.kind == "lost":  # by the worker itself
+            self._drop(worker)
+        elif is_over:
             self._finish(worker)
         return self._first_told([outcome])
 
@@ -507,11 +518,8 @@ def _digest(f: bytes | str) -> bytes:
 
 def surroundings(threads: int) -> Surroundings:
     """Those of this process now, with limits for the libraries that workers import later."""
-    try:
-        folder = os.getcwd()
-    except OSError:
-        folder = "/"
-    return Surroundings(folder, tuple(absolute_module_path()), {**os.environ, **limits_of_threads(threads)})
+    environment = {**os.environ, **limits_of_threads(threads)}
+    return Surroundings(working_folder(), tuple(absolute_module_path()), environment)
 
 
 def _remove(folder: Path) -> None:

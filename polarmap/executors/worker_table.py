@@ -16,7 +16,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link, readable
 from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
-from polarmap.worker.io_channel import Surroundings
+from polarmap.worker.process_state import Surroundings
 
 REMEMBERED = 1024  # tasks of each worker
 

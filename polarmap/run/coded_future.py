@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import contextvars
 import os
@@ -9,6 +10,7 @@ import threading
 import weakref
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, InvalidStateError
+from concurrent.futures.thread import _threads_queues
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
@@ -64,14 +66,13 @@ class WatchedFuture(Future[R]):
         PolarmapError
             Whatever the map raises.
         """
-        with without_our_frames:
-            self._map.check_process(self)
+        with without_our_frames, self._map.awaited(self):
             return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """What the map raises, None if it returns; waits for it."""
-        self._map.check_process(self)
-        return super().exception(timeout)
+        with self._map.awaited(self):
+            return super().exception(timeout)
 
     def add_done_callback(self, fn: Callable[[Future[R]], object]) -> None:
         """Call fn with this future when it is done, at once if it is; the map goes on for that."""
@@ -193,6 +194,7 @@ class FutureMap(Observer, Generic[R]):
         self._prepared, self._others = prepared, others
         self._owner = os.getpid()
         self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
+        self._awaited: list[Future[Any]] = []  # each as often as a thread waits for it
         self._is_called_off = False
         self._running: RunningMap | None = None
         self._report = prepared.blank
@@ -244,6 +246,16 @@ class FutureMap(Observer, Generic[R]):
         """ExecutorError in a process that was forked of the one in which the map runs."""
         if os.getpid() != self._owner and not future.done():
             raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
+
+    @contextmanager
+    def awaited(self, future: Future[Any]) -> Iterator[None]:
+        """A thread waits for it, within."""
+        self.check_process(future)
+        self._awaited.append(future)
+        try:
+            yield
+        finally:
+            self._awaited.remove(future)
 
     def check_estimates(self) -> None:
         """CodeError if there are none of such a map."""
@@ -334,14 +346,25 @@ class FutureMap(Observer, Generic[R]):
 
     @classmethod
     def end_all(cls) -> None:
-        """At exit: call off what can reach nobody any more, and wait for the rest as pools of threads do."""
+        """At exit: call off what can reach nobody any more, and wait for the rest as pools of threads do.
+
+        While other threads go on that the interpreter waits for, any map may be of use to them.
+        """
         maps = list(cls._under_way)
-        lasting = [one for one in maps if one._kept]
-        for one in maps:
-            if one not in lasting:
-                one.call_off()
-        for one in maps:
-            one._ended.wait(None if one in lasting else END_SECONDS)
+        lasting = [one for one in maps if one._kept or one._awaited]
+        useless = [] if _threads_go_on() else [one for one in maps if one not in lasting]
+        for one in useless:
+            one.call_off()
+        for one in lasting:
+            one._ended.wait()
+        for one in useless:
+            one._ended.wait(END_SECONDS)
+
+
+def _threads_go_on() -> bool:
+    """Whether there are threads that the interpreter waits for, but for this one and those of pools."""
+    others = {one for one in threading.enumerate() if not one.daemon} - {threading.current_thread()}
+    return bool(others.difference(_threads_queues, [threading.main_thread()]))
 
 
 def _fulfil(future: Future[Any] | None, result: Callable[[], Any]) -> None:
@@ -363,5 +386,6 @@ def _forget_all() -> None:
 
 
 call_before_exit(FutureMap.end_all)
+atexit.register(FutureMap.end_all)  # when no threads go on
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)

@@ -13,16 +13,17 @@ import shutil
 import signal
 import socket
 import struct
-import sys
 from typing import Any
 
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
+from polarmap.worker.process_state import seed_numpy
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
 ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it
 FORK, KILL, END, READY = b"f", b"k", b"e", b"r"
-PR_SET_PDEATHSIG = 1
+PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
+CHILDREN = "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
 
 
 class ForkServer:
@@ -41,6 +42,7 @@ class ForkServer:
         """Until the driver has closed its end, or died."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what workers have started is our child when they have ended
         try:
             with contextlib.suppress(ConnectionError):  # it may have gone, and said before that it would
                 self._control.sendall(READY)
@@ -48,12 +50,15 @@ class ForkServer:
                 pass
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for process in self._workers.values():
-                _kill(process)
-            for process in self._workers.values():
-                os.waitpid(process, 0)
+            self._end_all()
             for folder in self._folders:
                 shutil.rmtree(folder, ignore_errors=True)
+
+    def _end_all(self) -> None:
+        """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
+        workers = set(self._workers.values())
+        while sum(_kill(process) for process in workers | _children()):
+            workers.discard(os.waitpid(-1, 0)[0])
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
@@ -95,15 +100,25 @@ class ForkServer:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _reap(self) -> None:
-        """Tell of the workers that have ended; called again while it is at it, when more do."""
-        for number, process in list(self._workers.items()):
-            try:
-                ended, status = os.waitpid(process, os.WNOHANG)
-            except ChildProcessError:
-                continue
-            if ended and self._workers.pop(number, None) is not None:
-                _kill(process)  # what it has started
-                self._tell(number, status)
+        """Tell of the workers that have ended, and kill what they have left: what else is our child.
+
+        Called again while it is at it, when more end.
+        """
+        has_ended = False
+        with contextlib.suppress(ChildProcessError):
+            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
+                has_ended = True
+                self._note_end(*ended)
+        if has_ended:
+            for process in _children() - set(self._workers.values()):
+                _kill(process)
+
+    def _note_end(self, process: int, status: int) -> None:
+        for number in [number for number, one in self._workers.items() if one == process]:
+            del self._workers[number]
+            with contextlib.suppress(OSError):  # where its children do not become ours
+                os.killpg(process, signal.SIGKILL)
+            self._tell(number, status)
 
     def _tell(self, number: int, status: int) -> None:
         """The driver, if it did not want this end."""
@@ -114,10 +129,23 @@ class ForkServer:
             self._control.send(ENDED.pack(number, status), socket.MSG_DONTWAIT)
 
 
-def _kill(process: int) -> None:
-    """A worker and what it has started, which is in its process group."""
-    with contextlib.suppress(OSError):
-        os.killpg(process, signal.SIGKILL)
+def _kill(process: int) -> bool:
+    """Kill a child and its process group, where it has one; False if that is impossible."""
+    is_killed = False
+    for kill in (os.killpg, os.kill):
+        with contextlib.suppress(OSError):
+            kill(process, signal.SIGKILL)
+            is_killed = True
+    return is_killed
+
+
+def _children() -> set[int]:
+    """The processes whose parent is this one, where the system tells (Linux)."""
+    try:
+        with open(CHILDREN.format(os.getpid())) as children:
+            return set(map(int, children.read().split()))
+    except OSError:
+        return set()
 
 
 def _be_a_worker(parent: int, descriptor: int) -> None:
@@ -125,10 +153,9 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
     code = 1
     try:
         _end_with(parent)
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy.random"].seed()  # else all workers draw the same numbers
+        seed_numpy()  # else all workers draw the same numbers
         with socket.socket(fileno=descriptor) as connection:
-            serve_tasks(ChannelIO(SocketChannel(connection)))
+            serve_tasks(ChannelIO(SocketChannel(connection), is_alone=True))
         code = 0
     except ConnectionError:
         code = 0  # the driver is gone
@@ -137,12 +164,18 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Let the kernel end this process with its parent, where it can (Linux)."""
-    library: Any = ctypes.CDLL(None)
-    if hasattr(library, "prctl"):
-        library.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    """Let the kernel end this process with its parent, and keep its orphans until then, where it can."""
+    _prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    _prctl(PR_SET_CHILD_SUBREAPER, 1)  # else one that is of a live worker could not be told
     if os.getppid() != parent:
         os._exit(0)
+
+
+def _prctl(option: int, value: int) -> None:
+    """Set an attribute of this process (Linux)."""
+    library: Any = ctypes.CDLL(None)
+    if hasattr(library, "prctl"):
+        library.prctl(option, value, 0, 0, 0)
 
 
 def main(descriptor: int, folders: list[str]) -> None:

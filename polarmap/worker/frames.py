@@ -17,9 +17,10 @@ HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a me
 DATA_BYTES = 1 << 40  # the same of data
 
 # Of a driver: what to do. Of a worker: its process; a part of a block that it needs; that it has left a task
-# that nobody waits for; that it has missed an order; the result of a subtask; the end of a task.
-ORDER, PROCESS, NEED, LEFT, MISSED, PART, END = b"o", b"p", b"n", b"l", b"m", b"s", b"e"
-KINDS = {ORDER, PROCESS, NEED, LEFT, MISSED, PART, END}
+# that nobody waits for; that it has missed an order; that it is not fit for one; the result of a subtask; the
+# end of a task.
+ORDER, PROCESS, NEED, LEFT, MISSED, UNFIT, PART, END = b"o", b"p", b"n", b"l", b"m", b"u", b"s", b"e"
+KINDS = {ORDER, PROCESS, NEED, LEFT, MISSED, UNFIT, PART, END}
 
 
 class FrameError(Exception):

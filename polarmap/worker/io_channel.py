@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping
 from math import inf
@@ -17,11 +16,12 @@ from polarmap.worker.any_value import loaded
 from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.fetched_blocks import FetchedBlocks
-from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, Message
+from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message
 from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.objects import read_part, remove_parts, write_object
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
 from polarmap.worker.pytree import Structure
 from polarmap.worker.run_task import run_task
 from polarmap.worker.sent_modules import SentModules
@@ -31,23 +31,6 @@ LOOK_SECONDS = 1.0  # between looks whether blocks that are kept have been remov
 PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was asked for
 
 Function = Callable[[Any], Any]
-
-
-class Surroundings(NamedTuple):
-    """What f finds around it, as it is in the driver."""
-
-    folder: str
-    module_path: tuple[str, ...]
-    environment: dict[str, str]
-
-    def take_over(self) -> None:
-        """Make them those of this process."""
-        with contextlib.suppress(OSError):  # gone: f may not need it
-            os.chdir(self.folder)
-        sys.path[:] = self.module_path
-        for name in os.environ.keys() - self.environment.keys():
-            del os.environ[name]
-        os.environ.update(self.environment)
 
 
 class TaskCall(NamedTuple):
@@ -83,7 +66,7 @@ class TaskCall(NamedTuple):
 
 
 def serve_tasks(io: ChannelIO, until: float = inf) -> None:
-    """Do what the driver says, one task after the other, until it goes or it is this late.
+    """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
 
     until : on the monotonic clock.
     """
@@ -93,9 +76,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
             message = io.channel.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
             if message is None:
                 io.blocks.forget_removed()
-            elif message[0] == "call":
-                io.run(TaskCall.parse(message[1]))
-            elif message[0] == "end":
+            elif message[0] == "end" or (message[0] == "call" and not io.run(TaskCall.parse(message[1]))):
                 return
 
 
@@ -105,6 +86,7 @@ class ChannelIO:
     storage : a `lithops.Storage`, for what lies in buckets.
     memory : bytes of blocks that are kept of what does not lie in files of this machine.
     limited : within which tasks run.
+    is_alone : whether nothing but the worker uses its process.
     """
 
     encrypted = ENCRYPTED
@@ -115,8 +97,12 @@ class ChannelIO:
         storage: Any = None,
         memory: int = 1 << 30,
         limited: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+        is_alone: bool = False,
     ) -> None:
         self.channel, self._storage, self._limited = channel, storage, limited
+        self._around = Surroundings.of_this_process()
+        self._state = ProcessState() if is_alone else None
+        self._is_fit = True
         self._map = -1
         self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
@@ -126,19 +112,23 @@ class ChannelIO:
         self._fetched = FetchedBlocks(self._fetch, memory)
         self._modules = SentModules()
 
-    def run(self, call: TaskCall) -> None:
-        """Do a task and reply."""
+    def run(self, call: TaskCall) -> bool:
+        """Do a task and reply; False if this process is not fit for another one."""
+        ticket = call.ticket
+        self._order = call.map, ticket.task, ticket.attempt
         if call.around is not None:
-            call.around.take_over()
+            self._around = call.around
         if call.map != self._map:
-            self._map, self._f = call.map, None
+            is_first, self._map, self._f = self._map < 0, call.map, None
+            if self._state and not is_first and (changed := self._state.restore()):
+                self.channel.send(Message(UNFIT, self._order, changed.encode()))
+                return False
+            self._around.take_over()
             self.blocks.forget_removed()
         self._modules.add(call.modules)
         if call.f is not None:
             self._pickled, self._f = call.f, None
         self._folders = call.folders
-        ticket = call.ticket
-        self._order = call.map, ticket.task, ticket.attempt
         if call.is_ahead and self.is_cancelled():
             reply = None
         else:
@@ -148,23 +138,40 @@ class ChannelIO:
             self.channel.send(Message(LEFT, self._order))
         else:
             self._send(reply, END)
+        return self._is_fit
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f, made once in each map, and the block.
 
+        UnfitError where this process fails at that, and neither f nor what is stored is at fault.
         A first attempt gets a block that is kept, which f must not change; a further one has a block of
         its own: what f is made of may write where numpy does not see it, and die of that.
         """
         if self._f is None:
-            f, structure = loaded(self._pickled)
+            try:
+                f, structure = loaded(self._pickled)
+            except BaseException as error:
+                if is_for_want(error):
+                    raise self._unfit("unpickle f", error) from error
+                raise
             self._f = f, OnReadOnlyBlocks(f), structure
         f, f_on_kept, structure = self._f
         assert ticket.block is not None
         is_private = ticket.attempt > 0
         kind = ticket.block.source.kind
         blocks = self.blocks if kind == "folder" else self._fetched
-        block = blocks.load(ticket.block._replace(structure=structure), is_private or kind == "message")
+        try:
+            block = blocks.load(ticket.block._replace(structure=structure), is_private or kind == "message")
+        except (DamagedError, InterruptedError):
+            raise
+        except Exception as error:
+            raise self._unfit("read its block", error) from error
         return f if is_private else f_on_kept, block
+
+    def _unfit(self, what: str, error: BaseException) -> UnfitError:
+        """Tells that this process has failed at something, and lets it end when that is told."""
+        self._is_fit = False
+        return UnfitError(f"its worker could not {what}: {type(error).__name__}: {error}")
 
     def is_cancelled(self) -> bool:
         """Whether the folder of the map is gone, or the driver has said something new."""

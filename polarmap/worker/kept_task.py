@@ -58,7 +58,7 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> N
     limited = partial(ThreadLimits().of_process, address.threads)
     with closing(channel_to(address, number, storage)) as channel:
         exit_when(channel.is_closed)
-        serve_tasks(ChannelIO(channel, storage, address.memory, limited), until)
+        serve_tasks(ChannelIO(channel, storage, address.memory, limited, is_alone=True), until)
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:

@@ -117,6 +117,22 @@ def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyP
         ForkServerProcess(1, [], [])
 
 
+def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
+    """Not one that ends by itself: that would not help."""
+    x = np.ones(5)
+    with Pool(workers=2) as pool:
+        workers = pool._place.start(pool._options).shared.workers
+        workers.start(())
+        first = workers._server._process
+        first.kill()
+        first.wait(30.0)
+        workers.start(())
+        assert workers._server._process.pid != first.pid
+        workers.close()
+        [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
+    assert found == 5.0
+
+
 def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
     """Else what a library writes there would be read as a message."""
     streams = [os.dup(number) for number in range(3)]

@@ -136,6 +136,24 @@ def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool
     assert workers_of(pool) & first
 
 
+def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> None:
+    def change(block: Any) -> float:
+        os.chdir("/")
+        os.environ["HOSTILE"] = "1"
+        sys.path.append("/hostile")
+        return float(os.getpid())
+
+    def around(block: Any) -> tuple[float, str]:
+        return float(os.getpid()), f"{os.getcwd()}:{os.environ.get('HOSTILE')}:{'/hostile' in sys.path}"
+
+    changed, found = (
+        list(polarmap.hedged_map(f, [X] * 8, executor=pool, timeout=PATIENCE)) for f in (change, around)
+    )
+    assert {float(one) for one in changed} & {float(process) for process, _ in found}
+    assert {str(told).partition(":")[2] for _, told in found} == {"None:False"}
+    assert not any(str(told).startswith("/:") for _, told in found)
+
+
 def test_no_block_is_fetched_again(place: Place, pool: Pool) -> None:
     def fetches(block: Any) -> Any:
         import gc

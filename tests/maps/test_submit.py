@@ -386,6 +386,36 @@ def slow(block):
 """
 
 
+WAITS = {
+    "in result": "found.append(kept.result())",
+    "in wait": "concurrent.futures.wait([kept]); found.append(kept.result())",
+    "when the main thread has ended": "threading.main_thread().join(); found.append(kept.result())",
+}
+WAITING = """
+import concurrent.futures, threading
+def wait():
+    try:
+        LINE
+    except BaseException as error:
+        found.append(error)
+    print(found == [kept.result()] and np.allclose(found[0].concatenate(), -A))
+def negative(block):
+    time.sleep(0.5)
+    return -block
+kept, found = polarmap.submit(negative, A, blocks=4), []
+threading.Thread(target=wait).start()
+"""
+
+
+@pytest.mark.parametrize("way", WAITS)
+@starts_threads_at_exit
+def test_a_thread_that_the_interpreter_waits_for_gets_its_result(way: str) -> None:
+    """As one of the standard library's pools gives it."""
+    program = PROGRAM + WAITING.replace("LINE", WAITS[way])
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "True\n", "")
+
+
 @pytest.mark.parametrize("how", ENDINGS)
 @starts_threads_at_exit
 def test_a_process_with_unfinished_futures_ends(how: str, tmp_path: Path) -> None:

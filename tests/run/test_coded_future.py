@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap
@@ -153,7 +154,10 @@ def test_a_callback_is_called_once_also_where_it_comes_late() -> None:
     assert calls == [future]
 
 
-def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off() -> None:
+def test_at_exit_what_is_of_use_is_waited_for_and_the_rest_called_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(coded_future, "_threads_go_on", lambda: False)  # those of pytest do
     kept, lasting = ScriptedMap(), ScriptedMap(is_lasting=True)
     futures = kept.start(), lasting.start()
     assert kept.began.wait(SECONDS)

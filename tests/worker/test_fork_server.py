@@ -8,9 +8,11 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import numpy as np
 import pytest
 from pool_processes import runs, until
@@ -87,15 +89,43 @@ def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
         assert process.wait(30.0) == 0
 
 
+def child() -> int:
+    """A process that its parent knows."""
+    return subprocess.Popen(["sleep", "600"]).pid
+
+
+def leader() -> int:
+    """One that leads a session of its own."""
+    return subprocess.Popen(["sleep", "600"], start_new_session=True).pid
+
+
+def daemon() -> int:
+    """One in a session of its own whose parent has ended."""
+    heard, said = os.pipe()
+    first = os.fork()
+    if not first:
+        os.setsid()
+        if not os.fork():
+            os.write(said, str(os.getpid()).encode())
+            os.closerange(3, 100)
+            os.execlp("sleep", "sleep", "600")
+        os._exit(0)
+    os.waitpid(first, 0)
+    return int(os.read(heard, 20))
+
+
+@pytest.mark.parametrize("way", [child, leader, daemon])
 @pytest.mark.parametrize("killed", ["by the driver", "by others", "at the end"])
-def test_what_a_worker_has_started_ends_with_it(killed: str, tmp_path: Path) -> None:
+def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], int], tmp_path: Path) -> None:
     def start(block: Any) -> Any:
-        return float(subprocess.Popen(["sleep", "600"]).pid)
+        return float(way())
 
     data = np.zeros(1)
     (tmp_path / "block").write_bytes(data.tobytes())
     block = StoredBlock(Place("folder", str(tmp_path)), (Part("block", 8),), ("array",), layout_of([data]))
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
     f = to_block((start, ("array",))).tobytes()
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     process, control = served(tmp_path)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from polarmap.worker.frames import END, ORDER, PROCESS, Frames, Message, frame
 from polarmap.worker.io_channel import ChannelIO, TaskCall, serve_tasks
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
+from polarmap.worker.process_state import Surroundings
 from polarmap.worker.pytree import layout_of
 
 
@@ -52,3 +54,27 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     thread.join(30.0)
     assert not thread.is_alive()
     theirs.close()
+
+
+def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_next(tmp_path: Path) -> None:
+    def change(block: Any) -> Any:
+        found = os.getcwd(), sorted(os.environ), list(sys.path)
+        os.chdir("/")
+        os.environ["HOSTILE"] = "1"
+        sys.path.append("/hostile")
+        seen.append(found)
+        return block
+
+    seen: list[Any] = []
+    around = Surroundings.of_this_process()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        io = ChannelIO(SocketChannel(theirs))
+        io._pickled, io._unpickled = b"f", lambda: (change, ("array",))  # type: ignore[method-assign]
+        ticket = Ticket(0, 0, stored(tmp_path, np.arange(4.0))._replace(structure=()), None, None)
+        try:
+            for number in range(3):
+                assert io.run(TaskCall(number, (str(tmp_path),), ticket, None, None))
+        finally:
+            around.take_over()
+    assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]

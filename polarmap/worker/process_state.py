@@ -1,0 +1,209 @@
+"""What f may change of its process for longer than its map: set back, or found, before the next one.
+
+Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import faulthandler
+import gc
+import locale
+import os
+import random
+import resource
+import signal
+import socket
+import sys
+import threading
+import warnings
+from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal takes twenty times as long
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Whose names no f may change: what others' functions and this program use most.
+MODULES = ("builtins", "math", "numpy", "numpy.linalg", "os", "pickle", "sys", "threading", "time")
+SIGNALS = tuple(signal.valid_signals())
+TIMERS = (signal.ITIMER_REAL, signal.ITIMER_VIRTUAL, signal.ITIMER_PROF)
+LIMITS = tuple(getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_"))
+WANTS = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EAGAIN)  # of descriptors, memory, threads
+SEED_BYTES = 16
+
+
+class UnfitError(Exception):
+    """A worker failed at what is not f's: its task is lost, and it is replaced."""
+
+
+class Surroundings(NamedTuple):
+    """What f finds around it, as it is in the driver."""
+
+    folder: str
+    module_path: tuple[str, ...]
+    environment: dict[str, str]
+
+    @classmethod
+    def of_this_process(cls) -> Surroundings:
+        """As they are now."""
+        return cls(working_folder(), tuple(sys.path), dict(os.environ))
+
+    def take_over(self) -> None:
+        """Make them those of this process, as far as they are not."""
+        if working_folder() != self.folder:
+            with contextlib.suppress(OSError):  # gone: f may not need it
+                os.chdir(self.folder)
+        if sys.path != list(self.module_path):
+            sys.path[:] = self.module_path
+        if dict(os.environ) != self.environment:
+            for name in os.environ.keys() - self.environment.keys():
+                del os.environ[name]
+            os.environ.update(self.environment)
+
+
+def working_folder() -> str:
+    """That of this process; the root's where it is gone."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return "/"
+
+
+class Setting(NamedTuple):
+    """One of the process that can be set back."""
+
+    get: Callable[[], Any]
+    set: Callable[[Any], object]
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _set_filters(filters: list[Any]) -> None:
+    warnings.resetwarnings()  # forgets, too, which warnings were given
+    warnings.filters[:] = filters  # type: ignore[index]
+
+
+SETTINGS = (
+    Setting(_umask, os.umask),
+    Setting(sys.getrecursionlimit, sys.setrecursionlimit),
+    Setting(sys.getswitchinterval, sys.setswitchinterval),
+    Setting(sys.gettrace, sys.settrace),
+    Setting(sys.getprofile, sys.setprofile),
+    Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
+    Setting(lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    Setting(lambda: list(warnings.filters), _set_filters),
+    Setting(gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
+    Setting(gc.get_threshold, lambda numbers: gc.set_threshold(*numbers)),
+    Setting(np.geterr, lambda kinds: np.seterr(**kinds)),
+    Setting(np.get_printoptions, lambda options: np.set_printoptions(**options)),
+)
+
+
+class ProcessState:
+    """That of a worker's process as it was before it ran any f.
+
+    Imports, caches and open files are no change: they are what a worker is kept for.
+    """
+
+    def __init__(self) -> None:
+        self._settings = [one.get() for one in SETTINGS]
+        self._modules = {name: sys.modules[name] for name in MODULES if name in sys.modules}
+        self._names = {name: dict(vars(module)) for name, module in self._modules.items()}
+        self._threads = threading.active_count()
+        self._fixed = _fixed()
+
+    def restore(self) -> str:
+        """Set back what can be; what cannot be and has changed, empty if nothing has."""
+        try:
+            changed = self._changed_names() or self._changed_rest()
+            if not changed:
+                self._set_back()
+        except Exception as error:  # f has taken away even what tells this
+            return f"what tells its state: {type(error).__name__}: {error}"
+        return changed
+
+    def _set_back(self) -> None:
+        for setting, before in zip(SETTINGS, self._settings):
+            if setting.get() != before:
+                setting.set(before)
+        faulthandler.cancel_dump_traceback_later()
+        random.seed()
+        seed_numpy()
+
+    def _changed_names(self) -> str:
+        """Modules of which something was replaced or removed; what was added is no harm."""
+        for name, module in self._modules.items():
+            before, now = self._names[name], vars(module)
+            if sys.modules.get(name) is not module:
+                return f"module {name}"
+            if now != before:
+                for attribute, value in before.items():
+                    if attribute not in now or now[attribute] is not value:
+                        return f"{name}.{attribute}"
+                self._names[name] = dict(now)
+        return ""
+
+    def _changed_rest(self) -> str:
+        if threading.active_count() > self._threads:
+            return "its threads"
+        fixed = _fixed()
+        if fixed != self._fixed:
+            return ", ".join(name for name, value in fixed.items() if value != self._fixed[name])
+        return "" if _has_descriptors() else "its free descriptors"
+
+
+def _fixed() -> dict[str, Any]:
+    """What a process cannot always set back once it has changed."""
+    return {
+        "its signal handlers": [getsignal(number) for number in SIGNALS],
+        "its blocked signals": signal.pthread_sigmask(signal.SIG_BLOCK, ()),
+        "its timers": [signal.getitimer(timer) != (0.0, 0.0) for timer in TIMERS],
+        "faulthandler": faulthandler.is_enabled(),
+        "its limits": [resource.getrlimit(limit) for limit in LIMITS],
+        "its standard streams": [_file(descriptor) for descriptor in range(3)],
+        "its root": _file("/"),
+        "its user": (os.getuid(), os.geteuid(), os.getgid(), os.getegid()),
+        "its process group": os.getpgrp(),
+        "its priority": os.getpriority(os.PRIO_PROCESS, 0),
+        "its cores": os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None,
+    }
+
+
+def _file(path: str | int) -> tuple[int, int] | None:
+    """Which file that is."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _has_descriptors() -> bool:
+    """Whether half of those that a process may have are free."""
+    most, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest)
+    return most == resource.RLIM_INFINITY or lowest < most // 2
+
+
+def seed_numpy() -> None:
+    """Let numpy's global generator draw numbers that no other process draws; it may not be imported."""
+    if "numpy.random" in sys.modules:
+        seed = np.frombuffer(os.urandom(SEED_BYTES), np.uint32)
+        np.random.seed(seed)  # noqa: NPY002
+
+
+def is_for_want(error: BaseException) -> bool:
+    """Whether an error tells that the process has no memory, descriptors or threads left.
+
+    >>> is_for_want(OSError(errno.EMFILE, "Too many open files")), is_for_want(FileNotFoundError(2, "x"))
+    (True, False)
+    """
+    if isinstance(error, OSError):
+        return error.errno in WANTS
+    return isinstance(error, MemoryError) or "can't start new thread" in str(error)

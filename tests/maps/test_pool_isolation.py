@@ -1,0 +1,250 @@
+"""f may do anything to its process: the next map on the same pool does not know."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import polarmap
+from polarmap import Pool
+from polarmap.errors import PolarmapError
+
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0
+
+DEEDS = {
+    "leaks all descriptors": """
+        import os, sys
+        sys.leaked = []
+        try:
+            while True:
+                sys.leaked.append(os.open(os.devnull, os.O_RDONLY))
+        except OSError:
+            pass
+    """,
+    "leaves a file less to open": "resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))",
+    "limits its memory": "resource.setrlimit(resource.RLIMIT_AS, (1 << 27, 1 << 27))",
+    "limits its processes and threads": "resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))",
+    "limits its files": "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))",
+    "breaks numpy": "del np.frombuffer; np.empty = None",
+    "replaces a function of numpy": "np.dot = lambda *_: 1 / 0; np.linalg.norm = np.dot",
+    "replaces a builtin": "import builtins; builtins.sorted = lambda one: 1 / 0",
+    "replaces a function of os": "os.path.exists = os.getpid = os.open = lambda *_: 7",
+    "stops the clock": "import time; time.monotonic = time.time = lambda: 0.0",
+    "forgets numpy": "import sys; sys.modules['numpy'] = None",
+    "handles signals": "signal.signal(signal.SIGTERM, lambda *_: None)",
+    "restores a signal": "signal.signal(signal.SIGPIPE, signal.SIG_DFL)",
+    "blocks signals": "signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM, signal.SIGUSR1])",
+    "sets an alarm": "signal.alarm(600)",
+    "lets faults be told": "import faulthandler; faulthandler.enable()",
+    "closes its standard streams": "os.close(0); os.close(1); os.close(2)",
+    "replaces its standard streams": "import io, sys; sys.stdout = sys.stderr = io.StringIO()",
+    "leads its output elsewhere": "os.dup2(os.open('/proc/self/status', os.O_RDONLY), 1)",
+    "closes the very socket": "os.closerange(3, 200)",
+    "goes elsewhere": "os.chdir('/')",
+    "goes where nothing is": """
+        import tempfile
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+    """,
+    "changes its environment": "os.environ['HOSTILE'] = '1'; del os.environ['PATH']",
+    "replaces its environment": "os.environ = {}",
+    "changes where modules are found": "import sys; sys.path.insert(0, '/hostile')",
+    "replaces where modules are found": "import sys; sys.path = ['/hostile']",
+    "changes its umask": "os.umask(0o777)",
+    "changes its locale": """
+        import locale
+        locale.setlocale(locale.LC_ALL, "C.UTF-8" if locale.setlocale(locale.LC_ALL) == "C" else "C")
+    """,
+    "changes the depth of recursion": "import sys; sys.setrecursionlimit(100_000)",
+    "turns warnings into errors": "import warnings; warnings.simplefilter('error')",
+    "turns numpy's errors on": "np.seterr(all='raise'); np.set_printoptions(precision=1)",
+    "turns the garbage collector off": "import gc; gc.disable()",
+    "watches calls": "import sys; sys.setprofile(lambda *_: None); sys.settrace(lambda *_: None)",
+    "seeds": "import random; random.seed(0); np.random.seed(0)",
+    "leaves a thread": """
+        import threading
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    """,
+    "leaves threads": """
+        import threading
+        for _ in range(50):
+            threading.Thread(target=threading.Event().wait).start()
+    """,
+    "takes a lower priority": "os.nice(5)",
+    "leaves its cores": "os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])",
+    "exits": "import sys; sys.exit(3)",
+    "exits at once": "os._exit(3)",
+}
+
+
+def doing(deed: str) -> Callable[[Any], Any]:
+    """A product that does this on workers."""
+    driver, x = os.getpid(), X
+    program = "import os, resource, signal\nimport numpy as np\n" + textwrap.dedent(deed)
+
+    def f(block: Any) -> Any:
+        y = block @ x
+        if os.getpid() != driver:
+            exec(program, {})
+        return y
+
+    return f
+
+
+def facts() -> Callable[[Any], str]:
+    """What a map may see of the process that it runs in, but for what is random."""
+
+    def f(_: Any) -> str:
+        import gc
+        import locale
+        import random
+        import resource
+        import signal
+        import sys
+        import threading
+        import time
+        import warnings
+
+        handlers = [str(signal.getsignal(one)) for one in range(1, 65)]
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+        seeded = (
+            random.Random(0).random() == random.random(),
+            np.random.RandomState(0).rand() == np.random.rand(),  # noqa: NPY002
+        )
+        umask = os.umask(0)
+        os.umask(umask)
+        values = [np.dot([3.0], [4.0]), np.linalg.norm([3.0, 4.0]), np.empty(3).size, sorted([2, 1])]
+        around = (
+            os.getcwd(),
+            sorted(one for one in os.environ.items() if one[0] != "PYTEST_CURRENT_TEST"),
+            sys.path,
+        )
+        streams = (
+            [os.readlink(f"/proc/self/fd/{one}") for one in range(3)],
+            type(sys.stdout),
+            type(sys.stderr),
+        )
+        traced = sys.gettrace(), sys.getprofile(), sys.getrecursionlimit(), gc.isenabled()
+        limits = [resource.getrlimit(one) for one in range(16)]
+        told = np.geterr(), str(np.array([1 / 3])), locale.setlocale(locale.LC_ALL), warnings.filters
+        few = (
+            len(os.listdir("/proc/self/fd")) < 50,
+            threading.active_count(),
+            time.time() > 1e9,
+            os.path.exists("/"),
+        )
+        who = os.nice(0), os.sched_getaffinity(0), signal.getitimer(signal.ITIMER_REAL)
+        found = (handlers, blocked, seeded, umask, values, around, streams, traced, limits, told, few, who)
+        return "\n".join(map(str, found))
+
+    return f
+
+
+def told(pool: Any, f: Callable[[Any], Any], count: int = 4) -> list[Any]:
+    """What f returns on workers, whichever these are; no task may be lost."""
+    return list(
+        polarmap.hedged_map(
+            f, [X] * count, executor=pool, backups=0, retries=0, timeout=PATIENCE, progress=False
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[Pool]:
+    with Pool(workers=2) as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def pristine() -> str:
+    with Pool(workers=1) as fresh:
+        [found] = told(fresh, facts(), 1)
+    return str(found)
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+def test_the_next_map_does_not_know_what_f_did(deed: str, pool: Pool, pristine: str) -> None:
+    with contextlib.suppress(PolarmapError):
+        told(pool, doing(DEEDS[deed]))
+    x = X
+    found = polarmap.coded_map(
+        lambda block: block @ x, A, blocks=6, workers=8, executor=pool, retries=0, timeout=PATIENCE
+    )
+    np.testing.assert_allclose(found.concatenate(), A @ X)
+    assert not any(task.failures for task in found.report.tasks)
+    for one in told(pool, facts()):
+        assert one.splitlines() == pristine.splitlines()
+
+
+def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp_path: Path) -> None:
+    path = tmp_path / "log"
+    path.touch()
+
+    def f(block: Any) -> Any:
+        import concurrent.futures
+        import decimal
+        import random
+        import subprocess
+        import sys
+        import warnings
+
+        import scipy.linalg
+        import scipy.sparse
+
+        log = vars(sys).setdefault("_log", open(path, "a"))  # noqa: SIM115
+        print(random.random(), file=log)
+        warnings.warn("so it goes", UserWarning, stacklevel=1)
+        np.seterr(over="raise")
+        subprocess.run(["true"], check=True)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            list(threads.map(decimal.Decimal, range(3)))
+        scipy.linalg.svd(block @ block.T)
+        os.environ["MINE"] = os.getcwd()
+        return float(os.getpid())
+
+    rows = A[:2]
+
+    maps = [polarmap.hedged_map(f, [rows] * 6, executor=pool, timeout=PATIENCE) for _ in range(8)]
+    workers = {float(one) for found in maps for one in found}
+    assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
+
+
+WANTS = {
+    "descriptors": ("Too many open files", DEEDS["leaks all descriptors"]),
+    "numpy": ("AttributeError", "del np.frombuffer"),
+}
+
+
+@pytest.mark.parametrize("want", WANTS)
+def test_a_worker_that_cannot_read_a_block_is_replaced_and_its_task_done_elsewhere(
+    want: str, tmp_path: Path
+) -> None:
+    """Not f has failed: the report tells of a lost worker, and why."""
+    said, deed = WANTS[want]
+    program = "import os\nimport numpy as np\n" + textwrap.dedent(deed)
+
+    def f(block: Any) -> Any:
+        y = block.sum()
+        try:
+            (tmp_path / "done").touch(exist_ok=False)
+        except FileExistsError:
+            return y
+        exec(program, {})
+        return y
+
+    with Pool(workers=1) as one:
+        found = polarmap.hedged_map(f, [*A], executor=one, backups=0, retries=1, timeout=PATIENCE)
+    np.testing.assert_allclose([*found], A.sum(axis=1))
+    failures = [failure for task in found.report.tasks for failure in task.failures]
+    [lost] = [failure for failure in failures if "WorkerLost" in failure]
+    assert re.match(f"WorkerLost: its worker could not read its block: .*{said}", lost)
