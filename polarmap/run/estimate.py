@@ -174,8 +174,9 @@ def _relative_scatter(how: Estimator, received: Array) -> float:
 
 
 def _real(received: Array) -> Array:
-    """Blocks of numbers as blocks of real ones."""
-    return np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
+    """Blocks of numbers as blocks of real ones of at most 1, whose squares neither overflow nor vanish."""
+    real = np.concatenate([received.real, received.imag], axis=1).astype(np.float64)
+    return np.asarray(real / (np.abs(real).max(initial=0.0) or 1.0))
 
 
 def _whole(values: Array, dtype: DType) -> Array:

@@ -373,6 +373,19 @@ def test_rounding_is_not_scatter(dtype: str, places: int) -> None:
         assert result.report.errors[4:] == (math.inf, math.inf)
 
 
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_what_is_told_of_an_estimate_does_not_depend_on_the_unit(size: float) -> None:
+    """The squares of such numbers are no numbers any more."""
+    data = np.random.default_rng(5).normal(3.0, 1.0, (24, 2))
+    options = {"blocks": 6, "workers": 8, "timeout": 2, "on_timeout": "estimate"}
+    reports = [
+        coded_map(np.negative, unit * data, executor=losing(*range(4, 8)), **options).report
+        for unit in (1.0, size)
+    ]
+    np.testing.assert_allclose(reports[1].errors, reports[0].errors, rtol=1e-9)
+    np.testing.assert_allclose(reports[1].error_p90, reports[0].error_p90, rtol=1e-9)
+
+
 @pytest.mark.parametrize("dtype", ["i8", "u8", "i4"])
 def test_determined_integers_are_exact_at_a_deadline(dtype: str) -> None:
     """All patterns of arrivals: what is not called an estimate is right to the last bit."""
