@@ -107,9 +107,13 @@ def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
 
 
 def as_raised(who: str, failure: Failure) -> BaseException:
-    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing."""
+    """What f raised; and in our words what kept a worker from calling it, such as a key that is missing.
+
+    In our words, too, what would end a generator of ours, or of whoever has called.
+    """
     assert failure.cause is not None
-    if not type(failure.cause).__module__.startswith("polarmap.worker."):
+    is_ours = type(failure.cause).__module__.startswith("polarmap.worker.")
+    if not (is_ours or isinstance(failure.cause, StopIteration)):
         return raised_by(who, failure.cause)
     error = NotDecodableError(f"{who} failed: {failure}")
     error.__cause__ = failure.cause

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from polarmap.worker.encryption import Encryption
+from polarmap.worker.encryption import Encryption, KeyUnavailableError
 from polarmap.worker.messages import Error, Reply, describe, reply_of_bytes, sealed
 from polarmap.worker.parts import DamagedError
 
@@ -40,7 +40,8 @@ def as_meant(reply: Reply, encryption: Encryption, data: Any = None) -> Reply:
     told = bytes(reply.result.data if data is None else data)
     if told[:1] == WITHOUT_KEY:
         kind, message, trace = json.loads(told[1:])
-        error = Error(str(kind), str(message), str(trace), None)
+        ours = KeyUnavailableError(str(message)) if kind == KeyUnavailableError.__name__ else None
+        error = Error(str(kind), str(message), str(trace), ours)
         return reply._replace(result=None, error=error, stored=None, subtasks=())
     meant = reply_of_bytes(encryption.decrypt(_name(reply), told[1:]))
     assert meant is not None

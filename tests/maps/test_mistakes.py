@@ -448,7 +448,7 @@ def test_any_exception_of_f_is_told(name: str, pool: str) -> None:
         executor: Any = ReplayExecutor()
         if pool != "replay":
             executor = stack.enter_context((ThreadPoolExecutor if pool == "threads" else process_pool)(2))
-        with pytest.raises(Exception, check=is_told) as caught:
+        with pytest.raises(BaseException, check=is_told) as caught:
             polarmap.coded_map(f, ROWS, blocks=2, workers=3, executor=executor, retries=0, timeout=50)
     assert name in "".join(traceback.format_exception(caught.value))
 
