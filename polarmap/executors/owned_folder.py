@@ -51,6 +51,7 @@ def restore(folder: Path) -> None:
             status = os.lstat(folder)
         except FileNotFoundError:
             folder.mkdir(PRIVATE)
+            _made.add((os.getpid(), folder))
             _name_owner(folder)
             return
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():

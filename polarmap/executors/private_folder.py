@@ -12,12 +12,14 @@ from functools import cache
 from pathlib import Path
 
 from polarmap.executors.fork_server_process import absolute_module_path
-from polarmap.executors.owned_folder import disk_folder
+from polarmap.executors.owned_folder import disk_folder, restore
 
 
 def private_folder() -> Path:
-    """An owned temporary folder of this process, the same whenever it is asked for."""
-    return _folder_of(os.getpid())
+    """An owned temporary folder of this process, the same whenever it is asked for; there, if it was removed."""
+    folder = _folder_of(os.getpid())
+    restore(folder)
+    return folder
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -73,3 +74,10 @@ def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> N
         assert '"/a folder/python"' in script.read_text()
     finally:
         script.unlink()
+
+
+def test_it_is_made_again_when_somebody_has_removed_it() -> None:
+    folder = private_folder()
+    shutil.rmtree(folder)
+    assert private_folder() == folder
+    assert interpreter().is_file()
