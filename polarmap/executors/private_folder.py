@@ -16,7 +16,7 @@ from polarmap.executors.owned_folder import disk_folder, restore
 
 
 def private_folder() -> Path:
-    """An owned temporary folder of this process, the same whenever it is asked for; there, if it was removed."""
+    """An owned temporary folder of this process, always the same; made again if somebody has removed it."""
     folder = _folder_of(os.getpid())
     restore(folder)
     return folder
