@@ -780,7 +780,7 @@ def test_timeout_that_cuts_verification_short_says_so() -> None:
 
 
 def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """product, but workers return something else of some blocks of DATA: not f evaluated here, on a thread."""
+    """product, but workers return something else of blocks of DATA: not f evaluated here, on a thread."""
     corners, workers = DATA[3 * np.array(indices), 0], threading.current_thread()
 
     def f(block: np.ndarray) -> Any:
