@@ -248,8 +248,6 @@ def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
     late = ReplayExecutor({0: math.inf, 5: math.inf})
     options = {"blocks": 4, "workers": 6, "executor": late, "timeout": 50, "on_timeout": "estimate"}
     data = np.arange(24.0).reshape(12, 2)
-    with pytest.warns(
-        RuntimeWarning, match="f of block 0 differs .* what is decoded or estimated may be far"
-    ):
+    with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
         result = coded_map(lambda block: block.max(axis=0) ** 2, data, **options)
     assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)
