@@ -749,3 +749,14 @@ def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None
     data = np.arange(24.0).reshape(12, 2)
     with pytest.raises((NotLinearError, NotDecodableError), match="hedged_map"):
         coded_map(lambda block: block[block > 5], data, blocks=4, workers=6, executor=losing(*lost))
+
+
+@pytest.mark.parametrize("lost", [(), (5,)])
+def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
+    data = np.arange(24.0).reshape(12, 2)
+
+    def f(block: np.ndarray) -> Any:
+        return (block,) if block[0, 0] == 6 else block
+
+    with pytest.raises(NotLinearError, match="f of block 1 differs"):
+        coded_map(f, data, blocks=4, workers=6, executor=losing(*lost))
