@@ -108,7 +108,7 @@ def main() -> None:
     count = 5 if is_quick(__doc__) else 25
     X, y = load_digits(return_X_y=True)
     X = X / 16
-    model = MLPClassifier((32,), max_iter=600, random_state=0).fit(X[:1400], y[:1400])
+    model = MLPClassifier((32,), "tanh", max_iter=600, random_state=0).fit(X[:1400], y[:1400])
     rows = []
     for kind, search in METHODS:
         stream, changes, sources = np.random.default_rng(0), [], []

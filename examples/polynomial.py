@@ -28,8 +28,7 @@ def main() -> None:
     print(f"largest relative error: {error:.1g}")
 
     try:
-        faulty = FaultyExecutor(None, {1: Fault("sleep", seconds=30)})
-        polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, executor=faulty)
+        polarmap.coded_map(moments, A, blocks=5, workers=18, degree=2, verify=True)
     except polarmap.errors.NotLinearError as error_:
         print(f"with degree=2: {str(error_).partition('(or')[0]}")
 

@@ -18,8 +18,7 @@ ROWS, COLUMNS, ITERATIONS = 4_000, 240, 3
 def multiply(stored: polarmap.CodedArray, x: np.ndarray, config: str | None, iteration: int) -> np.ndarray:
     """stored @ x, which is linear whatever x is; each time two other workers sleep."""
     sleepers = {(5 * iteration + start) % stored.n: Fault("sleep", 30) for start in (0, 7)}
-    executor = FaultyExecutor(config, sleepers)
-    options = {"executor": executor, "retries": 5, "verify": False}
+    options = {"executor": FaultyExecutor(config, sleepers), "retries": 5, "verify": False}
     return polarmap.coded_map(lambda block: block @ x, stored, **options).concatenate()
 
 

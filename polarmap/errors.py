@@ -102,9 +102,9 @@ class _WithoutOurFrames:
 without_our_frames = _WithoutOurFrames()
 
 
-def hide_our_frames(error: BaseException) -> None:
-    """The same for an exception that somebody will raise later."""
-    if _is_meant(error):
+def hide_our_frames(error: BaseException, is_of_f: bool = False) -> None:
+    """The same for an exception that somebody will raise later; `is_of_f`: of a call, which needs no note."""
+    if is_of_f or _is_meant(error):
         error.__traceback__ = _from_the_callers(error.__traceback__)
         _shorten_causes(error)
 

@@ -63,11 +63,11 @@ def estimate_at_deadline(
         missing = set(word.decoder.missing.tolist())
         errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
         found = found._replace(errors=errors, error_p90=max(errors))
-        broken = (
+        broken = refusal or (
             f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
             "or a worker returned garbage"
         )
-        warn(f"{refusal or broken}; what is decoded or estimated may be far off")
+        warn(f"{broken}; what is decoded or estimated may be far off")
     word.acceptance.results, word.verification = found.results, "no"
     received.needed = received.needed or len(received.arrived)
     return found

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.worker.messages import describe
-from polarmap.worker.pytree import flatten
+from polarmap.worker.pytree import Structure, flatten
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +24,7 @@ class LocalRun:
     ----------
     index : int
         The block.
-    leaves : list of arrays or None
+    leaves, structure : list of arrays and Structure, or None
         Of the result, once there is one.
     error : BaseException or None
         What f raised.
@@ -33,13 +33,15 @@ class LocalRun:
     def __init__(self, f: Callable[[Any], Any], block: Callable[[], Any], index: int) -> None:
         self.index = index
         self.leaves: list[Array] | None = None
+        self.structure: Structure | None = None
         self.error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
         self._thread.start()
 
     def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
         try:
-            self.leaves = flatten(f(block()))[0]
+            leaves, self.structure = flatten(f(block()))
+            self.leaves = leaves  # by which others see that it has ended
         except BaseException as error:
             self.error = error
 

@@ -234,7 +234,8 @@ class Verifier:
             index = self._most_telling()
             self._local = LocalRun(self._f, partial(self._data_block, index), index)
         if not self._local.is_running and self._local.leaves is not None:
-            self.evaluated[self._local.index] = self._local.leaves
+            is_alike = repr(self._local.structure) == repr(self._received.structure)
+            self.evaluated[self._local.index] = self._local.leaves if is_alike else []  # agrees with nothing
         return self._local
 
     def agrees_here(self, results: list[list[Array]]) -> bool:

@@ -779,10 +779,15 @@ def test_timeout_that_cuts_verification_short_says_so() -> None:
 # --- results that do not fit -------------------------------------------------------------------
 
 
-def odd_at(index: int, how: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """product, but something else of one block of DATA."""
-    corner = DATA[3 * index, 0]
-    return lambda block: how(block) if block[0, 0] == corner else product(block)
+def odd_at(indices: Sequence[int], how: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """product, but workers return something else of blocks of DATA: not f evaluated here, on a thread."""
+    corners, workers = DATA[3 * np.array(indices), 0], threading.current_thread()
+
+    def f(block: np.ndarray) -> Any:
+        is_odd = block[0, 0] in corners and threading.current_thread() is workers
+        return how(block) if is_odd else product(block)
+
+    return f
 
 
 @pytest.mark.parametrize(
@@ -794,7 +799,7 @@ def odd_at(index: int, how: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def test_a_result_unlike_the_others_is_a_failure_whenever_it_comes(
     how: Callable[[Any], Any], arrival: float
 ) -> None:
-    result = coded(odd_at(2, how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2)))
+    result = coded(odd_at([2], how), executor=ReplayExecutor({2: arrival} | dict.fromkeys(range(7, N), 1.2)))
     assert_right(result)
     report = result.report
     assert report.recovered == (2,)
@@ -808,7 +813,7 @@ def test_a_result_that_looked_odd_is_not_awaited_once_more() -> None:
     with pytest.raises(
         CodedTimeoutError, match=r"2 of 8 .* within 3\.1 s, 9 tasks still run; failed 1 task: W"
     ):
-        coded(odd_at(0, np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
+        coded(odd_at([0], np.sum), executor=ReplayExecutor(seconds), timeout=3.1, retries=1)
 
 
 def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dtype() -> None:
@@ -823,12 +828,7 @@ def test_too_many_results_unlike_the_others_are_an_error_that_names_shape_and_dt
 
 def test_the_shape_of_most_results_wins_however_late() -> None:
     """Three odd ones come first, then two right ones, and the right ones overtake them."""
-    corners = DATA[3 * np.arange(3), 0]
-
-    def f(block: np.ndarray) -> np.ndarray:
-        return block[:, :2] if block[0, 0] in corners else product(block)
-
-    result = coded(f, executor=arriving(range(N), N))
+    result = coded(odd_at(range(3), lambda block: block[:, :2]), executor=arriving(range(N), N))
     assert_right(result)
     assert states(result.report)["failed"] == [0, 1, 2]
     assert [task.failures for task in result.report.tasks[3:]] == [()] * (N - 3)

@@ -241,3 +241,13 @@ def test_gradient_descent_with_estimated_gradients_converges() -> None:
         w = w - sum(parts) / (1200 * (1 + turn / 20))
     assert estimated > 200
     assert np.linalg.norm(w - best) < 2e-3 * np.linalg.norm(best)
+
+
+def test_a_block_that_f_here_contradicts_is_told_without_an_equation() -> None:
+    """As many results as are needed and none more: no equation is left over to be off."""
+    late = ReplayExecutor({0: math.inf, 5: math.inf})
+    options = {"blocks": 4, "workers": 6, "executor": late, "timeout": 50, "on_timeout": "estimate"}
+    data = np.arange(24.0).reshape(12, 2)
+    with pytest.warns(RuntimeWarning, match="f of block 0 differs .* what is decoded or .* may be far off"):
+        result = coded_map(lambda block: block.max(axis=0) ** 2, data, **options)
+    assert result.report.errors == (math.inf, 0.0, 0.0, 0.0)

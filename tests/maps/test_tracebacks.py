@@ -90,6 +90,10 @@ def failing() -> FaultyExecutor:
     return FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3, 6), Fault("raise", attempts=9)))
 
 
+def losing_one() -> FaultyExecutor:
+    return FaultyExecutor(ReplayExecutor(), {0: Fault("kill", attempts=9)})
+
+
 def late() -> ReplayExecutor:
     return ReplayExecutor(dict.fromkeys(range(3), math.inf))
 
@@ -102,10 +106,10 @@ def operated(executor: Any, **options: Any) -> None:
 MISTAKES: dict[str, Callable[[], Any]] = {
     "too few results": lambda: polarmap.coded_map(np.negative, ROWS, executor=failing(), **SIZES),
     "a timeout": lambda: polarmap.coded_map(np.negative, ROWS, executor=late(), timeout=5, **SIZES),
-    "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=ReplayExecutor({0: 9.0}), **SIZES),
-    "not linear, a future": lambda: polarmap.submit(
-        np.exp, ROWS, executor=ReplayExecutor({0: 9.0}), **SIZES
-    ).result(PATIENCE),
+    "not linear": lambda: polarmap.coded_map(np.exp, ROWS, executor=losing_one(), **SIZES),
+    "not linear, a future": lambda: polarmap.submit(np.exp, ROWS, executor=losing_one(), **SIZES).result(
+        PATIENCE
+    ),
     "not smooth": lambda: polarmap.coded_gradient(
         lambda x: float(np.abs(x).sum() + x[0] ** 0.5), np.zeros(6), executor=late(), timeout=5
     ),
