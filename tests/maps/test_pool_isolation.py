@@ -219,6 +219,12 @@ def test_an_ordinary_f_keeps_its_worker_and_what_it_has_imported(pool: Pool, tmp
     assert len(workers) <= 4  # if each map lost its workers, there were 8 at least
 
 
+@pytest.mark.parametrize("deed", ["leaks all descriptors", "forgets numpy"])
+def test_what_f_returns_after_that_is_its_result(deed: str) -> None:
+    with Pool(workers=1) as one:
+        assert told(one, doing(DEEDS[deed]), 1) == [X @ X]
+
+
 WANTS = {
     "descriptors": ("Too many open files", DEEDS["leaks all descriptors"]),
     "numpy": ("AttributeError", "del np.frombuffer"),
