@@ -44,7 +44,7 @@ class FetchedBlocks:
         key = (source, part)
         data = self._kept.get(key)
         if data is None:
-            self.fetches += 1
+            self.fetches += source.kind != "message"  # which brings it along
             data = memoryview(assemble([part], lambda one: self._fetch(source, one))).toreadonly()
             is_known = part.crc32 is not None or source.encryption is not None
             if is_known and part.size <= self._budget:

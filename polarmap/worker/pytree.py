@@ -6,6 +6,7 @@ Runs on workers too: imports numpy at most.
 from __future__ import annotations
 
 import math
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -110,7 +111,8 @@ def _kind(leaf: Any, where: str, data: bool) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
     if type(leaf) is np.ndarray:
         return "array"
-    if isinstance(leaf, np.ma.MaskedArray):
+    masked = sys.modules.get("numpy.ma")  # to import it takes a file, and f may have leaked all
+    if masked is not None and isinstance(leaf, masked.MaskedArray):
         raise TypeError(f"{where} a masked array, whose mask would be lost: use .filled()")
     if isinstance(leaf, np.matrix):
         return "matrix"

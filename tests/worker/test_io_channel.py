@@ -56,25 +56,29 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     theirs.close()
 
 
-def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_next(tmp_path: Path) -> None:
-    def change(block: Any) -> Any:
-        found = os.getcwd(), sorted(os.environ), list(sys.path)
-        os.chdir("/")
-        os.environ["HOSTILE"] = "1"
-        sys.path.append("/hostile")
-        seen.append(found)
-        return block
+seen: list[Any] = []  # by `change`, which travels by its name
 
-    seen: list[Any] = []
+
+def change(block: Any) -> Any:
+    found = os.getcwd(), sorted(os.environ), list(sys.path)
+    os.chdir("/")
+    os.environ["HOSTILE"] = "1"
+    sys.path.append("/hostile")
+    seen.append(found)
+    return block
+
+
+def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_next(tmp_path: Path) -> None:
+    seen.clear()
     around = Surroundings.of_this_process()
     ours, theirs = socket.socketpair()
     with ours, theirs:
         io = ChannelIO(SocketChannel(theirs))
-        io._pickled, io._unpickled = b"f", lambda: (change, ("array",))  # type: ignore[method-assign]
+        f = to_block((change, ("array",))).tobytes()
         ticket = Ticket(0, 0, stored(tmp_path, np.arange(4.0))._replace(structure=()), None, None)
         try:
             for number in range(3):
-                assert io.run(TaskCall(number, (str(tmp_path),), ticket, None, None))
+                assert io.run(TaskCall(number, (str(tmp_path),), ticket, f, None))
         finally:
             around.take_over()
     assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]
