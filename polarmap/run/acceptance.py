@@ -183,7 +183,7 @@ class Acceptance:
         if decoder.surplus:
             if not self._surplus_holds():
                 return None
-            if trusted or (self._verifier.is_telling and self._verifier.agrees_here(self._decode())):
+            if trusted or (self._verifier.is_telling and not self._verifier.differing_here(self._decode())):
                 return self._passed("parity")
         elif trusted:
             self._decode()
@@ -210,12 +210,12 @@ class Acceptance:
             self._warn_unverified(run)
             self._decode()
             return "no"
-        agrees = self._verifier.agrees_here(self._decode())
+        differing = self._verifier.differing_here(self._decode())
         time_is_left = self._received.more_may_come and not self._surplus_wait_is_over()
-        if time_is_left and not (agrees and self._verifier.is_telling):
+        if time_is_left and (differing or not self._verifier.is_telling):
             return None
-        if not agrees:
-            self._verifier.blame_f(f"f of block {run.index} differs from its decoded result")
+        if differing:
+            self._verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
         return self._passed("parity" if decoder.surplus else "local")
 
     def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:

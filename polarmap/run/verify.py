@@ -138,13 +138,17 @@ class Verifier:
     def is_telling(self) -> bool:
         """Whether the checks involve every result that decoded blocks are made of, and f of a data block.
 
-        Equations alone hold of any f whose results are equal so far, and, where no worker gets a data
-        block, of any that is linear far away from the data; those of copies of a block hold of any f. What
-        is odd about the result of a data block may be f's own doing.
+        Equations hold of any f whose results are equal so far: then only those blocks are checked that were
+        evaluated here. Where no worker gets a data block they hold of any that is linear far away from the
+        data; those of copies of a block hold of any f. What is odd about the result of a data block may be
+        f's own doing.
         """
         if self._received.odd - self.evaluated.keys() or (not self.is_mixing and self._mixed.any()):
             return False
-        if not self.evaluated and not (len(self._coded.code.systematic) and self._differ()):
+        is_seen = bool(np.isin(self._recovery.missing, list(self.evaluated)).all())
+        if not is_seen and not self._differ():
+            return False
+        if not self.evaluated and not len(self._coded.code.systematic):
             return False
         return not self._unseen().any()
 
@@ -238,14 +242,16 @@ class Verifier:
             self.evaluated[self._local.index] = self._local.leaves if is_alike else []  # agrees with nothing
         return self._local
 
-    def agrees_here(self, results: list[list[Array]]) -> bool:
-        """Whether decoded blocks are what f gave of them here."""
+    def differing_here(self, results: list[list[Array]]) -> list[int]:
+        """The decoded blocks that are not what f gave of them here."""
         decoded = set(self._recovery.missing.tolist())
         here = {index: own for index, own in self.evaluated.items() if index in decoded}
-        if not all(self._agrees(own, results[index], decoded=True) for index, own in here.items()):
-            return False
-        self._missed = {index: self._distances(own, results[index]) for index, own in here.items()}
-        return True
+        differing = [
+            index for index, own in here.items() if not self._agrees(own, results[index], decoded=True)
+        ]
+        if not differing:
+            self._missed = {index: self._distances(own, results[index]) for index, own in here.items()}
+        return differing
 
     def _distances(self, own: list[Array], other: list[Array]) -> list[float]:
         """How far two results are apart, leaf by leaf, as a share of the largest number."""

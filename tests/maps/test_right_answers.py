@@ -751,6 +751,18 @@ def test_ragged_results_are_not_taken_for_garbage(lost: tuple[int, ...]) -> None
         coded_map(lambda block: block[block > 5], data, blocks=4, workers=6, executor=losing(*lost))
 
 
+@pytest.mark.parametrize("other", [0, 1])
+def test_equal_results_tell_nothing_of_lost_blocks(other: int) -> None:
+    """Equations of equal results hold, whatever f gives of a block that is lost: each is evaluated here."""
+    data = np.arange(24.0).reshape(12, 2)
+
+    def f(block: np.ndarray) -> np.ndarray:
+        return np.where(block[0, 0] == 6 * other, 5.0, 1.0)
+
+    with pytest.raises(NotLinearError, match=f"f of block {other} differs"):
+        coded_map(f, data, blocks=4, workers=7, executor=losing(0, 1))
+
+
 @pytest.mark.parametrize("lost", [(), (5,)])
 def test_a_structure_that_one_block_alone_has_is_not_taken_for_garbage(lost: tuple[int, ...]) -> None:
     data = np.arange(24.0).reshape(12, 2)

@@ -52,6 +52,10 @@ class Faults:
         gone |= {"raise", "exit", "kill"} if self.attempts > retries else set()
         return {task for task, kind in self.struck.items() if kind in gone}
 
+    def raises_everywhere(self, n: int, spare: int) -> bool:
+        """Whether the first tasks to end may all raise, and are more than may be missing."""
+        return sum(kind == "raise" for kind in self.struck.values()) > max(spare, n // 4, 1)
+
     def outvotes(self, needed: int) -> bool:
         """Whether results of another shape may be the most that have arrived when so many are needed."""
         return sum(kind == "shape" for kind in self.struck.values()) >= needed
@@ -189,6 +193,7 @@ def judged(error: Exception) -> PolarmapError:
     """An error of a map; what f or a fault raised everywhere counts as too few results."""
     if isinstance(error, PolarmapError):
         return error
-    if any(note.endswith(" raised this") for note in getattr(error, "__notes__", ())):
-        return NotDecodableError(f"{type(error).__name__}: {error}")
+    notes = [note for note in getattr(error, "__notes__", ()) if note.endswith(" raised this")]
+    if notes:
+        return NotDecodableError(f"{type(error).__name__}: {error} ({notes[-1]})")
     raise error

@@ -148,6 +148,8 @@ class MapCase:
             reasons["f is not linear"] = ("NotLinearError", *short)
         if not self.is_decodable:
             reasons["too many lost"] = short
+        if self.faults.raises_everywhere(self.code.n, self.code.n - self.code.recovery_threshold):
+            reasons["raised everywhere"] = ("NotDecodableError",)
         silent = {task for task, kind in self.faults.struck.items() if kind == "never"}
         if self.options.get("schedule") == "on_demand" and silent >= set(range(self.code.recovery_threshold)):
             reasons["on demand, and nothing is heard"] = short  # parity starts after 60 s, 120 s, 240 s ...

@@ -107,6 +107,8 @@ class ProductCase:
             reasons[name] = "garbage"
         if not self._must_bear() and name in ("NotDecodableError", "CodedTimeoutError"):
             reasons[name] = "too many lost"
+        if self.faults.raises_everywhere(1, 1) and "fails everywhere" in str(error):
+            reasons[name] = "raised everywhere"
         if not np.isfinite(self._wanted()).all() or self._may_overflow():
             reasons[name] = "NaN or inf"
         if name in reasons:

@@ -109,6 +109,9 @@ class SumCase:
             return f"{name}: garbage"
         if late and len(lost) > (self.tolerate or 0):
             return f"{name}: too many lost"
+        everywhere = self.faults.raises_everywhere(len(self.parts), self.tolerate or 0)
+        if everywhere and "fails everywhere" in str(error):
+            return f"{name}: raised everywhere"
         if not all(is_finite(leaf) for one in expected for leaf in leaves(one)):
             return f"{name}: NaN or inf"
         raise Finding("innocent failure", f"{name}: {error}") from error
