@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from polarmap.worker.encrypted_replies import as_meant, as_sent
-from polarmap.worker.encryption import Encryption
+from polarmap.worker.encryption import Encryption, KeyUnavailableError
 from polarmap.worker.messages import (
     LENGTHS,
     Error,
@@ -110,4 +110,4 @@ def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
         assert meant.result is meant.stored is None
         assert meant.error is not None
         assert meant.error.type == "KeyUnavailableError"
-        assert meant.error.exception is None
+        assert type(meant.error.exception) is KeyUnavailableError  # made here, of its text
