@@ -49,9 +49,9 @@ class Call:
         with contextlib.suppress(InvalidStateError):  # somebody else has set it
             self.future.set_result(value)
 
-    def fail(self, error: BaseException) -> None:
-        """It has none."""
-        hide_our_frames(error)
+    def fail(self, error: BaseException, is_of_f: bool = False) -> None:
+        """It has none; `is_of_f`: the error is what f raised."""
+        hide_our_frames(error, is_of_f)
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 

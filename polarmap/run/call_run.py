@@ -8,7 +8,7 @@ from math import inf
 from typing import NamedTuple
 
 from polarmap.blocks.call_blocks import CallBlocks
-from polarmap.errors import WorkerLostError, hide_our_frames
+from polarmap.errors import WorkerLostError
 from polarmap.executors.base import Failure, Outcome, Run, lost
 from polarmap.run.call import REMEMBERED, Call, LateCalls
 from polarmap.worker.any_value import from_result
@@ -160,9 +160,7 @@ class CallRun:
     def _fail(self, task: int, call: Call, failure: Failure) -> None:
         """An attempt has failed: start it again if its worker was lost, unless others run."""
         if failure.kind == "raised":
-            raised = failure.cause or RuntimeError(str(failure))
-            hide_our_frames(raised, is_of_f=True)
-            self._take(task).fail(raised)
+            self._take(task).fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
             return
         call.losses += 1
         if call.running:
