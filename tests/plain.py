@@ -16,7 +16,7 @@ import numpy as np
 
 import polarmap
 from polarmap import Decoder, PolarCode, ReplayExecutor
-from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.base import Event, Outcome, Payload
 from polarmap.executors.replay import ReplayRun
 
 STATES = ("used", "surplus", "abandoned", "failed", "not started")
@@ -160,5 +160,6 @@ class AlteringRun(ReplayRun):
         super().__init__(seconds, payload)
         self._altered = altered
 
-    def wait(self, timeout: float) -> list[Outcome]:
-        return [self._altered(outcome) for outcome in super().wait(timeout)]
+    def wait(self, timeout: float) -> list[Event]:
+        told = super().wait(timeout)
+        return [self._altered(event) if isinstance(event, Outcome) else event for event in told]

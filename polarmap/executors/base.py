@@ -57,6 +57,18 @@ class Outcome(NamedTuple):
     over: bool = True  # whether the attempt has ended
 
 
+class Began(NamedTuple):
+    """An attempt has come to run: when, on the clock of its run."""
+
+    task: int
+    attempt: int
+    when: float
+
+
+Event = Began | Outcome
+Attempt = tuple[int, int]  # the number of a task, and how often it was started before
+
+
 class Coded(Protocol):
     """The coded blocks, made as they are asked for."""
 
@@ -155,44 +167,31 @@ class Run(Protocol):
         """Seconds on `time.monotonic`, or on a virtual clock that stands at 0 when the run is opened."""
         ...
 
-    def submit(self, tasks: Sequence[int]) -> None:
-        """Start these, in this order; one that was started before is started once more, as its next attempt.
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Start these, in this order. Blocks are made for those that are started, and no earlier."""
+        ...
 
-        Blocks are made for those that are started, and no earlier.
+    def wait(self, timeout: float) -> list[Event]:
+        """What happened, as soon as an attempt or a part of it ended; after `timeout` seconds; or when woken.
+
+        That an attempt began is told with what is told next, before its end. Each that was submitted ends
+        in exactly one Outcome that is over: its worker is lost if nothing else is known.
         """
         ...
 
-    def wait(self, timeout: float) -> list[Outcome]:
-        """What ended, as soon as anything did; empty after `timeout` seconds, or when it is woken."""
-        ...
-
     def wake(self) -> None:
-        """Let the `wait` that another thread is in return soon, with an empty list if nothing ended.
+        """Let the `wait` that another thread is in return soon, whether anything ended or not.
 
         If none is, the next one does. Any thread may call it at any time, also when the run is closed.
         """
         ...
 
-    def running(self) -> Mapping[int, float]:
-        """When the tasks began that run now, by `now`'s clock; those that wait for a slot are left out.
+    def close(self) -> Stay | None:
+        """Abandon all that runs and remove all that was stored. Safe at any time, and twice.
 
-        Of several attempts at a task it is the latest that runs.
+        Returns what is to be paid for workers that stay from map to map, the first time; None where each
+        attempt is paid by itself, or nothing is.
         """
-        ...
-
-    def is_exhausted(self) -> bool:
-        """Whether nothing will end any more unless something is submitted."""
-        ...
-
-    def paid(self) -> Stay | None:
-        """What its workers have been paid for since it was asked before, if they stay from map to map.
-
-        None where each attempt is paid by itself, or nothing is.
-        """
-        ...
-
-    def close(self) -> None:
-        """Abandon all that runs and remove all that was stored. Safe at any time, and twice."""
         ...
 
 

@@ -6,14 +6,16 @@ Dask fulfils a future although it was cancelled, and prints the error that this 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from concurrent.futures import Future, InvalidStateError
 from typing import Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.executors.base import Outcome, Payload, check_folder
+from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.futures import FuturesRun
 
+LOOK_SECONDS = 0.25  # between looks whether the client was closed
 LOOPBACK = ("tcp://127.", "tls://127.", "tcp://[::1]", "tls://[::1]")
 
 
@@ -39,10 +41,14 @@ class DaskRun(FuturesRun):
         super().__init__(name, pool, payload, reads_files=pool.is_here)
         self._dask = pool
 
-    def wait(self, timeout: float) -> list[Outcome]:
+    def _drained(self, timeout: float) -> list[Any]:
         """Whatever futures are done; all of them if the client was closed."""
-        self._dask.fail_if_closed()
-        return super().wait(timeout)
+        deadline = time.monotonic() + timeout
+        while True:
+            self._dask.fail_if_closed()
+            ended = super()._drained(min(LOOK_SECONDS, max(0.0, deadline - time.monotonic())))
+            if ended or time.monotonic() >= deadline:
+                return ended
 
 
 class DaskPool:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import queue
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,9 @@ from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
+    Attempt,
+    Began,
+    Event,
     Function,
     Outcome,
     Payload,
@@ -76,15 +80,14 @@ class FuturesRun:
     def __init__(self, name: str, pool: Any, payload: Payload, reads_files: bool = False) -> None:
         self._name, self._pool = name, pool
         self._payload = payload
-        self._attempts: dict[int, int] = {}
         self._ended: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
         self._futures: list[Future[Any]] = []
-        self._pending: dict[int, Future[Any]] = {}
-        self._began: dict[int, float] = {}
+        self._pending: dict[Attempt, Future[Any]] = {}
+        self._unbegun: dict[Attempt, Future[Any]] = {}
         # Of other pools nobody knows when a task begins: they are taken to have room.
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
         self._spares: SpareProcesses | None = None
-        self._on_spares: set[tuple[int, int]] = set()  # attempts that run there
+        self._on_spares: set[Attempt] = set()  # that run there
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         if self._shares_memory:
             self._payload = replace(payload, encryption=None)  # of what would travel
@@ -105,25 +108,28 @@ class FuturesRun:
         """The monotonic clock."""
         return time.monotonic()
 
-    def submit(self, tasks: Sequence[int]) -> None:
+    def submit(self, attempts: Sequence[Attempt]) -> None:
         """Hand them to the pool."""
-        for task in tasks:
-            self._attempts[task] = self._attempts.get(task, -1) + 1
-            self._submit(task)
+        for task, attempt in attempts:
+            self._submit(task, attempt)
 
-    def running(self) -> Mapping[int, float]:
-        """When each running task was first seen to run."""
-        if isinstance(self._link, ThreadLink):
-            attempts = {task: (task, self._attempts[task]) for task in self._pending}
-            began = self._link.began
-            return {task: began[attempt] for task, attempt in attempts.items() if attempt in began}
-        for task, future in self._pending.items():
-            if not self._tells or future.running():
-                self._began.setdefault(task, time.monotonic())
-        return {task: self._began[task] for task in self._pending if task in self._began}
-
-    def wait(self, timeout: float) -> list[Outcome]:
+    def wait(self, timeout: float) -> list[Event]:
         """Whatever futures are done, and the subtasks that were handed in."""
+        outcomes = self._waited(timeout)
+        return [*self._begun(), *outcomes]
+
+    def _begun(self) -> list[Event]:
+        """The attempts that were seen to begin since the last time."""
+        if isinstance(self._link, ThreadLink):
+            began, self._link.began = self._link.began, {}
+            return [Began(*attempt, when) for attempt, when in began.items()]
+        seen = [key for key, future in self._unbegun.items() if not self._tells or future.running()]
+        for key in seen:
+            del self._unbegun[key]
+        return [Began(*key, time.monotonic()) for key in seen]
+
+    def _waited(self, timeout: float) -> list[Outcome]:
+        """What has ended."""
         deadline = time.monotonic() + timeout
         link = self._link if self._payload.subtasks > 1 and isinstance(self._link, FolderLink) else None
         while True:
@@ -141,24 +147,16 @@ class FuturesRun:
         """Let something be in the queue that is waited for."""
         self._ended.put(None)
 
-    def paid(self) -> Stay | None:
-        """None: each attempt is paid by itself."""
-        return None
-
-    def is_exhausted(self) -> bool:
-        """Whether no outcome can come any more unless something is started."""
-        return not self._pending and self._ended.empty()
-
     def _drained(self, timeout: float) -> list[Ended | Reply | None]:
         """What has ended by now, or the first that ends within `timeout` seconds; None: it was woken."""
         ended = []
         with contextlib.suppress(queue.Empty):
-            ended.append(self._ended.get(timeout=timeout))
+            ended.append(self._ended.get(timeout=None if timeout == inf else timeout))
             while True:
                 ended.append(self._ended.get_nowait())
         return ended
 
-    def close(self) -> None:
+    def close(self) -> Stay | None:
         """Cancel what is queued, leave what runs."""
         if isinstance(self._link, ThreadLink):
             self._link.cancel()
@@ -173,9 +171,9 @@ class FuturesRun:
             self._files.close()
         self._futures = []
         self._pending.clear()
+        return None
 
-    def _submit(self, task: int) -> None:
-        attempt = self._attempts[task]
+    def _submit(self, task: int, attempt: int) -> None:
         try:
             block, stored = self._block(task)
             ticket = self._payload.ticket(task, attempt, stored)
@@ -189,8 +187,7 @@ class FuturesRun:
             future = Future()
             future.set_exception(error)
         self._futures.append(future)
-        self._pending[task] = future
-        self._began.pop(task, None)
+        self._pending[task, attempt] = self._unbegun[task, attempt] = future
         future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
 
     def _function(self) -> Function | bytes:
@@ -220,8 +217,9 @@ class FuturesRun:
         if isinstance(ended, Reply):
             return self._payload.partial_outcome(ended)
         task, attempt, future = ended
-        if self._pending.get(task) is future:
-            del self._pending[task]
+        if self._pending.get((task, attempt)) is future:
+            del self._pending[task, attempt]
+            self._unbegun.pop((task, attempt), None)
         if future.cancelled():
             return lost(task, attempt, f"{self._name} was shut down or cancelled the task before it began")
         error = future.exception()
@@ -231,7 +229,7 @@ class FuturesRun:
             return lost(task, attempt, f"{type(error).__name__}: {error}{self._hint(error)}")
         sent = future.result()
         if sent is None:
-            return None
+            return lost(task, attempt, "it was told that nobody waits for it")
         return self._payload.outcome(sent if isinstance(sent, Reply) else parsed_reply(sent))
 
     def _hint(self, error: BaseException) -> str:
@@ -243,11 +241,9 @@ class FuturesRun:
         """Whether an attempt that a broken pool failed goes on in a process of ours."""
         if (task, attempt) in self._on_spares or not isinstance(self._pool, ProcessPoolExecutor):
             return False
-        if attempt != self._attempts[task]:
-            return False
         if self._spares is None:
             self._spares = SpareProcesses(self._pool)
-        self._submit(task)
+        self._submit(task, attempt)
         return True
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, NamedTuple
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Outcome, Payload, lost
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_configuration import SETTLE_SECONDS
 from polarmap.executors.lithops_internals import (
@@ -47,11 +47,9 @@ TOO_MUCH_ADVICE = (
     "fewer and larger parts (memory= of encode)"
 )
 
-Key = tuple[int, int]  # task and attempt
 
-
-class _Attempt(NamedTuple):
-    """An attempt at a task that has not ended, as far as is known."""
+class _Job(NamedTuple):
+    """An attempt that has not ended, as far as is known."""
 
     ticket: Ticket
     future: Any
@@ -80,9 +78,10 @@ class LithopsRun:
         self._name, self._payload, self._functions = name, payload, functions
         self._is_owned, self._is_private = is_owned, is_private
         self._objects = MapObjects(functions.storage, payload.blocks, payload.encryption)
-        self._running: dict[Key, _Attempt] = {}
-        self._attempts: dict[int, int] = {}  # the latest of each task
-        self._began: dict[Key, float] = {}
+        self._running: dict[Attempt, _Job] = {}
+        self._unbegun: set[Attempt] = set()
+        self._began: list[Event] = []  # that are told next
+        self._is_first = True
         self._futures: list[Any] = []  # of all jobs
         self._further: list[Any] = []  # FunctionExecutors of further jobs on this machine
         self._next_look = self._next_look_at_ends = 0.0
@@ -93,9 +92,10 @@ class LithopsRun:
         """The monotonic clock."""
         return time.monotonic()
 
-    def submit(self, tasks: Sequence[int]) -> None:
+    def submit(self, attempts: Sequence[Attempt]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
-        is_first, coded = not self._attempts, self._payload.blocks
+        is_first, coded, tasks = self._is_first, self._payload.blocks, [task for task, _ in attempts]
+        self._is_first = False
         if is_first and coded.source is None:
             coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
         self._objects.put_blocks(tasks, is_first)
@@ -104,12 +104,9 @@ class LithopsRun:
         functions = self._functions if is_first else self._further_functions()
         if self._is_private:
             set_slots(functions, len(tasks))  # one that sleeps keeps none from starting
-        for task in tasks:
-            self._attempts[task] = self._attempts.get(task, -1) + 1
-        gives_way = self._payload.low_priority if is_first else ()
-        self._map(functions, [(task, self._attempts[task]) for task in tasks], gives_way)
+        self._map(functions, attempts, self._payload.low_priority if is_first else ())
 
-    def wait(self, timeout: float) -> list[Outcome]:
+    def wait(self, timeout: float) -> list[Event]:
         """Look at the flags that Lithops' monitor thread sets, again and again."""
         deadline = time.monotonic() + timeout
         while True:
@@ -117,26 +114,15 @@ class LithopsRun:
             now = time.monotonic()
             if outcomes or now >= deadline or self._is_woken:
                 self._is_woken = False
-                return outcomes
+                began, self._began = self._began, []
+                return [*began, *outcomes]
             time.sleep(max(0.0, min(self._next_look, deadline) - now))
 
     def wake(self) -> None:
         """Be seen to have been called at the next look."""
         self._is_woken = True
 
-    def running(self) -> Mapping[int, float]:
-        """When each began: on this machine when Lithops says so, elsewhere when it was handed to Lithops."""
-        return {key[0]: self._began[key] for key in self._running if key in self._began}
-
-    def paid(self) -> Stay | None:
-        """None: each attempt is paid by itself."""
-        return None
-
-    def is_exhausted(self) -> bool:
-        """Whether no attempt is under way."""
-        return not self._running
-
-    def close(self) -> None:
+    def close(self) -> Stay | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
         with contextlib.suppress(Exception):
             self._objects.remove_sign()
@@ -159,6 +145,7 @@ class LithopsRun:
         if pending and not self._is_private:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
             self._objects.remove(prefixes)
+        return None
 
     def _look(self) -> list[Outcome]:
         """All that has ended since the last look, which costs a little for each task that runs."""
@@ -172,8 +159,10 @@ class LithopsRun:
             if has_ended(one.future):
                 del self._running[key]
                 outcomes += self._with_rest(one.ticket, self._finish(key, one))
-            elif key not in self._began and has_begun(one.future):
-                self._began[key], self._has_heard = now, True
+            elif key in self._unbegun and has_begun(one.future):
+                self._unbegun.discard(key)
+                self._began.append(Began(*key, now))
+                self._has_heard = True
         if now >= self._next_look_at_ends:
             outcomes += self._ended_silently()
             self._next_look_at_ends = time.monotonic() + ENDS_SECONDS
@@ -198,7 +187,7 @@ class LithopsRun:
             del self._running[key]
         return [lost(*key, "its worker process ended without reporting") for key in silent]
 
-    def _finish(self, key: Key, one: _Attempt) -> Outcome:
+    def _finish(self, key: Attempt, one: _Job) -> Outcome:
         """The outcome of a future that has ended."""
         self._has_heard = True
         try:
@@ -239,8 +228,8 @@ class LithopsRun:
         scratch = str(private_folder()) if self._is_private else None
         return self._objects.address._replace(driver=os.getpid(), scratch=scratch, jobs=jobs)
 
-    def _map(self, functions: Any, keys: Sequence[Key], gives_way: Collection[int]) -> None:
-        """Hand attempts to Lithops as one job."""
+    def _map(self, functions: Any, keys: Sequence[Attempt], gives_way: Collection[int]) -> None:
+        """Hand attempts to Lithops as one job: elsewhere than here they begin at once, as far as is known."""
         tickets = [self._payload.ticket(*key, self._objects.block(key[0])) for key in keys]
         address = self._address(functions)
         nice = dict.fromkeys(gives_way, PARITY_NICE) if address.driver is not None else {}
@@ -262,9 +251,10 @@ class LithopsRun:
             reason = interpreter_error(functions) or f"{type(error).__name__}: {error}"
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self._name} takes no job: {reason}{advice}") from error
-        now, begins_at_once = time.monotonic(), functions.backend != "localhost"
         for key, ticket, future in zip(keys, tickets, futures, strict=True):
-            self._running[key] = _Attempt(ticket, future, functions)
-            if begins_at_once:
-                self._began[key] = now
+            self._running[key] = _Job(ticket, future, functions)
+        if functions.backend == "localhost":
+            self._unbegun.update(keys)
+        else:
+            self._began += [Began(*key, time.monotonic()) for key in keys]
         self._futures += futures

@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
+from math import inf
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, Outcome, Payload, lost
+from polarmap.executors.base import Attempt, Began, Coded, Event, Outcome, Payload, lost
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
@@ -140,9 +141,8 @@ class PoolRun:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
         self._workers, self._blocks, slots, threads, modules = shared
         self._lease = Lease()
-        self._attempts: dict[int, int] = {}
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
-        self._waiting: deque[tuple[int, int]] = deque()
+        self._waiting: deque[Attempt] = deque()
         self._running: dict[Worker, Running] = {}
         self._behind: dict[Worker, Behind] = {}
         self._ahead: set[tuple[int, int]] = set()  # attempts that a worker was told of ahead
@@ -153,7 +153,7 @@ class PoolRun:
         self._poll.register(self._woken, select.POLLIN)
         self._is_called = False  # to return
         self._slots = slots.open(self._woken.set)
-        self._ended: list[Outcome] = []  # that are told with the next ones
+        self._began: list[Event] = []  # that are told with the next outcomes
         self._stored: Stored | None = None
         self._owner = os.getpid()
         self._is_elsewhere = threads is None
@@ -182,46 +182,35 @@ class PoolRun:
         """The monotonic clock."""
         return time.monotonic()
 
-    def submit(self, tasks: Sequence[int]) -> None:
+    def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
-        for task in tasks:
+        for task, _ in attempts:
             if task not in self._names:
                 self._names[task] = name_of(self._payload.blocks, task)
-            self._attempts[task] = self._attempts.get(task, -1) + 1
-            self._waiting.append((task, self._attempts[task]))
+        self._waiting += attempts
         if self._stored is not None:
-            self._stored.prepare(self._payload.blocks, tasks)
+            self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         self._workers.want(len(self._waiting) + len(self._running))
         self._start_waiting()
 
-    def running(self) -> Mapping[int, float]:
-        """When each running task was given to a worker."""
-        oldest_first = sorted(self._running.values(), key=lambda one: one.since)
-        return {one.task: one.since for one in oldest_first if one[:2] not in self._told}
-
-    def paid(self) -> Stay | None:
-        """What the workers of the pool have been paid for since the map before; None on this machine."""
-        return self._workers.paid()
-
-    def is_exhausted(self) -> bool:
-        """Whether nothing runs or waits."""
-        return not (self._waiting or self._ended or self.running() or self._unshared())
-
-    def wait(self, timeout: float) -> list[Outcome]:
+    def wait(self, timeout: float) -> list[Event]:
         """What workers have replied, as soon as any has."""
         self._slots.listen()
         try:
-            return self._wait_until(time.monotonic() + timeout)
+            ended = self._wait_until(time.monotonic() + timeout)
         finally:
             self._slots.pause()
+        began, self._began = self._began, []
+        return [*began, *ended]
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
         while True:
             self._start_waiting()
-            ended, self._ended = self._ended, []
-            rest = 0.0 if ended or self._is_called else max(0.0, deadline - time.monotonic())
+            ended: list[Outcome] = []
+            rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
             step = min(rest, self._look_seconds) if self._waiting or self._behind else rest
-            readable = [self._by_descriptor.get(descriptor) for descriptor, _ in self._poll.poll(1000 * step)]
+            found = self._poll.poll(None if step == inf else 1000 * step)
+            readable = [self._by_descriptor.get(descriptor) for descriptor, _ in found]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
             if ended:
@@ -240,10 +229,10 @@ class PoolRun:
         self._is_called = True
         self._woken.set()
 
-    def close(self) -> None:
+    def close(self) -> Stay | None:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
         if os.getpid() != self._owner or self._lease.ended is not None:
-            return
+            return None
         self._lease.ended = time.monotonic()
         if self._is_elsewhere and self._running:
             for worker in self._running:
@@ -253,7 +242,6 @@ class PoolRun:
         self._running.clear()
         self._behind.clear()
         self._waiting.clear()
-        self._ended.clear()
         try:
             for folder in self._folders:
                 _remove(folder)
@@ -263,6 +251,7 @@ class PoolRun:
             self._slots.close()
             self._woken.close()
             self._done()
+        return self._workers.paid()
 
     def _start_waiting(self) -> None:
         """Hand tasks to workers while there are slots; last those that a worker is still at."""
@@ -351,11 +340,16 @@ class PoolRun:
             return
         self._note_told(worker)
         worker.note((self._number, task, attempt), self._names[task])
-        self._running[worker] = Running(task, attempt, time.monotonic())
+        self._note_running(worker, task, attempt)
         self._slots.take(worker)
         descriptor = worker.link.fileno()
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
+
+    def _note_running(self, worker: Worker, task: int, attempt: int) -> None:
+        now = time.monotonic()
+        self._running[worker] = Running(task, attempt, now)
+        self._began.append(Began(task, attempt, now))
 
     def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> TaskCall:
         """What this worker is told: f and what is around it only if it does not know them."""
@@ -424,7 +418,7 @@ class PoolRun:
         """It has ended its task, and begins the next one, or does nothing for this run any more."""
         behind = self._behind.pop(worker, None)
         if behind is not None:
-            self._running[worker] = Running(behind.task, behind.attempt, time.monotonic())
+            self._note_running(worker, behind.task, behind.attempt)
             return
         descriptor = worker.link.fileno()
         self._poll.unregister(descriptor)

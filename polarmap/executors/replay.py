@@ -12,13 +12,15 @@ import numpy as np
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import CodeError
-from polarmap.executors.base import Outcome, Payload, block_of, lost, outcome_of
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.objects import write_object
 from polarmap.worker.partial_results import PartialResult, evaluate
 from polarmap.worker.run_task import packing
 from polarmap.worker.stored_output import store_result
+
+GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
 
 class ReplayExecutor:
@@ -30,7 +32,7 @@ class ReplayExecutor:
     ----------
     seconds : mapping from task index to the virtual seconds until its arrival
         From its start, which is second 0 unless it is started later; 1.0 for tasks not named;
-        `math.inf` for one that never reports.
+        `math.inf` for one that never reports, and is given up after an hour.
 
     Examples
     --------
@@ -55,13 +57,13 @@ class ReplayExecutor:
         return ReplayRun(self._seconds, payload)
 
 
-class _Attempt(NamedTuple):
+class _Running(NamedTuple):
     """One attempt of a task that runs.
 
     ticket : what its worker is told; a fault that this executor plays itself is not in it.
     results : of its pieces, evaluated as they arrive.
     seconds : that it takes.
-    lost_by : the fault that ends its worker, if one does.
+    lost_by : what ends its worker, if anything does.
     """
 
     ticket: Ticket
@@ -77,88 +79,71 @@ class ReplayRun:
         self._seconds, self._now = seconds, 0.0
         self._payload = payload
         self._steps = payload.subtasks
-        self._attempts: dict[int, int] = {}
-        self._running: dict[tuple[int, int], _Attempt] = {}
+        self._running: dict[Attempt, _Running] = {}
         self._arrivals: list[tuple[float, int, int, int]] = []  # a heap; of attempts that ended, too
-        self._began: dict[int, float] = {}
+        self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
         """The virtual clock."""
         return self._now
 
-    def submit(self, tasks: Sequence[int]) -> None:
-        """Schedule their arrivals, counted from now."""
-        for task in tasks:
-            self._attempts[task] = self._attempts.get(task, -1) + 1
-            self._schedule(task)
-
-    def running(self) -> Mapping[int, float]:
-        """Every task begins as soon as it is started."""
-        return dict(self._began)
-
-    def wait(self, timeout: float) -> list[Outcome]:
-        """Move the clock to the next arrival, or by `timeout`."""
-        if self.is_exhausted() or self._arrivals[0][0] > self._now + timeout:
-            self._now += timeout
-            return []
-        self._now, task, attempt, step = heapq.heappop(self._arrivals)
-        outcome = self._arrived(self._running[task, attempt], step)
-        if outcome.over:
-            del self._running[task, attempt]
-            if attempt == self._attempts[task]:
-                self._began.pop(task, None)
-        return [outcome]
-
-    def wake(self) -> None:
-        """Nothing: no wait takes any time."""
-
-    def paid(self) -> Stay | None:
-        """None: each attempt is paid by itself."""
-        return None
-
-    def is_exhausted(self) -> bool:
-        """Whether no arrival is left on the schedule."""
-        while self._arrivals and self._arrivals[0][1:3] not in self._running:
-            heapq.heappop(self._arrivals)
-        return not self._arrivals
-
-    def close(self) -> None:
-        """Forget what has not arrived."""
-        self._arrivals = []
-        self._running.clear()
-        self._began.clear()
-
-    def _schedule(self, task: int) -> None:
-        attempt = self._attempts[task]
-        self._began[task] = self._now
-        started = self._started(task, attempt)
-        if math.isfinite(started.seconds):
-            self._running[task, attempt] = started
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Schedule their arrivals, counted from now, when all of them begin."""
+        for task, attempt in attempts:
+            self._began.append(Began(task, attempt, self._now))
+            started = self._running[task, attempt] = self._started(task, attempt)
             for step in range(self._steps):
                 arrival = self._now + started.seconds * (step + 1) / self._steps
                 heapq.heappush(self._arrivals, (arrival, task, attempt, step))
 
-    def _started(self, task: int, attempt: int) -> _Attempt:
+    def wait(self, timeout: float) -> list[Event]:
+        """Move the clock to the next arrival, or by `timeout`."""
+        told, self._began = self._began, []
+        while self._arrivals and self._arrivals[0][1:3] not in self._running:
+            heapq.heappop(self._arrivals)
+        if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
+            self._now += timeout
+            return told
+        self._now, task, attempt, step = heapq.heappop(self._arrivals)
+        outcome = self._arrived(self._running[task, attempt], step)
+        if outcome.over:
+            del self._running[task, attempt]
+        return [*told, outcome]
+
+    def wake(self) -> None:
+        """Nothing: no wait takes any time."""
+
+    def close(self) -> Stay | None:
+        """Forget what has not arrived."""
+        self._arrivals = []
+        self._running.clear()
+        self._began.clear()
+        return None
+
+    def _started(self, task: int, attempt: int) -> _Running:
         """An attempt, nothing of which is evaluated yet."""
         ticket = self._payload.ticket(task, attempt)
         fault, seconds = ticket.fault, self._seconds.get(task, 1.0)
-        lost_by = fault.kind if fault is not None and fault.kind in ("kill", "exit") else None
+        is_struck = fault is not None and fault.kind in ("kill", "exit")
+        lost_by = f"was struck by {fault.kind!r}" if fault is not None and is_struck else None
         if fault is not None and fault.kind == "sleep":
             seconds += fault.seconds
+        if math.isinf(seconds):
+            seconds, lost_by = GIVEN_UP_SECONDS, f"has not reported for {GIVEN_UP_SECONDS:g} s"
         if fault is not None and fault.kind not in ("raise", "garbage"):
             ticket = ticket._replace(fault=None)
-        return _Attempt(ticket, self._results(ticket), seconds, lost_by)
+        return _Running(ticket, self._results(ticket), seconds, lost_by)
 
     def _results(self, ticket: Ticket) -> Iterator[Callable[[], PartialResult]]:
         """Of the pieces of a task; the block is made when the first is asked for."""
         block = block_of(self._payload.blocks, ticket.task, np.copy)
         yield from evaluate(packing(self._payload.f, ticket.fault, self._steps), block, ticket.subtask_order)
 
-    def _arrived(self, running: _Attempt, step: int) -> Outcome:
+    def _arrived(self, running: _Running, step: int) -> Outcome:
         """What is told of an attempt now; every step but the last leaves it running."""
         task, attempt, *_ = ticket = running.ticket
         if running.lost_by is not None and step == self._steps // 2:
-            return lost(task, attempt, f"its worker was struck by {running.lost_by!r}")
+            return lost(task, attempt, f"its worker {running.lost_by}")
         seconds = running.seconds * (step + 1) / self._steps
         try:
             packed, subtasks = next(running.results)()

@@ -39,10 +39,11 @@ class Call:
         assert block is not None
         return block
 
-    def start(self) -> None:
-        """One more attempt."""
+    def start(self) -> int:
+        """One more attempt: its number."""
         self.running.add(self.attempts)
         self.attempts += 1
+        return self.attempts - 1
 
     def return_(self, value: Any) -> None:
         """Its result is there."""

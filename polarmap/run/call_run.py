@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Mapping
 from math import inf
 from typing import NamedTuple
 
 from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Failure, Outcome, Run, lost
-from polarmap.run.call import REMEMBERED, Call, LateCalls
+from polarmap.executors.base import Attempt, Began, Failure, Outcome, Run
+from polarmap.run.call import LEAST_SECONDS, REMEMBERED, Call, LateCalls
 from polarmap.worker.any_value import from_result
 from polarmap.worker.pytree import unflatten
 
-LOOK_SECONDS = 0.25  # the longest a wait for outcomes lasts
-START_SECONDS = 0.02  # the same while calls wait for workers whose number grows
+START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
 GHOST_SECONDS = 1.0  # that a worker may be busy with what another one has done
 
@@ -61,7 +60,9 @@ class CallRun:
         self._run, self._blocks, self._limits, self._durations = run, blocks, limits, durations
         self._calls: dict[int, Call] = {}
         self._late: dict[Hashable, LateCalls] = {}
-        self._ghosts: dict[tuple[int, int], float] = {}  # attempts that run although their call is done
+        self._running: set[Attempt] = set()  # that have begun, as far as is known
+        self._unbegun: set[Attempt] = set()
+        self._ghosts: dict[Attempt, float] = {}  # attempts that run although their call is done
 
     @property
     def is_idle(self) -> bool:
@@ -79,8 +80,7 @@ class CallRun:
         """How many more calls it may be given."""
         if len(self._calls) < (self._limits.most or 0):
             return self._limits.room(len(self._calls), 0)
-        running = len(self._run.running()) if self._limits.grows else 0
-        return self._limits.room(len(self._calls), running)
+        return self._limits.room(len(self._calls), len(self._running) if self._limits.grows else 0)
 
     def start(self, calls: Iterable[Call]) -> None:
         """Give it these."""
@@ -88,22 +88,20 @@ class CallRun:
         if not tasks:
             return
         self._calls |= tasks
-        for call in tasks.values():
-            call.start()
-        self._run.submit(list(tasks))
+        self._submit(tasks)
 
     def step(self, may_back_up: bool) -> None:
         """Wait until something has ended, and see what that means.
 
         may_back_up : whether no call waits for a worker that a backup would take.
         """
-        outcomes = self._run.wait(self._wait_seconds(may_back_up))
-        self._note_began()
-        while outcomes:
-            self._note(outcomes.pop(0))
-        if self._calls and self._run.is_exhausted():  # as a script says that has no end for them
-            for task, call in list(self._calls.items()):
-                self._note(lost(task, max(call.running, default=0), "nothing was heard of it"))
+        events = self._run.wait(self._wait_seconds(may_back_up))
+        while events:
+            event = events.pop(0)
+            if isinstance(event, Began):
+                self._note_began(event)
+            else:
+                self._note(event)
         if may_back_up:
             self._back_up()
 
@@ -114,18 +112,21 @@ class CallRun:
 
     def _wait_seconds(self, may_back_up: bool) -> float:
         if not may_back_up:
-            return START_SECONDS if self._limits.grows else LOOK_SECONDS
-        late = min((one.next_moment() for one in self._late.values()), default=inf)
-        return max(1e-3, min(LOOK_SECONDS, late - self._run.now()))
+            return START_SECONDS if self._limits.grows else inf
+        wait = min((one.next_moment() for one in self._late.values()), default=inf) - self._run.now()
+        if self._unbegun:  # one may begin now
+            wait = min(wait, min((one.late_after() for one in self._late.values()), default=LEAST_SECONDS))
+        return max(1e-3, wait)
 
-    def _note_began(self) -> None:
-        """See which attempts have begun: the latest ones of their tasks."""
-        for task, when in self._run.running().items():
-            call = self._calls.get(task)
-            if call is None or call.attempts - 1 in call.began or when in call.began.values():
-                continue
-            call.began[call.attempts - 1] = when
-            self._late_calls(call).begin((task, call.attempts - 1), when)
+    def _note_began(self, event: Began) -> None:
+        """An attempt runs; that of a call that is done already says nothing."""
+        task, attempt, when = event
+        self._running.add((task, attempt))
+        self._unbegun.discard((task, attempt))
+        call = self._calls.get(task)
+        if call is not None and attempt in call.running and attempt not in call.began:
+            call.began[attempt] = when
+            self._late_calls(call).begin((task, attempt), when)
 
     def _late_calls(self, call: Call) -> LateCalls:
         found = self._late.get(call.function)
@@ -136,6 +137,9 @@ class CallRun:
     def _note(self, outcome: Outcome) -> None:
         """What became of an attempt: the first that returns counts."""
         task, attempt = outcome.task, outcome.attempt
+        if outcome.over:
+            self._running.discard((task, attempt))
+            self._unbegun.discard((task, attempt))
         call = self._calls.get(task)
         if call is None:
             self._forget_ghost(task, attempt)
@@ -166,7 +170,7 @@ class CallRun:
         if call.running:
             return
         if call.losses <= self._limits.retries:
-            self._start_again(task, call)
+            self._submit({task: call})
             return
         self._take(task).fail(
             WorkerLostError(f"a call was lost {call.losses} times, with its worker: {failure.message}")
@@ -179,11 +183,13 @@ class CallRun:
             call = self._calls[task]
             if attempt == max(call.running) and call.backups < self._limits.backups:
                 call.backups += 1
-                self._start_again(task, call)
+                self._submit({task: call})
 
-    def _start_again(self, task: int, call: Call) -> None:
-        call.start()
-        self._run.submit([task])
+    def _submit(self, calls: Mapping[int, Call]) -> None:
+        """One more attempt of each."""
+        attempts = [(task, call.start()) for task, call in calls.items()]
+        self._unbegun.update(attempts)
+        self._run.submit(attempts)
 
     def _take(self, task: int) -> Call:
         """A call that is over."""

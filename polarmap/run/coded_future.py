@@ -202,7 +202,7 @@ class FutureMap(Observer, Generic[R]):
         self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_begun = False
-        self.takes_blocks = prepared.blocks > 0
+        self.takes_blocks, self.tick = prepared.blocks > 0, others.tick
 
     def start(self) -> CodedFuture[R]:
         """The future of the map, which begins as soon as a thread is free."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeVar
 
@@ -134,7 +133,8 @@ def _run_coded(
         low_priority=parity,
         encryption=encryption_of(coded, options.key),
     )
-    with closing(launch.executor.open(payload)) as run:
+    run = launch.executor.open(payload)
+    try:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
         tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
         codewords = Codewords(call.driver_f, coded, options, tasks, watch)
@@ -150,7 +150,8 @@ def _run_coded(
             found = _collect(run, call, tasks, codewords, padding, watch, observer)
             rows = padding.found(codewords.members, _shapes(codewords)) if padding else ()
             ended = watch.elapsed
-            stay = run.paid()
+    finally:
+        stay = run.close()
     report = report_of_coded(codewords.members, tasks, coded, found, ended)
     report = replace(
         report,
@@ -189,7 +190,8 @@ def run_uncoded(
     observer = observer_of(progress)
     with logged(blank) as log:
         payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
-        with closing(launch.executor.open(payload)) as run:
+        run = launch.executor.open(payload)
+        try:
             began = min(launch.began, run.now())
             tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
             firsts = FirstResults(tasks, note, keeps_failures, who)
@@ -199,13 +201,15 @@ def run_uncoded(
                 lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
             )
             with observer.watch(running):
-                for outcomes in schedule(run, policy, options.retries, tasks, firsts, watch, log):
+                ended = schedule(run, policy, options.retries, tasks, firsts, watch, log, observer.tick)
+                for outcomes in ended:
                     for outcome in outcomes:
                         firsts.add(outcome, watch.elapsed)
                     observer.show(len(firsts.outcomes))
                     if firsts.is_met:
                         break
-                stay = run.paid()
+        finally:
+            stay = run.close()
         report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
         report = replace(report, cost=cost_of(launch.worker, report, stay))
         log.returned(report)
@@ -231,7 +235,8 @@ def _collect(
     found: Estimate | None = None
     has_warned = False
     policy = _policy(coded, options)
-    for outcomes in schedule(run, policy, options.retries, tasks, codewords, watch, call.log):
+    ended = schedule(run, policy, options.retries, tasks, codewords, watch, call.log, observer.tick)
+    for outcomes in ended:
         for outcome in outcomes:
             codewords.add(outcome, watch.elapsed)
             if gives_blocks and outcome.task < coded.code.k:

@@ -48,7 +48,7 @@ class FailureMessage:
     def too_few(self, not_finite: bool, nothing: bool = False) -> str:
         """Nothing more can arrive; `not_finite`: and NaN or inf keep what did from being decoded.
 
-        `nothing`: though tasks seem to run, their executor knows that none of them will end.
+        `nothing`: no task runs any more.
         """
         if not_finite:
             data = self.data
@@ -59,7 +59,7 @@ class FailureMessage:
         have = len(self.received)
         if nothing:
             enough = ", which do not determine the rest" if have >= self.needed else ""
-            return f"{self._counted()} arrived{enough}, and {self._executor_says()}{self._failures()}"
+            return f"{self._counted()} arrived{enough}, and no more can come{self._failures()}"
         running = len(self.running)
         still = f", {_tasks(running)} still run{'s' * (running == 1)}" if running else ""
         if have + running >= self.needed:
@@ -73,12 +73,6 @@ class FailureMessage:
                 f"{self._failures()}"
             )
         return f"{self._counted()} arrived and no more can{self._failures()}"
-
-    def _executor_says(self) -> str:
-        running = len(self.running)
-        if not running:
-            return "no more can come"
-        return f"none of the {_tasks(running)} that still run{'s' * (running == 1)} will ever end"
 
     def _counted(self) -> str:
         return f"{len(self.arrived)} of {self.needed} needed results"

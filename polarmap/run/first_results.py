@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection
 from math import inf
 
 from polarmap.errors import NotDecodableError
-from polarmap.executors.base import Failure, Outcome
+from polarmap.executors.base import Outcome
 from polarmap.run.failure_message import FailureMessage, as_raised, raise_if_all_fail
 from polarmap.run.tasks import TaskTable
 
@@ -87,15 +87,14 @@ class FirstResults:
         """Failures count, or the first ends the map: what f raised, or that a worker was lost."""
         failed = sorted(self._tasks.failed)
         if self._keeps_failures:
-            missing = set(range(len(self._tasks))).difference(self.outcomes) if nothing_can_come else failed
-            for index in sorted(missing):
+            for index in failed:
                 self._count_failure(index)
             return
         for index in failed:
             failure = self._tasks[index].last_failure
             if failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
-        if nothing_can_come or failed:
+        if failed:
             message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause
 
@@ -103,7 +102,7 @@ class FirstResults:
         """Give a task up, whatever its copies may still do."""
         self._tasks.failed.discard(index)
         if index not in self.outcomes:
-            failure = self._tasks[index].last_failure or Failure("lost", "WorkerLost", "it will never end")
+            failure = self._tasks[index].last_failure
             self._count(Outcome(index, self._tasks[index].attempts - 1, None, None, failure, 0.0))
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:

@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,9 +40,11 @@ class Observer:
     ----------
     takes_blocks : bool
         Whether it is told of the results of blocks one by one.
+    tick : float
+        Seconds after which it wants to be shown how many have arrived, whether that has changed or not.
     """
 
-    takes_blocks = False
+    takes_blocks, tick = False, inf
 
     @contextmanager
     def watch(self, running: RunningMap) -> Iterator[None]:
@@ -54,7 +57,7 @@ class Observer:
         yield lambda done: None
 
     def show(self, arrived: int) -> None:
-        """So many results are here: told again and again, whether it has changed or not."""
+        """So many results are here."""
 
     def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
         """The result of a block is here, before those of the others."""
@@ -62,6 +65,8 @@ class Observer:
 
 class ProgressBar(Observer):
     """A line on standard error: "29/32 arrived, 24 needed". Those of several maps stand below each other."""
+
+    tick = 0.25  # it says how long the map has taken
 
     def __init__(self) -> None:
         self._bar: Any = None

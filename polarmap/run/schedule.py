@@ -11,11 +11,10 @@ from math import inf
 from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Outcome, Run
+from polarmap.executors.base import Began, Outcome, Run
 from polarmap.run.map_log import MapLog
 from polarmap.run.tasks import TaskTable
 
-TICK_SECONDS = 0.25  # the longest the loop looks away from its deadlines
 STALL_SECONDS = 1.0  # without news, before failed tasks are started again
 
 
@@ -137,31 +136,40 @@ def schedule(
     need: Need,
     watch: Stopwatch,
     log: MapLog | None = None,
+    tick: float = inf,
 ) -> Iterator[list[Outcome]]:
     """What ended, as soon as anything did; an empty list when it is time to look at other things.
 
     Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
     what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
     time of the watch is over, and what `need` raises when nothing can come any more.
+
+    tick : seconds after which somebody wants to look, whatever happens.
     """
-    last_news, log = 0.0, log or MapLog()
+    last_news, may_stall, log = 0.0, False, log or MapLog()
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
         last_news = watch.elapsed
-        tasks.start(indices, last_news)
-        run.submit(indices)
+        run.submit(tasks.start(indices, last_news))
         log.started(indices, tasks, last_news)
 
-    tasks.start(policy.first, 0.0)
-    run.submit(policy.first)
+    run.submit(tasks.start(policy.first, 0.0))
     while True:
-        wait = min(TICK_SECONDS, need.look_seconds(), policy.wait_seconds(tasks, watch.elapsed))
-        outcomes = run.wait(max(0.0, min(wait, watch.until_limit)))
         now = watch.elapsed
-        if policy.watches_starts and tasks.unbegun:
+        wait = min(tick, need.look_seconds(), watch.until_limit)
+        if need.is_protected:
+            wait = min(wait, policy.wait_seconds(tasks, now))
+        if may_stall:
+            wait = min(wait, last_news + STALL_SECONDS - now)
+        events = run.wait(max(0.0, wait))
+        now = watch.elapsed
+        outcomes = [event for event in events if isinstance(event, Outcome)]
+        if policy.watches_starts:
             offset = now - run.now()
-            tasks.note_began({task: when + offset for task, when in run.running().items()})
+            for event in events:
+                if isinstance(event, Began):
+                    tasks.note_began(event.task, event.attempt, event.when + offset)
         if outcomes:
             last_news = now
         for outcome in outcomes:
@@ -175,30 +183,14 @@ def schedule(
         if watch.timeout is not None and now >= watch.timeout:
             message, cause = need.timed_out(watch.timeout)
             raise CodedTimeoutError(message) from cause
+        may_stall = False
         if need.is_met:
             continue
-        ended = _is_over(run, policy, tasks, need, watch)
-        is_idle = now - last_news > STALL_SECONDS and not policy.holds_back
-        again = to_retry(tasks, need, retries, is_idle, ended)
-        if again:
+        is_over = not tasks.running and not (policy.holds_back and need.is_protected)
+        again = [index for index in need.failed() if tasks[index].attempts <= retries]
+        may_stall = bool(again) and not policy.holds_back  # failed tasks start again while others are late
+        is_idle = may_stall and now >= last_news + STALL_SECONDS
+        if again and (is_over or is_idle or need.is_out_of_reach()):
             start(again)
         else:
-            need.settle_for_less(ended)
-
-
-def to_retry(tasks: TaskTable, need: Need, retries: int, is_idle: bool, is_over: bool) -> list[int]:
-    """The failed tasks to start again: none while others may make up for them.
-
-    `is_idle`: nothing has happened for a while; `is_over`: nothing will happen.
-    """
-    failed = need.failed()
-    again = [index for index in failed if tasks[index].attempts <= retries]
-    return again if again and (is_over or is_idle or need.is_out_of_reach()) else []
-
-
-def _is_over(run: Run, policy: Policy, tasks: TaskTable, need: Need, watch: Stopwatch) -> bool:
-    """Whether a map without a limit would wait for ever, as the executor knows."""
-    if watch.timeout is not None or watch.deadline is not None or not run.is_exhausted():
-        return False
-    is_more_due = policy.holds_back or policy.wait_seconds(tasks, watch.elapsed) < inf
-    return not (is_more_due and need.is_protected)
+            need.settle_for_less(is_over)

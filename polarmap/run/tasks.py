@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
-from collections.abc import Collection, Mapping
+from bisect import bisect_left, insort
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from polarmap.errors import raised_by
-from polarmap.executors.base import Failure, Outcome
-
-SAME_SECONDS = 1e-6  # that clocks may differ by
+from polarmap.executors.base import Attempt, Failure, Outcome
 
 
 @dataclass
@@ -85,29 +83,29 @@ class TaskTable:
     def __getitem__(self, index: int) -> Task:
         return self._tasks[index]
 
-    def start(self, indices: Collection[int], elapsed: float) -> None:
-        """Note that an attempt of each was handed out."""
+    def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
+        """The next attempt of each, which is handed out now."""
         self.changes += 1
+        attempts = []
         for index in indices:
             task = self._tasks[index]
+            attempts.append((index, len(task.submitted)))
             task.running.add(len(task.submitted))
             task.submitted.append(elapsed)
         self.running.update(indices)
         self.unbegun.update(indices)
         self.failed.difference_update(indices)
         self.held_back.difference_update(indices)
+        return attempts
 
-    def note_began(self, began: Mapping[int, float]) -> None:
-        """Note when tasks began to run, as their executor tells: of several attempts the latest that has."""
-        for index, when in began.items():
-            task = self._tasks[index]
-            attempt = bisect_right(task.submitted, when + SAME_SECONDS) - 1
-            if index in self.unbegun and attempt in task.running:
-                if attempt not in task.began:
-                    task.began[attempt] = when
-                    self.noted.append((index, attempt))
-                if attempt == len(task.submitted) - 1:
-                    self.unbegun.discard(index)
+    def note_began(self, index: int, attempt: int, when: float) -> None:
+        """Note when an attempt began to run; what is told of it later makes no difference."""
+        task = self._tasks[index]
+        if attempt in task.running and attempt not in task.began:
+            task.began[attempt] = when
+            self.noted.append((index, attempt))
+            if attempt == len(task.submitted) - 1:
+                self.unbegun.discard(index)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
         """Note what became of an attempt, or of a part of it."""

@@ -19,7 +19,7 @@ from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
-from polarmap.executors.base import MapExecutor, Outcome, Payload, Run, failure_of
+from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.private_folder import named_for_lithops
 from polarmap.worker.encrypted_replies import as_sent
 from polarmap.worker.encryption import Encryption
@@ -100,7 +100,7 @@ def told(run: Run, *tasks: int) -> list[Outcome]:
     deadline = run.now() + PATIENCE
     while {one.task for one in outcomes if one.over} != set(tasks):
         assert run.now() < deadline
-        outcomes += run.wait(0.5)
+        outcomes += [event for event in run.wait(0.5) if isinstance(event, Outcome)]
     return outcomes
 
 
@@ -118,23 +118,41 @@ def test_it_says_what_it_is(executor: MapExecutor) -> None:
 
 def test_what_is_submitted_ends_and_nothing_else(executor: MapExecutor) -> None:
     with closing(executor.open(payload())) as run:
-        assert run.is_exhausted()
         assert run.wait(0.0) == []
-        run.submit([4, 1])
-        assert not run.is_exhausted()
+        run.submit([(4, 0), (1, 0)])
         for outcome in ended(run, 1, 4).values():
             assert_right(outcome)
-        assert run.is_exhausted()
-        assert run.running() == {}
-        run.submit([0])
+        run.submit([(0, 0)])
         assert_right(ended(run, 0)[0])
+
+
+def test_every_attempt_begins_and_ends_once_whatever_becomes_of_it(kind: Kind, executor: MapExecutor) -> None:
+    """Attempts that are lost, that raise, that overtake others; and none that was not submitted."""
+    faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
+    attempts = [(task, attempt) for attempt in range(2) for task in range(N)] + [(0, 7), (3, 2)]
+    events: list[Event] = []
+    with closing(executor.open(payload(faults))) as run:
+        run.submit(attempts[:8])
+        run.submit(attempts[8:])
+        deadline = run.now() + PATIENCE
+        while len([event for event in events if isinstance(event, Outcome)]) < len(attempts):
+            assert run.now() < deadline
+            events += run.wait(0.5)
+        events += run.wait(0.2)
+    ends = [event[:2] for event in events if isinstance(event, Outcome)]
+    assert sorted(ends) == sorted(attempts)
+    began = {event[:2]: number for number, event in enumerate(events) if isinstance(event, Began)}
+    for event in events:
+        if isinstance(event, Outcome) and event.failure is None and event[:2] in began:
+            assert began[event[:2]] < events.index(event)
+    assert set(began) <= set(attempts)
 
 
 def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapExecutor) -> None:
     kinds = dict(enumerate(sorted(kind.faults), start=1))
     faults = {task: Fault(name, seconds=0.2) for task, name in kinds.items()}
     with closing(executor.open(payload(faults))) as run:
-        run.submit(range(N))
+        run.submit([(task, 0) for task in range(N)])
         outcomes = ended(run, *range(N))
         for task, outcome in outcomes.items():
             fault = kinds.get(task, "sleep")
@@ -147,45 +165,49 @@ def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapE
             else:
                 assert outcome.failure is not None
                 assert outcome.failure.kind == ("raised" if fault == "raise" else "lost")
-        run.submit(list(kinds))
+        run.submit([(task, 1) for task in kinds])
         for outcome in ended(run, *kinds).values():
             assert_right(outcome, attempt=1)
-        run.submit([0])
+        run.submit([(0, 1)])
         assert_right(ended(run, 0)[0], attempt=1)
 
 
 def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", NEVER)}))
     opened = run.now()
-    run.submit([0, 1])
-    assert_right(ended(run, 1)[1])
+    run.submit([(0, 0), (1, 0)])
+    events: list[Event] = []
     deadline = run.now() + PATIENCE
-    while 0 not in run.running():
+    while {
+        (type(event), event.task) for event in events if event.task == 0 or isinstance(event, Outcome)
+    } != {
+        (Began, 0),
+        (Outcome, 1),
+    }:
         assert run.now() < deadline
-        run.wait(0.02)
-    assert set(run.running()) == {0}
-    assert opened - 0.1 <= run.running()[0] <= run.now() + 0.1  # files have coarser clocks
-    assert not run.is_exhausted()
-    run.submit([0])
+        events += run.wait(0.02)
+    [outcome] = [event for event in events if isinstance(event, Outcome)]
+    assert_right(outcome)
+    [when] = [event.when for event in events if isinstance(event, Began) and event.task == 0]
+    assert opened - 0.1 <= when <= run.now() + 0.1  # files have coarser clocks
+    run.submit([(0, 1)])
     assert_right(ended(run, 0)[0], attempt=1)
     run.close()
-    run.close()
-    assert run.running() == {}
+    assert run.close() is None
 
 
 def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapExecutor) -> None:
     run = executor.open(payload({0: Fault("sleep", 10 * NEVER)}))
-    run.submit([0])
+    run.submit([(0, 0)])
     run.wake()
     run.wake()
-    assert run.wait(NEVER) == []
-    assert run.wait(0.0) == []
-    outcomes: list[list[Outcome]] = []
-    waiting = threading.Thread(target=lambda: outcomes.append(run.wait(NEVER)))
+    events = run.wait(NEVER) + run.wait(0.0)
+    waiting = threading.Thread(target=lambda: events.extend(run.wait(NEVER)))
     waiting.start()
     run.wake()
     waiting.join(PATIENCE)
-    assert outcomes == [[]]
+    assert not waiting.is_alive()
+    assert not [event for event in events if isinstance(event, Outcome)]
     run.close()
     run.wake()
 
@@ -194,17 +216,17 @@ def test_runs_come_one_after_another_and_know_nothing_of_each_other(executor: Ma
     executor.open(payload()).close()
     for faults in ({0: Fault("raise", attempts=9)}, {}):
         with closing(executor.open(payload(faults))) as run:
-            run.submit([0])
+            run.submit([(0, 0)])
             [outcome] = ended(run, 0).values()
             assert outcome.attempt == 0
             assert (outcome.failure is None) == (not faults)
-            run.submit([2])  # and is left at once
+            run.submit([(2, 0)])  # and is left at once
 
 
 def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Path) -> None:
     output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=5)
     with closing(executor.open(payload(output=output))) as run:
-        run.submit([0, 3])
+        run.submit([(0, 0), (3, 0)])
         for task, outcome in ended(run, 0, 3).items():
             assert outcome.stored is not None
             assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
@@ -214,7 +236,7 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
 
 def test_subtasks_are_told_piece_by_piece(executor: MapExecutor) -> None:
     with closing(executor.open(payload({1: Fault("sleep", 0.6)}, subtasks=SUBTASKS))) as run:
-        run.submit([0, 1])
+        run.submit([(0, 0), (1, 0)])
         outcomes = told(run, 0, 1)
     for task in (0, 1):
         found = np.zeros_like(DATA[task])
@@ -233,8 +255,7 @@ def test_every_replay_has_a_clock_of_its_own() -> None:
     for _ in range(2):
         with closing(executor.open(payload())) as run:
             assert run.now() == 0.0
-            run.submit([0])
-            assert run.running() == {0: 0.0}
+            run.submit([(0, 0)])
             assert_right(ended(run, 0)[0])
             assert run.now() == 3.0
 
@@ -242,7 +263,7 @@ def test_every_replay_has_a_clock_of_its_own() -> None:
 def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
     inner = FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")})
     with closing(executor_of(FaultyExecutor(inner, {1: Fault("kill")})).open(payload())) as run:
-        run.submit([0, 1, 2])
+        run.submit([(0, 0), (1, 0), (2, 0)])
         failures = {task: outcome.failure for task, outcome in ended(run, 0, 1, 2).items()}
     kinds = {task: failure and failure.kind for task, failure in failures.items()}
     assert kinds == {0: "raised", 1: "lost", 2: None}

@@ -14,7 +14,7 @@ import pytest
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Payload
+from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.owned_folder import OWNER
 from polarmap.storage.process_identity import ProcessIdentity
@@ -43,17 +43,16 @@ class ManualPool:
 def test_outcomes_come_in_the_order_of_their_ends() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
-        run.submit([0, 1, 2])
-        assert set(run.running()) == {0, 1, 2}  # nobody knows better
+        run.submit([(0, 0), (1, 0), (2, 0)])
         pool.run(2)
         pool.run(0)
-        outcomes = run.wait(1.0)
+        events = run.wait(1.0)
+        assert [event.task for event in events if isinstance(event, Began)] == [1]  # nobody knows better
+        outcomes = [event for event in events if isinstance(event, Outcome)]
         assert [outcome.task for outcome in outcomes] == [2, 0]
         for outcome in outcomes:
             assert outcome.leaves is not None
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
-        assert set(run.running()) == {1}
-        assert not run.is_exhausted()
 
 
 def test_the_folder_of_a_run_says_whose_it_is() -> None:
@@ -69,10 +68,10 @@ def test_the_folder_of_a_run_says_whose_it_is() -> None:
 def test_what_the_pool_drops_is_lost() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
-        run.submit([0, 1])
+        run.submit([(0, 0), (1, 0)])
         pool.calls[0][0].cancel()
         pool.calls[1][0].set_exception(OSError("node down"))
-        texts = [str(outcome.failure) for outcome in run.wait(1.0)]
+        texts = [str(outcome.failure) for outcome in run.wait(1.0) if isinstance(outcome, Outcome)]
     assert texts == [
         "WorkerLost: ManualPool was shut down or cancelled the task before it began",
         "WorkerLost: OSError: node down",
@@ -85,8 +84,9 @@ def test_threads_must_not_write_into_the_data() -> None:
         return block
 
     with ThreadPoolExecutor(1) as pool, closing(FuturesExecutor(pool).open(Payload(f, BLOCKS))) as run:
-        run.submit([0])
-        [outcome] = run.wait(60.0)
+        run.submit([(0, 0)])
+        [_, outcome] = run.wait(60.0)
+    assert isinstance(outcome, Outcome)
     assert outcome.failure is not None
     assert "read-only" in outcome.failure.message
 
@@ -96,10 +96,10 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
     with ThreadPoolExecutor(1) as pool:
         pool.submit(gate.wait, 60)
         with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
-            run.submit([0])
-            assert run.running() == {}
+            run.submit([(0, 0)])
+            assert run.wait(0.0) == []
             gate.set()
-            assert len(run.wait(60.0)) == 1
+            assert [type(event) for event in run.wait(60.0)] == [Began, Outcome]
 
 
 def test_a_pool_that_takes_nothing_is_one_clear_error() -> None:
@@ -107,7 +107,7 @@ def test_a_pool_that_takes_nothing_is_one_clear_error() -> None:
     pool.shutdown()
     run = FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))
     with closing(run), pytest.raises(ExecutorError, match="ThreadPoolExecutor accepts no tasks"):
-        run.submit([0])
+        run.submit([(0, 0)])
 
 
 def test_an_f_that_cannot_travel_is_refused_at_once() -> None:

@@ -15,7 +15,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors import lithops_run
-from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops_run import LithopsRun
 from polarmap.worker import io_lithops
 
@@ -71,27 +71,29 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(run: Run) -> list[Outcome]:
-    return run.wait(1.0)
+    return [event for event in run.wait(1.0) if isinstance(event, Outcome)]
+
+
+def begun(run: Run) -> set[int]:
+    return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
 
 
 def test_what_is_ready_is_told_once() -> None:
     run = Run()
-    run.submit([2, 0])
-    assert set(run.running()) == {0, 2}
+    run.submit([(2, 0), (0, 0)])
+    assert begun(run) == {0, 2}
     assert run.wait(0.01) == []
     run.functions.futures[0].ready = True
     [outcome] = told(run)
     assert outcome.leaves is not None
     assert (outcome.task, outcome.leaves[0].tolist()) == (2, (-DATA[2]).tolist())
-    assert set(run.running()) == {0}
     run.functions.futures[1].success = True
     assert [one.task for one in told(run)] == [0]
-    assert run.is_exhausted()
 
 
 def test_what_lithops_gave_up_is_lost_with_its_reason() -> None:
     run = Run()
-    run.submit([0, 1, 2])
+    run.submit([(0, 0), (1, 0), (2, 0)])
     first, second, third = run.functions.futures
     first.done, first._exception = True, (RuntimeError, RuntimeError("timed out"))
     second.ready = second.error = True
@@ -109,24 +111,21 @@ def test_elsewhere_a_task_begins_when_it_is_handed_over_and_here_when_lithops_sa
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run = Run()
-    run.submit([1])
-    assert set(run.running()) == {1}
+    run.submit([(1, 0)])
+    assert begun(run) == {1}
     monkeypatch.setattr(Functions, "backend", "localhost")
     monkeypatch.setattr(lithops_run, "runs_here", lambda functions: False)
     monkeypatch.setattr(lithops_run, "ended_silently", lambda functions, futures: [])
     here = Run()
-    here.submit([2])
-    here.wait(0.0)
-    assert here.running() == {}
+    here.submit([(2, 0)])
+    assert begun(here) == set()
     here.functions.futures[0].running = True
-    here._next_look = 0.0
-    here.wait(0.0)
-    assert set(here.running()) == {2}
+    assert begun(here) == {2}
 
 
 def test_what_ended_without_a_word_is_lost_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run()
-    run.submit([0, 1])
+    run.submit([(0, 0), (1, 0)])
     silent = run.functions.futures[1]
     monkeypatch.setattr(
         lithops_run, "ended_silently", lambda functions, futures: [one for one in futures if one is silent]
@@ -137,14 +136,11 @@ def test_what_ended_without_a_word_is_lost_at_once(monkeypatch: pytest.MonkeyPat
         1,
         "WorkerLost: its worker process ended without reporting",
     )
-    assert set(run.running()) == {0}
-    run.submit([1])
-    assert set(run.running()) == {0, 1}
 
 
 def test_an_interpreter_that_runs_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     run = Run()
-    run.submit([0, 1])
+    run.submit([(0, 0), (1, 0)])
     monkeypatch.setattr(lithops_run, "ended_silently", lambda functions, futures: futures)
     monkeypatch.setattr(lithops_run, "interpreter_error", lambda functions: "no numpy there")
     with pytest.raises(ExecutorError, match="memory runs no task: no numpy there"):
@@ -157,7 +153,7 @@ def test_a_monitor_that_died_is_started_again() -> None:
     run.functions.job_monitor = SimpleNamespace(
         is_alive=lambda: bool(started), start=lambda fs: started.append(fs)
     )
-    run.submit([0, 2])
+    run.submit([(0, 0), (2, 0)])
     run.wait(0.0)
     assert started == [run.functions.futures]
 
@@ -167,7 +163,7 @@ def test_what_is_removed_is_of_this_map_alone(is_owned: bool, monkeypatch: pytes
     """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
     monkeypatch.setattr(lithops_run, "end", lambda functions: None)
     run = Run(is_owned)
-    run.submit([0])
+    run.submit([(0, 0)])
     others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
     own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
     for key in others | own:
@@ -179,7 +175,7 @@ def test_what_is_removed_is_of_this_map_alone(is_owned: bool, monkeypatch: pytes
 
 def test_pieces_come_before_the_end_of_their_task() -> None:
     run = Run(subtasks=3)
-    run.submit([1])
+    run.submit([(1, 0)])
     [future] = run.functions.futures
     future.ready = True
     outcomes = told(run)
@@ -188,8 +184,9 @@ def test_pieces_come_before_the_end_of_their_task() -> None:
 
 def test_waiting_takes_as_long_as_it_may() -> None:
     run = Run()
-    run.submit([0])
+    run.submit([(0, 0)])
     began = time.monotonic()
+    assert begun(run) == {0}
     assert run.wait(0.1) == []
     assert 0.1 <= time.monotonic() - began < 5.0
 
@@ -198,7 +195,7 @@ def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> No
     looks = []
     monkeypatch.setattr(lithops_run, "has_ended", lambda future: looks.append(future))
     run = Run()
-    run.submit([0])
+    run.submit([(0, 0)])
     for _ in range(1000):
         run.wait(0.0)
     assert 1 <= len(looks) < 1000
@@ -208,7 +205,7 @@ def test_a_job_that_is_refused_is_one_clear_error() -> None:
     run = Run()
     run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(ExecutorError, match="memory takes no job: ZeroDivisionError"):
-        run.submit([0])
+        run.submit([(0, 0)])
 
 
 def test_more_parts_than_lithops_allows_say_what_to_set() -> None:
@@ -221,7 +218,7 @@ def test_more_parts_than_lithops_allows_say_what_to_set() -> None:
     with pytest.raises(
         ExecutorError, match=r"size of 4\.0MiB: tasks are told of many parts; say data_limit: 0"
     ):
-        run.submit([0])
+        run.submit([(0, 0)])
 
 
 def test_an_f_that_cannot_travel_is_named() -> None:
@@ -229,4 +226,4 @@ def test_an_f_that_cannot_travel_is_named() -> None:
     run._payload = Payload((one for one in ()).__next__, BLOCKS)
     run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
     with pytest.raises(CodeError, match="f cannot be pickled for memory"):
-        run.submit([0])
+        run.submit([(0, 0)])

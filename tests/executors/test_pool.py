@@ -21,7 +21,7 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError
-from polarmap.executors.base import Payload
+from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.block_files import StoredPieces
 from polarmap.executors.slots import first_slots
 from polarmap.executors.worker_processes import MOST_ABANDONED
@@ -152,10 +152,10 @@ def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(
 
     for _ in range(3):
         with closing(pool.open(Payload(spoil, blocks))) as run:
-            run.submit(range(4))
+            run.submit([(task, 0) for task in range(4)])
             ended: list[Any] = []
             while len(ended) < 4:
-                ended += run.wait(PATIENCE)
+                ended += [event for event in run.wait(PATIENCE) if isinstance(event, Outcome)]
             for outcome in ended:
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
     assert sorted(written) == [0, 1, 2, 3]
@@ -174,7 +174,7 @@ def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
         check(pool)
         data = PartBlocks([[np.zeros(4000)], [np.zeros(4000)]], ("array",))
         with closing(pool.open(Payload(product, data))) as run:
-            run.submit([0])
+            run.submit([(0, 0)])
             places = [path for folder in folders(os.getpid()) for path in folder.glob("blocks-*")]
         assert places
         assert not any(path.is_relative_to("/dev/shm") for path in places)
@@ -539,11 +539,12 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
         bills, moments = [], []
         for _ in range(2):
             with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
-                run.submit([0, 1])
-                while not run.is_exhausted():
-                    run.wait(1.0)
+                run.submit([(0, 0), (1, 0)])
+                ended = 0
+                while ended < 2:
+                    ended += sum(isinstance(event, Outcome) for event in run.wait(1.0))
                 moments.append(time.monotonic())
-                bills.append(run.paid())
+                bills.append(run.close())
                 moments.append(time.monotonic())
         first, second = bills
         assert first is not None
@@ -552,7 +553,7 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
         assert second.seconds >= 2 * (moments[2] - moments[1])  # whatever they did meanwhile
         assert 0.0 < first.seconds + second.seconds <= 2 * (moments[3] - began)
     with closing(Pool(workers=2).open(Payload(np.negative, PartBlocks([[X]], ("array",))))) as run:
-        assert run.paid() is None
+        assert run.close() is None
 
 
 @pytest.mark.parametrize("threads", [1, 2])

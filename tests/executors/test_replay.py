@@ -14,8 +14,8 @@ from polarmap import Fault, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
-from polarmap.executors.base import Payload
-from polarmap.executors.replay import ReplayRun
+from polarmap.executors.base import Began, Outcome, Payload
+from polarmap.executors.replay import GIVEN_UP_SECONDS, ReplayRun
 
 N = 4
 
@@ -27,14 +27,16 @@ def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: A
 
 def test_tasks_arrive_by_the_script_and_the_clock_follows() -> None:
     run = opened({0: 3.0, 2: math.inf})
-    run.submit(range(N))
-    assert run.running() == dict.fromkeys(range(N), 0.0)
+    run.submit([(task, 0) for task in range(N)])
+    assert run.wait(0.0) == [Began(task, 0, 0.0) for task in range(N)]
     assert [run.wait(9.0)[0].task for _ in range(3)] == [1, 3, 0]
     assert run.now() == 3.0
-    assert set(run.running()) == {2}
-    assert run.is_exhausted()
     assert run.wait(9.0) == []
     assert run.now() == 12.0
+    [outcome] = run.wait(math.inf)
+    assert isinstance(outcome, Outcome)
+    assert (outcome.task, outcome.failure and outcome.failure.kind) == (2, "lost")
+    assert run.now() == GIVEN_UP_SECONDS
 
 
 def test_f_is_called_when_its_result_arrives() -> None:
@@ -45,20 +47,19 @@ def test_f_is_called_when_its_result_arrives() -> None:
         return block
 
     run = opened({0: 2.0}, f)
-    run.submit([0, 1])
-    assert (run.wait(1.0)[0].task, calls) == (1, [1.0])
+    run.submit([(0, 0), (1, 0)])
+    assert (run.wait(1.0)[-1].task, calls) == (1, [1.0])
     run.close()
     assert (run.wait(9.0), calls) == ([], [1.0])
 
 
 def test_what_an_attempt_owed_when_it_was_lost_never_arrives() -> None:
     run = opened({}, subtasks=4, faults={0: Fault("kill"), 1: Fault("sleep", 1.0)})
-    run.submit([0, 1])
-    outcomes = [outcome for _ in range(7) for outcome in run.wait(9.0)]
+    run.submit([(0, 0), (1, 0)])
+    outcomes = [event for _ in range(7) for event in run.wait(9.0) if isinstance(event, Outcome)]
     assert [outcome.over for outcome in outcomes if outcome.task == 0] == [False, False, True]
     assert [outcome.subtasks for outcome in outcomes if outcome.task == 1] == [(1,), (2,), (3,), (0,)]
     assert run.now() == 2.0
-    assert run.is_exhausted()
 
 
 def test_f_may_change_its_block() -> None:
@@ -68,8 +69,9 @@ def test_f_may_change_its_block() -> None:
 
     run = opened({}, f)
     for attempt in range(2):
-        run.submit([0])
-        [outcome] = run.wait(9.0)
+        run.submit([(0, attempt)])
+        _, outcome = run.wait(9.0)
+        assert isinstance(outcome, Outcome)
         assert outcome.leaves is not None
         assert (outcome.attempt, outcome.leaves[0].tolist()) == (attempt, [1.0] * 4)
 
@@ -79,10 +81,11 @@ def test_an_arrival_does_not_look_at_all_others() -> None:
 
     def seconds(n: int) -> float:
         run = opened({task: 1.0 + task for task in range(n)}, n=n)
-        run.submit(range(n))
+        run.submit([(task, 0) for task in range(n)])
         began = time.perf_counter()
-        while not run.is_exhausted():
+        for _ in range(n):
             run.wait(1e9)
+        assert run.now() == float(n)
         return time.perf_counter() - began
 
     few, many = (min(seconds(n) for _ in range(3)) for n in (500, 5000))

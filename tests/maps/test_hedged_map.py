@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -156,9 +157,10 @@ class RunOfTable(ReplayRun):
         super().__init__({}, payload)
         self._table = table
 
-    def _schedule(self, task: int) -> None:
-        self._seconds = {task: float(self._table[self._attempts[task], task])}
-        super()._schedule(task)
+    def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
+        for task, attempt in attempts:
+            self._seconds = {task: float(self._table[attempt, task])}
+            super().submit([(task, attempt)])
 
 
 @pytest.mark.parametrize("backups", [0, 1, 2, 3])

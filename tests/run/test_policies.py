@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from math import inf
 
 import numpy as np
@@ -66,6 +66,11 @@ def test_upfront_starts_everything_and_then_nothing() -> None:
     assert policy.wait_seconds(tasks, 1e9) == inf
 
 
+def note_began(tasks: TaskTable, indices: Iterable[int], when: float) -> None:
+    for index in indices:
+        tasks.note_began(index, tasks[index].attempts - 1, when)
+
+
 def backed_up(n: int, most: int = 2) -> tuple[Backups, TaskTable, Wanted]:
     policy, tasks = Backups(n, LatenessRule(n, min_seconds=0.1), most), TaskTable(n)
     tasks.start(policy.first, 0.0)
@@ -74,7 +79,7 @@ def backed_up(n: int, most: int = 2) -> tuple[Backups, TaskTable, Wanted]:
 
 def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     policy, tasks, need = backed_up(4)
-    tasks.note_began(dict.fromkeys(range(4), 0.0))
+    note_began(tasks, range(4), 0.0)
     assert policy.wait_seconds(tasks, 1.0) == 59.0
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
@@ -84,29 +89,29 @@ def test_a_late_task_gets_a_backup_which_may_become_late_itself() -> None:
     tasks.start([3], 1.1)
     assert not policy.due(tasks, need, 9.0)  # it waits for a slot
     assert policy.wait_seconds(tasks, 9.0) == pytest.approx(1.1)  # unless it is given one now
-    tasks.note_began({3: 9.0})
+    note_began(tasks, [3], 9.0)
     assert policy.wait_seconds(tasks, 9.0) == pytest.approx(1.1)
     assert list(policy.due(tasks, need, 10.1)) == [3]
     tasks.start([3], 10.1)
-    tasks.note_began({3: 10.1})
+    note_began(tasks, [3], 10.1)
     assert not policy.due(tasks, need, 1e6)
     assert policy.wait_seconds(tasks, 1e6) == inf
 
 
 def test_a_task_that_waits_for_a_slot_is_not_late() -> None:
     policy, tasks, need = backed_up(4)
-    tasks.note_began({0: 0.0, 1: 0.0})
+    note_began(tasks, [0, 1], 0.0)
     for task in (0, 1):
         tasks.note(returned(task), 1.0)
     assert not policy.due(tasks, need, 1e6)
-    tasks.note_began({2: 1.0})
+    note_began(tasks, [2], 1.0)
     assert not policy.due(tasks, need, 2.0)
     assert list(policy.due(tasks, need, 2.2)) == [2]
 
 
 def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
     policy, tasks, need = backed_up(4, most=3)
-    tasks.note_began(dict.fromkeys(range(4), 0.0))
+    note_began(tasks, range(4), 0.0)
     for task in (0, 1, 2):
         tasks.note(returned(task), 1.0)
     assert list(policy.due(tasks, need, 3.0)) == [3]
@@ -119,11 +124,11 @@ def test_a_backup_that_fails_is_replaced_while_the_first_attempt_runs() -> None:
 
 def test_what_a_first_attempt_took_is_not_counted_from_its_backup_on() -> None:
     policy, tasks, need = backed_up(2)
-    tasks.note_began({0: 0.0, 1: 0.0})
+    note_began(tasks, [0, 1], 0.0)
     tasks.note(returned(0), 1.0)
     assert list(policy.due(tasks, need, 1.2)) == [1]
     tasks.start([1], 1.2)
-    tasks.note_began({1: 1.2})
+    note_began(tasks, [1], 1.2)
     tasks.note(returned(1), 1.5)
     assert tasks.durations == [(0, 1.0), (0, 1.5)]
 
@@ -133,7 +138,7 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
     """Against a look at every attempt, at the moments at which something happens; backups never return."""
     n, rule = len(times), LatenessRule(len(times), min_seconds=0.1)
     policy, tasks, need = backed_up(n, most)
-    tasks.note_began(dict.fromkeys(range(n), 0.0))
+    note_began(tasks, range(n), 0.0)
     began: list[list[float]] = [[0.0] for _ in range(n)]
     late: set[tuple[int, int]] = set()
     durations: list[float] = []
@@ -147,7 +152,7 @@ def test_backups_start_when_the_rule_of_all_attempts_says(times: list[float], mo
         expected = [one for one in running if (one, last[one]) in late and last[one] < most]
         assert list(policy.due(tasks, need, now)) == expected
         tasks.start(expected, now)
-        tasks.note_began(dict.fromkeys(expected, now))
+        note_began(tasks, expected, now)
         for one in expected:
             began[one].append(now)
 
@@ -161,14 +166,14 @@ def on_demand(n: int, k: int) -> tuple[OnDemand, TaskTable, Wanted]:
 def test_parity_starts_in_the_place_of_late_and_failed_tasks() -> None:
     policy, tasks, need = on_demand(8, 6)
     assert list(policy.first) == list(range(6))
-    tasks.note_began(dict.fromkeys(range(6), 0.0))
+    note_began(tasks, range(6), 0.0)
     for task in range(4):
         tasks.note(returned(task), 1.0)
     assert not policy.due(tasks, need, 1.0)
     tasks.note(lost(5), 1.05)
     assert list(policy.due(tasks, need, 1.05)) == [6]
     tasks.start([6], 1.05)
-    tasks.note_began({6: 1.05})
+    note_began(tasks, [6], 1.05)
     wait = policy.wait_seconds(tasks, 1.05)
     assert 0 < wait < 2
     assert list(policy.due(tasks, need, 1.05 + wait)) == [7]
@@ -188,7 +193,7 @@ def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> No
 
 def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
     policy, tasks, need = on_demand(2400, 1800)
-    tasks.note_began(dict.fromkeys(range(1800), 0.0))
+    note_began(tasks, range(1800), 0.0)
     assert not policy.due(tasks, need, 59.0)
     assert list(policy.due(tasks, need, 60.0)) == [1800]
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import pytest
 from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Outcome
+from polarmap.executors.base import Event, Outcome
 from polarmap.run.policies import Upfront
 from polarmap.run.schedule import Stopwatch, schedule
 from polarmap.run.tasks import TaskTable
@@ -20,31 +20,22 @@ class Scripted:
 
     def __init__(self, script: Sequence[tuple[float, Outcome]]) -> None:
         self._script, self._now = list(script), 0.0
-        self.submitted: list[list[int]] = []
+        self.submitted: list[list[tuple[int, int]]] = []
 
     def now(self) -> float:
         return self._now
 
-    def submit(self, tasks: Sequence[int]) -> None:
-        self.submitted.append(list(tasks))
+    def submit(self, attempts: Sequence[tuple[int, int]]) -> None:
+        self.submitted.append(list(attempts))
 
-    def wait(self, timeout: float) -> list[Outcome]:
+    def wait(self, timeout: float) -> list[Event]:
         if not self._script or self._script[0][0] > self._now + timeout:
             self._now += timeout
             return []
         self._now, outcome = self._script.pop(0)
         return [outcome]
 
-    def running(self) -> Mapping[int, float]:
-        return {}
-
     def wake(self) -> None: ...
-
-    def paid(self) -> None:
-        return None
-
-    def is_exhausted(self) -> bool:
-        return not self._script
 
     def close(self) -> None: ...
 
@@ -73,21 +64,21 @@ def loop(run: Scripted, n: int, needed: int, retries: int = 1, timeout: float | 
 def test_it_stops_when_it_is_not_asked_any_more() -> None:
     run = Scripted([(1.0, returned(2)), (2.0, returned(0)), (3.0, returned(1))])
     assert [one.task for one in loop(run, 3, needed=2)] == [2, 0]
-    assert run.submitted == [[0, 1, 2]]
+    assert run.submitted == [[(0, 0), (1, 0), (2, 0)]]
     assert run.now() == 2.0
 
 
 def test_what_failed_starts_again_where_nothing_makes_up_for_it() -> None:
     run = Scripted([(1.0, returned(1)), (1.0, lost(0)), (9.0, returned(0, 1))])
     assert len(list(loop(run, 2, needed=2))) == 3
-    assert run.submitted == [[0, 1], [0]]
+    assert run.submitted == [[(0, 0), (1, 0)], [(0, 1)]]
 
 
 def test_it_is_tried_again_as_often_as_may_be() -> None:
     run = Scripted([(float(attempt), lost(0, attempt)) for attempt in range(4)])
     with pytest.raises(LookupError, match="nothing can come"):
         list(loop(run, 1, needed=1, retries=3))
-    assert run.submitted == [[0]] * 4
+    assert run.submitted == [[(0, attempt)] for attempt in range(4)]
 
 
 def test_time_is_up() -> None:

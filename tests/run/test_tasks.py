@@ -45,12 +45,12 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks = TaskTable(2)
     tasks.start([0, 1], 0.0)
     assert tasks.unbegun == {0, 1}
-    tasks.note_began({0: 0.5})
+    tasks.note_began(0, 0, 0.5)
     assert (tasks.unbegun, tasks[0].began) == ({1}, {0: 0.5})
     tasks.start([0], 2.0)
-    tasks.note_began({0: 0.5})  # the second attempt waits for a slot
+    tasks.note_began(0, 0, 0.7)  # told again; the second attempt waits for a slot
     assert (tasks.unbegun, tasks[0].began) == ({0, 1}, {0: 0.5})
-    tasks.note_began({0: 3.0})
+    tasks.note_began(0, 1, 3.0)
     assert (tasks.unbegun, tasks[0].began) == ({1}, {0: 0.5, 1: 3.0})
     tasks.note(ended(0, 0), 4.0)
     assert tasks.durations == [(0, 3.5)]
