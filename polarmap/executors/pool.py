@@ -23,11 +23,9 @@ from polarmap.executors.block_files import BlockFiles
 from polarmap.executors.block_objects import BlockObjects
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.fork_server_process import modules_named
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
-from polarmap.executors.pickling import PickledFunction, pickled_with_buffers
+from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun, Shared
-from polarmap.executors.pool_slots import PoolSlots
 from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import TEND_SECONDS, WorkerProcesses
@@ -228,7 +226,6 @@ class KeptWorkers:
         try:
             for folder in crew.folders:
                 restore(folder)
-            crew.be_ready(f)
             folders = [folder / f"map-{number}" for folder in crew.shared_folders]
             return PoolRun(number, payload, f, crew.shared, folders, done)
         except BaseException:
@@ -247,7 +244,6 @@ class KeptWorkers:
     def forget(self) -> None:
         """Let go of all, in a process that was forked of the one that has it."""
         self._crew.shared.workers.forget()
-        self._crew.shared.slots.forget()
 
     def _done(self, number: int) -> None:
         """A map has ended. Safe to call twice."""
@@ -273,7 +269,6 @@ class Crew(NamedTuple):
     folders : of this process that end with the workers.
     shared_folders : those of them in which workers read and write; none if they are elsewhere.
     check : raises for storage that they cannot reach.
-    be_ready : called before each map, with its function.
     tend_seconds : between looks after the workers while no map runs.
     """
 
@@ -282,7 +277,6 @@ class Crew(NamedTuple):
     folders: Sequence[Path]
     shared_folders: Sequence[Path]
     check: Callable[[Place | None, str], None]
-    be_ready: Callable[[PickledFunction], None]
     tend_seconds: float
 
     @property
@@ -310,11 +304,10 @@ class Here:
         blocks = BlockFiles(in_memory, on_disk, options.memory)
         return Crew(
             self.name,
-            Shared(workers, blocks, PoolSlots(options.workers, is_here=True), options.threads),
+            Shared(workers, blocks, options.threads),
             folders,
             folders,
             lambda source, use: check_folder(source),
-            lambda f: workers.start(modules_named(f.pickled)),
             TEND_SECONDS,
         )
 
@@ -350,11 +343,10 @@ class Elsewhere:
         )
         return Crew(
             self.name,
-            Shared(workers, blocks, PoolSlots(options.workers, is_here=False), None, site.modules),
+            Shared(workers, blocks, None, site.modules),
             folders,
             folders if site.folder is not None else [],
             site.check_source,
-            lambda f: None,
             TEND_ELSEWHERE_SECONDS,
         )
 

@@ -20,10 +20,10 @@ from polarmap.executors.base import Attempt, Began, Coded, Event, Outcome, Paylo
 from polarmap.executors.block_files import name_of
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
-from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS, PoolSlots
+from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
-from polarmap.executors.worker_table import Lease, Worker, WorkerTable
+from polarmap.executors.worker_table import Worker, WorkerTable
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.io_channel import TaskCall
@@ -34,25 +34,6 @@ from polarmap.worker.process_state import Surroundings, working_folder
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
-
-
-class Running(NamedTuple):
-    """An attempt that a worker does."""
-
-    task: int
-    attempt: int
-    since: float
-
-
-class Behind(NamedTuple):
-    """An attempt that a worker was told of while it was at another task.
-
-    is_shared : whether it has been given to another worker, too.
-    """
-
-    task: int
-    attempt: int
-    is_shared: bool
 
 
 class Stored(Protocol):
@@ -90,7 +71,6 @@ class Blocks(Protocol):
 class Shared(NamedTuple):
     """What the maps of a pool share.
 
-    slots : tasks at a time.
     threads : that each worker may use for linear algebra; None for workers elsewhere, which find nothing
         of this process around them, and are not in each other's way.
     modules : those that a pickled function needs and workers elsewhere may lack.
@@ -98,7 +78,6 @@ class Shared(NamedTuple):
 
     workers: WorkerTable
     blocks: Blocks
-    slots: PoolSlots
     threads: int | None
     modules: Callable[[bytes], Mapping[str, tuple[str, bool]]] = lambda pickled: {}
 
@@ -109,8 +88,7 @@ class PoolRun:
     As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
     Maps that run at once on a pool share these slots. On this machine a worker of a map that is alone is
     told of its next task while it is at the one before: to wake it would take longer than a small task.
-    What waits behind a task that takes long is given to another worker, too, and the first to end it is
-    heard.
+    What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
     ----------
@@ -139,20 +117,16 @@ class PoolRun:
         done: Callable[[], None],
     ) -> None:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
-        self._workers, self._blocks, slots, threads, modules = shared
-        self._lease = Lease()
+        self._workers, self._blocks, threads, modules = shared
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
-        self._running: dict[Worker, Running] = {}
-        self._behind: dict[Worker, Behind] = {}
-        self._ahead: set[tuple[int, int]] = set()  # attempts that a worker was told of ahead
-        self._shared: set[tuple[int, int]] = set()  # attempts that two workers were told of
-        self._told: set[tuple[int, int]] = set()  # those of them that have ended
+        self._open: set[Attempt] = set()  # that have not ended
+        self._shared: set[Attempt] = set()  # that two workers were told of
         self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
         self._woken = WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
         self._is_called = False  # to return
-        self._slots = slots.open(self._woken.set)
+        self._lease = self._workers.slots.open(self._woken.set)
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored: Stored | None = None
         self._owner = os.getpid()
@@ -160,7 +134,7 @@ class PoolRun:
         # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
         # block that is longer than the buffer of its socket.
         is_long = payload.blocks.source == MESSAGE
-        self._may_tell_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
+        self._tells_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
         self._modules = modules(f.pickled)
@@ -188,18 +162,19 @@ class PoolRun:
             if task not in self._names:
                 self._names[task] = name_of(self._payload.blocks, task)
         self._waiting += attempts
+        self._open.update(attempts)
         if self._stored is not None:
             self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
-        self._workers.want(len(self._waiting) + len(self._running))
+        self._workers.want(len(self._waiting) + len(self._lease.under_way))
         self._start_waiting()
 
     def wait(self, timeout: float) -> list[Event]:
         """What workers have replied, as soon as any has."""
-        self._slots.listen()
+        self._lease.is_listening = True
         try:
             ended = self._wait_until(time.monotonic() + timeout)
         finally:
-            self._slots.pause()
+            self._workers.slots.pause(self._lease)
         began, self._began = self._began, []
         return [*began, *ended]
 
@@ -208,20 +183,21 @@ class PoolRun:
             self._start_waiting()
             ended: list[Outcome] = []
             rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
-            step = min(rest, self._look_seconds) if self._waiting or self._behind else rest
+            may_start = bool(self._waiting or self._told_ahead())
+            step = min(rest, self._look_seconds) if may_start else rest
             found = self._poll.poll(None if step == inf else 1000 * step)
             readable = [self._by_descriptor.get(descriptor) for descriptor, _ in found]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
             if ended:
-                self._slots.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
+                self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
                 self._start_waiting()
                 return ended
             is_woken = None in readable and self._woken.clear()  # called to return, or a slot is free
             if self._is_called or time.monotonic() >= deadline:
                 self._is_called = False
                 return []
-            if not is_woken and (self._waiting or self._behind):
+            if may_start and not is_woken:
                 self._look_around()
 
     def wake(self) -> None:
@@ -233,14 +209,8 @@ class PoolRun:
         """Leave the workers that are busy to whoever needs them next, or kills them."""
         if os.getpid() != self._owner or self._lease.ended is not None:
             return None
-        self._lease.ended = time.monotonic()
-        if self._is_elsewhere and self._running:
-            for worker in self._running:
-                worker.send("cancel")
-            self._workers.flush(may_wait=False)
-        self._workers.leave(self._running)
-        self._running.clear()
-        self._behind.clear()
+        self._workers.leave(self._lease)
+        self._workers.flush(may_wait=False)
         self._waiting.clear()
         try:
             for folder in self._folders:
@@ -248,73 +218,68 @@ class PoolRun:
         finally:  # an interrupt here leaves files until the workers end
             if self._stored is not None:
                 self._blocks.done(self._stored)
-            self._slots.close()
             self._woken.close()
             self._done()
         return self._workers.paid()
 
     def _start_waiting(self) -> None:
-        """Hand tasks to workers while there are slots; last those that a worker is still at."""
-        if not self._waiting and self._slots.may_take(len(self._unshared())):
-            self._share()
-        if not self._waiting:
-            self._slots.may_take(0)  # others may
-            return
-        may_tell_ahead = self._may_tell_ahead and self._slots.is_alone
-        if not (self._slots.may_take(len(self._waiting)) or may_tell_ahead):
-            return
-        stuck = self._workers.abandoned_tasks()
-        while self._slots.may_take(len(self._waiting)):
-            first = self._names[self._waiting[0][0]]
-            worker = self._workers.take(self._lease, may_wait=self._slots.is_any_under_way(), task=first)
+        """Hand attempts to workers while there are slots; last those that wait behind one that takes long."""
+        stuck: set[Hashable] | None = None
+        while attempts := self._waiting or self._late_behind():
+            worker = self._workers.take(self._lease, len(attempts), self._names[attempts[0][0]])
             if worker is None:
                 break
-            self._start(worker, *self._next(worker, stuck))
-        if may_tell_ahead:
-            self._tell_ahead(stuck)
+            stuck = self._workers.abandoned_tasks() if stuck is None else stuck
+            attempt = self._next(worker, stuck) if self._waiting else attempts[0]
+            if attempts is not self._waiting:
+                self._shared.add(attempt)
+            self._start(worker, attempt)
+        if not attempts:
+            self._workers.slots.may_take(self._lease, 0)  # others may
+        elif self._tells_ahead and attempts is self._waiting and self._workers.slots.is_alone():
+            self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
         self._workers.flush()
 
     def _look_around(self) -> None:
         """See whether workers have failed to start, and whether more tasks could run."""
         self._workers.check()
         self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
-        self._slots.look_for_idle_cores(len(self._waiting) + len(self._unshared()))
-        if self._waiting and self._slots.is_starved():
+        slots = self._workers.slots
+        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._told_ahead()))
+        if self._waiting and slots.is_starved(self._lease):
             self._workers.want(len(self._workers) + 1)
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
-        for worker in list(self._running):
-            if len(self._waiting) <= len(self._running):
+        for worker in self._by_descriptor.values():
+            if len(self._waiting) <= len(self._by_descriptor):
                 return
-            if worker in self._behind or worker.process is None or worker.function != self._digest:
+            if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
                 continue
-            task, attempt = self._next(worker, stuck)
-            name = self._names[task]
-            if name in stuck or not worker.send("call", self._call(worker, task, attempt, True)):
-                self._waiting.appendleft((task, attempt))
+            attempt = self._next(worker, stuck)
+            name, call = self._names[attempt[0]], self._call(worker, *attempt, True)
+            if name in stuck or not worker.send("call", call):
+                self._waiting.appendleft(attempt)
                 return
-            worker.note((self._number, task, attempt), name)
-            self._behind[worker] = Behind(task, attempt, is_shared=False)
-            self._ahead.add((task, attempt))
+            worker.note((self._number, *attempt), name)
 
-    def _unshared(self) -> list[Worker]:
-        """Those that were told ahead of a task that nobody else has."""
-        return [worker for worker, one in self._behind.items() if not one.is_shared]
+    def _told_ahead(self) -> list[tuple[float, Attempt]]:
+        """What workers were told of that are at another task, and since when; not what others were, too."""
+        found = []
+        for worker in self._by_descriptor.values():
+            if len(worker.orders) > 1:
+                (_, *attempt), _ = worker.orders[1]
+                if tuple(attempt) not in self._shared:
+                    found.append((worker.since, (attempt[0], attempt[1])))
+        return found
 
-    def _share(self) -> None:
-        """Let a task wait again that is behind one that takes long: the oldest of these."""
+    def _late_behind(self) -> list[Attempt]:
+        """Those of them whose workers have been at the other task for long, the oldest first."""
         late = time.monotonic() - SHARE_SECONDS
-        workers = [worker for worker in self._unshared() if self._running[worker].since < late]
-        if workers:
-            worker = min(workers, key=lambda one: self._running[one].since)
-            task, attempt, _ = self._behind[worker]
-            self._behind[worker] = Behind(task, attempt, is_shared=True)
-            self._shared.add((task, attempt))
-            self._waiting.append((task, attempt))
+        return [attempt for since, attempt in sorted(self._told_ahead()) if since < late]
 
-    def _next(self, worker: Worker, stuck: set[Hashable]) -> tuple[int, int]:
-        """The next task for a worker: one whose block it has, else the first that nobody is stuck in."""
+    def _next(self, worker: Worker, stuck: set[Hashable]) -> Attempt:
+        """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
         for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
             name = self._names[task]
@@ -327,29 +292,23 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: Worker, task: int, attempt: int) -> None:
+    def _start(self, worker: Worker, attempt: Attempt) -> None:
         """Hand it to this worker; another one will do it if this one does not listen."""
         is_told = False
         try:
-            is_told = worker.send("call", self._call(worker, task, attempt))
+            is_told = worker.send("call", self._call(worker, *attempt))
         finally:
             if not is_told:
                 self._workers.remove(worker)
         if not is_told:
-            self._waiting.appendleft((task, attempt))
+            self._waiting.appendleft(attempt)
             return
         self._note_told(worker)
-        worker.note((self._number, task, attempt), self._names[task])
-        self._note_running(worker, task, attempt)
-        self._slots.take(worker)
+        worker.note((self._number, *attempt), self._names[attempt[0]])
         descriptor = worker.link.fileno()
         self._by_descriptor[descriptor] = worker
         self._poll.register(descriptor, select.POLLIN)
-
-    def _note_running(self, worker: Worker, task: int, attempt: int) -> None:
-        now = time.monotonic()
-        self._running[worker] = Running(task, attempt, now)
-        self._began.append(Began(task, attempt, now))
+        self._began.append(Began(*attempt, worker.since))
 
     def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> TaskCall:
         """What this worker is told: f and what is around it only if it does not know them."""
@@ -378,17 +337,30 @@ class PoolRun:
     def _heard(self, worker: Worker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
         said, is_there = worker.receive()
-        outcomes = []
+        outcomes, is_fit = list[Outcome](), True
         for message in said:
             try:
                 if message.kind == NEED:
                     is_there = self._send_part(worker, message.header.decode()) and is_there
+                elif message.kind == UNFIT:  # what an earlier map has done to it: it has not begun
+                    self._waiting.appendleft(message.order[1:])
+                    is_fit = False
                 else:
-                    outcomes += self._outcome(worker, message)
-            except (FrameError, LookupError, ValueError):  # no reply, or no key of a part
-                is_there = False  # what says such things is not to be trusted with more
-        if worker in self._running and not is_there:
-            outcomes += self._lose(worker)
+                    outcomes += self._outcomes(message)
+            except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
+                outcomes.append(lost(*message.order[1:], f"what its worker said is no reply: {error}"))
+                is_fit = False  # what says such things is not to be trusted with more
+        outcomes = self._ended(outcomes)
+        if not is_there and worker.orders:
+            _, task, attempt = worker.orders.popleft()[0]
+            outcomes += self._ended([lost(task, attempt, self._workers.ending(worker))])
+        if not (is_there and is_fit) or any(map(_is_of_lost_worker, outcomes)):
+            self._let_go(worker)
+        elif not worker.orders:
+            self._release(worker)
+            self._workers.give_back(worker)
+        elif said and worker.orders[0][0] != said[-1].order:  # it has begun the next one
+            self._began.append(Began(*worker.orders[0][0][1:], worker.since))
         return outcomes
 
     def _send_part(self, worker: Worker, key: str) -> bool:
@@ -398,65 +370,33 @@ class PoolRun:
         self._workers.flush()
         return is_told
 
-    def _lose(self, worker: Worker) -> list[Outcome]:
-        """What becomes of the task of a worker that is gone."""
-        ending = self._workers.ending(worker)
-        task, attempt, _ = self._running[worker]
-        self._drop(worker)
-        return self._first_told([lost(task, attempt, ending)])
-
-    def _drop(self, worker: Worker) -> None:
-        """Let go of a worker that is gone or of no more use: what it was told ahead waits again."""
-        behind = self._behind.pop(worker, None)
-        if behind is not None and not behind.is_shared:
-            self._waiting.appendleft((behind.task, behind.attempt))
+    def _let_go(self, worker: Worker) -> None:
+        """It is gone, or of no more use: what it was told ahead waits again."""
+        self._waiting.extendleft(order[1:] for order, _ in worker.orders if order[1:] not in self._shared)
         self._release(worker)
         self._workers.remove(worker)
-        self._slots.give_back(worker)
 
     def _release(self, worker: Worker) -> None:
-        """It has ended its task, and begins the next one, or does nothing for this run any more."""
-        behind = self._behind.pop(worker, None)
-        if behind is not None:
-            self._note_running(worker, behind.task, behind.attempt)
-            return
+        """It does nothing for this run any more."""
         descriptor = worker.link.fileno()
         self._poll.unregister(descriptor)
-        del self._by_descriptor[descriptor], self._running[worker]
+        del self._by_descriptor[descriptor]
 
-    def _first_told(self, outcomes: list[Outcome]) -> list[Outcome]:
+    def _ended(self, outcomes: list[Outcome]) -> list[Outcome]:
         """Those of attempts whose end has not been told yet."""
-        new = [one for one in outcomes if (one.task, one.attempt) not in self._told]
-        self._told.update({(one.task, one.attempt) for one in new if one.over}.intersection(self._shared))
+        new = [one for one in outcomes if (one.task, one.attempt) in self._open]
+        self._open.difference_update((one.task, one.attempt) for one in new if one.over)
         return new
 
-    def _outcome(self, worker: Worker, message: Message) -> list[Outcome]:
-        """What a message says of the attempt that this worker does; nothing, if another was faster."""
-        task, attempt, _ = self._running[worker]
-        if message.kind == UNFIT:  # what an earlier map has done to it: it has not begun
-            self._waiting.appendleft((task, attempt))
-            self._drop(worker)
-            return []
+    def _outcomes(self, message: Message) -> list[Outcome]:
+        """What a message says of an attempt."""
+        _, task, attempt = message.order
         if message.kind == LEFT:
-            self._finish(worker)
-            if (task, attempt) in self._ahead:  # somebody has removed the folder of this map
-                self._ahead.discard((task, attempt))
-                self._may_tell_ahead = False
-                self._waiting.append((task, attempt))
-                return []
-            return self._first_told([lost(task, attempt, "its worker took it for cancelled")])
-        is_over = message.kind == END
+            return [lost(task, attempt, "its worker took it for cancelled")]
         outcome = self._outcome_of(message, task, attempt)
-        if not is_over:
-            outcome = outcome._replace(over=False)
-        is_damaged = outcome.failure is not None and outcome.failure.kind == "damaged"
-        if is_damaged and self._stored is not None:
+        if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
             self._stored.store_again(self._payload.blocks, task)
-        if outcome.failure is not None and outcome.failure.kind == "lost":  # by the worker itself
-            self._drop(worker)
-        elif is_over:
-            self._finish(worker)
-        return self._first_told([outcome])
+        return [outcome._replace(over=message.kind == END)]
 
     def _outcome_of(self, message: Message, task: int, attempt: int) -> Outcome:
         """What a reply of this attempt tells; FrameError if it is none."""
@@ -468,13 +408,6 @@ class PoolRun:
         if (outcome.task, outcome.attempt) != (task, attempt):
             raise FrameError(f"a reply of task {outcome.task}, not of {task}")
         return outcome
-
-    def _finish(self, worker: Worker) -> None:
-        """It has ended its task, and is free unless it was told of another."""
-        self._release(worker)
-        if worker not in self._running:
-            self._workers.give_back(worker)  # before its slot: who takes that shall find it
-            self._slots.give_back(worker)
 
     def _read(self, left: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
@@ -527,3 +460,7 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             return
+
+
+def _is_of_lost_worker(outcome: Outcome) -> bool:
+    return outcome.failure is not None and outcome.failure.kind == "lost"

@@ -12,18 +12,49 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping
+from typing import Any
 
-from polarmap.executors import slots
-from polarmap.executors.worker_table import Worker
 from polarmap.worker.cores import available_cores
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 UNHEARD_SECONDS = 0.05  # that a reply may wait for its driver where many maps share a process
 STANDSTILL_SECONDS = 1.0  # in which no slot became free, before a map that has none gets one more
+SPARE_SLOTS = 2  # beyond the cores, so that fetching a block overlaps with computing on another
+
+
+class Lease:
+    """By which a run holds workers, until it ends.
+
+    Attributes
+    ----------
+    wake : callable
+        Lets the run look whether it may start a task.
+    under_way : dict from worker to float
+        Those that do its tasks, and since when, on the monotonic clock.
+    waiting : int
+        Tasks that it would start.
+    is_listening : bool
+        Whether it starts tasks as soon as it is woken.
+    since : float
+        When a task of it started or ended last, or it began to wait.
+    was_idle : bool
+        Whether cores were idle when it looked last.
+    ended : float or None
+        When it ended.
+    """
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        self.wake = wake
+        self.under_way: dict[Any, float] = {}
+        self.waiting = 0
+        self.is_listening = False
+        self.since = time.monotonic()
+        self.was_idle = False
+        self.ended: float | None = None
 
 
 class PoolSlots:
-    """Those of one pool, and the runs that share them.
+    """Those of one pool, and the leases of the runs that share them.
 
     Parameters
     ----------
@@ -37,24 +68,25 @@ class PoolSlots:
     def __init__(self, most: int | None, is_here: bool) -> None:
         self._most, self._is_here = most, is_here
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
-        self._runs = weakref.WeakSet[RunSlots]()  # an interrupt may have kept one from being closed
+        self._runs = weakref.WeakSet[Lease]()  # an interrupt may have kept one from being closed
         self._cores, self._limit = 1, sys.maxsize
         self._looked = 0.0
         self._changed = time.monotonic()  # when a task was started or ended last
 
-    def open(self, wake: Callable[[], None]) -> RunSlots:
-        """The slots of a run; `wake` lets it look whether it may start a task."""
+    def open(self, wake: Callable[[], None]) -> Lease:
+        """For one more run; `wake` lets it look whether it may start a task."""
         with self._lock:
             if not self._runs:
                 self._cores = available_cores()
                 self._limit = first_limit(self._cores, self._most) if self._is_here else sys.maxsize
-            run = RunSlots(self, wake)
+            run = Lease(wake)
             self._runs.add(run)
             return run
 
-    def close(self, run: RunSlots) -> None:
+    def close(self, run: Lease) -> None:
         """It ends, and its slots are free. Safe to call twice."""
         with self._lock:
+            run.ended = run.ended or time.monotonic()
             if run not in self._runs:
                 return
             self._runs.discard(run)
@@ -72,10 +104,12 @@ class PoolSlots:
         """Whether one run is open at most."""
         return len(self._runs) <= 1
 
-    def may_take(self, run: RunSlots, waiting: int) -> bool:
-        """Whether this run may start a task now; if another one is to come first, that one is told."""
+    def may_take(self, run: Lease, waiting: int) -> bool:
+        """Whether one of so many tasks may start now; if another run is to come first, that one is told."""
         with self._lock:
-            run.note_waiting(waiting)
+            if waiting and not run.waiting:
+                run.since = time.monotonic()
+            run.waiting = waiting
             if self.is_alone():
                 return waiting > 0 and len(run.under_way) < self._limit
             first = self._next(run)
@@ -85,34 +119,35 @@ class PoolSlots:
                 first.wake()
             return first is run
 
-    def take(self, run: RunSlots, worker: Worker) -> None:
+    def take(self, run: Lease, worker: Any) -> None:
         """This worker does a task of the run."""
         with self._lock:
             self._changed = run.since = run.under_way[worker] = time.monotonic()
 
-    def give_back(self, run: RunSlots, worker: Worker) -> None:
+    def give_back(self, run: Lease, worker: Any) -> None:
         """It does none any more."""
         with self._lock:
             if run.under_way.pop(worker, None) is not None:
                 self._changed = run.since = time.monotonic()
                 self._call_next(run)
 
-    def pause(self, run: RunSlots) -> None:
+    def pause(self, run: Lease) -> None:
         """Nobody waits for it now: it cannot be told of slots."""
-        with self._lock:
-            run.is_listening = False
-            self._call_next(run)
+        run.is_listening = False
+        if not self.is_alone():
+            with self._lock:
+                self._call_next(run)
 
     def is_any_under_way(self) -> bool:
         """Whether workers do tasks of any run."""
         with self._lock:
             return self._under_way > 0
 
-    def is_stuck(self) -> bool:
-        """Whether nothing was started or ended for long."""
-        return time.monotonic() > self._changed + STANDSTILL_SECONDS
+    def is_starved(self, run: Lease) -> bool:
+        """Whether nothing of it runs, and nothing of the others was started or ended for long."""
+        return not run.under_way and time.monotonic() > self._changed + STANDSTILL_SECONDS
 
-    def look_for_idle_cores(self, run: RunSlots, queued: int) -> None:
+    def look_for_idle_cores(self, run: Lease, queued: int) -> None:
         """Let more tasks run where those that do leave the cores idle, seen twice in a row by a run.
 
         queued : tasks of the run that might start.
@@ -127,13 +162,13 @@ class PoolSlots:
                 queued += sum(one.waiting for one in self._runs if one is not run)
             self._looked = now
             idle = sum(self._is_idle(worker, since, now) for worker, since in self._all_under_way().items())
-            extra = slots.extra_slots(self._cores, self._under_way - idle, idle, queued)
+            extra = extra_slots(self._cores, self._under_way - idle, idle, queued)
             if extra and run.was_idle:
                 self._limit = min(self._limit + extra, self._most or sys.maxsize)
                 self._call_next(run)
             run.was_idle = bool(extra)
 
-    def _is_idle(self, worker: Worker, since: float, now: float) -> bool:
+    def _is_idle(self, worker: Any, since: float, now: float) -> bool:
         """Whether its process waits; among several maps not yet, if its driver may just not have heard it."""
         is_new = not self.is_alone() and now < since + UNHEARD_SECONDS
         return not is_new and worker.process is not None and is_waiting(worker.process)
@@ -142,103 +177,27 @@ class PoolSlots:
     def _under_way(self) -> int:
         return sum(len(one.under_way) for one in self._runs)
 
-    def _all_under_way(self) -> Mapping[Worker, float]:
+    def _all_under_way(self) -> Mapping[Any, float]:
         return {worker: since for one in self._runs for worker, since in one.under_way.items()}
 
-    def _next(self, asking: RunSlots | None = None) -> RunSlots | None:
+    def _next(self, asking: Lease | None = None) -> Lease | None:
         """The run whose turn it is, of those with tasks that wait and a thread that can start them."""
         ready = [one for one in self._runs if one.waiting and (one.is_listening or one is asking)]
         return min(ready, key=lambda one: (len(one.under_way), one.since), default=None)
 
-    def _has_slot_for(self, run: RunSlots) -> bool:
+    def _has_slot_for(self, run: Lease) -> bool:
         """Whether there is room; tasks of others that never end keep no map from going on."""
         if self._under_way < self._limit:
             return True
         may_be_more = self._most is None or self._under_way < self._most
-        return not run.under_way and may_be_more and self.is_stuck()
+        return may_be_more and self.is_starved(run)
 
-    def _call_next(self, asking: RunSlots | None = None) -> None:
+    def _call_next(self, asking: Lease | None = None) -> None:
         """Tell the run whose turn it is, if there is room for one more task; `asking` looks by itself."""
         if self._runs and not (asking and self.is_alone()):
             first = self._next()
             if first is not None and first is not asking and self._has_slot_for(first):
                 first.wake()
-
-
-class RunSlots:
-    """What one run has of the slots of its pool.
-
-    Attributes
-    ----------
-    under_way : dict from Worker to float
-        The workers that do its tasks, and since when, on the monotonic clock.
-    waiting : int
-        Tasks that it would start.
-    is_listening : bool
-        Whether it starts tasks as soon as it is woken.
-    since : float
-        When a task of it started or ended last, or it began to wait.
-    was_idle : bool
-        Whether cores were idle when it looked last.
-    """
-
-    def __init__(self, pool: PoolSlots, wake: Callable[[], None]) -> None:
-        self._pool, self.wake = pool, wake
-        self.under_way: dict[Worker, float] = {}
-        self.waiting = 0
-        self.is_listening = False
-        self.since = time.monotonic()
-        self.was_idle = False
-
-    @property
-    def is_alone(self) -> bool:
-        """Whether no other run is open."""
-        return self._pool.is_alone()
-
-    def note_waiting(self, count: int) -> None:
-        """So many tasks wait."""
-        if count and not self.waiting:
-            self.since = time.monotonic()
-        self.waiting = count
-
-    def may_take(self, waiting: int) -> bool:
-        """Whether one of so many tasks that wait may start now."""
-        return self._pool.may_take(self, waiting)
-
-    def take(self, worker: Worker) -> None:
-        """This worker does a task."""
-        self._pool.take(self, worker)
-
-    def give_back(self, worker: Worker) -> None:
-        """It does none any more."""
-        self._pool.give_back(self, worker)
-
-    def listen(self) -> None:
-        """Be told of slots."""
-        self.is_listening = True
-
-    def pause(self) -> None:
-        """Be told of none."""
-        if self.is_alone:
-            self.is_listening = False
-        else:
-            self._pool.pause(self)
-
-    def is_any_under_way(self) -> bool:
-        """Whether workers do tasks of this run, or of others."""
-        return bool(self.under_way) or (not self.is_alone and self._pool.is_any_under_way())
-
-    def is_starved(self) -> bool:
-        """Whether nothing of it runs, and nothing of the others ends."""
-        return not self.under_way and self._pool.is_stuck()
-
-    def look_for_idle_cores(self, queued: int) -> None:
-        """Let more tasks run where those that do leave the cores idle; `queued` of these might start."""
-        self._pool.look_for_idle_cores(self, queued)
-
-    def close(self) -> None:
-        """Its slots are free. Safe to call twice."""
-        self._pool.close(self)
 
 
 def first_limit(cores: int, most: int | None) -> int:
@@ -250,6 +209,26 @@ def first_limit(cores: int, most: int | None) -> int:
     if most is not None:
         return most
     return cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
+
+
+def first_slots(cores: int) -> int:
+    """Slots at first: the cores and a little more.
+
+    >>> first_slots(2)
+    4
+    """
+    return cores + SPARE_SLOTS
+
+
+def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
+    """Slots to open now: `busy` tasks compute, `idle` ones have started and do not, the rest waits.
+
+    Where many tasks idle, more of those waiting will: their number grows by half each time.
+
+    >>> extra_slots(cores=2, busy=2, idle=5, queued=9), extra_slots(2, 0, 4, 9), extra_slots(2, 1, 8, 9)
+    (0, 2, 4)
+    """
+    return min(max(cores - busy, idle // 2), queued) if busy < cores else 0
 
 
 def is_waiting(process: int) -> bool:

@@ -181,7 +181,7 @@ class RemoteWorkers(WorkerTable):
         if self._listener is not None:
             self._listener.forget()
 
-    def _another(self, may_wait: bool) -> Worker | None:
+    def _another(self) -> Worker | None:
         return None  # `want` and `check` start others, which join when they are there
 
     def _end(self, worker: Worker) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import ForkServerProcess
 from polarmap.executors.links import SocketLink
-from polarmap.executors.slots import first_slots
+from polarmap.executors.pool_slots import first_slots
 from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ended_lately
 from polarmap.worker.cores import available_cores
 
@@ -33,15 +33,12 @@ class WorkerProcesses(WorkerTable):
     folders : of the pool, removed when it is closed, or when this process dies.
     """
 
+    is_here = True
+
     def __init__(self, threads: int, most: int | None, folders: Sequence[str]) -> None:
         super().__init__(most)
         self._threads, self._folders = threads, folders
         self._server: ForkServerProcess | None = None
-
-    def start(self, modules: Sequence[str]) -> None:
-        """Be ready to fork workers; ExecutorError if that is impossible."""
-        with self._lock:
-            self._start(modules)
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone."""
@@ -76,23 +73,24 @@ class WorkerProcesses(WorkerTable):
         if self._server is not None:
             self._server.forget()
 
-    def _start(self, modules: Sequence[str]) -> ForkServerProcess:
+    def _started(self) -> ForkServerProcess:
+        """What forks workers; ExecutorError if it cannot be started."""
         self._check_open()
         server = self._server
         if server is not None and not server.is_alive():
             server.forget()
             server = None
         if server is None:
-            server = self._server = ForkServerProcess(self._threads, self._folders, modules)
+            server = self._server = ForkServerProcess(self._threads, self._folders)
         return server
 
-    def _another(self, may_wait: bool) -> Worker | None:
+    def _another(self) -> Worker | None:
         abandoned = self._abandoned()
         if self._most is not None and len(self._workers) - len(abandoned) >= self._most:
             return None
-        if may_wait and has_ended_lately(abandoned, MOMENT_SECONDS):
-            return None
-        server = self._start(())
+        if self.slots.is_any_under_way() and has_ended_lately(abandoned, MOMENT_SECONDS):
+            return None  # one may be free in a moment, sooner than a new one would be there
+        server = self._started()
         try:
             ours, theirs = socket_pair()
         except OSError as error:

@@ -1,4 +1,8 @@
-"""The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone."""
+"""The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone.
+
+What a worker was told and has not ended stands in `Worker.orders`: the one that it does, and at most one
+behind that. Nobody else keeps account of it.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -15,6 +19,7 @@ from typing import Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link, readable
+from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
 from polarmap.worker.process_state import Surroundings
 
@@ -23,20 +28,14 @@ REMEMBERED = 1024  # tasks of each worker
 Order = tuple[int, int, int]  # map, task and attempt
 
 
-class Lease:
-    """By which a map holds workers, until it ends."""
-
-    def __init__(self) -> None:
-        self.ended: float | None = None  # on the monotonic clock
-
-
 @dataclass(eq=False)
 class Worker:
     """A worker that stays, as its driver sees it.
 
     lease : of the map whose task it does, or did when that map ended; None while it is free.
-    tasks : what it was told to do and has not ended: the order, and the task in a form that means the same
+    orders : what it was told to do and has not ended: the order, and the task in a form that means the same
         to later maps of the same blocks.
+    since : when it began with the first of them, on the monotonic clock.
     process : its number on its machine, as soon as it has said so.
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
@@ -49,7 +48,8 @@ class Worker:
     number: int
     link: Link
     lease: Lease | None = None
-    tasks: deque[tuple[Order, Hashable]] = field(default_factory=deque)
+    orders: deque[tuple[Order, Hashable]] = field(default_factory=deque)
+    since: float = inf
     process: int | None = None
     function: bytes | None = None
     around: Surroundings | None = None
@@ -63,11 +63,13 @@ class Worker:
         """It has done its task."""
         self.freed = time.monotonic()
         self.lease = None
-        self.tasks.clear()
+        self.orders.clear()
 
     def note(self, order: Order, task: Hashable) -> None:
-        """It is given this task."""
-        self.tasks.append((order, task))
+        """It was told of this task."""
+        if not self.orders:
+            self.since = time.monotonic()
+        self.orders.append((order, task))
         self.done.pop(task, None)
         self.done[task] = None
         if len(self.done) > REMEMBERED:
@@ -100,12 +102,13 @@ class Worker:
             return False
         if message.kind == MISSED:  # a call, with all that came with it
             self.function, self.around, self.modules = None, None, {}
-            self.tasks.clear()
+            self.orders.clear()
             return False
-        if not self.tasks or message.order != self.tasks[0][0]:
+        if not self.orders or message.order != self.orders[0][0]:
             raise ValueError(f"{message.order} is not what it was told to do")
         if message.kind not in (NEED, PART):
-            self.tasks.popleft()
+            self.orders.popleft()
+            self.since = time.monotonic()
         return True
 
 
@@ -118,9 +121,12 @@ class WorkerTable:
         At a time, not counting those that are busy with tasks of maps that have ended.
     """
 
+    is_here = False  # whether they are processes of this machine
+
     def __init__(self, most: int | None) -> None:
         self._most = most
-        self._lock = threading.Lock()
+        self.slots = PoolSlots(most, self.is_here)
+        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
         self._is_closed = False
@@ -145,41 +151,52 @@ class WorkerTable:
         """What they have been paid for since this was asked before; None where nobody pays for them."""
         return None
 
-    def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
-        """A free worker, one that has done this task before if there is one, or a new one.
+    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> Worker | None:
+        """One for the first of so many tasks that wait: that has done it before, or is free, or is new.
 
-        None while there are as many as there may be.
-
-        may_wait : None, too, while one may be free in a moment, sooner than a new one would be there.
+        None where there is no slot, or there are as many workers as there may be.
         """
         with self._lock:
+            if not self.slots.may_take(lease, waiting):
+                return None
             self._review()
             free = [worker for worker in self._workers.values() if worker.lease is None]
             if free:
                 worker = max(free, key=lambda one: (one.process is not None, task in one.done))
             else:
-                another = self._another(may_wait)
+                another = self._another()
                 if another is None:
                     return None
                 worker = another
             worker.lease = lease
+            self.slots.take(lease, worker)
             return worker
 
     def give_back(self, worker: Worker) -> None:
-        """It has done its task."""
+        """It has done its task, and is free before its slot is: who takes that shall find it."""
+        lease = worker.lease
         worker.free()
+        if lease is not None:
+            self.slots.give_back(lease, worker)
 
     def remove(self, worker: Worker) -> None:
         """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
         with self._lock:
             self._remove(worker)
+            if worker.lease is not None:
+                self.slots.give_back(worker.lease, worker)
             self._check_open()
 
-    def leave(self, workers: Iterable[Worker]) -> None:
-        """Their map has ended, and they are still busy."""
+    def leave(self, lease: Lease) -> None:
+        """A map ends: who is at its tasks is told, and left to whoever needs it next, or kills it."""
         with self._lock:
-            for worker in workers if self._is_closed else ():
-                worker.link.close()
+            workers = list(lease.under_way)
+            self.slots.close(lease)
+            for worker in workers:
+                if self._is_closed:
+                    worker.link.close()
+                elif worker.orders:
+                    worker.send("cancel", worker.orders[0][0][0])
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
@@ -190,7 +207,7 @@ class WorkerTable:
         """What workers still do for maps that have ended."""
         with self._lock:
             self._review()
-            return {task for worker in self._abandoned() for _, task in worker.tasks}
+            return {task for worker in self._abandoned() for _, task in worker.orders}
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""
@@ -206,7 +223,8 @@ class WorkerTable:
 
     def forget(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""
-        self._is_closed, self._lock = True, threading.Lock()  # that another thread may have held
+        self._is_closed, self._lock = True, threading.RLock()  # that another thread may have held
+        self.slots.forget()
         for worker in self._workers.values():
             worker.link.close()
         self._workers.clear()
@@ -217,7 +235,7 @@ class WorkerTable:
         if self._is_closed:
             raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
 
-    def _another(self, may_wait: bool) -> Worker | None:
+    def _another(self) -> Worker | None:
         """A new one, if it can be had at once."""
         raise NotImplementedError
 
@@ -244,7 +262,7 @@ class WorkerTable:
             _, is_there = worker.receive()
             if not is_there:
                 self._remove(worker)
-            elif not worker.tasks:
+            elif not worker.orders:
                 worker.free()
         if abandoned:
             self._give_up(self._abandoned())

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from math import inf
 from typing import Any, NamedTuple
@@ -37,8 +38,7 @@ class TaskCall(NamedTuple):
     """A task as it travels to a worker, which trusts its driver.
 
     map : number of the map that it belongs to.
-    folders : for large results, of which the first exists for as long as the map is waited for; empty
-        where driver and worker share none.
+    folders : for large results; empty where driver and worker share none.
     ticket : whose block has no structure.
     f : the function and the structure of blocks as `to_block` makes bytes of them, or the path of a file
         with these; None if they are those of the last task.
@@ -73,7 +73,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
     with contextlib.suppress(ConnectionError):
         io.channel.send(Message(PROCESS, header=str(os.getpid()).encode()))
         while time.monotonic() < until:
-            message = io.channel.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
+            message = io.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
             if message is None:
                 io.blocks.forget_removed()
             elif message[0] == "end" or (message[0] == "call" and not io.run(TaskCall.parse(message[1]))):
@@ -103,6 +103,7 @@ class ChannelIO:
         self._around = Surroundings.of_this_process()
         self._state = ProcessState() if is_alone else None
         self._is_fit = True
+        self._heard = deque[Any]()  # messages, while it was at a task
         self._map = -1
         self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
@@ -111,6 +112,10 @@ class ChannelIO:
         self.blocks = KeptBlocks()
         self._fetched = FetchedBlocks(self._fetch, memory)
         self._modules = SentModules()
+
+    def receive(self, timeout: float | None) -> Any:
+        """What the driver says next; None if nothing within so many seconds."""
+        return self._heard.popleft() if self._heard else self.channel.receive(timeout)
 
     def run(self, call: TaskCall) -> bool:
         """Do a task and reply; False if this process is not fit for another one."""
@@ -174,8 +179,13 @@ class ChannelIO:
         return UnfitError(f"its worker could not {what}: {type(error).__name__}: {error}")
 
     def is_cancelled(self) -> bool:
-        """Whether the folder of the map is gone, or the driver has said something new."""
-        return not os.path.isdir(self._folders[0]) if self._folders else self.channel.has_message()
+        """Whether the driver has said so."""
+        while self.channel.has_message():
+            message = self.channel.receive(0.0)
+            if message is None:
+                break
+            self._heard.append(message)
+        return ("cancel", self._map) in self._heard
 
     def hand_in(self, reply: Reply) -> bool:
         """Send the result of a subtask; what is cancelled ends here."""

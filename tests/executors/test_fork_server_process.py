@@ -18,7 +18,6 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import (
     ForkServerProcess,
     limits_of_threads,
-    modules_named,
     open_standard_streams,
 )
 from polarmap.worker.frames import Frames
@@ -32,7 +31,7 @@ def hello(connection: socket.socket) -> int:
 
 
 def test_it_forks_and_kills_workers() -> None:
-    server = ForkServerProcess(1, [], [])
+    server = ForkServerProcess(1, [])
     try:
         assert server.is_alive()
         ends = [socket.socketpair() for _ in range(2)]
@@ -98,7 +97,7 @@ def test_folders_are_removed_at_its_end(ending: str, tmp_path: Path) -> None:
     """Of a driver that is killed while it closes, too."""
     folder = tmp_path / "files"
     folder.mkdir()
-    server = ForkServerProcess(1, [str(folder)], [])
+    server = ForkServerProcess(1, [str(folder)])
     if ending == "died":
         server.forget()
     server.close()
@@ -107,14 +106,14 @@ def test_folders_are_removed_at_its_end(ending: str, tmp_path: Path) -> None:
 
 def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    server = ForkServerProcess(1, [], [])
+    server = ForkServerProcess(1, [])
     server._process.wait(30.0)
     with pytest.raises(ExecutorError, match="/bin/false ended with code 1"):
         server.is_alive()
     server.forget()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
-        ForkServerProcess(1, [], [])
+        ForkServerProcess(1, [])
 
 
 def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
@@ -122,13 +121,15 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
     x = np.ones(5)
     with Pool(workers=2) as pool:
         workers = pool._place.start(pool._options).shared.workers
-        workers.start(())
+        lease = workers.slots.open(lambda: None)
+        workers.take(lease, 1)
         first = workers._server._process
         first.kill()
         first.wait(30.0)
-        workers.start(())
+        workers.take(lease, 1)
         assert workers._server._process.pid != first.pid
         workers.close()
+        workers.leave(lease)
         [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
     assert found == 5.0
 
@@ -156,9 +157,3 @@ def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
 def test_limits_are_told_to_every_library() -> None:
     assert limits_of_threads(2)["OPENBLAS_NUM_THREADS"] == "2"
     assert len(set(limits_of_threads(2).values())) == 1
-
-
-def test_only_modules_that_are_there_are_named() -> None:
-    assert modules_named(b"polarmap.errors polarmap.worker.parts polarmap.nowhere os.path") == [
-        "polarmap.errors"
-    ]

@@ -23,7 +23,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.block_files import StoredPieces
-from polarmap.executors.slots import first_slots
+from polarmap.executors.pool_slots import first_slots
 from polarmap.executors.worker_processes import MOST_ABANDONED
 from polarmap.worker.cores import available_cores
 from polarmap.worker.thread_limits import THREAD_LIMITS

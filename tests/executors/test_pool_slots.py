@@ -16,7 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.executors import pool_slots
-from polarmap.executors.pool_slots import STANDSTILL_SECONDS, PoolSlots, RunSlots, first_limit, is_waiting
+from polarmap.executors.pool_slots import (
+    STANDSTILL_SECONDS,
+    PoolSlots,
+    extra_slots,
+    first_limit,
+    first_slots,
+    is_waiting,
+)
 from polarmap.executors.worker_table import Worker
 
 CORES = 2
@@ -35,7 +42,7 @@ class Map:
     def __init__(self, pool: PoolSlots, tasks: int) -> None:
         self.waiting, self.calls = tasks, 0
         self.workers: list[Worker] = []
-        self.slots = pool.open(self.call)
+        self.pool, self.lease = pool, pool.open(self.call)
 
     def call(self) -> None:
         self.calls += 1
@@ -43,9 +50,9 @@ class Map:
     def start(self, most: int = sys.maxsize) -> int:
         """How many it may start."""
         started = 0
-        while started < most and self.slots.may_take(self.waiting):
+        while started < most and self.pool.may_take(self.lease, self.waiting):
             worker = Worker(0, Any)  # type: ignore[arg-type]
-            self.slots.take(worker)
+            self.pool.take(self.lease, worker)
             self.workers.append(worker)
             self.waiting -= 1
             started += 1
@@ -53,21 +60,30 @@ class Map:
 
     def end(self) -> None:
         """The oldest task ends."""
-        self.slots.give_back(self.workers.pop(0))
+        self.pool.give_back(self.lease, self.workers.pop(0))
+
+    def listen(self) -> None:
+        self.lease.is_listening = True
+
+    def pause(self) -> None:
+        self.pool.pause(self.lease)
+
+    def close(self) -> None:
+        self.pool.close(self.lease)
 
 
 def listening(pool: PoolSlots, *tasks: int) -> list[Map]:
     maps = [Map(pool, count) for count in tasks]
     for one in maps:
-        one.slots.listen()
-        one.slots.note_waiting(one.waiting)
+        one.listen()
+        one.lease.waiting = one.waiting
     return maps
 
 
 @pytest.mark.parametrize(("most", "expected"), [(None, CORES + 1), (2, 2), (24, 24)])
 def test_a_map_that_is_alone_takes_all_slots(most: int | None, expected: int) -> None:
     one = Map(PoolSlots(most, is_here=True), 100)
-    assert one.slots.is_alone
+    assert one.pool.is_alone()
     assert one.start() == expected
     one.end()
     assert one.start() == 1
@@ -84,7 +100,7 @@ def test_a_slot_goes_to_the_map_with_the_fewest_tasks_then_to_the_one_that_has_w
     pool = PoolSlots(3, is_here)
     first = Map(pool, 9)
     assert first.start(3) == 3
-    first.slots.listen()
+    first.listen()
     second, third = listening(pool, 9, 9)
     first.end()
     assert second.calls > 0
@@ -105,13 +121,13 @@ def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(
     pool = PoolSlots(2, is_here)
     first = Map(pool, 9)
     first.start(2)
-    first.slots.listen()
+    first.listen()
     away, idle, ended = listening(pool, 9, 0, 9)
-    away.slots.pause()
-    ended.slots.close()
+    away.pause()
+    ended.close()
     first.end()
     assert first.start(1) == 1
-    away.slots.listen()
+    away.listen()
     first.end()
     assert (first.start(), away.start(1)) == (0, 1)
     assert idle.start() == 0
@@ -124,11 +140,11 @@ def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
     second, third = listening(pool, 9, 9)
     first.end()
     calls = third.calls
-    second.slots.pause()
+    second.pause()
     assert third.calls > calls
     calls = third.calls
-    third.slots.may_take(0)
-    second.slots.listen()
+    pool.may_take(third.lease, 0)
+    second.listen()
     first.end()
     assert second.calls > 0
     assert third.calls == calls
@@ -140,12 +156,12 @@ def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more(
     first.start()
     [second] = listening(pool, 9)
     assert second.start() == 0
-    first.slots.close()
-    first.slots.close()
+    first.close()
+    first.close()
     assert second.calls > 0
-    assert second.slots.is_alone
+    assert pool.is_alone()
     assert second.start() == CORES + 1
-    second.slots.give_back(first.workers[0])  # of the other
+    pool.give_back(second.lease, first.workers[0])  # of the other
     assert second.start() == 0
 
 
@@ -154,7 +170,8 @@ def test_a_map_that_nobody_has_any_more_takes_no_part() -> None:
     first = Map(pool, 9)
     Map(pool, 9)
     gc.collect()
-    assert first.slots.is_alone
+    assert pool.is_alone()
+    first.close()
 
 
 def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,8 +184,8 @@ def test_tasks_that_never_end_keep_no_other_map_from_going_on(monkeypatch: pytes
         [second] = listening(pool, 9)
         assert second.start() == 0
         now += STANDSTILL_SECONDS + 0.1
-        assert second.slots.is_starved()
-        assert not first.slots.is_starved()
+        assert pool.is_starved(second.lease)
+        assert not pool.is_starved(first.lease)
         assert (first.start(), second.start()) == (0, more)
         now += STANDSTILL_SECONDS + 0.1
         assert second.start() == 0  # it has one
@@ -188,10 +205,10 @@ def test_more_start_where_tasks_of_all_maps_leave_the_cores_idle(monkeypatch: py
         assert second.start() == 0
         for _ in range(2):  # to be seen twice
             now += 0.1
-            second.slots.look_for_idle_cores(9)
-            second.slots.look_for_idle_cores(9)  # too soon: no look
+            pool.look_for_idle_cores(second.lease, 9)
+            pool.look_for_idle_cores(second.lease, 9)  # too soon: no look
         assert (second.start() > 0) == grows
-        first.slots.close()
+        first.close()
         assert second.start() >= 1
 
 
@@ -212,7 +229,7 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
 
     def settle() -> None:
         """Those that were called, and listen, start what they may, until nobody is called."""
-        while called := [one for one in maps if one.calls and one.slots.is_listening]:
+        while called := [one for one in maps if one.calls and one.lease.is_listening]:
             for one in called:
                 one.calls = 0
                 while free() and one.start(1):
@@ -234,13 +251,13 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
         if event == "end" and one.workers:
             end(one)
         elif event == "pause":
-            one.slots.pause()
+            one.pause()
         elif event == "listen":
-            one.slots.listen()
+            one.listen()
             one.call()
         settle()
     for one in maps:
-        one.slots.listen()
+        one.listen()
         one.call()
     settle()
     started = Counter[int]()
@@ -255,8 +272,9 @@ def test_a_process_that_was_forked_has_none(monkeypatch: pytest.MonkeyPatch) -> 
     pool = PoolSlots(None, is_here=True)
     first = Map(pool, 9)
     pool.forget()
-    first.slots.close()
-    assert isinstance(pool.open(lambda: None), RunSlots)
+    first.close()
+    pool.open(lambda: None)
+    assert pool.is_alone()
 
 
 def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
@@ -276,3 +294,14 @@ def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     assert first_limit(2, None) > 10**6
     assert first_limit(2, 3) == 3
+
+
+@pytest.mark.parametrize("queued", [0, 1, 50])
+def test_no_more_slots_than_tasks_that_wait_and_none_while_the_cores_are_busy(queued: int) -> None:
+    assert extra_slots(cores=4, busy=4, idle=20, queued=queued) == 0
+    assert extra_slots(cores=4, busy=0, idle=20, queued=queued) == min(queued, 10)
+    assert extra_slots(cores=4, busy=1, idle=0, queued=queued) == min(queued, 3)
+
+
+def test_a_few_more_tasks_than_cores_run_at_first() -> None:
+    assert first_slots(2) > 2

@@ -15,8 +15,9 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
+from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
-from polarmap.executors.worker_table import Lease, Worker
+from polarmap.executors.worker_table import Worker
 from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
 from polarmap.worker.io_channel import TaskCall
@@ -32,8 +33,8 @@ class Recorded(WorkerProcesses):
         super().__init__(1, 3, [])
         self.taken: list[Worker] = []
 
-    def take(self, lease: Lease, may_wait: bool, task: Hashable = None) -> Worker | None:
-        worker = super().take(lease, may_wait, task)
+    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> Worker | None:
+        worker = super().take(lease, waiting, task)
         self.taken += [] if worker is None else [worker]
         return worker
 
@@ -41,15 +42,19 @@ class Recorded(WorkerProcesses):
 @pytest.fixture
 def workers() -> Iterator[WorkerProcesses]:
     found = Recorded()
-    found.start([])
     yield found
     found.close()
-    found.leave(found.taken)
+    for worker in found.taken:
+        worker.link.close()
     assert len(found) == 0
 
 
-def taken(workers: WorkerProcesses, lease: Lease, may_wait: bool = False) -> Worker:
-    worker = workers.take(lease, may_wait)
+def opened(workers: WorkerProcesses) -> Lease:
+    return workers.slots.open(lambda: None)
+
+
+def taken(workers: WorkerProcesses, lease: Lease | None = None) -> Worker:
+    worker = workers.take(lease or opened(workers), 1)
     assert worker is not None
     return worker
 
@@ -89,13 +94,13 @@ def replied(worker: Worker) -> Message:
 
 
 def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
-    lease = Lease()
+    lease = opened(workers)
     worker = taken(workers, lease)
     assert told(worker, call(tmp_path, 0.0))
     assert replied(worker).kind == END
     workers.give_back(worker)
-    assert taken(workers, Lease()) is worker
-    assert taken(workers, Lease()) is not worker
+    assert taken(workers) is worker
+    assert taken(workers) is not worker
     assert len(workers) == 2
 
 
@@ -107,10 +112,10 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
 
 
 def test_there_are_no_more_than_there_may_be(workers: WorkerProcesses) -> None:
-    lease = Lease()
+    lease = opened(workers)
     for _ in range(3):
         taken(workers, lease)
-    assert workers.take(lease, may_wait=False) is None
+    assert workers.take(lease, 1) is None
 
 
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
@@ -118,38 +123,40 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
     monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 60.0)
-    lease = Lease()
+    lease = opened(workers)
+    others = opened(workers)
+    taken(workers, others)
     worker = taken(workers, lease)
     told(worker, call(tmp_path, 0.01), "this")
-    lease.ended = time.monotonic()
+    workers.leave(lease)
     assert workers.abandoned_tasks() == {"this"}
-    assert workers.take(Lease(), may_wait=True) is None
+    assert workers.take(others, 1) is None
     (tmp_path / "go").touch()
     deadline = time.monotonic() + 30.0
     while workers.abandoned_tasks():
         assert time.monotonic() < deadline
-    assert taken(workers, Lease()) is worker
+    assert taken(workers) is worker
 
 
 def test_one_that_does_not_is_killed(
     workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 0.0)
-    lease = Lease()
+    lease = opened(workers)
     worker = taken(workers, lease)
     told(worker, call(tmp_path, 0.0))
     replied(worker)
     assert worker.process is not None
     told(worker, call(tmp_path, 600.0))
-    lease.ended = time.monotonic()
-    assert taken(workers, Lease()) is not worker
+    workers.leave(lease)
+    assert taken(workers) is not worker
     deadline = time.monotonic() + 30.0
     while os.path.exists(f"/proc/{worker.process}"):
         assert time.monotonic() < deadline
 
 
 def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
-    worker = taken(workers, Lease())
+    worker = taken(workers)
     workers.remove(worker)
     workers.remove(worker)
     assert worker.receive() == ([], False)
@@ -157,7 +164,7 @@ def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
 
 
 def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: WorkerProcesses) -> None:
-    busy, gone, free = (taken(workers, Lease()) for _ in range(3))
+    busy, gone, free = (taken(workers) for _ in range(3))
     workers.give_back(free)
     workers.close()
     assert free.link.fileno() == -1
@@ -166,10 +173,11 @@ def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: Wo
     assert poll.poll(30_000)
     busy.receive()  # that it was a process, unless it was ended before it could say so
     assert busy.receive() == ([], False)
-    for learn in (lambda: workers.remove(gone), lambda: workers.take(Lease(), may_wait=False)):
+    for learn in (lambda: workers.remove(gone), lambda: workers.take(opened(workers), 1)):
         with pytest.raises(ExecutorError, match="were ended while a map ran"):
             learn()
-    workers.leave([busy])
+    assert busy.lease is not None
+    workers.leave(busy.lease)
     assert (busy.link.fileno(), gone.link.fileno()) == (-1, -1)
 
 
@@ -177,7 +185,7 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker_processes, "first_slots", lambda cores: 1)
-    first, second, third = (taken(workers, Lease()) for _ in range(3))
+    first, second, third = (taken(workers) for _ in range(3))
     for worker in (second, first):
         workers.give_back(worker)
     monkeypatch.setattr(worker_processes, "SPARE_SECONDS", 0.0)
@@ -192,4 +200,4 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     assert len(workers) == 1  # that is busy
     workers.give_back(third)
     workers.tend()
-    assert taken(workers, Lease()) is third
+    assert taken(workers) is third

@@ -10,9 +10,9 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import MailboxLink
+from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_table import (
     REMEMBERED,
-    Lease,
     Worker,
     WorkerTable,
     ended,
@@ -33,8 +33,8 @@ class Table(WorkerTable):
         self.told: list[tuple[int, Any]] = []
         self.abandoned: list[list[int]] = []
 
-    def _another(self, may_wait: bool) -> Worker | None:
-        if may_wait or (self._most is not None and len(self._workers) >= self._most):
+    def _another(self) -> Worker | None:
+        if self._most is not None and len(self._workers) >= self._most:
             return None
         number = next(self._numbers)
         link = MailboxLink(lambda message: self.told.append((number, message)))
@@ -59,20 +59,23 @@ def table() -> Iterator[Table]:
 
 
 def taken(table: Table, lease: Lease, task: Any = None) -> Worker:
-    worker = table.take(lease, False, task)
+    worker = table.take(lease, 1, task)
     assert worker is not None
     return worker
 
 
-def over(lease: Lease) -> None:
-    lease.ended = time.monotonic()
+def opened(table: Table) -> Lease:
+    return table.slots.open(lambda: None)
+
+
+def over(table: Table, lease: Lease) -> None:
+    table.leave(lease)
 
 
 def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None:
-    lease = Lease()
+    lease = opened(table)
     first, second = taken(table, lease), taken(table, lease)
     assert first is not second
-    assert table.take(lease, may_wait=True) is None
     table.give_back(second)
     assert taken(table, lease) is second
     assert len(table) == 2
@@ -80,9 +83,9 @@ def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None
 
 def test_there_are_never_more_than_there_may_be() -> None:
     table = Table(2)
-    lease = Lease()
+    lease = opened(table)
     workers = [taken(table, lease) for _ in range(2)]
-    assert table.take(lease, False) is None
+    assert table.take(lease, 1) is None
     table.remove(workers[0])
     assert taken(table, lease).number == 2
     for link in table.links:
@@ -90,7 +93,7 @@ def test_there_are_never_more_than_there_may_be() -> None:
 
 
 def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
-    lease = Lease()
+    lease = opened(table)
     workers = [taken(table, lease) for _ in range(3)]
     for number, worker in enumerate(workers):
         worker.process = number
@@ -113,19 +116,19 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
 
 @pytest.mark.parametrize("said", [Message(END, TOLD), Message(LEFT, TOLD), Message(MISSED)])
 def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Message) -> None:
-    lease = Lease()
+    lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
     assert table.abandoned_tasks() == set()
-    over(lease)
+    over(table, lease)
     assert table.abandoned_tasks() == {"task"}
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == set()
-    assert taken(table, Lease()) is worker
+    assert taken(table, opened(table)) is worker
 
 
 def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: Table) -> None:
-    worker = taken(table, Lease())
+    worker = taken(table, opened(table))
     worker.function, worker.modules = b"digest", {"mine": ("", False)}
     worker.note(TOLD, "task")
     table.links[0].deliver(frame(Message(END, TOLD)))
@@ -140,10 +143,10 @@ def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: 
     "said", [Message(PART, TOLD), Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")]
 )
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
-    lease = Lease()
+    lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
-    over(lease)
+    over(table, lease)
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == {"task"}
     assert worker.lease is lease
@@ -151,9 +154,9 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
 
 
 def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
-    lease = Lease()
+    lease = opened(table)
     taken(table, lease)
-    over(lease)
+    over(table, lease)
     table.links[0].hang_up()
     table.abandoned_tasks()
     assert len(table) == 0
@@ -161,7 +164,7 @@ def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> Non
 
 
 def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
-    leases = [Lease() for _ in range(3)]
+    leases = [opened(table) for _ in range(3)]
     for lease in leases:
         taken(table, lease)
     for turn in (2, 0, 1):
@@ -171,7 +174,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
 
 
 def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
-    worker = taken(table, Lease())
+    worker = taken(table, opened(table))
     worker.note(TOLD, "task")
     table.links[0].deliver(frame(Message(PROCESS, header=b"123")) + frame(Message(END, TOLD)))
     assert worker.receive() == ([Message(END, TOLD)], True)
@@ -189,7 +192,7 @@ def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
     ],
 )
 def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: Message) -> None:
-    worker = taken(table, Lease())
+    worker = taken(table, opened(table))
     worker.note(TOLD, "task")
     table.links[0].deliver(frame(said) + frame(Message(END, TOLD)))
     assert worker.receive() == ([], False)
@@ -197,17 +200,17 @@ def test_who_speaks_of_another_map_task_or_attempt_is_gone(table: Table, said: M
 
 
 def test_who_replies_twice_is_gone(table: Table) -> None:
-    worker = taken(table, Lease())
+    worker = taken(table, opened(table))
     worker.note(TOLD, "task")
     table.links[0].deliver(2 * frame(Message(END, TOLD)))
     assert worker.receive() == ([Message(END, TOLD)], False)
 
 
 def test_close_ends_all_and_maps_see_it(table: Table) -> None:
-    lease, another = Lease(), Lease()
+    lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.give_back(free)
-    over(another)
+    over(table, another)
     table.close()
     assert sorted(table.gone) == [0, 1, 2]
     assert busy.link.fileno() >= 0  # its map waits there
@@ -220,14 +223,15 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
 
 
 def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
-    worker = taken(table, Lease())
+    lease = opened(table)
+    worker = taken(table, lease)
     table.close()
-    table.leave([worker])
+    table.leave(lease)
     assert worker.link.fileno() == -1
 
 
-def test_how_long_ago_a_map_ended() -> None:
-    worker = Worker(0, MailboxLink(lambda message: None), lease=Lease())
+def test_how_long_ago_a_map_ended(table: Table) -> None:
+    worker = Worker(0, MailboxLink(lambda message: None), lease=opened(table))
     assert worker.lease is not None
     worker.lease.ended = time.monotonic() - 10.0
     assert has_ended_lately([worker], 20.0)
