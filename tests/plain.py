@@ -142,6 +142,11 @@ def set_environment(environment: Mapping[str, str | None]) -> None:
             os.environ[name] = value
 
 
+def ends(events: Iterable[Event]) -> list[Outcome]:
+    """Of what a run has told, what ended."""
+    return [event for event in events if isinstance(event, Outcome)]
+
+
 class AlteringReplay(ReplayExecutor):
     """A replay whose outcomes are altered before anybody sees them."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import socket
@@ -41,7 +42,8 @@ def __getattr__(name):
     return getattr(sys.modules["polarmap"], name)
 from polarmap.worker import finite_differences, fork_server
 package.__getattr__ = __getattr__
-importlib.import_module("cloudpickle")
+for name in options["modules"]:
+    importlib.import_module(name)
 fork_server.main(options["descriptor"], options["folders"])
 """
 
@@ -55,9 +57,11 @@ class ForkServerProcess:
         For the libraries that numpy calls, in each worker.
     folders : list of str
         To be removed when it ends, by `close` or because this process has died.
+    modules : list of str
+        To be imported before workers are forked.
     """
 
-    def __init__(self, threads: int, folders: Sequence[str]) -> None:
+    def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str] = ()) -> None:
         try:
             open_standard_streams()
             self._control, theirs = socket.socketpair()
@@ -71,6 +75,7 @@ class ForkServerProcess:
         options = {
             "module_path": absolute_module_path(),
             "package_path": str(Path(__file__).resolve().parents[1]),
+            "modules": ["cloudpickle", *modules],
             "descriptor": theirs.fileno(),
             "folders": list(folders),
         }
@@ -215,3 +220,13 @@ def absolute_module_path() -> list[str]:
 def limits_of_threads(threads: int) -> Mapping[str, str]:
     """The variables that libraries read when they are imported."""
     return dict.fromkeys(THREAD_LIMITS, str(threads))
+
+
+def modules_named(pickled: bytes) -> list[str]:
+    """The modules of polarmap and scipy that a pickled function names, besides those of every worker.
+
+    >>> modules_named(b"polarmap.linalg.gram ... polarmap.worker.parts")
+    ['polarmap.linalg.gram']
+    """
+    found = {name.decode() for name in re.findall(rb"(?:polarmap|scipy)(?:\.[a-z_]+)+", pickled)}
+    return sorted(name for name in found & sys.modules.keys() if not name.startswith("polarmap.worker"))

@@ -138,6 +138,7 @@ class PoolRun:
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around = None if threads is None else surroundings(threads)
         self._modules = modules(f.pickled)
+        self._workers.expect(f.pickled)
         try:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import ForkServerProcess
+from polarmap.executors.fork_server_process import ForkServerProcess, modules_named
 from polarmap.executors.links import SocketLink
 from polarmap.executors.pool_slots import first_slots
 from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ended_lately
@@ -39,6 +39,12 @@ class WorkerProcesses(WorkerTable):
         super().__init__(most)
         self._threads, self._folders = threads, folders
         self._server: ForkServerProcess | None = None
+        self._modules: Sequence[str] = ()
+
+    def expect(self, pickled: bytes) -> None:
+        """Let what forks workers import what the first function needs: else each of them does."""
+        if self._server is None:
+            self._modules = modules_named(pickled)
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone."""
@@ -81,7 +87,7 @@ class WorkerProcesses(WorkerTable):
             server.forget()
             server = None
         if server is None:
-            server = self._server = ForkServerProcess(self._threads, self._folders)
+            server = self._server = ForkServerProcess(self._threads, self._folders, self._modules)
         return server
 
     def _another(self) -> Worker | None:

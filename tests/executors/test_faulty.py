@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain import ends
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
@@ -26,8 +27,8 @@ def test_it_is_named_like_the_executor_underneath() -> None:
 def test_faults_of_the_payload_come_first() -> None:
     executor = executor_of(FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")}))
     with closing(executor.open(Payload(np.copy, BLOCKS, {1: Fault("kill")}))) as run:
-        run.submit([0, 1])
-        failures = [outcome.failure for _ in range(2) for outcome in run.wait(9.0)]
+        run.submit([(0, 0), (1, 0)])
+        failures = [outcome.failure for _ in range(2) for outcome in ends(run.wait(9.0))]
     assert [failure and failure.kind for failure in failures] == ["raised", "lost"]
 
 

@@ -18,6 +18,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import (
     ForkServerProcess,
     limits_of_threads,
+    modules_named,
     open_standard_streams,
 )
 from polarmap.worker.frames import Frames
@@ -157,3 +158,9 @@ def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
 def test_limits_are_told_to_every_library() -> None:
     assert limits_of_threads(2)["OPENBLAS_NUM_THREADS"] == "2"
     assert len(set(limits_of_threads(2).values())) == 1
+
+
+def test_only_modules_that_are_there_are_named() -> None:
+    assert modules_named(b"polarmap.errors polarmap.worker.parts polarmap.nowhere os.path") == [
+        "polarmap.errors"
+    ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain import ends
 from pool_processes import descendants, folders, leave_out_others, runs, until
 
 import polarmap
@@ -128,9 +129,9 @@ def drive(run: Run, count: int) -> list[int]:
     """The tasks of a run in the order in which they end."""
     ended: list[int] = []
     with closing(run):
-        run.submit(range(count))
+        run.submit([(task, 0) for task in range(count)])
         while len(ended) < count:
-            for one in run.wait(PATIENCE):
+            for one in ends(run.wait(PATIENCE)):
                 assert one.failure is None, one
                 ended.append(one.task)
     return ended
@@ -208,16 +209,16 @@ def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, end
         ThreadPoolExecutor(1) as threads,
         closing(pool.open(Payload(gates.f("first"), numbers(9)))) as run,
     ):
-        run.submit(range(9))
+        run.submit([(task, 0) for task in range(9)])
         assert until(lambda: gates.begun() == {"first": 2})
-        assert run.wait(0.1) == []
+        assert ends(run.wait(0.1)) == []
         with gated(pool, gates, {"second": 2}, threads):
             if ending == "closed":
                 run.close()
-            for worker in list(run._running):
+            for worker in list(run._by_descriptor.values()) if ending == "killed" else ():
                 assert worker.process
                 os.kill(worker.process, signal.SIGKILL)
-                assert until(lambda: any(one.failure for one in run.wait(0.1)))
+                assert until(lambda: any(one.failure for one in ends(run.wait(0.1))))
             assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
 
 

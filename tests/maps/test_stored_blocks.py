@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from plain import ends
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode
@@ -131,9 +132,9 @@ def test_results_may_stay_in_storage(A, tmp_path, executor):
     output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=20)
     outcomes: list = []
     with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, output=output))) as run:
-        run.submit(range(8))
+        run.submit([(task, 0) for task in range(8)])
         while len(outcomes) < 8:
-            outcomes += run.wait(10)
+            outcomes += ends(run.wait(10))
     for outcome in outcomes:
         stored = outcome.stored
         assert stored.layout == (("<f8", (10, 7)),)
