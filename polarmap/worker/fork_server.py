@@ -57,8 +57,11 @@ class ForkServer:
     def _end_all(self) -> None:
         """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
         workers = set(self._workers.values())
+        ended = set[int]()
         while sum(_kill(process) for process in workers | _children()):
-            workers.discard(os.waitpid(-1, 0)[0])
+            ended.add(os.waitpid(-1, 0)[0])
+            workers -= ended
+        self._remove_folders(ended)
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
@@ -104,14 +107,23 @@ class ForkServer:
 
         Called again while it is at it, when more end.
         """
-        has_ended = False
+        ended = set[int]()
         with contextlib.suppress(ChildProcessError):
-            while (ended := os.waitpid(-1, os.WNOHANG))[0]:
-                has_ended = True
-                self._note_end(*ended)
-        if has_ended:
+            while (one := os.waitpid(-1, os.WNOHANG))[0]:
+                ended.add(one[0])
+                self._note_end(*one)
+        if ended:
             for process in _children() - set(self._workers.values()):
                 _kill(process)
+            self._remove_folders(ended)
+
+    def _remove_folders(self, processes: set[int]) -> None:
+        """Those of workers that had workers of their own: what would have removed them was killed, too."""
+        for place in {os.path.dirname(folder) for folder in self._folders}:
+            for name in os.listdir(place):
+                prefix, _, rest = name.partition("-")
+                if prefix == "polarmap" and rest.partition("-")[0] in map(str, processes):
+                    shutil.rmtree(os.path.join(place, name), ignore_errors=True)
 
     def _note_end(self, process: int, status: int) -> None:
         for number in [number for number, one in self._workers.items() if one == process]:

@@ -166,3 +166,22 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
         assert ours.recv(1) == b""
         ours.close()
     assert not os.path.exists(folder)
+
+
+@pytest.mark.parametrize("ending", ["worker", "server"])
+def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str, tmp_path: Path) -> None:
+    """Its fork server, which removes them, is killed as all is that a worker has started."""
+    process, control = served(tmp_path / "polarmap-0-own")
+    (number, first), (other, second) = workers_of(control, 2)
+    folders = [tmp_path / f"polarmap-{one}-x" for one in (number, other, f"{number}0")]
+    for folder in folders:
+        folder.mkdir()
+    if ending == "worker":
+        control.sendall(REQUEST.pack(KILL, 0))
+        assert until(lambda: not folders[0].exists())
+        assert folders[1].exists()
+    control.close()
+    process.wait(30.0)
+    for connection in (first, second):
+        connection.close()
+    assert [folder.exists() for folder in folders] == [False, False, True]
