@@ -163,7 +163,6 @@ STILL_NAMELESS: set[str] = set()
 WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code coded pairs stored",
-    "executors": "dask",
     "linalg": "coded_sides matrices",
     "run": (
         "acceptance codeword estimate failure_message first_results local_evaluation "

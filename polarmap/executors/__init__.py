@@ -11,7 +11,7 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors import private_folder
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import check_path, is_localhost, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pool import Pool, default_pool
 
@@ -37,10 +37,6 @@ def executor_of(choice: Any) -> MapExecutor:
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
-    if is_of_dask(choice):
-        from polarmap.executors.dask import DaskExecutor
-
-        return DaskExecutor(choice)
     from polarmap.executors.futures import FuturesExecutor
 
     return FuturesExecutor(choice)

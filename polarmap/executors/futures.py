@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import (
     Attempt,
@@ -30,21 +29,24 @@ from polarmap.executors.base import (
     lost,
     read_only,
 )
+from polarmap.executors.choices import is_of_dask
+from polarmap.executors.dask import DaskCalls
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
-from polarmap.executors.process_files import MapFiles, process_files
-from polarmap.executors.spare_processes import SpareProcesses, has_initializer
 from polarmap.worker.cores import available_cores
-from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
+from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, LazyBlock, ThreadLink, run_in_pool
 from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
 from polarmap.worker.parts import DamagedError
 
-LOOK_SECONDS = 0.02  # between looks for subtasks that other processes handed in
-GOODBYE_SECONDS = 1.0  # given to running tasks to notice that they are abandoned
+GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
+BROKEN = (
+    "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
+    "leave executor= out: the default survives that"
+)
 
-Ended = tuple[int, int, Future[Any]]  # task, attempt and what is done now
+Ended = tuple[Attempt, Future[Any]]
 
 
 class FuturesExecutor:
@@ -52,11 +54,7 @@ class FuturesExecutor:
 
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
     are left when an event is set or a folder is gone: on another machine, which cannot see the
-    folder, an abandoned task runs to its end and then ends unheard.
-
-    When a process of a ProcessPoolExecutor dies, Python fails all its tasks: they go on in processes of
-    ours, as many and started alike, and only the task that kills its process again is lost. Tasks that
-    a pool cancels, because it is shut down by somebody else, are lost, too.
+    folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
     """
 
     worker: Worker | None = None
@@ -72,22 +70,17 @@ class FuturesExecutor:
 
 
 class FuturesRun:
-    """The tasks of one map as futures of a pool.
+    """The tasks of one map as futures of a pool."""
 
-    `reads_files`: its processes are on this machine, although they are not those of a ProcessPoolExecutor.
-    """
-
-    def __init__(self, name: str, pool: Any, payload: Payload, reads_files: bool = False) -> None:
-        self._name, self._pool = name, pool
-        self._payload = payload
-        self._ended: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
-        self._futures: list[Future[Any]] = []
+    def __init__(self, name: str, pool: Any, payload: Payload) -> None:
+        self._name, self._payload = name, payload
+        self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
+        self._told: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
         self._unbegun: dict[Attempt, Future[Any]] = {}
+        self._accepts = False  # whether the pool has taken a task
         # Of other pools nobody knows when a task begins: they are taken to have room.
         self._tells = isinstance(pool, (ThreadPoolExecutor, ProcessPoolExecutor))
-        self._spares: SpareProcesses | None = None
-        self._on_spares: set[Attempt] = set()  # that run there
         self._shares_memory = isinstance(pool, ThreadPoolExecutor)
         if self._shares_memory:
             self._payload = replace(payload, encryption=None)  # of what would travel
@@ -95,14 +88,8 @@ class FuturesRun:
             check_stays_here(payload.encryption, name)
         self._f = self._function()
         self._threads = threads_each(pool)
-        self._files: MapFiles | None = None
-        self._link: ThreadLink | FolderLink = ThreadLink(self._ended)
-        is_ours = isinstance(pool, ProcessPoolExecutor)  # processes that this one has started
-        if is_ours or reads_files:
-            self._files = process_files.open()
-        if not self._shares_memory:
-            scratch = self._files.folder if is_ours and self._files is not None else ""
-            self._link = FolderLink.to(str(disk_folder()), scratch)
+        self._folder = None if self._shares_memory else FolderLink.to(str(disk_folder()))
+        self._links: dict[Attempt, ThreadLink] = {}  # where there is no folder
 
     def now(self) -> float:
         """The monotonic clock."""
@@ -110,85 +97,81 @@ class FuturesRun:
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Hand them to the pool."""
-        for task, attempt in attempts:
-            self._submit(task, attempt)
+        for attempt in attempts:
+            future = self._pending[attempt] = self._unbegun[attempt] = self._future(*attempt)
+            future.add_done_callback(partial(self._note, attempt))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Whatever futures are done, and the subtasks that were handed in."""
-        outcomes = self._waited(timeout)
-        return [*self._begun(), *outcomes]
-
-    def _begun(self) -> list[Event]:
-        """The attempts that were seen to begin since the last time."""
-        if isinstance(self._link, ThreadLink):
-            began, self._link.began = self._link.began, {}
-            return [Began(*attempt, when) for attempt, when in began.items()]
-        seen = [key for key, future in self._unbegun.items() if not self._tells or future.running()]
-        for key in seen:
-            del self._unbegun[key]
-        return [Began(*key, time.monotonic()) for key in seen]
-
-    def _waited(self, timeout: float) -> list[Outcome]:
-        """What has ended."""
-        deadline = time.monotonic() + timeout
-        link = self._link if self._payload.subtasks > 1 and isinstance(self._link, FolderLink) else None
-        while True:
-            ended = self._drained(timeout if link is None else min(timeout, LOOK_SECONDS))
-            is_woken = None in ended
-            outcomes = (
-                [] if link is None else list(map(self._payload.partial_outcome, link.take()))
-            )  # before the ends
-            told = (self._outcome(one) for one in ended if one is not None)
-            outcomes += [outcome for outcome in told if outcome is not None]
-            if outcomes or link is None or is_woken or time.monotonic() >= deadline:
-                return outcomes
+        """Which attempts were seen to begin, whose futures are done, and the subtasks that were handed in."""
+        told = self._news(timeout)
+        return [*self._begun(), *map(self._outcome, told)]
 
     def wake(self) -> None:
         """Let something be in the queue that is waited for."""
-        self._ended.put(None)
+        self._told.put(None)
+
+    def close(self) -> None:
+        """Cancel what is queued, leave what runs."""
+        for link in self._links.values():
+            link.cancel()
+        if self._folder is not None:
+            remove(Path(self._folder.folder))
+        wait_for([future for future in self._pending.values() if not future.cancel()], GOODBYE_SECONDS)
+        self._pending.clear()
+
+    def _future(self, task: int, attempt: int) -> Future[Any]:
+        """Of an attempt; ExecutorError if the pool takes not even the first."""
+        try:
+            block, stored = self._block(task)
+            ticket = self._payload.ticket(task, attempt, stored)
+            future: Future[Any] = self._pool.submit(
+                run_in_pool, self._f, block, ticket, self._link(task, attempt), self._threads
+            )
+            self._accepts = True
+        except Exception as error:  # shut down, or broken by a worker that died; a damaged block
+            if not self._accepts and not isinstance(error, DamagedError):
+                raise ExecutorError(f"{self._name} accepts no tasks: {text_of(error)}") from error
+            future = Future()
+            future.set_exception(error)
+        return future
+
+    def _note(self, attempt: Attempt, done: Future[Any]) -> None:
+        self._told.put((attempt, done))
+
+    def _begun(self) -> list[Began]:
+        """The attempts that have begun, or were seen to run, since the last time."""
+        seen = ((attempt, self._start(attempt, future)) for attempt, future in self._unbegun.items())
+        began = [Began(*attempt, when) for attempt, when in seen if when is not None]
+        for task, attempt, _ in began:
+            del self._unbegun[task, attempt]
+        return began
+
+    def _start(self, attempt: Attempt, future: Future[Any]) -> float | None:
+        """When an attempt began, or now if it runs now; None before, and if nobody saw it."""
+        link = self._links.get(attempt)
+        if link is not None:
+            return link.began
+        is_running = future.running() if self._tells else not future.done()
+        return time.monotonic() if is_running else None
+
+    def _news(self, timeout: float) -> list[Ended | Reply]:
+        """What was told by now, or first within `timeout` seconds: subtasks before ends."""
+        deadline = time.monotonic() + timeout
+        folder = self._folder if self._payload.subtasks > 1 else None
+        while True:
+            ended = self._drained(timeout if folder is None else min(timeout, POLL_SECONDS))
+            news = [one for one in (*(folder.take() if folder else ()), *ended) if one is not None]
+            if news or folder is None or None in ended or time.monotonic() >= deadline:
+                return news
 
     def _drained(self, timeout: float) -> list[Ended | Reply | None]:
         """What has ended by now, or the first that ends within `timeout` seconds; None: it was woken."""
         ended = []
         with contextlib.suppress(queue.Empty):
-            ended.append(self._ended.get(timeout=None if timeout == inf else timeout))
+            ended.append(self._told.get(timeout=None if timeout == inf else timeout))
             while True:
-                ended.append(self._ended.get_nowait())
+                ended.append(self._told.get_nowait())
         return ended
-
-    def close(self) -> Stay | None:
-        """Cancel what is queued, leave what runs."""
-        if isinstance(self._link, ThreadLink):
-            self._link.cancel()
-        else:
-            remove(Path(self._link.folder))
-        for future in self._futures:
-            future.cancel()
-        if self._spares is not None:
-            self._spares.stop()
-        wait_for(self._futures, GOODBYE_SECONDS)
-        if self._files is not None:
-            self._files.close()
-        self._futures = []
-        self._pending.clear()
-        return None
-
-    def _submit(self, task: int, attempt: int) -> None:
-        try:
-            block, stored = self._block(task)
-            ticket = self._payload.ticket(task, attempt, stored)
-            if self._spares is not None:
-                self._on_spares.add((task, attempt))
-            pool = self._pool if self._spares is None else self._spares
-            future = pool.submit(run_in_pool, self._f, block, ticket, self._link, self._threads)
-        except Exception as error:  # shut down, or broken by a worker that died; a damaged block
-            if not self._futures and not isinstance(error, DamagedError):
-                raise ExecutorError(f"{self._name} accepts no tasks: {error}") from error
-            future = Future()
-            future.set_exception(error)
-        self._futures.append(future)
-        self._pending[task, attempt] = self._unbegun[task, attempt] = future
-        future.add_done_callback(lambda done: self._ended.put((task, attempt, done)))
 
     def _function(self) -> Function | bytes:
         """f as the pool gets it."""
@@ -198,6 +181,10 @@ class FuturesRun:
         is_kept = source is not None and source.kind == "folder"
         return OnReadOnlyBlocks(self._payload.f) if is_kept else self._payload.f
 
+    def _link(self, task: int, attempt: int) -> ThreadLink | FolderLink:
+        """What an attempt shares with this run."""
+        return self._folder or self._links.setdefault((task, attempt), ThreadLink(self._told))
+
     def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
         """The block itself, or a stored one for the worker to read where it can."""
         coded = self._payload.blocks
@@ -205,46 +192,29 @@ class FuturesRun:
             return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
         if coded.source is not None and self._shares_memory:
             return LazyBlock(partial(block_of, coded, task)), None
-        stored = None
-        if self._files is not None and coded.source is None:
-            stored = self._files.block(coded, task, self._payload.encryption)
-        if stored is not None:
-            return None, stored
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
 
-    def _outcome(self, ended: Ended | Reply) -> Outcome | None:
+    def _outcome(self, told: Ended | Reply) -> Outcome:
         """What is told of a future that is done, or of the result of a subtask."""
-        if isinstance(ended, Reply):
-            return self._payload.partial_outcome(ended)
-        task, attempt, future = ended
-        if self._pending.get((task, attempt)) is future:
-            del self._pending[task, attempt]
-            self._unbegun.pop((task, attempt), None)
+        if isinstance(told, Reply):
+            return self._payload.partial_outcome(told)
+        attempt, future = told
+        for of_attempts in (self._pending, self._unbegun, self._links):
+            of_attempts.pop(attempt, None)
         if future.cancelled():
-            return lost(task, attempt, f"{self._name} was shut down or cancelled the task before it began")
+            return lost(*attempt, f"{self._name} was shut down or cancelled the task before it began")
         error = future.exception()
-        if isinstance(error, BrokenProcessPool) and self._is_moved(task, attempt):
-            return None
         if error is not None:
-            return lost(task, attempt, f"{type(error).__name__}: {error}{self._hint(error)}")
+            return lost(*attempt, f"{type(error).__name__}: {text_of(error)}")
         sent = future.result()
         if sent is None:
-            return lost(task, attempt, "it was told that nobody waits for it")
+            return lost(*attempt, f"somebody removed {self._folder and self._folder.folder}")
         return self._payload.outcome(sent if isinstance(sent, Reply) else parsed_reply(sent))
 
-    def _hint(self, error: BaseException) -> str:
-        """Python does not say which of its causes a broken process pool has."""
-        may_be = isinstance(error, BrokenProcessPool) and has_initializer(self._pool)
-        return " (or the initializer of the pool raised: see standard error)" * may_be
 
-    def _is_moved(self, task: int, attempt: int) -> bool:
-        """Whether an attempt that a broken pool failed goes on in a process of ours."""
-        if (task, attempt) in self._on_spares or not isinstance(self._pool, ProcessPoolExecutor):
-            return False
-        if self._spares is None:
-            self._spares = SpareProcesses(self._pool)
-        self._submit(task, attempt)
-        return True
+def text_of(error: BaseException) -> str:
+    """What an error of a pool says; of a process pool that is broken Python does not say what breaks it."""
+    return BROKEN if type(error) is BrokenProcessPool else str(error)
 
 
 def threads_each(pool: Any) -> int:

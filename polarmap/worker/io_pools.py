@@ -7,70 +7,46 @@ from __future__ import annotations
 
 import os
 import pickle
-import threading
 import time
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
-from polarmap.worker import pool_blocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.kept_blocks import OnReadOnlyBlocks
+from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.liveness import has_lost_parent
-from polarmap.worker.messages import Reply, Ticket, plain, reply_of_bytes
+from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes
 from polarmap.worker.objects import remove_parts, write_object
-from polarmap.worker.parts import Part, Place
 from polarmap.worker.run_task import run_task
 from polarmap.worker.thread_limits import limits
 
-KEPT_BYTES = 1 << 20  # of a function, at most, that is kept for the next task
-POLL_SECONDS = 0.02  # how often a worker elsewhere looks whether its task is cancelled
+POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
+IDLE_SECONDS = 60.0  # after which blocks that no task asked for are let go
 
 Function = Callable[[Any], Any]
 Call = Callable[[], Reply | None]
 
 
-class Link(Protocol):
-    """What a task in a pool shares with the driver."""
-
-    def is_cancelled(self) -> bool:
-        """Whether nobody waits any more, as far as can be seen from here."""
-        ...
-
-    def hand_in(self, reply: Reply) -> bool:
-        """Send the result of a subtask; False if that did not work."""
-        ...
-
-    def reply_of(self, call: Call) -> Reply | None:
-        """What a call on a daemon thread returns; None as soon as it is seen that nobody waits any more."""
-        ...
-
-
 class ThreadLink:
-    """Of a task in the driver's process.
+    """What an attempt in the driver's process shares with the driver.
 
-    Attributes
-    ----------
-    replies : SimpleQueue
-        Of subtasks.
-    began : dict
-        From task and attempt to when it began, on the monotonic clock.
+    told : takes the results of subtasks.
+    began : when the attempt did, on the monotonic clock; None before.
     """
 
-    def __init__(self, replies: SimpleQueue[Any]) -> None:
-        self.replies = replies
-        self.began: dict[tuple[int, int], float] = {}
-        self._lock = threading.Lock()
+    def __init__(self, told: SimpleQueue[Any]) -> None:
+        self._told = told
+        self.began: float | None = None
+        self._end: SimpleQueue[Reply | None] = SimpleQueue()
         self._is_cancelled = False
-        self._ends: set[SimpleQueue[Reply | None]] = set()  # where calls are waited for
 
     def cancel(self) -> None:
-        """Nobody waits any more, which those who wait for calls are told now."""
-        with self._lock:
-            self._is_cancelled = True
-            for end in self._ends:
-                end.put(None)
+        """Nobody waits any more."""
+        self._is_cancelled = True
+        self._end.put(None)
 
     def is_cancelled(self) -> bool:
         """Whether nobody waits any more."""
@@ -78,46 +54,35 @@ class ThreadLink:
 
     def hand_in(self, reply: Reply) -> bool:
         """Send the result of a subtask."""
-        self.replies.put(reply)
+        self._told.put(reply)
         return True
 
     def reply_of(self, call: Call) -> Reply | None:
         """What a call on a daemon thread returns; None as soon as nobody waits any more."""
-        end: SimpleQueue[Reply | None] = SimpleQueue()
-        with self._lock:
-            if self._is_cancelled:
-                return None
-            self._ends.add(end)
-        run_on_daemon(lambda: end.put(call()))
-        reply = end.get()
-        with self._lock:
-            self._ends.discard(end)
-        return reply
+        self.began = time.monotonic()
+        run_on_daemon(lambda: self._end.put(call()))
+        return self._end.get()
 
 
 class FolderLink(NamedTuple):
-    """Of a task in another process: a folder that exists for as long as the driver waits.
+    """What attempts in other processes share with the driver: a folder that is there while that waits.
 
     folder : to be seen from the driver's machine only; results of subtasks are files in it.
     machine : its name, and the directory that the folder lies in.
-    scratch : the folder of blocks, if the driver has started this process: it is removed when that dies.
     """
 
     folder: str
     machine: tuple[str, int, int]
-    scratch: str = ""
 
     @classmethod
-    def to(cls, folder: str, scratch: str = "") -> FolderLink:
+    def to(cls, folder: str) -> FolderLink:
         """The link to this process, by a folder of it."""
-        return cls(folder, _machine(folder), scratch)
+        return cls(folder, _machine(folder))
 
     def is_cancelled(self) -> bool:
         """Whether the folder is gone; on another machine, which cannot see it, nobody knows."""
-        if os.path.isdir(self.folder):
-            return False
         try:
-            return _machine(self.folder) == self.machine
+            return not os.path.isdir(self.folder) and _machine(self.folder) == self.machine
         except OSError:
             return False
 
@@ -132,10 +97,18 @@ class FolderLink(NamedTuple):
             return False
         return True
 
-    def reply_of(self, call: Call) -> Reply | None:
-        """What a call on a daemon thread returns; None once the folder is gone, or this process's parent."""
-        end: SimpleQueue[Reply | None] = SimpleQueue()
-        run_on_daemon(lambda: end.put(call()))
+    def take(self) -> list[Reply | None]:
+        """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
+        replies = []
+        for path in sorted(Path(self.folder).glob("*[0-9]")):  # not half a result, nor the owner's name
+            replies.append(reply_of_bytes(path.read_bytes()))
+            path.unlink()
+        return replies
+
+    def reply_of(self, call: Call) -> tuple[Any, ...] | None:
+        """What a call on a daemon thread returns, `plain`; None once the folder, or the parent, is gone."""
+        end: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
+        run_on_daemon(lambda: end.put(plain(call())))
         parent = os.getppid()
         while True:
             try:
@@ -144,26 +117,53 @@ class FolderLink(NamedTuple):
                 if self.is_cancelled() or has_lost_parent(parent):
                     return None
 
-    def take(self) -> list[Reply]:
-        """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
-        replies: list[Reply] = []
-        if not os.path.isdir(self.folder):
-            return replies
-        for entry in sorted(os.scandir(self.folder), key=lambda entry: entry.name):
-            if not entry.name.replace("-", "").isdecimal():  # half a result, or the owner of the folder
-                continue
-            with open(entry.path, "rb") as file:
-                reply = reply_of_bytes(file.read())
-            os.unlink(entry.path)
-            if reply is not None:
-                replies.append(reply)
-        return replies
+
+Link = ThreadLink | FolderLink
 
 
 def _machine(folder: str) -> tuple[str, int, int]:
     """The machine and the directory that a folder lies, or lay, in."""
     parent = os.stat(os.path.dirname(folder))
     return os.uname().nodename, parent.st_dev, parent.st_ino
+
+
+class PoolBlocks(KeptBlocks):
+    """Blocks of stored arrays in a process that others use, too: let go when none has been used for long."""
+
+    _is_used = _is_watched = False
+
+    def load(self, block: StoredBlock, is_private: bool = False) -> Any:
+        """A block, read-only unless it is small or `is_private`."""
+        loaded = super().load(block, is_private)
+        self._is_used = True
+        if len(self) and not self._is_watched:
+            self._is_watched = True
+            run_on_daemon(self._watch)
+        return loaded
+
+    def _watch(self) -> None:
+        while self._is_used:
+            self._is_used = False
+            time.sleep(IDLE_SECONDS)
+            self.forget_removed()
+        self._is_watched = False  # first: what is loaded meanwhile is watched anew, or let go, too
+        self.clear()
+
+
+@cache
+def pool_blocks() -> PoolBlocks:
+    """Those of this process; one that was forked begins anew, as it has no thread that lets go of them."""
+    return PoolBlocks()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=pool_blocks.cache_clear)
+
+
+class LazyBlock(NamedTuple):
+    """A block that its worker, a thread of the driver's process, is to read."""
+
+    load: Callable[[], Any]
 
 
 class PoolIO:
@@ -174,9 +174,10 @@ class PoolIO:
     """
 
     encrypted = ENCRYPTED
+    write, remove = staticmethod(write_object), staticmethod(remove_parts)
 
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
-        self._f, self._block, self._link = f, block, link
+        self._f, self._block = f, block
         self.is_cancelled, self.hand_in = link.is_cancelled, link.hand_in
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
@@ -185,42 +186,12 @@ class PoolIO:
         A first attempt gets a stored block that is kept, which f must not change; a further one has a block
         of its own: what f is made of may write where numpy does not see it, and die of that.
         """
-        f = self._f if callable(self._f) else _unpickled(self._f, self._link)
+        f = self._f if callable(self._f) else OnReadOnlyBlocks(pickle.loads(self._f))
+        block = self._block.load() if isinstance(self._block, LazyBlock) else self._block
         if ticket.block is not None:
-            scratch = self._link.scratch if isinstance(self._link, FolderLink) else ""
-            block = pool_blocks.blocks.load(ticket.block, ticket.attempt > 0, scratch)
-        else:
-            block = self._block.make() if isinstance(self._block, LazyBlock) else self._block
+            block = pool_blocks().load(ticket.block, ticket.attempt > 0)
         limits.include_loaded()
         return f, block
-
-    def write(self, place: Place, key: str, data: Any) -> None:
-        """Store a part of the result."""
-        write_object(place, key, data)
-
-    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
-        """Take such parts out of storage again."""
-        remove_parts(place, parts)
-
-
-_last: tuple[str, Function] = "", len  # the function of the latest map, which its folder names
-
-
-def _unpickled(f: bytes, link: Link) -> Function:
-    """A function, made once in each map where tasks come one by one."""
-    global _last
-    folder = link.folder if isinstance(link, FolderLink) and link.scratch and len(f) <= KEPT_BYTES else ""
-    last = _last
-    if not folder or last[0] != folder:
-        last = folder, OnReadOnlyBlocks(pickle.loads(f))
-        _last = last if folder else ("", len)
-    return last[1]
-
-
-class LazyBlock(NamedTuple):
-    """A block that its worker, a thread of the driver's process, is to read."""
-
-    make: Callable[[], Any]
 
 
 def run_in_pool(
@@ -233,8 +204,6 @@ def run_in_pool(
     """
     if link.is_cancelled():
         return None
-    if isinstance(link, ThreadLink):
-        link.began[ticket.task, ticket.attempt] = time.monotonic()
     io = PoolIO(f, block, link)
 
     def call() -> Reply | None:
@@ -242,5 +211,4 @@ def run_in_pool(
             return run_task(ticket, io)
 
     with limits.of_process(threads):
-        reply = link.reply_of(call)
-    return plain(reply) if reply is not None and isinstance(link, FolderLink) else reply
+        return link.reply_of(call)

@@ -57,11 +57,11 @@ class Kind(NamedTuple):
     faults: frozenset[str] = frozenset({"raise", "garbage", "sleep", "kill", "exit"})
 
 
-SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where the workers are this process
+SURVIVABLE = frozenset({"raise", "garbage", "sleep"})  # where a worker that dies takes others with it
 EXECUTORS = {
     "replay": Kind(lambda: nullcontext(ReplayExecutor())),
     "threads": Kind(lambda: ThreadPoolExecutor(8), SURVIVABLE),
-    "processes": Kind(lambda: process_pool(4)),
+    "processes": Kind(lambda: process_pool(4), SURVIVABLE),
     "dask": Kind(lambda: dask_executor(8), SURVIVABLE),
     "localhost": Kind(lambda: nullcontext("localhost")),
     "functions": Kind(functions),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
@@ -18,7 +19,6 @@ from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.owned_folder import OWNER
 from polarmap.storage.process_identity import ProcessIdentity
-from polarmap.worker.io_pools import FolderLink
 
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
@@ -58,9 +58,9 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
 def test_the_folder_of_a_run_says_whose_it_is() -> None:
     """So that a later process removes it when this one is killed; a look for results leaves the name."""
     with closing(FuturesExecutor(ManualPool()).open(Payload(np.negative, BLOCKS, subtasks=3))) as run:
-        assert isinstance(run._link, FolderLink)
+        assert run._folder is not None
         run.wait(0.0)
-        owner = Path(run._link.folder) / OWNER
+        owner = Path(run._folder.folder) / OWNER
         assert owner.read_text() == str(ProcessIdentity.current())
     assert not owner.parent.exists()
 
@@ -68,13 +68,17 @@ def test_the_folder_of_a_run_says_whose_it_is() -> None:
 def test_what_the_pool_drops_is_lost() -> None:
     pool = ManualPool()
     with closing(FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))) as run:
-        run.submit([(0, 0), (1, 0)])
+        run.submit([(0, 0), (1, 0), (2, 0)])
         pool.calls[0][0].cancel()
         pool.calls[1][0].set_exception(OSError("node down"))
+        assert run._folder is not None
+        shutil.rmtree(run._folder.folder)
+        pool.run(2)
         texts = [str(outcome.failure) for outcome in run.wait(1.0) if isinstance(outcome, Outcome)]
     assert texts == [
         "WorkerLost: ManualPool was shut down or cancelled the task before it began",
         "WorkerLost: OSError: node down",
+        f"WorkerLost: somebody removed {run._folder.folder}",
     ]
 
 

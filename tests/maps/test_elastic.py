@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import multiprocessing
 import os
 import queue
@@ -17,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from plain import assert_same, cut
 
-from polarmap import coded_map
+from polarmap import Pool, coded_map
 from polarmap.errors import NotDecodableError
 from polarmap.run.trusted import TRUSTED
 
@@ -145,41 +143,20 @@ def test_a_pool_of_which_nothing_remains_is_one_clear_error(tmp_path: Path) -> N
     director.join()
 
 
-def fatal(corners: tuple[float, ...], folder: Path, block: np.ndarray) -> np.ndarray:
-    """A copy; the process dies of these blocks."""
-    if block[0, 0] in corners:
-        os.kill(os.getpid(), signal.SIGKILL)
-    (folder / f"done-{block[0, 0]}-{os.getpid()}").touch()
-    return block.copy()
+def test_a_process_pool_whose_process_dies_takes_its_tasks_with_it_and_the_default_does_not() -> None:
+    def fatal(corner: float, block: np.ndarray) -> np.ndarray:
+        if block[0, 0] == corner:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return block.copy()
 
-
-def children() -> set[int]:
-    """Processes of ours; the resource tracker of the stdlib stays for all."""
-    found = set()
-    for one in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):  # it has just ended
-            if "resource_tracker" not in " ".join(one.cmdline()):
-                found.add(one.pid)
-    return found
-
-
-def test_a_pool_whose_processes_die_again_and_again(tmp_path: Path) -> None:
-    """Two blocks kill whoever takes them; the pool of the stdlib breaks at the first."""
-    corners = (float(BLOCKS[1][0, 0]), float(BLOCKS[4][0, 0]))
-    before = children()
-    with ProcessPoolExecutor(3, mp_context=SPAWN) as pool:
-        options = {"blocks": K, "workers": N, "timeout": PATIENCE, "executor": pool, "verify": False}
-        result = coded_map(partial(fatal, corners, tmp_path), DATA, **options)
+    f = partial(fatal, float(BLOCKS[1][0, 0]))
+    options = {"blocks": K, "workers": N, "timeout": PATIENCE, "verify": False}
+    with (
+        ProcessPoolExecutor(1, mp_context=SPAWN) as pool,
+        pytest.raises(NotDecodableError, match=r"1 of 6 needed.*leave executor= out"),
+    ):
+        coded_map(f, DATA, executor=pool, **options)
+    with Pool(workers=4) as pool_of_ours:
+        result = coded_map(f, DATA, executor=pool_of_ours, **options)
     assert_same(result, BLOCKS, 1e-11)
-    assert result.report.recovered == (1, 4)
-    assert children() <= before
-
-
-def test_more_deaths_than_parity_are_one_clear_error(tmp_path: Path) -> None:
-    corners = tuple(float(block[0, 0]) for block in BLOCKS[:3])
-    before = children()
-    with ProcessPoolExecutor(3, mp_context=SPAWN) as pool:
-        options = {"blocks": K, "workers": N, "timeout": PATIENCE, "executor": pool}
-        with pytest.raises(NotDecodableError, match=r"5 of 6 needed results.*3 tasks: WorkerLost: Broken"):
-            coded_map(partial(fatal, corners, tmp_path), DATA, **options)
-    assert children() <= before
+    assert 1 in result.report.recovered

@@ -269,8 +269,9 @@ def test_no_backups_means_none(tmp_path: Path) -> None:
 
 
 def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_path: Path) -> None:
-    if executor._driver._executor.name.startswith(("ThreadPool", "replay", "kept workers on Client")):
-        pytest.skip("its workers are this process")
+    name = executor._driver._executor.name
+    if name.startswith(("ThreadPool", "ProcessPool", "replay", "kept workers on Client")):
+        pytest.skip("its workers are this process, or all are lost with one")
 
     def die_once(path: Path) -> int:
         if not path.exists():
@@ -285,6 +286,14 @@ def test_a_call_whose_worker_is_lost_is_started_again(executor: Executor, tmp_pa
     assert isinstance(raised.value, futures.BrokenExecutor)
     assert [one.result(PATIENCE) for one in others] == [1] * 5
     assert executor.submit(int).result(PATIENCE) == 0
+
+
+def test_a_process_pool_of_others_loses_all_calls_with_one_of_its_processes() -> None:
+    with process_pool(1) as pool, Executor(pool, retries=0) as executor:
+        killed, waiting = executor.submit(os._exit, 3), executor.submit(time.sleep, 60)
+        for call in (killed, waiting):
+            with pytest.raises(WorkerLostError, match=r"a process died.* leave executor= out"):
+                call.result(PATIENCE)
 
 
 def test_faults_strike_calls_by_number() -> None:

@@ -23,7 +23,7 @@ KINDS = {
     "replay": ["never", "raise", "exit", "kill", "garbage", "lie", "shape", "nan"],
     "threads": ["sleep", "raise", "garbage"],
     "pool": ["sleep", "raise", "exit", "kill", "garbage", "never"],
-    "processes": ["sleep", "raise", "exit", "kill", "garbage", "never"],
+    "processes": ["sleep", "raise", "garbage", "never"],  # one that dies takes all tasks with it
     "localhost": ["sleep", "raise", "exit", "kill", "garbage", "never"],
 }
 DECEIVING = {"garbage", "lie", "nan"}  # reports a result, which is wrong
@@ -132,7 +132,7 @@ def _with_nan(leaf: np.ndarray) -> np.ndarray:
 
 
 class Pools:
-    """The pools of a worker process: opened when needed, opened anew when broken."""
+    """The pools of a worker process: opened when needed."""
 
     def __init__(self) -> None:
         self._open: dict[str, Any] = {}
@@ -155,12 +155,9 @@ class Pools:
         self._open.clear()
 
     def _pool(self, kind: str) -> Any:
-        pool = self._open.get(kind)
-        if pool is None or getattr(pool, "_broken", False):
-            if pool is not None:
-                _end(pool)
-            pool = self._open[kind] = OPEN[kind]()
-        return pool
+        if kind not in self._open:
+            self._open[kind] = OPEN[kind]()
+        return self._open[kind]
 
     def _injected(self, struck: dict[int, str], attempts: int) -> dict[int, Fault]:
         seconds = {"sleep": SECONDS, "never": 600.0}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -12,8 +13,10 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+from pool_processes import until
 
-from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
+from polarmap.worker import io_pools
+from polarmap.worker.io_pools import FolderLink, LazyBlock, PoolBlocks, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, parsed_reply
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import pack
@@ -73,9 +76,10 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
 
 
 def test_pieces_are_handed_in_through_memory() -> None:
-    link = thread_link()
+    replies: SimpleQueue[Any] = SimpleQueue()
+    link = ThreadLink(replies)
     last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link, 1)
-    assert link.replies.get_nowait().subtasks == (1,)
+    assert replies.get_nowait().subtasks == (1,)
     assert last is not None
     assert parsed_reply(last).subtasks == (0,)
 
@@ -95,3 +99,50 @@ def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> N
     assert not link._replace(machine=("elsewhere", 0, 0)).is_cancelled()
     assert not link.hand_in(Reply(3, 1, pack([1]), None, 0.0, 0.0, None, (0,)))
     assert link.take() == []
+
+
+# --- blocks that a process of others keeps -------------------------------------------------------
+
+VALUES = np.arange(40_000.0)  # large enough to be mapped
+
+
+@pytest.fixture
+def stored(tmp_path: Path) -> StoredBlock:
+    (tmp_path / "x").write_bytes(VALUES.tobytes())
+    layout = ((VALUES.dtype.str, VALUES.shape),)
+    return StoredBlock(Place("folder", str(tmp_path)), (Part("x", VALUES.nbytes),), ("array",), layout)
+
+
+def test_a_block_is_mapped_once_and_let_go_when_nobody_uses_it(
+    stored: StoredBlock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = PoolBlocks()
+    for _ in range(3):
+        loaded = blocks.load(stored)
+        np.testing.assert_array_equal(loaded, VALUES)
+        assert not loaded.flags.writeable
+    assert blocks.reads == len(blocks) == 1
+    monkeypatch.setattr(io_pools, "IDLE_SECONDS", 0.0)
+    soon = PoolBlocks()
+    for reads in (1, 2):
+        np.testing.assert_array_equal(soon.load(stored), VALUES)
+        assert until(lambda: not len(soon) and not soon._is_watched)
+        assert soon.reads == reads
+
+
+def test_threads_load_the_same_blocks_at_the_same_time(stored: StoredBlock) -> None:
+    blocks = PoolBlocks()
+    with ThreadPoolExecutor(8) as threads:
+        sums = list(threads.map(lambda _: float(blocks.load(stored).sum()), range(160)))
+    assert sums == [VALUES.sum()] * 160
+    assert len(blocks) == 1
+
+
+def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> None:
+    io_pools.pool_blocks().load(stored)
+    child = os.fork()
+    if not child:
+        os._exit(len(io_pools.pool_blocks()))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert len(io_pools.pool_blocks()) == 1
+    io_pools.pool_blocks().clear()

@@ -105,7 +105,6 @@ def test_libraries_that_come_with_a_function_are_found() -> None:
         "import pickle, sys; from polarmap.worker.io_pools import PoolIO\n"
         "from polarmap.worker.thread_limits import limits\n"
         "class Link:\n"
-        "    folder, scratch = '', ''\n"
         "    is_cancelled = hand_in = None\n"
         "class Ticket: block, attempt = None, 0\n"
         "f = b'cscipy.linalg\\nnorm\\n.'\n"
