@@ -35,9 +35,9 @@ from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.executors.process_files import MapFiles, process_files
 from polarmap.executors.spare_processes import SpareProcesses, has_initializer
+from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, LazyBlock, ThreadLink, run_in_pool
-from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
 from polarmap.worker.parts import DamagedError
 

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from polarmap.worker.liveness import exit_when, exit_with_driver
 from polarmap.worker.messages import Reply, Ticket, plain
-from polarmap.worker.objects import is_missing, read_part, remove_parts, write_object
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import Part, Place, is_missing, read_part, remove_parts, write_object
 from polarmap.worker.run_task import run_task
 
 INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object

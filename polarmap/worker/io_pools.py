@@ -14,13 +14,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
 from polarmap.worker import pool_blocks
+from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket, plain, reply_of_bytes
-from polarmap.worker.objects import remove_parts, write_object
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import Part, Place, remove_parts, write_object
 from polarmap.worker.run_task import run_task
 from polarmap.worker.thread_limits import limits
 

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any
 
-from polarmap.worker.kept_blocks import KeptBlocks
+from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import StoredBlock
 
@@ -24,7 +24,7 @@ class PoolBlocks:
 
     Attributes
     ----------
-    kept : KeptBlocks
+    kept : BlockCache
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class PoolBlocks:
 
     def forget(self) -> None:
         """Begin anew, as a process that was forked does: it has no thread that would let go of them."""
-        self.kept = KeptBlocks()
+        self.kept = BlockCache()
         self._lock = threading.Lock()
         self._used = time.monotonic()
         self._driver, self._scratch = os.getppid(), ""

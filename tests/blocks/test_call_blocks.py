@@ -9,7 +9,7 @@ from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Coded, block_of, check_folder, layout_bytes
 from polarmap.executors.block_files import name_of
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.objects import read_part
+from polarmap.worker.parts import read_part
 
 
 def test_a_block_is_there_from_add_to_forget() -> None:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from polarmap.worker.kept_blocks import KeptBlocks
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_files import BlockFiles, bytes_of, name_of
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption
-from polarmap.worker.kept_blocks import KeptBlocks
 from polarmap.worker.parts import DamagedError
 
 DATA = np.random.default_rng(0).standard_normal((3, 4000))  # of 32 KB each, which do not travel with tasks

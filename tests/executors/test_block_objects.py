@@ -17,8 +17,7 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors.block_objects import BlockObjects
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
-from polarmap.worker.objects import read_part
-from polarmap.worker.parts import Place
+from polarmap.worker.parts import Place, read_part
 
 K, N = 3, 4
 

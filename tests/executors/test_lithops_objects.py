@@ -14,7 +14,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_objects import MapObjects
 from polarmap.worker.encryption import Encryption, read_decrypted
 from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.objects import read_part
+from polarmap.worker.parts import read_part
 from polarmap.worker.pytree import pack
 
 DATA = [np.arange(6.0) + task for task in range(3)]
