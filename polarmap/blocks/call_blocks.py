@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,9 +51,8 @@ class CallBlocks:
         """Nothing was made."""
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """The bytes themselves."""
-        data = self._calls[index]
-        return (Part(cast(Any, data), len(data)),)
+        """Nothing lies in storage."""
+        raise LookupError(index)
 
     def pieces(self, index: int) -> Sequence[int]:
         """Each is one."""

@@ -30,6 +30,7 @@ from polarmap.executors.base import (
     lost,
     read_only,
 )
+from polarmap.executors.block_store import stored_block
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
@@ -202,7 +203,7 @@ class FuturesRun:
         """The block itself, or a stored one for the worker to read where it can."""
         coded = self._payload.blocks
         if coded.source is not None and coded.source.kind == "folder":
-            return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
+            return None, stored_block(coded, task)._replace(structure=coded.structure)
         if coded.source is not None and self._shares_memory:
             return LazyBlock(partial(block_of, coded, task)), None
         stored = None

@@ -368,7 +368,9 @@ def result_of(future: Any, functions: Any) -> Any:
     future.status(throw_except=False, internal_storage=functions.internal_storage)
     if future.error:
         raise LostError(_reason(future))
-    return future.result(throw_except=False, internal_storage=functions.internal_storage)
+    result = future.result(throw_except=False, internal_storage=functions.internal_storage)
+    future._call_output = None  # a future may stay for long after its result
+    return result
 
 
 def _reason(future: Any) -> str:

@@ -19,8 +19,7 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.block_files import BlockFiles
-from polarmap.executors.block_objects import BlockObjects
+from polarmap.executors.block_store import BlockStore, InBucket, InFolders, Storing, WithDriver
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.fork_server_process import modules_named
@@ -307,7 +306,7 @@ class Here:
         in_memory, on_disk = memory_folder(), disk_folder()
         folders = [folder for folder in (in_memory, on_disk) if folder is not None]
         workers = WorkerProcesses(options.threads, options.workers, [str(folder) for folder in folders])
-        blocks = BlockFiles(in_memory, on_disk, options.memory)
+        blocks = BlockStore(InFolders(in_memory, on_disk, options.memory))
         return Crew(
             self.name,
             Shared(workers, blocks, PoolSlots(options.workers, is_here=True), options.threads),
@@ -343,14 +342,14 @@ class Elsewhere:
         except BaseException:
             remove(on_disk)
             raise
-        blocks: Any = (
-            BlockObjects(site.storage, site.prefix)
-            if site.folder is None
-            else BlockFiles(in_memory, on_disk, options.memory)
-        )
+        storing: Storing = InFolders(in_memory, on_disk, options.memory)
+        if site.folder is None:
+            storing = WithDriver(site.prefix) if site.storage is None else InBucket(site.storage, site.prefix)
         return Crew(
             self.name,
-            Shared(workers, blocks, PoolSlots(options.workers, is_here=False), None, site.modules),
+            Shared(
+                workers, BlockStore(storing), PoolSlots(options.workers, is_here=False), None, site.modules
+            ),
             folders,
             folders if site.folder is not None else [],
             site.check_source,

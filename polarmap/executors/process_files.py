@@ -8,7 +8,7 @@ from pathlib import Path
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.block_files import SENT_BYTES, BlockFiles, StoredPieces
+from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
 from polarmap.executors.owned_folder import memory_folder
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.messages import StoredBlock
@@ -30,7 +30,7 @@ class ProcessFiles:
         self._lock = threading.Lock()
         self._is_open = False
         self._folder: Path | None = None
-        self._files: BlockFiles | None = None
+        self._files: BlockStore | None = None
 
     def open(self) -> MapFiles:
         """For one map."""
@@ -39,7 +39,7 @@ class ProcessFiles:
                 self._is_open, self._folder = True, memory_folder()
                 if self._folder is not None:
                     nowhere = self._folder / "full"  # beyond the budget blocks travel with their tasks
-                    self._files = BlockFiles(self._folder, nowhere, BUDGET_BYTES)
+                    self._files = BlockStore(InFolders(self._folder, nowhere, BUDGET_BYTES))
             return MapFiles(self._folder, self._files)
 
 
@@ -49,7 +49,7 @@ class MapFiles:
     folder : of all maps of this process, removed with it; empty if there is none.
     """
 
-    def __init__(self, folder: Path | None, files: BlockFiles | None) -> None:
+    def __init__(self, folder: Path | None, files: BlockStore | None) -> None:
         self.folder = "" if folder is None else str(folder)
         self._files = files
         self._stored: StoredPieces | None = None
@@ -60,10 +60,10 @@ class MapFiles:
             return None
         if self._stored is None:
             self._stored = self._files.of(coded, encryption)
-        if str(self._stored.folders[0].parent) != self.folder:
+        if f"/{os.path.dirname(self._stored.roots[0])}" != self.folder:
             return None
         try:
-            return self._stored.block(coded, task)
+            return self._stored.block(coded, task)._replace(structure=coded.structure)
         except (OSError, ExecutorError):  # no room
             return None
 

@@ -15,7 +15,6 @@ from memory_storage import DictStorage
 
 from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops, lithops_run
 from polarmap.executors.base import Outcome, Payload
@@ -35,7 +34,7 @@ def functions(backend: str = "aws_lambda") -> Any:
 
 
 def payload(output: Place | None = None) -> Payload:
-    blocks = PartBlocks([[np.zeros(2)]], ("array",), Uncoded(1))
+    blocks = PartBlocks([[np.zeros(2)]], ("array",))
     return Payload(np.copy, blocks, output=output and OutputSpec(output, "y", 5))
 
 
@@ -97,7 +96,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
-    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",), Uncoded(n))
+    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
     return LocalhostExecutor().open(Payload(f, blocks, **more))
 
 

@@ -82,7 +82,7 @@ def test_where_no_file_can_be_written_blocks_travel(monkeypatch: pytest.MonkeyPa
     def no_room(*arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("polarmap.executors.block_files._write_all", no_room)
+    monkeypatch.setattr("polarmap.executors.block_store._write_all", no_room)
     assert files.block(coded, 0) is None
 
 
