@@ -92,7 +92,8 @@ class StoredPieces:
         number: int = 0,
         others: Sequence[StoredPieces] = (),
     ) -> None:
-        self.blocks, self._is_stored = weakref.ref(coded), coded.source is not None
+        self.blocks, source = weakref.ref(coded), coded.source
+        self._is_stored, self._is_sent = source is not None, source == MESSAGE
         self._encryption, self._storing = encryption, storing
         self.users, self.used = 0, time.monotonic()
         self._lock = threading.Lock()
@@ -113,9 +114,9 @@ class StoredPieces:
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        if not self._is_stored or coded.source == MESSAGE:
-            return id(coded), task
-        return self.block(coded, task)[:2]
+        if self._is_stored and not self._is_sent:
+            return self.block(coded, task)[:2]
+        return id(coded), task
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
@@ -139,7 +140,7 @@ class StoredPieces:
             found = self._tasks.get(task)
             if found is None:
                 found = stored_block(coded, task) if self._is_stored else self._new_block(coded, task)
-                if coded.source != MESSAGE:  # whose blocks come and go
+                if not self._is_sent:  # where blocks come and go
                     self._tasks[task] = found
             return found
 
@@ -207,10 +208,11 @@ class StoredPieces:
 
 def stored_block(coded: Coded, task: int) -> StoredBlock:
     """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
-    assert coded.source is not None
-    if coded.source == MESSAGE:
+    source = coded.source
+    assert source is not None
+    if source == MESSAGE:
         return StoredBlock(MESSAGE, (), (), coded.layout(task), b"".join(_buffers(coded, task)))
-    return StoredBlock(coded.source, tuple(coded.parts(task)), (), coded.layout(task))
+    return StoredBlock(source, coded.parts(task), (), coded.layout(task))
 
 
 def _buffers(coded: Coded, piece: int) -> list[Any]:

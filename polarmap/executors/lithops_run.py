@@ -13,7 +13,6 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.block_store import BlockStore, InBucket
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.lithops_configuration import SETTLE_SECONDS
 from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
@@ -32,8 +31,9 @@ from polarmap.executors.lithops_internals import (
     set_slots,
 )
 from polarmap.executors.lithops_objects import MapObjects
+from polarmap.executors.lithops_storage import SETTLE_SECONDS
+from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled, pickled_by_value
-from polarmap.executors.private_folder import private_folder
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
 from polarmap.worker.messages import Ticket, plain

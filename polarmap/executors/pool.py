@@ -23,11 +23,10 @@ from polarmap.executors.block_store import BlockStore, InBucket, InFolders, Stor
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.fork_server_process import modules_named
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
 from polarmap.executors.pickling import PickledFunction, pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun, Shared
 from polarmap.executors.pool_slots import PoolSlots
-from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import TEND_SECONDS, WorkerProcesses
 from polarmap.worker.cores import available_cores
@@ -359,16 +358,11 @@ class Elsewhere:
 
     def _known(self) -> tuple[str, Worker | None]:
         """The name of the place, and what a worker is given there."""
-        if is_path(self.choice):
-            from polarmap.executors.lithops import YamlExecutor
-
-            yaml = YamlExecutor(self.choice)
-            return f"kept workers on {yaml.name}", yaml.worker
         if self._is_lithops:
             from polarmap.executors.lithops import LithopsExecutor
 
-            functions = LithopsExecutor(self.choice)
-            return f"kept workers on {functions.name}", functions.worker
+            lithops = LithopsExecutor(self.choice)
+            return f"kept workers on {lithops.name}", lithops.worker
         return f"kept workers on {type(self.choice).__name__}", None
 
     def _site(self, folder: Path) -> Any:

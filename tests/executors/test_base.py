@@ -20,7 +20,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
-from polarmap.executors.private_folder import named_for_lithops
+from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encrypted_replies import as_sent
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.messages import Error, Reply, describe, plain
