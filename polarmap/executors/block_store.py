@@ -14,7 +14,7 @@ from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -38,7 +38,7 @@ class BlockStore:
     storing : InFolders, InBucket or WithDriver
     """
 
-    def __init__(self, storing: Storing) -> None:
+    def __init__(self, storing: WithDriver) -> None:
         self._storing = storing
         self._lock = threading.Lock()
         self._numbers = itertools.count()
@@ -88,7 +88,7 @@ class StoredPieces:
         self,
         coded: Coded,
         encryption: Encryption | None,
-        storing: Storing,
+        storing: WithDriver,
         number: int = 0,
         others: Sequence[StoredPieces] = (),
     ) -> None:
@@ -221,8 +221,10 @@ def _buffers(coded: Coded, piece: int) -> list[Any]:
     return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
 
 
-class Storing(Protocol):
-    """Where the bytes of blocks go: below roots, which are as good as one another.
+class WithDriver:
+    """Where the bytes of blocks go: nowhere, as workers ask the driver. Others store them.
+
+    They lie below roots: the first unless there is no room.
 
     place : where workers find them.
     sent_bytes : of blocks that are smaller and travel with their tasks.
@@ -230,36 +232,6 @@ class Storing(Protocol):
     has_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
     has_checksums : whether workers verify them.
     ends_with_blocks : whether they are removed at once when the blocks are gone.
-    """
-
-    place: Place
-    sent_bytes: int
-    is_parallel: bool
-    has_bytes: bool
-    has_checksums: bool
-    ends_with_blocks: bool
-
-    def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
-        """For the pieces of new blocks of this size; `others`: what is stored of others."""
-        ...
-
-    def put(self, key: str, buffers: list[Any]) -> None:
-        """Store bytes; OSError: there is no room below this root."""
-        ...
-
-    def is_there(self, root: str) -> bool:
-        """Whether what was stored below a root may still be there."""
-        ...
-
-    def remove(self, roots: Sequence[str]) -> None:
-        """Remove all below roots."""
-        ...
-
-
-class WithDriver:
-    """Nowhere: workers ask the driver.
-
-    prefix : of all keys.
     """
 
     sent_bytes = 0
@@ -270,18 +242,18 @@ class WithDriver:
         self.place, self._prefix = Place("driver", prefix), prefix
 
     def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
-        """One."""
+        """For the pieces of new blocks of this size; `others`: what is stored of others."""
         return [f"{self._prefix}/blocks/{number}"]
 
     def put(self, key: str, buffers: list[Any]) -> None:
-        """Nothing: the blocks have them."""
+        """Store bytes; OSError: there is no room below this root."""
 
     def is_there(self, root: str) -> bool:
-        """Nobody else could remove them."""
+        """Whether what was stored below a root may still be there."""
         return True
 
     def remove(self, roots: Sequence[str]) -> None:
-        """Nothing was stored."""
+        """Remove all below roots."""
 
 
 class InBucket(WithDriver):
@@ -309,7 +281,7 @@ class InBucket(WithDriver):
             delete_below(self._storage, f"{root}/")
 
 
-class InFolders:
+class InFolders(WithDriver):
     """Files that workers on this machine map: in memory where there is room for them, else on disk.
 
     memory : a folder whose files are in memory; None if there is none.
@@ -317,14 +289,13 @@ class InFolders:
     budget : bytes that the files in memory may take together; those that were used least recently go.
     """
 
-    place = Place("folder", "/")
     sent_bytes = SENT_BYTES
     is_parallel = has_checksums = False
     has_bytes = ends_with_blocks = True
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
+        self.place, self._owner = Place("folder", "/"), os.getpid()
         self._memory, self._disk, self._budget = memory, disk, budget
-        self._owner = os.getpid()
 
     def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""

@@ -19,7 +19,7 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.block_store import BlockStore, InBucket, InFolders, Storing, WithDriver
+from polarmap.executors.block_store import BlockStore, InBucket, InFolders, WithDriver
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.fork_server_process import modules_named
@@ -341,7 +341,7 @@ class Elsewhere:
         except BaseException:
             remove(on_disk)
             raise
-        storing: Storing = InFolders(in_memory, on_disk, options.memory)
+        storing: WithDriver = InFolders(in_memory, on_disk, options.memory)
         if site.folder is None:
             storing = WithDriver(site.prefix) if site.storage is None else InBucket(site.storage, site.prefix)
         return Crew(

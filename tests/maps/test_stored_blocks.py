@@ -125,15 +125,15 @@ def test_any_changed_byte_is_noticed(data, draw):
 def test_results_may_stay_in_storage(A, tmp_path, executor):
     from polarmap.blocks.choose_code import CodeOptions, encoded
     from polarmap.executors import executor_of
-    from polarmap.executors.base import Payload
+    from polarmap.executors.base import Outcome, Payload
 
     coded = encoded(A, CodeOptions(6, 8), None)
     output = OutputSpec(Place("folder", str(tmp_path)), "results/y", items=20)
     outcomes: list = []
     with closing(executor_of(executor).open(Payload(lambda block: block * 2, coded, output=output))) as run:
-        run.submit(range(8))
+        run.submit([(task, 0) for task in range(8)])
         while len(outcomes) < 8:
-            outcomes += run.wait(10)
+            outcomes += [event for event in run.wait(10) if isinstance(event, Outcome)]
     for outcome in outcomes:
         stored = outcome.stored
         assert stored.layout == (("<f8", (10, 7)),)
