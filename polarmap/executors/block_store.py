@@ -52,9 +52,7 @@ class BlockStore:
                 self._stored.pop(key).remove()
             name = id(coded), encryption
             found = self._stored.get(name)
-            if found is None or (not found.users and not found.is_there()):
-                if found is not None:
-                    found.remove()
+            if found is None or found.is_removed:
                 others = list(self._stored.values())
                 found = StoredPieces(coded, encryption, self._storing, next(self._numbers), others)
                 self._stored[name] = found
@@ -82,6 +80,8 @@ class StoredPieces:
         Maps that use it now.
     used : float
         When it was used last.
+    is_removed : bool
+        To make room for others.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class StoredPieces:
         self.blocks, source = weakref.ref(coded), coded.source
         self._is_stored, self._is_sent = source is not None, source == MESSAGE
         self._encryption, self._storing = encryption, storing
-        self.users, self.used = 0, time.monotonic()
+        self.users, self.used, self.is_removed = 0, time.monotonic(), False
         self._lock = threading.Lock()
         tasks = range(0 if self._is_stored else coded.n)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
@@ -106,11 +106,6 @@ class StoredPieces:
         self._tasks: dict[int, StoredBlock] = {}
         if storing.ends_with_blocks:
             weakref.finalize(coded, storing.remove, self.roots).atexit = False
-
-    def is_there(self) -> bool:
-        """Whether nobody has removed what was stored."""
-        roots = {part.key.rpartition("/")[0] for part in self._parts.values()}
-        return (self._is_stored or bool(self.roots)) and all(map(self._storing.is_there, roots))
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
@@ -163,7 +158,7 @@ class StoredPieces:
         """Remove what was stored."""
         with self._lock:
             self._storing.remove(self.roots)
-            self.roots = []
+            self.roots, self.is_removed = [], True
             self._parts.clear()
             self._tasks.clear()
 
@@ -248,10 +243,6 @@ class WithDriver:
     def put(self, key: str, buffers: list[Any]) -> None:
         """Store bytes; OSError: there is no room below this root."""
 
-    def is_there(self, root: str) -> bool:
-        """Whether what was stored below a root may still be there."""
-        return True
-
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
 
@@ -317,10 +308,6 @@ class InFolders(WithDriver):
             with contextlib.suppress(OSError):
                 path.unlink()
             raise
-
-    def is_there(self, root: str) -> bool:
-        """Whether nobody has removed the folder."""
-        return os.path.isdir(f"/{root}")
 
     def remove(self, roots: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""

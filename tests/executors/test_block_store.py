@@ -226,18 +226,7 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     on_disk = store.of(one)  # the two others are in use
     on_disk.block(one, 2)
     assert files(tmp_path / "disk") == {"2"}
-    assert in_use.is_there()
-
-
-def test_files_that_somebody_has_removed_are_written_again(tmp_path: Path) -> None:
-    place, coded = Kind("disk", tmp_path), blocks()
-    stored = place.store.of(coded)
-    stored.block(coded, 0)
-    place.store.done(stored)
-    for folder in (tmp_path / "disk").iterdir():
-        (folder / "0").unlink()
-        folder.rmdir()
-    check(place, place.store.of(coded), coded)
+    assert not in_use.is_removed
 
 
 def test_no_room_anywhere_is_said(tmp_path: Path) -> None:
