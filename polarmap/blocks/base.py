@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy.typing as npt
 
 from polarmap.code.base import Code
 from polarmap.executors.base import Coded
+from polarmap.worker.parts import Part, Place
 
 
 class DataBlocks(Protocol):
@@ -72,3 +74,28 @@ class CodedData(Coded, Protocol):
     def blocks(self) -> DataBlocks:
         """The data blocks."""
         ...
+
+
+class WholeBlocks:
+    """Coded blocks of one piece each, which lie in memory unless it is said where."""
+
+    source: Place | None = None
+
+    def leaves(self, index: int) -> list[npt.NDArray[Any]]:
+        """The arrays of block `index`."""
+        raise NotImplementedError
+
+    def parts(self, index: int) -> tuple[Part, ...]:
+        """Nothing of them lies in storage."""
+        raise LookupError(index)
+
+    def pieces(self, index: int) -> Sequence[int]:
+        """A block is one piece."""
+        return (index,)
+
+    def piece(self, number: int) -> list[npt.NDArray[Any]]:
+        """The leaves of a block."""
+        return self.leaves(number)
+
+    def release(self) -> None:
+        """Nothing was made that could be made again."""

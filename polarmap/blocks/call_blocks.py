@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.worker.parts import MESSAGE, Part, Place
+from polarmap.blocks.base import WholeBlocks
+from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Layout, Structure
 
 Array = npt.NDArray[Any]
 
 
-class CallBlocks:
+class CallBlocks(WholeBlocks):
     """What each worker gets: the bytes of a call, from `add` to `forget`.
 
     >>> blocks = CallBlocks()
@@ -22,7 +22,7 @@ class CallBlocks:
     (0, 1, b'abc')
     """
 
-    source: Place | None = MESSAGE
+    source = MESSAGE
     structure: Structure = ("array",)
 
     def __init__(self) -> None:
@@ -46,19 +46,3 @@ class CallBlocks:
     def layout(self, index: int) -> Layout:
         """How many there are."""
         return (("|u1", (len(self._calls[index]),)),)
-
-    def release(self) -> None:
-        """Nothing was made."""
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """The bytes themselves."""
-        data = self._calls[index]
-        return (Part(cast(Any, data), len(data)),)
-
-    def pieces(self, index: int) -> Sequence[int]:
-        """Each is one."""
-        return (index,)
-
-    def piece(self, number: int) -> list[Array]:
-        """The leaves of a block."""
-        return self.leaves(number)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import Blocks
 from polarmap.code.base import Code
 from polarmap.code.dtypes import real_dtype
-from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
 
 
-class CodedBlocks:
+class CodedBlocks(WholeBlocks):
     """The n coded blocks of `Blocks`; those that are no data blocks are made when one is asked for.
 
     `keep`: hold on to these when a map lets go of them, for the next map of the same data.
@@ -66,23 +66,6 @@ class CodedBlocks:
     def coded_blocks(self) -> CodedBlocks:
         """As `coded_map` asks for data that is encoded already."""
         return self
-
-    @property
-    def source(self) -> None:
-        """They lie in memory."""
-        return None
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing of them lies in storage."""
-        raise LookupError(index)
-
-    def pieces(self, index: int) -> tuple[int, ...]:
-        """A block is one piece."""
-        return (index,)
-
-    def piece(self, number: int) -> list[Array]:
-        """The leaves of a block."""
-        return self.leaves(number)
 
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.worker.parts import Part, Place
@@ -29,7 +30,7 @@ class BlockReader(Protocol):
         ...
 
 
-class StoredBlocks:
+class StoredBlocks(WholeBlocks):
     """The n blocks of a stored array; nothing is read before a block's leaves are asked for.
 
     Parameters
@@ -58,7 +59,7 @@ class StoredBlocks:
         padding: int,
         reader: BlockReader,
     ) -> None:
-        self.code, self._source, self._parts = code, source, parts
+        self.code, self.source, self._parts = code, source, parts
         self._reader, self._dtype, self._shape = reader, dtype, shape
         rows = shape[0] if shape else None
         self.blocks = _StoredData(code.k, dtype, reader, padding, rows, self.structure)
@@ -82,11 +83,6 @@ class StoredBlocks:
         """Of every block: one array, or one number if it has no axes."""
         return ("array",) if self._shape else ("numpy",)
 
-    @property
-    def source(self) -> Place:
-        """Where the blocks lie."""
-        return self._source
-
     def parts(self, index: int) -> tuple[Part, ...]:
         """What block `index` consists of."""
         return self._parts[index]
@@ -100,16 +96,9 @@ class StoredBlocks:
         dtype = self._dtype if index < self.k else self.code.parity_dtype(self._dtype)
         return ((dtype.str, self._shape),)
 
-    def pieces(self, index: int) -> tuple[int, ...]:
-        """A block is one piece."""
-        return (index,)
-
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure."""
         return [self._reader.read_as_stored(number)]
-
-    def release(self) -> None:
-        """Nothing is kept."""
 
 
 class _StoredData(Blocks):

@@ -10,10 +10,10 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
+from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.any_value import is_raw, to_block
-from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming
 
 Array = npt.NDArray[Any]
@@ -136,10 +136,8 @@ def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
     return itertools.pairwise(length * turn // count for turn in range(count + 1))
 
 
-class PartBlocks:
+class PartBlocks(WholeBlocks):
     """What each worker gets: one part of its own."""
-
-    source: Place | None = None
 
     def __init__(
         self, parts: Sequence[list[Array]], structure: Structure, workers: int | None = None
@@ -154,17 +152,6 @@ class PartBlocks:
     def layout(self, index: int) -> Layout:
         """Dtype and shape of each."""
         return layout_of(self.leaves(index))
-
-    def release(self) -> None:
-        """Nothing was made."""
-
-    def parts(self, index: int) -> tuple[Part, ...]:
-        """Nothing lies in storage."""
-        raise LookupError(index)
-
-    def pieces(self, index: int) -> Sequence[int]:
-        """Of what a worker gets."""
-        return (index,)
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part."""

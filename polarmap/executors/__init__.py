@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors import private_folder
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.choices import check_path, is_localhost, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
+from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
 
 
@@ -27,13 +27,9 @@ def executor_of(choice: Any) -> MapExecutor:
         from polarmap.executors.lithops import LocalhostExecutor
 
         return LocalhostExecutor()
-    if is_path(choice):
-        from polarmap.executors.lithops import YamlExecutor
-
-        return YamlExecutor(choice)
     if isinstance(choice, MapExecutor):
         return choice
-    if is_of_lithops(choice):
+    if is_path(choice) or is_of_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
@@ -63,7 +59,7 @@ def storage_beside(choice: Any, data: Any) -> Any:
         pool = default_pool() if choice is None else choice
         return None if _is_in_memory(data) else pool.storage_of_arrays()
     if is_localhost(choice):
-        return private_folder.private_folder() / "arrays"
+        return private_folder() / "arrays"
     return choice if is_of_lithops(choice) else None
 
 

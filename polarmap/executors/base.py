@@ -144,14 +144,14 @@ class Payload:
         """A worker's reply of its parts; with a key nothing of it is unpickled before it is `outcome`."""
         return reply_of_parts(header, data) if self.encryption is None else sealed(task, attempt, data)
 
-    def outcome(self, reply: Reply, data: bytes | None = None) -> Outcome:
-        """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
+    def outcome(self, reply: Reply) -> Outcome:
+        """A worker's reply as an outcome."""
         if self.encryption is None:
-            return outcome_of(reply, data)
+            return outcome_of(reply)
         from polarmap.worker.encrypted_replies import as_meant
 
         try:
-            return outcome_of(as_meant(reply, self.encryption, data))
+            return outcome_of(as_meant(reply, self.encryption))
         except Exception as error:  # of a forger
             return lost(reply.task, reply.attempt, f"its reply {error}")
 
@@ -214,21 +214,18 @@ class MapExecutor(Protocol):
         ...
 
 
-def outcome_of(reply: Reply, data: bytes | None = None) -> Outcome:
-    """A worker's reply as an outcome; `data` is its result's bytes if they came separately."""
+def outcome_of(reply: Reply) -> Outcome:
+    """A worker's reply as an outcome."""
     seconds = reply.ended - reply.started
     if reply.error is not None:
         return Outcome(reply.task, reply.attempt, None, None, failure_of(reply.error), seconds)
     assert reply.result is not None
-    packed = reply.result if data is None else reply.result._replace(data=data)
-    expected = layout_bytes(packed.layout)
-    if len(packed.data) != expected:
-        message = f"its result has {len(packed.data)} of {expected} bytes in storage"
-        return lost(reply.task, reply.attempt, message)
-    leaves = packed.unpack()
-    return Outcome(
-        reply.task, reply.attempt, leaves, packed.structure, None, seconds, reply.stored, reply.subtasks
-    )
+    structure, layout, data = reply.result
+    expected = layout_bytes(layout)
+    if len(data) != expected:
+        return lost(reply.task, reply.attempt, f"its result has {len(data)} of {expected} bytes")
+    leaves = reply.result.unpack()
+    return Outcome(reply.task, reply.attempt, leaves, structure, None, seconds, reply.stored, reply.subtasks)
 
 
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:

@@ -29,14 +29,15 @@ from polarmap.executors.base import (
     lost,
     read_only,
 )
+from polarmap.executors.block_store import stored_block
 from polarmap.executors.choices import is_of_dask
 from polarmap.executors.dask import DaskCalls
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
+from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, LazyBlock, ThreadLink, run_in_pool
-from polarmap.worker.kept_blocks import OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
 from polarmap.worker.parts import DamagedError
 
@@ -189,7 +190,7 @@ class FuturesRun:
         """The block itself, or a stored one for the worker to read where it can."""
         coded = self._payload.blocks
         if coded.source is not None and coded.source.kind == "folder":
-            return None, StoredBlock(coded.source, coded.parts(task), coded.structure, coded.layout(task))
+            return None, stored_block(coded, task)._replace(structure=coded.structure)
         if coded.source is not None and self._shares_memory:
             return LazyBlock(partial(block_of, coded, task)), None
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data

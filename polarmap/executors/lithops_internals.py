@@ -10,9 +10,12 @@ import base64
 import contextlib
 import copy
 import importlib
+import json
 import logging
 import os
 import pickletools
+import re
+import stat
 import subprocess
 import sys
 import threading
@@ -21,7 +24,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from polarmap.executors.private_folder import interpreter, private_folder
+from polarmap.executors.fork_server_process import absolute_module_path
+from polarmap.executors.owned_folder import private_folder
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
@@ -47,6 +51,41 @@ def _remove_empty_folders() -> None:
     for folder in (constants.JOBS_DIR, constants.LOGS_DIR, constants.CLEANER_DIR, constants.LITHOPS_TEMP_DIR):
         with contextlib.suppress(OSError):
             os.rmdir(folder)
+
+
+# --- interpreters ------------------------------------------------------------------------------
+
+
+def interpreter() -> Path:
+    """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
+
+    Lithops would run a copy of itself in its shared folder, which any other process replaces.
+    Workers import what the driver can: they get its module search path.
+    """
+    folder = private_folder()
+    paths = folder / f"paths-{threading.get_ident()}"
+    paths.write_text(json.dumps(absolute_module_path()))
+    paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
+    script = folder / "python"
+    if not script.exists():
+        run = (
+            f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
+            "from lithops.localhost.v1.runner import main; main()"
+        )
+        script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return script
+
+
+def named_for_lithops() -> str:
+    """The path of this interpreter, or of a script that runs it where Lithops refuses such a path."""
+    if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable):
+        return sys.executable
+    script = private_folder() / "this-python"
+    if not script.exists():
+        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    return str(script)
 
 
 # --- configurations and storage ----------------------------------------------------------------
@@ -368,7 +407,9 @@ def result_of(future: Any, functions: Any) -> Any:
     future.status(throw_except=False, internal_storage=functions.internal_storage)
     if future.error:
         raise LostError(_reason(future))
-    return future.result(throw_except=False, internal_storage=functions.internal_storage)
+    result = future.result(throw_except=False, internal_storage=functions.internal_storage)
+    future._call_output = None  # a future may stay for long after its result
+    return result
 
 
 def _reason(future: Any) -> str:

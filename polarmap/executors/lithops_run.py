@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.block_store import BlockStore, InBucket
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.lithops_configuration import SETTLE_SECONDS
 from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
@@ -31,11 +31,12 @@ from polarmap.executors.lithops_internals import (
     set_slots,
 )
 from polarmap.executors.lithops_objects import MapObjects
+from polarmap.executors.lithops_storage import SETTLE_SECONDS
+from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled, pickled_by_value
-from polarmap.executors.private_folder import private_folder
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
-from polarmap.worker.messages import Ticket, parsed_reply, plain
+from polarmap.worker.messages import Ticket, plain
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
@@ -57,7 +58,7 @@ class _Job(NamedTuple):
 
 
 class LithopsRun:
-    """The tasks of one map through Lithops; blocks and large results are raw objects.
+    """The tasks of one map through Lithops; blocks are raw objects.
 
     On this machine each job has a FunctionExecutor of its own, since one runs its jobs one after another.
 
@@ -77,7 +78,9 @@ class LithopsRun:
         check_stays_here(payload.encryption, name)
         self._name, self._payload, self._functions = name, payload, functions
         self._is_owned, self._is_private = is_owned, is_private
-        self._objects = MapObjects(functions.storage, payload.blocks, payload.encryption)
+        self._objects = MapObjects(functions.storage, payload.encryption is not None)
+        store = BlockStore(InBucket(functions.storage, self._objects.address.prefix))
+        self._stored = store.of(payload.blocks, payload.encryption)
         self._running: dict[Attempt, _Job] = {}
         self._unbegun: set[Attempt] = set()
         self._began: list[Event] = []  # that are told next
@@ -94,13 +97,11 @@ class LithopsRun:
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
-        is_first, coded, tasks = self._is_first, self._payload.blocks, [task for task, _ in attempts]
+        is_first, tasks = self._is_first, [task for task, _ in attempts]
         self._is_first = False
-        if is_first and coded.source is None:
-            coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
-        self._objects.put_blocks(tasks, is_first)
-        if is_first and len(tasks) == coded.n:
-            coded.release()
+        self._stored.prepare(self._payload.blocks, tasks)
+        if is_first:
+            self._objects.put_sign()
         functions = self._functions if is_first else self._further_functions()
         if self._is_private:
             set_slots(functions, len(tasks))  # one that sleeps keeps none from starting
@@ -192,18 +193,16 @@ class LithopsRun:
         self._has_heard = True
         try:
             sent = result_of(one.future, one.functions)
+            if sent is None:
+                return lost(*key, "it was told that nobody waits for it")
+            outcome = self._payload.outcome(self._payload.reply(*key, *sent))
         except LostError as error:
             return lost(*key, str(error))
         except Exception as error:
             return lost(*key, f"{type(error).__name__}: {error}")
-        if sent is None:
-            return lost(*key, "it was told that nobody waits for it")
-        reply = parsed_reply(sent)
-        try:
-            data = self._objects.result(reply)
-        except Exception as error:
-            return lost(*key, f"its result could not be read: {type(error).__name__}: {error}")
-        return self._payload.outcome(reply, data)
+        if outcome.failure is not None and outcome.failure.kind == "damaged":
+            self._stored.store_again(self._payload.blocks, key[0])
+        return outcome
 
     def _with_rest(self, ticket: Ticket, outcome: Outcome) -> list[Outcome]:
         """The results of a task's subtasks that were not told yet, and its end."""
@@ -230,7 +229,9 @@ class LithopsRun:
 
     def _map(self, functions: Any, keys: Sequence[Attempt], gives_way: Collection[int]) -> None:
         """Hand attempts to Lithops as one job: elsewhere than here they begin at once, as far as is known."""
-        tickets = [self._payload.ticket(*key, self._objects.block(key[0])) for key in keys]
+        coded = self._payload.blocks
+        blocks = [self._stored.block(coded, task)._replace(structure=coded.structure) for task, _ in keys]
+        tickets = [self._payload.ticket(*key, block) for key, block in zip(keys, blocks, strict=True)]
         address = self._address(functions)
         nice = dict.fromkeys(gives_way, PARITY_NICE) if address.driver is not None else {}
         items = [

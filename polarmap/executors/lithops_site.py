@@ -11,8 +11,7 @@ from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops import check_reachable
-from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions
+from polarmap.executors.lithops import check_reachable, open_functions
 from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
@@ -26,7 +25,13 @@ from polarmap.executors.lithops_internals import (
     objects_of,
     result_of,
 )
-from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
+from polarmap.executors.lithops_storage import (
+    PREFIX,
+    SETTLE_SECONDS,
+    delete_below,
+    open_storage,
+    remove_objects,
+)
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
 from polarmap.executors.worker_listener import Join

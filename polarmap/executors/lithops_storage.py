@@ -17,6 +17,7 @@ from polarmap.storage.retry import retry_call
 
 TIMEOUT = 10  # seconds to connect, and to wait for the next byte; whoever asks decides how often
 PREFIX = "polarmap"  # of all keys of maps
+SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 PROBE_BYTES = 1024
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 RETURN_SECONDS = 30.0  # that a storage which has answered before may be away

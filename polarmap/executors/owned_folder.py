@@ -9,6 +9,7 @@ import shutil
 import stat
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
@@ -60,6 +61,18 @@ def restore(folder: Path) -> None:
             folder.chmod(PRIVATE)
     except OSError as error:
         raise ExecutorError(f"{folder}, for the files of workers, cannot be made again: {error}") from error
+
+
+def private_folder() -> Path:
+    """An owned temporary folder of this process, always the same; made again if somebody has removed it."""
+    folder = _folder_of(os.getpid())
+    restore(folder)
+    return folder
+
+
+@cache
+def _folder_of(process: int) -> Path:
+    return disk_folder()
 
 
 def remove(folder: Path) -> None:

@@ -19,14 +19,12 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.block_files import BlockFiles
-from polarmap.executors.block_objects import BlockObjects
+from polarmap.executors.block_store import BlockStore, InBucket, InFolders, WithDriver
 from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun, Shared
-from polarmap.executors.private_folder import private_folder
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_processes import TEND_SECONDS, WorkerProcesses
 from polarmap.worker.cores import available_cores
@@ -301,7 +299,7 @@ class Here:
         in_memory, on_disk = memory_folder(), disk_folder()
         folders = [folder for folder in (in_memory, on_disk) if folder is not None]
         workers = WorkerProcesses(options.threads, options.workers, [str(folder) for folder in folders])
-        blocks = BlockFiles(in_memory, on_disk, options.memory)
+        blocks = BlockStore(InFolders(in_memory, on_disk, options.memory))
         return Crew(
             self.name,
             Shared(workers, blocks, options.threads),
@@ -336,14 +334,12 @@ class Elsewhere:
         except BaseException:
             remove(on_disk)
             raise
-        blocks: Any = (
-            BlockObjects(site.storage, site.prefix)
-            if site.folder is None
-            else BlockFiles(in_memory, on_disk, options.memory)
-        )
+        storing: WithDriver = InFolders(in_memory, on_disk, options.memory)
+        if site.folder is None:
+            storing = WithDriver(site.prefix) if site.storage is None else InBucket(site.storage, site.prefix)
         return Crew(
             self.name,
-            Shared(workers, blocks, None, site.modules),
+            Shared(workers, BlockStore(storing), None, site.modules),
             folders,
             folders if site.folder is not None else [],
             site.check_source,
@@ -352,16 +348,11 @@ class Elsewhere:
 
     def _known(self) -> tuple[str, Worker | None]:
         """The name of the place, and what a worker is given there."""
-        if is_path(self.choice):
-            from polarmap.executors.lithops import YamlExecutor
-
-            yaml = YamlExecutor(self.choice)
-            return f"kept workers on {yaml.name}", yaml.worker
         if self._is_lithops:
             from polarmap.executors.lithops import LithopsExecutor
 
-            functions = LithopsExecutor(self.choice)
-            return f"kept workers on {functions.name}", functions.worker
+            lithops = LithopsExecutor(self.choice)
+            return f"kept workers on {lithops.name}", lithops.worker
         return f"kept workers on {type(self.choice).__name__}", None
 
     def _site(self, folder: Path) -> Any:

@@ -12,60 +12,26 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Attempt, Began, Coded, Event, Outcome, Payload, lost
-from polarmap.executors.block_files import name_of
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.block_store import BlockStore, StoredPieces
 from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Worker, WorkerTable
-from polarmap.worker.encryption import Encryption
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.io_channel import TaskCall
-from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, read_file
 from polarmap.worker.process_state import Surroundings, working_folder
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
-
-
-class Stored(Protocol):
-    """The blocks of a map where workers read them."""
-
-    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
-        """These are about to be read."""
-        ...
-
-    def block(self, coded: Coded, task: int) -> StoredBlock:
-        """What the worker of a task is to read."""
-        ...
-
-    def part(self, coded: Coded, key: str) -> bytes:
-        """What a worker asks its driver for."""
-        ...
-
-    def store_again(self, coded: Coded, task: int) -> None:
-        """A worker has found that the block of a task is not as it was stored."""
-        ...
-
-
-class Blocks(Protocol):
-    """The stored blocks of all maps of a pool."""
-
-    def of(self, coded: Coded, encryption: Encryption | None = None) -> Any:
-        """Those of these blocks, encrypted if so, in use until `done` is called."""
-        ...
-
-    def done(self, stored: Any) -> None:
-        """A map does not need them any more."""
-        ...
 
 
 class Shared(NamedTuple):
@@ -77,7 +43,7 @@ class Shared(NamedTuple):
     """
 
     workers: WorkerTable
-    blocks: Blocks
+    blocks: BlockStore
     threads: int | None
     modules: Callable[[bytes], Mapping[str, tuple[str, bool]]] = lambda pickled: {}
 
@@ -128,7 +94,7 @@ class PoolRun:
         self._is_called = False  # to return
         self._lease = self._workers.slots.open(self._woken.set)
         self._began: list[Event] = []  # that are told with the next outcomes
-        self._stored: Stored | None = None
+        self._stored: StoredPieces | None = None
         self._owner = os.getpid()
         self._is_elsewhere = threads is None
         # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
@@ -144,8 +110,7 @@ class PoolRun:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
             self._digest = _digest(self._f)
-            if payload.blocks.source is None:
-                self._stored = self._blocks.of(payload.blocks, payload.encryption)
+            self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -159,13 +124,13 @@ class PoolRun:
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
+        assert self._stored is not None
+        self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         for task, _ in attempts:
             if task not in self._names:
-                self._names[task] = name_of(self._payload.blocks, task)
+                self._names[task] = self._stored.name(self._payload.blocks, task)
         self._waiting += attempts
         self._open.update(attempts)
-        if self._stored is not None:
-            self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         self._workers.want(len(self._waiting) + len(self._lease.under_way))
         self._start_waiting()
 
@@ -313,16 +278,11 @@ class PoolRun:
 
     def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> TaskCall:
         """What this worker is told: f and what is around it only if it does not know them."""
-        coded = self._payload.blocks
-        if self._stored is not None:
-            block = self._stored.block(coded, task)
-        else:
-            assert coded.source is not None
-            block = StoredBlock(coded.source, tuple(coded.parts(task)), (), coded.layout(task))
+        assert self._stored is not None
         return TaskCall(
             self._number,
             tuple(map(str, self._folders)),
-            self._payload.ticket(task, attempt, block._replace(structure=())),
+            self._payload.ticket(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
             self._around if worker.around != self._around else None,
             {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
@@ -373,7 +333,8 @@ class PoolRun:
 
     def _let_go(self, worker: Worker) -> None:
         """It is gone, or of no more use: what it was told ahead waits again."""
-        self._waiting.extendleft(order[1:] for order, _ in worker.orders if order[1:] not in self._shared)
+        orders = [order[1:] for order, _ in worker.orders]
+        self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
         self._release(worker)
         self._workers.remove(worker)
 

@@ -15,8 +15,8 @@ from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.objects import write_object
 from polarmap.worker.partial_results import PartialResult, evaluate
+from polarmap.worker.parts import write_object
 from polarmap.worker.run_task import packing
 from polarmap.worker.stored_output import store_result
 

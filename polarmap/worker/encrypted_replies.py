@@ -28,16 +28,14 @@ def as_sent(reply: Reply, encryption: tuple[Any, ...]) -> Reply:
     return sealed(reply.task, reply.attempt, data, reply.subtasks)
 
 
-def as_meant(reply: Reply, encryption: Encryption, data: Any = None) -> Reply:
+def as_meant(reply: Reply, encryption: Encryption) -> Reply:
     """The inverse; DamagedError for what the worker of this attempt has not sent.
 
     Nothing is unpickled but what a worker with the key has encrypted.
-
-    data : of the sealed reply, if it came separately.
     """
     if reply.result is None:
         raise DamagedError("is not encrypted")
-    told = bytes(reply.result.data if data is None else data)
+    told = bytes(reply.result.data)
     if told[:1] == WITHOUT_KEY:
         kind, message, trace = json.loads(told[1:])
         ours = KeyUnavailableError(str(message)) if kind == KeyUnavailableError.__name__ else None

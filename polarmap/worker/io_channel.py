@@ -14,14 +14,12 @@ from math import inf
 from typing import Any, NamedTuple
 
 from polarmap.worker.any_value import loaded
+from polarmap.worker.block_cache import KEPT_BYTES, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.fetched_blocks import FetchedBlocks
 from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message
-from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.objects import read_part, remove_parts, write_object
-from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.parts import DamagedError, Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
 from polarmap.worker.pytree import Structure
 from polarmap.worker.run_task import run_task
@@ -84,7 +82,7 @@ class ChannelIO:
     """What connects the tasks of a worker that stays with their driver.
 
     storage : a `lithops.Storage`, for what lies in buckets.
-    memory : bytes of blocks that are kept of what does not lie in files of this machine.
+    memory : bytes of blocks that are kept.
     limited : within which tasks run.
     is_alone : whether nothing but the worker uses its process.
     """
@@ -95,7 +93,7 @@ class ChannelIO:
         self,
         channel: Channel,
         storage: Any = None,
-        memory: int = 1 << 30,
+        memory: int = KEPT_BYTES,
         limited: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         is_alone: bool = False,
     ) -> None:
@@ -109,8 +107,7 @@ class ChannelIO:
         self._pickled: bytes | str = b""
         self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
         self._folders: tuple[str, ...] = ()
-        self.blocks = KeptBlocks()
-        self._fetched = FetchedBlocks(self._fetch, memory)
+        self.blocks = BlockCache(self._fetch, memory)
         self._modules = SentModules()
 
     def receive(self, timeout: float | None) -> Any:
@@ -163,10 +160,8 @@ class ChannelIO:
         f, f_on_kept, structure = self._f
         assert ticket.block is not None
         is_private = ticket.attempt > 0
-        kind = ticket.block.source.kind
-        blocks = self.blocks if kind == "folder" else self._fetched
         try:
-            block = blocks.load(ticket.block._replace(structure=structure), is_private or kind == "message")
+            block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
@@ -203,7 +198,7 @@ class ChannelIO:
         remove_parts(place, parts, self._storage)
 
     def _fetch(self, source: Place, part: Part) -> Any:
-        """The bytes of a part that lies in a bucket, or with the driver."""
+        """The bytes of a part."""
         if source.encryption is not None:
             return self.encrypted.read(source, part, self._fetch)
         if source.kind != "driver" or not part.key:

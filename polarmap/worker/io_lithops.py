@@ -1,4 +1,4 @@
-"""Tasks of Lithops: the block and a large result are objects, the reply is what the function returns.
+"""Tasks of Lithops: the block is an object, the reply is what the function returns.
 
 Runs on workers: imports numpy at most.
 """
@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from polarmap.worker.liveness import exit_when, exit_with_driver
-from polarmap.worker.messages import Reply, Ticket, plain
-from polarmap.worker.objects import is_missing, read_part, remove_parts, write_object
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.parts import Part, Place, is_missing, read_part, remove_parts, write_object
 from polarmap.worker.run_task import run_task
 
-INLINE_BYTES = 4096  # results up to this size travel with the status instead of as an object
+STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
 SCRATCH_SECONDS = 5.0  # that removing a folder may take into which other jobs that end still write
 
 Function = Callable[[Any], Any]
@@ -48,22 +47,18 @@ class Address(NamedTuple):
         """Of an object that exists for as long as anybody waits for results."""
         return f"{self.prefix}/alive"
 
-    def result_key(self, task: int, attempt: int) -> str:
-        """Of a result that does not travel with the status."""
-        return f"{self.prefix}/result/{task}-{attempt}"
-
     def subtask_key(self, task: int, attempt: int, subtask: int) -> str:
         """Of the result of a subtask."""
         return f"{self.prefix}/subtask/{task}-{attempt}-{subtask}"
 
 
-def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[Any, ...] | None]:
+def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[bytes, bytes] | None]:
     """The function Lithops maps over tickets; a closure, so that f's own modules travel with it.
 
     encrypted : an `EncryptedIO`, if there is a key.
     """
 
-    def task(fields: tuple[Any, ...], storage: Any) -> tuple[Any, ...] | None:
+    def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         ticket, address = fields
         io = LithopsIO(f, Address(*address), storage, encrypted)
         return io.run(Ticket.parse(ticket))
@@ -77,8 +72,8 @@ class LithopsIO:
     def __init__(self, f: Function, address: Address, storage: Any, encrypted: Any) -> None:
         self._f, self._address, self._storage, self.encrypted = f, address, storage, encrypted
 
-    def run(self, ticket: Ticket) -> tuple[Any, ...] | None:
-        """The plain reply; None if nobody waits for it."""
+    def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
+        """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
         address = self._address
         if address.nice:
             os.nice(address.nice)
@@ -88,7 +83,10 @@ class LithopsIO:
         else:
             exit_with_driver(address.driver, self.remove_all)
         reply = run_task(ticket, self)
-        return None if reply is None else plain(self._sent(reply))
+        header, data = (b"", b"") if reply is None else reply.to_parts()
+        if reply is None or (len(data) > STATUS_BYTES and self.is_cancelled()):
+            return None
+        return header, bytes(data)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
@@ -109,10 +107,12 @@ class LithopsIO:
         return False
 
     def hand_in(self, reply: Reply) -> bool:
-        """Store the result of a subtask."""
+        """Store the result of a subtask, and take it back if the driver has cleaned up."""
+        key = self._address.subtask_key(reply.task, reply.attempt, reply.subtasks[0])
         try:
-            key = self._address.subtask_key(reply.task, reply.attempt, reply.subtasks[0])
-            self._put(key, reply.to_bytes())
+            self._storage.put_object(self._address.bucket, key, reply.to_bytes())
+            if self.is_cancelled():
+                self._storage.delete_object(self._address.bucket, key)
         except Exception:
             return False
         return True
@@ -142,19 +142,6 @@ class LithopsIO:
         if source.encryption is not None:
             return self.encrypted.read(source, part, self._read)
         return read_part(source, part, self._storage)
-
-    def _sent(self, reply: Reply) -> Reply:
-        """The reply as it travels with the status: a large result has become an object."""
-        if reply.result is None or len(reply.result.data) <= INLINE_BYTES:
-            return reply
-        self._put(self._address.result_key(reply.task, reply.attempt), bytes(reply.result.data))
-        return reply._replace(result=reply.result._replace(data=b""))
-
-    def _put(self, key: str, data: bytes) -> None:
-        """Store an object for the driver, and take it back if that has cleaned up."""
-        self._storage.put_object(self._address.bucket, key, data)
-        if self.is_cancelled():
-            self._storage.delete_object(self._address.bucket, key)
 
 
 def _drop_inherited_connections(storage: Any) -> None:

@@ -14,12 +14,12 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
+from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.kept_blocks import KeptBlocks, OnReadOnlyBlocks
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes
-from polarmap.worker.objects import remove_parts, write_object
+from polarmap.worker.parts import remove_parts, write_object
 from polarmap.worker.run_task import run_task
 from polarmap.worker.thread_limits import limits
 
@@ -127,7 +127,7 @@ def _machine(folder: str) -> tuple[str, int, int]:
     return os.uname().nodename, parent.st_dev, parent.st_ino
 
 
-class PoolBlocks(KeptBlocks):
+class PoolBlocks(BlockCache):
     """Blocks of stored arrays in a process that others use, too: let go when none has been used for long."""
 
     _is_used = _is_watched = False

@@ -34,28 +34,30 @@ def plain(message: Any) -> Any:
 
 
 class StoredBlock(NamedTuple):
-    """A block in storage, which its worker reads.
+    """A block as its worker gets it: in storage, or in the message.
 
     source : where its parts lie.
-    parts : whose bytes in a row are the block.
+    parts : whose bytes in a row are the block; none in a message.
+    data : the bytes themselves, in a message.
     """
 
     source: Place
     parts: tuple[Part, ...]
     structure: Structure
     layout: Layout
+    data: bytes = b""
 
     def load(self, read: Reader) -> Any:
         """The block, its parts read by `read`; DamagedError if they are not as they were written."""
         # The bytes get no name: f may need the room that this second copy of the block takes.
-        leaves = Packed(self.structure, self.layout, assemble(self.parts, read)).unpack()
+        leaves = Packed(self.structure, self.layout, self.data or assemble(self.parts, read)).unpack()
         return unflatten(self.structure, leaves)
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> StoredBlock:
         """One from what `plain` made of it."""
-        source, parts, structure, layout = fields
-        return cls(Place(*source), tuple(Part(*part) for part in parts), structure, layout)
+        source, parts, structure, layout, data = fields
+        return cls(Place(*source), tuple(Part(*part) for part in parts), structure, layout, data)
 
 
 class Ticket(NamedTuple):

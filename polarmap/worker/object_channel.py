@@ -10,7 +10,7 @@ import pickle
 import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.objects import is_missing
+from polarmap.worker.parts import is_missing
 from polarmap.worker.storage_channel import StorageChannel
 
 FIRST_POLL_SECONDS = 0.01  # between looks while something is expected

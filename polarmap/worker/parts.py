@@ -1,6 +1,7 @@
 """Bytes that lie in storage, named part by part, and how to read them back: verified, or not at all.
 
-Runs on workers too: imports the standard library only.
+They are files below a folder, or objects in a bucket of Lithops; `storage` is a `lithops.Storage`, needed
+for buckets. Runs on workers too: imports the standard library only.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ from typing import Any, NamedTuple
 class Part(NamedTuple):
     """A run of bytes of one object.
 
-    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere; in a
-        message, the bytes themselves.
+    key : of the object in its bucket, or its path below a folder; empty for zeros that lie nowhere.
     size : in bytes.
     crc32 : `zlib.crc32` of the bytes, or None if they are only being written now; in the manifest of
         an array, None if they were never written.
@@ -33,7 +33,7 @@ class Place(NamedTuple):
     """Where objects lie.
 
     kind : "folder" of a file system, "bucket" of a Lithops storage, the "driver" that is to be asked, or
-        the "message" that names them.
+        the "message" that a block travels in.
     place : the path or the name.
     backend : Lithops' name for the storage that holds the bucket; empty for a folder.
     encryption : its fields, if there is one: parts have no CRC-32 then.
@@ -109,3 +109,45 @@ def write_file(folder: str, key: str, data: Any) -> None:
         with contextlib.suppress(OSError):
             os.unlink(unfinished)
         raise
+
+
+def read_part(source: Place, part: Part, storage: Any = None) -> Any:
+    """The bytes of a part as they are stored; DamagedError if it is not there."""
+    if not part.key:
+        return bytes(part.size)
+    if source.kind == "folder":
+        return read_file(source.place, part)
+    if not part.size:
+        return b""
+    bounds = {"Range": f"bytes={part.offset}-{part.offset + part.size - 1}"}
+    try:
+        return storage.get_object(source.place, part.key, extra_get_args=bounds)
+    except Exception as error:
+        if is_missing(error) or "InvalidRange" in str(error):
+            raise DamagedError(
+                f"{part.key} is missing or shorter than {part.offset + part.size} bytes"
+            ) from None
+        raise
+
+
+def write_object(place: Place, key: str, data: Any, storage: Any = None) -> None:
+    """A new object, or a file that appears whole or not at all."""
+    if place.kind == "folder":
+        write_file(place.place, key, data)
+    else:
+        storage.put_object(place.place, key, bytes(data))
+
+
+def remove_parts(place: Place, parts: Iterable[Part], storage: Any = None) -> None:
+    """Take objects out of storage again."""
+    for key in {part.key for part in parts}:
+        if place.kind == "folder":
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(place.place, key))
+        else:
+            storage.delete_object(place.place, key)
+
+
+def is_missing(error: Exception) -> bool:
+    """Whether a storage says that there is no such object; Lithops has one error for all of them."""
+    return type(error).__name__ == "StorageNoSuchKeyError"

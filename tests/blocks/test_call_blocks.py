@@ -7,9 +7,7 @@ import pytest
 
 from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Coded, block_of, check_folder, layout_bytes
-from polarmap.executors.block_files import name_of
-from polarmap.worker.messages import StoredBlock
-from polarmap.worker.objects import read_part
+from polarmap.executors.block_store import BlockStore, WithDriver
 
 
 def test_a_block_is_there_from_add_to_forget() -> None:
@@ -33,8 +31,11 @@ def test_its_bytes_travel_with_the_ticket() -> None:
     task = blocks.add(np.arange(256, dtype=np.uint8))
     check_folder(blocks.source)
     assert blocks.source is not None
-    stored = StoredBlock(blocks.source, blocks.parts(task), blocks.structure, blocks.layout(task))
-    found = stored.load(lambda part: read_part(stored.source, part))
-    assert found.tolist() == list(range(256))
-    hash(name_of(blocks, task))
-    assert "256" not in repr(name_of(blocks, task))
+    stored = BlockStore(WithDriver("")).of(blocks)
+    block = stored.block(blocks, task)
+    assert np.frombuffer(block.data, np.uint8).tolist() == list(range(256))
+    assert block.source == blocks.source
+    blocks.forget(task)
+    with pytest.raises(KeyError):  # nobody else holds it
+        stored.block(blocks, task)
+    assert stored.name(blocks, task) == (id(blocks), task)

@@ -14,7 +14,7 @@ from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of, keep_open, storage_beside
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.private_folder import private_folder
+from polarmap.executors.owned_folder import private_folder
 
 
 class Pool:

@@ -11,12 +11,11 @@ from plain import ends
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Payload
 
-BLOCKS = PartBlocks([[np.zeros(1)]] * 2, ("array",), Uncoded(2))
+BLOCKS = PartBlocks([[np.zeros(1)]] * 2, ("array",))
 
 
 def test_it_is_named_like_the_executor_underneath() -> None:

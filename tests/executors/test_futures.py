@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
@@ -21,7 +20,7 @@ from polarmap.executors.owned_folder import OWNER
 from polarmap.storage.process_identity import ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
 
 
 class ManualPool:

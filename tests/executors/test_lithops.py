@@ -16,18 +16,19 @@ from plain import ends
 
 from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops, lithops_run
 from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.lithops import LithopsExecutor, LocalhostExecutor, YamlExecutor
+from polarmap.executors.lithops import LithopsExecutor, LocalhostExecutor, open_functions, read_configuration
+from polarmap.executors.lithops_internals import end, named_for_lithops
 from polarmap.executors.lithops_run import PARITY_NICE, LithopsRun
-from polarmap.executors.private_folder import private_folder
+from polarmap.executors.owned_folder import private_folder
 from polarmap.worker.cores import available_cores
 from polarmap.worker.parts import Place
 from polarmap.worker.stored_output import OutputSpec
 
 PATIENCE = 60.0
+HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 
 
@@ -36,7 +37,7 @@ def functions(backend: str = "aws_lambda") -> Any:
 
 
 def payload(output: Place | None = None) -> Payload:
-    blocks = PartBlocks([[np.zeros(2)]], ("array",), Uncoded(1))
+    blocks = PartBlocks([[np.zeros(2)]], ("array",))
     return Payload(np.copy, blocks, output=output and OutputSpec(output, "y", 5))
 
 
@@ -74,7 +75,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "here.yaml"
-    file.write_text("lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n")
+    file.write_text(HERE)
     opened, ended = [], []
 
     def open_functions(path: Any) -> Any:
@@ -85,7 +86,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     monkeypatch.setattr(lithops, "open_functions", open_functions)
     for module in (lithops, lithops_run):
         monkeypatch.setattr(module, "end", ended.append)
-    executor = YamlExecutor(file)
+    executor = LithopsExecutor(file)
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
     with pytest.raises(ExecutorError):
@@ -94,11 +95,45 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     assert ended == opened
 
 
+# --- configurations ------------------------------------------------------------------
+
+
+def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    file.write_text(HERE)
+    config = read_configuration(file)
+    assert config["localhost"]["runtime"] == named_for_lithops()
+    file.write_text(HERE.replace("version: 1", "version: 1, runtime: mine"))
+    assert read_configuration(file)["localhost"]["runtime"] == "mine"
+
+
+def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    file.write_text(HERE)
+    functions = open_functions(file)
+    assert functions.backend == "localhost"
+    assert functions.config["lithops"]["data_limit"] == 0  # tickets may name any number of parts
+    end(functions)
+    file.write_text(HERE.replace("storage:", "data_limit: 3, storage:"))
+    functions = open_functions(file)
+    assert functions.config["lithops"]["data_limit"] == 3
+    end(functions)
+
+
+@pytest.mark.parametrize("use", [read_configuration, open_functions])
+def test_what_lithops_says_names_the_file(tmp_path: Path, use: object) -> None:
+    assert callable(use)
+    file = tmp_path / "odd.yaml"
+    file.write_text("lithops: {backend: nowhere, storage: localhost}\n")
+    with pytest.raises(ExecutorError, match=r"Lithops cannot use '.*odd\.yaml': "):
+        use(file)
+
+
 # --- jobs on this machine ------------------------------------------------------------
 
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
-    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",), Uncoded(n))
+    blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
     return LocalhostExecutor().open(Payload(f, blocks, **more))
 
 

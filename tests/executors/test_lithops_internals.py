@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -21,15 +23,17 @@ from polarmap.executors.lithops_internals import (
     has_begun,
     has_ended,
     impatient_storage,
+    interpreter,
     interpreter_error,
     keep_monitoring,
     localhost_functions,
+    named_for_lithops,
     result_of,
     runs_here,
     set_slots,
     storage_settings,
 )
-from polarmap.executors.private_folder import private_folder
+from polarmap.executors.owned_folder import private_folder
 
 PATIENCE = 60.0
 
@@ -123,3 +127,20 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
     assert settings["backend"] == "localhost"
     storage = impatient_storage(settings, seconds=3)
     assert storage.backend == "localhost"
+
+
+def test_the_interpreter_is_a_script_in_it() -> None:
+    script = interpreter()
+    assert script.parent == private_folder()
+    assert os.access(script, os.X_OK)
+    assert str(private_folder()).startswith(str(Path(tempfile.gettempdir()).resolve()))
+
+
+def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert named_for_lithops() == sys.executable
+    monkeypatch.setattr("sys.executable", "/a folder/python")
+    script = Path(named_for_lithops())
+    try:
+        assert '"/a folder/python"' in script.read_text()
+    finally:
+        script.unlink()

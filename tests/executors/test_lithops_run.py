@@ -12,7 +12,6 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors import lithops_run
 from polarmap.executors.base import Began, Outcome, Payload
@@ -20,7 +19,7 @@ from polarmap.executors.lithops_run import LithopsRun
 from polarmap.worker import io_lithops
 
 DATA = [np.arange(3.0) + task for task in range(3)]
-BLOCKS = PartBlocks([[block] for block in DATA], ("array",), Uncoded(3))
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
 
 
 class Future:

@@ -22,7 +22,7 @@ from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError
 from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.block_files import StoredPieces
+from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.pool_slots import first_slots
 from polarmap.executors.worker_processes import MOST_ABANDONED
 from polarmap.worker.cores import available_cores
@@ -138,10 +138,10 @@ def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(
 ) -> None:
     blocks = PartBlocks([[np.full(100_000, float(task))] for task in range(4)], ("array",))
     written: list[int] = []
-    write = StoredPieces._write
+    write = StoredPieces._store
     monkeypatch.setattr(
         StoredPieces,
-        "_write",
+        "_store",
         lambda self, coded, piece: (written.append(piece), write(self, coded, piece))[1],
     )
 

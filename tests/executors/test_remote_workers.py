@@ -20,7 +20,7 @@ import polarmap
 from polarmap import Pool
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
-from polarmap.executors.block_objects import StoredPieces
+from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import Lease, Worker
 from polarmap.worker import object_channel

@@ -12,7 +12,6 @@ import pytest
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.replay import GIVEN_UP_SECONDS, ReplayRun
@@ -21,7 +20,7 @@ N = 4
 
 
 def opened(seconds: Mapping[int, float], f: Any = np.copy, n: int = N, **more: Any) -> ReplayRun:
-    blocks = PartBlocks([[np.full(4, float(task))] for task in range(n)], ("array",), Uncoded(n))
+    blocks = PartBlocks([[np.full(4, float(task))] for task in range(n)], ("array",))
     return ReplayExecutor(seconds).open(Payload(f, blocks, **more))
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_matmul, encode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
-from polarmap.executors.private_folder import named_for_lithops
+from polarmap.executors.lithops_internals import named_for_lithops
 
 STREAM = np.random.default_rng(0)
 

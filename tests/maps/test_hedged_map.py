@@ -21,7 +21,7 @@ from plain import printed
 from polarmap import CodedResult, Fault, FaultyExecutor, Pool, ReplayExecutor, hedged_map, submit
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, WorkerLostError
 from polarmap.executors.base import Payload
-from polarmap.executors.private_folder import named_for_lithops
+from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.executors.replay import ReplayRun
 from polarmap.planning import Failing, Pareto, completion_time
 from polarmap.planning.backups import backup_lateness, simulate_backups

@@ -20,7 +20,7 @@ import pytest
 import polarmap
 from polarmap import Fault, FaultyExecutor
 from polarmap.errors import CodedTimeoutError, ExecutorError, NotDecodableError
-from polarmap.executors.private_folder import named_for_lithops
+from polarmap.executors.lithops_internals import named_for_lithops
 
 A = np.random.default_rng(0).standard_normal((480, 16))
 x = np.linspace(-1, 1, 16)
@@ -331,7 +331,7 @@ def test_what_a_driver_left_that_was_killed_before_any_worker_ran_is_swept(tmp_p
     process.kill()
     process.communicate(timeout=20)
     wait_until(lambda: workers_of(temporary) == [])
-    code = "from polarmap.executors.private_folder import private_folder; private_folder()"
+    code = "from polarmap.executors.owned_folder import private_folder; private_folder()"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "TMPDIR": str(temporary)}, check=True)
     assert list(temporary.glob("polarmap-*")) == []
 

@@ -15,7 +15,7 @@ import pytest
 
 import polarmap
 from polarmap import Pool
-from polarmap.executors.block_files import SENT_BYTES
+from polarmap.executors.block_store import SENT_BYTES
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)

@@ -101,7 +101,7 @@ def test_sizes_are_those_it_was_encoded_with(stored):
 
 def test_an_array_in_a_bucket_needs_its_configuration(stored):
     blocks = stored.coded_blocks()
-    blocks._source = Place("bucket", "rows", "minio")
+    blocks.source = Place("bucket", "rows", "minio")
     stored.coded_blocks = lambda: blocks
     with pytest.raises(ExecutorError, match="minio bucket 'rows': pass executor="):
         polarmap.coded_map(np.sum, stored, executor="localhost")

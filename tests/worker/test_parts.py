@@ -6,8 +6,20 @@ import zlib
 from pathlib import Path
 
 import pytest
+from memory_storage import DictStorage, StorageNoSuchKeyError
 
-from polarmap.worker.parts import DamagedError, Part, assemble, read_file, write_file
+from polarmap.worker.parts import (
+    DamagedError,
+    Part,
+    Place,
+    assemble,
+    is_missing,
+    read_file,
+    read_part,
+    remove_parts,
+    write_file,
+    write_object,
+)
 
 DATA = bytes(range(100))
 
@@ -52,3 +64,31 @@ def test_a_file_appears_whole_or_not_at_all(folder: str) -> None:
         write_file(folder, "below/x", object())
     assert [path.name for path in Path(folder, "below").iterdir()] == ["x"]
     assert Path(folder, "below/x").read_bytes() == DATA
+
+
+@pytest.fixture(params=["folder", "bucket"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    return Place("folder", str(tmp_path)) if request.param == "folder" else Place("bucket", "b", "minio")
+
+
+def test_what_is_written_is_read_and_removed(place: Place) -> None:
+    storage = DictStorage()
+    write_object(place, "below/x", b"0123456789", storage)
+    assert bytes(read_part(place, Part("below/x", 4, None, 3), storage)) == b"3456"
+    assert bytes(read_part(place, Part("below/x", 0), storage)) == b""
+    assert bytes(read_part(place, Part("", 3), storage)) == bytes(3)
+    remove_parts(place, [Part("below/x", 10)], storage)
+    with pytest.raises(DamagedError, match="below/x is missing"):
+        read_part(place, Part("below/x", 4), storage)
+
+
+def test_a_range_behind_the_end_is_damage() -> None:
+    storage = DictStorage()
+    storage.put_object("b", "x", b"012")
+    with pytest.raises(DamagedError, match="x is missing or shorter than 5 bytes"):
+        read_part(Place("bucket", "b"), Part("x", 1, None, 4), storage)
+
+
+def test_only_a_missing_object_is_missing() -> None:
+    assert is_missing(StorageNoSuchKeyError())
+    assert not is_missing(KeyError("x"))

@@ -1,0 +1,335 @@
+"""Where workers read the blocks of maps: each piece is stored once, for as long as the blocks live."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import shutil
+import threading
+import time
+import weakref
+import zlib
+from collections.abc import Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.base import Coded, layout_bytes
+from polarmap.executors.lithops_storage import ask_again, delete_below
+from polarmap.worker.encryption import Encryption, encrypt_part
+from polarmap.worker.messages import StoredBlock
+from polarmap.worker.parts import MESSAGE, Part, Place
+
+SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
+ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
+TRANSFERS = 16  # objects written at once
+
+
+class BlockStore:
+    """What workers read of all blocks of a pool or a run.
+
+    Parameters
+    ----------
+    storing : InFolders, InBucket or WithDriver
+    """
+
+    def __init__(self, storing: WithDriver) -> None:
+        self._storing = storing
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        # By the identity of the blocks: each map of a key encrypts them anew.
+        self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
+
+    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
+        """That of these blocks, in use until `done` is called."""
+        with self._lock:
+            for key in [key for key, one in self._stored.items() if one.blocks() is None]:
+                self._stored.pop(key).remove()
+            name = id(coded), encryption
+            found = self._stored.get(name)
+            if found is None or found.is_removed:
+                others = list(self._stored.values())
+                found = StoredPieces(coded, encryption, self._storing, next(self._numbers), others)
+                self._stored[name] = found
+            found.users += 1
+            found.used = time.monotonic()
+            return found
+
+    def done(self, stored: StoredPieces) -> None:
+        """A map does not need them any more; later ones may."""
+        with self._lock:
+            stored.users -= 1
+
+
+class StoredPieces:
+    """The pieces of some coded blocks, and what workers are told of them; those in storage stay there.
+
+    Attributes
+    ----------
+    blocks : weak reference to the blocks
+    roots : list of str
+        What the keys of its pieces begin with: the first unless there is no room.
+    bytes : int
+        That the pieces weigh when all are stored, at most.
+    users : int
+        Maps that use it now.
+    used : float
+        When it was used last.
+    is_removed : bool
+        To make room for others.
+    """
+
+    def __init__(
+        self,
+        coded: Coded,
+        encryption: Encryption | None,
+        storing: WithDriver,
+        number: int = 0,
+        others: Sequence[StoredPieces] = (),
+    ) -> None:
+        self.blocks, source = weakref.ref(coded), coded.source
+        self._is_stored, self._is_sent = source is not None, source == MESSAGE
+        self._encryption, self._storing = encryption, storing
+        self.users, self.used, self.is_removed = 0, time.monotonic(), False
+        self._lock = threading.Lock()
+        tasks = range(0 if self._is_stored else coded.n)
+        first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
+        self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
+        self.roots = [] if self._is_stored else storing.roots(number, self.bytes, others)
+        self._unstored = set(first)
+        self._parts: dict[int, Part] = {}  # of pieces
+        self._tasks: dict[int, StoredBlock] = {}
+        if storing.ends_with_blocks:
+            weakref.finalize(coded, storing.remove, self.roots).atexit = False
+
+    def name(self, coded: Coded, task: int) -> Hashable:
+        """What means the same task to every map of the same blocks."""
+        if self._is_stored and not self._is_sent:
+            return self.block(coded, task)[:2]
+        return id(coded), task
+
+    def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
+        """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
+
+        Others are stored when they are asked for, so that the first worker begins at once.
+        """
+        if self._is_stored or not self._storing.is_parallel:
+            return
+        with self._lock:
+            pieces = dict.fromkeys(piece for task in tasks for piece in coded.pieces(task))
+            new = [piece for piece in pieces if piece not in self._parts]
+            if not new:
+                return
+            coded.leaves(max(tasks))  # encode before anything is stored: its errors are the caller's
+            with ThreadPoolExecutor(TRANSFERS) as pool:
+                self._parts |= zip(new, pool.map(partial(self._store, coded), new))
+
+    def block(self, coded: Coded, task: int) -> StoredBlock:
+        """What the worker of a task gets, without its structure; stored now if it is not yet."""
+        with self._lock:
+            found = self._tasks.get(task)
+            if found is None:
+                found = stored_block(coded, task) if self._is_stored else self._new_block(coded, task)
+                if not self._is_sent:  # where blocks come and go
+                    self._tasks[task] = found
+            return found
+
+    def part(self, coded: Coded, key: str) -> bytes:
+        """The bytes of a piece as a worker gets them that asks for this key."""
+        buffers = _buffers(coded, int(key.rpartition("/")[2]))
+        return b"".join(self._as_stored(Part(key, sum(map(len, buffers))), buffers))
+
+    def store_again(self, coded: Coded, task: int) -> None:
+        """A worker has found that the block of a task is not as it was stored.
+
+        It is stored anew when it is asked for again.
+        """
+        with self._lock:
+            for piece in coded.pieces(task):
+                self._parts.pop(piece, None)
+            self._tasks.clear()
+
+    def remove(self) -> None:
+        """Remove what was stored."""
+        with self._lock:
+            self._storing.remove(self.roots)
+            self.roots, self.is_removed = [], True
+            self._parts.clear()
+            self._tasks.clear()
+
+    def _new_block(self, coded: Coded, task: int) -> StoredBlock:
+        layout, pieces = coded.layout(task), coded.pieces(task)
+        if self._encryption is None and layout_bytes(layout) < self._storing.sent_bytes:
+            data = b"".join(buffer for piece in pieces for buffer in _buffers(coded, piece))
+            block = StoredBlock(MESSAGE, (), (), layout, data)
+        else:
+            for piece in pieces:
+                if piece not in self._parts:
+                    self._parts[piece] = self._store(coded, piece)
+            place = self._storing.place._replace(encryption=self._encryption)
+            block = StoredBlock(place, tuple(self._parts[piece] for piece in pieces), (), layout)
+        self._unstored.difference_update(pieces)
+        if not self._unstored and self._storing.has_bytes:
+            coded.release()
+        return block
+
+    def _store(self, coded: Coded, piece: int) -> Part:
+        buffers = _buffers(coded, piece)
+        size, crc32 = sum(map(len, buffers)), None
+        if self._storing.has_checksums and self._encryption is None:
+            buffers = [b"".join(buffers)]
+            crc32 = zlib.crc32(buffers[0])
+        for root in self.roots:
+            part = Part(f"{root}/{piece}", size, crc32)
+            try:
+                self._storing.put(part.key, self._as_stored(part, buffers))
+            except OSError as error:
+                if root == self.roots[-1]:
+                    raise ExecutorError(f"no room for what workers are to read: {error}") from error
+            else:
+                break
+        return part
+
+    def _as_stored(self, part: Part, buffers: list[Any]) -> list[Any]:
+        if self._encryption is None:
+            return buffers
+        return [encrypt_part(self._encryption, part, b"".join(buffers))]
+
+
+def stored_block(coded: Coded, task: int) -> StoredBlock:
+    """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
+    source = coded.source
+    assert source is not None
+    if source == MESSAGE:
+        return StoredBlock(MESSAGE, (), (), coded.layout(task), b"".join(_buffers(coded, task)))
+    return StoredBlock(source, coded.parts(task), (), coded.layout(task))
+
+
+def _buffers(coded: Coded, piece: int) -> list[Any]:
+    """The bytes of the leaves of a piece, without copies of those whose memory is in one run."""
+    leaves = map(np.ascontiguousarray, coded.piece(piece))
+    return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
+
+
+class WithDriver:
+    """Where the bytes of blocks go: nowhere, as workers ask the driver. Others store them.
+
+    They lie below roots: the first unless there is no room.
+
+    place : where workers find them.
+    sent_bytes : of blocks that are smaller and travel with their tasks.
+    is_parallel : whether many are stored in the time of one.
+    has_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
+    has_checksums : whether workers verify them.
+    ends_with_blocks : whether they are removed at once when the blocks are gone.
+    """
+
+    sent_bytes = 0
+    is_parallel = has_bytes = ends_with_blocks = False
+    has_checksums = True
+
+    def __init__(self, prefix: str) -> None:
+        self.place, self._prefix = Place("driver", prefix), prefix
+
+    def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
+        """For the pieces of new blocks of this size; `others`: what is stored of others."""
+        return [f"{self._prefix}/blocks/{number}"]
+
+    def put(self, key: str, buffers: list[Any]) -> None:
+        """Store bytes; OSError: there is no room below this root."""
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """Remove all below roots."""
+
+
+class InBucket(WithDriver):
+    """In the bucket of a `lithops.Storage`."""
+
+    is_parallel = has_bytes = True
+
+    def __init__(self, storage: Any, prefix: str) -> None:
+        super().__init__(prefix)
+        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+
+    def put(self, key: str, buffers: list[Any]) -> None:
+        """An object."""
+        bucket = self._storage.bucket
+        try:
+            ask_again(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+        except Exception as error:
+            raise ExecutorError(
+                f"the blocks could not be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """Their objects."""
+        for root in roots:
+            delete_below(self._storage, f"{root}/")
+
+
+class InFolders(WithDriver):
+    """Files that workers on this machine map: in memory where there is room for them, else on disk.
+
+    memory : a folder whose files are in memory; None if there is none.
+    disk : another one.
+    budget : bytes that the files in memory may take together; those that were used least recently go.
+    """
+
+    sent_bytes = SENT_BYTES
+    is_parallel = has_checksums = False
+    has_bytes = ends_with_blocks = True
+
+    def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
+        self.place, self._owner = Place("folder", "/"), os.getpid()
+        self._memory, self._disk, self._budget = memory, disk, budget
+
+    def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
+        """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
+        folders = [self._disk]
+        if self._memory is not None and self._has_room(self._memory, size, others):
+            folders.insert(0, self._memory)
+        return [str(folder / f"blocks-{number}").lstrip("/") for folder in folders]
+
+    def put(self, key: str, buffers: list[Any]) -> None:
+        """A new file: one that is there is not written into, as a worker may have mapped it."""
+        path = Path("/", key)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            with path.open("xb", buffering=0) as file:
+                for buffer in buffers:
+                    _write_all(file, buffer)
+        except OSError:
+            with contextlib.suppress(OSError):
+                path.unlink()
+            raise
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """The folders; not by a process that was forked of the one they belong to."""
+        for root in roots if os.getpid() == self._owner else ():
+            shutil.rmtree(f"/{root}", ignore_errors=True)
+
+    def _has_room(self, memory: Path, size: int, others: Sequence[StoredPieces]) -> bool:
+        try:
+            room = os.statvfs(memory)
+        except OSError:
+            return False
+        if size > min(self._budget, room.f_bavail * room.f_frsize // ROOM_SHARE):
+            return False
+        inside = [one for one in others if Path("/", *one.roots[:1]).parent == memory]
+        used = sum(one.bytes for one in inside)
+        for stored in sorted(inside, key=lambda one: one.used):
+            if used + size > self._budget and not stored.users:
+                stored.remove()
+                used -= stored.bytes
+        return used + size <= self._budget
+
+
+def _write_all(file: Any, data: Any) -> None:
+    while len(data):
+        data = data[file.write(data) :]

@@ -1,0 +1,268 @@
+"""What workers read: each piece is stored once and as it was, shared by maps, and gone with the blocks."""
+
+from __future__ import annotations
+
+import gc
+import zlib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.blocks.choose_code import CodeOptions, choose_code
+from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.stored import StoredBlocks
+from polarmap.blocks.uneven import PartBlocks
+from polarmap.errors import ExecutorError
+from polarmap.executors.block_store import (
+    SENT_BYTES,
+    BlockStore,
+    InBucket,
+    InFolders,
+    StoredPieces,
+    WithDriver,
+)
+from polarmap.worker.block_cache import BlockCache
+from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
+from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part
+
+K, N = 3, 4
+ROWS = SENT_BYTES // 8
+DATA = np.random.default_rng(0).standard_normal((K * ROWS, 2))
+
+
+class CountingStorage(DictStorage):
+    """How often each object was written."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes = Counter[str]()
+
+    def put_object(self, bucket: str, key: str, data: bytes) -> None:
+        self.writes[key] += 1
+        super().put_object(bucket, key, data)
+
+
+def blocks(rows: int = K * ROWS) -> CodedBlocks:
+    return CodedBlocks(*choose_code(DATA[:rows], CodeOptions(K, N)))
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.rglob("*") if path.is_file()}
+
+
+class Kind:
+    """A store of one kind, with what its workers do."""
+
+    def __init__(self, kind: str, folder: Path) -> None:
+        self.kind, self.folder, self.storage = kind, folder, CountingStorage()
+        (folder / "memory").mkdir()
+        self.store = BlockStore(
+            {
+                "memory": lambda: InFolders(folder / "memory", folder / "disk", 10**8),
+                "disk": lambda: InFolders(None, folder / "disk", 10**8),
+                "bucket": lambda: InBucket(self.storage, "prefix"),
+                "driver": lambda: WithDriver("prefix"),
+            }[kind]()
+        )
+
+    def load(self, stored: StoredPieces, coded: Any, task: int) -> list[Any]:
+        """The leaves of a block, as a worker that comes new has them."""
+
+        def read(place: Place, part: Part) -> Any:
+            if place.encryption is not None:
+                return read_decrypted(place, part, read)
+            if place.kind == "driver":
+                return stored.part(coded, part.key)
+            return read_part(place, part, self.storage)
+
+        block = stored.block(coded, task)._replace(structure=coded.structure)
+        return [BlockCache(read).load(block)]
+
+    def left(self) -> int:
+        return len(files(self.folder)) + len(self.storage.objects)
+
+
+@pytest.fixture(params=["memory", "disk", "bucket", "driver"])
+def place(request: pytest.FixtureRequest, tmp_path: Path) -> Kind:
+    return Kind(request.param, tmp_path)
+
+
+def check(place: Kind, stored: StoredPieces, coded: Any) -> None:
+    for task in range(coded.n):
+        for found, right in zip(place.load(stored, coded, task), coded.leaves(task), strict=True):
+            np.testing.assert_array_equal(found, right)
+
+
+def test_workers_read_the_blocks_as_they_are(place: Kind) -> None:
+    coded = blocks()
+    stored = place.store.of(coded)
+    stored.prepare(coded, [0, 2])
+    assert place.left() == (2 if place.kind == "bucket" else 0)  # elsewhere the first worker begins at once
+    for _ in range(2):
+        stored.prepare(coded, range(N))
+        check(place, stored, coded)
+    assert place.left() == (0 if place.kind == "driver" else N)
+    assert set(place.storage.writes.values()) <= {1}
+    block = stored.block(coded, 1)
+    assert stored.block(coded, 1) is block
+    for part in block.parts:
+        kept = block.source.kind == "folder"  # which needs no checksum
+        assert part.crc32 == (None if kept else zlib.crc32(coded.leaves(1)[0].tobytes()))
+
+
+def test_maps_of_the_same_blocks_share_them_and_they_go_with_the_blocks(place: Kind) -> None:
+    coded, other = blocks(), blocks()
+    first = place.store.of(coded)
+    check(place, first, coded)
+    place.store.done(first)
+    assert place.store.of(coded) is first
+    assert place.store.of(other) is not first
+    assert first.name(coded, 1) != first.name(coded, 2)
+    assert first.name(coded, 1) != place.store.of(other).name(other, 1)
+    check(place, place.store.of(other), other)
+    del coded
+    gc.collect()
+    place.store.of(other)
+    assert place.left() == (0 if place.kind == "driver" else N)
+
+
+def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind) -> None:
+    coded = blocks()
+    stored = place.store.of(coded)
+    check(place, stored, coded)
+    for key in place.storage.objects:
+        place.storage.objects[key] = b"wrong"
+    for path in [path for path in place.folder.rglob("*") if path.is_file()]:
+        with path.open("rb") as mapped:  # which must not change under those who still use it
+            path.write_bytes(b"cut")
+            stored.store_again(coded, int(path.name))
+            check(place, stored, coded) if path.name == "3" else stored.block(coded, int(path.name))
+            assert mapped.read() == b"cut"
+    for task in range(N):
+        stored.store_again(coded, task)
+    check(place, stored, coded)
+
+
+def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
+    coded, (key, other) = blocks(), (Encryption.new(bytes(range(32))) for _ in range(2))
+    stored = place.store.of(coded, key)
+    assert place.store.of(coded, key) is stored
+    assert place.store.of(coded, other) is not stored
+    stored.prepare(coded, range(N))
+    check(place, stored, coded)
+    for task in range(N):
+        [part] = stored.block(coded, task).parts
+        plain = stored.block(coded, task).source._replace(encryption=None)
+        sent = part._replace(size=part.size + OVERHEAD_BYTES)
+        data = (
+            stored.part(coded, part.key) if place.kind == "driver" else read_part(plain, sent, place.storage)
+        )
+        assert len(data) == part.size + OVERHEAD_BYTES
+        assert coded.leaves(task)[0].tobytes()[:16] not in bytes(data)
+        assert part.crc32 is None  # which would tell of the numbers
+    small = blocks(6)
+    assert place.store.of(small, key).block(small, 0).source.kind != "message"
+
+
+def test_small_blocks_travel_with_their_tasks_where_files_would_take_longer(place: Kind) -> None:
+    coded = blocks(6)
+    stored = place.store.of(coded)
+    stored.prepare(coded, range(N))
+    check(place, stored, coded)
+    is_sent = stored.block(coded, 0).source == MESSAGE
+    assert is_sent == (place.kind in ("memory", "disk"))
+
+
+def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(place: Kind) -> None:
+    made, source = blocks(), Place("bucket", "theirs", "s3")
+    parts = [(Part(f"x{task}", 8, task),) for task in range(N)]
+
+    def stored_array() -> StoredBlocks:
+        return StoredBlocks(made.code, source, parts, np.dtype("<f8"), (1,), 0, None)  # type: ignore[arg-type]
+
+    one, other = stored_array(), stored_array()
+    stored = place.store.of(one)
+    stored.prepare(one, range(N))
+    for task in range(N):
+        assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
+        assert stored.name(one, task) == place.store.of(other).name(other, task)
+    stored.store_again(one, 0)
+    assert place.left() == 0
+
+
+def test_pieces_that_several_blocks_share_are_stored_once(tmp_path: Path) -> None:
+    class Pairs(PartBlocks):
+        def pieces(self, index: int) -> Any:
+            return index, (index + 1) % 3
+
+    place = Kind("disk", tmp_path)
+    coded = Pairs([[np.full(ROWS, float(number))] for number in range(3)], (tuple, (), (("array",),) * 2))
+    stored = place.store.of(coded)
+    for task in range(3):
+        [found] = place.load(stored, coded, task)
+        np.testing.assert_array_equal(found, coded.leaves(task))
+    assert files(tmp_path) == {"0", "1", "2"}
+    assert stored.bytes >= 3 * 8 * ROWS
+
+
+# --- folders -----------------------------------------------------------------------------------
+
+
+def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
+    (tmp_path / "memory").mkdir()
+    one, two, three = [PartBlocks([[DATA[:ROWS] + task] for task in range(3)], ("array",)) for _ in range(3)]
+    store = BlockStore(InFolders(tmp_path / "memory", tmp_path / "disk", 2 * 3 * DATA[:ROWS].nbytes))
+    for coded in (one, two):
+        stored = store.of(coded)
+        stored.block(coded, 0)
+        store.done(stored)
+    in_use = store.of(two)
+    store.of(three).block(three, 1)
+    assert sorted(path.name for path in (tmp_path / "memory").rglob("?")) == ["0", "1"]
+    on_disk = store.of(one)  # the two others are in use
+    on_disk.block(one, 2)
+    assert files(tmp_path / "disk") == {"2"}
+    assert not in_use.is_removed
+
+
+def test_no_room_anywhere_is_said(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    coded = blocks()
+    stored = BlockStore(InFolders(None, tmp_path / "file", 10**6)).of(coded)
+    with pytest.raises(ExecutorError, match="no room for what workers are to read"):
+        stored.block(coded, 0)
+
+
+def test_a_file_that_was_changed_is_noticed_by_its_key(tmp_path: Path) -> None:
+    place, coded = Kind("disk", tmp_path), blocks()
+    stored = place.store.of(coded, Encryption.new(bytes(range(32))))
+    path = Path("/", stored.block(coded, 1).parts[0].key)
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
+        place.load(stored, coded, 1)
+
+
+# --- buckets -----------------------------------------------------------------------------------
+
+
+def test_a_bucket_that_refuses_is_one_clear_error() -> None:
+    class Refusing(DictStorage):
+        def put_object(self, bucket: str, key: str, data: bytes) -> None:
+            raise PermissionError("AccessDenied")
+
+    coded = blocks()
+    with pytest.raises(ExecutorError, match="stored in bucket 'b': PermissionError: AccessDenied"):
+        BlockStore(InBucket(Refusing(), "prefix")).of(coded).prepare(coded, [0])
+
+
+def test_what_no_worker_was_told_of_is_not_given_out() -> None:
+    coded = blocks()
+    stored = BlockStore(WithDriver("prefix")).of(coded)
+    for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
+        with pytest.raises(error):
+            stored.part(coded, key)

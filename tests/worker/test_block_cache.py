@@ -1,0 +1,241 @@
+"""Blocks that a worker keeps: mapped or fetched once, never changed by f, let go with their files."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from memory_storage import DictStorage
+
+from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, leaves_of, runs
+from polarmap.worker.encryption import Encryption, encrypt_part, read_decrypted
+from polarmap.worker.messages import StoredBlock
+from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part, remove_parts, write_object
+from polarmap.worker.pytree import layout_of
+
+ROWS = MAPPED_BYTES // 8
+BYTES = ROWS * 16
+
+
+class Blocks:
+    """Arrays in a folder or a bucket, and a cache of them."""
+
+    def __init__(self, place: Place, budget: int = 1 << 40) -> None:
+        self.place, self.storage = place, DictStorage()
+        self.cache = BlockCache(self.read, budget)
+
+    def read(self, place: Place, part: Part) -> Any:
+        if place.encryption is not None:
+            return read_decrypted(place, part, self.read)
+        return read_part(place, part, self.storage)
+
+    def write(self, key: str, data: bytes) -> None:
+        write_object(self.place, key, data, self.storage)
+
+    def block(
+        self, *arrays: np.ndarray, check: bool = True, of: Sequence[np.ndarray] = (), name: str = "x"
+    ) -> StoredBlock:
+        """One of these parts, whose arrays are those of `of`."""
+        parts = []
+        for number, array in enumerate(arrays):
+            part = Part(f"{name}{number}", array.nbytes, None, 5)
+            data = array.tobytes()
+            if self.place.encryption is not None:
+                data = encrypt_part(Encryption(*self.place.encryption), part, data)
+            elif check:
+                part = part._replace(crc32=zlib.crc32(data))
+            self.write(part.key, b"12345" + data + b"appended")
+            parts.append(part)
+        leaves = of or [np.concatenate(arrays)]
+        structure = ("array",) if len(leaves) == 1 else (tuple, (), (("array",),) * len(leaves))
+        return StoredBlock(self.place, tuple(parts), structure, layout_of(leaves))
+
+
+def place(kind: str, folder: Path) -> Place:
+    key = tuple(Encryption.new(bytes(range(32)))) if "encrypted" in kind else None
+    return Place("folder", str(folder), encryption=key) if "folder" in kind else Place("bucket", "b", "", key)
+
+
+@pytest.fixture(params=["folder", "encrypted folder", "bucket", "encrypted bucket"])
+def blocks(request: pytest.FixtureRequest, tmp_path: Path) -> Blocks:
+    return Blocks(place(request.param, tmp_path))
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Blocks:
+    return Blocks(place("folder", tmp_path))
+
+
+def numbers(seed: int = 0, rows: int = ROWS) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((rows, 2))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_block_is_read_once_and_only_one_of_its_own_may_be_changed(blocks: Blocks, count: int) -> None:
+    arrays = [numbers(seed) for seed in range(count)]
+    block, whole = blocks.block(*arrays), np.concatenate(arrays)
+    first = blocks.cache.load(block)
+    assert not first.flags.writeable
+    for _ in range(2):
+        own = blocks.cache.load(block, is_private=True)
+        np.testing.assert_array_equal(own, whole)
+        own[...] = 0
+        found = blocks.cache.load(block)
+        np.testing.assert_array_equal(found, whole)
+        assert np.shares_memory(first, found)
+    assert (blocks.cache.reads, len(blocks.cache)) == (count, 1)
+
+
+def test_a_small_one_may_be_changed_too_if_it_is_private(blocks: Blocks) -> None:
+    data = numbers(rows=10)
+    block = blocks.block(data)
+    for _ in range(2):
+        own = blocks.cache.load(block, is_private=True)
+        np.testing.assert_array_equal(own, data)
+        own[...] = 0
+        np.testing.assert_array_equal(blocks.cache.load(block), data)
+
+
+def test_blocks_share_the_parts_that_no_array_crosses(blocks: Blocks) -> None:
+    rows, columns = [numbers(1), numbers(2)], [numbers(3), numbers(4)]
+    parts = {
+        name: blocks.block(array, name=name).parts[0]
+        for name, array in zip(("r0", "r1", "c0", "c1"), [*rows, *columns], strict=True)
+    }
+    for one in range(2):
+        for other in range(2):
+            pair = blocks.block(of=[rows[one], columns[other]])
+            found = blocks.cache.load(pair._replace(parts=(parts[f"r{one}"], parts[f"c{other}"])))
+            np.testing.assert_array_equal(found, (rows[one], columns[other]))
+    assert blocks.cache.reads == len(blocks.cache) == 4
+
+
+def test_the_least_recently_used_goes_beyond_the_budget(tmp_path: Path) -> None:
+    for kind in ("folder", "bucket"):
+        blocks = Blocks(place(kind, tmp_path), 2 * BYTES)
+        stored = {name: blocks.block(numbers(seed), name=name) for seed, name in enumerate("abc")}
+        for name in "abacab":
+            blocks.cache.load(stored[name])
+        # a and b are kept, a is used, c takes the place of b, a is used, b takes the place of c.
+        assert (blocks.cache.reads, len(blocks.cache)) == (4, 2)
+        large = blocks.block(numbers(rows=3 * ROWS), name="large")  # is not kept, and pushes nothing out
+        assert blocks.cache.load(large).shape == (3 * ROWS, 2)
+        for name in "ab":
+            blocks.cache.load(stored[name])
+        assert blocks.cache.reads == 5
+
+
+def test_objects_without_a_checksum_are_fetched_each_time(tmp_path: Path) -> None:
+    blocks = Blocks(place("bucket", tmp_path))
+    for value in (1.0, 2.0):
+        data = np.full(100, value)
+        np.testing.assert_array_equal(blocks.cache.load(blocks.block(data, check=False)), data)
+        np.testing.assert_array_equal(blocks.cache.load(blocks.block(data, name="known")), data)
+    assert len(blocks.cache) == 2  # of other bytes under the same name
+
+
+def test_a_block_in_a_message_is_of_its_own(files: Blocks) -> None:
+    block = StoredBlock(MESSAGE, (), ("array",), (("<f8", (3,)),), np.arange(3.0).tobytes())
+    for _ in range(2):
+        found = files.cache.load(block)
+        assert found.tolist() == [0.0, 1.0, 2.0]
+        found[...] = 7.0
+
+
+def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
+    data = numbers()
+    block = blocks.block(data)
+    zeros = (*block.parts, Part("", BYTES))
+    found = blocks.cache.load(block._replace(parts=zeros, layout=(("<f8", (2 * ROWS, 2)),)))
+    np.testing.assert_array_equal(found, np.concatenate([data, np.zeros_like(data)]))
+
+
+@pytest.mark.parametrize("rows", [10, ROWS])
+@pytest.mark.parametrize("count", [1, 3])
+def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
+    arrays = [numbers(seed, rows) for seed in range(count)]
+    block, key = blocks.block(*arrays), f"x{count - 1}"
+    is_kept = blocks.place.kind == "bucket"  # where nothing changes in its place
+    stored = bytes(blocks.read(blocks.place._replace(encryption=None), Part(key, 5 + arrays[0].nbytes)))
+    changed = bytearray(stored + b"is longer than a tag and a nonce")
+    changed[30] ^= 1
+    for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"bytes|missing")):
+        blocks.cache.load(block) if is_kept else None
+        blocks.write(key, bytes(data))
+        with pytest.raises(DamagedError, match=message):
+            (BlockCache(blocks.read) if is_kept else blocks.cache).load(block)
+    remove_parts(blocks.place, block.parts, blocks.storage)
+    with pytest.raises(DamagedError, match="missing"):
+        (BlockCache(blocks.read) if is_kept else blocks.cache).load(block)
+
+
+def test_memory_goes_with_its_file(files: Blocks) -> None:
+    block = files.block(numbers())
+    files.cache.load(block)
+    files.cache.forget_removed()
+    assert len(files.cache) == 1
+    os.unlink(Path(files.place.place) / "x0")
+    files.cache.forget_removed()
+    assert len(files.cache) == 0
+
+
+@pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
+def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
+    block, path = files.block(numbers()), Path(files.place.place) / "x0"
+    files.cache.load(block)
+    before, data = path.stat(), bytearray(path.read_bytes())
+    data[at] ^= 1
+    while path.stat().st_ctime_ns == before.st_ctime_ns:  # the clock of a file system ticks slowly
+        with path.open("r+b") as file:
+            file.write(data)
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert path.stat().st_mtime_ns == before.st_mtime_ns
+    with pytest.raises(DamagedError, match="corrupt"):
+        files.cache.load(block)
+
+
+def test_f_that_writes_gets_copies_from_then_on() -> None:
+    seen: list[bool] = []
+
+    def f(block: Any) -> Any:
+        seen.append(block["a"].flags.writeable)
+        block["a"] *= 2
+        return block["a"].sum()
+
+    data = {"a": np.arange(4.0)}
+    data["a"].flags.writeable = False
+    call = OnReadOnlyBlocks(f)
+    assert [call(data), call(data)] == [12.0, 12.0]
+    assert seen == [False, True, True]
+    assert data["a"].tolist() == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_other_errors_of_f_are_its_own() -> None:
+    calls = []
+
+    def f(block: Any) -> Any:
+        calls.append(1)
+        raise ValueError("no such thing")
+
+    with pytest.raises(ValueError, match="no such thing"):
+        OnReadOnlyBlocks(f)(np.ones(2))
+    assert len(calls) == 1
+
+
+def test_leaves_are_views_where_they_can_be() -> None:
+    one, two = bytearray(np.arange(3.0).tobytes()), bytearray(np.arange(5.0).tobytes())
+    layout = (("<f8", (3,)), ("<f8", (0,)), ("<f8", (1, 4)), ("<f8", ()))
+    leaves = leaves_of([one, two], layout)
+    assert [leaf.tolist() for leaf in leaves] == [[0, 1, 2], [], [[0, 1, 2, 3]], 4]
+    leaves[0][0] = 9.0
+    assert np.frombuffer(one)[0] == 9.0
+    across = leaves_of([one, two], (("<f8", (8,)),))[0]
+    assert across.tolist() == [9, 1, 2, 0, 1, 2, 3, 4]
+    assert across.flags.writeable
+    assert [leaf.size for leaf in leaves_of([], (("<f8", (0, 2)),))] == [0]
+    assert runs((), ()) == []
