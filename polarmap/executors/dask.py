@@ -20,9 +20,8 @@ class DaskCalls:
 
     def submit(self, call: Callable[..., Any], *arguments: Any) -> Future[Any]:
         """The future of a call; cancelled, it cancels Dask's."""
+        self._check_open()
         executor, client = self._executor, self._executor._client
-        if executor._shutdown or client.status not in ("running", "connecting"):
-            raise RuntimeError("its client was closed, or it was shut down")
         theirs = client.submit(call, *arguments, **{"pure": False, **executor._kwargs})
         executor._futures.add(theirs)  # which its shutdown cancels
         ours: Future[Any] = Future()
@@ -34,7 +33,13 @@ class DaskCalls:
 
         ours.add_done_callback(cancel)
         client.loop.add_callback(_pass_on, theirs, ours)
+        self._check_open()  # what closes meanwhile may never answer
         return ours
+
+    def _check_open(self) -> None:
+        """RuntimeError once somebody has shut down the executor or closed its client."""
+        if self._executor._shutdown or self._executor._client.status not in ("running", "connecting"):
+            raise RuntimeError("its client was closed, or it was shut down")
 
 
 async def _pass_on(theirs: Any, ours: Future[Any]) -> None:

@@ -83,3 +83,18 @@ def test_what_is_cancelled_does_not_begin(executor: Any) -> None:
     assert calls.submit(int).result(PATIENCE) == 0  # queued behind it
     assert {BEGAN.get(timeout=PATIENCE) for _ in range(2)} == {0, 1}
     assert BEGAN.empty()
+
+
+def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
+    executor: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit = executor._client.submit
+
+    def closes(*call: Any, **options: Any) -> Any:
+        theirs = submit(*call, **options)
+        executor.shutdown(wait=False)
+        return theirs
+
+    monkeypatch.setattr(executor._client, "submit", closes)
+    with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
+        DaskCalls(executor).submit(int)
