@@ -16,7 +16,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket, reply_of_parts, sealed
+from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket, plain, reply_of_parts, sealed
 from polarmap.worker.partial_results import subtask_order
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import UnfitError
@@ -139,6 +139,12 @@ class Payload:
             fault = None
         order = subtask_order(task, self.subtasks)
         return Ticket(task, attempt, block, fault, self.output, order, self.encryption)
+
+    def order(self, task: int, attempt: int, block: StoredBlock) -> tuple[Any, ...]:
+        """The same in plain tuples, as it travels, with what is to be read."""
+        ticket = self.ticket(task, attempt)
+        block_fields = tuple(block.source), tuple(map(tuple, block.parts)), *block[2:]
+        return task, attempt, block_fields, *map(plain, ticket[3:])
 
     def reply(self, task: int, attempt: int, header: Any, data: Any) -> Reply:
         """A worker's reply of its parts; with a key nothing of it is unpickled before it is `outcome`."""

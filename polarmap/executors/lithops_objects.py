@@ -11,7 +11,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_storage import PREFIX, ask_again, remove_objects
 from polarmap.worker.io_lithops import Address
-from polarmap.worker.messages import Reply, Ticket, reply_of_bytes
+from polarmap.worker.messages import Reply, reply_of_bytes
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 
@@ -57,10 +57,9 @@ class MapObjects:
         self._next_listing = time.monotonic() + LISTING_SECONDS
         return [reply for reply in found if reply is not None]
 
-    def rest_of(self, ticket: Ticket, told: Sequence[int]) -> tuple[list[Reply], int]:
-        """The results of a task's subtasks that were not told yet, and how many could not be read."""
-        others = [subtask for subtask in ticket.subtask_order if subtask not in told]
-        keys = [self.address.subtask_key(ticket.task, ticket.attempt, subtask) for subtask in others]
+    def rest_of(self, task: int, attempt: int, subtasks: Sequence[int]) -> tuple[list[Reply], int]:
+        """The results of these subtasks that were not told yet, and how many could not be read."""
+        keys = [self.address.subtask_key(task, attempt, subtask) for subtask in subtasks]
         taken = [self._taken(key) for key in keys if key not in self._told]
         found = [reply for reply in taken if reply is not None]
         return found, len(taken) - len(found)

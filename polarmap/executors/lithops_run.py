@@ -36,7 +36,6 @@ from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled, pickled_by_value
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
-from polarmap.worker.messages import Ticket, plain
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
@@ -52,7 +51,6 @@ TOO_MUCH_ADVICE = (
 class _Job(NamedTuple):
     """An attempt that has not ended, as far as is known."""
 
-    ticket: Ticket
     future: Any
     functions: Any  # whose it is
 
@@ -159,7 +157,7 @@ class LithopsRun:
         for key, one in list(self._running.items()):
             if has_ended(one.future):
                 del self._running[key]
-                outcomes += self._with_rest(one.ticket, self._finish(key, one))
+                outcomes += self._with_rest(self._finish(key, one))
             elif key in self._unbegun and has_begun(one.future):
                 self._unbegun.discard(key)
                 self._began.append(Began(*key, now))
@@ -204,12 +202,14 @@ class LithopsRun:
             self._stored.store_again(self._payload.blocks, key[0])
         return outcome
 
-    def _with_rest(self, ticket: Ticket, outcome: Outcome) -> list[Outcome]:
+    def _with_rest(self, outcome: Outcome) -> list[Outcome]:
         """The results of a task's subtasks that were not told yet, and its end."""
-        replies, unread = self._objects.rest_of(ticket, outcome.subtasks)
+        subtasks = set(range(self._payload.subtasks if self._payload.subtasks > 1 else 0))
+        others = sorted(subtasks.difference(outcome.subtasks))
+        replies, unread = self._objects.rest_of(outcome.task, outcome.attempt, others)
         if unread and outcome.failure is None:
             message = f"{unread} results of its subtasks could not be read"
-            outcome = lost(ticket.task, ticket.attempt, message)
+            outcome = lost(outcome.task, outcome.attempt, message)
         return [*map(self._payload.partial_outcome, replies), outcome]
 
     def _further_functions(self) -> Any:
@@ -231,13 +231,10 @@ class LithopsRun:
         """Hand attempts to Lithops as one job: elsewhere than here they begin at once, as far as is known."""
         coded = self._payload.blocks
         blocks = [self._stored.block(coded, task)._replace(structure=coded.structure) for task, _ in keys]
-        tickets = [self._payload.ticket(*key, block) for key, block in zip(keys, blocks, strict=True)]
+        orders = [self._payload.order(*key, block) for key, block in zip(keys, blocks, strict=True)]
         address = self._address(functions)
         nice = dict.fromkeys(gives_way, PARITY_NICE) if address.driver is not None else {}
-        items = [
-            {"fields": (plain(ticket), tuple(address._replace(nice=nice.get(ticket.task, 0))))}
-            for ticket in tickets
-        ]
+        items = [{"fields": (order, tuple(address._replace(nice=nice.get(order[0], 0))))} for order in orders]
         # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
         modules = (
             {"include_modules": None} if self._is_private else {"exclude_modules": ["polarmap", "numpy"]}
@@ -252,8 +249,8 @@ class LithopsRun:
             reason = interpreter_error(functions) or f"{type(error).__name__}: {error}"
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self._name} takes no job: {reason}{advice}") from error
-        for key, ticket, future in zip(keys, tickets, futures, strict=True):
-            self._running[key] = _Job(ticket, future, functions)
+        for key, future in zip(keys, futures, strict=True):
+            self._running[key] = _Job(future, functions)
         if functions.backend == "localhost":
             self._unbegun.update(keys)
         else:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from itertools import islice
 from math import inf
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
@@ -25,7 +25,6 @@ from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Worker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
-from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.parts import MESSAGE, Part, read_file
 from polarmap.worker.process_state import Surroundings, working_folder
 
@@ -83,6 +82,7 @@ class PoolRun:
         done: Callable[[], None],
     ) -> None:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
+        self._folder_names = tuple(map(str, folders))
         self._workers, self._blocks, threads, modules = shared
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
@@ -276,16 +276,18 @@ class PoolRun:
         self._poll.register(descriptor, select.POLLIN)
         self._began.append(Began(*attempt, worker.since))
 
-    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> TaskCall:
-        """What this worker is told: f and what is around it only if it does not know them."""
+    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> tuple[Any, ...]:
+        """The fields of the `TaskCall` for this worker: f and what is around it only if it knows others."""
         assert self._stored is not None
-        return TaskCall(
+        return (
             self._number,
-            tuple(map(str, self._folders)),
-            self._payload.ticket(task, attempt, self._stored.block(self._payload.blocks, task)),
+            self._folder_names,
+            self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
-            self._around if worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
+            tuple(self._around) if self._around and worker.around != self._around else None,
+            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
+            if self._modules
+            else {},
             is_ahead,
         )
 

@@ -19,10 +19,10 @@ from polarmap.worker.channels import Channel
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.parts import DamagedError, Part, Place, read_part, remove_parts, write_object
+from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
 from polarmap.worker.pytree import Structure
-from polarmap.worker.run_task import run_task
+from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.sent_modules import SentModules
 
 INLINE_BYTES = 1 << 16  # larger results are files, where there are some: no worker waits for its driver
@@ -55,9 +55,7 @@ class TaskCall(NamedTuple):
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> TaskCall:
-        """One from what `plain` made of it; itself, if it travelled as it is."""
-        if isinstance(fields, TaskCall):
-            return fields
+        """One from plain tuples, as it travels."""
         number, folders, ticket, f, around, modules, is_ahead = fields
         around = around and Surroundings(*around)
         return cls(number, folders, Ticket.parse(ticket), f, around, modules, is_ahead)
@@ -78,7 +76,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
                 return
 
 
-class ChannelIO:
+class ChannelIO(TaskIO):
     """What connects the tasks of a worker that stays with their driver.
 
     storage : a `lithops.Storage`, for what lies in buckets.
@@ -86,8 +84,6 @@ class ChannelIO:
     limited : within which tasks run.
     is_alone : whether nothing but the worker uses its process.
     """
-
-    encrypted = ENCRYPTED
 
     def __init__(
         self,
@@ -97,7 +93,8 @@ class ChannelIO:
         limited: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         is_alone: bool = False,
     ) -> None:
-        self.channel, self._storage, self._limited = channel, storage, limited
+        super().__init__(storage, ENCRYPTED)
+        self.channel, self._limited = channel, limited
         self._around = Surroundings.of_this_process()
         self._state = ProcessState() if is_alone else None
         self._is_fit = True
@@ -107,7 +104,7 @@ class ChannelIO:
         self._pickled: bytes | str = b""
         self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
         self._folders: tuple[str, ...] = ()
-        self.blocks = BlockCache(self._fetch, memory)
+        self.blocks = BlockCache(self.read, memory)
         self._modules = SentModules()
 
     def receive(self, timeout: float | None) -> Any:
@@ -189,20 +186,10 @@ class ChannelIO:
         self._send(reply, PART)
         return True
 
-    def write(self, place: Place, key: str, data: Any) -> None:
-        """Store a part of the result."""
-        write_object(place, key, data, self._storage)
-
-    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
-        """Take such parts out of storage again."""
-        remove_parts(place, parts, self._storage)
-
-    def _fetch(self, source: Place, part: Part) -> Any:
-        """The bytes of a part."""
-        if source.encryption is not None:
-            return self.encrypted.read(source, part, self._fetch)
-        if source.kind != "driver" or not part.key:
-            return read_part(source, part, self._storage)
+    def read(self, place: Place, part: Part) -> Any:
+        """The bytes of a part, also of one that its driver has."""
+        if place.encryption is not None or place.kind != "driver" or not part.key:
+            return super().read(place, part)
         self.channel.send(Message(NEED, self._order, part.key.encode()))
         message = self.channel.receive(PART_SECONDS)
         if message is None or message[:2] != ("part", part.key):

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from polarmap.worker.liveness import exit_when, exit_with_driver
 from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.parts import Part, Place, is_missing, read_part, remove_parts, write_object
-from polarmap.worker.run_task import run_task
+from polarmap.worker.parts import is_missing
+from polarmap.worker.run_task import TaskIO, run_task
 
 STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
 SCRATCH_SECONDS = 5.0  # that removing a folder may take into which other jobs that end still write
@@ -60,24 +60,24 @@ def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[bytes, 
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         ticket, address = fields
-        io = LithopsIO(f, Address(*address), storage, encrypted)
-        return io.run(Ticket.parse(ticket))
+        return LithopsIO(f, Address(*address), storage, encrypted).run(Ticket.parse(ticket))
 
     return task
 
 
-class LithopsIO:
+class LithopsIO(TaskIO):
     """What connects a task of Lithops with its driver."""
 
     def __init__(self, f: Function, address: Address, storage: Any, encrypted: Any) -> None:
-        self._f, self._address, self._storage, self.encrypted = f, address, storage, encrypted
+        super().__init__(storage, encrypted)
+        self._f, self._address = f, address
 
     def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
         address = self._address
         if address.nice:
             os.nice(address.nice)
-        _drop_inherited_connections(self._storage)
+        _drop_inherited_connections(self.storage)
         if address.driver is None:
             exit_when(self.is_cancelled)
         else:
@@ -91,7 +91,7 @@ class LithopsIO:
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
         assert ticket.block is not None
-        return self._f, ticket.block.load(partial(self._read, ticket.block.source))
+        return self._f, ticket.block.load(partial(self.read, ticket.block.source))
 
     def is_cancelled(self) -> bool:
         """Whether the liveness key is gone; a storage that cannot be asked says nothing.
@@ -101,7 +101,7 @@ class LithopsIO:
         if self._address.driver is not None:
             return False
         try:
-            self._storage.head_object(self._address.bucket, self._address.liveness_key)
+            self.storage.head_object(self._address.bucket, self._address.liveness_key)
         except Exception as error:
             return is_missing(error)
         return False
@@ -110,20 +110,12 @@ class LithopsIO:
         """Store the result of a subtask, and take it back if the driver has cleaned up."""
         key = self._address.subtask_key(reply.task, reply.attempt, reply.subtasks[0])
         try:
-            self._storage.put_object(self._address.bucket, key, reply.to_bytes())
+            self.storage.put_object(self._address.bucket, key, reply.to_bytes())
             if self.is_cancelled():
-                self._storage.delete_object(self._address.bucket, key)
+                self.storage.delete_object(self._address.bucket, key)
         except Exception:
             return False
         return True
-
-    def write(self, place: Place, key: str, data: Any) -> None:
-        """Store a part of the result."""
-        write_object(place, key, data, self._storage)
-
-    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
-        """Take such parts out of storage again."""
-        remove_parts(place, parts, self._storage)
 
     def remove_all(self) -> None:
         """Remove what a driver on this machine has left that was killed."""
@@ -134,14 +126,9 @@ class LithopsIO:
                 shutil.rmtree(address.scratch, ignore_errors=True)
             return
         for prefix in (f"{address.prefix}/", *address.jobs):
-            keys = self._storage.list_keys(address.bucket, prefix)
+            keys = self.storage.list_keys(address.bucket, prefix)
             if keys:
-                self._storage.delete_objects(address.bucket, keys)
-
-    def _read(self, source: Place, part: Part) -> Any:
-        if source.encryption is not None:
-            return self.encrypted.read(source, part, self._read)
-        return read_part(source, part, self._storage)
+                self.storage.delete_objects(address.bucket, keys)
 
 
 def _drop_inherited_connections(storage: Any) -> None:

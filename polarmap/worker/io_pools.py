@@ -19,8 +19,7 @@ from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes
-from polarmap.worker.parts import remove_parts, write_object
-from polarmap.worker.run_task import run_task
+from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
@@ -166,19 +165,24 @@ class LazyBlock(NamedTuple):
     load: Callable[[], Any]
 
 
-class PoolIO:
+class PoolIO(TaskIO):
     """What connects a task of a pool with its driver.
 
     f : a function, or the bytes of a pickled one.
     block : what f is called with; None if the ticket names a stored block.
     """
 
-    encrypted = ENCRYPTED
-    write, remove = staticmethod(write_object), staticmethod(remove_parts)
-
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
-        self._f, self._block = f, block
-        self.is_cancelled, self.hand_in = link.is_cancelled, link.hand_in
+        super().__init__(None, ENCRYPTED)
+        self._f, self._block, self._link = f, block, link
+
+    def is_cancelled(self) -> bool:
+        """Whether it is known that nobody waits any more."""
+        return self._link.is_cancelled()
+
+    def hand_in(self, reply: Reply) -> bool:
+        """Send the result of a subtask."""
+        return self._link.hand_in(reply)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block.

@@ -5,44 +5,47 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 from polarmap.worker.faults import Fault, FaultyCall
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.partial_results import PartialResult, evaluate, joined
-from polarmap.worker.parts import Part, Place
+from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
 from polarmap.worker.stored_output import store_result
 
 
-class TaskIO(Protocol):
+class TaskIO:
     """What connects a task with the driver that waits for it.
 
+    storage : a `lithops.Storage`, for what lies in buckets.
     encrypted : an `EncryptedIO`, for tickets that ask for it.
     """
 
-    @property
-    def encrypted(self) -> Any: ...
+    def __init__(self, storage: Any = None, encrypted: Any = None) -> None:
+        self.storage, self.encrypted = storage, encrypted
 
     def load(self, ticket: Ticket) -> tuple[Callable[[Any], Any], Any]:
         """f and the block."""
-        ...
+        raise NotImplementedError
 
     def is_cancelled(self) -> bool:
         """Whether it is known that nobody waits any more."""
-        ...
+        raise NotImplementedError
 
     def hand_in(self, reply: Reply) -> bool:
         """Send the result of a subtask; False if that did not work."""
-        ...
+        raise NotImplementedError
+
+    def read(self, place: Place, part: Part) -> Any:
+        """The bytes of a part, decrypted."""
+        if place.encryption is None:
+            return read_part(place, part, self.storage)
+        return self.encrypted.read(place, part, self.read)
 
     def write(self, place: Place, key: str, data: Any) -> None:
         """Store a part of the result."""
-        ...
-
-    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
-        """Take such parts out of storage again."""
-        ...
+        write_object(place, key, data, self.storage)
 
 
 def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
@@ -98,6 +101,6 @@ def _stored(reply: Reply, ticket: Ticket, io: TaskIO) -> Reply | None:
         reply.result, ticket.output, reply.task, reply.attempt, io.write, io.encrypted
     )
     if io.is_cancelled():  # the driver has cleaned up
-        io.remove(ticket.output.source, stored.parts)
+        remove_parts(ticket.output.source, stored.parts, io.storage)
         return None
     return reply._replace(result=sample, stored=stored, ended=time.time())

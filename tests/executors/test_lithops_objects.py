@@ -7,10 +7,8 @@ from memory_storage import DictStorage
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_objects import MapObjects
-from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.messages import Reply
 from polarmap.worker.pytree import pack
-
-TICKET = Ticket(1, 0, None, None, None, (1, 2, 0))
 
 
 @pytest.fixture
@@ -38,10 +36,10 @@ def test_results_of_subtasks_are_told_once(storage: DictStorage, objects: MapObj
     hand_in(storage, objects, 1, share=0.5)  # is still being written
     assert [one.subtasks for one in objects.partial_results()] == [(2,)]
     assert objects.partial_results() == []  # too soon to look again
-    found, unread = objects.rest_of(TICKET, told=(0,))
+    found, unread = objects.rest_of(1, 0, (1, 2))
     assert (found, unread) == ([], 1)
     hand_in(storage, objects, 1)
-    found, unread = objects.rest_of(TICKET, told=(0,))
+    found, unread = objects.rest_of(1, 0, (1, 2))
     assert ([one.subtasks for one in found], unread) == ([(1,)], 0)
 
 

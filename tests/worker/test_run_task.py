@@ -17,6 +17,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+from memory_storage import DictStorage
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
@@ -27,23 +28,21 @@ from polarmap.worker.encryption import Encryption, decrypt_part
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.partial_results import rows
-from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.parts import DamagedError, Place
 from polarmap.worker.pytree import pack
-from polarmap.worker.run_task import run_task
+from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.stored_output import OutputSpec
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
 
 
-class MemoryIO:
+class MemoryIO(TaskIO):
     """A driver that lives in this process."""
 
-    encrypted = ENCRYPTED
-
     def __init__(self, f: Callable[[Any], Any], block: Any, fails: tuple[int, ...] = ()) -> None:
+        super().__init__(DictStorage(), ENCRYPTED)
         self._f, self._block, self._fails = f, block, fails
         self.handed_in: list[Reply] = []
-        self.objects: dict[str, bytes] = {}
         self.cancelled_from = 99  # the number of the question that is answered by yes
         self._asked = 0
 
@@ -60,16 +59,13 @@ class MemoryIO:
         self.handed_in.append(reply)
         return reply.subtasks[0] not in self._fails
 
-    def write(self, place: Place, key: str, data: bytes) -> None:
-        self.objects[key] = bytes(data)
-
-    def remove(self, place: Place, parts: tuple[Part, ...]) -> None:
-        for part in parts:
-            self.objects.pop(part.key, None)  # it holds several parts
+    @property
+    def objects(self) -> dict[str, bytes]:
+        return {key: data for (_, key), data in self.storage.objects.items()}
 
 
 TICKET = Ticket(3, 1, None, None, None)
-STORING = TICKET._replace(output=OutputSpec(Place("folder", "f"), "p", items=4))
+STORING = TICKET._replace(output=OutputSpec(Place("bucket", "b"), "p", items=4))
 
 
 def test_a_task_tells_its_result() -> None:
@@ -129,7 +125,7 @@ def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
 
 def test_with_a_key_what_stays_in_storage_is_encrypted() -> None:
     encryption = Encryption.new(bytes(range(32)))
-    place = Place("folder", "f", encryption=tuple(encryption))
+    place = Place("bucket", "b", encryption=tuple(encryption))
     io = MemoryIO(np.negative, np.arange(1.0, 7.0))
     reply = run_task(TICKET._replace(output=OutputSpec(place, "p", items=4)), io)
     assert reply is not None and reply.stored is not None
