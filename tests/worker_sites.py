@@ -10,7 +10,7 @@ from typing import Any
 from memory_storage import DictStorage
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.channels import SocketChannel, connected
 from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
@@ -66,8 +66,8 @@ class ThreadSite:
         self.launches: list[list[int]] = []
         self.refusal: ExecutorError | None = None
 
-    def mailboxes(self, join: Join) -> Mailboxes | None:
-        return None if self.storage is None else ObjectMailboxes(self.storage, self.prefix, join)
+    def object_links(self, join: Join) -> ObjectLinks | None:
+        return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         self.launches.append(list(workers))
@@ -86,7 +86,7 @@ class ThreadSite:
         except Exception as error:
             self.told[number] = f"{type(error).__name__}: {error}"
 
-    def ended(self) -> dict[int, str]:
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
         told, self.told = self.told, {}
         return told
 

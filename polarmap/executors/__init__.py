@@ -11,7 +11,14 @@ import numpy as np
 from polarmap.errors import ExecutorError
 from polarmap.executors import private_folder
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import (
+    check_path,
+    is_for_lithops,
+    is_localhost,
+    is_of_dask,
+    is_of_lithops,
+    is_path,
+)
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.pool import Pool, default_pool
 
@@ -23,17 +30,9 @@ def executor_of(choice: Any) -> MapExecutor:
     _check(choice)
     if choice is None:
         return default_pool()
-    if is_localhost(choice):
-        from polarmap.executors.lithops import LocalhostExecutor
-
-        return LocalhostExecutor()
-    if is_path(choice):
-        from polarmap.executors.lithops import YamlExecutor
-
-        return YamlExecutor(choice)
     if isinstance(choice, MapExecutor):
         return choice
-    if is_of_lithops(choice):
+    if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
@@ -81,7 +80,7 @@ def _is_in_memory(data: Any) -> bool:
 
 def _check(choice: Any) -> None:
     """ExecutorError, with what to pass instead, for what is none of those that can be opened."""
-    if is_localhost(choice):
+    if choice is None or is_localhost(choice):
         return
     if is_path(choice):
         check_path(choice)

@@ -15,10 +15,10 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded
-from polarmap.executors.lithops_storage import ask_again
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import Part, Place
+from polarmap.worker.retry import retry_call
 
 TRANSFERS = 16  # objects written at once
 
@@ -136,7 +136,7 @@ class BlockObjects:
 
     def _put(self, key: str, data: bytes) -> None:
         try:
-            ask_again(partial(self._storage.put_object, self._storage.bucket, key, data))
+            retry_call(partial(self._storage.put_object, self._storage.bucket, key, data))
         except Exception as error:
             raise ExecutorError(
                 f"the blocks could not be stored in bucket {self._storage.bucket!r}: "

@@ -12,7 +12,7 @@ from typing import Any
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.storage_mailboxes import Mailboxes
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.kept_task import DriverAddress, stay_on_thread
 from polarmap.worker.parts import Place
@@ -52,7 +52,7 @@ class DaskSite:
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
 
-    def mailboxes(self, join: Join) -> Mailboxes | None:
+    def object_links(self, join: Join) -> ObjectLinks | None:
         """There is no storage that all could reach."""
         return None
 
@@ -69,7 +69,7 @@ class DaskSite:
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
-    def ended(self) -> dict[int, str]:
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those whose task has ended, and why."""
         found = {}
         for number, future in list(self._futures.items()):

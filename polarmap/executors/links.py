@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import pickle
 import select
 import socket
-import threading
-from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 from polarmap.worker.authentication import Seals
@@ -94,72 +91,6 @@ class SocketLink:
     def close(self) -> None:
         """Close the socket."""
         self._connection.close()
-
-
-class MailboxLink:
-    """Messages that a thread carries to and from storage.
-
-    Parameters
-    ----------
-    post : callable
-        Takes the messages to the worker; the last is "end".
-    """
-
-    def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
-        self._post = post
-        self._frames = Frames()
-        self._said: deque[Message] = deque()
-        self._is_there = True
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._ours, self._theirs = socket.socketpair()
-        self._theirs.setblocking(False)
-
-    def deliver(self, data: bytes) -> None:
-        """Bytes that the worker has sent."""
-        with self._lock:
-            try:
-                self._said += self._frames.of(data)
-            except FrameError:
-                self._is_there = False
-        self._ring()
-
-    def hang_up(self) -> None:
-        """The worker is gone."""
-        self._is_there = False
-        self._ring()
-
-    def fileno(self) -> int:
-        """Of a socket that has something to read when the worker has said something."""
-        return self._ours.fileno()
-
-    def send(self, message: tuple[Any, ...]) -> bool:
-        """Whether the worker was told, as far as anybody knows."""
-        try:
-            self._post(message)
-        except Exception:
-            return False
-        return True
-
-    def receive(self) -> tuple[list[Message], bool]:
-        """What it has said since the last time, and whether it will say more."""
-        with self._lock, contextlib.suppress(BlockingIOError):
-            self._ours.recv(READ_BYTES, socket.MSG_DONTWAIT)
-        with self._lock:
-            said = list(self._said)
-            self._said.clear()
-        return said, self._is_there
-
-    def close(self) -> None:
-        """Tell the worker to end, unless it is that of a process that this one was forked of."""
-        if os.getpid() == self._owner:
-            self.send(("end",))
-        self._ours.close()
-        self._theirs.close()
-
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it rings already, or nobody listens
-            self._theirs.send(b".")
 
 
 def readable(links: Iterable[Link]) -> set[Link]:

@@ -2,67 +2,58 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload, check_folder
+from polarmap.executors.choices import is_localhost, is_of_lithops, is_path
 from polarmap.executors.lithops_configuration import open_functions, read_configuration
-from polarmap.executors.lithops_internals import end, localhost_functions
+from polarmap.executors.lithops_internals import another_like, end, localhost_functions
 from polarmap.executors.lithops_run import LithopsRun
 from polarmap.worker.parts import Place
 
 
-class LocalhostExecutor:
-    """Lithops on this machine, with a process for every task and all its files in our temporary folder."""
-
-    name = "localhost"
-    worker: Worker | None = None
-
-    def open(self, payload: Payload) -> LithopsRun:
-        """Jobs on a FunctionExecutor of its own; ExecutorError for storage elsewhere."""
-        check_folder(payload.blocks.source)
-        check_folder(payload.output and payload.output.source)
-        return _owned(self.name, payload, localhost_functions(1), is_private=True)
-
-
 class LithopsExecutor:
-    """A FunctionExecutor that belongs to the caller."""
+    """What Lithops runs. A FunctionExecutor of our own is opened for each map and ended with it.
 
-    def __init__(self, functions: Any) -> None:
-        self._functions = functions
-        self.name = f"lithops/{functions.backend}"
-        self.worker = worker_of(functions.config)
+    Parameters
+    ----------
+    choice : "localhost", path or lithops.FunctionExecutor
+        With "localhost" there is a process for every task, and all files lie in our temporary folder.
+    """
 
-    def open(self, payload: Payload) -> LithopsRun:
-        """Further jobs on it; ExecutorError for storage that its workers cannot reach."""
-        _check(payload, self._functions)
-        return LithopsRun(self.name, payload, self._functions)
-
-
-class YamlExecutor:
-    """A Lithops configuration of the caller, which is opened for each map and ended with it."""
-
-    def __init__(self, path: str | os.PathLike[str]) -> None:
-        self._path = path
-        config = read_configuration(path)
-        self.name = f"lithops/{config['lithops']['backend']}"
-        self.worker = worker_of(config)
+    def __init__(self, choice: Any) -> None:
+        self._choice = choice
+        self.name = "localhost"
+        self.worker: Worker | None = None
+        if not is_localhost(choice):
+            config = read_configuration(choice) if is_path(choice) else choice.config
+            self.name, self.worker = f"lithops/{config['lithops']['backend']}", worker_of(config)
 
     def open(self, payload: Payload) -> LithopsRun:
-        """Jobs on a FunctionExecutor of its own; ExecutorError if Lithops cannot make one."""
-        return _owned(self.name, payload, open_functions(self._path))
+        """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
+        is_private = is_localhost(self._choice)
+        if is_private:
+            check_folder(payload.blocks.source)
+            check_folder(payload.output and payload.output.source)
+        if is_of_lithops(self._choice):
+            _check(payload, self._choice)
+            return LithopsRun(self.name, payload, self._choice)
+        functions = own_functions(self._choice)
+        try:
+            _check(payload, functions)
+            return LithopsRun(self.name, payload, functions, is_owned=True, is_private=is_private)
+        except BaseException:
+            end(functions)
+            raise
 
 
-def _owned(name: str, payload: Payload, functions: Any, is_private: bool = False) -> LithopsRun:
-    """A run on a FunctionExecutor that ends with it, or now if there is none."""
-    try:
-        _check(payload, functions)
-        return LithopsRun(name, payload, functions, is_owned=True, is_private=is_private)
-    except BaseException:
-        end(functions)
-        raise
+def own_functions(choice: Any, count: int = 1) -> Any:
+    """A FunctionExecutor that is ours to end; `count`: its slots where the choice is "localhost"."""
+    if is_localhost(choice):
+        return localhost_functions(count)
+    return open_functions(choice) if is_path(choice) else another_like(choice)
 
 
 def _check(payload: Payload, functions: Any) -> None:

@@ -12,8 +12,8 @@ from typing import Any
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import complete_config, lift_data_limit, load_lithops
-from polarmap.executors.lithops_storage import ask_again
 from polarmap.executors.private_folder import named_for_lithops
+from polarmap.worker.retry import retry_call
 
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 _opened: set[Path] = set()  # configurations whose storage has answered
@@ -34,7 +34,7 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     lithops, missing = load_lithops(), _missing_settings(config)
     build = partial(lithops.FunctionExecutor, config_file=str(file), log_level=None, **missing)
     with _naming(file, config):
-        functions = ask_again(build) if file.absolute() in _opened else build()
+        functions = retry_call(build) if file.absolute() in _opened else build()
     lift_data_limit(functions)
     _opened.add(file.absolute())
     return functions

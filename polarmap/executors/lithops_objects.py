@@ -11,11 +11,12 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.lithops_storage import PREFIX, ask_again, remove_objects
+from polarmap.executors.lithops_storage import PREFIX, remove_objects
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.io_lithops import Address
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, reply_of_bytes
 from polarmap.worker.parts import Part, Place
+from polarmap.worker.retry import retry_call
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 TRANSFERS = 16  # objects moved at once to or from a remote storage
@@ -124,7 +125,7 @@ class MapObjects:
         return f"{self.address.prefix}/block/{piece}"
 
     def _put(self, key: str, data: bytes) -> None:
-        ask_again(partial(self._storage.put_object, self.address.bucket, key, data))
+        retry_call(partial(self._storage.put_object, self.address.bucket, key, data))
 
     def _taken(self, key: str) -> Reply | None:
         """The result of a subtask, once; None while its object is still being written."""

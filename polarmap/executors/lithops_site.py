@@ -11,8 +11,9 @@ from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops import check_reachable
-from polarmap.executors.lithops_configuration import SETTLE_SECONDS, open_functions
+from polarmap.executors.choices import is_localhost
+from polarmap.executors.lithops import LithopsExecutor, check_reachable, own_functions
+from polarmap.executors.lithops_configuration import SETTLE_SECONDS
 from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
@@ -27,8 +28,8 @@ from polarmap.executors.lithops_internals import (
     result_of,
 )
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
@@ -43,38 +44,34 @@ class LithopsSite:
 
     Parameters
     ----------
-    choice : path or lithops.FunctionExecutor
+    choice : "localhost", path or lithops.FunctionExecutor
         Its configuration.
     folder : Path or None
         Private; used if workers run on this machine.
     """
 
     def __init__(self, choice: Any, folder: Path) -> None:
-        is_path = not hasattr(choice, "compute_handler")
-        self._functions = open_functions(choice) if is_path else another_like(choice)
+        self._is_private = is_localhost(choice)
+        self._functions = own_functions(choice)
         self.look_seconds = look_seldom(self._functions, LOOK_SECONDS)
         self._opened = [self._functions]
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self._is_here = self._functions.backend == "localhost"
-        self.name = f"lithops/{self._functions.backend}"
+        self.name = LithopsExecutor(choice).name
         self.folder = folder if self._is_here else None
         self.limits = worker_of(self._functions.config)
         self.workers = self.limits.workers if self.limits is not None and not self._is_here else None
         self.seconds = self._seconds(self.limits)
-        self.storage, self.bucket = open_storage(choice)
+        self.storage, self.bucket = open_storage(self._functions)
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
         self._futures: dict[int, tuple[Any, Any]] = {}  # number -> its future, and whose it is
 
-    def mailboxes(self, join: Join) -> Mailboxes:
-        """Lists where the storage is Redis, else objects."""
-        made: Mailboxes
-        if self.storage.backend == "redis":
-            made = RedisMailboxes(self.storage.get_client(), self.prefix, join)
-        else:
-            made = ObjectMailboxes(self.storage, self.prefix, join)
+    def object_links(self, join: Join) -> ObjectLinks:
+        """In the storage of the configuration."""
+        links = ObjectLinks(self.storage, self.prefix, join)
         self._is_used = True
-        return made
+        return links
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on an executor of its own, which runs its jobs one by one."""
@@ -82,7 +79,7 @@ class LithopsSite:
         items = [{"worker": worker} for worker in workers.items()]
         try:
             if self._is_here:
-                functions = another_like(self._functions, processes=len(workers))
+                functions = self._another(len(workers))
                 self._opened.append(functions)
             with pickled_by_value():
                 task = make_kept_task(address)
@@ -94,10 +91,13 @@ class LithopsSite:
         for number, future in zip(workers, futures, strict=True):
             self._futures[number] = future, functions
 
-    def ended(self) -> dict[int, str]:
-        """Those of which Lithops knows that they have ended, and why."""
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
+        """Those of which Lithops knows that they have ended, and why.
+
+        may_ask : whether to ask the interpreter of those that have ended without a word for the reason.
+        """
         found = {}
-        silent = self._silent()
+        silent = self._silent(may_ask)
         for number, (future, functions) in list(self._futures.items()):
             if future in silent:
                 del self._futures[number]
@@ -140,14 +140,22 @@ class LithopsSite:
         except Exception as error:  # the runtime is asked what it has
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
-    def _silent(self) -> dict[Any, str]:
+    def _another(self, count: int) -> Any:
+        """A FunctionExecutor with so many slots on this machine."""
+        if not self._is_private:
+            return another_like(self._functions, processes=count)
+        functions = own_functions("localhost", count)
+        look_seldom(functions, LOOK_SECONDS)
+        return functions
+
+    def _silent(self, may_ask: bool) -> dict[Any, str]:
         """Futures of processes on this machine that have ended without a word, and why if that is seen."""
         found: dict[Any, str] = {}
         for functions in self._opened:
             futures = [future for future, owner in self._futures.values() if owner is functions]
             ended = ended_silently(functions, futures)
             if ended:
-                found |= dict.fromkeys(ended, interpreter_error(functions))
+                found |= dict.fromkeys(ended, interpreter_error(functions) if may_ask else "")
         return found
 
     def _end_those_without_workers(self) -> None:

@@ -140,7 +140,7 @@ def test_a_coded_map_is_checked_before_anything_is_stored(tmp_path: Path, monkey
     path.write_text(settings)
     small = Worker("aws_lambda", "aws_s3", memory=155)
     monkeypatch.setattr(adapter, "worker_of", lambda config: small)
-    monkeypatch.setattr(adapter.YamlExecutor, "open", lambda *_: pytest.fail("it was opened"))
+    monkeypatch.setattr(adapter.LithopsExecutor, "open", lambda *_: pytest.fail("it was opened"))
     with pytest.raises(LimitError, match=r"use blocks >= 8 or runtime_memory >= 16\d$"):
         polarmap.coded_map(np.sum, np.ones((300, 8 * 1024)), blocks=3, workers=5, executor=path)
 

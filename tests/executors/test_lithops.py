@@ -19,7 +19,7 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops, lithops_run
 from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.lithops import LithopsExecutor, LocalhostExecutor, YamlExecutor
+from polarmap.executors.lithops import LithopsExecutor
 from polarmap.executors.lithops_run import PARITY_NICE, LithopsRun
 from polarmap.executors.private_folder import private_folder
 from polarmap.worker.cores import available_cores
@@ -31,7 +31,14 @@ CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda
 
 
 def functions(backend: str = "aws_lambda") -> Any:
-    return SimpleNamespace(backend=backend, config=CONFIG, storage=DictStorage(), futures=[])
+    return SimpleNamespace(
+        backend=backend,
+        compute_handler=None,
+        internal_storage=None,
+        config=CONFIG,
+        storage=DictStorage(),
+        futures=[],
+    )
 
 
 def payload(output: Place | None = None) -> Payload:
@@ -84,7 +91,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     monkeypatch.setattr(lithops, "open_functions", open_functions)
     for module in (lithops, lithops_run):
         monkeypatch.setattr(module, "end", ended.append)
-    executor = YamlExecutor(file)
+    executor = LithopsExecutor(file)
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
     with pytest.raises(ExecutorError):
@@ -98,7 +105,7 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
     blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",), Uncoded(n))
-    return LocalhostExecutor().open(Payload(f, blocks, **more))
+    return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
 
 
 def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:
