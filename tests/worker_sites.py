@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from memory_storage import DictStorage
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.object_links import ObjectLinks
+from polarmap.executors.remote_workers import Site
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.channels import SocketChannel, connected
 from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
@@ -43,17 +43,14 @@ def serving_by_storage(storage: Any) -> Life:
     return life
 
 
-class ThreadSite:
+class ThreadSite(Site):
     """Each worker is a thread; lives: what those of these numbers do, others are honest.
 
     limits, seconds, workers, storage : as those of other sites.
     """
 
     name = "threads"
-    folder: Path | None = None
-    bucket: str | None = None
     prefix = "polarmap/pool-1"
-    limits = None
     look_seconds = 1e-3
     is_closed = False
 
@@ -96,6 +93,3 @@ class ThreadSite:
             thread.join(10.0)
 
     def check_source(self, source: Any, use: str) -> None: ...
-
-    def modules(self, pickled: bytes) -> dict[str, tuple[str, bool]]:
-        return {}

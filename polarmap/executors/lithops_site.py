@@ -30,6 +30,7 @@ from polarmap.executors.lithops_internals import (
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.pickling import pickled_by_value
+from polarmap.executors.remote_workers import Site
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
@@ -39,7 +40,7 @@ LOOK_SECONDS = 1.0  # between looks which workers have ended, which mostly their
 SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
-class LithopsSite:
+class LithopsSite(Site):
     """Workers of a Lithops configuration, on FunctionExecutors of our own.
 
     Parameters
@@ -94,7 +95,7 @@ class LithopsSite:
     def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those of which Lithops knows that they have ended, and why.
 
-        may_ask : whether to ask the interpreter of those that have ended without a word for the reason.
+        may_ask : the interpreter of those that have ended without a word.
         """
         found = {}
         silent = self._silent(may_ask)

@@ -1,23 +1,20 @@
-"""The driver's ends of channels of objects in a storage, which a thread of it reads and writes."""
+"""The thread of a driver that carries what it and its workers say to and from a storage."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import os
 import pickle
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.wake_signal import WakeSignal
+from polarmap.executors.links import ObjectLink
 from polarmap.executors.worker_listener import Join
-from polarmap.worker.frames import FrameError, Frames, Message
 from polarmap.worker.messages import plain
 from polarmap.worker.object_channel import (
     BEAT_SECONDS,
@@ -37,74 +34,6 @@ TRANSFERS = 16  # objects read at once
 FUNCTION_BYTES = 1 << 16  # larger ones are objects of their own
 
 
-class ObjectLink:
-    """The end of one channel.
-
-    Parameters
-    ----------
-    post : callable
-        Takes the messages to the worker; the last is "end".
-
-    Attributes
-    ----------
-    order : of the latest message: its number, and itself.
-    posted : when that was.
-    awaits_reply : whether nothing has been heard since.
-    heard : when the worker gave its latest sign of life.
-    doubts : how often it seemed to be done though no reply had come.
-    """
-
-    def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
-        self._post = post
-        self.order: tuple[int, Any] = 0, None
-        self.posted, self.awaits_reply = 0.0, False
-        self.heard, self.doubts = time.monotonic(), 0
-        self._frames, self._said = Frames(), deque[Message]()
-        self._is_there = True
-        self._lock, self._owner = threading.Lock(), os.getpid()
-        self._news = WakeSignal()
-
-    def deliver(self, data: bytes) -> None:
-        """Bytes that the worker has sent."""
-        with self._lock:
-            try:
-                self._said += self._frames.of(data)
-            except FrameError:
-                self._is_there = False
-        self._news.set()
-
-    def hang_up(self) -> None:
-        """The worker is gone."""
-        self._is_there = False
-        self._news.set()
-
-    def fileno(self) -> int:
-        """Of a descriptor that is readable when the worker has said something."""
-        return self._news.fileno()
-
-    def send(self, message: tuple[Any, ...]) -> bool:
-        """Whether the worker was told, as far as anybody knows."""
-        try:
-            self._post(message)
-        except Exception:
-            return False
-        return True
-
-    def receive(self) -> tuple[list[Message], bool]:
-        """What it has said since the last time, and whether it will say more."""
-        self._news.clear()
-        with self._lock:
-            said = list(self._said)
-            self._said.clear()
-        return said, self._is_there
-
-    def close(self) -> None:
-        """Tell the worker to end, unless it is that of a process that this one was forked of."""
-        if os.getpid() == self._owner:
-            self.send(("end",))
-        self._news.close()
-
-
 class ObjectLinks:
     """Those to all workers of a pool.
 
@@ -121,7 +50,7 @@ class ObjectLinks:
         self._links: dict[int, ObjectLink] = {}
         self._gone: set[int] = set()
         self._lock, self._putting = threading.Lock(), threading.Lock()
-        self._beat = 0
+        self._beat, self._next_sign = 0, 0.0
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._functions: dict[bytes, bytes] = {}
         self._stored = set[bytes]()  # of them
@@ -175,21 +104,16 @@ class ObjectLinks:
         if message[0] == "end":  # and is not listened to any more
             self._gone.add(number)
             del self._links[number]
-        link.order = link.order[0] + 1, plain(message)
-        link.posted, link.doubts = time.monotonic(), 0
+        link.count, link.doubts = link.count + 1, 0
         link.awaits_reply |= message[0] == "call"  # a worker replies to what is cancelled, too
-        self._send(number, *link.order)
-
-    def _send(self, number: int, count: int, message: Any) -> None:
-        """Take such a message for the next flush."""
-        digest = None
+        message, digest = plain(message), None
         with self._lock:
             if message[0] == "call" and isinstance(message[1][3], bytes):
                 function = message[1][3]
                 digest = hashlib.blake2b(function, digest_size=16).digest()
                 self._functions[digest] = function
                 message = with_function(message, None)
-            self._messages[number] = count, pickle.dumps(message, pickle.HIGHEST_PROTOCOL), digest
+            self._messages[number] = link.count, pickle.dumps(message, pickle.HIGHEST_PROTOCOL), digest
             self._is_new = True
 
     def _flush(self) -> None:
@@ -235,14 +159,14 @@ class ObjectLinks:
 
     def _carry(self) -> None:
         """Hand on what workers say until all is closed; look often while some work."""
-        next_sign, pause = 0.0, FIRST_POLL_SECONDS
+        pause = FIRST_POLL_SECONDS
         with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
             while not self._is_closed.is_set():
                 began, heard = time.monotonic(), 0
                 try:
-                    if began >= next_sign:
-                        self._put_orders()
-                        next_sign = began + BEAT_SECONDS
+                    if began >= self._next_sign:
+                        self._put_orders()  # again, if the storage was killed and has forgotten them
+                        self._next_sign = began + BEAT_SECONDS
                         self._hang_up_on_silent()
                     self._flush()
                     heard = self._take(pool.map)
@@ -298,17 +222,9 @@ class ObjectLinks:
             self._check(said)
 
     def _check(self, said: Said) -> None:
-        """Send again what a worker has not received long after it was sent; hang up if its reply was lost.
-
-        A storage that was killed may have forgotten either.
-        """
+        """Hang up on a worker that is done and whose reply was lost: a storage that was killed forgets."""
         link = self._links.get(said.number)
-        if link is None or not link.awaits_reply or time.monotonic() < link.posted + 2 * BEAT_SECONDS:
-            return
-        if said.latest < link.order[0]:
-            self._send(said.number, *link.order)
-            self.flush(may_wait=False)
-        elif said.is_idle:
+        if link is not None and link.awaits_reply and said.is_idle and said.latest >= link.count:
             link.doubts += 1
             if link.doubts > 1:
                 link.hang_up()

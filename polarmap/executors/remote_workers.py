@@ -6,9 +6,11 @@ import contextlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import Link
@@ -16,6 +18,7 @@ from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join, WorkerListener
 from polarmap.executors.worker_table import Worker, WorkerTable, ended
 from polarmap.worker.kept_task import DriverAddress
+from polarmap.worker.parts import Place
 from polarmap.worker.retry import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
@@ -30,43 +33,54 @@ RENEW_SECONDS = 30.0  # before a worker ends, another one is started
 GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
-class Site(Protocol):
+class Site:
     """A place where workers can be started that stay.
 
     name : as reports tell it.
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
     folder : private, where its workers, on this machine, find files; None elsewhere.
-    bucket, prefix : of what workers and driver leave for each other in a storage; None where there is none.
+    storage, bucket, prefix : of what workers and driver leave for each other; None where there is none.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
+    limits : what each worker is given, as far as that is known.
     """
 
     name: str
     seconds: float
-    workers: int | None
-    folder: Path | None
-    bucket: str | None
-    prefix: str
-    look_seconds: float
+    workers: int | None = None
+    folder: Path | None = None
+    storage: Any = None
+    bucket: str | None = None
+    prefix = ""
+    look_seconds = inf
+    limits: limits.Worker | None = None
 
     def object_links(self, join: Join) -> ObjectLinks | None:
-        """What reports workers to `join` that cannot reach a socket; None where there is no storage."""
-        ...
+        """What reports workers to `join` that do not call by TCP; None where there is no storage."""
+        return None
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start these, each for so many seconds; ExecutorError if that is impossible."""
-        ...
+        raise NotImplementedError
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those that have ended since the last time, and why, as far as that was told.
 
         may_ask : whether the site may take a while to find out why.
         """
-        ...
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let all of them end, as far as that can be done here; remove what they have left."""
-        ...
+        raise NotImplementedError
+
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
+        raise NotImplementedError
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a pickled function names and workers may not have."""
+        return {}
 
 
 class RemoteWorkers(WorkerTable):

@@ -1,4 +1,4 @@
-"""How a worker that stays hears its driver and replies: over a socket, or through storage.
+"""How a worker that stays hears its driver and replies over a socket.
 
 Who may connect to a socket has the key, and each message over a network is verified before it is
 unpickled. Runs on workers: imports numpy at most.
@@ -14,42 +14,18 @@ import socket
 import struct
 import weakref
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Union
 
 from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver, exactly
 from polarmap.worker.frames import PREFIX, PREFIX_BYTES, Message, frame
+
+if TYPE_CHECKING:
+    from polarmap.worker.object_channel import ObjectChannel
 
 CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or is not reached from here
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
 
 Endpoint = tuple[str, int]  # host and port
-
-
-class Channel(Protocol):
-    """What connects a worker that stays with its driver."""
-
-    def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within so many seconds.
-
-        ConnectionError when it will say nothing any more.
-        """
-        ...
-
-    def send(self, message: Message) -> None:
-        """A message to the driver."""
-        ...
-
-    def has_message(self) -> bool:
-        """Whether the driver has said something that was not received yet."""
-        ...
-
-    def is_closed(self) -> bool:
-        """Whether the driver is known to be gone."""
-        ...
-
-    def close(self) -> None:
-        """Say and hear nothing more."""
-        ...
 
 
 class SocketChannel:
@@ -63,7 +39,10 @@ class SocketChannel:
         _close_in_children(connection)
 
     def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within so many seconds."""
+        """What the driver says next; None if nothing within so many seconds.
+
+        ConnectionError when it will say nothing any more.
+        """
         if timeout is not None and not ready([self._connection], select.POLLIN, timeout):
             return None
         prefix = exactly(self._connection, PREFIX_BYTES)
@@ -77,7 +56,7 @@ class SocketChannel:
         self._connection.sendall(frame(message, self._seals and self._seals.to_driver))
 
     def has_message(self) -> bool:
-        """Whether something can be read."""
+        """Whether the driver has said something that was not received yet."""
         return bool(ready([self._connection], select.POLLIN, 0.0))
 
     def is_closed(self) -> bool:
@@ -102,6 +81,9 @@ def _close_in_children(connection: socket.socket) -> None:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=close)
+
+
+Channel = Union[SocketChannel, "ObjectChannel"]  # what connects a worker that stays with its driver
 
 
 def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketChannel | None:

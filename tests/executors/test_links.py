@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 
 from polarmap.executors import links
-from polarmap.executors.links import SocketLink, readable
-from polarmap.executors.object_links import ObjectLink
+from polarmap.executors.links import ObjectLink, SocketLink, readable
 from polarmap.worker.authentication import Seal, Seals
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import END, Message, frame
@@ -165,6 +164,56 @@ def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
     assert link.receive() == ([], False)
     link.close()
     theirs.close()
+
+
+# --- by way of objects ----------------------------------------------------------------------------------
+
+
+def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
+    link = ObjectLink(lambda message: None)
+    assert readable([link]) == set()
+    sent = [frame(said(number, bytes(number))) for number in range(100)]
+    for one in sent:
+        link.deliver(one)
+    assert readable([link]) == {link}
+    assert heard(link) == [said(number, bytes(number)) for number in range(100)]
+    assert heard(link) == []
+    assert readable([link]) == set()
+    link.close()
+
+
+def test_bells_that_nobody_hears_do_not_block() -> None:
+    link = ObjectLink(lambda message: None)
+    for _ in range(10_000):
+        link.deliver(frame(said(1)))
+    assert len(heard(link)) == 10_000
+    link.close()
+
+
+def test_a_link_of_a_worker_that_is_gone_says_so() -> None:
+    link = ObjectLink(lambda message: None)
+    link.deliver(frame(said(1)))
+    link.hang_up()
+    assert readable([link]) == {link}
+    assert link.receive() == ([said(1)], False)
+    link.close()
+
+
+def test_the_last_that_a_worker_is_told_is_to_end() -> None:
+    told: list[Any] = []
+    link = ObjectLink(told.append)
+    assert link.send(("call", 1))
+    link.close()
+    assert told == [("call", 1), ("end",)]
+
+
+def test_a_message_that_cannot_be_posted_was_not_told() -> None:
+    def post(message: Any) -> None:
+        raise KeyError("no such worker")
+
+    link = ObjectLink(post)
+    assert not link.send(("call", 1))
+    link.close()
 
 
 def test_links_that_were_closed_are_not_readable() -> None:

@@ -13,10 +13,10 @@ from pool_processes import until
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import object_links
-from polarmap.executors.links import Link, readable
-from polarmap.executors.object_links import ObjectLink, ObjectLinks
+from polarmap.executors.links import Link
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.worker import object_channel
-from polarmap.worker.frames import END, MISSED, PROCESS, Message, frame
+from polarmap.worker.frames import END, MISSED, PROCESS, Message
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Said
 from polarmap.worker.retry import retry_call
 
@@ -152,16 +152,16 @@ def test_two_threads_tell_workers_at_once(side: Side) -> None:
             assert heard == [call(turn) for turn in range(25)]
 
 
-def test_a_message_that_was_lost_is_sent_again(side: Side) -> None:
+def test_orders_that_the_storage_has_forgotten_are_put_again(
+    side: Side, monkeypatch: pytest.MonkeyPatch
+) -> None:
     worker = side.worker(0)
-    link = side.all._links[0]
-    send, side.all._send = side.all._send, lambda number, count, message: None
+    key = ObjectKeys(side.prefix).orders
+    before = side.storage.get_object("b", key)
     side.tell(0, call(1))
-    side.all._send = send
-    side.all._check(Said(0, 2, 0, True, 0))
-    assert not worker.has_message()  # it is too early to tell
-    link.posted -= 600.0
-    side.all._check(Said(0, 2, 0, True, 0))
+    side.storage.put_object("b", key, before)
+    assert not worker.has_message()
+    side.all._next_sign = 0.0
     assert worker.receive(5.0) == call(1)
 
 
@@ -170,7 +170,6 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     side.heard(0)
     side.tell(0, call(1))
     worker.receive(5.0)
-    side.all._links[0].posted -= 600.0
     side.all._check(Said(0, 2, 1, False, 0))  # it works
     assert side.links[0].receive() == ([], True)
     side.all._check(Said(0, 3, 1, True, 0))
@@ -291,59 +290,3 @@ def test_threads_end_with_it(side: Side) -> None:
     side.worker(0)
     side.all.close()
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
-
-
-# --- one of them ----------------------------------------------------------------------------------
-
-
-def heard_by(link: ObjectLink) -> list[Message]:
-    found, is_there = link.receive()
-    assert is_there
-    return found
-
-
-def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
-    link = ObjectLink(lambda message: None)
-    assert readable([link]) == set()
-    sent = [frame(ended(number, bytes(number))) for number in range(100)]
-    for one in sent:
-        link.deliver(one)
-    assert readable([link]) == {link}
-    assert heard_by(link) == [ended(number, bytes(number)) for number in range(100)]
-    assert heard_by(link) == []
-    assert readable([link]) == set()
-    link.close()
-
-
-def test_bells_that_nobody_hears_do_not_block() -> None:
-    link = ObjectLink(lambda message: None)
-    for _ in range(10_000):
-        link.deliver(frame(ended(1)))
-    assert len(heard_by(link)) == 10_000
-    link.close()
-
-
-def test_a_link_of_a_worker_that_is_gone_says_so() -> None:
-    link = ObjectLink(lambda message: None)
-    link.deliver(frame(ended(1)))
-    link.hang_up()
-    assert readable([link]) == {link}
-    assert link.receive() == ([ended(1)], False)
-    link.close()
-
-
-def test_the_last_that_a_worker_is_told_is_to_end() -> None:
-    told: list[Any] = []
-    link = ObjectLink(told.append)
-    assert link.send(("call", 1))
-    link.close()
-    assert told == [("call", 1), ("end",)]
-
-
-def test_a_message_that_cannot_be_posted_was_not_told() -> None:
-    def post(message: Any) -> None:
-        raise KeyError("no such worker")
-
-    link = ObjectLink(post)
-    assert not link.send(("call", 1))
-    link.close()

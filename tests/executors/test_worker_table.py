@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.object_links import ObjectLink
+from polarmap.executors.links import ObjectLink
 from polarmap.executors.worker_table import (
     REMEMBERED,
     Lease,
