@@ -58,16 +58,13 @@ class ObjectKeys(NamedTuple):
 
     def reply(self, said: Said) -> str:
         """Of something that a worker says."""
-        count = f"{said.order:012d}"  # so that keys are in their order
-        return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.size}"
+        return self.replies + "-".join(f"{field:d}" for field in said)
 
     def said(self, key: str) -> Said | None:
         """What such a key tells; None if it is none."""
         try:
-            number, count, latest, is_idle, size = key[len(self.replies) :].replace("--", "-_").split("-")
-            latest = latest.replace("_", "-")
-            return Said(int(number), int(count), int(latest), is_idle == "1", int(size))
-        except ValueError:
+            return Said(*map(int, key[len(self.replies) :].split("-")))
+        except (TypeError, ValueError):
             return None
 
 
@@ -75,14 +72,14 @@ class Said(NamedTuple):
     """What the key of a reply tells: whose it is, and how far that worker has come.
 
     order : of all that it has said, from 1 on.
-    latest : number of the message that it received last.
+    latest : number of the message that it received last; 0: none yet.
     size : bytes of the reply: a listing may show one that is still being written. 0: a sign of life.
     """
 
     number: int
     order: int
     latest: int
-    is_idle: bool
+    is_idle: int
     size: int
 
 
@@ -94,7 +91,7 @@ class ObjectChannel:
 
     def __init__(self, storage: Any, bucket: str, prefix: str, number: int) -> None:
         self._storage, self._bucket, self._keys = storage, bucket, ObjectKeys(prefix)
-        self._number, self._latest, self._is_idle = number, -1, True
+        self._number, self._latest, self._is_idle = number, 0, True
         self._read, self._orders = b"", Orders(-1, {}, {})  # the same, as it lay there last
         self._changed_at = time.monotonic()
         self._count = 0
@@ -170,7 +167,7 @@ class ObjectChannel:
             return None
         if now > self._changed_at + GOODBYE_SECONDS:
             raise ConnectionError("the driver has given no sign of life")
-        count, message, digest = self._orders.messages.get(self._number, (-1, b"", None))
+        count, message, digest = self._orders.messages.get(self._number, (0, b"", None))
         if count <= self._latest:
             return None
         if digest is None:

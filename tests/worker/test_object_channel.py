@@ -48,7 +48,7 @@ def channel(driver: Driver) -> Iterator[ObjectChannel]:
 
 
 @pytest.mark.parametrize(
-    "said", [Said(0, 1, -1, True, 0), Said(123, 10**11, 45, False, 10**9), Said(7, 2, 0, True, 3)]
+    "said", [Said(0, 1, 0, True, 0), Said(123, 10**11, 45, False, 10**9), Said(7, 2, 0, True, 3)]
 )
 def test_keys_tell_what_was_said(said: Said) -> None:
     assert KEYS.said(KEYS.reply(said)) == said
@@ -58,11 +58,6 @@ def test_keys_tell_what_was_said(said: Said) -> None:
 def test_keys_of_others_tell_nothing(name: str) -> None:
     found = KEYS.said(KEYS.replies + name)
     assert found is None
-
-
-def test_keys_of_a_worker_are_in_their_order() -> None:
-    keys = [KEYS.reply(Said(1, order, -1, True, 1)) for order in (1, 2, 9, 10, 99, 100, 12345)]
-    assert keys == sorted(keys)
 
 
 def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
@@ -99,7 +94,7 @@ def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
     channel.receive(1.0)
     channel.send(Message(END, (1, 2, 0), data=b"raw"))
     found = driver.storage.list_keys("b", KEYS.replies)
-    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, 43), Said(7, 2, 1, False, 45)]
+    assert [KEYS.said(key) for key in found] == [Said(7, 1, 0, True, 43), Said(7, 2, 1, False, 45)]
     frames = [list(Frames().of(driver.storage.get_object("b", key))) for key in found]
     assert frames == [[Message(PROCESS, header=b"5")], [Message(END, (1, 2, 0), b"", b"raw")]]
 
@@ -152,7 +147,7 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
 
 
 def said(driver: Driver) -> list[tuple[Said, bytes]]:
-    keys = sorted(driver.storage.list_keys("b", KEYS.replies))
+    keys = driver.storage.list_keys("b", KEYS.replies)
     return [(found, driver.storage.get_object("b", key)) for key in keys if (found := KEYS.said(key))]
 
 
@@ -194,7 +189,7 @@ def test_signs_of_life_go_on_while_the_storage_is_away_and_end_with_the_channel(
         assert channel.receive(1.0) == CALL
         assert until(lambda: not said(driver)[-1][0].is_idle)
     assert all((one.number, one.size) == (7, 0) for one, _ in said(driver))
-    assert {(one.latest, one.is_idle) for one, _ in said(driver)} == {(-1, True), (1, False)}
+    assert {(one.latest, one.is_idle) for one, _ in said(driver)} == {(0, True), (1, False)}
     assert until(lambda: threading.active_count() == others)
 
 
