@@ -23,6 +23,7 @@ from polarmap.worker.object_channel import (
     LAST_POLL_SECONDS,
     POLL_GROWTH,
     POLLS_PER_MESSAGE,
+    SLOW_POLL_SECONDS,
     ObjectKeys,
     Orders,
     Said,
@@ -172,7 +173,8 @@ class ObjectLinks:
                     heard = self._take(pool.map)
                 except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                     self._hear_nothing()
-                pause = FIRST_POLL_SECONDS if heard else max(pause * POLL_GROWTH, time.monotonic() - began)
+                pause = FIRST_POLL_SECONDS if heard else pause * POLL_GROWTH
+                pause = max(pause, min(time.monotonic() - began, SLOW_POLL_SECONDS))
                 if self._expected.wait(min(pause, LAST_POLL_SECONDS)):
                     self._expected.clear()
                     pause = FIRST_POLL_SECONDS
@@ -186,18 +188,17 @@ class ObjectLinks:
         new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
         count = sum(said.size > 0 for said, _ in new)
         self._reads += count
+        contents = list(each(self._content, new))  # all before any is told: so all are answered at once
         written, waiting = list[str](), set[int]()  # numbers of workers whose next reply is not whole yet
-        try:
-            for (said, key), data in zip(new, each(self._content, new)):
-                if said.number in waiting or len(data) != said.size:
-                    waiting.add(said.number)
-                    continue
-                self._seen.add(key)
-                written.append(key)
-                self._heard(said, data)
-        finally:
-            if written:
-                self._storage.delete_objects(self._storage.bucket, written)
+        for (said, key), data in zip(new, contents):
+            if said.number in waiting or len(data) != said.size:
+                waiting.add(said.number)
+                continue
+            self._seen.add(key)
+            written.append(key)
+            self._heard(said, data)
+        if written:
+            self._storage.delete_objects(self._storage.bucket, written)
         return count
 
     def _content(self, new: tuple[Said, str]) -> bytes:

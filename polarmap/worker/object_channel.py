@@ -15,10 +15,11 @@ from polarmap.worker.frames import MISSED, Message, frame
 from polarmap.worker.objects import is_missing
 from polarmap.worker.retry import retry_call
 
-FIRST_POLL_SECONDS = 0.003  # between looks while something is expected, or what a look takes if that is more
+FIRST_POLL_SECONDS = 0.002  # between looks while something is expected
+SLOW_POLL_SECONDS = 0.01  # the same where the storage takes as long to answer
 POLL_GROWTH = 1.2
 LAST_POLL_SECONDS = 1.0  # between looks when nothing has come for long
-POLLS_PER_MESSAGE = 25  # until a worker polls as seldom as that again: log(1 / 0.01) / log(1.2), as on S3
+POLLS_PER_MESSAGE = 25  # until a worker polls as seldom as that again: log(1 / 0.01) / log(1.2)
 BEAT_SECONDS = 5.0  # between signs of life of either side
 GOODBYE_SECONDS = 20.0  # without any, the other side is taken to be gone
 
@@ -150,7 +151,7 @@ class ObjectChannel:
             ended = time.monotonic()
             if found is not None or ended >= deadline:
                 return found
-            self._poll_seconds = max(self._poll_seconds, min(ended - began, LAST_POLL_SECONDS))
+            self._poll_seconds = max(self._poll_seconds, min(ended - began, SLOW_POLL_SECONDS))
             time.sleep(min(deadline - ended, self._poll_seconds))
             self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
 
