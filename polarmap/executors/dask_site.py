@@ -13,7 +13,6 @@ from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_task import DriverAddress, stay_on_thread
 from polarmap.worker.parts import Place
 
-FOREVER_SECONDS = 30 * 86_400.0
 GOODBYE_SECONDS = 1.0  # for tasks to end when their sockets have been closed
 
 
@@ -24,8 +23,6 @@ class DaskSite(Site):
     ----------
     executor : what `client.get_executor()` gives
     """
-
-    seconds = FOREVER_SECONDS
 
     def __init__(self, executor: Any) -> None:
         self.name = type(executor).__name__

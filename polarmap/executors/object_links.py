@@ -88,8 +88,9 @@ class ObjectLinks:
 
     def hang_up(self, number: int) -> None:
         """A worker is gone: nothing more will come of it."""
-        if number in self._links:
-            self._links[number].hang_up()
+        link = self._links.get(number)
+        if link is not None:
+            link.hang_up()
 
     def close(self) -> None:
         """Workers end, and are not listened to any more; the site removes what they have said."""

@@ -140,7 +140,7 @@ class Pool:
 
     @property
     def executor(self) -> Any:
-        """What it was made of; None on this machine."""
+        """What it was made of; None: processes of this machine."""
         return self._place.choice
 
     @property

@@ -46,7 +46,7 @@ class Site:
     """
 
     name: str
-    seconds: float
+    seconds = inf
     workers: int | None = None
     folder: Path | None = None
     storage: Any = None
@@ -184,11 +184,9 @@ class RemoteWorkers(WorkerTable):
     def close(self) -> None:
         """End them all."""
         super().close()
-        if self._listener is not None:
-            self._listener.close()
-        if self._objects is not None:
-            self._objects.close()
-        self._site.close()
+        for one in (self._listener, self._objects, self._site):
+            if one is not None:
+                one.close()
 
     def forget(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""

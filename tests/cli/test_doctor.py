@@ -41,7 +41,7 @@ def test_doctor_finds_this_machine_in_order(polarmap: Run) -> None:
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
         (True, 9.0, 0.005, 0.1, "Pool(idle=600)"),
         (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
-        (False, 9.0, 0.5, 0.1, "by a socket are fastest"),
+        (False, 9.0, 0.5, 0.1, "by TCP are fastest"),
     ],
 )
 def test_doctor_says_why_maps_are_slow(
