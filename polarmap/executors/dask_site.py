@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_task import DriverAddress, stay_on_thread
-from polarmap.worker.parts import Place
 
 GOODBYE_SECONDS = 1.0  # for tasks to end when their sockets have been closed
 
@@ -66,10 +64,6 @@ class DaskSite(Site):
         for future in self._futures.values():
             future.release()
         self._futures.clear()
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that is no folder."""
-        check_folder(source)
 
 
 def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:

@@ -75,7 +75,7 @@ class SocketLink:
 
 
 class ObjectLink:
-    """Messages that a thread carries to and from storage.
+    """Objects in a storage, which a thread of `ObjectLinks` writes and reads.
 
     Parameters
     ----------

@@ -36,7 +36,7 @@ FUNCTION_BYTES = 1 << 16  # larger ones are objects of their own
 
 
 class ObjectLinks:
-    """Those to all workers of a pool.
+    """The links of a pool that go by way of a storage, with the thread that carries their messages.
 
     Parameters
     ----------
@@ -174,9 +174,9 @@ class ObjectLinks:
                     heard = self._take(pool.map)
                 except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                     self._hear_nothing()
-                pause = FIRST_POLL_SECONDS if heard else pause * POLL_GROWTH
+                pause = FIRST_POLL_SECONDS if heard else min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
                 pause = max(pause, min(time.monotonic() - began, SLOW_POLL_SECONDS))
-                if self._expected.wait(min(pause, LAST_POLL_SECONDS)):
+                if self._expected.wait(pause):
                     self._expected.clear()
                     pause = FIRST_POLL_SECONDS
                     self._is_closed.wait(pause)  # nobody replies before

@@ -13,6 +13,7 @@ from typing import Any
 from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
+from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join, WorkerListener
@@ -76,7 +77,7 @@ class Site:
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
-        raise NotImplementedError
+        check_folder(source)
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""

@@ -166,7 +166,7 @@ def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
     theirs.close()
 
 
-# --- by way of objects ----------------------------------------------------------------------------------
+# --- by way of objects --------------------------------------------------------------------------------
 
 
 def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
@@ -179,14 +179,6 @@ def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
     assert heard(link) == [said(number, bytes(number)) for number in range(100)]
     assert heard(link) == []
     assert readable([link]) == set()
-    link.close()
-
-
-def test_bells_that_nobody_hears_do_not_block() -> None:
-    link = ObjectLink(lambda message: None)
-    for _ in range(10_000):
-        link.deliver(frame(said(1)))
-    assert len(heard(link)) == 10_000
     link.close()
 
 
