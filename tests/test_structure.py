@@ -46,8 +46,7 @@ STILL_CIRCULAR: list[set[str]] = []
 # Modules that import nothing else of the package: they travel, or are read on their own.
 STAND_ALONE = [
     "polarmap.errors",
-    *[f"polarmap.worker.{name}" for name in ("cores", "finite_differences", "parts")],
-    "polarmap.storage.retry",
+    *[f"polarmap.worker.{name}" for name in ("cores", "finite_differences", "parts", "retry")],
 ]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from memory_storage import DictStorage
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes
+from polarmap.executors.object_links import ObjectLinks
+from polarmap.executors.remote_workers import Site
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.channels import SocketChannel, connected
 from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
@@ -43,17 +43,14 @@ def serving_by_storage(storage: Any) -> Life:
     return life
 
 
-class ThreadSite:
+class ThreadSite(Site):
     """Each worker is a thread; lives: what those of these numbers do, others are honest.
 
     limits, seconds, workers, storage : as those of other sites.
     """
 
     name = "threads"
-    folder: Path | None = None
-    bucket: str | None = None
     prefix = "polarmap/pool-1"
-    limits = None
     look_seconds = 1e-3
     is_closed = False
 
@@ -66,8 +63,8 @@ class ThreadSite:
         self.launches: list[list[int]] = []
         self.refusal: ExecutorError | None = None
 
-    def mailboxes(self, join: Join) -> Mailboxes | None:
-        return None if self.storage is None else ObjectMailboxes(self.storage, self.prefix, join)
+    def object_links(self, join: Join) -> ObjectLinks | None:
+        return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         self.launches.append(list(workers))
@@ -86,7 +83,7 @@ class ThreadSite:
         except Exception as error:
             self.told[number] = f"{type(error).__name__}: {error}"
 
-    def ended(self) -> dict[int, str]:
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
         told, self.told = self.told, {}
         return told
 
@@ -96,6 +93,3 @@ class ThreadSite:
             thread.join(10.0)
 
     def check_source(self, source: Any, use: str) -> None: ...
-
-    def modules(self, pickled: bytes) -> dict[str, tuple[str, bool]]:
-        return {}

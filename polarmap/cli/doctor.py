@@ -284,9 +284,7 @@ def _speed(place: str, is_here: bool, first: float, later: float) -> Check:
     if busy > cores:
         advice = f"{busy:.1f} processes want the {cores} cores of this machine: try again when it is free"
     elif not is_here:
-        advice = (
-            "workers that reach this machine by a socket are fastest, next those with a storage like Redis"
-        )
+        advice = "workers that reach this machine by TCP are fastest, next those with a storage like Redis"
     elif later > SLOW_MAP:
         advice = "try executor=ThreadPoolExecutor(...), which starts no process, and please report this"
     else:

@@ -10,7 +10,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import check_path, is_localhost, is_of_lithops, is_path
+from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
@@ -23,13 +23,9 @@ def executor_of(choice: Any) -> MapExecutor:
     _check(choice)
     if choice is None:
         return default_pool()
-    if is_localhost(choice):
-        from polarmap.executors.lithops import LocalhostExecutor
-
-        return LocalhostExecutor()
     if isinstance(choice, MapExecutor):
         return choice
-    if is_path(choice) or is_of_lithops(choice):
+    if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
@@ -73,7 +69,7 @@ def _is_in_memory(data: Any) -> bool:
 
 def _check(choice: Any) -> None:
     """ExecutorError, with what to pass instead, for what is none of those that can be opened."""
-    if is_localhost(choice):
+    if choice is None or is_localhost(choice):
         return
     if is_path(choice):
         check_path(choice)

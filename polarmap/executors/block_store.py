@@ -20,10 +20,11 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.lithops_storage import ask_again, delete_below
+from polarmap.executors.lithops_storage import delete_below
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place
+from polarmap.worker.retry import retry_call
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
@@ -260,7 +261,7 @@ class InBucket(WithDriver):
         """An object."""
         bucket = self._storage.bucket
         try:
-            ask_again(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
         except Exception as error:
             raise ExecutorError(
                 f"the blocks could not be stored in bucket {bucket!r}: {type(error).__name__}: {error}"

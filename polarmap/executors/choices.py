@@ -10,8 +10,8 @@ from polarmap.errors import ExecutorError
 
 
 def is_localhost(choice: Any) -> bool:
-    """Whether it means this machine."""
-    return choice is None or (isinstance(choice, str) and choice == "localhost")
+    """Whether it means Lithops on this machine."""
+    return isinstance(choice, str) and choice == "localhost"
 
 
 def is_path(choice: Any) -> bool:
@@ -27,6 +27,11 @@ def is_of_dask(choice: Any) -> bool:
 def is_of_lithops(choice: Any) -> bool:
     """Whether it is a `lithops.FunctionExecutor`."""
     return hasattr(choice, "compute_handler") and hasattr(choice, "internal_storage")
+
+
+def is_for_lithops(choice: Any) -> bool:
+    """Whether it is something that Lithops runs: "localhost", a configuration or a FunctionExecutor."""
+    return is_localhost(choice) or is_path(choice) or is_of_lithops(choice)
 
 
 def check_path(choice: str | bytes | os.PathLike[Any]) -> None:

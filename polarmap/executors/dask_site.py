@@ -5,23 +5,16 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping
-from math import inf
-from pathlib import Path
 from typing import Any
 
-from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
-from polarmap.executors.storage_mailboxes import Mailboxes
-from polarmap.executors.worker_listener import Join
+from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_task import DriverAddress, stay_on_thread
-from polarmap.worker.parts import Place
 
-FOREVER_SECONDS = 30 * 86_400.0
 GOODBYE_SECONDS = 1.0  # for tasks to end when their sockets have been closed
 
 
-class DaskSite:
+class DaskSite(Site):
     """Threads of the workers of a Dask cluster.
 
     Parameters
@@ -29,32 +22,16 @@ class DaskSite:
     executor : what `client.get_executor()` gives
     """
 
-    folder: Path | None = None
-    bucket: str | None = None
-    prefix = ""
-    seconds = FOREVER_SECONDS
-    look_seconds = inf
-    limits: Worker | None = None
-    storage: Any = None
-
     def __init__(self, executor: Any) -> None:
         self.name = type(executor).__name__
         self._client = executor._client
         self._options = executor._kwargs
         self._futures: dict[int, Any] = {}
         self._next = itertools.count()
-
-    @property
-    def workers(self) -> int | None:
-        """As many as the cluster has threads; ExecutorError if its client is closed."""
         try:
-            return sum(self._client.nthreads().values()) or None
+            self.workers = sum(self._client.nthreads().values()) or None
         except Exception as error:
             raise ExecutorError(f"{self.name} has no workers: {type(error).__name__}: {error}") from error
-
-    def mailboxes(self, join: Join) -> Mailboxes | None:
-        """There is no storage that all could reach."""
-        return None
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one task for each, spread evenly over the threads of the cluster."""
@@ -69,7 +46,7 @@ class DaskSite:
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
-    def ended(self) -> dict[int, str]:
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
         """Those whose task has ended, and why."""
         found = {}
         for number, future in list(self._futures.items()):
@@ -87,14 +64,6 @@ class DaskSite:
         for future in self._futures.values():
             future.release()
         self._futures.clear()
-
-    def check_source(self, source: Place | None, use: str) -> None:
-        """ExecutorError for storage that is no folder."""
-        check_folder(source)
-
-    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
-        """None: what a function needs must be installed on Dask's workers, as always there."""
-        return {}
 
 
 def stay_on_dask(address: tuple[Any, ...], number: int, seconds: float) -> None:

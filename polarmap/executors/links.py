@@ -8,61 +8,37 @@ import pickle
 import select
 import socket
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any, Protocol
+from typing import Any
 
+from polarmap.executors.wake_signal import WakeSignal
 from polarmap.worker.authentication import Seals
 from polarmap.worker.frames import ORDER, FrameError, Frames, Message, frame
-from polarmap.worker.messages import plain
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
 SLOWEST = 1e5  # bytes per second of a network
 
 
-class Link(Protocol):
-    """The driver's end of a channel to one worker."""
-
-    def fileno(self) -> int:
-        """Of a descriptor that is readable when the worker has said something, or is gone."""
-        ...
-
-    def send(self, message: tuple[Any, ...]) -> bool:
-        """Whether the worker was told."""
-        ...
-
-    def receive(self) -> tuple[list[Message], bool]:
-        """What it has said since the last time, and whether it will say more."""
-        ...
-
-    def hang_up(self) -> None:
-        """The worker is gone, or is to go: whoever waits for it sees that."""
-        ...
-
-    def close(self) -> None:
-        """Say nothing more, hear nothing more: the worker ends."""
-        ...
-
-
 class SocketLink:
     """A stream socket.
 
     seals : of its two directions; None where nobody else can write to it.
-    is_plain : whether messages must be read where polarmap may not be installed.
     """
 
-    def __init__(self, connection: socket.socket, seals: Seals | None = None, is_plain: bool = False) -> None:
-        self._connection, self._seals, self._is_plain = connection, seals, is_plain
+    def __init__(self, connection: socket.socket, seals: Seals | None = None) -> None:
+        self._connection, self._seals = connection, seals
         self._frames = Frames(seals and seals.to_driver)
 
     def fileno(self) -> int:
-        """Of the socket."""
+        """Of the socket, which is readable when the worker has said something, or is gone."""
         return self._connection.fileno()
 
     def send(self, message: tuple[Any, ...]) -> bool:
         """Whether the worker was told."""
-        data = pickle.dumps(plain(message) if self._is_plain else message, pickle.HIGHEST_PROTOCOL)
+        data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
         try:
             self._connection.settimeout(SEND_SECONDS + len(data) / SLOWEST)  # for all of it
             seal = self._seals and self._seals.to_worker
@@ -87,33 +63,43 @@ class SocketLink:
             return said, False
 
     def hang_up(self) -> None:
-        """End the connection; the descriptor stays."""
+        """The worker is gone, or is to go: whoever waits for it sees that. The descriptor stays."""
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Close the socket."""
+        """Say nothing more, hear nothing more: the worker ends."""
         self._connection.close()
 
 
-class MailboxLink:
-    """Messages that a thread carries to and from storage.
+class ObjectLink:
+    """Objects in a storage, which a thread of `ObjectLinks` writes and reads.
 
     Parameters
     ----------
     post : callable
         Takes the messages to the worker; the last is "end".
+
+    Attributes
+    ----------
+    count : int
+        Of the latest message.
+    awaits_reply : bool
+        Whether nothing has been heard since.
+    heard : float
+        When the worker gave its latest sign of life.
+    doubts : int
+        How often it seemed to be done though no reply had come.
     """
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
         self._post = post
-        self._frames = Frames()
-        self._said: deque[Message] = deque()
+        self.count, self.awaits_reply = 0, False
+        self.heard, self.doubts = time.monotonic(), 0
+        self._frames, self._said = Frames(), deque[Message]()
         self._is_there = True
-        self._lock = threading.Lock()
-        self._owner = os.getpid()
-        self._ours, self._theirs = socket.socketpair()
-        self._theirs.setblocking(False)
+        self._lock, self._owner = threading.Lock(), os.getpid()
+        self._news = WakeSignal()
 
     def deliver(self, data: bytes) -> None:
         """Bytes that the worker has sent."""
@@ -122,16 +108,16 @@ class MailboxLink:
                 self._said += self._frames.of(data)
             except FrameError:
                 self._is_there = False
-        self._ring()
+        self._news.set()
 
     def hang_up(self) -> None:
         """The worker is gone."""
         self._is_there = False
-        self._ring()
+        self._news.set()
 
     def fileno(self) -> int:
-        """Of a socket that has something to read when the worker has said something."""
-        return self._ours.fileno()
+        """Of a descriptor that is readable when the worker has said something."""
+        return self._news.fileno()
 
     def send(self, message: tuple[Any, ...]) -> bool:
         """Whether the worker was told, as far as anybody knows."""
@@ -143,8 +129,7 @@ class MailboxLink:
 
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""
-        with self._lock, contextlib.suppress(BlockingIOError):
-            self._ours.recv(READ_BYTES, socket.MSG_DONTWAIT)
+        self._news.clear()
         with self._lock:
             said = list(self._said)
             self._said.clear()
@@ -154,12 +139,10 @@ class MailboxLink:
         """Tell the worker to end, unless it is that of a process that this one was forked of."""
         if os.getpid() == self._owner:
             self.send(("end",))
-        self._ours.close()
-        self._theirs.close()
+        self._news.close()
 
-    def _ring(self) -> None:
-        with contextlib.suppress(OSError):  # it rings already, or nobody listens
-            self._theirs.send(b".")
+
+Link = SocketLink | ObjectLink
 
 
 def readable(links: Iterable[Link]) -> set[Link]:

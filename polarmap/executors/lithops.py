@@ -13,8 +13,9 @@ from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.choices import is_path
+from polarmap.executors.choices import is_localhost, is_of_lithops, is_path
 from polarmap.executors.lithops_internals import (
+    another_like,
     complete_config,
     end,
     lift_data_limit,
@@ -23,52 +24,51 @@ from polarmap.executors.lithops_internals import (
     named_for_lithops,
 )
 from polarmap.executors.lithops_run import LithopsRun
-from polarmap.executors.lithops_storage import ask_again
 from polarmap.worker.parts import Place
+from polarmap.worker.retry import retry_call
 
 _answered: set[Path] = set()  # configurations whose storage has answered
 
 
-class LocalhostExecutor:
-    """Lithops on this machine, with a process for every task and all its files in our temporary folder."""
-
-    name = "localhost"
-    worker: Worker | None = None
-
-    def open(self, payload: Payload) -> LithopsRun:
-        """Jobs on a FunctionExecutor of its own; ExecutorError for storage elsewhere."""
-        check_folder(payload.blocks.source)
-        check_folder(payload.output and payload.output.source)
-        return _opened(self.name, payload, localhost_functions(1), is_owned=True, is_private=True)
-
-
 class LithopsExecutor:
-    """A FunctionExecutor of the caller, or a configuration: that is opened for each map and ended with it."""
+    """What Lithops runs. A FunctionExecutor of our own is opened for each map and ended with it.
+
+    Parameters
+    ----------
+    choice : "localhost", path or lithops.FunctionExecutor
+        With "localhost" there is a process for every task, and all files lie in our temporary folder.
+    """
 
     def __init__(self, choice: Any) -> None:
-        self._choice, self._is_owned = choice, is_path(choice)
-        config = read_configuration(choice) if self._is_owned else choice.config
-        self.name = f"lithops/{config['lithops']['backend']}"
-        self.worker = worker_of(config)
+        self._choice = choice
+        self.name = "localhost"
+        self.worker: Worker | None = None
+        if not is_localhost(choice):
+            config = read_configuration(choice) if is_path(choice) else choice.config
+            self.name, self.worker = f"lithops/{config['lithops']['backend']}", worker_of(config)
 
     def open(self, payload: Payload) -> LithopsRun:
-        """Jobs on it; ExecutorError if there can be none, or for storage that its workers cannot reach."""
-        functions = open_functions(self._choice) if self._is_owned else self._choice
-        return _opened(self.name, payload, functions, self._is_owned)
+        """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
+        is_private, is_owned = is_localhost(self._choice), not is_of_lithops(self._choice)
+        if is_private:
+            check_folder(payload.blocks.source)
+            check_folder(payload.output and payload.output.source)
+        functions = own_functions(self._choice) if is_owned else self._choice
+        try:
+            check_reachable(payload.blocks.source, "lies in", functions)
+            check_reachable(payload.output and payload.output.source, "is to stay in", functions)
+            return LithopsRun(self.name, payload, functions, is_owned, is_private)
+        except BaseException:
+            if is_owned:
+                end(functions)
+            raise
 
 
-def _opened(
-    name: str, payload: Payload, functions: Any, is_owned: bool, is_private: bool = False
-) -> LithopsRun:
-    """A run on a FunctionExecutor, which ends now if it is ours and there is none."""
-    try:
-        check_reachable(payload.blocks.source, "lies in", functions)
-        check_reachable(payload.output and payload.output.source, "is to stay in", functions)
-        return LithopsRun(name, payload, functions, is_owned, is_private)
-    except BaseException:
-        if is_owned:
-            end(functions)
-        raise
+def own_functions(choice: Any, count: int = 1) -> Any:
+    """A FunctionExecutor that is ours to end; `count`: its slots where the choice is "localhost"."""
+    if is_localhost(choice):
+        return localhost_functions(count)
+    return open_functions(choice) if is_path(choice) else another_like(choice)
 
 
 def check_reachable(source: Place | None, use: str, functions: Any) -> None:
@@ -105,7 +105,7 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     lithops, missing = load_lithops(), _missing_settings(config)
     build = partial(lithops.FunctionExecutor, config_file=str(file), log_level=None, **missing)
     with _naming(file, config):
-        functions = ask_again(build) if file.absolute() in _answered else build()
+        functions = retry_call(build) if file.absolute() in _answered else build()
     lift_data_limit(functions)
     _answered.add(file.absolute())
     return functions

@@ -9,9 +9,10 @@ from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_storage import PREFIX, ask_again, remove_objects
+from polarmap.executors.lithops_storage import PREFIX, remove_objects
 from polarmap.worker.io_lithops import Address
 from polarmap.worker.messages import Reply, reply_of_bytes
+from polarmap.worker.retry import retry_call
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
 
@@ -35,7 +36,7 @@ class MapObjects:
         """From now on somebody waits for results."""
         bucket, key = self.address.bucket, self.address.liveness_key
         try:
-            ask_again(partial(self._storage.put_object, bucket, key, b"alive"))
+            retry_call(partial(self._storage.put_object, bucket, key, b"alive"))
         except Exception as error:
             raise ExecutorError(
                 f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"

@@ -11,7 +11,8 @@ from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops import check_reachable, open_functions
+from polarmap.executors.choices import is_localhost
+from polarmap.executors.lithops import LithopsExecutor, check_reachable, own_functions
 from polarmap.executors.lithops_internals import (
     LostError,
     abandon,
@@ -32,8 +33,9 @@ from polarmap.executors.lithops_storage import (
     open_storage,
     remove_objects,
 )
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.storage_mailboxes import Mailboxes, ObjectMailboxes, RedisMailboxes
+from polarmap.executors.remote_workers import Site
 from polarmap.executors.worker_listener import Join
 from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
@@ -43,52 +45,46 @@ LOOK_SECONDS = 1.0  # between looks which workers have ended, which mostly their
 SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
-class LithopsSite:
+class LithopsSite(Site):
     """Workers of a Lithops configuration, on FunctionExecutors of our own.
 
     Parameters
     ----------
-    choice : path or lithops.FunctionExecutor
+    choice : "localhost", path or lithops.FunctionExecutor
         Its configuration.
     folder : Path or None
         Private; used if workers run on this machine.
     """
 
     def __init__(self, choice: Any, folder: Path) -> None:
-        is_path = not hasattr(choice, "compute_handler")
-        self._functions = open_functions(choice) if is_path else another_like(choice)
+        self._is_private = is_localhost(choice)
+        self._functions = own_functions(choice)
         self.look_seconds = look_seldom(self._functions, LOOK_SECONDS)
-        self._opened = [self._functions]
+        self._jobs: list[tuple[Any, dict[int, Any]]] = [(self._functions, {})]  # futures by number
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self._is_here = self._functions.backend == "localhost"
-        self.name = f"lithops/{self._functions.backend}"
+        self.name = LithopsExecutor(choice).name
         self.folder = folder if self._is_here else None
         self.limits = worker_of(self._functions.config)
         self.workers = self.limits.workers if self.limits is not None and not self._is_here else None
         self.seconds = self._seconds(self.limits)
-        self.storage, self.bucket = open_storage(choice)
+        self.storage, self.bucket = open_storage(self._functions)
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
-        self._futures: dict[int, tuple[Any, Any]] = {}  # number -> its future, and whose it is
 
-    def mailboxes(self, join: Join) -> Mailboxes:
-        """Lists where the storage is Redis, else objects."""
-        made: Mailboxes
-        if self.storage.backend == "redis":
-            made = RedisMailboxes(self.storage.get_client(), self.prefix, join)
-        else:
-            made = ObjectMailboxes(self.storage, self.prefix, join)
+    def object_links(self, join: Join) -> ObjectLinks:
+        """In the storage of the configuration."""
+        links = ObjectLinks(self.storage, self.prefix, join)
         self._is_used = True
-        return made
+        return links
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on an executor of its own, which runs its jobs one by one."""
-        functions = self._functions
         items = [{"worker": worker} for worker in workers.items()]
         try:
             if self._is_here:
-                functions = another_like(self._functions, processes=len(workers))
-                self._opened.append(functions)
+                self._jobs.append((self._another(len(workers)), {}))
+            functions, known = self._jobs[-1]
             with pickled_by_value():
                 task = make_kept_task(address)
                 futures = functions.map(
@@ -96,42 +92,37 @@ class LithopsSite:
                 )
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
-        for number, future in zip(workers, futures, strict=True):
-            self._futures[number] = future, functions
+        known |= zip(workers, futures, strict=True)
 
-    def ended(self) -> dict[int, str]:
-        """Those of which Lithops knows that they have ended, and why."""
-        found = {}
-        silent = self._silent()
-        for number, (future, functions) in list(self._futures.items()):
-            if future in silent:
-                del self._futures[number]
-                found[number] = silent[future]
-            elif has_ended(future):
-                del self._futures[number]
-                reason = ""
-                try:
-                    result_of(future, functions)
-                except LostError as error:
-                    reason = str(error)
-                except Exception as error:
-                    reason = f"{type(error).__name__}: {error}"
-                found[number] = reason
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
+        """Those of which Lithops knows that they have ended, and why.
+
+        may_ask : the interpreter of those that have ended without a word.
+        """
+        found = dict[int, str]()
+        for functions, futures in self._jobs:
+            silent = ended_silently(functions, list(futures.values()))
+            reason = interpreter_error(functions) if silent and may_ask else ""
+            for number, future in list(futures.items()):
+                if future in silent or has_ended(future):
+                    del futures[number]
+                    found[number] = reason if future in silent else _end_of(future, functions)
         if found:
-            self._end_those_without_workers()
+            self._end_jobs_without_workers()
         return found
 
     def close(self) -> None:
         """Kill what Lithops can kill, remove all objects."""
-        pending = list(self._futures.values())
-        self._futures.clear()
-        for functions in self._opened:
-            abandon(functions, [future for future, owner in pending if owner is functions])
+        pending = False
+        for functions, futures in self._jobs:
+            pending |= bool(futures)
+            abandon(functions, list(futures.values()))
             end(functions)
+            futures.clear()
         if pending:  # what was on its way when its writer was killed
             time.sleep(SETTLE_SECONDS)
         if self._is_used:
-            ended = objects_of(functions.executor_id for functions in self._opened)
+            ended = objects_of(functions.executor_id for functions, _ in self._jobs)
             remove_objects(self.storage, [f"{self.prefix}/", *ended, *self._left])
 
     def check_source(self, source: Place | None, use: str) -> None:
@@ -145,22 +136,20 @@ class LithopsSite:
         except Exception as error:  # the runtime is asked what it has
             raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
 
-    def _silent(self) -> dict[Any, str]:
-        """Futures of processes on this machine that have ended without a word, and why if that is seen."""
-        found: dict[Any, str] = {}
-        for functions in self._opened:
-            futures = [future for future, owner in self._futures.values() if owner is functions]
-            ended = ended_silently(functions, futures)
-            if ended:
-                found |= dict.fromkeys(ended, interpreter_error(functions))
-        return found
+    def _another(self, count: int) -> Any:
+        """A FunctionExecutor with so many slots on this machine."""
+        if not self._is_private:
+            return another_like(self._functions, processes=count)
+        functions = own_functions("localhost", count)
+        look_seldom(functions, LOOK_SECONDS)
+        return functions
 
-    def _end_those_without_workers(self) -> None:
+    def _end_jobs_without_workers(self) -> None:
         """On this machine each job has a FunctionExecutor of its own, which is over when its workers are."""
-        used = {id(functions) for _, functions in self._futures.values()}
-        for functions in self._opened[1:]:
-            if id(functions) not in used:
-                self._opened.remove(functions)
+        for job in self._jobs[1:]:
+            functions, futures = job
+            if not futures:
+                self._jobs.remove(job)
                 end(functions)
                 self._left += objects_of([functions.executor_id])
         with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
@@ -170,3 +159,14 @@ class LithopsSite:
         if self._is_here or worker is None or worker.seconds is None:
             return HERE_SECONDS
         return max(1.0, worker.seconds - SPARE_SECONDS)
+
+
+def _end_of(future: Any, functions: Any) -> str:
+    """Why a function has ended, as far as that is known."""
+    try:
+        result_of(future, functions)
+    except LostError as error:
+        return str(error)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    return ""

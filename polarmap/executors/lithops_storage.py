@@ -9,20 +9,16 @@ import uuid
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.lithops_internals import impatient_storage, storage_settings
-from polarmap.storage.retry import retry_call
 
 TIMEOUT = 10  # seconds to connect, and to wait for the next byte; whoever asks decides how often
 PREFIX = "polarmap"  # of all keys of maps
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 PROBE_BYTES = 1024
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
-RETURN_SECONDS = 30.0  # that a storage which has answered before may be away
-
-T = TypeVar("T")
 
 
 def open_storage(choice: Any) -> tuple[Any, str]:
@@ -52,11 +48,6 @@ def _built(where: str, settings: Callable[[], dict[str, Any]]) -> Any:
         return impatient_storage(settings(), TIMEOUT)
     except Exception as error:
         raise StorageError(f"Lithops has no storage for {where}: {type(error).__name__}: {error}") from error
-
-
-def ask_again(request: Callable[[], T]) -> T:
-    """The answer of a storage that has answered before; it may be away for a while."""
-    return retry_call(request, RETURN_SECONDS)
 
 
 def delete_below(storage: Any, prefix: str) -> int:

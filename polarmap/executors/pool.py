@@ -20,7 +20,7 @@ from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
 from polarmap.executors.block_store import BlockStore, InBucket, InFolders, WithDriver
-from polarmap.executors.choices import check_path, is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_dask, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
 from polarmap.executors.pickling import pickled_with_buffers
@@ -56,8 +56,8 @@ class Pool:
     Parameters
     ----------
     executor : None, "localhost", path, lithops.FunctionExecutor or Dask executor
-        None and "localhost": processes of this machine. A Lithops configuration, or an executor that was made
-        of one: its functions, which are paid as long as they stay. What `client.get_executor()` gives:
+        None: processes of this machine. "localhost", a Lithops configuration, or an executor that was made
+        of one: functions of Lithops, which are paid as long as they stay. What `client.get_executor()` gives:
         threads of the workers of a Dask cluster. The executor itself stays free for others.
     workers : int, optional
         Tasks at a time, from the first moment. By default on this machine as many as keep the cores busy
@@ -72,9 +72,9 @@ class Pool:
         That each worker may use for linear algebra: with more than one, workers of one machine take
         the cores from each other unless they are few.
     listen : bool
-        Whether workers elsewhere may call this process on a socket: by TCP, or on this machine by a file;
-        both sides prove that they have a key. False: they talk by way of the storage of
-        their configuration, as do those that do not reach the socket.
+        Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
+        sides prove that they have a key. False: they talk by way of the storage of their configuration, as do
+        those that do not reach this process.
 
     Raises
     ------
@@ -136,7 +136,7 @@ class Pool:
 
     @property
     def executor(self) -> Any:
-        """What it was made of; None on this machine."""
+        """What it was made of; None: processes of this machine."""
         return self._place.choice
 
     @property
@@ -315,11 +315,13 @@ class Elsewhere:
 
     def __init__(self, choice: Any) -> None:
         self.choice = choice
-        self._is_lithops = is_path(choice) or is_of_lithops(choice)
+        self._is_lithops = is_for_lithops(choice)
         self.name, self.worker = self._known()
 
     def storage_of_arrays(self) -> Any:
-        """The storage of the configuration."""
+        """The storage of the configuration; a folder of this process for "localhost"."""
+        if is_localhost(self.choice):
+            return private_folder() / "arrays"
         return self.choice if self._is_lithops else None
 
     def start(self, options: PoolOptions) -> Crew:
@@ -351,8 +353,8 @@ class Elsewhere:
         if self._is_lithops:
             from polarmap.executors.lithops import LithopsExecutor
 
-            lithops = LithopsExecutor(self.choice)
-            return f"kept workers on {lithops.name}", lithops.worker
+            executor = LithopsExecutor(self.choice)
+            return f"kept workers on {executor.name}", executor.worker
         return f"kept workers on {type(self.choice).__name__}", None
 
     def _site(self, folder: Path) -> Any:
@@ -367,11 +369,11 @@ class Elsewhere:
 
 def _place(choice: Any) -> Here | Elsewhere:
     """Where a pool of this executor has its workers; ExecutorError if it can have none."""
-    if is_localhost(choice):
+    if choice is None:
         return Here()
     if is_path(choice):
         check_path(choice)
-    if is_path(choice) or is_of_lithops(choice) or is_of_dask(choice):
+    if is_for_lithops(choice) or is_of_dask(choice):
         return Elsewhere(choice)
     hint = (
         "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"

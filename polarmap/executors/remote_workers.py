@@ -6,17 +6,21 @@ import contextlib
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from math import inf
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
+from polarmap.clouds import limits
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
+from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
-from polarmap.executors.storage_mailboxes import Mailboxes
+from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join, WorkerListener
 from polarmap.executors.worker_table import Worker, WorkerTable, ended
 from polarmap.worker.kept_task import DriverAddress
-from polarmap.worker.storage_channel import AWAY_SECONDS
+from polarmap.worker.parts import Place
+from polarmap.worker.retry import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
 MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
@@ -30,40 +34,54 @@ RENEW_SECONDS = 30.0  # before a worker ends, another one is started
 GOLDEN = 0.6180339887  # its multiples are spread evenly over the fractions
 
 
-class Site(Protocol):
+class Site:
     """A place where workers can be started that stay.
 
     name : as reports tell it.
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
-    folder : private, where its workers, on this machine, find a socket and files; None elsewhere.
-    bucket, prefix : of what workers and driver leave for each other in a storage; None where there is none.
+    folder : private, where its workers, on this machine, find files; None elsewhere.
+    storage, bucket, prefix : of what workers and driver leave for each other; None where there is none.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
+    limits : what each worker is given, as far as that is known.
     """
 
     name: str
-    seconds: float
-    workers: int | None
-    folder: Path | None
-    bucket: str | None
-    prefix: str
-    look_seconds: float
+    seconds = inf
+    workers: int | None = None
+    folder: Path | None = None
+    storage: Any = None
+    bucket: str | None = None
+    prefix = ""
+    look_seconds = inf
+    limits: limits.Worker | None = None
 
-    def mailboxes(self, join: Join) -> Mailboxes | None:
-        """What reports workers to `join` that cannot reach a socket; None where there is no storage."""
-        ...
+    def object_links(self, join: Join) -> ObjectLinks | None:
+        """What reports workers to `join` that do not call by TCP; None where there is no storage."""
+        return None
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start these, each for so many seconds; ExecutorError if that is impossible."""
-        ...
+        raise NotImplementedError
 
-    def ended(self) -> dict[int, str]:
-        """Those that have ended since the last time, and why, as far as that was told."""
-        ...
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
+        """Those that have ended since the last time, and why, as far as that was told.
+
+        may_ask : whether the site may take a while to find out why.
+        """
+        raise NotImplementedError
 
     def close(self) -> None:
         """Let all of them end, as far as that can be done here; remove what they have left."""
-        ...
+        raise NotImplementedError
+
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
+        check_folder(source)
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a pickled function names and workers may not have."""
+        return {}
 
 
 class RemoteWorkers(WorkerTable):
@@ -103,10 +121,10 @@ class RemoteWorkers(WorkerTable):
         self.channel = ""  # over which the latest worker called
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
-        self._mailboxes: Mailboxes | None = None
+        self._objects: ObjectLinks | None = None
         try:
-            self._mailboxes = site.mailboxes(self._join)
-            self._listener = WorkerListener(key, self._join, site.folder) if listens else None
+            self._objects = site.object_links(self._join)
+            self._listener = WorkerListener(key, self._join, site.folder is not None) if listens else None
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
@@ -147,13 +165,13 @@ class RemoteWorkers(WorkerTable):
             listings = looks * listing_requests(len(self._unpaid))
             self._unpaid = dict.fromkeys(self._unpaid, now)
             self._seconds, self._started, self._asked = 0.0, 0, now
-        writes, reads = (0, 0) if self._mailboxes is None else self._mailboxes.requests(seconds)
+        writes, reads = (0, 0) if self._objects is None else self._objects.requests(seconds)
         return Stay(seconds, started, writes + round(listings), reads)
 
     def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way."""
-        if self._mailboxes is not None:
-            self._mailboxes.flush(may_wait)
+        if self._objects is not None:
+            self._objects.flush(may_wait)
 
     def tend(self) -> None:
         """Renew workers that will end soon, forget those that have ended; what fails is tried again."""
@@ -167,13 +185,9 @@ class RemoteWorkers(WorkerTable):
     def close(self) -> None:
         """End them all."""
         super().close()
-        if self._listener is not None:
-            self._listener.close()
-        if self._mailboxes is not None:
-            self._mailboxes.close()
-        self._site.close()
-        if self._mailboxes is not None:
-            self._mailboxes.clean()
+        for one in (self._listener, self._objects, self._site):
+            if one is not None:
+                one.close()
 
     def forget(self) -> None:
         """Let go of them, in a process that was forked of the one that has them."""
@@ -266,15 +280,15 @@ class RemoteWorkers(WorkerTable):
     def _note_ended(self) -> None:
         """Forget those whose end was told, or that have not called for long."""
         failed = 0
-        for number, reason in self._site.ended().items():
+        for number, reason in self._site.ended(may_ask=not self.channel).items():
             if self._starting.pop(number, None) is not None:
                 failed, self._reason = 1, reason
                 self._ends.pop(number, None)
                 self._account(number)
             elif number in self._workers and self._workers[number].lease is None:
                 self._remove(self._workers[number])
-            elif self._mailboxes is not None:  # on a socket, whoever waits for it sees that it is gone
-                self._mailboxes.hang_up(number)
+            elif self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
+                self._objects.hang_up(number)
         now = time.monotonic()
         if failed:
             self._failures += 1

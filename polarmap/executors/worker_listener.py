@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import socket
 import threading
 from collections.abc import Callable
-from pathlib import Path
 
 from polarmap.executors.links import Link, SocketLink
 from polarmap.worker.authentication import AuthenticationError, admit_worker
@@ -17,7 +15,6 @@ from polarmap.worker.channels import Endpoint, ready, stay_awake
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
 MOST_STRANGERS = 256  # connections that may be proving it at a time
 REST_SECONDS = 0.1  # while this process may open no more files
-PATH_BYTES = 100  # that the name of a socket's file may have
 
 Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
 
@@ -31,29 +28,17 @@ class WorkerListener:
         That workers must have.
     join : callable
         Told of each worker.
-    folder : Path or None
-        Private: workers on this machine connect to a file in it. None: they connect by TCP.
+    is_local : bool
+        Whether only workers on this machine can call.
     """
 
-    def __init__(self, key: bytes, join: Join, folder: Path | None) -> None:
+    def __init__(self, key: bytes, join: Join, is_local: bool) -> None:
         self._key, self._join = key, join
-        is_file = folder is not None and hasattr(socket, "AF_UNIX") and len(os.fsencode(folder)) < PATH_BYTES
-        if is_file:
-            path = str(Path(str(folder)) / "driver")
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.bind(path)
-            self._socket.listen(MOST_STRANGERS)
-            self.endpoints: tuple[Endpoint, ...] = (("unix", path),)
-        else:
-            self._socket = socket.create_server(
-                ("" if folder is None else "127.0.0.1", 0), backlog=MOST_STRANGERS
-            )
-            port = self._socket.getsockname()[1]
-            self.endpoints = tuple(
-                ("tcp", (host, port)) for host in (own_addresses() if folder is None else ["127.0.0.1"])
-            )
+        hosts = ["127.0.0.1"] if is_local else own_addresses()
+        self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
+        port = self._socket.getsockname()[1]
+        self.endpoints: tuple[Endpoint, ...] = tuple((host, port) for host in hosts)
         self._socket.setblocking(False)
-        self._channel = "Unix socket" if is_file else "TCP"
         self._strangers = dict[socket.socket, None]()  # that have not proved it yet, the first first
         self._lock = threading.Lock()
         self._wake, self._woken = socket.socketpair()
@@ -104,15 +89,13 @@ class WorkerListener:
         try:
             connection.settimeout(PROOF_SECONDS)
             number, seals = admit_worker(connection, self._key)
-            is_file = connection.family == getattr(socket, "AF_UNIX", None)
-            if not is_file:
-                stay_awake(connection)
-            link = SocketLink(connection, None if is_file else seals, is_plain=True)
+            stay_awake(connection)
+            link = SocketLink(connection, seals)
         except (OSError, AuthenticationError):
             with self._lock:  # so that no other one is let go in place of this one
                 connection.close()
         else:
-            self._join(number, link, self._channel)
+            self._join(number, link, "TCP")
         finally:
             with self._lock:
                 self._strangers.pop(connection, None)

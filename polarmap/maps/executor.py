@@ -16,7 +16,7 @@ from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import executor_of
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import is_localhost, is_of_dask, is_of_lithops, is_path
+from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
@@ -244,7 +244,7 @@ def _place(choice: Any, workers: int | None) -> _Place:
         return place._replace(executor=WithFaults(place.executor, choice.faults))
     if choice is None and workers is None:
         return _on_pool(default_pool(), lambda: None)
-    if is_localhost(choice) or is_path(choice) or is_of_lithops(choice) or is_of_dask(choice):
+    if choice is None or is_for_lithops(choice) or is_of_dask(choice):
         executor_of(choice)  # says what is wrong with it
         pool = Pool(choice, workers)
         return _on_pool(pool, pool.close)

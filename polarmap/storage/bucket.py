@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, check_key
-from polarmap.storage.retry import is_transient, retry_call, s3_error_code
+from polarmap.worker.retry import is_transient, retry_call, s3_error_code
 
 # Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
 # answered before, and one that never has.

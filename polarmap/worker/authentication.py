@@ -54,7 +54,7 @@ def admit_worker(connection: socket.socket, key: bytes) -> tuple[int, Seals]:
     """
     ours = os.urandom(NONCE_BYTES)
     connection.sendall(ours)
-    said = _exactly(connection, NONCE_BYTES + NUMBER_BYTES + TAG_BYTES)
+    said = exactly(connection, NONCE_BYTES + NUMBER_BYTES + TAG_BYTES)
     theirs, number, proof = said[:NONCE_BYTES], said[NONCE_BYTES:-TAG_BYTES], said[-TAG_BYTES:]
     if not hmac.compare_digest(_code(key, b"worker", ours + theirs + number), proof):
         raise AuthenticationError("a worker without the key")
@@ -64,31 +64,32 @@ def admit_worker(connection: socket.socket, key: bytes) -> tuple[int, Seals]:
 
 def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
     """The other side of `admit_worker`: the driver, too, has proved that it has the key."""
-    theirs = _exactly(connection, NONCE_BYTES)
+    theirs = exactly(connection, NONCE_BYTES)
     ours, sent = os.urandom(NONCE_BYTES), number.to_bytes(NUMBER_BYTES, "big")
     connection.sendall(ours + sent + _code(key, b"worker", theirs + ours + sent))
-    proof = _exactly(connection, TAG_BYTES)
+    proof = exactly(connection, TAG_BYTES)
     if not hmac.compare_digest(_code(key, b"driver", theirs + ours + sent), proof):
         raise AuthenticationError("a driver without the key")
     return _seals(key, theirs + ours)
 
 
-def _seals(key: bytes, nonces: bytes) -> Seals:
+def _seals(key: bytes, nonces: bytes | bytearray) -> Seals:
     return Seals(Seal(_code(key, b"to worker", nonces)), Seal(_code(key, b"to driver", nonces)))
 
 
-def _code(key: bytes, purpose: bytes, data: bytes) -> bytes:
+def _code(key: bytes, purpose: bytes, data: bytes | bytearray) -> bytes:
     return hmac.digest(key, purpose + b"\0" + data, "sha256")
 
 
-def _exactly(connection: socket.socket, count: int) -> bytes:
-    """So many bytes; AuthenticationError if the other end closes before, or takes twice its time."""
-    patience, began, data = connection.gettimeout(), time.monotonic(), b""
-    while len(data) < count:
-        if patience is not None and time.monotonic() > began + patience:
-            raise AuthenticationError("the other end takes too long")
-        received = connection.recv(count - len(data))
-        if not received:
-            raise AuthenticationError("the other end has closed the connection")
-        data += received
+def exactly(connection: socket.socket, count: int) -> bytearray:
+    """So many bytes; ConnectionError if the other end closes before, or takes twice the time it has."""
+    patience, began, data, filled = connection.gettimeout(), time.monotonic(), bytearray(count), 0
+    with memoryview(data) as view:
+        while filled < count:
+            if patience is not None and time.monotonic() > began + patience:
+                raise TimeoutError("the other end takes too long")
+            received = connection.recv_into(view[filled:])
+            if not received:
+                raise ConnectionError("the other end has closed the connection")
+            filled += received
     return data

@@ -1,4 +1,4 @@
-"""How a worker that stays hears its driver and replies: over a socket, or through storage.
+"""How a worker that stays hears its driver and replies over a socket.
 
 Who may connect to a socket has the key, and each message over a network is verified before it is
 unpickled. Runs on workers: imports numpy at most.
@@ -6,50 +6,26 @@ unpickled. Runs on workers: imports numpy at most.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
 import select
 import socket
 import struct
-import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Union
 
-from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver
+from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver, exactly
 from polarmap.worker.frames import PREFIX, PREFIX_BYTES, Message, frame
 
-CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or none is reached from here
+if TYPE_CHECKING:
+    from polarmap.worker.object_channel import ObjectChannel
+
+CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or is not reached from here
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
 
-Endpoint = tuple[str, Any]  # "unix" and a path, or "tcp" and (host, port)
-
-
-class Channel(Protocol):
-    """What connects a worker that stays with its driver."""
-
-    def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within so many seconds.
-
-        ConnectionError when it will say nothing any more.
-        """
-        ...
-
-    def send(self, message: Message) -> None:
-        """A message to the driver."""
-        ...
-
-    def has_message(self) -> bool:
-        """Whether the driver has said something that was not received yet."""
-        ...
-
-    def is_closed(self) -> bool:
-        """Whether the driver is known to be gone."""
-        ...
-
-    def close(self) -> None:
-        """Say and hear nothing more."""
-        ...
+Endpoint = tuple[str, int]  # host and port
 
 
 class SocketChannel:
@@ -63,13 +39,16 @@ class SocketChannel:
         _close_in_children(connection)
 
     def receive(self, timeout: float | None) -> Any:
-        """What the driver says next; None if nothing within so many seconds."""
+        """What the driver says next; None if nothing within so many seconds.
+
+        ConnectionError when it will say nothing any more.
+        """
         if timeout is not None and not ready([self._connection], select.POLLIN, timeout):
             return None
-        prefix = self._exactly(PREFIX_BYTES)
-        message = self._exactly(sum(struct.unpack(PREFIX, prefix)[-2:]))
+        prefix = exactly(self._connection, PREFIX_BYTES)
+        message = exactly(self._connection, sum(struct.unpack(PREFIX, prefix)[-2:]))
         if self._seals is not None:
-            self._seals.to_worker.verify((prefix, message), self._exactly(TAG_BYTES))
+            self._seals.to_worker.verify((prefix, message), exactly(self._connection, TAG_BYTES))
         return pickle.loads(message)
 
     def send(self, message: Message) -> None:
@@ -77,7 +56,7 @@ class SocketChannel:
         self._connection.sendall(frame(message, self._seals and self._seals.to_driver))
 
     def has_message(self) -> bool:
-        """Whether something can be read."""
+        """Whether the driver has said something that was not received yet."""
         return bool(ready([self._connection], select.POLLIN, 0.0))
 
     def is_closed(self) -> bool:
@@ -89,17 +68,6 @@ class SocketChannel:
     def close(self) -> None:
         """Close the socket."""
         self._connection.close()
-
-    def _exactly(self, count: int) -> bytearray:
-        data = bytearray(count)
-        with memoryview(data) as view:
-            filled = 0
-            while filled < count:
-                received = self._connection.recv_into(view[filled:])
-                if not received:
-                    raise ConnectionError("the driver has closed its end")
-                filled += received
-        return data
 
 
 def _close_in_children(connection: socket.socket) -> None:
@@ -115,51 +83,20 @@ def _close_in_children(connection: socket.socket) -> None:
         os.register_at_fork(after_in_child=close)
 
 
-def connected(endpoints: Sequence[Endpoint], key: bytes, number: int) -> SocketChannel | None:
+Channel = Union[SocketChannel, "ObjectChannel"]  # what connects a worker that stays with its driver
+
+
+def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketChannel | None:
     """A channel to the first of the driver's addresses that answers and has the key; None if none does."""
-    for connection, is_local in _connections(endpoints):
-        try:
-            connection.settimeout(CONNECT_SECONDS)
+    for endpoint in endpoints:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, AuthenticationError):
+            connection = stack.enter_context(socket.create_connection(endpoint, CONNECT_SECONDS))
+            stay_awake(connection)
             seals = admit_driver(connection, key, number)
             connection.settimeout(None)
-        except (OSError, AuthenticationError):
-            connection.close()
-        else:
-            return SocketChannel(connection, None if is_local else seals)
+            stack.pop_all()
+            return SocketChannel(connection, seals)
     return None
-
-
-def _connections(endpoints: Sequence[Endpoint]) -> Iterator[tuple[socket.socket, bool]]:
-    """Open sockets to these addresses, asked all at once, and whether they are of this machine's files."""
-    asked = dict(filter(None, map(_asked, endpoints)))  # socket -> whether it is local
-    deadline = time.monotonic() + CONNECT_SECONDS
-    try:
-        while asked and time.monotonic() < deadline:
-            for connection in ready(asked, select.POLLOUT, deadline - time.monotonic()):
-                is_local = asked.pop(connection)
-                if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-                    connection.close()
-                    continue
-                if not is_local:
-                    stay_awake(connection)
-                yield connection, is_local
-    finally:
-        for connection in asked:
-            connection.close()
-
-
-def _asked(endpoint: Endpoint) -> tuple[socket.socket, bool] | None:
-    """A socket that is about to be connected, and whether its address is a file; None if it cannot be."""
-    kind, address = endpoint
-    is_local = kind == "unix"
-    try:
-        family = socket.AF_UNIX if is_local else socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.setblocking(False)
-        connection.connect_ex(address if is_local else tuple(address))
-    except (OSError, AttributeError):  # no such file, or no such sockets here
-        return None
-    return connection, is_local
 
 
 def ready(connections: Iterable[socket.socket], event: int, seconds: float | None) -> list[socket.socket]:

@@ -18,14 +18,13 @@ from polarmap.worker.channels import Channel, Endpoint, connected
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
 from polarmap.worker.liveness import LIVENESS_SECONDS, exit_when
 from polarmap.worker.object_channel import ObjectChannel
-from polarmap.worker.redis_channel import RedisChannel
 from polarmap.worker.thread_limits import THREAD_LIMITS, ThreadLimits, limits
 
 
 class DriverAddress(NamedTuple):
     """How a worker reaches its driver. Plain data.
 
-    endpoints : of sockets, all of which are tried first.
+    endpoints : where it listens, all of which are tried first.
     key : that both sides prove to have.
     bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
     memory : bytes of blocks that the worker may keep.
@@ -112,6 +111,4 @@ def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:
         return channel
     if address.bucket is None:
         raise ConnectionError(f"the driver cannot be reached from here at {list(address.endpoints)}")
-    if storage.backend == "redis":
-        return RedisChannel(storage.get_client(), address.prefix, number)
     return ObjectChannel(storage, address.bucket, address.prefix, number)

@@ -7,13 +7,16 @@ Runs on workers: imports the standard library only.
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from typing import Any, NamedTuple
 
+from polarmap.worker.frames import MISSED, Message, frame
 from polarmap.worker.parts import is_missing
-from polarmap.worker.storage_channel import StorageChannel
+from polarmap.worker.retry import retry_call
 
-FIRST_POLL_SECONDS = 0.01  # between looks while something is expected
+FIRST_POLL_SECONDS = 0.002  # between looks while something is expected
+SLOW_POLL_SECONDS = 0.01  # the same where the storage takes as long to answer
 POLL_GROWTH = 1.2
 LAST_POLL_SECONDS = 1.0  # between looks when nothing has come for long
 POLLS_PER_MESSAGE = 25  # until a worker polls as seldom as that again: log(1 / 0.01) / log(1.2)
@@ -26,13 +29,13 @@ class Orders(NamedTuple):
 
     beat : changes as long as the driver lives.
     functions : pickled ones by digest, each once for all workers; large ones are objects of their own.
-    messages : from the number of a worker to the number of its latest message, the message, and the
-        digest of its function.
+    messages : from the number of a worker to the number of its latest message, the message, pickled, and
+        the digest of its function.
     """
 
     beat: int
     functions: dict[bytes, bytes]
-    messages: dict[int, tuple[int, Any, bytes | None]]
+    messages: dict[int, tuple[int, bytes, bytes | None]]
 
 
 class ObjectKeys(NamedTuple):
@@ -56,16 +59,13 @@ class ObjectKeys(NamedTuple):
 
     def reply(self, said: Said) -> str:
         """Of something that a worker says."""
-        count = f"{said.order:012d}"  # so that keys are in their order
-        return f"{self.replies}{said.number}-{count}-{said.latest}-{said.is_idle:d}-{said.size}"
+        return self.replies + "-".join(f"{field:d}" for field in said)
 
     def said(self, key: str) -> Said | None:
         """What such a key tells; None if it is none."""
         try:
-            number, count, latest, is_idle, size = key[len(self.replies) :].replace("--", "-_").split("-")
-            latest = latest.replace("_", "-")
-            return Said(int(number), int(count), int(latest), is_idle == "1", int(size))
-        except ValueError:
+            return Said(*map(int, key[len(self.replies) :].split("-")))
+        except (TypeError, ValueError):
             return None
 
 
@@ -73,50 +73,55 @@ class Said(NamedTuple):
     """What the key of a reply tells: whose it is, and how far that worker has come.
 
     order : of all that it has said, from 1 on.
-    latest : number of the message that it received last.
+    latest : number of the message that it received last; 0: none yet.
     size : bytes of the reply: a listing may show one that is still being written. 0: a sign of life.
     """
 
     number: int
     order: int
     latest: int
-    is_idle: bool
+    is_idle: int
     size: int
 
 
-class ObjectChannel(StorageChannel):
-    """The worker's side.
+class ObjectChannel:
+    """The worker's side. Signs of life tell the latest message that was received, and whether it is done.
 
     storage : a `lithops.Storage`.
     """
 
     def __init__(self, storage: Any, bucket: str, prefix: str, number: int) -> None:
         self._storage, self._bucket, self._keys = storage, bucket, ObjectKeys(prefix)
-        self._beat, self._beat_at = -1, time.monotonic()
+        self._number, self._latest, self._is_idle = number, 0, True
+        self._read, self._orders = b"", Orders(-1, {}, {})  # the same, as it lay there last
+        self._changed_at = time.monotonic()
         self._count = 0
         self._poll_seconds = FIRST_POLL_SECONDS
         self._next_look = 0.0
-        super().__init__(number, BEAT_SECONDS)
+        self._is_over, self._sending = threading.Event(), threading.Lock()
+        threading.Thread(target=self._give_signs, daemon=True).start()
 
-    def take(self, timeout: float | None) -> tuple[int, Any] | None:
-        """The driver's next message and its number; None if there is none within so many seconds."""
-        deadline = time.monotonic() + (LAST_POLL_SECONDS if timeout is None else timeout)
-        while True:
-            found = self._look()
-            if found is not None:
-                self._poll_seconds = FIRST_POLL_SECONDS
-                return found
-            rest = deadline - time.monotonic()
-            if rest <= 0:
-                return None
-            time.sleep(min(rest, self._poll_seconds))
-            self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
+    def receive(self, timeout: float | None) -> Any:
+        """What the driver says next; None if nothing within so many seconds.
 
-    def put(self, data: bytes, is_sign: bool) -> None:
-        """One object more."""
-        self._count += 1
-        said = Said(self.number, self._count, self.latest, self.is_idle, len(data))
-        self._storage.put_object(self._bucket, self._keys.reply(said), data)
+        ConnectionError when it has said goodbye, or given no sign of life for long.
+        """
+        self._is_idle = True
+        found = self._next(LAST_POLL_SECONDS if timeout is None else timeout)
+        if found is None:
+            return None
+        self._poll_seconds = FIRST_POLL_SECONDS
+        count, message = found
+        has_missed_call = message[0] == "cancel" and count > self._latest + 1
+        self._latest, self._is_idle = count, False
+        if has_missed_call:  # which the driver would wait for
+            self.send(Message(MISSED))
+        return message
+
+    def send(self, message: Message) -> None:
+        """A message to the driver, put again while the storage is away."""
+        data = frame(message)
+        retry_call(lambda: self._put(data))
 
     def has_message(self) -> bool:
         """Whether the driver has said something."""
@@ -133,31 +138,62 @@ class ObjectChannel(StorageChannel):
             return True
         return False
 
+    def close(self) -> None:
+        """Give no more signs of life."""
+        self._is_over.set()
+
+    def _next(self, timeout: float) -> tuple[int, Any] | None:
+        """The driver's next message and its number; None if there is none within so many seconds."""
+        deadline = time.monotonic() + timeout
+        while True:
+            began = time.monotonic()
+            found = self._look()
+            ended = time.monotonic()
+            if found is not None or ended >= deadline:
+                return found
+            self._poll_seconds = max(self._poll_seconds, min(ended - began, SLOW_POLL_SECONDS))
+            time.sleep(min(deadline - ended, self._poll_seconds))
+            self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
+
     def _look(self) -> tuple[int, Any] | None:
         """The driver's latest message if it is a new one; ConnectionError if the driver is gone."""
         now = time.monotonic()
         try:
-            orders = Orders(*pickle.loads(self._storage.get_object(self._bucket, self._keys.orders)))
+            read = bytes(self._storage.get_object(self._bucket, self._keys.orders))
+            if read != self._read:
+                self._read, self._orders, self._changed_at = read, Orders(*pickle.loads(read)), now
         except Exception as error:  # half an object; or the storage is away for a moment
-            if is_missing(error) or now > self._beat_at + GOODBYE_SECONDS:
+            if is_missing(error) or now > self._changed_at + GOODBYE_SECONDS:
                 raise ConnectionError("the driver is gone") from error
             return None
-        if orders.beat != self._beat:
-            self._beat, self._beat_at = orders.beat, now
-        elif now > self._beat_at + GOODBYE_SECONDS:
+        if now > self._changed_at + GOODBYE_SECONDS:
             raise ConnectionError("the driver has given no sign of life")
-        count, message, digest = orders.messages.get(self.number, (-1, None, None))
-        if count <= self.latest:
+        count, message, digest = self._orders.messages.get(self._number, (0, b"", None))
+        if count <= self._latest:
             return None
         if digest is None:
-            return count, message
-        function = orders.functions.get(digest)
+            return count, pickle.loads(message)
+        function = self._orders.functions.get(digest)
         if function is None:
             try:
                 function = bytes(self._storage.get_object(self._bucket, self._keys.function(digest)))
             except Exception:  # not needed any more: there is a newer message; or the storage is away
                 return None
-        return count, with_function(message, function)
+        return count, with_function(pickle.loads(message), function)
+
+    def _give_signs(self) -> None:
+        while not self._is_over.wait(BEAT_SECONDS):
+            try:
+                self._put(b"")
+            except Exception:  # the storage is away: the next one may reach it
+                continue
+
+    def _put(self, data: bytes) -> None:
+        """One object more: a message, or a sign of life if it is empty."""
+        with self._sending:  # in the order of their numbers
+            self._count += 1
+            said = Said(self._number, self._count, self._latest, self._is_idle, len(data))
+            self._storage.put_object(self._bucket, self._keys.reply(said), data)
 
 
 def with_function(message: Any, f: Any) -> Any:

@@ -41,7 +41,7 @@ def test_doctor_finds_this_machine_in_order(polarmap: Run) -> None:
         (True, 0.5, 0.5, 0.1, "executor=ThreadPoolExecutor"),
         (True, 9.0, 0.005, 0.1, "Pool(idle=600)"),
         (False, 90.0, 0.005, 0.1, ""),  # clouds deploy first
-        (False, 9.0, 0.5, 0.1, "by a socket are fastest"),
+        (False, 9.0, 0.5, 0.1, "by TCP are fastest"),
     ],
 )
 def test_doctor_says_why_maps_are_slow(
@@ -69,7 +69,7 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     assert ran.out.endswith("\npolarmap works here\n")
     assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
     assert "\nok    coded map: 4 blocks on 6 workers (lithops/localhost), right" in ran.out
-    assert re.search(rf"kept workers: kept workers on lithops/localhost \(Unix socket\): {LATER}\n", ran.out)
+    assert re.search(rf"kept workers: kept workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
 
 
 @pytest.mark.parametrize(

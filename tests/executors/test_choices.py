@@ -24,7 +24,7 @@ Client = type("Client", (), {"__module__": "distributed.client"})
 @pytest.mark.parametrize(
     ("choice", "meant"),
     [
-        (None, is_localhost),
+        (None, None),
         ("localhost", is_localhost),
         ("localhost.yaml", is_path),
         (b"localhost.yaml", is_path),

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from polarmap.executors import links
-from polarmap.executors.links import MailboxLink, SocketLink, readable
+from polarmap.executors.links import ObjectLink, SocketLink, readable
 from polarmap.worker.authentication import Seal, Seals
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import END, Message, frame
@@ -27,7 +27,7 @@ def seals() -> Seals:
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketLink, SocketChannel, socket.socket]]:
     """The link of a driver, the channel of its worker, and that one's socket."""
     ours, theirs = socket.socketpair()
-    link = SocketLink(ours, seals() if request.param else None, is_plain=True)
+    link = SocketLink(ours, seals() if request.param else None)
     channel = SocketChannel(theirs, seals() if request.param else None)
     yield link, channel, theirs
     link.close()
@@ -144,15 +144,15 @@ def nonsense(folder: Path) -> list[bytes]:
 @pytest.mark.parametrize("turn", range(7))
 def test_nothing_a_worker_says_is_unpickled_here(pair: Any, tmp_path: Path, turn: int) -> None:
     link, _, theirs = pair
-    mailbox = MailboxLink(lambda message: None)
+    other = ObjectLink(lambda message: None)
     one = nonsense(tmp_path / "unpickled")[turn]
     theirs.sendall(one)
     theirs.shutdown(socket.SHUT_WR)
-    mailbox.deliver(one)
-    for end in (link, mailbox):
+    other.deliver(one)
+    for end in (link, other):
         assert all(isinstance(message.header, bytearray) for message in end.receive()[0])
     assert not (tmp_path / "unpickled").exists()
-    mailbox.close()
+    other.close()
 
 
 def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
@@ -166,11 +166,11 @@ def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
     theirs.close()
 
 
-# --- mailboxes -----------------------------------------------------------------------------------
+# --- by way of objects --------------------------------------------------------------------------------
 
 
 def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
-    link = MailboxLink(lambda message: None)
+    link = ObjectLink(lambda message: None)
     assert readable([link]) == set()
     sent = [frame(said(number, bytes(number))) for number in range(100)]
     for one in sent:
@@ -182,16 +182,8 @@ def test_what_is_delivered_is_heard_once_and_in_turn() -> None:
     link.close()
 
 
-def test_bells_that_nobody_hears_do_not_block() -> None:
-    link = MailboxLink(lambda message: None)
-    for _ in range(10_000):
-        link.deliver(frame(said(1)))
-    assert len(heard(link)) == 10_000
-    link.close()
-
-
-def test_a_mailbox_of_a_worker_that_is_gone_says_so() -> None:
-    link = MailboxLink(lambda message: None)
+def test_a_link_of_a_worker_that_is_gone_says_so() -> None:
+    link = ObjectLink(lambda message: None)
     link.deliver(frame(said(1)))
     link.hang_up()
     assert readable([link]) == {link}
@@ -201,7 +193,7 @@ def test_a_mailbox_of_a_worker_that_is_gone_says_so() -> None:
 
 def test_the_last_that_a_worker_is_told_is_to_end() -> None:
     told: list[Any] = []
-    link = MailboxLink(told.append)
+    link = ObjectLink(told.append)
     assert link.send(("call", 1))
     link.close()
     assert told == [("call", 1), ("end",)]
@@ -211,7 +203,7 @@ def test_a_message_that_cannot_be_posted_was_not_told() -> None:
     def post(message: Any) -> None:
         raise KeyError("no such worker")
 
-    link = MailboxLink(post)
+    link = ObjectLink(post)
     assert not link.send(("call", 1))
     link.close()
 

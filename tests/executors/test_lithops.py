@@ -19,7 +19,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops, lithops_run
 from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.lithops import LithopsExecutor, LocalhostExecutor, open_functions, read_configuration
+from polarmap.executors.lithops import LithopsExecutor, open_functions, read_configuration
 from polarmap.executors.lithops_internals import end, named_for_lithops
 from polarmap.executors.lithops_run import PARITY_NICE, LithopsRun
 from polarmap.executors.owned_folder import private_folder
@@ -33,7 +33,14 @@ CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda
 
 
 def functions(backend: str = "aws_lambda") -> Any:
-    return SimpleNamespace(backend=backend, config=CONFIG, storage=DictStorage(), futures=[])
+    return SimpleNamespace(
+        backend=backend,
+        compute_handler=None,
+        internal_storage=None,
+        config=CONFIG,
+        storage=DictStorage(),
+        futures=[],
+    )
 
 
 def payload(output: Place | None = None) -> Payload:
@@ -134,7 +141,7 @@ def test_what_lithops_says_names_the_file(tmp_path: Path, use: object) -> None:
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
     blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
-    return LocalhostExecutor().open(Payload(f, blocks, **more))
+    return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
 
 
 def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:

@@ -19,7 +19,6 @@ from polarmap.executors.lithops_internals import another_like, end
 from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.storage_mailboxes import ObjectMailboxes, RedisMailboxes
 from polarmap.executors.worker_table import Lease
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
@@ -34,15 +33,16 @@ def folder() -> Iterator[Path]:
     remove(one)
 
 
-def test_workers_here_call_by_a_file_and_are_gone_when_it_is_closed(folder: Path) -> None:
-    site = LithopsSite(YAML, folder)
-    assert (site.name, site.folder, site.seconds) == ("lithops/localhost", folder, HERE_SECONDS)
+@pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
+def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: Any, name: str) -> None:
+    site = LithopsSite(choice, folder)
+    assert (site.name, site.folder, site.seconds) == (name, folder, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
         taken = [workers.take(Lease(), False) for _ in range(2)]
-        assert workers.channel == "Unix socket"
+        assert workers.channel == "TCP"
         processes = set[int]()
         for worker in taken:
             assert worker is not None
@@ -57,12 +57,12 @@ def test_workers_here_call_by_a_file_and_are_gone_when_it_is_closed(folder: Path
 def test_a_worker_that_ends_is_told_with_its_reason(folder: Path) -> None:
     site = LithopsSite(YAML, folder)
     with closing(site):
-        nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+        nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
         site.launch(nowhere, {7: 60.0})
         found: dict[int, str] = {}
         assert until(lambda: bool(found.update(site.ended()) or found), 60.0)
         assert list(found) == [7]
-        assert "/nowhere/driver" in found[7]
+        assert "127.0.0.1" in found[7]
         assert site.ended() == {}
 
 
@@ -79,7 +79,7 @@ def test_workers_whose_interpreter_lost_its_packages_are_told_with_its_reason(
     )
     site = LithopsSite(yaml, folder)
     with closing(site):
-        nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+        nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
         site.launch(nowhere, {7: 60.0})  # Lithops asks the interpreter what it has, once
         assert until(lambda: bool(site.ended()), 60.0)
         script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
@@ -90,16 +90,12 @@ def test_workers_whose_interpreter_lost_its_packages_are_told_with_its_reason(
         assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
 
 
-@pytest.mark.parametrize(
-    ("server", "kind"), [("redis", RedisMailboxes), ("s3", ObjectMailboxes)], indirect=["server"]
-)
-def test_a_storage_has_its_own_channel(server: Server, kind: Any, folder: Path, tmp_path: Path) -> None:
+def test_what_lies_in_its_storage_goes_with_it(server: Server, folder: Path, tmp_path: Path) -> None:
     site = LithopsSite(server.config(tmp_path / "lithops.yaml"), folder)
     with closing(site):
-        mailboxes = site.mailboxes(lambda number, link, channel: None)
-        assert type(mailboxes) is kind
-        mailboxes.close()
-        mailboxes.clean()
+        links = site.object_links(lambda number, link, channel: None)
+        assert list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+        links.close()
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
 
@@ -107,8 +103,8 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = LithopsSite(YAML, folder)
-    site.mailboxes(lambda number, link, channel: None).close()
-    nowhere = DriverAddress((("unix", "/nowhere/driver"),), b"", None, "", 1, 1)
+    site.object_links(lambda number, link, channel: None).close()
+    nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
     def away(*_: object) -> Any:
         raise ConnectionError("the storage is away")

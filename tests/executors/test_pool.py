@@ -513,6 +513,18 @@ except KeyboardInterrupt:
         assert driver.wait(PATIENCE) == 0
 
 
+def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own() -> None:
+    def has_lithops(block: Any) -> bool:
+        import sys
+
+        return any(name.startswith("lith") for name in sys.modules)
+
+    for choice, is_here in ((None, True), ("localhost", False), (YAML, False)):
+        with Pool(choice, workers=1) as pool:
+            (found,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
+            assert (pool.executor, pool.is_here, bool(found)) == (choice, is_here, not is_here)
+
+
 # --- leases and bills ------------------------------------------------------------------------------
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"

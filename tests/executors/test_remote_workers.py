@@ -164,7 +164,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
     monkeypatch.setattr(remote_workers, "START_SECONDS", 0.05)
     site.default = lambda *arguments: None
     workers = made(site)
-    site.ended = dict
+    site.ended = lambda may_ask=True: {}
     workers.want(1)
     time.sleep(0.1)
     with pytest.raises(ExecutorError, match="has called within"):

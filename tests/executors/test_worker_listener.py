@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import os
 import socket
-import stat
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from queue import Queue
-from typing import Any
 
 import pytest
 from pool_processes import until
 
 from polarmap.executors import worker_listener
 from polarmap.executors.links import Link
-from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.worker_listener import WorkerListener, own_addresses
 from polarmap.worker.channels import connected
 
@@ -45,15 +41,12 @@ def crowd() -> Crowd:
     return Crowd()
 
 
-@pytest.fixture(params=["file", "TCP"])
-def listener(request: pytest.FixtureRequest, crowd: Crowd) -> Iterator[WorkerListener]:
-    folder = disk_folder() if request.param == "file" else None
-    one = WorkerListener(KEY, crowd.join, folder)
+@pytest.fixture
+def listener(crowd: Crowd) -> Iterator[WorkerListener]:
+    one = WorkerListener(KEY, crowd.join, is_local=True)
     yield one
     one.close()
     assert until(lambda: not has_strangers(), 5.0)
-    if folder is not None:
-        remove(folder)
 
 
 def has_strangers() -> bool:
@@ -62,46 +55,27 @@ def has_strangers() -> bool:
 
 def called(listener: WorkerListener) -> socket.socket:
     """A connection of whoever finds the address."""
-    kind, address = listener.endpoints[-1]
-    one = socket.socket(socket.AF_UNIX if kind == "unix" else socket.AF_INET)
-    one.settimeout(10.0)
-    one.connect(address)
-    return one
+    return socket.create_connection(listener.endpoints[-1], 10.0)
 
 
 def test_who_has_the_key_joins(listener: WorkerListener, crowd: Crowd) -> None:
     channel = connected(listener.endpoints, KEY, 42)
     assert channel is not None
-    kind = listener.endpoints[0][0]
-    assert crowd.one() == (42, "Unix socket" if kind == "unix" else "TCP")
+    assert crowd.one() == (42, "TCP")
     channel.close()
 
 
-def test_the_file_lies_in_a_folder_of_ours_only(crowd: Crowd) -> None:
-    folder = disk_folder()
-    listener = WorkerListener(KEY, crowd.join, folder)
-    try:
-        assert listener.endpoints == (("unix", str(folder / "driver")),)
-        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    finally:
-        listener.close()
-        remove(folder)
-
-
-def test_a_folder_whose_name_is_too_long_for_a_socket_is_replaced_by_a_port_of_this_machine(
-    tmp_path: Path, crowd: Crowd
+def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
+    listener: WorkerListener, crowd: Crowd
 ) -> None:
-    listener = WorkerListener(KEY, crowd.join, tmp_path / ("x" * 100))
-    try:
-        (endpoint,) = listener.endpoints
-        assert endpoint[0] == "tcp"
-        assert endpoint[1][0] == "127.0.0.1"
-        channel = connected(listener.endpoints, KEY, 1)
-        assert channel is not None
-        assert crowd.one() == (1, "TCP")
-        channel.close()
-    finally:
-        listener.close()
+    ((host, port),) = listener.endpoints
+    assert host == "127.0.0.1"
+    for other in {*own_addresses(), "127.0.0.2"} - {host}:
+        with socket.socket() as one:
+            assert one.connect_ex((other, port))
+    open_to_all = WorkerListener(KEY, crowd.join, is_local=False)
+    assert [host for host, _ in open_to_all.endpoints] == own_addresses()
+    open_to_all.close()
 
 
 def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
@@ -165,8 +139,8 @@ def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> Non
 
 def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
     before = descriptors()
-    listener = WorkerListener(KEY, crowd.join, None)
-    port: Any = listener.endpoints[0][1][1]
+    listener = WorkerListener(KEY, crowd.join, is_local=False)
+    port = listener.endpoints[0][1]
     listener.close()
     with socket.socket() as one:
         assert one.connect_ex(("127.0.0.1", port))

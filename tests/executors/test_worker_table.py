@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import MailboxLink
+from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_table import (
     REMEMBERED,
@@ -28,7 +28,7 @@ class Table(WorkerTable):
 
     def __init__(self, most: int | None = None) -> None:
         super().__init__(most)
-        self.links: list[MailboxLink] = []
+        self.links: list[ObjectLink] = []
         self.gone: list[int] = []
         self.told: list[tuple[int, Any]] = []
         self.abandoned: list[list[int]] = []
@@ -37,7 +37,7 @@ class Table(WorkerTable):
         if self._most is not None and len(self._workers) >= self._most:
             return None
         number = next(self._numbers)
-        link = MailboxLink(lambda message: self.told.append((number, message)))
+        link = ObjectLink(lambda message: self.told.append((number, message)))
         self.links.append(link)
         self._workers[number] = Worker(number, link)
         return self._workers[number]
@@ -104,7 +104,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
 
 
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
-    worker = Worker(0, MailboxLink(lambda message: None))
+    worker = Worker(0, ObjectLink(lambda message: None))
     for task in range(REMEMBERED + 10):
         worker.note((0, task, 0), task)
         worker.note((0, task, 1), 0)
@@ -231,7 +231,7 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
 
 
 def test_how_long_ago_a_map_ended(table: Table) -> None:
-    worker = Worker(0, MailboxLink(lambda message: None), lease=opened(table))
+    worker = Worker(0, ObjectLink(lambda message: None), lease=opened(table))
     assert worker.lease is not None
     worker.lease.ended = time.monotonic() - 10.0
     assert has_ended_lately([worker], 20.0)

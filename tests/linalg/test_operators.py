@@ -383,7 +383,7 @@ def test_workers_of_a_lithops_configuration_stay_for_all_products(
             assert_close(coded @ np.ones((13, 2)), TALL @ np.ones((13, 2)), 1e-10)
             made_first = made_first or len(made)  # one that is asked, and those of jobs of workers
         assert coded.report is not None
-        assert coded.report.executor == "kept workers on lithops/localhost (Unix socket)"
+        assert coded.report.executor == "kept workers on lithops/localhost (TCP)"
         assert len(made) - made_first < 5  # not one for each of the five other products
     storage = made[0].storage
     left = storage.list_keys(storage.bucket, "lithops.jobs")

@@ -40,7 +40,7 @@ KINDS = {
     "pool": lambda stack: Executor(stack.enter_context(Pool(workers=3))),
     "threads": lambda stack: Executor(stack.enter_context(futures.ThreadPoolExecutor(3))),
     "processes": lambda stack: Executor(stack.enter_context(process_pool(3))),
-    "Lithops": lambda stack: Executor(YAML, workers=2),
+    "Lithops": lambda stack: Executor("localhost", workers=2),
     "objects": lambda stack: Executor(stack.enter_context(Pool(YAML, workers=2, listen=False))),
     "Dask": lambda stack: Executor(stack.enter_context(dask_executor(2))),
     "replay": lambda stack: Executor(ReplayExecutor()),

@@ -10,6 +10,7 @@ import pytest
 import polarmap
 from polarmap import Fault, FaultyExecutor, Stored
 from polarmap.arrays.stores import open_store
+from polarmap.worker.retry import retry_call
 
 
 @pytest.fixture
@@ -59,9 +60,7 @@ def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypat
     A = np.random.default_rng(0).standard_normal((60, 30))
     options = {"blocks": 6, "workers": 8, "executor": config, "timeout": 100}
     polarmap.coded_map(np.sum, A, **options)
-    monkeypatch.setattr(
-        "polarmap.executors.lithops_storage.RETURN_SECONDS", 90.0
-    )  # a busy machine starts it slowly
+    monkeypatch.setattr(retry_call, "__defaults__", (90.0,))  # a busy machine starts it slowly
     pauses = []
 
     def launch_at_first(seconds):
@@ -70,7 +69,7 @@ def test_a_map_may_begin_while_its_storage_restarts(s3_server, config, monkeypat
         pauses.append(seconds)
         time.sleep(seconds)
 
-    monkeypatch.setattr("polarmap.storage.retry.sleep", launch_at_first)
+    monkeypatch.setattr("polarmap.worker.retry.sleep", launch_at_first)
     s3_server.kill()
     try:
         y = polarmap.coded_map(np.sum, A, **options)

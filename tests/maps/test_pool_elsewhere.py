@@ -24,18 +24,17 @@ from polarmap import Pool, Stored
 from polarmap.arrays.stores import open_store
 from polarmap.errors import CodeError, ExecutorError
 
-ROOT = Path(__file__).resolve().parents[2]
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
 PATIENCE = 90.0
-CHANNELS = {"socket": "Unix socket", "redis": "Redis lists", "s3": "objects"}
+CHANNELS = {"socket": "TCP", "redis": "objects", "s3": "objects"}
 
 
 class Place(NamedTuple):
     """Where a pool has its workers, and over what they talk."""
 
     channel: str
-    yaml: Path
+    yaml: Path | str  # or "localhost"
     server: Server | None
 
     def pool(self, **options: Any) -> Pool:
@@ -46,22 +45,15 @@ class Place(NamedTuple):
         return {found[0] for key in self.left() if (found := re.search(r"pool-\w+|jobs/[\w-]+?/", key))}
 
     def left(self) -> list[str]:
-        """Objects, and keys in Redis that are no objects."""
-        if self.server is None:
-            return []
-        found: list[str] = open_store(self.yaml).keys("")
-        if self.channel == "redis":
-            import redis
-            from servers import SECRET
-
-            with redis.Redis("127.0.0.1", self.server.port, password=SECRET) as client:
-                found += [str(key) for key in client.keys("*pool-*") if not key.endswith(b"/driver")]
-        return [key for key in found if key != "ready"]
+        """Objects."""
+        return (
+            [] if self.server is None else [key for key in open_store(self.yaml).keys("") if key != "ready"]
+        )
 
 
 def place_of(channel: str, request: pytest.FixtureRequest, folder: Path) -> Place:
     if channel == "socket":
-        return Place("socket", ROOT / "config" / "localhost.yaml", None)
+        return Place("socket", "localhost", None)
     server: Server = request.getfixturevalue(f"{channel}_server")
     return Place(channel, server.config(folder / f"{channel}.yaml"), server)
 
@@ -130,7 +122,8 @@ def once(folder: Path, deed: Callable[[], Any]) -> Callable[[Any], Any]:
 
 def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool: Pool) -> None:
     report = check(pool).report
-    assert report.executor == f"kept workers on lithops/localhost ({CHANNELS[place.channel]})" == pool.name
+    name = "localhost" if place.server is None else "lithops/localhost"
+    assert report.executor == f"kept workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
     assert workers_of(pool) & first
@@ -394,18 +387,9 @@ def test_a_driver_that_is_killed_takes_its_workers_with_it(
 
 
 def forget(place: Place, pools: set[str]) -> None:
-    """Remove what killed drivers leave in a storage; lists in Redis go by themselves, though not at once."""
+    """Remove what killed drivers leave in a storage."""
     store = open_store(place.yaml)
     store.delete([key for key in store.keys("") if any(pool in key for pool in pools)])
-    if place.channel == "redis" and place.server is not None:
-        import redis
-        from servers import SECRET
-
-        with redis.Redis("127.0.0.1", place.server.port, password=SECRET) as client:
-            for key in client.keys("*pool-*"):
-                if any(pool in str(key) for pool in pools):
-                    assert client.ttl(key) > 0
-                    client.delete(key)
 
 
 def test_a_storage_that_is_killed_and_comes_back_costs_time_only(place: Place, pool: Pool) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.worker_listener import WorkerListener
 from polarmap.worker import kept_task
@@ -22,34 +21,27 @@ from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import PROCESS, Message
 from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
-from polarmap.worker.redis_channel import RedisChannel
 
 KEY = bytes(range(32))
 
 
-def nobody() -> tuple[str, Any]:
+def nobody() -> tuple[str, int]:
     with socket.create_server(("127.0.0.1", 0)) as gone:
-        return "tcp", gone.getsockname()
+        host, port = gone.getsockname()
+        return host, port
 
 
 def address(*endpoints: Any, bucket: str | None = None) -> DriverAddress:
     return DriverAddress(endpoints, KEY, bucket, "polarmap/pool-1", 1000, 1)
 
 
-class RedisStorage(DictStorage):
-    backend = "redis"
-
-    def get_client(self) -> Any:
-        return None
-
-
 def test_the_best_channel_that_works_is_taken() -> None:
-    listener = WorkerListener(KEY, lambda number, link, channel: link.close(), None)
+    listener = WorkerListener(KEY, lambda number, link, channel: link.close(), is_local=True)
     try:
         expected = [
             (address(*listener.endpoints, bucket="b"), DictStorage(), SocketChannel),
             (address(nobody(), bucket="b"), DictStorage(), ObjectChannel),
-            (address(bucket="b"), RedisStorage(), RedisChannel),
+            (address(bucket="b"), DictStorage(), ObjectChannel),
         ]
         for where, storage, kind in expected:
             channel = channel_to(where, 1, storage)
@@ -61,13 +53,13 @@ def test_the_best_channel_that_works_is_taken() -> None:
 
 def test_a_driver_that_nothing_reaches_is_named() -> None:
     endpoint = nobody()
-    with pytest.raises(ConnectionError, match=str(endpoint[1][1])):
+    with pytest.raises(ConnectionError, match=str(endpoint[1])):
         channel_to(address(endpoint), 1, None)
 
 
 def test_a_worker_on_a_thread_ends_with_its_connection() -> None:
     joined: list[Any] = []
-    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), None)
+    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), is_local=True)
     try:
         thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 600.0])
         thread.start()
@@ -82,7 +74,7 @@ def test_a_worker_on_a_thread_ends_with_its_connection() -> None:
 
 def test_a_worker_whose_time_is_over_ends_by_itself() -> None:
     joined: list[Any] = []
-    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), None)
+    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), is_local=True)
     try:
         thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 0.2])
         thread.start()
@@ -96,7 +88,6 @@ def test_a_worker_whose_time_is_over_ends_by_itself() -> None:
 
 def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
     """As on a function in a cloud, where nothing but the standard library, numpy and Lithops is there."""
-    folder = disk_folder()
     joined: list[Any] = []
     heard = threading.Event()
 
@@ -104,7 +95,7 @@ def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
         joined.append((number, link, channel))
         heard.set()
 
-    listener = WorkerListener(KEY, join, folder)
+    listener = WorkerListener(KEY, join, is_local=True)
     try:
         with pickled_by_value():
             import cloudpickle
@@ -119,7 +110,7 @@ def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
         with subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "task")]) as worker:
             assert heard.wait(30.0)
             number, link, channel = joined[0]
-            assert (number, channel) == (5, "Unix socket")
+            assert (number, channel) == (5, "TCP")
             said: list[Any] = []
             while not said:
                 said, is_there = link.receive()
@@ -129,7 +120,6 @@ def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
             assert worker.wait(10.0) == 0
     finally:
         listener.close()
-        remove(folder)
 
 
 def test_a_process_of_its_own_ends_with_its_driver_while_it_works(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 from memory_storage import DictStorage
+from pool_processes import until
 
 from polarmap.worker import object_channel
 from polarmap.worker.frames import END, PROCESS, Frames, Message
@@ -27,7 +29,8 @@ class Driver:
 
     def put(self, functions: Any = None, **messages: Any) -> None:
         self.beat += 1
-        orders = Orders(self.beat, functions or {}, {int(key[1:]): one for key, one in messages.items()})
+        told = {int(key[1:]): (count, pickle.dumps(one), f) for key, (count, one, f) in messages.items()}
+        orders = Orders(self.beat, functions or {}, told)
         self.storage.put_object("b", KEYS.orders, pickle.dumps(tuple(orders)))
 
 
@@ -45,7 +48,7 @@ def channel(driver: Driver) -> Iterator[ObjectChannel]:
 
 
 @pytest.mark.parametrize(
-    "said", [Said(0, 1, -1, True, 0), Said(123, 10**11, 45, False, 10**9), Said(7, 2, 0, True, 3)]
+    "said", [Said(0, 1, 0, True, 0), Said(123, 10**11, 45, False, 10**9), Said(7, 2, 0, True, 3)]
 )
 def test_keys_tell_what_was_said(said: Said) -> None:
     assert KEYS.said(KEYS.reply(said)) == said
@@ -57,16 +60,11 @@ def test_keys_of_others_tell_nothing(name: str) -> None:
     assert found is None
 
 
-def test_keys_of_a_worker_are_in_their_order() -> None:
-    keys = [KEYS.reply(Said(1, order, -1, True, 1)) for order in (1, 2, 9, 10, 99, 100, 12345)]
-    assert keys == sorted(keys)
-
-
 def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
     assert channel.receive(0.0) is None
     driver.put(w7=(4, ("cancel",), None), w8=(9, CALL, None))
     assert channel.has_message()
-    channel.latest = 3
+    channel._latest = 3
     assert channel.receive(1.0) == ("cancel",)
     assert not channel.has_message()
     assert channel.receive(0.0) is None
@@ -96,7 +94,7 @@ def test_replies_are_objects(driver: Driver, channel: ObjectChannel) -> None:
     channel.receive(1.0)
     channel.send(Message(END, (1, 2, 0), data=b"raw"))
     found = driver.storage.list_keys("b", KEYS.replies)
-    assert [KEYS.said(key) for key in found] == [Said(7, 1, -1, True, 43), Said(7, 2, 1, False, 45)]
+    assert [KEYS.said(key) for key in found] == [Said(7, 1, 0, True, 43), Said(7, 2, 1, False, 45)]
     frames = [list(Frames().of(driver.storage.get_object("b", key))) for key in found]
     assert frames == [[Message(PROCESS, header=b"5")], [Message(END, (1, 2, 0), b"", b"raw")]]
 
@@ -111,7 +109,7 @@ def test_it_asks_ever_less_while_nothing_comes(driver: Driver, channel: ObjectCh
 
     driver.storage.get_object = counted
     assert channel.receive(0.3) is None
-    assert len(asked) < 15
+    assert len(asked) < 25
     assert asked[-1] - asked[-2] > 2 * object_channel.FIRST_POLL_SECONDS
 
 
@@ -143,3 +141,90 @@ def test_a_storage_that_is_away_for_a_moment_is_waited_for(driver: Driver, chann
     assert channel.receive(0.0) is None
     driver.put(w7=(1, ("cancel",), None))
     assert channel.receive(1.0) == ("cancel",)
+
+
+# --- what it says by itself ----------------------------------------------------------------------
+
+
+def said(driver: Driver) -> list[tuple[Said, bytes]]:
+    keys = driver.storage.list_keys("b", KEYS.replies)
+    return [(found, driver.storage.get_object("b", key)) for key in keys if (found := KEYS.said(key))]
+
+
+def test_a_call_that_was_read_is_not_replied_to_twice(driver: Driver, channel: ObjectChannel) -> None:
+    driver.put(w7=(1, CALL, None))
+    assert channel.receive(1.0) == CALL
+    driver.put(w7=(2, ("cancel",), None))
+    assert channel.receive(1.0) == ("cancel",)
+    assert said(driver) == []
+
+
+def test_signs_of_life_go_on_while_the_storage_is_away_and_end_with_the_channel(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_channel, "BEAT_SECONDS", 0.01)
+    others, put, failed = threading.active_count(), driver.storage.put_object, threading.Event()
+
+    def away(bucket: str, key: str, data: bytes) -> None:
+        failed.set()
+        raise OSError("away")
+
+    driver.storage.put_object = away
+    with closing(ObjectChannel(driver.storage, "b", KEYS.prefix, 7)) as channel:
+        assert failed.wait(10.0)
+        driver.storage.put_object = put
+        assert until(lambda: len(said(driver)) > 1)
+        driver.put(w7=(1, CALL, None))
+        assert channel.receive(1.0) == CALL
+        assert until(lambda: not said(driver)[-1][0].is_idle)
+    assert all((one.number, one.size) == (7, 0) for one, _ in said(driver))
+    assert {(one.latest, one.is_idle) for one, _ in said(driver)} == {(0, True), (1, False)}
+    assert until(lambda: threading.active_count() == others)
+
+
+def test_what_is_said_while_the_storage_is_away_is_put_later(driver: Driver, channel: ObjectChannel) -> None:
+    failures, put = iter([ConnectionError("away"), TimeoutError("away")]), driver.storage.put_object
+
+    def put_later(bucket: str, key: str, data: bytes) -> None:
+        for failure in failures:
+            raise failure
+        put(bucket, key, data)
+
+    driver.storage.put_object = put_later
+    channel.send(Message(END))
+    assert [list(Frames().of(data)) for _, data in said(driver)] == [[Message(END)]]
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now, self.pauses = 0.0, list[float]()
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.pauses.append(seconds)
+        self.now += seconds
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.005, 0.03])
+def test_it_asks_no_more_often_than_the_storage_answers(
+    driver: Driver, channel: ObjectChannel, seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, get = Clock(), driver.storage.get_object
+    monkeypatch.setattr(object_channel, "time", clock)
+    channel._changed_at = 0.0
+
+    def slowly(*arguments: Any, **options: Any) -> bytes:
+        clock.now += seconds
+        return get(*arguments, **options)
+
+    driver.storage.get_object = slowly
+    assert channel.receive(1.0) is None
+    first, slow = object_channel.FIRST_POLL_SECONDS, object_channel.SLOW_POLL_SECONDS
+    assert clock.pauses[0] == pytest.approx(min(max(seconds, first), slow))
+    channel.receive(12.0)  # until it asks as seldom as can be
+    often = [pause for pause in clock.pauses[:-1] if pause < 0.9 * object_channel.LAST_POLL_SECONDS]
+    assert seconds < slow or len(often) <= object_channel.POLLS_PER_MESSAGE  # what is billed

@@ -1,4 +1,7 @@
-"""Asking a storage again that may only be away for a moment: restarting, or too busy."""
+"""Asking a storage again that may only be away for a moment: restarting, or too busy.
+
+Runs on workers: imports the standard library only.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ from collections.abc import Callable
 from time import monotonic, sleep
 from typing import TypeVar
 
+AWAY_SECONDS = 30.0  # that a storage which has answered before may be away
 FIRST_PAUSE = 0.1  # seconds before it is asked again, then twice as long each time
 
 Result = TypeVar("Result")
@@ -15,7 +19,7 @@ _BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "5
 _BROKEN = ("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading")
 
 
-def retry_call(request: Callable[[], Result], seconds: float) -> Result:
+def retry_call(request: Callable[[], Result], seconds: float = AWAY_SECONDS) -> Result:
     """The answer to a request, which is made again for so long while it may yet succeed.
 
     >>> retry_call(iter([1, 2]).__next__, seconds=0.0)

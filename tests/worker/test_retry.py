@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from polarmap.storage import retry
-from polarmap.storage.retry import is_transient, retry_call
+from polarmap.worker import retry
+from polarmap.worker.retry import is_transient, retry_call
 
 
 class ConnectTimeoutError(Exception):
