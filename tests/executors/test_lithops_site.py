@@ -19,7 +19,6 @@ from polarmap.executors.lithops_internals import another_like, end
 from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.worker_table import Lease
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
 
@@ -41,7 +40,8 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: 
     with closing(workers):
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
-        taken = [workers.take(Lease(), False) for _ in range(2)]
+        lease = workers.slots.open(lambda: None)
+        taken = [workers.take(lease, 1) for _ in range(2)]
         assert workers.channel == "TCP"
         processes = set[int]()
         for worker in taken:
@@ -49,7 +49,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: 
             assert until(lambda one=worker: bool(one.receive()) and one.process is not None)
             processes.add(worker.process or 0)
         assert len(processes) == 2
-    workers.leave(one for one in taken if one is not None)
+    workers.leave(lease)
     assert until(lambda: not any(os.path.exists(f"/proc/{process}") for process in processes))
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
