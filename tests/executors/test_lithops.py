@@ -141,7 +141,7 @@ def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:
     deadline = time.monotonic() + PATIENCE
     while len(found) < count:
         assert time.monotonic() < deadline
-        found += run.wait(0.5)
+        found += [event for event in run.wait(0.5) if isinstance(event, Outcome)]
     return found
 
 
@@ -153,9 +153,9 @@ def files() -> list[Path]:
 
 def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority=range(2, 4))) as run:
-        run.submit([0, 1, 2])
+        run.submit([(0, 0), (1, 0), (2, 0)])
         first = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 3) if one.leaves}
-        run.submit([2, 3])
+        run.submit([(2, 1), (3, 0)])
         later = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 2) if one.leaves}
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
@@ -166,7 +166,7 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting() -> None:
     n = 2 * available_cores() + 6
     faults = {task: Fault("sleep", 600.0) for task in range(n - 1)}
     with closing(opened(np.copy, n, faults=faults)) as run:
-        run.submit(range(n))
+        run.submit([(task, 0) for task in range(n)])
         [outcome] = outcomes_of(run, 1)
     assert outcome.task == n - 1
 
@@ -175,7 +175,7 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
     before = files()
     opened(np.copy).close()
     with closing(opened(np.copy)) as run:
-        run.submit(range(4))
+        run.submit([(task, 0) for task in range(4)])
         outcomes_of(run, 1)
     assert files() == before
 
