@@ -60,7 +60,8 @@ class StoredBlocks(WholeBlocks):
         reader: BlockReader,
     ) -> None:
         self.code, self.source, self._parts = code, source, parts
-        self._reader, self._dtype, self._shape = reader, dtype, shape
+        self._reader, self._shape = reader, shape
+        self._layouts = [((one.str, shape),) for one in (dtype, code.parity_dtype(dtype))]
         rows = shape[0] if shape else None
         self.blocks = _StoredData(code.k, dtype, reader, padding, rows, self.structure)
 
@@ -93,8 +94,7 @@ class StoredBlocks(WholeBlocks):
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of block `index`."""
-        dtype = self._dtype if index < self.k else self.code.parity_dtype(self._dtype)
-        return ((dtype.str, self._shape),)
+        return self._layouts[index >= self.code.k]
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure."""

@@ -105,7 +105,7 @@ class StoredPieces:
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
-        if storing.ends_with_blocks:
+        if self.roots and storing.ends_with_blocks:
             weakref.finalize(coded, storing.remove, self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:

@@ -181,6 +181,23 @@ def test_pieces_come_before_the_end_of_their_task() -> None:
     assert [(one.subtasks, one.over) for one in outcomes] == [((1,), False), ((2,), False), ((0,), True)]
 
 
+def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:
+    run = Run()
+    run.submit([(1, 0)])
+    storage, [future] = run.functions.storage, run.functions.futures
+    [key] = [key for _, key in storage.objects if "/blocks/" in key]
+    storage.objects["b", key] = bytes(len(storage.objects["b", key]))
+    future.ready = True
+    [outcome] = told(run)
+    assert outcome.failure is not None
+    assert outcome.failure.kind == "damaged"
+    run.submit([(1, 1)])
+    run.functions.futures[1].ready = True
+    [outcome] = told(run)
+    assert outcome.leaves is not None
+    assert outcome.leaves[0].tolist() == (-DATA[1]).tolist()
+
+
 def test_waiting_takes_as_long_as_it_may() -> None:
     run = Run()
     run.submit([(0, 0)])

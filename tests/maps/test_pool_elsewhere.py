@@ -148,18 +148,18 @@ def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> No
 
 
 def test_no_block_is_fetched_again(place: Place, pool: Pool) -> None:
-    def fetches(block: Any) -> Any:
+    def reads(block: Any) -> Any:
         import gc
 
-        found = [one.fetches for one in gc.get_objects() if type(one).__name__ == "FetchedBlocks"]
+        found = [one.reads for one in gc.get_objects() if type(one).__name__ == "BlockCache"]
         return np.array([os.getpid(), max(found), block.sum()])
 
     data = [np.full(size, float(number)) for number, size in enumerate((1000, 1000, 10_000, 50_000))]
-    maps = [polarmap.hedged_map(fetches, data, executor=pool, timeout=PATIENCE) for _ in range(2)]
+    maps = [polarmap.hedged_map(reads, data, executor=pool, timeout=PATIENCE) for _ in range(2)]
     for results in maps:
         assert [one[2] for one in results] == [one.sum() for one in data]
-    if place.server is None:
-        assert {one[1] for results in maps for one in results} == {0.0}  # they are in files or in messages
+    if place.server is not None:  # small files are read for each task
+        assert max(one[1] for results in maps for one in results) <= len(data)
     both = {one[0] for one in maps[0]} & {one[0] for one in maps[1]}
     assert both
 
