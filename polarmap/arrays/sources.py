@@ -49,7 +49,7 @@ class ArraySource:
         self.chunk_rows, self.object_rows = _chunk_rows(data), 0
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
-        """One slicing of the array."""
+        """The rows from `first` on, and of the other axes what the slab says, by one access to the array."""
         rows, *inner = slab
         start, stop = (min(first + row, self.shape[0]) for row in (rows.start, rows.stop))
         target = out.reshape([one.stop - one.start for one in slab])

@@ -98,4 +98,4 @@ class WholeBlocks:
         return self.leaves(number)
 
     def release(self) -> None:
-        """Nothing was made that could be made again."""
+        """They are as they were given: none can be made again."""

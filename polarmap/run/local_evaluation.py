@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten
 
@@ -35,8 +37,8 @@ class LocalRun:
         self.leaves: list[Array] | None = None
         self.structure: Structure | None = None
         self.error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, args=(f, block), daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
+        run_on_daemon(partial(self._run, f, block))
 
     def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
         try:
@@ -44,6 +46,8 @@ class LocalRun:
             self.leaves = leaves  # by which others see that it has ended
         except BaseException as error:
             self.error = error
+        finally:
+            self._ended.set()
 
     @property
     def words(self) -> str:
@@ -54,10 +58,9 @@ class LocalRun:
 
     def join(self, timeout: float) -> None:
         """Wait for it, at most `timeout` seconds."""
-        self._thread.join(None if np.isinf(timeout) else timeout)
+        self._ended.wait(None if np.isinf(timeout) else timeout)
 
     @property
     def is_running(self) -> bool:
-        """Looks for a moment."""
-        self._thread.join(LOOK_SECONDS)
-        return self._thread.is_alive()
+        """Whether f has not ended, also not within a moment that the question takes."""
+        return not self._ended.wait(LOOK_SECONDS)

@@ -280,7 +280,7 @@ def test_threads_hand_in_what_they_finish() -> None:
     def f(block: np.ndarray) -> np.ndarray:
         task = slow.get(float(block[0, 0]))
         key = (
-            threading.current_thread().name,
+            threading.get_ident(),
             task,
         )  # a thread may do several tasks, the driver does them, too
         calls[key] = calls.get(key, 0) + 1
