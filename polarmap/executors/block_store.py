@@ -20,11 +20,9 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.lithops_storage import delete_below
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place
-from polarmap.worker.retry import retry_call
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
@@ -246,31 +244,6 @@ class WithDriver:
 
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
-
-
-class InBucket(WithDriver):
-    """In the bucket of a `lithops.Storage`."""
-
-    is_parallel = has_bytes = True
-
-    def __init__(self, storage: Any, prefix: str) -> None:
-        super().__init__(prefix)
-        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
-
-    def put(self, key: str, buffers: list[Any]) -> None:
-        """An object."""
-        bucket = self._storage.bucket
-        try:
-            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
-        except Exception as error:
-            raise ExecutorError(
-                f"the blocks could not be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
-            ) from error
-
-    def remove(self, roots: Sequence[str]) -> None:
-        """Their objects."""
-        for root in roots:
-            delete_below(self._storage, f"{root}/")
 
 
 class InFolders(WithDriver):

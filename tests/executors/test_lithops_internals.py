@@ -16,16 +16,15 @@ import pytest
 
 from polarmap.executors.lithops_internals import (
     LostError,
-    abandon,
     end,
     ended_silently,
-    forget,
     has_begun,
     has_ended,
     impatient_storage,
     interpreter,
     interpreter_error,
     keep_monitoring,
+    leave,
     localhost_functions,
     named_for_lithops,
     result_of,
@@ -59,11 +58,12 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         assert not has_ended(late)
         wait_until(lambda: has_begun(late))
         assert ended_silently(functions, [late]) == []
-        forget(functions, {good})
-        assert functions.futures == [bad, late]
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()
-        abandon(functions, [late])
+        leave(functions, [late], {f"{late.job_key}0"})
+        assert functions.futures == [good, bad, late]
+        leave(functions, [], {late.job_key})
+        assert functions.futures == []
     finally:
         end(functions)
     assert not list(private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*"))
@@ -130,7 +130,7 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
 
 
 def test_the_interpreter_is_a_script_in_it() -> None:
-    script = interpreter()
+    script = Path(interpreter())
     assert script.parent == private_folder()
     assert os.access(script, os.X_OK)
     assert str(private_folder()).startswith(str(Path(tempfile.gettempdir()).resolve()))

@@ -14,13 +14,13 @@ import pytest
 from pool_processes import until
 from servers import Server
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_internals import another_like, end
-from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
+from polarmap.executors.lithops_internals import end
+from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite, seconds_of
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.worker.kept_task import DriverAddress
-from polarmap.worker.parts import Place
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
@@ -122,16 +122,11 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
     assert jobs() == others
 
 
-def test_functions_in_a_cloud_end_before_their_time_is_over(folder: Path) -> None:
-    from polarmap.clouds.limits import Worker
-
-    site = LithopsSite(YAML, folder)
-    with closing(site):
-        site._is_here = False
-        known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
-        assert site._seconds(known) == 900.0 - SPARE_SECONDS
-        assert site._seconds(None) == HERE_SECONDS
-        assert site._seconds(replace(known, seconds=5.0)) == 1.0
+def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
+    known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
+    assert seconds_of(known) == 900.0 - SPARE_SECONDS
+    assert seconds_of(None) == HERE_SECONDS
+    assert seconds_of(replace(known, seconds=5.0)) == 1.0
 
 
 def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_path: Path) -> None:
@@ -143,20 +138,11 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_pa
         site = LithopsSite(tmp_path / "lithops.yaml", folder)
         with closing(site):
             assert site.look_seconds == meant
-            of_a_job = another_like(site._functions)
+            of_a_job = site._jobs[0].another().functions
             end(of_a_job)
             for functions in (site._functions, of_a_job):
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
-
-
-def test_storage_that_it_does_not_reach_is_refused(folder: Path) -> None:
-    site = LithopsSite(YAML, folder)
-    with closing(site):
-        site.check_source(None, "lies in")
-        site.check_source(Place("folder", "/data"), "lies in")
-        with pytest.raises(ExecutorError):
-            site.check_source(Place("bucket", "b", "aws_s3"), "lies in")
 
 
 def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error(folder: Path) -> None:
