@@ -203,19 +203,14 @@ def _text(error: Exception) -> str:
 
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A configuration with Lithops' defaults, without asking anything of its cloud."""
-    file = Path(path)
-    config = settings.read(file)
-    with _naming(file, config):
-        return complete_config(file, _missing_settings(config))
+    with _configuration(path) as (file, missing):
+        return complete_config(file, missing)
 
 
 def open_functions(path: str | os.PathLike[str]) -> Any:
     """A FunctionExecutor from a Lithops configuration file."""
-    file = Path(path)
-    config = settings.read(file)
-    lithops, missing = load_lithops(), _missing_settings(config)
-    build = partial(lithops.FunctionExecutor, config_file=str(file), log_level=None, **missing)
-    with _naming(file, config):
+    with _configuration(path) as (file, missing):
+        build = partial(load_lithops().FunctionExecutor, config_file=str(file), log_level=None, **missing)
         functions = retry_call(build) if file.absolute() in _answered else build()
     lift_data_limit(functions)
     _answered.add(file.absolute())
@@ -223,17 +218,17 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
 
 
 @contextlib.contextmanager
-def _naming(file: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """What Lithops raises becomes an ExecutorError that names the file, and what to install."""
+def _configuration(path: str | os.PathLike[str]) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """A configuration file, and what it should not leave to Lithops, whose interpreter is `python`.
+
+    What Lithops raises becomes an ExecutorError that names the file, and what to install.
+    """
+    file = Path(path)
+    config = settings.read(file)
+    is_here = settings.backend_of(config) == "localhost"
+    names_one = "runtime" in (config.get("localhost") or {})
     try:
-        yield
+        yield file, {"runtime": named_for_lithops()} if is_here and not names_one else {}
     except Exception as error:
         hint = settings.extra_hint(config, error)
         raise ExecutorError(f"Lithops cannot use {str(file)!r}: {_text(error)}{hint}") from error
-
-
-def _missing_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a localhost configuration should not leave to Lithops: its interpreter is `python`."""
-    if settings.backend_of(config) == "localhost" and "runtime" not in (config.get("localhost") or {}):
-        return {"runtime": named_for_lithops()}
-    return {}
