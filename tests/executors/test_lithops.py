@@ -11,10 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from memory_functions import Functions
-from memory_storage import DictStorage
 from plain import ends
 
-from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors import lithops_jobs
@@ -23,7 +21,6 @@ from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.worker import io_lithops
-from polarmap.worker.cores import available_cores
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
 from polarmap.worker.pytree import pack
@@ -51,13 +48,6 @@ def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
     assert executor.name == "lithops/aws_lambda"
     assert executor.worker is not None
     assert executor.worker.memory == 2048
-
-
-def test_what_its_workers_reach_is_taken_and_nothing_is_left() -> None:
-    given = functions("localhost")
-    for place in (None, Place("bucket", "b", "memory"), Place("folder", "/data")):
-        LithopsExecutor(given).open(payload(place)).close()
-    assert given.storage.objects == {}
 
 
 def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
@@ -211,15 +201,6 @@ def test_objects_of_a_map_go_with_it() -> None:
     assert [key for _, key in run.functions.storage.objects] == ["of another map"]
 
 
-def test_a_storage_that_takes_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: object) -> None:
-        raise OSError("no space left")
-
-    monkeypatch.setattr(DictStorage, "put_object", full)
-    with pytest.raises(ExecutorError, match="stored in bucket 'b': OSError: no space left"):
-        Run().submit([])
-
-
 def test_an_f_that_cannot_travel_is_named() -> None:
     run = Run()
     run._payload = Payload((one for one in ()).__next__, BLOCKS)
@@ -260,15 +241,6 @@ def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
     assert later == {2: usual, 3: usual}
-
-
-def test_tasks_that_sleep_do_not_keep_others_from_starting() -> None:
-    n = 2 * available_cores() + 6
-    faults = {task: Fault("sleep", 600.0) for task in range(n - 1)}
-    with closing(opened(np.copy, n, faults=faults)) as run:
-        run.submit([(task, 0) for task in range(n)])
-        [outcome] = outcomes_of(run, 1)
-    assert outcome.task == n - 1
 
 
 def test_nothing_is_left_even_if_nothing_was_started() -> None:
