@@ -91,15 +91,14 @@ class StoredPieces:
         number: int = 0,
         others: Sequence[StoredPieces] = (),
     ) -> None:
-        self.blocks, source = weakref.ref(coded), coded.source
-        self._is_stored, self._is_sent = source is not None, source == MESSAGE
+        self.blocks, self._source = weakref.ref(coded), coded.source
         self._encryption, self._storing = encryption, storing
         self.users, self.used, self.is_removed = 0, time.monotonic(), False
         self._lock = threading.Lock()
-        tasks = range(0 if self._is_stored else coded.n)
+        tasks = range(coded.n if self._source is None else 0)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
         self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
-        self.roots = [] if self._is_stored else storing.roots(number, self.bytes, others)
+        self.roots = storing.roots(number, self.bytes, others) if self._source is None else []
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
@@ -108,16 +107,15 @@ class StoredPieces:
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        if self._is_stored and not self._is_sent:
-            return self.block(coded, task)[:2]
-        return id(coded), task
+        is_known = self._source is not None and self._source != MESSAGE
+        return (self._source, coded.parts(task)) if is_known else (id(coded), task)
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
 
         Others are stored when they are asked for, so that the first worker begins at once.
         """
-        if self._is_stored or not self._storing.is_parallel:
+        if self._source is not None or not self._storing.is_parallel:
             return
         with self._lock:
             pieces = dict.fromkeys(piece for task in tasks for piece in coded.pieces(task))
@@ -133,8 +131,8 @@ class StoredPieces:
         with self._lock:
             found = self._tasks.get(task)
             if found is None:
-                found = stored_block(coded, task) if self._is_stored else self._new_block(coded, task)
-                if not self._is_sent:  # where blocks come and go
+                found = self._new_block(coded, task) if self._source is None else stored_block(coded, task)
+                if self._source != MESSAGE:  # where blocks come and go
                     self._tasks[task] = found
             return found
 

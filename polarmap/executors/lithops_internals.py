@@ -240,16 +240,12 @@ def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]
     analyzer.ignore({"polarmap", "numpy", "lithops"})
     for root in roots:
         analyzer.add(root)
-    files = create_module_data(analyzer.get_and_clear_paths())
-    return dict(_as_module(path, base64.b64decode(data)) for path, data in files.items())
-
-
-def _as_module(path: str, source: bytes) -> tuple[str, tuple[str, bool]]:
-    """The name of the module in such a file, its source and whether it is a package."""
-    *folders, file = path.removesuffix(".py").split("/")
-    is_package = file == "__init__"
-    name = ".".join(folders if is_package else [*folders, file])
-    return name, (source.decode(), is_package)
+    found = {}
+    for path, data in create_module_data(analyzer.get_and_clear_paths()).items():
+        name = path.removesuffix(".py").replace("/", ".")
+        is_package = name.endswith(".__init__")
+        found[name.removesuffix(".__init__")] = base64.b64decode(data).decode(), is_package
+    return found
 
 
 def runs_here(functions: Any) -> bool:
