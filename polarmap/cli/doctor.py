@@ -210,8 +210,8 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
 
 def _storage(config: Path) -> Check:
     """Check the storage that a configuration names; ExecutorError if Lithops makes nothing of it."""
-    from polarmap.executors.lithops import open_functions
     from polarmap.executors.lithops_internals import end
+    from polarmap.executors.lithops_jobs import open_functions
     from polarmap.executors.lithops_storage import probe_storage
 
     functions = open_functions(config)

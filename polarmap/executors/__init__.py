@@ -10,25 +10,37 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_lithops, is_path
+from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_lithops, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
 
 
 def executor_of(choice: Any) -> MapExecutor:
-    """The executor that `coded_map(executor=choice)` means; nothing is opened yet."""
+    """The executor that `coded_map(executor=choice)` means; nothing is opened yet.
+
+    ExecutorError, with what to pass instead, for what is none.
+    """
     if isinstance(choice, FaultyExecutor):
         return WithFaults(executor_of(choice.executor), choice.faults)
-    _check(choice)
     if choice is None:
         return default_pool()
+    name = getattr(choice, "__name__", type(choice).__name__)
+    if isinstance(choice, type):
+        raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
     if isinstance(choice, MapExecutor):
         return choice
     if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
         return LithopsExecutor(choice)
+    if hasattr(choice, "get_executor"):
+        raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
+    if not hasattr(choice, "submit"):
+        raise ExecutorError(
+            f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
+            "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
+        )
     from polarmap.executors.futures import FuturesExecutor
 
     return FuturesExecutor(choice)
@@ -39,7 +51,7 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
     if isinstance(choice, FaultyExecutor):
         inner, close = keep_open(choice.executor)
         return replace(choice, executor=inner), close
-    _check(choice)
+    executor_of(choice)  # or its error
     if is_path(choice):
         pool = Pool(choice)
         return pool, pool.close
@@ -65,22 +77,3 @@ def _is_in_memory(data: Any) -> bool:
     while isinstance(owner, np.ndarray) and not isinstance(owner, np.memmap):
         owner = owner.base
     return isinstance(data, np.ndarray) and not isinstance(owner, np.memmap)
-
-
-def _check(choice: Any) -> None:
-    """ExecutorError, with what to pass instead, for what is none of those that can be opened."""
-    if choice is None or is_localhost(choice):
-        return
-    if is_path(choice):
-        check_path(choice)
-        return
-    name = getattr(choice, "__name__", type(choice).__name__)
-    if isinstance(choice, type):
-        raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
-    if hasattr(choice, "get_executor"):
-        raise ExecutorError(f"executor is a {name} of Dask: pass client.get_executor()")
-    if not (isinstance(choice, MapExecutor) or is_of_lithops(choice) or hasattr(choice, "submit")):
-        raise ExecutorError(
-            f"executor={choice!r:.200} is not an executor: pass None or 'localhost', the path of a Lithops "
-            "YAML file, a lithops.FunctionExecutor, or a concurrent.futures executor"
-        )

@@ -20,11 +20,9 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Coded, layout_bytes
-from polarmap.executors.lithops_storage import delete_below
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, Part, Place
-from polarmap.worker.retry import retry_call
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
@@ -93,15 +91,14 @@ class StoredPieces:
         number: int = 0,
         others: Sequence[StoredPieces] = (),
     ) -> None:
-        self.blocks, source = weakref.ref(coded), coded.source
-        self._is_stored, self._is_sent = source is not None, source == MESSAGE
+        self.blocks, self._source = weakref.ref(coded), coded.source
         self._encryption, self._storing = encryption, storing
         self.users, self.used, self.is_removed = 0, time.monotonic(), False
         self._lock = threading.Lock()
-        tasks = range(0 if self._is_stored else coded.n)
+        tasks = range(coded.n if self._source is None else 0)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
         self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
-        self.roots = [] if self._is_stored else storing.roots(number, self.bytes, others)
+        self.roots = storing.roots(number, self.bytes, others) if self._source is None else []
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
@@ -110,16 +107,15 @@ class StoredPieces:
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
-        if self._is_stored and not self._is_sent:
-            return self.block(coded, task)[:2]
-        return id(coded), task
+        is_known = self._source is not None and self._source != MESSAGE
+        return (self._source, coded.parts(task)) if is_known else (id(coded), task)
 
     def prepare(self, coded: Coded, tasks: Sequence[int]) -> None:
         """Store what is missing of the blocks of these tasks, where many at once take no longer than one.
 
         Others are stored when they are asked for, so that the first worker begins at once.
         """
-        if self._is_stored or not self._storing.is_parallel:
+        if self._source is not None or not self._storing.is_parallel:
             return
         with self._lock:
             pieces = dict.fromkeys(piece for task in tasks for piece in coded.pieces(task))
@@ -135,8 +131,8 @@ class StoredPieces:
         with self._lock:
             found = self._tasks.get(task)
             if found is None:
-                found = stored_block(coded, task) if self._is_stored else self._new_block(coded, task)
-                if not self._is_sent:  # where blocks come and go
+                found = self._new_block(coded, task) if self._source is None else stored_block(coded, task)
+                if self._source != MESSAGE:  # where blocks come and go
                     self._tasks[task] = found
             return found
 
@@ -246,31 +242,6 @@ class WithDriver:
 
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
-
-
-class InBucket(WithDriver):
-    """In the bucket of a `lithops.Storage`."""
-
-    is_parallel = has_bytes = True
-
-    def __init__(self, storage: Any, prefix: str) -> None:
-        super().__init__(prefix)
-        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
-
-    def put(self, key: str, buffers: list[Any]) -> None:
-        """An object."""
-        bucket = self._storage.bucket
-        try:
-            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
-        except Exception as error:
-            raise ExecutorError(
-                f"the blocks could not be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
-            ) from error
-
-    def remove(self, roots: Sequence[str]) -> None:
-        """Their objects."""
-        for root in roots:
-            delete_below(self._storage, f"{root}/")
 
 
 class InFolders(WithDriver):

@@ -1,33 +1,39 @@
-"""Lithops as an executor: on this machine, by a configuration, or by a FunctionExecutor of the caller."""
+"""The tasks of a map through Lithops: on this machine, by a configuration, or on a FunctionExecutor."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
-from functools import partial
-from pathlib import Path
+import time
+import uuid
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from polarmap.clouds import settings
 from polarmap.clouds.limits import Worker, worker_of
+from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.choices import is_localhost, is_of_lithops, is_path
-from polarmap.executors.lithops_internals import (
-    another_like,
-    complete_config,
-    end,
-    lift_data_limit,
-    load_lithops,
-    localhost_functions,
-    named_for_lithops,
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
+from polarmap.executors.block_store import StoredPieces
+from polarmap.executors.choices import check_path, is_localhost, is_path
+from polarmap.executors.encryption_keys import check_stays_here
+from polarmap.executors.lithops_internals import LostError, objects_of, runs_here
+from polarmap.executors.lithops_jobs import (
+    LISTING_SECONDS,
+    InterpreterError,
+    Jobs,
+    close_all,
+    read_configuration,
 )
-from polarmap.executors.lithops_run import LithopsRun
-from polarmap.worker.parts import Place
-from polarmap.worker.retry import retry_call
+from polarmap.executors.lithops_storage import PREFIX, InBucket, remove_objects
+from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.pickling import pickled
+from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.io_lithops import Address, make_task
+from polarmap.worker.messages import reply_of_bytes
 
-_answered: set[Path] = set()  # configurations whose storage has answered
+LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
+TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
+PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 
 
 class LithopsExecutor:
@@ -43,88 +49,172 @@ class LithopsExecutor:
         self._choice = choice
         self.name = "localhost"
         self.worker: Worker | None = None
+        if is_path(choice):
+            check_path(choice)
         if not is_localhost(choice):
             config = read_configuration(choice) if is_path(choice) else choice.config
             self.name, self.worker = f"lithops/{config['lithops']['backend']}", worker_of(config)
 
     def open(self, payload: Payload) -> LithopsRun:
         """Its jobs; ExecutorError if Lithops takes none, or for storage that its workers cannot reach."""
-        is_private, is_owned = is_localhost(self._choice), not is_of_lithops(self._choice)
-        if is_private:
-            check_folder(payload.blocks.source)
-            check_folder(payload.output and payload.output.source)
-        functions = own_functions(self._choice) if is_owned else self._choice
+        check_stays_here(payload.encryption, self.name)
+        jobs = Jobs(self._choice, shares=True)
         try:
-            check_reachable(payload.blocks.source, "lies in", functions)
-            check_reachable(payload.output and payload.output.source, "is to stay in", functions)
-            return LithopsRun(self.name, payload, functions, is_owned, is_private)
+            jobs.check_source(payload.blocks.source, "lies in")
+            jobs.check_source(payload.output and payload.output.source, "is to stay in")
+            return LithopsRun(jobs, payload)
         except BaseException:
-            if is_owned:
-                end(functions)
+            jobs.close()
             raise
 
 
-def own_functions(choice: Any, count: int = 1) -> Any:
-    """A FunctionExecutor that is ours to end; `count`: its slots where the choice is "localhost"."""
-    if is_localhost(choice):
-        return localhost_functions(count)
-    return open_functions(choice) if is_path(choice) else another_like(choice)
+class LithopsRun:
+    """The tasks of one map through Lithops; blocks are raw objects.
 
+    Parameters
+    ----------
+    jobs : Jobs
+        What runs the first job; on this machine each further one has a FunctionExecutor of its own.
+    """
 
-def check_reachable(source: Place | None, use: str, functions: Any) -> None:
-    """ExecutorError for storage that the workers of a FunctionExecutor cannot reach; `use`: of the array."""
-    if source is None:
-        return
-    if source.kind == "driver":
-        check_folder(source)
-    if source.kind == "folder" and functions.backend != "localhost":
-        raise ExecutorError(
-            f"the array {use} folder {source.place!r} of this machine, which workers on "
-            f"{functions.backend} cannot reach: use storage= of that backend"
-        )
-    backend = functions.storage.backend
-    if source.kind == "bucket" and source.backend != backend:
-        raise ExecutorError(
-            f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
-            f"{backend}: use the Lithops configuration of that bucket for both"
-        )
+    def __init__(self, jobs: Jobs, payload: Payload) -> None:
+        self._jobs, self._payload = [jobs], payload
+        self._storage = jobs.functions.storage
+        self._address = Address(self._storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}")
+        self._storing = InBucket(self._storage, self._address.prefix)
+        self._stored = StoredPieces(payload.blocks, payload.encryption, self._storing)
+        self._is_first = True
+        self._told: set[str] = set()  # keys of results of subtasks
+        self._began: list[Event] = []  # that are told next
+        self._next_look = self._next_listing = 0.0
+        self._is_woken = False
+        self._has_heard = False  # that a task has begun or ended
 
+    def now(self) -> float:
+        """The monotonic clock."""
+        return time.monotonic()
 
-def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A configuration with Lithops' defaults, without asking anything of its cloud."""
-    file = Path(path)
-    config = settings.read(file)
-    with _naming(file, config):
-        return complete_config(file, _missing_settings(config))
+    def submit(self, attempts: Sequence[Attempt]) -> None:
+        """Store the blocks, then start one job: functions rented by the second must not wait."""
+        is_first, coded = self._is_first, self._payload.blocks
+        self._is_first = False
+        self._stored.prepare(coded, [task for task, _ in attempts])
+        if is_first:
+            self._storing.put(self._address.liveness_key, [b"alive"])
+        elif self._jobs[0].is_here:
+            self._jobs.append(self._jobs[0].another())
+        jobs = self._jobs[-1]
+        address = self._address_of(jobs)
+        gives_way = self._payload.low_priority if is_first and address.driver is not None else ()
+        items = {}
+        for key in attempts:
+            block = self._stored.block(coded, key[0])._replace(structure=coded.structure)
+            nice = PARITY_NICE if key[0] in gives_way else 0
+            items[key] = {"fields": (self._payload.order(*key, block), tuple(address._replace(nice=nice)))}
+        try:
+            encrypted = None if self._payload.encryption is None else ENCRYPTED
+            jobs.start(make_task(self._payload.f, encrypted), items)
+        except ExecutorError:
+            pickled(self._payload.f, jobs.name)  # the likely reason, in plain words
+            raise
 
+    def wait(self, timeout: float) -> list[Event]:
+        """Look at the flags that Lithops' monitor thread sets, again and again."""
+        deadline = time.monotonic() + timeout
+        while True:
+            outcomes = self._look()
+            now = time.monotonic()
+            if outcomes or now >= deadline or self._is_woken:
+                self._is_woken = False
+                began, self._began = self._began, []
+                return [*began, *outcomes]
+            time.sleep(max(0.0, min(self._next_look, deadline) - now))
 
-def open_functions(path: str | os.PathLike[str]) -> Any:
-    """A FunctionExecutor from a Lithops configuration file."""
-    file = Path(path)
-    config = settings.read(file)
-    lithops, missing = load_lithops(), _missing_settings(config)
-    build = partial(lithops.FunctionExecutor, config_file=str(file), log_level=None, **missing)
-    with _naming(file, config):
-        functions = retry_call(build) if file.absolute() in _answered else build()
-    lift_data_limit(functions)
-    _answered.add(file.absolute())
-    return functions
+    def wake(self) -> None:
+        """Be seen to have been called at the next look."""
+        self._is_woken = True
 
+    def close(self) -> Stay | None:
+        """Take the liveness key away, drop or kill what is pending, remove the objects."""
+        with contextlib.suppress(Exception):
+            self._storage.delete_object(self._address.bucket, self._address.liveness_key)
+        jobs, self._jobs = self._jobs, []
+        remove_objects(self._storage, [f"{self._address.prefix}/", *close_all(jobs)])
+        return None
 
-@contextlib.contextmanager
-def _naming(file: Path, config: Mapping[str, Any]) -> Iterator[None]:
-    """What Lithops raises becomes an ExecutorError that names the file, and what to install."""
-    try:
-        yield
-    except Exception as error:
-        hint = settings.extra_hint(config, error)
-        raise ExecutorError(
-            f"Lithops cannot use {str(file)!r}: {type(error).__name__}: {error}{hint}"
-        ) from error
+    def _address_of(self, jobs: Jobs) -> Address:
+        """What the workers of a job are told of their driver."""
+        if not runs_here(jobs.functions):
+            return self._address
+        left = tuple(objects_of([jobs.functions.executor_id]))
+        scratch = str(private_folder()) if jobs.is_private else None
+        return self._address._replace(driver=os.getpid(), scratch=scratch, jobs=left)
 
+    def _look(self) -> list[Outcome]:
+        """All that has ended since the last look, which costs a little for each task that runs."""
+        now = time.monotonic()
+        if now < self._next_look:
+            return []
+        outcomes = self._partial_outcomes(now)
+        for jobs in self._jobs:
+            for key, sent in jobs.ended(may_ask=not self._has_heard).items():
+                if isinstance(sent, InterpreterError):
+                    raise ExecutorError(f"{jobs.name} runs no task: {sent}")
+                outcomes += self._with_rest(self._outcome(key, sent))
+            began = [Began(task, attempt, now) for task, attempt in jobs.begun()]
+            self._began += began
+            self._has_heard |= bool(began or outcomes)
+        running = sum(len(jobs.running) for jobs in self._jobs)
+        self._next_look = time.monotonic() + LOOK_SECONDS + TASK_LOOK_SECONDS * running
+        return outcomes
 
-def _missing_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What a localhost configuration should not leave to Lithops: its interpreter is `python`."""
-    if settings.backend_of(config) == "localhost" and "runtime" not in (config.get("localhost") or {}):
-        return {"runtime": named_for_lithops()}
-    return {}
+    def _outcome(self, key: Attempt, sent: Any) -> Outcome:
+        """What became of an attempt whose function returned this, or a LostError in its place."""
+        if sent is None:
+            return lost(*key, "it was told that nobody waits for it")
+        if isinstance(sent, LostError):
+            return lost(*key, str(sent))
+        try:
+            outcome = self._payload.outcome(self._payload.reply(*key, *sent))
+        except Exception as error:
+            return lost(*key, f"{type(error).__name__}: {error}")
+        if outcome.failure is not None and outcome.failure.kind == "damaged":
+            self._stored.store_again(self._payload.blocks, key[0])
+        return outcome
+
+    def _partial_outcomes(self, now: float) -> list[Outcome]:
+        """Those of subtasks whose results workers have stored since the last listing."""
+        if self._payload.subtasks < 2 or now < self._next_listing:
+            return []
+        try:
+            keys = self._storage.list_keys(self._address.bucket, self._address.subtask_prefix)
+        except Exception:  # the ends of the tasks tell what cannot be reached
+            keys = []
+        self._next_listing = time.monotonic() + LISTING_SECONDS
+        return self._taken(sorted(keys))
+
+    def _with_rest(self, outcome: Outcome) -> list[Outcome]:
+        """The results of a task's subtasks that were not told yet, and its end."""
+        count = self._payload.subtasks if self._payload.subtasks > 1 else 0
+        others = set(range(count)).difference(outcome.subtasks)
+        keys = [self._address.subtask_key(outcome.task, outcome.attempt, one) for one in sorted(others)]
+        found, unread = self._taken(keys), len(set(keys) - self._told)
+        if unread and outcome.failure is None:
+            message = f"{unread} results of its subtasks could not be read"
+            outcome = lost(outcome.task, outcome.attempt, message)
+        return [*found, outcome]
+
+    def _taken(self, keys: Iterable[str]) -> list[Outcome]:
+        """The results of subtasks in these objects, each once and none that is still being written."""
+        found = []
+        for key in [one for one in keys if one not in self._told]:
+            task, attempt, _ = map(int, key.removeprefix(self._address.subtask_prefix).split("-"))
+            try:
+                data = bytes(self._storage.get_object(self._address.bucket, key))
+                reply = reply_of_bytes(data, (task, attempt) if self._payload.encryption else None)
+            except Exception:
+                continue
+            if reply is not None:
+                self._told.add(key)
+                found.append(self._payload.partial_outcome(reply))
+        return found

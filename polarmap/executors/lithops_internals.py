@@ -9,7 +9,7 @@ import atexit
 import base64
 import contextlib
 import copy
-import importlib
+import importlib.util
 import json
 import logging
 import os
@@ -29,7 +29,7 @@ from polarmap.executors.owned_folder import private_folder
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
-_building = threading.Lock()  # held while a module of Lithops has other values
+_building = threading.Lock()  # held while Lithops copies nothing
 
 
 @cache
@@ -56,7 +56,7 @@ def _remove_empty_folders() -> None:
 # --- interpreters ------------------------------------------------------------------------------
 
 
-def interpreter() -> Path:
+def interpreter() -> str:
     """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
 
     Lithops would run a copy of itself in its shared folder, which any other process replaces.
@@ -66,24 +66,25 @@ def interpreter() -> Path:
     paths = folder / f"paths-{threading.get_ident()}"
     paths.write_text(json.dumps(absolute_module_path()))
     paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
-    script = folder / "python"
-    if not script.exists():
-        run = (
-            f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
-            "from lithops.localhost.v1.runner import main; main()"
-        )
-        script.write_text(f'#!/bin/sh\nshift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"\n')
-        script.chmod(script.stat().st_mode | stat.S_IXUSR)
-    return script
+    run = (
+        f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
+        "from lithops.localhost.v1.runner import main; main()"
+    )
+    return _script("python", f'shift\nTMPDIR="{folder}" exec "{sys.executable}" -c "{run}" "$@"')
 
 
 def named_for_lithops() -> str:
     """The path of this interpreter, or of a script that runs it where Lithops refuses such a path."""
     if re.fullmatch(r"[A-Za-z0-9_/.:-]+", sys.executable):
         return sys.executable
-    script = private_folder() / "this-python"
+    return _script("this-python", f'exec "{sys.executable}" "$@"')
+
+
+def _script(name: str, text: str) -> str:
+    """The path of a shell script in our folder."""
+    script = private_folder() / name
     if not script.exists():
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
+        script.write_text(f"#!/bin/sh\n{text}\n")
         script.chmod(script.stat().st_mode | stat.S_IXUSR)
     return str(script)
 
@@ -112,57 +113,24 @@ def storage_settings(file: Path) -> dict[str, Any]:
 def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
     """A `lithops.Storage` whose clients wait so long and ask once: Lithops' own ask six times.
 
-    Its S3 clients take this from their modules, that of Redis from its settings.
+    Its S3 clients take this from their modules, of which there is a copy for this; that of Redis from its
+    settings.
     """
     kind = settings["backend"]
     if kind == "redis":
-        settings = {**settings, kind: {**_redis_settings(seconds), **settings[kind]}}
-    module = importlib.import_module(f"lithops.storage.backends.{kind}.{kind}")
-    with _building, _replaced(module, CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0):
-        storage = load_lithops().Storage(storage_config=settings)
-    clients = vars(storage.storage_handler)
-    for name in {"s3_client", "cos_client"} & clients.keys():
-        clients[name] = _Impatient(clients[name])
+        retry: Any = importlib.import_module("redis.retry")
+        once = retry.Retry(importlib.import_module("redis.backoff").NoBackoff(), 0)
+        waits = {"socket_connect_timeout": seconds, "socket_timeout": seconds, "retry": once}
+        settings = {**settings, kind: waits | settings[kind]}
+    storage = load_lithops().Storage(storage_config=settings)
+    handler = type(storage.storage_handler)
+    spec: Any = importlib.util.find_spec(handler.__module__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if "OBJ_REQ_RETRIES" in vars(module):
+        vars(module).update(CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0)
+        storage.storage_handler = vars(module)[handler.__name__](settings[kind])
     return storage
-
-
-def _redis_settings(seconds: int) -> dict[str, Any]:
-    once = importlib.import_module("redis.backoff").NoBackoff()
-    retry = importlib.import_module("redis.retry").Retry(once, 0)
-    return {"socket_connect_timeout": seconds, "socket_timeout": seconds, "retry": retry}
-
-
-@contextlib.contextmanager
-def _replaced(module: Any, **settings: Any) -> Iterator[None]:
-    """Give those settings that a module has other values for a while."""
-    before = {name: vars(module)[name] for name in settings.keys() & vars(module).keys()}
-    try:
-        vars(module).update({name: settings[name] for name in before})
-        yield
-    finally:
-        vars(module).update(before)
-
-
-class _Impatient:
-    """A botocore client whose read timeouts Lithops does not see, so that it does not ask again."""
-
-    def __init__(self, client: Any) -> None:
-        self._client = client
-
-    def __getattr__(self, name: str) -> Any:
-        value = getattr(self._client, name)
-        if not callable(value):
-            return value
-
-        def ask(*args: Any, **options: Any) -> Any:
-            try:
-                return value(*args, **options)
-            except Exception as error:
-                if type(error).__name__ == "ReadTimeoutError":
-                    raise TimeoutError(str(error)) from error
-                raise
-
-        return ask
 
 
 # --- FunctionExecutors -------------------------------------------------------------------------
@@ -170,8 +138,19 @@ class _Impatient:
 
 def localhost_functions(count: int) -> Any:
     """A FunctionExecutor on this machine with `count` slots and all its files in our folder."""
+    lithops_section = {
+        "backend": "localhost",
+        "storage": "localhost",
+        "monitoring": "storage",
+        "monitoring_interval": MONITORING_SECONDS,
+        "data_cleaner": False,
+        "data_limit": 0,
+    }
+    section = {"version": 1, "runtime": interpreter(), "worker_processes": count}
     with _no_copy_of_lithops():
-        functions = load_lithops().FunctionExecutor(config=_localhost_config(count), log_level=None)
+        functions = load_lithops().FunctionExecutor(
+            config={"lithops": lithops_section, "localhost": section}, log_level=None
+        )
     functions.compute_handler.env._ensure_runner = lambda: None
     # An absolute bucket takes storage and job files out of Lithops' shared folder.
     bucket = str(private_folder() / "storage")
@@ -188,31 +167,18 @@ def set_slots(functions: Any, count: int) -> None:
     functions.config["localhost"]["worker_processes"] = count
 
 
-def _localhost_config(count: int) -> dict[str, Any]:
-    return {
-        "lithops": {
-            "backend": "localhost",
-            "storage": "localhost",
-            "monitoring": "storage",
-            "monitoring_interval": MONITORING_SECONDS,
-            "data_cleaner": False,
-            "data_limit": 0,
-        },
-        "localhost": {
-            "version": 1,
-            "runtime": str(interpreter()),
-            "worker_processes": count,
-        },
-    }
-
-
 @contextlib.contextmanager
 def _no_copy_of_lithops() -> Iterator[None]:
     """Keep an executor from copying Lithops to the shared folder while it is built."""
     from lithops.localhost.v1 import localhost
 
-    with _building, _replaced(localhost, copy_lithops_package=lambda *paths: None):
-        yield
+    with _building:
+        copy_package = localhost.copy_lithops_package
+        localhost.copy_lithops_package = lambda *paths: None
+        try:
+            yield
+        finally:
+            localhost.copy_lithops_package = copy_package
 
 
 @cache
@@ -274,16 +240,12 @@ def module_sources(pickled: bytes, functions: Any) -> dict[str, tuple[str, bool]
     analyzer.ignore({"polarmap", "numpy", "lithops"})
     for root in roots:
         analyzer.add(root)
-    files = create_module_data(analyzer.get_and_clear_paths())
-    return dict(_as_module(path, base64.b64decode(data)) for path, data in files.items())
-
-
-def _as_module(path: str, source: bytes) -> tuple[str, tuple[str, bool]]:
-    """The name of the module in such a file, its source and whether it is a package."""
-    *folders, file = path.removesuffix(".py").split("/")
-    is_package = file == "__init__"
-    name = ".".join(folders if is_package else [*folders, file])
-    return name, (source.decode(), is_package)
+    found = {}
+    for path, data in create_module_data(analyzer.get_and_clear_paths()).items():
+        name = path.removesuffix(".py").replace("/", ".")
+        is_package = name.endswith(".__init__")
+        found[name.removesuffix(".__init__")] = base64.b64decode(data).decode(), is_package
+    return found
 
 
 def runs_here(functions: Any) -> bool:
@@ -337,28 +299,23 @@ def interpreter_error(functions: Any) -> str:
     )
 
 
-def _files_of_jobs(functions: Any) -> Iterator[Path]:
-    """The files of a private executor's jobs outside its storage."""
-    return private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*")
-
-
 def keep_monitoring(functions: Any, futures: Sequence[Any]) -> None:
     """Start the thread that watches these again if it has died."""
     if futures and not functions.job_monitor.is_alive():
         functions.job_monitor.start(fs=futures)
 
 
-def abandon(functions: Any, futures: Sequence[Any]) -> None:
-    """Drop or kill what runs of these; where that cannot be done, they go on."""
+def leave(functions: Any, futures: Sequence[Any], jobs: Collection[str]) -> None:
+    """Drop or kill what runs of these on an executor of the caller; where that cannot be done, they go on.
+
+    It would keep every future, with its result: those of these jobs go.
+    """
     keys = {future.job_key for future in futures}
-    with contextlib.suppress(Exception):
-        functions.job_monitor.remove(futures)
-        functions.compute_handler.clear(keys, exception=TimeoutError("abandoned"))
-
-
-def forget(functions: Any, futures: Collection[Any]) -> None:
-    """An executor of the caller keeps every future, with its result: let go of these."""
-    functions.futures[:] = [one for one in functions.futures if one not in futures]
+    if keys:
+        with contextlib.suppress(Exception):
+            functions.job_monitor.remove(futures)
+            functions.compute_handler.clear(keys, exception=TimeoutError("abandoned"))
+    functions.futures[:] = [one for one in functions.futures if one.job_key not in jobs]
 
 
 def end(functions: Any) -> None:
@@ -378,7 +335,7 @@ def end(functions: Any) -> None:
         functions.compute_handler.backend.connection.close()
     with contextlib.suppress(AttributeError):  # only that of localhost, version 1, has one
         functions.compute_handler.job_manager.join(timeout=5)
-    for path in _files_of_jobs(functions):
+    for path in private_folder().glob(f"lithops-*/jobs/{functions.executor_id}*"):  # outside its storage
         path.unlink(missing_ok=True)
 
 

@@ -6,17 +6,19 @@ import copy
 import os
 import time
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polarmap.errors import ExecutorError, StorageError, warn
+from polarmap.executors.block_store import WithDriver
 from polarmap.executors.lithops_internals import impatient_storage, storage_settings
+from polarmap.worker.parts import Place
+from polarmap.worker.retry import retry_call
 
 TIMEOUT = 10  # seconds to connect, and to wait for the next byte; whoever asks decides how often
 PREFIX = "polarmap"  # of all keys of maps
-SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
 PROBE_BYTES = 1024
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 
@@ -29,25 +31,18 @@ def open_storage(choice: Any) -> tuple[Any, str]:
     StorageError
         If Lithops cannot make one of it.
     """
-    if isinstance(choice, (str, os.PathLike)):
-        file = Path(choice)
-        if not file.is_file():
-            raise StorageError(f"there is no Lithops configuration {str(file)!r}")
-        storage = _built(f"{str(file)!r}", partial(storage_settings, file))
-    else:
-        storage = _built(
-            f"lithops/{choice.backend}", lambda: copy.deepcopy(choice.storage.get_storage_config())
-        )
-        storage.bucket = choice.storage.bucket  # which may be one that it made itself
-    return storage, str(storage.bucket)
-
-
-def _built(where: str, settings: Callable[[], dict[str, Any]]) -> Any:
-    """A storage with these settings; StorageError names where they come from."""
+    file = Path(choice) if isinstance(choice, (str, os.PathLike)) else None
+    where = f"lithops/{choice.backend}" if file is None else repr(str(file))
+    if file is not None and not file.is_file():
+        raise StorageError(f"there is no Lithops configuration {where}")
     try:
-        return impatient_storage(settings(), TIMEOUT)
+        found = choice.storage.get_storage_config() if file is None else storage_settings(file)
+        storage = impatient_storage(copy.deepcopy(found), TIMEOUT)
     except Exception as error:
         raise StorageError(f"Lithops has no storage for {where}: {type(error).__name__}: {error}") from error
+    if file is None:
+        storage.bucket = choice.storage.bucket  # which may be one that it made itself
+    return storage, str(storage.bucket)
 
 
 def delete_below(storage: Any, prefix: str) -> int:
@@ -61,41 +56,59 @@ def delete_below(storage: Any, prefix: str) -> int:
     return len(keys)
 
 
-def remove_all(storage: Any, prefixes: Collection[str]) -> None:
-    """Remove what lies below them; raises what the storage does."""
-    for prefix in prefixes:
-        for pause in REMOVE_PAUSES:
-            found = delete_below(storage, prefix)
-            if not found:
-                break
-            time.sleep(pause)
-        else:
-            raise StorageError(f"the storage does not delete {found} objects below {prefix!r}")
-
-
-def remove_objects(storage: Any, prefixes: Collection[str]) -> None:
+def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
     """Remove what lies below them; a storage that is down must not hide why a map ended."""
     try:
-        remove_all(storage, prefixes)
+        for prefix in prefixes:
+            for pause in REMOVE_PAUSES:
+                if not delete_below(storage, prefix):
+                    break
+                time.sleep(pause)
+            else:
+                raise StorageError(f"the storage does not delete what lies below {prefix!r}")
     except Exception as error:
         warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")
+
+
+class InBucket(WithDriver):
+    """The bytes of blocks in the bucket of a `lithops.Storage`."""
+
+    is_parallel = has_bytes = True
+
+    def __init__(self, storage: Any, prefix: str) -> None:
+        super().__init__(prefix)
+        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+
+    def put(self, key: str, buffers: Sequence[Any]) -> None:
+        """An object."""
+        bucket = self._storage.bucket
+        try:
+            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+        except Exception as error:
+            raise ExecutorError(
+                f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """Their objects."""
+        for root in roots:
+            delete_below(self._storage, f"{root}/")
 
 
 def probe_storage(functions: Any) -> float:
     """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""
     storage, data = functions.storage, os.urandom(PROBE_BYTES)
-    key = f"{PREFIX}/{uuid.uuid4().hex}/probe"
+    bucket, key = storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}/probe"
     began, step = time.monotonic(), "written"
     try:
-        storage.put_object(storage.bucket, key, data)
+        storage.put_object(bucket, key, data)
         step = "read back"
-        same = bytes(storage.get_object(storage.bucket, key)) == data
+        if bytes(storage.get_object(bucket, key)) != data:
+            raise OSError("it has other bytes")
         step = "deleted"
-        storage.delete_object(storage.bucket, key)
+        storage.delete_object(bucket, key)
     except Exception as error:
         raise ExecutorError(
-            f"an object in bucket {storage.bucket!r} could not be {step}: {type(error).__name__}: {error}"
+            f"an object in bucket {bucket!r} could not be {step}: {type(error).__name__}: {error}"
         ) from error
-    if not same:
-        raise ExecutorError(f"an object in bucket {storage.bucket!r} was read back with other bytes")
     return time.monotonic() - began

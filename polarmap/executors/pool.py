@@ -19,7 +19,7 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.code.arguments import is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload, check_folder
-from polarmap.executors.block_store import BlockStore, InBucket, InFolders, WithDriver
+from polarmap.executors.block_store import BlockStore, InFolders, WithDriver
 from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_dask, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
@@ -338,6 +338,8 @@ class Elsewhere:
             raise
         storing: WithDriver = InFolders(in_memory, on_disk, options.memory)
         if site.folder is None:
+            from polarmap.executors.lithops_storage import InBucket
+
             storing = WithDriver(site.prefix) if site.storage is None else InBucket(site.storage, site.prefix)
         return Crew(
             self.name,

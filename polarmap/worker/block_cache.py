@@ -8,8 +8,10 @@ from __future__ import annotations
 import mmap
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable
+from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ import numpy as np
 from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError, Part, Place, read_part, verified
-from polarmap.worker.pytree import Array, Layout, Packed, flatten, unflatten
+from polarmap.worker.pytree import Layout, Packed, flatten, unflatten
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
@@ -65,13 +67,14 @@ class BlockCache:
         DamagedError if it is not as it was stored.
         """
         if block.source.kind == "message":
-            buffers: list[Any] = [bytearray(block.data)]
+            packed = [Packed((), block.layout, bytearray(block.data))]
         else:
-            parts = tuple(part for part in block.parts if part.size)
-            buffers = [self._buffer(block.source, one) for one in runs(parts, block.layout)]
-            if is_private:
-                buffers = [one if isinstance(one, bytearray) else bytearray(one) for one in buffers]
-        return unflatten(block.structure, leaves_of(buffers, block.layout))
+            packed = []
+            for parts, layout in runs(tuple(part for part in block.parts if part.size), block.layout):
+                data = self._buffer(block.source, parts)
+                is_shared = not isinstance(data, bytearray)
+                packed.append(Packed((), layout, bytearray(data) if is_private and is_shared else data))
+        return unflatten(block.structure, [leaf for one in packed for leaf in one.views()])
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
@@ -173,46 +176,19 @@ class OnReadOnlyBlocks:
         return self._f(unflatten(structure, [leaf.copy() for leaf in leaves]))
 
 
-def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[Part, ...]]:
-    """Parts in groups, as small as can be, that no array of a block crosses.
+def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[tuple[Part, ...], Layout]]:
+    """Parts in groups, as small as can be, that no array of a block crosses, each with its arrays.
 
-    >>> a, b, c = Part("a", 8), Part("b", 8), Part("c", 4)
-    >>> runs((a, b, c), (("<f8", (2,)), ("<f4", ()))) == [(a, b), (c,)]
+    >>> (a, b, c), arrays = (Part("a", 8), Part("b", 8), Part("c", 4)), (("<f8", (2,)), ("<f4", ()))
+    >>> runs((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]
     True
     """
-    end, ends = 0, {0}
-    for dtype, shape in layout:
-        end += np.dtype(dtype).itemsize * prod(shape)
-        ends.add(end)
-    found, first, size = [], 0, 0
+    ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))
+    found, first, given, size = [], 0, 0, 0
     for number, part in enumerate(parts, 1):
         size += part.size
         if size in ends or number == len(parts):
-            found.append(parts[first:number])
-            first = number
-    return found
-
-
-def leaves_of(buffers: list[Any], layout: Layout) -> list[Array]:
-    """The leaves whose bytes are those of the buffers in a row; where they lie, if in one of them.
-
-    >>> [leaf.tolist() for leaf in leaves_of([b"abc", b"d"], (("S1", (2,)), ("S1", (2,))))]
-    [[b'a', b'b'], [b'c', b'd']]
-    """
-    leaves: list[Array] = []
-    start = 0
-    for dtype, shape in layout:
-        size = np.dtype(dtype).itemsize * prod(shape)
-        leaves += Packed((), ((dtype, shape),), _run(buffers, start, size)).views()
-        start += size
-    return leaves
-
-
-def _run(buffers: list[Any], start: int, size: int) -> Any:
-    """A run of the bytes of all buffers in a row: a view if it lies in one of them, else a copy."""
-    before = 0
-    for buffer in buffers:
-        if before <= start and start + size <= before + len(buffer):
-            return memoryview(buffer)[start - before : start - before + size]
-        before += len(buffer)
-    return bytearray().join(buffers)[start : start + size]
+            last = bisect_right(ends, size) if number < len(parts) else len(ends)
+            found.append((parts[first:number], layout[given:last]))
+            first, given = number, last
+    return found or [((), layout)]

@@ -13,13 +13,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from polarmap.worker.liveness import exit_when, exit_with_driver
+from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when, is_alive
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.parts import is_missing
 from polarmap.worker.run_task import TaskIO, run_task
 
 STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
-SCRATCH_SECONDS = 5.0  # that removing a folder may take into which other jobs that end still write
 
 Function = Callable[[Any], Any]
 
@@ -47,9 +46,14 @@ class Address(NamedTuple):
         """Of an object that exists for as long as anybody waits for results."""
         return f"{self.prefix}/alive"
 
+    @property
+    def subtask_prefix(self) -> str:
+        """What the keys of the results of subtasks begin with."""
+        return f"{self.prefix}/subtask/"
+
     def subtask_key(self, task: int, attempt: int, subtask: int) -> str:
         """Of the result of a subtask."""
-        return f"{self.prefix}/subtask/{task}-{attempt}-{subtask}"
+        return f"{self.subtask_prefix}{task}-{attempt}-{subtask}"
 
 
 def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[bytes, bytes] | None]:
@@ -74,14 +78,12 @@ class LithopsIO(TaskIO):
 
     def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
-        address = self._address
-        if address.nice:
-            os.nice(address.nice)
+        os.nice(self._address.nice)
         _drop_inherited_connections(self.storage)
-        if address.driver is None:
+        if self._address.driver is None:
             exit_when(self.is_cancelled)
         else:
-            exit_with_driver(address.driver, self.remove_all)
+            exit_when(self.is_cancelled, partial(end_job, self.remove_all))
         reply = run_task(ticket, self)
         header, data = (b"", b"") if reply is None else reply.to_parts()
         if reply is None or (len(data) > STATUS_BYTES and self.is_cancelled()):
@@ -94,12 +96,12 @@ class LithopsIO(TaskIO):
         return self._f, ticket.block.load(partial(self.read, ticket.block.source))
 
     def is_cancelled(self) -> bool:
-        """Whether the liveness key is gone; a storage that cannot be asked says nothing.
+        """Whether the driver here has died, which else kills its workers, or the liveness key is gone.
 
-        On this machine nobody needs to ask: the driver kills its workers, or has died.
+        A storage that cannot be asked says nothing.
         """
         if self._address.driver is not None:
-            return False
+            return not is_alive(self._address.driver)
         try:
             self.storage.head_object(self._address.bucket, self._address.liveness_key)
         except Exception as error:
@@ -121,7 +123,7 @@ class LithopsIO(TaskIO):
         """Remove what a driver on this machine has left that was killed."""
         address = self._address
         if address.scratch is not None:
-            deadline = time.monotonic() + SCRATCH_SECONDS
+            deadline = time.monotonic() + DYING_SECONDS  # of other jobs, which still write
             while os.path.isdir(address.scratch) and time.monotonic() < deadline:
                 shutil.rmtree(address.scratch, ignore_errors=True)
             return

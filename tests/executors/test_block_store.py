@@ -20,11 +20,11 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.block_store import (
     SENT_BYTES,
     BlockStore,
-    InBucket,
     InFolders,
     StoredPieces,
     WithDriver,
 )
+from polarmap.executors.lithops_storage import InBucket
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part

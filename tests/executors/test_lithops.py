@@ -1,4 +1,4 @@
-"""A FunctionExecutor of the caller, and a configuration, as executors."""
+"""Maps through Lithops: what is seen of their tasks, with futures in memory and on this machine."""
 
 from __future__ import annotations
 
@@ -6,46 +6,41 @@ import os
 import time
 from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from memory_storage import DictStorage
+from memory_functions import Functions
 from plain import ends
 
-from polarmap import Fault
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError
-from polarmap.executors import lithops, lithops_run
-from polarmap.executors.base import Outcome, Payload
-from polarmap.executors.lithops import LithopsExecutor, open_functions, read_configuration
-from polarmap.executors.lithops_internals import end, named_for_lithops
-from polarmap.executors.lithops_run import PARITY_NICE, LithopsRun
+from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors import lithops_jobs
+from polarmap.executors.base import Began, Outcome, Payload
+from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
+from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
-from polarmap.worker.cores import available_cores
+from polarmap.worker import io_lithops
+from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
+from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
 PATIENCE = 60.0
 HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
+DATA = [np.arange(3.0) + task for task in range(3)]
+BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
 
 
 def functions(backend: str = "aws_lambda") -> Any:
-    return SimpleNamespace(
-        backend=backend,
-        compute_handler=None,
-        internal_storage=None,
-        config=CONFIG,
-        storage=DictStorage(),
-        futures=[],
-    )
+    found: Any = Functions(backend)
+    found.config = CONFIG
+    return found
 
 
 def payload(output: Place | None = None) -> Payload:
-    blocks = PartBlocks([[np.zeros(2)]], ("array",))
-    return Payload(np.copy, blocks, output=output and OutputSpec(output, "y", 5))
+    return Payload(np.copy, BLOCKS, output=output and OutputSpec(output, "y", 5))
 
 
 def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
@@ -53,29 +48,6 @@ def test_it_is_named_after_its_backend_and_knows_its_workers() -> None:
     assert executor.name == "lithops/aws_lambda"
     assert executor.worker is not None
     assert executor.worker.memory == 2048
-
-
-@pytest.mark.parametrize(
-    ("place", "message"),
-    [
-        (Place("driver", "memory of this process"), "workers cannot reach: use a thread pool"),
-        (Place("folder", "/data"), "workers on aws_lambda cannot reach: use storage= of that backend"),
-        (
-            Place("bucket", "b", "aws_s3"),
-            "in aws_s3 bucket 'b', but this executor stores in memory",
-        ),
-    ],
-)
-def test_storage_that_its_workers_cannot_reach_is_refused(place: Place, message: str) -> None:
-    with pytest.raises(ExecutorError, match=message):
-        LithopsExecutor(functions()).open(payload(place))
-
-
-def test_what_its_workers_reach_is_taken_and_nothing_is_left() -> None:
-    given = functions("localhost")
-    for place in (None, Place("bucket", "b", "memory"), Place("folder", "/data")):
-        LithopsExecutor(given).open(payload(place)).close()
-    assert given.storage.objects == {}
 
 
 def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
@@ -87,12 +59,10 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
 
     def open_functions(path: Any) -> Any:
         opened.append(functions())
-        opened[-1].executor_id = "x"
         return opened[-1]
 
-    monkeypatch.setattr(lithops, "open_functions", open_functions)
-    for module in (lithops, lithops_run):
-        monkeypatch.setattr(module, "end", ended.append)
+    monkeypatch.setattr(lithops_jobs, "open_functions", open_functions)
+    monkeypatch.setattr(lithops_jobs, "end", ended.append)
     executor = LithopsExecutor(file)
     assert (executor.name, opened) == ("lithops/localhost", [])
     executor.open(payload()).close()
@@ -102,38 +72,141 @@ def test_a_configuration_is_opened_for_a_map_and_ended_with_it(
     assert ended == opened
 
 
-# --- configurations ------------------------------------------------------------------
+# --- futures in memory ---------------------------------------------------------------
 
 
-def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> None:
-    file = tmp_path / "here.yaml"
-    file.write_text(HERE)
-    config = read_configuration(file)
-    assert config["localhost"]["runtime"] == named_for_lithops()
-    file.write_text(HERE.replace("version: 1", "version: 1, runtime: mine"))
-    assert read_configuration(file)["localhost"]["runtime"] == "mine"
+class Run(LithopsRun):
+    """With what it runs on at hand."""
+
+    def __init__(self, **more: Any) -> None:
+        self.functions = Functions()
+        super().__init__(Jobs(self.functions, shares=True), Payload(np.negative, BLOCKS, **more))
+
+    def hand_in(self, subtask: int, share: float = 1.0) -> None:
+        """The worker of task 1 stores the result of a subtask, or a part of it."""
+        data = Reply(1, 0, pack(np.array(subtask)), None, 0.0, 1.0, None, (subtask,)).to_bytes()
+        key = self._address.subtask_key(1, 0, subtask)
+        self.functions.storage.put_object("b", key, data[: int(share * len(data))])
 
 
-def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
-    file = tmp_path / "here.yaml"
-    file.write_text(HERE)
-    functions = open_functions(file)
-    assert functions.backend == "localhost"
-    assert functions.config["lithops"]["data_limit"] == 0  # tickets may name any number of parts
-    end(functions)
-    file.write_text(HERE.replace("storage:", "data_limit: 3, storage:"))
-    functions = open_functions(file)
-    assert functions.config["lithops"]["data_limit"] == 3
-    end(functions)
+@pytest.fixture(autouse=True)
+def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    here, exit_when = os.getpid(), io_lithops.exit_when
+    monkeypatch.setattr(io_lithops, "exit_when", lambda *how: os.getpid() == here or exit_when(*how))
 
 
-@pytest.mark.parametrize("use", [read_configuration, open_functions])
-def test_what_lithops_says_names_the_file(tmp_path: Path, use: object) -> None:
-    assert callable(use)
-    file = tmp_path / "odd.yaml"
-    file.write_text("lithops: {backend: nowhere, storage: localhost}\n")
-    with pytest.raises(ExecutorError, match=r"Lithops cannot use '.*odd\.yaml': "):
-        use(file)
+def told(run: Run) -> list[Outcome]:
+    return [event for event in run.wait(1.0) if isinstance(event, Outcome)]
+
+
+def begun(run: Run) -> set[int]:
+    return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
+
+
+def test_what_is_ready_is_told_once() -> None:
+    run = Run()
+    run.submit([(2, 0), (0, 0)])
+    assert begun(run) == {0, 2}
+    assert run.wait(0.01) == []
+    run.functions.futures[0].ready = True
+    [outcome] = told(run)
+    assert outcome.leaves is not None
+    assert (outcome.task, outcome.leaves[0].tolist()) == (2, (-DATA[2]).tolist())
+    second = run.functions.futures[1]
+    second.done, second._exception = True, (RuntimeError, RuntimeError("timed out"))
+    [outcome] = told(run)
+    assert (outcome.task, str(outcome.failure)) == (0, "WorkerLost: timed out")
+
+
+def test_an_interpreter_that_runs_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run()
+    run.submit([(0, 0), (1, 0)])
+    monkeypatch.setattr(lithops_jobs, "ended_silently", lambda functions, futures: futures)
+    monkeypatch.setattr(lithops_jobs, "interpreter_error", lambda functions: "no numpy there")
+    with pytest.raises(ExecutorError, match="lithops/memory runs no task: no numpy there"):
+        told(run)
+
+
+def test_pieces_are_told_once_and_come_before_the_end_of_their_task() -> None:
+    run = Run(subtasks=3)
+    run.submit([(1, 0)])
+    run.hand_in(2)
+    run.hand_in(1, share=0.5)  # is still being written
+    assert [(one.subtasks, one.over) for one in told(run)] == [((2,), False)]
+    assert run.wait(0.0) == []
+    run.functions.futures[0].ready = True
+    outcomes = told(run)
+    assert [(one.subtasks, one.over) for one in outcomes] == [((1,), False), ((0,), True)]
+
+
+def test_a_piece_that_cannot_be_read_is_a_lost_task() -> None:
+    run = Run(subtasks=3)
+    run.submit([(1, 0)])
+    [future] = run.functions.futures
+    future.ready, call = True, future._call
+
+    def spoiled() -> Any:
+        reply = call()
+        run.hand_in(1, share=0.5)
+        return reply
+
+    future._call = spoiled
+    outcome = told(run)[-1]
+    assert outcome.over
+    assert str(outcome.failure) == "WorkerLost: 1 results of its subtasks could not be read"
+
+
+def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:
+    run = Run()
+    run.submit([(1, 0)])
+    storage, [future] = run.functions.storage, run.functions.futures
+    [key] = [key for _, key in storage.objects if "/blocks/" in key]
+    storage.objects["b", key] = bytes(len(storage.objects["b", key]))
+    future.ready = True
+    [outcome] = told(run)
+    assert outcome.failure is not None
+    assert outcome.failure.kind == "damaged"
+    run.submit([(1, 1)])
+    run.functions.futures[1].ready = True
+    [outcome] = told(run)
+    assert outcome.leaves is not None
+    assert outcome.leaves[0].tolist() == (-DATA[1]).tolist()
+
+
+def test_waiting_takes_as_long_as_it_may() -> None:
+    run = Run()
+    run.submit([(0, 0)])
+    began = time.monotonic()
+    assert begun(run) == {0}
+    assert run.wait(0.1) == []
+    assert 0.1 <= time.monotonic() - began < 5.0
+
+
+def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
+    run = Run()
+    run.submit([(0, 0)])
+    for _ in range(1000):
+        run.wait(0.0)
+    assert 1 <= len(looks) < 1000
+
+
+def test_objects_of_a_map_go_with_it() -> None:
+    run = Run()
+    run.functions.storage.put_object("b", "of another map", b"")
+    run.submit([(0, 0)])
+    assert len(run.functions.storage.objects) == 3  # a block, and the sign that somebody waits
+    run.close()
+    assert [key for _, key in run.functions.storage.objects] == ["of another map"]
+
+
+def test_an_f_that_cannot_travel_is_named() -> None:
+    run = Run()
+    run._payload = Payload((one for one in ()).__next__, BLOCKS)
+    run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
+    with pytest.raises(CodeError, match="f cannot be pickled for lithops/memory"):
+        run.submit([(0, 0)])
 
 
 # --- jobs on this machine ------------------------------------------------------------
@@ -170,24 +243,11 @@ def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     assert later == {2: usual, 3: usual}
 
 
-def test_tasks_that_sleep_do_not_keep_others_from_starting() -> None:
-    n = 2 * available_cores() + 6
-    faults = {task: Fault("sleep", 600.0) for task in range(n - 1)}
-    with closing(opened(np.copy, n, faults=faults)) as run:
-        run.submit([(task, 0) for task in range(n)])
-        [outcome] = outcomes_of(run, 1)
-    assert outcome.task == n - 1
-
-
 def test_nothing_is_left_even_if_nothing_was_started() -> None:
     before = files()
     opened(np.copy).close()
     with closing(opened(np.copy)) as run:
+        assert run.wait(0.0) == []
         run.submit([(task, 0) for task in range(4)])
         outcomes_of(run, 1)
     assert files() == before
-
-
-def test_looking_before_anything_was_submitted_finds_nothing() -> None:
-    with closing(opened(np.copy)) as run:
-        assert run.wait(0.0) == []

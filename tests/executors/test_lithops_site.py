@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -14,13 +13,14 @@ import pytest
 from pool_processes import until
 from servers import Server
 
+from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors.lithops_internals import another_like, end
-from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite
+from polarmap.executors import lithops_jobs
+from polarmap.executors.lithops_internals import end
+from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite, seconds_of
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.worker.kept_task import DriverAddress
-from polarmap.worker.parts import Place
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
@@ -54,7 +54,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: 
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
 
-def test_a_worker_that_ends_is_told_with_its_reason(folder: Path) -> None:
+def test_a_worker_that_ends_is_told_with_its_reason(folder: Path, monkeypatch: Any) -> None:
     site = LithopsSite(YAML, folder)
     with closing(site):
         nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
@@ -64,30 +64,10 @@ def test_a_worker_that_ends_is_told_with_its_reason(folder: Path) -> None:
         assert list(found) == [7]
         assert "127.0.0.1" in found[7]
         assert site.ended() == {}
-
-
-def test_workers_whose_interpreter_lost_its_packages_are_told_with_its_reason(
-    folder: Path, tmp_path: Path
-) -> None:
-    """Lithops hears nothing of them: their processes end with code 1."""
-    script, yaml = tmp_path / "python", tmp_path / "lithops.yaml"
-    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
-    script.chmod(0o755)
-    yaml.write_text(
-        "lithops: {backend: localhost, storage: localhost, monitoring_interval: 0.02}\n"
-        f"localhost: {{version: 1, worker_processes: 2, runtime: {script}}}\n"
-    )
-    site = LithopsSite(yaml, folder)
-    with closing(site):
-        nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
-        site.launch(nowhere, {7: 60.0})  # Lithops asks the interpreter what it has, once
-        assert until(lambda: bool(site.ended()), 60.0)
-        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        monkeypatch.setattr(lithops_jobs, "ended_silently", lambda functions, futures: futures)
+        monkeypatch.setattr(lithops_jobs, "interpreter_error", lambda functions: "no numpy there")
         site.launch(nowhere, {8: 60.0, 9: 60.0})
-        found: dict[int, str] = {}
-        assert until(lambda: bool(found.update(site.ended()) or len(found) == 2), 60.0)
-    for number in (8, 9):
-        assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
+        assert site.ended() == dict.fromkeys((8, 9), "no numpy there")
 
 
 def test_what_lies_in_its_storage_goes_with_it(server: Server, folder: Path, tmp_path: Path) -> None:
@@ -122,16 +102,11 @@ def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
     assert jobs() == others
 
 
-def test_functions_in_a_cloud_end_before_their_time_is_over(folder: Path) -> None:
-    from polarmap.clouds.limits import Worker
-
-    site = LithopsSite(YAML, folder)
-    with closing(site):
-        site._is_here = False
-        known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
-        assert site._seconds(known) == 900.0 - SPARE_SECONDS
-        assert site._seconds(None) == HERE_SECONDS
-        assert site._seconds(replace(known, seconds=5.0)) == 1.0
+def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
+    known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
+    assert seconds_of(known) == 900.0 - SPARE_SECONDS
+    assert seconds_of(None) == HERE_SECONDS
+    assert seconds_of(replace(known, seconds=5.0)) == 1.0
 
 
 def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_path: Path) -> None:
@@ -143,20 +118,11 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_pa
         site = LithopsSite(tmp_path / "lithops.yaml", folder)
         with closing(site):
             assert site.look_seconds == meant
-            of_a_job = another_like(site._functions)
+            of_a_job = site._jobs[0].another().functions
             end(of_a_job)
             for functions in (site._functions, of_a_job):
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
-
-
-def test_storage_that_it_does_not_reach_is_refused(folder: Path) -> None:
-    site = LithopsSite(YAML, folder)
-    with closing(site):
-        site.check_source(None, "lies in")
-        site.check_source(Place("folder", "/data"), "lies in")
-        with pytest.raises(ExecutorError):
-            site.check_source(Place("bucket", "b", "aws_s3"), "lies in")
 
 
 def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error(folder: Path) -> None:

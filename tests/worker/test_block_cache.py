@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, leaves_of, runs
+from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, runs
 from polarmap.worker.encryption import Encryption, encrypt_part, read_decrypted
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part, remove_parts, write_object
@@ -227,15 +227,8 @@ def test_other_errors_of_f_are_its_own() -> None:
     assert len(calls) == 1
 
 
-def test_leaves_are_views_where_they_can_be() -> None:
-    one, two = bytearray(np.arange(3.0).tobytes()), bytearray(np.arange(5.0).tobytes())
-    layout = (("<f8", (3,)), ("<f8", (0,)), ("<f8", (1, 4)), ("<f8", ()))
-    leaves = leaves_of([one, two], layout)
-    assert [leaf.tolist() for leaf in leaves] == [[0, 1, 2], [], [[0, 1, 2, 3]], 4]
-    leaves[0][0] = 9.0
-    assert np.frombuffer(one)[0] == 9.0
-    across = leaves_of([one, two], (("<f8", (8,)),))[0]
-    assert across.tolist() == [9, 1, 2, 0, 1, 2, 3, 4]
-    assert across.flags.writeable
-    assert [leaf.size for leaf in leaves_of([], (("<f8", (0, 2)),))] == [0]
-    assert runs((), ()) == []
+def test_arrays_without_bytes_need_no_parts(files: Blocks) -> None:
+    block = StoredBlock(files.place, (), ("array",), (("<f8", (0, 2)),))
+    assert files.cache.load(block).shape == (0, 2)
+    parts, layout = (Part("a", 8), Part("b", 8)), (("<f8", (0,)), ("<f8", ()), ("<f8", (0,)), ("<f8", ()))
+    assert runs(parts, layout) == [(parts[:1], layout[:3]), (parts[1:], layout[3:])]

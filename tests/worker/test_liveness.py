@@ -41,8 +41,9 @@ def test_a_job_ends_with_its_driver_and_removes_its_folder(tmp_path: Path) -> No
     scratch = tmp_path / "scratch"
     (scratch / "below").mkdir(parents=True)
     worker = started(
-        "import shutil; from polarmap.worker.liveness import exit_with_driver; "
-        f"exit_with_driver({driver.pid}, lambda: shutil.rmtree({str(scratch)!r}))"
+        "import shutil; from polarmap.worker.liveness import end_job, exit_when, is_alive; "
+        f"remove = lambda: shutil.rmtree({str(scratch)!r}); "
+        f"exit_when(lambda: not is_alive({driver.pid}), lambda: end_job(remove))"
     )
     assert worker.poll() is None
     driver.kill()

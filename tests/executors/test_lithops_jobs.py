@@ -1,0 +1,178 @@
+"""FunctionExecutors: how they are opened, and what is seen of functions, with futures in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from memory_functions import Functions
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import lithops_jobs
+from polarmap.executors.lithops_internals import LostError, end, named_for_lithops
+from polarmap.executors.lithops_jobs import (
+    InterpreterError,
+    Jobs,
+    close_all,
+    open_functions,
+    read_configuration,
+)
+from polarmap.executors.lithops_storage import remove_objects
+from polarmap.worker.parts import Place
+
+HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
+
+
+def started(functions: Functions, *keys: Any) -> Jobs:
+    jobs = Jobs(functions, shares=True)
+    jobs.start(lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
+    return jobs
+
+
+def test_what_is_ready_is_told_once() -> None:
+    jobs = started(functions := Functions(), 2, 0, 5)
+    assert jobs.ended() == {}
+    functions.futures[0].ready = functions.futures[1].success = True
+    found = jobs.ended()
+    assert found.pop(2) == 5
+    assert str(found.pop(0)) == "ZeroDivisionError: integer division or modulo by zero"
+    assert (found, jobs.ended(), list(jobs.running)) == ({}, {}, [5])
+
+
+def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    jobs = started(Functions(), 1)
+    assert [jobs.begun(), jobs.begun()] == [[1], []]
+    jobs = started(functions := Functions("localhost"), 1, 2)
+    assert jobs.begun() == []
+    functions.futures[0].running = True
+    assert [jobs.begun(), jobs.begun()] == [[1], []]
+
+
+@pytest.mark.parametrize(
+    ("reason", "may_ask", "kind", "message"),
+    [
+        ("", True, LostError, "its worker process ended without reporting"),
+        ("no numpy there", True, InterpreterError, "no numpy there"),
+        ("no numpy there", False, LostError, "its worker process ended without reporting"),
+    ],
+)
+def test_what_ended_without_a_word_is_lost_at_once(
+    reason: str, may_ask: bool, kind: type, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jobs = started(functions := Functions(), 1, 2)
+    monkeypatch.setattr(lithops_jobs, "ended_silently", lambda *_: [functions.futures[1]])
+    monkeypatch.setattr(lithops_jobs, "interpreter_error", lambda _: reason)
+    [(key, error)] = jobs.ended(may_ask).items()
+    assert (key, type(error), str(error)) == (2, kind, message)
+    assert list(jobs.running) == [1]
+
+
+def test_a_monitor_that_died_is_started_again() -> None:
+    runs: list[Any] = []
+    functions = Functions()
+    functions.job_monitor = SimpleNamespace(is_alive=lambda: bool(runs), start=lambda fs: runs.append(fs))
+    started(functions, 0, 2).ended()
+    assert runs == [functions.futures]
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FunctionExecutor 1 of a process must not remove what 10 to 19 need, nor job 100 what 1000 needs."""
+    functions = Functions()
+    monkeypatch.setattr(lithops_jobs, "end", lambda functions: None)
+    monkeypatch.setattr(lithops_jobs, "another_like", lambda *_: functions)
+    jobs = Jobs(functions, shares=not is_owned)
+    jobs.start(None, {0: {}})
+    others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
+    own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
+    for key in others | own:
+        functions.storage.put_object("b", key, b"")
+    remove_objects(functions.storage, close_all([jobs]))
+    kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
+    assert {key for _, key in functions.storage.objects} == kept
+    assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ZeroDivisionError("no"), "lithops/memory takes no job: ZeroDivisionError: no$"),
+        (
+            Exception("Total data exceeded maximum size of 4.0MiB"),
+            r"size of 4\.0MiB: tasks are told of many parts; say data_limit: 0",
+        ),
+    ],
+)
+def test_a_job_that_is_refused_is_one_clear_error(
+    error: Exception, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*given: object, **options: object) -> None:
+        raise error
+
+    functions = Functions()
+    monkeypatch.setattr(functions, "map", refuse)
+    with pytest.raises(ExecutorError, match=message):
+        started(functions, 1)
+    monkeypatch.setattr(lithops_jobs, "another_like", refuse)
+    with pytest.raises(ExecutorError, match="takes no job"):
+        Jobs(functions, shares=True).another()
+
+
+@pytest.mark.parametrize(
+    ("place", "backend", "message"),
+    [
+        (Place("driver", "memory of this process"), "aws_lambda", "cannot reach: use a thread pool"),
+        (Place("folder", "/data"), "aws_lambda", "on aws_lambda cannot reach: use storage= of that backend"),
+        (
+            Place("bucket", "b", "aws_s3"),
+            "localhost",
+            "in aws_s3 bucket 'b', but this executor stores in",
+        ),
+        (None, "aws_lambda", ""),
+        (Place("bucket", "b", "memory"), "aws_lambda", ""),
+        (Place("folder", "/data"), "localhost", ""),
+    ],
+)
+def test_storage_that_functions_cannot_reach_is_refused(
+    place: Place | None, backend: str, message: str
+) -> None:
+    jobs = Jobs(Functions(backend), shares=True)
+    if not message:
+        jobs.check_source(place, "lies in")
+        return
+    with pytest.raises(ExecutorError, match=message):
+        jobs.check_source(place, "lies in")
+
+
+# --- configurations ------------------------------------------------------------------
+
+
+def test_a_configuration_is_completed_with_this_interpreter(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    file.write_text(HERE)
+    config = read_configuration(file)
+    assert config["localhost"]["runtime"] == named_for_lithops()
+    file.write_text(HERE.replace("version: 1", "version: 1, runtime: mine"))
+    assert read_configuration(file)["localhost"]["runtime"] == "mine"
+
+
+def test_an_executor_of_it_is_opened(tmp_path: Path) -> None:
+    file = tmp_path / "here.yaml"
+    for text, limit in [("storage:", 0), ("data_limit: 3, storage:", 3)]:  # 0: tickets may name any parts
+        file.write_text(HERE.replace("storage:", text))
+        functions = open_functions(file)
+        assert (functions.backend, functions.config["lithops"]["data_limit"]) == ("localhost", limit)
+        end(functions)
+
+
+@pytest.mark.parametrize("use", [read_configuration, open_functions])
+def test_what_lithops_says_names_the_file(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+    file = tmp_path / "odd.yaml"
+    file.write_text("lithops: {backend: nowhere, storage: localhost}\n")
+    with pytest.raises(ExecutorError, match=r"Lithops cannot use '.*odd\.yaml': "):
+        use(file)
