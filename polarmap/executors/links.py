@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from polarmap.executors.wake_signal import WakeSignal
@@ -143,13 +142,3 @@ class ObjectLink:
 
 
 Link = SocketLink | ObjectLink
-
-
-def readable(links: Iterable[Link]) -> set[Link]:
-    """Those whose worker has said something, or is gone."""
-    poll, found = select.poll(), dict[int, Link]()
-    for link in links:
-        with contextlib.suppress(ValueError, OSError):
-            poll.register(link, select.POLLIN)
-            found[link.fileno()] = link
-    return {found[descriptor] for descriptor, _ in poll.poll(0)} if found else set()

@@ -99,9 +99,9 @@ def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketC
     return None
 
 
-def ready(connections: Iterable[socket.socket], event: int, seconds: float | None) -> list[socket.socket]:
+def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list[Any]:
     """Those for which poll() tells this within so many seconds, or that they are broken."""
-    poll, found = select.poll(), dict[int, socket.socket]()
+    poll, found = select.poll(), dict[int, Any]()
     for connection in connections:
         poll.register(connection, event)
         found[connection.fileno()] = connection

@@ -121,7 +121,7 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
     """Not one that ends by itself: that would not help."""
     x = np.ones(5)
     with Pool(workers=2) as pool:
-        workers = pool._place.start(pool._options).shared.workers
+        workers: Any = pool._start().workers
         lease = workers.slots.open(lambda: None)
         workers.take(lease, 1)
         first = workers._server._process

@@ -23,8 +23,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodedTimeoutError, CodeError, ExecutorError
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.pool_slots import first_slots
-from polarmap.executors.worker_processes import MOST_ABANDONED
+from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.worker.cores import available_cores
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
@@ -384,7 +383,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
         found = polarmap.hedged_map(nap, [X] * 32, executor=pool)
         assert len(set(found)) > 4
         check(pool, {1: Fault("sleep", 600), 3: Fault("sleep", 600)})
-        most = 1 + first_slots(available_cores())
+        most = 1 + SPARE_WORKERS + available_cores()
         assert until(lambda: len(set(descendants(os.getpid())) - others) <= most)
         check(pool)
 

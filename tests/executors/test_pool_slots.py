@@ -21,7 +21,6 @@ from polarmap.executors.pool_slots import (
     PoolSlots,
     extra_slots,
     first_limit,
-    first_slots,
     is_waiting,
 )
 from polarmap.executors.worker_table import Worker
@@ -301,7 +300,3 @@ def test_no_more_slots_than_tasks_that_wait_and_none_while_the_cores_are_busy(qu
     assert extra_slots(cores=4, busy=4, idle=20, queued=queued) == 0
     assert extra_slots(cores=4, busy=0, idle=20, queued=queued) == min(queued, 10)
     assert extra_slots(cores=4, busy=1, idle=0, queued=queued) == min(queued, 3)
-
-
-def test_a_few_more_tasks_than_cores_run_at_first() -> None:
-    assert first_slots(2) > 2

@@ -59,7 +59,6 @@ def taken(workers: RemoteWorkers, lease: Lease) -> Worker:
 
 def soon(workers: RemoteWorkers) -> bool:
     """Look now, not in a moment; False."""
-    workers._next_look = 0.0
     workers.check()
     return False
 
@@ -274,6 +273,7 @@ def test_those_that_are_more_than_are_wanted_go(
     workers.want(1)
     assert until(lambda: len(workers) == 2)
     stuck.lease = None  # it has come to its end
+    del workers._abandoned[stuck]
     workers.tend()
     assert len(workers) == 1
 
@@ -292,14 +292,14 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 
 @pytest.fixture
 def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._site", lambda self, folder: site)
+    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice, folder: site)
     with Pool(Path("threads.yaml"), workers=8) as one:
         yield one
 
 
 @pytest.fixture(autouse=True)
 def any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._known", lambda self: ("threads", None))
+    monkeypatch.setattr("polarmap.executors.pool._place", lambda choice: ("threads", None))
 
 
 def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
@@ -313,7 +313,7 @@ def test_maps_run_by_way_of_a_storage(site: ThreadSite, pool: Pool, monkeypatch:
     site.storage, site.bucket = DictStorage(), "b"
     site.default = serving_by_storage(site.storage)
     monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
-    pool._options = pool._options._replace(listen=False)
+    pool._listens = False
     for _ in range(3):
         check(pool)
     assert pool.name == "threads (objects)"
@@ -436,7 +436,7 @@ def test_a_block_travels_once_to_each_worker(
         return part(self, coded, key)
 
     monkeypatch.setattr(StoredPieces, "part", counted)
-    pool._options = pool._options._replace(workers=1)
+    pool._workers = 1
     with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
         for _ in range(5):
             np.testing.assert_allclose(operator @ X, A @ X)

@@ -15,6 +15,7 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
+from polarmap.executors.fork_server_process import limits_of_threads
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Worker
@@ -79,7 +80,7 @@ def call(folder: Path, seconds: float) -> TaskCall:
 
 def told(worker: Worker, call: TaskCall, name: str = "") -> bool:
     worker.note((call.map, call.ticket.task, call.ticket.attempt), name)
-    return worker.send("call", call)
+    return worker.link.send(("call", call))
 
 
 def replied(worker: Worker) -> Message:
@@ -184,7 +185,8 @@ def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: Wo
 def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
     workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_processes, "first_slots", lambda cores: 1)
+    monkeypatch.setattr(worker_processes, "available_cores", lambda: 1)
+    monkeypatch.setattr(worker_processes, "SPARE_WORKERS", 0)
     first, second, third = (taken(workers) for _ in range(3))
     for worker in (second, first):
         workers.give_back(worker)
@@ -201,3 +203,17 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     workers.give_back(third)
     workers.tend()
     assert taken(workers) is third
+
+
+def test_workers_get_the_surroundings_of_the_driver(
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.surroundings()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setenv("POLARMAP_TEST", "yes")
+    found = workers.surroundings()
+    assert found is workers.surroundings()  # as long as nothing changes
+    assert found.folder == str(tmp_path)
+    assert found.environment == {**os.environ, **limits_of_threads(1)}
+    assert all(map(os.path.isabs, found.module_path))

@@ -11,13 +11,7 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
-from polarmap.executors.worker_table import (
-    REMEMBERED,
-    Worker,
-    WorkerTable,
-    ended,
-    has_ended_lately,
-)
+from polarmap.executors.worker_table import REMEMBERED, Worker, WorkerTable, abandoned_for
 from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
@@ -45,8 +39,8 @@ class Table(WorkerTable):
     def _end(self, worker: Worker) -> None:
         self.gone.append(worker.number)
 
-    def _give_up(self, abandoned: Any) -> None:
-        self.abandoned.append([worker.number for worker in abandoned])
+    def _give_up(self) -> None:
+        self.abandoned.append([worker.number for worker in self._abandoned])
 
 
 @pytest.fixture
@@ -168,9 +162,9 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     for lease in leases:
         taken(table, lease)
     for turn in (2, 0, 1):
-        leases[turn].ended = float(turn)
+        over(table, leases[turn])
         table.abandoned_tasks()
-    assert table.abandoned[-1] == [0, 1, 2]
+    assert table.abandoned[-1] == [2, 0, 1]
 
 
 def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
@@ -231,11 +225,7 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
 
 
 def test_how_long_ago_a_map_ended(table: Table) -> None:
-    worker = Worker(0, ObjectLink(lambda message: None), lease=opened(table))
+    worker = taken(table, opened(table))
     assert worker.lease is not None
     worker.lease.ended = time.monotonic() - 10.0
-    assert has_ended_lately([worker], 20.0)
-    assert not has_ended_lately([worker], 5.0)
-    assert not has_ended_lately([], 5.0)
-    assert ended(worker) == worker.lease.ended
-    worker.link.close()
+    assert 10.0 <= abandoned_for(worker) < 600.0
