@@ -18,9 +18,9 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.block_store import BlockStore, StoredPieces
+from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
-from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Worker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message

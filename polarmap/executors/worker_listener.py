@@ -8,7 +8,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from polarmap.executors.links import Link, SocketLink
+from polarmap.executors.links import Link, SocketLink, WakeSignal
 from polarmap.worker.authentication import AuthenticationError, admit_worker
 from polarmap.worker.channels import Endpoint, ready, stay_awake
 
@@ -41,32 +41,31 @@ class WorkerListener:
         self._socket.setblocking(False)
         self._strangers = dict[socket.socket, None]()  # that have not proved it yet, the first first
         self._lock = threading.Lock()
-        self._wake, self._woken = socket.socketpair()
+        self._over = WakeSignal()
         self._thread = threading.Thread(target=self._listen, name="polarmap-listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Listen no more."""
-        with contextlib.suppress(OSError):
-            self._wake.send(b".")
+        self._over.set()
         self._thread.join()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
-        for one in (self._socket, self._wake, self._woken):
-            one.close()
+        self._socket.close()
+        self._over.close()
 
     def _listen(self) -> None:
         while True:
-            if self._woken in ready([self._socket, self._woken], select.POLLIN, None):
+            if self._over in ready([self._socket, self._over], select.POLLIN, None):
                 return
             try:
                 connection, _ = self._socket.accept()
             except BlockingIOError:  # whoever called has gone again
                 continue
             except OSError:  # no descriptor is free
-                ready([self._woken], select.POLLIN, REST_SECONDS)
+                ready([self._over], select.POLLIN, REST_SECONDS)
                 continue
             self._make_room()
             with self._lock:

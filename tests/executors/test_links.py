@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from polarmap.errors import ExecutorError
 from polarmap.executors import links
-from polarmap.executors.links import ObjectLink, SocketLink
+from polarmap.executors.links import ObjectLink, SocketLink, WakeSignal
 from polarmap.worker.authentication import Seal, Seals
 from polarmap.worker.channels import SocketChannel, ready
 from polarmap.worker.frames import END, Message, frame
@@ -211,3 +212,44 @@ def test_a_message_that_cannot_be_posted_was_not_told() -> None:
     link = ObjectLink(post)
     assert not link.send(("call", 1))
     link.close()
+
+
+# --- a descriptor that any thread may make readable ---------------------------------------------------
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    signal = WakeSignal()
+    number = signal.fileno()
+    signal.close()
+    signal.close()
+    other, end = os.pipe()
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()
