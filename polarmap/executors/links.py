@@ -13,8 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.authentication import Seals
-from polarmap.worker.frames import ORDER, FrameError, Frames, Message, frame
+from polarmap.worker.frames import ORDER, FrameError, Frames, Message, Seals, frame
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it

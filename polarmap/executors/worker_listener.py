@@ -9,8 +9,8 @@ import threading
 from collections.abc import Callable
 
 from polarmap.executors.links import Link, SocketLink, WakeSignal
-from polarmap.worker.authentication import AuthenticationError, admit_worker
-from polarmap.worker.channels import Endpoint, ready, stay_awake
+from polarmap.worker.channels import Endpoint, admit_worker, ready, stay_awake
+from polarmap.worker.frames import FrameError
 
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
 MOST_STRANGERS = 256  # connections that may be proving it at a time
@@ -90,7 +90,7 @@ class WorkerListener:
             number, seals = admit_worker(connection, self._key)
             stay_awake(connection)
             link = SocketLink(connection, seals)
-        except (OSError, AuthenticationError):
+        except (OSError, FrameError):
             with self._lock:  # so that no other one is let go in place of this one
                 connection.close()
         else:

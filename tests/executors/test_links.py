@@ -16,9 +16,8 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors import links
 from polarmap.executors.links import ObjectLink, SocketLink, WakeSignal
-from polarmap.worker.authentication import Seal, Seals
 from polarmap.worker.channels import SocketChannel, ready
-from polarmap.worker.frames import END, Message, frame
+from polarmap.worker.frames import END, Message, Seal, Seals, frame
 
 
 def seals() -> Seals:

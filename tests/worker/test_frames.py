@@ -7,8 +7,7 @@ import struct
 
 import pytest
 
-from polarmap.worker.authentication import Seal
-from polarmap.worker.frames import END, LEFT, PREFIX, FrameError, Frames, Message, frame
+from polarmap.worker.frames import END, LEFT, PREFIX, TAG_BYTES, FrameError, Frames, Message, Seal, frame
 
 SENT = [Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number)) for number in range(20)]
 
@@ -52,3 +51,37 @@ def test_a_message_with_another_tag_is_refused() -> None:
     for changed in (sent[:5] + b"x" + sent[6:], sent[:-1] + bytes([sent[-1] ^ 1])):
         with pytest.raises(FrameError):
             list(Frames(Seal(b"key")).of(changed))
+
+
+# --- tags ------------------------------------------------------------------------------------------
+
+
+def sealed(*messages: bytes) -> list[tuple[bytes, bytes]]:
+    seal = Seal(b"key")
+    return [(message, seal.tag([message])) for message in messages]
+
+
+def test_a_changed_byte_is_found() -> None:
+    message, tag = sealed(bytes(100))[0]
+    for place in (0, 50, 99):
+        changed = bytearray(message)
+        changed[place] ^= 1
+        with pytest.raises(FrameError):
+            Seal(b"key").verify([changed], tag)
+
+
+def test_a_changed_or_shorter_tag_is_found() -> None:
+    message, tag = sealed(b"message")[0]
+    for wrong in (tag[:-1], b"", bytes(TAG_BYTES), tag[::-1]):
+        with pytest.raises(FrameError):
+            Seal(b"key").verify([message], wrong)
+
+
+def test_messages_that_are_repeated_swapped_or_left_out_are_found() -> None:
+    messages = sealed(b"same", b"same", b"other")
+    for good, wrong in (([0], 0), ([], 1), ([0], 2), ([0, 1], 1), ([0, 1, 2], 0)):
+        seal = Seal(b"key")
+        for number in good:
+            seal.verify([messages[number][0]], messages[number][1])
+        with pytest.raises(FrameError):
+            seal.verify([messages[wrong][0]], messages[wrong][1])
