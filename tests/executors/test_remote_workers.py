@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called, honest, serving_by_storage
+from worker_sites import ThreadSite, called, serving_by_storage
 
 import polarmap
 from polarmap import Pool
@@ -367,19 +367,6 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
     check(pool)
 
 
-def test_all_kinds_of_nonsense_in_turn(site: ThreadSite, pool: Pool) -> None:
-    turns = iter(NONSENSE * 100)
-
-    def liar(address: Any, number: int, seconds: float) -> None:
-        with closing(called(address, number)) as channel:
-            while (order := channel.receive(PATIENCE)) is not None:
-                channel.send(next(turns)(order))
-
-    site.lives = dict.fromkeys(range(0, 100, 3), liar)
-    for _ in range(4):
-        check(pool)
-
-
 def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
@@ -389,17 +376,6 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
     site.default = liar
     with pytest.raises((ExecutorError, NotDecodableError)):
         check(pool)
-
-
-def test_workers_that_leave_in_the_middle_are_erasures(site: ThreadSite, pool: Pool) -> None:
-    def leaver(address: Any, number: int, seconds: float) -> None:
-        channel = called(address, number)
-        channel.receive(PATIENCE)
-        channel.close()
-
-    site.lives = {0: leaver, 1: leaver}
-    check(pool)
-    check(pool)
 
 
 def test_workers_that_never_answer_are_left_and_others_started(site: ThreadSite, pool: Pool) -> None:
@@ -417,12 +393,6 @@ def test_workers_that_never_answer_are_left_and_others_started(site: ThreadSite,
     check(pool)
     assert until(lambda: len(site.threads) >= 10)  # in place of these two
     is_over.set()
-
-
-def test_honest_workers_are_enough_for_all_this(site: ThreadSite, pool: Pool) -> None:
-    site.default = honest
-    first = check(pool).report
-    assert first.executor == "threads (TCP)"
 
 
 def test_a_block_travels_once_to_each_worker(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
-from polarmap.executors.worker_table import REMEMBERED, Worker, WorkerTable, abandoned_for
+from polarmap.executors.worker_table import REMEMBERED, Worker, WorkerTable
 from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
@@ -222,10 +221,3 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
     table.close()
     table.leave(lease)
     assert worker.link.fileno() == -1
-
-
-def test_how_long_ago_a_map_ended(table: Table) -> None:
-    worker = taken(table, opened(table))
-    assert worker.lease is not None
-    worker.lease.ended = time.monotonic() - 10.0
-    assert 10.0 <= abandoned_for(worker) < 600.0
