@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
@@ -88,7 +88,7 @@ class ForkServerProcess:
                 stderr=inherited_stream(2),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, **limits_of_threads(threads)},
+                env={**os.environ, **dict.fromkeys(THREAD_LIMITS, str(threads))},
             )
         except OSError as error:
             self._control.close()
@@ -210,11 +210,6 @@ def absolute_module_path() -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # relative to a folder that is gone
             found.append(os.path.abspath(path))
     return found
-
-
-def limits_of_threads(threads: int) -> Mapping[str, str]:
-    """The variables that libraries read when they are imported."""
-    return dict.fromkeys(THREAD_LIMITS, str(threads))
 
 
 def modules_named(pickled: bytes) -> list[str]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Hashable, Sequence
+from hashlib import blake2b
 from itertools import islice
 from math import inf
 from pathlib import Path
@@ -88,12 +88,13 @@ class PoolRun:
         self._tells_ahead = workers.is_here and not (payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
-        workers.expect(f.pickled)
         try:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
-            self._digest = _digest(self._f)
+            # What tells it from others; a file is of one map, and is named so.
+            sent = self._f
+            self._digest = sent.encode() if isinstance(sent, str) else blake2b(sent, digest_size=16).digest()
             self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
             self.close()
@@ -251,7 +252,8 @@ class PoolRun:
         if not is_told:
             self._waiting.appendleft(attempt)
             return
-        self._note_told(worker)
+        worker.around, worker.function = self._around, self._digest  # it need not be told again
+        worker.modules.update(self._modules)
         worker.note((self._number, *attempt), self._names[attempt[0]])
         descriptor = worker.link.fileno()
         self._by_descriptor[descriptor] = worker
@@ -272,12 +274,6 @@ class PoolRun:
             else {},
             is_ahead,
         )
-
-    def _note_told(self, worker: Worker) -> None:
-        """What a worker has been told it need not be told again."""
-        worker.around = self._around
-        worker.modules.update(self._modules)
-        worker.function = self._digest
 
     def _heard(self, worker: Worker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
@@ -376,11 +372,6 @@ class PoolRun:
                 if number == len(self._folders):
                     raise
         return str(path)
-
-
-def _digest(f: bytes | str) -> bytes:
-    """What tells a function from others; a file is of one map, and is named so."""
-    return f.encode() if isinstance(f, str) else hashlib.blake2b(f, digest_size=16).digest()
 
 
 def _remove(folder: Path) -> None:

@@ -67,21 +67,16 @@ class WorkerListener:
             except OSError:  # no descriptor is free
                 ready([self._over], select.POLLIN, REST_SECONDS)
                 continue
-            self._make_room()
             with self._lock:
+                if len(self._strangers) >= MOST_STRANGERS:  # the one that takes longest is let go
+                    oldest = next(iter(self._strangers))
+                    del self._strangers[oldest]
+                    with contextlib.suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)
                 self._strangers[connection] = None
             threading.Thread(
                 target=self._admit, args=(connection,), name="polarmap-stranger", daemon=True
             ).start()
-
-    def _make_room(self) -> None:
-        """Where as many prove it as may, the one that takes longest is let go."""
-        with self._lock:
-            if len(self._strangers) >= MOST_STRANGERS:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)
 
     def _admit(self, connection: socket.socket) -> None:
         """Let a worker join that has the key."""

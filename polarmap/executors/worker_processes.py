@@ -6,20 +6,20 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.fork_server_process import (
     ForkServerProcess,
     absolute_module_path,
-    limits_of_threads,
     modules_named,
 )
 from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, Worker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
 from polarmap.worker.process_state import Surroundings, working_folder
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
@@ -56,14 +56,15 @@ class WorkerProcesses(WorkerTable):
         # What lies below it is copied in one call, itself in several for each variable.
         seen = working_folder(), sys.path[:], dict(environment._data)
         if self._surroundings is None or seen != self._seen:
-            self._seen, variables = seen, {**os.environ, **limits_of_threads(self._threads)}
+            self._seen, variables = seen, {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(self._threads))}
             self._surroundings = Surroundings(seen[0], tuple(absolute_module_path()), variables)
         return self._surroundings
 
-    def expect(self, pickled: bytes) -> None:
-        """Let what forks workers import what the first function needs: else each of them does."""
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """None: what forks workers imports what the first function needs, else each of them does."""
         if self._server is None:
             self._modules = modules_named(pickled)
+        return {}
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone."""

@@ -149,11 +149,8 @@ class WorkerTable:
         return None
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
-        """Sources of the modules that a pickled function needs and they may lack."""
+        """Sources of the modules that a function needs which they are to call, and they may lack."""
         return {}
-
-    def expect(self, pickled: bytes) -> None:
-        """Such a function is about to be called."""
 
     def want(self, count: int) -> None:
         """So many would be of use now."""

@@ -15,12 +15,7 @@ import pytest
 import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import (
-    ForkServerProcess,
-    limits_of_threads,
-    modules_named,
-    open_standard_streams,
-)
+from polarmap.executors.fork_server_process import ForkServerProcess, modules_named, open_standard_streams
 from polarmap.worker.frames import Frames
 
 
@@ -153,11 +148,6 @@ def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
             os.close(stream)
     assert leads == {os.devnull}
     assert inherited == [True, True, True]
-
-
-def test_limits_are_told_to_every_library() -> None:
-    assert limits_of_threads(2)["OPENBLAS_NUM_THREADS"] == "2"
-    assert len(set(limits_of_threads(2).values())) == 1
 
 
 def test_only_modules_that_are_there_are_named() -> None:

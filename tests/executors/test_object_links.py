@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -163,10 +164,10 @@ def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     side.heard(0)
     side.tell(0, call(1))
     worker.receive(5.0)
-    side.all._check(Said(0, 2, 1, False, 0))  # it works
+    side.all._heard(Said(0, 2, 1, False, 0), b"")  # it works
     assert side.links[0].receive() == ([], True)
-    side.all._check(Said(0, 3, 1, True, 0))
-    side.all._check(Said(0, 3, 1, True, 0))
+    for _ in range(2):
+        side.all._heard(Said(0, 3, 1, True, 0), b"")
     assert side.links[0].receive() == ([], False)
 
 
@@ -181,8 +182,16 @@ def test_a_worker_that_gives_no_sign_of_life_is_gone_and_others_are_not(side: Si
 
 def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
     side.worker(0)
-    side.all._links[0].heard -= 600.0
-    side.all._hear_nothing()
+    link, since = side.all._links[0], time.monotonic() - 600.0
+    list_keys = side.storage.list_keys
+
+    def away(bucket: str, prefix: str) -> list[str]:
+        raise ConnectionError("away")
+
+    side.storage.list_keys, side.all._next_sign = away, since + 6000.0
+    link.heard = since
+    assert until(lambda: link.heard > since)
+    side.storage.list_keys = list_keys
     side.all._hang_up_on_silent()
     assert side.links[0].receive()[1]
 

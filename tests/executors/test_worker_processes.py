@@ -15,7 +15,6 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
-from polarmap.executors.fork_server_process import limits_of_threads
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Worker
@@ -25,6 +24,7 @@ from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 
 class Recorded(WorkerProcesses):
@@ -215,5 +215,5 @@ def test_workers_get_the_surroundings_of_the_driver(
     found = workers.surroundings()
     assert found is workers.surroundings()  # as long as nothing changes
     assert found.folder == str(tmp_path)
-    assert found.environment == {**os.environ, **limits_of_threads(1)}
+    assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
     assert all(map(os.path.isabs, found.module_path))
