@@ -11,6 +11,7 @@ from collections.abc import Callable, Hashable, Sequence
 from hashlib import blake2b
 from itertools import islice
 from math import inf
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,7 @@ class PoolRun:
         while True:
             ended: list[Outcome] = []
             rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
-            may_start = bool(self._waiting or self._told_ahead())
+            may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
             found = self._poll.poll(None if step == inf else 1000 * step)
             readable = [self._by_descriptor.get(descriptor) for descriptor, _ in found]
@@ -174,7 +175,7 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand attempts to workers while there are slots; last those that wait behind one that takes long."""
         stuck: set[Hashable] | None = None
-        while attempts := self._waiting or self._late_behind():
+        while attempts := self._waiting or self._behind(time.monotonic() - SHARE_SECONDS):
             worker = self._workers.take(self._lease, len(attempts), self._names[attempts[0][0]])
             if worker is None:
                 break
@@ -194,7 +195,7 @@ class PoolRun:
         self._workers.check()
         self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
         slots = self._workers.slots
-        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._told_ahead()))
+        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._behind()))
         if self._waiting and slots.is_starved(self._lease):
             self._workers.want(len(self._workers) + 1)
 
@@ -206,26 +207,18 @@ class PoolRun:
             if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
                 continue
             attempt = self._next(worker, stuck)
-            name, call = self._names[attempt[0]], self._call(worker, *attempt, True)
-            if name in stuck or not worker.link.send(("call", call)):
+            if self._names[attempt[0]] in stuck:
                 self._waiting.appendleft(attempt)
                 return
-            worker.note((self._number, *attempt), name)
+            if not self._start(worker, attempt):
+                return
 
-    def _told_ahead(self) -> list[tuple[float, Attempt]]:
-        """What workers were told of that are at another task, and since when; not what others were, too."""
-        found = []
-        for worker in self._by_descriptor.values():
-            if len(worker.orders) > 1:
-                (_, *attempt), _ = worker.orders[1]
-                if tuple(attempt) not in self._shared:
-                    found.append((worker.since, (attempt[0], attempt[1])))
-        return found
-
-    def _late_behind(self) -> list[Attempt]:
-        """Those of them whose workers have been at the other task for long, the oldest first."""
-        late = time.monotonic() - SHARE_SECONDS
-        return [attempt for since, attempt in sorted(self._told_ahead()) if since < late]
+    def _behind(self, late: float = inf) -> list[Attempt]:
+        """What one worker alone was told of, and waits behind a task that began before that; the oldest first."""
+        behind = [one for one in self._by_descriptor.values() if len(one.orders) > 1 and one.since < late]
+        behind.sort(key=attrgetter("since"))
+        attempts = [one.orders[1][0][1:] for one in behind]
+        return [one for one in attempts if one not in self._shared]
 
     def _next(self, worker: Worker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
@@ -241,26 +234,28 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: Worker, attempt: Attempt) -> None:
-        """Hand it to this worker; another one will do it if this one does not listen."""
-        is_told = False
+    def _start(self, worker: Worker, attempt: Attempt) -> bool:
+        """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
+        is_ahead, is_told = bool(worker.orders), False
         try:
-            is_told = worker.link.send(("call", self._call(worker, *attempt)))
+            is_told = worker.link.send(("call", self._call(worker, *attempt, is_ahead)))
         finally:
             if not is_told:
+                self._waiting.appendleft(attempt)
+            if not (is_told or is_ahead):
                 self._workers.remove(worker)
-        if not is_told:
-            self._waiting.appendleft(attempt)
-            return
-        worker.around, worker.function = self._around, self._digest  # it need not be told again
-        worker.modules.update(self._modules)
-        worker.note((self._number, *attempt), self._names[attempt[0]])
-        descriptor = worker.link.fileno()
-        self._by_descriptor[descriptor] = worker
-        self._poll.register(descriptor, select.POLLIN)
-        self._began.append(Began(*attempt, worker.since))
+        if is_told:
+            worker.around, worker.function = self._around, self._digest  # it need not be told again
+            worker.modules.update(self._modules)
+            worker.note((self._number, *attempt), self._names[attempt[0]])
+        if is_told and not is_ahead:
+            descriptor = worker.link.fileno()
+            self._by_descriptor[descriptor] = worker
+            self._poll.register(descriptor, select.POLLIN)
+            self._began.append(Began(*attempt, worker.since))
+        return is_told
 
-    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> tuple[Any, ...]:
+    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
         """The fields of the `TaskCall` for this worker: f and what is around it only if it knows others."""
         assert self._stored is not None
         return (

@@ -59,33 +59,26 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
     assert on_a_new_worker(others) == 0.0
 
 
-def by_attribute() -> Any:
-    return [float(polarmap.encode.__module__ == "polarmap.arrays.encode")]
+@pytest.mark.parametrize(
+    "program",
+    [
+        "found = polarmap.encode.__module__ == 'polarmap.arrays.encode'",
+        "from polarmap import PolarCode; found = PolarCode(8, 6).n == 8",
+        "from polarmap import *; found = 'coded_map' in vars()",
+        # By its version the whole package is there, and its modules still are.
+        """
+import polarmap.linalg.matrices, polarmap.worker.parts
+found = polarmap.__version__ and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part
+""",
+    ],
+)
+def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
+    def run() -> Any:
+        names: dict[str, Any] = {"polarmap": polarmap}
+        exec(program, names)
+        return [float(bool(names["found"]))]
 
-
-def by_name() -> Any:
-    from polarmap import PolarCode
-
-    return [float(PolarCode(8, 6).n == 8)]
-
-
-def by_star() -> Any:
-    names: dict[str, Any] = {}
-    exec("from polarmap import *", names)
-    return [float("coded_map" in names)]
-
-
-def by_module() -> Any:
-    import polarmap.linalg.matrices
-    import polarmap.worker.parts
-
-    version = polarmap.__version__  # by which the package is there, and its modules still are
-    return [float(bool(version and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part))]
-
-
-@pytest.mark.parametrize("way", [by_attribute, by_name, by_star, by_module])
-def test_a_function_that_uses_polarmap_finds_all_of_it(way: Callable[[], Any]) -> None:
-    assert on_a_new_worker(way) == 1.0
+    assert on_a_new_worker(run) == 1.0
 
 
 @pytest.mark.parametrize("ending", ["closed", "died"])

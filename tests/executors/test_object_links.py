@@ -97,16 +97,6 @@ def test_workers_join_and_messages_go_both_ways(side: Side) -> None:
         assert side.heard(number) == [ended(number, bytes(number))]
 
 
-def test_only_the_latest_message_is_read(side: Side) -> None:
-    worker = side.worker(0)
-    for number in range(5):
-        side.tell(0, call(number))
-    assert worker.receive(5.0) == call(4)
-    assert not worker.has_message()
-    side.tell(0, ("cancel",))
-    assert worker.has_message()
-
-
 def test_a_worker_that_has_not_read_its_call_before_it_is_cancelled_is_heard(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)

@@ -79,17 +79,16 @@ def listening(pool: PoolSlots, *tasks: int) -> list[Map]:
     return maps
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, CORES + 1), (2, 2), (24, 24)])
-def test_a_map_that_is_alone_takes_all_slots(most: int | None, expected: int) -> None:
-    one = Map(PoolSlots(most, is_here=True), 100)
+@pytest.mark.parametrize(
+    ("most", "is_here", "expected"),
+    [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (None, False, 100)],
+)
+def test_a_map_that_is_alone_takes_all_slots(most: int | None, is_here: bool, expected: int) -> None:
+    one = Map(PoolSlots(most, is_here), 101)
     assert one.pool.is_alone()
-    assert one.start() == expected
+    assert one.start(100) == expected
     one.end()
-    assert one.start() == 1
-
-
-def test_elsewhere_a_map_that_is_alone_takes_all_workers_that_there_are() -> None:
-    assert Map(PoolSlots(None, is_here=False), 100).start() == 100
+    assert one.start(1) == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])

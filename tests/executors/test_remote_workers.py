@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called, serving_by_storage
+from worker_sites import ThreadSite, called
 
 import polarmap
 from polarmap import Pool
@@ -23,7 +22,6 @@ from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import Lease, Worker
-from polarmap.worker import object_channel
 from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -309,18 +307,6 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     return result
 
 
-def test_maps_run_by_way_of_a_storage(site: ThreadSite, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.storage, site.bucket = DictStorage(), "b"
-    site.default = serving_by_storage(site.storage)
-    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
-    pool._listens = False
-    for _ in range(3):
-        check(pool)
-    assert pool.name == "threads (objects)"
-    pool.close()
-    assert [key for _, key in site.storage.objects if key.endswith("orders")] == []
-
-
 def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
     """What a worker that was given this order says of it."""
     ticket = order[1][2]
@@ -376,23 +362,6 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
     site.default = liar
     with pytest.raises((ExecutorError, NotDecodableError)):
         check(pool)
-
-
-def test_workers_that_never_answer_are_left_and_others_started(site: ThreadSite, pool: Pool) -> None:
-    is_over = threading.Event()
-
-    def sleeper(address: Any, number: int, seconds: float) -> None:
-        channel = called(address, number)
-        is_over.wait(PATIENCE)
-        channel.close()
-
-    site.lives = {0: sleeper, 5: sleeper}
-    for _ in range(5):
-        check(pool)
-    time.sleep(remote_workers.GRACE_SECONDS)
-    check(pool)
-    assert until(lambda: len(site.threads) >= 10)  # in place of these two
-    is_over.set()
 
 
 def test_a_block_travels_once_to_each_worker(

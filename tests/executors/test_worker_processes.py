@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
@@ -112,13 +111,6 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
         assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
-def test_there_are_no_more_than_there_may_be(workers: WorkerProcesses) -> None:
-    lease = opened(workers)
-    for _ in range(3):
-        taken(workers, lease)
-    assert workers.take(lease, 1) is None
-
-
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,24 +154,6 @@ def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
     workers.remove(worker)
     assert worker.receive() == ([], False)
     assert len(workers) == 0
-
-
-def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: WorkerProcesses) -> None:
-    busy, gone, free = (taken(workers) for _ in range(3))
-    workers.give_back(free)
-    workers.close()
-    assert free.link.fileno() == -1
-    poll = select.poll()
-    poll.register(busy.link, select.POLLIN)  # still there: nobody else gets its number meanwhile
-    assert poll.poll(30_000)
-    busy.receive()  # that it was a process, unless it was ended before it could say so
-    assert busy.receive() == ([], False)
-    for learn in (lambda: workers.remove(gone), lambda: workers.take(opened(workers), 1)):
-        with pytest.raises(ExecutorError, match="were ended while a map ran"):
-            learn()
-    assert busy.lease is not None
-    workers.leave(busy.lease)
-    assert (busy.link.fileno(), gone.link.fileno()) == (-1, -1)
 
 
 def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(

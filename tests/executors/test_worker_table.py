@@ -61,10 +61,6 @@ def opened(table: Table) -> Lease:
     return table.slots.open(lambda: None)
 
 
-def over(table: Table, lease: Lease) -> None:
-    table.leave(lease)
-
-
 def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None:
     lease = opened(table)
     first, second = taken(table, lease), taken(table, lease)
@@ -113,7 +109,7 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
     worker = taken(table, lease)
     worker.note(TOLD, "task")
     assert table.abandoned_tasks() == set()
-    over(table, lease)
+    table.leave(lease)
     assert table.abandoned_tasks() == {"task"}
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == set()
@@ -139,7 +135,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
-    over(table, lease)
+    table.leave(lease)
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == {"task"}
     assert worker.lease is lease
@@ -149,7 +145,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
 def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
     lease = opened(table)
     taken(table, lease)
-    over(table, lease)
+    table.leave(lease)
     table.links[0].hang_up()
     table.abandoned_tasks()
     assert len(table) == 0
@@ -161,7 +157,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     for lease in leases:
         taken(table, lease)
     for turn in (2, 0, 1):
-        over(table, leases[turn])
+        table.leave(leases[turn])
         table.abandoned_tasks()
     assert table.abandoned[-1] == [2, 0, 1]
 
@@ -203,7 +199,7 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
     lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.give_back(free)
-    over(table, another)
+    table.leave(another)
     table.close()
     assert sorted(table.gone) == [0, 1, 2]
     assert busy.link.fileno() >= 0  # its map waits there
