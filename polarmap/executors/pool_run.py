@@ -214,7 +214,7 @@ class PoolRun:
                 return
 
     def _behind(self, late: float = inf) -> list[Attempt]:
-        """What one worker alone was told of, and waits behind a task that began before that; the oldest first."""
+        """What one worker was told of and waits behind a task that began before that, the oldest first."""
         behind = [one for one in self._by_descriptor.values() if len(one.orders) > 1 and one.since < late]
         behind.sort(key=attrgetter("since"))
         attempts = [one.orders[1][0][1:] for one in behind]

@@ -173,10 +173,8 @@ class PoolSlots:
 
     def _has_slot_for(self, run: Lease) -> bool:
         """Whether there is room; tasks of others that never end keep no map from going on."""
-        if self.under_way < self._limit:
-            return True
-        may_be_more = self._most is None or self.under_way < self._most
-        return may_be_more and self.is_starved(run)
+        most = self._most or sys.maxsize
+        return self.under_way < self._limit or (self.under_way < most and self.is_starved(run))
 
     def _call_next(self, asking: Lease | None = None) -> None:
         """Tell the run whose turn it is, if there is room for one more task; `asking` looks by itself."""

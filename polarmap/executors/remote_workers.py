@@ -262,25 +262,21 @@ class RemoteWorkers(WorkerTable):
             try:
                 self._launch(missing)
                 self._refused_since = None
-            except ExecutorError as error:
-                self._note_refusal(error)
+            except ExecutorError as error:  # of a site that has given workers before: its storage may be away
+                since = self._refused_since or time.monotonic()
+                if not self.channel or time.monotonic() > since + AWAY_SECONDS:
+                    raise
+                self._refused_since = since
+                self._pause_launches(str(error))
 
-    def _note_refusal(self, error: ExecutorError) -> None:
-        """Try again later, for a while: a site that has given workers before may have its storage away."""
-        now = time.monotonic()
-        since = now if self._refused_since is None else self._refused_since
-        if not self.channel or now > since + AWAY_SECONDS:
-            raise error
-        self._refused_since, self._reason = since, str(error)
-        self._pause_launches(now)
-
-    def _pause_launches(self, now: float) -> None:
+    def _pause_launches(self, reason: str) -> None:
         """Start none for twice as long as after the failure before."""
-        self._failed_at, self._pause = now, min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+        self._failed_at, self._reason = time.monotonic(), reason
+        self._pause = min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
 
     def _stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
-        return sum(abandoned_for(worker) > GRACE_SECONDS for worker in self._abandoned)
+        return sum(abandoned_for(worker) > GRACE_SECONDS for worker in list(self._abandoned))
 
     def _starting(self) -> int:
         """How many have not called, and may soon."""
@@ -307,19 +303,19 @@ class RemoteWorkers(WorkerTable):
 
     def _note_ended(self) -> None:
         """Forget those whose end was told."""
-        has_failed = False
+        failed: str | None = None
         for number, reason in self._site.ended(may_ask=not self.channel).items():
             launch, worker = self._launched.get(number), self._workers.get(number)
             if launch is not None and not launch.has_called:
-                has_failed, self._reason = True, reason
+                failed = reason
                 self._forget(number)
             elif worker is not None and worker.lease is None:
                 self._remove(worker)
             elif self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
                 self._objects.hang_up(number)
-        if has_failed:
+        if failed is not None:
             self._failures += 1
-            self._pause_launches(time.monotonic())
+            self._pause_launches(failed)
 
     def _renew(self) -> None:
         """Start others for a few of those that will end soon; let those go whose time has come."""

@@ -108,7 +108,7 @@ class WorkerProcesses(WorkerTable):
     def _another(self) -> Worker | None:
         if self._most is not None and len(self._workers) - len(self._abandoned) >= self._most:
             return None
-        if self.slots.under_way and any(abandoned_for(one) < MOMENT_SECONDS for one in self._abandoned):
+        if self.slots.under_way and any(abandoned_for(one) < MOMENT_SECONDS for one in list(self._abandoned)):
             return None  # one may be free in a moment, sooner than a new one would be there
         server = self._started()
         try:

@@ -227,7 +227,7 @@ class WorkerTable:
             return set()
         with self._lock:
             self._review()
-            return {task for worker in self._abandoned for _, task in worker.orders}
+            return {task for worker in list(self._abandoned) for _, task in worker.orders}
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""
@@ -268,8 +268,9 @@ class WorkerTable:
 
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; let go of those that do not."""
-        heard = set(ready([worker.link for worker in self._abandoned], POLLIN, 0.0))
-        for worker in [one for one in self._abandoned if one.link in heard]:
+        abandoned = list(self._abandoned)  # of which a destructor may make more at any moment
+        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
+        for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:
                 self._remove(worker)
