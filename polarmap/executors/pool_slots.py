@@ -202,6 +202,8 @@ def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
 
     >>> extra_slots(cores=2, busy=2, idle=5, queued=9), extra_slots(2, 0, 4, 9), extra_slots(2, 1, 8, 9)
     (0, 2, 4)
+    >>> extra_slots(cores=4, busy=0, idle=20, queued=1), extra_slots(4, 1, 0, 50)
+    (1, 3)
     """
     return min(max(cores - busy, idle // 2), queued) if busy < cores else 0
 

@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,18 +78,6 @@ def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
         return [float(bool(names["found"]))]
 
     assert on_a_new_worker(run) == 1.0
-
-
-@pytest.mark.parametrize("ending", ["closed", "died"])
-def test_folders_are_removed_at_its_end(ending: str, tmp_path: Path) -> None:
-    """Of a driver that is killed while it closes, too."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    server = ForkServerProcess(1, [str(folder)])
-    if ending == "died":
-        server.forget()
-    server.close()
-    assert os.listdir(tmp_path) == []
 
 
 def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

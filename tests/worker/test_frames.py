@@ -48,9 +48,14 @@ def test_bytes_that_are_no_messages_are_refused() -> None:
 
 def test_a_message_with_another_tag_is_refused() -> None:
     sent = frame(SENT[3], Seal(b"key"))
-    for changed in (sent[:5] + b"x" + sent[6:], sent[:-1] + bytes([sent[-1] ^ 1])):
+    for place in (5, len(sent) - TAG_BYTES - 1, len(sent) - TAG_BYTES, len(sent) - 1):
+        changed = bytearray(sent)
+        changed[place] ^= 1
         with pytest.raises(FrameError):
             list(Frames(Seal(b"key")).of(changed))
+    for wrong in (b"", Seal(b"key").tag([b"x"])[:-1]):
+        with pytest.raises(FrameError):
+            Seal(b"key").verify([b"x"], wrong)
 
 
 # --- tags ------------------------------------------------------------------------------------------
@@ -59,22 +64,6 @@ def test_a_message_with_another_tag_is_refused() -> None:
 def sealed(*messages: bytes) -> list[tuple[bytes, bytes]]:
     seal = Seal(b"key")
     return [(message, seal.tag([message])) for message in messages]
-
-
-def test_a_changed_byte_is_found() -> None:
-    message, tag = sealed(bytes(100))[0]
-    for place in (0, 50, 99):
-        changed = bytearray(message)
-        changed[place] ^= 1
-        with pytest.raises(FrameError):
-            Seal(b"key").verify([changed], tag)
-
-
-def test_a_changed_or_shorter_tag_is_found() -> None:
-    message, tag = sealed(b"message")[0]
-    for wrong in (tag[:-1], b"", bytes(TAG_BYTES), tag[::-1]):
-        with pytest.raises(FrameError):
-            Seal(b"key").verify([message], wrong)
 
 
 def test_messages_that_are_repeated_swapped_or_left_out_are_found() -> None:
