@@ -13,10 +13,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
+from polarmap.worker.channels import ready
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
@@ -87,7 +88,7 @@ class ForkServerProcess:
                 stderr=inherited_stream(2),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, **limits_of_threads(threads)},
+                env={**os.environ, **dict.fromkeys(THREAD_LIMITS, str(threads))},
             )
         except OSError as error:
             self._control.close()
@@ -96,8 +97,11 @@ class ForkServerProcess:
             theirs.close()
 
     def is_alive(self) -> bool:
-        """Whether it runs; ExecutorError if it ended by itself before it had begun to serve."""
-        self._look()
+        """Whether it runs; ExecutorError if it does not begin to serve, or ended by itself before."""
+        self._listen()
+        if not self._is_ready and time.monotonic() > self._began + START_SECONDS:
+            self._process.kill()
+            raise ExecutorError(f"the worker processes of this machine did not start in {START_SECONDS:g} s")
         if self._process.poll() is None:
             return True
         if not self._is_ready and self._process.returncode >= 0:  # nobody has killed it
@@ -120,11 +124,9 @@ class ForkServerProcess:
     def ending(self, number: int) -> str | None:
         """How a worker has ended that is gone; None if that is not soon known."""
         deadline = time.monotonic() + TELL_SECONDS
-        poll = select.poll()
-        with contextlib.suppress(ValueError, OSError):
-            poll.register(self._control, select.POLLIN)
-            while self._listen() and number not in self._endings and time.monotonic() < deadline:
-                poll.poll(1000 * TELL_SECONDS / 4)
+        while self._listen() and number not in self._endings and (rest := deadline - time.monotonic()) > 0:
+            with contextlib.suppress(ValueError, OSError):  # another thread has closed it
+                ready([self._control], select.POLLIN, rest)
         return self._endings.get(number)
 
     def close(self) -> None:
@@ -140,13 +142,6 @@ class ForkServerProcess:
     def forget(self) -> None:
         """Let go of it, in a process that was forked of the one that started it."""
         self._control.close()
-
-    def _look(self) -> None:
-        """Note that it serves; ExecutorError if it takes too long to begin."""
-        self._listen()
-        if not self._is_ready and time.monotonic() > self._began + START_SECONDS:
-            self._process.kill()
-            raise ExecutorError(f"the worker processes of this machine did not start in {START_SECONDS:g} s")
 
     def _listen(self) -> bool:
         """Take in what it has said; whether it may say more."""
@@ -215,11 +210,6 @@ def absolute_module_path() -> list[str]:
         with contextlib.suppress(FileNotFoundError):  # relative to a folder that is gone
             found.append(os.path.abspath(path))
     return found
-
-
-def limits_of_threads(threads: int) -> Mapping[str, str]:
-    """The variables that libraries read when they are imported."""
-    return dict.fromkeys(THREAD_LIMITS, str(threads))
 
 
 def modules_named(pickled: bytes) -> list[str]:

@@ -5,21 +5,67 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
-import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
-from polarmap.executors.wake_signal import WakeSignal
-from polarmap.worker.authentication import Seals
-from polarmap.worker.frames import ORDER, FrameError, Frames, Message, frame
+from polarmap.errors import ExecutorError
+from polarmap.worker.frames import ORDER, FrameError, Frames, Message, Seals, frame
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
 SLOWEST = 1e5  # bytes per second of a network
+
+
+class WakeSignal:
+    """A descriptor by which one thread ends the wait of another: readable from `set` to `clear`.
+
+    >>> signal = WakeSignal()
+    >>> signal.set(), signal.clear(), signal.clear(), signal.close(), signal.set()
+    (None, True, False, None, None)
+    """
+
+    _read = _write = -1
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()  # a destructor may set it while its own thread does
+        self._is_set = False
+        try:
+            self._read, self._write = os.pipe()
+        except OSError as error:
+            raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
+
+    def fileno(self) -> int:
+        """Of the descriptor to poll; -1 once it is closed."""
+        return self._read
+
+    def set(self) -> None:
+        """Let it be readable; nothing once it is closed. Any thread may do so at any time."""
+        with self._lock:
+            if self._write != -1 and not self._is_set:
+                self._is_set = True
+                os.write(self._write, b".")
+
+    def clear(self) -> bool:
+        """Whether it was set."""
+        with self._lock:
+            if self._is_set and self._read != -1:
+                os.read(self._read, 1)
+            was_set, self._is_set = self._is_set, False
+            return was_set
+
+    def close(self) -> None:
+        """Close the descriptor. Safe to call twice."""
+        with self._lock:
+            self.__del__()
+
+    def __del__(self) -> None:  # without the lock, which a thread may have held when this process was forked
+        descriptors, self._read, self._write = {self._read, self._write} - {-1}, -1, -1
+        for descriptor in descriptors:
+            os.close(descriptor)
 
 
 class SocketLink:
@@ -143,13 +189,3 @@ class ObjectLink:
 
 
 Link = SocketLink | ObjectLink
-
-
-def readable(links: Iterable[Link]) -> set[Link]:
-    """Those whose worker has said something, or is gone."""
-    poll, found = select.poll(), dict[int, Link]()
-    for link in links:
-        with contextlib.suppress(ValueError, OSError):
-            poll.register(link, select.POLLIN)
-            found[link.fileno()] = link
-    return {found[descriptor] for descriptor, _ in poll.poll(0)} if found else set()

@@ -172,7 +172,8 @@ class ObjectLinks:
                     self._flush()
                     heard = self._take(pool.map)
                 except Exception:  # the storage is away: that nothing was heard says nothing of the workers
-                    self._hear_nothing()
+                    for link in list(self._links.values()):
+                        link.heard = time.monotonic()
                 pause = FIRST_POLL_SECONDS if heard else min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
                 pause = max(pause, min(time.monotonic() - began, SLOW_POLL_SECONDS))
                 if self._expected.wait(pause):
@@ -219,20 +220,10 @@ class ObjectLinks:
         if data:
             link.awaits_reply = False
             link.deliver(data)
-        else:
-            self._check(said)
-
-    def _check(self, said: Said) -> None:
-        """Hang up on a worker that is done and whose reply was lost: a storage that was killed forgets."""
-        link = self._links.get(said.number)
-        if link is not None and link.awaits_reply and said.is_idle and said.latest >= link.count:
+        elif link.awaits_reply and said.is_idle and said.latest >= link.count:
             link.doubts += 1
-            if link.doubts > 1:
+            if link.doubts > 1:  # its reply was lost: a storage that was killed forgets
                 link.hang_up()
-
-    def _hear_nothing(self) -> None:
-        for link in list(self._links.values()):
-            link.heard = time.monotonic()
 
     def _hang_up_on_silent(self) -> None:
         now = time.monotonic()

@@ -8,42 +8,31 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-
-from polarmap.clouds.limits import Worker, kept_bytes
+from polarmap.clouds.limits import Worker
 from polarmap.code.arguments import is_positive
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
-from polarmap.executors.base import Payload, check_folder
+from polarmap.executors.base import Payload
 from polarmap.executors.block_store import BlockStore, InFolders, WithDriver
 from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_dask, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
 from polarmap.executors.pickling import pickled_with_buffers
-from polarmap.executors.pool_run import PoolRun, Shared
-from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.worker_processes import TEND_SECONDS, WorkerProcesses
+from polarmap.executors.pool_run import PoolRun
+from polarmap.executors.remote_workers import RemoteWorkers, Site
+from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.cores import available_cores
-from polarmap.worker.parts import Place
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
 BLOCKS_PER_CORE = 3
-TEND_ELSEWHERE_SECONDS = 1.0  # between looks after workers while no map runs
-
-
-class PoolOptions(NamedTuple):
-    """What a pool was asked for: see `Pool`."""
-
-    workers: int | None
-    idle: float
-    memory: int
-    threads: int
-    listen: bool
+TEND_SECONDS = 0.5  # between looks after workers that no map uses
 
 
 class Pool:
@@ -103,16 +92,18 @@ class Pool:
         listen: bool = True,
     ) -> None:
         with without_our_frames:
-            for name, count in {"workers": workers, "threads": threads}.items():
-                if not (name == "workers" and count is None) and not _is_count(count):
+            for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
+                if not (is_integer(count) and count >= 1):
                     raise CodeError(f"{name} must be an integer of at least 1, not {count!r:.100}")
             for name, number in {"idle": idle, "memory": memory}.items():
                 if not is_positive(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
             if not isinstance(listen, bool):
                 raise CodeError(f"listen must be True or False, not {listen!r:.100}")
-            self._place = _place(executor)
-            self._options = PoolOptions(workers, float(idle), int(memory), threads, listen)
+            self._name, self._worker = _place(executor)
+            self._executor, self._workers = executor, workers
+            self._idle, self._memory = float(idle), int(memory)
+            self._threads, self._listens = threads, listen
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
             self._is_closed = False
@@ -122,31 +113,36 @@ class Pool:
     def name(self) -> str:
         """Where the workers are, and over what they talk with this process, once that is known."""
         kept = self._kept
-        return self._place.name if kept is None else self._place.name + kept.channel
+        return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
     @property
     def worker(self) -> Worker | None:
         """What each worker is given and may cost; None where nothing is known."""
-        return self._place.worker
+        return self._worker
 
     @property
     def workers(self) -> int | None:
         """Tasks at a time, at most, if it was told."""
-        return self._options.workers
+        return self._workers
 
     @property
     def executor(self) -> Any:
         """What it was made of; None: processes of this machine."""
-        return self._place.choice
+        return self._executor
 
     @property
     def is_here(self) -> bool:
         """Whether the workers are processes of this machine."""
-        return isinstance(self._place, Here)
+        return self._executor is None
 
     def storage_of_arrays(self) -> Any:
-        """Where workers find data that is not in memory, as `encode(storage=)` takes it; None if nowhere."""
-        return self._place.storage_of_arrays()
+        """Where workers find data that is not in memory, as `encode(storage=)` takes it; None if nowhere.
+
+        A folder of this process for workers on this machine, else the storage of the configuration.
+        """
+        if self.is_here or is_localhost(self._executor):
+            return private_folder() / "arrays"
+        return self._executor if is_for_lithops(self._executor) else None
 
     def open(self, payload: Payload) -> PoolRun:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
@@ -155,7 +151,7 @@ class Pool:
                 raise ExecutorError("this Pool is closed: make a new one")
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
-                self._kept = KeptWorkers(self._place.start(self._options), self._options.idle)
+                self._kept = self._start()
                 weakref.finalize(self, self._kept.close)
                 run = self._kept.open(payload)
             assert run is not None
@@ -178,7 +174,33 @@ class Pool:
         self._lock = threading.Lock()
         kept, self._kept = self._kept, None
         if kept is not None:
-            kept.forget()
+            kept.workers.forget()
+
+    def _start(self) -> KeptWorkers:
+        """Be ready to start workers; ExecutorError if that is impossible."""
+        in_memory, on_disk = memory_folder(), disk_folder()
+        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+        storing: WithDriver = InFolders(in_memory, on_disk, self._memory)
+        try:
+            workers: WorkerTable
+            if self.is_here:
+                workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
+            else:
+                site = _site(self._executor, on_disk)
+                workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
+                if site.folder is None:  # the workers share none with this process
+                    while folders:
+                        remove(folders.pop())
+                    storing = WithDriver(site.prefix)
+                    if site.storage is not None:
+                        from polarmap.executors.lithops_storage import InBucket
+
+                        storing = InBucket(site.storage, site.prefix)
+        except BaseException:
+            for folder in folders:
+                remove(folder)
+            raise
+        return KeptWorkers(self._name, workers, BlockStore(storing), folders, self._idle)
 
     def __enter__(self) -> Pool:
         return self
@@ -188,12 +210,18 @@ class Pool:
 
 
 class KeptWorkers:
-    """The workers, blocks and folders of a pool, from a map until it has been idle for long enough."""
+    """The workers, blocks and folders of a pool, from a map until it has been idle for long enough.
+
+    folders : in which workers read and write; none where they share none with this process.
+    """
 
     _numbers = itertools.count()
 
-    def __init__(self, crew: Crew, idle: float) -> None:
-        self._crew, self._idle = crew, idle
+    def __init__(
+        self, name: str, workers: WorkerTable, blocks: BlockStore, folders: Sequence[Path], idle: float
+    ) -> None:
+        self.workers, self._name, self._blocks = workers, name, blocks
+        self._folders, self._idle = folders, idle
         self._lock = threading.Lock()
         self._owner = os.getpid()
         self._maps = set[int]()  # that run now
@@ -201,20 +229,14 @@ class KeptWorkers:
         self._ended = threading.Event()
         threading.Thread(target=self._end_when_idle, name="polarmap-idle", daemon=True).start()
 
-    @property
-    def channel(self) -> str:
-        """Over what workers elsewhere talk, in brackets; empty while none has called."""
-        workers = self._crew.shared.workers
-        return f" ({workers.channel})" if isinstance(workers, RemoteWorkers) and workers.channel else ""
-
     def open(self, payload: Payload) -> PoolRun | None:
         """Tasks of one map; None if the workers have ended."""
-        crew = self._crew
-        crew.check(payload.blocks.source, "lies in")
-        crew.check(payload.output and payload.output.source, "is to stay in")
-        if crew.is_elsewhere:
-            check_stays_here(payload.encryption, crew.name)
-        f = pickled_with_buffers((payload.f, payload.blocks.structure), crew.name, crew.is_elsewhere)
+        is_elsewhere = not self.workers.is_here
+        self.workers.check_source(payload.blocks.source, "lies in")
+        self.workers.check_source(payload.output and payload.output.source, "is to stay in")
+        if is_elsewhere:
+            check_stays_here(payload.encryption, self._name)
+        f = pickled_with_buffers((payload.f, payload.blocks.structure), self._name, is_elsewhere)
         with self._lock:
             if self._ended.is_set():
                 return None
@@ -222,10 +244,10 @@ class KeptWorkers:
             self._maps.add(number)
         done = partial(self._done, number)
         try:
-            for folder in crew.folders:
+            for folder in self._folders:
                 restore(folder)
-            folders = [folder / f"map-{number}" for folder in crew.shared_folders]
-            return PoolRun(number, payload, f, crew.shared, folders, done)
+            folders = [folder / f"map-{number}" for folder in self._folders]
+            return PoolRun(number, payload, f, self.workers, self._blocks, folders, done)
         except BaseException:
             done()
             raise
@@ -235,13 +257,9 @@ class KeptWorkers:
         if os.getpid() != self._owner or self._ended.is_set():
             return
         self._ended.set()
-        self._crew.shared.workers.close()
-        for folder in self._crew.folders:
+        self.workers.close()
+        for folder in self._folders:
             remove(folder)
-
-    def forget(self) -> None:
-        """Let go of all, in a process that was forked of the one that has it."""
-        self._crew.shared.workers.forget()
 
     def _done(self, number: int) -> None:
         """A map has ended. Safe to call twice."""
@@ -251,136 +269,42 @@ class KeptWorkers:
 
     def _end_when_idle(self) -> None:
         rest = self._idle
-        while not self._ended.wait(max(min(rest, self._crew.tend_seconds), 0.01)):
-            self._crew.shared.workers.tend()
+        while not self._ended.wait(max(min(rest, TEND_SECONDS), 0.01)):
+            self.workers.tend()
             with self._lock:
                 rest = self._idle if self._maps else self._used + self._idle - time.monotonic()
                 if rest <= 0:
                     self.close()
 
 
-class Crew(NamedTuple):
-    """Workers in one place, with all that belongs to them.
-
-    name : of the place.
-    shared : with all maps.
-    folders : of this process that end with the workers.
-    shared_folders : those of them in which workers read and write; none if they are elsewhere.
-    check : raises for storage that they cannot reach.
-    tend_seconds : between looks after the workers while no map runs.
-    """
-
-    name: str
-    shared: Shared
-    folders: Sequence[Path]
-    shared_folders: Sequence[Path]
-    check: Callable[[Place | None, str], None]
-    tend_seconds: float
-
-    @property
-    def is_elsewhere(self) -> bool:
-        """Whether functions must travel with what they need."""
-        return self.shared.threads is None
-
-
-class Here:
-    """Processes of this machine."""
-
-    name = "workers here"
-    worker: Worker | None = None
-    choice = None
-
-    def storage_of_arrays(self) -> Any:
-        """A folder of this process."""
-        return private_folder() / "arrays"
-
-    def start(self, options: PoolOptions) -> Crew:
-        """Be ready to start workers."""
-        in_memory, on_disk = memory_folder(), disk_folder()
-        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        workers = WorkerProcesses(options.threads, options.workers, [str(folder) for folder in folders])
-        blocks = BlockStore(InFolders(in_memory, on_disk, options.memory))
-        return Crew(
-            self.name,
-            Shared(workers, blocks, options.threads),
-            folders,
-            folders,
-            lambda source, use: check_folder(source),
-            TEND_SECONDS,
-        )
-
-
-class Elsewhere:
-    """Functions of Lithops, or tasks of Dask."""
-
-    def __init__(self, choice: Any) -> None:
-        self.choice = choice
-        self._is_lithops = is_for_lithops(choice)
-        self.name, self.worker = self._known()
-
-    def storage_of_arrays(self) -> Any:
-        """The storage of the configuration; a folder of this process for "localhost"."""
-        if is_localhost(self.choice):
-            return private_folder() / "arrays"
-        return self.choice if self._is_lithops else None
-
-    def start(self, options: PoolOptions) -> Crew:
-        """Open what starts workers; ExecutorError if that is impossible."""
-        on_disk = disk_folder()
-        try:
-            site = self._site(on_disk)
-            in_memory = None if site.folder is None else memory_folder()
-            folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-            memory = options.memory if site.limits is None else min(options.memory, kept_bytes(site.limits))
-            workers = RemoteWorkers(site, options.workers, options.listen, memory, options.threads)
-        except BaseException:
-            remove(on_disk)
-            raise
-        storing: WithDriver = InFolders(in_memory, on_disk, options.memory)
-        if site.folder is None:
-            from polarmap.executors.lithops_storage import InBucket
-
-            storing = WithDriver(site.prefix) if site.storage is None else InBucket(site.storage, site.prefix)
-        return Crew(
-            self.name,
-            Shared(workers, BlockStore(storing), None, site.modules),
-            folders,
-            folders if site.folder is not None else [],
-            site.check_source,
-            TEND_ELSEWHERE_SECONDS,
-        )
-
-    def _known(self) -> tuple[str, Worker | None]:
-        """The name of the place, and what a worker is given there."""
-        if self._is_lithops:
-            from polarmap.executors.lithops import LithopsExecutor
-
-            executor = LithopsExecutor(self.choice)
-            return f"kept workers on {executor.name}", executor.worker
-        return f"kept workers on {type(self.choice).__name__}", None
-
-    def _site(self, folder: Path) -> Any:
-        if self._is_lithops:
-            from polarmap.executors.lithops_site import LithopsSite
-
-            return LithopsSite(self.choice, folder)
-        from polarmap.executors.dask_site import DaskSite
-
-        return DaskSite(self.choice)
-
-
-def _place(choice: Any) -> Here | Elsewhere:
-    """Where a pool of this executor has its workers; ExecutorError if it can have none."""
+def _place(choice: Any) -> tuple[str, Worker | None]:
+    """The name of a place for workers that stay, and what each is given; ExecutorError if none do there."""
     if choice is None:
-        return Here()
+        return "workers here", None
     if is_path(choice):
         check_path(choice)
-    if is_for_lithops(choice) or is_of_dask(choice):
-        return Elsewhere(choice)
+    if is_for_lithops(choice):
+        from polarmap.executors.lithops import LithopsExecutor
+
+        executor = LithopsExecutor(choice)
+        return f"kept workers on {executor.name}", executor.worker
+    if is_of_dask(choice):
+        return f"kept workers on {type(choice).__name__}", None
     hint = (
         "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"
     )
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
+
+
+def _site(choice: Any, folder: Path) -> Site:
+    """What starts workers there."""
+    if is_for_lithops(choice):
+        from polarmap.executors.lithops_site import LithopsSite
+
+        return LithopsSite(choice, folder)
+    from polarmap.executors.dask_site import DaskSite
+
+    return DaskSite(choice)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -422,11 +346,6 @@ def _forget_all() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
-
-
-def _is_count(value: object) -> bool:
-    is_integer = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    return is_integer and bool(value >= 1)  # type: ignore[operator]
 
 
 _default = Pool()

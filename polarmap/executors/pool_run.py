@@ -2,49 +2,34 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import select
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from hashlib import blake2b
 from itertools import islice
 from math import inf
+from operator import attrgetter
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.block_store import BlockStore, StoredPieces
-from polarmap.executors.fork_server_process import absolute_module_path, limits_of_threads
+from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
-from polarmap.executors.wake_signal import WakeSignal
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import Worker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.parts import MESSAGE, Part, read_file
-from polarmap.worker.process_state import Surroundings, working_folder
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
-
-
-class Shared(NamedTuple):
-    """What the maps of a pool share.
-
-    threads : that each worker may use for linear algebra; None for workers elsewhere, which find nothing
-        of this process around them, and are not in each other's way.
-    modules : those that a pickled function needs and workers elsewhere may lack.
-    """
-
-    workers: WorkerTable
-    blocks: BlockStore
-    threads: int | None
-    modules: Callable[[bytes], Mapping[str, tuple[str, bool]]] = lambda pickled: {}
 
 
 class PoolRun:
@@ -62,14 +47,15 @@ class PoolRun:
     payload : Payload
     f : PickledFunction
         Of the payload, with the structure of its blocks.
-    shared : Shared
-        With the other maps of the pool.
+    workers, blocks : WorkerTable, BlockStore
+        Shared with the other maps of the pool.
     folders : list of Path
         For the files of this map; the first exists as long as the map is waited for, others when needed.
     done : callable
         Called once, when the run is closed.
     """
 
+    now = staticmethod(time.monotonic)
     _owner = -1  # the process to which it belongs, as soon as there is anything to close
 
     def __init__(
@@ -77,13 +63,14 @@ class PoolRun:
         number: int,
         payload: Payload,
         f: PickledFunction,
-        shared: Shared,
+        workers: WorkerTable,
+        blocks: BlockStore,
         folders: Sequence[Path],
         done: Callable[[], None],
     ) -> None:
         self._number, self._payload, self._folders, self._done = number, payload, folders, done
         self._folder_names = tuple(map(str, folders))
-        self._workers, self._blocks, threads, modules = shared
+        self._workers, self._blocks = workers, blocks
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
         self._open: set[Attempt] = set()  # that have not ended
@@ -96,20 +83,19 @@ class PoolRun:
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored: StoredPieces | None = None
         self._owner = os.getpid()
-        self._is_elsewhere = threads is None
         # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
         # block that is longer than the buffer of its socket.
         is_long = payload.blocks.source == MESSAGE
-        self._tells_ahead = not (self._is_elsewhere or payload.output or payload.subtasks > 1 or is_long)
+        self._tells_ahead = workers.is_here and not (payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
-        self._around = None if threads is None else surroundings(threads)
-        self._modules = modules(f.pickled)
-        self._workers.expect(f.pickled)
+        self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
         try:
             for folder in folders[:1]:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
-            self._digest = _digest(self._f)
+            # What tells it from others; a file is of one map, and is named so.
+            sent = self._f
+            self._digest = sent.encode() if isinstance(sent, str) else blake2b(sent, digest_size=16).digest()
             self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
             self.close()
@@ -117,10 +103,6 @@ class PoolRun:
 
     def __del__(self) -> None:
         self.close()
-
-    def now(self) -> float:
-        """The monotonic clock."""
-        return time.monotonic()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
@@ -145,11 +127,12 @@ class PoolRun:
         return [*began, *ended]
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
+        if not (self._workers.is_here and self._workers.slots.is_alone()):
+            self._start_waiting()  # others may have left slots, or workers have come
         while True:
-            self._start_waiting()
             ended: list[Outcome] = []
             rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
-            may_start = bool(self._waiting or self._told_ahead())
+            may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
             found = self._poll.poll(None if step == inf else 1000 * step)
             readable = [self._by_descriptor.get(descriptor) for descriptor, _ in found]
@@ -165,6 +148,7 @@ class PoolRun:
                 return []
             if may_start and not is_woken:
                 self._look_around()
+            self._start_waiting()
 
     def wake(self) -> None:
         """Let the descriptor be readable that is polled besides those of workers."""
@@ -191,7 +175,7 @@ class PoolRun:
     def _start_waiting(self) -> None:
         """Hand attempts to workers while there are slots; last those that wait behind one that takes long."""
         stuck: set[Hashable] | None = None
-        while attempts := self._waiting or self._late_behind():
+        while attempts := self._waiting or self._behind(time.monotonic() - SHARE_SECONDS):
             worker = self._workers.take(self._lease, len(attempts), self._names[attempts[0][0]])
             if worker is None:
                 break
@@ -211,7 +195,7 @@ class PoolRun:
         self._workers.check()
         self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
         slots = self._workers.slots
-        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._told_ahead()))
+        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._behind()))
         if self._waiting and slots.is_starved(self._lease):
             self._workers.want(len(self._workers) + 1)
 
@@ -223,26 +207,18 @@ class PoolRun:
             if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
                 continue
             attempt = self._next(worker, stuck)
-            name, call = self._names[attempt[0]], self._call(worker, *attempt, True)
-            if name in stuck or not worker.send("call", call):
+            if self._names[attempt[0]] in stuck:
                 self._waiting.appendleft(attempt)
                 return
-            worker.note((self._number, *attempt), name)
+            if not self._start(worker, attempt):
+                return
 
-    def _told_ahead(self) -> list[tuple[float, Attempt]]:
-        """What workers were told of that are at another task, and since when; not what others were, too."""
-        found = []
-        for worker in self._by_descriptor.values():
-            if len(worker.orders) > 1:
-                (_, *attempt), _ = worker.orders[1]
-                if tuple(attempt) not in self._shared:
-                    found.append((worker.since, (attempt[0], attempt[1])))
-        return found
-
-    def _late_behind(self) -> list[Attempt]:
-        """Those of them whose workers have been at the other task for long, the oldest first."""
-        late = time.monotonic() - SHARE_SECONDS
-        return [attempt for since, attempt in sorted(self._told_ahead()) if since < late]
+    def _behind(self, late: float = inf) -> list[Attempt]:
+        """What one worker was told of and waits behind a task that began before that, the oldest first."""
+        behind = [one for one in self._by_descriptor.values() if len(one.orders) > 1 and one.since < late]
+        behind.sort(key=attrgetter("since"))
+        attempts = [one.orders[1][0][1:] for one in behind]
+        return [one for one in attempts if one not in self._shared]
 
     def _next(self, worker: Worker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
@@ -258,25 +234,28 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: Worker, attempt: Attempt) -> None:
-        """Hand it to this worker; another one will do it if this one does not listen."""
-        is_told = False
+    def _start(self, worker: Worker, attempt: Attempt) -> bool:
+        """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
+        is_ahead, is_told = bool(worker.orders), False
         try:
-            is_told = worker.send("call", self._call(worker, *attempt))
+            is_told = worker.link.send(("call", self._call(worker, *attempt, is_ahead)))
         finally:
             if not is_told:
+                self._waiting.appendleft(attempt)
+            if not (is_told or is_ahead):
                 self._workers.remove(worker)
-        if not is_told:
-            self._waiting.appendleft(attempt)
-            return
-        self._note_told(worker)
-        worker.note((self._number, *attempt), self._names[attempt[0]])
-        descriptor = worker.link.fileno()
-        self._by_descriptor[descriptor] = worker
-        self._poll.register(descriptor, select.POLLIN)
-        self._began.append(Began(*attempt, worker.since))
+        if is_told:
+            worker.around, worker.function = self._around, self._digest  # it need not be told again
+            worker.modules.update(self._modules)
+            worker.note((self._number, *attempt), self._names[attempt[0]])
+        if is_told and not is_ahead:
+            descriptor = worker.link.fileno()
+            self._by_descriptor[descriptor] = worker
+            self._poll.register(descriptor, select.POLLIN)
+            self._began.append(Began(*attempt, worker.since))
+        return is_told
 
-    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> tuple[Any, ...]:
+    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
         """The fields of the `TaskCall` for this worker: f and what is around it only if it knows others."""
         assert self._stored is not None
         return (
@@ -291,12 +270,6 @@ class PoolRun:
             is_ahead,
         )
 
-    def _note_told(self, worker: Worker) -> None:
-        """What a worker has been told it need not be told again."""
-        worker.around = self._around
-        worker.modules.update(self._modules)
-        worker.function = self._digest
-
     def _heard(self, worker: Worker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
         said, is_there = worker.receive()
@@ -309,27 +282,32 @@ class PoolRun:
                     self._waiting.appendleft(message.order[1:])
                     is_fit = False
                 else:
-                    outcomes += self._outcomes(message)
+                    outcomes.append(self._outcome(message))
             except (FrameError, LookupError, ValueError) as error:  # no reply, or no key of a part
                 outcomes.append(lost(*message.order[1:], f"what its worker said is no reply: {error}"))
                 is_fit = False  # what says such things is not to be trusted with more
-        outcomes = self._ended(outcomes)
         if not is_there and worker.orders:
-            _, task, attempt = worker.orders.popleft()[0]
-            outcomes += self._ended([lost(task, attempt, self._workers.ending(worker))])
-        if not (is_there and is_fit) or any(map(_is_of_lost_worker, outcomes)):
+            outcomes.append(lost(*worker.orders.popleft()[0][1:], self._workers.ending(worker)))
+        told = []
+        for one in outcomes:
+            if (one.task, one.attempt) in self._open:  # its end has not been told
+                told.append(one)
+                if one.over:
+                    self._open.remove((one.task, one.attempt))
+                is_fit &= one.failure is None or one.failure.kind != "lost"
+        if not (is_there and is_fit):
             self._let_go(worker)
         elif not worker.orders:
             self._release(worker)
             self._workers.give_back(worker)
         elif said and worker.orders[0][0] != said[-1].order:  # it has begun the next one
             self._began.append(Began(*worker.orders[0][0][1:], worker.since))
-        return outcomes
+        return told
 
     def _send_part(self, worker: Worker, key: str) -> bool:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
         assert self._stored is not None
-        is_told = worker.send("part", key, self._stored.part(self._payload.blocks, key))
+        is_told = worker.link.send(("part", key, self._stored.part(self._payload.blocks, key)))
         self._workers.flush()
         return is_told
 
@@ -346,24 +324,11 @@ class PoolRun:
         self._poll.unregister(descriptor)
         del self._by_descriptor[descriptor]
 
-    def _ended(self, outcomes: list[Outcome]) -> list[Outcome]:
-        """Those of attempts whose end has not been told yet."""
-        new = [one for one in outcomes if (one.task, one.attempt) in self._open]
-        self._open.difference_update((one.task, one.attempt) for one in new if one.over)
-        return new
-
-    def _outcomes(self, message: Message) -> list[Outcome]:
-        """What a message says of an attempt."""
+    def _outcome(self, message: Message) -> Outcome:
+        """What a message says of an attempt; FrameError if it is no reply."""
         _, task, attempt = message.order
         if message.kind == LEFT:
-            return [lost(task, attempt, "its worker took it for cancelled")]
-        outcome = self._outcome_of(message, task, attempt)
-        if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
-            self._stored.store_again(self._payload.blocks, task)
-        return [outcome._replace(over=message.kind == END)]
-
-    def _outcome_of(self, message: Message, task: int, attempt: int) -> Outcome:
-        """What a reply of this attempt tells; FrameError if it is none."""
+            return lost(task, attempt, "its worker took it for cancelled")
         try:
             data = self._read(bytes(message.data).decode()) if message.is_file else message.data
             outcome = self._payload.outcome(self._payload.reply(task, attempt, message.header, data))
@@ -371,7 +336,9 @@ class PoolRun:
             raise FrameError(f"{type(error).__name__}: {error}") from error
         if (outcome.task, outcome.attempt) != (task, attempt):
             raise FrameError(f"a reply of task {outcome.task}, not of {task}")
-        return outcome
+        if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
+            self._stored.store_again(self._payload.blocks, task)
+        return outcome if message.kind == END else outcome._replace(over=False)
 
     def _read(self, left: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""
@@ -402,17 +369,6 @@ class PoolRun:
         return str(path)
 
 
-def _digest(f: bytes | str) -> bytes:
-    """What tells a function from others; a file is of one map, and is named so."""
-    return f.encode() if isinstance(f, str) else hashlib.blake2b(f, digest_size=16).digest()
-
-
-def surroundings(threads: int) -> Surroundings:
-    """Those of this process now, with limits for the libraries that workers import later."""
-    environment = {**os.environ, **limits_of_threads(threads)}
-    return Surroundings(working_folder(), tuple(absolute_module_path()), environment)
-
-
 def _remove(folder: Path) -> None:
     """Remove a folder, to which a worker may be writing."""
     for _ in range(10):
@@ -424,7 +380,3 @@ def _remove(folder: Path) -> None:
             shutil.rmtree(folder, ignore_errors=True)
         else:
             return
-
-
-def _is_of_lost_worker(outcome: Outcome) -> bool:
-    return outcome.failure is not None and outcome.failure.kind == "lost"

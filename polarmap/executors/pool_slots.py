@@ -11,7 +11,8 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 from polarmap.worker.cores import available_cores
@@ -19,38 +20,28 @@ from polarmap.worker.cores import available_cores
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 UNHEARD_SECONDS = 0.05  # that a reply may wait for its driver where many maps share a process
 STANDSTILL_SECONDS = 1.0  # in which no slot became free, before a map that has none gets one more
-SPARE_SLOTS = 2  # beyond the cores, so that fetching a block overlaps with computing on another
 
 
+@dataclass(eq=False)
 class Lease:
     """By which a run holds workers, until it ends.
 
-    Attributes
-    ----------
-    wake : callable
-        Lets the run look whether it may start a task.
-    under_way : dict from worker to float
-        Those that do its tasks, and since when, on the monotonic clock.
-    waiting : int
-        Tasks that it would start.
-    is_listening : bool
-        Whether it starts tasks as soon as it is woken.
-    since : float
-        When a task of it started or ended last, or it began to wait.
-    was_idle : bool
-        Whether cores were idle when it looked last.
-    ended : float or None
-        When it ended.
+    wake : lets the run look whether it may start a task.
+    under_way : from the workers that do its tasks to since when, on the monotonic clock.
+    waiting : tasks that it would start.
+    is_listening : whether it starts tasks as soon as it is woken.
+    since : when a task of it started or ended last, or it began to wait.
+    was_idle : whether cores were idle when it looked last.
+    ended : when it did; None: it has not.
     """
 
-    def __init__(self, wake: Callable[[], None]) -> None:
-        self.wake = wake
-        self.under_way: dict[Any, float] = {}
-        self.waiting = 0
-        self.is_listening = False
-        self.since = time.monotonic()
-        self.was_idle = False
-        self.ended: float | None = None
+    wake: Callable[[], None]
+    under_way: dict[Any, float] = field(default_factory=dict)
+    waiting: int = 0
+    is_listening: bool = False
+    since: float = field(default_factory=time.monotonic)
+    was_idle: bool = False
+    ended: float | None = None
 
 
 class PoolSlots:
@@ -68,7 +59,7 @@ class PoolSlots:
     def __init__(self, most: int | None, is_here: bool) -> None:
         self._most, self._is_here = most, is_here
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
-        self._runs = weakref.WeakSet[Lease]()  # an interrupt may have kept one from being closed
+        self._runs = set[weakref.ref[Lease]]()  # an interrupt may have kept one from being closed
         self._cores, self._limit = 1, sys.maxsize
         self._looked = 0.0
         self._changed = time.monotonic()  # when a task was started or ended last
@@ -80,19 +71,18 @@ class PoolSlots:
                 self._cores = available_cores()
                 self._limit = first_limit(self._cores, self._most) if self._is_here else sys.maxsize
             run = Lease(wake)
-            self._runs.add(run)
+            self._runs.add(weakref.ref(run, self._runs.discard))
             return run
 
     def close(self, run: Lease) -> None:
         """It ends, and its slots are free. Safe to call twice."""
         with self._lock:
-            run.ended = run.ended or time.monotonic()
-            if run not in self._runs:
+            if run.ended is not None:
                 return
-            self._runs.discard(run)
-            self._changed = time.monotonic()
+            run.ended = self._changed = time.monotonic()
+            self._runs.discard(weakref.ref(run))
             if self._is_here:  # what the others need beyond is seen when they leave cores idle
-                self._limit = max(self._under_way, first_limit(self._cores, self._most))
+                self._limit = max(self.under_way, first_limit(self._cores, self._most))
             self._call_next()
 
     def forget(self) -> None:
@@ -110,7 +100,7 @@ class PoolSlots:
             if waiting and not run.waiting:
                 run.since = time.monotonic()
             run.waiting = waiting
-            if self.is_alone():
+            if len(self._runs) < 2:
                 return waiting > 0 and len(run.under_way) < self._limit
             first = self._next(run)
             if first is None or not self._has_slot_for(first):
@@ -138,11 +128,6 @@ class PoolSlots:
             with self._lock:
                 self._call_next(run)
 
-    def is_any_under_way(self) -> bool:
-        """Whether workers do tasks of any run."""
-        with self._lock:
-            return self._under_way > 0
-
     def is_starved(self, run: Lease) -> bool:
         """Whether nothing of it runs, and nothing of the others was started or ended for long."""
         return not run.under_way and time.monotonic() > self._changed + STANDSTILL_SECONDS
@@ -159,10 +144,10 @@ class PoolSlots:
             if not self.is_alone():
                 if now < self._looked + FIRST_LOOK_SECONDS:  # another run has looked
                     return
-                queued += sum(one.waiting for one in self._runs if one is not run)
+                queued += sum(one.waiting for one in self._open() if one is not run)
             self._looked = now
-            idle = sum(self._is_idle(worker, since, now) for worker, since in self._all_under_way().items())
-            extra = extra_slots(self._cores, self._under_way - idle, idle, queued)
+            idle = sum(self._is_idle(*one, now) for run in self._open() for one in run.under_way.items())
+            extra = extra_slots(self._cores, self.under_way - idle, idle, queued)
             if extra and run.was_idle:
                 self._limit = min(self._limit + extra, self._most or sys.maxsize)
                 self._call_next(run)
@@ -174,27 +159,26 @@ class PoolSlots:
         return not is_new and worker.process is not None and is_waiting(worker.process)
 
     @property
-    def _under_way(self) -> int:
-        return sum(len(one.under_way) for one in self._runs)
+    def under_way(self) -> int:
+        """Tasks of all runs that workers do."""
+        return sum(len(one.under_way) for one in self._open())
 
-    def _all_under_way(self) -> Mapping[Any, float]:
-        return {worker: since for one in self._runs for worker, since in one.under_way.items()}
+    def _open(self) -> list[Lease]:
+        return [run for one in list(self._runs) if (run := one()) is not None]
 
     def _next(self, asking: Lease | None = None) -> Lease | None:
         """The run whose turn it is, of those with tasks that wait and a thread that can start them."""
-        ready = [one for one in self._runs if one.waiting and (one.is_listening or one is asking)]
+        ready = [one for one in self._open() if one.waiting and (one.is_listening or one is asking)]
         return min(ready, key=lambda one: (len(one.under_way), one.since), default=None)
 
     def _has_slot_for(self, run: Lease) -> bool:
         """Whether there is room; tasks of others that never end keep no map from going on."""
-        if self._under_way < self._limit:
-            return True
-        may_be_more = self._most is None or self._under_way < self._most
-        return may_be_more and self.is_starved(run)
+        most = self._most or sys.maxsize
+        return self.under_way < self._limit or (self.under_way < most and self.is_starved(run))
 
     def _call_next(self, asking: Lease | None = None) -> None:
         """Tell the run whose turn it is, if there is room for one more task; `asking` looks by itself."""
-        if self._runs and not (asking and self.is_alone()):
+        if not (asking and len(self._runs) < 2):
             first = self._next()
             if first is not None and first is not asking and self._has_slot_for(first):
                 first.wake()
@@ -211,15 +195,6 @@ def first_limit(cores: int, most: int | None) -> int:
     return cores + 1 if os.path.exists("/proc/self/stat") else sys.maxsize
 
 
-def first_slots(cores: int) -> int:
-    """Slots at first: the cores and a little more.
-
-    >>> first_slots(2)
-    4
-    """
-    return cores + SPARE_SLOTS
-
-
 def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
     """Slots to open now: `busy` tasks compute, `idle` ones have started and do not, the rest waits.
 
@@ -227,6 +202,8 @@ def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
 
     >>> extra_slots(cores=2, busy=2, idle=5, queued=9), extra_slots(2, 0, 4, 9), extra_slots(2, 1, 8, 9)
     (0, 2, 4)
+    >>> extra_slots(cores=4, busy=0, idle=20, queued=1), extra_slots(4, 1, 0, 50)
+    (1, 3)
     """
     return min(max(cores - busy, idle // 2), queued) if busy < cores else 0
 

@@ -5,29 +5,29 @@ from __future__ import annotations
 import contextlib
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Any
 
 from polarmap.clouds import limits
+from polarmap.clouds.limits import kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join, WorkerListener
-from polarmap.executors.worker_table import Worker, WorkerTable, ended
+from polarmap.executors.worker_table import GRACE_SECONDS, Worker, WorkerTable, abandoned_for
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
 MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
-GRACE_SECONDS = 1.0  # after which one that is busy with an abandoned task is not counted on
 FAILURES = 3  # launches of which nothing comes, one after the other, before no more are made
 FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
-LOOK_SECONDS = 0.2  # between looks whether workers that were started have failed
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
 RENEW_SECONDS = 30.0  # before a worker ends, another one is started
@@ -84,6 +84,25 @@ class Site:
         return {}
 
 
+@dataclass
+class Launch:
+    """A worker that was started, and is not known to have ended.
+
+    began : when; ends : when it ends by itself; paid : until when it is accounted for.
+    has_called : whether it was ever there.
+    """
+
+    began: float
+    ends: float
+    paid: float = 0.0
+    has_called: bool = False
+
+    def unpaid(self, now: float) -> float:
+        """Seconds that are not accounted for; one that is missed is paid no longer."""
+        until = now if self.has_called else min(now, self.began + MISSED_SECONDS)
+        return max(0.0, until - max(self.began, self.paid))
+
+
 class RemoteWorkers(WorkerTable):
     """Those of one pool. They are started as maps want them, and renewed before they end.
 
@@ -108,17 +127,13 @@ class RemoteWorkers(WorkerTable):
         super().__init__(most if most is not None else site.workers)
         self._site = site
         self._wanted = 0
-        self._starting: dict[int, float] = {}  # number -> when it was started
-        self._ends: dict[int, float] = {}  # number -> when it ends by itself
+        self._launched: dict[int, Launch] = {}  # by number, until they are known to have ended
         self._failures, self._reason = 0, ""
         self._pause, self._failed_at = 0.0, 0.0
         self._refused_since: float | None = None  # by the site, again and again
-        self._unpaid: dict[int, float] = {}  # number -> since when it has not been accounted for
-        self._seconds, self._started = 0.0, 0  # of workers that are gone, and starts: the same
+        self._seconds, self._started = 0.0, 0  # not accounted for, of workers that are gone, and starts
         self._asked = time.monotonic()  # what is to be paid
         self._began = time.monotonic()
-        self._next_look = 0.0
-        self.channel = ""  # over which the latest worker called
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
         self._objects: ObjectLinks | None = None
@@ -129,7 +144,16 @@ class RemoteWorkers(WorkerTable):
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error
         endpoints = () if self._listener is None else self._listener.endpoints
+        memory = memory if site.limits is None else min(memory, kept_bytes(site.limits))
         self._address = DriverAddress(endpoints, key, site.bucket, site.prefix, memory, threads)
+
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that workers of this site cannot reach."""
+        self._site.check_source(source, use)
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a pickled function names and workers may not have."""
+        return self._site.modules(pickled)
 
     def want(self, count: int) -> None:
         """So many would be of use now: start what is missing."""
@@ -141,9 +165,6 @@ class RemoteWorkers(WorkerTable):
     def check(self) -> None:
         """Start anew what has failed; ExecutorError if no worker is there, and none will be."""
         now = time.monotonic()
-        if now < self._next_look:
-            return
-        self._next_look = now + LOOK_SECONDS
         with self._lock:
             self._check_open()
             self._note_ended()
@@ -159,11 +180,12 @@ class RemoteWorkers(WorkerTable):
         """What they have been paid for since this was asked before, from the start to the end of each."""
         with self._lock:
             now = time.monotonic()
-            seconds = self._seconds + sum(now - since for since in self._unpaid.values())
+            seconds = self._seconds + sum(one.unpaid(now) for one in self._launched.values())
             started = self._started
             looks = min(now - self._asked, seconds) / self._site.look_seconds
-            listings = looks * listing_requests(len(self._unpaid))
-            self._unpaid = dict.fromkeys(self._unpaid, now)
+            listings = looks * listing_requests(len(self._launched))
+            for one in self._launched.values():
+                one.paid = now
             self._seconds, self._started, self._asked = 0.0, 0, now
         writes, reads = (0, 0) if self._objects is None else self._objects.requests(seconds)
         return Stay(seconds, started, writes + round(listings), reads)
@@ -180,7 +202,7 @@ class RemoteWorkers(WorkerTable):
                 return
             self._note_ended()
             self._renew()
-            self._drop_surplus()
+            self._review()
 
     def close(self) -> None:
         """End them all."""
@@ -199,11 +221,16 @@ class RemoteWorkers(WorkerTable):
         return None  # `want` and `check` start others, which join when they are there
 
     def _end(self, worker: Worker) -> None:
-        self._account(worker.number)
-        self._ends.pop(worker.number, None)
+        self._forget(worker.number)
 
-    def _give_up(self, abandoned: Sequence[Worker]) -> None:
-        self._drop_surplus()
+    def _forget(self, number: int) -> None:
+        """This one has ended, and is paid no longer."""
+        launch = self._launched.pop(number, None)
+        self._seconds += launch.unpaid(time.monotonic()) if launch else 0.0
+
+    def _give_up(self) -> None:
+        """Let free workers go that are more than were ever wanted, first those that end first."""
+        self._drop(len(self._workers) - self._stuck() - self._wanted, lambda one: one.expires)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
         """A worker has called."""
@@ -211,51 +238,50 @@ class RemoteWorkers(WorkerTable):
             if self._is_closed:
                 link.close()
                 return
-            started = self._starting.pop(number, None)
-            if number not in self._ends:
+            launch = self._launched.get(number)
+            if launch is None:
                 link.close()  # it was given up
                 return
-            if started is not None and started > self._failed_at:
+            if not launch.has_called and launch.began > self._failed_at:
                 self._pause = 0.0
+            launch.has_called = True
             old = self._workers.pop(number, None)
-            if old is not None:  # it was started again by its site
-                _let_go(old)
+            if old is not None and (old.lease is None or old in self._abandoned):
+                self._remove(old)  # it was started again by its site
+            elif old is not None:
+                old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failures, self.channel = 0, channel
-            self._workers[number] = Worker(number, link, expires=self._ends.get(number, 0.0))
-
-    def _account(self, number: int) -> None:
-        """This one is paid no longer."""
-        self._seconds += time.monotonic() - self._unpaid.pop(number, time.monotonic())
+            self._workers[number] = Worker(number, link, expires=launch.ends)
 
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for."""
-        useful = len(self._workers) - self._stuck() + len(self._starting)
+        useful = len(self._workers) - self._stuck() + self._starting()
         missing = self._wanted - useful
         may_start = self._failures < FAILURES and time.monotonic() >= self._failed_at + self._pause
         if missing > 0 and may_start:
             try:
                 self._launch(missing)
                 self._refused_since = None
-            except ExecutorError as error:
-                self._note_refusal(error)
+            except ExecutorError as error:  # of a site that has given workers before: its storage may be away
+                since = self._refused_since or time.monotonic()
+                if not self.channel or time.monotonic() > since + AWAY_SECONDS:
+                    raise
+                self._refused_since = since
+                self._pause_launches(str(error))
 
-    def _note_refusal(self, error: ExecutorError) -> None:
-        """Try again later, for a while: a site that has given workers before may have its storage away."""
-        now = time.monotonic()
-        since = now if self._refused_since is None else self._refused_since
-        if not self.channel or now > since + AWAY_SECONDS:
-            raise error
-        self._refused_since, self._reason = since, str(error)
-        self._pause_launches(now)
-
-    def _pause_launches(self, now: float) -> None:
+    def _pause_launches(self, reason: str) -> None:
         """Start none for twice as long as after the failure before."""
-        self._failed_at, self._pause = now, min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+        self._failed_at, self._reason = time.monotonic(), reason
+        self._pause = min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
 
     def _stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
-        late = time.monotonic() - GRACE_SECONDS
-        return sum(ended(worker) < late for worker in self._abandoned())
+        return sum(abandoned_for(worker) > GRACE_SECONDS for worker in list(self._abandoned))
+
+    def _starting(self) -> int:
+        """How many have not called, and may soon."""
+        since = time.monotonic() - MISSED_SECONDS if self._workers else 0.0
+        return sum(not one.has_called and one.began > since for one in self._launched.values())
 
     def _launch(self, count: int) -> None:
         now, workers = time.monotonic(), {}
@@ -263,9 +289,7 @@ class RemoteWorkers(WorkerTable):
             number = next(self._numbers)
             share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
             workers[number] = share * self._site.seconds
-            self._starting[number] = now
-            self._ends[number] = now + workers[number]
-        self._unpaid |= dict.fromkeys(workers, now)
+        self._launched |= {number: Launch(now, now + seconds) for number, seconds in workers.items()}
         self._started += count
         if not self._workers:
             self._began = now
@@ -273,37 +297,32 @@ class RemoteWorkers(WorkerTable):
             self._site.launch(self._address, workers)
         except BaseException:
             for number in workers:
-                del self._starting[number], self._ends[number], self._unpaid[number]
+                del self._launched[number]
             self._started -= count
             raise
 
     def _note_ended(self) -> None:
-        """Forget those whose end was told, or that have not called for long."""
-        failed = 0
+        """Forget those whose end was told."""
+        failed: str | None = None
         for number, reason in self._site.ended(may_ask=not self.channel).items():
-            if self._starting.pop(number, None) is not None:
-                failed, self._reason = 1, reason
-                self._ends.pop(number, None)
-                self._account(number)
-            elif number in self._workers and self._workers[number].lease is None:
-                self._remove(self._workers[number])
+            launch, worker = self._launched.get(number), self._workers.get(number)
+            if launch is not None and not launch.has_called:
+                failed = reason
+                self._forget(number)
+            elif worker is not None and worker.lease is None:
+                self._remove(worker)
             elif self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
                 self._objects.hang_up(number)
-        now = time.monotonic()
-        if failed:
+        if failed is not None:
             self._failures += 1
-            self._pause_launches(now)
-        for number, began in list(self._starting.items()):
-            if now > began + MISSED_SECONDS and self._workers:
-                del self._starting[number]
-                self._account(number)
+            self._pause_launches(failed)
 
     def _renew(self) -> None:
         """Start others for a few of those that will end soon; let those go whose time has come."""
         now = time.monotonic()
         lead = min(RENEW_SECONDS, 0.1 * self._site.seconds)
         ending = sorted(self._workers.values(), key=lambda one: one.expires)
-        renewing = len(self._starting)
+        renewing = self._starting()
         most = -(-len(self._workers) // RENEWED_SHARE)
         for worker in ending:
             if worker.expires - lead > now:
@@ -314,20 +333,3 @@ class RemoteWorkers(WorkerTable):
                 renewing += 1
             elif worker.lease is None and now > worker.expires:
                 self._remove(worker)
-
-    def _drop_surplus(self) -> None:
-        """Let free workers go that are more than were ever wanted, first those that end first."""
-        surplus = len(self._workers) - self._stuck() - self._wanted
-        free = sorted(
-            (one for one in self._workers.values() if one.lease is None), key=lambda one: one.expires
-        )
-        for worker in free[: max(0, surplus)]:
-            self._remove(worker)
-
-
-def _let_go(worker: Worker) -> None:
-    """Another one has come in its place: a map that waits for it sees that it is gone, and closes it."""
-    if worker.lease is None or worker.lease.ended is not None:
-        worker.link.close()
-    else:
-        worker.link.hang_up()

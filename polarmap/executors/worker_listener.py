@@ -8,9 +8,9 @@ import socket
 import threading
 from collections.abc import Callable
 
-from polarmap.executors.links import Link, SocketLink
-from polarmap.worker.authentication import AuthenticationError, admit_worker
-from polarmap.worker.channels import Endpoint, ready, stay_awake
+from polarmap.executors.links import Link, SocketLink, WakeSignal
+from polarmap.worker.channels import Endpoint, admit_worker, ready, stay_awake
+from polarmap.worker.frames import FrameError
 
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
 MOST_STRANGERS = 256  # connections that may be proving it at a time
@@ -41,48 +41,42 @@ class WorkerListener:
         self._socket.setblocking(False)
         self._strangers = dict[socket.socket, None]()  # that have not proved it yet, the first first
         self._lock = threading.Lock()
-        self._wake, self._woken = socket.socketpair()
+        self._over = WakeSignal()
         self._thread = threading.Thread(target=self._listen, name="polarmap-listener", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
         """Listen no more."""
-        with contextlib.suppress(OSError):
-            self._wake.send(b".")
+        self._over.set()
         self._thread.join()
         self.forget()
 
     def forget(self) -> None:
         """Let go of the sockets, in a process that was forked of the one that listens."""
-        for one in (self._socket, self._wake, self._woken):
-            one.close()
+        self._socket.close()
+        self._over.close()
 
     def _listen(self) -> None:
         while True:
-            if self._woken in ready([self._socket, self._woken], select.POLLIN, None):
+            if self._over in ready([self._socket, self._over], select.POLLIN, None):
                 return
             try:
                 connection, _ = self._socket.accept()
             except BlockingIOError:  # whoever called has gone again
                 continue
             except OSError:  # no descriptor is free
-                ready([self._woken], select.POLLIN, REST_SECONDS)
+                ready([self._over], select.POLLIN, REST_SECONDS)
                 continue
-            self._make_room()
             with self._lock:
+                if len(self._strangers) >= MOST_STRANGERS:  # the one that takes longest is let go
+                    oldest = next(iter(self._strangers))
+                    del self._strangers[oldest]
+                    with contextlib.suppress(OSError):
+                        oldest.shutdown(socket.SHUT_RDWR)
                 self._strangers[connection] = None
             threading.Thread(
                 target=self._admit, args=(connection,), name="polarmap-stranger", daemon=True
             ).start()
-
-    def _make_room(self) -> None:
-        """Where as many prove it as may, the one that takes longest is let go."""
-        with self._lock:
-            if len(self._strangers) >= MOST_STRANGERS:
-                oldest = next(iter(self._strangers))
-                del self._strangers[oldest]
-                with contextlib.suppress(OSError):
-                    oldest.shutdown(socket.SHUT_RDWR)
 
     def _admit(self, connection: socket.socket) -> None:
         """Let a worker join that has the key."""
@@ -91,7 +85,7 @@ class WorkerListener:
             number, seals = admit_worker(connection, self._key)
             stay_awake(connection)
             link = SocketLink(connection, seals)
-        except (OSError, AuthenticationError):
+        except (OSError, FrameError):
             with self._lock:  # so that no other one is let go in place of this one
                 connection.close()
         else:

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import ForkServerProcess, modules_named
+from polarmap.executors.fork_server_process import (
+    ForkServerProcess,
+    absolute_module_path,
+    modules_named,
+)
 from polarmap.executors.links import SocketLink
-from polarmap.executors.pool_slots import first_slots
-from polarmap.executors.worker_table import Worker, WorkerTable, ended, has_ended_lately
+from polarmap.executors.worker_table import GRACE_SECONDS, Worker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
+from polarmap.worker.process_state import Surroundings, working_folder
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
-GRACE_SECONDS = 0.5  # after which one that is busy with an abandoned task is killed
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
-TEND_SECONDS = 0.5  # between looks for those
 SPARE_SECONDS = 5.0  # after which one that was not needed ends, beyond those that stay
+SPARE_WORKERS = 2  # that stay beyond the cores, so that fetching a block overlaps with computing on another
 MOST_ABANDONED = 16  # more are killed before
 
 
@@ -40,11 +47,24 @@ class WorkerProcesses(WorkerTable):
         self._threads, self._folders = threads, folders
         self._server: ForkServerProcess | None = None
         self._modules: Sequence[str] = ()
+        self._seen: Any = None  # of this process, when it was looked at last
+        self._surroundings: Surroundings | None = None  # what workers are told of that
 
-    def expect(self, pickled: bytes) -> None:
-        """Let what forks workers import what the first function needs: else each of them does."""
+    def surroundings(self) -> Surroundings:
+        """Those of this process now, with limits for the libraries that workers import later."""
+        environment: Any = os.environ
+        # What lies below it is copied in one call, itself in several for each variable.
+        seen = working_folder(), sys.path[:], dict(environment._data)
+        if self._surroundings is None or seen != self._seen:
+            self._seen, variables = seen, {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(self._threads))}
+            self._surroundings = Surroundings(seen[0], tuple(absolute_module_path()), variables)
+        return self._surroundings
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """None: what forks workers imports what the first function needs, else each of them does."""
         if self._server is None:
             self._modules = modules_named(pickled)
+        return {}
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone."""
@@ -56,14 +76,9 @@ class WorkerProcesses(WorkerTable):
         """End those that nobody has needed lately beyond what was asked for, or what keeps the cores busy."""
         with self._lock:
             self._review()
-            free = sorted(
-                (one for one in self._workers.values() if one.lease is None), key=lambda one: one.freed
-            )
-            stay = first_slots(available_cores()) if self._most is None else self._most
-            surplus, now = len(self._workers) - stay, time.monotonic()
-            for worker in free[: max(0, surplus)]:
-                if worker.freed + SPARE_SECONDS <= now:
-                    self._remove(worker)
+            stay = available_cores() + SPARE_WORKERS if self._most is None else self._most
+            until = time.monotonic() - SPARE_SECONDS
+            self._drop(len(self._workers) - stay, lambda one: one.freed, until)
 
     def close(self) -> None:
         """End them all."""
@@ -91,10 +106,9 @@ class WorkerProcesses(WorkerTable):
         return server
 
     def _another(self) -> Worker | None:
-        abandoned = self._abandoned()
-        if self._most is not None and len(self._workers) - len(abandoned) >= self._most:
+        if self._most is not None and len(self._workers) - len(self._abandoned) >= self._most:
             return None
-        if self.slots.is_any_under_way() and has_ended_lately(abandoned, MOMENT_SECONDS):
+        if self.slots.under_way and any(abandoned_for(one) < MOMENT_SECONDS for one in list(self._abandoned)):
             return None  # one may be free in a moment, sooner than a new one would be there
         server = self._started()
         try:
@@ -112,10 +126,10 @@ class WorkerProcesses(WorkerTable):
         if self._server is not None:
             self._server.kill(worker.number)
 
-    def _give_up(self, abandoned: Sequence[Worker]) -> None:
-        surplus, now = len(abandoned) - MOST_ABANDONED, time.monotonic()
-        for number, worker in enumerate(abandoned):
-            if number < surplus or ended(worker) + GRACE_SECONDS < now:
+    def _give_up(self) -> None:
+        surplus = len(self._abandoned) - MOST_ABANDONED
+        for number, worker in enumerate(list(self._abandoned)):
+            if number < surplus or abandoned_for(worker) > GRACE_SECONDS:
                 self._remove(worker)
 
 

@@ -11,19 +11,24 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
 from math import inf
+from select import POLLIN
 from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import Link, readable
+from polarmap.executors.base import check_folder
+from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
+from polarmap.worker.channels import ready
 from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
+from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
 REMEMBERED = 1024  # tasks of each worker
+GRACE_SECONDS = 1.0  # in which one that is busy with a task that nobody waits for may come to its end
 
 Order = tuple[int, int, int]  # map, task and attempt
 
@@ -75,10 +80,6 @@ class Worker:
         if len(self.done) > REMEMBERED:
             del self.done[next(iter(self.done))]
 
-    def send(self, *message: Any) -> bool:
-        """Whether it was told."""
-        return self.link.send(message)
-
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said of its task since the last time, and whether it will say more.
 
@@ -115,6 +116,8 @@ class Worker:
 class WorkerTable:
     """What the workers of all pools have in common. Maps on several threads may take them.
 
+    channel : over which the latest worker elsewhere has called; empty if none has.
+
     Parameters
     ----------
     most : int or None
@@ -122,6 +125,7 @@ class WorkerTable:
     """
 
     is_here = False  # whether they are processes of this machine
+    channel = ""
 
     def __init__(self, most: int | None) -> None:
         self._most = most
@@ -129,14 +133,24 @@ class WorkerTable:
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
         self._workers: dict[int, Worker] = {}
+        self._abandoned: dict[Worker, None] = {}  # whose map has ended, the one that is so for longest first
         self._is_closed = False
         self._owner = os.getpid()
 
     def __len__(self) -> int:
         return len(self._workers)
 
-    def expect(self, pickled: bytes) -> None:
-        """Such a function is about to be called."""
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that they cannot reach; `use`: of the array."""
+        check_folder(source)
+
+    def surroundings(self) -> Surroundings | None:
+        """What they are to find around f; None: what is there."""
+        return None
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a function needs which they are to call, and they may lack."""
+        return {}
 
     def want(self, count: int) -> None:
         """So many would be of use now."""
@@ -162,15 +176,15 @@ class WorkerTable:
         with self._lock:
             if not self.slots.may_take(lease, waiting):
                 return None
-            self._review()
-            free = [worker for worker in self._workers.values() if worker.lease is None]
-            if free:
-                worker = max(free, key=lambda one: (one.process is not None, task in one.done))
-            else:
-                another = self._another()
-                if another is None:
-                    return None
-                worker = another
+            if self._abandoned:
+                self._review()
+            worker, best = None, -1
+            for one in self._workers.values():
+                if one.lease is None and (fit := 2 * (one.process is not None) + (task in one.done)) > best:
+                    worker, best = one, fit
+            worker = worker or self._another()
+            if worker is None:
+                return None
             worker.lease = lease
             self.slots.take(lease, worker)
             return worker
@@ -193,13 +207,14 @@ class WorkerTable:
     def leave(self, lease: Lease) -> None:
         """A map ends: who is at its tasks is told, and left to whoever needs it next, or kills it."""
         with self._lock:
-            workers = list(lease.under_way)
+            workers = dict.fromkeys(lease.under_way)
+            self._abandoned |= {} if self._is_closed else workers
             self.slots.close(lease)
             for worker in workers:
                 if self._is_closed:
                     worker.link.close()
                 elif worker.orders:
-                    worker.send("cancel", worker.orders[0][0][0])
+                    worker.link.send(("cancel", worker.orders[0][0][0]))
 
     def ending(self, worker: Worker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
@@ -208,16 +223,18 @@ class WorkerTable:
 
     def abandoned_tasks(self) -> set[Hashable]:
         """What workers still do for maps that have ended."""
+        if not self._abandoned:
+            return set()
         with self._lock:
             self._review()
-            return {task for worker in self._abandoned() for _, task in worker.orders}
+            return {task for worker in list(self._abandoned) for _, task in worker.orders}
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""
         with self._lock:
             self._is_closed = True
             for worker in list(self._workers.values()):
-                if worker.lease is None or worker.lease.ended is not None:
+                if worker.lease is None or worker in self._abandoned:
                     self._remove(worker)
                 else:  # its map sees it end, at a descriptor that is still there
                     self._end(worker)
@@ -231,6 +248,7 @@ class WorkerTable:
         for worker in self._workers.values():
             worker.link.close()
         self._workers.clear()
+        self._abandoned.clear()
 
     def _check_open(self) -> None:
         if os.getpid() != self._owner:
@@ -245,44 +263,38 @@ class WorkerTable:
     def _end(self, worker: Worker) -> None:
         """Let its process end."""
 
-    def _give_up(self, abandoned: Sequence[Worker]) -> None:
+    def _give_up(self) -> None:
         """Remove those of the workers that are busy with tasks of maps that have ended that are to go."""
-
-    def _abandoned(self) -> list[Worker]:
-        """Those whose map has ended, the one that is so for longest first."""
-        busy = [
-            one for one in self._workers.values() if one.lease is not None and one.lease.ended is not None
-        ]
-        return sorted(busy, key=ended)
 
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; let go of those that do not."""
-        abandoned = self._abandoned()
-        heard = readable(worker.link for worker in abandoned) if abandoned else set()
-        for worker in abandoned:
-            if worker.link not in heard:
-                continue
+        abandoned = list(self._abandoned)  # of which a destructor may make more at any moment
+        heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
+        for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:
                 self._remove(worker)
             elif not worker.orders:
+                del self._abandoned[worker]
                 worker.free()
-        if abandoned:
-            self._give_up(self._abandoned())
+        self._give_up()
+
+    def _drop(self, surplus: int, first: Callable[[Worker], float], until: float = inf) -> None:
+        """Let so many free workers go, those for which `first` is least and no more than `until`."""
+        free = sorted((one for one in self._workers.values() if one.lease is None), key=first)
+        for worker in free[: max(0, surplus)]:
+            if first(worker) <= until:
+                self._remove(worker)
 
     def _remove(self, worker: Worker) -> None:
+        self._abandoned.pop(worker, None)
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
             self._end(worker)
         worker.link.close()
 
 
-def ended(worker: Worker) -> float:
-    """When the map of its task did."""
+def abandoned_for(worker: Worker) -> float:
+    """For how many seconds nobody has waited for its task."""
     assert worker.lease is not None
-    return worker.lease.ended or 0.0
-
-
-def has_ended_lately(workers: Sequence[Worker], seconds: float) -> bool:
-    """Whether the map of one of these ended so lately."""
-    return any(time.monotonic() < ended(worker) + seconds for worker in workers)
+    return time.monotonic() - (worker.lease.ended or 0.0)

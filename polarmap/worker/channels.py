@@ -7,22 +7,25 @@ unpickled. Runs on workers: imports numpy at most.
 from __future__ import annotations
 
 import contextlib
+import hmac
 import os
 import pickle
 import select
 import socket
 import struct
+import time
 import weakref
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Union
 
-from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seals, admit_driver, exactly
-from polarmap.worker.frames import PREFIX, PREFIX_BYTES, Message, frame
+from polarmap.worker.frames import PREFIX, PREFIX_BYTES, TAG_BYTES, FrameError, Message, Seal, Seals, frame
 
 if TYPE_CHECKING:
     from polarmap.worker.object_channel import ObjectChannel
 
 CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or is not reached from here
+NONCE_BYTES = 32
+NUMBER_BYTES = 8
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
 
 Endpoint = tuple[str, int]  # host and port
@@ -89,7 +92,7 @@ Channel = Union[SocketChannel, "ObjectChannel"]  # what connects a worker that s
 def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketChannel | None:
     """A channel to the first of the driver's addresses that answers and has the key; None if none does."""
     for endpoint in endpoints:
-        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, AuthenticationError):
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError, FrameError):
             connection = stack.enter_context(socket.create_connection(endpoint, CONNECT_SECONDS))
             stay_awake(connection)
             seals = admit_driver(connection, key, number)
@@ -99,9 +102,9 @@ def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketC
     return None
 
 
-def ready(connections: Iterable[socket.socket], event: int, seconds: float | None) -> list[socket.socket]:
+def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list[Any]:
     """Those for which poll() tells this within so many seconds, or that they are broken."""
-    poll, found = select.poll(), dict[int, socket.socket]()
+    poll, found = select.poll(), dict[int, Any]()
     for connection in connections:
         poll.register(connection, event)
         found[connection.fileno()] = connection
@@ -115,3 +118,51 @@ def stay_awake(connection: socket.socket) -> None:
     for name, value in KEEPALIVE.items():
         if hasattr(socket, name):
             connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def admit_worker(connection: socket.socket, key: bytes) -> tuple[int, Seals]:
+    """The number of the worker that has connected, which has proved that it has the key.
+
+    Each side sends a nonce, so that nothing of an earlier connection is of use.
+    """
+    ours = os.urandom(NONCE_BYTES)
+    connection.sendall(ours)
+    said = exactly(connection, NONCE_BYTES + NUMBER_BYTES + TAG_BYTES)
+    theirs, number, proof = said[:NONCE_BYTES], said[NONCE_BYTES:-TAG_BYTES], said[-TAG_BYTES:]
+    if not hmac.compare_digest(_code(key, b"worker", ours + theirs + number), proof):
+        raise FrameError("a worker without the key")
+    connection.sendall(_code(key, b"driver", ours + theirs + number))
+    return int.from_bytes(number, "big"), _seals(key, ours + theirs)
+
+
+def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
+    """The other side of `admit_worker`: the driver, too, has proved that it has the key."""
+    theirs = exactly(connection, NONCE_BYTES)
+    ours, sent = os.urandom(NONCE_BYTES), number.to_bytes(NUMBER_BYTES, "big")
+    connection.sendall(ours + sent + _code(key, b"worker", theirs + ours + sent))
+    proof = exactly(connection, TAG_BYTES)
+    if not hmac.compare_digest(_code(key, b"driver", theirs + ours + sent), proof):
+        raise FrameError("a driver without the key")
+    return _seals(key, theirs + ours)
+
+
+def _seals(key: bytes, nonces: bytes | bytearray) -> Seals:
+    return Seals(Seal(_code(key, b"to worker", nonces)), Seal(_code(key, b"to driver", nonces)))
+
+
+def _code(key: bytes, purpose: bytes, data: bytes | bytearray) -> bytes:
+    return hmac.digest(key, purpose + b"\0" + data, "sha256")
+
+
+def exactly(connection: socket.socket, count: int) -> bytearray:
+    """So many bytes; ConnectionError if the other end closes before, or takes twice the time it has."""
+    patience, began, data, filled = connection.gettimeout(), time.monotonic(), bytearray(count), 0
+    with memoryview(data) as view:
+        while filled < count:
+            if patience is not None and time.monotonic() > began + patience:
+                raise TimeoutError("the other end takes too long")
+            received = connection.recv_into(view[filled:])
+            if not received:
+                raise ConnectionError("the other end has closed the connection")
+            filled += received
+    return data

@@ -35,8 +35,7 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, folders: list[str]) -> None:
         self._control, self._folders = control, folders
-        self._workers: dict[int, int] = {}  # number -> process
-        self._dismissed: set[int] = set()  # those of them that the driver wants killed
+        self._workers: dict[int, int] = {}  # number -> process, but for those that the driver wants killed
 
     def run(self) -> None:
         """Until the driver has closed its end, or died."""
@@ -76,8 +75,7 @@ class ForkServer:
             self._fork(number, descriptors[0])
         elif what == END:
             return False
-        elif what == KILL and (process := self._workers.get(number)) is not None:
-            self._dismissed.add(number)
+        elif what == KILL and (process := self._workers.pop(number, None)) is not None:
             _kill(process)
         return True
 
@@ -130,15 +128,8 @@ class ForkServer:
             del self._workers[number]
             with contextlib.suppress(OSError):  # where its children do not become ours
                 os.killpg(process, signal.SIGKILL)
-            self._tell(number, status)
-
-    def _tell(self, number: int, status: int) -> None:
-        """The driver, if it did not want this end."""
-        if number in self._dismissed:
-            self._dismissed.remove(number)
-            return
-        with contextlib.suppress(OSError):  # it is gone, or does not read
-            self._control.send(ENDED.pack(number, status), socket.MSG_DONTWAIT)
+            with contextlib.suppress(OSError):  # the driver is gone, or does not read
+                self._control.send(ENDED.pack(number, status), socket.MSG_DONTWAIT)
 
 
 def _kill(process: int) -> bool:

@@ -5,16 +5,16 @@ Nothing is unpickled here. Runs on workers too: imports the standard library onl
 
 from __future__ import annotations
 
+import hmac
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
-
-from polarmap.worker.authentication import TAG_BYTES, AuthenticationError, Seal
 
 PREFIX = ">c?qqqQQ"  # as struct writes what precedes header and data, whose lengths come last
 PREFIX_BYTES = struct.calcsize(PREFIX)
 HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
 DATA_BYTES = 1 << 40  # the same of data
+TAG_BYTES = 32
 
 # Of a driver: what to do. Of a worker: its process; a part of a block that it needs; that it has left a task
 # that nobody waits for; that it has missed an order; that it is not fit for one; the result of a subtask; the
@@ -24,7 +24,7 @@ KINDS = {ORDER, PROCESS, NEED, LEFT, MISSED, UNFIT, PART, END}
 
 
 class FrameError(Exception):
-    """Bytes that are no message."""
+    """Bytes that are no message, or not of one who has the key."""
 
 
 class Message(NamedTuple):
@@ -39,6 +39,33 @@ class Message(NamedTuple):
     header: bytes | bytearray = b""
     data: bytes | bytearray | memoryview = b""
     is_file: bool = False
+
+
+class Seal:
+    """Tags of the messages that travel in one direction: of each and its place in the sequence."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key, self._count = key, 0
+
+    def tag(self, parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
+        """Of the next message, whose bytes are these in a row."""
+        code = hmac.new(self._key, self._count.to_bytes(8, "big"), "sha256")
+        for part in parts:
+            code.update(part)
+        self._count += 1
+        return code.digest()
+
+    def verify(self, parts: Iterable[bytes | bytearray | memoryview], tag: bytes | bytearray) -> None:
+        """FrameError unless the next message has this tag."""
+        if not hmac.compare_digest(self.tag(parts), tag):
+            raise FrameError("a message was changed on its way")
+
+
+class Seals(NamedTuple):
+    """Of the two directions of a connection."""
+
+    to_worker: Seal
+    to_driver: Seal
 
 
 def frame(message: Message, seal: Seal | None = None) -> bytes:
@@ -74,16 +101,9 @@ class Frames:
             if len(self._bytes) < end + tag_bytes:
                 return
             if self._seal is not None:
-                self._check(self._seal, end)
+                with memoryview(self._bytes) as view:
+                    self._seal.verify((view[:end],), self._bytes[end : end + TAG_BYTES])
             order = number, task, attempt
             message = Message(kind, order, self._bytes[PREFIX_BYTES:start], self._bytes[start:end], is_file)
             del self._bytes[: end + tag_bytes]
             yield message
-
-    def _check(self, seal: Seal, end: int) -> None:
-        """FrameError unless the first message, which ends here, has the right tag."""
-        try:
-            with memoryview(self._bytes) as view:
-                seal.verify((view[:end],), self._bytes[end : end + TAG_BYTES])
-        except AuthenticationError as error:
-            raise FrameError(str(error)) from error

@@ -16,7 +16,10 @@ Result = TypeVar("Result")
 
 _BUSY = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "500", "502", "503", "504")
 # By name: whichever library raises them need not be installed here.
-_BROKEN = ("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading")
+_BROKEN = (
+    *("Connection", "Connect", "Timeout", "Timed", "Incomplete", "Protocol", "Streaming", "BusyLoading"),
+    "FileNotFound",  # a storage of files removes folders that are empty while others write there
+)
 
 
 def retry_call(request: Callable[[], Result], seconds: float = AWAY_SECONDS) -> Result:

@@ -164,7 +164,7 @@ def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapE
                 assert not np.array_equal(outcome.leaves[0], 2 * DATA[task])
             else:
                 assert outcome.failure is not None
-                assert outcome.failure.kind == ("raised" if fault == "raise" else "lost")
+                assert outcome.failure.kind == ("raised" if fault == "raise" else "lost"), outcome
         run.submit([(task, 1) for task in kinds])
         for outcome in ended(run, *kinds).values():
             assert_right(outcome, attempt=1)

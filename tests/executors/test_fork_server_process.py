@@ -6,7 +6,6 @@ import os
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,12 +14,7 @@ import pytest
 import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import (
-    ForkServerProcess,
-    limits_of_threads,
-    modules_named,
-    open_standard_streams,
-)
+from polarmap.executors.fork_server_process import ForkServerProcess, modules_named, open_standard_streams
 from polarmap.worker.frames import Frames
 
 
@@ -64,45 +58,26 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
     assert on_a_new_worker(others) == 0.0
 
 
-def by_attribute() -> Any:
-    return [float(polarmap.encode.__module__ == "polarmap.arrays.encode")]
+@pytest.mark.parametrize(
+    "program",
+    [
+        "found = polarmap.encode.__module__ == 'polarmap.arrays.encode'",
+        "from polarmap import PolarCode; found = PolarCode(8, 6).n == 8",
+        "from polarmap import *; found = 'coded_map' in vars()",
+        # By its version the whole package is there, and its modules still are.
+        """
+import polarmap.linalg.matrices, polarmap.worker.parts
+found = polarmap.__version__ and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part
+""",
+    ],
+)
+def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
+    def run() -> Any:
+        names: dict[str, Any] = {"polarmap": polarmap}
+        exec(program, names)
+        return [float(bool(names["found"]))]
 
-
-def by_name() -> Any:
-    from polarmap import PolarCode
-
-    return [float(PolarCode(8, 6).n == 8)]
-
-
-def by_star() -> Any:
-    names: dict[str, Any] = {}
-    exec("from polarmap import *", names)
-    return [float("coded_map" in names)]
-
-
-def by_module() -> Any:
-    import polarmap.linalg.matrices
-    import polarmap.worker.parts
-
-    version = polarmap.__version__  # by which the package is there, and its modules still are
-    return [float(bool(version and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part))]
-
-
-@pytest.mark.parametrize("way", [by_attribute, by_name, by_star, by_module])
-def test_a_function_that_uses_polarmap_finds_all_of_it(way: Callable[[], Any]) -> None:
-    assert on_a_new_worker(way) == 1.0
-
-
-@pytest.mark.parametrize("ending", ["closed", "died"])
-def test_folders_are_removed_at_its_end(ending: str, tmp_path: Path) -> None:
-    """Of a driver that is killed while it closes, too."""
-    folder = tmp_path / "files"
-    folder.mkdir()
-    server = ForkServerProcess(1, [str(folder)])
-    if ending == "died":
-        server.forget()
-    server.close()
-    assert os.listdir(tmp_path) == []
+    assert on_a_new_worker(run) == 1.0
 
 
 def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +96,7 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
     """Not one that ends by itself: that would not help."""
     x = np.ones(5)
     with Pool(workers=2) as pool:
-        workers = pool._place.start(pool._options).shared.workers
+        workers: Any = pool._start().workers
         lease = workers.slots.open(lambda: None)
         workers.take(lease, 1)
         first = workers._server._process
@@ -153,11 +128,6 @@ def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
             os.close(stream)
     assert leads == {os.devnull}
     assert inherited == [True, True, True]
-
-
-def test_limits_are_told_to_every_library() -> None:
-    assert limits_of_threads(2)["OPENBLAS_NUM_THREADS"] == "2"
-    assert len(set(limits_of_threads(2).values())) == 1
 
 
 def test_only_modules_that_are_there_are_named() -> None:

@@ -19,9 +19,7 @@ from polarmap.executors import pool_slots
 from polarmap.executors.pool_slots import (
     STANDSTILL_SECONDS,
     PoolSlots,
-    extra_slots,
     first_limit,
-    first_slots,
     is_waiting,
 )
 from polarmap.executors.worker_table import Worker
@@ -80,17 +78,16 @@ def listening(pool: PoolSlots, *tasks: int) -> list[Map]:
     return maps
 
 
-@pytest.mark.parametrize(("most", "expected"), [(None, CORES + 1), (2, 2), (24, 24)])
-def test_a_map_that_is_alone_takes_all_slots(most: int | None, expected: int) -> None:
-    one = Map(PoolSlots(most, is_here=True), 100)
+@pytest.mark.parametrize(
+    ("most", "is_here", "expected"),
+    [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (None, False, 100)],
+)
+def test_a_map_that_is_alone_takes_all_slots(most: int | None, is_here: bool, expected: int) -> None:
+    one = Map(PoolSlots(most, is_here), 101)
     assert one.pool.is_alone()
-    assert one.start() == expected
+    assert one.start(100) == expected
     one.end()
-    assert one.start() == 1
-
-
-def test_elsewhere_a_map_that_is_alone_takes_all_workers_that_there_are() -> None:
-    assert Map(PoolSlots(None, is_here=False), 100).start() == 100
+    assert one.start(1) == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])
@@ -131,23 +128,6 @@ def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(
     first.end()
     assert (first.start(), away.start(1)) == (0, 1)
     assert idle.start() == 0
-
-
-def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
-    pool = PoolSlots(2, is_here=True)
-    first = Map(pool, 9)
-    first.start()
-    second, third = listening(pool, 9, 9)
-    first.end()
-    calls = third.calls
-    second.pause()
-    assert third.calls > calls
-    calls = third.calls
-    pool.may_take(third.lease, 0)
-    second.listen()
-    first.end()
-    assert second.calls > 0
-    assert third.calls == calls
 
 
 def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more() -> None:
@@ -294,14 +274,3 @@ def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest
     monkeypatch.setattr(os.path, "exists", lambda path: False)
     assert first_limit(2, None) > 10**6
     assert first_limit(2, 3) == 3
-
-
-@pytest.mark.parametrize("queued", [0, 1, 50])
-def test_no_more_slots_than_tasks_that_wait_and_none_while_the_cores_are_busy(queued: int) -> None:
-    assert extra_slots(cores=4, busy=4, idle=20, queued=queued) == 0
-    assert extra_slots(cores=4, busy=0, idle=20, queued=queued) == min(queued, 10)
-    assert extra_slots(cores=4, busy=1, idle=0, queued=queued) == min(queued, 3)
-
-
-def test_a_few_more_tasks_than_cores_run_at_first() -> None:
-    assert first_slots(2) > 2

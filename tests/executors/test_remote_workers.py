@@ -12,9 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called, honest, serving_by_storage
+from worker_sites import ThreadSite, called
 
 import polarmap
 from polarmap import Pool
@@ -23,7 +22,6 @@ from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import Lease, Worker
-from polarmap.worker import object_channel
 from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -59,7 +57,6 @@ def taken(workers: RemoteWorkers, lease: Lease) -> Worker:
 
 def soon(workers: RemoteWorkers) -> bool:
     """Look now, not in a moment; False."""
-    workers._next_look = 0.0
     workers.check()
     return False
 
@@ -274,6 +271,7 @@ def test_those_that_are_more_than_are_wanted_go(
     workers.want(1)
     assert until(lambda: len(workers) == 2)
     stuck.lease = None  # it has come to its end
+    del workers._abandoned[stuck]
     workers.tend()
     assert len(workers) == 1
 
@@ -292,14 +290,14 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 
 @pytest.fixture
 def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._site", lambda self, folder: site)
+    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice, folder: site)
     with Pool(Path("threads.yaml"), workers=8) as one:
         yield one
 
 
 @pytest.fixture(autouse=True)
 def any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.Elsewhere._known", lambda self: ("threads", None))
+    monkeypatch.setattr("polarmap.executors.pool._place", lambda choice: ("threads", None))
 
 
 def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
@@ -307,18 +305,6 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     result = polarmap.coded_map(lambda block: block @ X, A, executor=pool, **options)
     np.testing.assert_allclose(result.concatenate(), A @ X)
     return result
-
-
-def test_maps_run_by_way_of_a_storage(site: ThreadSite, pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    site.storage, site.bucket = DictStorage(), "b"
-    site.default = serving_by_storage(site.storage)
-    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
-    pool._options = pool._options._replace(listen=False)
-    for _ in range(3):
-        check(pool)
-    assert pool.name == "threads (objects)"
-    pool.close()
-    assert [key for _, key in site.storage.objects if key.endswith("orders")] == []
 
 
 def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
@@ -367,19 +353,6 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
     check(pool)
 
 
-def test_all_kinds_of_nonsense_in_turn(site: ThreadSite, pool: Pool) -> None:
-    turns = iter(NONSENSE * 100)
-
-    def liar(address: Any, number: int, seconds: float) -> None:
-        with closing(called(address, number)) as channel:
-            while (order := channel.receive(PATIENCE)) is not None:
-                channel.send(next(turns)(order))
-
-    site.lives = dict.fromkeys(range(0, 100, 3), liar)
-    for _ in range(4):
-        check(pool)
-
-
 def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
@@ -389,40 +362,6 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
     site.default = liar
     with pytest.raises((ExecutorError, NotDecodableError)):
         check(pool)
-
-
-def test_workers_that_leave_in_the_middle_are_erasures(site: ThreadSite, pool: Pool) -> None:
-    def leaver(address: Any, number: int, seconds: float) -> None:
-        channel = called(address, number)
-        channel.receive(PATIENCE)
-        channel.close()
-
-    site.lives = {0: leaver, 1: leaver}
-    check(pool)
-    check(pool)
-
-
-def test_workers_that_never_answer_are_left_and_others_started(site: ThreadSite, pool: Pool) -> None:
-    is_over = threading.Event()
-
-    def sleeper(address: Any, number: int, seconds: float) -> None:
-        channel = called(address, number)
-        is_over.wait(PATIENCE)
-        channel.close()
-
-    site.lives = {0: sleeper, 5: sleeper}
-    for _ in range(5):
-        check(pool)
-    time.sleep(remote_workers.GRACE_SECONDS)
-    check(pool)
-    assert until(lambda: len(site.threads) >= 10)  # in place of these two
-    is_over.set()
-
-
-def test_honest_workers_are_enough_for_all_this(site: ThreadSite, pool: Pool) -> None:
-    site.default = honest
-    first = check(pool).report
-    assert first.executor == "threads (TCP)"
 
 
 def test_a_block_travels_once_to_each_worker(
@@ -436,7 +375,7 @@ def test_a_block_travels_once_to_each_worker(
         return part(self, coded, key)
 
     monkeypatch.setattr(StoredPieces, "part", counted)
-    pool._options = pool._options._replace(workers=1)
+    pool._workers = 1
     with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
         for _ in range(5):
             np.testing.assert_allclose(operator @ X, A @ X)

@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
@@ -24,6 +23,7 @@ from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 
 class Recorded(WorkerProcesses):
@@ -79,7 +79,7 @@ def call(folder: Path, seconds: float) -> TaskCall:
 
 def told(worker: Worker, call: TaskCall, name: str = "") -> bool:
     worker.note((call.map, call.ticket.task, call.ticket.attempt), name)
-    return worker.send("call", call)
+    return worker.link.send(("call", call))
 
 
 def replied(worker: Worker) -> Message:
@@ -109,13 +109,6 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
     with ours, theirs:
         message = bytes(worker_processes.FUNCTION_BYTES + (1 << 14))
         assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
-
-
-def test_there_are_no_more_than_there_may_be(workers: WorkerProcesses) -> None:
-    lease = opened(workers)
-    for _ in range(3):
-        taken(workers, lease)
-    assert workers.take(lease, 1) is None
 
 
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
@@ -163,28 +156,11 @@ def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
     assert len(workers) == 0
 
 
-def test_those_of_a_map_that_runs_are_ended_and_the_map_learns_of_it(workers: WorkerProcesses) -> None:
-    busy, gone, free = (taken(workers) for _ in range(3))
-    workers.give_back(free)
-    workers.close()
-    assert free.link.fileno() == -1
-    poll = select.poll()
-    poll.register(busy.link, select.POLLIN)  # still there: nobody else gets its number meanwhile
-    assert poll.poll(30_000)
-    busy.receive()  # that it was a process, unless it was ended before it could say so
-    assert busy.receive() == ([], False)
-    for learn in (lambda: workers.remove(gone), lambda: workers.take(opened(workers), 1)):
-        with pytest.raises(ExecutorError, match="were ended while a map ran"):
-            learn()
-    assert busy.lease is not None
-    workers.leave(busy.lease)
-    assert (busy.link.fileno(), gone.link.fileno()) == (-1, -1)
-
-
 def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores_busy(
     workers: WorkerProcesses, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_processes, "first_slots", lambda cores: 1)
+    monkeypatch.setattr(worker_processes, "available_cores", lambda: 1)
+    monkeypatch.setattr(worker_processes, "SPARE_WORKERS", 0)
     first, second, third = (taken(workers) for _ in range(3))
     for worker in (second, first):
         workers.give_back(worker)
@@ -201,3 +177,17 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     workers.give_back(third)
     workers.tend()
     assert taken(workers) is third
+
+
+def test_workers_get_the_surroundings_of_the_driver(
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.surroundings()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setenv("POLARMAP_TEST", "yes")
+    found = workers.surroundings()
+    assert found is workers.surroundings()  # as long as nothing changes
+    assert found.folder == str(tmp_path)
+    assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
+    assert all(map(os.path.isabs, found.module_path))

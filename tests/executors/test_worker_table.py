@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,13 +10,7 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
-from polarmap.executors.worker_table import (
-    REMEMBERED,
-    Worker,
-    WorkerTable,
-    ended,
-    has_ended_lately,
-)
+from polarmap.executors.worker_table import REMEMBERED, Worker, WorkerTable
 from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
@@ -45,8 +38,8 @@ class Table(WorkerTable):
     def _end(self, worker: Worker) -> None:
         self.gone.append(worker.number)
 
-    def _give_up(self, abandoned: Any) -> None:
-        self.abandoned.append([worker.number for worker in abandoned])
+    def _give_up(self) -> None:
+        self.abandoned.append([worker.number for worker in self._abandoned])
 
 
 @pytest.fixture
@@ -66,10 +59,6 @@ def taken(table: Table, lease: Lease, task: Any = None) -> Worker:
 
 def opened(table: Table) -> Lease:
     return table.slots.open(lambda: None)
-
-
-def over(table: Table, lease: Lease) -> None:
-    table.leave(lease)
 
 
 def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None:
@@ -120,7 +109,7 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
     worker = taken(table, lease)
     worker.note(TOLD, "task")
     assert table.abandoned_tasks() == set()
-    over(table, lease)
+    table.leave(lease)
     assert table.abandoned_tasks() == {"task"}
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == set()
@@ -146,7 +135,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
     lease = opened(table)
     worker = taken(table, lease)
     worker.note(TOLD, "task")
-    over(table, lease)
+    table.leave(lease)
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == {"task"}
     assert worker.lease is lease
@@ -156,7 +145,7 @@ def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -
 def test_a_worker_that_dies_of_an_abandoned_task_is_removed(table: Table) -> None:
     lease = opened(table)
     taken(table, lease)
-    over(table, lease)
+    table.leave(lease)
     table.links[0].hang_up()
     table.abandoned_tasks()
     assert len(table) == 0
@@ -168,9 +157,9 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     for lease in leases:
         taken(table, lease)
     for turn in (2, 0, 1):
-        leases[turn].ended = float(turn)
+        table.leave(leases[turn])
         table.abandoned_tasks()
-    assert table.abandoned[-1] == [0, 1, 2]
+    assert table.abandoned[-1] == [2, 0, 1]
 
 
 def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
@@ -210,7 +199,7 @@ def test_close_ends_all_and_maps_see_it(table: Table) -> None:
     lease, another = opened(table), opened(table)
     busy, abandoned, free = taken(table, lease), taken(table, another), taken(table, lease)
     table.give_back(free)
-    over(table, another)
+    table.leave(another)
     table.close()
     assert sorted(table.gone) == [0, 1, 2]
     assert busy.link.fileno() >= 0  # its map waits there
@@ -228,14 +217,3 @@ def test_whoever_leaves_after_the_end_closes_what_is_left(table: Table) -> None:
     table.close()
     table.leave(lease)
     assert worker.link.fileno() == -1
-
-
-def test_how_long_ago_a_map_ended(table: Table) -> None:
-    worker = Worker(0, ObjectLink(lambda message: None), lease=opened(table))
-    assert worker.lease is not None
-    worker.lease.ended = time.monotonic() - 10.0
-    assert has_ended_lately([worker], 20.0)
-    assert not has_ended_lately([worker], 5.0)
-    assert not has_ended_lately([], 5.0)
-    assert ended(worker) == worker.lease.ended
-    worker.link.close()

@@ -6,17 +6,25 @@ import os
 import pickle
 import socket
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from polarmap.worker import channels
-from polarmap.worker.authentication import AuthenticationError, Seal, Seals, admit_worker
-from polarmap.worker.channels import SocketChannel, connected
-from polarmap.worker.frames import END, ORDER, Frames, Message, frame
+from polarmap.worker.channels import (
+    NONCE_BYTES,
+    NUMBER_BYTES,
+    SocketChannel,
+    admit_driver,
+    admit_worker,
+    connected,
+    exactly,
+)
+from polarmap.worker.frames import END, ORDER, TAG_BYTES, FrameError, Frames, Message, Seal, Seals, frame
 
 KEY = bytes(range(32))
 
@@ -74,7 +82,7 @@ def test_nothing_is_unpickled_that_was_changed_on_its_way(tmp_path: Path) -> Non
     channel = SocketChannel(theirs, seals())
     with ours:
         ours.sendall(told(Bomb(), Seal(b"another key")))
-        with pytest.raises(AuthenticationError):
+        with pytest.raises(FrameError):
             channel.receive(None)
     channel.close()
     assert not (tmp_path / "unpickled").exists()
@@ -126,19 +134,13 @@ def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> No
     with socket.create_server(("127.0.0.1", 0)) as gone:
         nobody = gone.getsockname()
     endpoints = [nobody, ("256.256.256.256", 1), listening.getsockname()]
+    assert connected(endpoints[:-1], KEY, 5) is None
     with ThreadPoolExecutor() as pool:
         found = pool.submit(admitted, listening)
         channel = connected(endpoints, KEY, 5)
         assert found.result() == 5
     assert channel is not None
     channel.close()
-
-
-def test_addresses_of_nobody_are_no_channel() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as gone:
-        nobody = gone.getsockname()
-    assert connected([nobody], KEY, 5) is None
-    assert connected([], KEY, 5) is None
 
 
 def test_who_has_not_the_key_or_says_nothing_is_no_driver(
@@ -181,3 +183,139 @@ def test_a_process_with_many_open_files_connects_and_hears(listening: socket.soc
         for one in taken:
             os.close(one)
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# --- who is at the other end ----------------------------------------------------------------------
+
+ANSWER_BYTES = NONCE_BYTES + NUMBER_BYTES + TAG_BYTES
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Of a connection: the driver's and the worker's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10.0)
+        theirs.settimeout(10.0)
+        yield ours, theirs
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any) -> None:
+    found = background(admit_driver, ends[1], KEY, 123)
+    number, seals = admit_worker(ends[0], KEY)
+    assert number == 123
+    for ours, theirs in zip(seals, found.result()):
+        for message in ((b"one",), (b"o", b"ne"), (b"",)):
+            theirs.verify(message, ours.tag(message))
+
+
+def test_no_two_connections_have_the_same_seals(background: Any) -> None:
+    tags = set()
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = background(admit_driver, theirs, KEY, 1)
+            _, seals = admit_worker(ours, KEY)
+            tags |= {seals.to_worker.tag([b"x"]), seals.to_driver.tag([b"x"])}
+            found.result()
+    assert len(tags) == 6
+
+
+def test_the_number_of_a_worker_cannot_be_changed_on_its_way(ends: Any, background: Any) -> None:
+    found = background(admit_worker, ends[0], KEY)
+    nonce = exactly(ends[1], NONCE_BYTES)
+    middle, worker = socket.socketpair()
+    with middle, worker:
+        proof = background(admit_driver, worker, KEY, 1)
+        middle.sendall(nonce)
+        answer = bytearray(exactly(middle, ANSWER_BYTES))
+        answer[NONCE_BYTES + NUMBER_BYTES - 1] ^= 2
+        ends[1].sendall(answer)
+        with pytest.raises(FrameError):
+            found.result()
+        middle.close()
+        with pytest.raises((FrameError, ConnectionError)):
+            proof.result()
+
+
+def test_what_was_said_on_an_earlier_connection_is_of_no_use(ends: Any, background: Any) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:  # somebody listens here
+        proof = background(admit_driver, theirs, KEY, 1)
+        ours.sendall(os.urandom(NONCE_BYTES))
+        said = exactly(ours, ANSWER_BYTES)
+        ours.close()
+        with pytest.raises((FrameError, ConnectionError)):
+            proof.result()
+    ends[1].sendall(said)
+    with pytest.raises(FrameError, match="without the key"):
+        admit_worker(ends[0], KEY)
+
+
+def test_who_has_another_key_is_refused(ends: Any, background: Any) -> None:
+    found = background(admit_driver, ends[1], os.urandom(32), 1)
+    with pytest.raises(FrameError, match="a worker without the key"):
+        admit_worker(ends[0], KEY)
+    ends[0].close()  # as the listener does: nothing was said that depends on the key
+    with pytest.raises((FrameError, ConnectionError)):
+        found.result()
+
+
+@pytest.mark.parametrize("proof", [lambda answer: os.urandom(TAG_BYTES), lambda answer: answer[-TAG_BYTES:]])
+def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
+    proof: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(admit_driver, ends[1], KEY, 1)
+    ends[0].sendall(os.urandom(NONCE_BYTES))
+    ends[0].sendall(proof(exactly(ends[0], ANSWER_BYTES)))
+    with pytest.raises(FrameError, match="a driver without the key"):
+        found.result()
+
+
+def test_a_handshake_that_is_sent_back_proves_nothing(ends: Any, background: Any) -> None:
+    found = background(admit_worker, ends[0], KEY)
+    nonce = exactly(ends[1], NONCE_BYTES)
+    ends[1].sendall(nonce + bytes(NUMBER_BYTES) + nonce)  # all that is known without the key
+    with pytest.raises(FrameError, match="without the key"):
+        found.result()
+
+
+def test_who_closes_early_is_refused(ends: Any) -> None:
+    ends[1].sendall(b"short")
+    ends[1].shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionError, match="closed"):
+        admit_worker(ends[0], KEY)
+
+
+def test_who_says_it_a_byte_at_a_time_is_refused_after_a_while(ends: Any) -> None:
+    ends[0].settimeout(0.2)
+    is_over = threading.Event()
+
+    def trickle() -> None:
+        while not is_over.wait(0.05):
+            ends[1].sendall(b".")
+
+    thread = threading.Thread(target=trickle)
+    thread.start()
+    try:
+        began = time.monotonic()
+        with pytest.raises(TimeoutError, match="too long"):
+            admit_worker(ends[0], KEY)
+        assert time.monotonic() < began + 0.05 * ANSWER_BYTES
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def test_a_message_of_the_other_direction_is_found(ends: Any, background: Any) -> None:
+    found = background(admit_driver, ends[1], KEY, 1)
+    _, seals = admit_worker(ends[0], KEY)
+    with pytest.raises(FrameError):  # sent back to who said it
+        seals.to_driver.verify([b"call"], seals.to_worker.tag([b"call"]))
+    found.result()

@@ -7,8 +7,7 @@ import struct
 
 import pytest
 
-from polarmap.worker.authentication import Seal
-from polarmap.worker.frames import END, LEFT, PREFIX, FrameError, Frames, Message, frame
+from polarmap.worker.frames import END, LEFT, PREFIX, TAG_BYTES, FrameError, Frames, Message, Seal, frame
 
 SENT = [Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number)) for number in range(20)]
 
@@ -49,6 +48,29 @@ def test_bytes_that_are_no_messages_are_refused() -> None:
 
 def test_a_message_with_another_tag_is_refused() -> None:
     sent = frame(SENT[3], Seal(b"key"))
-    for changed in (sent[:5] + b"x" + sent[6:], sent[:-1] + bytes([sent[-1] ^ 1])):
+    for place in (5, len(sent) - TAG_BYTES - 1, len(sent) - TAG_BYTES, len(sent) - 1):
+        changed = bytearray(sent)
+        changed[place] ^= 1
         with pytest.raises(FrameError):
             list(Frames(Seal(b"key")).of(changed))
+    for wrong in (b"", Seal(b"key").tag([b"x"])[:-1]):
+        with pytest.raises(FrameError):
+            Seal(b"key").verify([b"x"], wrong)
+
+
+# --- tags ------------------------------------------------------------------------------------------
+
+
+def sealed(*messages: bytes) -> list[tuple[bytes, bytes]]:
+    seal = Seal(b"key")
+    return [(message, seal.tag([message])) for message in messages]
+
+
+def test_messages_that_are_repeated_swapped_or_left_out_are_found() -> None:
+    messages = sealed(b"same", b"same", b"other")
+    for good, wrong in (([0], 0), ([], 1), ([0], 2), ([0, 1], 1), ([0, 1, 2], 0)):
+        seal = Seal(b"key")
+        for number in good:
+            seal.verify([messages[number][0]], messages[number][1])
+        with pytest.raises(FrameError):
+            seal.verify([messages[wrong][0]], messages[wrong][1])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
@@ -57,32 +58,21 @@ def test_a_driver_that_nothing_reaches_is_named() -> None:
         channel_to(address(endpoint), 1, None)
 
 
-def test_a_worker_on_a_thread_ends_with_its_connection() -> None:
-    joined: list[Any] = []
-    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), is_local=True)
+@pytest.mark.parametrize("seconds", [0.2, 600.0])
+def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(seconds: float) -> None:
+    joined: Queue[Any] = Queue()
+    listener = WorkerListener(KEY, lambda number, link, channel: joined.put(link), is_local=True)
     try:
-        thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 600.0])
+        where = tuple(address(*listener.endpoints))
+        thread = threading.Thread(target=stay_on_thread, args=[where, 3, seconds])
         thread.start()
-        while not joined:
-            thread.join(0.01)
-        joined[0].close()
-        thread.join(10.0)
-        assert not thread.is_alive()
-    finally:
-        listener.close()
-
-
-def test_a_worker_whose_time_is_over_ends_by_itself() -> None:
-    joined: list[Any] = []
-    listener = WorkerListener(KEY, lambda number, link, channel: joined.append(link), is_local=True)
-    try:
-        thread = threading.Thread(target=stay_on_thread, args=[tuple(address(*listener.endpoints)), 3, 0.2])
-        thread.start()
-        thread.join(10.0)
-        assert not thread.is_alive()
-    finally:
-        for link in joined:
+        link = joined.get(timeout=30.0)
+        if seconds > 1.0:
             link.close()
+        thread.join(30.0)
+        assert not thread.is_alive()
+        link.close()
+    finally:
         listener.close()
 
 

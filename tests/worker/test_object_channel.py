@@ -183,7 +183,7 @@ def test_signs_of_life_go_on_while_the_storage_is_away_and_end_with_the_channel(
 
 
 def test_what_is_said_while_the_storage_is_away_is_put_later(driver: Driver, channel: ObjectChannel) -> None:
-    failures, put = iter([ConnectionError("away"), TimeoutError("away")]), driver.storage.put_object
+    failures, put = iter([ConnectionError("away"), FileNotFoundError("folder")]), driver.storage.put_object
 
     def put_later(bucket: str, key: str, data: bytes) -> None:
         for failure in failures:

@@ -51,6 +51,7 @@ def failing(times: int, error: Exception) -> Callable[[], str]:
         (ConnectTimeoutError(), True),
         (ConnectionResetError(), True),
         (TimeoutError(), True),
+        (FileNotFoundError(), True),
         (ClientError("SlowDown"), True),
         (ClientError("503"), True),
         (ClientError("NoSuchBucket"), False),
