@@ -37,8 +37,9 @@ from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.cores import available_cores
+from polarmap.worker.frames import Message
 from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, LazyBlock, ThreadLink, run_in_pool
-from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
+from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
@@ -76,7 +77,7 @@ class FuturesRun:
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
         self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
-        self._told: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
+        self._told: queue.SimpleQueue[Ended | Message | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
         self._unbegun: dict[Attempt, Future[Any]] = {}
         self._accepts = False  # whether the pool has taken a task
@@ -124,10 +125,8 @@ class FuturesRun:
         """Of an attempt; ExecutorError if the pool takes not even the first."""
         try:
             block, stored = self._block(task)
-            ticket = self._payload.ticket(task, attempt, stored)
-            future: Future[Any] = self._pool.submit(
-                run_in_pool, self._f, block, ticket, self._link(task, attempt), self._threads
-            )
+            order, link = self._payload.order(task, attempt, stored), self._link(task, attempt)
+            future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, order, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._accepts and not isinstance(error, DamagedError):
@@ -155,7 +154,7 @@ class FuturesRun:
         is_running = future.running() if self._tells else not future.done()
         return time.monotonic() if is_running else None
 
-    def _news(self, timeout: float) -> list[Ended | Reply]:
+    def _news(self, timeout: float) -> list[Ended | Message]:
         """What was told by now, or first within `timeout` seconds: subtasks before ends."""
         deadline = time.monotonic() + timeout
         folder = self._folder if self._payload.subtasks > 1 else None
@@ -165,7 +164,7 @@ class FuturesRun:
             if news or folder is None or None in ended or time.monotonic() >= deadline:
                 return news
 
-    def _drained(self, timeout: float) -> list[Ended | Reply | None]:
+    def _drained(self, timeout: float) -> list[Ended | Message | None]:
         """What has ended by now, or the first that ends within `timeout` seconds; None: it was woken."""
         ended = []
         with contextlib.suppress(queue.Empty):
@@ -195,10 +194,10 @@ class FuturesRun:
             return LazyBlock(partial(block_of, coded, task)), None
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
 
-    def _outcome(self, told: Ended | Reply) -> Outcome:
+    def _outcome(self, told: Ended | Message) -> Outcome:
         """What is told of a future that is done, or of the result of a subtask."""
-        if isinstance(told, Reply):
-            return self._payload.partial_outcome(told)
+        if isinstance(told, Message):
+            return self._payload.part(told)
         attempt, future = told
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
@@ -210,7 +209,7 @@ class FuturesRun:
         sent = future.result()
         if sent is None:
             return lost(*attempt, f"somebody removed {self._folder and self._folder.folder}")
-        return self._payload.outcome(sent if isinstance(sent, Reply) else parsed_reply(sent))
+        return self._payload.outcome(*attempt, sent.header, sent.data)
 
 
 def text_of(error: BaseException) -> str:

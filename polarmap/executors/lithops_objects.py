@@ -10,8 +10,8 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_storage import PREFIX, remove_objects
+from polarmap.worker.frames import Frames, Message
 from polarmap.worker.io_lithops import Address
-from polarmap.worker.messages import Reply, reply_of_bytes
 from polarmap.worker.retry import retry_call
 
 LISTING_SECONDS = 0.1  # between looks for results of subtasks
@@ -26,8 +26,8 @@ class MapObjects:
         By which workers find them.
     """
 
-    def __init__(self, storage: Any, is_sealed: bool) -> None:
-        self._storage, self._is_sealed = storage, is_sealed
+    def __init__(self, storage: Any) -> None:
+        self._storage = storage
         self.address = Address(storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}")
         self._told: set[str] = set()  # keys of results of subtasks
         self._next_listing = 0.0
@@ -46,7 +46,7 @@ class MapObjects:
         """Nobody waits for results any more."""
         self._storage.delete_object(self.address.bucket, self.address.liveness_key)
 
-    def partial_results(self) -> list[Reply]:
+    def partial_results(self) -> list[Message]:
         """The results of subtasks that workers have stored since the last look."""
         if time.monotonic() < self._next_listing:
             return []
@@ -56,27 +56,24 @@ class MapObjects:
             keys = []
         found = [self._taken(key) for key in sorted(keys) if key not in self._told]
         self._next_listing = time.monotonic() + LISTING_SECONDS
-        return [reply for reply in found if reply is not None]
+        return [message for message in found if message is not None]
 
-    def rest_of(self, task: int, attempt: int, subtasks: Sequence[int]) -> tuple[list[Reply], int]:
+    def rest_of(self, task: int, attempt: int, subtasks: Sequence[int]) -> tuple[list[Message], int]:
         """The results of these subtasks that were not told yet, and how many could not be read."""
         keys = [self.address.subtask_key(task, attempt, subtask) for subtask in subtasks]
         taken = [self._taken(key) for key in keys if key not in self._told]
-        found = [reply for reply in taken if reply is not None]
+        found = [message for message in taken if message is not None]
         return found, len(taken) - len(found)
 
     def remove(self, others: Sequence[str] = ()) -> None:
         """Remove all that lies below the prefix, blocks too, and below others."""
         remove_objects(self._storage, [f"{self.address.prefix}/", *others])
 
-    def _taken(self, key: str) -> Reply | None:
+    def _taken(self, key: str) -> Message | None:
         """The result of a subtask, once; None while its object is still being written."""
         try:
-            task, attempt, _ = map(int, key.rpartition("/")[2].split("-"))
-            sealed_of = (task, attempt) if self._is_sealed else None
-            reply = reply_of_bytes(bytes(self._storage.get_object(self.address.bucket, key)), sealed_of)
+            [message] = Frames().of(bytes(self._storage.get_object(self.address.bucket, key)))
         except Exception:
             return None
-        if reply is not None:
-            self._told.add(key)
-        return reply
+        self._told.add(key)
+        return message

@@ -76,7 +76,7 @@ class LithopsRun:
         check_stays_here(payload.encryption, name)
         self._name, self._payload, self._functions = name, payload, functions
         self._is_owned, self._is_private = is_owned, is_private
-        self._objects = MapObjects(functions.storage, payload.encryption is not None)
+        self._objects = MapObjects(functions.storage)
         store = BlockStore(InBucket(functions.storage, self._objects.address.prefix))
         self._stored = store.of(payload.blocks, payload.encryption)
         self._running: dict[Attempt, _Job] = {}
@@ -153,7 +153,7 @@ class LithopsRun:
             return []
         outcomes = []
         if self._payload.subtasks > 1:
-            outcomes = list(map(self._payload.partial_outcome, self._objects.partial_results()))
+            outcomes = list(map(self._payload.part, self._objects.partial_results()))
         for key, one in list(self._running.items()):
             if has_ended(one.future):
                 del self._running[key]
@@ -193,7 +193,7 @@ class LithopsRun:
             sent = result_of(one.future, one.functions)
             if sent is None:
                 return lost(*key, "it was told that nobody waits for it")
-            outcome = self._payload.outcome(self._payload.reply(*key, *sent))
+            outcome = self._payload.outcome(*key, *sent)
         except LostError as error:
             return lost(*key, str(error))
         except Exception as error:
@@ -206,11 +206,11 @@ class LithopsRun:
         """The results of a task's subtasks that were not told yet, and its end."""
         subtasks = set(range(self._payload.subtasks if self._payload.subtasks > 1 else 0))
         others = sorted(subtasks.difference(outcome.subtasks))
-        replies, unread = self._objects.rest_of(outcome.task, outcome.attempt, others)
+        messages, unread = self._objects.rest_of(outcome.task, outcome.attempt, others)
         if unread and outcome.failure is None:
             message = f"{unread} results of its subtasks could not be read"
             outcome = lost(outcome.task, outcome.attempt, message)
-        return [*map(self._payload.partial_outcome, replies), outcome]
+        return [*map(self._payload.part, messages), outcome]
 
     def _further_functions(self) -> Any:
         """What runs a further job at once."""

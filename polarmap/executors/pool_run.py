@@ -277,7 +277,7 @@ class PoolRun:
         self._began.append(Began(*attempt, worker.since))
 
     def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool = False) -> tuple[Any, ...]:
-        """The fields of the `TaskCall` for this worker: f and what is around it only if it knows others."""
+        """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
         assert self._stored is not None
         return (
             self._number,
@@ -360,18 +360,15 @@ class PoolRun:
         outcome = self._outcome_of(message, task, attempt)
         if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
             self._stored.store_again(self._payload.blocks, task)
-        return [outcome._replace(over=message.kind == END)]
+        return [outcome]
 
     def _outcome_of(self, message: Message, task: int, attempt: int) -> Outcome:
         """What a reply of this attempt tells; FrameError if it is none."""
         try:
             data = self._read(bytes(message.data).decode()) if message.is_file else message.data
-            outcome = self._payload.outcome(self._payload.reply(task, attempt, message.header, data))
+            return self._payload.outcome(task, attempt, message.header, data, message.kind == END)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        if (outcome.task, outcome.attempt) != (task, attempt):
-            raise FrameError(f"a reply of task {outcome.task}, not of {task}")
-        return outcome
 
     def _read(self, left: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""

@@ -122,7 +122,7 @@ class ReplayRun:
 
     def _started(self, task: int, attempt: int) -> _Running:
         """An attempt, nothing of which is evaluated yet."""
-        ticket = self._payload.ticket(task, attempt)
+        ticket = Ticket.parse(self._payload.order(task, attempt))
         fault, seconds = ticket.fault, self._seconds.get(task, 1.0)
         is_struck = fault is not None and fault.kind in ("kill", "exit")
         lost_by = f"was struck by {fault.kind!r}" if fault is not None and is_struck else None
@@ -147,13 +147,13 @@ class ReplayRun:
         seconds = running.seconds * (step + 1) / self._steps
         try:
             packed, subtasks = next(running.results)()
-            reply = Reply(task, attempt, packed, None, 0.0, seconds, None, subtasks)
+            stored = None
             if ticket.output is not None:
                 packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)
-                reply = reply._replace(result=packed, stored=stored)
         except BaseException as error:
-            return outcome_of(Reply(task, attempt, None, describe(error), 0.0, seconds))
-        return outcome_of(reply)._replace(over=step + 1 == self._steps)
+            return outcome_of(task, attempt, Reply(describe(error), seconds), b"")
+        reply = Reply(None, seconds, packed.structure, packed.layout, stored, subtasks)
+        return outcome_of(task, attempt, reply, packed.data, step + 1 == self._steps)
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.liveness import has_lost_parent
-from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes
+from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
@@ -26,7 +27,7 @@ POLL_SECONDS = 0.02  # between looks into the folder that driver and processes s
 IDLE_SECONDS = 60.0  # after which blocks that no task asked for are let go
 
 Function = Callable[[Any], Any]
-Call = Callable[[], Reply | None]
+Call = Callable[[], Message | None]
 
 
 class ThreadLink:
@@ -39,7 +40,7 @@ class ThreadLink:
     def __init__(self, told: SimpleQueue[Any]) -> None:
         self._told = told
         self.began: float | None = None
-        self._end: SimpleQueue[Reply | None] = SimpleQueue()
+        self._end: SimpleQueue[Message | None] = SimpleQueue()
         self._is_cancelled = False
 
     def cancel(self) -> None:
@@ -51,12 +52,12 @@ class ThreadLink:
         """Whether nobody waits any more."""
         return self._is_cancelled
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask."""
-        self._told.put(reply)
+        self._told.put(message)
         return True
 
-    def reply_of(self, call: Call) -> Reply | None:
+    def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None as soon as nobody waits any more."""
         self.began = time.monotonic()
         run_on_daemon(lambda: self._end.put(call()))
@@ -85,29 +86,30 @@ class FolderLink(NamedTuple):
         except OSError:
             return False
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Leave the result of a subtask in the folder; False where that does not work."""
-        path = os.path.join(self.folder, f"{reply.task}-{reply.attempt}-{reply.subtasks[0]}")
+        _, task, attempt = message.order
+        path = os.path.join(self.folder, f"{task}-{attempt}-{subtask}")
         try:
             with open(path + ".part", "wb") as file:
-                file.write(reply.to_bytes())
+                file.write(frame(message))
             os.replace(path + ".part", path)
         except Exception:
             return False
         return True
 
-    def take(self) -> list[Reply | None]:
+    def take(self) -> list[Message]:
         """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
-        replies = []
+        messages = list[Message]()
         for path in sorted(Path(self.folder).glob("*[0-9]")):  # not half a result, nor the owner's name
-            replies.append(reply_of_bytes(path.read_bytes()))
+            messages += Frames().of(path.read_bytes())
             path.unlink()
-        return replies
+        return messages
 
-    def reply_of(self, call: Call) -> tuple[Any, ...] | None:
-        """What a call on a daemon thread returns, `plain`; None once the folder, or the parent, is gone."""
-        end: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        run_on_daemon(lambda: end.put(plain(call())))
+    def reply_of(self, call: Call) -> Message | None:
+        """What a call on a daemon thread returns; None once the folder, or the parent, is gone."""
+        end: SimpleQueue[Message | None] = SimpleQueue()
+        run_on_daemon(lambda: end.put(call()))
         parent = os.getppid()
         while True:
             try:
@@ -180,9 +182,13 @@ class PoolIO(TaskIO):
         """Whether it is known that nobody waits any more."""
         return self._link.is_cancelled()
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask."""
-        return self._link.hand_in(reply)
+        return self._link.hand_in(subtask, message)
+
+    def header(self, reply: Reply) -> Any:
+        """A reply as it travels beside the bytes of its result: to another thread as it is."""
+        return reply if isinstance(self._link, ThreadLink) else super().header(reply)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block.
@@ -199,18 +205,18 @@ class PoolIO(TaskIO):
 
 
 def run_in_pool(
-    f: Function | bytes, block: Any, ticket: Ticket, link: Link, threads: int
-) -> Reply | tuple[Any, ...] | None:
-    """The reply of a task, a plain one to another process; None if the task is left.
+    f: Function | bytes, block: Any, order: tuple[Any, ...], link: Link, threads: int
+) -> Message | None:
+    """The reply of a task; None if the task is left.
 
     It runs on a daemon thread: a straggler holds neither its pool's slot nor the exit of the interpreter.
     Libraries for linear algebra use so many `threads` meanwhile.
     """
     if link.is_cancelled():
         return None
-    io = PoolIO(f, block, link)
+    io, ticket = PoolIO(f, block, link), Ticket.parse(order)
 
-    def call() -> Reply | None:
+    def call() -> Message | None:
         with limits.of_this_thread(threads):
             return run_task(ticket, io)
 

@@ -7,16 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarmap.worker.pytree import Packed, flatten, unflatten
 
-
-class PartialResult(NamedTuple):
-    """Results of subtasks, packed in a list, and which subtasks these are; none: that of a whole task."""
-
-    packed: Packed
-    subtasks: tuple[int, ...]
+# Results of subtasks, packed in a list, and which subtasks these are; none: that of a whole task.
+PartialResult = tuple[Packed, tuple[int, ...]]
 
 
 def subtask_order(task: int, count: int) -> tuple[int, ...]:
@@ -45,14 +41,14 @@ def evaluate(
     """What calls it for each piece of a block, in this order; for the whole block without one."""
     # Not the results themselves: StopIteration, which f may raise, does not pass a generator.
     if not order:
-        yield lambda: PartialResult(call(block), ())
+        yield lambda: (call(block), ())
         return
     leaves, structure = flatten(block)
 
     def of_piece(subtask: int) -> PartialResult:
         piece = [leaf[rows(len(leaf), len(order), subtask)] for leaf in leaves]
         packed = call(unflatten(structure, piece))
-        return PartialResult(packed._replace(structure=(list, (), (packed.structure,))), (subtask,))
+        return packed._replace(structure=(list, (), (packed.structure,))), (subtask,)
 
     for subtask in order:
         yield partial(of_piece, subtask)
@@ -62,8 +58,7 @@ def joined(parts: Sequence[PartialResult]) -> PartialResult:
     """Several as one."""
     if len(parts) == 1:
         return parts[0]
-    children = tuple(child for part in parts for child in part.packed.structure[2])
-    layout = tuple(leaf for part in parts for leaf in part.packed.layout)
-    data = b"".join(part.packed.data for part in parts)
-    subtasks = tuple(subtask for part in parts for subtask in part.subtasks)
-    return PartialResult(Packed((list, (), children), layout, data), subtasks)
+    children = tuple(child for packed, _ in parts for child in packed.structure[2])
+    layout = tuple(leaf for packed, _ in parts for leaf in packed.layout)
+    data = b"".join(packed.data for packed, _ in parts)
+    return Packed((list, (), children), layout, data), tuple(one for _, ones in parts for one in ones)

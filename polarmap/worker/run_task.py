@@ -8,11 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.worker.faults import Fault, FaultyCall
-from polarmap.worker.messages import Reply, Ticket, describe
+from polarmap.worker.frames import END, PART, Message
+from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.partial_results import PartialResult, evaluate, joined
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
-from polarmap.worker.stored_output import store_result
+from polarmap.worker.stored_output import StoredOutput, store_result
 
 
 class TaskIO:
@@ -33,9 +34,13 @@ class TaskIO:
         """Whether it is known that nobody waits any more."""
         raise NotImplementedError
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask; False if that did not work."""
         raise NotImplementedError
+
+    def header(self, reply: Reply) -> Any:
+        """A reply as it travels beside the bytes of its result."""
+        return pickled(plain(reply))
 
     def read(self, place: Place, part: Part) -> Any:
         """The bytes of a part, decrypted."""
@@ -48,15 +53,17 @@ class TaskIO:
         write_object(place, key, data, self.storage)
 
 
-def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
-    """f of the block that a ticket names, as it is to be told; None if nobody waits for it any more."""
+def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
+    """The reply of a task, that is f of the block of its ticket; None if nobody waits for it any more."""
     started = time.time()
 
-    def told(reply: Reply) -> Reply:
-        return reply if ticket.encryption is None else io.encrypted.reply(reply, ticket.encryption)
+    def told(kind: bytes, reply: Reply, data: Any = b"") -> Message:
+        message = Message(kind, (-1, ticket.task, ticket.attempt), io.header(reply), data)
+        return message if ticket.encryption is None else io.encrypted.reply(message, ticket.encryption)
 
-    def reply(one: PartialResult) -> Reply:
-        return Reply(ticket.task, ticket.attempt, one.packed, None, started, time.time(), None, one.subtasks)
+    def result(kind: bytes, one: PartialResult, stored: StoredOutput | None = None) -> Message:
+        (structure, layout, data), subtasks = one
+        return told(kind, Reply(None, time.time() - started, structure, layout, stored, subtasks), data)
 
     rest: list[PartialResult] = []  # what travels with the end: the last result, and what was not sent
     count = len(ticket.subtask_order) or 1
@@ -65,15 +72,23 @@ def run_task(ticket: Ticket, io: TaskIO) -> Reply | None:
         results = evaluate(packing(f, ticket.fault, count), block, ticket.subtask_order)
         del f, block  # the results hold them for as long as they are needed
         for number, evaluated in enumerate(results, 1):
-            result = evaluated()
+            one = evaluated()
             del evaluated  # it holds the block
-            if number == count or not io.hand_in(told(reply(result))):
-                rest.append(result)
-        whole = reply(joined(rest))
-        left = whole if ticket.output is None else _stored(whole, ticket, io)
-        return left and told(left)
+            if number == count or not io.hand_in(one[1][0], result(PART, one)):
+                rest.append(one)
+        if ticket.output is None:
+            return result(END, joined(rest))
+        if io.is_cancelled():
+            return None
+        sample, stored = store_result(
+            joined(rest)[0], ticket.output, ticket.task, ticket.attempt, io.write, io.encrypted
+        )
+        if io.is_cancelled():  # the driver has cleaned up
+            remove_parts(ticket.output.source, stored.parts, io.storage)
+            return None
+        return result(END, (sample, ()), stored)
     except BaseException as error:
-        return told(Reply(ticket.task, ticket.attempt, None, describe(error), started, time.time()))
+        return told(END, Reply(describe(error), time.time() - started))
 
 
 def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:
@@ -89,18 +104,3 @@ def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1)
         return pack(result)
 
     return call if fault is None else FaultyCall(call, fault, count)
-
-
-def _stored(reply: Reply, ticket: Ticket, io: TaskIO) -> Reply | None:
-    """A reply whose result has been stored and is a sample now; what nobody waits for is not left there."""
-    assert ticket.output is not None
-    assert reply.result is not None
-    if io.is_cancelled():
-        return None
-    sample, stored = store_result(
-        reply.result, ticket.output, reply.task, reply.attempt, io.write, io.encrypted
-    )
-    if io.is_cancelled():  # the driver has cleaned up
-        remove_parts(ticket.output.source, stored.parts, io.storage)
-        return None
-    return reply._replace(result=sample, stored=stored, ended=time.time())

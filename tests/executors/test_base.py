@@ -21,9 +21,10 @@ from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
-from polarmap.worker.encrypted_replies import as_sent
+from polarmap.worker.encrypted_io import encrypted_reply
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.messages import Error, Reply, describe, plain
+from polarmap.worker.frames import PART, Message
+from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
@@ -299,26 +300,23 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
 
 def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     encryption = Encryption.new(bytes(range(32)))
-    payload = Payload(np.negative, BLOCKS, encryption=encryption)
-    sent = as_sent(Reply(1, 0, pack(np.arange(3.0)), None, 1.0, 3.0, None, (2,)), tuple(encryption))
-    assert sent.result is not None
-    outcome = payload.partial_outcome(sent)
-    assert outcome.leaves is not None
-    np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
-    assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
-    told = payload.outcome(sent._replace(subtasks=(), error=describe(KeyError())))  # not what was encrypted
-    assert (told.subtasks, told.failure) == ((2,), None)
-    others = [
-        sent._replace(task=2),
-        sent._replace(attempt=1),
-        sent._replace(result=sent.result._replace(data=b"")),
-        Reply(1, 0, None, describe(KeyError()), 1.0, 3.0),
+    structure, layout, data = pack(np.arange(3.0))
+    header = pickled(plain(Reply(None, 2.0, structure, layout, None, (2,))))
+    sent = encrypted_reply(Message(PART, (0, 1, 0), header, data), tuple(encryption))
+    outcomes = [
+        Payload(np.negative, BLOCKS).part(Message(PART, (0, 1, 0), header, data)),
+        Payload(np.negative, BLOCKS, encryption=encryption).part(sent),
+        Payload(np.negative, BLOCKS, encryption=encryption).part(sent._replace(header=b"no pickle")),
     ]
-    for forged in others:
-        failure = payload.outcome(forged).failure
-        assert failure is not None
-    changed = bytes(sent.result.data[:-1]) + bytes([sent.result.data[-1] ^ 1])
-    failure = payload.outcome(sent._replace(result=sent.result._replace(data=changed))).failure
-    assert failure is not None
-    assert (failure.kind, failure.type) == ("lost", "WorkerLost")
-    assert failure.message == "its reply is not what was encrypted: somebody has changed or replaced it"
+    for outcome in outcomes:
+        assert outcome.leaves is not None
+        np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
+        assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
+    bad = Payload(np.negative, BLOCKS, encryption=encryption).outcome(2, 0, b"", sent.data)
+    assert str(bad.failure).endswith(
+        "its reply is not what was encrypted: somebody has changed or replaced it"
+    )
+    few = Payload(np.negative, BLOCKS).outcome(1, 0, header, data[:9])
+    assert str(few.failure) == "WorkerLost: its result has 9 of 24 bytes"
+    none = Payload(np.negative, BLOCKS).outcome(1, 0, b"no pickle", data)
+    assert str(none.failure).startswith("WorkerLost: its reply cannot be read: UnpicklingError")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from plain import assert_same, shape_of
 
-from polarmap.worker.pytree import Packed, flatten, pack, pack_leaves, unflatten
+from polarmap.worker.pytree import Packed, flatten, pack, pack_leaves, unflatten, unpacked
 
 
 class Point(NamedTuple):
@@ -83,9 +83,22 @@ def test_containers_may_be_empty(empty: Any) -> None:
     assert unflatten(structure, []) == empty
 
 
-def test_unpacked_leaves_are_writable() -> None:
-    for leaf in pack((np.arange(3), 1.0)).unpack():
-        leaf[...] = 7
+def test_unpacked_leaves_are_writable_and_lie_where_they_can() -> None:
+    _, layout, data = pack((np.arange(3), 1.0))
+    received = bytearray(data)
+    for where in (data, received):
+        for leaf in unpacked(layout, where):
+            leaf[...] = 7
+    assert data == pack((np.arange(3), 1.0)).data
+    assert received == pack((np.full(3, 7), 7.0)).data
+    assert not unpacked(layout, data, is_writable=False)[0].flags.writeable
+
+
+def test_bytes_that_are_too_few_or_too_many_are_not_unpacked() -> None:
+    _, layout, data = pack((np.arange(3), 1.0))
+    for wrong in (data[:-1], data + b"x", b""):
+        with pytest.raises(ValueError):  # noqa: PT011
+            unpacked(layout, wrong)
 
 
 @pytest.mark.parametrize("layout", ["C", "F"])
