@@ -9,7 +9,7 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
@@ -161,17 +161,11 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pool_blocks.cache_clear)
 
 
-class LazyBlock(NamedTuple):
-    """A block that its worker, a thread of the driver's process, is to read."""
-
-    load: Callable[[], Any]
-
-
 class PoolIO(TaskIO):
     """What connects a task of a pool with its driver.
 
     f : a function, or the bytes of a pickled one.
-    block : what f is called with; None if the ticket names a stored block.
+    block : what f is called with, or what makes that on a thread; None if the ticket names a stored block.
     """
 
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
@@ -197,7 +191,7 @@ class PoolIO(TaskIO):
         of its own: what f is made of may write where numpy does not see it, and die of that.
         """
         f = self._f if callable(self._f) else OnReadOnlyBlocks(pickle.loads(self._f))
-        block = self._block.load() if isinstance(self._block, LazyBlock) else self._block
+        block = self._block() if isinstance(self._block, partial) else self._block
         if ticket.block is not None:
             block = pool_blocks().load(ticket.block, ticket.attempt > 0)
         limits.include_loaded()
