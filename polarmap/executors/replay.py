@@ -11,6 +11,8 @@ import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
+from polarmap.code.arguments import is_number
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
 from polarmap.worker.encrypted_io import ENCRYPTED
@@ -157,5 +159,4 @@ class ReplayRun:
 
 
 def _is_arrival(task: object, seconds: object) -> bool:
-    is_real = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
-    return isinstance(task, (int, np.integer)) and is_real and bool(seconds >= 0)  # type: ignore[operator]
+    return is_integer(task) and is_number(seconds) and bool(seconds >= 0)

@@ -73,7 +73,7 @@ class ChannelIO(TaskIO):
         self._map = -1
         self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
-        self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
+        self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
         self._files = 0  # that were left in them
         self.blocks = BlockCache(self.read, memory)
@@ -130,17 +130,16 @@ class ChannelIO(TaskIO):
                 if is_for_want(error):
                     raise self._unfit("unpickle f", error) from error
                 raise
-            self._f = f, OnReadOnlyBlocks(f), structure
-        f, f_on_kept, structure = self._f
+            self._f = OnReadOnlyBlocks(f), structure
+        f, structure = self._f
         assert ticket.block is not None
-        is_private = ticket.attempt > 0
         try:
-            block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
+            block = self.blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
             raise self._unfit("read its block", error) from error
-        return f if is_private else f_on_kept, block
+        return f, block
 
     def _unfit(self, what: str, error: BaseException) -> UnfitError:
         """Tells that this process has failed at something, and lets it end when that is told."""

@@ -19,12 +19,12 @@ from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encrypted_io import ENCRYPTED
 from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.liveness import has_lost_parent
-from polarmap.worker.messages import Reply, StoredBlock, Ticket
+from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
-IDLE_SECONDS = 60.0  # after which blocks that no task asked for are let go
+KEPT_SECONDS = 60.0  # for which stored blocks are kept
 
 Function = Callable[[Any], Any]
 Call = Callable[[], Message | None]
@@ -128,33 +128,16 @@ def _machine(folder: str) -> tuple[str, int, int]:
     return os.uname().nodename, parent.st_dev, parent.st_ino
 
 
-class PoolBlocks(BlockCache):
-    """Blocks of stored arrays in a process that others use, too: let go when none has been used for long."""
-
-    _is_used = _is_watched = False
-
-    def load(self, block: StoredBlock, is_private: bool = False) -> Any:
-        """A block, read-only unless it is small or `is_private`."""
-        loaded = super().load(block, is_private)
-        self._is_used = True
-        if len(self) and not self._is_watched:
-            self._is_watched = True
-            run_on_daemon(self._watch)
-        return loaded
-
-    def _watch(self) -> None:
-        while self._is_used:
-            self._is_used = False
-            time.sleep(IDLE_SECONDS)
-            self.forget_removed()
-        self._is_watched = False  # first: what is loaded meanwhile is watched anew, or let go, too
-        self.clear()
-
-
 @cache
-def pool_blocks() -> PoolBlocks:
-    """Those of this process; one that was forked begins anew, as it has no thread that lets go of them."""
-    return PoolBlocks()
+def pool_blocks() -> BlockCache:
+    """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
+    run_on_daemon(_let_go)
+    return BlockCache()
+
+
+def _let_go() -> None:
+    time.sleep(KEPT_SECONDS)
+    pool_blocks.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):

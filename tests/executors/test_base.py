@@ -15,7 +15,7 @@ import pytest
 from dask_executors import dask_executor
 from plain import process_pool
 
-from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
@@ -111,13 +111,10 @@ def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 
-def test_it_says_what_it_is(executor: MapExecutor) -> None:
+def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor: MapExecutor) -> None:
     assert isinstance(executor, MapExecutor)
     assert executor.name
     assert executor.worker is None or isinstance(executor.worker, Worker)
-
-
-def test_what_is_submitted_ends_and_nothing_else(executor: MapExecutor) -> None:
     with closing(executor.open(payload())) as run:
         assert run.wait(0.0) == []
         run.submit([(4, 0), (1, 0)])
@@ -249,25 +246,6 @@ def test_subtasks_are_told_piece_by_piece(executor: MapExecutor) -> None:
             for subtask, leaf in zip(outcome.subtasks, outcome.leaves, strict=True):
                 found[2 * subtask : 2 * subtask + 2] = leaf
         np.testing.assert_array_equal(found, 2 * DATA[task])
-
-
-def test_every_replay_has_a_clock_of_its_own() -> None:
-    executor = executor_of(ReplayExecutor({0: 3.0}))
-    for _ in range(2):
-        with closing(executor.open(payload())) as run:
-            assert run.now() == 0.0
-            run.submit([(0, 0)])
-            assert_right(ended(run, 0)[0])
-            assert run.now() == 3.0
-
-
-def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
-    inner = FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")})
-    with closing(executor_of(FaultyExecutor(inner, {1: Fault("kill")})).open(payload())) as run:
-        run.submit([(0, 0), (1, 0), (2, 0)])
-        failures = {task: outcome.failure for task, outcome in ended(run, 0, 1, 2).items()}
-    kinds = {task: failure and failure.kind for task, failure in failures.items()}
-    assert kinds == {0: "raised", 1: "lost", 2: None}
 
 
 def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:

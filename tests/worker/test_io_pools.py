@@ -19,7 +19,7 @@ from pool_processes import until
 
 from polarmap.worker import io_pools
 from polarmap.worker.frames import PART, Message
-from polarmap.worker.io_pools import FolderLink, PoolBlocks, ThreadLink, run_in_pool
+from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 
@@ -116,36 +116,26 @@ def stored(tmp_path: Path) -> StoredBlock:
     return StoredBlock(Place("folder", str(tmp_path)), (Part("x", VALUES.nbytes),), ("array",), layout)
 
 
-def test_a_block_is_mapped_once_and_let_go_when_nobody_uses_it(
-    stored: StoredBlock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    blocks = PoolBlocks()
-    for _ in range(3):
-        loaded = blocks.load(stored)
-        np.testing.assert_array_equal(loaded, VALUES)
-        assert not loaded.flags.writeable
-    assert blocks.reads == len(blocks) == 1
-    monkeypatch.setattr(io_pools, "IDLE_SECONDS", 0.0)
-    soon = PoolBlocks()
-    for reads in (1, 2):
-        np.testing.assert_array_equal(soon.load(stored), VALUES)
-        assert until(lambda: not len(soon) and not soon._is_watched)
-        assert soon.reads == reads
-
-
-def test_threads_load_the_same_blocks_at_the_same_time(stored: StoredBlock) -> None:
-    blocks = PoolBlocks()
-    with ThreadPoolExecutor(8) as threads:
-        sums = list(threads.map(lambda _: float(blocks.load(stored).sum()), range(160)))
-    assert sums == [VALUES.sum()] * 160
+def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch: pytest.MonkeyPatch) -> None:
+    until_now = io_pools.pool_blocks()
+    monkeypatch.setattr(io_pools, "KEPT_SECONDS", 3.0)
+    io_pools.pool_blocks.cache_clear()
+    blocks = io_pools.pool_blocks()
+    assert blocks is not until_now
+    with ThreadPoolExecutor(8) as threads:  # at the same time
+        loaded = list(threads.map(lambda _: blocks.load(stored), range(160)))
+    for one in loaded:
+        np.testing.assert_array_equal(one, VALUES)
+        assert not one.flags.writeable
     assert len(blocks) == 1
+    assert until(lambda: io_pools.pool_blocks() is not blocks)
 
 
 def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> None:
-    io_pools.pool_blocks().load(stored)
+    blocks = io_pools.pool_blocks()
+    blocks.load(stored)
     child = os.fork()
     if not child:
         os._exit(len(io_pools.pool_blocks()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    assert len(io_pools.pool_blocks()) == 1
-    io_pools.pool_blocks().clear()
+    assert len(blocks) == 1
