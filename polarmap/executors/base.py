@@ -14,14 +14,14 @@ import numpy.typing as npt
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.encryption import Encryption
+from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
 from polarmap.worker.frames import Message
 from polarmap.worker.messages import Error, Reply, StoredBlock, plain
-from polarmap.worker.partial_results import subtask_order
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
+from polarmap.worker.run_task import subtask_order
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
@@ -156,8 +156,6 @@ class Payload:
         """
         try:
             if self.encryption is not None:
-                from polarmap.worker.encrypted_io import decrypted_reply
-
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else Reply(*pickle.loads(header))
         except DamagedError as error:

@@ -34,7 +34,7 @@ from polarmap.executors.lithops_objects import MapObjects
 from polarmap.executors.lithops_storage import SETTLE_SECONDS
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled, pickled_by_value
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.io_lithops import Address, make_task
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process

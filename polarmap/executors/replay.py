@@ -15,11 +15,10 @@ from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.partial_results import PartialResult, evaluate
 from polarmap.worker.parts import write_object
-from polarmap.worker.run_task import packing
+from polarmap.worker.run_task import PartialResult, evaluate, packing
 from polarmap.worker.stored_output import store_result
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it

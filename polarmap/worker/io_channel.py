@@ -16,7 +16,7 @@ from typing import Any
 from polarmap.worker.any_value import loaded
 from polarmap.worker.block_cache import KEPT_BYTES, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Part, Place

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket

@@ -21,8 +21,7 @@ from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
-from polarmap.worker.encrypted_io import encrypted_reply
-from polarmap.worker.encryption import Encryption
+from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.frames import PART, Message
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file

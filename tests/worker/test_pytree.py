@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from plain import assert_same, shape_of
+from plain import assert_same
 
-from polarmap.worker.pytree import Packed, flatten, pack, pack_leaves, unflatten, unpacked
+from polarmap.worker.pytree import Packed, flatten, pack, unflatten, unpacked
 
 
 class Point(NamedTuple):
@@ -70,19 +70,6 @@ def test_leaves_come_from_left_to_right() -> None:
     assert [int(leaf) for leaf in leaves] == [1, 2, 3, 4]
 
 
-def test_containers_and_kinds_of_number_come_back_as_they_were() -> None:
-    tree = {"point": Point(1, 2.5), "list": [np.float32(1), 1j], 3: (np.zeros(()), np.int8(4))}
-    leaves, structure = flatten(tree)
-    assert shape_of(unflatten(structure, leaves)) == shape_of(tree)
-
-
-@pytest.mark.parametrize("empty", [(), [], {}, [(), {}]])
-def test_containers_may_be_empty(empty: Any) -> None:
-    leaves, structure = flatten(empty)
-    assert leaves == []
-    assert unflatten(structure, []) == empty
-
-
 def test_unpacked_leaves_are_writable_and_lie_where_they_can() -> None:
     _, layout, data = pack((np.arange(3), 1.0))
     received = bytearray(data)
@@ -105,11 +92,6 @@ def test_bytes_that_are_too_few_or_too_many_are_not_unpacked() -> None:
 def test_pack_stores_in_c_order(layout: Any) -> None:
     matrix = np.asarray(np.arange(6).reshape(2, 3), order=layout)
     assert pack(matrix).unpack()[0].tolist() == [[0, 1, 2], [3, 4, 5]]
-
-
-def test_pack_leaves_equals_pack() -> None:
-    tree = {"a": np.arange(4.0), "b": 1}
-    assert pack_leaves(*flatten(tree)) == pack(tree)
 
 
 def test_pack_refuses_objects() -> None:

@@ -25,14 +25,13 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.encryption import Encryption, decrypt_part
+from polarmap.worker.encryption import ENCRYPTED, Encryption, decrypt_part
 from polarmap.worker.frames import END, PART, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
-from polarmap.worker.partial_results import rows
 from polarmap.worker.parts import DamagedError, Place
-from polarmap.worker.run_task import TaskIO, run_task
+from polarmap.worker.pytree import Packed, pack, unflatten
+from polarmap.worker.run_task import TaskIO, evaluate, rows, run_task, subtask_order
 from polarmap.worker.stored_output import OutputSpec
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
@@ -166,6 +165,36 @@ def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
     io.cancelled_from = question
     assert run_task(STORING, io) is None
     assert io.objects == {}
+
+
+@pytest.mark.parametrize("total", [4, 5, 7, 100])
+def test_the_pieces_of_a_block_are_its_rows(total: int) -> None:
+    whole = np.arange(total)
+    assert np.concatenate([whole[rows(total, 4, one)] for one in range(4)]).tolist() == whole.tolist()
+
+
+def test_every_subtask_comes_first_on_as_many_tasks() -> None:
+    assert sorted(subtask_order(task, 4)[0] for task in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(sorted(subtask_order(task, 4)) == [0, 1, 2, 3] for task in range(8))
+    assert subtask_order(3, 1) == ()
+
+
+def test_pieces_are_evaluated_one_by_one_as_they_are_asked_for() -> None:
+    seen: list[Any] = []
+
+    def call(block: Any) -> Packed:
+        seen.append(block["a"].tolist())
+        return pack((block["a"] * 2, block["b"]))
+
+    results = evaluate(call, {"a": np.arange(8.0), "b": np.eye(8)}, (2, 3, 0, 1))
+    assert seen == []
+    packed, subtasks = next(results)()
+    assert seen == [[4.0, 5.0]]
+    assert subtasks == (2,)
+    [(doubled, identity)] = unflatten(packed.structure, packed.unpack())
+    assert doubled.tolist() == [8.0, 10.0]
+    np.testing.assert_array_equal(identity, np.eye(8)[4:6])
+    assert [one()[1] for one in results] == [(3,), (0,), (1,)]
 
 
 # --- on a bare interpreter ---------------------------------------------------------------------
