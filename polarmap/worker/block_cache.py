@@ -18,7 +18,7 @@ import numpy as np
 from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError, Part, Place, read_part, verified
-from polarmap.worker.pytree import Array, Layout, flatten, unflatten, unpacked
+from polarmap.worker.pytree import Array, Layout, Packed, flatten, unflatten
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
@@ -203,7 +203,7 @@ def leaves_of(buffers: list[Any], layout: Layout) -> list[Array]:
     start = 0
     for dtype, shape in layout:
         size = np.dtype(dtype).itemsize * prod(shape)
-        leaves += unpacked(((dtype, shape),), _run(buffers, start, size), False)
+        leaves += Packed((), ((dtype, shape),), _run(buffers, start, size)).views()
         start += size
     return leaves
 
