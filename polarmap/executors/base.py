@@ -157,12 +157,18 @@ class Payload:
         try:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
-            reply = header if isinstance(header, Reply) else Reply(*pickle.loads(header))
+            reply = header if isinstance(header, Reply) else pickle.loads(header)
+            error, seconds, structure, layout, stored, subtasks = reply
+            if error is not None:
+                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds, over=over)
+            leaves = unpacked(layout, data)
+            if stored is not None:
+                stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
         except DamagedError as error:
             return lost(task, attempt, f"its reply {error}", over)
         except Exception as error:  # of a forger, or of a class that is not here
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}", over)
-        return outcome_of(task, attempt, reply, data, over)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, subtasks, over)
 
     def part(self, message: Message) -> Outcome:
         """What a worker has handed in of a task that goes on."""
@@ -222,20 +228,6 @@ class MapExecutor(Protocol):
     def open(self, payload: Payload) -> Run:
         """What runs this map; nothing is started yet."""
         ...
-
-
-def outcome_of(task: int, attempt: int, reply: Reply, data: Any, over: bool = True) -> Outcome:
-    """A worker's reply as an outcome."""
-    error, seconds, structure, layout, stored, subtasks = reply
-    if error is not None:
-        return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds, over=over)
-    try:
-        leaves = unpacked(layout, data)
-    except ValueError:
-        return lost(task, attempt, f"its result has {len(data)} of {layout_bytes(layout)} bytes", over)
-    if stored is not None:
-        stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
-    return Outcome(task, attempt, leaves, structure, None, seconds, stored, subtasks, over)
 
 
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:

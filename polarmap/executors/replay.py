@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ from polarmap.clouds.prices import Stay
 from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.parts import write_object
@@ -78,7 +79,7 @@ class ReplayRun:
 
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
-        self._payload = payload
+        self._payload = replace(payload, encryption=None)  # of what would travel
         self._steps = payload.subtasks
         self._running: dict[Attempt, _Running] = {}
         self._arrivals: list[tuple[float, int, int, int]] = []  # a heap; of attempts that ended, too
@@ -152,9 +153,9 @@ class ReplayRun:
             if ticket.output is not None:
                 packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)
         except BaseException as error:
-            return outcome_of(task, attempt, Reply(describe(error), seconds), b"")
+            return self._payload.outcome(task, attempt, Reply(describe(error), seconds), b"")
         reply = Reply(None, seconds, packed.structure, packed.layout, stored, subtasks)
-        return outcome_of(task, attempt, reply, packed.data, step + 1 == self._steps)
+        return self._payload.outcome(task, attempt, reply, packed.data, step + 1 == self._steps)
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

@@ -54,18 +54,20 @@ def unpacked(layout: Layout, data: bytes | bytearray | memoryview, is_writable: 
 
     ValueError unless there are just as many bytes.
     """
-    leaves, offset = [], 0
+    leaves, start = [], 0
     for name, shape in layout:
         dtype = np.dtype(name)
+        end = start + dtype.itemsize * math.prod(shape)
+        if end > len(data):
+            raise ValueError(f"a result has {len(data)} bytes, not {end} or more")
         if dtype.itemsize:
-            count = math.prod(shape)
-            leaf = np.frombuffer(data, dtype, count, offset).reshape(shape)
-            offset += count * dtype.itemsize
+            leaf = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
         else:
             leaf = np.empty(shape, dtype)
         leaves.append(leaf.copy() if is_writable and not leaf.flags.writeable else leaf)
-    if offset != len(data):
-        raise ValueError(f"{len(data)} bytes, not {offset}")
+        start = end
+    if start != len(data):
+        raise ValueError(f"a result has {len(data)} bytes, not {start}")
     return leaves
 
 
