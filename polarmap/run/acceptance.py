@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import NotFiniteError, Verifier
 from polarmap.worker.parts import DamagedError
 
@@ -44,12 +47,13 @@ class Acceptance:
     def __init__(
         self,
         received: Received,
-        verifier: Verifier,
+        verifier: Callable[[], Verifier],
+        trust: Trust,
         tasks: TaskTable,
         options: MapOptions,
         watch: Stopwatch,
     ) -> None:
-        self._received, self._verifier, self._tasks = received, verifier, tasks
+        self._received, self._make_verifier, self._trust, self._tasks = received, verifier, trust, tasks
         self._options, self._watch = options, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
@@ -93,7 +97,7 @@ class Acceptance:
         """
         if self.refusal is not None:
             self._received.needed = decoder.count
-        if not isinstance(self.refusal, NotFiniteError) and (self._is_first_use or self._verifier.broken):
+        if not isinstance(self.refusal, NotFiniteError) and (self._is_first_use or self.is_broken):
             try:
                 if not self._is_protected(decoder):
                     return None
@@ -106,11 +110,26 @@ class Acceptance:
         self._decode()
         return "not needed"
 
+    @cached_property
+    def verifier(self) -> Verifier:
+        """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
+        return self._make_verifier()
+
+    @property
+    def residual(self) -> float | None:
+        """Largest relative residual of the left-over equations when last evaluated; None if never."""
+        return self.verifier.residual if "verifier" in self.__dict__ else None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether one of them did not hold then, and nobody has been found who did it."""
+        return "verifier" in self.__dict__ and self.verifier.broken
+
     @property
     def _is_first_use(self) -> bool:
         """Whether it is to be found out what f is."""
         verify = self._options.verify
-        return verify is True or (verify == "auto" and not self._verifier.trust.is_known)
+        return verify is True or (verify == "auto" and not self._trust.is_known)
 
     def _is_protected(self, decoder: Decoder) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.
@@ -123,10 +142,10 @@ class Acceptance:
             return self._say_not_protected(self._received.why_not_protected())
         if decoder.surplus and not self._surplus_holds():
             return False
-        if not self._verifier.can_mix:
+        if not self.verifier.can_mix:
             return True
-        if self._verifier.is_mixing:
-            self._verifier.note_passed()
+        if self.verifier.is_mixing:
+            self.verifier.note_passed()
             return True
         if not self._surplus_wait_is_over() and self._watch.remaining > 0:
             return False
@@ -136,7 +155,7 @@ class Acceptance:
         """The same by f of a parity block on the driver, where no parity result came."""
         if decoder.code.recovery_threshold > decoder.code.wanted:  # a polynomial takes more than one
             return self._say_unverified("too few results beyond those of the data came")
-        run = self._verifier.parity_run()
+        run = self.verifier.parity_run()
         if run.is_running:
             return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
         if run.leaves is None:
@@ -144,11 +163,11 @@ class Acceptance:
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
             failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
             if any(failure.kind == "raised" for told in failures for failure, _ in told):
-                self._verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
+                self.verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")
-        if not self._verifier.parity_fits(run.leaves):
-            self._verifier.blame_f(f"f of a parity block is off by {self._verifier.residual:.2g} (relative)")
-        self._verifier.note_passed()
+        if not self.verifier.parity_fits(run.leaves):
+            self.verifier.blame_f(f"f of a parity block is off by {self.verifier.residual:.2g} (relative)")
+        self.verifier.note_passed()
         return True
 
     @property
@@ -183,7 +202,7 @@ class Acceptance:
         if decoder.surplus:
             if not self._surplus_holds():
                 return None
-            if trusted or (self._verifier.is_telling and not self._verifier.differing_here(self._decode())):
+            if trusted or (self.verifier.is_telling and not self.verifier.differing_here(self._decode())):
                 return self._passed("parity")
         elif trusted:
             self._decode()
@@ -194,15 +213,15 @@ class Acceptance:
 
     def _surplus_holds(self) -> bool:
         more = self._received.more_may_come and not self._surplus_wait_is_over()
-        holds, failure, culprit = self._verifier.surplus_holds(more, self._watch.remaining)
+        holds, failure, culprit = self.verifier.surplus_holds(more, self._watch.remaining)
         if failure is not None:
             self._received.drop(culprit, failure, self._watch.elapsed)
         return holds
 
     def _check_locally(self, decoder: Decoder) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
-        run = self._verifier.local_run()
-        if run.index not in self._verifier.evaluated:
+        run = self.verifier.local_run()
+        if run.index not in self.verifier.evaluated:
             if not self._is_hopeless(run, decoder):
                 return None
             if decoder.surplus:
@@ -210,12 +229,12 @@ class Acceptance:
             self._warn_unverified(run)
             self._decode()
             return "no"
-        differing = self._verifier.differing_here(self._decode())
+        differing = self.verifier.differing_here(self._decode())
         time_is_left = self._received.more_may_come and not self._surplus_wait_is_over()
-        if time_is_left and (differing or not self._verifier.is_telling):
+        if time_is_left and (differing or not self.verifier.is_telling):
             return None
         if differing:
-            self._verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
+            self.verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
         return self._passed("parity" if decoder.surplus else "local")
 
     def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
@@ -251,13 +270,16 @@ class Acceptance:
 
     def _passed(self, how: str) -> str:
         self._decode()
-        if self._verifier.is_mixing:
-            self._verifier.note_passed()
+        if self.verifier.is_mixing:
+            self.verifier.note_passed()
         return how
 
     def _decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
         assert self._received.decoder is not None
+        if not len(self._received.decoder.missing):
+            self.results = self._received.of_data()
+            return self.results
         recovery = self._received.decoder.recovery
         if recovery is not self._decoded_by:
             began = self._watch.elapsed

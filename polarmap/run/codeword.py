@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from math import inf
 from typing import Any
 
@@ -35,7 +36,7 @@ class Codeword:
 
     Attributes
     ----------
-    received, verifier, acceptance
+    received, acceptance
     verification : str or None
         How its results were verified, once they are accepted.
     """
@@ -55,8 +56,8 @@ class Codeword:
         # Without a circle: the blocks are to be gone as soon as their map is over.
         model = weakref.WeakMethod(self._model)
         self.received = Received(self._coded, tasks, number, options, lambda: _result_of(model))
-        self.verifier = Verifier(f, self._coded, self.received, options, trust)
-        self.acceptance = Acceptance(self.received, self.verifier, tasks, options, watch)
+        verifier = partial(Verifier, f, self._coded, self.received, options, trust)
+        self.acceptance = Acceptance(self.received, verifier, trust, tasks, options, watch)
         self.verification: str | None = None
         self._watch = watch
         self._late: list[tuple[Outcome, float]] = []  # came after the results were accepted
@@ -87,7 +88,7 @@ class Codeword:
     @property
     def error_bound(self) -> float:
         """What the results may be off by, as a share of the largest number among them."""
-        return self.verifier.error_bound(self.results)
+        return self.acceptance.verifier.error_bound(self.results)
 
     def distrust(self, task: int, attempt: int, failure: Failure) -> None:
         """A worker was found out in another codeword: what that attempt returned here counts no more."""
@@ -113,7 +114,7 @@ class Codeword:
         return self.acceptance.results
 
     def _model(self) -> list[Array] | None:
-        return self.verifier.evaluate_data(0, self._watch.remaining)
+        return self.acceptance.verifier.evaluate_data(0, self._watch.remaining)
 
 
 def _result_of(model: weakref.WeakMethod[Callable[[], list[Array] | None]]) -> list[Array] | None:

@@ -59,12 +59,12 @@ def estimate_at_deadline(
     assert isinstance(coded.code, PolarCode)  # checked before the map began
     found = estimate(received, coded.code)
     refusal = word.acceptance.refusal
-    if refusal is not None or word.verifier.contradicts():
+    if refusal is not None or word.acceptance.verifier.contradicts():
         missing = set(word.decoder.missing.tolist())
         errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
         found = found._replace(errors=errors, error_p90=max(errors))
         broken = refusal or (
-            f"the parity equations are off by {word.verifier.residual:.2g} (relative): f is not linear, "
+            f"the parity equations are off by {word.acceptance.residual:.2g} (relative): f is not linear, "
             "or a worker returned garbage"
         )
         warn(f"{broken}; what is decoded or estimated may be far off")

@@ -32,11 +32,11 @@ from polarmap.run.first_results import FirstResults
 from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
-from polarmap.run.policies import Backups, OnDemand, ParityAfter, Upfront
+from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap, observer_of
 from polarmap.run.row_by_row import RowByRowCheck
-from polarmap.run.schedule import Policy, Stopwatch, schedule
+from polarmap.run.schedule import Policy, Stopwatch, Upfront, schedule
 from polarmap.run.subtask_rows import check_rows
 from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable

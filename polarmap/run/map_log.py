@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from polarmap.executors.base import Outcome
 from polarmap.report import Report, listed
@@ -95,7 +96,9 @@ class MapLog:
 @contextmanager
 def logged(blank: Report) -> Iterator[MapLog]:
     """The log of a map that runs as long as the context is open; says also what it raises."""
-    with span_of(blank) as span:
+    # In a program that has not imported OpenTelemetry there is nobody to tell.
+    is_traced = "opentelemetry.trace" in sys.modules or "opentelemetry.metrics" in sys.modules
+    with span_of(blank) if is_traced else nullcontext() as span:
         log = MapLog(next(_NUMBERS), span)
         log.began(blank)
         try:

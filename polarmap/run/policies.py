@@ -14,23 +14,6 @@ from polarmap.run.tasks import TaskTable
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is
 
 
-class Upfront:
-    """All tasks start at once."""
-
-    watches_starts = holds_back = False
-
-    def __init__(self, n: int) -> None:
-        self.first: Sequence[int] = range(n)
-
-    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
-        """Nothing is left to start."""
-        return ()
-
-    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
-        """Nothing will be due."""
-        return inf
-
-
 class ParityAfter:
     """Data tasks start at once; parity tasks after so many seconds, or as soon as one has failed.
 

@@ -239,6 +239,10 @@ class Received:
         coarse = [one for one in self._coded.blocks.dtypes if not is_exact(one)]
         return max([dtype, *coarse], key=epsilon)
 
+    def of_data(self) -> list[list[Array]]:
+        """The leaves of the k results, all of which arrived."""
+        return [leaves_of(self.results[index]) for index in range(self._code.wanted)]
+
     def decode(self) -> list[list[Array]] | None:
         """The leaves of the k results; None if NaN or inf got in the way of decoding.
 

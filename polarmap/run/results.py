@@ -29,12 +29,13 @@ def signature(outcome: Outcome) -> Any:
 
 def are_alike(one: Outcome, other: Outcome) -> bool:
     """Whether results are of one structure, and their arrays of one dtype and shape."""
-    if one.structure != other.structure or len(leaves_of(one)) != len(leaves_of(other)):
+    mine, theirs = leaves_of(one), leaves_of(other)
+    if one.structure != other.structure or len(mine) != len(theirs):
         return False
-    return all(
-        mine.dtype == theirs.dtype and mine.shape == theirs.shape
-        for mine, theirs in zip(leaves_of(one), leaves_of(other))
-    )
+    for leaf, another in zip(mine, theirs):
+        if leaf.dtype != another.dtype or leaf.shape != another.shape:
+            return False
+    return True
 
 
 def kind_of(dtype: DType) -> str:

@@ -128,6 +128,23 @@ class Policy(Protocol):
         ...
 
 
+class Upfront:
+    """All tasks start at once."""
+
+    watches_starts = holds_back = False
+
+    def __init__(self, n: int) -> None:
+        self.first: Sequence[int] = range(n)
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """Nothing is left to start."""
+        return ()
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Nothing will be due."""
+        return inf
+
+
 def schedule(
     run: Run,
     policy: Policy,

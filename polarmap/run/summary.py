@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
 from polarmap.run.estimate import Estimate
 from polarmap.run.first_results import FirstResults
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import Task, TaskTable
 
 # From the least to the most that a map's codewords were verified by.
 VERIFICATIONS = ["no", "earlier", "local", "parity", "not needed"]
@@ -36,7 +37,7 @@ def report_of_coded(
         recovered = [index for index in recovered if errors[index] == 0]
     else:
         amplification, bound = (max(figures) for figures in zip(*map(_errors, words)))
-    residuals = [word.verifier.residual for word in words if word.verifier.residual is not None]
+    residuals = [word.acceptance.residual for word in words]
     return Report(
         n=coded.n,
         k=coded.code.k,
@@ -51,7 +52,7 @@ def report_of_coded(
         surplus_seconds=max(_waited(word, ended) for word in words),
         amplification=amplification,
         error_bound=bound,
-        residual=max(residuals, default=None),
+        residual=max((one for one in residuals if one is not None), default=None),
         verified=min((str(word.verification) for word in words), key=VERIFICATIONS.index),
         unchecked=tuple(sorted(_unchecked(words))),
         padding=coded.blocks.padding,
@@ -73,7 +74,7 @@ def report_of_uncoded(firsts: FirstResults, tasks: TaskTable, executor: str, sec
                 arrived=firsts.arrived.get(index),
                 seconds=firsts.outcomes[index].seconds if index in firsts.arrived else None,
                 attempts=tasks[index].attempts,
-                failures=_failures(tasks, index),
+                failures=_failures(tasks[index]),
                 launched=tasks[index].launched,
             )
             for index in range(n)
@@ -91,7 +92,7 @@ def blank_report(n: int, k: int, needed: int, code: str, executor: str) -> Repor
         k=k,
         code=code,
         executor=executor,
-        tasks=tuple(TaskReport(index, "not started", None, None, 0, (), None) for index in range(n)),
+        tasks=_not_started(n),
         needed=needed,
         recovered=(),
         seconds=0.0,
@@ -104,6 +105,11 @@ def blank_report(n: int, k: int, needed: int, code: str, executor: str) -> Repor
         verified="no",
         is_final=False,
     )
+
+
+@lru_cache(maxsize=8)
+def _not_started(n: int) -> tuple[TaskReport, ...]:
+    return tuple(TaskReport(index, "not started", None, None, 0, (), None) for index in range(n))
 
 
 def report_so_far(blank: Report, tasks: TaskTable, arrived: Mapping[int, float], seconds: float) -> Report:
@@ -119,7 +125,7 @@ def report_so_far(blank: Report, tasks: TaskTable, arrived: Mapping[int, float],
                 arrived=here.get(index),
                 seconds=None,
                 attempts=tasks[index].attempts,
-                failures=_failures(tasks, index),
+                failures=_failures(tasks[index]),
                 launched=tasks[index].launched,
             )
             for index in range(blank.n)
@@ -149,7 +155,7 @@ def _unchecked(words: list[Codeword]) -> set[int]:
     """Of a map whose decoded results were checked: also of those of its codewords that needed no decoding."""
     if min((str(word.verification) for word in words), key=VERIFICATIONS.index) not in ("parity", "local"):
         return set()
-    return {index for word in words for index in word.verifier.unchecked()}
+    return {index for word in words for index in word.acceptance.verifier.unchecked()}
 
 
 def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, ...]:
@@ -161,19 +167,26 @@ def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, 
             used |= word.decoder.arrived
     received = [word.received for word in words]
     arrived = _largest_of_all([one.arrived for one in received])
-    return tuple(
-        TaskReport(
-            index=index,
-            state=_state(tasks, index, index in arrived, is_used),
-            arrived=arrived.get(index),
-            seconds=max([one.seconds[index] for one in received]) if index in arrived else None,
-            attempts=tasks[index].attempts,
-            failures=_failures(tasks, index),
-            launched=tasks[index].launched,
-            subtasks=sum(index in one.arrived for one in received) if len(received) > 1 else None,
+    reports = []
+    for index, is_used in enumerate(used.tolist()):
+        task, came = tasks[index], arrived.get(index)
+        if came is not None:
+            state = "used" if is_used else "surplus"
+        else:
+            state = "abandoned" if index in tasks.running else "failed" if task.submitted else "not started"
+        reports.append(
+            TaskReport(
+                index=index,
+                state=state,
+                arrived=came,
+                seconds=None if came is None else max([one.seconds[index] for one in received]),
+                attempts=len(task.submitted),
+                failures=_failures(task) if task.failures else (),
+                launched=task.submitted[0] if task.submitted else None,
+                subtasks=sum(index in one.arrived for one in received) if len(received) > 1 else None,
+            )
         )
-        for index, is_used in enumerate(used.tolist())
-    )
+    return tuple(reports)
 
 
 def _largest_of_all(numbers: Sequence[Mapping[int, float]]) -> Mapping[int, float]:
@@ -188,18 +201,11 @@ def _largest_of_all(numbers: Sequence[Mapping[int, float]]) -> Mapping[int, floa
     }
 
 
-def _state(tasks: TaskTable, index: int, is_whole: bool, is_used: bool) -> str:
-    """What became of a task, of which all results arrived or not."""
-    if is_whole:
-        return "used" if is_used else "surplus"
-    return "abandoned" if index in tasks.running else "failed" if tasks[index].attempts else "not started"
-
-
 def _state_so_far(tasks: TaskTable, running: set[int], index: int) -> str:
     """What has become of a task whose result is not here, of a map that goes on."""
     return "running" if index in running else "failed" if tasks[index].attempts else "not started"
 
 
-def _failures(tasks: TaskTable, index: int) -> tuple[str, ...]:
-    failures = tuple(tasks[index].failures)
-    return tuple(dict.fromkeys(str(failure) for failure, _ in failures)) if failures else ()
+def _failures(task: Task) -> tuple[str, ...]:
+    """Each text once; another thread may be noting more."""
+    return tuple(dict.fromkeys(str(failure) for failure, _ in tuple(task.failures)))

@@ -98,7 +98,7 @@ def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
 
 @pytest.mark.parametrize(
     ("made_of", "travels"),
-    [(None, None), ("localhost", None), ("config.yaml", "config.yaml")],
+    [(None, None), ("localhost", "localhost"), ("config.yaml", "config.yaml")],
 )
 def test_a_pool_is_pickled_as_what_it_is_made_of(made_of: Any, travels: Any, tmp_path: Path) -> None:
     if made_of == "config.yaml":

@@ -194,7 +194,7 @@ def test_on_a_lithops_executor_every_block_is_stored_once(tmp_path: Any) -> None
         executor = FaultyExecutor(functions, {1: Fault("kill")})
         product = coded_matmul(A, B, blocks=(2, 2), workers=(3, 3), executor=executor, timeout=60)
         assert_close(product.array, A @ B, 1e-9)
-        assert len([key for key in keys if "/block/" in key]) == 3 + 3
+        assert len([key for key in keys if "/blocks/" in key]) == 3 + 3
         assert storage.list_keys(storage.bucket, "polarmap") == []
 
 
