@@ -14,13 +14,14 @@ import numpy.typing as npt
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.worker.encryption import Encryption
+from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Error, Reply, StoredBlock, Ticket, plain, reply_of_parts, sealed
-from polarmap.worker.partial_results import subtask_order
+from polarmap.worker.frames import Message
+from polarmap.worker.messages import Error, Reply, StoredBlock, plain
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import UnfitError
-from polarmap.worker.pytree import Layout, Structure, unflatten
+from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
+from polarmap.worker.run_task import subtask_order
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
@@ -132,38 +133,47 @@ class Payload:
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
 
-    def ticket(self, task: int, attempt: int, block: StoredBlock | None = None) -> Ticket:
-        """What the worker of an attempt is told; `block`: what it is to read."""
-        fault = self.faults.get(task)
-        if fault is not None and attempt >= fault.attempts:
-            fault = None
-        order = subtask_order(task, self.subtasks)
-        return Ticket(task, attempt, block, fault, self.output, order, self.encryption)
+    def order(self, task: int, attempt: int, block: StoredBlock | None = None) -> tuple[Any, ...]:
+        """The fields of the `Ticket` of an attempt, as they travel; `block`: what its worker is to read."""
+        fault, fields = self.faults.get(task), None
+        if block is not None:
+            fields = tuple(block.source), tuple(map(tuple, block.parts)), *block[2:]
+        return (
+            task,
+            attempt,
+            fields,
+            tuple(fault) if fault is not None and attempt < fault.attempts else None,
+            self.output and plain(self.output),
+            subtask_order(task, self.subtasks) if self.subtasks > 1 else (),
+            self.encryption and tuple(self.encryption),
+        )
 
-    def order(self, task: int, attempt: int, block: StoredBlock) -> tuple[Any, ...]:
-        """The same in plain tuples, as it travels, with what is to be read."""
-        ticket = self.ticket(task, attempt)
-        block_fields = tuple(block.source), tuple(map(tuple, block.parts)), *block[2:]
-        return task, attempt, block_fields, *map(plain, ticket[3:])
+    def outcome(self, task: int, attempt: int, header: Any, data: Any, over: bool = True) -> Outcome:
+        """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
 
-    def reply(self, task: int, attempt: int, header: Any, data: Any) -> Reply:
-        """A worker's reply of its parts; with a key nothing of it is unpickled before it is `outcome`."""
-        return reply_of_parts(header, data) if self.encryption is None else sealed(task, attempt, data)
-
-    def outcome(self, reply: Reply) -> Outcome:
-        """A worker's reply as an outcome."""
-        if self.encryption is None:
-            return outcome_of(reply)
-        from polarmap.worker.encrypted_replies import as_meant
-
+        header : a pickled `Reply`, or, where none was needed, the reply itself.
+        over : whether the attempt has ended.
+        """
         try:
-            return outcome_of(as_meant(reply, self.encryption))
-        except Exception as error:  # of a forger
-            return lost(reply.task, reply.attempt, f"its reply {error}")
+            if self.encryption is not None:
+                header, data = decrypted_reply(task, attempt, data, self.encryption)
+            reply = header if isinstance(header, Reply) else pickle.loads(header)
+            error, seconds, structure, layout, stored, subtasks = reply
+            if error is not None:
+                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds, over=over)
+            leaves = unpacked(layout, data)
+            if stored is not None:
+                stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
+        except DamagedError as error:
+            return lost(task, attempt, f"its reply {error}", over)
+        except Exception as error:  # of a forger, or of a class that is not here
+            return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}", over)
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored, subtasks, over)
 
-    def partial_outcome(self, reply: Reply) -> Outcome:
+    def part(self, message: Message) -> Outcome:
         """What a worker has handed in of a task that goes on."""
-        return self.outcome(reply)._replace(over=False)
+        _, task, attempt = message.order
+        return self.outcome(task, attempt, message.header, message.data, over=False)
 
 
 class Run(Protocol):
@@ -218,20 +228,6 @@ class MapExecutor(Protocol):
     def open(self, payload: Payload) -> Run:
         """What runs this map; nothing is started yet."""
         ...
-
-
-def outcome_of(reply: Reply) -> Outcome:
-    """A worker's reply as an outcome."""
-    seconds = reply.ended - reply.started
-    if reply.error is not None:
-        return Outcome(reply.task, reply.attempt, None, None, failure_of(reply.error), seconds)
-    assert reply.result is not None
-    structure, layout, data = reply.result
-    expected = layout_bytes(layout)
-    if len(data) != expected:
-        return lost(reply.task, reply.attempt, f"its result has {len(data)} of {expected} bytes")
-    leaves = reply.result.unpack()
-    return Outcome(reply.task, reply.attempt, leaves, structure, None, seconds, reply.stored, reply.subtasks)
 
 
 def block_of(coded: Coded, task: int, as_seen: Callable[[Array], Array] = lambda leaf: leaf) -> Any:
@@ -298,6 +294,6 @@ def _rebuilt(error: Error) -> BaseException:
     return cause
 
 
-def lost(task: int, attempt: int, message: str) -> Outcome:
+def lost(task: int, attempt: int, message: str, over: bool = True) -> Outcome:
     """The outcome of a task whose worker disappeared."""
-    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)
+    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0, over=over)

@@ -20,8 +20,8 @@ from polarmap.worker.encryption import (
 PLACES = ("env:", "file:")
 
 
-def checked_key(key: Any) -> str | bytes:
-    """The key of the caller; CodeError for what is none."""
+def readable_key(key: Any) -> str | bytes:
+    """The key of the caller; CodeError for what is none, or is not where it says."""
     if isinstance(key, (bytes, bytearray, memoryview)):
         if len(key) != KEY_BYTES:
             raise CodeError(
@@ -40,17 +40,11 @@ def checked_key(key: Any) -> str | bytes:
         ciphers()
     except KeyUnavailableError as error:
         raise CodeError(f"key= needs the package cryptography: {install_command('crypto')}") from error
-    return found
-
-
-def readable_key(key: Any) -> str | bytes:
-    """The same, but CodeError also for one that is not where it says."""
-    checked = checked_key(key)
     try:
-        read_key(checked)
+        read_key(found)
     except KeyUnavailableError as error:
         raise CodeError(str(error)) from error
-    return checked
+    return found
 
 
 def new_encryption(key: Any) -> Encryption:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import numpy as np
-
+from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.worker.faults import FAULTS, Fault
@@ -54,16 +54,13 @@ class WithFaults:
 
 def _check_fault(fault: Fault) -> None:
     """CodeError for one that no worker could suffer."""
-    kind: Any = fault.kind
-    seconds: Any = fault.seconds
-    if not isinstance(kind, str) or kind not in FAULTS:
-        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {kind!r:.100}")
-    is_number = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
-    if not is_number or not seconds >= 0:
-        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {seconds!r:.100}")
+    if not is_one_of(fault.kind, FAULTS):
+        raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
+    if not is_number(fault.seconds) or fault.seconds < 0:
+        raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
     if not _is_count(fault.attempts):
         raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
 
 
 def _is_count(value: Any) -> bool:
-    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= 0)
+    return is_integer(value) and bool(value >= 0)

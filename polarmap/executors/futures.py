@@ -37,8 +37,9 @@ from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.cores import available_cores
-from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, LazyBlock, ThreadLink, run_in_pool
-from polarmap.worker.messages import Reply, StoredBlock, parsed_reply
+from polarmap.worker.frames import Message
+from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, ThreadLink, run_in_pool
+from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
@@ -76,7 +77,7 @@ class FuturesRun:
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
         self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
-        self._told: queue.SimpleQueue[Ended | Reply | None] = queue.SimpleQueue()  # None: wake up
+        self._told: queue.SimpleQueue[Ended | Message | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
         self._unbegun: dict[Attempt, Future[Any]] = {}
         self._accepts = False  # whether the pool has taken a task
@@ -100,7 +101,7 @@ class FuturesRun:
         """Hand them to the pool."""
         for attempt in attempts:
             future = self._pending[attempt] = self._unbegun[attempt] = self._future(*attempt)
-            future.add_done_callback(partial(self._note, attempt))
+            future.add_done_callback(partial(lambda *ended: self._told.put(ended), attempt))
 
     def wait(self, timeout: float) -> list[Event]:
         """Which attempts were seen to begin, whose futures are done, and the subtasks that were handed in."""
@@ -124,10 +125,9 @@ class FuturesRun:
         """Of an attempt; ExecutorError if the pool takes not even the first."""
         try:
             block, stored = self._block(task)
-            ticket = self._payload.ticket(task, attempt, stored)
-            future: Future[Any] = self._pool.submit(
-                run_in_pool, self._f, block, ticket, self._link(task, attempt), self._threads
-            )
+            order = self._payload.order(task, attempt, stored)
+            link = self._folder or self._links.setdefault((task, attempt), ThreadLink(self._told))
+            future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, order, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
             if not self._accepts and not isinstance(error, DamagedError):
@@ -135,9 +135,6 @@ class FuturesRun:
             future = Future()
             future.set_exception(error)
         return future
-
-    def _note(self, attempt: Attempt, done: Future[Any]) -> None:
-        self._told.put((attempt, done))
 
     def _begun(self) -> list[Began]:
         """The attempts that have begun, or were seen to run, since the last time."""
@@ -155,24 +152,20 @@ class FuturesRun:
         is_running = future.running() if self._tells else not future.done()
         return time.monotonic() if is_running else None
 
-    def _news(self, timeout: float) -> list[Ended | Reply]:
+    def _news(self, timeout: float) -> list[Ended | Message]:
         """What was told by now, or first within `timeout` seconds: subtasks before ends."""
         deadline = time.monotonic() + timeout
         folder = self._folder if self._payload.subtasks > 1 else None
         while True:
-            ended = self._drained(timeout if folder is None else min(timeout, POLL_SECONDS))
-            news = [one for one in (*(folder.take() if folder else ()), *ended) if one is not None]
-            if news or folder is None or None in ended or time.monotonic() >= deadline:
+            told = list[Ended | Message | None]()
+            rest = min(deadline - time.monotonic(), inf if folder is None else POLL_SECONDS)
+            with contextlib.suppress(queue.Empty):
+                told.append(self._told.get(timeout=None if rest == inf else max(0.0, rest)))
+                while True:
+                    told.append(self._told.get_nowait())
+            news = [one for one in (*(folder.take() if folder else ()), *told) if one is not None]
+            if news or None in told or time.monotonic() >= deadline:
                 return news
-
-    def _drained(self, timeout: float) -> list[Ended | Reply | None]:
-        """What has ended by now, or the first that ends within `timeout` seconds; None: it was woken."""
-        ended = []
-        with contextlib.suppress(queue.Empty):
-            ended.append(self._told.get(timeout=None if timeout == inf else timeout))
-            while True:
-                ended.append(self._told.get_nowait())
-        return ended
 
     def _function(self) -> Function | bytes:
         """f as the pool gets it."""
@@ -182,23 +175,19 @@ class FuturesRun:
         is_kept = source is not None and source.kind == "folder"
         return OnReadOnlyBlocks(self._payload.f) if is_kept else self._payload.f
 
-    def _link(self, task: int, attempt: int) -> ThreadLink | FolderLink:
-        """What an attempt shares with this run."""
-        return self._folder or self._links.setdefault((task, attempt), ThreadLink(self._told))
-
     def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
-        """The block itself, or a stored one for the worker to read where it can."""
+        """The block, or what makes it on a thread, or a stored one for the worker to read."""
         coded = self._payload.blocks
         if coded.source is not None and coded.source.kind == "folder":
             return None, stored_block(coded, task)._replace(structure=coded.structure)
         if coded.source is not None and self._shares_memory:
-            return LazyBlock(partial(block_of, coded, task)), None
+            return partial(block_of, coded, task), None
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
 
-    def _outcome(self, told: Ended | Reply) -> Outcome:
+    def _outcome(self, told: Ended | Message) -> Outcome:
         """What is told of a future that is done, or of the result of a subtask."""
-        if isinstance(told, Reply):
-            return self._payload.partial_outcome(told)
+        if isinstance(told, Message):
+            return self._payload.part(told)
         attempt, future = told
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
@@ -210,7 +199,7 @@ class FuturesRun:
         sent = future.result()
         if sent is None:
             return lost(*attempt, f"somebody removed {self._folder and self._folder.folder}")
-        return self._payload.outcome(sent if isinstance(sent, Reply) else parsed_reply(sent))
+        return self._payload.outcome(*attempt, sent.header, sent.data)
 
 
 def text_of(error: BaseException) -> str:

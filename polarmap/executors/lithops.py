@@ -27,9 +27,9 @@ from polarmap.executors.lithops_jobs import (
 from polarmap.executors.lithops_storage import PREFIX, InBucket, remove_objects
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
+from polarmap.worker.frames import Frames
 from polarmap.worker.io_lithops import Address, make_task
-from polarmap.worker.messages import reply_of_bytes
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
@@ -175,7 +175,7 @@ class LithopsRun:
         if isinstance(sent, LostError):
             return lost(*key, str(sent))
         try:
-            outcome = self._payload.outcome(self._payload.reply(*key, *sent))
+            outcome = self._payload.outcome(*key, *sent)
         except Exception as error:
             return lost(*key, f"{type(error).__name__}: {error}")
         if outcome.failure is not None and outcome.failure.kind == "damaged":
@@ -208,13 +208,10 @@ class LithopsRun:
         """The results of subtasks in these objects, each once and none that is still being written."""
         found = []
         for key in [one for one in keys if one not in self._told]:
-            task, attempt, _ = map(int, key.removeprefix(self._address.subtask_prefix).split("-"))
             try:
-                data = bytes(self._storage.get_object(self._address.bucket, key))
-                reply = reply_of_bytes(data, (task, attempt) if self._payload.encryption else None)
+                [message] = Frames().of(bytes(self._storage.get_object(self._address.bucket, key)))
             except Exception:
                 continue
-            if reply is not None:
-                self._told.add(key)
-                found.append(self._payload.partial_outcome(reply))
+            self._told.add(key)
+            found.append(self._payload.part(message))
         return found

@@ -256,7 +256,7 @@ class PoolRun:
         return is_told
 
     def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
-        """The fields of the `TaskCall` for this worker: f and what is around it only if it knows others."""
+        """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
         assert self._stored is not None
         return (
             self._number,
@@ -331,14 +331,12 @@ class PoolRun:
             return lost(task, attempt, "its worker took it for cancelled")
         try:
             data = self._read(bytes(message.data).decode()) if message.is_file else message.data
-            outcome = self._payload.outcome(self._payload.reply(task, attempt, message.header, data))
+            outcome = self._payload.outcome(task, attempt, message.header, data, message.kind == END)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        if (outcome.task, outcome.attempt) != (task, attempt):
-            raise FrameError(f"a reply of task {outcome.task}, not of {task}")
         if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
             self._stored.store_again(self._payload.blocks, task)
-        return outcome if message.kind == END else outcome._replace(over=False)
+        return outcome
 
     def _read(self, left: str) -> bytearray:
         """A result that was left in one of our folders; of a wrong name or nothing, none."""

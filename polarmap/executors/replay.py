@@ -5,19 +5,21 @@ from __future__ import annotations
 import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
+from polarmap.code.arguments import is_number
+from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost, outcome_of
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
+from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.partial_results import PartialResult, evaluate
 from polarmap.worker.parts import write_object
-from polarmap.worker.run_task import packing
+from polarmap.worker.run_task import PartialResult, evaluate, packing
 from polarmap.worker.stored_output import store_result
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
@@ -77,7 +79,7 @@ class ReplayRun:
 
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
-        self._payload = payload
+        self._payload = replace(payload, encryption=None)  # of what would travel
         self._steps = payload.subtasks
         self._running: dict[Attempt, _Running] = {}
         self._arrivals: list[tuple[float, int, int, int]] = []  # a heap; of attempts that ended, too
@@ -122,7 +124,7 @@ class ReplayRun:
 
     def _started(self, task: int, attempt: int) -> _Running:
         """An attempt, nothing of which is evaluated yet."""
-        ticket = self._payload.ticket(task, attempt)
+        ticket = Ticket.parse(self._payload.order(task, attempt))
         fault, seconds = ticket.fault, self._seconds.get(task, 1.0)
         is_struck = fault is not None and fault.kind in ("kill", "exit")
         lost_by = f"was struck by {fault.kind!r}" if fault is not None and is_struck else None
@@ -147,15 +149,14 @@ class ReplayRun:
         seconds = running.seconds * (step + 1) / self._steps
         try:
             packed, subtasks = next(running.results)()
-            reply = Reply(task, attempt, packed, None, 0.0, seconds, None, subtasks)
+            stored = None
             if ticket.output is not None:
                 packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)
-                reply = reply._replace(result=packed, stored=stored)
         except BaseException as error:
-            return outcome_of(Reply(task, attempt, None, describe(error), 0.0, seconds))
-        return outcome_of(reply)._replace(over=step + 1 == self._steps)
+            return self._payload.outcome(task, attempt, Reply(describe(error), seconds), b"")
+        reply = Reply(None, seconds, packed.structure, packed.layout, stored, subtasks)
+        return self._payload.outcome(task, attempt, reply, packed.data, step + 1 == self._steps)
 
 
 def _is_arrival(task: object, seconds: object) -> bool:
-    is_real = isinstance(seconds, (int, float, np.integer, np.floating)) and not isinstance(seconds, bool)
-    return isinstance(task, (int, np.integer)) and is_real and bool(seconds >= 0)  # type: ignore[operator]
+    return is_integer(task) and is_number(seconds) and bool(seconds >= 0)

@@ -25,9 +25,8 @@ from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call import Call, function_of
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.call_run import Limits
-from polarmap.worker.any_value import Array, to_block
+from polarmap.worker.any_value import Array, call_each, to_block
 from polarmap.worker.cores import available_cores
-from polarmap.worker.run_call import call_each, to_call
 
 T = TypeVar("T")
 
@@ -156,7 +155,7 @@ class Executor(futures.Executor):
         future: futures.Future[Any] = futures.Future()
         try:
             with self._pickling():
-                block = to_call(shared.sent, args, kwargs)
+                block = to_block((shared.sent, args, kwargs))
         except Exception as error:
             self._driver.check_open()
             future.set_running_or_notify_cancel()

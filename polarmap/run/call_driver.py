@@ -15,7 +15,7 @@ from polarmap.executors.base import MapExecutor, Payload
 from polarmap.run.call import Call
 from polarmap.run.call_run import CallRun, Limits, no_durations
 from polarmap.run.map_threads import call_before_exit
-from polarmap.worker.run_call import run_call
+from polarmap.worker.any_value import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
 FIRST_SECONDS = 0.1  # that the first call waits to be taken: later ones may be cancelled

@@ -12,9 +12,9 @@ from polarmap.blocks.base import CodedData, DataBlocks
 from polarmap.code.base import Code
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
-from polarmap.worker.partial_results import rows
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout, Structure
+from polarmap.worker.run_task import rows
 
 Array = npt.NDArray[Any]
 

@@ -1,4 +1,4 @@
-"""How values travel that are no trees of arrays: pickled, the arrays inside as raw bytes beside the pickle.
+"""How calls and values travel that are no trees of arrays: pickled, the arrays inside as raw bytes beside.
 
 Runs on workers too: imports numpy and cloudpickle at most.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import mmap
 import pickle
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -72,6 +72,28 @@ def any_call(
     return call
 
 
+def run_call(block: Array) -> Any:
+    """What the call of a block returns, as `to_result` has it.
+
+    f may be one that was pickled before: a block as bytes, or the path of its file.
+
+    >>> run_call(to_block((divmod, (7, 2), {})))
+    ((3, 1),)
+    """
+    f, args, kwargs = from_block(block)
+    f = loaded(f) if isinstance(f, (bytes, str)) else f
+    return to_result(f(*args, **kwargs))
+
+
+def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
+    """Several calls as one.
+
+    >>> call_each(pow, [(2, 3), (3, 2)])
+    [8, 9]
+    """
+    return [f(*each) for each in arguments]
+
+
 def to_result(value: Any) -> Any:
     """A tree of arrays for any value: itself in a tuple where it travels as it is, else pickled in a list.
 
@@ -133,7 +155,7 @@ def to_block(value: Any) -> Array:
     """Any value that can be pickled as an array of bytes.
 
     It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
-    the pickle, and the buffers that travel beside it, each aligned.
+    the pickle, and the buffers that travel beside it. All of these are filled up, so that each is aligned.
     """
     buffers: list[memoryview] = []
     data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
@@ -155,22 +177,20 @@ def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], b
 
 def block_of_runs(runs: Sequence[bytes | memoryview]) -> Iterator[bytes | memoryview]:
     """The bytes of a block with these runs, the pickle first, piece by piece."""
-    lengths = [len(run) for run in runs]
-    head = np.array([len(runs), *lengths], "<i8").tobytes()
-    yield head
-    end = len(head)
-    for start, run in zip(_places(lengths)[0], runs):
-        yield bytes(start - end)
+    head = np.array([len(runs), *map(len, runs)], "<i8").tobytes()
+    for run in (head, *runs):
         yield run
-        end = start + len(run)
+        yield bytes(-len(run) % ALIGNMENT)
 
 
 def from_block(block: Array) -> Any:
     """The value of which `to_block` made this; arrays in it lie in the block where that may be written."""
-    count = int(block[:8].view("<i8")[0])
-    lengths = block[8 : 8 + 8 * count].copy().view("<i8").tolist()
-    starts, _ = _places(lengths)
-    data, *buffers = (block[start : start + length] for start, length in zip(starts, lengths))
+    head = 8 + 8 * int(block[:8].view("<i8")[0])
+    end, runs = head + -head % ALIGNMENT, []
+    for length in block[8:head].copy().view("<i8").tolist():
+        runs.append(block[end : end + length])
+        end += length + -length % ALIGNMENT
+    data, *buffers = runs
     return pickle.loads(data.tobytes(), buffers=map(_writable, buffers))
 
 
@@ -181,19 +201,6 @@ def loaded(data: bytes | str) -> Any:
         with open(data, "rb") as file:
             memory = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
     return from_block(np.frombuffer(memory, np.uint8))
-
-
-def _places(lengths: Sequence[int]) -> tuple[list[int], int]:
-    """Where each run of bytes begins in a block, and where the block ends.
-
-    >>> _places([10, 100, 1])
-    ([64, 128, 256], 257)
-    """
-    starts, end = [], 8 * (1 + len(lengths))
-    for length in lengths:
-        starts.append(-(-end // ALIGNMENT) * ALIGNMENT)
-        end = starts[-1] + length
-    return starts, end
 
 
 def _writable(buffer: Array) -> Array:

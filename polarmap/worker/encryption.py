@@ -1,15 +1,19 @@
-"""Encryption of what lies in storage: AES-256-GCM, under a key that never lies there.
+"""Encryption of what lies in storage, and of replies: AES-256-GCM, under a key that never lies there.
 
-Runs on workers too: imports the standard library, and `cryptography` once there is something to encrypt.
+Runs on workers too: imports numpy at most, and `cryptography` once there is something to encrypt.
 """
 
 from __future__ import annotations
 
 import hmac
+import json
 import os
+import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from polarmap.worker.frames import Frames, Message, frame
+from polarmap.worker.messages import Error, Reply, describe
 from polarmap.worker.parts import DamagedError, Part, Place
 
 KEY_BYTES = SALT_BYTES = TAG_BYTES = 32
@@ -23,6 +27,9 @@ OVERHEAD_BYTES = NONCE_BYTES + 16  # that the nonce and the tag of AES-GCM add t
 MESSAGE_BYTES = (1 << 31) - 1  # that `cryptography` encrypts at once
 MAKE_ONE = "python -c 'import secrets; print(secrets.token_hex(32))'"
 PURPOSE = b"polarmap encryption 1"
+WITH_KEY, WITHOUT_KEY = b"e", b"w"  # how the data of a reply begin
+
+Fields = tuple[Any, ...]  # of an `Encryption`
 
 
 class KeyUnavailableError(Exception):
@@ -158,3 +165,61 @@ def read_decrypted(source: Place, part: Part, read: Callable[[Place, Part], Any]
     stored = part._replace(size=encrypted_size(part.size))
     data = read(source._replace(encryption=None), stored)
     return decrypt_part(Encryption(*source.encryption), part, data)
+
+
+class EncryptedIO(NamedTuple):
+    """The ways of numbers in and out of a task of a map with a key; it travels with such tasks only.
+
+    read : a part of a place, by what reads its bytes there.
+    store : an array of a result as an object of such parts.
+    reply : what is told instead of a message with a reply.
+    """
+
+    read: Callable[[Place, Part, Callable[[Place, Part], Any]], Any]
+    store: Callable[[Fields, str, Any, int], tuple[list[Part], bytes]]
+    reply: Callable[[Message, Fields], Message]
+
+
+def encrypted_object(encryption: Fields, key: str, data: Any, size: int) -> tuple[list[Part], bytes]:
+    """The parts, of so many bytes each but the last, in which bytes are stored in a row, and the object."""
+    ours, parts, pieces, start = Encryption(*encryption), list[Part](), list[bytes](), 0
+    for first in range(0, len(data), size):
+        piece = data[first : first + size]
+        part = Part(key, len(piece), None, start)
+        pieces.append(encrypt_part(ours, part, piece))
+        parts.append(part._replace(crc32=zlib.crc32(pieces[-1])))
+        start += len(piece) + OVERHEAD_BYTES
+    return parts, b"".join(pieces)
+
+
+def encrypted_reply(message: Message, encryption: Fields) -> Message:
+    """A reply of which nothing but its kind and its attempt can be seen.
+
+    Where that fails, which is where the key is not there, one that says so.
+    """
+    try:
+        data = WITH_KEY + Encryption(*encryption).encrypt(_name(*message.order[1:]), frame(message))
+    except Exception as error:
+        data = WITHOUT_KEY + json.dumps(describe(error)[:3]).encode()
+    return message._replace(header=b"", data=data)
+
+
+def decrypted_reply(task: int, attempt: int, data: Any, encryption: Encryption) -> tuple[Any, Any]:
+    """Header and data of a reply; DamagedError for what the worker of this attempt has not sent.
+
+    Nothing is unpickled.
+    """
+    if data[:1] != WITHOUT_KEY:
+        [message] = Frames().of(encryption.decrypt(_name(task, attempt), data[1:]))
+        return message.header, message.data
+    kind, text, trace = json.loads(bytes(data[1:]))
+    ours = KeyUnavailableError(str(text)) if kind == KeyUnavailableError.__name__ else None
+    return Reply(Error(str(kind), str(text), str(trace), ours), 0.0), b""
+
+
+def _name(task: int, attempt: int) -> str:
+    """What tells this attempt of its map, which has a key of its own, from the others."""
+    return f"reply {task}-{attempt}"
+
+
+ENCRYPTED = EncryptedIO(read_decrypted, encrypted_object, encrypted_reply)

@@ -9,16 +9,16 @@ import contextlib
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarmap.worker.any_value import loaded
 from polarmap.worker.block_cache import KEPT_BYTES, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
-from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message
-from polarmap.worker.messages import Reply, Ticket, describe
+from polarmap.worker.encryption import ENCRYPTED
+from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
+from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
 from polarmap.worker.pytree import Structure
@@ -32,35 +32,6 @@ PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was 
 Function = Callable[[Any], Any]
 
 
-class TaskCall(NamedTuple):
-    """A task as it travels to a worker, which trusts its driver.
-
-    map : number of the map that it belongs to.
-    folders : for large results; empty where driver and worker share none.
-    ticket : whose block has no structure.
-    f : the function and the structure of blocks as `to_block` makes bytes of them, or the path of a file
-        with these; None if they are those of the last task.
-    around : None if they have not changed, or are the worker's own.
-    modules : source of those that f needs and the worker has not yet, by name.
-    is_ahead : whether it is told while the worker is at another task, after which the map may be over.
-    """
-
-    map: int
-    folders: tuple[str, ...]
-    ticket: Ticket
-    f: bytes | str | None
-    around: Surroundings | None
-    modules: Mapping[str, tuple[str, bool]] = {}
-    is_ahead: bool = False
-
-    @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> TaskCall:
-        """One from plain tuples, as it travels."""
-        number, folders, ticket, f, around, modules, is_ahead = fields
-        around = around and Surroundings(*around)
-        return cls(number, folders, Ticket.parse(ticket), f, around, modules, is_ahead)
-
-
 def serve_tasks(io: ChannelIO, until: float = inf) -> None:
     """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
 
@@ -72,7 +43,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
             message = io.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
             if message is None:
                 io.blocks.forget_removed()
-            elif message[0] == "end" or (message[0] == "call" and not io.run(TaskCall.parse(message[1]))):
+            elif message[0] == "end" or (message[0] == "call" and not io.run(message[1])):
                 return
 
 
@@ -102,8 +73,9 @@ class ChannelIO(TaskIO):
         self._map = -1
         self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
-        self._f: tuple[Function, OnReadOnlyBlocks, Structure] | None = None
+        self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
+        self._files = 0  # that were left in them
         self.blocks = BlockCache(self.read, memory)
         self._modules = SentModules()
 
@@ -111,32 +83,37 @@ class ChannelIO(TaskIO):
         """What the driver says next; None if nothing within so many seconds."""
         return self._heard.popleft() if self._heard else self.channel.receive(timeout)
 
-    def run(self, call: TaskCall) -> bool:
-        """Do a task and reply; False if this process is not fit for another one."""
-        ticket = call.ticket
-        self._order = call.map, ticket.task, ticket.attempt
-        if call.around is not None:
-            self._around = call.around
-        if call.map != self._map:
-            is_first, self._map, self._f = self._map < 0, call.map, None
+    def run(self, call: tuple[Any, ...]) -> bool:
+        """Do a task and reply; False if this process is not fit for another one.
+
+        call : the number of the task's map; folders for large results, none where driver and worker share
+            none; the fields of its `Ticket`, whose block has no structure; f and the structure of blocks as
+            `to_block` makes bytes of them, or the path of a file with these, None if they are those of the
+            last task; the fields of its `Surroundings`, None if they have not changed, or are the worker's
+            own; the sources of those modules that f needs and the worker has not yet, by name; and whether
+            it is told while the worker is at another task, after which the map may be over.
+        """
+        number, self._folders, fields, f, around, modules, is_ahead = call
+        ticket = Ticket.parse(fields)
+        self._order = number, ticket.task, ticket.attempt
+        if around is not None:
+            self._around = Surroundings(*around)
+        if number != self._map:
+            is_first, self._map, self._f = self._map < 0, number, None
             if self._state and not is_first and (changed := self._state.restore()):
                 self.channel.send(Message(UNFIT, self._order, changed.encode()))
                 return False
             self._around.take_over()
             self.blocks.forget_removed()
-        self._modules.add(call.modules)
-        if call.f is not None:
-            self._pickled, self._f = call.f, None
-        self._folders = call.folders
-        if call.is_ahead and self.is_cancelled():
+        self._modules.add(modules)
+        if f is not None:
+            self._pickled, self._f = f, None
+        if is_ahead and self.is_cancelled():
             reply = None
         else:
             with self._limited():
                 reply = run_task(ticket, self)
-        if reply is None:
-            self.channel.send(Message(LEFT, self._order))
-        else:
-            self._send(reply, END)
+        self._send(reply or Message(LEFT))
         return self._is_fit
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
@@ -153,17 +130,16 @@ class ChannelIO(TaskIO):
                 if is_for_want(error):
                     raise self._unfit("unpickle f", error) from error
                 raise
-            self._f = f, OnReadOnlyBlocks(f), structure
-        f, f_on_kept, structure = self._f
+            self._f = OnReadOnlyBlocks(f), structure
+        f, structure = self._f
         assert ticket.block is not None
-        is_private = ticket.attempt > 0
         try:
-            block = self.blocks.load(ticket.block._replace(structure=structure), is_private)
+            block = self.blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
             raise self._unfit("read its block", error) from error
-        return f if is_private else f_on_kept, block
+        return f, block
 
     def _unfit(self, what: str, error: BaseException) -> UnfitError:
         """Tells that this process has failed at something, and lets it end when that is told."""
@@ -179,11 +155,11 @@ class ChannelIO(TaskIO):
             self._heard.append(message)
         return ("cancel", self._map) in self._heard
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask; what is cancelled ends here."""
         if self.is_cancelled():
             raise InterruptedError("nobody waits for this task any more")
-        self._send(reply, PART)
+        self._send(message)
         return True
 
     def read(self, place: Place, part: Part) -> Any:
@@ -196,21 +172,17 @@ class ChannelIO(TaskIO):
             raise InterruptedError("nobody waits for this task any more")
         return message[2]
 
-    def _send(self, reply: Reply, kind: bytes) -> None:
-        """A reply as a message, its result in a file where it is large."""
-        try:
-            header, data = reply.to_parts()
-        except Exception as error:  # a key of a dict that does not travel
-            kind, reply = END, reply._replace(result=None, stored=None, error=describe(error))
-            header, data = reply.to_parts()
-        is_file = len(data) > INLINE_BYTES and bool(self._folders)
+    def _send(self, message: Message) -> None:
+        """A message of the task, its data in a file where they are large."""
+        data, is_file = message.data, len(message.data) > INLINE_BYTES and bool(self._folders)
         if is_file:
-            data = self._left(reply, data).encode()
-        self.channel.send(Message(kind, self._order, header, data, is_file))
+            data = self._left(data).encode()
+        self.channel.send(message._replace(order=self._order, data=data, is_file=is_file))
 
-    def _left(self, reply: Reply, data: Any) -> str:
+    def _left(self, data: Any) -> str:
         """A file with these bytes: which of the map's folders it lies in, -1 if in none, and its name."""
-        name = "-".join(map(str, (reply.task, reply.attempt, *reply.subtasks, os.getpid())))
+        self._files += 1
+        name = f"{os.getpid()}-{self._files}"
         if self.is_cancelled():
             return f"-1/{name}"
         for number, folder in enumerate(self._folders):

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
+from polarmap.worker.frames import Message, frame
 from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when, is_alive
-from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
 from polarmap.worker.run_task import TaskIO, run_task
 
@@ -85,10 +86,9 @@ class LithopsIO(TaskIO):
         else:
             exit_when(self.is_cancelled, partial(end_job, self.remove_all))
         reply = run_task(ticket, self)
-        header, data = (b"", b"") if reply is None else reply.to_parts()
-        if reply is None or (len(data) > STATUS_BYTES and self.is_cancelled()):
+        if reply is None or (len(reply.data) > STATUS_BYTES and self.is_cancelled()):
             return None
-        return header, bytes(data)
+        return bytes(reply.header), bytes(reply.data)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block."""
@@ -108,11 +108,12 @@ class LithopsIO(TaskIO):
             return is_missing(error)
         return False
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Store the result of a subtask, and take it back if the driver has cleaned up."""
-        key = self._address.subtask_key(reply.task, reply.attempt, reply.subtasks[0])
+        _, task, attempt = message.order
+        key = self._address.subtask_key(task, attempt, subtask)
         try:
-            self.storage.put_object(self._address.bucket, key, reply.to_bytes())
+            self.storage.put_object(self._address.bucket, key, frame(message))
             if self.is_cancelled():
                 self.storage.delete_object(self._address.bucket, key)
         except Exception:

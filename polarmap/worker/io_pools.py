@@ -9,24 +9,25 @@ import os
 import pickle
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
-from polarmap.worker.encrypted_io import ENCRYPTED
+from polarmap.worker.encryption import ENCRYPTED
+from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.liveness import has_lost_parent
-from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes
+from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
-IDLE_SECONDS = 60.0  # after which blocks that no task asked for are let go
+KEPT_SECONDS = 60.0  # for which stored blocks are kept
 
 Function = Callable[[Any], Any]
-Call = Callable[[], Reply | None]
+Call = Callable[[], Message | None]
 
 
 class ThreadLink:
@@ -39,7 +40,7 @@ class ThreadLink:
     def __init__(self, told: SimpleQueue[Any]) -> None:
         self._told = told
         self.began: float | None = None
-        self._end: SimpleQueue[Reply | None] = SimpleQueue()
+        self._end: SimpleQueue[Message | None] = SimpleQueue()
         self._is_cancelled = False
 
     def cancel(self) -> None:
@@ -51,12 +52,12 @@ class ThreadLink:
         """Whether nobody waits any more."""
         return self._is_cancelled
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask."""
-        self._told.put(reply)
+        self._told.put(message)
         return True
 
-    def reply_of(self, call: Call) -> Reply | None:
+    def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None as soon as nobody waits any more."""
         self.began = time.monotonic()
         run_on_daemon(lambda: self._end.put(call()))
@@ -85,29 +86,30 @@ class FolderLink(NamedTuple):
         except OSError:
             return False
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Leave the result of a subtask in the folder; False where that does not work."""
-        path = os.path.join(self.folder, f"{reply.task}-{reply.attempt}-{reply.subtasks[0]}")
+        _, task, attempt = message.order
+        path = os.path.join(self.folder, f"{task}-{attempt}-{subtask}")
         try:
             with open(path + ".part", "wb") as file:
-                file.write(reply.to_bytes())
+                file.write(frame(message))
             os.replace(path + ".part", path)
         except Exception:
             return False
         return True
 
-    def take(self) -> list[Reply | None]:
+    def take(self) -> list[Message]:
         """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
-        replies = []
+        messages = list[Message]()
         for path in sorted(Path(self.folder).glob("*[0-9]")):  # not half a result, nor the owner's name
-            replies.append(reply_of_bytes(path.read_bytes()))
+            messages += Frames().of(path.read_bytes())
             path.unlink()
-        return replies
+        return messages
 
-    def reply_of(self, call: Call) -> tuple[Any, ...] | None:
-        """What a call on a daemon thread returns, `plain`; None once the folder, or the parent, is gone."""
-        end: SimpleQueue[tuple[Any, ...] | None] = SimpleQueue()
-        run_on_daemon(lambda: end.put(plain(call())))
+    def reply_of(self, call: Call) -> Message | None:
+        """What a call on a daemon thread returns; None once the folder, or the parent, is gone."""
+        end: SimpleQueue[Message | None] = SimpleQueue()
+        run_on_daemon(lambda: end.put(call()))
         parent = os.getppid()
         while True:
             try:
@@ -126,50 +128,27 @@ def _machine(folder: str) -> tuple[str, int, int]:
     return os.uname().nodename, parent.st_dev, parent.st_ino
 
 
-class PoolBlocks(BlockCache):
-    """Blocks of stored arrays in a process that others use, too: let go when none has been used for long."""
-
-    _is_used = _is_watched = False
-
-    def load(self, block: StoredBlock, is_private: bool = False) -> Any:
-        """A block, read-only unless it is small or `is_private`."""
-        loaded = super().load(block, is_private)
-        self._is_used = True
-        if len(self) and not self._is_watched:
-            self._is_watched = True
-            run_on_daemon(self._watch)
-        return loaded
-
-    def _watch(self) -> None:
-        while self._is_used:
-            self._is_used = False
-            time.sleep(IDLE_SECONDS)
-            self.forget_removed()
-        self._is_watched = False  # first: what is loaded meanwhile is watched anew, or let go, too
-        self.clear()
-
-
 @cache
-def pool_blocks() -> PoolBlocks:
-    """Those of this process; one that was forked begins anew, as it has no thread that lets go of them."""
-    return PoolBlocks()
+def pool_blocks() -> BlockCache:
+    """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
+    run_on_daemon(_let_go)
+    return BlockCache()
+
+
+def _let_go() -> None:
+    time.sleep(KEPT_SECONDS)
+    pool_blocks.cache_clear()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=pool_blocks.cache_clear)
 
 
-class LazyBlock(NamedTuple):
-    """A block that its worker, a thread of the driver's process, is to read."""
-
-    load: Callable[[], Any]
-
-
 class PoolIO(TaskIO):
     """What connects a task of a pool with its driver.
 
     f : a function, or the bytes of a pickled one.
-    block : what f is called with; None if the ticket names a stored block.
+    block : what f is called with, or what makes that on a thread; None if the ticket names a stored block.
     """
 
     def __init__(self, f: Function | bytes, block: Any, link: Link) -> None:
@@ -180,9 +159,13 @@ class PoolIO(TaskIO):
         """Whether it is known that nobody waits any more."""
         return self._link.is_cancelled()
 
-    def hand_in(self, reply: Reply) -> bool:
+    def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask."""
-        return self._link.hand_in(reply)
+        return self._link.hand_in(subtask, message)
+
+    def header(self, reply: Reply) -> Any:
+        """A reply as it travels beside the bytes of its result: to another thread as it is."""
+        return reply if isinstance(self._link, ThreadLink) else super().header(reply)
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:
         """f and the block.
@@ -191,7 +174,7 @@ class PoolIO(TaskIO):
         of its own: what f is made of may write where numpy does not see it, and die of that.
         """
         f = self._f if callable(self._f) else OnReadOnlyBlocks(pickle.loads(self._f))
-        block = self._block.load() if isinstance(self._block, LazyBlock) else self._block
+        block = self._block() if isinstance(self._block, partial) else self._block
         if ticket.block is not None:
             block = pool_blocks().load(ticket.block, ticket.attempt > 0)
         limits.include_loaded()
@@ -199,18 +182,18 @@ class PoolIO(TaskIO):
 
 
 def run_in_pool(
-    f: Function | bytes, block: Any, ticket: Ticket, link: Link, threads: int
-) -> Reply | tuple[Any, ...] | None:
-    """The reply of a task, a plain one to another process; None if the task is left.
+    f: Function | bytes, block: Any, order: tuple[Any, ...], link: Link, threads: int
+) -> Message | None:
+    """The reply of a task; None if the task is left.
 
     It runs on a daemon thread: a straggler holds neither its pool's slot nor the exit of the interpreter.
     Libraries for linear algebra use so many `threads` meanwhile.
     """
     if link.is_cancelled():
         return None
-    io = PoolIO(f, block, link)
+    io, ticket = PoolIO(f, block, link), Ticket.parse(order)
 
-    def call() -> Reply | None:
+    def call() -> Message | None:
         with limits.of_this_thread(threads):
             return run_task(ticket, io)
 

@@ -6,20 +6,16 @@ Runs on workers too: imports numpy at most.
 from __future__ import annotations
 
 import pickle
-import struct
 import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarmap.worker.faults import Fault
 from polarmap.worker.parts import Part, Place, Reader, assemble
-from polarmap.worker.pytree import Layout, Packed, Structure, unflatten
+from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 MESSAGE_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
-LENGTHS = ">QQ"  # as struct writes them, of the header and of the data of a reply
-LENGTHS_BYTES = struct.calcsize(LENGTHS)
-SEALED = ("sealed",)  # instead of the structure of a result: its bytes are a whole reply, encrypted
 
 
 def plain(message: Any) -> Any:
@@ -50,8 +46,7 @@ class StoredBlock(NamedTuple):
     def load(self, read: Reader) -> Any:
         """The block, its parts read by `read`; DamagedError if they are not as they were written."""
         # The bytes get no name: f may need the room that this second copy of the block takes.
-        leaves = Packed(self.structure, self.layout, self.data or assemble(self.parts, read)).unpack()
-        return unflatten(self.structure, leaves)
+        return unflatten(self.structure, unpacked(self.layout, self.data or assemble(self.parts, read)))
 
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> StoredBlock:
@@ -102,79 +97,19 @@ class Error(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a task reports: a result, or an error.
+    """What a task reports: of a result, whose bytes travel beside, or of an error.
 
-    started, ended : `time.time()` on the worker.
-    stored : where the result lies, if it stays in storage and `result` is a sample.
+    seconds : that the worker spent.
+    stored : where the result lies, if it stays in storage and a sample of it travels.
     subtasks : whose results these are, in a list; the others were handed in before.
     """
 
-    task: int
-    attempt: int
-    result: Packed | None
     error: Error | None
-    started: float
-    ended: float
+    seconds: float
+    structure: Structure = ()
+    layout: Layout = ()
     stored: StoredOutput | None = None
     subtasks: tuple[int, ...] = ()
-
-    def to_parts(self) -> tuple[bytes, Any]:
-        """A pickled header, none of what is sealed, and the bytes of the result."""
-        if self.result is None:
-            return pickled(plain(self)), b""
-        structure, layout, data = self.result
-        bare = self._replace(result=Packed(structure, layout, b""))
-        return b"" if structure == SEALED else pickled(plain(bare)), data
-
-    def to_bytes(self) -> bytes:
-        """Itself as bytes that tell whether they are all there."""
-        header, data = self.to_parts()
-        return b"".join((struct.pack(LENGTHS, len(header), len(data)), header, data))
-
-
-# Of drivers: functions, as what workers need travels to them with all methods that it has.
-
-
-def parsed_reply(fields: tuple[Any, ...], data: Any = None) -> Reply:
-    """A reply from what `plain` made of it; `data` is its result's bytes if they came separately."""
-    task, attempt, result, error, started, ended, stored, subtasks = fields
-    return Reply(
-        task,
-        attempt,
-        result and Packed(result[0], result[1], result[2] if data is None else data),
-        error and Error(*error),
-        started,
-        ended,
-        stored and StoredOutput(stored[0], tuple(Part(*part) for part in stored[1])),
-        subtasks,
-    )
-
-
-def reply_of_parts(header: Any, data: Any) -> Reply:
-    """The inverse of `to_parts`, for what is not sealed; arrays will lie where `data` lies."""
-    return parsed_reply(pickle.loads(header), data)
-
-
-def reply_of_bytes(told: bytes, sealed_of: tuple[int, int] | None = None) -> Reply | None:
-    """The inverse of `to_bytes`; None while they are still being written.
-
-    sealed_of : task and attempt of which this must be the sealed reply: nothing of it is unpickled.
-    """
-    if len(told) < LENGTHS_BYTES:
-        return None
-    header, data = struct.unpack_from(LENGTHS, told)
-    start = LENGTHS_BYTES + header
-    if len(told) < start + data:
-        return None
-    if sealed_of is not None:
-        return sealed(*sealed_of, told[start : start + data])
-    return reply_of_parts(told[LENGTHS_BYTES:start], told[start : start + data])
-
-
-def sealed(task: int, attempt: int, data: Any, subtasks: tuple[int, ...] = ()) -> Reply:
-    """A reply that tells only whose it is, with these bytes in which all of it is encrypted."""
-    packed = Packed(SEALED, (("|u1", (len(data),)),), data)
-    return Reply(task, attempt, packed, None, 0.0, 0.0, None, subtasks)
 
 
 def pickled(value: Any) -> bytes:

@@ -70,13 +70,6 @@ def working_folder() -> str:
         return "/"
 
 
-class Setting(NamedTuple):
-    """One of the process that can be set back."""
-
-    get: Callable[[], Any]
-    set: Callable[[Any], object]
-
-
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
@@ -88,19 +81,20 @@ def _set_filters(filters: list[Any]) -> None:
     warnings.filters[:] = filters  # type: ignore[index]
 
 
-SETTINGS = (
-    Setting(_umask, os.umask),
-    Setting(sys.getrecursionlimit, sys.setrecursionlimit),
-    Setting(sys.getswitchinterval, sys.setswitchinterval),
-    Setting(sys.gettrace, sys.settrace),
-    Setting(sys.getprofile, sys.setprofile),
-    Setting(socket.getdefaulttimeout, socket.setdefaulttimeout),
-    Setting(lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
-    Setting(lambda: list(warnings.filters), _set_filters),
-    Setting(gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
-    Setting(gc.get_threshold, lambda numbers: gc.set_threshold(*numbers)),
-    Setting(np.geterr, lambda kinds: np.seterr(**kinds)),
-    Setting(np.get_printoptions, lambda options: np.set_printoptions(**options)),
+# What can be set back of a process: what gets it, and what sets it.
+SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
+    (_umask, os.umask),
+    (sys.getrecursionlimit, sys.setrecursionlimit),
+    (sys.getswitchinterval, sys.setswitchinterval),
+    (sys.gettrace, sys.settrace),
+    (sys.getprofile, sys.setprofile),
+    (socket.getdefaulttimeout, socket.setdefaulttimeout),
+    (lambda: locale.setlocale(locale.LC_ALL), lambda name: locale.setlocale(locale.LC_ALL, name)),
+    (lambda: list(warnings.filters), _set_filters),
+    (gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()),
+    (gc.get_threshold, lambda numbers: gc.set_threshold(*numbers)),
+    (np.geterr, lambda kinds: np.seterr(**kinds)),
+    (np.get_printoptions, lambda options: np.set_printoptions(**options)),
 )
 
 
@@ -111,7 +105,7 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
-        self._settings = [one.get() for one in SETTINGS]
+        self._settings = [get() for get, _ in SETTINGS]
         self._modules = {name: sys.modules[name] for name in MODULES if name in sys.modules}
         self._names = {name: dict(vars(module)) for name, module in self._modules.items()}
         self._threads = threading.active_count()
@@ -128,9 +122,9 @@ class ProcessState:
         return changed
 
     def _set_back(self) -> None:
-        for setting, before in zip(SETTINGS, self._settings):
-            if setting.get() != before:
-                setting.set(before)
+        for (get, set_back), before in zip(SETTINGS, self._settings):
+            if get() != before:
+                set_back(before)
         faulthandler.cancel_dump_traceback_later()
         random.seed()
         seed_numpy()

@@ -42,20 +42,33 @@ class Packed(NamedTuple):
 
     def unpack(self) -> list[Array]:
         """The leaves, as writable arrays."""
-        return [leaf if leaf.flags.writeable else leaf.copy() for leaf in self.views()]
+        return unpacked(self.layout, self.data)
 
     def views(self) -> list[Array]:
         """The leaves where they lie, writable or not."""
-        leaves, offset = [], 0
-        for name, shape in self.layout:
-            dtype = np.dtype(name)
-            count = math.prod(shape)
-            if dtype.itemsize:
-                leaves.append(np.frombuffer(self.data, dtype, count, offset).reshape(shape))
-            else:
-                leaves.append(np.empty(shape, dtype))
-            offset += count * dtype.itemsize
-        return leaves
+        return unpacked(self.layout, self.data, is_writable=False)
+
+
+def unpacked(layout: Layout, data: bytes | bytearray | memoryview, is_writable: bool = True) -> list[Array]:
+    """The arrays of this layout where they lie in a row of bytes; as copies if they are to be writable there.
+
+    ValueError unless there are just as many bytes.
+    """
+    leaves, start = [], 0
+    for name, shape in layout:
+        dtype = np.dtype(name)
+        end = start + dtype.itemsize * math.prod(shape)
+        if end > len(data):
+            raise ValueError(f"a result has {len(data)} bytes, not {end} or more")
+        if dtype.itemsize:
+            leaf = np.frombuffer(data, dtype, math.prod(shape), start).reshape(shape)
+        else:
+            leaf = np.empty(shape, dtype)
+        leaves.append(leaf.copy() if is_writable and not leaf.flags.writeable else leaf)
+        start = end
+    if start != len(data):
+        raise ValueError(f"a result has {len(data)} bytes, not {start}")
+    return leaves
 
 
 def flatten(

@@ -56,11 +56,7 @@ class ThreadLimits:
         """Let libraries use so many threads at most, within, whichever thread calls them."""
         with self._lock:
             self._tasks += 1
-            is_lower, is_new = threads < self._limit, self._modules != len(sys.modules)
-            if is_new:
-                self._look()
-            if is_lower or is_new:
-                self._set(min(threads, self._limit))
+            self._set(threads)
         try:
             yield
         finally:
@@ -72,8 +68,7 @@ class ThreadLimits:
     def include_loaded(self) -> None:
         """Limit libraries, too, that were loaded with a task's function or block."""
         with self._lock:
-            if self._tasks and self._modules != len(sys.modules):
-                self._look()
+            if self._tasks:
                 self._set(self._limit)
 
     @contextlib.contextmanager
@@ -97,21 +92,23 @@ class ThreadLimits:
     def _look(self) -> None:
         """Find the libraries that have been loaded since the last time."""
         self._modules = len(sys.modules)
-        for path in loaded_libraries():
-            if path not in self._of_process and path not in self._of_threads:
-                with contextlib.suppress(OSError):
-                    library = ctypes.CDLL(path)
-                    for kind, found in (
-                        (self._of_process, _openblas(library)),
-                        (self._of_threads, _of_threads(library)),
-                    ):
-                        if found is not None:
-                            kind[path] = found
+        for path in loaded_libraries() - self._of_process.keys() - self._of_threads.keys():
+            with contextlib.suppress(OSError):
+                library = ctypes.CDLL(path)
+                if found := _openblas(library):
+                    self._of_process[path] = found
+                if found := _of_threads(library):
+                    self._of_threads[path] = found
 
     def _set(self, limit: int) -> None:
-        self._limit = limit
-        for path, library in self._of_process.items():
-            library.set_threads(min(limit, self._before.setdefault(path, library.threads())))
+        """Let this limit be in force, unless there is a lower one, for libraries that are new, too."""
+        is_new = self._modules != len(sys.modules)
+        if is_new:
+            self._look()
+        if is_new or limit < self._limit:
+            self._limit = min(limit, self._limit)
+            for path, library in self._of_process.items():
+                library.set_threads(min(self._limit, self._before.setdefault(path, library.threads())))
 
     def _restore(self) -> None:
         limit, self._limit = self._limit, NO_LIMIT

@@ -15,15 +15,15 @@ import pytest
 from dask_executors import dask_executor
 from plain import process_pool
 
-from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
-from polarmap.worker.encrypted_replies import as_sent
-from polarmap.worker.encryption import Encryption
-from polarmap.worker.messages import Error, Reply, describe, plain
+from polarmap.worker.encryption import Encryption, encrypted_reply
+from polarmap.worker.frames import PART, Message
+from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
@@ -110,13 +110,10 @@ def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 
-def test_it_says_what_it_is(executor: MapExecutor) -> None:
+def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor: MapExecutor) -> None:
     assert isinstance(executor, MapExecutor)
     assert executor.name
     assert executor.worker is None or isinstance(executor.worker, Worker)
-
-
-def test_what_is_submitted_ends_and_nothing_else(executor: MapExecutor) -> None:
     with closing(executor.open(payload())) as run:
         assert run.wait(0.0) == []
         run.submit([(4, 0), (1, 0)])
@@ -250,25 +247,6 @@ def test_subtasks_are_told_piece_by_piece(executor: MapExecutor) -> None:
         np.testing.assert_array_equal(found, 2 * DATA[task])
 
 
-def test_every_replay_has_a_clock_of_its_own() -> None:
-    executor = executor_of(ReplayExecutor({0: 3.0}))
-    for _ in range(2):
-        with closing(executor.open(payload())) as run:
-            assert run.now() == 0.0
-            run.submit([(0, 0)])
-            assert_right(ended(run, 0)[0])
-            assert run.now() == 3.0
-
-
-def test_faults_of_faulty_executors_add_up_and_the_outer_one_decides() -> None:
-    inner = FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")})
-    with closing(executor_of(FaultyExecutor(inner, {1: Fault("kill")})).open(payload())) as run:
-        run.submit([(0, 0), (1, 0), (2, 0)])
-        failures = {task: outcome.failure for task, outcome in ended(run, 0, 1, 2).items()}
-    kinds = {task: failure and failure.kind for task, failure in failures.items()}
-    assert kinds == {0: "raised", 1: "lost", 2: None}
-
-
 def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
     class Mine(Exception):  # noqa: N818
         pass
@@ -299,26 +277,23 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
 
 def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     encryption = Encryption.new(bytes(range(32)))
-    payload = Payload(np.negative, BLOCKS, encryption=encryption)
-    sent = as_sent(Reply(1, 0, pack(np.arange(3.0)), None, 1.0, 3.0, None, (2,)), tuple(encryption))
-    assert sent.result is not None
-    outcome = payload.partial_outcome(sent)
-    assert outcome.leaves is not None
-    np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
-    assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
-    told = payload.outcome(sent._replace(subtasks=(), error=describe(KeyError())))  # not what was encrypted
-    assert (told.subtasks, told.failure) == ((2,), None)
-    others = [
-        sent._replace(task=2),
-        sent._replace(attempt=1),
-        sent._replace(result=sent.result._replace(data=b"")),
-        Reply(1, 0, None, describe(KeyError()), 1.0, 3.0),
+    structure, layout, data = pack(np.arange(3.0))
+    header = pickled(plain(Reply(None, 2.0, structure, layout, None, (2,))))
+    sent = encrypted_reply(Message(PART, (0, 1, 0), header, data), tuple(encryption))
+    outcomes = [
+        Payload(np.negative, BLOCKS).part(Message(PART, (0, 1, 0), header, data)),
+        Payload(np.negative, BLOCKS, encryption=encryption).part(sent),
+        Payload(np.negative, BLOCKS, encryption=encryption).part(sent._replace(header=b"no pickle")),
     ]
-    for forged in others:
-        failure = payload.outcome(forged).failure
-        assert failure is not None
-    changed = bytes(sent.result.data[:-1]) + bytes([sent.result.data[-1] ^ 1])
-    failure = payload.outcome(sent._replace(result=sent.result._replace(data=changed))).failure
-    assert failure is not None
-    assert (failure.kind, failure.type) == ("lost", "WorkerLost")
-    assert failure.message == "its reply is not what was encrypted: somebody has changed or replaced it"
+    for outcome in outcomes:
+        assert outcome.leaves is not None
+        np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
+        assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
+    bad = Payload(np.negative, BLOCKS, encryption=encryption).outcome(2, 0, b"", sent.data)
+    assert str(bad.failure).endswith(
+        "its reply is not what was encrypted: somebody has changed or replaced it"
+    )
+    few = Payload(np.negative, BLOCKS).outcome(1, 0, header, data[:9])
+    assert str(few.failure).endswith("cannot be read: ValueError: a result has 9 bytes, not 24 or more")
+    none = Payload(np.negative, BLOCKS).outcome(1, 0, b"no pickle", data)
+    assert str(none.failure).startswith("WorkerLost: its reply cannot be read: UnpicklingError")

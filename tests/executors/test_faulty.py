@@ -15,20 +15,17 @@ from polarmap.errors import CodeError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Payload
 
-BLOCKS = PartBlocks([[np.zeros(1)]] * 2, ("array",))
+BLOCKS = PartBlocks([[np.zeros(1)]] * 4, ("array",))
 
 
-def test_it_is_named_like_the_executor_underneath() -> None:
-    executor = executor_of(FaultyExecutor(ReplayExecutor()))
+def test_faults_add_up_and_the_outer_ones_and_those_of_the_payload_come_first() -> None:
+    inner = FaultyExecutor(ReplayExecutor(), dict.fromkeys(range(3), Fault("raise")))
+    executor = executor_of(FaultyExecutor(inner, {1: Fault("kill")}))
     assert (executor.name, executor.worker) == ("replay", None)
-
-
-def test_faults_of_the_payload_come_first() -> None:
-    executor = executor_of(FaultyExecutor(ReplayExecutor(), {0: Fault("raise"), 1: Fault("raise")}))
-    with closing(executor.open(Payload(np.copy, BLOCKS, {1: Fault("kill")}))) as run:
-        run.submit([(0, 0), (1, 0)])
-        failures = [outcome.failure for _ in range(2) for outcome in ends(run.wait(9.0))]
-    assert [failure and failure.kind for failure in failures] == ["raised", "lost"]
+    with closing(executor.open(Payload(np.copy, BLOCKS, {2: Fault("exit")}))) as run:
+        run.submit([(task, 0) for task in range(4)])
+        failures = [outcome.failure for _ in range(4) for outcome in ends(run.wait(9.0))]
+    assert [failure and failure.kind for failure in failures] == ["raised", "lost", "lost", None]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import time
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +22,7 @@ from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.worker import io_lithops
+from polarmap.worker.frames import PART, Message, frame
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
 from polarmap.worker.pytree import pack
@@ -84,7 +86,9 @@ class Run(LithopsRun):
 
     def hand_in(self, subtask: int, share: float = 1.0) -> None:
         """The worker of task 1 stores the result of a subtask, or a part of it."""
-        data = Reply(1, 0, pack(np.array(subtask)), None, 0.0, 1.0, None, (subtask,)).to_bytes()
+        structure, layout, data = pack(np.array(subtask))
+        header = pickle.dumps(tuple(Reply(None, 1.0, structure, layout, None, (subtask,))))
+        data = frame(Message(PART, (-1, 1, 0), header, data))
         key = self._address.subtask_key(1, 0, subtask)
         self.functions.storage.put_object("b", key, data[: int(share * len(data))])
 

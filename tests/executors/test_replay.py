@@ -61,18 +61,21 @@ def test_what_an_attempt_owed_when_it_was_lost_never_arrives() -> None:
     assert run.now() == 2.0
 
 
-def test_f_may_change_its_block() -> None:
+def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:
     def f(block: Any) -> Any:
         block += 1.0
         return block
 
-    run = opened({}, f)
-    for attempt in range(2):
-        run.submit([(0, attempt)])
-        _, outcome = run.wait(9.0)
-        assert isinstance(outcome, Outcome)
-        assert outcome.leaves is not None
-        assert (outcome.attempt, outcome.leaves[0].tolist()) == (attempt, [1.0] * 4)
+    for _ in range(2):
+        run = opened({}, f)
+        assert run.now() == 0.0
+        for attempt in range(2):
+            run.submit([(0, attempt)])
+            _, outcome = run.wait(9.0)
+            assert isinstance(outcome, Outcome)
+            assert outcome.leaves is not None
+            assert (outcome.attempt, outcome.leaves[0].tolist()) == (attempt, [1.0] * 4)
+        assert run.now() == 2.0
 
 
 def test_an_arrival_does_not_look_at_all_others() -> None:

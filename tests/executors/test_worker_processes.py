@@ -19,7 +19,6 @@ from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import Worker
 from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
-from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -59,7 +58,7 @@ def taken(workers: WorkerProcesses, lease: Lease | None = None) -> Worker:
     return worker
 
 
-def call(folder: Path, seconds: float) -> TaskCall:
+def call(folder: Path, seconds: float) -> tuple[Any, ...]:
     """A task that sleeps, and after that until a file is there, if it is to sleep at all."""
     gate = folder / "go"
 
@@ -74,11 +73,11 @@ def call(folder: Path, seconds: float) -> TaskCall:
     place = Place("folder", str(folder))
     block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
     f = to_block((nap, ("array",))).tobytes()
-    return TaskCall(0, (str(folder),), Ticket(0, 0, block, None, None), f, None)
+    return 0, (str(folder),), Ticket(0, 0, block, None, None), f, None, {}, False
 
 
-def told(worker: Worker, call: TaskCall, name: str = "") -> bool:
-    worker.note((call.map, call.ticket.task, call.ticket.attempt), name)
+def told(worker: Worker, call: tuple[Any, ...], name: str = "") -> bool:
+    worker.note((0, 0, 0), name)
     return worker.link.send(("call", call))
 
 

@@ -30,7 +30,7 @@ from polarmap.planning import ShiftedExponential, simulate_subtasks
 from polarmap.run import row_by_row
 from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.trusted import TRUSTED
-from polarmap.worker.partial_results import rows
+from polarmap.worker.run_task import rows
 
 N, K, S = 12, 8, 4
 DATA = np.random.default_rng(0).standard_normal((6 * K, 5))

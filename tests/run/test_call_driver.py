@@ -15,7 +15,7 @@ from polarmap.run import call_driver, call_run
 from polarmap.run.call import Call
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.call_run import Limits
-from polarmap.worker.run_call import to_call
+from polarmap.worker.any_value import to_block
 
 PATIENCE = 30.0
 LIMITS = Limits(4, grows=False, backups=0, retries=0)
@@ -50,7 +50,7 @@ class Counting:
 
 
 def call() -> Call:
-    return Call(Future(), "f", to_call(int, (), {}))
+    return Call(Future(), "f", to_block((int, (), {})))
 
 
 def submit(driver: CallDriver, count: int) -> list[Future[Any]]:

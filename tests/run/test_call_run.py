@@ -15,13 +15,13 @@ from polarmap.executors.base import Payload
 from polarmap.run import call_run
 from polarmap.run.call import Call
 from polarmap.run.call_run import CallRun, Limits, no_durations
-from polarmap.worker.run_call import run_call, to_call
+from polarmap.worker.any_value import run_call, to_block
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
 
 
 def calls(count: int) -> list[Call]:
-    return [Call(Future(), "f", to_call(abs, (-number,), {})) for number in range(count)]
+    return [Call(Future(), "f", to_block((abs, (-number,), {}))) for number in range(count)]
 
 
 def opened(

@@ -1,4 +1,4 @@
-"""Any value: it comes back as it was, as it would from a pickle, and arrays may be written into."""
+"""Any value, and any call: it comes back as it was, as from a pickle, and arrays may be written into."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import OrderedDict, defaultdict, deque
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
@@ -23,7 +24,16 @@ from hypothesis.extra import numpy as hnp
 from own_class import Own
 
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.any_value import any_call, from_block, from_result, is_raw, to_block, to_result
+from polarmap.worker.any_value import (
+    any_call,
+    call_each,
+    from_block,
+    from_result,
+    is_raw,
+    run_call,
+    to_block,
+    to_result,
+)
 from polarmap.worker.pytree import pack, unflatten
 
 
@@ -222,13 +232,6 @@ def test_objects_of_libraries_come_back_as_they_were(value: Any) -> None:
     assert_same(travelled(value), value)
 
 
-def test_a_list_that_holds_itself_comes_back_so() -> None:
-    rows: list[Any] = [1]
-    rows.append(rows)
-    found = travelled(rows)
-    assert found[0] == 1 and found[1] is found
-
-
 def test_a_mapped_array_comes_back_as_one(tmp_path: Path) -> None:
     mapped = np.memmap(tmp_path / "a", np.float64, "w+", shape=(2000,))
     mapped[:] = np.arange(2000)
@@ -291,6 +294,8 @@ def test_the_arguments_of_a_call() -> None:
     assert from_result(any_call(told, True)((1, 2))) == ((1, 2), {})
     call = any_call(told, True, (Path("a"), 3), {"b": None}, is_pickled=True)
     assert from_result(call(to_block(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
+    assert from_result(run_call(to_block((told, ({1},), {"b": None})))) == (({1},), {"b": None})
+    assert from_result(run_call(to_block((call_each, (told, [(7, 2), ()]), {})))) == [((7, 2), {}), ((), {})]
 
 
 def test_a_result_that_cannot_be_pickled_is_named() -> None:
@@ -298,18 +303,27 @@ def test_a_result_that_cannot_be_pickled_is_named() -> None:
         any_call(lambda block: threading.Lock())(1)
     with pytest.raises(TypeError, match=r"f returned a list that cannot be pickled: cannot pickle 'gen"):
         any_call(lambda block: [(one for one in [1])])(1)
+    with pytest.raises(TypeError, match="pickle"):
+        run_call(to_block((threading.Lock, (), {})))
 
 
-def test_exceptions_of_f_are_its_own() -> None:
-    with pytest.raises(ZeroDivisionError):
-        any_call(lambda block: 1 / block)(0)
+def test_what_a_call_raises_is_raised_as_it_is() -> None:
+    for error in (KeyError("x"), SystemExit(3), KeyboardInterrupt()):
+
+        def fail(error: BaseException = error) -> None:
+            raise error
+
+        for call, block in ((any_call(fail), error), (run_call, to_block((fail, (), {})))):
+            with pytest.raises(type(error)) as raised:
+                call(block)
+            assert raised.value.args == error.args
 
 
 WORKER = """
 import pickle, sys
 sys.modules["polarmap"] = None  # cannot be imported
-call, block = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(pickle.dumps(call(block)))
+calls = pickle.load(sys.stdin.buffer)
+sys.stdout.buffer.write(pickle.dumps([call(block) for call, block in calls]))
 """
 
 
@@ -320,14 +334,15 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
     def f(value: Any, factor: int) -> Any:
         return Inside((value["path"], factor * value["x"], None))
 
+    value = {"path": Path("a"), "x": np.arange(3)}
     with pickled_by_value():
-        sent = cloudpickle.dumps(
-            (any_call(f, args=(2,), is_pickled=True), to_block({"path": Path("a"), "x": np.arange(3)}))
-        )
+        block, call = to_block(value), to_block((partial(call_each, f), ([(value, 2)],), {}))
+        sent = cloudpickle.dumps([(any_call(f, args=(2,), is_pickled=True), block), (run_call, call)])
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()
-    found = from_result(pickle.loads(run.stdout))
-    assert_same(found, Inside((Path("a"), np.arange(0, 6, 2), None)))
+    one, [same] = map(from_result, pickle.loads(run.stdout))
+    for found in (one, same):
+        assert_same(found, Inside((Path("a"), np.arange(0, 6, 2), None)))
 
 
 def test_without_cloudpickle_importable_values_still_travel(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,31 +4,43 @@ from __future__ import annotations
 
 import hmac
 import os
-from collections.abc import Callable
+import pickle
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
+import cloudpickle
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import (
+    ENCRYPTED,
     NONCE_BYTES,
     OVERHEAD_BYTES,
     PURPOSE,
     Encryption,
     KeyUnavailableError,
     decrypt_part,
+    decrypted_reply,
     encrypt_part,
+    encrypted_object,
+    encrypted_reply,
     encrypted_size,
     read_decrypted,
     read_key,
 )
+from polarmap.worker.frames import PART, Message, frame
+from polarmap.worker.io_lithops import make_task
+from polarmap.worker.messages import Reply
 from polarmap.worker.parts import DamagedError, Part, Place
 
 KEY = bytes(range(32))
 DATA = bytes(range(256)) * 4
-PART = Part("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
+WHOLE = Part("polarmap/coded/a/run/000001/00002", len(DATA), None, 7)
 
 
 def hkdf_sha256(key: bytes, salt: bytes, length: int) -> bytes:
@@ -73,7 +85,7 @@ def test_nothing_is_used_twice() -> None:
 
 def test_every_byte_counts() -> None:
     encryption = Encryption.new(KEY)
-    stored = encrypt_part(encryption, PART, DATA)
+    stored = encrypt_part(encryption, WHOLE, DATA)
     for place in {
         *range(NONCE_BYTES + 3),
         *range(40, len(stored), 97),
@@ -82,55 +94,34 @@ def test_every_byte_counts() -> None:
         changed = bytearray(stored)
         changed[place] ^= 1
         with pytest.raises(DamagedError, match="00002 is not what was encrypted"):
-            decrypt_part(encryption, PART, bytes(changed))
+            decrypt_part(encryption, WHOLE, bytes(changed))
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        PART._replace(key="polarmap/coded/a/run/000001/00003"),  # another block
-        PART._replace(key="polarmap/coded/a/run/000002/00002"),  # another stripe
-        PART._replace(key="polarmap/coded/a/later/000001/00002"),  # another run
-        PART._replace(key="polarmap/coded/b/run/000001/00002"),  # another array
-        PART._replace(offset=8),
-    ],
-)
-def test_a_part_is_good_in_its_place_only(other: Part) -> None:
+def test_a_part_is_good_in_its_place_in_its_array_and_whole_only() -> None:
     encryption = Encryption.new(KEY)
-    with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
-        decrypt_part(encryption, other, encrypt_part(encryption, PART, DATA))
-
-
-def test_a_part_of_another_array_is_none() -> None:
-    with pytest.raises(DamagedError):
-        decrypt_part(Encryption.new(KEY), PART, encrypt_part(Encryption.new(KEY), PART, DATA))
-
-
-@pytest.mark.parametrize("cut", [lambda data: data[:-1], lambda data: data + b"x", lambda data: b""])
-def test_a_part_of_another_length_is_damaged(cut: Callable[[bytes], bytes]) -> None:
-    encryption = Encryption.new(KEY)
-    with pytest.raises(DamagedError, match=r"00002 has \d+ of 1052 bytes"):
-        decrypt_part(encryption, PART, cut(encrypt_part(encryption, PART, DATA)))
+    stored = encrypt_part(encryption, WHOLE, DATA)
+    others = [
+        (encryption, WHOLE._replace(key="polarmap/coded/a/run/000001/00003")),  # another block
+        (encryption, WHOLE._replace(key="polarmap/coded/a/run/000002/00002")),  # another stripe
+        (encryption, WHOLE._replace(key="polarmap/coded/a/later/000001/00002")),  # another run
+        (encryption, WHOLE._replace(key="polarmap/coded/b/run/000001/00002")),  # another array
+        (encryption, WHOLE._replace(offset=8)),
+        (Encryption.new(KEY), WHOLE),
+    ]
+    for where, part in others:
+        with pytest.raises(DamagedError, match="somebody has changed or replaced it"):
+            decrypt_part(where, part, stored)
+    for cut in (stored[:-1], stored + b"x", b""):
+        with pytest.raises(DamagedError, match=r"00002 has \d+ of 1052 bytes"):
+            decrypt_part(encryption, WHOLE, cut)
 
 
 def test_of_nothing_nothing_is_stored() -> None:
-    nothing = PART._replace(size=0)
+    nothing = WHOLE._replace(size=0)
     assert encrypt_part(Encryption.new(KEY), nothing, b"") == b""
     assert decrypt_part(Encryption.new(KEY), nothing, b"") == b""
     place = Place("folder", "/", encryption=Encryption.new(KEY))
     assert read_decrypted(place, Part("", 3), lambda place, part: b"") == b"\0\0\0"
-
-
-def test_parts_are_read_as_they_are_stored() -> None:
-    encryption = Encryption.new(KEY)
-    stored = b"-" * 7 + encrypt_part(encryption, PART, DATA)
-
-    def read(place: Place, part: Part) -> bytes:
-        assert place == Place("bucket", "b")
-        return stored[part.offset : part.offset + part.size]
-
-    fields = tuple(encryption)  # as they travel
-    assert read_decrypted(Place("bucket", "b", encryption=fields), PART, read) == DATA
 
 
 # --- keys ----------------------------------------------------------------------------------------
@@ -145,24 +136,20 @@ def test_a_key_lies_in_the_environment_or_a_file(monkeypatch: pytest.MonkeyPatch
     assert read_key(KEY) is KEY
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "holds 0 characters, not the 64 hexadecimal digits"),
-        (KEY.hex()[:-2], "holds 62 characters"),
-        ("x" * 64, "holds 64 characters"),
-        ("ü" * 64, "cannot be read here: 'ascii' codec"),
-        (None, "cannot be read here: .*No such file"),
-    ],
-)
-def test_what_is_no_key(tmp_path: Path, text: str | None, message: str) -> None:
-    if text is not None:
-        (tmp_path / "key").write_text(text, encoding="utf-8")
-    with pytest.raises(KeyUnavailableError, match=message):
+def test_what_is_no_key(tmp_path: Path) -> None:
+    for number, (text, message) in enumerate(
+        [
+            ("", "holds 0 characters, not the 64 hexadecimal digits"),
+            (KEY.hex()[:-2], "holds 62 characters"),
+            ("x" * 64, "holds 64 characters"),
+            ("ü" * 64, "cannot be read here: 'ascii' codec"),
+        ]
+    ):
+        (tmp_path / f"{number}").write_text(text, encoding="utf-8")
+        with pytest.raises(KeyUnavailableError, match=message):
+            read_key(f"file:{tmp_path}/{number}")
+    with pytest.raises(KeyUnavailableError, match=r"cannot be read here: .*No such file"):
         read_key(f"file:{tmp_path}/key")
-
-
-def test_an_environment_without_it() -> None:
     with pytest.raises(
         KeyUnavailableError, match="'NOT_SET_ANYWHERE' of key='env:NOT_SET_ANYWHERE' is not set"
     ):
@@ -185,3 +172,79 @@ def test_nobody_prints_a_key() -> None:
     shown = f"{encryption} {encryption!r} {Place('folder', '/', encryption=encryption)}"
     assert repr(KEY)[2:10] not in shown
     assert "32 bytes" in shown
+
+
+# --- tasks of maps with a key ---------------------------------------------------------------------
+
+ENCRYPTION = Encryption.new(KEY)
+REPLY = Message(PART, (7, 3, 1), b"a header", b"the secret data")
+
+
+def test_each_part_of_an_object_can_be_read_by_itself() -> None:
+    fields = tuple(Encryption.new(KEY))
+    place = Place("bucket", "b", encryption=fields)
+    for size in (1, 7, 400, 1_023, 1_024, 1_025):
+        parts, stored = encrypted_object(fields, "x", memoryview(DATA), size)
+
+        def read(place: Place, part: Part, stored: bytes = stored) -> bytes:
+            return stored[part.offset : part.offset + part.size]
+
+        assert [part.size for part in parts[:-1]] == [size] * (len(parts) - 1)
+        assert b"".join(read_decrypted(place, part, read) for part in parts) == DATA
+        assert parts[-1].offset + parts[-1].size + 28 == len(stored)
+    assert encrypted_object(fields, "x", b"", 8) == ([], b"")
+
+
+def test_it_travels_with_a_key_only() -> None:
+    with pickled_by_value():
+        plain, encrypted = (cloudpickle.dumps(make_task(len, one)) for one in (None, ENCRYPTED))
+    assert b"AESGCM" not in plain
+    assert b"AESGCM" in encrypted
+    # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
+    load = "import pickle, sys; assert callable(pickle.load(sys.stdin.buffer))"
+    subprocess.run([sys.executable, "-c", load], input=encrypted, check=True, timeout=60)
+
+
+@pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])
+def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> None:
+    sent = encrypted_reply(reply, tuple(ENCRYPTION))
+    assert (sent.kind, sent.order, sent.header) == (PART, (7, 3, 1), b"")
+    assert b"secret" not in sent.data
+    assert decrypted_reply(3, 1, sent.data, ENCRYPTION) == (reply.header, reply.data)
+    changed = bytes(sent.data[:-1]) + bytes([sent.data[-1] ^ 1])
+    for task, attempt, data in (
+        (4, 1, sent.data),
+        (3, 0, sent.data),
+        (3, 1, changed),
+        (3, 1, sent.data[:-1]),
+    ):
+        with pytest.raises(DamagedError, match="is not what was encrypted"):
+            decrypted_reply(task, attempt, data, ENCRYPTION)
+    with pytest.raises(DamagedError):  # each map has a key of its own
+        decrypted_reply(3, 1, sent.data, Encryption.new(KEY))
+
+
+class Bomb:
+    """Raises when it is unpickled."""
+
+    def __reduce__(self) -> Any:
+        return pytest.fail, ("unpickled",)
+
+
+def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
+    bomb = pickle.dumps(Bomb())
+    forged = frame(Message(PART, (7, 3, 1), bomb, b"xyz"))
+    for data in (bomb, b"e" + bomb, b"e" + forged, forged, b"w" + bomb, b"", b"e"):
+        with pytest.raises((DamagedError, ValueError)):
+            decrypted_reply(3, 1, data, ENCRYPTION)
+
+
+def test_a_worker_without_the_key_says_so_and_nothing_else() -> None:
+    sent = encrypted_reply(REPLY, tuple(ENCRYPTION._replace(key="env:NOT_SET_ANYWHERE")))
+    assert b"secret" not in sent.data
+    reply, data = decrypted_reply(3, 1, sent.data, ENCRYPTION)
+    assert isinstance(reply, Reply)
+    assert (reply[1:], data) == (Reply(None, 0.0)[1:], b"")
+    assert reply.error is not None
+    assert reply.error.type == "KeyUnavailableError"
+    assert type(reply.error.exception) is KeyUnavailableError  # made here, of its text

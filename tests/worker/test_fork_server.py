@@ -20,7 +20,6 @@ from pool_processes import runs, until
 from polarmap.worker.any_value import to_block
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
-from polarmap.worker.io_channel import TaskCall
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
@@ -130,7 +129,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            call = TaskCall(0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None)
+            call = 0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None, {}, False
             ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
             [message] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(message.data)[0])

@@ -12,8 +12,9 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker import io_lithops
+from polarmap.worker.frames import PART, Frames
 from polarmap.worker.io_lithops import STATUS_BYTES, Address, make_task
-from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain, reply_of_bytes, reply_of_parts
+from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of, pack
 
@@ -42,9 +43,11 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(io_lithops, "exit_when", lambda *how: None)
 
 
-def sent(f: Any, storage: Storage, ticket: Ticket = TICKET, address: Address = ADDRESS) -> Reply | None:
+def sent(
+    f: Any, storage: Storage, ticket: Ticket = TICKET, address: Address = ADDRESS
+) -> tuple[Reply, bytes] | None:
     told = make_task(f)((plain(ticket), tuple(address)), storage)
-    return None if told is None else reply_of_parts(*pickle.loads(pickle.dumps(told)))
+    return None if told is None else (Reply(*pickle.loads(told[0])), told[1])
 
 
 @pytest.mark.parametrize("f", [np.sum, np.negative])
@@ -52,7 +55,7 @@ def test_the_reply_is_what_the_function_returns_and_lithops_stores_it(f: Any) ->
     storage = Storage()
     reply = sent(f, storage)
     assert reply is not None
-    assert reply.result == pack(f(BLOCK))
+    assert (reply[0].structure, reply[0].layout, reply[1]) == pack(f(BLOCK))
     assert storage.results == set()
 
 
@@ -60,10 +63,9 @@ def test_pieces_are_objects_too() -> None:
     storage = Storage()
     reply = sent(np.negative, storage, TICKET._replace(subtask_order=(1, 0)))
     assert reply is not None
-    assert reply.subtasks == (0,)
-    first = reply_of_bytes(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
-    assert first is not None
-    assert first.result == pack([-BLOCK[1000:]])
+    assert reply[0].subtasks == (0,)
+    [first] = Frames().of(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
+    assert (first.kind, first.order, first.data) == (PART, (-1, 3, 1), (-BLOCK[1000:]).tobytes())
 
 
 def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
@@ -83,8 +85,8 @@ def test_a_block_that_is_gone_is_an_error_of_the_task() -> None:
     storage = Storage()
     del storage.objects["b", "p/block/3"]
     reply = sent(np.sum, storage)
-    assert reply is not None and reply.error is not None
-    assert reply.error.type == "DamagedError"
+    assert reply is not None and reply[0].error is not None
+    assert reply[0].error[0] == "DamagedError"
 
 
 def test_what_a_killed_driver_left_is_removed_and_nothing_else(

@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import venv
 import zlib
 from collections.abc import Callable
@@ -21,16 +22,16 @@ from memory_storage import DictStorage
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
+from polarmap.blocks.call_blocks import CallBlocks
+from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.worker.encrypted_io import ENCRYPTED
-from polarmap.worker.encrypted_replies import as_meant
-from polarmap.worker.encryption import Encryption, decrypt_part
+from polarmap.worker.encryption import ENCRYPTED, Encryption, decrypt_part
+from polarmap.worker.frames import END, PART, Message
 from polarmap.worker.io_lithops import make_task
-from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.partial_results import rows
+from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Place
-from polarmap.worker.pytree import pack
-from polarmap.worker.run_task import TaskIO, run_task
+from polarmap.worker.pytree import Packed, pack, unflatten
+from polarmap.worker.run_task import TaskIO, evaluate, rows, run_task, subtask_order
 from polarmap.worker.stored_output import OutputSpec
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
@@ -42,7 +43,7 @@ class MemoryIO(TaskIO):
     def __init__(self, f: Callable[[Any], Any], block: Any, fails: tuple[int, ...] = ()) -> None:
         super().__init__(DictStorage(), ENCRYPTED)
         self._f, self._block, self._fails = f, block, fails
-        self.handed_in: list[Reply] = []
+        self.handed_in: list[Message] = []
         self.cancelled_from = 99  # the number of the question that is answered by yes
         self._asked = 0
 
@@ -55,9 +56,10 @@ class MemoryIO(TaskIO):
         self._asked += 1
         return self._asked >= self.cancelled_from
 
-    def hand_in(self, reply: Reply) -> bool:
-        self.handed_in.append(reply)
-        return reply.subtasks[0] not in self._fails
+    def hand_in(self, subtask: int, message: Message) -> bool:
+        assert message.kind == PART
+        self.handed_in.append(message)
+        return subtask not in self._fails
 
     @property
     def objects(self) -> dict[str, bytes]:
@@ -68,39 +70,54 @@ TICKET = Ticket(3, 1, None, None, None)
 STORING = TICKET._replace(output=OutputSpec(Place("bucket", "b"), "p", items=4))
 
 
+def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
+    """What a driver makes of it."""
+    assert message is not None
+    assert message.order == (-1, 3, 1)
+    payload = Payload(np.negative, CallBlocks(), encryption=encryption)
+    return payload.outcome(3, 1, message.header, message.data, message.kind == END)
+
+
+def arrays(outcome: Outcome) -> list[np.ndarray]:
+    assert outcome.leaves is not None
+    return outcome.leaves
+
+
+def failure(message: Message | None, encryption: Encryption | None = None) -> str:
+    outcome = meant(message, encryption)
+    assert outcome.over
+    return str(outcome.failure)
+
+
 def test_a_task_tells_its_result() -> None:
-    reply = run_task(TICKET, MemoryIO(np.negative, np.arange(3.0)))
-    assert reply is not None
-    assert (reply.task, reply.attempt, reply.error, reply.stored, reply.subtasks) == (3, 1, None, None, ())
-    assert reply.result == pack(-np.arange(3.0))
-    assert 0 <= reply.ended - reply.started < 60
+    outcome = meant(run_task(TICKET, MemoryIO(np.negative, np.arange(3.0))))
+    assert outcome[:2] + outcome[3:5] == (3, 1, ("array",), None)
+    assert outcome[6:] == (None, (), True)
+    np.testing.assert_array_equal(arrays(outcome)[0], -np.arange(3.0))
+    assert 0 <= outcome.seconds < 60
 
 
-@pytest.mark.parametrize("io", [MemoryIO(np.negative, "text"), MemoryIO(np.negative, OSError("text"))])
-def test_whatever_is_raised_is_told(io: MemoryIO) -> None:
-    reply = run_task(TICKET, io)
-    assert reply is not None
-    assert reply.result is None
-    assert reply.error is not None
-    assert "Error" in reply.error.type
-
-
-def test_a_fault_comes_between() -> None:
-    reply = run_task(TICKET._replace(fault=Fault("raise")), MemoryIO(np.negative, 1))
-    assert reply is not None and reply.error is not None
-    assert reply.error.message == "injected fault"
+def test_whatever_is_raised_is_told() -> None:
+    lock = threading.Lock()  # in the key of a dict: so a result that does not travel
+    for io, kind in (
+        (MemoryIO(np.negative, "text"), "UFuncTypeError: ufunc 'negative'"),
+        (MemoryIO(np.negative, OSError("text")), "OSError: text"),
+        (MemoryIO(lambda block: {(lock,): 1}, 1), "TypeError: cannot pickle"),
+    ):
+        assert failure(run_task(TICKET, io)).startswith(kind)
+    assert failure(run_task(TICKET._replace(fault=Fault("raise")), io)) == "RuntimeError: injected fault"
 
 
 @pytest.mark.parametrize("fails", [(), (1,), (0, 2), (0, 1, 2, 3)])
 def test_what_cannot_be_handed_in_travels_with_the_end(fails: tuple[int, ...]) -> None:
     io = MemoryIO(lambda one: (one["a"] * 2, one["b"]), {"a": np.arange(8.0), "b": np.eye(8)}, fails)
-    rest = run_task(TICKET._replace(subtask_order=(2, 3, 0, 1)), io)
-    assert rest is not None and rest.result is not None
-    assert [reply.subtasks[0] for reply in io.handed_in] == [2, 3, 0]
+    rest = meant(run_task(TICKET._replace(subtask_order=(2, 3, 0, 1)), io))
+    handed_in = [meant(message) for message in io.handed_in]
+    assert [(one.subtasks, one.over) for one in handed_in] == [((task,), False) for task in (2, 3, 0)]
     assert rest.subtasks == tuple(one for one in (2, 3, 0, 1) if one in fails or one == 1)
-    first = rest.result.unpack()[0]
-    assert first.tolist() == [2.0 * row for row in range(*rows(8, 4, rest.subtasks[0]).indices(8))]
-    assert len(rest.result.structure[2]) == len(rest.subtasks)
+    first = range(*rows(8, 4, rest.subtasks[0]).indices(8))
+    assert arrays(rest)[0].tolist() == [2.0 * row for row in first]
+    assert len(arrays(rest)) == 2 * len(rest.subtasks)
 
 
 def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
@@ -109,41 +126,36 @@ def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
     io = MemoryIO(np.negative, np.arange(8.0))
     rest = run_task(ticket, io)
     assert rest is not None
-    for reply, expected in zip((*io.handed_in, rest), (-np.arange(4.0, 8.0), -np.arange(4.0)), strict=True):
-        assert reply.result is not None
-        assert not any(one.tobytes() in bytes(reply.result.data) for one in expected if one)
-        meant = as_meant(reply, encryption).result
-        assert meant is not None
-        np.testing.assert_array_equal(meant.unpack()[0], expected)
+    for message, expected in zip((*io.handed_in, rest), (-np.arange(4.0, 8.0), -np.arange(4.0)), strict=True):
+        assert message.header == b""
+        assert not any(one.tobytes() in message.data for one in expected if one)
+        np.testing.assert_array_equal(arrays(meant(message, encryption))[0], expected)
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
-    assert raised is not None
     assert "secret" not in repr(raised)
-    error = as_meant(raised, encryption).error
-    assert error is not None
-    assert (error.type, error.message) == ("OSError", "a secret")
+    assert failure(raised, encryption) == "OSError: a secret"
 
 
 def test_with_a_key_what_stays_in_storage_is_encrypted() -> None:
     encryption = Encryption.new(bytes(range(32)))
     place = Place("bucket", "b", encryption=tuple(encryption))
     io = MemoryIO(np.negative, np.arange(1.0, 7.0))
-    reply = run_task(TICKET._replace(output=OutputSpec(place, "p", items=4)), io)
-    assert reply is not None and reply.stored is not None
-    assert [(part.offset, part.size) for part in reply.stored.parts] == [(0, 32), (60, 16)]
+    stored = meant(run_task(TICKET._replace(output=OutputSpec(place, "p", items=4)), io)).stored
+    assert stored is not None
+    assert [(part.offset, part.size) for part in stored.parts] == [(0, 32), (60, 16)]
     [data] = io.objects.values()
     pieces = [data[:60], data[60:]]
-    assert [part.crc32 for part in reply.stored.parts] == [zlib.crc32(piece) for piece in pieces]
-    plain = [decrypt_part(encryption, part, one) for part, one in zip(reply.stored.parts, pieces)]
+    assert [part.crc32 for part in stored.parts] == [zlib.crc32(piece) for piece in pieces]
+    plain = [decrypt_part(encryption, part, one) for part, one in zip(stored.parts, pieces)]
     assert b"".join(plain) == (-np.arange(1.0, 7.0)).tobytes()
     with pytest.raises(DamagedError):
-        decrypt_part(encryption, reply.stored.parts[0], data[60:])
+        decrypt_part(encryption, stored.parts[0], data[60:])
 
 
 def test_a_result_may_stay_in_storage() -> None:
     io = MemoryIO(np.negative, np.arange(6.0))
-    reply = run_task(STORING, io)
-    assert reply is not None and reply.stored is not None
-    assert [(part.key, part.offset) for part in reply.stored.parts] == [("p/3-1/0", 0), ("p/3-1/0", 32)]
+    stored = meant(run_task(STORING, io)).stored
+    assert stored is not None
+    assert [(part.key, part.offset) for part in stored.parts] == [("p/3-1/0", 0), ("p/3-1/0", 32)]
     assert io.objects == {"p/3-1/0": (-np.arange(6.0)).tobytes()}
 
 
@@ -153,6 +165,36 @@ def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
     io.cancelled_from = question
     assert run_task(STORING, io) is None
     assert io.objects == {}
+
+
+@pytest.mark.parametrize("total", [4, 5, 7, 100])
+def test_the_pieces_of_a_block_are_its_rows(total: int) -> None:
+    whole = np.arange(total)
+    assert np.concatenate([whole[rows(total, 4, one)] for one in range(4)]).tolist() == whole.tolist()
+
+
+def test_every_subtask_comes_first_on_as_many_tasks() -> None:
+    assert sorted(subtask_order(task, 4)[0] for task in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert all(sorted(subtask_order(task, 4)) == [0, 1, 2, 3] for task in range(8))
+    assert subtask_order(3, 1) == ()
+
+
+def test_pieces_are_evaluated_one_by_one_as_they_are_asked_for() -> None:
+    seen: list[Any] = []
+
+    def call(block: Any) -> Packed:
+        seen.append(block["a"].tolist())
+        return pack((block["a"] * 2, block["b"]))
+
+    results = evaluate(call, {"a": np.arange(8.0), "b": np.eye(8)}, (2, 3, 0, 1))
+    assert seen == []
+    packed, subtasks = next(results)()
+    assert seen == [[4.0, 5.0]]
+    assert subtasks == (2,)
+    [(doubled, identity)] = unflatten(packed.structure, packed.unpack())
+    assert doubled.tolist() == [8.0, 10.0]
+    np.testing.assert_array_equal(identity, np.eye(8)[4:6])
+    assert [one()[1] for one in results] == [(3,), (0,), (1,)]
 
 
 # --- on a bare interpreter ---------------------------------------------------------------------
@@ -249,13 +291,11 @@ def test_a_child_that_f_forks_ends_when_it_leaves_f(end: str, tmp_path: Path) ->
         return 3 * block
 
     before = os.getpid()
-    reply = run_task(Ticket(0, 0, None, None, None), MemoryIO(f, np.ones(2)))
+    outcome = meant(run_task(TICKET, MemoryIO(f, np.ones(2))))
     (tmp_path / str(os.getpid())).touch()  # who comes here has a reply
     assert os.getpid() == before
     assert os.waitpid(children[0], 0)[1] == 0
-    assert reply is not None
-    assert reply.result is not None
-    np.testing.assert_array_equal(reply.result.unpack()[0], 2 * np.ones(2))
+    np.testing.assert_array_equal(arrays(outcome)[0], 2 * np.ones(2))
     assert [path.name for path in tmp_path.iterdir()] == [str(before)]
 
 

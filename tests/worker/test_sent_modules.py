@@ -33,10 +33,12 @@ def test_modules_and_packages_are_imported(sent: SentModules) -> None:
     assert importlib.import_module("sent_package.inner").two == 2
 
 
-def test_what_is_installed_comes_first(sent: SentModules) -> None:
+def test_what_is_installed_comes_first_and_what_was_not_sent_is_not_found(sent: SentModules) -> None:
     sent.add({"colorsys": ("wrong = True", False), "json.tool": ("wrong = True", False)})
     for name in ("colorsys", "json.tool"):
         assert not hasattr(importlib.import_module(name), "wrong")
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("sent_other")
 
 
 def test_a_module_that_has_changed_is_imported_anew_and_others_are_not(sent: SentModules) -> None:
@@ -55,12 +57,6 @@ def test_it_is_asked_once_however_often_modules_come(sent: SentModules) -> None:
     for number in range(3):
         sent.add({f"sent_{number}": ("", False)})
     assert sys.meta_path.count(sent) == 1
-
-
-def test_what_was_not_sent_is_not_found(sent: SentModules) -> None:
-    sent.add({"sent_one": ("", False)})
-    with pytest.raises(ModuleNotFoundError):
-        importlib.import_module("sent_other")
 
 
 def test_tracebacks_show_its_lines(sent: SentModules) -> None:

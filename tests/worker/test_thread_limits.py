@@ -75,13 +75,10 @@ def test_a_thread_limits_openmp_for_itself(limits: ThreadLimits) -> None:
     assert of_openmp() == {3}
 
 
-def test_nothing_is_raised_to_a_limit(limits: ThreadLimits) -> None:
+def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(limits: ThreadLimits) -> None:
     with limits.of_process(5):
         assert threads_now() == {3}
     assert threads_now() == {3}
-
-
-def test_what_somebody_sets_meanwhile_stays(limits: ThreadLimits) -> None:
     with limits.of_process(1):
         threadpoolctl.threadpool_limits(2)
     assert threads_now() == {2}
