@@ -222,7 +222,7 @@ class KeptWorkers:
     ) -> None:
         self.workers, self._name, self._blocks = workers, name, blocks
         self._folders, self._idle = folders, idle
-        self._lock = threading.Lock()
+        self._lock, self._closing = threading.Lock(), threading.RLock()
         self._owner = os.getpid()
         self._maps = set[int]()  # that run now
         self._used = time.monotonic()
@@ -253,13 +253,15 @@ class KeptWorkers:
             raise
 
     def close(self) -> None:
-        """End the workers, remove all files."""
-        if os.getpid() != self._owner or self._ended.is_set():
+        """End the workers, remove all files; who comes second waits until that is done."""
+        if os.getpid() != self._owner:
             return
-        self._ended.set()
-        self.workers.close()
-        for folder in self._folders:
-            remove(folder)
+        with self._closing:
+            if not self._ended.is_set():
+                self._ended.set()
+                self.workers.close()
+                for folder in self._folders:
+                    remove(folder)
 
     def _done(self, number: int) -> None:
         """A map has ended. Safe to call twice."""

@@ -90,12 +90,14 @@ class Launch:
 
     began : when; ends : when it ends by itself; paid : until when it is accounted for.
     has_called : whether it was ever there.
+    is_replaced : whether another one was started that is to take its place.
     """
 
     began: float
     ends: float
     paid: float = 0.0
     has_called: bool = False
+    is_replaced: bool = False
 
     def unpaid(self, now: float) -> float:
         """Seconds that are not accounted for; one that is missed is paid no longer."""
@@ -220,6 +222,10 @@ class RemoteWorkers(WorkerTable):
     def _another(self) -> Worker | None:
         return None  # `want` and `check` start others, which join when they are there
 
+    def _ends(self, worker: Worker) -> float:
+        """When it ends by itself, on the monotonic clock."""
+        return self._launched[worker.number].ends
+
     def _end(self, worker: Worker) -> None:
         self._forget(worker.number)
 
@@ -230,7 +236,7 @@ class RemoteWorkers(WorkerTable):
 
     def _give_up(self) -> None:
         """Let free workers go that are more than were ever wanted, first those that end first."""
-        self._drop(len(self._workers) - self._stuck() - self._wanted, lambda one: one.expires)
+        self._drop(len(self._workers) - self._stuck() - self._wanted, self._ends)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
         """A worker has called."""
@@ -251,7 +257,7 @@ class RemoteWorkers(WorkerTable):
             elif old is not None:
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failures, self.channel = 0, channel
-            self._workers[number] = Worker(number, link, expires=launch.ends)
+            self._workers[number] = Worker(number, link)
 
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for."""
@@ -263,10 +269,10 @@ class RemoteWorkers(WorkerTable):
                 self._launch(missing)
                 self._refused_since = None
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
-                since = self._refused_since or time.monotonic()
-                if not self.channel or time.monotonic() > since + AWAY_SECONDS:
+                now = time.monotonic()
+                self._refused_since = self._refused_since or now
+                if not self.channel or now > self._refused_since + AWAY_SECONDS:
                     raise
-                self._refused_since = since
                 self._pause_launches(str(error))
 
     def _pause_launches(self, reason: str) -> None:
@@ -321,15 +327,16 @@ class RemoteWorkers(WorkerTable):
         """Start others for a few of those that will end soon; let those go whose time has come."""
         now = time.monotonic()
         lead = min(RENEW_SECONDS, 0.1 * self._site.seconds)
-        ending = sorted(self._workers.values(), key=lambda one: one.expires)
+        ending = sorted(self._workers.values(), key=self._ends)
         renewing = self._starting()
         most = -(-len(self._workers) // RENEWED_SHARE)
         for worker in ending:
-            if worker.expires - lead > now:
+            launch = self._launched[worker.number]
+            if launch.ends - lead > now:
                 break
-            if not worker.is_replaced and renewing < most:
+            if not launch.is_replaced and renewing < most:
                 self._launch(1)
-                worker.is_replaced = True
+                launch.is_replaced = True
                 renewing += 1
-            elif worker.lease is None and now > worker.expires:
+            elif worker.lease is None and now > launch.ends:
                 self._remove(worker)

@@ -45,9 +45,7 @@ class Worker:
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
-    expires : when it ends by itself, on the monotonic clock.
     freed : when it was free last, on the monotonic clock.
-    is_replaced : whether another one was started that is to take its place.
     """
 
     number: int
@@ -60,9 +58,7 @@ class Worker:
     around: Surroundings | None = None
     modules: dict[str, Any] = field(default_factory=dict)
     done: dict[Hashable, None] = field(default_factory=dict)
-    expires: float = inf
     freed: float = inf
-    is_replaced: bool = False
 
     def free(self) -> None:
         """It has done its task."""
@@ -88,29 +84,20 @@ class Worker:
         said, is_there = self.link.receive()
         kept = []
         for message in said:
-            try:
-                if self._is_of_task(message):
-                    kept.append(message)
-            except ValueError:
+            if message.kind == PROCESS and message.header.isdigit():
+                self.process = int(message.header)
+            elif message.kind == MISSED:  # a call, with all that came with it
+                self.function, self.around, self.modules = None, None, {}
+                self.orders.clear()
+            elif self.orders and message.order == self.orders[0][0]:
+                kept.append(message)
+                if message.kind not in (NEED, PART):
+                    self.orders.popleft()
+                    self.since = time.monotonic()
+            else:
                 self.link.hang_up()
                 return kept, False
         return kept, is_there
-
-    def _is_of_task(self, message: Message) -> bool:
-        """Whether a message tells of the task that this worker does; ValueError for one of another."""
-        if message.kind == PROCESS:
-            self.process = int(message.header)
-            return False
-        if message.kind == MISSED:  # a call, with all that came with it
-            self.function, self.around, self.modules = None, None, {}
-            self.orders.clear()
-            return False
-        if not self.orders or message.order != self.orders[0][0]:
-            raise ValueError(f"{message.order} is not what it was told to do")
-        if message.kind not in (NEED, PART):
-            self.orders.popleft()
-            self.since = time.monotonic()
-        return True
 
 
 class WorkerTable:

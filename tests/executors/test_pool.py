@@ -307,6 +307,24 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         check(pool)
 
 
+def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    others = set(folders(os.getpid()))
+    with Pool(idle=0.1) as pool:
+        check(pool)
+        assert pool._kept is not None
+        begun, go, end = threading.Event(), threading.Event(), pool._kept.workers.close
+        monkeypatch.setattr(pool._kept.workers, "close", lambda: (begun.set(), go.wait(PATIENCE), end()))
+        assert begun.wait(PATIENCE)
+        closer = threading.Thread(target=pool.close)
+        closer.start()
+        closer.join(0.2)
+        assert closer.is_alive()
+        go.set()
+        closer.join(PATIENCE)
+        assert not closer.is_alive()
+        assert set(folders(os.getpid())) <= others
+
+
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -194,7 +194,7 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(workers: Remote
     assert busy.receive() == ([], False)
     workers.remove(busy)
     assert len(workers) == 1
-    assert workers._workers[0].expires > time.monotonic()
+    assert workers._launched[0].ends > time.monotonic()
     for one in (channel, again):
         one.close()
 
@@ -246,8 +246,8 @@ def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(si
     try:
         workers.want(1)
         assert until(lambda: len(workers) == 1)
-        first = workers._workers[0]
-        first.expires = time.monotonic() + 5.0  # soon, of so many seconds
+        first = workers._launched[0]
+        first.ends = time.monotonic() + 5.0  # soon, of so many seconds
         site.refusal = ExecutorError("too many requests")
         workers.tend()
         assert not first.is_replaced
