@@ -25,6 +25,7 @@ from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
+LOOK_SECONDS = 1.0  # between looks whether their files are gone
 
 Function = Callable[[Any], Any]
 Call = Callable[[], Message | None]
@@ -131,12 +132,19 @@ def _machine(folder: str) -> tuple[str, int, int]:
 @cache
 def pool_blocks() -> BlockCache:
     """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
-    run_on_daemon(_let_go)
-    return BlockCache()
+    blocks = BlockCache()
+    run_on_daemon(partial(_let_go, blocks))
+    return blocks
 
 
-def _let_go() -> None:
-    time.sleep(KEPT_SECONDS)
+def _let_go(blocks: BlockCache) -> None:
+    """Of those whose files are gone soon, of all in the end."""
+    until = time.monotonic() + KEPT_SECONDS
+    while time.monotonic() < until:
+        time.sleep(LOOK_SECONDS)
+        blocks.forget_removed()
+        if not len(blocks):
+            break
     pool_blocks.cache_clear()
 
 

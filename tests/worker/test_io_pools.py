@@ -139,3 +139,12 @@ def test_a_forked_process_keeps_nothing_of_the_other(stored: StoredBlock) -> Non
         os._exit(len(io_pools.pool_blocks()))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
     assert len(blocks) == 1
+
+
+def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: StoredBlock, tmp_path: Path) -> None:
+    io_pools.pool_blocks.cache_clear()
+    blocks = io_pools.pool_blocks()
+    blocks.load(stored)
+    (tmp_path / "x").unlink()
+    assert until(lambda: not len(blocks))
+    assert until(lambda: io_pools.pool_blocks() is not blocks)
