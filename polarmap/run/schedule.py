@@ -163,7 +163,7 @@ def schedule(
 
     tick : seconds after which somebody wants to look, whatever happens.
     """
-    last_news, may_stall, log = 0.0, False, log or MapLog()
+    last_news, looked, may_stall, log = 0.0, 0.0, False, log or MapLog()
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
@@ -173,12 +173,11 @@ def schedule(
 
     run.submit(tasks.start(policy.first, 0.0))
     while True:
-        now = watch.elapsed
         wait = min(tick, need.look_seconds(), watch.until_limit)
-        if need.is_protected:
-            wait = min(wait, policy.wait_seconds(tasks, now))
+        if need.is_protected:  # of the moment for which it was asked what is due: none between is missed
+            wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:
-            wait = min(wait, last_news + STALL_SECONDS - now)
+            wait = min(wait, last_news + STALL_SECONDS - watch.elapsed)
         events = run.wait(max(0.0, wait))
         now = watch.elapsed
         outcomes = [event for event in events if isinstance(event, Outcome)]
@@ -193,7 +192,7 @@ def schedule(
             tasks.note(outcome, now)
             log.ended(outcome, now)
         yield outcomes
-        now = watch.elapsed
+        looked = now = watch.elapsed
         due = policy.due(tasks, need, now)
         if due:
             start(due)

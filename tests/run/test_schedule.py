@@ -10,6 +10,7 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
+from polarmap.run.policies import ParityAfter
 from polarmap.run.schedule import Stopwatch, Upfront, schedule
 from polarmap.run.tasks import TaskTable
 
@@ -85,3 +86,31 @@ def test_time_is_up() -> None:
     with pytest.raises(CodedTimeoutError, match="late"):
         list(loop(run, 1, needed=1, timeout=3.0))
     assert run.now() == pytest.approx(3.0)
+
+
+class Ticking(Scripted):
+    """Each question takes so many seconds; a wait that nothing ends is a mistake."""
+
+    def __init__(self, step: float) -> None:
+        super().__init__([])
+        self._step = step
+
+    def now(self) -> float:
+        self._now += self._step
+        return self._now
+
+    def wait(self, timeout: float) -> list[Event]:
+        assert timeout < math.inf or len(self.submitted) == 2
+        self._now += min(timeout, 7 * self._step)  # woken
+        return []
+
+
+def test_what_becomes_due_between_two_questions_is_not_waited_for_for_ever() -> None:
+    for step in range(1, 60):
+        run = Ticking(step / 100)
+        tasks = TaskTable(3)
+        need, policy, watch = GivingUp(tasks, 2), ParityAfter(3, 2, 1.0), Stopwatch(run.now)
+        for _ in schedule(run, policy, 1, tasks, need, watch):
+            if not tasks.held_back:
+                break
+        assert run.submitted == [[(0, 0), (1, 0)], [(2, 0)]]
