@@ -73,7 +73,7 @@ class CallRun:
     def is_worn(self) -> bool:
         """Whether further calls are better given to another run."""
         oldest = min(self._ghosts.values(), default=inf)
-        return self._blocks.n >= MOST_CALLS or oldest + GHOST_SECONDS < self._run.now()
+        return self._blocks.n >= MOST_CALLS or oldest + GHOST_SECONDS <= self._run.now()
 
     @property
     def room(self) -> int:
@@ -111,8 +111,9 @@ class CallRun:
             self._take(task).fail(error)
 
     def _wait_seconds(self, may_back_up: bool) -> float:
+        worn = min(self._ghosts.values(), default=inf) + GHOST_SECONDS - self._run.now()
         if not may_back_up:
-            return START_SECONDS if self._limits.grows else inf
+            return START_SECONDS if self._limits.grows else worn if worn > 0 else inf
         wait = min((one.next_moment() for one in self._late.values()), default=inf) - self._run.now()
         if self._unbegun:  # one may begin now
             wait = min(wait, min((one.late_after() for one in self._late.values()), default=LEAST_SECONDS))

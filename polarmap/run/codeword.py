@@ -216,8 +216,9 @@ class Codewords:
         return any(not word.could_finish() for word in self._short)
 
     def look_seconds(self) -> float:
-        """Often once f may run here, less so the longer that takes."""
-        waits = (word.received.ready_at for word in self.members)
+        """Often once f may run here, or what is determined is inaccurate; less so the longer that takes."""
+        received = (word.received for word in self.members)
+        waits = (one.determined_at if one.ready_at is None else one.ready_at for one in received)
         seconds = [max(0.02, (self._watch.elapsed - since) / 20) for since in waits if since is not None]
         return min(seconds, default=inf)
 

@@ -16,6 +16,7 @@ from polarmap.run.map_log import MapLog
 from polarmap.run.tasks import TaskTable
 
 STALL_SECONDS = 1.0  # without news, before failed tasks are started again
+LOOK_SECONDS = 5.0  # the longest the loop looks away; what is due is known without: this is against mistakes
 
 
 class Stopwatch:
@@ -173,7 +174,7 @@ def schedule(
 
     run.submit(tasks.start(policy.first, 0.0))
     while True:
-        wait = min(tick, need.look_seconds(), watch.until_limit)
+        wait = min(tick, LOOK_SECONDS, need.look_seconds(), watch.until_limit)
         if need.is_protected:  # of the moment for which it was asked what is due: none between is missed
             wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:
