@@ -30,6 +30,8 @@ from polarmap.run.verify import Verifier
 
 Array = npt.NDArray[Any]
 
+LOOK_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
+
 
 class Codeword:
     """The blocks, results and checks of one codeword.
@@ -216,10 +218,11 @@ class Codewords:
         return any(not word.could_finish() for word in self._short)
 
     def look_seconds(self) -> float:
-        """Often once f may run here, or what is determined is inaccurate; less so the longer that takes."""
+        """Often once f may run here, or what is determined is inaccurate; at first more often."""
         received = (word.received for word in self.members)
         waits = (one.determined_at if one.ready_at is None else one.ready_at for one in received)
-        seconds = [max(0.02, (self._watch.elapsed - since) / 20) for since in waits if since is not None]
+        passed = (self._watch.elapsed - since for since in waits if since is not None)
+        seconds = [min(max(0.02, one / 20), LOOK_SECONDS) for one in passed]
         return min(seconds, default=inf)
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
