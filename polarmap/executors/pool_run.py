@@ -23,7 +23,7 @@ from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.worker_processes import FUNCTION_BYTES
-from polarmap.executors.worker_table import Worker, WorkerTable
+from polarmap.executors.worker_table import KeptWorker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.parts import MESSAGE, Part, read_file
 
@@ -75,7 +75,7 @@ class PoolRun:
         self._waiting: deque[Attempt] = deque()
         self._open: set[Attempt] = set()  # that have not ended
         self._shared: set[Attempt] = set()  # that two workers were told of
-        self._poll, self._by_descriptor = select.poll(), dict[int, Worker]()
+        self._poll, self._by_descriptor = select.poll(), dict[int, KeptWorker]()
         self._woken = WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
         self._is_called = False  # to return
@@ -220,7 +220,7 @@ class PoolRun:
         attempts = [one.orders[1][0][1:] for one in behind]
         return [one for one in attempts if one not in self._shared]
 
-    def _next(self, worker: Worker, stuck: set[Hashable]) -> Attempt:
+    def _next(self, worker: KeptWorker, stuck: set[Hashable]) -> Attempt:
         """The next attempt for a worker: one whose block it has, else the first that nobody is stuck in."""
         chosen = None
         for position, (task, _) in enumerate(islice(self._waiting, LOOKED_AT)):
@@ -234,7 +234,7 @@ class PoolRun:
         del self._waiting[chosen or 0]
         return found
 
-    def _start(self, worker: Worker, attempt: Attempt) -> bool:
+    def _start(self, worker: KeptWorker, attempt: Attempt) -> bool:
         """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
         is_ahead, is_told = bool(worker.orders), False
         try:
@@ -255,7 +255,7 @@ class PoolRun:
             self._began.append(Began(*attempt, worker.since))
         return is_told
 
-    def _call(self, worker: Worker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
+    def _call(self, worker: KeptWorker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
         """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
         assert self._stored is not None
         return (
@@ -270,7 +270,7 @@ class PoolRun:
             is_ahead,
         )
 
-    def _heard(self, worker: Worker) -> list[Outcome]:
+    def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
         said, is_there = worker.receive()
         outcomes, is_fit = list[Outcome](), True
@@ -304,21 +304,21 @@ class PoolRun:
             self._began.append(Began(*worker.orders[0][0][1:], worker.since))
         return told
 
-    def _send_part(self, worker: Worker, key: str) -> bool:
+    def _send_part(self, worker: KeptWorker, key: str) -> bool:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
         assert self._stored is not None
         is_told = worker.link.send(("part", key, self._stored.part(self._payload.blocks, key)))
         self._workers.flush()
         return is_told
 
-    def _let_go(self, worker: Worker) -> None:
+    def _let_go(self, worker: KeptWorker) -> None:
         """It is gone, or of no more use: what it was told ahead waits again."""
         orders = [order[1:] for order, _ in worker.orders]
         self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
         self._release(worker)
         self._workers.remove(worker)
 
-    def _release(self, worker: Worker) -> None:
+    def _release(self, worker: KeptWorker) -> None:
         """It does nothing for this run any more."""
         descriptor = worker.link.fileno()
         self._poll.unregister(descriptor)

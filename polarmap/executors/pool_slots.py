@@ -59,7 +59,7 @@ class PoolSlots:
     def __init__(self, most: int | None, is_here: bool) -> None:
         self._most, self._is_here = most, is_here
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
-        self._runs = set[weakref.ref[Lease]]()  # an interrupt may have kept one from being closed
+        self._leases = set[weakref.ref[Lease]]()  # an interrupt may have kept one from being closed
         self._cores, self._limit = 1, sys.maxsize
         self._looked = 0.0
         self._changed = time.monotonic()  # when a task was started or ended last
@@ -67,20 +67,20 @@ class PoolSlots:
     def open(self, wake: Callable[[], None]) -> Lease:
         """For one more run; `wake` lets it look whether it may start a task."""
         with self._lock:
-            if not self._runs:
+            if not self._leases:
                 self._cores = available_cores()
                 self._limit = first_limit(self._cores, self._most) if self._is_here else sys.maxsize
-            run = Lease(wake)
-            self._runs.add(weakref.ref(run, self._runs.discard))
-            return run
+            lease = Lease(wake)
+            self._leases.add(weakref.ref(lease, self._leases.discard))
+            return lease
 
-    def close(self, run: Lease) -> None:
+    def close(self, lease: Lease) -> None:
         """It ends, and its slots are free. Safe to call twice."""
         with self._lock:
-            if run.ended is not None:
+            if lease.ended is not None:
                 return
-            run.ended = self._changed = time.monotonic()
-            self._runs.discard(weakref.ref(run))
+            lease.ended = self._changed = time.monotonic()
+            self._leases.discard(weakref.ref(lease))
             if self._is_here:  # what the others need beyond is seen when they leave cores idle
                 self._limit = max(self.under_way, first_limit(self._cores, self._most))
             self._call_next()
@@ -88,51 +88,51 @@ class PoolSlots:
     def forget(self) -> None:
         """Let go of the runs, in a process that was forked of the one that has them."""
         self._lock = threading.RLock()  # that another thread may have held
-        self._runs.clear()
+        self._leases.clear()
 
     def is_alone(self) -> bool:
         """Whether one run is open at most."""
-        return len(self._runs) <= 1
+        return len(self._leases) <= 1
 
-    def may_take(self, run: Lease, waiting: int) -> bool:
+    def may_take(self, lease: Lease, waiting: int) -> bool:
         """Whether one of so many tasks may start now; if another run is to come first, that one is told."""
         with self._lock:
-            if waiting and not run.waiting:
-                run.since = time.monotonic()
-            run.waiting = waiting
-            if len(self._runs) < 2:
-                return waiting > 0 and len(run.under_way) < self._limit
-            first = self._next(run)
+            if waiting and not lease.waiting:
+                lease.since = time.monotonic()
+            lease.waiting = waiting
+            if len(self._leases) < 2:
+                return waiting > 0 and len(lease.under_way) < self._limit
+            first = self._next(lease)
             if first is None or not self._has_slot_for(first):
                 return False
-            if first is not run:
+            if first is not lease:
                 first.wake()
-            return first is run
+            return first is lease
 
-    def take(self, run: Lease, worker: Any) -> None:
-        """This worker does a task of the run."""
+    def take(self, lease: Lease, worker: Any) -> None:
+        """This worker does a task of its run."""
         with self._lock:
-            self._changed = run.since = run.under_way[worker] = time.monotonic()
+            self._changed = lease.since = lease.under_way[worker] = time.monotonic()
 
-    def give_back(self, run: Lease, worker: Any) -> None:
+    def give_back(self, lease: Lease, worker: Any) -> None:
         """It does none any more."""
         with self._lock:
-            if run.under_way.pop(worker, None) is not None:
-                self._changed = run.since = time.monotonic()
-                self._call_next(run)
+            if lease.under_way.pop(worker, None) is not None:
+                self._changed = lease.since = time.monotonic()
+                self._call_next(lease)
 
-    def pause(self, run: Lease) -> None:
+    def pause(self, lease: Lease) -> None:
         """Nobody waits for it now: it cannot be told of slots."""
-        run.is_listening = False
+        lease.is_listening = False
         if not self.is_alone():
             with self._lock:
-                self._call_next(run)
+                self._call_next(lease)
 
-    def is_starved(self, run: Lease) -> bool:
+    def is_starved(self, lease: Lease) -> bool:
         """Whether nothing of it runs, and nothing of the others was started or ended for long."""
-        return not run.under_way and time.monotonic() > self._changed + STANDSTILL_SECONDS
+        return not lease.under_way and time.monotonic() > self._changed + STANDSTILL_SECONDS
 
-    def look_for_idle_cores(self, run: Lease, queued: int) -> None:
+    def look_for_idle_cores(self, lease: Lease, queued: int) -> None:
         """Let more tasks run where those that do leave the cores idle, seen twice in a row by a run.
 
         queued : tasks of the run that might start.
@@ -144,14 +144,14 @@ class PoolSlots:
             if not self.is_alone():
                 if now < self._looked + FIRST_LOOK_SECONDS:  # another run has looked
                     return
-                queued += sum(one.waiting for one in self._open() if one is not run)
+                queued += sum(one.waiting for one in self._open() if one is not lease)
             self._looked = now
-            idle = sum(self._is_idle(*one, now) for run in self._open() for one in run.under_way.items())
+            idle = sum(self._is_idle(*one, now) for each in self._open() for one in each.under_way.items())
             extra = extra_slots(self._cores, self.under_way - idle, idle, queued)
-            if extra and run.was_idle:
+            if extra and lease.was_idle:
                 self._limit = min(self._limit + extra, self._most or sys.maxsize)
-                self._call_next(run)
-            run.was_idle = bool(extra)
+                self._call_next(lease)
+            lease.was_idle = bool(extra)
 
     def _is_idle(self, worker: Any, since: float, now: float) -> bool:
         """Whether its process waits; among several maps not yet, if its driver may just not have heard it."""
@@ -164,21 +164,21 @@ class PoolSlots:
         return sum(len(one.under_way) for one in self._open())
 
     def _open(self) -> list[Lease]:
-        return [run for one in list(self._runs) if (run := one()) is not None]
+        return [lease for one in list(self._leases) if (lease := one()) is not None]
 
     def _next(self, asking: Lease | None = None) -> Lease | None:
         """The run whose turn it is, of those with tasks that wait and a thread that can start them."""
         ready = [one for one in self._open() if one.waiting and (one.is_listening or one is asking)]
         return min(ready, key=lambda one: (len(one.under_way), one.since), default=None)
 
-    def _has_slot_for(self, run: Lease) -> bool:
+    def _has_slot_for(self, lease: Lease) -> bool:
         """Whether there is room; tasks of others that never end keep no map from going on."""
         most = self._most or sys.maxsize
-        return self.under_way < self._limit or (self.under_way < most and self.is_starved(run))
+        return self.under_way < self._limit or (self.under_way < most and self.is_starved(lease))
 
     def _call_next(self, asking: Lease | None = None) -> None:
         """Tell the run whose turn it is, if there is room for one more task; `asking` looks by itself."""
-        if not (asking and len(self._runs) < 2):
+        if not (asking and len(self._leases) < 2):
             first = self._next()
             if first is not None and first is not asking and self._has_slot_for(first):
                 first.wake()

@@ -11,15 +11,14 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from polarmap.clouds import limits
-from polarmap.clouds.limits import kept_bytes
+from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import Join, WorkerListener
-from polarmap.executors.worker_table import GRACE_SECONDS, Worker, WorkerTable, abandoned_for
+from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import AWAY_SECONDS
@@ -54,7 +53,7 @@ class Site:
     bucket: str | None = None
     prefix = ""
     look_seconds = inf
-    limits: limits.Worker | None = None
+    limits: Worker | None = None
 
     def object_links(self, join: Join) -> ObjectLinks | None:
         """What reports workers to `join` that do not call by TCP; None where there is no storage."""
@@ -85,7 +84,7 @@ class Site:
 
 
 @dataclass
-class Launch:
+class StartedWorker:
     """A worker that was started, and is not known to have ended.
 
     began : when; ends : when it ends by itself; paid : until when it is accounted for.
@@ -129,7 +128,7 @@ class RemoteWorkers(WorkerTable):
         super().__init__(most if most is not None else site.workers)
         self._site = site
         self._wanted = 0
-        self._launched: dict[int, Launch] = {}  # by number, until they are known to have ended
+        self._launched: dict[int, StartedWorker] = {}  # by number, until they are known to have ended
         self._failures, self._reason = 0, ""
         self._pause, self._failed_at = 0.0, 0.0
         self._refused_since: float | None = None  # by the site, again and again
@@ -219,14 +218,14 @@ class RemoteWorkers(WorkerTable):
         if self._listener is not None:
             self._listener.forget()
 
-    def _another(self) -> Worker | None:
+    def _another(self) -> KeptWorker | None:
         return None  # `want` and `check` start others, which join when they are there
 
-    def _ends(self, worker: Worker) -> float:
+    def _ends(self, worker: KeptWorker) -> float:
         """When it ends by itself, on the monotonic clock."""
         return self._launched[worker.number].ends
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: KeptWorker) -> None:
         self._forget(worker.number)
 
     def _forget(self, number: int) -> None:
@@ -257,7 +256,7 @@ class RemoteWorkers(WorkerTable):
             elif old is not None:
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
             self._failures, self.channel = 0, channel
-            self._workers[number] = Worker(number, link)
+            self._workers[number] = KeptWorker(number, link)
 
     def _start_missing(self) -> None:
         """As many as are wanted, besides those that are busy with what nobody waits for."""
@@ -295,7 +294,7 @@ class RemoteWorkers(WorkerTable):
             number = next(self._numbers)
             share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
             workers[number] = share * self._site.seconds
-        self._launched |= {number: Launch(now, now + seconds) for number, seconds in workers.items()}
+        self._launched |= {number: StartedWorker(now, now + seconds) for number, seconds in workers.items()}
         self._started += count
         if not self._workers:
             self._began = now

@@ -16,7 +16,7 @@ from polarmap.executors.fork_server_process import (
     modules_named,
 )
 from polarmap.executors.links import SocketLink
-from polarmap.executors.worker_table import GRACE_SECONDS, Worker, WorkerTable, abandoned_for
+from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
 from polarmap.worker.process_state import Surroundings, working_folder
 from polarmap.worker.thread_limits import THREAD_LIMITS
@@ -66,7 +66,7 @@ class WorkerProcesses(WorkerTable):
             self._modules = modules_named(pickled)
         return {}
 
-    def ending(self, worker: Worker) -> str:
+    def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone."""
         server, unknown = self._server, super().ending(worker)
         how = None if server is None else server.ending(worker.number)
@@ -105,7 +105,7 @@ class WorkerProcesses(WorkerTable):
             server = self._server = ForkServerProcess(self._threads, self._folders, self._modules)
         return server
 
-    def _another(self) -> Worker | None:
+    def _another(self) -> KeptWorker | None:
         if self._most is not None and len(self._workers) - len(self._abandoned) >= self._most:
             return None
         if self.slots.under_way and any(abandoned_for(one) < MOMENT_SECONDS for one in list(self._abandoned)):
@@ -117,12 +117,12 @@ class WorkerProcesses(WorkerTable):
             if self._workers:  # no descriptors for more: as many as there can be
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
-        worker = Worker(next(self._numbers), SocketLink(ours))
+        worker = KeptWorker(next(self._numbers), SocketLink(ours))
         server.fork(worker.number, theirs)
         self._workers[worker.number] = worker
         return worker
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: KeptWorker) -> None:
         if self._server is not None:
             self._server.kill(worker.number)
 

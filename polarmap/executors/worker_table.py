@@ -1,6 +1,6 @@
 """The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone.
 
-What a worker was told and has not ended stands in `Worker.orders`: the one that it does, and at most one
+What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it does, and at most one
 behind that. Nobody else keeps account of it.
 """
 
@@ -34,7 +34,7 @@ Order = tuple[int, int, int]  # map, task and attempt
 
 
 @dataclass(eq=False)
-class Worker:
+class KeptWorker:
     """A worker that stays, as its driver sees it.
 
     lease : of the map whose task it does, or did when that map ended; None while it is free.
@@ -119,8 +119,10 @@ class WorkerTable:
         self.slots = PoolSlots(most, self.is_here)
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
-        self._workers: dict[int, Worker] = {}
-        self._abandoned: dict[Worker, None] = {}  # whose map has ended, the one that is so for longest first
+        self._workers: dict[int, KeptWorker] = {}
+        self._abandoned: dict[
+            KeptWorker, None
+        ] = {}  # whose map has ended, the one that is so for longest first
         self._is_closed = False
         self._owner = os.getpid()
 
@@ -155,7 +157,7 @@ class WorkerTable:
         """What they have been paid for since this was asked before; None where nobody pays for them."""
         return None
 
-    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> Worker | None:
+    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
         """One for the first of so many tasks that wait: that has done it before, or is free, or is new.
 
         None where there is no slot, or there are as many workers as there may be.
@@ -176,14 +178,14 @@ class WorkerTable:
             self.slots.take(lease, worker)
             return worker
 
-    def give_back(self, worker: Worker) -> None:
+    def give_back(self, worker: KeptWorker) -> None:
         """It has done its task, and is free before its slot is: who takes that shall find it."""
         lease = worker.lease
         worker.free()
         if lease is not None:
             self.slots.give_back(lease, worker)
 
-    def remove(self, worker: Worker) -> None:
+    def remove(self, worker: KeptWorker) -> None:
         """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
         with self._lock:
             self._remove(worker)
@@ -203,7 +205,7 @@ class WorkerTable:
                 elif worker.orders:
                     worker.link.send(("cancel", worker.orders[0][0][0]))
 
-    def ending(self, worker: Worker) -> str:
+    def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""
         self._check_open()
         return "its worker process ended without reporting"
@@ -243,11 +245,11 @@ class WorkerTable:
         if self._is_closed:
             raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
 
-    def _another(self) -> Worker | None:
+    def _another(self) -> KeptWorker | None:
         """A new one, if it can be had at once."""
         raise NotImplementedError
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: KeptWorker) -> None:
         """Let its process end."""
 
     def _give_up(self) -> None:
@@ -266,14 +268,14 @@ class WorkerTable:
                 worker.free()
         self._give_up()
 
-    def _drop(self, surplus: int, first: Callable[[Worker], float], until: float = inf) -> None:
+    def _drop(self, surplus: int, first: Callable[[KeptWorker], float], until: float = inf) -> None:
         """Let so many free workers go, those for which `first` is least and no more than `until`."""
         free = sorted((one for one in self._workers.values() if one.lease is None), key=first)
         for worker in free[: max(0, surplus)]:
             if first(worker) <= until:
                 self._remove(worker)
 
-    def _remove(self, worker: Worker) -> None:
+    def _remove(self, worker: KeptWorker) -> None:
         self._abandoned.pop(worker, None)
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
@@ -281,7 +283,7 @@ class WorkerTable:
         worker.link.close()
 
 
-def abandoned_for(worker: Worker) -> float:
+def abandoned_for(worker: KeptWorker) -> float:
     """For how many seconds nobody has waited for its task."""
     assert worker.lease is not None
     return time.monotonic() - (worker.lease.ended or 0.0)

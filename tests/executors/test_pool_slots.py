@@ -22,7 +22,7 @@ from polarmap.executors.pool_slots import (
     first_limit,
     is_waiting,
 )
-from polarmap.executors.worker_table import Worker
+from polarmap.executors.worker_table import KeptWorker
 
 CORES = 2
 
@@ -39,7 +39,7 @@ class Map:
 
     def __init__(self, pool: PoolSlots, tasks: int) -> None:
         self.waiting, self.calls = tasks, 0
-        self.workers: list[Worker] = []
+        self.workers: list[KeptWorker] = []
         self.pool, self.lease = pool, pool.open(self.call)
 
     def call(self) -> None:
@@ -49,7 +49,7 @@ class Map:
         """How many it may start."""
         started = 0
         while started < most and self.pool.may_take(self.lease, self.waiting):
-            worker = Worker(0, Any)  # type: ignore[arg-type]
+            worker = KeptWorker(0, Any)  # type: ignore[arg-type]
             self.pool.take(self.lease, worker)
             self.workers.append(worker)
             self.waiting -= 1

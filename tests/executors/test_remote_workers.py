@@ -21,7 +21,7 @@ from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.executors.worker_table import Lease, Worker
+from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
@@ -48,7 +48,7 @@ def workers(site: ThreadSite) -> Iterator[RemoteWorkers]:
     assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
 
 
-def taken(workers: RemoteWorkers, lease: Lease) -> Worker:
+def taken(workers: RemoteWorkers, lease: Lease) -> KeptWorker:
     assert until(lambda: any(one.lease is None for one in workers._workers.values()))
     worker = workers.take(lease, 1)
     assert worker is not None

@@ -16,7 +16,7 @@ import pytest
 from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
-from polarmap.executors.worker_table import Worker
+from polarmap.executors.worker_table import KeptWorker
 from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import StoredBlock, Ticket
@@ -30,9 +30,9 @@ class Recorded(WorkerProcesses):
 
     def __init__(self) -> None:
         super().__init__(1, 3, [])
-        self.taken: list[Worker] = []
+        self.taken: list[KeptWorker] = []
 
-    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> Worker | None:
+    def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
         worker = super().take(lease, waiting, task)
         self.taken += [] if worker is None else [worker]
         return worker
@@ -52,7 +52,7 @@ def opened(workers: WorkerProcesses) -> Lease:
     return workers.slots.open(lambda: None)
 
 
-def taken(workers: WorkerProcesses, lease: Lease | None = None) -> Worker:
+def taken(workers: WorkerProcesses, lease: Lease | None = None) -> KeptWorker:
     worker = workers.take(lease or opened(workers), 1)
     assert worker is not None
     return worker
@@ -76,12 +76,12 @@ def call(folder: Path, seconds: float) -> tuple[Any, ...]:
     return 0, (str(folder),), Ticket(0, 0, block, None, None), f, None, {}, False
 
 
-def told(worker: Worker, call: tuple[Any, ...], name: str = "") -> bool:
+def told(worker: KeptWorker, call: tuple[Any, ...], name: str = "") -> bool:
     worker.note((0, 0, 0), name)
     return worker.link.send(("call", call))
 
 
-def replied(worker: Worker) -> Message:
+def replied(worker: KeptWorker) -> Message:
     poll = select.poll()
     poll.register(worker.link, select.POLLIN)
     while poll.poll(30_000):

@@ -10,7 +10,7 @@ import pytest
 from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
-from polarmap.executors.worker_table import REMEMBERED, Worker, WorkerTable
+from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
 from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
@@ -26,16 +26,16 @@ class Table(WorkerTable):
         self.told: list[tuple[int, Any]] = []
         self.abandoned: list[list[int]] = []
 
-    def _another(self) -> Worker | None:
+    def _another(self) -> KeptWorker | None:
         if self._most is not None and len(self._workers) >= self._most:
             return None
         number = next(self._numbers)
         link = ObjectLink(lambda message: self.told.append((number, message)))
         self.links.append(link)
-        self._workers[number] = Worker(number, link)
+        self._workers[number] = KeptWorker(number, link)
         return self._workers[number]
 
-    def _end(self, worker: Worker) -> None:
+    def _end(self, worker: KeptWorker) -> None:
         self.gone.append(worker.number)
 
     def _give_up(self) -> None:
@@ -51,7 +51,7 @@ def table() -> Iterator[Table]:
         link.close()
 
 
-def taken(table: Table, lease: Lease, task: Any = None) -> Worker:
+def taken(table: Table, lease: Lease, task: Any = None) -> KeptWorker:
     worker = table.take(lease, 1, task)
     assert worker is not None
     return worker
@@ -93,7 +93,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
 
 
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
-    worker = Worker(0, ObjectLink(lambda message: None))
+    worker = KeptWorker(0, ObjectLink(lambda message: None))
     for task in range(REMEMBERED + 10):
         worker.note((0, task, 0), task)
         worker.note((0, task, 1), 0)
