@@ -98,4 +98,4 @@ class WholeBlocks:
         return self.leaves(number)
 
     def release(self) -> None:
-        """They are as they were given: none can be made again."""
+        """Nothing is held that could be made again."""

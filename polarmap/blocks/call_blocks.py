@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import WholeBlocks
+from polarmap.executors.base import read_only
 from polarmap.worker.parts import MESSAGE
 from polarmap.worker.pytree import Layout, Structure
 
@@ -27,11 +28,11 @@ class CallBlocks(WholeBlocks):
 
     def __init__(self) -> None:
         self.n = 0
-        self._calls: dict[int, bytes] = {}
+        self._calls: dict[int, Array] = {}
 
     def add(self, call: Array) -> int:
-        """The number of a new block with these bytes."""
-        self._calls[self.n] = call.tobytes()
+        """The number of a new block with these bytes, which nobody changes from now on."""
+        self._calls[self.n] = read_only(call)
         self.n += 1
         return self.n - 1
 
@@ -41,7 +42,7 @@ class CallBlocks(WholeBlocks):
 
     def leaves(self, index: int) -> list[Array]:
         """The bytes of block `index`."""
-        return [np.frombuffer(self._calls[index], np.uint8)]
+        return [self._calls[index]]
 
     def layout(self, index: int) -> Layout:
         """How many there are."""

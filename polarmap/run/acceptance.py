@@ -47,13 +47,13 @@ class Acceptance:
     def __init__(
         self,
         received: Received,
-        verifier: Callable[[], Verifier],
+        new_verifier: Callable[[], Verifier],
         trust: Trust,
         tasks: TaskTable,
         options: MapOptions,
         watch: Stopwatch,
     ) -> None:
-        self._received, self._make_verifier, self._trust, self._tasks = received, verifier, trust, tasks
+        self._received, self._new_verifier, self._trust, self._tasks = received, new_verifier, trust, tasks
         self._options, self._watch = options, watch
         self.results: list[list[Array]] | None = None
         self.decode_seconds = 0.0
@@ -113,7 +113,7 @@ class Acceptance:
     @cached_property
     def verifier(self) -> Verifier:
         """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
-        return self._make_verifier()
+        return self._new_verifier()
 
     @property
     def residual(self) -> float | None:

@@ -72,15 +72,19 @@ class CallRun:
     @property
     def is_worn(self) -> bool:
         """Whether further calls are better given to another run."""
-        oldest = min(self._ghosts.values(), default=inf)
-        return self._blocks.n >= MOST_CALLS or oldest + GHOST_SECONDS <= self._run.now()
+        return self._blocks.n >= MOST_CALLS or self._worn_at <= self._run.now()
+
+    @property
+    def _worn_at(self) -> float:
+        """When the oldest ghost will have been one for too long; inf if there is none."""
+        return min(self._ghosts.values(), default=inf) + GHOST_SECONDS
 
     @property
     def room(self) -> int:
         """How many more calls it may be given."""
         if len(self._calls) < (self._limits.most or 0):
             return self._limits.room(len(self._calls), 0)
-        return self._limits.room(len(self._calls), len(self._running) if self._limits.grows else 0)
+        return self._limits.room(len(self._calls), len(self._running))
 
     def start(self, calls: Iterable[Call]) -> None:
         """Give it these."""
@@ -111,9 +115,8 @@ class CallRun:
             self._take(task).fail(error)
 
     def _wait_seconds(self, may_back_up: bool) -> float:
-        worn = min(self._ghosts.values(), default=inf) + GHOST_SECONDS - self._run.now()
         if not may_back_up:
-            return START_SECONDS if self._limits.grows else worn if worn > 0 else inf
+            return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - self._run.now())
         wait = min((one.next_moment() for one in self._late.values()), default=inf) - self._run.now()
         if self._unbegun:  # one may begin now
             wait = min(wait, min((one.late_after() for one in self._late.values()), default=LEAST_SECONDS))
@@ -199,6 +202,7 @@ class CallRun:
             self._blocks.forget(task)
         for attempt in call.running:
             self._ghosts[task, attempt] = self._run.now()
+            self._unbegun.discard((task, attempt))
             self._late_calls(call).end((task, attempt))
         return call
 

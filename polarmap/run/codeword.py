@@ -30,7 +30,7 @@ from polarmap.run.verify import Verifier
 
 Array = npt.NDArray[Any]
 
-LOOK_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
+SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
 
 
 class Codeword:
@@ -222,7 +222,7 @@ class Codewords:
         received = (word.received for word in self.members)
         waits = (one.determined_at if one.ready_at is None else one.ready_at for one in received)
         passed = (self._watch.elapsed - since for since in waits if since is not None)
-        seconds = [min(max(0.02, one / 20), LOOK_SECONDS) for one in passed]
+        seconds = [min(max(0.02, one / 20), SETTLE_SECONDS) for one in passed]
         return min(seconds, default=inf)
 
     def settle_for_less(self, nothing_can_come: bool) -> None:

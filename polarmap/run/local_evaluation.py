@@ -7,7 +7,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.worker.daemon_threads import run_on_daemon
@@ -58,7 +57,7 @@ class LocalRun:
 
     def join(self, timeout: float) -> None:
         """Wait for it, at most `timeout` seconds."""
-        self._ended.wait(None if np.isinf(timeout) else timeout)
+        self._ended.wait(timeout)
 
     @property
     def is_running(self) -> bool:

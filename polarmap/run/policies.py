@@ -1,4 +1,4 @@
-"""Which tasks of a map start when: all at once, parity on demand, late ones once more."""
+"""Which tasks of a map start later: parity on demand or after a while, late ones once more."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
 
-Which tasks start at once and which later is a policy (`policies`); what is still needed is known to
+Which tasks start at once and which later is a policy (`Upfront`, or one of `policies`); what is still needed is known to
 whoever makes something of the outcomes (`Need`); how tasks run is known to the executor's `Run`.
 """
 
@@ -41,6 +41,10 @@ class Stopwatch:
     def elapsed(self) -> float:
         """Seconds so far."""
         return self._now() - self._began
+
+    def at(self, moment: float) -> float:
+        """The second in which its clock shows this."""
+        return moment - self._began
 
     @property
     def until_limit(self) -> float:
@@ -183,10 +187,9 @@ def schedule(
         now = watch.elapsed
         outcomes = [event for event in events if isinstance(event, Outcome)]
         if policy.watches_starts:
-            offset = now - run.now()
             for event in events:
                 if isinstance(event, Began):
-                    tasks.note_began(event.task, event.attempt, event.when + offset)
+                    tasks.note_began(event.task, event.attempt, watch.at(event.when))
         if outcomes:
             last_news = now
         for outcome in outcomes:

@@ -120,7 +120,7 @@ class FolderLink(NamedTuple):
                     return None
 
 
-DriverLink = ThreadLink | FolderLink
+PoolLink = ThreadLink | FolderLink
 
 
 def _machine(folder: str) -> tuple[str, int, int]:
@@ -159,7 +159,7 @@ class PoolIO(TaskIO):
     block : what f is called with, or what makes that on a thread; None if the ticket names a stored block.
     """
 
-    def __init__(self, f: Function | bytes, block: Any, link: DriverLink) -> None:
+    def __init__(self, f: Function | bytes, block: Any, link: PoolLink) -> None:
         super().__init__(None, ENCRYPTED)
         self._f, self._block, self._link = f, block, link
 
@@ -190,7 +190,7 @@ class PoolIO(TaskIO):
 
 
 def run_in_pool(
-    f: Function | bytes, block: Any, order: tuple[Any, ...], link: DriverLink, threads: int
+    f: Function | bytes, block: Any, order: tuple[Any, ...], link: PoolLink, threads: int
 ) -> Message | None:
     """The reply of a task; None if the task is left.
 

@@ -88,8 +88,10 @@ def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
     assert run._run.now() < 100.0
     assert 3 in run._blocks._calls  # that attempt may ask for it
     assert not run.is_worn
+    assert 0.0 < run._wait_seconds(may_back_up=False) <= call_run.GHOST_SECONDS
     run._run.wait(call_run.GHOST_SECONDS + 0.1)
     assert run.is_worn
+    assert run._wait_seconds(may_back_up=False) == 0.0  # for others to take what waits
     run._run.wait(2000.0)
 
 
