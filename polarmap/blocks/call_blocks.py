@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import WholeBlocks
@@ -18,6 +17,7 @@ Array = npt.NDArray[Any]
 class CallBlocks(WholeBlocks):
     """What each worker gets: the bytes of a call, from `add` to `forget`.
 
+    >>> import numpy as np
     >>> blocks = CallBlocks()
     >>> blocks.add(np.frombuffer(b"abc", np.uint8)), blocks.n, bytes(blocks.leaves(0)[0])
     (0, 1, b'abc')

@@ -1,7 +1,7 @@
 """The loop of a map: starts tasks, waits, tells what ended, starts more. Knows no codes and no results.
 
-Which tasks start at once and which later is a policy (`Upfront`, or one of `policies`); what is still needed is known to
-whoever makes something of the outcomes (`Need`); how tasks run is known to the executor's `Run`.
+Which tasks start at once and which later is a policy (`Upfront`, or one of `policies`); what is still
+needed is known to whoever makes something of the outcomes (`Need`); how tasks run to the executor's `Run`.
 """
 
 from __future__ import annotations
