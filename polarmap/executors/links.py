@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.frames import ORDER, FrameError, Frames, Message, Seals, frame
+from polarmap.worker.frames import ENDS, ORDER, FrameError, Frames, Message, Seals, frame
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
@@ -130,8 +130,8 @@ class ObjectLink:
     ----------
     count : int
         Of the latest message.
-    awaits_reply : bool
-        Whether nothing has been heard since.
+    unanswered : int
+        Calls to which it has not replied.
     heard : float
         When the worker gave its latest sign of life.
     doubts : int
@@ -140,7 +140,7 @@ class ObjectLink:
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
         self._post = post
-        self.count, self.awaits_reply = 0, False
+        self.count = self.unanswered = 0
         self.heard, self.doubts = time.monotonic(), 0
         self._frames, self._said = Frames(), deque[Message]()
         self._is_there = True
@@ -151,9 +151,12 @@ class ObjectLink:
         """Bytes that the worker has sent."""
         with self._lock:
             try:
-                self._said += self._frames.of(data)
+                said = list(self._frames.of(data))
             except FrameError:
                 self._is_there = False
+            else:
+                self._said += said
+                self.unanswered -= sum(message.kind in ENDS for message in said)
         self._news.set()
 
     def hang_up(self) -> None:

@@ -54,7 +54,7 @@ class ObjectLinks:
         self._writes = self._reads = 0  # with listings, which cost as much as writes
         self._functions: dict[bytes, bytes] = {}
         self._stored = set[bytes]()  # of them
-        self._messages: dict[int, tuple[int, bytes, bytes | None]] = {}
+        self._messages: dict[int, list[tuple[int, bytes, bytes | None]]] = {}
         self._is_new = False
         self._expected, self._is_closed = threading.Event(), threading.Event()
         self._seen: set[str] = set()
@@ -100,21 +100,23 @@ class ObjectLinks:
             self._storage.delete_object(self._storage.bucket, self._keys.orders)
 
     def _post(self, number: int, message: tuple[Any, ...]) -> None:
-        """A message for a worker, in place of one that it has not read; it goes when `flush` is called."""
+        """A message for a worker, which goes when `flush` is called."""
         link = self._links[number]
-        if message[0] == "end":  # and is not listened to any more
-            self._gone.add(number)
-            del self._links[number]
         link.count, link.doubts = link.count + 1, 0
-        link.awaits_reply |= message[0] == "call"  # a worker replies to what is cancelled, too
+        link.unanswered += message[0] == "call"  # a worker replies to what is cancelled, too
         digest = None
         with self._lock:
+            if message[0] == "end":  # and is not listened to any more; nor does it read what was said before
+                self._gone.add(number)
+                del self._links[number]
+                self._messages.pop(number, None)
             if message[0] == "call" and isinstance(message[1][3], bytes):
                 function = message[1][3]
                 digest = hashlib.blake2b(function, digest_size=16).digest()
                 self._functions[digest] = function
                 message = with_function(message, None)
-            self._messages[number] = link.count, pickle.dumps(message, pickle.HIGHEST_PROTOCOL), digest
+            data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+            self._messages.setdefault(number, []).append((link.count, data, digest))
             self._is_new = True
 
     def _flush(self) -> None:
@@ -126,7 +128,7 @@ class ObjectLinks:
     def _put_orders(self) -> None:
         with self._putting:  # the latest is the last that is put
             with self._lock:
-                needed = {digest for _, _, digest in self._messages.values()}
+                needed = {digest for each in self._messages.values() for _, _, digest in each}
                 self._functions = {key: one for key, one in self._functions.items() if key in needed}
                 large = {key for key, one in self._functions.items() if len(one) > FUNCTION_BYTES}
                 inline = {key: one for key, one in self._functions.items() if key not in large}
@@ -217,10 +219,12 @@ class ObjectLinks:
             link = self._links[number] = ObjectLink(partial(self._post, number))
             self._join(number, link, "objects")
         link.heard = time.monotonic()
+        with self._lock:
+            unread = [one for one in self._messages.get(number, ()) if one[0] > said.latest]
+            self._messages[number] = unread
         if data:
-            link.awaits_reply = False
             link.deliver(data)
-        elif link.awaits_reply and said.is_idle and said.latest >= link.count:
+        elif link.unanswered and said.is_idle and not unread:
             link.doubts += 1
             if link.doubts > 1:  # its reply was lost: a storage that was killed forgets
                 link.hang_up()

@@ -36,8 +36,8 @@ class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
     As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
-    Maps that run at once on a pool share these slots. On this machine a worker of a map that is alone is
-    told of its next task while it is at the one before: to wake it would take longer than a small task.
+    Maps that run at once on a pool share these slots. A worker of a map that is alone is told of its next
+    task while it is at the one before: to wake it would take longer than a small task.
     What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
@@ -86,7 +86,7 @@ class PoolRun:
         # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
         # block that is longer than the buffer of its socket.
         is_long = payload.blocks.source == MESSAGE
-        self._tells_ahead = workers.is_here and not (payload.output or payload.subtasks > 1 or is_long)
+        self._tells_ahead = not (payload.output or payload.subtasks > 1 or is_long)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
         try:
@@ -238,7 +238,7 @@ class PoolRun:
         """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
         is_ahead, is_told = bool(worker.orders), False
         try:
-            is_told = worker.link.send(("call", self._call(worker, *attempt, is_ahead)))
+            is_told = worker.link.send(("call", self._call(worker, *attempt)))
         finally:
             if not is_told:
                 self._waiting.appendleft(attempt)
@@ -255,7 +255,7 @@ class PoolRun:
             self._began.append(Began(*attempt, worker.since))
         return is_told
 
-    def _call(self, worker: KeptWorker, task: int, attempt: int, is_ahead: bool) -> tuple[Any, ...]:
+    def _call(self, worker: KeptWorker, task: int, attempt: int) -> tuple[Any, ...]:
         """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
         assert self._stored is not None
         return (
@@ -267,7 +267,6 @@ class PoolRun:
             {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
             if self._modules
             else {},
-            is_ahead,
         )
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:

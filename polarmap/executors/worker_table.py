@@ -23,7 +23,7 @@ from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
-from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
+from polarmap.worker.frames import ENDS, PROCESS, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
@@ -86,12 +86,9 @@ class KeptWorker:
         for message in said:
             if message.kind == PROCESS and message.header.isdigit():
                 self.process = int(message.header)
-            elif message.kind == MISSED:  # a call, with all that came with it
-                self.function, self.around, self.modules = None, None, {}
-                self.orders.clear()
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
-                if message.kind not in (NEED, PART):
+                if message.kind in ENDS:
                     self.orders.popleft()
                     self.since = time.monotonic()
             else:

@@ -90,10 +90,9 @@ class ChannelIO(TaskIO):
             none; the fields of its `Ticket`, whose block has no structure; f and the structure of blocks as
             `to_block` makes bytes of them, or the path of a file with these, None if they are those of the
             last task; the fields of its `Surroundings`, None if they have not changed, or are the worker's
-            own; the sources of those modules that f needs and the worker has not yet, by name; and whether
-            it is told while the worker is at another task, after which the map may be over.
+            own; the sources of those modules that f needs and the worker has not yet, by name.
         """
-        number, self._folders, fields, f, around, modules, is_ahead = call
+        number, self._folders, fields, f, around, modules = call
         ticket = Ticket.parse(fields)
         self._order = number, ticket.task, ticket.attempt
         if around is not None:
@@ -108,7 +107,7 @@ class ChannelIO(TaskIO):
         self._modules.add(modules)
         if f is not None:
             self._pickled, self._f = f, None
-        if is_ahead and self.is_cancelled():
+        if self.is_cancelled():  # while it was told ahead, or not read
             reply = None
         else:
             with self._limited():
@@ -167,10 +166,13 @@ class ChannelIO(TaskIO):
         if place.encryption is not None or place.kind != "driver" or not part.key:
             return super().read(place, part)
         self.channel.send(Message(NEED, self._order, part.key.encode()))
-        message = self.channel.receive(PART_SECONDS)
-        if message is None or message[:2] != ("part", part.key):
-            raise InterruptedError("nobody waits for this task any more")
-        return message[2]
+        while message := self.channel.receive(PART_SECONDS):
+            if message[:2] == ("part", part.key):
+                return message[2]
+            self._heard.append(message)
+            if message[0] != "call":
+                break
+        raise InterruptedError("nobody waits for this task any more")
 
     def _send(self, message: Message) -> None:
         """A message of the task, its data in a file where they are large."""

@@ -11,7 +11,7 @@ import threading
 import time
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import MISSED, Message, frame
+from polarmap.worker.frames import Message, frame
 from polarmap.worker.parts import is_missing
 from polarmap.worker.retry import retry_call
 
@@ -29,13 +29,13 @@ class Orders(NamedTuple):
 
     beat : changes as long as the driver lives.
     functions : pickled ones by digest, each once for all workers; large ones are objects of their own.
-    messages : from the number of a worker to the number of its latest message, the message, pickled, and
-        the digest of its function.
+    messages : from the number of a worker to those that it has not said to have: the number of each, the
+        message, pickled, and the digest of its function.
     """
 
     beat: int
     functions: dict[bytes, bytes]
-    messages: dict[int, tuple[int, bytes, bytes | None]]
+    messages: dict[int, list[tuple[int, bytes, bytes | None]]]
 
 
 class ObjectKeys(NamedTuple):
@@ -94,7 +94,7 @@ class ObjectChannel:
         self._storage, self._bucket, self._keys = storage, bucket, ObjectKeys(prefix)
         self._number, self._latest, self._is_idle = number, 0, True
         self._read, self._orders = b"", Orders(-1, {}, {})  # the same, as it lay there last
-        self._changed_at = time.monotonic()
+        self._changed_at = self._read_at = time.monotonic()
         self._count = 0
         self._poll_seconds = FIRST_POLL_SECONDS
         self._next_look = 0.0
@@ -111,11 +111,8 @@ class ObjectChannel:
         if found is None:
             return None
         self._poll_seconds = FIRST_POLL_SECONDS
-        count, message = found
-        has_missed_call = message[0] == "cancel" and count > self._latest + 1
-        self._latest, self._is_idle = count, False
-        if has_missed_call:  # which the driver would wait for
-            self.send(Message(MISSED))
+        self._latest, message = found
+        self._is_idle = False
         return message
 
     def send(self, message: Message) -> None:
@@ -124,8 +121,9 @@ class ObjectChannel:
         retry_call(lambda: self._put(data))
 
     def has_message(self) -> bool:
-        """Whether the driver has said something."""
-        return self._look() is not None
+        """Whether the driver has said something; looks no more often than it is of use."""
+        is_recent = time.monotonic() < self._read_at + SLOW_POLL_SECONDS
+        return (self._unread() if is_recent else self._look()) is not None
 
     def is_closed(self) -> bool:
         """Whether the driver has said goodbye, or given no sign of life for long; looks seldom."""
@@ -133,7 +131,7 @@ class ObjectChannel:
             return False
         self._next_look = time.monotonic() + BEAT_SECONDS
         try:
-            self._look()
+            self._read_orders()
         except ConnectionError:
             return True
         return False
@@ -156,8 +154,16 @@ class ObjectChannel:
             self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
 
     def _look(self) -> tuple[int, Any] | None:
-        """The driver's latest message if it is a new one; ConnectionError if the driver is gone."""
-        now = time.monotonic()
+        """The driver's next message, if there is any; ConnectionError if the driver is gone."""
+        found = self._unread()
+        if found is None:
+            self._read_orders()
+            found = self._unread()
+        return found
+
+    def _read_orders(self) -> None:
+        """Read what the driver tells all workers; ConnectionError if the driver is gone."""
+        now = self._read_at = time.monotonic()
         try:
             read = bytes(self._storage.get_object(self._bucket, self._keys.orders))
             if read != self._read:
@@ -165,11 +171,15 @@ class ObjectChannel:
         except Exception as error:  # half an object; or the storage is away for a moment
             if is_missing(error) or now > self._changed_at + GOODBYE_SECONDS:
                 raise ConnectionError("the driver is gone") from error
-            return None
+            return
         if now > self._changed_at + GOODBYE_SECONDS:
             raise ConnectionError("the driver has given no sign of life")
-        count, message, digest = self._orders.messages.get(self._number, (0, b"", None))
-        if count <= self._latest:
+
+    def _unread(self) -> tuple[int, Any] | None:
+        """The next message of those that were read, and its number; None if there is none."""
+        messages = self._orders.messages.get(self._number, ())
+        count, message, digest = next((one for one in messages if one[0] > self._latest), (0, b"", None))
+        if not count:
             return None
         if digest is None:
             return count, pickle.loads(message)

@@ -17,7 +17,7 @@ from polarmap.executors import object_links
 from polarmap.executors.links import Link
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.worker import object_channel
-from polarmap.worker.frames import END, MISSED, PROCESS, Message
+from polarmap.worker.frames import END, LEFT, PROCESS, Message
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Said
 from polarmap.worker.retry import retry_call
 
@@ -97,15 +97,20 @@ def test_workers_join_and_messages_go_both_ways(side: Side) -> None:
         assert side.heard(number) == [ended(number, bytes(number))]
 
 
-def test_a_worker_that_has_not_read_its_call_before_it_is_cancelled_is_heard(side: Side) -> None:
+def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_said_that_it_has_them(
+    side: Side,
+) -> None:
     worker = side.worker(0)
     side.heard(0)
-    side.tell(0, call(1))
-    side.tell(0, ("cancel",))
-    assert worker.receive(5.0) == ("cancel",)
-    assert side.heard(0) == [Message(MISSED)]
-    side.tell(0, call(2))
-    assert worker.receive(5.0) == call(2)
+    said = [call(1, b"f"), call(2, b"g"), ("cancel",), call(3, b"f")]
+    for message in said:
+        side.tell(0, message)
+    assert worker.receive(5.0) == said[0]
+    side.storage.put_object("b", ObjectKeys(side.prefix).orders, b"")  # the others came with the first
+    assert [worker.receive(0.0) for _ in said[1:]] == said[1:]
+    worker.send(ended(1))
+    side.heard(0)
+    assert side.all._messages == {0: []}
 
 
 def test_a_worker_that_is_let_go_of_ends_and_is_not_listened_to(side: Side) -> None:
@@ -152,12 +157,16 @@ def test_orders_that_the_storage_has_forgotten_are_put_again(
 def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
-    side.tell(0, call(1))
-    worker.receive(5.0)
-    side.all._heard(Said(0, 2, 1, False, 0), b"")  # it works
+    for number in range(2):
+        side.tell(0, call(number))
+        worker.receive(5.0)
+    side.all._heard(Said(0, 2, 2, False, 0), b"")  # it works
+    worker.send(Message(LEFT))
+    assert side.heard(0) == [Message(LEFT)]
+    side.all._heard(Said(0, 4, 2, False, 0), b"")
     assert side.links[0].receive() == ([], True)
     for _ in range(2):
-        side.all._heard(Said(0, 3, 1, True, 0), b"")
+        side.all._heard(Said(0, 5, 2, True, 0), b"")
     assert side.links[0].receive() == ([], False)
 
 
@@ -261,8 +270,10 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
         orders = side.storage.get_object("b", "polarmap/pool-1/orders")
         assert len(orders) < 10_000
         assert len([key for key in side.left() if "/functions/" in key]) == 1
-        for worker in workers:
+        for number, worker in enumerate(workers):
             assert worker.receive(5.0) == call(1, f)
+            worker.send(ended(1))
+            side.heard(number, 2 if f is large[0] else 1)
     for number in range(2):
         side.tell(number, call(2, b"small"))
     assert not any("/functions/" in key for key in side.left())

@@ -11,7 +11,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.frames import END, LEFT, MISSED, NEED, PART, PROCESS, Message, frame
+from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
 
@@ -103,7 +103,7 @@ def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
     worker.link.close()
 
 
-@pytest.mark.parametrize("said", [Message(END, TOLD), Message(LEFT, TOLD), Message(MISSED)])
+@pytest.mark.parametrize("said", [Message(END, TOLD), Message(LEFT, TOLD), Message(UNFIT, TOLD)])
 def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
@@ -114,18 +114,6 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
     table.links[0].deliver(frame(said))
     assert table.abandoned_tasks() == set()
     assert taken(table, opened(table)) is worker
-
-
-def test_one_that_has_not_read_its_call_has_nothing_of_what_came_with_it(table: Table) -> None:
-    worker = taken(table, opened(table))
-    worker.function, worker.modules = b"digest", {"mine": ("", False)}
-    worker.note(TOLD, "task")
-    table.links[0].deliver(frame(Message(END, TOLD)))
-    worker.receive()
-    assert (worker.function, list(worker.modules)) == (b"digest", ["mine"])
-    table.links[0].deliver(frame(Message(MISSED)))
-    worker.receive()
-    assert (worker.function, worker.modules, worker.around) == (None, {}, None)
 
 
 @pytest.mark.parametrize(

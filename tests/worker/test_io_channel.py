@@ -43,7 +43,7 @@ def test_a_worker_does_what_it_is_told_until_its_socket_is_closed(tmp_path: Path
     f, block = to_block((np.negative, ("array",))).tobytes(), stored(tmp_path, data)
     for task in range(3):
         ticket = Ticket(task, 0, block._replace(structure=()), None, None)
-        call = 7, (str(tmp_path),), ticket, f if task == 0 else None, None, {}, False
+        call = 7, (str(tmp_path),), ticket, f if task == 0 else None, None, {}
         ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
     hello, *ends = replies(ours, 4)
     assert hello == Message(PROCESS, header=str(os.getpid()).encode())
@@ -78,7 +78,7 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
         ticket = Ticket(0, 0, stored(tmp_path, np.arange(4.0))._replace(structure=()), None, None)
         try:
             for number in range(3):
-                assert io.run((number, (str(tmp_path),), ticket, f, None, {}, False))
+                assert io.run((number, (str(tmp_path),), ticket, f, None, {}))
         finally:
             around.take_over()
     assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]

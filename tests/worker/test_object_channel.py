@@ -29,7 +29,7 @@ class Driver:
 
     def put(self, functions: Any = None, **messages: Any) -> None:
         self.beat += 1
-        told = {int(key[1:]): (count, pickle.dumps(one), f) for key, (count, one, f) in messages.items()}
+        told = {int(key[1:]): [(count, pickle.dumps(one), f)] for key, (count, one, f) in messages.items()}
         orders = Orders(self.beat, functions or {}, told)
         self.storage.put_object("b", KEYS.orders, pickle.dumps(tuple(orders)))
 
@@ -60,10 +60,11 @@ def test_keys_of_others_tell_nothing(name: str) -> None:
     assert found is None
 
 
-def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
+def test_a_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
     assert channel.receive(0.0) is None
     driver.put(w7=(4, ("cancel",), None), w8=(9, CALL, None))
-    assert channel.has_message()
+    assert not channel.has_message()  # as it has just looked
+    assert until(channel.has_message)
     channel._latest = 3
     assert channel.receive(1.0) == ("cancel",)
     assert not channel.has_message()
