@@ -178,29 +178,25 @@ class Pool:
 
     def _start(self) -> KeptWorkers:
         """Be ready to start workers; ExecutorError if that is impossible."""
-        in_memory, on_disk = memory_folder(), disk_folder()
-        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        storing: WithDriver = InFolders(in_memory, on_disk, self._memory)
-        try:
-            workers: WorkerTable
-            if self.is_here:
-                workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
-            else:
-                site = _site(self._executor, on_disk)
-                workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
-                if site.folder is None:  # the workers share none with this process
-                    while folders:
-                        remove(folders.pop())
-                    storing = WithDriver(site.prefix)
-                    if site.storage is not None:
-                        from polarmap.executors.lithops_storage import InBucket
-
-                        storing = InBucket(site.storage, site.prefix)
-        except BaseException:
-            for folder in folders:
-                remove(folder)
-            raise
+        workers: WorkerTable
+        if self.is_here:
+            storing, folders = self._in_folders()
+            workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
+        else:
+            site = _site(self._executor)
+            workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
+            try:
+                storing, folders = self._in_folders() if site.is_here else (_storing_of(site), [])
+            except BaseException:
+                workers.close()
+                raise
         return KeptWorkers(self._name, workers, BlockStore(storing), folders, self._idle)
+
+    def _in_folders(self) -> tuple[WithDriver, list[Path]]:
+        """New folders for blocks; ExecutorError if there is no room for any."""
+        on_disk, in_memory = disk_folder(), memory_folder()
+        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+        return InFolders(in_memory, on_disk, self._memory), folders
 
     def __enter__(self) -> Pool:
         return self
@@ -298,15 +294,24 @@ def _place(choice: Any) -> tuple[str, Worker | None]:
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
 
 
-def _site(choice: Any, folder: Path) -> Site:
+def _site(choice: Any) -> Site:
     """What starts workers there."""
     if is_for_lithops(choice):
         from polarmap.executors.lithops_site import LithopsSite
 
-        return LithopsSite(choice, folder)
+        return LithopsSite(choice)
     from polarmap.executors.dask_site import DaskSite
 
     return DaskSite(choice)
+
+
+def _storing_of(site: Site) -> WithDriver:
+    """Where blocks lie for workers that share no files with this process."""
+    if site.storage is None:
+        return WithDriver(site.prefix)
+    from polarmap.executors.lithops_storage import InBucket
+
+    return InBucket(site.storage, site.prefix)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
