@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import ObjectLink
-from polarmap.executors.worker_listener import Join
+from polarmap.executors.links import Join, ObjectLink
 from polarmap.worker.object_channel import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,

@@ -14,9 +14,9 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.links import Link
+from polarmap.executors.links import Join, Link
 from polarmap.executors.object_links import ObjectLinks
-from polarmap.executors.worker_listener import Join, WorkerListener
+from polarmap.executors.worker_listener import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
