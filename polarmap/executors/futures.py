@@ -187,7 +187,7 @@ class FuturesRun:
     def _outcome(self, told: Ended | Message) -> Outcome:
         """What is told of a future that is done, or of the result of a subtask."""
         if isinstance(told, Message):
-            return self._payload.part(told)
+            return self._payload.partial_outcome(told)
         attempt, future = told
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)

@@ -23,7 +23,7 @@ from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
-from polarmap.worker.frames import MISSED, NEED, PART, PROCESS, Message
+from polarmap.worker.frames import MISSED, NEED, PROCESS, SUBTASK, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
@@ -91,7 +91,7 @@ class KeptWorker:
                 self.orders.clear()
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
-                if message.kind not in (NEED, PART):
+                if message.kind not in (NEED, SUBTASK):
                     self.orders.popleft()
                     self.since = time.monotonic()
             else:

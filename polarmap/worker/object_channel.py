@@ -72,13 +72,13 @@ class ObjectKeys(NamedTuple):
 class Said(NamedTuple):
     """What the key of a reply tells: whose it is, and how far that worker has come.
 
-    order : of all that it has said, from 1 on.
+    sequence : number of what it has said, from 1 on.
     latest : number of the message that it received last; 0: none yet.
     size : bytes of the reply: a listing may show one that is still being written. 0: a sign of life.
     """
 
     number: int
-    order: int
+    sequence: int
     latest: int
     is_idle: int
     size: int
