@@ -55,8 +55,8 @@ class FuturesExecutor:
     """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
 
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
-    are left when an event is set or a folder is gone: on another machine, which cannot see the
-    folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
+    are left: threads are told, processes see that a folder is gone. On another machine, which cannot
+    see the folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
     """
 
     worker: Worker | None = None

@@ -158,7 +158,7 @@ class ObjectLinks:
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _carry(self) -> None:
-        """Hand on what workers say until all is closed; look often while some work."""
+        """Hand on what workers say until all is closed; look ever less until something is said."""
         pause = FIRST_POLL_SECONDS
         with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
             while not self._is_closed.is_set():
