@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import polarmap
-from polarmap.executors.owned_folder import OWNER
+from polarmap.worker.process_identity import OWNER
 
 
 def until(condition: Callable[[], bool], seconds: float = 60.0) -> bool:

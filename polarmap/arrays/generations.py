@@ -18,9 +18,9 @@ from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, Store
-from polarmap.storage.process_identity import ProcessIdentity
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
+from polarmap.worker.process_identity import ProcessIdentity
 
 RUN_NOTE = "running.json"
 ZARR_GROUP = "array.zarr"

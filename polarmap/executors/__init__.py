@@ -10,7 +10,7 @@ import numpy as np
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import MapExecutor
-from polarmap.executors.choices import is_for_lithops, is_localhost, is_of_lithops, is_path
+from polarmap.executors.choices import is_for_lithops, is_localhost, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
@@ -51,10 +51,10 @@ def keep_open(choice: Any) -> tuple[Any, Callable[[], None]]:
     if isinstance(choice, FaultyExecutor):
         inner, close = keep_open(choice.executor)
         return replace(choice, executor=inner), close
-    executor_of(choice)  # or its error
     if is_path(choice):
         pool = Pool(choice)
         return pool, pool.close
+    executor_of(choice)  # or its error
     return choice, lambda: None
 
 
@@ -64,11 +64,12 @@ def storage_beside(choice: Any, data: Any) -> Any:
     if isinstance(choice, FaultyExecutor):
         return storage_beside(choice.executor, data)
     if choice is None or isinstance(choice, Pool):
-        pool = default_pool() if choice is None else choice
-        return None if _is_in_memory(data) else pool.storage_of_arrays()
+        if _is_in_memory(data):
+            return None
+        choice = "localhost" if choice is None or choice.is_here else choice.executor
     if is_localhost(choice):
         return private_folder() / "arrays"
-    return choice if is_of_lithops(choice) else None
+    return choice if is_for_lithops(choice) else None
 
 
 def _is_in_memory(data: Any) -> bool:

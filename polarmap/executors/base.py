@@ -170,7 +170,7 @@ class Payload:
             return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}", over)
         return Outcome(task, attempt, leaves, structure, None, seconds, stored, subtasks, over)
 
-    def part(self, message: Message) -> Outcome:
+    def partial_outcome(self, message: Message) -> Outcome:
         """What a worker has handed in of a task that goes on."""
         _, task, attempt = message.order
         return self.outcome(task, attempt, message.header, message.data, over=False)

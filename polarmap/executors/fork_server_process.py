@@ -19,7 +19,7 @@ from pathlib import Path
 from polarmap.errors import ExecutorError
 from polarmap.worker.channels import ready
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.thread_limits import limiting_variables
 
 START_SECONDS = 60.0  # that it may take to import numpy on a busy machine
 END_SECONDS = 5.0  # that it may take to end, before it is killed
@@ -62,7 +62,7 @@ class ForkServerProcess:
         To be imported before workers are forked.
     """
 
-    def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str] = ()) -> None:
+    def __init__(self, threads: int, folders: Sequence[str], modules: Sequence[str]) -> None:
         try:
             open_standard_streams()
             self._control, theirs = socket.socketpair()
@@ -88,7 +88,7 @@ class ForkServerProcess:
                 stderr=inherited_stream(2),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
-                env={**os.environ, **dict.fromkeys(THREAD_LIMITS, str(threads))},
+                env={**os.environ, **limiting_variables(threads)},
             )
         except OSError as error:
             self._control.close()

@@ -55,8 +55,8 @@ class FuturesExecutor:
     """Tasks as futures of a pool that belongs to the caller, and stays usable afterwards.
 
     A thread pool gets f and the blocks themselves; any other pool gets them pickled. Stragglers
-    are left when an event is set or a folder is gone: on another machine, which cannot see the
-    folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
+    are left: threads are told, processes see that a folder is gone. On another machine, which cannot
+    see the folder, an abandoned task runs to its end and then ends unheard. What the pool drops is lost.
     """
 
     worker: Worker | None = None
@@ -138,8 +138,13 @@ class FuturesRun:
 
     def _begun(self) -> list[Began]:
         """The attempts that have begun, or were seen to run, since the last time."""
-        seen = ((attempt, self._start(attempt, future)) for attempt, future in self._unbegun.items())
-        began = [Began(*attempt, when) for attempt, when in seen if when is not None]
+        began = []
+        for attempt, future in self._unbegun.items():
+            when = self._start(attempt, future)
+            if when is not None:
+                began.append(Began(*attempt, when))
+            elif not future.done():  # nor have those behind it: pools take tasks in their order
+                break
         for task, attempt, _ in began:
             del self._unbegun[task, attempt]
         return began
@@ -187,7 +192,7 @@ class FuturesRun:
     def _outcome(self, told: Ended | Message) -> Outcome:
         """What is told of a future that is done, or of the result of a subtask."""
         if isinstance(told, Message):
-            return self._payload.part(told)
+            return self._payload.partial_outcome(told)
         attempt, future = told
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)

@@ -192,3 +192,4 @@ class ObjectLink:
 
 
 Link = SocketLink | ObjectLink
+Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel

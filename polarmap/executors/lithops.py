@@ -213,5 +213,5 @@ class LithopsRun:
             except Exception:
                 continue
             self._told.add(key)
-            found.append(self._payload.part(message))
+            found.append(self._payload.partial_outcome(message))
         return found

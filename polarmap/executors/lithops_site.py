@@ -5,17 +5,16 @@ from __future__ import annotations
 import contextlib
 import uuid
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
+from polarmap.executors.links import Join
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources
 from polarmap.executors.lithops_jobs import Jobs, close_all
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.remote_workers import Site
-from polarmap.executors.worker_listener import Join
 from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
 
@@ -31,21 +30,18 @@ class LithopsSite(Site):
     ----------
     choice : "localhost", path or lithops.FunctionExecutor
         Its configuration.
-    folder : Path
-        Private; used if workers run on this machine.
     """
 
-    def __init__(self, choice: Any, folder: Path) -> None:
+    def __init__(self, choice: Any) -> None:
         self._jobs = [Jobs(choice)]
-        self._functions, is_here = self._jobs[0].functions, self._jobs[0].is_here
+        self._functions, self.is_here = self._jobs[0].functions, self._jobs[0].is_here
         self.look_seconds = look_seldom(self._functions, LOOK_SECONDS)
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self.name = self._jobs[0].name
-        self.folder = folder if is_here else None
         self.limits = worker_of(self._functions.config)
-        self.workers = self.limits.workers if self.limits is not None and not is_here else None
-        self.seconds = HERE_SECONDS if is_here else seconds_of(self.limits)
+        self.workers = self.limits.workers if self.limits is not None and not self.is_here else None
+        self.seconds = HERE_SECONDS if self.is_here else seconds_of(self.limits)
         self.storage, self.bucket = open_storage(self._functions)
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
 
@@ -57,7 +53,7 @@ class LithopsSite(Site):
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on a FunctionExecutor of its own."""
-        if self._jobs[0].is_here:
+        if self.is_here:
             self._jobs.append(self._jobs[0].another(len(workers)))
             look_seldom(self._jobs[-1].functions, LOOK_SECONDS)
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}

@@ -13,8 +13,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import ObjectLink
-from polarmap.executors.worker_listener import Join
+from polarmap.executors.links import Join, ObjectLink
 from polarmap.worker.object_channel import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
@@ -161,7 +160,7 @@ class ObjectLinks:
         self._storage.put_object(self._storage.bucket, key, data)
 
     def _carry(self) -> None:
-        """Hand on what workers say until all is closed; look often while some work."""
+        """Hand on what workers say until all is closed; look ever less until something is said."""
         pause = FIRST_POLL_SECONDS
         with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
             while not self._is_closed.is_set():

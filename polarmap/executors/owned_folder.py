@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import os
 import shutil
 import stat
 import tempfile
-import time
 from functools import cache
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.worker.process_identity import OWNER, ProcessIdentity, sweep
 
 MEMORY = "/dev/shm"  # where files lie in memory (Linux)
-OWNER = "owner"  # the file that names the process
 PRIVATE = 0o700
-MAKING_SECONDS = 60.0  # that a process may take from making a folder to naming itself in it
 
 _made: set[tuple[int, Path]] = set()  # by which process
 
@@ -91,7 +87,7 @@ def _remove_all() -> None:
 
 
 def _new_folder(place: str) -> Path:
-    sweep()
+    sweep({MEMORY, tempfile.gettempdir()})
     folder = Path(tempfile.mkdtemp(prefix=f"polarmap-{os.getpid()}-", dir=place)).resolve()
     _made.add((os.getpid(), folder))
     try:
@@ -104,20 +100,3 @@ def _new_folder(place: str) -> Path:
 
 def _name_owner(folder: Path) -> None:
     (folder / OWNER).write_text(str(ProcessIdentity.current()))
-
-
-def sweep() -> None:
-    """Remove the folders of processes of this machine that were killed before they could."""
-    for place in {MEMORY, tempfile.gettempdir()}:
-        for folder in Path(place).glob("polarmap-*-*"):
-            with contextlib.suppress(OSError):
-                if _is_left(folder):
-                    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _is_left(folder: Path) -> bool:
-    """Whether its owner is dead; one that names nobody may be about to, unless it has been empty for long."""
-    try:
-        return ProcessIdentity.parse((folder / OWNER).read_text()).is_dead()
-    except FileNotFoundError:
-        return not os.listdir(folder) and time.time() - folder.stat().st_mtime > MAKING_SECONDS

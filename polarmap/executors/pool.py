@@ -19,9 +19,9 @@ from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import BlockStore, InFolders, WithDriver
-from polarmap.executors.choices import check_path, is_for_lithops, is_localhost, is_of_dask, is_path
+from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.remote_workers import RemoteWorkers, Site
@@ -135,15 +135,6 @@ class Pool:
         """Whether the workers are processes of this machine."""
         return self._executor is None
 
-    def storage_of_arrays(self) -> Any:
-        """Where workers find data that is not in memory, as `encode(storage=)` takes it; None if nowhere.
-
-        A folder of this process for workers on this machine, else the storage of the configuration.
-        """
-        if self.is_here or is_localhost(self._executor):
-            return private_folder() / "arrays"
-        return self._executor if is_for_lithops(self._executor) else None
-
     def open(self, payload: Payload) -> PoolRun:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:
@@ -178,29 +169,25 @@ class Pool:
 
     def _start(self) -> KeptWorkers:
         """Be ready to start workers; ExecutorError if that is impossible."""
-        in_memory, on_disk = memory_folder(), disk_folder()
-        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        storing: WithDriver = InFolders(in_memory, on_disk, self._memory)
-        try:
-            workers: WorkerTable
-            if self.is_here:
-                workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
-            else:
-                site = _site(self._executor, on_disk)
-                workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
-                if site.folder is None:  # the workers share none with this process
-                    while folders:
-                        remove(folders.pop())
-                    storing = WithDriver(site.prefix)
-                    if site.storage is not None:
-                        from polarmap.executors.lithops_storage import InBucket
-
-                        storing = InBucket(site.storage, site.prefix)
-        except BaseException:
-            for folder in folders:
-                remove(folder)
-            raise
+        workers: WorkerTable
+        if self.is_here:
+            storing, folders = self._in_folders()
+            workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
+        else:
+            site = _site(self._executor)
+            workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
+            try:
+                storing, folders = self._in_folders() if site.is_here else (_storing_of(site), [])
+            except BaseException:
+                workers.close()
+                raise
         return KeptWorkers(self._name, workers, BlockStore(storing), folders, self._idle)
+
+    def _in_folders(self) -> tuple[WithDriver, list[Path]]:
+        """New folders for blocks; ExecutorError if there is no room for any."""
+        on_disk, in_memory = disk_folder(), memory_folder()
+        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+        return InFolders(in_memory, on_disk, self._memory), folders
 
     def __enter__(self) -> Pool:
         return self
@@ -283,8 +270,6 @@ def _place(choice: Any) -> tuple[str, Worker | None]:
     """The name of a place for workers that stay, and what each is given; ExecutorError if none do there."""
     if choice is None:
         return "workers here", None
-    if is_path(choice):
-        check_path(choice)
     if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
 
@@ -298,15 +283,24 @@ def _place(choice: Any) -> tuple[str, Worker | None]:
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
 
 
-def _site(choice: Any, folder: Path) -> Site:
+def _site(choice: Any) -> Site:
     """What starts workers there."""
     if is_for_lithops(choice):
         from polarmap.executors.lithops_site import LithopsSite
 
-        return LithopsSite(choice, folder)
+        return LithopsSite(choice)
     from polarmap.executors.dask_site import DaskSite
 
     return DaskSite(choice)
+
+
+def _storing_of(site: Site) -> WithDriver:
+    """Where blocks lie for workers that share no files with this process."""
+    if site.storage is None:
+        return WithDriver(site.prefix)
+    from polarmap.executors.lithops_storage import InBucket
+
+    return InBucket(site.storage, site.prefix)
 
 
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarmap.worker.cores import available_cores
+from polarmap.worker.process_identity import process_status
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 UNHEARD_SECONDS = 0.05  # that a reply may wait for its driver where many maps share a process
@@ -211,7 +212,6 @@ def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
 def is_waiting(process: int) -> bool:
     """Whether a process wants no core now: it sleeps, or waits for a disk or the network."""
     try:
-        with open(f"/proc/{process}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] != b"R"
+        return process_status(process)[0] != b"R"
     except OSError:
         return False

@@ -8,16 +8,15 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from typing import Any
 
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.links import Link
+from polarmap.executors.links import Join, Link
 from polarmap.executors.object_links import ObjectLinks
-from polarmap.executors.worker_listener import Join, WorkerListener
+from polarmap.executors.worker_listener import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
@@ -39,7 +38,7 @@ class Site:
     name : as reports tell it.
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
-    folder : private, where its workers, on this machine, find files; None elsewhere.
+    is_here : whether its workers are on this machine, and share its files.
     storage, bucket, prefix : of what workers and driver leave for each other; None where there is none.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     limits : what each worker is given, as far as that is known.
@@ -48,7 +47,7 @@ class Site:
     name: str
     seconds = inf
     workers: int | None = None
-    folder: Path | None = None
+    is_here = False
     storage: Any = None
     bucket: str | None = None
     prefix = ""
@@ -140,7 +139,7 @@ class RemoteWorkers(WorkerTable):
         self._objects: ObjectLinks | None = None
         try:
             self._objects = site.object_links(self._join)
-            self._listener = WorkerListener(key, self._join, site.folder is not None) if listens else None
+            self._listener = WorkerListener(key, self._join, site.is_here) if listens else None
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error

@@ -6,17 +6,14 @@ import contextlib
 import select
 import socket
 import threading
-from collections.abc import Callable
 
-from polarmap.executors.links import Link, SocketLink, WakeSignal
+from polarmap.executors.links import Join, SocketLink, WakeSignal
 from polarmap.worker.channels import Endpoint, admit_worker, ready, stay_awake
 from polarmap.worker.frames import FrameError
 
 PROOF_SECONDS = 10.0  # that a worker may take to prove that it has the key
 MOST_STRANGERS = 256  # connections that may be proving it at a time
 REST_SECONDS = 0.1  # while this process may open no more files
-
-Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
 
 
 class WorkerListener:

@@ -19,7 +19,7 @@ from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
 from polarmap.worker.process_state import Surroundings, working_folder
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.thread_limits import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end
@@ -56,7 +56,7 @@ class WorkerProcesses(WorkerTable):
         # What lies below it is copied in one call, itself in several for each variable.
         seen = working_folder(), sys.path[:], dict(environment._data)
         if self._surroundings is None or seen != self._seen:
-            self._seen, variables = seen, {**os.environ, **dict.fromkeys(THREAD_LIMITS, str(self._threads))}
+            self._seen, variables = seen, {**os.environ, **limiting_variables(self._threads)}
             self._surroundings = Surroundings(seen[0], tuple(absolute_module_path()), variables)
         return self._surroundings
 

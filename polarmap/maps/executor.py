@@ -244,7 +244,6 @@ def _place(choice: Any, workers: int | None) -> _Place:
     if choice is None and workers is None:
         return _on_pool(default_pool(), lambda: None)
     if choice is None or is_for_lithops(choice) or is_of_dask(choice):
-        executor_of(choice)  # says what is wrong with it
         pool = Pool(choice, workers)
         return _on_pool(pool, pool.close)
     if workers is not None:

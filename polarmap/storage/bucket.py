@@ -8,11 +8,9 @@ from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import Data, check_key
-from polarmap.worker.retry import is_transient, retry_call, s3_error_code
+from polarmap.worker.retry import AWAY_SECONDS, is_transient, retry_call, s3_error_code
 
-# Seconds for which a storage that does not answer, or is too busy, is asked again: one that has
-# answered before, and one that never has.
-RETRY_SECONDS, FIRST_RETRY_SECONDS = 30.0, 5.0
+FIRST_RETRY_SECONDS = 5.0  # for which a storage that has never answered is asked again
 
 Result = TypeVar("Result")
 
@@ -23,7 +21,7 @@ class ObjectStore:
     """Objects in a bucket, through an object that has the methods of `lithops.Storage`.
 
     A storage that refuses the connection, times out or says that it is too busy is asked again
-    for RETRY_SECONDS seconds if it has answered before, so that a restart goes unnoticed, else for
+    for AWAY_SECONDS seconds if it has answered before, so that a restart goes unnoticed, else for
     FIRST_RETRY_SECONDS. All else that goes wrong is an error at once.
 
     Parameters
@@ -106,7 +104,7 @@ class ObjectStore:
     def _retried(self, request: Callable[[], Result], key: str) -> Result:
         """The answer to a request, asked again while the storage may only be away for a moment."""
         try:
-            answer = retry_call(request, RETRY_SECONDS if self._has_answered else FIRST_RETRY_SECONDS)
+            answer = retry_call(request, AWAY_SECONDS if self._has_answered else FIRST_RETRY_SECONDS)
         except Exception as error:
             raise self._clear(error, key) from error
         self._has_answered = True

@@ -64,9 +64,7 @@ class SocketChannel:
 
     def is_closed(self) -> bool:
         """Whether the driver has closed its end, whatever can still be read."""
-        poll = select.poll()
-        poll.register(self._connection, getattr(select, "POLLRDHUP", select.POLLHUP))
-        return bool(poll.poll(0))
+        return bool(ready([self._connection], getattr(select, "POLLRDHUP", select.POLLHUP), 0.0))
 
     def close(self) -> None:
         """Close the socket."""

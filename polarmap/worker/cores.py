@@ -1,4 +1,4 @@
-"""How many cores this process has: asked by the encoder, which fills them, and by the localhost executor."""
+"""How many cores this process has."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.messages import Error, Reply, describe
 from polarmap.worker.parts import DamagedError, Part, Place
 
-KEY_BYTES = SALT_BYTES = TAG_BYTES = 32
+KEY_BYTES = SALT_BYTES = 32
 CHECK_BYTES = 8
 # Nonces are 96 random bits, and each array and each map has a cipher key of its own, which HKDF derives of
 # the caller's key and a salt of 256 random bits. Two of q messages under one cipher key have the same nonce

@@ -17,6 +17,7 @@ from typing import Any
 
 from polarmap.worker.channels import SocketChannel
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
+from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
@@ -35,6 +36,7 @@ class ForkServer:
 
     def __init__(self, control: socket.socket, folders: list[str]) -> None:
         self._control, self._folders = control, folders
+        self._places = {os.path.dirname(folder) for folder in folders}
         self._workers: dict[int, int] = {}  # number -> process, but for those that the driver wants killed
 
     def run(self) -> None:
@@ -50,17 +52,15 @@ class ForkServer:
         finally:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._end_all()
+            sweep(self._places)
             for folder in self._folders:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def _end_all(self) -> None:
         """Kill workers, and then what they leave, until there is nothing, or nothing that can be killed."""
         workers = set(self._workers.values())
-        ended = set[int]()
         while sum(_kill(process) for process in workers | _children()):
-            ended.add(os.waitpid(-1, 0)[0])
-            workers -= ended
-        self._remove_folders(ended)
+            workers.discard(os.waitpid(-1, 0)[0])
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
@@ -105,23 +105,12 @@ class ForkServer:
 
         Called again while it is at it, when more end.
         """
-        ended = set[int]()
         with contextlib.suppress(ChildProcessError):
             while (one := os.waitpid(-1, os.WNOHANG))[0]:
-                ended.add(one[0])
                 self._note_end(*one)
-        if ended:
-            for process in _children() - set(self._workers.values()):
-                _kill(process)
-            self._remove_folders(ended)
-
-    def _remove_folders(self, processes: set[int]) -> None:
-        """Those of workers that had workers of their own: what would have removed them was killed, too."""
-        for place in {os.path.dirname(folder) for folder in self._folders}:
-            for name in os.listdir(place):
-                prefix, _, rest = name.partition("-")
-                if prefix == "polarmap" and rest.partition("-")[0] in map(str, processes):
-                    shutil.rmtree(os.path.join(place, name), ignore_errors=True)
+        for process in _children() - set(self._workers.values()):
+            _kill(process)
+        sweep(self._places)  # a worker's own workers are killed before they can remove their folders
 
     def _note_end(self, process: int, status: int) -> None:
         for number in [number for number, one in self._workers.items() if one == process]:

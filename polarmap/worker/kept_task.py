@@ -18,7 +18,7 @@ from polarmap.worker.channels import Channel, Endpoint, connected
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
 from polarmap.worker.liveness import LIVENESS_SECONDS, exit_when
 from polarmap.worker.object_channel import ObjectChannel
-from polarmap.worker.thread_limits import THREAD_LIMITS, ThreadLimits, limits
+from polarmap.worker.thread_limits import ThreadLimits, limiting_variables, limits
 
 
 class DriverAddress(NamedTuple):
@@ -53,7 +53,7 @@ def make_kept_task(address: DriverAddress) -> Callable[..., None]:
 def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
     """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
     until = time.monotonic() + seconds
-    os.environ.update(dict.fromkeys(THREAD_LIMITS, str(address.threads)))  # for what is loaded later
+    os.environ.update(limiting_variables(address.threads))
     limited = partial(ThreadLimits().of_process, address.threads)
     with closing(channel_to(address, number, storage)) as channel:
         exit_when(channel.is_closed)

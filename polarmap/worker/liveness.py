@@ -64,15 +64,3 @@ def end_job(remove_all: Callable[[], None]) -> None:
         remove_all()
     finally:
         os._exit(0)
-
-
-def is_alive(process: int) -> bool:
-    """Whether a process of this machine runs; one that only waits to be reaped does not."""
-    try:
-        os.kill(process, 0)
-        with open(f"/proc/{process}/stat", "rb") as stat:
-            return stat.read().rpartition(b")")[2].split()[0] != b"Z"
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True

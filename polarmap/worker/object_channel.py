@@ -1,6 +1,6 @@
 """A channel of objects in any storage: one object tells all workers what to do, each reply is another.
 
-Both sides poll: often while something is under way, ever less when nothing is.
+Both sides poll: often when something has come, then ever less until something comes again.
 Runs on workers: imports the standard library only.
 """
 
@@ -15,11 +15,11 @@ from polarmap.worker.frames import Message, frame
 from polarmap.worker.parts import is_missing
 from polarmap.worker.retry import retry_call
 
-FIRST_POLL_SECONDS = 0.002  # between looks while something is expected
+FIRST_POLL_SECONDS = 0.002  # between looks when something has come
 SLOW_POLL_SECONDS = 0.01  # the same where the storage takes as long to answer
 POLL_GROWTH = 1.2
 LAST_POLL_SECONDS = 1.0  # between looks when nothing has come for long
-POLLS_PER_MESSAGE = 25  # until a worker polls as seldom as that again: log(1 / 0.01) / log(1.2)
+POLLS_PER_MESSAGE = 25  # from SLOW_POLL_SECONDS to LAST_POLL_SECONDS: log(1 / 0.01) / log(1.2)
 BEAT_SECONDS = 5.0  # between signs of life of either side
 GOODBYE_SECONDS = 20.0  # without any, the other side is taken to be gone
 
@@ -72,13 +72,13 @@ class ObjectKeys(NamedTuple):
 class Said(NamedTuple):
     """What the key of a reply tells: whose it is, and how far that worker has come.
 
-    order : of all that it has said, from 1 on.
+    sequence : number of what it has said, from 1 on.
     latest : number of the message that it received last; 0: none yet.
     size : bytes of the reply: a listing may show one that is still being written. 0: a sign of life.
     """
 
     number: int
-    order: int
+    sequence: int
     latest: int
     is_idle: int
     size: int

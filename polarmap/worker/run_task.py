@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 from polarmap.worker.faults import Fault, FaultyCall
-from polarmap.worker.frames import END, PART, Message
+from polarmap.worker.frames import END, SUBTASK, Message
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, flatten, pack, unflatten
@@ -80,7 +80,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
         for number, evaluated in enumerate(results, 1):
             one = evaluated()
             del evaluated  # it holds the block
-            if number == count or not io.hand_in(one[1][0], result(PART, one)):
+            if number == count or not io.hand_in(one[1][0], result(SUBTASK, one)):
                 rest.append(one)
         if ticket.output is None:
             return result(END, joined(rest))

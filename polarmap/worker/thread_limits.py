@@ -29,6 +29,11 @@ NAMED_LIKE = re.compile("openblas|lib(gomp|iomp5|omp|mkl_rt)[^a-z]")
 PTHREADS = 1  # what OpenBLAS calls its own threads
 
 
+def limiting_variables(threads: int) -> dict[str, str]:
+    """The environment in which libraries that are loaded later use so many threads."""
+    return dict.fromkeys(THREAD_LIMITS, str(threads))
+
+
 class Library(NamedTuple):
     """A loaded library: how many threads it uses, and what sets that."""
 

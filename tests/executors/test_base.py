@@ -22,7 +22,7 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
-from polarmap.worker.frames import PART, Message
+from polarmap.worker.frames import SUBTASK, Message
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
@@ -279,11 +279,13 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     encryption = Encryption.new(bytes(range(32)))
     structure, layout, data = pack(np.arange(3.0))
     header = pickled(plain(Reply(None, 2.0, structure, layout, None, (2,))))
-    sent = encrypted_reply(Message(PART, (0, 1, 0), header, data), tuple(encryption))
+    sent = encrypted_reply(Message(SUBTASK, (0, 1, 0), header, data), tuple(encryption))
     outcomes = [
-        Payload(np.negative, BLOCKS).part(Message(PART, (0, 1, 0), header, data)),
-        Payload(np.negative, BLOCKS, encryption=encryption).part(sent),
-        Payload(np.negative, BLOCKS, encryption=encryption).part(sent._replace(header=b"no pickle")),
+        Payload(np.negative, BLOCKS).partial_outcome(Message(SUBTASK, (0, 1, 0), header, data)),
+        Payload(np.negative, BLOCKS, encryption=encryption).partial_outcome(sent),
+        Payload(np.negative, BLOCKS, encryption=encryption).partial_outcome(
+            sent._replace(header=b"no pickle")
+        ),
     ]
     for outcome in outcomes:
         assert outcome.leaves is not None

@@ -26,7 +26,7 @@ def hello(connection: socket.socket) -> int:
 
 
 def test_it_forks_and_kills_workers() -> None:
-    server = ForkServerProcess(1, [])
+    server = ForkServerProcess(1, [], [])
     try:
         assert server.is_alive()
         ends = [socket.socketpair() for _ in range(2)]
@@ -82,14 +82,14 @@ def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:
 
 def test_an_interpreter_that_does_not_serve_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "executable", "/bin/false")
-    server = ForkServerProcess(1, [])
+    server = ForkServerProcess(1, [], [])
     server._process.wait(30.0)
     with pytest.raises(ExecutorError, match="/bin/false ended with code 1"):
         server.is_alive()
     server.forget()
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(ExecutorError, match="/nowhere/python cannot be started"):
-        ForkServerProcess(1, [])
+        ForkServerProcess(1, [], [])
 
 
 def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:

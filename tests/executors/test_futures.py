@@ -16,8 +16,7 @@ from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
-from polarmap.executors.owned_folder import OWNER
-from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.worker.process_identity import OWNER, ProcessIdentity
 
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))

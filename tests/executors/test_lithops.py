@@ -22,7 +22,7 @@ from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.worker import io_lithops
-from polarmap.worker.frames import PART, Message, frame
+from polarmap.worker.frames import SUBTASK, Message, frame
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
 from polarmap.worker.pytree import pack
@@ -88,7 +88,7 @@ class Run(LithopsRun):
         """The worker of task 1 stores the result of a subtask, or a part of it."""
         structure, layout, data = pack(np.array(subtask))
         header = pickle.dumps(tuple(Reply(None, 1.0, structure, layout, None, (subtask,))))
-        data = frame(Message(PART, (-1, 1, 0), header, data))
+        data = frame(Message(SUBTASK, (-1, 1, 0), header, data))
         key = self._address.subtask_key(1, 0, subtask)
         self.functions.storage.put_object("b", key, data[: int(share * len(data))])
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -18,24 +17,16 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
 from polarmap.executors.lithops_internals import end
 from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite, seconds_of
-from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.worker.kept_task import DriverAddress
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    one = disk_folder()
-    yield one
-    remove(one)
-
-
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
-def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: Any, name: str) -> None:
-    site = LithopsSite(choice, folder)
-    assert (site.name, site.folder, site.seconds) == (name, folder, HERE_SECONDS)
+def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
+    site = LithopsSite(choice)
+    assert (site.name, site.is_here, site.seconds) == (name, True, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
         workers.want(2)
@@ -54,8 +45,8 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(folder: Path, choice: 
     assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
 
-def test_a_worker_that_ends_is_told_with_its_reason(folder: Path, monkeypatch: Any) -> None:
-    site = LithopsSite(YAML, folder)
+def test_a_worker_that_ends_is_told_with_its_reason(monkeypatch: Any) -> None:
+    site = LithopsSite(YAML)
     with closing(site):
         nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
         site.launch(nowhere, {7: 60.0})
@@ -70,8 +61,8 @@ def test_a_worker_that_ends_is_told_with_its_reason(folder: Path, monkeypatch: A
         assert site.ended() == dict.fromkeys((8, 9), "no numpy there")
 
 
-def test_what_lies_in_its_storage_goes_with_it(server: Server, folder: Path, tmp_path: Path) -> None:
-    site = LithopsSite(server.config(tmp_path / "lithops.yaml"), folder)
+def test_what_lies_in_its_storage_goes_with_it(server: Server, tmp_path: Path) -> None:
+    site = LithopsSite(server.config(tmp_path / "lithops.yaml"))
     with closing(site):
         links = site.object_links(lambda number, link, channel: None)
         assert list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
@@ -80,9 +71,9 @@ def test_what_lies_in_its_storage_goes_with_it(server: Server, folder: Path, tmp
 
 
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    site = LithopsSite(YAML, folder)
+    site = LithopsSite(YAML)
     site.object_links(lambda number, link, channel: None).close()
     nowhere = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 
@@ -109,13 +100,13 @@ def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
     assert seconds_of(replace(known, seconds=5.0)) == 1.0
 
 
-def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_path: Path) -> None:
+def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
     """Each look lists a storage, and the channel of a worker tells sooner."""
     text = YAML.read_text()
     assert "monitoring_interval: 0.02" in text
     for said, meant in (("0.02", 1.0), ("5", 5.0)):
         (tmp_path / "lithops.yaml").write_text(text.replace("interval: 0.02", f"interval: {said}"))
-        site = LithopsSite(tmp_path / "lithops.yaml", folder)
+        site = LithopsSite(tmp_path / "lithops.yaml")
         with closing(site):
             assert site.look_seconds == meant
             of_a_job = site._jobs[0].another().functions
@@ -125,11 +116,11 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(folder: Path, tmp_pa
                 assert config["monitoring_interval"] == meant
 
 
-def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error(folder: Path) -> None:
+def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> None:
     import cloudpickle
     import servers
 
-    site = LithopsSite(YAML, folder)
+    site = LithopsSite(YAML)
     with closing(site):
         site._functions = None  # whatever it asks
         with pytest.raises(ExecutorError, match="takes no job"):

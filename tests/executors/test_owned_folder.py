@@ -13,8 +13,8 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
-from polarmap.executors.owned_folder import OWNER, disk_folder, memory_folder, private_folder, remove, restore
-from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
+from polarmap.worker.process_identity import OWNER, ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from pool_processes import assert_nothing_is_left, descendants, folders, program, runs, until
+from worker_sites import ThreadSite
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
@@ -458,6 +459,26 @@ def test_localhost_is_that_of_lithops_and_no_executor_means_processes_of_our_own
         with Pool(choice, workers=1) as pool:
             (found,) = polarmap.hedged_map(has_lithops, [X], executor=pool)
             assert (pool.executor, pool.is_here, bool(found)) == (choice, is_here, not is_here)
+
+
+@pytest.mark.parametrize("is_here", [False, True])
+def test_folders_are_made_only_where_workers_share_them(
+    is_here: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full() -> Any:
+        raise ExecutorError("no room")
+
+    site = ThreadSite()
+    site.is_here = is_here
+    monkeypatch.setattr("polarmap.executors.pool.disk_folder", full)
+    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice: site)
+    with Pool(YAML, workers=2) as pool:
+        if is_here:
+            with pytest.raises(ExecutorError, match="no room"):
+                check(pool)
+            assert site.is_closed
+        else:
+            check(pool)
 
 
 # --- leases and bills ------------------------------------------------------------------------------

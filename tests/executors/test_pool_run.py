@@ -13,12 +13,12 @@ from worker_sites import ThreadSite, called
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Outcome, Payload
-from polarmap.worker.frames import END, PART, Message, frame
+from polarmap.worker.frames import END, SUBTASK, Message, frame
 
 PATIENCE = 30.0
 
 
-@pytest.mark.parametrize("first", [PART, END])
+@pytest.mark.parametrize("first", [SUBTASK, END])
 def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once(
     first: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -32,7 +32,7 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once(
             channel.receive(PATIENCE)
 
     site = ThreadSite({0: liar})
-    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice, folder: site)
+    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice: site)
     monkeypatch.setattr("polarmap.executors.pool._place", lambda choice: ("threads", None))
     with Pool(Path("threads.yaml"), workers=1) as pool:
         blocks = PartBlocks([[np.ones(3)]], ("array",))

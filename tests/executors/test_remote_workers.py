@@ -290,7 +290,7 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 
 @pytest.fixture
 def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice, folder: site)
+    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice: site)
     with Pool(Path("threads.yaml"), workers=8) as one:
         yield one
 

@@ -11,7 +11,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.frames import END, LEFT, NEED, PART, PROCESS, UNFIT, Message, frame
+from polarmap.worker.frames import END, LEFT, NEED, PROCESS, SUBTASK, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
 
@@ -117,7 +117,7 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
 
 
 @pytest.mark.parametrize(
-    "said", [Message(PART, TOLD), Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")]
+    "said", [Message(SUBTASK, TOLD), Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")]
 )
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
     lease = opened(table)
@@ -163,7 +163,7 @@ def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
     [
         Message(PROCESS, header=b"x"),
         Message(END, (2, *TOLD[1:])),  # of another map
-        Message(PART, (TOLD[0], 5, 0)),
+        Message(SUBTASK, (TOLD[0], 5, 0)),
         Message(LEFT, (*TOLD[:2], 7)),
         Message(NEED, (2, *TOLD[1:]), b"x/1"),
     ],

@@ -351,7 +351,7 @@ def test_an_exception_everywhere_is_raised(pool: Executor) -> None:
 
 def test_non_linear_functions_are_found_out(pool: Executor, gate: Path) -> None:
     with pytest.raises(NotLinearError):
-        coded(partial(waits_and_squares, gate, corners_of(1)), pool)
+        coded(partial(waits_and_squares, gate, corners_of(1)), pool, timeout=20)
 
 
 def waits_and_squares(gate: Path, corners: tuple[float, ...], block: Any) -> Any:

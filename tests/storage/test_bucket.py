@@ -113,7 +113,7 @@ def refused(action, message):
 @pytest.fixture
 def impatient(monkeypatch):
     """Shorter waits, so that the tests are."""
-    monkeypatch.setattr("polarmap.storage.bucket.RETRY_SECONDS", 2.0)
+    monkeypatch.setattr("polarmap.storage.bucket.AWAY_SECONDS", 2.0)
     monkeypatch.setattr("polarmap.storage.bucket.FIRST_RETRY_SECONDS", 1.0)
     monkeypatch.setattr("polarmap.executors.lithops_storage.TIMEOUT", 2)
 
@@ -180,7 +180,7 @@ class Interrupting:
 
 
 def test_a_restart_in_the_middle_of_encode_and_read_goes_unnoticed(server, config, monkeypatch):
-    monkeypatch.setattr("polarmap.storage.bucket.RETRY_SECONDS", 60.0)  # a busy machine starts it slowly
+    monkeypatch.setattr("polarmap.storage.bucket.AWAY_SECONDS", 60.0)  # a busy machine starts it slowly
     A = random_array((96, 4_000))
 
     def restart():

@@ -15,7 +15,7 @@ import pytest
 import polarmap
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage.base import check_key
-from polarmap.storage.process_identity import ProcessIdentity
+from polarmap.worker.process_identity import ProcessIdentity
 
 
 def test_it_does_what_a_store_should(store):

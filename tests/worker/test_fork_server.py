@@ -22,6 +22,7 @@ from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
+from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
 from polarmap.worker.pytree import layout_of
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
@@ -36,11 +37,11 @@ os.fork = fork
 """
 
 
-def served(folder: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
+def served(*folders: Path, program: str = SERVE) -> tuple[subprocess.Popen[bytes], socket.socket]:
     """A server that has begun, and the driver's end of its socket."""
     ours, theirs = socket.socketpair()
     with theirs:
-        command = [sys.executable, "-c", program, str(theirs.fileno()), str(folder)]
+        command = [sys.executable, "-c", program, str(theirs.fileno()), *map(str, folders)]
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()])
     ours.settimeout(30.0)
     assert ours.recv(1) == READY
@@ -75,7 +76,7 @@ def test_it_tells_how_workers_ended_that_it_was_not_asked_to_kill(tmp_path: Path
 
 
 def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
-    process, control = served(tmp_path, FULL)
+    process, control = served(tmp_path, program=FULL)
     with process, control:
         for _ in range(2):
             ours, theirs = socket.socketpair()
@@ -167,14 +168,21 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     assert not os.path.exists(folder)
 
 
+def folder_of(process: int, place: Path, **changes: str) -> Path:
+    """One that says that it belongs to this process."""
+    owner = ProcessIdentity.current()._replace(process=process, started=_started(process) or "", **changes)
+    folder = place / f"polarmap-{process}-{owner.host}"
+    folder.mkdir()
+    (folder / OWNER).write_text(str(owner))
+    return folder
+
+
 @pytest.mark.parametrize("ending", ["worker", "server"])
 def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str, tmp_path: Path) -> None:
     """Its fork server, which removes them, is killed as all is that a worker has started."""
     process, control = served(tmp_path / "polarmap-0-own")
     (number, first), (other, second) = workers_of(control, 2)
-    folders = [tmp_path / f"polarmap-{one}-x" for one in (number, other, f"{number}0")]
-    for folder in folders:
-        folder.mkdir()
+    folders = [folder_of(one, tmp_path) for one in (number, other, os.getpid())]
     if ending == "worker":
         control.sendall(REQUEST.pack(KILL, 0))
         assert until(lambda: not folders[0].exists())
@@ -184,3 +192,22 @@ def test_folders_of_a_worker_that_had_workers_of_its_own_go_with_it(ending: str,
     for connection in (first, second):
         connection.close()
     assert [folder.exists() for folder in folders] == [False, False, True]
+
+
+def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(tmp_path: Path) -> None:
+    """Their processes have numbers of their own: one may be that of a worker here which has ended."""
+    own = tmp_path / "polarmap-0-own"
+    own.mkdir()
+    process, control = served(tmp_path / "missing" / "polarmap-0-own", own)
+    with process, control:
+        [(number, connection)] = workers_of(control, 1)
+        with connection:
+            left, foreign = folder_of(number, tmp_path), folder_of(number, tmp_path, host="elsewhere")
+            os.kill(number, signal.SIGKILL)
+            assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
+            assert until(lambda: not left.exists())
+        [(_, connection)] = workers_of(control, 1)
+        connection.close()
+        control.sendall(REQUEST.pack(END, 0))
+        assert process.wait(30.0) == 0
+    assert (foreign.exists(), own.exists()) == (True, False)

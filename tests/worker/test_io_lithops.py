@@ -12,7 +12,7 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker import io_lithops
-from polarmap.worker.frames import PART, Frames
+from polarmap.worker.frames import SUBTASK, Frames
 from polarmap.worker.io_lithops import STATUS_BYTES, Address, make_task
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain
 from polarmap.worker.parts import Part, Place
@@ -65,7 +65,7 @@ def test_pieces_are_objects_too() -> None:
     assert reply is not None
     assert reply[0].subtasks == (0,)
     [first] = Frames().of(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
-    assert (first.kind, first.order, first.data) == (PART, (-1, 3, 1), (-BLOCK[1000:]).tobytes())
+    assert (first.kind, first.order, first.data) == (SUBTASK, (-1, 3, 1), (-BLOCK[1000:]).tobytes())
 
 
 def test_what_nobody_waits_for_any_more_does_not_stay() -> None:

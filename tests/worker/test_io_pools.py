@@ -18,7 +18,7 @@ import pytest
 from pool_processes import until
 
 from polarmap.worker import io_pools
-from polarmap.worker.frames import PART, Message
+from polarmap.worker.frames import SUBTASK, Message
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -100,7 +100,7 @@ def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> N
     os.rmdir(link.folder)
     assert link.is_cancelled()
     assert not link._replace(machine=("elsewhere", 0, 0)).is_cancelled()
-    assert not link.hand_in(0, Message(PART, (-1, 3, 1)))
+    assert not link.hand_in(0, Message(SUBTASK, (-1, 3, 1)))
     assert link.take() == []
 
 

@@ -22,6 +22,7 @@ from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import PROCESS, Message
 from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
+from polarmap.worker.thread_limits import THREAD_LIMITS
 
 KEY = bytes(range(32))
 
@@ -138,7 +139,7 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     orders = pickle.dumps(tuple(Orders(1, {}, {})))
     storage.put_object("b", ObjectKeys("polarmap/pool-1").orders, orders)
     monkeypatch.setattr(kept_task, "exit_when", lambda is_over: None)
-    for name in kept_task.THREAD_LIMITS:
+    for name in THREAD_LIMITS:
         monkeypatch.setenv(name, "9")
     kept_task.stay(address(bucket="b")._replace(threads=3), 1, 0.01, storage)
-    assert {os.environ[name] for name in kept_task.THREAD_LIMITS} == {"3"}
+    assert {os.environ[name] for name in THREAD_LIMITS} == {"3"}

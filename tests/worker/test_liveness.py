@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
-
-from polarmap.worker.liveness import is_alive
 
 SLEEP = "; import time; time.sleep(60)"
 
 
 def started(program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program + SLEEP], start_new_session=True)
-
-
-def test_a_process_is_alive_until_it_ends() -> None:
-    assert is_alive(os.getpid())
-    process = started("pass")
-    assert is_alive(process.pid)
-    process.kill()
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # a zombie now
-    assert not is_alive(process.pid) or sys.platform != "linux"
-    process.wait()
-    assert not is_alive(process.pid)
 
 
 def test_a_process_ends_as_soon_as_it_is_cancelled(tmp_path: Path) -> None:
@@ -41,7 +27,8 @@ def test_a_job_ends_with_its_driver_and_removes_its_folder(tmp_path: Path) -> No
     scratch = tmp_path / "scratch"
     (scratch / "below").mkdir(parents=True)
     worker = started(
-        "import shutil; from polarmap.worker.liveness import end_job, exit_when, is_alive; "
+        "import shutil; from polarmap.worker.liveness import end_job, exit_when; "
+        "from polarmap.worker.process_identity import is_alive; "
         f"remove = lambda: shutil.rmtree({str(scratch)!r}); "
         f"exit_when(lambda: not is_alive({driver.pid}), lambda: end_job(remove))"
     )

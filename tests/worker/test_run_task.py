@@ -26,7 +26,7 @@ from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import ENCRYPTED, Encryption, decrypt_part
-from polarmap.worker.frames import END, PART, Message
+from polarmap.worker.frames import END, SUBTASK, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Place
@@ -57,7 +57,7 @@ class MemoryIO(TaskIO):
         return self._asked >= self.cancelled_from
 
     def hand_in(self, subtask: int, message: Message) -> bool:
-        assert message.kind == PART
+        assert message.kind == SUBTASK
         self.handed_in.append(message)
         return subtask not in self._fails
 

@@ -1,0 +1,106 @@
+"""Which process has made something, whether it still runs, and what those that do not have left.
+
+Runs on workers too: needs the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+OWNER = "owner"  # the file in a folder that names the process it belongs to
+MAKING_SECONDS = 60.0  # that a process may take from making a folder to naming itself in it
+
+
+class ProcessIdentity(NamedTuple):
+    """A process: its machine, its number and when it started (its number may be given out again)."""
+
+    host: str
+    process: int
+    started: str
+
+    def __str__(self) -> str:
+        return f"{self.host}+{self.process}+{self.started}"
+
+    @classmethod
+    def current(cls) -> ProcessIdentity:
+        """This process."""
+        return cls(_machine(), os.getpid(), _started(os.getpid()) or "")
+
+    @classmethod
+    def parse(cls, text: str) -> ProcessIdentity:
+        """The inverse of str(); what is no owner is one of nowhere."""
+        host, _, rest = text.partition("+")
+        process, _, started = rest.partition("+")
+        return cls(host, int(process), started) if process.isdecimal() else cls("", 0, "")
+
+    def is_on_this_machine(self) -> bool:
+        """Whether it belongs to this machine."""
+        return self.host == _machine()
+
+    def is_dead(self) -> bool:
+        """Whether it is known to have ended."""
+        if not self.is_on_this_machine():
+            return False
+        return not is_alive(self.process) or _started(self.process) not in (None, self.started)
+
+
+@cache
+def _machine() -> str:
+    """A name for where process numbers mean what they mean here: host, boot and process namespace."""
+    name = os.uname().nodename
+    try:
+        with open("/proc/sys/kernel/random/boot_id") as boot:
+            name += f"-{boot.read().strip()[:8]}-{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        pass
+    return re.sub(r"[^A-Za-z0-9.-]", "-", name)
+
+
+def _started(process: int) -> str | None:
+    """When a process started, in the kernel's ticks; None where that cannot be seen."""
+    try:
+        return process_status(process)[19].decode()
+    except OSError:
+        return None
+
+
+def process_status(process: int) -> list[bytes]:
+    """What the kernel tells of a process, its state first; OSError where it tells nothing (Linux does)."""
+    with open(f"/proc/{process}/stat", "rb") as stat:
+        return stat.read().rpartition(b")")[2].split()
+
+
+def is_alive(process: int) -> bool:
+    """Whether a process of this machine runs; one that only waits to be reaped does not."""
+    try:
+        os.kill(process, 0)
+        return process_status(process)[0] != b"Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+
+
+def sweep(places: Iterable[str]) -> None:
+    """Remove the folders there of processes of this machine that were killed before they could."""
+    for place in places:
+        for folder in Path(place).glob("polarmap-*-*"):
+            with contextlib.suppress(OSError):
+                if _is_left(folder):
+                    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether its owner is dead; one that names nobody may be about to, unless it has been empty for long."""
+    try:
+        return ProcessIdentity.parse((folder / OWNER).read_text()).is_dead()
+    except FileNotFoundError:
+        return not os.listdir(folder) and time.time() - folder.stat().st_mtime > MAKING_SECONDS
