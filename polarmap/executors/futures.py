@@ -139,10 +139,10 @@ class FuturesRun:
     def _begun(self) -> list[Began]:
         """The attempts that have begun, or were seen to run, since the last time."""
         began = []
-        for attempt, future in self._unbegun.items():
-            when = self._start(attempt, future)
+        for unbegun, future in self._unbegun.items():
+            when = self._start(unbegun, future)
             if when is not None:
-                began.append(Began(*attempt, when))
+                began.append(Began(*unbegun, when))
             elif not future.done():  # nor have those behind it: pools take tasks in their order
                 break
         for task, attempt, _ in began:

@@ -299,8 +299,8 @@ class PoolRun:
         elif not worker.orders:
             self._release(worker)
             self._workers.give_back(worker)
-        elif said and worker.orders[0][0] != said[-1].order:  # it has begun the next one
-            self._began.append(Began(*worker.orders[0][0][1:], worker.since))
+        elif said and (order := worker.orders[0][0]) != said[-1].order and order[1:] not in self._shared:
+            self._began.append(Began(*order[1:], worker.since))  # the one that it was told ahead
         return told
 
     def _send_part(self, worker: KeptWorker, key: str) -> bool:
