@@ -174,12 +174,8 @@ class LithopsRun:
             return lost(*key, "it was told that nobody waits for it")
         if isinstance(sent, LostError):
             return lost(*key, str(sent))
-        try:
-            outcome = self._payload.outcome(*key, *sent)
-        except Exception as error:
-            return lost(*key, f"{type(error).__name__}: {error}")
-        if outcome.failure is not None and outcome.failure.kind == "damaged":
-            self._stored.store_again(self._payload.blocks, key[0])
+        outcome = self._payload.outcome(*key, *sent)
+        self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
     def _partial_outcomes(self, now: float) -> list[Outcome]:

@@ -334,8 +334,8 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data, message.kind == END)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
-            self._stored.store_again(self._payload.blocks, task)
+        assert self._stored is not None
+        self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
     def _read(self, left: str) -> bytearray:

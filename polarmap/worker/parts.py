@@ -96,14 +96,14 @@ def read_file(folder: str, part: Part) -> bytearray:
     return data
 
 
-def write_file(folder: str, key: str, data: Any) -> None:
-    """A file below `folder` that appears whole or not at all."""
+def write_file(folder: str, key: str, *buffers: Any) -> None:
+    """A file below `folder`, of these bytes in a row, that appears whole or not at all."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     unfinished = f"{path}.{os.getpid()}.unfinished"
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            file.writelines(buffers)
         os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):
