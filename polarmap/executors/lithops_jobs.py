@@ -117,9 +117,8 @@ class Jobs:
 
     def begun(self) -> list[Any]:
         """Those that came to run since the last look: elsewhere at once, as far as is known."""
-        unbegun = self._unbegun & self.running.keys()
-        found = [key for key in unbegun if not self.is_here or has_begun(self.running[key])]
-        self._unbegun = unbegun.difference(found)
+        found = [key for key in self._unbegun if not self.is_here or has_begun(self.running[key])]
+        self._unbegun.difference_update(found)
         return found
 
     def ended(self, may_ask: bool = True) -> dict[Any, Any]:
