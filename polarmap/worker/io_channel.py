@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from polarmap.worker.any_value import loaded
-from polarmap.worker.block_cache import KEPT_BYTES, BlockCache, OnReadOnlyBlocks
+from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
@@ -26,7 +26,6 @@ from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.sent_modules import SentModules
 
 INLINE_BYTES = 1 << 16  # larger results are files, where there are some: no worker waits for its driver
-LOOK_SECONDS = 1.0  # between looks whether blocks that are kept have been removed
 PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was asked for
 
 Function = Callable[[Any], Any]

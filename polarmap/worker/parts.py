@@ -55,12 +55,15 @@ class DamagedError(Exception):
 Reader = Callable[[Part], Any]
 
 
-def assemble(parts: Iterable[Part], read: Reader) -> Any:
-    """The bytes of all parts in a row; DamagedError names the first that is not as it was written."""
+def assemble(parts: Iterable[Part], read: Reader, new: Callable[[int], Any] = bytearray) -> Any:
+    """The bytes of all parts in a row; DamagedError names the first that is not as it was written.
+
+    new : memory for so many bytes.
+    """
     parts = list(parts)
     if len(parts) == 1:
         return verified(parts[0], read(parts[0]))
-    joined = bytearray(sum(part.size for part in parts))
+    joined = new(sum(part.size for part in parts))
     start = 0
     for part in parts:
         joined[start : start + part.size] = verified(part, read(part))
