@@ -160,7 +160,7 @@ class LithopsRun:
                 if isinstance(sent, InterpreterError):
                     raise ExecutorError(f"{jobs.name} runs no task: {sent}")
                 outcomes += self._with_rest(self._outcome(attempt, sent))
-            began = [Began(*attempt, now) for attempt in jobs.begun()]
+            began = [Began(task, attempt, now) for task, attempt in jobs.begun()]
             self._began += began
             self._has_heard |= bool(began or outcomes)
         running = sum(len(jobs.running) for jobs in self._jobs)
