@@ -26,6 +26,7 @@ from typing import Any
 
 from polarmap.executors.fork_server_process import absolute_module_path
 from polarmap.executors.owned_folder import private_folder
+from polarmap.worker.parts import write_file
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
@@ -63,9 +64,7 @@ def interpreter() -> str:
     Workers import what the driver can: they get its module search path.
     """
     folder = private_folder()
-    paths = folder / f"paths-{threading.get_ident()}"
-    paths.write_text(json.dumps(absolute_module_path()))
-    paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
+    write_file(str(folder), "paths", json.dumps(absolute_module_path()).encode())
     run = (
         f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
         "from lithops.localhost.v1.runner import main; main()"
@@ -151,7 +150,10 @@ def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
 
 
 def localhost_functions(count: int) -> Any:
-    """A FunctionExecutor on this machine with `count` slots and all its files in our folder."""
+    """A FunctionExecutor on this machine with `count` slots and all its files in our folder.
+
+    Each job has as many slots as its configuration says when it is started.
+    """
     lithops_section = {
         "backend": "localhost",
         "storage": "localhost",
@@ -179,11 +181,6 @@ def localhost_functions(count: int) -> Any:
     return functions
 
 
-def set_slots(functions: Any, count: int) -> None:
-    """Let jobs of `localhost_functions` from now on run so many tasks at once."""
-    functions.config["localhost"]["worker_processes"] = count
-
-
 @cache
 def _runtime_metadata() -> dict[str, Any]:
     load_lithops()
@@ -200,11 +197,6 @@ def objects_of(names: Iterable[str]) -> list[str]:
     ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
     """
     return [f"lithops.jobs/{name}{end}" for name in names for end in "-/"]
-
-
-def lift_data_limit(functions: Any) -> None:
-    """Let jobs be told of any number of parts, unless its owner says how much: Lithops allows 4 MiB."""
-    functions.config["lithops"].setdefault("data_limit", 0)
 
 
 def another_like(functions: Any, processes: int | None = None) -> Any:
@@ -347,11 +339,6 @@ def end(functions: Any) -> None:
 
 class LostError(Exception):
     """A function ended without a result, for the reason that this says."""
-
-
-def has_begun(future: Any) -> bool:
-    """Whether Lithops has seen a function begin, and not end."""
-    return bool(future.running)
 
 
 def has_ended(future: Any) -> bool:

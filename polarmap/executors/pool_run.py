@@ -25,7 +25,7 @@ from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
-from polarmap.worker.parts import MESSAGE, Part, read_file
+from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -353,18 +353,13 @@ class PoolRun:
         """A function as it travels, or the file that it is to be read from."""
         if f.size <= FUNCTION_BYTES or not self._folders:
             return b"".join(f.pieces())
-        for number, folder in enumerate(self._folders, 1):
-            path = folder / "function"
+        for folder in self._folder_names:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.writelines(f.pieces())
-                break
-            except OSError:
-                path.unlink(missing_ok=True)
-                if number == len(self._folders):
-                    raise
-        return str(path)
+                write_file(folder, "function", *f.pieces())
+                return f"{folder}/function"
+            except OSError as error:
+                failed = error
+        raise failed
 
 
 def _remove(folder: Path) -> None:

@@ -48,7 +48,6 @@ class BlockCache:
     def __init__(self, read: Callable[[Place, Part], Any], budget: int = KEPT_BYTES) -> None:
         self._read, self._budget = read, budget
         self._kept: dict[tuple[Place, tuple[Part, ...]], Kept] = {}
-        self._bytes = 0
         self._lock = threading.Lock()  # of what is kept: threads may load at the same time
         self.reads = 0  # parts that were mapped or read, for tests
 
@@ -72,7 +71,7 @@ class BlockCache:
         """Let go of memory whose files have been removed."""
         with self._lock:
             for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.files))]:
-                self._drop(key)
+                del self._kept[key]
 
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
@@ -94,15 +93,10 @@ class BlockCache:
 
     def _keep(self, key: tuple[Place, tuple[Part, ...]], kept: Kept) -> None:
         with self._lock:
-            if key in self._kept:
-                self._drop(key)
-            self._kept[key] = kept
-            self._bytes += len(kept.buffer)
-            while self._bytes > self._budget:
-                self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: tuple[Place, tuple[Part, ...]]) -> None:
-        self._bytes -= len(self._kept.pop(key).buffer)
+            is_new = self._kept.pop(key, None) is not kept
+            self._kept[key] = kept  # behind those that were used before
+            while is_new and sum(len(one.buffer) for one in self._kept.values()) > self._budget:
+                del self._kept[next(iter(self._kept))]
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """A copy of parts in a row."""

@@ -10,6 +10,7 @@ import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, NamedTuple
 
 
@@ -103,7 +104,7 @@ def write_file(folder: str, key: str, *buffers: Any) -> None:
     """A file below `folder`, of these bytes in a row, that appears whole or not at all."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    unfinished = f"{path}.{os.getpid()}.unfinished"
+    unfinished = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
     try:
         with open(unfinished, "wb") as file:
             file.writelines(buffers)

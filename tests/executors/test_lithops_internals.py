@@ -21,7 +21,6 @@ from polarmap.executors.lithops_internals import (
     LostError,
     end,
     ended_silently,
-    has_begun,
     has_ended,
     impatient_storage,
     interpreter,
@@ -32,7 +31,6 @@ from polarmap.executors.lithops_internals import (
     named_for_lithops,
     result_of,
     runs_here,
-    set_slots,
     storage_settings,
 )
 from polarmap.executors.owned_folder import private_folder
@@ -50,7 +48,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
     functions = localhost_functions(1)
     try:
-        set_slots(functions, 3)
+        functions.config["localhost"]["worker_processes"] = 3
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         for future in (good, bad):
@@ -59,7 +57,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
-        wait_until(lambda: has_begun(late))
+        wait_until(lambda: bool(late.running))
         assert ended_silently(functions, [late]) == []
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()
