@@ -68,8 +68,8 @@ class PoolRun:
         folders: Sequence[Path],
         done: Callable[[], None],
     ) -> None:
-        self._number, self._payload, self._folders, self._done = number, payload, folders, done
-        self._folder_names = tuple(map(str, folders))
+        self._number, self._payload, self._done = number, payload, done
+        self._folders = tuple(map(str, folders))
         self._workers, self._blocks = workers, blocks
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
@@ -260,7 +260,7 @@ class PoolRun:
         assert self._stored is not None
         return (
             self._number,
-            self._folder_names,
+            self._folders,
             self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
             tuple(self._around) if self._around and worker.around != self._around else None,
@@ -343,9 +343,8 @@ class PoolRun:
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
             return bytearray()
-        folder = self._folders[int(number)]
-        path = folder / name
-        data = read_file(str(folder), Part(name, path.stat().st_size))
+        path = Path(self._folders[int(number)], name)
+        data = read_file(str(path.parent), Part(name, path.stat().st_size))
         path.unlink()
         return data
 
@@ -353,7 +352,7 @@ class PoolRun:
         """A function as it travels, or the file that it is to be read from."""
         if f.size <= FUNCTION_BYTES or not self._folders:
             return b"".join(f.pieces())
-        for folder in self._folder_names:
+        for folder in self._folders:
             try:
                 write_file(folder, "function", *f.pieces())
                 return f"{folder}/function"
@@ -362,7 +361,7 @@ class PoolRun:
         raise failed
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: str) -> None:
     """Remove a folder, to which a worker may be writing."""
     for _ in range(10):
         try:
