@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import shutil
@@ -12,17 +11,17 @@ import weakref
 import zlib
 from collections.abc import Hashable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import Coded, layout_bytes
+from polarmap.executors.base import Coded, Outcome, layout_bytes
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, Part, Place
+from polarmap.worker.parts import MESSAGE, Part, Place, write_file
 
 SENT_BYTES = 1 << 14  # smaller blocks travel with their tasks: a file takes longer
 ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be used
@@ -102,7 +101,7 @@ class StoredPieces:
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
-        if self.roots and storing.ends_with_blocks:
+        if self.roots and storing.is_here:
             weakref.finalize(coded, storing.remove, self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:
@@ -141,15 +140,13 @@ class StoredPieces:
         buffers = _buffers(coded, int(key.rpartition("/")[2]))
         return b"".join(self._as_stored(Part(key, sum(map(len, buffers))), buffers))
 
-    def store_again(self, coded: Coded, task: int) -> None:
-        """A worker has found that the block of a task is not as it was stored.
-
-        It is stored anew when it is asked for again.
-        """
-        with self._lock:
-            for piece in coded.pieces(task):
-                self._parts.pop(piece, None)
-            self._tasks.clear()
+    def store_if_damaged(self, coded: Coded, outcome: Outcome) -> None:
+        """A block that its worker found damaged is stored anew when it is asked for again."""
+        if outcome.failure is not None and outcome.failure.kind == "damaged":
+            with self._lock:
+                for piece in coded.pieces(outcome.task):
+                    self._parts.pop(piece, None)
+                self._tasks.clear()
 
     def remove(self) -> None:
         """Remove what was stored."""
@@ -161,9 +158,8 @@ class StoredPieces:
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)
-        if self._encryption is None and layout_bytes(layout) < self._storing.sent_bytes:
-            data = b"".join(buffer for piece in pieces for buffer in _buffers(coded, piece))
-            block = StoredBlock(MESSAGE, (), (), layout, data)
+        if self._storing.is_here and self._encryption is None and layout_bytes(layout) < SENT_BYTES:
+            block = _in_message(coded, task)
         else:
             for piece in pieces:
                 if piece not in self._parts:
@@ -176,20 +172,19 @@ class StoredPieces:
         return block
 
     def _store(self, coded: Coded, piece: int) -> Part:
-        buffers = _buffers(coded, piece)
-        size, crc32 = sum(map(len, buffers)), None
-        if self._storing.has_checksums and self._encryption is None:
-            buffers = [b"".join(buffers)]
-            crc32 = zlib.crc32(buffers[0])
+        buffers, crc32 = _buffers(coded, piece), None
+        if self._encryption is None and not self._storing.is_here:
+            crc32 = reduce(lambda crc, buffer: zlib.crc32(buffer, crc), buffers, 0)
         for root in self.roots:
-            part = Part(f"{root}/{piece}", size, crc32)
+            part = Part(f"{root}/{piece}", sum(map(len, buffers)), crc32)
+            if not self._storing.has_bytes:
+                break
             try:
                 self._storing.put(part.key, self._as_stored(part, buffers))
+                break
             except OSError as error:
                 if root == self.roots[-1]:
                     raise ExecutorError(f"no room for what workers are to read: {error}") from error
-            else:
-                break
         return part
 
     def _as_stored(self, part: Part, buffers: list[Any]) -> list[Any]:
@@ -200,11 +195,16 @@ class StoredPieces:
 
 def stored_block(coded: Coded, task: int) -> StoredBlock:
     """What the worker of a task gets of blocks that lie in storage already, or travel in messages."""
-    source = coded.source
-    assert source is not None
-    if source == MESSAGE:
-        return StoredBlock(MESSAGE, (), (), coded.layout(task), b"".join(_buffers(coded, task)))
-    return StoredBlock(source, coded.parts(task), (), coded.layout(task))
+    assert coded.source is not None
+    if coded.source == MESSAGE:
+        return _in_message(coded, task)
+    return StoredBlock(coded.source, coded.parts(task), (), coded.layout(task))
+
+
+def _in_message(coded: Coded, task: int) -> StoredBlock:
+    """The block of a task as it travels with it."""
+    data = b"".join(buffer for piece in coded.pieces(task) for buffer in _buffers(coded, piece))
+    return StoredBlock(MESSAGE, (), (), coded.layout(task), data)
 
 
 def _buffers(coded: Coded, piece: int) -> list[Any]:
@@ -219,16 +219,13 @@ class WithDriver:
     They lie below roots: the first unless there is no room.
 
     place : where workers find them.
-    sent_bytes : of blocks that are smaller and travel with their tasks.
-    is_parallel : whether many are stored in the time of one.
     has_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
-    has_checksums : whether workers verify them.
-    ends_with_blocks : whether they are removed at once when the blocks are gone.
+    is_parallel : whether many are stored in the time of one.
+    is_here : whether workers map them, without checksums; small ones travel with their tasks, as that takes
+        less time, and all are removed at once when the blocks are gone.
     """
 
-    sent_bytes = 0
-    is_parallel = has_bytes = ends_with_blocks = False
-    has_checksums = True
+    has_bytes = is_parallel = is_here = False
 
     def __init__(self, prefix: str) -> None:
         self.place, self._prefix = Place("driver", prefix), prefix
@@ -252,9 +249,7 @@ class InFolders(WithDriver):
     budget : bytes that the files in memory may take together; those that were used least recently go.
     """
 
-    sent_bytes = SENT_BYTES
-    is_parallel = has_checksums = False
-    has_bytes = ends_with_blocks = True
+    has_bytes = is_here = True
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
         self.place, self._owner = Place("folder", "/"), os.getpid()
@@ -269,17 +264,7 @@ class InFolders(WithDriver):
 
     def put(self, key: str, buffers: list[Any]) -> None:
         """A new file: one that is there is not written into, as a worker may have mapped it."""
-        path = Path("/", key)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
-            with path.open("xb", buffering=0) as file:
-                for buffer in buffers:
-                    _write_all(file, buffer)
-        except OSError:
-            with contextlib.suppress(OSError):
-                path.unlink()
-            raise
+        write_file("/", key, *buffers)
 
     def remove(self, roots: Sequence[str]) -> None:
         """The folders; not by a process that was forked of the one they belong to."""
@@ -300,8 +285,3 @@ class InFolders(WithDriver):
                 stored.remove()
                 used -= stored.bytes
         return used + size <= self._budget
-
-
-def _write_all(file: Any, data: Any) -> None:
-    while len(data):
-        data = data[file.write(data) :]

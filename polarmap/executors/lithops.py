@@ -77,6 +77,8 @@ class LithopsRun:
         What runs the first job; on this machine each further one has a FunctionExecutor of its own.
     """
 
+    now = staticmethod(time.monotonic)
+
     def __init__(self, jobs: Jobs, payload: Payload) -> None:
         self._jobs, self._payload = [jobs], payload
         self._storage = jobs.functions.storage
@@ -89,10 +91,6 @@ class LithopsRun:
         self._next_look = self._next_listing = 0.0
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended
-
-    def now(self) -> float:
-        """The monotonic clock."""
-        return time.monotonic()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Store the blocks, then start one job: functions rented by the second must not wait."""
@@ -107,10 +105,11 @@ class LithopsRun:
         address = self._address_of(jobs)
         gives_way = self._payload.low_priority if is_first and address.driver is not None else ()
         items = {}
-        for key in attempts:
-            block = self._stored.block(coded, key[0])._replace(structure=coded.structure)
-            nice = PARITY_NICE if key[0] in gives_way else 0
-            items[key] = {"fields": (self._payload.order(*key, block), tuple(address._replace(nice=nice)))}
+        for task, attempt in attempts:
+            block = self._stored.block(coded, task)._replace(structure=coded.structure)
+            order = self._payload.order(task, attempt, block)
+            nice = PARITY_NICE if task in gives_way else 0
+            items[task, attempt] = {"fields": (order, tuple(address._replace(nice=nice)))}
         try:
             encrypted = None if self._payload.encryption is None else ENCRYPTED
             jobs.start(make_task(self._payload.f, encrypted), items)
@@ -157,10 +156,10 @@ class LithopsRun:
             return []
         outcomes = self._partial_outcomes(now)
         for jobs in self._jobs:
-            for key, sent in jobs.ended(may_ask=not self._has_heard).items():
+            for attempt, sent in jobs.ended(may_ask=not self._has_heard).items():
                 if isinstance(sent, InterpreterError):
                     raise ExecutorError(f"{jobs.name} runs no task: {sent}")
-                outcomes += self._with_rest(self._outcome(key, sent))
+                outcomes += self._with_rest(self._outcome(attempt, sent))
             began = [Began(task, attempt, now) for task, attempt in jobs.begun()]
             self._began += began
             self._has_heard |= bool(began or outcomes)
@@ -168,18 +167,14 @@ class LithopsRun:
         self._next_look = time.monotonic() + LOOK_SECONDS + TASK_LOOK_SECONDS * running
         return outcomes
 
-    def _outcome(self, key: Attempt, sent: Any) -> Outcome:
+    def _outcome(self, attempt: Attempt, sent: Any) -> Outcome:
         """What became of an attempt whose function returned this, or a LostError in its place."""
         if sent is None:
-            return lost(*key, "it was told that nobody waits for it")
+            return lost(*attempt, "it was told that nobody waits for it")
         if isinstance(sent, LostError):
-            return lost(*key, str(sent))
-        try:
-            outcome = self._payload.outcome(*key, *sent)
-        except Exception as error:
-            return lost(*key, f"{type(error).__name__}: {error}")
-        if outcome.failure is not None and outcome.failure.kind == "damaged":
-            self._stored.store_again(self._payload.blocks, key[0])
+            return lost(*attempt, str(sent))
+        outcome = self._payload.outcome(*attempt, *sent)
+        self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
     def _partial_outcomes(self, now: float) -> list[Outcome]:

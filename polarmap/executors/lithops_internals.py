@@ -20,16 +20,17 @@ import subprocess
 import sys
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 from polarmap.executors.fork_server_process import absolute_module_path
 from polarmap.executors.owned_folder import private_folder
+from polarmap.worker.parts import write_file
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
-_building = threading.Lock()  # held while Lithops copies nothing
+_replacing = threading.Lock()
 
 
 @cache
@@ -63,9 +64,7 @@ def interpreter() -> str:
     Workers import what the driver can: they get its module search path.
     """
     folder = private_folder()
-    paths = folder / f"paths-{threading.get_ident()}"
-    paths.write_text(json.dumps(absolute_module_path()))
-    paths.replace(folder / "paths")  # at once: a job of an earlier map may be reading it
+    write_file(str(folder), "paths", json.dumps(absolute_module_path()).encode())
     run = (
         f"import json, sys; sys.path[:] = json.load(open('{folder}/paths')); "
         "from lithops.localhost.v1.runner import main; main()"
@@ -122,22 +121,39 @@ def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
         once = retry.Retry(importlib.import_module("redis.backoff").NoBackoff(), 0)
         waits = {"socket_connect_timeout": seconds, "socket_timeout": seconds, "retry": once}
         settings = {**settings, kind: waits | settings[kind]}
-    storage = load_lithops().Storage(storage_config=settings)
-    handler = type(storage.storage_handler)
-    spec: Any = importlib.util.find_spec(handler.__module__)
+    build = partial(load_lithops().Storage, storage_config=settings)
+    backend = importlib.import_module(f"lithops.storage.backends.{kind}")
+    theirs = backend.StorageBackend
+    if not hasattr(sys.modules[theirs.__module__], "OBJ_REQ_RETRIES"):
+        return build()
+    spec: Any = importlib.util.find_spec(theirs.__module__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    if "OBJ_REQ_RETRIES" in vars(module):
-        vars(module).update(CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0)
-        storage.storage_handler = vars(module)[handler.__name__](settings[kind])
-    return storage
+    vars(module).update(CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0)
+    with _replaced(backend, "StorageBackend", vars(module)[theirs.__name__]):
+        return build()
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of a name in a module of Lithops; one at a time."""
+    with _replacing:
+        found = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            yield
+        finally:
+            setattr(module, name, found)
 
 
 # --- FunctionExecutors -------------------------------------------------------------------------
 
 
 def localhost_functions(count: int) -> Any:
-    """A FunctionExecutor on this machine with `count` slots and all its files in our folder."""
+    """A FunctionExecutor on this machine with `count` slots and all its files in our folder.
+
+    Each job has as many slots as its configuration says when it is started.
+    """
     lithops_section = {
         "backend": "localhost",
         "storage": "localhost",
@@ -147,8 +163,11 @@ def localhost_functions(count: int) -> Any:
         "data_limit": 0,
     }
     section = {"version": 1, "runtime": interpreter(), "worker_processes": count}
-    with _no_copy_of_lithops():
-        functions = load_lithops().FunctionExecutor(
+    lithops = load_lithops()
+    # It would copy Lithops to the shared folder, where we run none.
+    localhost = importlib.import_module("lithops.localhost.v1.localhost")
+    with _replaced(localhost, "copy_lithops_package", lambda *paths: None):
+        functions = lithops.FunctionExecutor(
             config={"lithops": lithops_section, "localhost": section}, log_level=None
         )
     functions.compute_handler.env._ensure_runner = lambda: None
@@ -160,25 +179,6 @@ def localhost_functions(count: int) -> Any:
     # Spares one interpreter start per process, and a file in the user's Lithops cache.
     functions.internal_storage.get_runtime_meta = lambda key: metadata
     return functions
-
-
-def set_slots(functions: Any, count: int) -> None:
-    """Let jobs of `localhost_functions` from now on run so many tasks at once."""
-    functions.config["localhost"]["worker_processes"] = count
-
-
-@contextlib.contextmanager
-def _no_copy_of_lithops() -> Iterator[None]:
-    """Keep an executor from copying Lithops to the shared folder while it is built."""
-    from lithops.localhost.v1 import localhost
-
-    with _building:
-        copy_package = localhost.copy_lithops_package
-        localhost.copy_lithops_package = lambda *paths: None
-        try:
-            yield
-        finally:
-            localhost.copy_lithops_package = copy_package
 
 
 @cache
@@ -197,11 +197,6 @@ def objects_of(names: Iterable[str]) -> list[str]:
     ['lithops.jobs/2f-1-', 'lithops.jobs/2f-1/']
     """
     return [f"lithops.jobs/{name}{end}" for name in names for end in "-/"]
-
-
-def lift_data_limit(functions: Any) -> None:
-    """Let jobs be told of any number of parts, unless its owner says how much: Lithops allows 4 MiB."""
-    functions.config["lithops"].setdefault("data_limit", 0)
 
 
 def another_like(functions: Any, processes: int | None = None) -> Any:
@@ -344,11 +339,6 @@ def end(functions: Any) -> None:
 
 class LostError(Exception):
     """A function ended without a result, for the reason that this says."""
-
-
-def has_begun(future: Any) -> bool:
-    """Whether Lithops has seen a function begin, and not end."""
-    return bool(future.running)
 
 
 def has_ended(future: Any) -> bool:

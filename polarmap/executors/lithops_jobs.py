@@ -20,18 +20,15 @@ from polarmap.executors.lithops_internals import (
     complete_config,
     end,
     ended_silently,
-    has_begun,
     has_ended,
     interpreter_error,
     keep_monitoring,
     leave,
-    lift_data_limit,
     load_lithops,
     localhost_functions,
     named_for_lithops,
     objects_of,
     result_of,
-    set_slots,
 )
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.parts import Place
@@ -100,7 +97,8 @@ class Jobs:
     def start(self, task: Any, items: Mapping[Any, dict[str, Any]], **options: Any) -> None:
         """Hand functions to Lithops as one job: a task with an item each; ExecutorError if it takes none."""
         if self.is_private:
-            set_slots(self.functions, len(items))  # one that sleeps keeps none from starting
+            # One that sleeps keeps none from starting.
+            self.functions.config["localhost"]["worker_processes"] = len(items)
             options["include_modules"] = None
         else:  # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
             options["exclude_modules"] = ["polarmap", "numpy"]
@@ -117,9 +115,8 @@ class Jobs:
 
     def begun(self) -> list[Any]:
         """Those that came to run since the last look: elsewhere at once, as far as is known."""
-        unbegun = self._unbegun & self.running.keys()
-        found = [key for key in unbegun if not self.is_here or has_begun(self.running[key])]
-        self._unbegun = unbegun.difference(found)
+        found = [key for key in self._unbegun if not self.is_here or self.running[key].running]
+        self._unbegun.difference_update(found)
         return found
 
     def ended(self, may_ask: bool = True) -> dict[Any, Any]:
@@ -212,7 +209,8 @@ def open_functions(path: str | os.PathLike[str]) -> Any:
     with _configuration(path) as (file, missing):
         build = partial(load_lithops().FunctionExecutor, config_file=str(file), log_level=None, **missing)
         functions = retry_call(build) if file.absolute() in _answered else build()
-    lift_data_limit(functions)
+    # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.
+    functions.config["lithops"].setdefault("data_limit", 0)
     _answered.add(file.absolute())
     return functions
 

@@ -73,7 +73,7 @@ def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
 class InBucket(WithDriver):
     """The bytes of blocks in the bucket of a `lithops.Storage`."""
 
-    is_parallel = has_bytes = True
+    has_bytes = is_parallel = True
 
     def __init__(self, storage: Any, prefix: str) -> None:
         super().__init__(prefix)

@@ -25,7 +25,7 @@ from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
 from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
-from polarmap.worker.parts import MESSAGE, Part, read_file
+from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
@@ -68,8 +68,8 @@ class PoolRun:
         folders: Sequence[Path],
         done: Callable[[], None],
     ) -> None:
-        self._number, self._payload, self._folders, self._done = number, payload, folders, done
-        self._folder_names = tuple(map(str, folders))
+        self._number, self._payload, self._done = number, payload, done
+        self._folders = tuple(map(str, folders))
         self._workers, self._blocks = workers, blocks
         self._names: dict[int, Hashable] = {}  # of tasks, to later maps of the same blocks
         self._waiting: deque[Attempt] = deque()
@@ -260,7 +260,7 @@ class PoolRun:
         assert self._stored is not None
         return (
             self._number,
-            self._folder_names,
+            self._folders,
             self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
             tuple(self._around) if self._around and worker.around != self._around else None,
@@ -333,8 +333,8 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data, message.kind == END)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        if outcome.failure is not None and outcome.failure.kind == "damaged" and self._stored is not None:
-            self._stored.store_again(self._payload.blocks, task)
+        assert self._stored is not None
+        self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 
     def _read(self, left: str) -> bytearray:
@@ -342,9 +342,8 @@ class PoolRun:
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
             return bytearray()
-        folder = self._folders[int(number)]
-        path = folder / name
-        data = read_file(str(folder), Part(name, path.stat().st_size))
+        path = Path(self._folders[int(number)], name)
+        data = read_file(str(path.parent), Part(name, path.stat().st_size))
         path.unlink()
         return data
 
@@ -352,21 +351,16 @@ class PoolRun:
         """A function as it travels, or the file that it is to be read from."""
         if f.size <= FUNCTION_BYTES or not self._folders:
             return b"".join(f.pieces())
-        for number, folder in enumerate(self._folders, 1):
-            path = folder / "function"
+        for folder in self._folders:
             try:
-                folder.mkdir(parents=True, exist_ok=True)
-                with path.open("wb") as file:
-                    file.writelines(f.pieces())
-                break
-            except OSError:
-                path.unlink(missing_ok=True)
-                if number == len(self._folders):
-                    raise
-        return str(path)
+                write_file(folder, "function", *f.pieces())
+                return f"{folder}/function"
+            except OSError as error:
+                failed = error
+        raise failed
 
 
-def _remove(folder: Path) -> None:
+def _remove(folder: str) -> None:
     """Remove a folder, to which a worker may be writing."""
     for _ in range(10):
         try:

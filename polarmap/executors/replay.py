@@ -6,7 +6,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +17,7 @@ from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
 from polarmap.worker.encryption import ENCRYPTED
+from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Reply, Ticket, describe
 from polarmap.worker.parts import write_object
 from polarmap.worker.run_task import PartialResult, evaluate, packing
@@ -59,21 +60,6 @@ class ReplayExecutor:
         return ReplayRun(self._seconds, payload)
 
 
-class _Running(NamedTuple):
-    """One attempt of a task that runs.
-
-    ticket : what its worker is told; a fault that this executor plays itself is not in it.
-    results : of its pieces, evaluated as they arrive.
-    seconds : that it takes.
-    lost_by : what ends its worker, if anything does.
-    """
-
-    ticket: Ticket
-    results: Iterator[Callable[[], PartialResult]]
-    seconds: float
-    lost_by: str | None
-
-
 class ReplayRun:
     """The tasks of one map, which arrive when the script says."""
 
@@ -81,8 +67,8 @@ class ReplayRun:
         self._seconds, self._now = seconds, 0.0
         self._payload = replace(payload, encryption=None)  # of what would travel
         self._steps = payload.subtasks
-        self._running: dict[Attempt, _Running] = {}
-        self._arrivals: list[tuple[float, int, int, int]] = []  # a heap; of attempts that ended, too
+        self._running: dict[Attempt, Iterator[Outcome]] = {}  # to what is told of each, as it arrives
+        self._arrivals: list[tuple[float, int, int]] = []  # a heap; of attempts that ended, too
         self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
@@ -93,21 +79,22 @@ class ReplayRun:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
-            started = self._running[task, attempt] = self._started(task, attempt)
-            for step in range(self._steps):
-                arrival = self._now + started.seconds * (step + 1) / self._steps
-                heapq.heappush(self._arrivals, (arrival, task, attempt, step))
+            ticket = Ticket.parse(self._payload.order(task, attempt))
+            seconds, lost_by = self._fate(ticket)
+            self._running[task, attempt] = self._outcomes(ticket, seconds, lost_by)
+            for step in range(1, self._steps + 1):
+                heapq.heappush(self._arrivals, (self._now + seconds * step / self._steps, task, attempt))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
         told, self._began = self._began, []
-        while self._arrivals and self._arrivals[0][1:3] not in self._running:
+        while self._arrivals and self._arrivals[0][1:] not in self._running:
             heapq.heappop(self._arrivals)
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return told
-        self._now, task, attempt, step = heapq.heappop(self._arrivals)
-        outcome = self._arrived(self._running[task, attempt], step)
+        self._now, task, attempt = heapq.heappop(self._arrivals)
+        outcome = next(self._running[task, attempt])
         if outcome.over:
             del self._running[task, attempt]
         return [*told, outcome]
@@ -122,40 +109,37 @@ class ReplayRun:
         self._began.clear()
         return None
 
-    def _started(self, task: int, attempt: int) -> _Running:
-        """An attempt, nothing of which is evaluated yet."""
-        ticket = Ticket.parse(self._payload.order(task, attempt))
-        fault, seconds = ticket.fault, self._seconds.get(task, 1.0)
-        is_struck = fault is not None and fault.kind in ("kill", "exit")
-        lost_by = f"was struck by {fault.kind!r}" if fault is not None and is_struck else None
-        if fault is not None and fault.kind == "sleep":
-            seconds += fault.seconds
+    def _fate(self, ticket: Ticket) -> tuple[float, str | None]:
+        """The seconds that an attempt takes, and what ends its worker in their middle, if anything does."""
+        kind, delay, _ = ticket.fault or Fault("")
+        seconds = self._seconds.get(ticket.task, 1.0) + (delay if kind == "sleep" else 0.0)
         if math.isinf(seconds):
-            seconds, lost_by = GIVEN_UP_SECONDS, f"has not reported for {GIVEN_UP_SECONDS:g} s"
-        if fault is not None and fault.kind not in ("raise", "garbage"):
-            ticket = ticket._replace(fault=None)
-        return _Running(ticket, self._results(ticket), seconds, lost_by)
+            return GIVEN_UP_SECONDS, f"has not reported for {GIVEN_UP_SECONDS:g} s"
+        return seconds, f"was struck by {kind!r}" if kind in ("kill", "exit") else None
+
+    def _outcomes(self, ticket: Ticket, seconds: float, lost_by: str | None) -> Iterator[Outcome]:
+        """What is told of an attempt at each of its arrivals; its end is the last that is asked for."""
+        at, steps, results = (ticket.task, ticket.attempt), self._steps, self._results(ticket)
+        for step in range(steps):
+            if lost_by is not None and step == steps // 2:
+                yield lost(*at, f"its worker {lost_by}")
+            spent, stored = seconds * (step + 1) / steps, None
+            try:
+                packed, subtasks = next(results)()
+                if ticket.output is not None:
+                    packed, stored = store_result(packed, ticket.output, *at, write_object, ENCRYPTED)
+            except BaseException as error:
+                yield self._payload.outcome(*at, Reply(describe(error), spent), b"")
+            else:
+                reply = Reply(None, spent, packed.structure, packed.layout, stored, subtasks)
+                yield self._payload.outcome(*at, reply, packed.data, step + 1 == steps)
 
     def _results(self, ticket: Ticket) -> Iterator[Callable[[], PartialResult]]:
         """Of the pieces of a task; the block is made when the first is asked for."""
         block = block_of(self._payload.blocks, ticket.task, np.copy)
-        yield from evaluate(packing(self._payload.f, ticket.fault, self._steps), block, ticket.subtask_order)
-
-    def _arrived(self, running: _Running, step: int) -> Outcome:
-        """What is told of an attempt now; every step but the last leaves it running."""
-        task, attempt, *_ = ticket = running.ticket
-        if running.lost_by is not None and step == self._steps // 2:
-            return lost(task, attempt, f"its worker {running.lost_by}")
-        seconds = running.seconds * (step + 1) / self._steps
-        try:
-            packed, subtasks = next(running.results)()
-            stored = None
-            if ticket.output is not None:
-                packed, stored = store_result(packed, ticket.output, task, attempt, write_object, ENCRYPTED)
-        except BaseException as error:
-            return self._payload.outcome(task, attempt, Reply(describe(error), seconds), b"")
-        reply = Reply(None, seconds, packed.structure, packed.layout, stored, subtasks)
-        return self._payload.outcome(task, attempt, reply, packed.data, step + 1 == self._steps)
+        # This executor plays the others itself.
+        fault = ticket.fault if ticket.fault and ticket.fault.kind in ("raise", "garbage") else None
+        yield from evaluate(packing(self._payload.f, fault, self._steps), block, ticket.subtask_order)
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

@@ -9,36 +9,30 @@ import mmap
 import os
 import threading
 from bisect import bisect_right
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from itertools import accumulate
 from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from polarmap.worker.encryption import read_decrypted
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import DamagedError, Part, Place, read_part, verified
-from polarmap.worker.pytree import Layout, Packed, flatten, unflatten
+from polarmap.worker.parts import DamagedError, Part, Place, assemble, verified
+from polarmap.worker.pytree import Layout, flatten, unflatten, unpacked
 
 MAPPED_BYTES = 1 << 18  # smaller parts of files are read for each task
 KEPT_BYTES = 8 << 30  # at most, of what is mostly memory that all workers of a machine share
+LOOK_SECONDS = 1.0  # between looks whether files of what is kept are gone
 
 Function = Callable[[Any], Any]
 
 
-def read_here(place: Place, part: Part) -> Any:
-    """The bytes of a part that lies in a file."""
-    return read_part(place, part) if place.encryption is None else read_decrypted(place, part, read_part)
-
-
 class Kept(NamedTuple):
-    """Bytes in memory, read-only, and the files that they are of, as these were then."""
+    """Bytes in memory, read-only, and the status of the files that they are of, by path, as it was then."""
 
     buffer: memoryview
-    paths: tuple[str, ...]
-    status: tuple[Any, ...]
+    files: dict[str, tuple[int, ...]]
 
 
 class BlockCache:
@@ -47,14 +41,13 @@ class BlockCache:
     Files are looked at each time: those that were changed are read anew. Objects are known by their
     checksums, or are encrypted, as nothing else is under its key; others are fetched for each task.
 
-    read : the bytes of a part, as `read_here`.
+    read : the bytes of a part, decrypted.
     budget : bytes that may be kept.
     """
 
-    def __init__(self, read: Callable[[Place, Part], Any] = read_here, budget: int = KEPT_BYTES) -> None:
+    def __init__(self, read: Callable[[Place, Part], Any], budget: int = KEPT_BYTES) -> None:
         self._read, self._budget = read, budget
-        self._kept: OrderedDict[tuple[Place, tuple[Part, ...]], Kept] = OrderedDict()
-        self._bytes = 0
+        self._kept: dict[tuple[Place, tuple[Part, ...]], Kept] = {}
         self._lock = threading.Lock()  # of what is kept: threads may load at the same time
         self.reads = 0  # parts that were mapped or read, for tests
 
@@ -67,26 +60,18 @@ class BlockCache:
         DamagedError if it is not as it was stored.
         """
         if block.source.kind == "message":
-            packed = [Packed((), block.layout, bytearray(block.data))]
+            leaves = unpacked(block.layout, block.data)
         else:
-            packed = []
+            leaves = []
             for parts, layout in runs(tuple(part for part in block.parts if part.size), block.layout):
-                data = self._buffer(block.source, parts)
-                is_shared = not isinstance(data, bytearray)
-                packed.append(Packed((), layout, bytearray(data) if is_private and is_shared else data))
-        return unflatten(block.structure, [leaf for one in packed for leaf in one.views()])
+                leaves += unpacked(layout, self._buffer(block.source, parts), is_private)
+        return unflatten(block.structure, leaves)
 
     def forget_removed(self) -> None:
         """Let go of memory whose files have been removed."""
         with self._lock:
-            for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.paths))]:
-                self._drop(key)
-
-    def clear(self) -> None:
-        """Let go of all."""
-        with self._lock:
-            self._kept.clear()
-            self._bytes = 0
+            for key in [key for key, one in self._kept.items() if not all(map(os.path.exists, one.files))]:
+                del self._kept[key]
 
     def _buffer(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """The bytes of parts in a row."""
@@ -95,39 +80,29 @@ class BlockCache:
         is_known = is_file or place.encryption or all(part.crc32 is not None for part in stored)
         if not stored or not is_known or (is_file and size < MAPPED_BYTES):
             return self._joined(place, parts)
-        paths = tuple(os.path.join(place.place, part.key) for part in stored) if is_file else ()
-        status = tuple(map(status_of, paths))
+        paths = [os.path.join(place.place, part.key) for part in stored] if is_file else []
+        files = {path: status_of(path) for path in paths}
         kept = self._kept.get((place, parts))
-        if kept is None or kept.status != status:
+        if kept is None or kept.files != files:
             is_mapped = is_file and len(parts) == 1 and place.encryption is None
             buffer = self._mapped(paths[0], parts[0]) if is_mapped else self._joined(place, parts)
-            kept = Kept(memoryview(buffer).toreadonly(), paths, status)
+            kept = Kept(memoryview(buffer).toreadonly(), files)
         if size <= self._budget:
             self._keep((place, parts), kept)
         return kept.buffer
 
     def _keep(self, key: tuple[Place, tuple[Part, ...]], kept: Kept) -> None:
         with self._lock:
-            if key in self._kept:
-                self._drop(key)
-            self._kept[key] = kept
-            self._bytes += len(kept.buffer)
-            while self._bytes > self._budget:
-                self._drop(next(iter(self._kept)))
-
-    def _drop(self, key: tuple[Place, tuple[Part, ...]]) -> None:
-        self._bytes -= len(self._kept.pop(key).buffer)
+            is_new = self._kept.pop(key, None) is not kept
+            self._kept[key] = kept  # behind those that were used before
+            while is_new and sum(len(one.buffer) for one in self._kept.values()) > self._budget:
+                del self._kept[next(iter(self._kept))]
 
     def _joined(self, place: Place, parts: tuple[Part, ...]) -> Any:
         """A copy of parts in a row."""
         self.reads += len(parts)
-        if len(parts) == 1:
-            return verified(parts[0], self._read(place, parts[0]))
-        whole, start = np.empty(sum(part.size for part in parts), np.uint8).data, 0  # which is in large pages
-        for part in parts:
-            whole[start : start + part.size] = verified(part, self._read(place, part))
-            start += part.size
-        return whole
+        # Memory of numpy is in large pages.
+        return assemble(parts, partial(self._read, place), lambda size: np.empty(size, np.uint8).data)
 
     def _mapped(self, path: str, part: Part) -> memoryview:
         """A part as a mapping of its file."""
@@ -183,6 +158,8 @@ def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[tuple[Part, ...]
     >>> runs((a, b, c), arrays) == [((a, b), arrays[:1]), ((c,), arrays[1:])]
     True
     """
+    if len(parts) < 2:
+        return [(parts, layout)]
     ends = list(accumulate(np.dtype(dtype).itemsize * prod(shape) for dtype, shape in layout))
     found, first, given, size = [], 0, 0, 0
     for number, part in enumerate(parts, 1):
@@ -191,4 +168,4 @@ def runs(parts: tuple[Part, ...], layout: Layout) -> list[tuple[tuple[Part, ...]
             last = bisect_right(ends, size) if number < len(parts) else len(ends)
             found.append((parts[first:number], layout[given:last]))
             first, given = number, last
-    return found or [((), layout)]
+    return found

@@ -14,7 +14,7 @@ from math import inf
 from typing import Any
 
 from polarmap.worker.any_value import loaded
-from polarmap.worker.block_cache import KEPT_BYTES, BlockCache, OnReadOnlyBlocks
+from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
@@ -26,7 +26,6 @@ from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.sent_modules import SentModules
 
 INLINE_BYTES = 1 << 16  # larger results are files, where there are some: no worker waits for its driver
-LOOK_SECONDS = 1.0  # between looks whether blocks that are kept have been removed
 PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was asked for
 
 Function = Callable[[Any], Any]
@@ -70,7 +69,6 @@ class ChannelIO(TaskIO):
         self._state = ProcessState() if is_alone else None
         self._is_fit = True
         self._heard = deque[Any]()  # messages, while it was at a task
-        self._map = -1
         self._order = -1, -1, -1  # map, task and attempt
         self._pickled: bytes | str = b""
         self._f: tuple[Function, Structure] | None = None
@@ -93,13 +91,13 @@ class ChannelIO(TaskIO):
             own; the sources of those modules that f needs and the worker has not yet, by name.
         """
         number, self._folders, fields, f, around, modules = call
-        ticket = Ticket.parse(fields)
+        ticket, before = Ticket.parse(fields), self._order[0]
         self._order = number, ticket.task, ticket.attempt
         if around is not None:
             self._around = Surroundings(*around)
-        if number != self._map:
-            is_first, self._map, self._f = self._map < 0, number, None
-            if self._state and not is_first and (changed := self._state.restore()):
+        if number != before:
+            self._f = None
+            if self._state and before >= 0 and (changed := self._state.restore()):
                 self.channel.send(Message(UNFIT, self._order, changed.encode()))
                 return False
             self._around.take_over()
@@ -152,7 +150,7 @@ class ChannelIO(TaskIO):
             if message is None:
                 break
             self._heard.append(message)
-        return ("cancel", self._map) in self._heard
+        return ("cancel", self._order[0]) in self._heard
 
     def hand_in(self, subtask: int, message: Message) -> bool:
         """Send the result of a subtask; what is cancelled ends here."""

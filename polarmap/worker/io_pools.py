@@ -14,7 +14,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from polarmap.worker.block_cache import BlockCache, OnReadOnlyBlocks
+from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import Frames, Message, frame
@@ -25,7 +25,6 @@ from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
-LOOK_SECONDS = 1.0  # between looks whether their files are gone
 
 Function = Callable[[Any], Any]
 Call = Callable[[], Message | None]
@@ -132,7 +131,7 @@ def _machine(folder: str) -> tuple[str, int, int]:
 @cache
 def pool_blocks() -> BlockCache:
     """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
-    blocks = BlockCache()
+    blocks = BlockCache(TaskIO(encrypted=ENCRYPTED).read)
     run_on_daemon(partial(_let_go, blocks))
     return blocks
 

@@ -10,6 +10,7 @@ import contextlib
 import os
 import zlib
 from collections.abc import Callable, Iterable
+from threading import get_ident
 from typing import Any, NamedTuple
 
 
@@ -55,12 +56,15 @@ class DamagedError(Exception):
 Reader = Callable[[Part], Any]
 
 
-def assemble(parts: Iterable[Part], read: Reader) -> Any:
-    """The bytes of all parts in a row; DamagedError names the first that is not as it was written."""
+def assemble(parts: Iterable[Part], read: Reader, new: Callable[[int], Any] = bytearray) -> Any:
+    """The bytes of all parts in a row; DamagedError names the first that is not as it was written.
+
+    new : memory for so many bytes.
+    """
     parts = list(parts)
     if len(parts) == 1:
         return verified(parts[0], read(parts[0]))
-    joined = bytearray(sum(part.size for part in parts))
+    joined = new(sum(part.size for part in parts))
     start = 0
     for part in parts:
         joined[start : start + part.size] = verified(part, read(part))
@@ -96,14 +100,14 @@ def read_file(folder: str, part: Part) -> bytearray:
     return data
 
 
-def write_file(folder: str, key: str, data: Any) -> None:
-    """A file below `folder` that appears whole or not at all."""
+def write_file(folder: str, key: str, *buffers: Any) -> None:
+    """A file below `folder`, of these bytes in a row, that appears whole or not at all."""
     path = os.path.join(folder, key)
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    unfinished = f"{path}.{os.getpid()}.unfinished"
+    unfinished = f"{path}.{os.getpid()}-{get_ident()}.unfinished"
     try:
         with open(unfinished, "wb") as file:
-            file.write(data)
+            file.writelines(buffers)
         os.replace(unfinished, path)
     except BaseException:
         with contextlib.suppress(OSError):

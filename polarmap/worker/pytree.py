@@ -40,14 +40,6 @@ class Packed(NamedTuple):
     layout: Layout
     data: bytes | bytearray | memoryview
 
-    def unpack(self) -> list[Array]:
-        """The leaves, as writable arrays."""
-        return unpacked(self.layout, self.data)
-
-    def views(self) -> list[Array]:
-        """The leaves where they lie, writable or not."""
-        return unpacked(self.layout, self.data, is_writable=False)
-
 
 def unpacked(layout: Layout, data: bytes | bytearray | memoryview, is_writable: bool = True) -> list[Array]:
     """The arrays of this layout where they lie in a row of bytes; as copies if they are to be writable there.

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Packed, pack_leaves
+from polarmap.worker.pytree import Packed, pack_leaves, unpacked
 
 SAMPLE = 256  # numbers of a result that travel when it stays in storage
 
@@ -65,7 +65,7 @@ def store_result(
     _check_is_arrays(result, output.arrays)
     parts: list[Part] = []
     samples = []
-    for number, array in enumerate(result.views()):
+    for number, array in enumerate(unpacked(result.layout, result.data, is_writable=False)):
         flat = array.reshape(-1)
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
         key = f"{output.prefix}/{task}-{attempt}/{number}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import tracemalloc
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,8 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError
+from polarmap.executors import block_store
+from polarmap.executors.base import Failure, Outcome
 from polarmap.executors.block_store import (
     SENT_BYTES,
     BlockStore,
@@ -48,6 +51,10 @@ class CountingStorage(DictStorage):
 
 def blocks(rows: int = K * ROWS) -> CodedBlocks:
     return CodedBlocks(*choose_code(DATA[:rows], CodeOptions(K, N)))
+
+
+def ended(task: int, kind: str) -> Outcome:
+    return Outcome(task, 0, None, None, Failure(kind, "", ""), 0.0)
 
 
 def files(folder: Path) -> set[str]:
@@ -139,12 +146,17 @@ def test_a_block_that_is_not_as_it_was_is_stored_again(place: Kind) -> None:
     for path in [path for path in place.folder.rglob("*") if path.is_file()]:
         with path.open("rb") as mapped:  # which must not change under those who still use it
             path.write_bytes(b"cut")
-            stored.store_again(coded, int(path.name))
+            stored.store_if_damaged(coded, ended(int(path.name), "damaged"))
             check(place, stored, coded) if path.name == "3" else stored.block(coded, int(path.name))
             assert mapped.read() == b"cut"
     for task in range(N):
-        stored.store_again(coded, task)
+        stored.store_if_damaged(coded, ended(task, "damaged"))
     check(place, stored, coded)
+    before = [stored.block(coded, task) for task in range(N)]
+    for task in range(N):
+        stored.store_if_damaged(coded, ended(task, "lost"))
+        stored.store_if_damaged(coded, Outcome(task, 0, [], None, None, 0.0))
+        assert stored.block(coded, task) is before[task]
 
 
 def test_with_a_key_nothing_is_stored_or_sent_as_it_is(place: Kind) -> None:
@@ -190,7 +202,7 @@ def test_what_lies_in_storage_already_stays_there_and_is_known_by_its_parts(plac
     for task in range(N):
         assert stored.block(one, task) == (source, parts[task], (), (("<f8", (1,)),), b"")
         assert stored.name(one, task) == place.store.of(other).name(other, task)
-    stored.store_again(one, 0)
+    stored.store_if_damaged(one, ended(0, "damaged"))
     assert place.left() == 0
 
 
@@ -266,3 +278,34 @@ def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     for key, error in (("prefix/blocks/0/x", ValueError), ("prefix/blocks/0/99", LookupError)):
         with pytest.raises(error):
             stored.part(coded, key)
+
+
+# --- with the driver ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_nothing_is_joined_or_encrypted_before_a_worker_asks(
+    has_key: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leaves = [np.random.default_rng(seed).standard_normal(1 << 18) for seed in (0, 1)]
+    coded = PartBlocks([leaves], (tuple, (), (("array",),) * 2))
+    encrypted = Counter[str]()
+    encrypt = block_store.encrypt_part
+    monkeypatch.setattr(
+        block_store,
+        "encrypt_part",
+        lambda key, part, data: encrypted.update([part.key]) or encrypt(key, part, data),
+    )
+    key = Encryption.new(bytes(range(32))) if has_key else None
+    stored = BlockStore(WithDriver("prefix")).of(coded, key)
+    tracemalloc.start()
+    try:
+        [part] = stored.block(coded, 0).parts
+        assert tracemalloc.get_traced_memory()[1] < leaves[0].nbytes
+    finally:
+        tracemalloc.stop()
+    assert not encrypted
+    data = b"".join(leaf.tobytes() for leaf in leaves)
+    assert (part.size, part.crc32) == (len(data), None if has_key else zlib.crc32(data))
+    assert (stored.part(coded, part.key) == data) is not has_key
+    assert encrypted.total() == has_key

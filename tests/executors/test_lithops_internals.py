@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import sys
@@ -11,14 +12,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import boto3
 import pytest
 
 from polarmap.executors.lithops_internals import (
     LostError,
     end,
     ended_silently,
-    has_begun,
     has_ended,
     impatient_storage,
     interpreter,
@@ -29,7 +31,6 @@ from polarmap.executors.lithops_internals import (
     named_for_lithops,
     result_of,
     runs_here,
-    set_slots,
     storage_settings,
 )
 from polarmap.executors.owned_folder import private_folder
@@ -47,7 +48,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
     functions = localhost_functions(1)
     try:
-        set_slots(functions, 3)
+        functions.config["localhost"]["worker_processes"] = 3
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         for future in (good, bad):
@@ -56,7 +57,7 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
-        wait_until(lambda: has_begun(late))
+        wait_until(lambda: bool(late.running))
         assert ended_silently(functions, [late]) == []
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()
@@ -121,6 +122,29 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
     assert settings["backend"] == "localhost"
     storage = impatient_storage(settings, seconds=3)
     assert storage.backend == "localhost"
+
+
+@pytest.mark.parametrize("kind", ["aws_s3", "minio"])
+def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Any] = []
+    client = boto3.Session.client
+
+    def counted(self: Any, *args: Any, config: Any, **options: Any) -> Any:
+        made.append(config)
+        return client(self, *args, config=config, **options)
+
+    monkeypatch.setattr(boto3.Session, "client", counted)
+    keys = {"access_key_id": "a", "secret_access_key": "b", "storage_bucket": "c", "user_agent": "d"}
+    backend = {**keys, "region": "us-east-1", "endpoint": "http://127.0.0.1:9"}
+    storage = impatient_storage({"backend": kind, kind: backend}, seconds=3)
+    theirs = importlib.import_module(f"lithops.storage.backends.{kind}")
+    [config] = made
+    assert (config.connect_timeout, config.read_timeout) == (3, 3)
+    assert storage.get_client().meta.config.retries["total_max_attempts"] == 1
+    assert (storage.backend, storage.bucket) == (kind, "c")
+    assert not isinstance(storage.storage_handler, theirs.StorageBackend)  # others get theirs again
 
 
 def test_the_interpreter_is_a_script_in_it() -> None:

@@ -17,7 +17,6 @@ from pool_processes import descendants, folders, leave_out_others, until
 import polarmap
 from polarmap import CodedOperator, Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors import block_store
 
 A = np.random.default_rng(0).standard_normal((2400, 400))  # blocks large enough to be mapped
 X = np.arange(400.0)
@@ -100,15 +99,15 @@ def test_blocks_that_were_cut_short_are_written_again(product: CodedOperator) ->
 
 
 def test_blocks_lie_on_disk_where_memory_has_no_room(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = block_store._write_all
+    replace = os.replace
 
-    def no_room(file: Any, leaf: Any) -> None:
-        if file.name.startswith("/dev/shm/"):
-            file.write(b"a part of it")
+    def no_room(unfinished: Any, path: Any) -> None:
+        if str(path).startswith("/dev/shm/"):
+            os.truncate(unfinished, 100)
             raise OSError(28, "No space left on device")
-        write(file, leaf)
+        replace(unfinished, path)
 
-    monkeypatch.setattr(block_store, "_write_all", no_room)
+    monkeypatch.setattr(os, "replace", no_room)
     with CodedOperator(A, executor=pool) as product:
         check(product)
         assert files()
@@ -116,11 +115,11 @@ def test_blocks_lie_on_disk_where_memory_has_no_room(pool: Pool, monkeypatch: py
 
 
 def test_no_room_at_all_is_one_clear_error(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_room(file: Any, leaf: Any) -> None:
+    def no_room(unfinished: Any, path: Any) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched, CodedOperator(A, executor=pool) as product:
-        patched.setattr(block_store, "_write_all", no_room)
+        patched.setattr(os, "replace", no_room)
         with pytest.raises(ExecutorError, match="no room for what workers are to read"):
             product @ X
     assert not files("*/*")

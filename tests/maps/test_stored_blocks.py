@@ -19,7 +19,7 @@ from polarmap import Fault, FaultyExecutor, PolarCode
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 from polarmap.worker.parts import DamagedError, Part, Place, assemble, read_file
-from polarmap.worker.pytree import Packed
+from polarmap.worker.pytree import unpacked
 from polarmap.worker.stored_output import OutputSpec
 
 
@@ -40,7 +40,7 @@ class StoredInFolder:
 
     def read(self, index):
         data = assemble(self.parts[index], lambda part: read_file(self.folder, part))
-        return Packed(("array",), (("<f8", self.shape),), data).unpack()[0]
+        return unpacked((("<f8", self.shape),), data)[0]
 
     read_as_stored = read
 

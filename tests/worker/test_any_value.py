@@ -34,7 +34,7 @@ from polarmap.worker.any_value import (
     to_block,
     to_result,
 )
-from polarmap.worker.pytree import pack, unflatten
+from polarmap.worker.pytree import pack, unflatten, unpacked
 
 
 class Point(NamedTuple):
@@ -53,7 +53,7 @@ class Celsius(float):
 def travelled(value: Any) -> Any:
     """As a worker's result comes home, beside a block that went there."""
     packed = pack(any_call(lambda same: same, is_pickled=True)(frozen(to_block(value))))
-    return from_result(unflatten(packed.structure, packed.unpack()))
+    return from_result(unflatten(packed.structure, unpacked(*packed[1:])))
 
 
 def frozen(block: np.ndarray) -> np.ndarray:
@@ -169,7 +169,7 @@ def test_one_object_does_not_come_back_as_two(value: Any) -> None:
     oracle = identities(pickle.loads(pickle.dumps(value)))
     assert identities(travelled(value)) == oracle
     packed = pack(to_result(value))
-    assert identities(from_result(unflatten(packed.structure, packed.unpack()))) == oracle
+    assert identities(from_result(unflatten(packed.structure, unpacked(*packed[1:])))) == oracle
 
 
 def note(text: str) -> Named:

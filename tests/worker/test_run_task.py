@@ -30,7 +30,7 @@ from polarmap.worker.frames import END, SUBTASK, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Place
-from polarmap.worker.pytree import Packed, pack, unflatten
+from polarmap.worker.pytree import Packed, pack, unflatten, unpacked
 from polarmap.worker.run_task import TaskIO, evaluate, rows, run_task, subtask_order
 from polarmap.worker.stored_output import OutputSpec
 
@@ -191,7 +191,7 @@ def test_pieces_are_evaluated_one_by_one_as_they_are_asked_for() -> None:
     packed, subtasks = next(results)()
     assert seen == [[4.0, 5.0]]
     assert subtasks == (2,)
-    [(doubled, identity)] = unflatten(packed.structure, packed.unpack())
+    [(doubled, identity)] = unflatten(packed.structure, unpacked(*packed[1:]))
     assert doubled.tolist() == [8.0, 10.0]
     np.testing.assert_array_equal(identity, np.eye(8)[4:6])
     assert [one()[1] for one in results] == [(3,), (0,), (1,)]

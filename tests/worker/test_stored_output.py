@@ -9,7 +9,7 @@ import pytest
 
 from polarmap.worker.messages import plain
 from polarmap.worker.parts import Place, assemble
-from polarmap.worker.pytree import pack
+from polarmap.worker.pytree import pack, unpacked
 from polarmap.worker.stored_output import SAMPLE, OutputSpec, StoredOutput, sample, store_result
 
 OUTPUT = OutputSpec(Place("folder", "f"), "p", items=300)
@@ -33,8 +33,8 @@ def test_a_result_is_cut_into_parts_and_a_sample_travels() -> None:
     pieces = assemble(where.parts, lambda part: objects[part.key][part.offset : part.offset + part.size])
     assert bytes(pieces) == result.tobytes()
     assert packed.structure == ("sample", (10, 100), ("array",))
-    np.testing.assert_array_equal(packed.unpack()[0], sample(result))
-    assert packed.unpack()[0].size == SAMPLE
+    np.testing.assert_array_equal(unpacked(*packed[1:])[0], sample(result))
+    assert unpacked(*packed[1:])[0].size == SAMPLE
 
 
 def test_several_arrays_share_the_sample_and_no_part() -> None:
