@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called
+from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
 from polarmap import Pool
@@ -22,7 +22,9 @@ from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
+from polarmap.worker import object_channel
 from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
+from polarmap.worker.messages import Reply
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -289,15 +291,9 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 
 
 @pytest.fixture
-def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice, folder: site)
-    with Pool(Path("threads.yaml"), workers=8) as one:
+def pool(site: ThreadSite) -> Iterator[Pool]:
+    with pool_of(site, workers=8) as one:
         yield one
-
-
-@pytest.fixture(autouse=True)
-def any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.pool._place", lambda choice: ("threads", None))
 
 
 def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
@@ -307,13 +303,27 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     return result
 
 
+def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are objects of it, too."""
+    site.storage, site.bucket = DictStorage(), "b"
+    site.default = serving_by_storage(site.storage)
+    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
+    with pool_of(site, workers=8, listen=False) as pool:
+        with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+            for _ in range(3):
+                np.testing.assert_allclose(operator @ X, A @ X)
+            assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
+        assert pool.name == "threads (objects)"
+    assert not any(key.endswith("orders") for _, key in site.storage.objects)
+
+
 def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
     """What a worker that was given this order says of it."""
     ticket = order[1][2]
     return Message(kind, (order[1][0], ticket[0], ticket[1]), **fields)
 
 
-REPLY = (0, 0, (("array",), (("<f8", (9,)),), b""), None, 0.0, 0.0, None, ())
+REPLY = tuple(Reply(None, 0.0, ("array",), (("<f8", (9,)),)))
 # Each made of the order that was given.
 NONSENSE: list[Callable[[Any], Message]] = [
     lambda order: Message(END),
@@ -323,7 +333,7 @@ NONSENSE: list[Callable[[Any], Message]] = [
     lambda order: answer(order, header=pickle.dumps(5)),
     lambda order: answer(order, header=pickle.dumps(REPLY)),
     lambda order: answer(order, header=pickle.dumps(REPLY[:5])),
-    lambda order: answer(order, header=pickle.dumps((7, 7, *REPLY[2:])), data=bytes(72)),
+    lambda order: answer(order, header=pickle.dumps((7, *REPLY[1:])), data=bytes(72)),
     lambda order: answer(order, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
     lambda order: answer(order, data=b"0/../../etc/passwd", is_file=True),
     lambda order: answer(order, data=b"7", is_file=True),
