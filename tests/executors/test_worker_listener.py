@@ -94,6 +94,14 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
     assert crowd.joined.empty()
 
 
+def test_each_nonce_is_another(listener: WorkerListener) -> None:
+    seen = set()
+    for _ in range(5):
+        with called(listener) as stranger:
+            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+    assert len(seen) == 5
+
+
 def test_who_says_nothing_does_not_keep_others_waiting(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
