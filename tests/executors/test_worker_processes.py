@@ -110,6 +110,23 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
         assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
+def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
+    left, lease = opened(workers), opened(workers)
+    told(taken(workers, left), call(tmp_path, 600.0))
+    workers.leave(left)
+    first, *_ = [taken(workers, lease) for _ in range(3)]
+    for _ in range(2):
+        assert workers.take(lease, 1) is None
+        assert workers._another() is None  # though its slots were more
+        assert len(workers) == 4
+        workers.remove(first)
+        first = taken(workers, lease)
+
+
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
