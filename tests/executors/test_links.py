@@ -245,6 +245,15 @@ def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its
         os.close(end)
 
 
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    descriptors = signal._read, signal._write
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
 def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def none_left(*arguments: object) -> int:
         raise OSError(24, "Too many open files")
