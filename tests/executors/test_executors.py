@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from memory_functions import HERE
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 from polarmap.errors import ExecutorError
@@ -27,7 +28,7 @@ class Pool:
 @pytest.fixture
 def yaml(tmp_path: Path) -> Path:
     path = tmp_path / "here.yaml"
-    path.write_text("lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n")
+    path.write_text(HERE)
     return path
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain import ends
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
@@ -47,9 +48,8 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
         pool.run(0)
         events = run.wait(1.0)
         assert [event.task for event in events if isinstance(event, Began)] == [1]  # nobody knows better
-        outcomes = [event for event in events if isinstance(event, Outcome)]
-        assert [outcome.task for outcome in outcomes] == [2, 0]
-        for outcome in outcomes:
+        assert [outcome.task for outcome in ends(events)] == [2, 0]
+        for outcome in ends(events):
             assert outcome.leaves is not None
             np.testing.assert_array_equal(outcome.leaves[0], -DATA[outcome.task])
 
@@ -73,7 +73,7 @@ def test_what_the_pool_drops_is_lost() -> None:
         assert run._folder is not None
         shutil.rmtree(run._folder.folder)
         pool.run(2)
-        texts = [str(outcome.failure) for outcome in run.wait(1.0) if isinstance(outcome, Outcome)]
+        texts = [str(outcome.failure) for outcome in ends(run.wait(1.0))]
     assert texts == [
         "WorkerLost: ManualPool was shut down or cancelled the task before it began",
         "WorkerLost: OSError: node down",

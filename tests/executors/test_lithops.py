@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_functions import Functions
-from plain import ends
+from memory_functions import HERE, Functions
+from plain import ends, first_ends
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
@@ -28,8 +28,6 @@ from polarmap.worker.parts import Place
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
-PATIENCE = 60.0
-HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
@@ -100,7 +98,7 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(run: Run) -> list[Outcome]:
-    return [event for event in run.wait(1.0) if isinstance(event, Outcome)]
+    return ends(run.wait(1.0))
 
 
 def begun(run: Run) -> set[int]:
@@ -221,15 +219,6 @@ def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
     return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
 
 
-def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:
-    found: list[Outcome] = []
-    deadline = time.monotonic() + PATIENCE
-    while len(found) < count:
-        assert time.monotonic() < deadline
-        found += ends(run.wait(0.5))
-    return found
-
-
 def files() -> list[Path]:
     """Of maps, in the private folder."""
     own = {"owner", "python", "paths", "this-python", "localhost-runner.log"}
@@ -239,9 +228,9 @@ def files() -> list[Path]:
 def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
-        first = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 3) if one.leaves}
+        first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
         run.submit([(2, 1), (3, 0)])
-        later = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 2) if one.leaves}
+        later = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 2) if one.leaves}
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
     assert later == {2: usual, 3: usual}
@@ -253,5 +242,5 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
     with closing(opened(np.copy)) as run:
         assert run.wait(0.0) == []
         run.submit([(task, 0) for task in range(4)])
-        outcomes_of(run, 1)
+        first_ends(run, 1)
     assert files() == before

@@ -15,13 +15,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from pool_processes import assert_nothing_is_left, descendants, folders, program, runs, until
+from plain import first_ends
+from pool_processes import (
+    assert_nothing_is_left,
+    descendants,
+    folders,
+    leave_out_others,
+    program,
+    runs,
+    until,
+)
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.worker.cores import available_cores
@@ -146,10 +155,8 @@ def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(
     for _ in range(3):
         with closing(pool.open(Payload(spoil, blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
-            ended: list[Any] = []
-            while len(ended) < 4:
-                ended += [event for event in run.wait(PATIENCE) if isinstance(event, Outcome)]
-            for outcome in ended:
+            for outcome in first_ends(run, 4):
+                assert outcome.leaves is not None
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
     assert sorted(written) == [0, 1, 2, 3]
 
@@ -347,6 +354,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
 
 
 def test_nothing_grows() -> None:
+    leave_out_others()
     with Pool() as pool:
         for _ in range(20):
             check(pool)
@@ -487,9 +495,7 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
         for _ in range(2):
             with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
                 run.submit([(0, 0), (1, 0)])
-                ended = 0
-                while ended < 2:
-                    ended += sum(isinstance(event, Outcome) for event in run.wait(1.0))
+                first_ends(run, 2)
                 moments.append(time.monotonic())
                 bills.append(run.close())
                 moments.append(time.monotonic())
