@@ -187,6 +187,7 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
         parts, stored = encrypted_object(fields, "x", memoryview(DATA), size)
 
         def read(place: Place, part: Part, stored: bytes = stored) -> bytes:
+            assert place == Place("bucket", "b")  # without the key
             return stored[part.offset : part.offset + part.size]
 
         assert [part.size for part in parts[:-1]] == [size] * (len(parts) - 1)

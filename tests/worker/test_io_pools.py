@@ -128,6 +128,9 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch
         np.testing.assert_array_equal(one, VALUES)
         assert not one.flags.writeable
     assert len(blocks) == 1
+    reads = blocks.reads
+    blocks.load(stored)
+    assert blocks.reads == reads <= 8  # at most once on each thread
     assert until(lambda: io_pools.pool_blocks() is not blocks)
 
 
