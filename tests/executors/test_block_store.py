@@ -226,14 +226,6 @@ def test_those_that_were_used_least_recently_make_way(tmp_path: Path) -> None:
     assert not in_use.is_removed
 
 
-def test_no_room_anywhere_is_said(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    coded = blocks()
-    stored = BlockStore(InFolders(None, tmp_path / "file", 10**6)).of(coded)
-    with pytest.raises(ExecutorError, match="no room for what workers are to read"):
-        stored.block(coded, 0)
-
-
 # --- buckets -----------------------------------------------------------------------------------
 
 

@@ -10,11 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from plain import ends
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import CodeError, ExecutorError
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.futures import FuturesExecutor
 from polarmap.executors.owned_folder import OWNER
@@ -81,19 +79,6 @@ def test_what_the_pool_drops_is_lost() -> None:
     ]
 
 
-def test_threads_must_not_write_into_the_data() -> None:
-    def f(block: Any) -> Any:
-        block += 1
-        return block
-
-    with ThreadPoolExecutor(1) as pool, closing(FuturesExecutor(pool).open(Payload(f, BLOCKS))) as run:
-        run.submit([(0, 0)])
-        [_, outcome] = run.wait(60.0)
-    assert isinstance(outcome, Outcome)
-    assert outcome.failure is not None
-    assert "read-only" in outcome.failure.message
-
-
 def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
     gate = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -103,17 +88,3 @@ def test_a_task_that_waits_for_a_thread_does_not_run_yet() -> None:
             assert run.wait(0.0) == []
             gate.set()
             assert [type(event) for event in run.wait(60.0)] == [Began, Outcome]
-
-
-def test_a_pool_that_takes_nothing_is_one_clear_error() -> None:
-    pool = ThreadPoolExecutor(1)
-    pool.shutdown()
-    run = FuturesExecutor(pool).open(Payload(np.negative, BLOCKS))
-    with closing(run), pytest.raises(ExecutorError, match="ThreadPoolExecutor accepts no tasks"):
-        run.submit([(0, 0)])
-
-
-def test_an_f_that_cannot_travel_is_refused_at_once() -> None:
-    lock = threading.Lock()
-    with pytest.raises(CodeError, match="f cannot be pickled for ManualPool"):
-        FuturesExecutor(ManualPool()).open(Payload(lambda block: lock, BLOCKS))

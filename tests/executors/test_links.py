@@ -52,8 +52,11 @@ def readable(link: Any) -> bool:
 def test_messages_go_both_ways(pair: Any) -> None:
     link, channel, _ = pair
     assert heard(link) == []
-    assert link.send(("call", {"x": 1}))
-    assert channel.receive(10.0) == ("call", {"x": 1})
+    assert not channel.has_message()
+    assert channel.receive(0.0) is None
+    for message in (("call", {"x": 1}), ("part", "key", bytes(10**5))):
+        assert link.send(message)
+        assert channel.receive(10.0) == message
     channel.send(said(1, b"raw"))
     channel.send(said(2))
     assert readable(link)

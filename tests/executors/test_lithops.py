@@ -15,7 +15,7 @@ from memory_functions import HERE, Functions
 from plain import ends, first_ends
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
@@ -105,30 +105,6 @@ def begun(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
 
 
-def test_what_is_ready_is_told_once() -> None:
-    run = Run()
-    run.submit([(2, 0), (0, 0)])
-    assert begun(run) == {0, 2}
-    assert run.wait(0.01) == []
-    run.functions.futures[0].ready = True
-    [outcome] = told(run)
-    assert outcome.leaves is not None
-    assert (outcome.task, outcome.leaves[0].tolist()) == (2, (-DATA[2]).tolist())
-    second = run.functions.futures[1]
-    second.done, second._exception = True, (RuntimeError, RuntimeError("timed out"))
-    [outcome] = told(run)
-    assert (outcome.task, str(outcome.failure)) == (0, "WorkerLost: timed out")
-
-
-def test_an_interpreter_that_runs_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run()
-    run.submit([(0, 0), (1, 0)])
-    monkeypatch.setattr(lithops_jobs, "ended_silently", lambda functions, futures: futures)
-    monkeypatch.setattr(lithops_jobs, "interpreter_error", lambda functions: "no numpy there")
-    with pytest.raises(ExecutorError, match="lithops/memory runs no task: no numpy there"):
-        told(run)
-
-
 def test_pieces_are_told_once_and_come_before_the_end_of_their_task() -> None:
     run = Run(subtasks=3)
     run.submit([(1, 0)])
@@ -192,23 +168,6 @@ def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> No
     for _ in range(1000):
         run.wait(0.0)
     assert 1 <= len(looks) < 1000
-
-
-def test_objects_of_a_map_go_with_it() -> None:
-    run = Run()
-    run.functions.storage.put_object("b", "of another map", b"")
-    run.submit([(0, 0)])
-    assert len(run.functions.storage.objects) == 3  # a block, and the sign that somebody waits
-    run.close()
-    assert [key for _, key in run.functions.storage.objects] == ["of another map"]
-
-
-def test_an_f_that_cannot_travel_is_named() -> None:
-    run = Run()
-    run._payload = Payload((one for one in ()).__next__, BLOCKS)
-    run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
-    with pytest.raises(CodeError, match="f cannot be pickled for lithops/memory"):
-        run.submit([(0, 0)])
 
 
 # --- jobs on this machine ------------------------------------------------------------

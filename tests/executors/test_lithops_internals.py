@@ -71,31 +71,25 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("version", [1, 2])
-def test_a_job_whose_processes_all_end_without_a_word_is_seen(tmp_path: Path, version: int) -> None:
-    """Their interpreter could run Lithops when it was asked what it has, and cannot any more."""
+def test_an_interpreter_that_does_not_run_lithops_is_told_of(tmp_path: Path, version: int) -> None:
     import lithops
 
     script = tmp_path / "python"
     script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
     script.chmod(0o755)
     config = {
-        "lithops": {"backend": "localhost", "storage": "localhost", "monitoring_interval": 0.02},
-        "localhost": {"version": version, "runtime": str(script), "worker_processes": 2},
+        "lithops": {"backend": "localhost", "storage": "localhost"},
+        "localhost": {"version": version, "runtime": str(script)},
     }
     functions = lithops.FunctionExecutor(config=config, log_level=None)
-    try:
-        assert runs_here(functions)
-        assert functions.get_result(functions.map(lambda x: x, [10])) == [10]
-        assert interpreter_error(functions) == ""
-        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
-        futures = functions.map(lambda x: x, [1, 2, 3], chunksize=1)
-        wait_until(lambda: ended_silently(functions, futures) == futures)
-        said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
-        assert re.search(said, interpreter_error(functions))
-        script.unlink()
-        assert "No such file" in interpreter_error(functions)
-    finally:
-        end(functions)
+    assert runs_here(functions)
+    assert interpreter_error(functions) == ""
+    script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+    said = rf"{script} of its workers .*No module named 'numpy'.* say runtime: {sys.executable}"
+    assert re.search(said, interpreter_error(functions))
+    script.unlink()
+    assert "No such file" in interpreter_error(functions)
+    end(functions)
 
 
 def work(number: int) -> int:
@@ -131,12 +125,13 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
 
 
 def test_the_interpreter_is_a_script_in_it() -> None:
-    script = Path(interpreter())
-    assert script.parent == private_folder()
+    folder, script = private_folder(), Path(interpreter())
+    assert script.parent == folder
     assert os.access(script, os.X_OK)
-    assert str(private_folder()).startswith(str(Path(tempfile.gettempdir()).resolve()))
-    shutil.rmtree(private_folder())
-    assert Path(interpreter()).is_file()
+    assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
+    shutil.rmtree(folder)
+    assert interpreter() == str(script)
+    assert script.is_file()
 
 
 def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

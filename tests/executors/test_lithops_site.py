@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 from pool_processes import until
-from servers import Server
 
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
@@ -73,15 +72,6 @@ def test_a_worker_that_ends_is_told_with_its_reason(folder: Path, tmp_path: Path
         assert until(lambda: bool(found.update(site.ended()) or len(found) == 3), 60.0)
     for number in (8, 9):
         assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
-
-
-def test_what_lies_in_its_storage_goes_with_it(server: Server, folder: Path, tmp_path: Path) -> None:
-    site = LithopsSite(server.config(tmp_path / "lithops.yaml"), folder)
-    with closing(site):
-        links = site.object_links(lambda number, link, channel: None)
-        assert list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
-        links.close()
-    assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
 
 
 def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
-from polarmap.executors.owned_folder import OWNER, disk_folder, memory_folder, private_folder, remove, restore
+from polarmap.executors.owned_folder import OWNER, disk_folder, memory_folder, remove, restore
 from polarmap.storage.process_identity import ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
@@ -166,10 +165,3 @@ def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
         "print(os.waitstatus_to_exitcode(os.wait()[1]))"
     )
     assert in_another_process(program, tmp_path) == "0"
-
-
-def test_it_is_made_again_when_somebody_has_removed_it() -> None:
-    folder = private_folder()
-    shutil.rmtree(folder)
-    assert private_folder() == folder
-    assert folder.is_dir()

@@ -276,14 +276,6 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool)
     assert len(descendants(os.getpid())) < 40
 
 
-def test_workers_that_are_killed_are_replaced(pool: Pool) -> None:
-    for _ in range(10):
-        check(pool, {1: Fault("kill"), 3: Fault("exit")})
-    for process in processes(pool):
-        os.kill(process, signal.SIGKILL)
-    check(pool)
-
-
 def test_workers_that_are_stopped_are_left_behind(pool: Pool) -> None:
     stopped = sorted(processes(pool))[:2]
     for process in stopped:

@@ -80,15 +80,6 @@ def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
     workers.close()
 
 
-def test_one_that_is_gone_is_replaced(workers: RemoteWorkers, site: ThreadSite) -> None:
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
-    workers.remove(taken(workers, workers.slots.open(lambda: None)))
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
-    assert len(site.launches) == 2
-
-
 def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
     workers: RemoteWorkers, site: ThreadSite
 ) -> None:

@@ -59,15 +59,6 @@ def opened(table: Table) -> Lease:
     return table.slots.open(lambda: None)
 
 
-def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None:
-    lease = opened(table)
-    first, second = taken(table, lease), taken(table, lease)
-    assert first is not second
-    table.give_back(second)
-    assert taken(table, lease) is second
-    assert len(table) == 2
-
-
 def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
     lease = opened(table)
     workers = [taken(table, lease) for _ in range(3)]

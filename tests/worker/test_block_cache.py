@@ -176,16 +176,6 @@ def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: in
         (cache if is_file else BlockCache(blocks.read)).load(block)
 
 
-def test_memory_goes_with_its_file(files: Blocks) -> None:
-    block = files.block(numbers())
-    files.cache.load(block)
-    files.cache.forget_removed()
-    assert len(files.cache) == 1
-    os.unlink(Path(files.place.place) / "x0")
-    files.cache.forget_removed()
-    assert len(files.cache) == 0
-
-
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])
 def test_a_byte_changed_in_place_is_noticed_although_its_time_is_set_back(files: Blocks, at: int) -> None:
     block, path = files.block(numbers()), Path(files.place.place) / "x0"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from queue import SimpleQueue
 
@@ -58,8 +56,3 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         run_on_daemon(inside.set)
         os._exit(0 if inside.wait(PATIENCE) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_the_interpreter_exits_without_waiting() -> None:
-    code = f"import time; from {daemon_threads.__name__} import *; run_on_daemon(lambda: time.sleep(600))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

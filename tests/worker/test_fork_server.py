@@ -18,7 +18,7 @@ import pytest
 from pool_processes import runs, until
 
 from polarmap.worker.any_value import to_block
-from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
@@ -58,20 +58,6 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
         [message] = Frames().of(ours.recv(4096))
         found.append((int(message.header), ours))
     return found
-
-
-def test_it_tells_how_workers_ended_that_it_was_not_asked_to_kill(tmp_path: Path) -> None:
-    process, control = served(tmp_path)
-    with process, control:
-        (first, _), _, (third, _) = workers = workers_of(control, 3)
-        control.sendall(REQUEST.pack(KILL, 1))
-        assert workers[1][1].recv(1) == b""
-        for number, one, sent in ((0, first, signal.SIGKILL), (2, third, signal.SIGTERM)):
-            os.kill(one, sent)
-            assert ENDED.unpack(control.recv(ENDED.size)) == (number, sent)
-        control.sendall(REQUEST.pack(END, 0))
-        for _, ours in workers:
-            ours.close()
 
 
 def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:

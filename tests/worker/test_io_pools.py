@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -50,16 +49,6 @@ def test_functions_and_blocks_come_in_two_kinds(f: Any, block: Any) -> None:
     assert told(f, block).layout == (("<i8", (3,)),)
 
 
-def test_a_stored_block_is_read_by_the_worker(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(np.arange(3).tobytes())
-    block = StoredBlock(Place("folder", str(tmp_path)), (Part("x", 24),), ("array",), (("<i8", (3,)),))
-    assert told(np.negative, None, TICKET._replace(block=block)).structure == ("array",)
-    lost = block._replace(parts=(Part("y", 24),))
-    error = told(np.negative, None, TICKET._replace(block=lost)).error
-    assert error is not None
-    assert error.type == "DamagedError"
-
-
 def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
     assert told(b"no pickle", 1).error is not None
 
@@ -77,21 +66,6 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
     assert began.is_set()
     assert run_in_pool(f, 1, TICKET, link, 1) is None
     assert time.monotonic() - before < 30
-
-
-def test_pieces_are_handed_in_through_memory() -> None:
-    replies: SimpleQueue[Any] = SimpleQueue()
-    link = ThreadLink(replies)
-    last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link, 1)
-    assert last is not None
-    assert [message.header.subtasks for message in (replies.get_nowait(), last)] == [(1,), (0,)]
-
-
-def test_pieces_are_handed_in_through_a_folder_and_told_once(tmp_path: Path) -> None:
-    link = folder_link(tmp_path)
-    run_in_pool(np.negative, np.arange(3), TICKET._replace(subtask_order=(2, 0, 1)), link, 1)
-    assert [pickle.loads(message.header)[-1] for message in link.take()] == [(0,), (2,)]
-    assert link.take() == []
 
 
 def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> None:

@@ -54,12 +54,6 @@ def test_keys_tell_what_was_said(said: Said) -> None:
     assert KEYS.said(KEYS.reply(said)) == said
 
 
-@pytest.mark.parametrize("name", ["", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1.tmp-9", "----"])
-def test_keys_of_others_tell_nothing(name: str) -> None:
-    found = KEYS.said(KEYS.replies + name)
-    assert found is None
-
-
 def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel) -> None:
     assert channel.receive(0.0) is None
     driver.put(w7=(4, ("cancel",), None), w8=(9, CALL, None))
@@ -70,14 +64,6 @@ def test_the_latest_message_is_taken_once(driver: Driver, channel: ObjectChannel
     assert channel.receive(0.0) is None
     driver.put(w7=(4, ("cancel",), None))
     assert channel.receive(0.0) is None
-
-
-@pytest.mark.parametrize("is_large", [False, True])
-def test_a_function_comes_with_its_message(driver: Driver, channel: ObjectChannel, is_large: bool) -> None:
-    if is_large:
-        driver.storage.put_object("b", KEYS.function(b"digest"), b"pickled")
-    driver.put({} if is_large else {b"digest": b"pickled"}, w7=(1, CALL, b"digest"))
-    assert channel.receive(1.0) == with_function(CALL, b"pickled")
 
 
 def test_a_message_whose_function_is_gone_is_none(driver: Driver, channel: ObjectChannel) -> None:
@@ -180,19 +166,6 @@ def test_signs_of_life_go_on_while_the_storage_is_away_and_end_with_the_channel(
     assert all((one.number, one.size) == (7, 0) for one, _ in said(driver))
     assert {(one.latest, one.is_idle) for one, _ in said(driver)} == {(0, True), (1, False)}
     assert until(lambda: threading.active_count() == others)
-
-
-def test_what_is_said_while_the_storage_is_away_is_put_later(driver: Driver, channel: ObjectChannel) -> None:
-    failures, put = iter([ConnectionError("away"), FileNotFoundError("folder")]), driver.storage.put_object
-
-    def put_later(bucket: str, key: str, data: bytes) -> None:
-        for failure in failures:
-            raise failure
-        put(bucket, key, data)
-
-    driver.storage.put_object = put_later
-    channel.send(Message(END))
-    assert [list(Frames().of(data)) for _, data in said(driver)] == [[Message(END)]]
 
 
 class Clock:

@@ -6,12 +6,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from polarmap.worker.process_state import ProcessState, Surroundings, is_for_want
+from polarmap.worker.process_state import ProcessState, is_for_want
 
 
 def in_a_child(call: Callable[[], bool]) -> bool:
@@ -58,19 +57,6 @@ def test_what_cannot_be_is_named(deed: str, said: str) -> None:
         state = ProcessState()
         exec(deed, {"np": np, "os": os, "sys": sys})
         return state.restore() == said
-
-    assert in_a_child(call)
-
-
-def test_surroundings_are_taken_over_where_they_differ(tmp_path: Path) -> None:
-    def call() -> bool:
-        before = Surroundings.of_this_process()
-        os.chdir(tmp_path)
-        os.environ["MINE"] = "1"
-        del os.environ["PATH"]
-        sys.path.clear()
-        before.take_over()
-        return Surroundings.of_this_process() == before
 
     assert in_a_child(call)
 

@@ -151,14 +151,6 @@ def test_with_a_key_what_stays_in_storage_is_encrypted() -> None:
         decrypt_part(encryption, stored.parts[0], data[60:])
 
 
-def test_a_result_may_stay_in_storage() -> None:
-    io = MemoryIO(np.negative, np.arange(6.0))
-    stored = meant(run_task(STORING, io)).stored
-    assert stored is not None
-    assert [(part.key, part.offset) for part in stored.parts] == [("p/3-1/0", 0), ("p/3-1/0", 32)]
-    assert io.objects == {"p/3-1/0": (-np.arange(6.0)).tobytes()}
-
-
 @pytest.mark.parametrize("question", [1, 2])
 def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
     io = MemoryIO(np.negative, np.arange(6.0))
@@ -235,12 +227,6 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> Path:
             if top != "__pycache__" and not (packages / top).exists():
                 (packages / top).symlink_to(Path(str(distribution.locate_file(top))).resolve())
     return folder / "bin" / "python"
-
-
-def test_the_worker_sees_nothing_else(bare: Path) -> None:
-    code = f"import importlib.util, lithops; print([n for n in {ABSENT} if importlib.util.find_spec(n)])"
-    run = subprocess.run([bare, "-I", "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout == "[]\n"
 
 
 @pytest.mark.filterwarnings("ignore::ResourceWarning")  # Lithops looks through this module's imports
