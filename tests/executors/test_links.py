@@ -199,14 +199,6 @@ def test_a_link_of_a_worker_that_is_gone_says_so() -> None:
     link.close()
 
 
-def test_the_last_that_a_worker_is_told_is_to_end() -> None:
-    told: list[Any] = []
-    link = ObjectLink(told.append)
-    assert link.send(("call", 1))
-    link.close()
-    assert told == [("call", 1), ("end",)]
-
-
 def test_a_message_that_cannot_be_posted_was_not_told() -> None:
     def post(message: Any) -> None:
         raise KeyError("no such worker")

@@ -276,18 +276,6 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool)
     assert len(descendants(os.getpid())) < 40
 
 
-def test_workers_that_are_stopped_are_left_behind(pool: Pool) -> None:
-    stopped = sorted(processes(pool))[:2]
-    for process in stopped:
-        os.kill(process, signal.SIGSTOP)
-    for _ in range(3):
-        check(pool)
-    for process in stopped:
-        if runs(process):
-            os.kill(process, signal.SIGCONT)
-    check(pool)
-
-
 def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
     workers = processes(pool)
     parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
