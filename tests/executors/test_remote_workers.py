@@ -57,6 +57,12 @@ def taken(workers: RemoteWorkers, lease: Lease) -> KeptWorker:
     return worker
 
 
+def started(workers: RemoteWorkers, count: int) -> None:
+    """So many were wanted, and are there."""
+    workers.want(count)
+    assert until(lambda: len(workers) == count)
+
+
 def soon(workers: RemoteWorkers) -> bool:
     """Look now, not in a moment; False."""
     workers.check()
@@ -73,18 +79,16 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: T
 
 
 def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
-    workers = made(site, most=2)
-    workers.want(100)
-    assert until(lambda: len(workers) == 2)
-    assert site.launches == [[0, 1]]
-    workers.close()
+    with closing(made(site, most=2)) as workers:
+        workers.want(100)
+        assert until(lambda: len(workers) == 2)
+        assert site.launches == [[0, 1]]
 
 
 def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
     workers: RemoteWorkers, site: ThreadSite
 ) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     site.told[0] = "killed"
     soon(workers)
     assert until(lambda: list(workers._workers) == [1])
@@ -105,21 +109,18 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
     assert until(lambda: len(workers) == 2)
 
 
-def test_a_site_that_refuses_is_one_clear_error(site: ThreadSite) -> None:
+def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkers, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
-    workers = made(site)
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.want(1)
     assert workers.paid() is not None
-    workers.close()
 
 
 def test_a_site_that_refuses_for_a_while_is_asked_again(
     workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.want(3)
     assert until(lambda: soon(workers) or len(site.launches) >= 4)
@@ -134,38 +135,33 @@ def test_a_site_that_refuses_for_a_while_is_asked_again(
 
 
 def test_workers_that_fail_are_one_clear_error_soon(
-    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:
         raise ImportError("no module named numpy")
 
     monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
     site.default = fails
-    workers = made(site)
     workers.want(2)
     with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
         until(lambda: soon(workers))
     assert len(site.launches) <= remote_workers.FAILURES
-    workers.close()
 
 
 def test_a_site_where_nothing_ever_starts_is_one_clear_error(
-    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "START_SECONDS", 0.05)
     site.default = lambda *arguments: None
-    workers = made(site)
     site.ended = lambda may_ask=True: {}
     workers.want(1)
     time.sleep(0.1)
     with pytest.raises(ExecutorError, match="has called within"):
         soon(workers)
-    workers.close()
 
 
 def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSite) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     channel = called(workers._address, 99)
     with pytest.raises(ConnectionError):
         channel.receive(PATIENCE)
@@ -174,8 +170,7 @@ def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSit
 
 
 def test_one_that_its_site_has_started_again_takes_its_own_place(workers: RemoteWorkers, site: Any) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     first = workers._workers[0]
     channel = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
@@ -196,8 +191,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     workers: RemoteWorkers, site: Any
 ) -> None:
     began = time.monotonic()
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
+    started(workers, 2)
     time.sleep(0.05)
     since = time.monotonic()
     first = workers.paid()
@@ -215,41 +209,33 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert 0.04 < second.seconds <= time.monotonic() - since  # of the one that is left
 
 
-def test_workers_are_renewed_a_few_at_a_time(site: ThreadSite) -> None:
+def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: ThreadSite) -> None:
     site.seconds = 2.0
-    workers = made(site)
-    try:
-        workers.want(8)
-        assert until(lambda: len(workers) == 8)
-        deadline = time.monotonic() + PATIENCE
-        while min(workers._workers, default=0) < 8:  # until none of the first is there
-            assert time.monotonic() < deadline
-            workers.tend()
-            assert len(workers) <= 9
-            time.sleep(0.01)
-        assert max(map(len, site.launches[1:])) == 1
-        assert len(workers) >= 7
-    finally:
-        workers.close()
+    started(workers, 8)
+    deadline = time.monotonic() + PATIENCE
+    while min(workers._workers, default=0) < 8:  # until none of the first is there
+        assert time.monotonic() < deadline
+        workers.tend()
+        assert len(workers) <= 9
+        time.sleep(0.01)
+    assert max(map(len, site.launches[1:])) == 1
+    assert len(workers) >= 7
 
 
-def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(site: ThreadSite) -> None:
+def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
+    workers: RemoteWorkers, site: ThreadSite
+) -> None:
     site.seconds = 100.0
-    workers = made(site)
-    try:
-        workers.want(1)
-        assert until(lambda: len(workers) == 1)
-        first = workers._launched[0]
-        first.ends = time.monotonic() + 5.0  # soon, of so many seconds
-        site.refusal = ExecutorError("too many requests")
-        workers.tend()
-        assert not first.is_replaced
-        site.refusal = None
-        workers.tend()
-        assert first.is_replaced
-        assert until(lambda: set(workers._workers) == {0, 2})
-    finally:
-        workers.close()
+    started(workers, 1)
+    first = workers._launched[0]
+    first.ends = time.monotonic() + 5.0  # soon, of so many seconds
+    site.refusal = ExecutorError("too many requests")
+    workers.tend()
+    assert not first.is_replaced
+    site.refusal = None
+    workers.tend()
+    assert first.is_replaced
+    assert until(lambda: set(workers._workers) == {0, 2})
 
 
 def test_those_that_are_more_than_are_wanted_go(
