@@ -250,10 +250,13 @@ def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() 
     class Mine(Exception):  # noqa: N818
         pass
 
-    for error in (KeyError("a"), Mine("a", 2), SystemExit(3)):
+    mine = Mine("a", 2)
+    mine.more = [1, 2]  # type: ignore[attr-defined]
+    for error in (KeyError("a"), mine, SystemExit(3)):
         assert failure_of(describe(error)).cause is error
         cause = failure_of(Error(*plain(describe(error)))).cause
-        assert (type(cause), cause and cause.args) == (type(error), error.args)
+        assert cause is not None
+        assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
         told = failure_of(Error("E", "text", "the trace", pickle.dumps(KeyError()))).cause
         assert "the trace" in str(told and told.__cause__)
 

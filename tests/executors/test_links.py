@@ -158,20 +158,11 @@ def test_nothing_a_worker_says_is_unpickled_here(pair: Any, tmp_path: Path, turn
     theirs.shutdown(socket.SHUT_WR)
     other.deliver(one)
     for end in (link, other):
-        assert all(isinstance(message.header, bytearray) for message in end.receive()[0])
+        said, _ = end.receive()
+        assert all(isinstance(message.header, bytearray) for message in said)
+        assert end is other or not link._seals or said == []  # none of it has a right tag
     assert not (tmp_path / "unpickled").exists()
     other.close()
-
-
-def test_a_byte_that_is_changed_on_its_way_ends_the_connection() -> None:
-    ours, theirs = socket.socketpair()
-    link = SocketLink(ours, seals())
-    sent = bytearray(frame(Message(END, header=b"header", data=b"data"), seals().to_driver))
-    sent[-40] ^= 1
-    theirs.sendall(sent)
-    assert link.receive() == ([], False)
-    link.close()
-    theirs.close()
 
 
 # --- by way of objects --------------------------------------------------------------------------------

@@ -152,12 +152,6 @@ def in_another_process(program: str, folder: Path) -> str:
     return run.stdout.strip()
 
 
-def test_it_is_made_once_and_gone_after_exit(tmp_path: Path) -> None:
-    told = in_another_process("print(private_folder()); assert private_folder().is_dir()", tmp_path)
-    assert Path(told).parent == tmp_path.resolve()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
     program = (
         "import os; folder = private_folder()\n"

@@ -238,13 +238,6 @@ def test_a_handshake_that_is_sent_back_proves_nothing(ends: Any, background: Any
         found.result()
 
 
-def test_who_closes_early_is_refused(ends: Any) -> None:
-    ends[1].sendall(b"short")
-    ends[1].shutdown(socket.SHUT_WR)
-    with pytest.raises(ConnectionError, match="closed"):
-        admit_worker(ends[0], KEY)
-
-
 def test_who_says_it_a_byte_at_a_time_is_refused_after_a_while(ends: Any) -> None:
     ends[0].settimeout(0.2)
     is_over = threading.Event()

@@ -110,15 +110,3 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
 
     for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock())):
         assert travelled_error(error).exception is None
-
-
-def test_what_pickle_refuses_travels_by_cloudpickle() -> None:
-    class Mine(Exception):  # noqa: N818
-        pass
-
-    error = Mine("a", 2)
-    error.more = [1, 2]  # type: ignore[attr-defined]
-    data = travelled_error(error).exception
-    assert isinstance(data, bytes)
-    found = pickle.loads(data)
-    assert (type(found), found.args, found.more) == (Mine, ("a", 2), [1, 2])
