@@ -10,18 +10,14 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from stored_calls import call_of
 
 from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
-from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
-from polarmap.worker.messages import StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
 
@@ -68,12 +64,7 @@ def call(folder: Path, seconds: float) -> tuple[Any, ...]:
             time.sleep(0.01)
         return block
 
-    data = np.zeros(1)
-    (folder / "block").write_bytes(data.tobytes())
-    place = Place("folder", str(folder))
-    block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
-    f = to_block((nap, ("array",))).tobytes()
-    return 0, (str(folder),), Ticket(0, 0, block, None, None), f, None, {}, False
+    return call_of(nap, folder)
 
 
 def told(worker: KeptWorker, call: tuple[Any, ...], name: str = "") -> bool:

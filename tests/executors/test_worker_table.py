@@ -140,14 +140,6 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     assert table.abandoned[-1] == [2, 0, 1]
 
 
-def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
-    worker = taken(table, opened(table))
-    worker.note(TOLD, "task")
-    table.links[0].deliver(frame(Message(PROCESS, header=b"123")) + frame(Message(END, TOLD)))
-    assert worker.receive() == ([Message(END, TOLD)], True)
-    assert worker.process == 123
-
-
 @pytest.mark.parametrize(
     "said",
     [

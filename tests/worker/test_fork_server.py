@@ -16,13 +16,10 @@ import cloudpickle
 import numpy as np
 import pytest
 from pool_processes import runs, until
+from stored_calls import call_of
 
-from polarmap.worker.any_value import to_block
 from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
-from polarmap.worker.messages import StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
@@ -105,17 +102,13 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
     def start(block: Any) -> Any:
         return float(way())
 
-    data = np.zeros(1)
-    (tmp_path / "block").write_bytes(data.tobytes())
-    block = StoredBlock(Place("folder", str(tmp_path)), (Part("block", 8),), ("array",), layout_of([data]))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
-    f = to_block((start, ("array",))).tobytes()
+    call = call_of(start, tmp_path)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     process, control = served(tmp_path)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            call = 0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None, {}, False
             ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
             [message] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(message.data)[0])

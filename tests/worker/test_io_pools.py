@@ -14,13 +14,13 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+import stored_calls
 from pool_processes import until
 
 from polarmap.worker import io_pools
 from polarmap.worker.frames import PART, Message
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
 
 TICKET = Ticket(3, 1, None, None, None)
 
@@ -85,9 +85,7 @@ VALUES = np.arange(40_000.0)  # large enough to be mapped
 
 @pytest.fixture
 def stored(tmp_path: Path) -> StoredBlock:
-    (tmp_path / "x").write_bytes(VALUES.tobytes())
-    layout = ((VALUES.dtype.str, VALUES.shape),)
-    return StoredBlock(Place("folder", str(tmp_path)), (Part("x", VALUES.nbytes),), ("array",), layout)
+    return stored_calls.stored(tmp_path, VALUES)
 
 
 def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,6 +120,6 @@ def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: StoredBlock, tmp_p
     io_pools.pool_blocks.cache_clear()
     blocks = io_pools.pool_blocks()
     blocks.load(stored)
-    (tmp_path / "x").unlink()
+    (tmp_path / "block").unlink()
     assert until(lambda: not len(blocks))
     assert until(lambda: io_pools.pool_blocks() is not blocks)
