@@ -24,7 +24,7 @@ from polarmap.worker.channels import (
     connected,
     exactly,
 )
-from polarmap.worker.frames import ORDER, TAG_BYTES, FrameError, Message, Seal, Seals, frame
+from polarmap.worker.frames import END, ORDER, TAG_BYTES, FrameError, Message, Seal, Seals, frame
 
 KEY = bytes(range(32))
 
@@ -72,6 +72,31 @@ def test_nothing_is_unpickled_that_was_changed_on_its_way(tmp_path: Path) -> Non
             channel.receive(None)
     channel.close()
     assert not (tmp_path / "unpickled").exists()
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+def test_a_process_that_is_forked_does_not_hold_it() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30.0)
+    channel = SocketChannel(theirs)
+    waiting, go = os.pipe()
+    child = os.fork()
+    if not child:
+        code = 1
+        try:
+            os.close(go)
+            os.read(waiting, 1)
+            channel.send(Message(END))
+        except OSError:
+            code = 0
+        finally:
+            os._exit(code)
+    channel.close()
+    assert ours.recv(1) == b""  # though the child lives
+    os.close(go)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(waiting)
+    ours.close()
 
 
 # --- connecting ----------------------------------------------------------------------------------
