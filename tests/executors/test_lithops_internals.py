@@ -7,13 +7,12 @@ import re
 import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from pool_processes import until
 
 from polarmap.executors.lithops_internals import (
     LostError,
@@ -35,15 +34,6 @@ from polarmap.executors.lithops_internals import (
 )
 from polarmap.executors.owned_folder import private_folder
 
-PATIENCE = 60.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
     functions = localhost_functions(1)
@@ -52,12 +42,12 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         for future in (good, bad):
-            wait_until(partial(has_ended, future))
+            assert until(partial(has_ended, future))
         assert result_of(good, functions) == 10
         with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
-        wait_until(lambda: has_begun(late))
+        assert until(lambda: has_begun(late))
         assert ended_silently(functions, [late]) == []
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()

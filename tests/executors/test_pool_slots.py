@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pool_processes import until
 
 from polarmap.executors import pool_slots
 from polarmap.executors.pool_slots import STANDSTILL_SECONDS, PoolSlots, first_limit, is_waiting
@@ -276,9 +277,7 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
     for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
         with subprocess.Popen([sys.executable, "-c", program]) as process:
             try:
-                deadline = time.monotonic() + 30.0
-                while is_waiting(process.pid) != waits:
-                    assert time.monotonic() < deadline
+                assert until(lambda waits=waits, process=process: is_waiting(process.pid) == waits)
             finally:
                 process.kill()
     assert not is_waiting(process.pid)  # nobody knows

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pool_processes import until
 from stored_calls import call_of
 
 from polarmap.executors import worker_processes
@@ -132,9 +133,7 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     assert workers.abandoned_tasks() == {"this"}
     assert workers.take(others, 1) is None
     (tmp_path / "go").touch()
-    deadline = time.monotonic() + 30.0
-    while workers.abandoned_tasks():
-        assert time.monotonic() < deadline
+    assert until(lambda: not workers.abandoned_tasks())
     assert taken(workers) is worker
 
 
@@ -150,9 +149,7 @@ def test_one_that_does_not_is_killed(
     told(worker, call(tmp_path, 600.0))
     workers.leave(lease)
     assert taken(workers) is not worker
-    deadline = time.monotonic() + 30.0
-    while os.path.exists(f"/proc/{worker.process}"):
-        assert time.monotonic() < deadline
+    assert until(lambda: not os.path.exists(f"/proc/{worker.process}"))
 
 
 def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:
