@@ -18,7 +18,7 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import call_of
 
-from polarmap.worker.fork_server import END, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
@@ -29,6 +29,19 @@ FULL = f"""
 import os
 def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = fork
+{SERVE}
+"""
+
+
+# That a child has ended is told between the last look for signals and the wait for a request.
+LATE = f"""
+import ctypes, operator, socket
+from itertools import starmap
+def recv_fds(control, size, count):
+    calls = (ctypes.CDLL(None).usleep, 500_000), (control.recvmsg, size, socket.CMSG_LEN(4 * count))
+    _, (data, ancillary, *_) = starmap(operator.call, calls)
+    return data, [int.from_bytes(one[2], "little") for one in ancillary], 0, None
+socket.recv_fds = recv_fds
 {SERVE}
 """
 
@@ -55,6 +68,16 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
         [message] = Frames().of(ours.recv(4096))
         found.append((int(message.header), ours))
     return found
+
+
+def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -> None:
+    process, control = served(tmp_path, LATE)
+    with process, control:
+        [(worker, ours)] = workers_of(control, 1)
+        with ours:
+            os.kill(worker, signal.SIGKILL)
+            assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
+        control.sendall(REQUEST.pack(END, 0))
 
 
 def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
