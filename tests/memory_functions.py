@@ -8,6 +8,8 @@ from typing import Any
 
 from memory_storage import DictStorage
 
+HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
+
 
 class Future:
     """As Lithops has it, with what it will return."""

@@ -16,7 +16,7 @@ import numpy as np
 
 import polarmap
 from polarmap import Decoder, PolarCode, ReplayExecutor
-from polarmap.executors.base import Event, Outcome, Payload
+from polarmap.executors.base import Event, Outcome, Payload, Run
 from polarmap.executors.replay import ReplayRun
 
 STATES = ("used", "surplus", "abandoned", "failed", "not started")
@@ -145,6 +145,16 @@ def set_environment(environment: Mapping[str, str | None]) -> None:
 def ends(events: Iterable[Event]) -> list[Outcome]:
     """Of what a run has told, what ended."""
     return [event for event in events if isinstance(event, Outcome)]
+
+
+def first_ends(run: Run, count: int, seconds: float = 60.0) -> list[Outcome]:
+    """So many outcomes, as soon as a run has told them."""
+    found: list[Outcome] = []
+    deadline = run.now() + seconds
+    while len(found) < count:
+        assert run.now() < deadline
+        found += ends(run.wait(0.5))
+    return found
 
 
 class AlteringReplay(ReplayExecutor):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import select
 import shutil
 import signal
 import socket
 import struct
 from typing import Any
 
-from polarmap.worker.channels import SocketChannel
+from polarmap.worker.channels import SocketChannel, ready
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
 from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
@@ -38,11 +39,14 @@ class ForkServer:
         self._control, self._folders = control, folders
         self._places = {os.path.dirname(folder) for folder in folders}
         self._workers: dict[int, int] = {}  # number -> process, but for those that the driver wants killed
+        self._signals, self._signalled = socket.socketpair()  # a byte for each signal
 
     def run(self) -> None:
         """Until the driver has closed its end, or died."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        self._signalled.setblocking(False)
+        signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what workers have started is our child when they have ended
         try:
             with contextlib.suppress(ConnectionError):  # it may have gone, and said before that it would
@@ -64,6 +68,9 @@ class ForkServer:
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
+        # Of a signal in the moment before it waits, whose handler has not run, it would not hear.
+        while self._control not in ready([self._control, self._signals], select.POLLIN, None):
+            self._signals.recv(4096)
         try:
             request, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1)
         except ConnectionError:
@@ -90,8 +97,10 @@ class ForkServer:
             return
         if not process:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            signal.set_wakeup_fd(-1)
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            self._control.close()
+            for one in (self._control, self._signals, self._signalled):
+                one.close()
             os.setpgid(0, 0)
             _be_a_worker(parent, descriptor)
         with contextlib.suppress(OSError):  # it was faster, and may be gone

@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from dask_executors import dask_executor
-from plain import process_pool
+from plain import ends, process_pool
 
 from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.executors import executor_of
-from polarmap.executors.base import Began, Event, MapExecutor, Outcome, Payload, Run, failure_of
+from polarmap.executors.base import Began, Event, Failure, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
 from polarmap.worker.frames import SUBTASK, Message
@@ -100,7 +100,7 @@ def told(run: Run, *tasks: int) -> list[Outcome]:
     deadline = run.now() + PATIENCE
     while {one.task for one in outcomes if one.over} != set(tasks):
         assert run.now() < deadline
-        outcomes += [event for event in run.wait(0.5) if isinstance(event, Outcome)]
+        outcomes += ends(run.wait(0.5))
     return outcomes
 
 
@@ -123,8 +123,8 @@ def test_it_says_what_it_is_and_runs_what_is_submitted_and_nothing_else(executor
         assert_right(ended(run, 0)[0])
 
 
-def test_every_attempt_begins_and_ends_once_whatever_becomes_of_it(kind: Kind, executor: MapExecutor) -> None:
-    """Attempts that are lost, that raise, that overtake others; and none that was not submitted."""
+def test_every_attempt_ends_once_whatever_becomes_of_it(kind: Kind, executor: MapExecutor) -> None:
+    """Lost, raised, overtaking others; it begins before, at most once; and none that was not submitted."""
     faults = {task: Fault(name, 0.3) for task, name in enumerate(sorted(kind.faults), start=1)}
     attempts = [(task, attempt) for attempt in range(2) for task in range(N)] + [(0, 7), (3, 2)]
     events: list[Event] = []
@@ -132,17 +132,16 @@ def test_every_attempt_begins_and_ends_once_whatever_becomes_of_it(kind: Kind, e
         run.submit(attempts[:8])
         run.submit(attempts[8:])
         deadline = run.now() + PATIENCE
-        while len([event for event in events if isinstance(event, Outcome)]) < len(attempts):
+        while len(ends(events)) < len(attempts):
             assert run.now() < deadline
             events += run.wait(0.5)
         events += run.wait(0.2)
-    ends = [event[:2] for event in events if isinstance(event, Outcome)]
-    assert sorted(ends) == sorted(attempts)
-    began = {event[:2]: number for number, event in enumerate(events) if isinstance(event, Began)}
-    for event in events:
-        if isinstance(event, Outcome) and event.failure is None and event[:2] in began:
-            assert began[event[:2]] < events.index(event)
+    assert sorted(outcome[:2] for outcome in ends(events)) == sorted(attempts)
+    began = [event[:2] for event in events if isinstance(event, Began)]
+    assert len(began) == len(set(began))
     assert set(began) <= set(attempts)
+    order = [event[:2] for event in events]
+    assert all(isinstance(events[order.index(one)], Began) for one in began)
 
 
 def test_faults_are_told_apart_and_strike_one_attempt(kind: Kind, executor: MapExecutor) -> None:
@@ -183,7 +182,7 @@ def test_what_hangs_is_seen_to_run_helped_by_a_further_attempt_and_left_behind(e
     }:
         assert run.now() < deadline
         events += run.wait(0.02)
-    [outcome] = [event for event in events if isinstance(event, Outcome)]
+    [outcome] = ends(events)
     assert_right(outcome)
     [when] = [event.when for event in events if isinstance(event, Began) and event.task == 0]
     assert opened - 0.1 <= when <= run.now() + 0.1  # files have coarser clocks
@@ -204,7 +203,7 @@ def test_a_wait_returns_soon_when_it_is_woken_before_or_meanwhile(executor: MapE
     run.wake()
     waiting.join(PATIENCE)
     assert not waiting.is_alive()
-    assert not [event for event in events if isinstance(event, Outcome)]
+    assert not ends(events)
     run.close()
     run.wake()
 
@@ -251,10 +250,13 @@ def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() 
     class Mine(Exception):  # noqa: N818
         pass
 
-    for error in (KeyError("a"), Mine("a", 2), SystemExit(3)):
+    mine = Mine("a", 2)
+    mine.more = [1, 2]  # type: ignore[attr-defined]
+    for error in (KeyError("a"), mine, SystemExit(3)):
         assert failure_of(describe(error)).cause is error
         cause = failure_of(Error(*plain(describe(error)))).cause
-        assert (type(cause), cause and cause.args) == (type(error), error.args)
+        assert cause is not None
+        assert (type(cause), cause.args, vars(cause)) == (type(error), error.args, vars(error))
         told = failure_of(Error("E", "text", "the trace", pickle.dumps(KeyError()))).cause
         assert "the trace" in str(told and told.__cause__)
 
@@ -280,22 +282,31 @@ def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     structure, layout, data = pack(np.arange(3.0))
     header = pickled(plain(Reply(None, 2.0, structure, layout, None, (2,))))
     sent = encrypted_reply(Message(SUBTASK, (0, 1, 0), header, data), tuple(encryption))
+    plain_payload, payload = (Payload(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
     outcomes = [
-        Payload(np.negative, BLOCKS).partial_outcome(Message(SUBTASK, (0, 1, 0), header, data)),
-        Payload(np.negative, BLOCKS, encryption=encryption).partial_outcome(sent),
-        Payload(np.negative, BLOCKS, encryption=encryption).partial_outcome(
-            sent._replace(header=b"no pickle")
-        ),
+        plain_payload.partial_outcome(Message(SUBTASK, (0, 1, 0), header, data)),
+        payload.partial_outcome(sent),
+        payload.partial_outcome(sent._replace(header=b"no pickle")),
     ]
     for outcome in outcomes:
         assert outcome.leaves is not None
         np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
         assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
-    bad = Payload(np.negative, BLOCKS, encryption=encryption).outcome(2, 0, b"", sent.data)
-    assert str(bad.failure).endswith(
-        "its reply is not what was encrypted: somebody has changed or replaced it"
-    )
-    few = Payload(np.negative, BLOCKS).outcome(1, 0, header, data[:9])
-    assert str(few.failure).endswith("cannot be read: ValueError: a result has 9 bytes, not 24 or more")
-    none = Payload(np.negative, BLOCKS).outcome(1, 0, b"no pickle", data)
-    assert str(none.failure).startswith("WorkerLost: its reply cannot be read: UnpicklingError")
+    changed = "is not what was encrypted: somebody has changed or replaced it"
+    few = "cannot be read: ValueError: a result has 9 bytes, not 24 or more"
+    spoilt = "cannot be read: UnpicklingError: invalid load key, 'n'."
+    for of, task, attempt, arrived, message in (
+        (payload, 2, 0, (b"", sent.data), changed),
+        (payload, 1, 1, (b"", sent.data), changed),
+        (payload, 1, 0, (header, data), changed),
+        (plain_payload, 1, 0, (header, data[:9]), few),
+        (plain_payload, 1, 0, (b"no pickle", data), spoilt),
+    ):
+        outcome = of.outcome(task, attempt, *arrived)
+        assert outcome[:5] == (
+            task,
+            attempt,
+            None,
+            None,
+            Failure("lost", "WorkerLost", f"its reply {message}"),
+        )

@@ -10,9 +10,9 @@ import pytest
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import cut
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import CodeError
 from polarmap.executors import encryption_keys
-from polarmap.executors.encryption_keys import check_fits, check_stays_here, new_encryption, readable_key
+from polarmap.executors.encryption_keys import check_fits, new_encryption, readable_key
 
 KEY = bytes(range(32))
 
@@ -30,24 +30,10 @@ def test_32_bytes_are_the_key_and_a_word_is_none_and_is_not_shown() -> None:
         assert "password" not in str(caught.value)
 
 
-def test_a_key_that_is_not_there() -> None:
-    with pytest.raises(CodeError, match=r"'NOT_SET_ANYWHERE' of key=.* is not set here"):
-        new_encryption("env:NOT_SET_ANYWHERE")
-
-
 def test_the_package_may_be_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives.ciphers.aead", None)
     with pytest.raises(CodeError, match="key= needs the package cryptography: pip install"):
         readable_key(KEY)
-
-
-def test_the_key_itself_stays_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("POLARMAP_TEST_KEY", KEY.hex())
-    check_stays_here(None, "a place")
-    check_stays_here(new_encryption("env:POLARMAP_TEST_KEY"), "a place")
-    with pytest.raises(ExecutorError, match=r"for the workers of a place: .*pass key='env:NAME'") as caught:
-        check_stays_here(new_encryption(KEY), "a place")
-    assert KEY.hex() not in str(caught.value)
 
 
 def test_blocks_that_no_cipher_takes(monkeypatch: pytest.MonkeyPatch) -> None:

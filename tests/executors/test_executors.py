@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from memory_functions import HERE
 
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
-from polarmap.errors import ExecutorError
 from polarmap.executors import executor_of, keep_open, storage_beside
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.owned_folder import private_folder
@@ -27,7 +27,7 @@ class Pool:
 @pytest.fixture
 def yaml(tmp_path: Path) -> Path:
     path = tmp_path / "here.yaml"
-    path.write_text("lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n")
+    path.write_text(HERE)
     return path
 
 
@@ -49,25 +49,6 @@ def test_an_executor_of_ours_is_taken_as_it_is() -> None:
 def test_a_configuration_is_a_path(yaml: Path, kind: type) -> None:
     executor = executor_of(kind(yaml))
     assert executor.name == "lithops/localhost"
-
-
-@pytest.mark.parametrize(
-    ("choice", "message"),
-    [
-        (ThreadPoolExecutor, r"is a class: pass an executor that was made of it, ThreadPoolExecutor\(...\)"),
-        (SimpleNamespace(get_executor=print), "of Dask: pass client.get_executor()"),
-        (3, "executor=3 is not an executor: pass None or 'localhost'"),
-        (b"x.yaml", "is no path that Lithops takes: pass a str"),
-        ("k8s", "pass a configuration of it, which `polarmap config show k8s` prints"),
-        ("processes", r"pass a pool, as concurrent.futures.ProcessPoolExecutor\(8\)"),
-        ("threads", r"pass a pool, as concurrent.futures.ThreadPoolExecutor\(8\)"),
-        ("missing.yaml", "there is no Lithops configuration 'missing.yaml'"),
-    ],
-)
-def test_what_is_none_is_refused_with_what_to_pass(choice: Any, message: str) -> None:
-    for wrapped in (choice, FaultyExecutor(choice, {0: Fault("raise")})):
-        with pytest.raises(ExecutorError, match=message):
-            executor_of(wrapped)
 
 
 def test_only_a_configuration_is_opened_for_many_maps() -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -14,33 +12,7 @@ import pytest
 import polarmap
 from polarmap import Pool, hedged_map
 from polarmap.errors import ExecutorError
-from polarmap.executors.fork_server_process import ForkServerProcess, modules_named, open_standard_streams
-from polarmap.worker.frames import Frames
-
-
-def hello(connection: socket.socket) -> int:
-    """The process that serves at the other end."""
-    connection.settimeout(30.0)
-    [message] = Frames().of(connection.recv(4096))
-    return int(message.header)
-
-
-def test_it_forks_and_kills_workers() -> None:
-    server = ForkServerProcess(1, [], [])
-    try:
-        assert server.is_alive()
-        ends = [socket.socketpair() for _ in range(2)]
-        for number, (_, theirs) in enumerate(ends):
-            server.fork(number, theirs)
-        first, second = (ours for ours, _ in ends)
-        assert hello(first) != hello(second)
-        server.kill(0)
-        assert first.recv(1) == b""
-    finally:
-        server.close()
-    assert second.recv(1) == b""
-    for end, _ in ends:
-        end.close()
+from polarmap.executors.fork_server_process import ForkServerProcess, modules_named
 
 
 def on_a_new_worker(f: Callable[[], Any]) -> Any:
@@ -108,26 +80,6 @@ def test_one_that_is_killed_before_it_is_ready_is_started_anew() -> None:
         workers.leave(lease)
         [found] = hedged_map(lambda block: float(block.sum()), [x], executor=pool)
     assert found == 5.0
-
-
-def test_no_socket_takes_the_place_of_a_standard_stream() -> None:
-    """Else what a library writes there would be read as a message."""
-    streams = [os.dup(number) for number in range(3)]
-    try:
-        for number in range(3):
-            os.close(number)
-        open_standard_streams()
-        leads = {os.readlink(f"/proc/self/fd/{number}") for number in range(3)}
-        inherited = [os.get_inheritable(number) for number in range(3)]
-        others = len(os.listdir("/proc/self/fd"))
-        open_standard_streams()
-        assert len(os.listdir("/proc/self/fd")) <= others
-    finally:
-        for number, stream in enumerate(streams):
-            os.dup2(stream, number)
-            os.close(stream)
-    assert leads == {os.devnull}
-    assert inherited == [True, True, True]
 
 
 def test_only_modules_that_are_there_are_named() -> None:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_functions import Functions
-from plain import ends
+from memory_functions import HERE, Functions
+from plain import ends, first_ends
 
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import CodeError, ExecutorError
+from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
@@ -28,8 +28,6 @@ from polarmap.worker.parts import Place
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
-PATIENCE = 60.0
-HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
 DATA = [np.arange(3.0) + task for task in range(3)]
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
@@ -100,35 +98,11 @@ def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def told(run: Run) -> list[Outcome]:
-    return [event for event in run.wait(1.0) if isinstance(event, Outcome)]
+    return ends(run.wait(1.0))
 
 
 def begun(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
-
-
-def test_what_is_ready_is_told_once() -> None:
-    run = Run()
-    run.submit([(2, 0), (0, 0)])
-    assert begun(run) == {0, 2}
-    assert run.wait(0.01) == []
-    run.functions.futures[0].ready = True
-    [outcome] = told(run)
-    assert outcome.leaves is not None
-    assert (outcome.task, outcome.leaves[0].tolist()) == (2, (-DATA[2]).tolist())
-    second = run.functions.futures[1]
-    second.done, second._exception = True, (RuntimeError, RuntimeError("timed out"))
-    [outcome] = told(run)
-    assert (outcome.task, str(outcome.failure)) == (0, "WorkerLost: timed out")
-
-
-def test_an_interpreter_that_runs_nothing_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = Run()
-    run.submit([(0, 0), (1, 0)])
-    monkeypatch.setattr(lithops_jobs, "ended_silently", lambda functions, futures: futures)
-    monkeypatch.setattr(lithops_jobs, "interpreter_error", lambda functions: "no numpy there")
-    with pytest.raises(ExecutorError, match="lithops/memory runs no task: no numpy there"):
-        told(run)
 
 
 def test_pieces_are_told_once_and_come_before_the_end_of_their_task() -> None:
@@ -196,38 +170,12 @@ def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> No
     assert 1 <= len(looks) < 1000
 
 
-def test_objects_of_a_map_go_with_it() -> None:
-    run = Run()
-    run.functions.storage.put_object("b", "of another map", b"")
-    run.submit([(0, 0)])
-    assert len(run.functions.storage.objects) == 3  # a block, and the sign that somebody waits
-    run.close()
-    assert [key for _, key in run.functions.storage.objects] == ["of another map"]
-
-
-def test_an_f_that_cannot_travel_is_named() -> None:
-    run = Run()
-    run._payload = Payload((one for one in ()).__next__, BLOCKS)
-    run.functions.map = lambda *given, **options: 1 / 0  # type: ignore[assignment, method-assign]
-    with pytest.raises(CodeError, match="f cannot be pickled for lithops/memory"):
-        run.submit([(0, 0)])
-
-
 # --- jobs on this machine ------------------------------------------------------------
 
 
 def opened(f: Any, n: int = 4, **more: Any) -> LithopsRun:
     blocks = PartBlocks([[np.full(2, float(task))] for task in range(n)], ("array",))
     return LithopsExecutor("localhost").open(Payload(f, blocks, **more))
-
-
-def outcomes_of(run: LithopsRun, count: int) -> list[Outcome]:
-    found: list[Outcome] = []
-    deadline = time.monotonic() + PATIENCE
-    while len(found) < count:
-        assert time.monotonic() < deadline
-        found += ends(run.wait(0.5))
-    return found
 
 
 def files() -> list[Path]:
@@ -239,9 +187,9 @@ def files() -> list[Path]:
 def test_what_has_low_priority_gives_way_in_its_first_attempt() -> None:
     with closing(opened(lambda block: np.array([os.nice(0)]), low_priority=range(2, 4))) as run:
         run.submit([(task, 0) for task in range(3)])
-        first = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 3) if one.leaves}
+        first = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 3) if one.leaves}
         run.submit([(2, 1), (3, 0)])
-        later = {one.task: int(one.leaves[0][0]) for one in outcomes_of(run, 2) if one.leaves}
+        later = {one.task: int(one.leaves[0][0]) for one in first_ends(run, 2) if one.leaves}
     usual = first[0]
     assert first == {0: usual, 1: usual, 2: min(19, usual + PARITY_NICE)}
     assert later == {2: usual, 3: usual}
@@ -253,5 +201,5 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
     with closing(opened(np.copy)) as run:
         assert run.wait(0.0) == []
         run.submit([(task, 0) for task in range(4)])
-        outcomes_of(run, 1)
+        first_ends(run, 1)
     assert files() == before

@@ -5,10 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import re
+import shutil
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +15,7 @@ from typing import Any
 
 import boto3
 import pytest
+from pool_processes import until
 
 from polarmap.executors.lithops_internals import (
     LostError,
@@ -35,15 +35,6 @@ from polarmap.executors.lithops_internals import (
 )
 from polarmap.executors.owned_folder import private_folder
 
-PATIENCE = 60.0
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
     functions = localhost_functions(1)
@@ -52,12 +43,12 @@ def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
         assert str(private_folder()) in functions.storage.bucket
         good, bad, late = functions.map(work, [{"number": number} for number in range(3)], chunksize=1)
         for future in (good, bad):
-            wait_until(partial(has_ended, future))
+            assert until(partial(has_ended, future))
         assert result_of(good, functions) == 10
         with pytest.raises(LostError, match=r"ZeroDivisionError: (integer )?division"):
             result_of(bad, functions)
         assert not has_ended(late)
-        wait_until(lambda: bool(late.running))
+        assert until(lambda: bool(late.running))
         assert ended_silently(functions, [late]) == []
         keep_monitoring(functions, [late])
         assert functions.job_monitor.is_alive()
@@ -148,10 +139,13 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
 
 
 def test_the_interpreter_is_a_script_in_it() -> None:
-    script = Path(interpreter())
-    assert script.parent == private_folder()
+    folder, script = private_folder(), Path(interpreter())
+    assert script.parent == folder
     assert os.access(script, os.X_OK)
-    assert str(private_folder()).startswith(str(Path(tempfile.gettempdir()).resolve()))
+    assert str(folder).startswith(str(Path(tempfile.gettempdir()).resolve()))
+    shutil.rmtree(folder)
+    assert interpreter() == str(script)
+    assert script.is_file()
 
 
 def test_lithops_gets_a_path_that_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:

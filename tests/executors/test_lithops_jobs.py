@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from memory_functions import Functions
+from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
@@ -22,8 +23,6 @@ from polarmap.executors.lithops_jobs import (
 )
 from polarmap.executors.lithops_storage import remove_objects
 from polarmap.worker.parts import Place
-
-HERE = "lithops: {backend: localhost, storage: localhost}\nlocalhost: {version: 1}\n"
 
 
 def started(functions: Functions, *keys: Any) -> Jobs:
@@ -42,9 +41,7 @@ def test_what_is_ready_is_told_once() -> None:
     assert (found, jobs.ended(), list(jobs.running)) == ({}, {}, [5])
 
 
-def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_elsewhere_a_function_begins_when_it_is_handed_over_and_here_when_lithops_says_so() -> None:
     jobs = started(Functions(), 1)
     assert [jobs.begun(), jobs.begun()] == [[1], []]
     jobs = started(functions := Functions("localhost"), 1, 2)
@@ -126,12 +123,22 @@ def test_a_job_that_is_refused_is_one_clear_error(
 @pytest.mark.parametrize(
     ("place", "backend", "message"),
     [
-        (Place("driver", "memory of this process"), "aws_lambda", "cannot reach: use a thread pool"),
-        (Place("folder", "/data"), "aws_lambda", "on aws_lambda cannot reach: use storage= of that backend"),
+        (
+            Place("driver", "memory of this process"),
+            "aws_lambda",
+            "the array is in memory of this process, which workers cannot reach: use a thread pool",
+        ),
+        (
+            Place("folder", "/data"),
+            "aws_lambda",
+            "the array lies in folder '/data' of this machine, which workers on aws_lambda cannot reach: use "
+            "storage= of that backend",
+        ),
         (
             Place("bucket", "b", "aws_s3"),
             "localhost",
-            "in aws_s3 bucket 'b', but this executor stores in",
+            "the array lies in aws_s3 bucket 'b', but this executor stores in memory: use the Lithops "
+            "configuration of that bucket for both",
         ),
         (None, "aws_lambda", ""),
         (Place("bucket", "b", "memory"), "aws_lambda", ""),
@@ -145,7 +152,7 @@ def test_storage_that_functions_cannot_reach_is_refused(
     if not message:
         jobs.check_source(place, "lies in")
         return
-    with pytest.raises(ExecutorError, match=message):
+    with pytest.raises(ExecutorError, match=f"^{re.escape(message)}$"):
         jobs.check_source(place, "lies in")
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -13,7 +12,7 @@ import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import owned_folder
-from polarmap.executors.owned_folder import disk_folder, memory_folder, private_folder, remove, restore
+from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.worker.process_identity import OWNER, ProcessIdentity
 
 MAKE = "import os; from polarmap.executors.owned_folder import disk_folder; print(disk_folder(), flush=True)"
@@ -153,12 +152,6 @@ def in_another_process(program: str, folder: Path) -> str:
     return run.stdout.strip()
 
 
-def test_it_is_made_once_and_gone_after_exit(tmp_path: Path) -> None:
-    told = in_another_process("print(private_folder()); assert private_folder().is_dir()", tmp_path)
-    assert Path(told).parent == tmp_path.resolve()
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
     program = (
         "import os; folder = private_folder()\n"
@@ -166,10 +159,3 @@ def test_a_forked_child_has_its_own(tmp_path: Path) -> None:
         "print(os.waitstatus_to_exitcode(os.wait()[1]))"
     )
     assert in_another_process(program, tmp_path) == "0"
-
-
-def test_it_is_made_again_when_somebody_has_removed_it() -> None:
-    folder = private_folder()
-    shutil.rmtree(folder)
-    assert private_folder() == folder
-    assert folder.is_dir()

@@ -15,14 +15,23 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from pool_processes import assert_nothing_is_left, descendants, folders, program, runs, until
+from plain import first_ends
+from pool_processes import (
+    assert_nothing_is_left,
+    descendants,
+    folders,
+    leave_out_others,
+    program,
+    runs,
+    until,
+)
 from worker_sites import ThreadSite
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Outcome, Payload
+from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.worker_processes import MOST_ABANDONED, SPARE_WORKERS
 from polarmap.worker.cores import available_cores
@@ -147,10 +156,8 @@ def test_blocks_are_written_once_and_each_task_gets_them_as_they_were(
     for _ in range(3):
         with closing(pool.open(Payload(spoil, blocks))) as run:
             run.submit([(task, 0) for task in range(4)])
-            ended: list[Any] = []
-            while len(ended) < 4:
-                ended += [event for event in run.wait(PATIENCE) if isinstance(event, Outcome)]
-            for outcome in ended:
+            for outcome in first_ends(run, 4):
+                assert outcome.leaves is not None
                 np.testing.assert_array_equal(outcome.leaves[0], blocks.leaves(outcome.task)[0])
     assert sorted(written) == [0, 1, 2, 3]
 
@@ -270,26 +277,6 @@ def test_tasks_that_hang_are_erasures_and_their_workers_are_replaced(pool: Pool)
     assert len(descendants(os.getpid())) < 40
 
 
-def test_workers_that_are_killed_are_replaced(pool: Pool) -> None:
-    for _ in range(10):
-        check(pool, {1: Fault("kill"), 3: Fault("exit")})
-    for process in processes(pool):
-        os.kill(process, signal.SIGKILL)
-    check(pool)
-
-
-def test_workers_that_are_stopped_are_left_behind(pool: Pool) -> None:
-    stopped = sorted(processes(pool))[:2]
-    for process in stopped:
-        os.kill(process, signal.SIGSTOP)
-    for _ in range(3):
-        check(pool)
-    for process in stopped:
-        if runs(process):
-            os.kill(process, signal.SIGCONT)
-    check(pool)
-
-
 def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool) -> None:
     workers = processes(pool)
     parents = {int(Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()[1]) for one in workers}
@@ -348,6 +335,7 @@ def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
 
 
 def test_nothing_grows() -> None:
+    leave_out_others()
     with Pool() as pool:
         for _ in range(20):
             check(pool)
@@ -508,9 +496,7 @@ def test_what_workers_cost_while_they_wait_is_billed() -> None:
         for _ in range(2):
             with closing(pool.open(Payload(np.negative, PartBlocks([[X]] * 2, ("array",))))) as run:
                 run.submit([(0, 0), (1, 0)])
-                ended = 0
-                while ended < 2:
-                    ended += sum(isinstance(event, Outcome) for event in run.wait(1.0))
+                first_ends(run, 2)
                 moments.append(time.monotonic())
                 bills.append(run.close())
                 moments.append(time.monotonic())

@@ -14,14 +14,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pool_processes import until
 
 from polarmap.executors import pool_slots
-from polarmap.executors.pool_slots import (
-    STANDSTILL_SECONDS,
-    PoolSlots,
-    first_limit,
-    is_waiting,
-)
+from polarmap.executors.pool_slots import STANDSTILL_SECONDS, PoolSlots, first_limit, is_waiting
 from polarmap.executors.worker_table import KeptWorker
 
 CORES = 2
@@ -83,11 +79,12 @@ def listening(pool: PoolSlots, *tasks: int) -> list[Map]:
     [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (None, False, 100)],
 )
 def test_a_map_that_is_alone_takes_all_slots(most: int | None, is_here: bool, expected: int) -> None:
-    one = Map(PoolSlots(most, is_here), 101)
+    one = Map(PoolSlots(most, is_here), 100)
     assert one.pool.is_alone()
-    assert one.start(100) == expected
+    assert one.start() == expected
+    one.waiting += 1
     one.end()
-    assert one.start(1) == 1
+    assert one.start() == 1
 
 
 @pytest.mark.parametrize("is_here", [True, False])
@@ -128,6 +125,23 @@ def test_who_does_not_listen_or_has_nothing_to_start_keeps_nobody_from_starting(
     first.end()
     assert (first.start(), away.start(1)) == (0, 1)
     assert idle.start() == 0
+
+
+def test_whose_turn_it_is_gets_told_when_another_one_stops_to_wait() -> None:
+    pool = PoolSlots(2, is_here=True)
+    first = Map(pool, 9)
+    first.start()
+    second, third = listening(pool, 9, 9)
+    first.end()
+    calls = third.calls
+    second.pause()
+    assert third.calls > calls
+    calls = third.calls
+    pool.may_take(third.lease, 0)
+    second.listen()
+    first.end()
+    assert second.calls > 0
+    assert third.calls == calls
 
 
 def test_slots_of_a_map_that_is_closed_are_free_and_closing_twice_frees_no_more() -> None:
@@ -248,22 +262,22 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
     assert not any(one.waiting for one in maps)
 
 
-def test_a_process_that_was_forked_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_was_forked_has_none() -> None:
     pool = PoolSlots(None, is_here=True)
-    first = Map(pool, 9)
+    maps = [Map(pool, 9), Map(pool, 9)]
+    assert not pool.is_alone()
     pool.forget()
-    first.close()
-    pool.open(lambda: None)
     assert pool.is_alone()
+    for one in maps:
+        one.close()
+    assert Map(pool, 9).start() == CORES + 1
 
 
 def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
     for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
         with subprocess.Popen([sys.executable, "-c", program]) as process:
             try:
-                deadline = time.monotonic() + 30.0
-                while is_waiting(process.pid) != waits:
-                    assert time.monotonic() < deadline
+                assert until(lambda waits=waits, process=process: is_waiting(process.pid) == waits)
             finally:
                 process.kill()
     assert not is_waiting(process.pid)  # nobody knows

@@ -7,13 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called
+from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
 from polarmap import Pool
@@ -22,7 +22,9 @@ from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
+from polarmap.worker import object_channel
 from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
+from polarmap.worker.messages import Reply
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -55,6 +57,12 @@ def taken(workers: RemoteWorkers, lease: Lease) -> KeptWorker:
     return worker
 
 
+def started(workers: RemoteWorkers, count: int) -> None:
+    """So many were wanted, and are there."""
+    workers.want(count)
+    assert until(lambda: len(workers) == count)
+
+
 def soon(workers: RemoteWorkers) -> bool:
     """Look now, not in a moment; False."""
     workers.check()
@@ -71,27 +79,16 @@ def test_as_many_are_started_as_were_ever_wanted(workers: RemoteWorkers, site: T
 
 
 def test_no_more_are_started_than_there_may_be(site: ThreadSite) -> None:
-    workers = made(site, most=2)
-    workers.want(100)
-    assert until(lambda: len(workers) == 2)
-    assert site.launches == [[0, 1]]
-    workers.close()
-
-
-def test_one_that_is_gone_is_replaced(workers: RemoteWorkers, site: ThreadSite) -> None:
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
-    workers.remove(taken(workers, workers.slots.open(lambda: None)))
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
-    assert len(site.launches) == 2
+    with closing(made(site, most=2)) as workers:
+        workers.want(100)
+        assert until(lambda: len(workers) == 2)
+        assert site.launches == [[0, 1]]
 
 
 def test_a_free_one_that_its_site_says_has_ended_is_forgotten(
     workers: RemoteWorkers, site: ThreadSite
 ) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     site.told[0] = "killed"
     soon(workers)
     assert until(lambda: list(workers._workers) == [1])
@@ -112,21 +109,18 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
     assert until(lambda: len(workers) == 2)
 
 
-def test_a_site_that_refuses_is_one_clear_error(site: ThreadSite) -> None:
+def test_a_site_that_refuses_is_one_clear_error(workers: RemoteWorkers, site: ThreadSite) -> None:
     site.refusal = ExecutorError("threads takes no job: no such runtime")
-    workers = made(site)
     with pytest.raises(ExecutorError, match="no such runtime"):
         workers.want(1)
     assert workers.paid() is not None
-    workers.close()
 
 
 def test_a_site_that_refuses_for_a_while_is_asked_again(
     workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     site.refusal = ExecutorError("threads takes no job: its storage is away")
     workers.want(3)
     assert until(lambda: soon(workers) or len(site.launches) >= 4)
@@ -141,38 +135,33 @@ def test_a_site_that_refuses_for_a_while_is_asked_again(
 
 
 def test_workers_that_fail_are_one_clear_error_soon(
-    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fails(*arguments: Any) -> None:
         raise ImportError("no module named numpy")
 
     monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
     site.default = fails
-    workers = made(site)
     workers.want(2)
     with pytest.raises(ExecutorError, match="threads starts: ImportError: no module named numpy"):
         until(lambda: soon(workers))
     assert len(site.launches) <= remote_workers.FAILURES
-    workers.close()
 
 
 def test_a_site_where_nothing_ever_starts_is_one_clear_error(
-    site: ThreadSite, monkeypatch: pytest.MonkeyPatch
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_workers, "START_SECONDS", 0.05)
     site.default = lambda *arguments: None
-    workers = made(site)
     site.ended = lambda may_ask=True: {}
     workers.want(1)
     time.sleep(0.1)
     with pytest.raises(ExecutorError, match="has called within"):
         soon(workers)
-    workers.close()
 
 
 def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSite) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     channel = called(workers._address, 99)
     with pytest.raises(ConnectionError):
         channel.receive(PATIENCE)
@@ -181,8 +170,7 @@ def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSit
 
 
 def test_one_that_its_site_has_started_again_takes_its_own_place(workers: RemoteWorkers, site: Any) -> None:
-    workers.want(1)
-    assert until(lambda: len(workers) == 1)
+    started(workers, 1)
     first = workers._workers[0]
     channel = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
@@ -203,8 +191,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     workers: RemoteWorkers, site: Any
 ) -> None:
     began = time.monotonic()
-    workers.want(2)
-    assert until(lambda: len(workers) == 2)
+    started(workers, 2)
     time.sleep(0.05)
     since = time.monotonic()
     first = workers.paid()
@@ -222,41 +209,33 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert 0.04 < second.seconds <= time.monotonic() - since  # of the one that is left
 
 
-def test_workers_are_renewed_a_few_at_a_time(site: ThreadSite) -> None:
+def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: ThreadSite) -> None:
     site.seconds = 2.0
-    workers = made(site)
-    try:
-        workers.want(8)
-        assert until(lambda: len(workers) == 8)
-        deadline = time.monotonic() + PATIENCE
-        while min(workers._workers, default=0) < 8:  # until none of the first is there
-            assert time.monotonic() < deadline
-            workers.tend()
-            assert len(workers) <= 9
-            time.sleep(0.01)
-        assert max(map(len, site.launches[1:])) == 1
-        assert len(workers) >= 7
-    finally:
-        workers.close()
+    started(workers, 8)
+    deadline = time.monotonic() + PATIENCE
+    while min(workers._workers, default=0) < 8:  # until none of the first is there
+        assert time.monotonic() < deadline
+        workers.tend()
+        assert len(workers) <= 9
+        time.sleep(0.01)
+    assert max(map(len, site.launches[1:])) == 1
+    assert len(workers) >= 7
 
 
-def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(site: ThreadSite) -> None:
+def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
+    workers: RemoteWorkers, site: ThreadSite
+) -> None:
     site.seconds = 100.0
-    workers = made(site)
-    try:
-        workers.want(1)
-        assert until(lambda: len(workers) == 1)
-        first = workers._launched[0]
-        first.ends = time.monotonic() + 5.0  # soon, of so many seconds
-        site.refusal = ExecutorError("too many requests")
-        workers.tend()
-        assert not first.is_replaced
-        site.refusal = None
-        workers.tend()
-        assert first.is_replaced
-        assert until(lambda: set(workers._workers) == {0, 2})
-    finally:
-        workers.close()
+    started(workers, 1)
+    first = workers._launched[0]
+    first.ends = time.monotonic() + 5.0  # soon, of so many seconds
+    site.refusal = ExecutorError("too many requests")
+    workers.tend()
+    assert not first.is_replaced
+    site.refusal = None
+    workers.tend()
+    assert first.is_replaced
+    assert until(lambda: set(workers._workers) == {0, 2})
 
 
 def test_those_that_are_more_than_are_wanted_go(
@@ -289,15 +268,9 @@ def test_a_closed_one_starts_nothing(site: ThreadSite) -> None:
 
 
 @pytest.fixture
-def pool(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice: site)
-    with Pool(Path("threads.yaml"), workers=8) as one:
+def pool(site: ThreadSite) -> Iterator[Pool]:
+    with pool_of(site, workers=8) as one:
         yield one
-
-
-@pytest.fixture(autouse=True)
-def any_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.pool._place", lambda choice: ("threads", None))
 
 
 def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
@@ -307,13 +280,27 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     return result
 
 
+def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are objects of it, too."""
+    site.storage, site.bucket = DictStorage(), "b"
+    site.default = serving_by_storage(site.storage)
+    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
+    with pool_of(site, workers=8, listen=False) as pool:
+        with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+            for _ in range(3):
+                np.testing.assert_allclose(operator @ X, A @ X)
+            assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
+        assert pool.name == "threads (objects)"
+    assert not any(key.endswith("orders") for _, key in site.storage.objects)
+
+
 def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
     """What a worker that was given this order says of it."""
     ticket = order[1][2]
     return Message(kind, (order[1][0], ticket[0], ticket[1]), **fields)
 
 
-REPLY = (0, 0, (("array",), (("<f8", (9,)),), b""), None, 0.0, 0.0, None, ())
+REPLY = tuple(Reply(None, 0.0, ("array",), (("<f8", (9,)),)))
 # Each made of the order that was given.
 NONSENSE: list[Callable[[Any], Message]] = [
     lambda order: Message(END),
@@ -323,7 +310,7 @@ NONSENSE: list[Callable[[Any], Message]] = [
     lambda order: answer(order, header=pickle.dumps(5)),
     lambda order: answer(order, header=pickle.dumps(REPLY)),
     lambda order: answer(order, header=pickle.dumps(REPLY[:5])),
-    lambda order: answer(order, header=pickle.dumps((7, 7, *REPLY[2:])), data=bytes(72)),
+    lambda order: answer(order, header=pickle.dumps((7, *REPLY[1:])), data=bytes(72)),
     lambda order: answer(order, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
     lambda order: answer(order, data=b"0/../../etc/passwd", is_file=True),
     lambda order: answer(order, data=b"7", is_file=True),

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from plain import ends
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
@@ -55,7 +56,7 @@ def test_f_is_called_when_its_result_arrives() -> None:
 def test_what_an_attempt_owed_when_it_was_lost_never_arrives() -> None:
     run = opened({}, subtasks=4, faults={0: Fault("kill"), 1: Fault("sleep", 1.0)})
     run.submit([(0, 0), (1, 0)])
-    outcomes = [event for _ in range(7) for event in run.wait(9.0) if isinstance(event, Outcome)]
+    outcomes = [outcome for _ in range(7) for outcome in ends(run.wait(9.0))]
     assert [outcome.over for outcome in outcomes if outcome.task == 0] == [False, False, True]
     assert [outcome.subtasks for outcome in outcomes if outcome.task == 1] == [(1,), (2,), (3,), (0,)]
     assert run.now() == 2.0

@@ -58,13 +58,6 @@ def called(listener: WorkerListener) -> socket.socket:
     return socket.create_connection(listener.endpoints[-1], 10.0)
 
 
-def test_who_has_the_key_joins(listener: WorkerListener, crowd: Crowd) -> None:
-    channel = connected(listener.endpoints, KEY, 42)
-    assert channel is not None
-    assert crowd.one() == (42, "TCP")
-    channel.close()
-
-
 def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
     listener: WorkerListener, crowd: Crowd
 ) -> None:
@@ -92,6 +85,14 @@ def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerList
             assert len(heard) in (0, 32)
     assert connected(listener.endpoints, os.urandom(32), 1) is None
     assert crowd.joined.empty()
+
+
+def test_each_nonce_is_another(listener: WorkerListener) -> None:
+    seen = set()
+    for _ in range(5):
+        with called(listener) as stranger:
+            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+    assert len(seen) == 5
 
 
 def test_who_says_nothing_does_not_keep_others_waiting(
@@ -123,7 +124,7 @@ def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> Non
     with ThreadPoolExecutor(len(numbers)) as pool:
         channels = list(pool.map(lambda number: connected(listener.endpoints, KEY, number), numbers))
     assert all(channels)
-    assert sorted(crowd.one()[0] for _ in numbers) == list(numbers)
+    assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
     for channel in channels:
         assert channel is not None
         channel.close()

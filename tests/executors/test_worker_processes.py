@@ -10,18 +10,15 @@ from collections.abc import Hashable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+from pool_processes import until
+from stored_calls import call_of
 
 from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
-from polarmap.worker.any_value import to_block
 from polarmap.worker.frames import END, Message
-from polarmap.worker.messages import StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
 
@@ -68,12 +65,7 @@ def call(folder: Path, seconds: float) -> tuple[Any, ...]:
             time.sleep(0.01)
         return block
 
-    data = np.zeros(1)
-    (folder / "block").write_bytes(data.tobytes())
-    place = Place("folder", str(folder))
-    block = StoredBlock(place, (Part("block", 8),), ("array",), layout_of([data]))
-    f = to_block((nap, ("array",))).tobytes()
-    return 0, (str(folder),), Ticket(0, 0, block, None, None), f, None, {}, False
+    return call_of(nap, folder)
 
 
 def told(worker: KeptWorker, call: tuple[Any, ...], name: str = "") -> bool:
@@ -110,6 +102,23 @@ def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> Non
         assert ours.send(message, socket.MSG_DONTWAIT) == len(message)
 
 
+def test_there_are_no_more_than_there_may_be_beside_those_that_nobody_waits_for(
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_processes, "GRACE_SECONDS", 60.0)
+    monkeypatch.setattr(worker_processes, "MOMENT_SECONDS", 0.0)
+    left, lease = opened(workers), opened(workers)
+    told(taken(workers, left), call(tmp_path, 600.0))
+    workers.leave(left)
+    first, *_ = [taken(workers, lease) for _ in range(3)]
+    for _ in range(2):
+        assert workers.take(lease, 1) is None
+        assert workers._another() is None  # though its slots were more
+        assert len(workers) == 4
+        workers.remove(first)
+        first = taken(workers, lease)
+
+
 def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -124,9 +133,7 @@ def test_one_that_comes_to_its_end_after_its_map_is_free_again(
     assert workers.abandoned_tasks() == {"this"}
     assert workers.take(others, 1) is None
     (tmp_path / "go").touch()
-    deadline = time.monotonic() + 30.0
-    while workers.abandoned_tasks():
-        assert time.monotonic() < deadline
+    assert until(lambda: not workers.abandoned_tasks())
     assert taken(workers) is worker
 
 
@@ -142,9 +149,7 @@ def test_one_that_does_not_is_killed(
     told(worker, call(tmp_path, 600.0))
     workers.leave(lease)
     assert taken(workers) is not worker
-    deadline = time.monotonic() + 30.0
-    while os.path.exists(f"/proc/{worker.process}"):
-        assert time.monotonic() < deadline
+    assert until(lambda: not os.path.exists(f"/proc/{worker.process}"))
 
 
 def test_one_that_is_gone_says_no_more(workers: WorkerProcesses) -> None:

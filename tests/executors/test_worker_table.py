@@ -19,16 +19,14 @@ TOLD = (3, 1, 0)  # map, task and attempt
 class Table(WorkerTable):
     """Workers with links of which a test says what they hear."""
 
-    def __init__(self, most: int | None = None) -> None:
-        super().__init__(most)
+    def __init__(self) -> None:
+        super().__init__(None)
         self.links: list[ObjectLink] = []
         self.gone: list[int] = []
         self.told: list[tuple[int, Any]] = []
         self.abandoned: list[list[int]] = []
 
-    def _another(self) -> KeptWorker | None:
-        if self._most is not None and len(self._workers) >= self._most:
-            return None
+    def _another(self) -> KeptWorker:
         number = next(self._numbers)
         link = ObjectLink(lambda message: self.told.append((number, message)))
         self.links.append(link)
@@ -59,26 +57,6 @@ def taken(table: Table, lease: Lease, task: Any = None) -> KeptWorker:
 
 def opened(table: Table) -> Lease:
     return table.slots.open(lambda: None)
-
-
-def test_a_free_worker_is_taken_before_another_one_is_made(table: Table) -> None:
-    lease = opened(table)
-    first, second = taken(table, lease), taken(table, lease)
-    assert first is not second
-    table.give_back(second)
-    assert taken(table, lease) is second
-    assert len(table) == 2
-
-
-def test_there_are_never_more_than_there_may_be() -> None:
-    table = Table(2)
-    lease = opened(table)
-    workers = [taken(table, lease) for _ in range(2)]
-    assert table.take(lease, 1) is None
-    table.remove(workers[0])
-    assert taken(table, lease).number == 2
-    for link in table.links:
-        link.close()
 
 
 def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
@@ -148,14 +126,6 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
         table.leave(leases[turn])
         table.abandoned_tasks()
     assert table.abandoned[-1] == [2, 0, 1]
-
-
-def test_what_is_said_of_the_process_is_not_a_reply(table: Table) -> None:
-    worker = taken(table, opened(table))
-    worker.note(TOLD, "task")
-    table.links[0].deliver(frame(Message(PROCESS, header=b"123")) + frame(Message(END, TOLD)))
-    assert worker.receive() == ([Message(END, TOLD)], True)
-    assert worker.process == 123
 
 
 @pytest.mark.parametrize(

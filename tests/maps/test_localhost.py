@@ -353,23 +353,3 @@ def test_an_interpreter_that_lacks_the_packages_is_named_at_once(tmp_path, versi
         script.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'numpy'\" >&2; exit 1\n")
         with pytest.raises(ExecutorError, match=rf"{script} .*No module named 'numpy'.*{sys.executable}"):
             polarmap.coded_map(times_x, A, blocks=4, workers=6, executor=fx, timeout=100)
-
-
-def test_a_worker_needs_no_polarmap():
-    import cloudpickle
-
-    from polarmap.executors.pickling import pickled_by_value
-    from polarmap.worker.io_lithops import make_task
-
-    with pickled_by_value(), pickled_by_value():
-        pass
-    assert "polarmap.worker" not in cloudpickle.list_registry_pickle_by_value()
-    with pickled_by_value():
-        payload = cloudpickle.dumps(make_task(lambda block: block * 2))
-    program = (
-        "import sys, pickle; sys.modules['polarmap'] = None; task = pickle.loads(sys.stdin.buffer.read());"
-        "print(sorted(m for m in sys.modules if m.startswith(('polarmap.', 'lithops', 'numba'))))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], input=payload, capture_output=True, timeout=60)
-    assert done.stderr == b""
-    assert done.stdout.decode().strip() == "[]"

@@ -372,7 +372,7 @@ def test_every_public_name_has_its_row() -> None:
         ("no.yaml", "there is no Lithops configuration 'no.yaml'"),
         (Path("no"), "executor='no' is neither 'localhost' nor a file"),
         (b"localhost", "is no path that Lithops takes"),
-        (np.array(["localhost", "x"]), "is not an executor"),
+        (np.array(["localhost", "x"]), "is not an executor: pass None or 'localhost'"),
     ],
 )
 def test_an_executor_that_is_none_says_what_to_pass(executor: Any, words: str) -> None:
@@ -395,6 +395,7 @@ def test_every_backend_that_is_suggested_has_a_configuration_to_show() -> None:
         ({0: Fault("kill", attempts=1.5)}, "attempts of a Fault must be an integer of at least 0, not 1.5"),  # type: ignore[arg-type]
         ({"3": Fault("kill")}, "faults map tasks by number to a Fault each, not '3'"),
         ({3: "kill"}, "to a Fault each, not 3 to 'kill'"),
+        ({-1: Fault("kill")}, "faults map tasks by number to a Fault each"),
         ([Fault("kill")], "faults must be a mapping from task to Fault, not"),
     ],
 )

@@ -11,18 +11,22 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from plain import first_ends
 from pool_processes import descendants, folders, program, runs, until
 from servers import Server
 
 import polarmap
 from polarmap import Pool, Stored
 from polarmap.arrays.stores import open_store
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import CodeError, ExecutorError
+from polarmap.executors.base import Payload
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -37,8 +41,8 @@ class Place(NamedTuple):
     yaml: Path | str  # or "localhost"
     server: Server | None
 
-    def pool(self, **options: Any) -> Pool:
-        return Pool(self.yaml, workers=8, listen=self.server is None, **options)
+    def pool(self, workers: int = 8, **options: Any) -> Pool:
+        return Pool(self.yaml, workers=workers, listen=self.server is None, **options)
 
     def pools(self) -> set[str]:
         """Those, and jobs of Lithops, of which anything is left."""
@@ -147,21 +151,23 @@ def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> No
     assert not any(str(told).startswith("/:") for _, told in found)
 
 
-def test_no_block_is_fetched_again(place: Place, pool: Pool) -> None:
+def test_no_block_is_fetched_again(place: Place) -> None:
     def reads(block: Any) -> Any:
+        """What the worker has read so far, with the block."""
         import gc
 
         found = [one.reads for one in gc.get_objects() if type(one).__name__ == "BlockCache"]
-        return np.array([os.getpid(), max(found), block.sum()])
+        return np.array([max(found), block.sum()])
 
-    data = [np.full(size, float(number)) for number, size in enumerate((1000, 1000, 10_000, 50_000))]
-    maps = [polarmap.hedged_map(reads, data, executor=pool, timeout=PATIENCE) for _ in range(2)]
-    for results in maps:
-        assert [one[2] for one in results] == [one.sum() for one in data]
-    if place.server is not None:  # small files are read for each task
-        assert max(one[1] for results in maps for one in results) <= len(data)
-    both = {one[0] for one in maps[0]} & {one[0] for one in maps[1]}
-    assert both
+    sizes = 40_000, 50_000, 60_000  # small files are read for each task
+    blocks = PartBlocks([[np.ones(size)] for size in sizes], ("array",))
+    with place.pool(workers=1) as pool:
+        for counts in ([1, 2, 3], [3, 3, 3], [3, 3, 3]):
+            with closing(pool.open(Payload(reads, blocks))) as run:
+                run.submit([(task, 0) for task in range(3)])
+                told = {one.task: list(one.leaves[0]) for one in first_ends(run, 3) if one.leaves}
+            assert [told[task][1] for task in range(3)] == list(sizes)
+            assert sorted(count for count, _ in told.values()) == counts
 
 
 def test_a_large_function_and_large_results_travel(pool: Pool) -> None:

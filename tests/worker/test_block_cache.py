@@ -13,10 +13,11 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, runs
-from polarmap.worker.encryption import Encryption, encrypt_part, read_decrypted
+from polarmap.worker.encryption import ENCRYPTED, Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
-from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, read_part, remove_parts, write_object
+from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, remove_parts, write_object
 from polarmap.worker.pytree import layout_of
+from polarmap.worker.run_task import TaskIO
 
 ROWS = MAPPED_BYTES // 8
 BYTES = ROWS * 16
@@ -27,12 +28,8 @@ class Blocks:
 
     def __init__(self, place: Place, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
+        self.read = TaskIO(self.storage, ENCRYPTED).read
         self.cache = BlockCache(self.read, budget)
-
-    def read(self, place: Place, part: Part) -> Any:
-        if place.encryption is not None:
-            return read_decrypted(place, part, self.read)
-        return read_part(place, part, self.storage)
 
     def write(self, key: str, data: bytes) -> None:
         write_object(self.place, key, data, self.storage)
@@ -159,29 +156,24 @@ def test_zeros_that_lie_nowhere_are_part_of_a_block(blocks: Blocks) -> None:
 @pytest.mark.parametrize("count", [1, 3])
 def test_damage_is_seen_whenever_it_happens(blocks: Blocks, rows: int, count: int) -> None:
     arrays = [numbers(seed, rows) for seed in range(count)]
-    block, key = blocks.block(*arrays), f"x{count - 1}"
-    is_kept = blocks.place.kind == "bucket"  # where nothing changes in its place
-    stored = bytes(blocks.read(blocks.place._replace(encryption=None), Part(key, 5 + arrays[0].nbytes)))
-    changed = bytearray(stored + b"is longer than a tag and a nonce")
+    block, whole, key = blocks.block(*arrays), np.concatenate(arrays), f"x{count - 1}"
+    stored = bytes(blocks.read(blocks.place._replace(encryption=None), Part(key, 2 * whole.nbytes)))
+    changed = bytearray(stored)
     changed[30] ^= 1
-    for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"bytes|missing")):
-        blocks.cache.load(block) if is_kept else None
-        blocks.write(key, bytes(data))
-        with pytest.raises(DamagedError, match=message):
-            (BlockCache(blocks.read) if is_kept else blocks.cache).load(block)
-    remove_parts(blocks.place, block.parts, blocks.storage)
-    with pytest.raises(DamagedError, match="missing"):
-        (BlockCache(blocks.read) if is_kept else blocks.cache).load(block)
-
-
-def test_memory_goes_with_its_file(files: Blocks) -> None:
-    block = files.block(numbers())
-    files.cache.load(block)
-    files.cache.forget_removed()
-    assert len(files.cache) == 1
-    os.unlink(Path(files.place.place) / "x0")
-    files.cache.forget_removed()
-    assert len(files.cache) == 0
+    is_file = blocks.place.kind == "folder"  # elsewhere nothing changes in its place
+    for data, message in ((changed, "corrupt|not what was encrypted"), (stored[:40], r"35 of \d+ bytes")):
+        for is_loaded in {False, is_file}:
+            cache = BlockCache(blocks.read)
+            if is_loaded:
+                cache.load(block)
+            blocks.write(key, bytes(data))
+            with pytest.raises(DamagedError, match=f"{key} (is|has) ({message})"):
+                cache.load(block)
+            blocks.write(key, stored)  # as it was
+            np.testing.assert_array_equal(cache.load(block), whole)
+    remove_parts(blocks.place, block.parts[-1:], blocks.storage)
+    with pytest.raises(DamagedError, match=f"{key} is missing"):
+        (cache if is_file else BlockCache(blocks.read)).load(block)
 
 
 @pytest.mark.parametrize("at", [5, 5 + BYTES // 2, 5 + BYTES - 1])

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import threading
 from queue import SimpleQueue
 
@@ -33,21 +31,6 @@ def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.Mon
     assert len(threading.enumerate()) <= before
 
 
-def test_calls_that_do_not_end_hold_up_no_others() -> None:
-    gate, ended = threading.Event(), SimpleQueue[int]()
-
-    def held(number: int) -> None:
-        gate.wait(PATIENCE)
-        ended.put(number)
-
-    for number in range(8):
-        run_on_daemon(lambda number=number: held(number))  # type: ignore[misc]
-    run_on_daemon(lambda: ended.put(-1))
-    assert ended.get(timeout=PATIENCE) == -1
-    gate.set()
-    assert sorted(ended.get(timeout=PATIENCE) for _ in range(8)) == list(range(8))
-
-
 def test_a_forked_process_has_threads_of_its_own() -> None:
     done = threading.Event()
     run_on_daemon(done.set)
@@ -58,8 +41,3 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         run_on_daemon(inside.set)
         os._exit(0 if inside.wait(PATIENCE) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_the_interpreter_exits_without_waiting() -> None:
-    code = f"import time; from {daemon_threads.__name__} import *; run_on_daemon(lambda: time.sleep(600))"
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)

@@ -7,6 +7,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -187,11 +188,14 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
         parts, stored = encrypted_object(fields, "x", memoryview(DATA), size)
 
         def read(place: Place, part: Part, stored: bytes = stored) -> bytes:
+            assert place == Place("bucket", "b")  # without the key
             return stored[part.offset : part.offset + part.size]
 
         assert [part.size for part in parts[:-1]] == [size] * (len(parts) - 1)
         assert b"".join(read_decrypted(place, part, read) for part in parts) == DATA
         assert parts[-1].offset + parts[-1].size + 28 == len(stored)
+        pieces = [stored[part.offset : part.offset + part.size + 28] for part in parts]
+        assert [part.crc32 for part in parts] == [zlib.crc32(piece) for piece in pieces]
     assert encrypted_object(fields, "x", b"", 8) == ([], b"")
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -42,12 +40,3 @@ def test_every_result_is_corrupted_and_keeps_its_layout() -> None:
         assert (wrong.structure, wrong.layout) == (right.structure, right.layout)
         assert all(one != other for one, other in zip(bytes(wrong.data), bytes(right.data)))
     assert corrupted(corrupted(right)) == right
-
-
-@pytest.mark.parametrize(("kind", "code"), [("exit", 3), ("kill", -9)])
-def test_a_process_may_end(kind: str, code: int) -> None:
-    program = (
-        "from polarmap.worker.faults import Fault, FaultyCall\n"
-        f"FaultyCall(lambda block: block, Fault({kind!r}))(1)"
-    )
-    assert subprocess.run([sys.executable, "-c", program]).returncode == code

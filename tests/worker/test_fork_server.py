@@ -16,14 +16,11 @@ import cloudpickle
 import numpy as np
 import pytest
 from pool_processes import runs, until
+from stored_calls import call_of
 
-from polarmap.worker.any_value import to_block
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
-from polarmap.worker.messages import StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
 from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
-from polarmap.worker.pytree import layout_of
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
@@ -33,6 +30,19 @@ FULL = f"""
 import os
 def fork(): raise BlockingIOError(11, "Resource temporarily unavailable")
 os.fork = fork
+{SERVE}
+"""
+
+
+# That a child has ended is told between the last look for signals and the wait for a request.
+LATE = f"""
+import ctypes, operator, socket
+from itertools import starmap
+def recv_fds(control, size, count):
+    calls = (ctypes.CDLL(None).usleep, 500_000), (control.recvmsg, size, socket.CMSG_LEN(4 * count))
+    _, (data, ancillary, *_) = starmap(operator.call, calls)
+    return data, [int.from_bytes(one[2], "little") for one in ancillary], 0, None
+socket.recv_fds = recv_fds
 {SERVE}
 """
 
@@ -61,18 +71,14 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
     return found
 
 
-def test_it_tells_how_workers_ended_that_it_was_not_asked_to_kill(tmp_path: Path) -> None:
-    process, control = served(tmp_path)
+def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -> None:
+    process, control = served(tmp_path, LATE)
     with process, control:
-        (first, _), _, (third, _) = workers = workers_of(control, 3)
-        control.sendall(REQUEST.pack(KILL, 1))
-        assert workers[1][1].recv(1) == b""
-        for number, one, sent in ((0, first, signal.SIGKILL), (2, third, signal.SIGTERM)):
-            os.kill(one, sent)
-            assert ENDED.unpack(control.recv(ENDED.size)) == (number, sent)
+        [(worker, ours)] = workers_of(control, 1)
+        with ours:
+            os.kill(worker, signal.SIGKILL)
+            assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
         control.sendall(REQUEST.pack(END, 0))
-        for _, ours in workers:
-            ours.close()
 
 
 def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
@@ -120,17 +126,13 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
     def start(block: Any) -> Any:
         return float(way())
 
-    data = np.zeros(1)
-    (tmp_path / "block").write_bytes(data.tobytes())
-    block = StoredBlock(Place("folder", str(tmp_path)), (Part("block", 8),), ("array",), layout_of([data]))
     cloudpickle.register_pickle_by_value(sys.modules[__name__])  # which the server cannot import
-    f = to_block((start, ("array",))).tobytes()
+    call = call_of(start, tmp_path)
     cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
     process, control = served(tmp_path)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            call = 0, (str(tmp_path),), Ticket(0, 0, block, None, None), f, None, {}, False
             ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
             [message] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(message.data)[0])

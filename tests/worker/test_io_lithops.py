@@ -12,11 +12,10 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker import io_lithops
-from polarmap.worker.frames import SUBTASK, Frames
 from polarmap.worker.io_lithops import STATUS_BYTES, Address, make_task
 from polarmap.worker.messages import Reply, StoredBlock, Ticket, plain
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of, pack
+from polarmap.worker.pytree import layout_of
 
 BLOCK = np.arange(2000.0)
 STORED = StoredBlock(Place("bucket", "b"), (Part("p/block/3", BLOCK.nbytes),), ("array",), layout_of([BLOCK]))
@@ -50,24 +49,6 @@ def sent(
     return None if told is None else (Reply(*pickle.loads(told[0])), told[1])
 
 
-@pytest.mark.parametrize("f", [np.sum, np.negative])
-def test_the_reply_is_what_the_function_returns_and_lithops_stores_it(f: Any) -> None:
-    storage = Storage()
-    reply = sent(f, storage)
-    assert reply is not None
-    assert (reply[0].structure, reply[0].layout, reply[1]) == pack(f(BLOCK))
-    assert storage.results == set()
-
-
-def test_pieces_are_objects_too() -> None:
-    storage = Storage()
-    reply = sent(np.negative, storage, TICKET._replace(subtask_order=(1, 0)))
-    assert reply is not None
-    assert reply[0].subtasks == (0,)
-    [first] = Frames().of(storage.objects["b", ADDRESS.subtask_key(3, 1, 1)])
-    assert (first.kind, first.order, first.data) == (SUBTASK, (-1, 3, 1), (-BLOCK[1000:]).tobytes())
-
-
 def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
     storage = Storage()
 
@@ -79,14 +60,6 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
     assert sent(f, storage) is None
     sent(f, storage, TICKET._replace(subtask_order=(1, 0)))
     assert storage.results == set()
-
-
-def test_a_block_that_is_gone_is_an_error_of_the_task() -> None:
-    storage = Storage()
-    del storage.objects["b", "p/block/3"]
-    reply = sent(np.sum, storage)
-    assert reply is not None and reply[0].error is not None
-    assert reply[0].error[0] == "DamagedError"
 
 
 def test_what_a_killed_driver_left_is_removed_and_nothing_else(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,13 +14,13 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+import stored_calls
 from pool_processes import until
 
 from polarmap.worker import io_pools
 from polarmap.worker.frames import SUBTASK, Message
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
-from polarmap.worker.parts import Part, Place
 
 TICKET = Ticket(3, 1, None, None, None)
 
@@ -50,16 +49,6 @@ def test_functions_and_blocks_come_in_two_kinds(f: Any, block: Any) -> None:
     assert told(f, block).layout == (("<i8", (3,)),)
 
 
-def test_a_stored_block_is_read_by_the_worker(tmp_path: Path) -> None:
-    (tmp_path / "x").write_bytes(np.arange(3).tobytes())
-    block = StoredBlock(Place("folder", str(tmp_path)), (Part("x", 24),), ("array",), (("<i8", (3,)),))
-    assert told(np.negative, None, TICKET._replace(block=block)).structure == ("array",)
-    lost = block._replace(parts=(Part("y", 24),))
-    error = told(np.negative, None, TICKET._replace(block=lost)).error
-    assert error is not None
-    assert error.type == "DamagedError"
-
-
 def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
     assert told(b"no pickle", 1).error is not None
 
@@ -79,21 +68,6 @@ def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
     assert time.monotonic() - before < 30
 
 
-def test_pieces_are_handed_in_through_memory() -> None:
-    replies: SimpleQueue[Any] = SimpleQueue()
-    link = ThreadLink(replies)
-    last = run_in_pool(np.negative, np.arange(2), TICKET._replace(subtask_order=(1, 0)), link, 1)
-    assert last is not None
-    assert [message.header.subtasks for message in (replies.get_nowait(), last)] == [(1,), (0,)]
-
-
-def test_pieces_are_handed_in_through_a_folder_and_told_once(tmp_path: Path) -> None:
-    link = folder_link(tmp_path)
-    run_in_pool(np.negative, np.arange(3), TICKET._replace(subtask_order=(2, 0, 1)), link, 1)
-    assert [pickle.loads(message.header)[-1] for message in link.take()] == [(0,), (2,)]
-    assert link.take() == []
-
-
 def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> None:
     link = folder_link(tmp_path)
     assert not link.is_cancelled()
@@ -111,9 +85,7 @@ VALUES = np.arange(40_000.0)  # large enough to be mapped
 
 @pytest.fixture
 def stored(tmp_path: Path) -> StoredBlock:
-    (tmp_path / "x").write_bytes(VALUES.tobytes())
-    layout = ((VALUES.dtype.str, VALUES.shape),)
-    return StoredBlock(Place("folder", str(tmp_path)), (Part("x", VALUES.nbytes),), ("array",), layout)
+    return stored_calls.stored(tmp_path, VALUES)
 
 
 def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -128,6 +100,9 @@ def test_a_block_is_mapped_once_and_let_go_soon(stored: StoredBlock, monkeypatch
         np.testing.assert_array_equal(one, VALUES)
         assert not one.flags.writeable
     assert len(blocks) == 1
+    reads = blocks.reads
+    blocks.load(stored)
+    assert blocks.reads == reads <= 8  # at most once on each thread
     assert until(lambda: io_pools.pool_blocks() is not blocks)
 
 
@@ -145,6 +120,6 @@ def test_a_block_whose_file_is_gone_is_let_go_at_once(stored: StoredBlock, tmp_p
     io_pools.pool_blocks.cache_clear()
     blocks = io_pools.pool_blocks()
     blocks.load(stored)
-    (tmp_path / "x").unlink()
+    (tmp_path / "block").unlink()
     assert until(lambda: not len(blocks))
     assert until(lambda: io_pools.pool_blocks() is not blocks)

@@ -53,12 +53,6 @@ def test_the_best_channel_that_works_is_taken() -> None:
         listener.close()
 
 
-def test_a_driver_that_nothing_reaches_is_named() -> None:
-    endpoint = nobody()
-    with pytest.raises(ConnectionError, match=str(endpoint[1])):
-        channel_to(address(endpoint), 1, None)
-
-
 @pytest.mark.parametrize("seconds", [0.2, 600.0])
 def test_a_worker_on_a_thread_ends_when_its_time_is_over_or_its_connection_closed(seconds: float) -> None:
     joined: Queue[Any] = Queue()
@@ -111,25 +105,6 @@ def test_the_task_travels_without_the_package(tmp_path: Path) -> None:
             assert worker.wait(10.0) == 0
     finally:
         listener.close()
-
-
-def test_a_process_of_its_own_ends_with_its_driver_while_it_works(tmp_path: Path) -> None:
-    """On a channel of objects, in the middle of a task that never ends."""
-    program = f"""
-import pickle, sys, threading, time
-sys.path[:0] = {[str(Path(__file__).resolve().parents[1])]!r}
-from memory_storage import DictStorage
-from polarmap.worker import io_channel, kept_task, liveness, object_channel
-object_channel.BEAT_SECONDS = 0.05
-storage = DictStorage()
-keys = object_channel.ObjectKeys("p")
-storage.put_object("b", keys.orders, pickle.dumps((1, {{}}, {{}})))
-kept_task.serve_tasks = lambda io, until: (print("working", flush=True), time.sleep(600))
-threading.Timer(0.3, lambda: storage.delete_object("b", keys.orders)).start()
-kept_task.stay(kept_task.DriverAddress((), b"", "b", "p", 1, 1), 1, 600.0, storage)
-"""
-    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
-    assert run.stdout == "working\n", run.stderr
 
 
 def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(

@@ -20,24 +20,3 @@ def test_a_process_ends_as_soon_as_it_is_cancelled(tmp_path: Path) -> None:
     )
     (tmp_path / "over").touch()
     assert process.wait(30) == 0
-
-
-def test_a_job_ends_with_its_driver_and_removes_its_folder(tmp_path: Path) -> None:
-    driver = started("pass")
-    scratch = tmp_path / "scratch"
-    (scratch / "below").mkdir(parents=True)
-    worker = started(
-        "import shutil; from polarmap.worker.liveness import end_job, exit_when; "
-        "from polarmap.worker.process_identity import is_alive; "
-        f"remove = lambda: shutil.rmtree({str(scratch)!r}); "
-        f"exit_when(lambda: not is_alive({driver.pid}), lambda: end_job(remove))"
-    )
-    assert worker.poll() is None
-    driver.kill()
-    driver.wait()
-    assert worker.wait(30) != 0
-    for _ in range(300):
-        if not scratch.exists():
-            break
-        subprocess.run(["sleep", "0.1"])
-    assert not scratch.exists()

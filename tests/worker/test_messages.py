@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import threading
-from collections import OrderedDict
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from polarmap.worker.messages import (
     plain,
 )
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import layout_of, pack, unflatten, unpacked
+from polarmap.worker.pytree import layout_of
 from polarmap.worker.stored_output import OutputSpec
 
 
@@ -111,36 +110,3 @@ def test_one_that_would_come_back_as_another_does_not_travel() -> None:
 
     for error in (Disguised("one"), Odd(1, 2), ValueError(threading.Lock())):
         assert travelled_error(error).exception is None
-
-
-def test_what_pickle_refuses_travels_by_cloudpickle() -> None:
-    class Mine(Exception):  # noqa: N818
-        pass
-
-    error = Mine("a", 2)
-    error.more = [1, 2]  # type: ignore[attr-defined]
-    data = travelled_error(error).exception
-    assert isinstance(data, bytes)
-    found = pickle.loads(data)
-    assert (type(found), found.args, found.more) == (Mine, ("a", 2), [1, 2])
-
-
-def test_results_of_all_types_travel() -> None:
-    class Local(NamedTuple):
-        a: Any
-
-    trees = [
-        1.0,
-        Key(1, [np.float32(2)]),  # type: ignore[arg-type]
-        Local({"x": np.zeros((2, 3))}),
-        OrderedDict(b=True, a="x"),
-        {(1, "a"): 1, None: 2, b"k": 3, 1 + 2j: 4, np.int64(7): 5, Key(1, 2): 6, frozenset("x"): 7},
-        np.zeros(2, [("a", "i4"), ("b", "f8", (2,))]),
-        np.array(["2001-01-01"], "M8[D]"),
-    ]
-    for tree in trees:
-        structure, layout, data = pack(tree)
-        came = travelled(Reply(None, 1.5, structure, layout, None, (2, 0)))
-        found = unflatten(came.structure, unpacked(came.layout, bytearray(data)))
-        assert (type(found), str(found)) == (type(tree), str(tree))
-        assert (came.seconds, came.subtasks) == (1.5, (2, 0))

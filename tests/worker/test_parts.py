@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 import pytest
@@ -36,13 +35,6 @@ def test_a_part_is_a_run_of_bytes_of_a_file(folder: str) -> None:
     assert bytes(read_file(folder, Part("below/x", 10, None, 100))) == b""
     with pytest.raises(DamagedError, match="below/y is missing"):
         read_file(folder, Part("below/y", 1))
-
-
-def test_parts_in_a_row(folder: str) -> None:
-    parts = [Part("below/x", 30, zlib.crc32(DATA[:30])), Part("below/x", 70, None, 30)]
-    assert bytes(assemble(parts, lambda part: read_file(folder, part))) == DATA
-    assert bytes(assemble(iter(parts[:1]), lambda part: read_file(folder, part))) == DATA[:30]
-    assert bytes(assemble([], lambda part: b"")) == b""
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.worker.messages import plain
 from polarmap.worker.parts import Place, assemble
 from polarmap.worker.pytree import pack, unpacked
 from polarmap.worker.stored_output import SAMPLE, OutputSpec, StoredOutput, sample, store_result
@@ -55,7 +54,3 @@ def test_several_arrays_share_the_sample_and_no_part() -> None:
 def test_what_is_not_one_array_is_refused(result: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         stored(result)
-
-
-def test_where_a_result_is_to_lie_travels_as_plain_tuples() -> None:
-    assert OutputSpec.parse(plain(OUTPUT)) == OUTPUT

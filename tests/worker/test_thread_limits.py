@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -43,23 +42,6 @@ def test_the_lowest_limit_is_in_force_until_the_last_task_ends() -> None:
         assert threads_now() == {1}
     assert threads_now() == {1}
     one.close()
-    assert threads_now() == {3}
-
-
-def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimits) -> None:
-    barrier = threading.Barrier(8)
-
-    def task() -> None:
-        for _ in range(50):
-            with limits.of_process(1), limits.of_this_thread(1):
-                pass
-        barrier.wait(PATIENCE)
-
-    threads = [threading.Thread(target=task) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(PATIENCE)
     assert threads_now() == {3}
 
 

@@ -1,0 +1,27 @@
+"""Blocks in files, as workers read them, and what workers are told of tasks on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from polarmap.worker.any_value import to_block
+from polarmap.worker.messages import StoredBlock, Ticket
+from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import layout_of
+
+
+def stored(folder: Path, data: np.ndarray) -> StoredBlock:
+    """An array in the file "block" of a folder."""
+    (folder / "block").write_bytes(data.tobytes())
+    part = Part("block", data.nbytes)
+    return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
+
+
+def call_of(f: Callable[[Any], Any], folder: Path) -> tuple[Any, ...]:
+    """Of a map with one task, which calls f with an array of one number."""
+    ticket = Ticket(0, 0, stored(folder, np.zeros(1)), None, None)
+    return 0, (str(folder),), ticket, to_block((f, ("array",))).tobytes(), None, {}
