@@ -72,7 +72,7 @@ def workers_of(control: socket.socket, count: int) -> list[tuple[int, socket.soc
 
 
 def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -> None:
-    process, control = served(tmp_path, LATE)
+    process, control = served(tmp_path, program=LATE)
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
