@@ -136,6 +136,8 @@ class ObjectLink:
         When the worker gave its latest sign of life.
     doubts : int
         How often it seemed to be done though no reply had come.
+    is_there : bool
+        Whether it may say more.
     """
 
     def __init__(self, post: Callable[[tuple[Any, ...]], None]) -> None:
@@ -143,7 +145,7 @@ class ObjectLink:
         self.count = self.unanswered = 0
         self.heard, self.doubts = time.monotonic(), 0
         self._frames, self._said = Frames(), deque[Message]()
-        self._is_there = True
+        self.is_there = True
         self._lock, self._owner = threading.Lock(), os.getpid()
         self._news = WakeSignal()
 
@@ -153,7 +155,7 @@ class ObjectLink:
             try:
                 said = list(self._frames.of(data))
             except FrameError:
-                self._is_there = False
+                self.is_there = False
             else:
                 self._said += said
                 self.unanswered -= sum(message.kind in ENDS for message in said)
@@ -161,7 +163,7 @@ class ObjectLink:
 
     def hang_up(self) -> None:
         """The worker is gone."""
-        self._is_there = False
+        self.is_there = False
         self._news.set()
 
     def fileno(self) -> int:
@@ -182,7 +184,7 @@ class ObjectLink:
         with self._lock:
             said = list(self._said)
             self._said.clear()
-        return said, self._is_there
+        return said, self.is_there
 
     def close(self) -> None:
         """Tell the worker to end, unless it is that of a process that this one was forked of."""

@@ -85,7 +85,9 @@ class ObjectLinks:
         return round(writes + reads + signs), round(reads + polls + reads * POLLS_PER_MESSAGE)
 
     def hang_up(self, number: int) -> None:
-        """A worker is gone: nothing more will come of it."""
+        """A worker is gone: nothing more will come of it, and nobody reads what was said to it."""
+        with self._lock:
+            self._messages.pop(number, None)
         link = self._links.get(number)
         if link is not None:
             link.hang_up()
@@ -109,6 +111,8 @@ class ObjectLinks:
                 self._gone.add(number)
                 del self._links[number]
                 self._messages.pop(number, None)
+                if not link.is_there:
+                    return
             if message[0] == "call" and isinstance(message[1][3], bytes):
                 function = message[1][3]
                 digest = hashlib.blake2b(function, digest_size=16).digest()

@@ -315,7 +315,7 @@ class RemoteWorkers(WorkerTable):
                 self._forget(number)
             elif worker is not None and worker.lease is None:
                 self._remove(worker)
-            elif self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
+            if self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
                 self._objects.hang_up(number)
         if failed is not None:
             self._failures += 1

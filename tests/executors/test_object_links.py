@@ -113,6 +113,19 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
     assert side.all._messages == {0: []}
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_what_was_said_to_workers_that_are_gone_does_not_stay(side: Side, is_first: bool) -> None:
+    """Else the one object with what is said to all would grow with each worker that was replaced."""
+    side.worker(0)
+    side.tell(0, call(1, b"f"))
+    if is_first:  # its map sees it, and lets go of it
+        side.all.hang_up(0)
+    side.links[0].close()
+    if not is_first:
+        side.all.hang_up(0)
+    assert side.all._messages == {}
+
+
 def test_a_worker_that_is_let_go_of_ends_and_is_not_listened_to(side: Side) -> None:
     worker, other = side.worker(0), side.worker(1)
     side.links[0].close()
