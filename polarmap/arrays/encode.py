@@ -18,15 +18,16 @@ from polarmap.blocks.array_like import read_data
 from polarmap.blocks.choose_code import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
-from polarmap.run.progress import observer_of
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.worker.encryption import MESSAGE_BYTES, Encryption
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
 
 
+@verb
 def encode(
     A: Any,
     *,
@@ -40,7 +41,7 @@ def encode(
     executor: Any = None,
     key: str | bytes | None = None,
     progress: bool | None = None,
-) -> CodedArray:
+) -> PreparedMap[CodedArray]:
     """Encode an array once and keep it in storage.
 
     The rows are cut into k equal blocks, which are stored as they are, and n - k parity blocks are
@@ -109,25 +110,26 @@ def encode(
     <Audit of 'small': 4 blocks of 1 parts, all good>
     >>> folder.cleanup()
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> CodedArray:
         check_name(name)
-        observer = observer_of(progress)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
         if checked_count("memory", memory) < LEAST_MEMORY:
             raise CodeError(
                 f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
             )
+        data = A
         if not hasattr(A, "open_in"):
-            A = read_data(A, "A")
-            if hasattr(A, "shape") and hasattr(A, "dtype"):
-                check_array(A, "A")
-        if isinstance(A, np.matrix):
+            data = read_data(A, "A")
+            if hasattr(data, "shape") and hasattr(data, "dtype"):
+                check_array(data, "A")
+        if isinstance(data, np.matrix):
             raise CodeError(
                 "A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @"
             )
         store = open_store(storage)
-        source = open_source(A, store)
+        source = open_source(data, store)
         check_array(source)
         chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
         cut = plan_stripes(
@@ -147,6 +149,8 @@ def encode(
                 made = write_array(store, name, cut, overwrite, write, encryption)
         seen.warn()
         return CodedArray(store, made)
+
+    return PreparedMap(run, progress, is_lasting=True)
 
 
 def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:

@@ -119,22 +119,23 @@ def prepared_to_storage(
     out: Stored,
     executor: Any,
     options: MapOptions,
+    progress: Any,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_out(out, options)
     launch, coded = prepared(data, code_options, executor, options, parity_for="out=")
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
-    def run(progress: Any) -> StoredResult[T]:
+    def run(observer: Any) -> StoredResult[T]:
         encryption = encryption_of(coded, options.key)
         with ResultWriter(open_store(place), out.name, coded, encryption) as writer:
-            collected, report = run_coded(launch, f, coded, options, progress, _sampled(f), writer.output)
+            collected, report = run_coded(launch, f, coded, options, observer, _sampled(f), writer.output)
             padding = coded.blocks.padding if any(collected.rows) else 0
             made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
         _, _, structure = collected.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(writer.store, made), report, structure)
 
-    return PreparedMap(None, 0, run, is_lasting=True)
+    return PreparedMap(run, progress, is_lasting=True)
 
 
 def _check_out(out: Any, options: MapOptions) -> None:

@@ -13,10 +13,11 @@ from polarmap.blocks.choose_code import encode_once
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError
 from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
 from polarmap.run.options import Verify, checked_options
+from polarmap.run.prepared_map import PreparedMap, verb
 
 Array = npt.NDArray[Any]
 
@@ -25,6 +26,7 @@ BLOCKS = 7  # 28 products of data blocks and, with one parity block, 36 tasks
 FOR_SPARSE = "A.toarray(), or sum(hedged_map(lambda rows: rows.T @ rows, A.tocsr())), which copies late tasks"
 
 
+@verb
 def coded_gram(
     A: Any,
     weights: Any = None,
@@ -37,7 +39,7 @@ def coded_gram(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
-) -> CodedProduct:
+) -> PreparedMap[CodedProduct]:
     """A^H A, or A^H diag(weights) A, without waiting for stragglers.
 
     The Gram matrix, or the Hessian of a generalized linear model: A^H diag(w) A with w the variances.
@@ -80,7 +82,8 @@ def coded_gram(
     >>> np.allclose(hessian.array, A.T @ (w[:, None] * A)), hessian.report.n
     (True, 10)
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> CodedProduct:
         matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
         w = None if weights is None else _checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
@@ -88,12 +91,14 @@ def coded_gram(
         n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
         coded = _coded(matrix, dtype, k, n)
         f = _products(w, dtype)
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), observer)
         result = run(f, coded, pair_shape(coded))
         array = assemble_blocks(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
         if not is_exact(dtype):
             _mirror(array, result[0].shape[0])
         return CodedProduct(array, result.report)
+
+    return PreparedMap(run, progress)
 
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:

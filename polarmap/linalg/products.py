@@ -13,7 +13,7 @@ import numpy.typing as npt
 from polarmap.blocks.choose_code import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
-from polarmap.errors import CodeError, without_our_frames
+from polarmap.errors import CodeError
 from polarmap.executors.pool import shares_cores
 from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
@@ -21,6 +21,7 @@ from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import map_blocks
 from polarmap.run.options import MapOptions, Verify, checked_options
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
@@ -40,6 +41,7 @@ class CodedProduct(NamedTuple):
         return f"<CodedProduct of {rows} x {columns} {self.array.dtype}, {decoded} of its blocks decoded>"
 
 
+@verb
 def coded_matmul(
     A: Any,
     B: Any,
@@ -54,7 +56,7 @@ def coded_matmul(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
-) -> CodedProduct:
+) -> PreparedMap[CodedProduct]:
     """A @ B without waiting for stragglers, with one factor coded or both.
 
     Parameters
@@ -116,13 +118,14 @@ def coded_matmul(
     >>> bool((product.array == A @ B).all()), product.report.code
     (True, 'arikan grid 4 x 3')
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> CodedProduct:
         check_not_masked(code)
         left, right, shape = _factors(A, B)
         layout = layouts.choose_layout(
             method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
         )
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), progress)
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), observer)
         if layout.rows and layout.columns:
             array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
         elif layout.rows:
@@ -133,6 +136,8 @@ def coded_matmul(
             array, report = _one_sided(*transposed, layout.columns, code, run)
             array = array.T
         return CodedProduct(array.reshape(shape), report)
+
+    return PreparedMap(run, progress)
 
 
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
@@ -192,7 +197,7 @@ def pair_shape(coded: CodedPairs) -> Shape:
     return left[0], right[0]
 
 
-def product_map(executor: Any, options: MapOptions, progress: bool | None) -> ProductMap:
+def product_map(executor: Any, options: MapOptions, progress: Any) -> ProductMap:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of

@@ -14,10 +14,11 @@ from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.arguments import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError, without_our_frames
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import map_blocks
 from polarmap.run.options import Verify, check_function, checked_options
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.slope_errors import SlopeErrors
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 
@@ -59,6 +60,7 @@ class GradientResult:
         return f"<GradientResult of shape {shape}, {self.evaluations} evaluations>"
 
 
+@verb
 def coded_gradient(
     f: Callable[[Any], Any],
     x: Any,
@@ -76,7 +78,7 @@ def coded_gradient(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
-) -> GradientResult:
+) -> PreparedMap[GradientResult]:
     """The gradient of f at x from function values alone, without waiting for stragglers.
 
     Each worker evaluates [f(x + hz) - f(x - hz)] / 2h along coded directions z (Bartan and Pilanci,
@@ -135,7 +137,8 @@ def coded_gradient(
     >>> np.allclose(found.gradient, 3 * np.arange(1.0, 7.0) ** 2)
     True
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> GradientResult:
         point = _checked_point(x)
         unit = _checked_scale(scale, point)
         step = _checked_step(h, scheme)
@@ -149,7 +152,7 @@ def coded_gradient(
         data, task = _prepare(f, point, unit, step, scheme, base, k)
         options = replace(options, rtol=amplification * EPS, errors=SlopeErrors(step, scheme))
         try:
-            mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, progress)
+            mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, observer)
         except NotLinearError as error_:
             raise NotLinearError(_not_smooth(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:
@@ -160,6 +163,8 @@ def coded_gradient(
         slopes = join_slopes([slopes for slopes, _ in mapped], count)
         heard, started = _count_evaluations(mapped.report, count, scheme)
         return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
+
+    return PreparedMap(run, progress)
 
 
 class CodedGradient:

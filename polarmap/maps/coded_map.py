@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar
 
-from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
+from polarmap.arrays.stored_result import Stored, prepared_to_storage
 from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
-from polarmap.errors import without_our_frames
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import prepared_blocks
@@ -24,51 +23,12 @@ from polarmap.run.options import (
     planned,
     scheduled,
 )
-from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.prepared_map import PreparedMap, verb
 
 T = TypeVar("T")
 
 
-@overload
-def coded_map(
-    f: Callable[[Any], T],
-    data: Any,
-    *,
-    blocks: int | None = None,
-    workers: int | None = None,
-    code: CodeName | Code | Masked = "auto",
-    degree: int = 1,
-    schedule: ScheduleName | Subtasks | Plan = "upfront",
-    executor: Any = None,
-    out: None = None,
-    verify: Verify = "auto",
-    rtol: float | None = None,
-    timeout: float | None = None,
-    on_timeout: OnTimeout = "raise",
-    retries: int = 1,
-    key: str | bytes | None = None,
-    progress: bool | None = None,
-) -> CodedResult[T]: ...
-@overload
-def coded_map(
-    f: Callable[[Any], T],
-    data: Any,
-    *,
-    blocks: int | None = None,
-    workers: int | None = None,
-    code: CodeName | Code | Masked = "auto",
-    degree: int = 1,
-    schedule: ScheduleName | Subtasks | Plan = "upfront",
-    executor: Any = None,
-    out: Stored,
-    verify: Verify = "auto",
-    rtol: float | None = None,
-    timeout: float | None = None,
-    on_timeout: OnTimeout = "raise",
-    retries: int = 1,
-    key: str | bytes | None = None,
-    progress: bool | None = None,
-) -> StoredResult[T]: ...
+@verb
 def coded_map(
     f: Callable[[Any], T],
     data: Any,
@@ -87,7 +47,7 @@ def coded_map(
     retries: int = 1,
     key: str | bytes | None = None,
     progress: bool | None = None,
-) -> CodedResult[T]:
+) -> PreparedMap[CodedResult[T]]:
     """Map a linear, affine or polynomial f over blocks of data, without waiting for stragglers.
 
     The data is cut into k blocks, n - k parity blocks are added, n workers each apply f to one,
@@ -223,34 +183,11 @@ def coded_map(
     >>> y.concatenate().round(9).tolist()
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
-    with without_our_frames:
-        call = (f, data, blocks, workers, code, degree, schedule, executor, out)
-        return prepared_coded_map(*call, verify, rtol, timeout, on_timeout, retries, key).run(progress)
-
-
-def prepared_coded_map(
-    f: Callable[[Any], T],
-    data: Any,
-    blocks: int | None,
-    workers: int | None,
-    code: CodeName | Code | Masked,
-    degree: int,
-    schedule: ScheduleName | Subtasks | Plan,
-    executor: Any,
-    out: Stored | None,
-    verify: Verify,
-    rtol: float | None,
-    timeout: float | None,
-    on_timeout: OnTimeout,
-    retries: int,
-    key: str | bytes | None,
-) -> PreparedMap[CodedResult[T]]:
-    """The map of `coded_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = scheduled(checked_options(verify, rtol, timeout, retries, on_timeout), schedule)
     if key is not None:
         options = encrypted(options, key)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
-        return prepared_blocks(f, data, code_options, executor, options)
-    return prepared_to_storage(f, data, code_options, out, executor, options)
+        return prepared_blocks(f, data, code_options, executor, options, progress)
+    return prepared_to_storage(f, data, code_options, out, executor, options, progress)

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.shared_parts import SharedParts
 from polarmap.blocks.uneven import cut_parts
-from polarmap.errors import NotDecodableError, NotLinearError, without_our_frames
+from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
 from polarmap.run.options import check_function, checked_options
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.worker.combination import combination
 from polarmap.worker.pytree import unflatten
 
@@ -41,6 +42,7 @@ class CodedSum:
         return f"<CodedSum of {self.report.k} parts: {' '.join(reprlib.repr(self.value).split())}>"
 
 
+@verb
 def coded_sum(
     f: Callable[[Any], Any],
     parts: Any,
@@ -52,7 +54,7 @@ def coded_sum(
     timeout: float | None = None,
     retries: int = 1,
     progress: bool | None = None,
-) -> CodedSum:
+) -> PreparedMap[CodedSum]:
     """The sum of f(part) over all parts, for any f, without waiting for stragglers.
 
     Every worker evaluates f on `tolerate` + 1 shares of the parts and returns one combination of the
@@ -103,7 +105,8 @@ def coded_sum(
     >>> total.value.tolist(), sum(part**2 % 5 for part in parts).tolist()
     ([10, 11, 14], [10, 11, 14])
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> CodedSum:
         check_function(f)
         options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
         launch = Launch(executor)
@@ -111,7 +114,7 @@ def coded_sum(
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)
         combined = combination(f)
         try:
-            collected, report = run_coded(launch, combined, shares, options, progress)
+            collected, report = run_coded(launch, combined, shares, options, observer)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "
@@ -119,6 +122,8 @@ def coded_sum(
             ) from error
         value = unflatten(collected.structure, collected.results[0])
         return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
+
+    return PreparedMap(run, progress)
 
 
 def _checked(report: Report) -> str:

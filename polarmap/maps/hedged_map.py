@@ -18,15 +18,13 @@ from polarmap.errors import (
     NotDecodableError,
     WorkerLostError,
     raised_by,
-    without_our_frames,
 )
 from polarmap.executors.base import Outcome, failure_of
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
-from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.progress import observer_of
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.summary import UNCODED, blank_report
 from polarmap.worker.any_value import any_call, from_result
 from polarmap.worker.messages import Error
@@ -35,6 +33,7 @@ from polarmap.worker.pytree import naming, unflatten
 T = TypeVar("T")
 
 
+@verb
 def hedged_map(
     f: Callable[..., T],
     data: Any,
@@ -49,7 +48,7 @@ def hedged_map(
     retries: int = 1,
     return_exceptions: bool = False,
     progress: bool | None = None,
-) -> CodedResult[T]:
+) -> PreparedMap[CodedResult[T]]:
     """Map any f over anything; what is late gets a backup, and the first result of each counts.
 
     For functions that no code commutes with. A straggler costs the time by which it is known to be late,
@@ -110,25 +109,6 @@ def hedged_map(
     >>> list(polarmap.hedged_map(int, ["1", "two"], executor=slow, return_exceptions=True))
     [1, ValueError("invalid literal for int() with base 10: 'two'")]
     """
-    with without_our_frames:
-        call = (f, data, star, args, kwargs, blocks, executor, backups, timeout, retries, return_exceptions)
-        return prepared_hedged_map(*call).run(progress)
-
-
-def prepared_hedged_map(
-    f: Callable[..., T],
-    data: Any,
-    star: bool,
-    args: Sequence[Any],
-    kwargs: Mapping[str, Any] | None,
-    blocks: int | None,
-    executor: Any,
-    backups: int,
-    timeout: float | None,
-    retries: int,
-    return_exceptions: bool,
-) -> PreparedMap[CodedResult[T]]:
-    """The map of `hedged_map`, with all that is wrong with its arguments said."""
     check_function(f)
     options = checked_options(False, None, timeout, retries)
     if not is_integer(backups) or backups < 0:
@@ -141,7 +121,7 @@ def prepared_hedged_map(
     blank = blank_report(count, count, count, UNCODED, launch.executor.name)
     if not items:
         nothing = replace(blank, verified="not needed", is_final=True)
-        return PreparedMap(blank, 0, lambda progress: CodedResult([], nothing))
+        return PreparedMap(lambda observer: CodedResult([], nothing), progress, blank)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
@@ -166,8 +146,8 @@ def prepared_hedged_map(
             return [found] * len(span)
         return [_one_of_group(one, index, len(items)) for index, one in zip(span, found)]
 
-    def run(progress: Any) -> CodedResult[T]:
-        observer, values = observer_of(progress), dict[int, T]()
+    def run(observer: Any) -> CodedResult[T]:
+        values = dict[int, T]()
 
         def note(outcome: Outcome) -> None:
             for index, value in zip(spans[outcome.task], values_of(outcome)):
@@ -178,7 +158,7 @@ def prepared_hedged_map(
         _, report = run_uncoded(launch, call, coded, options, observer, int(backups), None, note, keeps, who)
         return CodedResult([values[index] for index in range(len(items))], report)
 
-    return PreparedMap(blank, len(items), run)
+    return PreparedMap(run, progress, blank, len(items))
 
 
 def _value(outcome: Outcome, keeps: bool) -> Any:

@@ -3,69 +3,32 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from polarmap.arrays.encode import encode
-from polarmap.arrays.stored_result import Stored
-from polarmap.blocks.choose_code import CodeName
-from polarmap.code.base import Code
-from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
-from polarmap.maps.coded_map import coded_map, prepared_coded_map
-from polarmap.maps.hedged_map import hedged_map, prepared_hedged_map
-from polarmap.planning.planner import Plan
+from polarmap.maps.coded_map import coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify
-from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
 
 R = TypeVar("R")
 T = TypeVar("T")
 
-
-class CodedMapOptions(TypedDict, total=False):
-    """The options of `coded_map`, for type checkers."""
-
-    blocks: int | None
-    workers: int | None
-    code: CodeName | Code | Masked
-    degree: int
-    schedule: ScheduleName | Subtasks | Plan
-    executor: Any
-    out: Stored | None
-    verify: Verify
-    rtol: float | None
-    timeout: float | None
-    on_timeout: OnTimeout
-    retries: int
-    key: str | bytes | None
-    progress: bool | None
-
-
 DATA = {"data", "parts", "x", "A", "B", "weights", "directions", "scale", "args", "kwargs"}  # of all verbs
-# From a verb to what checks its arguments and cuts the data, without `progress`.
-_PREPARED: dict[Any, Callable[..., PreparedMap[Any]]] = {
-    coded_map: prepared_coded_map,
-    hedged_map: prepared_hedged_map,
-}
 
 
 @overload
-def submit(
-    f: Callable[[Any], T], data: Any, /, **options: Unpack[CodedMapOptions]
-) -> CodedFuture[CodedResult[T]]: ...
+def submit(f: Callable[[Any], T], data: Any, /, **options: Any) -> CodedFuture[CodedResult[T]]: ...
 @overload
 def submit(*arguments: Any, verb: Callable[..., R], **options: Any) -> CodedFuture[R]: ...
 def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any) -> CodedFuture[Any]:
@@ -107,39 +70,24 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
     [(2,), (2,), (2,), (2,)]
     """
     with without_our_frames:
-        observer = observer_of(options.pop("progress", None))
-        return FutureMap(_prepared(verb, arguments, options), observer).start()
+        prepare = getattr(verb, "prepare", None)
+        if prepare is None:
+            raise CodeError(
+                f"verb={getattr(verb, '__name__', repr(verb))} is no map: pass coded_map, hedged_map, "
+                "coded_sum, coded_matmul or encode"
+            )
+        travels = _is_elsewhere(options.get("executor"))
+        named = {name: _kept(name, one, travels) for name, one in options.items()}
+        places = ("f" if callable(one) else "data" for one in arguments)
+        prepared = prepare(*(_kept(*one, travels) for one in zip(places, arguments)), **named)
+        return FutureMap(prepared, observer_of(prepared.progress)).start()
 
 
-def _prepared(verb: Callable[..., Any], arguments: Any, options: dict[str, Any]) -> PreparedMap[Any]:
-    """The map that a call of a verb is; CodeError for a verb that is none of ours."""
-    name = getattr(verb, "__name__", repr(verb))
-    try:
-        signature = inspect.signature(verb)
-    except (TypeError, ValueError):
-        signature = inspect.Signature()
-    if "progress" not in signature.parameters:
-        raise CodeError(
-            f"verb={name} is no map: pass coded_map, hedged_map, coded_sum, coded_matmul or encode"
-        )
-    try:
-        bound = signature.bind(*arguments, **options)
-    except TypeError as error:
-        raise TypeError(f"{name}: {error}") from None
-    for argument, value in bound.arguments.items():
-        if argument in DATA:
-            bound.arguments[argument] = _as_it_is(value)
-    if "f" in bound.arguments and _is_elsewhere(bound.arguments.get("executor")):
-        bound.arguments["f"] = _as_it_travels(bound.arguments["f"])
-    if verb in _PREPARED:
-        bound.apply_defaults()
-        del bound.arguments["progress"]
-        return _PREPARED[verb](*bound.arguments.values())
-
-    def run(observer: Any) -> Any:
-        return verb(*bound.args, **bound.kwargs, progress=observer)
-
-    return PreparedMap(None, 0, run, is_lasting=verb is encode)
+def _kept(name: str, argument: Any, travels: bool) -> Any:
+    """An argument of a map as it is now, whatever its caller does to it later; `travels`: f does."""
+    if name in DATA:
+        return _as_it_is(argument)
+    return _as_it_travels(argument) if name == "f" and travels else argument
 
 
 def _as_it_is(data: Any) -> Any:

@@ -347,22 +347,28 @@ def map_blocks(
     progress: Any,
 ) -> CodedResult[T]:
     """The results of f on the blocks of the data, which come home."""
-    return prepared_blocks(f, data, code_options, executor, options).run(progress)
+    return prepared_blocks(f, data, code_options, executor, options, progress).run(observer_of(progress))
 
 
 def prepared_blocks(
-    f: Callable[[Any], T], data: Any, code_options: CodeOptions, executor: Any, options: MapOptions
+    f: Callable[[Any], T],
+    data: Any,
+    code_options: CodeOptions,
+    executor: Any,
+    options: MapOptions,
+    progress: Any,
 ) -> PreparedMap[CodedResult[T]]:
     """The map of `map_blocks`."""
     launch, coded = prepared(data, code_options, executor, options)
 
-    def run(progress: Any) -> CodedResult[T]:
-        collected, report = run_coded(launch, f, coded, options, progress)
+    def run(observer: Observer) -> CodedResult[T]:
+        collected, report = run_coded(launch, f, coded, options, observer)
         whole = without_padding(collected.results, coded.blocks, collected.rows)
         return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
     no_estimates = _no_estimates(coded, options.subtasks)
-    return PreparedMap(_blank_report(coded, launch), coded.code.k, run, no_estimates=no_estimates)
+    blank = _blank_report(coded, launch)
+    return PreparedMap(run, progress, blank, coded.code.k, no_estimates=no_estimates)
 
 
 def _no_estimates(coded: CodedData, subtasks: int = 1) -> str:

@@ -1,27 +1,47 @@
-"""A map before it begins."""
+"""A map before it begins, and the functions that make one: calls of them run it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
+from polarmap.errors import without_our_frames
 from polarmap.report import Report
+from polarmap.run.progress import observer_of
 
+P = ParamSpec("P")
 R = TypeVar("R")
 
 
 class PreparedMap(NamedTuple, Generic[R]):
     """A map that is checked and cut, and has not begun.
 
+    run : runs it to its end, with the observer that looks on.
+    progress : what its caller chose to see of it.
     blank : its report before anything has happened; None where that is not known yet.
     blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
-    run : runs it to its end, with `progress=` of a map.
     is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
     no_estimates : why its results cannot be estimated while it runs, "" if they can.
     """
 
-    blank: Report | None
-    blocks: int
     run: Callable[[Any], R]
+    progress: Any
+    blank: Report | None = None
+    blocks: int = 0
     is_lasting: bool = False
     no_estimates: str = "is of results that coded_map brings home: not with another verb= or out="
+
+
+def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
+    """A public map: a call runs what `prepare` makes of its arguments, which is kept for `submit`."""
+
+    def call(*arguments: P.args, **options: P.kwargs) -> R:
+        with without_our_frames:
+            prepared = prepare(*arguments, **options)
+            return prepared.run(observer_of(prepared.progress))
+
+    name = prepare.__name__  # of the one frame of ours that a traceback shows
+    call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
+    call.prepare = prepare  # type: ignore[attr-defined]
+    return functools.wraps(prepare)(call)
