@@ -1,4 +1,4 @@
-"""An extension of mkdocstrings: a default that is a constant of the package is shown as its value."""
+"""An extension of mkdocstrings: constants of the package are shown as values, maps return their results."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,10 +7,13 @@ import griffe
 
 
 class Values(griffe.Extension):
-    """`memory: int = 256 << 20` in place of `memory: int = MEMORY`."""
+    """`memory: int = 256 << 20` in place of `memory: int = MEMORY`; `-> CodedSum` of a verb that prepares one."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         for func in functions_in(pkg):
+            returns: Any = func.returns
+            if isinstance(returns, griffe.ExprSubscript) and str(returns.left) == "PreparedMap":
+                func.returns = returns.slice
             for parameter in func.parameters:
                 if isinstance(parameter.default, griffe.ExprName):
                     parameter.default = value_of(parameter.default, func) or parameter.default

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
@@ -44,4 +45,8 @@ def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
     name = prepare.__name__  # of the one frame of ours that a traceback shows
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)
     call.prepare = prepare  # type: ignore[attr-defined]
-    return functools.wraps(prepare)(call)
+    functools.update_wrapper(call, prepare)
+    signature = inspect.signature(prepare)  # as help() shows it: of the result, not of the prepared map
+    result = signature.return_annotation.removeprefix("PreparedMap[").removesuffix("]")
+    call.__signature__ = signature.replace(return_annotation=result)  # type: ignore[attr-defined]
+    return call
