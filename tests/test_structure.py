@@ -169,7 +169,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "linalg": "coded_sides matrices",
     "run": (
         "acceptance codeword estimate failure_message first_results local_evaluation "
-        "received results row_by_row subtask_rows summary verify"
+        "received results summary verify"
     ),
     "worker": "finite_differences",
 }

@@ -27,7 +27,7 @@ from polarmap.maps.hedged_map import hedged_map, prepared_hedged_map
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify
+from polarmap.run.options import OnTimeout, ScheduleName, Verify
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import observer_of
 
@@ -42,7 +42,7 @@ class CodedMapOptions(TypedDict, total=False):
     workers: int | None
     code: CodeName | Code | Masked
     degree: int
-    schedule: ScheduleName | Subtasks | Plan
+    schedule: ScheduleName | Plan
     executor: Any
     out: Stored | None
     verify: Verify

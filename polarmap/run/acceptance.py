@@ -31,7 +31,7 @@ AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain m
 
 
 class Acceptance:
-    """Decides, after every arrival, whether the results of a codeword are handed out.
+    """Decides, after every arrival, whether the results of a map are handed out.
 
     Attributes
     ----------
@@ -162,7 +162,7 @@ class Acceptance:
             if isinstance(run.error, DamagedError):  # says nothing of f
                 return self._say_unverified(f"a parity block could not be read here: {run.words}")
             failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
-            if any(failure.kind == "raised" for told in failures for failure, _ in told):
+            if any(failure.kind == "raised" for told in failures for failure in told):
                 self.verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
             return self._say_unverified(f"here it raised {run.words}")
         if not self.verifier.parity_fits(run.leaves):

@@ -20,7 +20,7 @@ from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, war
 from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.codeword import Codeword, Codewords
+from polarmap.run.codeword import Codeword
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of, leaves_of
@@ -44,18 +44,15 @@ class Estimate(NamedTuple):
     error_p90: float
 
 
-def estimate_at_deadline(
-    coded: CodedData, codewords: Codewords, tasks: TaskTable, watch: Stopwatch
-) -> Estimate:
-    """Accept what a map without subtasks has by its deadline: results that are exact or estimates."""
-    [word] = codewords.members
-    received = word.received
+def estimate_at_deadline(coded: CodedData, word: Codeword, tasks: TaskTable, watch: Stopwatch) -> Estimate:
+    """Accept what a map has by its deadline: results that are exact or estimates."""
+    received = word.state
     if not received.results:
         raise CodedTimeoutError(
             f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
         ) from tasks.first_cause
     if not _is_finite(word):
-        raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
+        raise NotDecodableError(word.not_finite_message) from tasks.first_cause
     assert isinstance(coded.code, PolarCode)  # checked before the map began
     found = estimate(received, coded.code)
     refusal = word.acceptance.refusal
@@ -74,7 +71,7 @@ def estimate_at_deadline(
 
 
 def estimate_so_far(
-    coded: CodedData, codewords: Codewords, padding: PaddingRows | None, report: Report
+    coded: CodedData, word: Codeword, padding: PaddingRows | None, report: Report
 ) -> CodedResult[Any] | None:
     """What `estimate_at_deadline` would give now, while the map goes on; None if nothing.
 
@@ -82,15 +79,14 @@ def estimate_so_far(
 
     report : so far.
     """
-    [word] = codewords.members
-    received = word.received
+    received = word.state
     if received.decoder is None or received.decoder.ready or not _is_finite(word) or received.wraps:
         return None
     if padding is not None and not padding.is_known:
         return None
     assert isinstance(coded.code, PolarCode)  # checked by the future
     found = estimate(received, coded.code)
-    rows = padding.are_rows(codewords.members, [one.shape for one in found.results[0]]) if padding else ()
+    rows = padding.are_rows(word, [one.shape for one in found.results[0]]) if padding else ()
     whole = without_padding(found.results, coded.blocks, rows)
     errors = found.errors if any(found.errors) else ()
     report = replace(report, errors=errors, error_p90=found.error_p90)
@@ -100,7 +96,7 @@ def estimate_so_far(
 
 
 def _is_finite(word: Codeword) -> bool:
-    return not isinstance(word.acceptance.refusal, NotFiniteError) and word.received.all_finite()
+    return not isinstance(word.acceptance.refusal, NotFiniteError) and word.state.all_finite()
 
 
 def estimate(arrived: Received, code: PolarCode) -> Estimate:

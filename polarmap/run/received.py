@@ -1,4 +1,4 @@
-"""The results of one codeword: those of one shape, and the decoder that they feed."""
+"""The results of a map: those of one shape, and the decoder that they feed."""
 
 from __future__ import annotations
 
@@ -34,12 +34,10 @@ Array = npt.NDArray[Any]
 
 
 class Received:
-    """The results of one codeword so far, and whether they determine those of the data blocks.
+    """The results of a map so far, and whether they determine those of the data blocks.
 
     Attributes
     ----------
-    number : int
-        Of the codeword.
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
     arrived : dict from task to float
@@ -55,24 +53,23 @@ class Received:
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
-    convicted : dict from task to int
-        The last attempt of it that returned garbage.
+    convicted : set of int
+        Tasks that returned garbage.
     """
 
     def __init__(
         self,
         coded: CodedData,
         tasks: TaskTable,
-        number: int,
         options: MapOptions,
         model: Callable[[], list[Array] | None],
     ) -> None:
-        self._coded, self._code, self.number, self._tasks = coded, coded.code, number, tasks
+        self._coded, self._code, self._tasks = coded, coded.code, tasks
         self._rtol_wanted, self._trusted, self._shape = options.rtol, options.trusted, options.shape
         self._evaluate = model  # f of a data block, evaluated here
         self._model: list[Array] | None = None
         self._groups: dict[Any, dict[int, Outcome]] = {}
-        self._returned: dict[int, tuple[float, int]] = {}  # task -> when, and in which attempt, whatever came
+        self._returned: dict[int, float] = {}  # task -> when, whatever came
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
@@ -82,7 +79,7 @@ class Received:
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
-        self.convicted: dict[int, int] = {}
+        self.convicted: set[int] = set()
         self._could_finish: tuple[Any, bool] = (), False
 
     def add(self, outcome: Outcome, elapsed: float) -> None:
@@ -90,9 +87,7 @@ class Received:
         index = outcome.task
         if index in self.arrived or outcome.failure is not None:
             return
-        self._returned[index] = elapsed, outcome.attempt
-        if outcome.attempt <= self.convicted.get(index, -1):
-            return
+        self._returned[index] = elapsed
         is_usual = bool(self.results) and are_alike(outcome, self._any_received)
         if not is_usual and not (is_well_formed(outcome) and self._shape in (None, *shapes_of(outcome))):
             due = "a number" if self._shape is None else f"shape {self._shape}"
@@ -106,10 +101,7 @@ class Received:
         group[index] = outcome
         if group is self.results:
             self._accept(index)
-            if self.decoder is None:  # all of them had been garbage
-                self._restart_decoder(elapsed)
-            else:
-                self._feed(index, elapsed)
+            self._feed(index, elapsed)
         elif not self.results or self._overrules(group):
             self._follow(group, elapsed)
         else:
@@ -131,37 +123,30 @@ class Received:
     def note_late(self, outcome: Outcome, elapsed: float) -> None:
         """Note that a result came which is not needed any more, without making use of it."""
         if outcome.failure is None and outcome.task not in self.arrived:
-            self._returned[outcome.task] = elapsed, outcome.attempt
             self.arrived[outcome.task], self.seconds[outcome.task] = elapsed, outcome.seconds
 
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         self.arrived.pop(index, None)
         self._rejected.add(index)
-        self._tasks.reject(index, failure, self.number)
+        self._tasks.reject(index, failure)
 
     def drop(self, index: int, failure: Failure, elapsed: float) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
-        self.convicted[index] = self.results[index].attempt
+        self.convicted.add(index)
         del self.results[index]
         self.reject(index, failure)
         self._restart_decoder(elapsed)
 
-    def _may_come(self, index: int) -> bool:
-        """Whether an attempt runs that has not told its result here."""
-        if index in self.arrived or index not in self._tasks.running:
-            return False
-        return self._returned.get(index, (0.0, -1))[1] < self._tasks[index].attempts - 1
-
     @property
     def more_may_come(self) -> bool:
         """Whether any result may still come."""
-        return any(map(self._may_come, self._tasks.running))
+        return not self._tasks.running <= self.arrived.keys()
 
     @property
     def running(self) -> list[int]:
         """Tasks whose results may still come."""
-        return [index for index in self._tasks.running if self._may_come(index)]
+        return [index for index in self._tasks.running if index not in self.arrived]
 
     @property
     def data_count(self) -> int:
@@ -170,16 +155,13 @@ class Received:
 
     @property
     def failed(self) -> set[int]:
-        """Tasks without a result here that do not run, though they were started."""
-        found = self._tasks.failed | self._rejected
-        return found and {index for index in found if index not in self.arrived and not self._may_come(index)}
+        """Tasks without a result that do not run, though they were started."""
+        return (self._tasks.failed | self._rejected) - self.arrived.keys() - self._tasks.running
 
     @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        return {
-            index for index in self._rejected - self.convicted.keys() if index < len(self._code.systematic)
-        }
+        return {index for index in self._rejected - self.convicted if index < len(self._code.systematic)}
 
     def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
         """Whether what arrived, still runs or is held back can determine the results.
@@ -329,9 +311,9 @@ class Received:
         self._restart_decoder(elapsed)
 
     def _accept(self, index: int) -> None:
-        self.arrived[index] = self._returned[index][0]
+        self.arrived[index] = self._returned[index]
         self._rejected.discard(index)
-        self._tasks.accept(index, self.number)
+        self._tasks.accept(index)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
         usual = describe_result(self._any_received)
@@ -352,8 +334,6 @@ class Received:
         self.ready_at = self.determined_at = self.decoder = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
-        if not self.results:
-            return
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             _check_result(dtype)

@@ -40,7 +40,7 @@ class NotFiniteError(Exception):
 
 
 class Verifier:
-    """Checks the results of one codeword.
+    """Checks the results of a map.
 
     Attributes
     ----------
