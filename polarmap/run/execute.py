@@ -138,7 +138,7 @@ def _run_coded(
         padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
 
         def so_far() -> Report:
-            return report_so_far(blank, tasks, word.state.arrived, run.now() - began)
+            return report_so_far(blank, tasks, word.arrived, run.now() - began)
 
         running = RunningMap(blank, run.wake, so_far, lambda: estimate_so_far(coded, word, padding, so_far()))
         with observer.watch(running):
@@ -156,8 +156,8 @@ def _run_coded(
         schedule=options.schedule,
     )
     report = replace(report, cost=cost_of(launch.worker, report, stay))
-    stored = {index: one.stored for index, one in word.state.results.items() if one.stored is not None}
-    return Collected(word.results, word.state.structure, stored, rows), report
+    stored = {index: one.stored for index, one in word.results.items() if one.stored is not None}
+    return Collected(word.decoded, word.structure, stored, rows), report
 
 
 def run_uncoded(
@@ -230,7 +230,7 @@ def _collect(
     ended = schedule(run, policy, options.retries, tasks, word, watch, call.log, observer.tick)
     for outcomes in ended:
         for outcome in outcomes:
-            word.add(outcome, watch.elapsed)
+            word.add(outcome)
             if gives_blocks and outcome.task < coded.code.k:
                 _hand_out(outcome.task, word, coded, observer)
         observer.show(len(word.received))
@@ -267,7 +267,7 @@ def _hand_out(index: int, word: Codeword, coded: CodedData, observer: Observer) 
 
     Not the one that padding may have to be cut off. It may be decoded from still: nobody is to write to it.
     """
-    received = word.state.results.get(index)
+    received = word.results.get(index)
     if received is None or (coded.blocks.padding and index == coded.code.k - 1):
         return
     leaves, structure = received.leaves, received.structure
@@ -295,10 +295,10 @@ def _policy(coded: CodedData, options: MapOptions) -> Policy:
 
 def _shapes(word: Codeword) -> list[tuple[int, ...]]:
     """Of the leaves of a result, which may be a sample of what is stored."""
-    for outcome in word.state.results.values():
+    for outcome in word.results.values():
         if outcome.stored is not None:
             return [shape for _, shape in outcome.stored.layout]
-    return [leaf.shape for leaf in word.results[0]]
+    return [leaf.shape for leaf in word.decoded[0]]
 
 
 def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None) -> None:

@@ -57,7 +57,7 @@ class PaddingRows:
         if self._settled_at is None:
             self._settled_at = self._watch.elapsed
         waited = self._watch.elapsed - self._settled_at
-        return not self._run.is_running or waited > word.acceptance.surplus_wait
+        return not self._run.is_running or waited > word.surplus_wait
 
     @property
     def is_known(self) -> bool:
@@ -97,7 +97,7 @@ class PaddingRows:
             return False
         numbers = more[np.isfinite(more)] if more.dtype.kind in "iufc" else np.zeros(0)
         largest = float(np.abs(numbers).max(initial=0))
-        precision = word.state.precision(few.dtype)
+        precision = word.precision(few.dtype)
         return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
 
     @property

@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 
 from polarmap.blocks.base import CodedData
+from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import is_exact
 from polarmap.code.uncoded import Uncoded
 from polarmap.report import Report, TaskReport
@@ -27,28 +28,29 @@ def report_of_coded(
 
     `estimate`: of the results, if some may be estimates.
     """
+    assert word.decoder is not None
     errors = () if estimate is None else estimate.errors
     recovered = word.decoder.missing.tolist()
     amplification = bound = 0.0
     if errors:
         recovered = [index for index in recovered if errors[index] == 0]
     else:
-        amplification, bound = _errors(word)
+        amplification, bound = _errors(word, word.decoder)
     return Report(
         n=coded.n,
         k=coded.code.k,
         code=coded.code.name,
         executor="",
-        tasks=_task_reports(word, tasks),
-        needed=word.state.needed,
+        tasks=_task_reports(word, word.decoder, tasks),
+        needed=word.needed,
         recovered=tuple(recovered),
         seconds=ended,
         encode_seconds=0.0,
-        decode_seconds=word.acceptance.decode_seconds,
+        decode_seconds=word.decode_seconds,
         surplus_seconds=_waited(word, ended),
         amplification=amplification,
         error_bound=bound,
-        residual=word.acceptance.residual,
+        residual=word.residual,
         verified=str(word.verification),
         unchecked=_unchecked(word),
         padding=coded.blocks.padding,
@@ -129,13 +131,12 @@ def report_so_far(blank: Report, tasks: TaskTable, arrived: Mapping[int, float],
     )
 
 
-def _errors(word: Codeword) -> tuple[float, float]:
+def _errors(word: Codeword, decoder: Decoder) -> tuple[float, float]:
     """Amplification and error bound."""
-    decoder, dtypes = word.decoder, word.state.precisions
     if not len(decoder.missing):
         return 0.0, 0.0
     amplification = decoder.amplification
-    if decoder.exact and not all(map(is_exact, dtypes)):  # floats decoded beside integers
+    if decoder.exact and not all(map(is_exact, word.precisions)):  # floats decoded beside integers
         amplification = float(np.linalg.norm(decoder.recovery.weights, axis=1).max())
     return amplification, word.error_bound
 
@@ -144,26 +145,25 @@ def _waited(word: Codeword, ended: float) -> float:
     """Seconds from when the results were determined until they were handed out."""
     if word.verification in ("not needed", "no"):
         return 0.0
-    return max(0.0, ended - (word.state.ready_at or 0.0) - word.acceptance.decode_seconds)
+    return max(0.0, ended - (word.ready_at or 0.0) - word.decode_seconds)
 
 
 def _unchecked(word: Codeword) -> tuple[int, ...]:
     """Of a map whose decoded results were checked."""
     if word.verification not in ("parity", "local"):
         return ()
-    return tuple(sorted(word.acceptance.verifier.unchecked()))
+    return tuple(sorted(word.verifier.unchecked()))
 
 
-def _task_reports(word: Codeword, tasks: TaskTable) -> tuple[TaskReport, ...]:
+def _task_reports(word: Codeword, decoder: Decoder, tasks: TaskTable) -> tuple[TaskReport, ...]:
     """Of each task: a result that nothing was decoded from is surplus, unless it is a data block's."""
     used = np.zeros(len(tasks), bool)
-    used[: len(word.decoder.code.systematic)] = True
-    if len(word.decoder.missing):
-        used |= word.decoder.arrived
-    arrived, seconds = word.state.arrived, word.state.seconds
+    used[: len(decoder.code.systematic)] = True
+    if len(decoder.missing):
+        used |= decoder.arrived
     reports = []
     for index, is_used in enumerate(used.tolist()):
-        task, came = tasks[index], arrived.get(index)
+        task, came = tasks[index], word.arrived.get(index)
         if came is not None:
             state = "used" if is_used else "surplus"
         else:
@@ -173,7 +173,7 @@ def _task_reports(word: Codeword, tasks: TaskTable) -> tuple[TaskReport, ...]:
                 index=index,
                 state=state,
                 arrived=came,
-                seconds=None if came is None else seconds[index],
+                seconds=None if came is None else word.seconds[index],
                 attempts=len(task.submitted),
                 failures=_failures(task) if task.failures else (),
                 launched=task.submitted[0] if task.submitted else None,
