@@ -32,7 +32,6 @@ from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
 from polarmap.run.coded_future import CodedFuture
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.options import Subtasks
 from polarmap.worker.faults import Fault
 
 if typing.TYPE_CHECKING:
@@ -80,7 +79,6 @@ __all__ = [
     "SketchEstimate",
     "Stored",
     "StoredResult",
-    "Subtasks",
     "TaskReport",
     "ZarrObjects",
     "coded_gradient",

@@ -45,9 +45,6 @@ class TaskReport:
     launched
         Seconds after the start of the map when it was first handed out; 0 but for tasks that
         were held back, None if it never was.
-    subtasks
-        Of a map with subtasks: how many of its results arrived. Those of an abandoned or
-        failed task count too; `arrived` and `seconds` are those of its last one.
     """
 
     index: int
@@ -57,7 +54,6 @@ class TaskReport:
     attempts: int
     failures: tuple[str, ...] = ()
     launched: float | None = 0.0
-    subtasks: int | None = None
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,6 @@ class Report:
         (this function passed before) or "no" (verify=False).
     schedule
         "upfront", or "on_demand": parity tasks were held back until they were needed.
-    subtasks
-        Subtasks that each task was cut into; `needed` and `recovered` are of the codeword that took most,
-        and of all.
     unchecked
         Results that were handed out, or that decoded blocks are made of, and that no check
         involved ("parity" or "local"): garbage from one of these workers would have passed.
@@ -138,7 +131,6 @@ class Report:
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
     schedule: str = "upfront"
-    subtasks: int = 1
     errors: tuple[float, ...] = ()
     is_final: bool = True
     code_reason: str = ""
@@ -224,12 +216,6 @@ class Report:
             later = [task.index for task in self.tasks if task.launched]
             lines.append(
                 f"started on demand: {listed(later)}, not started: {listed(self.indices('not started'))}"
-            )
-        if self.subtasks > 1:
-            some = [task for task in self.tasks if task.arrived is None and task.subtasks]
-            lines.append(
-                f"{self.subtasks} subtasks each; {sum(task.subtasks or 0 for task in some)} of them from "
-                f"unfinished tasks: {listed([task.index for task in some])}"
             )
         if self.unchecked:
             lines.append(f"in no check: {listed(self.unchecked)}")

@@ -19,8 +19,7 @@ from polarmap.maps.coded_map import coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.options import OnTimeout, ScheduleName, Subtasks, Verify, check_function, planned
-from polarmap.run.row_by_row import ROW_BY_ROW
+from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
 from polarmap.run.trusted import TRUSTED
 
 try:
@@ -30,6 +29,7 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(f"polarmap.xr needs xarray: {install_command('xarray')}") from error
 
+ROW_BY_ROW = "row by row"  # what f is found to be
 ROUNDINGS = 16  # times the amplification of errors: what decoding may leave of a zero
 
 Array = npt.NDArray[Any]
@@ -44,7 +44,7 @@ class _Options(TypedDict, total=False):
     workers: int | None
     code: CodeName | Code | Masked
     degree: int
-    schedule: ScheduleName | Subtasks | Plan
+    schedule: ScheduleName | Plan
     executor: Any
     verify: Verify
     rtol: float | None
@@ -88,7 +88,7 @@ def apply(
     workers: int | None = None,
     code: CodeName | Code | Masked = "auto",
     degree: int = 1,
-    schedule: ScheduleName | Subtasks | Plan = "upfront",
+    schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,
     verify: Verify = "auto",
     rtol: float | None = None,

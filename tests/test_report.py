@@ -102,7 +102,6 @@ def test_a_report_is_json_with_the_fields_that_it_has() -> None:
         "attempts": 2,
         "failures": ["OSError: disk", "WorkerLost: it was killed"],
         "launched": 0.0,
-        "subtasks": None,
     }
     assert (found["n"], found["recovered"], found["errors"]) == (6, [1], [0.0, None])
     assert found["cost"] == {"compute": 0.1, "calls": 0.02, "requests": 0.003}

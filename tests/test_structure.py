@@ -168,8 +168,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "blocks": "choose_code coded pairs stored",
     "linalg": "coded_sides matrices",
     "run": (
-        "acceptance codeword estimate failure_message first_results local_evaluation "
-        "received results row_by_row subtask_rows summary verify"
+        "codeword estimate failure_message first_results local_evaluation received results summary verify"
     ),
     "worker": "finite_differences",
 }

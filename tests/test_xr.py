@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Masked, ReplayExecutor, Subtasks
+from polarmap import Fault, FaultyExecutor, Masked, ReplayExecutor
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.xr import apply
 
@@ -299,7 +299,6 @@ def test_nothing_failing_is_a_plain_call_bit_for_bit_and_everything_failing_an_e
     "options",
     [
         {"schedule": "on_demand", "blocks": 6, "workers": 9},
-        {"schedule": Subtasks(2), "blocks": 6, "workers": 9},
         {"code": Masked(1, noise=10), "workers": 9, "rtol": 1e-8},
         {"code": polarmap.PolarCode(9, 6)},
         {"code": "rotation", "workers": 9, "verify": True, "progress": False},

@@ -16,12 +16,10 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.worker.encryption import Encryption, decrypted_reply
 from polarmap.worker.faults import Fault
-from polarmap.worker.frames import Message
 from polarmap.worker.messages import Error, Reply, StoredBlock, plain
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.process_state import UnfitError
 from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
-from polarmap.worker.run_task import subtask_order
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
 
 Array = npt.NDArray[Any]
@@ -54,8 +52,6 @@ class Outcome(NamedTuple):
     failure: Failure | None
     seconds: float  # that the worker spent; 0 if unknown
     stored: StoredOutput | None = None  # where the result lies if the leaves are only a sample of it
-    subtasks: tuple[int, ...] = ()  # whose results these are, in a list; empty: of the whole task
-    over: bool = True  # whether the attempt has ended
 
 
 class Began(NamedTuple):
@@ -120,7 +116,6 @@ class Payload:
     blocks : the coded blocks.
     faults : from task to what it is to suffer.
     output : where results stay, of which only samples then travel; None: they travel whole.
-    subtasks : that each task is cut into; with more than 1 their results are told as they come.
     low_priority : tasks that give way to others, where they share a machine's cores.
     encryption : of blocks from memory, where they are stored, and of replies; None: there is none.
     """
@@ -129,7 +124,6 @@ class Payload:
     blocks: Coded
     faults: Mapping[int, Fault] = field(default_factory=dict)
     output: OutputSpec | None = None
-    subtasks: int = 1
     low_priority: Collection[int] = ()
     encryption: Encryption | None = None
 
@@ -144,36 +138,29 @@ class Payload:
             fields,
             tuple(fault) if fault is not None and attempt < fault.attempts else None,
             self.output and plain(self.output),
-            subtask_order(task, self.subtasks) if self.subtasks > 1 else (),
             self.encryption and tuple(self.encryption),
         )
 
-    def outcome(self, task: int, attempt: int, header: Any, data: Any, over: bool = True) -> Outcome:
+    def outcome(self, task: int, attempt: int, header: Any, data: Any) -> Outcome:
         """A worker's reply; with a key nothing is unpickled that a worker of the map has not encrypted.
 
         header : a pickled `Reply`, or, where none was needed, the reply itself.
-        over : whether the attempt has ended.
         """
         try:
             if self.encryption is not None:
                 header, data = decrypted_reply(task, attempt, data, self.encryption)
             reply = header if isinstance(header, Reply) else pickle.loads(header)
-            error, seconds, structure, layout, stored, subtasks = reply
+            error, seconds, structure, layout, stored = reply
             if error is not None:
-                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds, over=over)
+                return Outcome(task, attempt, None, None, failure_of(Error(*error)), seconds)
             leaves = unpacked(layout, data)
             if stored is not None:
                 stored = StoredOutput(stored[0], tuple(Part(*part) for part in stored[1]))
         except DamagedError as error:
-            return lost(task, attempt, f"its reply {error}", over)
+            return lost(task, attempt, f"its reply {error}")
         except Exception as error:  # of a forger, or of a class that is not here
-            return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}", over)
-        return Outcome(task, attempt, leaves, structure, None, seconds, stored, subtasks, over)
-
-    def partial_outcome(self, message: Message) -> Outcome:
-        """What a worker has handed in of a task that goes on."""
-        _, task, attempt = message.order
-        return self.outcome(task, attempt, message.header, message.data, over=False)
+            return lost(task, attempt, f"its reply cannot be read: {type(error).__name__}: {error}")
+        return Outcome(task, attempt, leaves, structure, None, seconds, stored)
 
 
 class Run(Protocol):
@@ -188,10 +175,10 @@ class Run(Protocol):
         ...
 
     def wait(self, timeout: float) -> list[Event]:
-        """What happened, as soon as an attempt or a part of it ended; after `timeout` seconds; or when woken.
+        """What happened, as soon as an attempt ended; after `timeout` seconds; or when woken.
 
         That an attempt began is told with what is told next, before its end. Each that was submitted ends
-        in exactly one Outcome that is over: its worker is lost if nothing else is known.
+        in exactly one Outcome: its worker is lost if nothing else is known.
         """
         ...
 
@@ -294,6 +281,6 @@ def _rebuilt(error: Error) -> BaseException:
     return cause
 
 
-def lost(task: int, attempt: int, message: str, over: bool = True) -> Outcome:
+def lost(task: int, attempt: int, message: str) -> Outcome:
     """The outcome of a task whose worker disappeared."""
-    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0, over=over)
+    return Outcome(task, attempt, None, None, Failure("lost", "WorkerLost", message), 0.0)

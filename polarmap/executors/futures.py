@@ -37,8 +37,7 @@ from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.worker.block_cache import OnReadOnlyBlocks
 from polarmap.worker.cores import available_cores
-from polarmap.worker.frames import Message
-from polarmap.worker.io_pools import POLL_SECONDS, FolderLink, ThreadLink, run_in_pool
+from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
 
@@ -77,7 +76,7 @@ class FuturesRun:
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
         self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
-        self._told: queue.SimpleQueue[Ended | Message | None] = queue.SimpleQueue()  # None: wake up
+        self._told: queue.SimpleQueue[Ended | None] = queue.SimpleQueue()  # None: wake up
         self._pending: dict[Attempt, Future[Any]] = {}
         self._unbegun: dict[Attempt, Future[Any]] = {}
         self._accepts = False  # whether the pool has taken a task
@@ -104,7 +103,7 @@ class FuturesRun:
             future.add_done_callback(partial(lambda *ended: self._told.put(ended), attempt))
 
     def wait(self, timeout: float) -> list[Event]:
-        """Which attempts were seen to begin, whose futures are done, and the subtasks that were handed in."""
+        """Which attempts were seen to begin, and whose futures are done."""
         told = self._news(timeout)
         return [*self._begun(), *map(self._outcome, told)]
 
@@ -126,7 +125,7 @@ class FuturesRun:
         try:
             block, stored = self._block(task)
             order = self._payload.order(task, attempt, stored)
-            link = self._folder or self._links.setdefault((task, attempt), ThreadLink(self._told))
+            link = self._folder or self._links.setdefault((task, attempt), ThreadLink())
             future: Future[Any] = self._pool.submit(run_in_pool, self._f, block, order, link, self._threads)
             self._accepts = True
         except Exception as error:  # shut down, or broken by a worker that died; a damaged block
@@ -157,20 +156,14 @@ class FuturesRun:
         is_running = future.running() if self._tells else not future.done()
         return time.monotonic() if is_running else None
 
-    def _news(self, timeout: float) -> list[Ended | Message]:
-        """What was told by now, or first within `timeout` seconds: subtasks before ends."""
-        deadline = time.monotonic() + timeout
-        folder = self._folder if self._payload.subtasks > 1 else None
-        while True:
-            told = list[Ended | Message | None]()
-            rest = min(deadline - time.monotonic(), inf if folder is None else POLL_SECONDS)
-            with contextlib.suppress(queue.Empty):
-                told.append(self._told.get(timeout=None if rest == inf else max(0.0, rest)))
-                while True:
-                    told.append(self._told.get_nowait())
-            news = [one for one in (*(folder.take() if folder else ()), *told) if one is not None]
-            if news or None in told or time.monotonic() >= deadline:
-                return news
+    def _news(self, timeout: float) -> list[Ended]:
+        """What was told by now, or first within `timeout` seconds."""
+        told = list[Ended | None]()
+        with contextlib.suppress(queue.Empty):
+            told.append(self._told.get(timeout=None if timeout == inf else max(0.0, timeout)))
+            while True:
+                told.append(self._told.get_nowait())
+        return [one for one in told if one is not None]
 
     def _function(self) -> Function | bytes:
         """f as the pool gets it."""
@@ -189,11 +182,9 @@ class FuturesRun:
             return partial(block_of, coded, task), None
         return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
 
-    def _outcome(self, told: Ended | Message) -> Outcome:
-        """What is told of a future that is done, or of the result of a subtask."""
-        if isinstance(told, Message):
-            return self._payload.partial_outcome(told)
-        attempt, future = told
+    def _outcome(self, ended: Ended) -> Outcome:
+        """What is told of a future that is done."""
+        attempt, future = ended
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
         if future.cancelled():

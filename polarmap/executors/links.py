@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.frames import ENDS, ORDER, FrameError, Frames, Message, Seals, frame
+from polarmap.worker.frames import NEED, ORDER, PROCESS, FrameError, Frames, Message, Seals, frame
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
@@ -158,7 +158,7 @@ class ObjectLink:
                 self.is_there = False
             else:
                 self._said += said
-                self.unanswered -= sum(message.kind in ENDS for message in said)
+                self.unanswered -= sum(message.kind not in (NEED, PROCESS) for message in said)
         self._news.set()
 
     def hang_up(self) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
@@ -18,7 +18,6 @@ from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.lithops_internals import LostError, objects_of, runs_here
 from polarmap.executors.lithops_jobs import (
-    LISTING_SECONDS,
     InterpreterError,
     Jobs,
     close_all,
@@ -28,7 +27,6 @@ from polarmap.executors.lithops_storage import PREFIX, InBucket, remove_objects
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled
 from polarmap.worker.encryption import ENCRYPTED
-from polarmap.worker.frames import Frames
 from polarmap.worker.io_lithops import Address, make_task
 
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
@@ -86,9 +84,8 @@ class LithopsRun:
         self._storing = InBucket(self._storage, self._address.prefix)
         self._stored = StoredPieces(payload.blocks, payload.encryption, self._storing)
         self._is_first = True
-        self._told: set[str] = set()  # keys of results of subtasks
         self._began: list[Event] = []  # that are told next
-        self._next_look = self._next_listing = 0.0
+        self._next_look = 0.0
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended
 
@@ -154,12 +151,12 @@ class LithopsRun:
         now = time.monotonic()
         if now < self._next_look:
             return []
-        outcomes = self._partial_outcomes(now)
+        outcomes = list[Outcome]()
         for jobs in self._jobs:
             for attempt, sent in jobs.ended(may_ask=not self._has_heard).items():
                 if isinstance(sent, InterpreterError):
                     raise ExecutorError(f"{jobs.name} runs no task: {sent}")
-                outcomes += self._with_rest(self._outcome(attempt, sent))
+                outcomes.append(self._outcome(attempt, sent))
             began = [Began(task, attempt, now) for task, attempt in jobs.begun()]
             self._began += began
             self._has_heard |= bool(began or outcomes)
@@ -176,37 +173,3 @@ class LithopsRun:
         outcome = self._payload.outcome(*attempt, *sent)
         self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
-
-    def _partial_outcomes(self, now: float) -> list[Outcome]:
-        """Those of subtasks whose results workers have stored since the last listing."""
-        if self._payload.subtasks < 2 or now < self._next_listing:
-            return []
-        try:
-            keys = self._storage.list_keys(self._address.bucket, self._address.subtask_prefix)
-        except Exception:  # the ends of the tasks tell what cannot be reached
-            keys = []
-        self._next_listing = time.monotonic() + LISTING_SECONDS
-        return self._taken(sorted(keys))
-
-    def _with_rest(self, outcome: Outcome) -> list[Outcome]:
-        """The results of a task's subtasks that were not told yet, and its end."""
-        count = self._payload.subtasks if self._payload.subtasks > 1 else 0
-        others = set(range(count)).difference(outcome.subtasks)
-        keys = [self._address.subtask_key(outcome.task, outcome.attempt, one) for one in sorted(others)]
-        found, unread = self._taken(keys), len(set(keys) - self._told)
-        if unread and outcome.failure is None:
-            message = f"{unread} results of its subtasks could not be read"
-            outcome = lost(outcome.task, outcome.attempt, message)
-        return [*found, outcome]
-
-    def _taken(self, keys: Iterable[str]) -> list[Outcome]:
-        """The results of subtasks in these objects, each once and none that is still being written."""
-        found = []
-        for key in [one for one in keys if one not in self._told]:
-            try:
-                [message] = Frames().of(bytes(self._storage.get_object(self._address.bucket, key)))
-            except Exception:
-                continue
-            self._told.add(key)
-            found.append(self._payload.partial_outcome(message))
-        return found

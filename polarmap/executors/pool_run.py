@@ -24,7 +24,7 @@ from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
 from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
-from polarmap.worker.frames import END, LEFT, NEED, UNFIT, FrameError, Message
+from polarmap.worker.frames import LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
 
 LOOK_SECONDS = 0.05  # between later looks, at most
@@ -83,10 +83,9 @@ class PoolRun:
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored: StoredPieces | None = None
         self._owner = os.getpid()
-        # What is stored or handed in piece by piece is to come from one worker; a worker at a task reads no
-        # block that is longer than the buffer of its socket.
-        is_long = payload.blocks.source == MESSAGE
-        self._tells_ahead = not (payload.output or payload.subtasks > 1 or is_long)
+        # What is stored is to come from one worker; a worker at a task reads no block that is longer than
+        # the buffer of its socket.
+        self._tells_ahead = not (payload.output or payload.blocks.source == MESSAGE)
         self._look_seconds = FIRST_LOOK_SECONDS
         self._around, self._modules = workers.surroundings(), workers.modules(f.pickled)
         try:
@@ -291,8 +290,7 @@ class PoolRun:
         for one in outcomes:
             if (one.task, one.attempt) in self._open:  # its end has not been told
                 told.append(one)
-                if one.over:
-                    self._open.remove((one.task, one.attempt))
+                self._open.remove((one.task, one.attempt))
                 is_fit &= one.failure is None or one.failure.kind != "lost"
         if not (is_there and is_fit):
             self._let_go(worker)
@@ -330,7 +328,7 @@ class PoolRun:
             return lost(task, attempt, "its worker took it for cancelled")
         try:
             data = self._read(bytes(message.data).decode()) if message.is_file else message.data
-            outcome = self._payload.outcome(task, attempt, message.header, data, message.kind == END)
+            outcome = self._payload.outcome(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
         assert self._stored is not None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,13 +15,11 @@ from polarmap.clouds.prices import Stay
 from polarmap.code.arguments import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
+from polarmap.executors.base import Attempt, Began, Event, Function, Outcome, Payload, block_of, lost
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Reply, Ticket, describe
-from polarmap.worker.parts import write_object
-from polarmap.worker.run_task import PartialResult, evaluate, packing
-from polarmap.worker.stored_output import store_result
+from polarmap.worker.messages import Reply, Ticket
+from polarmap.worker.run_task import TaskIO, run_task
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
@@ -66,9 +64,7 @@ class ReplayRun:
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
         self._payload = replace(payload, encryption=None)  # of what would travel
-        self._steps = payload.subtasks
-        self._running: dict[Attempt, Iterator[Outcome]] = {}  # to what is told of each, as it arrives
-        self._arrivals: list[tuple[float, int, int]] = []  # a heap; of attempts that ended, too
+        self._arrivals: list[tuple[float, int, int, Ticket]] = []  # a heap
         self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
@@ -80,66 +76,66 @@ class ReplayRun:
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
             ticket = Ticket.parse(self._payload.order(task, attempt))
-            seconds, lost_by = self._fate(ticket)
-            self._running[task, attempt] = self._outcomes(ticket, seconds, lost_by)
-            for step in range(1, self._steps + 1):
-                heapq.heappush(self._arrivals, (self._now + seconds * step / self._steps, task, attempt))
+            seconds, _ = self._fate(ticket)
+            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, ticket))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
         told, self._began = self._began, []
-        while self._arrivals and self._arrivals[0][1:] not in self._running:
-            heapq.heappop(self._arrivals)
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return told
-        self._now, task, attempt = heapq.heappop(self._arrivals)
-        outcome = next(self._running[task, attempt])
-        if outcome.over:
-            del self._running[task, attempt]
-        return [*told, outcome]
+        self._now, _, _, ticket = heapq.heappop(self._arrivals)
+        return [*told, self._outcome(ticket)]
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
 
     def close(self) -> Stay | None:
         """Forget what has not arrived."""
-        self._arrivals = []
-        self._running.clear()
+        self._arrivals.clear()
         self._began.clear()
         return None
 
     def _fate(self, ticket: Ticket) -> tuple[float, str | None]:
-        """The seconds that an attempt takes, and what ends its worker in their middle, if anything does."""
+        """The seconds that an attempt takes, and what ends its worker, if anything does."""
         kind, delay, _ = ticket.fault or Fault("")
         seconds = self._seconds.get(ticket.task, 1.0) + (delay if kind == "sleep" else 0.0)
         if math.isinf(seconds):
             return GIVEN_UP_SECONDS, f"has not reported for {GIVEN_UP_SECONDS:g} s"
         return seconds, f"was struck by {kind!r}" if kind in ("kill", "exit") else None
 
-    def _outcomes(self, ticket: Ticket, seconds: float, lost_by: str | None) -> Iterator[Outcome]:
-        """What is told of an attempt at each of its arrivals; its end is the last that is asked for."""
-        at, steps, results = (ticket.task, ticket.attempt), self._steps, self._results(ticket)
-        for step in range(steps):
-            if lost_by is not None and step == steps // 2:
-                yield lost(*at, f"its worker {lost_by}")
-            spent, stored = seconds * (step + 1) / steps, None
-            try:
-                packed, subtasks = next(results)()
-                if ticket.output is not None:
-                    packed, stored = store_result(packed, ticket.output, *at, write_object, ENCRYPTED)
-            except BaseException as error:
-                yield self._payload.outcome(*at, Reply(describe(error), spent), b"")
-            else:
-                reply = Reply(None, spent, packed.structure, packed.layout, stored, subtasks)
-                yield self._payload.outcome(*at, reply, packed.data, step + 1 == steps)
+    def _outcome(self, ticket: Ticket) -> Outcome:
+        """What is told of an attempt when it arrives, which is when f is called."""
+        seconds, lost_by = self._fate(ticket)
+        if lost_by is not None:
+            return lost(ticket.task, ticket.attempt, f"its worker {lost_by}")
+        if ticket.fault is not None and ticket.fault.kind == "sleep":
+            ticket = ticket._replace(fault=None)
+        message = run_task(ticket, ReplayIO(self._payload))
+        assert message is not None
+        outcome = self._payload.outcome(ticket.task, ticket.attempt, message.header, message.data)
+        return outcome._replace(seconds=seconds)
 
-    def _results(self, ticket: Ticket) -> Iterator[Callable[[], PartialResult]]:
-        """Of the pieces of a task; the block is made when the first is asked for."""
-        block = block_of(self._payload.blocks, ticket.task, np.copy)
-        # This executor plays the others itself.
-        fault = ticket.fault if ticket.fault and ticket.fault.kind in ("raise", "garbage") else None
-        yield from evaluate(packing(self._payload.f, fault, self._steps), block, ticket.subtask_order)
+
+class ReplayIO(TaskIO):
+    """What connects a task with the run that calls it."""
+
+    def __init__(self, payload: Payload) -> None:
+        super().__init__(None, ENCRYPTED)
+        self._payload = payload
+
+    def load(self, ticket: Ticket) -> tuple[Function, Any]:
+        """f and a block that it may change."""
+        return self._payload.f, block_of(self._payload.blocks, ticket.task, np.copy)
+
+    def is_cancelled(self) -> bool:
+        """The run waits for it."""
+        return False
+
+    def header(self, reply: Reply) -> Any:
+        """The reply itself, which need not travel."""
+        return reply
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

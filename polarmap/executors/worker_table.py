@@ -23,7 +23,7 @@ from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
-from polarmap.worker.frames import ENDS, PROCESS, Message
+from polarmap.worker.frames import NEED, PROCESS, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
@@ -88,7 +88,7 @@ class KeptWorker:
                 self.process = int(message.header)
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
-                if message.kind in ENDS:
+                if message.kind != NEED:
                     self.orders.popleft()
                     self.since = time.monotonic()
             else:

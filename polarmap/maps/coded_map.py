@@ -15,7 +15,6 @@ from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import (
     OnTimeout,
     ScheduleName,
-    Subtasks,
     Verify,
     check_function,
     checked_options,
@@ -37,7 +36,7 @@ def coded_map(
     workers: int | None = None,
     code: CodeName | Code | Masked = "auto",
     degree: int = 1,
-    schedule: ScheduleName | Subtasks | Plan = "upfront",
+    schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,
     out: Stored | None = None,
     verify: Verify = "auto",
@@ -82,18 +81,17 @@ def coded_map(
         Of f as a polynomial in its block: 2 for `block.T @ block`, squares or energies. Coded by an
         `LagrangeCode`, for floating data only; about degree * k results determine the rest. Refused
         before anything starts when decoding would not be accurate enough for `rtol`.
-    schedule : {"upfront", "on_demand"}, Subtasks or Plan
+    schedule : {"upfront", "on_demand"} or Plan
         "upfront": all n tasks start at once. "on_demand": as many as needed do; when one of them is
         late (it has run longer than eleven in twelve are expected to, judged by the faster half of
         this map; while fewer have returned, three times as long as half should take) or has failed,
         a parity task starts in its place and helps whatever is late. Where nothing returns at all,
         the first starts after a minute. Costs little more than a plain map, but a task that starts
-        late still takes its time; parity blocks are encoded only then. `Subtasks(8)`: all start at
-        once, and hand in their work in eight pieces, so that half-finished work counts. A `Plan`: what
-        `polarmap.plan` recommended for the run times of such tasks. It sets blocks, workers and code too
-        (for integers the rotation code becomes the arikan code, which may need a few results more); on
-        demand, it says how many parity tasks start at once, and its run times say when a task is late. Of
-        workers that are not alike, the i-th task that starts is for worker `plan.workers[i]`.
+        late still takes its time; parity blocks are encoded only then. A `Plan`: what `polarmap.plan`
+        recommended for the run times of such tasks. It sets blocks, workers and code too (for integers
+        the rotation code becomes the arikan code, which may need a few results more); on demand, it says
+        how many parity tasks start at once, and its run times say when a task is late. Of workers that
+        are not alike, the i-th task that starts is for worker `plan.workers[i]`.
     executor : optional
         None: worker processes on this machine, which stay for later maps; a `polarmap.Pool` is one of your
         own. "localhost": others for each map, through Lithops. A path: a Lithops YAML configuration. A

@@ -141,13 +141,11 @@ class CallRun:
     def _note(self, outcome: Outcome) -> None:
         """What became of an attempt: the first that returns counts."""
         task, attempt = outcome.task, outcome.attempt
-        if outcome.over:
-            self._running.discard((task, attempt))
-            self._unbegun.discard((task, attempt))
+        self._running.discard((task, attempt))
+        self._unbegun.discard((task, attempt))
         call = self._calls.get(task)
         if call is None:
             self._forget_ghost(task, attempt)
-        if call is None or not outcome.over:
             return
         call.running.discard(attempt)
         late = self._late_calls(call)

@@ -1,46 +1,55 @@
-"""One codeword of a map: its blocks, what has arrived of its results, and whether they are accepted.
-
-A map without subtasks is one codeword. With s subtasks it is s of them: the first rows of all
-coded blocks, the next rows, and so on; each is decoded as soon as enough workers handed it in.
-"""
+"""The codeword of a map: its blocks, what has arrived of its results, and whether they are handed out."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Collection, Mapping
-from functools import partial
+from collections.abc import Callable, Collection
+from functools import cached_property
 from math import inf
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
+from polarmap.code.base import Recovery
 from polarmap.code.decoder import Decoder
-from polarmap.errors import NotDecodableError, NotLinearError, warn
-from polarmap.executors.base import Failure, Outcome
-from polarmap.run.acceptance import AS_A_PLAIN_MAP, Acceptance
+from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
+from polarmap.executors.base import Outcome
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
+from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
-from polarmap.run.subtask_rows import Rows, by_subtask, joined
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import Trust
-from polarmap.run.verify import Verifier
+from polarmap.run.verify import NotFiniteError, Verifier
+from polarmap.worker.parts import DamagedError
 
 Array = npt.NDArray[Any]
 
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
+# Then f is evaluated here; the longest wait for that, or for a result where it cannot be:
+UNVERIFIED_SECONDS = 20.0
+UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
+AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
 
 
-class Codeword:
-    """The blocks, results and checks of one codeword.
+class Codeword(Received):
+    """What a map needs of its tasks (the `Need` of its schedule), and when its results are handed out.
 
     Attributes
     ----------
-    received, acceptance
     verification : str or None
-        How its results were verified, once they are accepted.
+        How the results were verified, once they are accepted.
+    decoded : list of lists of arrays
+        The results of the k data tasks, flat; of the last time they were decoded, empty before.
+    decode_seconds : float
+    refusal : NotFiniteError, NotLinearError or None
+        Why nothing can be decoded from these results, so that every data task has to report.
+    contradiction : NotLinearError or None
+        Of results that are handed out all the same, as every data task did report.
     """
 
     def __init__(
@@ -50,254 +59,390 @@ class Codeword:
         options: MapOptions,
         tasks: TaskTable,
         watch: Stopwatch,
-        trust: Trust,
-        number: int = 0,
     ) -> None:
-        many = options.subtasks > 1
-        self._coded: CodedData = Rows(coded, options.subtasks, number) if many else coded
-        # Without a circle: the blocks are to be gone as soon as their map is over.
-        model = weakref.WeakMethod(self._model)
-        self.received = Received(self._coded, tasks, number, options, lambda: _result_of(model))
-        verifier = partial(Verifier, f, self._coded, self.received, options, trust)
-        self.acceptance = Acceptance(self.received, verifier, trust, tasks, options, watch)
+        super().__init__(f, coded, options, tasks, watch)
+        is_ours = options.trusted or options.verify is False  # nobody asks
+        self._trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self.verification: str | None = None
-        self._watch = watch
-        self._late: list[tuple[Outcome, float]] = []  # came after the results were accepted
+        self.decoded: list[list[Array]] = []
+        self.decode_seconds = 0.0
+        self._decoded_by: Recovery | None = None
+        self.refusal: NotFiniteError | NotLinearError | None = None
+        self.contradiction: NotLinearError | None = None
+        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
+        self._within_reach: tuple[Any, bool] = (), False  # of what the look was, and what it found
 
-    def add(self, outcome: Outcome, elapsed: float) -> None:
-        """Take in a result; what is accepted stays as it is."""
+    def add(self, outcome: Outcome) -> None:
+        """Take in what became of an attempt; what is accepted stays as it is."""
         if self.verification is None:
-            self.received.add(outcome, elapsed)
-        else:
-            self._late.append((outcome, elapsed))
-            self.received.note_late(outcome, elapsed)
+            super().add(outcome)
+        elif outcome.failure is None and outcome.task not in self.arrived:
+            self.arrived[outcome.task], self.seconds[outcome.task] = self._watch.elapsed, outcome.seconds
 
     def step(self) -> bool:
         """Whether the results are accepted, after another look at them."""
-        self.verification = self.verification or self.acceptance.step()
+        self.verification = self.verification or self._verdict()
         return self.verification is not None
 
-    @property
-    def is_short(self) -> bool:
-        """Whether more results are needed."""
-        is_determined = self.received.ready_at is not None and self.acceptance.refusal is None
-        return self.verification is None and not is_determined
-
-    def could_finish(self, accurately: bool = True) -> bool:
-        """Whether what arrived, still runs or is held back can determine the results."""
-        return self.received.could_finish(self.acceptance.refusal is not None, accurately)
+    def take_estimates(self, results: list[list[Array]]) -> None:
+        """Accept these in the place of what the results would determine."""
+        self.decoded, self.verification = results, "no"
+        self.needed = self.needed or len(self.arrived)
 
     @property
     def error_bound(self) -> float:
         """What the results may be off by, as a share of the largest number among them."""
-        return self.acceptance.verifier.error_bound(self.results)
-
-    def distrust(self, task: int, attempt: int, failure: Failure) -> None:
-        """A worker was found out in another codeword: what that attempt returned here counts no more."""
-        received = self.received.results.get(task)
-        self.received.convicted[task] = max(attempt, self.received.convicted.get(task, -1))
-        if received is not None and received.attempt <= attempt:
-            self.received.drop(task, failure, self._watch.elapsed)
-            self.verification, late, self._late = None, self._late, []
-            for outcome, elapsed in late:
-                self.received.arrived.pop(outcome.task, None)
-                self.received.add(outcome, elapsed)
-
-    @property
-    def decoder(self) -> Decoder:
-        """Of the results, which are accepted."""
-        assert self.received.decoder is not None
-        return self.received.decoder
-
-    @property
-    def results(self) -> list[list[Array]]:
-        """Of the k data blocks, flat."""
-        assert self.acceptance.results is not None
-        return self.acceptance.results
-
-    def _model(self) -> list[Array] | None:
-        return self.acceptance.verifier.evaluate_data(0, self._watch.remaining)
-
-
-def _result_of(model: weakref.WeakMethod[Callable[[], list[Array] | None]]) -> list[Array] | None:
-    method = model()
-    return None if method is None else method()
-
-
-class Codewords:
-    """All codewords of a map: what they need of its tasks (the `Need` of its schedule).
-
-    Attributes
-    ----------
-    members : list of Codeword
-        One, or one for each subtask.
-    """
-
-    def __init__(
-        self,
-        f: Callable[[Any], Any],
-        coded: CodedData,
-        options: MapOptions,
-        tasks: TaskTable,
-        watch: Stopwatch,
-    ) -> None:
-        self._code, self._tasks, self._options, self._watch = coded.code, tasks, options, watch
-        is_ours = options.trusted or options.verify is False  # nobody asks
-        trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
-        self.members = [
-            Codeword(f, coded, options, tasks, watch, trust, number) for number in range(options.subtasks)
-        ]
-
-    def add(self, outcome: Outcome, elapsed: float) -> None:
-        """Take in what became of an attempt, or of some subtasks of it."""
-        if outcome.failure is None:
-            parts = by_subtask(outcome) if outcome.subtasks else [(0, outcome)]
-            for number, part in parts:
-                self.members[number].add(part, elapsed)
-
-    def step(self) -> bool:
-        """Whether the results of all are accepted, after another look at them."""
-        accepted = [word.step() for word in self.members]
-        self._spread_garbage()
-        return all(accepted) and all(word.verification for word in self.members)
-
-    @property
-    def results(self) -> list[list[Array]]:
-        """Of the k data blocks, flat."""
-        if len(self.members) == 1:
-            return self.members[0].results
-        return joined([word.results for word in self.members])
+        return self.verifier.error_bound(self.decoded)
 
     @property
     def not_finite_message(self) -> str:
         """What is said where NaN or inf keep what arrived from being decoded."""
         return self._message.too_few(not_finite=True)
 
-    @property
-    def count(self) -> int:
-        """Results that arrived, of the codeword of which fewest did."""
-        return min(len(word.received.results) for word in self.members)
-
-    @property
-    def arrived(self) -> Mapping[int, float]:
-        """When results arrived, of the same codeword."""
-        return min((word.received.arrived for word in self.members), key=len)
-
     # -- what the schedule asks -------------------------------------------------------------
 
     @property
     def is_met(self) -> bool:
-        """Whether every codeword is determined."""
-        return not any(word.is_short for word in self.members)
+        """Whether no more results are needed."""
+        is_determined = self.ready_at is not None and self.refusal is None
+        return self.verification is not None or is_determined
 
     @property
     def received(self) -> Collection[int]:
-        """The tasks whose results count, of a map without subtasks."""
-        return self.members[0].received.results.keys()
+        """The tasks whose results count."""
+        return self.results.keys()
 
     @property
     def is_protected(self) -> bool:
-        """Whether parity helps: not where a codeword cannot be decoded."""
-        return not any(word.acceptance.refusal for word in self.members)
+        """Whether parity helps: not where nothing can be decoded."""
+        return self.refusal is None
 
     def failed(self) -> list[int]:
         """Tasks whose results are needed, that failed; raises what f raises if it does so everywhere."""
-        found = sorted({task for word in self._short for task in word.received.failed})
-        if not found:
-            return []
-        any_returned = any(word.received.results for word in self.members)
-        raise_if_all_fail(self._tasks, any_returned, self._code.n - self._code.recovery_threshold)
+        found = sorted(self.without_result)
+        if found:
+            spare = self._code.n - self._code.recovery_threshold
+            raise_if_all_fail(self._tasks, bool(self.results), spare)
         return found
 
     def would_be_met(self, tasks: Collection[int]) -> bool:
-        """Whether results of these tasks would determine those of the data, without subtasks."""
-        return self.members[0].received.would_determine(set(tasks))
+        """Whether results of these tasks would determine those of the data."""
+        return self.would_determine(set(tasks))
 
     def is_out_of_reach(self) -> bool:
-        """Whether a codeword cannot be determined by what arrived, runs or is held back."""
-        return any(not word.could_finish() for word in self._short)
+        """Whether what arrived, runs and is held back cannot determine the results."""
+        return not self._is_within_reach()
 
     def look_seconds(self) -> float:
         """Often once f may run here, or what is determined is inaccurate; at first more often."""
-        received = (word.received for word in self.members)
-        waits = (one.determined_at if one.ready_at is None else one.ready_at for one in received)
-        passed = (self._watch.elapsed - since for since in waits if since is not None)
-        seconds = [min(max(0.02, one / 20), SETTLE_SECONDS) for one in passed]
-        return min(seconds, default=inf)
+        since = self.determined_at if self.ready_at is None else self.ready_at
+        if since is None:
+            return inf
+        return min(max(0.02, (self._watch.elapsed - since) / 20), SETTLE_SECONDS)
 
     def settle_for_less(self, nothing_can_come: bool) -> None:
         """Decode what arrived as accurately as it can be, or say that it does not tell enough."""
-        for word in self._short:
-            is_stuck = bool(word.received.failed) and not word.could_finish()
-            if nothing_can_come or is_stuck or word.acceptance.is_accuracy_hopeless():
-                self._make_do(word, nothing_can_come)
-
-    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
-        """What to say when the timeout has passed, and the exception behind it.
-
-        NotLinearError where a linear f would have been done by now.
-        """
-        for refusal in (word.acceptance.refusal for word in self.members):
-            if isinstance(refusal, NotLinearError):
-                raise refusal from self._tasks.first_cause
-        return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
-
-    # ---------------------------------------------------------------------------------------
-
-    @property
-    def _short(self) -> list[Codeword]:
-        return [word for word in self.members if word.is_short]
-
-    def _make_do(self, word: Codeword, nothing_can_come: bool) -> None:
-        may_come = word.received.more_may_come and not word.acceptance.is_accuracy_hopeless()
-        if may_come and not nothing_can_come and word.could_finish(accurately=False):
+        is_hopeless = self.is_accuracy_hopeless()
+        is_stuck = bool(self.without_result) and not self._is_within_reach()
+        if not (nothing_can_come or is_stuck or is_hopeless):
             return
-        refusal = word.acceptance.refusal
-        if refusal is None and word.received.accept(self._watch.elapsed):
+        may_come = self.more_may_come and not is_hopeless
+        if may_come and not nothing_can_come and self._is_within_reach(accurately=False):
             return
-        if self._options.deadline is not None and word.received.results:
+        refusal = self.refusal
+        if refusal is None and self.accept():
+            return
+        if self._options.deadline is not None and self.results:
             return
         if isinstance(refusal, NotLinearError):
             raise refusal from self._tasks.first_cause
         message = self._message.too_few(refusal is not None, nothing_can_come)
         raise NotDecodableError(message) from self._tasks.first_cause
 
-    def _spread_garbage(self) -> None:
-        """A worker whose result contradicts the others in one codeword is not trusted in any."""
-        if len(self.members) > 1:
-            for one in self.members:
-                for task, attempt in one.received.convicted.items():
-                    garbage = [
-                        failure for failure, _ in self._tasks[task].failures if failure.kind == "garbage"
-                    ]
-                    for word in self.members:
-                        if garbage and word.received.convicted.get(task, -1) < attempt:
-                            word.distrust(task, attempt, garbage[-1])
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        """What to say when the timeout has passed, and the exception behind it.
+
+        NotLinearError where a linear f would have been done by now.
+        """
+        if isinstance(self.refusal, NotLinearError):
+            raise self.refusal from self._tasks.first_cause
+        return self._message.late(timeout, not self.is_protected), self._tasks.first_cause
+
+    # ---------------------------------------------------------------------------------------
+
+    def _is_within_reach(self, accurately: bool = True) -> bool:
+        """Whether what arrived, still runs or is held back can determine the results.
+
+        Results that look odd now may turn out to be the usual ones. Where nothing can be decoded every data
+        task has to report. `accurately`: as accurately as is asked for.
+        """
+        key = self._tasks.changes, self.refusal is None, accurately
+        if self._within_reach[0] != key:  # a look costs as much as decoding
+            coming = {*self.running, *self._tasks.held_back}
+            candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
+            found = any(self.would_determine(one, self.refusal is not None, accurately) for one in candidates)
+            self._within_reach = key, found
+        return self._within_reach[1]
 
     @property
     def _message(self) -> FailureMessage:
-        """Of the codeword of which least has arrived."""
-        open_ones = [word for word in self.members if word.verification is None] or self.members
-        worst = min(open_ones, key=lambda word: len(word.received.arrived))
         return FailureMessage(
             self._tasks,
             self._code.recovery_threshold,
-            arrived=worst.received.arrived.keys(),
-            received=worst.received.results.keys(),
-            data=worst.received.data_count,
-            is_ready=worst.received.ready_at is not None,
-            running=worst.received.running,
+            arrived=self.arrived.keys(),
+            received=self.results.keys(),
+            data=self.data_count,
+            is_ready=self.ready_at is not None,
+            running=self.running,
         )
 
     def warn(self) -> None:
         """Say of the results that they contradict each other, or are less accurate than was asked for."""
-        found = (word.acceptance.contradiction for word in self.members)
-        contradiction = next((one for one in found if one is not None), None)
-        if contradiction is not None:
-            warn(f"{AS_A_PLAIN_MAP}, but {contradiction}")
-        bounds = [word.error_bound for word in self.members if word.received.is_inaccurate]
-        if bounds:
+        if self.contradiction is not None:
+            warn(f"{AS_A_PLAIN_MAP}, but {self.contradiction}")
+        if self.is_inaccurate:
             warn(
                 "what arrived determines the other results, but no more accurately than to "
-                f"{max(bounds):.2g} (relative), which is more than rtol: no further result came"
+                f"{self.error_bound:.2g} (relative), which is more than rtol: no further result came"
             )
+
+    # -- the checks that results have to pass ---------------------------------------------------
+
+    def _verdict(self) -> str | None:
+        """How the results were verified, once they are determined and that is settled.
+
+        Results that contradict each other are looked at again with every further one: it may tell who
+        is to blame.
+        """
+        decoder = self.decoder
+        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
+            self.refusal = None
+        if decoder is None or not decoder.ready:
+            return None
+        if not len(decoder.missing):
+            return self._as_a_plain_map(decoder)
+        if self.refusal is not None:
+            return None
+        try:
+            return self._verify(decoder)
+        except NotFiniteError as error:
+            if not len(decoder.code.systematic):  # no more results would help
+                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
+            self.refusal = error
+        except NotLinearError as error:
+            if not len(decoder.code.systematic) or self._options.trusted or self._options.verify is True:
+                raise
+            self.refusal, self._refused = error, (decoder, decoder.count)
+        return None
+
+    def _as_a_plain_map(self, decoder: Decoder) -> str | None:
+        """Every data task reported: nothing has to be decoded, whatever f is.
+
+        On first use one parity equation is looked at all the same: better a warning now than an error
+        when a worker is missing.
+        """
+        if self.refusal is not None:
+            self.needed = decoder.count
+        if not isinstance(self.refusal, NotFiniteError) and (self._is_first_use or self.is_broken):
+            try:
+                if not self._is_protected(decoder):
+                    return None
+            except NotLinearError as error:
+                if self._options.verify is True:
+                    raise
+                self.contradiction = error
+            except NotFiniteError as error:
+                self.refusal = error
+        self._decode()
+        return "not needed"
+
+    @cached_property
+    def verifier(self) -> Verifier:
+        """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
+        # Without a circle: the blocks are to be gone as soon as their map is over.
+        received: Received = weakref.proxy(self)
+        return Verifier(self._f, self._coded, received, self._options, self._trust)
+
+    @property
+    def residual(self) -> float | None:
+        """Largest relative residual of the left-over equations when last evaluated; None if never."""
+        return self.verifier.residual if "verifier" in self.__dict__ else None
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether one of them did not hold then, and nobody has been found who did it."""
+        return "verifier" in self.__dict__ and self.verifier.broken
+
+    @property
+    def _is_first_use(self) -> bool:
+        """Whether it is to be found out what f is."""
+        verify = self._options.verify
+        return verify is True or (verify == "auto" and not self._trust.is_known)
+
+    def _is_protected(self, decoder: Decoder) -> bool:
+        """Whether it has turned out, as far as it will, that lost results could be decoded.
+
+        NotLinearError if they could not.
+        """
+        if decoder.code.n == decoder.code.wanted:
+            return True
+        if not self.are_stored and self.wraps:  # else all would be read to tell
+            return self._say_not_protected(self.why_not_protected())
+        if decoder.surplus and not self._surplus_holds():
+            return False
+        if not self.verifier.can_mix:
+            return True
+        if self.verifier.is_mixing:
+            self.verifier.note_passed()
+            return True
+        if not self._surplus_wait_is_over() and self._watch.remaining > 0:
+            return False
+        return self._parity_is_checked_here(decoder)
+
+    def _parity_is_checked_here(self, decoder: Decoder) -> bool:
+        """The same by f of a parity block on the driver, where no parity result came."""
+        if decoder.code.recovery_threshold > decoder.code.wanted:  # a polynomial takes more than one
+            return self._say_unverified("too few results beyond those of the data came")
+        run = self.verifier.parity_run()
+        if run.is_running:
+            return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
+        if run.leaves is None:
+            if isinstance(run.error, DamagedError):  # says nothing of f
+                return self._say_unverified(f"a parity block could not be read here: {run.words}")
+            failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
+            if any(failure.kind == "raised" for told in failures for failure in told):
+                self.verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
+            return self._say_unverified(f"here it raised {run.words}")
+        if not self.verifier.parity_fits(run.leaves):
+            self.verifier.blame_f(f"f of a parity block is off by {self.verifier.residual:.2g} (relative)")
+        self.verifier.note_passed()
+        return True
+
+    @property
+    def _is_given_up(self) -> bool:
+        """Whether f of a parity block has had its time: more of it where the caller insists."""
+        if self._watch.remaining <= 0:
+            return True
+        return self._since_ready > (self._patience if self._options.verify is True else 2 * self.surplus_wait)
+
+    def _say_not_protected(self, why: str) -> bool:
+        """Say that a lost result could not be decoded; CodeError where the caller insists."""
+        if self._options.verify is True:
+            raise CodeError(why)
+        warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
+        return True
+
+    def _say_unverified(self, why: str) -> bool:
+        """Say that nothing is known of f, to a caller who insists."""
+        if self._options.verify is True:
+            warn(f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}")
+        return True
+
+    def _verify(self, decoder: Decoder) -> str | None:
+        if self.wraps:
+            raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
+        if self._options.verify is False:
+            self._decode()
+            return "no"
+        trusted = not self._is_first_use
+        if decoder.surplus:
+            if not self._surplus_holds():
+                return None
+            if trusted or (self.verifier.is_telling and not self.verifier.differing_here(self._decode())):
+                return self._passed("parity")
+        elif trusted:
+            self._decode()
+            return "earlier"
+        elif not self._surplus_wait_is_over():
+            return None
+        return self._check_locally(decoder)
+
+    def _surplus_holds(self) -> bool:
+        more = self.more_may_come and not self._surplus_wait_is_over()
+        holds, failure, culprit = self.verifier.surplus_holds(more, self._watch.remaining)
+        if failure is not None:
+            self.drop(culprit, failure)
+        return holds
+
+    def _check_locally(self, decoder: Decoder) -> str | None:
+        """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
+        run = self.verifier.local_run()
+        if run.index not in self.verifier.evaluated:
+            if not self._is_hopeless(run, decoder):
+                return None
+            if decoder.surplus:
+                return self._passed("parity")
+            self._warn_unverified(run)
+            self._decode()
+            return "no"
+        differing = self.verifier.differing_here(self._decode())
+        time_is_left = self.more_may_come and not self._surplus_wait_is_over()
+        if time_is_left and (differing or not self.verifier.is_telling):
+            return None
+        if differing:
+            self.verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
+        return self._passed("parity" if decoder.surplus else "local")
+
+    def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
+        """Whether neither f here nor another result is worth waiting for any longer."""
+        if self._since_ready > self._patience:
+            return True
+        if run.error is None:
+            return False
+        return self._surplus_wait_is_over() if decoder.surplus else not self.more_may_come
+
+    def is_accuracy_hopeless(self) -> bool:
+        """Whether no result that would make decoding more accurate is worth waiting for any longer."""
+        since = None if self.refusal is not None else self.determined_at
+        return since is not None and self._watch.elapsed - since > self._patience
+
+    @property
+    def _patience(self) -> float:
+        """The longest wait for a result, or for f on the driver, that is not needed."""
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * self.seconds.largest)
+
+    @property
+    def _waited(self) -> str:
+        return f"{self._since_ready:.3g} s"
+
+    def _warn_unverified(self, run: LocalRun) -> None:
+        here = f"had not ended after {self._waited}"
+        if run.error is not None:
+            here = f"raised {run.words}"
+        warn(
+            f"f could not be verified: no result beyond the {self.needed} needed arrived, and on "
+            f"the driver it {here}"
+        )
+
+    def _passed(self, how: str) -> str:
+        self._decode()
+        if self.verifier.is_mixing:
+            self.verifier.note_passed()
+        return how
+
+    def _decode(self) -> list[list[Array]]:
+        """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
+        assert self.decoder is not None
+        if not len(self.decoder.missing):
+            self.decoded = self.of_data()
+        elif self.decoder.recovery is not self._decoded_by:
+            began = self._watch.elapsed
+            self.decoded, self._decoded_by = self.decode(), self.decoder.recovery
+            self.decode_seconds = self._watch.elapsed - began
+        if not self.decoded:
+            raise NotFiniteError
+        return self.decoded
+
+    @property
+    def _since_ready(self) -> float:
+        assert self.ready_at is not None
+        return self._watch.elapsed - self.ready_at
+
+    @property
+    def surplus_wait(self) -> float:
+        """One median task time, within SURPLUS_SECONDS."""
+        return float(np.clip(self.seconds.median, *SURPLUS_SECONDS))
+
+    def _surplus_wait_is_over(self) -> bool:
+        """Whether no result to check against is coming, or not soon enough."""
+        return not self.more_may_come or self._since_ready >= self.surplus_wait

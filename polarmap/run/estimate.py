@@ -20,7 +20,7 @@ from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, war
 from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.codeword import Codeword, Codewords
+from polarmap.run.codeword import Codeword
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of, leaves_of
@@ -44,37 +44,32 @@ class Estimate(NamedTuple):
     error_p90: float
 
 
-def estimate_at_deadline(
-    coded: CodedData, codewords: Codewords, tasks: TaskTable, watch: Stopwatch
-) -> Estimate:
-    """Accept what a map without subtasks has by its deadline: results that are exact or estimates."""
-    [word] = codewords.members
-    received = word.received
-    if not received.results:
+def estimate_at_deadline(coded: CodedData, word: Codeword, tasks: TaskTable, watch: Stopwatch) -> Estimate:
+    """Accept what a map has by its deadline: results that are exact or estimates."""
+    if not word.results:
         raise CodedTimeoutError(
             f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
         ) from tasks.first_cause
     if not _is_finite(word):
-        raise NotDecodableError(codewords.not_finite_message) from tasks.first_cause
+        raise NotDecodableError(word.not_finite_message) from tasks.first_cause
     assert isinstance(coded.code, PolarCode)  # checked before the map began
-    found = estimate(received, coded.code)
-    refusal = word.acceptance.refusal
-    if refusal is not None or word.acceptance.verifier.contradicts():
+    found, refusal = estimate(word, coded.code), word.refusal
+    if refusal is not None or word.verifier.contradicts():
+        assert word.decoder is not None
         missing = set(word.decoder.missing.tolist())
         errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
         found = found._replace(errors=errors, error_p90=max(errors))
         broken = refusal or (
-            f"the parity equations are off by {word.acceptance.residual:.2g} (relative): f is not linear, "
+            f"the parity equations are off by {word.residual:.2g} (relative): f is not linear, "
             "or a worker returned garbage"
         )
         warn(f"{broken}; what is decoded or estimated may be far off")
-    word.acceptance.results, word.verification = found.results, "no"
-    received.needed = received.needed or len(received.arrived)
+    word.take_estimates(found.results)
     return found
 
 
 def estimate_so_far(
-    coded: CodedData, codewords: Codewords, padding: PaddingRows | None, report: Report
+    coded: CodedData, word: Codeword, padding: PaddingRows | None, report: Report
 ) -> CodedResult[Any] | None:
     """What `estimate_at_deadline` would give now, while the map goes on; None if nothing.
 
@@ -82,25 +77,23 @@ def estimate_so_far(
 
     report : so far.
     """
-    [word] = codewords.members
-    received = word.received
-    if received.decoder is None or received.decoder.ready or not _is_finite(word) or received.wraps:
+    if word.decoder is None or word.decoder.ready or not _is_finite(word) or word.wraps:
         return None
     if padding is not None and not padding.is_known:
         return None
     assert isinstance(coded.code, PolarCode)  # checked by the future
-    found = estimate(received, coded.code)
-    rows = padding.are_rows(codewords.members, [one.shape for one in found.results[0]]) if padding else ()
+    found = estimate(word, coded.code)
+    rows = padding.are_rows(word, [one.shape for one in found.results[0]]) if padding else ()
     whole = without_padding(found.results, coded.blocks, rows)
     errors = found.errors if any(found.errors) else ()
     report = replace(report, errors=errors, error_p90=found.error_p90)
     # What has arrived may be decoded from still: nobody is to write to it.
-    results = [unflatten(received.structure, list(map(read_only, leaves))) for leaves in whole]
+    results = [unflatten(word.structure, list(map(read_only, leaves))) for leaves in whole]
     return CodedResult(results, report)
 
 
 def _is_finite(word: Codeword) -> bool:
-    return not isinstance(word.acceptance.refusal, NotFiniteError) and word.received.all_finite()
+    return not isinstance(word.refusal, NotFiniteError) and word.all_finite()
 
 
 def estimate(arrived: Received, code: PolarCode) -> Estimate:

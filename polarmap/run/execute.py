@@ -26,7 +26,7 @@ from polarmap.planning.backups import backup_lateness
 from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.codeword import Codewords
+from polarmap.run.codeword import Codeword
 from polarmap.run.estimate import Estimate, estimate_at_deadline, estimate_so_far
 from polarmap.run.first_results import FirstResults
 from polarmap.run.map_log import MapLog, logged
@@ -35,9 +35,7 @@ from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap, observer_of
-from polarmap.run.row_by_row import RowByRowCheck
 from polarmap.run.schedule import Policy, Stopwatch, Upfront, schedule
-from polarmap.run.subtask_rows import check_rows
 from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption
@@ -129,7 +127,6 @@ def _run_coded(
         call.f,
         coded,
         output=output,
-        subtasks=options.subtasks,
         low_priority=parity,
         encryption=encryption_of(coded, options.key),
     )
@@ -137,34 +134,30 @@ def _run_coded(
     try:
         began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
         tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
-        codewords = Codewords(call.driver_f, coded, options, tasks, watch)
+        word = Codeword(call.driver_f, coded, options, tasks, watch)
         padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
 
         def so_far() -> Report:
-            return report_so_far(blank, tasks, codewords.arrived, run.now() - began)
+            return report_so_far(blank, tasks, word.arrived, run.now() - began)
 
-        running = RunningMap(
-            blank, run.wake, so_far, lambda: estimate_so_far(coded, codewords, padding, so_far())
-        )
+        running = RunningMap(blank, run.wake, so_far, lambda: estimate_so_far(coded, word, padding, so_far()))
         with observer.watch(running):
-            found = _collect(run, call, tasks, codewords, padding, watch, observer)
-            rows = padding.found(codewords.members, _shapes(codewords)) if padding else ()
+            found = _collect(run, call, tasks, word, padding, watch, observer)
+            rows = padding.found(word, _shapes(word)) if padding else ()
             ended = watch.elapsed
     finally:
         stay = run.close()
-    report = report_of_coded(codewords.members, tasks, coded, found, ended)
+    report = report_of_coded(word, tasks, coded, found, ended)
     report = replace(
         report,
         executor=launch.executor.name,
         seconds=run.now() - began,
         encode_seconds=coded.encode_seconds - encoded,
         schedule=options.schedule,
-        subtasks=options.subtasks,
     )
     report = replace(report, cost=cost_of(launch.worker, report, stay))
-    received = codewords.members[0].received
-    stored = {index: one.stored for index, one in received.results.items() if one.stored is not None}
-    return Collected(codewords.results, received.structure, stored, rows), report
+    stored = {index: one.stored for index, one in word.results.items() if one.stored is not None}
+    return Collected(word.decoded, word.structure, stored, rows), report
 
 
 def run_uncoded(
@@ -220,38 +213,36 @@ def _collect(
     run: Run,
     call: _Call,
     tasks: TaskTable,
-    codewords: Codewords,
+    word: Codeword,
     padding: PaddingRows | None,
     watch: Stopwatch,
     observer: Observer,
 ) -> Estimate | None:
-    """Schedule the tasks until the codewords are accepted, or the deadline is there.
+    """Schedule the tasks until the results are accepted, or the deadline is there.
 
     Returns what is estimated then.
     """
     coded, options = call.coded, call.options
-    row_by_row = RowByRowCheck(call.f, coded, options, watch) if options.subtasks > 1 else None
-    gives_blocks = observer.takes_blocks and options.subtasks == 1 and len(coded.code.systematic) > 0
+    gives_blocks = observer.takes_blocks and len(coded.code.systematic) > 0
     found: Estimate | None = None
     has_warned = False
     policy = _policy(coded, options)
-    ended = schedule(run, policy, options.retries, tasks, codewords, watch, call.log, observer.tick)
+    ended = schedule(run, policy, options.retries, tasks, word, watch, call.log, observer.tick)
     for outcomes in ended:
         for outcome in outcomes:
-            codewords.add(outcome, watch.elapsed)
+            word.add(outcome)
             if gives_blocks and outcome.task < coded.code.k:
-                _hand_out(outcome.task, codewords, coded, observer)
-        observer.show(codewords.count)
+                _hand_out(outcome.task, word, coded, observer)
+        observer.show(len(word.received))
         if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
             has_warned = True
             warn(coded.unprotected_warning)
-        checks = (check for check in (row_by_row, padding) if check is not None)
-        if codewords.step() and all(check.is_over(codewords) for check in checks):
+        if word.step() and (padding is None or padding.is_over(word)):
             break
         if watch.is_past_deadline:
-            found = estimate_at_deadline(coded, codewords, tasks, watch)
+            found = estimate_at_deadline(coded, word, tasks, watch)
             break
-    codewords.warn()
+    word.warn()
     return found
 
 
@@ -271,12 +262,12 @@ def _blank_report(coded: CodedData, launch: Launch) -> Report:
     return blank_report(code.n, code.k, code.recovery_threshold, code.name, launch.executor.name)
 
 
-def _hand_out(index: int, codewords: Codewords, coded: CodedData, observer: Observer) -> None:
+def _hand_out(index: int, word: Codeword, coded: CodedData, observer: Observer) -> None:
     """The result of a data block, as its worker returned it, to whoever does not wait for the others.
 
     Not the one that padding may have to be cut off. It may be decoded from still: nobody is to write to it.
     """
-    received = codewords.members[0].received.results.get(index)
+    received = word.results.get(index)
     if received is None or (coded.blocks.padding and index == coded.code.k - 1):
         return
     leaves, structure = received.leaves, received.structure
@@ -302,12 +293,12 @@ def _policy(coded: CodedData, options: MapOptions) -> Policy:
     return OnDemand(code.n, rule, options.upfront, counts_decide)
 
 
-def _shapes(codewords: Codewords) -> list[tuple[int, ...]]:
+def _shapes(word: Codeword) -> list[tuple[int, ...]]:
     """Of the leaves of a result, which may be a sample of what is stored."""
-    for outcome in codewords.members[0].received.results.values():
+    for outcome in word.results.values():
         if outcome.stored is not None:
             return [shape for _, shape in outcome.stored.layout]
-    return [leaf.shape for leaf in codewords.results[0]]
+    return [leaf.shape for leaf in word.decoded[0]]
 
 
 def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None) -> None:
@@ -366,15 +357,13 @@ def prepared_blocks(
         whole = without_padding(collected.results, coded.blocks, collected.rows)
         return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
-    no_estimates = _no_estimates(coded, options.subtasks)
+    no_estimates = _no_estimates(coded)
     blank = _blank_report(coded, launch)
     return PreparedMap(run, progress, blank, coded.code.k, no_estimates=no_estimates)
 
 
-def _no_estimates(coded: CodedData, subtasks: int = 1) -> str:
+def _no_estimates(coded: CodedData) -> str:
     """Why blocks of a map are not estimated, "" if they are."""
-    if subtasks > 1:
-        return "does not go with Subtasks: leave schedule=Subtasks(...) out"
     if isinstance(coded.code, PolarCode):
         return ""
     return f"estimates blocks of linear f: not with degree=, Masked or the code {coded.code!r}"
@@ -392,13 +381,6 @@ def prepared(
     if options.key is not None and coded.source is not None and options.key != key_of(coded):
         how = "encrypted: leave key out" if key_of(coded) else "as they are: encode(..., key=) encrypts them"
         raise CodeError(f"key= encrypts data from memory, and these lie in storage, {how}")
-    if options.subtasks > 1 and isinstance(coded, SparseCodedBlocks):
-        raise CodeError(
-            "Subtasks cut blocks that are not sparse: leave schedule=Subtasks(...) out, with more blocks "
-            "in its place, or use data.toarray()"
-        )
-    if options.subtasks > 1:
-        check_rows(coded, options.subtasks)
     if options.deadline is not None and not isinstance(coded.code, PolarCode):
         raise CodeError(f"on_timeout='estimate' {_no_estimates(coded)}")
     return launch, coded

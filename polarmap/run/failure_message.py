@@ -92,7 +92,7 @@ def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
     """What f raised, when it was the same in more tasks than may be missing and none has returned."""
     if any_returned:
         return
-    firsts = [task.failures[0][0] for task in map(tasks.__getitem__, range(len(tasks))) if task.failures]
+    firsts = [task.failures[0] for task in map(tasks.__getitem__, range(len(tasks))) if task.failures]
     if len(firsts) <= max(spare, len(tasks) // 4, 1):
         return
     if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:

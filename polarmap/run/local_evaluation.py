@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy.typing as npt
 
+from polarmap.blocks.base import CodedData
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.messages import describe
-from polarmap.worker.pytree import Structure, flatten
+from polarmap.worker.pytree import Structure, flatten, unflatten
 
 Array = npt.NDArray[Any]
 
+LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
 LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin
 
 
@@ -63,3 +65,24 @@ class LocalRun:
     def is_running(self) -> bool:
         """Whether f has not ended, also not within a moment that the question takes."""
         return not self._ended.wait(LOOK_SECONDS)
+
+
+def evaluated_here(
+    f: Callable[[Any], Any], block: Callable[[], Any], index: int, seconds: float
+) -> list[Array] | None:
+    """The result of f on a block; None if it raises or takes too long."""
+    run = LocalRun(f, block, index)
+    run.join(min(seconds, LOCAL_SECONDS))
+    return run.leaves
+
+
+def coded_block(coded: CodedData, index: int) -> Any:
+    """A coded block that f may change."""
+    return unflatten(coded.structure, [leaf.copy() for leaf in coded.leaves(index)])
+
+
+def data_block(coded: CodedData, index: int) -> Any:
+    """A data block that f may change, which no coded block is where each is a mixture."""
+    if len(coded.code.systematic):
+        return coded_block(coded, index)
+    return unflatten(coded.structure, [leaf.copy() for leaf in coded.blocks.leaves(index)])

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.choose_code import CodeOptions
-from polarmap.blocks.equal import checked_count
 from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import PolarCode
@@ -29,38 +28,7 @@ OnTimeout = Literal["raise", "estimate"]
 Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
-@dataclass(frozen=True)
-class Subtasks:
-    """A schedule of `coded_map`: all tasks start at once and hand in their work piece by piece.
-
-    Every worker cuts its block into `count` pieces along the first axis and hands in the result of
-    each as it comes, and each piece is decoded once enough workers have done it: what a straggler has
-    finished counts, even if it then dies. f has to act on rows: f of a block must be f of its pieces,
-    joined along axis 0 (`block @ x`, elementwise functions; not sums over rows). The first use
-    evaluates f of one whole block here, beside the map, to check that.
-
-    Parameters
-    ----------
-    count : int
-        Pieces of a block.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from polarmap import ReplayExecutor, Subtasks, coded_map
-    >>> slow = ReplayExecutor({0: 8.0, 1: 8.0, 2: 8.0})  # one more than may be missing
-    >>> y = coded_map(np.negative, np.eye(24), blocks=6, workers=8, schedule=Subtasks(4), executor=slow)
-    >>> [task.subtasks for task in y.report.tasks if task.state == "abandoned"], y.report.seconds < 8
-    ([2, 2, 2], True)
-    """
-
-    count: int
-
-    def __post_init__(self) -> None:
-        checked_count("the count of Subtasks", self.count)
-
-
-Schedule = ScheduleName | Subtasks | Plan
+Schedule = ScheduleName | Plan
 
 
 @dataclass(frozen=True)
@@ -76,7 +44,6 @@ class MapOptions:
     schedule: ScheduleName = "upfront"
     upfront: int = 0  # parity tasks that start at once although parity is on demand
     parity_after: float = 0.0  # seconds, in which data is expected where parity would take cores from it
-    subtasks: int = 1  # that each task is cut into
     distribution: Distribution | None = None  # of the run time of one task; None: learned from this map
     trust: TrustedFunctions = TRUSTED  # what earlier maps found functions to be
     trusted: bool = False  # f is ours: what the code assumes of it is true by construction
@@ -128,15 +95,13 @@ def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
         if schedule.schedule == "upfront":
             return options
         return replace(options, schedule="on_demand", upfront=schedule.upfront)
-    if isinstance(schedule, Subtasks):
-        if options.deadline is not None and schedule.count > 1:
-            raise CodeError("Subtasks do not go with on_timeout='estimate': leave one out")
-        return replace(options, subtasks=int(schedule.count))
     if not is_one_of(schedule, ("upfront", "on_demand")):
-        advice = f": use Subtasks({schedule})" if is_integer(schedule) else ""
+        advice = ""
+        if is_integer(schedule):
+            advice = f": for tasks of less work, use blocks={schedule} * ... and workers={schedule} * ..."
         raise CodeError(
-            f"schedule must be 'upfront', 'on_demand', Subtasks(count) or a Plan as polarmap.plan "
-            f"returns it, not {schedule!r}{advice}"
+            "schedule must be 'upfront', 'on_demand' or a Plan as polarmap.plan returns it, not "
+            f"{schedule!r}{advice}"
         )
     return replace(options, schedule=schedule)
 

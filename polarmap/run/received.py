@@ -1,9 +1,9 @@
-"""The results of one codeword: those of one shape, and the decoder that they feed."""
+"""The results of a map: those of one shape, and the decoder that they feed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_e
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
+from polarmap.run.local_evaluation import data_block, evaluated_here
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
@@ -27,6 +28,7 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
+from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskSeconds, TaskTable
 from polarmap.worker.pytree import Structure
 
@@ -34,12 +36,10 @@ Array = npt.NDArray[Any]
 
 
 class Received:
-    """The results of one codeword so far, and whether they determine those of the data blocks.
+    """The results of a map so far, and whether they determine those of the data blocks.
 
     Attributes
     ----------
-    number : int
-        Of the codeword.
     results : dict from task to Outcome
         Of the most common structure and shape; others are failures of their tasks.
     arrived : dict from task to float
@@ -55,24 +55,23 @@ class Received:
         How many they were.
     is_inaccurate : bool
         Whether they are taken although more would have to come for the accuracy asked for.
-    convicted : dict from task to int
-        The last attempt of it that returned garbage.
+    convicted : set of int
+        Tasks that returned garbage.
     """
 
     def __init__(
         self,
+        f: Callable[[Any], Any],
         coded: CodedData,
-        tasks: TaskTable,
-        number: int,
         options: MapOptions,
-        model: Callable[[], list[Array] | None],
+        tasks: TaskTable,
+        watch: Stopwatch,
     ) -> None:
-        self._coded, self._code, self.number, self._tasks = coded, coded.code, number, tasks
-        self._rtol_wanted, self._trusted, self._shape = options.rtol, options.trusted, options.shape
-        self._evaluate = model  # f of a data block, evaluated here
-        self._model: list[Array] | None = None
+        self._coded, self._code, self._tasks = coded, coded.code, tasks
+        self._f, self._options, self._watch = f, options, watch
+        self._model: list[Array] | None = None  # f of a data block, evaluated here
         self._groups: dict[Any, dict[int, Outcome]] = {}
-        self._returned: dict[int, tuple[float, int]] = {}  # task -> when, and in which attempt, whatever came
+        self._returned: dict[int, float] = {}  # task -> when, whatever came
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
@@ -82,20 +81,17 @@ class Received:
         self.ready_at: float | None = None
         self.needed = 0
         self.is_inaccurate = False
-        self.convicted: dict[int, int] = {}
-        self._could_finish: tuple[Any, bool] = (), False
+        self.convicted: set[int] = set()
 
-    def add(self, outcome: Outcome, elapsed: float) -> None:
-        """Take in a result, `elapsed` seconds after the start; failures are in the table of tasks."""
+    def add(self, outcome: Outcome) -> None:
+        """Take in a result; failures are in the table of tasks."""
         index = outcome.task
         if index in self.arrived or outcome.failure is not None:
             return
-        self._returned[index] = elapsed, outcome.attempt
-        if outcome.attempt <= self.convicted.get(index, -1):
-            return
-        is_usual = bool(self.results) and are_alike(outcome, self._any_received)
-        if not is_usual and not (is_well_formed(outcome) and self._shape in (None, *shapes_of(outcome))):
-            due = "a number" if self._shape is None else f"shape {self._shape}"
+        self._returned[index] = self._watch.elapsed
+        is_usual, shape = bool(self.results) and are_alike(outcome, self._any_received), self._options.shape
+        if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
+            due = "a number" if shape is None else f"shape {shape}"
             message = f"returned {describe_result(outcome)} where {due} is due"
             self.reject(index, Failure("shape", "WrongShape", message))
             return
@@ -106,12 +102,9 @@ class Received:
         group[index] = outcome
         if group is self.results:
             self._accept(index)
-            if self.decoder is None:  # all of them had been garbage
-                self._restart_decoder(elapsed)
-            else:
-                self._feed(index, elapsed)
+            self._feed(index)
         elif not self.results or self._overrules(group):
-            self._follow(group, elapsed)
+            self._follow(group)
         else:
             self._reject_odd(index, outcome)
 
@@ -128,40 +121,28 @@ class Received:
             return has_data
         return len(group) > len(self.results)
 
-    def note_late(self, outcome: Outcome, elapsed: float) -> None:
-        """Note that a result came which is not needed any more, without making use of it."""
-        if outcome.failure is None and outcome.task not in self.arrived:
-            self._returned[outcome.task] = elapsed, outcome.attempt
-            self.arrived[outcome.task], self.seconds[outcome.task] = elapsed, outcome.seconds
-
     def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         self.arrived.pop(index, None)
         self._rejected.add(index)
-        self._tasks.reject(index, failure, self.number)
+        self._tasks.reject(index, failure)
 
-    def drop(self, index: int, failure: Failure, elapsed: float) -> None:
+    def drop(self, index: int, failure: Failure) -> None:
         """Take a received result, which is garbage, back out of the decoder."""
-        self.convicted[index] = self.results[index].attempt
+        self.convicted.add(index)
         del self.results[index]
         self.reject(index, failure)
-        self._restart_decoder(elapsed)
-
-    def _may_come(self, index: int) -> bool:
-        """Whether an attempt runs that has not told its result here."""
-        if index in self.arrived or index not in self._tasks.running:
-            return False
-        return self._returned.get(index, (0.0, -1))[1] < self._tasks[index].attempts - 1
+        self._restart_decoder()
 
     @property
     def more_may_come(self) -> bool:
         """Whether any result may still come."""
-        return any(map(self._may_come, self._tasks.running))
+        return not self._tasks.running <= self.arrived.keys()
 
     @property
     def running(self) -> list[int]:
         """Tasks whose results may still come."""
-        return [index for index in self._tasks.running if self._may_come(index)]
+        return [index for index in self._tasks.running if index not in self.arrived]
 
     @property
     def data_count(self) -> int:
@@ -169,31 +150,14 @@ class Received:
         return sum(int(index) in self.arrived for index in self._code.systematic)
 
     @property
-    def failed(self) -> set[int]:
-        """Tasks without a result here that do not run, though they were started."""
-        found = self._tasks.failed | self._rejected
-        return found and {index for index in found if index not in self.arrived and not self._may_come(index)}
+    def without_result(self) -> set[int]:
+        """Tasks without a result that do not run, though they were started."""
+        return (self._tasks.failed | self._rejected) - self.arrived.keys() - self._tasks.running
 
     @property
     def odd(self) -> set[int]:
         """Data blocks of which a worker returned something of another structure or shape."""
-        return {
-            index for index in self._rejected - self.convicted.keys() if index < len(self._code.systematic)
-        }
-
-    def could_finish(self, all_data: bool, accurately: bool = True) -> bool:
-        """Whether what arrived, still runs or is held back can determine the results.
-
-        Results that look odd now may turn out to be the usual ones. `all_data`: decoding does not
-        help, every data task has to report. `accurately`: as accurately as is asked for.
-        """
-        key = (self._tasks.changes, all_data, accurately)
-        if self._could_finish[0] != key:  # a look costs as much as decoding
-            running = {*self.running, *self._tasks.held_back}
-            candidates = [running | group.keys() for group in self._groups.values() or [{}]]
-            would = any(self.would_determine(indices, all_data, accurately) for indices in candidates)
-            self._could_finish = key, would
-        return self._could_finish[1]
+        return {index for index in self._rejected - self.convicted if index < len(self._code.systematic)}
 
     def rows(self, leaf: int) -> dict[int, Array]:
         """Leaf number `leaf` of every received result, flat."""
@@ -217,7 +181,8 @@ class Received:
         if first < len(self._code.systematic) or not any(map(is_exact, self._coded.blocks.dtypes)):
             return found
         if self._model is None:
-            self._model = self._evaluate() or []
+            block = partial(data_block, self._coded, 0)
+            self._model = evaluated_here(self._f, block, 0, self._watch.remaining) or []
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
@@ -243,8 +208,8 @@ class Received:
         """The leaves of the k results, all of which arrived."""
         return [leaves_of(self.results[index]) for index in range(self._code.wanted)]
 
-    def decode(self) -> list[list[Array]] | None:
-        """The leaves of the k results; None if NaN or inf got in the way of decoding.
+    def decode(self) -> list[list[Array]]:
+        """The leaves of the k results; nothing if NaN or inf got in the way of decoding.
 
         Raises CodeError for Python integers that parity does not determine.
         """
@@ -256,7 +221,7 @@ class Received:
             with ignoring_inf():
                 blocks = recovery.recover(self.rows(leaf), dtype)
             if dtype.kind in "fc" and not np.isfinite(blocks).all():
-                return None
+                return []
             is_python = (
                 kinds[leaf] == "python" and is_exact(dtype) and recovery.exact and len(recovery.missing) > 0
             )
@@ -290,7 +255,7 @@ class Received:
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        if self._trusted or all(is_exact(dtype) for dtype in self.dtypes()):
+        if self._options.trusted or all(is_exact(dtype) for dtype in self.dtypes()):
             return False
         return self._has_unsigned or self._is_large(sums=True)
 
@@ -319,19 +284,19 @@ class Received:
             + (", or data.astype(numpy.int64) for numbers below 2^63" if wide[0] == "uint64" else "")
         )
 
-    def _follow(self, group: dict[int, Outcome], elapsed: float) -> None:
+    def _follow(self, group: dict[int, Outcome]) -> None:
         """More results look like these than like any others: the others are failures of their tasks."""
         odd, self.results = self.results, group
         for index in group:
             self._accept(index)
         for index, outcome in odd.items():
             self._reject_odd(index, outcome)
-        self._restart_decoder(elapsed)
+        self._restart_decoder()
 
     def _accept(self, index: int) -> None:
-        self.arrived[index] = self._returned[index][0]
+        self.arrived[index] = self._returned[index]
         self._rejected.discard(index)
-        self._tasks.accept(index, self.number)
+        self._tasks.accept(index)
 
     def _reject_odd(self, index: int, outcome: Outcome) -> None:
         usual = describe_result(self._any_received)
@@ -348,12 +313,10 @@ class Received:
     def _any_received(self) -> Outcome:
         return next(iter(self.results.values()))
 
-    def _restart_decoder(self, elapsed: float) -> None:
+    def _restart_decoder(self) -> None:
         self.ready_at = self.determined_at = self.decoder = None
         self.is_inaccurate = False
         self.__dict__.pop("wraps", None)
-        if not self.results:
-            return
         dtypes = [leaf.dtype for leaf in leaves_of(self._any_received)]
         for dtype in dtypes:
             _check_result(dtype)
@@ -363,20 +326,20 @@ class Received:
         limits = [self.rtol(dtype) / epsilon(dtype) for dtype in inexact]
         self.decoder = Decoder(self._code, exact=exact, max_amplification=min(limits, default=np.inf))
         for index in self.results:
-            self._feed(index, elapsed)
+            self._feed(index)
 
-    def _feed(self, index: int, elapsed: float) -> None:
+    def _feed(self, index: int) -> None:
         assert self.decoder is not None
         if self.decoder.add(index) and self.ready_at is None:
-            self.ready_at, self.needed = elapsed, self.decoder.count
+            self.ready_at, self.needed = self._watch.elapsed, self.decoder.count
         if self.determined_at is None and (self.decoder.ready or self.decoder.is_inaccurate):
-            self.determined_at = elapsed
+            self.determined_at = self._watch.elapsed
 
-    def accept(self, elapsed: float) -> bool:
+    def accept(self) -> bool:
         """Take the results at any accuracy, as no more can come; whether they determine the rest."""
         if self.decoder is None or not (self.decoder.is_inaccurate and self.decoder.accept()):
             return False
-        self.ready_at, self.needed, self.is_inaccurate = elapsed, self.decoder.count, True
+        self.ready_at, self.needed, self.is_inaccurate = self._watch.elapsed, self.decoder.count, True
         return True
 
     def would_determine(self, indices: set[int], all_data: bool = False, accurately: bool = True) -> bool:
@@ -396,7 +359,7 @@ class Received:
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""
-        return default_rtol(dtype) if self._rtol_wanted is None else self._rtol_wanted
+        return default_rtol(dtype) if self._options.rtol is None else self._options.rtol
 
 
 def _check_result(dtype: DType) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 
 import numpy as np
 
 from polarmap.blocks.base import CodedData
+from polarmap.code.decoder import Decoder
 from polarmap.code.dtypes import is_exact
 from polarmap.code.uncoded import Uncoded
 from polarmap.report import Report, TaskReport
@@ -17,44 +18,41 @@ from polarmap.run.estimate import Estimate
 from polarmap.run.first_results import FirstResults
 from polarmap.run.tasks import Task, TaskTable
 
-# From the least to the most that a map's codewords were verified by.
-VERIFICATIONS = ["no", "earlier", "local", "parity", "not needed"]
-
 UNCODED = Uncoded(1, backups=1).name
 
 
 def report_of_coded(
-    words: list[Codeword], tasks: TaskTable, coded: CodedData, estimate: Estimate | None, ended: float
+    word: Codeword, tasks: TaskTable, coded: CodedData, estimate: Estimate | None, ended: float
 ) -> Report:
-    """The report of a coded map that was accepted in second `ended`; of several codewords the worst counts.
+    """The report of a coded map that was accepted in second `ended`.
 
     `estimate`: of the results, if some may be estimates.
     """
+    assert word.decoder is not None
     errors = () if estimate is None else estimate.errors
-    recovered = sorted({int(index) for word in words for index in word.decoder.missing})
+    recovered = word.decoder.missing.tolist()
     amplification = bound = 0.0
     if errors:
         recovered = [index for index in recovered if errors[index] == 0]
     else:
-        amplification, bound = (max(figures) for figures in zip(*map(_errors, words)))
-    residuals = [word.acceptance.residual for word in words]
+        amplification, bound = _errors(word, word.decoder)
     return Report(
         n=coded.n,
         k=coded.code.k,
         code=coded.code.name,
         executor="",
-        tasks=_task_reports(words, tasks),
-        needed=max(word.received.needed for word in words),
+        tasks=_task_reports(word, word.decoder, tasks),
+        needed=word.needed,
         recovered=tuple(recovered),
         seconds=ended,
         encode_seconds=0.0,
-        decode_seconds=sum(word.acceptance.decode_seconds for word in words),
-        surplus_seconds=max(_waited(word, ended) for word in words),
+        decode_seconds=word.decode_seconds,
+        surplus_seconds=_waited(word, ended),
         amplification=amplification,
         error_bound=bound,
-        residual=max((one for one in residuals if one is not None), default=None),
-        verified=min((str(word.verification) for word in words), key=VERIFICATIONS.index),
-        unchecked=tuple(sorted(_unchecked(words))),
+        residual=word.residual,
+        verified=str(word.verification),
+        unchecked=_unchecked(word),
         padding=coded.blocks.padding,
         code_reason=coded.code_reason,
         errors=errors if any(errors) else (),
@@ -133,13 +131,12 @@ def report_so_far(blank: Report, tasks: TaskTable, arrived: Mapping[int, float],
     )
 
 
-def _errors(word: Codeword) -> tuple[float, float]:
+def _errors(word: Codeword, decoder: Decoder) -> tuple[float, float]:
     """Amplification and error bound."""
-    decoder, dtypes = word.decoder, word.received.precisions
     if not len(decoder.missing):
         return 0.0, 0.0
     amplification = decoder.amplification
-    if decoder.exact and not all(map(is_exact, dtypes)):  # floats decoded beside integers
+    if decoder.exact and not all(map(is_exact, word.precisions)):  # floats decoded beside integers
         amplification = float(np.linalg.norm(decoder.recovery.weights, axis=1).max())
     return amplification, word.error_bound
 
@@ -148,28 +145,25 @@ def _waited(word: Codeword, ended: float) -> float:
     """Seconds from when the results were determined until they were handed out."""
     if word.verification in ("not needed", "no"):
         return 0.0
-    return max(0.0, ended - (word.received.ready_at or 0.0) - word.acceptance.decode_seconds)
+    return max(0.0, ended - (word.ready_at or 0.0) - word.decode_seconds)
 
 
-def _unchecked(words: list[Codeword]) -> set[int]:
-    """Of a map whose decoded results were checked: also of those of its codewords that needed no decoding."""
-    if min((str(word.verification) for word in words), key=VERIFICATIONS.index) not in ("parity", "local"):
-        return set()
-    return {index for word in words for index in word.acceptance.verifier.unchecked()}
+def _unchecked(word: Codeword) -> tuple[int, ...]:
+    """Of a map whose decoded results were checked."""
+    if word.verification not in ("parity", "local"):
+        return ()
+    return tuple(sorted(word.verifier.unchecked()))
 
 
-def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, ...]:
+def _task_reports(word: Codeword, decoder: Decoder, tasks: TaskTable) -> tuple[TaskReport, ...]:
     """Of each task: a result that nothing was decoded from is surplus, unless it is a data block's."""
     used = np.zeros(len(tasks), bool)
-    used[: len(words[0].decoder.code.systematic)] = True
-    for word in words:
-        if len(word.decoder.missing):
-            used |= word.decoder.arrived
-    received = [word.received for word in words]
-    arrived = _largest_of_all([one.arrived for one in received])
+    used[: len(decoder.code.systematic)] = True
+    if len(decoder.missing):
+        used |= decoder.arrived
     reports = []
     for index, is_used in enumerate(used.tolist()):
-        task, came = tasks[index], arrived.get(index)
+        task, came = tasks[index], word.arrived.get(index)
         if came is not None:
             state = "used" if is_used else "surplus"
         else:
@@ -179,26 +173,13 @@ def _task_reports(words: list[Codeword], tasks: TaskTable) -> tuple[TaskReport, 
                 index=index,
                 state=state,
                 arrived=came,
-                seconds=None if came is None else max([one.seconds[index] for one in received]),
+                seconds=None if came is None else word.seconds[index],
                 attempts=len(task.submitted),
                 failures=_failures(task) if task.failures else (),
                 launched=task.submitted[0] if task.submitted else None,
-                subtasks=sum(index in one.arrived for one in received) if len(received) > 1 else None,
             )
         )
     return tuple(reports)
-
-
-def _largest_of_all(numbers: Sequence[Mapping[int, float]]) -> Mapping[int, float]:
-    """The largest number of each task that all these mappings have."""
-    first, *others = numbers
-    if not others:
-        return first
-    return {
-        index: max(number, *(one[index] for one in others))
-        for index, number in first.items()
-        if all(index in one for one in others)
-    }
 
 
 def _state_so_far(tasks: TaskTable, running: set[int], index: int) -> str:
@@ -208,4 +189,4 @@ def _state_so_far(tasks: TaskTable, running: set[int], index: int) -> str:
 
 def _failures(task: Task) -> tuple[str, ...]:
     """Each text once; another thread may be noting more."""
-    return tuple(dict.fromkeys(str(failure) for failure, _ in tuple(task.failures)))
+    return tuple(dict.fromkeys(str(failure) for failure in tuple(task.failures)))

@@ -19,8 +19,7 @@ class Task:
     began : for each attempt of which the executor has told it, when it came to run.
     returned : whether an attempt ended with a result that was not rejected.
     took : seconds from when that attempt began to run until its result was here.
-    failures : why attempts gave nothing, and why results were rejected; with the number of the codeword
-        whose result it was, None where the whole attempt failed.
+    failures : why attempts gave nothing, and why results were rejected.
     """
 
     submitted: list[float] = field(default_factory=list)
@@ -28,7 +27,7 @@ class Task:
     began: dict[int, float] = field(default_factory=dict)
     returned: bool = False
     took: float | None = None
-    failures: list[tuple[Failure, int | None]] = field(default_factory=list)
+    failures: list[Failure] = field(default_factory=list)
 
     @property
     def attempts(self) -> int:
@@ -43,7 +42,7 @@ class Task:
     @property
     def last_failure(self) -> Failure | None:
         """Why it gave nothing, as last said."""
-        return self.failures[-1][0] if self.failures else None
+        return self.failures[-1] if self.failures else None
 
 
 class TaskTable:
@@ -108,46 +107,42 @@ class TaskTable:
                 self.unbegun.discard(index)
 
     def note(self, outcome: Outcome, elapsed: float) -> None:
-        """Note what became of an attempt, or of a part of it."""
+        """Note what became of an attempt."""
         index, task = outcome.task, self._tasks[outcome.task]
-        if outcome.over:
-            task.running.discard(outcome.attempt)
-            self.noted.append((index, outcome.attempt))
-            if outcome.attempt == len(task.submitted) - 1:
-                self.unbegun.discard(index)
-        if outcome.failure is not None:
-            if not task.returned:
-                task.failures.append((outcome.failure, None))
-        elif outcome.over and not task.returned:
+        task.running.discard(outcome.attempt)
+        self.noted.append((index, outcome.attempt))
+        if outcome.attempt == len(task.submitted) - 1:
+            self.unbegun.discard(index)
+        if outcome.failure is None and not task.returned:
             task.returned = True
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
             self.durations.append((outcome.attempt, task.took))
+        elif outcome.failure is not None and not task.returned:
+            task.failures.append(outcome.failure)
         self._place(index)
 
-    def reject(self, index: int, failure: Failure, codeword: int) -> None:
+    def reject(self, index: int, failure: Failure) -> None:
         """A result turned out to be none."""
         task = self._tasks[index]
         task.returned, task.took = False, None
-        task.failures.append((failure, codeword))
+        task.failures.append(failure)
         self._place(index)
 
-    def accept(self, index: int, codeword: int) -> None:
+    def accept(self, index: int) -> None:
         """A result that was taken for one of a wrong shape is of the usual one."""
         task = self._tasks[index]
-        if task.returned and not task.failures and not task.running:
+        if task.returned and not task.failures:
             return
-        task.returned = not task.running
-        task.failures = [
-            (one, word) for one, word in task.failures if (one.kind, word) != ("shape", codeword)
-        ]
+        task.returned = True
+        task.failures = [one for one in task.failures if one.kind != "shape"]
         self._place(index)
 
     @property
     def first_cause(self) -> BaseException | None:
         """The exception of the first task that raised one, with a note that names it."""
         for index, task in enumerate(self._tasks):
-            for failure, _ in task.failures:
+            for failure in task.failures:
                 if failure.cause is not None:
                     return raised_by(f"task {index} of {len(self._tasks)}", failure.cause)
         return None
@@ -162,7 +157,7 @@ class TaskTable:
 
 
 class TaskSeconds:
-    """What workers spent on the results of one codeword, by task; its statistics cost O(1).
+    """What workers spent on results, by task; its statistics cost O(1).
 
     >>> seconds = TaskSeconds()
     >>> for task, spent in enumerate((3.0, 1.0, 2.0)): seconds[task] = spent

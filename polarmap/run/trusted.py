@@ -61,7 +61,7 @@ class TrustedFunctions:
 class Trust:
     """What was known of f as it is when a map begins: whether it is what the code assumes, or something else.
 
-    One for all codewords of a map: what is found out in one of them is no reason to trust f in the others.
+    What the map itself finds out is no reason for it to trust f.
 
     Parameters
     ----------

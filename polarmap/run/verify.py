@@ -16,18 +16,16 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.local_evaluation import LocalRun, coded_block, data_block, evaluated_here
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.results import kind_of, leaves_of
 from polarmap.run.trusted import LINEAR, Trust
-from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
 Mask = npt.NDArray[np.bool_]
 
 DECODING_NOISE = 16  # roundings of the largest number of a leaf, times the amplification of decoding
-LOCAL_SECONDS = 60.0  # for f on one block, where the driver has to wait for it
 NOT_LINEAR = (
     "f is not {assumption} (or not deterministic), so lost results cannot be decoded. For a polynomial "
     "say degree=; for any f at all use coded_sum if a sum of its results is wanted, hedged_map if each is; "
@@ -40,7 +38,7 @@ class NotFiniteError(Exception):
 
 
 class Verifier:
-    """Checks the results of one codeword.
+    """Checks the results of a map.
 
     Attributes
     ----------
@@ -73,19 +71,6 @@ class Verifier:
         self._undecided = 0  # results among which there is garbage, or f is not linear: more may tell
         self.residual: float | None = None
         self.broken = False
-
-    def evaluate(self, index: int, seconds: float) -> list[Array] | None:
-        """f of coded block `index` on the driver; None if it raises or takes too long."""
-        return self._evaluated(partial(self._block, index), index, seconds)
-
-    def evaluate_data(self, index: int, seconds: float) -> list[Array] | None:
-        """The same for data block `index`, which no coded block is where each is a mixture."""
-        return self._evaluated(partial(self._data_block, index), index, seconds)
-
-    def _evaluated(self, block: Callable[[], Any], index: int, seconds: float) -> list[Array] | None:
-        run = LocalRun(self._f, block, index)
-        run.join(min(seconds, LOCAL_SECONDS))
-        return run.leaves
 
     def surplus_holds(self, more: bool, seconds: float) -> tuple[bool, Failure | None, int]:
         """Whether the left-over equations hold; if not, a culprit and its failure if one is found.
@@ -236,7 +221,7 @@ class Verifier:
         missing = self._recovery.missing.tolist()
         if self._local is None or self._local.index not in missing or self._has_more_to_tell():
             index = self._most_telling()
-            self._local = LocalRun(self._f, partial(self._data_block, index), index)
+            self._local = LocalRun(self._f, partial(data_block, self._coded, index), index)
         if not self._local.is_running and self._local.leaves is not None:
             usual = self._received.structure
             is_alike = usual[0] == "sample" or repr(self._local.structure) == repr(usual)  # of what is stored
@@ -266,7 +251,7 @@ class Verifier:
         """f of a parity block, on a thread: under way, or ended just now."""
         if self._parity_run is None:
             index, _ = self._most_mixed
-            self._parity_run = LocalRun(self._f, partial(self._block, index), index)
+            self._parity_run = LocalRun(self._f, partial(coded_block, self._coded, index), index)
         return self._parity_run
 
     def parity_fits(self, leaves: list[Array]) -> bool:
@@ -351,7 +336,7 @@ class Verifier:
 
     def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        own = self.evaluate(index, seconds)
+        own = evaluated_here(self._f, partial(coded_block, self._coded, index), index, seconds)
         if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
@@ -378,16 +363,6 @@ class Verifier:
         """What decoding amplifies, and the largest number it adds up."""
         assert self._received.decoder is not None
         return self._received.decoder.amplification, self._largest(leaf)
-
-    def _data_block(self, index: int) -> Any:
-        """Where every coded block is a mixture, the data blocks are none of these."""
-        if len(self._coded.code.systematic):
-            return self._block(index)
-        return unflatten(self._coded.structure, [leaf.copy() for leaf in self._coded.blocks.leaves(index)])
-
-    def _block(self, index: int) -> Any:
-        leaves = [leaf.copy() for leaf in self._coded.leaves(index)]
-        return unflatten(self._coded.structure, leaves)
 
     def blame_f(self, what: str) -> NoReturn:
         """Give up: nothing can be decoded."""

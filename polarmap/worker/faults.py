@@ -19,9 +19,6 @@ FAULTS = ("sleep", "raise", "exit", "kill", "garbage")
 class Fault(NamedTuple):
     """A fault to inject into a task: for tests, demonstrations and benchmarks.
 
-    Of a task with subtasks, a sleep is spread over all of them, garbage are all its results, and the
-    others strike when half of the subtasks are done.
-
     Attributes
     ----------
     kind
@@ -35,22 +32,17 @@ class Fault(NamedTuple):
     attempts: int = 1
 
 
-class FaultyCall:
-    """A call that suffers a fault; `count` calls make up one attempt of a task."""
+def faulty(call: Callable[[Any], Packed], fault: Fault) -> Callable[[Any], Packed]:
+    """A call that suffers a fault."""
 
-    def __init__(self, call: Callable[[Any], Packed], fault: Fault, count: int = 1) -> None:
-        self._call, self._fault, self._count = call, fault, count
-        self._calls = 0
+    def struck(block: Any) -> Packed:
+        if fault.kind == "sleep":
+            time.sleep(fault.seconds)
+        _inject(fault.kind)
+        packed = call(block)
+        return corrupted(packed) if fault.kind == "garbage" else packed
 
-    def __call__(self, block: Any) -> Packed:
-        """The packed result, if the fault lets it come."""
-        before, self._calls = self._calls, self._calls + 1
-        if self._fault.kind == "sleep":
-            time.sleep(self._fault.seconds / self._count)
-        elif before == self._count // 2:
-            _inject(self._fault.kind)
-        packed = self._call(block)
-        return corrupted(packed) if self._fault.kind == "garbage" else packed
+    return struck
 
 
 def corrupted(result: Packed) -> Packed:

@@ -17,10 +17,9 @@ DATA_BYTES = 1 << 40  # the same of data
 TAG_BYTES = 32
 
 # Of a driver: what to do. Of a worker: its process; a part of a block that it needs; that it has left a task
-# that nobody waits for; that it is not fit for one; the result of a subtask; the end of a task.
-ORDER, PROCESS, NEED, LEFT, UNFIT, SUBTASK, END = b"o", b"p", b"n", b"l", b"u", b"s", b"e"
-KINDS = {ORDER, PROCESS, NEED, LEFT, UNFIT, SUBTASK, END}
-ENDS = {LEFT, UNFIT, END}  # after which nothing more is said of an order
+# that nobody waits for; that it is not fit for one; the end of a task.
+ORDER, PROCESS, NEED, LEFT, UNFIT, END = b"o", b"p", b"n", b"l", b"u", b"e"
+KINDS = {ORDER, PROCESS, NEED, LEFT, UNFIT, END}
 
 
 class FrameError(Exception):

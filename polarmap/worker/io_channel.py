@@ -152,13 +152,6 @@ class ChannelIO(TaskIO):
             self._heard.append(message)
         return ("cancel", self._order[0]) in self._heard
 
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Send the result of a subtask; what is cancelled ends here."""
-        if self.is_cancelled():
-            raise InterruptedError("nobody waits for this task any more")
-        self._send(message)
-        return True
-
     def read(self, place: Place, part: Part) -> Any:
         """The bytes of a part, also of one that its driver has."""
         if place.encryption is not None or place.kind != "driver" or not part.key:

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import Message, frame
 from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
@@ -47,15 +46,6 @@ class Address(NamedTuple):
     def liveness_key(self) -> str:
         """Of an object that exists for as long as anybody waits for results."""
         return f"{self.prefix}/alive"
-
-    @property
-    def subtask_prefix(self) -> str:
-        """What the keys of the results of subtasks begin with."""
-        return f"{self.prefix}/subtask/"
-
-    def subtask_key(self, task: int, attempt: int, subtask: int) -> str:
-        """Of the result of a subtask."""
-        return f"{self.subtask_prefix}{task}-{attempt}-{subtask}"
 
 
 def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[bytes, bytes] | None]:
@@ -108,18 +98,6 @@ class LithopsIO(TaskIO):
         except Exception as error:
             return is_missing(error)
         return False
-
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Store the result of a subtask, and take it back if the driver has cleaned up."""
-        _, task, attempt = message.order
-        key = self._address.subtask_key(task, attempt, subtask)
-        try:
-            self.storage.put_object(self._address.bucket, key, frame(message))
-            if self.is_cancelled():
-                self.storage.delete_object(self._address.bucket, key)
-        except Exception:
-            return False
-        return True
 
     def remove_all(self) -> None:
         """Remove what a driver on this machine has left that was killed."""

@@ -10,20 +10,19 @@ import pickle
 import time
 from collections.abc import Callable
 from functools import cache, partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encryption import ENCRYPTED
-from polarmap.worker.frames import Frames, Message, frame
+from polarmap.worker.frames import Message
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
-POLL_SECONDS = 0.02  # between looks into the folder that driver and processes share
+POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
 
 Function = Callable[[Any], Any]
@@ -33,12 +32,10 @@ Call = Callable[[], Message | None]
 class ThreadLink:
     """What an attempt in the driver's process shares with the driver.
 
-    told : takes the results of subtasks.
     began : when the attempt did, on the monotonic clock; None before.
     """
 
-    def __init__(self, told: SimpleQueue[Any]) -> None:
-        self._told = told
+    def __init__(self) -> None:
         self.began: float | None = None
         self._end: SimpleQueue[Message | None] = SimpleQueue()
         self._is_cancelled = False
@@ -52,11 +49,6 @@ class ThreadLink:
         """Whether nobody waits any more."""
         return self._is_cancelled
 
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Send the result of a subtask."""
-        self._told.put(message)
-        return True
-
     def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None as soon as nobody waits any more."""
         self.began = time.monotonic()
@@ -67,7 +59,7 @@ class ThreadLink:
 class FolderLink(NamedTuple):
     """What attempts in other processes share with the driver: a folder that is there while that waits.
 
-    folder : to be seen from the driver's machine only; results of subtasks are files in it.
+    folder : to be seen from the driver's machine only.
     machine : its name, and the directory that the folder lies in.
     """
 
@@ -85,26 +77,6 @@ class FolderLink(NamedTuple):
             return not os.path.isdir(self.folder) and _machine(self.folder) == self.machine
         except OSError:
             return False
-
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Leave the result of a subtask in the folder; False where that does not work."""
-        _, task, attempt = message.order
-        path = os.path.join(self.folder, f"{task}-{attempt}-{subtask}")
-        try:
-            with open(path + ".part", "wb") as file:
-                file.write(frame(message))
-            os.replace(path + ".part", path)
-        except Exception:
-            return False
-        return True
-
-    def take(self) -> list[Message]:
-        """The results of subtasks that lie in the folder, which is the driver's: each is told once."""
-        messages = list[Message]()
-        for path in sorted(Path(self.folder).glob("*[0-9]")):  # not half a result, nor the owner's name
-            messages += Frames().of(path.read_bytes())
-            path.unlink()
-        return messages
 
     def reply_of(self, call: Call) -> Message | None:
         """What a call on a daemon thread returns; None once the folder, or the parent, is gone."""
@@ -165,10 +137,6 @@ class PoolIO(TaskIO):
     def is_cancelled(self) -> bool:
         """Whether it is known that nobody waits any more."""
         return self._link.is_cancelled()
-
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Send the result of a subtask."""
-        return self._link.hand_in(subtask, message)
 
     def header(self, reply: Reply) -> Any:
         """A reply as it travels beside the bytes of its result: to another thread as it is."""

@@ -61,7 +61,6 @@ class Ticket(NamedTuple):
     block : what to read; None if the block comes with the ticket.
     fault : that this attempt suffers.
     output : where to store the result instead of sending it.
-    subtask_order : the order of its subtasks; empty if the task is not cut.
     encryption : its fields, of replies.
     """
 
@@ -70,7 +69,6 @@ class Ticket(NamedTuple):
     block: StoredBlock | None
     fault: Fault | None
     output: OutputSpec | None
-    subtask_order: tuple[int, ...] = ()
     encryption: Any = None
 
     @classmethod
@@ -101,7 +99,6 @@ class Reply(NamedTuple):
 
     seconds : that the worker spent.
     stored : where the result lies, if it stays in storage and a sample of it travels.
-    subtasks : whose results these are, in a list; the others were handed in before.
     """
 
     error: Error | None
@@ -109,7 +106,6 @@ class Reply(NamedTuple):
     structure: Structure = ()
     layout: Layout = ()
     stored: StoredOutput | None = None
-    subtasks: tuple[int, ...] = ()
 
 
 def pickled(value: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""The program of a worker: read a block, call f of it or of its pieces, store or send the results.
+"""The program of a worker: read a block, call f of it, store or send the result.
 
 Imports numpy at most.
 """
@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
-from polarmap.worker.faults import Fault, FaultyCall
-from polarmap.worker.frames import END, SUBTASK, Message
+from polarmap.worker.faults import Fault, faulty
+from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
-from polarmap.worker.pytree import Packed, flatten, pack, unflatten
-from polarmap.worker.stored_output import StoredOutput, store_result
-
-# Results of subtasks, packed in a list, and which subtasks these are; none: that of a whole task.
-PartialResult = tuple[Packed, tuple[int, ...]]
+from polarmap.worker.pytree import Packed, pack
+from polarmap.worker.stored_output import store_result
 
 
 class TaskIO:
@@ -38,10 +34,6 @@ class TaskIO:
 
     def is_cancelled(self) -> bool:
         """Whether it is known that nobody waits any more."""
-        raise NotImplementedError
-
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        """Send the result of a subtask; False if that did not work."""
         raise NotImplementedError
 
     def header(self, reply: Reply) -> Any:
@@ -63,42 +55,29 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
     """The reply of a task, that is f of the block of its ticket; None if nobody waits for it any more."""
     started = time.time()
 
-    def told(kind: bytes, reply: Reply, data: Any = b"") -> Message:
-        message = Message(kind, (-1, ticket.task, ticket.attempt), io.header(reply), data)
+    def told(reply: Reply, data: Any = b"") -> Message:
+        message = Message(END, (-1, ticket.task, ticket.attempt), io.header(reply), data)
         return message if ticket.encryption is None else io.encrypted.reply(message, ticket.encryption)
 
-    def result(kind: bytes, one: PartialResult, stored: StoredOutput | None = None) -> Message:
-        (structure, layout, data), subtasks = one
-        return told(kind, Reply(None, time.time() - started, structure, layout, stored, subtasks), data)
-
-    rest: list[PartialResult] = []  # what travels with the end: the last result, and what was not sent
-    count = len(ticket.subtask_order) or 1
     try:
         f, block = io.load(ticket)
-        results = evaluate(packing(f, ticket.fault, count), block, ticket.subtask_order)
-        del f, block  # the results hold them for as long as they are needed
-        for number, evaluated in enumerate(results, 1):
-            one = evaluated()
-            del evaluated  # it holds the block
-            if number == count or not io.hand_in(one[1][0], result(SUBTASK, one)):
-                rest.append(one)
-        if ticket.output is None:
-            return result(END, joined(rest))
-        if io.is_cancelled():
-            return None
-        sample, stored = store_result(
-            joined(rest)[0], ticket.output, ticket.task, ticket.attempt, io.write, io.encrypted
-        )
-        if io.is_cancelled():  # the driver has cleaned up
-            remove_parts(ticket.output.source, stored.parts, io.storage)
-            return None
-        return result(END, (sample, ()), stored)
+        result, stored = packing(f, ticket.fault)(block), None
+        del f, block  # the result holds them for as long as they are needed
+        if ticket.output is not None:
+            if io.is_cancelled():
+                return None
+            attempt = ticket.task, ticket.attempt
+            result, stored = store_result(result, ticket.output, *attempt, io.write, io.encrypted)
+            if io.is_cancelled():  # the driver has cleaned up
+                remove_parts(ticket.output.source, stored.parts, io.storage)
+                return None
+        return told(Reply(None, time.time() - started, result.structure, result.layout, stored), result.data)
     except BaseException as error:
-        return told(END, Reply(describe(error), time.time() - started))
+        return told(Reply(describe(error), time.time() - started))
 
 
-def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1) -> Callable[[Any], Packed]:
-    """f with its results packed, and with a fault that is spread over `count` calls."""
+def packing(f: Callable[[Any], Any], fault: Fault | None = None) -> Callable[[Any], Packed]:
+    """f with its results packed, and with a fault that it suffers."""
 
     def call(block: Any) -> Packed:
         process = os.getpid()
@@ -109,53 +88,4 @@ def packing(f: Callable[[Any], Any], fault: Fault | None = None, count: int = 1)
                 os._exit(0)
         return pack(result)
 
-    return call if fault is None else FaultyCall(call, fault, count)
-
-
-def subtask_order(task: int, count: int) -> tuple[int, ...]:
-    """The order in which a task takes its subtasks: each task starts one further on.
-
-    So half-finished tasks have finished different subtasks, and all of these get on together.
-
-    >>> subtask_order(0, 4), subtask_order(5, 4), subtask_order(3, 1)
-    ((0, 1, 2, 3), (1, 2, 3, 0), ())
-    """
-    return tuple((task + step) % count for step in range(count)) if count > 1 else ()
-
-
-def rows(total: int, count: int, subtask: int) -> slice:
-    """The rows of a block of `total` rows that a subtask takes.
-
-    >>> [rows(7, 3, subtask) for subtask in range(3)]
-    [slice(0, 2, None), slice(2, 4, None), slice(4, 7, None)]
-    """
-    return slice(total * subtask // count, total * (subtask + 1) // count)
-
-
-def evaluate(
-    call: Callable[[Any], Packed], block: Any, order: Sequence[int]
-) -> Iterator[Callable[[], PartialResult]]:
-    """What calls it for each piece of a block, in this order; for the whole block without one."""
-    # Not the results themselves: StopIteration, which f may raise, does not pass a generator.
-    if not order:
-        yield lambda: (call(block), ())
-        return
-    leaves, structure = flatten(block)
-
-    def of_piece(subtask: int) -> PartialResult:
-        piece = [leaf[rows(len(leaf), len(order), subtask)] for leaf in leaves]
-        packed = call(unflatten(structure, piece))
-        return packed._replace(structure=(list, (), (packed.structure,))), (subtask,)
-
-    for subtask in order:
-        yield partial(of_piece, subtask)
-
-
-def joined(parts: Sequence[PartialResult]) -> PartialResult:
-    """Several as one."""
-    if len(parts) == 1:
-        return parts[0]
-    children = tuple(child for packed, _ in parts for child in packed.structure[2])
-    layout = tuple(leaf for packed, _ in parts for leaf in packed.layout)
-    data = b"".join(packed.data for packed, _ in parts)
-    return Packed((list, (), children), layout, data), tuple(one for _, ones in parts for one in ones)
+    return call if fault is None else faulty(call, fault)

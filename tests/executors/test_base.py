@@ -22,13 +22,13 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, Failure, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
-from polarmap.worker.frames import SUBTASK, Message
+from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
-N, ROWS, SUBTASKS = 6, 6, 3
+N, ROWS = 6, 6
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))
 BLOCKS = PartBlocks([[block] for block in DATA], ("array",))
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
@@ -98,7 +98,7 @@ def told(run: Run, *tasks: int) -> list[Outcome]:
     """All that is told until an attempt of each of these tasks has ended."""
     outcomes: list[Outcome] = []
     deadline = run.now() + PATIENCE
-    while {one.task for one in outcomes if one.over} != set(tasks):
+    while {one.task for one in outcomes} != set(tasks):
         assert run.now() < deadline
         outcomes += ends(run.wait(0.5))
     return outcomes
@@ -230,22 +230,6 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
             assert bytes(data) == (2 * DATA[task]).tobytes()
 
 
-def test_subtasks_are_told_piece_by_piece(executor: MapExecutor) -> None:
-    with closing(executor.open(payload({1: Fault("sleep", 0.6)}, subtasks=SUBTASKS))) as run:
-        run.submit([(0, 0), (1, 0)])
-        outcomes = told(run, 0, 1)
-    for task in (0, 1):
-        found = np.zeros_like(DATA[task])
-        handed = [outcome for outcome in outcomes if outcome.task == task]
-        assert [outcome.over for outcome in handed] == [False] * (len(handed) - 1) + [True]
-        assert sorted(one for outcome in handed for one in outcome.subtasks) == [*range(SUBTASKS)]
-        for outcome in handed:
-            assert outcome.leaves is not None
-            for subtask, leaf in zip(outcome.subtasks, outcome.leaves, strict=True):
-                found[2 * subtask : 2 * subtask + 2] = leaf
-        np.testing.assert_array_equal(found, 2 * DATA[task])
-
-
 def test_a_failure_has_the_exception_itself_with_the_traceback_of_its_process() -> None:
     class Mine(Exception):  # noqa: N818
         pass
@@ -280,18 +264,18 @@ def test_a_damaged_block_is_told_by_the_class_of_its_exception_not_by_its_name()
 def test_a_reply_that_was_changed_on_its_way_is_that_of_a_lost_worker() -> None:
     encryption = Encryption.new(bytes(range(32)))
     structure, layout, data = pack(np.arange(3.0))
-    header = pickled(plain(Reply(None, 2.0, structure, layout, None, (2,))))
-    sent = encrypted_reply(Message(SUBTASK, (0, 1, 0), header, data), tuple(encryption))
+    header = pickled(plain(Reply(None, 2.0, structure, layout)))
+    sent = encrypted_reply(Message(END, (0, 1, 0), header, data), tuple(encryption))
     plain_payload, payload = (Payload(np.negative, BLOCKS, encryption=one) for one in (None, encryption))
     outcomes = [
-        plain_payload.partial_outcome(Message(SUBTASK, (0, 1, 0), header, data)),
-        payload.partial_outcome(sent),
-        payload.partial_outcome(sent._replace(header=b"no pickle")),
+        plain_payload.outcome(1, 0, header, data),
+        payload.outcome(1, 0, sent.header, sent.data),
+        payload.outcome(1, 0, b"no pickle", sent.data),
     ]
     for outcome in outcomes:
         assert outcome.leaves is not None
         np.testing.assert_array_equal(outcome.leaves[0], np.arange(3.0))
-        assert (outcome.subtasks, outcome.seconds, outcome.over) == ((2,), 2.0, False)
+        assert outcome.seconds == 2.0
     changed = "is not what was encrypted: somebody has changed or replaced it"
     few = "cannot be read: ValueError: a result has 9 bytes, not 24 or more"
     spoilt = "cannot be read: UnpicklingError: invalid load key, 'n'."

@@ -62,7 +62,7 @@ def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile(clien
     assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
     first = processes(pool)
     assert first <= set(client.run(os.getpid).values())
-    check(pool, schedule=polarmap.Subtasks(2))
+    check(pool, schedule="on_demand")
 
 
 def test_the_cluster_goes_on_when_the_pool_is_closed(client: Any) -> None:

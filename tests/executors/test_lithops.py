@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import time
 from contextlib import closing
 from pathlib import Path
@@ -22,10 +21,7 @@ from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
 from polarmap.worker import io_lithops
-from polarmap.worker.frames import SUBTASK, Message, frame
-from polarmap.worker.messages import Reply
 from polarmap.worker.parts import Place
-from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
 
 CONFIG = {"lithops": {"backend": "aws_lambda", "storage": "memory"}, "aws_lambda": {"runtime_memory": 2048}}
@@ -82,14 +78,6 @@ class Run(LithopsRun):
         self.functions = Functions()
         super().__init__(Jobs(self.functions, shares=True), Payload(np.negative, BLOCKS, **more))
 
-    def hand_in(self, subtask: int, share: float = 1.0) -> None:
-        """The worker of task 1 stores the result of a subtask, or a part of it."""
-        structure, layout, data = pack(np.array(subtask))
-        header = pickle.dumps(tuple(Reply(None, 1.0, structure, layout, None, (subtask,))))
-        data = frame(Message(SUBTASK, (-1, 1, 0), header, data))
-        key = self._address.subtask_key(1, 0, subtask)
-        self.functions.storage.put_object("b", key, data[: int(share * len(data))])
-
 
 @pytest.fixture(autouse=True)
 def nobody_ends_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,35 +91,6 @@ def told(run: Run) -> list[Outcome]:
 
 def begun(run: Run) -> set[int]:
     return {event.task for event in run.wait(0.01) if isinstance(event, Began)}
-
-
-def test_pieces_are_told_once_and_come_before_the_end_of_their_task() -> None:
-    run = Run(subtasks=3)
-    run.submit([(1, 0)])
-    run.hand_in(2)
-    run.hand_in(1, share=0.5)  # is still being written
-    assert [(one.subtasks, one.over) for one in told(run)] == [((2,), False)]
-    assert run.wait(0.0) == []
-    run.functions.futures[0].ready = True
-    outcomes = told(run)
-    assert [(one.subtasks, one.over) for one in outcomes] == [((1,), False), ((0,), True)]
-
-
-def test_a_piece_that_cannot_be_read_is_a_lost_task() -> None:
-    run = Run(subtasks=3)
-    run.submit([(1, 0)])
-    [future] = run.functions.futures
-    future.ready, call = True, future._call
-
-    def spoiled() -> Any:
-        reply = call()
-        run.hand_in(1, share=0.5)
-        return reply
-
-    future._call = spoiled
-    outcome = told(run)[-1]
-    assert outcome.over
-    assert str(outcome.failure) == "WorkerLost: 1 results of its subtasks could not be read"
 
 
 def test_a_block_that_was_damaged_is_stored_again_for_the_next_attempt() -> None:

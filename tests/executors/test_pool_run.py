@@ -6,25 +6,23 @@ from contextlib import closing
 from typing import Any
 
 import numpy as np
-import pytest
 from plain import ends
 from worker_sites import ThreadSite, called, pool_of
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
-from polarmap.worker.frames import END, SUBTASK, Message, frame
+from polarmap.worker.frames import END, Message, frame
 
 PATIENCE = 30.0
 
 
-@pytest.mark.parametrize("first", [SUBTASK, END])
-def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once(first: bytes) -> None:
+def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
             _, fields = channel.receive(PATIENCE)
             order = fields[0], *fields[2][:2]
             seal = channel._seals.to_driver  # type: ignore[union-attr]
-            both = [frame(Message(kind, order, b"no pickle"), seal) for kind in (first, END)]
+            both = [frame(Message(END, order, b"no pickle"), seal) for _ in range(2)]
             channel._connection.sendall(b"".join(both))
             channel.receive(PATIENCE)
 
@@ -38,5 +36,5 @@ def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once(first: by
             run.submit([(0, 1)])  # goes to another worker
             while not any(one.attempt for one in ends(events)):
                 events += run.wait(PATIENCE)
-    over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events) if one.over]
+    over = [(one.attempt, one.failure and one.failure.kind) for one in ends(events)]
     assert over == [(0, "lost"), (1, None)]

@@ -53,13 +53,15 @@ def test_f_is_called_when_its_result_arrives() -> None:
     assert (run.wait(9.0), calls) == ([], [1.0])
 
 
-def test_what_an_attempt_owed_when_it_was_lost_never_arrives() -> None:
-    run = opened({}, subtasks=4, faults={0: Fault("kill"), 1: Fault("sleep", 1.0)})
+def test_a_worker_that_is_struck_calls_nothing_and_is_lost_when_its_result_was_due() -> None:
+    run = opened({}, pytest.fail, faults={0: Fault("kill"), 1: Fault("exit")})
     run.submit([(0, 0), (1, 0)])
-    outcomes = [outcome for _ in range(7) for outcome in ends(run.wait(9.0))]
-    assert [outcome.over for outcome in outcomes if outcome.task == 0] == [False, False, True]
-    assert [outcome.subtasks for outcome in outcomes if outcome.task == 1] == [(1,), (2,), (3,), (0,)]
-    assert run.now() == 2.0
+    outcomes = [outcome for _ in range(3) for outcome in ends(run.wait(9.0))]
+    assert [str(outcome.failure) for outcome in outcomes] == [
+        "WorkerLost: its worker was struck by 'kill'",
+        "WorkerLost: its worker was struck by 'exit'",
+    ]
+    assert run.now() == 10.0
 
 
 def test_every_run_has_a_clock_of_its_own_and_f_may_change_its_block() -> None:

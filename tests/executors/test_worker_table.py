@@ -11,7 +11,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.links import ObjectLink
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_table import REMEMBERED, KeptWorker, WorkerTable
-from polarmap.worker.frames import END, LEFT, NEED, PROCESS, SUBTASK, UNFIT, Message, frame
+from polarmap.worker.frames import END, LEFT, NEED, PROCESS, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
 
@@ -94,9 +94,7 @@ def test_a_worker_that_is_done_with_an_abandoned_task_is_free(table: Table, said
     assert taken(table, opened(table)) is worker
 
 
-@pytest.mark.parametrize(
-    "said", [Message(SUBTASK, TOLD), Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")]
-)
+@pytest.mark.parametrize("said", [Message(NEED, TOLD, b"x/1"), Message(PROCESS, header=b"5")])
 def test_one_that_only_tells_how_far_it_is_is_not(table: Table, said: Message) -> None:
     lease = opened(table)
     worker = taken(table, lease)
@@ -133,7 +131,7 @@ def test_those_that_are_abandoned_for_longest_come_first(table: Table) -> None:
     [
         Message(PROCESS, header=b"x"),
         Message(END, (2, *TOLD[1:])),  # of another map
-        Message(SUBTASK, (TOLD[0], 5, 0)),
+        Message(END, (TOLD[0], 5, 0)),
         Message(LEFT, (*TOLD[:2], 7)),
         Message(NEED, (2, *TOLD[1:]), b"x/1"),
     ],

@@ -19,7 +19,6 @@ from polarmap import (
     PolarCode,
     ReplayExecutor,
     Stored,
-    Subtasks,
     coded_map,
 )
 from polarmap.code.estimation import estimator
@@ -206,7 +205,6 @@ def test_nan_is_an_error() -> None:
         ({"degree": 2}, "not with degree=, Masked"),
         ({"code": Masked()}, "not with degree=, Masked"),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "not with degree"),
-        ({"schedule": Subtasks(2)}, "Subtasks do not go with on_timeout='estimate'"),
         ({"out": Stored("y")}, "on_timeout='estimate' does not go with out="),
     ],
 )

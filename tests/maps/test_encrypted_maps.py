@@ -13,7 +13,7 @@ from plain import process_pool
 from scipy import sparse
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, Masked, Pool, Subtasks
+from polarmap import Fault, FaultyExecutor, Masked, Pool
 from polarmap.arrays.stores import open_store
 from polarmap.errors import CodeError, ExecutorError, NotDecodableError
 
@@ -53,11 +53,10 @@ def seen(server, *arrays):
 @pytest.mark.parametrize(("server", "place"), [("s3", "functions"), ("redis", "kept")], indirect=["server"])
 def test_no_storage_ever_sees_data_or_results(server, config, place):
     control, B = random_array((24, 40), seed=2), random_array((24, 40), seed=1234)
-    options = {**SIZES, "schedule": Subtasks(2) if place == "functions" else "upfront"}
     parity = polarmap.PolarCode(6, 4).parity(B.reshape(4, -1))
     with Pool(config, workers=6, listen=False) as kept:
         executor = kept if place == "kept" else config
-        y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **options)
+        y = polarmap.coded_map(total, B, executor=executor, key=f"env:{NAME}", **SIZES)
         np.testing.assert_allclose(y.concatenate(), B.sum(axis=1), rtol=1e-10, atol=1e-10)
         if place == "kept":
             polarmap.hedged_map(total, control, executor=executor, blocks=4)  # of which all have to arrive
@@ -100,7 +99,6 @@ COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
         (total, COUNTS, {}),
         (total, A, {"code": Masked(noise=10)}),
         (total, A, {"schedule": "on_demand"}),
-        (total, A, {"schedule": Subtasks(3)}),
         (np.square, A[:, :3], {"degree": 2, "workers": 12}),
         (
             lambda block: {"a": block[0] + block[1]},
@@ -109,7 +107,7 @@ COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
         ),
         (lambda block: block @ np.ones(40), sparse.csr_array(np.where(A > 1, A, 0)), {"code": "rotation"}),
     ],
-    ids=["large", "integers", "masked", "on_demand", "subtasks", "degree", "trees", "sparse"],
+    ids=["large", "integers", "masked", "on_demand", "degree", "trees", "sparse"],
 )
 def test_every_kind_of_map(pool, f, data, options):
     options = {**SIZES, **options}

@@ -20,7 +20,6 @@ from polarmap import (
     Masked,
     ReplayExecutor,
     Stored,
-    Subtasks,
 )
 from polarmap.errors import CodeError, NotDecodableError
 from tests.plain import arriving
@@ -164,7 +163,6 @@ def test_results_that_parity_cannot_carry_are_not_estimated() -> None:
         ({"degree": 2}, "estimates blocks of linear f: not with degree="),
         ({"code": Masked()}, "estimates blocks of linear f: not with degree="),
         ({"code": LagrangeCode(12, 4, 2), "blocks": 4}, "estimates blocks of linear f"),
-        ({"schedule": Subtasks(2), "blocks": 4}, "does not go with Subtasks"),
         ({"verb": polarmap.hedged_map}, "not with another verb="),
         ({"verb": polarmap.coded_sum}, "not with another verb="),
     ],

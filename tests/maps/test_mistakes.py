@@ -167,10 +167,6 @@ def masked(colluders: Any = 1, noise: Any = 100.0) -> None:
     polarmap.coded_map(total, ROWS, code=code, executor=ReplayExecutor())
 
 
-def subtasks(count: Any) -> None:
-    polarmap.coded_map(np.copy, ROWS, blocks=4, schedule=polarmap.Subtasks(count), executor=ReplayExecutor())
-
-
 def submitted(f: Any, data: Any, **options: Any) -> None:
     polarmap.submit(f, data, **options).result(50)
 
@@ -255,7 +251,6 @@ CALLS: dict[str, Call] = {
     "MaskedCode": Call(private, {}),
     "MaskedIntegerCode": Call(private_integers, {}),
     "Masked": Call(masked, {}),
-    "Subtasks": Call(subtasks, {"count": 2}),
     "Stored": Call(stored, {"name": "s"}),
     "Decoder": Call(
         decoder, {"code": PolarCode(6, 4), "exact": False, "max_amplification": math.inf, "index": 0}

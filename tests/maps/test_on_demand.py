@@ -296,7 +296,7 @@ def test_run_times_are_learned_from_what_ran() -> None:
 
 
 def test_an_unknown_policy_is_refused() -> None:
-    with pytest.raises(CodeError, match=r"schedule must be 'upfront', 'on_demand', Subtasks.*, not 'never'"):
+    with pytest.raises(CodeError, match=r"schedule must be 'upfront', 'on_demand' or a Plan .*, not 'never'"):
         coded(executor=ReplayExecutor(), schedule="never")
 
 

@@ -226,8 +226,8 @@ def test_an_f_that_returns_what_cannot_travel_is_named(pool: Pool) -> None:
     check(pool)
 
 
-def test_subtasks(pool: Pool) -> None:
-    check(pool, schedule=polarmap.Subtasks(2))
+def test_parity_on_demand(pool: Pool) -> None:
+    check(pool, schedule="on_demand")
 
 
 def test_results_stay_where_the_data_is(place: Place, pool: Pool, tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from polarmap import (
     Masked,
     PolarCode,
     ReplayExecutor,
-    Subtasks,
     coded_gram,
     coded_map,
     coded_matmul,
@@ -503,26 +502,6 @@ def test_integers_made_of_floats_come_with_a_bound_whatever_the_code(code: str) 
     assert result.report.error_bound > 0
 
 
-class LyingOnce(AlteringReplay):
-    """Every subtask of the first attempt of one worker is off."""
-
-    def altered(self, outcome: Outcome) -> Outcome:
-        if (outcome.task, outcome.attempt) != (1, 0) or outcome.leaves is None:
-            return outcome
-        return outcome._replace(leaves=[leaf + 7.0 for leaf in outcome.leaves])
-
-
-@pytest.mark.parametrize("seed", range(12))
-def test_a_worker_found_out_in_one_codeword_is_trusted_in_none(seed: int) -> None:
-    stream = np.random.default_rng(seed)
-    seconds = dict(enumerate((1 + stream.random(12)).tolist())) | {int(stream.integers(2, 12)): math.inf}
-    f = lambda block: block @ np.ones(3)  # noqa: E731
-    options = {"blocks": 8, "workers": 12, "schedule": Subtasks(3), "timeout": 100}
-    result = coded_map(f, FLOATS, executor=LyingOnce(seconds), **options)
-    if 1 not in result.report.unchecked:
-        np.testing.assert_allclose(result.concatenate(), f(FLOATS), atol=1e-12)
-
-
 def test_broken_equations_at_a_deadline_make_no_exact_results() -> None:
     # While another result may tell who is to blame.
     options = {"blocks": 6, "workers": 9, "timeout": 1.5, "on_timeout": "estimate"}
@@ -562,28 +541,6 @@ def test_what_has_not_the_shape_of_a_product_is_no_part_of_it() -> None:
         np.testing.assert_allclose(operator @ B[:, 0], A @ B[:, 0], atol=1e-10)
 
 
-@pytest.mark.parametrize("garbage", [0, 4])
-def test_when_all_that_had_come_was_garbage_the_next_result_counts(garbage: int) -> None:
-    """Found out in one codeword, what a worker returned is taken out of another in which nothing else is."""
-    struck = {garbage: "garbage", 1: "raise", 2: "kill"}
-    faults = {task: Fault(kind, attempts=9) for task, kind in struck.items()}
-    seconds = {garbage: 1.0, 3: 1.5, 4 - garbage: 2.0}
-    data = STREAM.integers(-9, 9, (3, 4))
-    options = {
-        "blocks": 1,
-        "workers": 5,
-        "code": "arikan",
-        "schedule": Subtasks(3),
-        "timeout": 100,
-        "retries": 0,
-    }
-    with contextlib.suppress(NotLinearError, NotDecodableError, CodeError):
-        result = coded_map(
-            np.negative, data, executor=FaultyExecutor(ReplayExecutor(seconds), faults), **options
-        )
-        assert garbage in result.report.unchecked or np.array_equal(result[0], -data)
-
-
 class SilentError(Exception):
     def __str__(self) -> str:
         raise RuntimeError("no words")
@@ -614,9 +571,7 @@ def test_equal_results_do_not_make_f_linear() -> None:
 # --- one rule for f that is not linear -----------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"timeout": 100}, {"schedule": "on_demand"}, {"schedule": Subtasks(3)}]
-)
+@pytest.mark.parametrize("options", [{}, {"timeout": 100}, {"schedule": "on_demand"}])
 @pytest.mark.parametrize("code", ["rotation", "arikan"])
 def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, options: dict[str, Any]) -> None:
     for seed in range(12):
@@ -629,9 +584,7 @@ def test_whatever_arrives_first_f_that_is_not_linear_is_warned_of(code: str, opt
         assert_same(result, plain_map(np.exp, FLOATS, 8))
 
 
-@pytest.mark.parametrize(
-    "options", [{}, {"timeout": 100}, {"schedule": "on_demand"}, {"schedule": Subtasks(3)}]
-)
+@pytest.mark.parametrize("options", [{}, {"timeout": 100}, {"schedule": "on_demand"}])
 @pytest.mark.parametrize("verify", ["auto", True])
 def test_whatever_arrives_first_it_is_refused_where_a_result_is_lost(
     verify: Any, options: dict[str, Any]

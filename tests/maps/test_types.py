@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from plain import process_pool
 
-from polarmap import ReplayExecutor, Stored, Subtasks, coded_map, coded_sum, encode, hedged_map
+from polarmap import ReplayExecutor, Stored, coded_map, coded_sum, encode, hedged_map
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import flatten, pack, unflatten, unpacked
 
@@ -47,14 +47,11 @@ def test_f_sees_matrices_and_returns_them_from_a_coded_map() -> None:
     np.testing.assert_allclose(np.asarray(joined), np.asarray(MATRIX) @ np.asarray(TURN), atol=1e-12)
 
 
-def test_a_sequence_of_matrices_and_subtasks_of_them() -> None:
+def test_a_sequence_of_matrices() -> None:
     blocks = [MATRIX[:6], MATRIX[6:]]
     result = coded_map(square, blocks, workers=3, executor=late())
     assert type(result[0]) is np.matrix
     np.testing.assert_allclose(result[0], square(blocks[0]), atol=1e-12)
-    pieces = coded_map(square, MATRIX, blocks=4, workers=6, schedule=Subtasks(3), executor=late())
-    assert type(pieces[0]) is np.matrix
-    np.testing.assert_allclose(pieces.concatenate(), square(MATRIX), atol=1e-12)
 
 
 def test_matrices_in_a_hedged_map_and_in_a_sum() -> None:

@@ -37,8 +37,3 @@ def test_data_says_where_its_workers_can_read_it() -> None:
 def test_estimates_are_for_linear_functions_under_a_polar_code(code: Masked | LagrangeCode) -> None:
     with pytest.raises(CodeError, match="on_timeout='estimate' estimates blocks of linear f: not with"):
         prepared(DATA, CodeOptions(4, code=code), ReplayExecutor(), MapOptions(deadline=3.0))
-
-
-def test_blocks_that_cannot_be_cut_into_subtasks_are_refused() -> None:
-    with pytest.raises(CodeError, match=r"Subtasks\(4\) cuts every array of a block along its first axis"):
-        prepared(DATA, CodeOptions(4), ReplayExecutor(), MapOptions(subtasks=4))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import polarmap
-from polarmap import Masked, PolarCode, ReplayExecutor, Stored, Subtasks, coded_map, convex, glm
+from polarmap import Masked, PolarCode, ReplayExecutor, Stored, coded_map, convex, glm
 from polarmap.blocks.choose_code import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
@@ -49,10 +49,10 @@ def test_a_name_that_is_gone_is_python_s_own_error(name: str) -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"schedule": "never"}, "schedule must be 'upfront', 'on_demand', Subtasks(count) or a Plan"),
-        ({"schedule": 8}, "not 8: use Subtasks(8)"),
+        ({"schedule": "never"}, "schedule must be 'upfront', 'on_demand' or a Plan"),
+        ({"schedule": 8}, "not 8: for tasks of less work, use blocks=8 * ... and workers=8 * ..."),
         ({"schedule": None}, "schedule must be"),
-        ({"schedule": Subtasks}, "schedule must be"),
+        ({"schedule": polarmap.Plan}, "schedule must be"),
         ({"out": "name"}, "out must be None or Stored(name, storage), not 'name': use Stored('name')"),
         ({"out": Stored}, "out must be None or Stored(name, storage)"),
         ({"code": Masked}, "Masked() or a code such as PolarCode(n, k)"),

@@ -14,9 +14,9 @@ from polarmap.run.tasks import TaskSeconds, TaskTable
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
 
 
-def ended(task: int, attempt: int, failure: Failure | None = None, over: bool = True) -> Outcome:
+def ended(task: int, attempt: int, failure: Failure | None = None) -> Outcome:
     leaves = None if failure else [np.zeros(1)]
-    return Outcome(task, attempt, leaves, None if failure else ("array",), failure, 2.0, over=over)
+    return Outcome(task, attempt, leaves, None if failure else ("array",), failure, 2.0)
 
 
 def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
@@ -27,7 +27,7 @@ def test_a_task_runs_until_all_its_attempts_have_ended() -> None:
     assert (tasks.running, tasks.failed, tasks.held_back) == ({0}, set(), {1})
     tasks.note(ended(0, 0, LOST), 3.0)
     assert (tasks.running, tasks.failed) == (set(), {0})
-    assert [str(failure) for failure, _ in tasks[0].failures] == ["WorkerLost: gone"] * 2
+    assert [str(failure) for failure in tasks[0].failures] == ["WorkerLost: gone"] * 2
 
 
 def test_what_fails_after_a_result_is_not_told() -> None:
@@ -64,21 +64,22 @@ def test_a_rejected_result_counts_again_when_it_turns_out_to_be_right() -> None:
     tasks = TaskTable(1)
     tasks.start([0], 0.0)
     tasks.note(ended(0, 0), 1.0)
-    tasks.reject(0, ODD, codeword=0)
+    tasks.reject(0, ODD)
     assert tasks.failed == {0}
-    tasks.accept(0, codeword=0)
+    tasks.accept(0)
     assert not tasks.failed
     assert tasks[0].failures == []
 
 
-def test_parts_of_an_attempt_leave_it_running() -> None:
+def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     tasks = TaskTable(1)
     tasks.start([0], 0.0)
-    tasks.note(ended(0, 0, over=False), 1.0)
-    assert tasks.running == {0}
-    assert tasks.durations == []
-    tasks.note(ended(0, 0, LOST), 2.0)
-    assert tasks.failed == {0}
+    tasks.start([0], 1.0)
+    tasks.note(ended(0, 1), 2.0)
+    tasks.accept(0)
+    tasks.note(ended(0, 0), 3.0)
+    assert tasks.durations == [(1, 2.0)]
+    assert (tasks.running, tasks.failed) == (set(), set())
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1e6)), min_size=1))

@@ -12,7 +12,7 @@ import numpy as np
 from plain import leaves
 
 import polarmap
-from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode, Subtasks
+from polarmap import CodedResult, LagrangeCode, Masked, MaskedCode, MaskedIntegerCode, PolarCode
 from polarmap.code.masked_integers import workers_for
 from polarmap.errors import PolarmapError
 from polarmap.run.trusted import TRUSTED
@@ -57,11 +57,6 @@ class MapCase:
         return int(self.options.get("retries", 1))
 
     @property
-    def subtasks(self) -> int:
-        schedule = self.options.get("schedule")
-        return schedule.count if isinstance(schedule, Subtasks) else 1
-
-    @property
     def is_estimated(self) -> bool:
         return self.options.get("on_timeout") == "estimate"
 
@@ -87,10 +82,8 @@ class MapCase:
             except Exception as error:
                 return self._judge_error(judged(error), expected, raised)
         check_warnings(told)
-        if raised is not None and not (self.subtasks > 1 and told):
-            raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
         if raised is not None:
-            return "f raises"  # of a whole block: of the pieces it need not
+            raise Finding("no error", f"f raises {raised!r} of a block, and the map returned")
         return Judge(self, expected, result, [str(one.message) for one in told]).verdict()
 
     def _expected(self) -> tuple[list[Any], Exception | None]:
@@ -157,8 +150,6 @@ class MapCase:
             reasons["too inaccurate"] = short
         if self.is_estimated and not self.came_by(self.options["timeout"]):
             reasons["deadline"] = ("CodedTimeoutError", "NotDecodableError")
-        if not self.is_rowwise:
-            reasons["f does not act on rows"] = ("CodeError", "NotLinearError", *short)
         return reasons
 
     def _wraps_into_floats(self, expected: list[Any]) -> bool:
@@ -174,11 +165,6 @@ class MapCase:
         """Whether f is what the code needs."""
         degree = getattr(self.code, "degree", 1)
         return self.f.kind == "linear" or (self.f.kind == "quadratic" and degree == 2)
-
-    @property
-    def is_rowwise(self) -> bool:
-        """Whether f may be cut into subtasks, if it is."""
-        return self.subtasks == 1 or self.f.rows == "each"
 
     @property
     def is_decodable(self) -> bool:
@@ -214,8 +200,6 @@ class MapCase:
         exact = any(one.kind in "iu" for one in self.dtypes)
         if exact and (self.options.get("code") == "rotation" or not isinstance(self.code, PolarCode)):
             return "integers on a code for floats"
-        if self.subtasks > 1:
-            return "subtasks"
         if not isinstance(self.code, PolarCode):
             return "a code that may be too inaccurate"
         if any(one.dtype.kind in "bO" for one in map(np.asarray, self._leaves_of_results())):
@@ -271,18 +255,14 @@ class Judge:
             oracle.check_structure(found, self.expected[index], what)
         elif index in self.case.faults.deceiving and self._is_as_reported(index):
             return  # a plain map would return it, too
-        elif self._is_decoded(index) or index in self.case.faults.deceiving:
+        elif index in self.report.recovered or index in self.case.faults.deceiving:
             oracle.check_close(found, self.expected[index], self._allowed, what)
         else:
             self._check_arrived(found, self.expected[index], what)
 
-    def _is_decoded(self, index: int) -> bool:
-        return index in self.report.recovered or self.case.subtasks > 1
-
     def _is_as_reported(self, index: int) -> bool:
         """Whether no equation that was looked at need have this result in it."""
-        is_cut = self.case.subtasks > 1
-        if is_cut or self.report.verified in ("not needed", "no", "earlier"):
+        if self.report.verified in ("not needed", "no", "earlier"):
             return True
         return index not in self.report.recovered and self.case.code.option != "rotation"
 
@@ -301,8 +281,6 @@ class Judge:
             return True  # also one that has passed before, by chance: a lost block alone is in no check
         if case.f.name in ("abs", "clipped"):
             return True  # linear, but for numbers that may all lie in a block that is lost
-        if not case.is_rowwise:  # only one block is looked at, of which it may happen to be true
-            return True
         if unverified and set(case.faults.struck.values()) & MISLEADING:
             return True
         if case.faults.outvotes(case.code.recovery_threshold) or (
@@ -497,11 +475,9 @@ def _options(draw: Draw, executor: str, rows: int, kind: str) -> dict[str, Any]:
         options["verify"] = draw.pick([True, False, "auto"])
     if draw.chance(0.3):
         options["retries"] = draw.number(0, 2)
-    choice = draw.pick({"none": 12, "on_demand": 3, "subtasks": 2, "deadline": 2})
+    choice = draw.pick({"none": 14, "on_demand": 3, "deadline": 2})
     if choice == "on_demand":
         options["schedule"] = "on_demand"
-    elif choice == "subtasks" and rows > 1 and kind == "polar":
-        options["schedule"] = Subtasks(draw.number(2, rows))
     elif choice == "deadline" and executor == "replay" and kind == "polar":
         options |= {"timeout": float(draw.pick([1.2, 1.5, 3.0, 50.0])), "on_timeout": "estimate"}
     return options

@@ -34,7 +34,7 @@ from polarmap.worker.encryption import (
     read_decrypted,
     read_key,
 )
-from polarmap.worker.frames import SUBTASK, Message, frame
+from polarmap.worker.frames import END, Message, frame
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -178,7 +178,7 @@ def test_nobody_prints_a_key() -> None:
 # --- tasks of maps with a key ---------------------------------------------------------------------
 
 ENCRYPTION = Encryption.new(KEY)
-REPLY = Message(SUBTASK, (7, 3, 1), b"a header", b"the secret data")
+REPLY = Message(END, (7, 3, 1), b"a header", b"the secret data")
 
 
 def test_each_part_of_an_object_can_be_read_by_itself() -> None:
@@ -212,7 +212,7 @@ def test_it_travels_with_a_key_only() -> None:
 @pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])
 def test_replies_come_back_to_their_attempt_and_to_no_other(reply: Message) -> None:
     sent = encrypted_reply(reply, tuple(ENCRYPTION))
-    assert (sent.kind, sent.order, sent.header) == (SUBTASK, (7, 3, 1), b"")
+    assert (sent.kind, sent.order, sent.header) == (END, (7, 3, 1), b"")
     assert b"secret" not in sent.data
     assert decrypted_reply(3, 1, sent.data, ENCRYPTION) == (reply.header, reply.data)
     changed = bytes(sent.data[:-1]) + bytes([sent.data[-1] ^ 1])
@@ -237,7 +237,7 @@ class Bomb:
 
 def test_nothing_is_unpickled_that_was_not_encrypted_by_a_worker_of_the_map() -> None:
     bomb = pickle.dumps(Bomb())
-    forged = frame(Message(SUBTASK, (7, 3, 1), bomb, b"xyz"))
+    forged = frame(Message(END, (7, 3, 1), bomb, b"xyz"))
     for data in (bomb, b"e" + bomb, b"e" + forged, forged, b"w" + bomb, b"", b"e"):
         with pytest.raises((DamagedError, ValueError)):
             decrypted_reply(3, 1, data, ENCRYPTION)

@@ -58,7 +58,6 @@ def test_what_nobody_waits_for_any_more_does_not_stay() -> None:
 
     assert BLOCK.nbytes > STATUS_BYTES
     assert sent(f, storage) is None
-    sent(f, storage, TICKET._replace(subtask_order=(1, 0)))
     assert storage.results == set()
 
 

@@ -1,4 +1,4 @@
-"""A task in a pool: left when it is cancelled, and its pieces come through memory or a folder."""
+"""A task in a pool: left when it is cancelled, by memory or by a folder that goes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Any
 
 import cloudpickle
@@ -18,15 +17,10 @@ import stored_calls
 from pool_processes import until
 
 from polarmap.worker import io_pools
-from polarmap.worker.frames import SUBTASK, Message
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import Reply, StoredBlock, Ticket
 
 TICKET = Ticket(3, 1, None, None, None)
-
-
-def thread_link() -> ThreadLink:
-    return ThreadLink(SimpleQueue())
 
 
 def folder_link(tmp_path: Path) -> FolderLink:
@@ -36,7 +30,7 @@ def folder_link(tmp_path: Path) -> FolderLink:
 
 
 def told(f: Any, block: Any, ticket: Ticket = TICKET) -> Reply:
-    message = run_in_pool(f, block, ticket, thread_link(), 1)
+    message = run_in_pool(f, block, ticket, ThreadLink(), 1)
     assert message is not None
     assert isinstance(message.header, Reply)
     assert message.header.error or message.data == np.negative(np.arange(3)).tobytes()
@@ -54,7 +48,7 @@ def test_bytes_that_are_no_function_are_an_error_of_the_task() -> None:
 
 
 def test_what_is_cancelled_is_not_begun_and_what_sleeps_is_left() -> None:
-    link, began = thread_link(), threading.Event()
+    link, began = ThreadLink(), threading.Event()
 
     def f(block: Any) -> Any:
         began.set()
@@ -74,8 +68,6 @@ def test_a_folder_that_is_gone_cancels_where_it_can_be_seen(tmp_path: Path) -> N
     os.rmdir(link.folder)
     assert link.is_cancelled()
     assert not link._replace(machine=("elsewhere", 0, 0)).is_cancelled()
-    assert not link.hand_in(0, Message(SUBTASK, (-1, 3, 1)))
-    assert link.take() == []
 
 
 # --- blocks that a process of others keeps -------------------------------------------------------

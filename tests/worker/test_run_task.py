@@ -25,12 +25,11 @@ from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import ENCRYPTED, Encryption
-from polarmap.worker.frames import END, SUBTASK, Message
+from polarmap.worker.frames import END, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import Place
-from polarmap.worker.pytree import Packed, pack, unflatten, unpacked
-from polarmap.worker.run_task import TaskIO, evaluate, rows, run_task, subtask_order
+from polarmap.worker.run_task import TaskIO, run_task
 from polarmap.worker.stored_output import OutputSpec
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
@@ -39,10 +38,9 @@ ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matp
 class MemoryIO(TaskIO):
     """A driver that lives in this process."""
 
-    def __init__(self, f: Callable[[Any], Any], block: Any, fails: tuple[int, ...] = ()) -> None:
+    def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
         super().__init__(DictStorage(), ENCRYPTED)
-        self._f, self._block, self._fails = f, block, fails
-        self.handed_in: list[Message] = []
+        self._f, self._block = f, block
         self.cancelled_from = 99  # the number of the question that is answered by yes
         self._asked = 0
 
@@ -54,11 +52,6 @@ class MemoryIO(TaskIO):
     def is_cancelled(self) -> bool:
         self._asked += 1
         return self._asked >= self.cancelled_from
-
-    def hand_in(self, subtask: int, message: Message) -> bool:
-        assert message.kind == SUBTASK
-        self.handed_in.append(message)
-        return subtask not in self._fails
 
     @property
     def objects(self) -> dict[str, bytes]:
@@ -72,9 +65,9 @@ STORING = TICKET._replace(output=OutputSpec(Place("bucket", "b"), "p", items=4))
 def meant(message: Message | None, encryption: Encryption | None = None) -> Outcome:
     """What a driver makes of it."""
     assert message is not None
-    assert message.order == (-1, 3, 1)
+    assert (message.kind, message.order) == (END, (-1, 3, 1))
     payload = Payload(np.negative, CallBlocks(), encryption=encryption)
-    return payload.outcome(3, 1, message.header, message.data, message.kind == END)
+    return payload.outcome(3, 1, message.header, message.data)
 
 
 def arrays(outcome: Outcome) -> list[np.ndarray]:
@@ -83,9 +76,7 @@ def arrays(outcome: Outcome) -> list[np.ndarray]:
 
 
 def failure(message: Message | None, encryption: Encryption | None = None) -> str:
-    outcome = meant(message, encryption)
-    assert outcome.over
-    return str(outcome.failure)
+    return str(meant(message, encryption).failure)
 
 
 def test_whatever_is_raised_is_told() -> None:
@@ -99,28 +90,14 @@ def test_whatever_is_raised_is_told() -> None:
     assert failure(run_task(TICKET._replace(fault=Fault("raise")), io)) == "RuntimeError: injected fault"
 
 
-@pytest.mark.parametrize("fails", [(), (1,), (0, 2), (0, 1, 2, 3)])
-def test_what_cannot_be_handed_in_travels_with_the_end(fails: tuple[int, ...]) -> None:
-    io = MemoryIO(lambda one: (one["a"] * 2, one["b"]), {"a": np.arange(8.0), "b": np.eye(8)}, fails)
-    rest = meant(run_task(TICKET._replace(subtask_order=(2, 3, 0, 1)), io))
-    handed_in = [meant(message) for message in io.handed_in]
-    assert [(one.subtasks, one.over) for one in handed_in] == [((task,), False) for task in (2, 3, 0)]
-    assert rest.subtasks == tuple(one for one in (2, 3, 0, 1) if one in fails or one == 1)
-    first = range(*rows(8, 4, rest.subtasks[0]).indices(8))
-    assert arrays(rest)[0].tolist() == [2.0 * row for row in first]
-    assert len(arrays(rest)) == 2 * len(rest.subtasks)
-
-
 def test_with_a_key_all_that_it_tells_is_encrypted() -> None:
     encryption = Encryption.new(bytes(range(32)))
-    ticket = TICKET._replace(subtask_order=(1, 0), encryption=tuple(encryption))
-    io = MemoryIO(np.negative, np.arange(8.0))
-    rest = run_task(ticket, io)
-    assert rest is not None
-    for message, expected in zip((*io.handed_in, rest), (-np.arange(4.0, 8.0), -np.arange(4.0)), strict=True):
-        assert message.header == b""
-        assert not any(one.tobytes() in message.data for one in expected if one)
-        np.testing.assert_array_equal(arrays(meant(message, encryption))[0], expected)
+    ticket = TICKET._replace(encryption=tuple(encryption))
+    reply = run_task(ticket, MemoryIO(np.negative, np.arange(8.0)))
+    assert reply is not None
+    assert reply.header == b""
+    assert not any(one.tobytes() in reply.data for one in -np.arange(1.0, 8.0))
+    np.testing.assert_array_equal(arrays(meant(reply, encryption))[0], -np.arange(8.0))
     raised = run_task(ticket, MemoryIO(np.negative, OSError("a secret")))
     assert "secret" not in repr(raised)
     assert failure(raised, encryption) == "OSError: a secret"
@@ -132,36 +109,6 @@ def test_nothing_stays_of_what_nobody_waits_for(question: int) -> None:
     io.cancelled_from = question
     assert run_task(STORING, io) is None
     assert io.objects == {}
-
-
-@pytest.mark.parametrize("total", [4, 5, 7, 100])
-def test_the_pieces_of_a_block_are_its_rows(total: int) -> None:
-    whole = np.arange(total)
-    assert np.concatenate([whole[rows(total, 4, one)] for one in range(4)]).tolist() == whole.tolist()
-
-
-def test_every_subtask_comes_first_on_as_many_tasks() -> None:
-    assert sorted(subtask_order(task, 4)[0] for task in range(8)) == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert all(sorted(subtask_order(task, 4)) == [0, 1, 2, 3] for task in range(8))
-    assert subtask_order(3, 1) == ()
-
-
-def test_pieces_are_evaluated_one_by_one_as_they_are_asked_for() -> None:
-    seen: list[Any] = []
-
-    def call(block: Any) -> Packed:
-        seen.append(block["a"].tolist())
-        return pack((block["a"] * 2, block["b"]))
-
-    results = evaluate(call, {"a": np.arange(8.0), "b": np.eye(8)}, (2, 3, 0, 1))
-    assert seen == []
-    packed, subtasks = next(results)()
-    assert seen == [[4.0, 5.0]]
-    assert subtasks == (2,)
-    [(doubled, identity)] = unflatten(packed.structure, unpacked(*packed[1:]))
-    assert doubled.tolist() == [8.0, 10.0]
-    np.testing.assert_array_equal(identity, np.eye(8)[4:6])
-    assert [one()[1] for one in results] == [(3,), (0,), (1,)]
 
 
 # --- on a bare interpreter ---------------------------------------------------------------------
