@@ -14,7 +14,7 @@ from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Floats
 
-HALVINGS = 60  # of the interval in which a moment lies: to the last digit
+HALVINGS = 40  # of the interval in which a moment lies: twelve digits
 
 
 def simulate_small_blocks(
@@ -42,7 +42,7 @@ def simulate_small_blocks(
     Examples
     --------
     >>> slow = np.array([[1.0, 1.0, 1.0, 4.0, 4.0, 4.0]])
-    >>> [simulate_small_blocks(slow, 4, pieces).time[0].item() for pieces in (1, 4, 8)]
+    >>> [simulate_small_blocks(slow, 4, pieces).time[0].round(9).item() for pieces in (1, 4, 8)]
     [4.0, 1.25, 1.125]
     """
     whole = np.asarray(times, np.float64)
@@ -66,12 +66,13 @@ def simulate_small_blocks(
 
 def _moment(seconds: Floats, ends: int) -> Floats:
     """When workers that take so many seconds for a task have ended so many tasks, (trials,)."""
-    low = high = np.zeros(len(seconds))
-    if ends:
-        high = (ends + 1) * seconds.min(axis=1)  # the fastest alone has by then
-    for _ in range(HALVINGS if ends else 0):
-        middle = (low + high) / 2
-        with np.errstate(invalid="ignore", divide="ignore"):
+    if not ends:
+        return np.zeros(len(seconds))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        rate = (1 / seconds).sum(axis=1)
+        low, high = ends / rate, (ends + seconds.shape[1]) / rate  # each is in the midst of one at most
+        for _ in range(HALVINGS):
+            middle = (low + high) / 2
             is_past = np.floor(middle[:, None] / seconds).sum(axis=1) >= ends
-        low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
-    return high
+            low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
+    return np.asarray(high)
