@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     import numpy as np
 
     from polarmap import Report
+
+
+NUMBERS: dict[str, int] = {}  # of this worker, by the folder in which it took it
 
 
 class SleepingJob:
@@ -57,6 +61,43 @@ class SleepingJob:
     def worker_seconds(self, over: float) -> float:
         """What attempts took until the job was over; those that still ran were stopped then."""
         return sum(max(0.0, min([*end, over]) - began) for began, *end in self.attempts())
+
+
+class SlowWorkers:
+    """Doubles a block after as long as its worker is to sleep, which differs from job to job.
+
+    A worker takes a number with its first task, by a file of that name, and keeps it.
+
+    Parameters
+    ----------
+    folder : empty, for those files and what was drawn
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._driver = str(folder), os.getpid()
+
+    def draw(self, seconds: np.ndarray) -> None:
+        """What workers sleep from now on, each before every block."""
+        path = os.path.join(self._folder, "seconds")
+        with open(path + ".new", "w", encoding="ascii") as file:
+            file.write("\n".join(map(repr, seconds.tolist())))
+        os.replace(path + ".new", path)
+
+    def __call__(self, block: Any) -> Any:
+        if os.getpid() != self._driver:
+            with open(os.path.join(self._folder, "seconds"), encoding="ascii") as file:
+                seconds = [float(line) for line in file]
+            time.sleep(seconds[self._number() % len(seconds)])
+        return doubled(block)
+
+    def _number(self) -> int:
+        number = 0
+        while self._folder not in NUMBERS:
+            with suppress(FileExistsError):
+                open(os.path.join(self._folder, str(number)), "x").close()
+                NUMBERS[self._folder] = number
+            number += 1
+        return NUMBERS[self._folder]
 
 
 def doubled(block: Any) -> Any:

@@ -25,12 +25,13 @@ from benchmarks import is_quick, page_folder
 from benchmarks.compare.jobs import DISTRIBUTIONS
 from benchmarks.compare.page import table
 from benchmarks.cubed_backups import map_with_backups
-from benchmarks.sleeping_jobs import SleepingJob, doubled, paid_by
-from polarmap import Fault, FaultyExecutor, Pool, Subtasks
+from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, doubled, paid_by
+from polarmap import Fault, FaultyExecutor, Pool
 from polarmap.executors.lithops_internals import end, localhost_functions
 
 K, N = 24, 32
 ATTEMPTS = 4  # of a task, at most
+PIECES = 8  # times as many blocks for workers that take one after another
 UNIT = 0.2  # seconds to the unit of the distribution
 JOBS, QUICK_JOBS, QUICK_UNIT = 50, 2, 0.02
 BLOCKS = list(np.random.default_rng(0).standard_normal((K, 16)))
@@ -75,13 +76,27 @@ def coded(pool: Pool, seconds: np.ndarray, **options: Any) -> Taken:
     return Taken(taken, paid_by(results.report), 0.0)
 
 
+def in_small_blocks(pool: Pool, slow: SlowWorkers, seconds: np.ndarray) -> Taken:
+    """A coded map of more tasks than workers, all of which are busy until it is over."""
+    slow.draw(seconds[0] / PIECES)
+    blocks, began = BLOCKS * PIECES, time.monotonic()
+    results = polarmap.coded_map(slow, blocks, workers=PIECES * N, executor=pool, progress=False)
+    taken = time.monotonic() - began
+    assert np.allclose(list(results), np.multiply(2, blocks))
+    return Taken(taken, N * results.report.seconds, 0.0)
+
+
 # --- the schemes ---------------------------------------------------------------------------------
 
 
 @contextmanager
 def on_pool() -> Iterator[dict[str, Scheme]]:
     """polarmap's own, and cubed's function, on the workers of one pool."""
-    with Pool(workers=ATTEMPTS * N) as pool:  # a slot for every attempt
+    with (
+        Pool(workers=ATTEMPTS * N) as pool,  # a slot for every attempt
+        Pool(workers=N) as few,
+        tempfile.TemporaryDirectory() as folder,
+    ):
 
         def plain(job: SleepingJob) -> list[int]:
             with polarmap.Executor(pool, backups=0) as executor:
@@ -103,7 +118,7 @@ def on_pool() -> Iterator[dict[str, Scheme]]:
             "**backup tasks, `hedged_map`**": partial(timed, hedged),
             "**coded, upfront**": partial(coded, pool),
             "**coded, on demand**": partial(coded, pool, schedule="on_demand"),
-            "**coded, 8 subtasks**": partial(coded, pool, schedule=Subtasks(8)),
+            f"**coded, {PIECES * K} blocks**": partial(in_small_blocks, few, SlowWorkers(Path(folder))),
         }
 
 
@@ -184,6 +199,9 @@ def page(found: dict[str, dict[str, np.ndarray]], unit: float, load: float) -> s
             K=K,
             N=N,
             slots=ATTEMPTS * N,
+            blocks=PIECES * K,
+            tasks=PIECES * N,
+            pieces=PIECES,
         )
     ]
     for name, schemes in found.items():
@@ -222,6 +240,9 @@ call to the results, in units of the distribution, {unit:g} s each, to compare w
 * *plain map*, *backup tasks* and *coded* run on the workers of one `polarmap.Pool(workers={slots})`, which
   starts all tasks and their backups at once, as joblib and Dask do when they are given {K} slots. Without
   `workers=` it starts as many as keep the cores busy.
+* *coded, {blocks} blocks* are {tasks} tasks, each an {pieces}th as long, on a `polarmap.Pool(workers={N})`:
+  each worker takes the next when it is done, and is as slow all the time as a task of *upfront* is.
+  Its worker-seconds are those of all workers until the job is over.
 * *backup tasks, cubed* is its own `cubed.runtime.executors.lithops.map_unordered`, with `use_backups=True`
   and a look every 5 ms in place of every second. Lithops on one machine runs the jobs of an executor one
   after another, so that a backup would wait for the straggler: what cubed asks of Lithops, to map and to

@@ -37,7 +37,7 @@ LOOKS = {
     "rotation (as MDS)": (r"rotation$", "*", canvas.VERMILLION, True),
     "on demand": (r"on demand$", "o", canvas.BLUE, True),
     "upfront, rest on demand": (r"\d+ upfront", "p", canvas.BLUE, True),
-    "16 subtasks": (r"16 subtasks$", "d", canvas.SKY, True),
+    "16x as many blocks": (r"16x as", "d", canvas.SKY, True),
 }
 
 

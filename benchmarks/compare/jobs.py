@@ -8,6 +8,7 @@ from functools import partial
 import numpy as np
 
 from benchmarks.compare.codes import Measured, Size
+from polarmap.code.polar import MAX_WORKERS
 from polarmap.planning import (
     Completion,
     Distribution,
@@ -18,7 +19,7 @@ from polarmap.planning import (
     completion_time,
     simulate_backups,
     simulate_on_demand,
-    simulate_subtasks,
+    simulate_small_blocks,
     stragglers,
     training_trace,
 )
@@ -30,7 +31,8 @@ DISTRIBUTIONS: dict[str, Distribution] = {
     "heavy tail, Pareto(2.5)": Pareto(1.0, 2.5),
     "real trace of a training job": training_trace(),
 }
-PIECES = (4, 16)
+PIECES = (4, 16)  # times as many blocks on workers that stay
+TASK_PRICE = 0.001  # seconds, of each of their tasks
 MULTIPLES = (1.0, 1.05, 1.1, 1.15, 1.25, 1.5, 2.0, 2.5, 3.0)  # of the time of half, from which a task is late
 CHUNK = 1 << 23  # run times simulated at a time
 
@@ -52,7 +54,10 @@ def schemes(size: Size, runtimes: Distribution, codes: list[Measured], trials: i
     few = max(1, (n - k) // 4)
     yield simulated(f"{few} upfront, rest on demand", size, runtimes, trials, partial(demanded, few))
     for pieces in PIECES:
-        yield simulated(f"{pieces} subtasks", size, runtimes, trials, partial(in_pieces, pieces))
+        if pieces * n <= MAX_WORKERS:
+            name = f"{pieces}x as many blocks"
+            found = simulated(name, size, runtimes, trials, partial(in_small_blocks, pieces))
+            yield found._replace(arrivals=float(pieces * k), pieces=pieces)
 
 
 def tuned_backups(size: Size, runtimes: Distribution, trials: int) -> Completion:
@@ -74,8 +79,8 @@ def demanded(upfront: int, times: np.ndarray, k: int, runtimes: Distribution) ->
     return simulate_on_demand(times[:, :k], times[:, k:], upfront, runtimes)
 
 
-def in_pieces(pieces: int, times: np.ndarray, k: int, runtimes: Distribution) -> SimulatedJobs:
-    return simulate_subtasks(times, k, pieces)
+def in_small_blocks(pieces: int, times: np.ndarray, k: int, runtimes: Distribution) -> SimulatedJobs:
+    return simulate_small_blocks(times, k, pieces, TASK_PRICE)
 
 
 def simulated(

@@ -17,7 +17,7 @@ Jobs = dict[tuple[Size, str], dict[str, Completion]]
 TERMS = (100, 1000)  # of the sums whose quantization is measured
 SWEEP_SECONDS = 60.0
 AFFORDABLE = 1.4  # times the worker-seconds of a plain map: twice and thrice of everything is not
-OURS = ("rotation", "on demand", "upfront", "subtasks", "polar, optimal")
+OURS = ("rotation", "on demand", "upfront", "as many blocks", "polar, optimal")
 
 
 def pages(
@@ -97,12 +97,12 @@ def fastest_rows(codes: dict[Size, list[Measured]], jobs: Jobs, names: list[str]
 
 
 def whole_means(some: list[Measured], jobs: dict[str, Completion], block: int) -> dict[str, float]:
-    """Mean seconds with coding and transfer, of what is affordable; without subtasks."""
+    """Mean seconds with coding and transfer, of what is affordable; of k blocks only."""
     by_name, most = {code.name: code for code in some}, AFFORDABLE * jobs["uncoded"].paid
     return {
         scheme: job.mean + whole.beside_tasks(job, by_name, block).seconds
         for scheme, job in jobs.items()
-        if "subtasks" not in scheme and not job.failure_probability and job.paid <= most
+        if job.pieces == 1 and not job.failure_probability and job.paid <= most
     }
 
 
@@ -169,6 +169,8 @@ def whole_rows(codes: list[Measured], tables: list[dict[str, Completion]], block
     """Encode, transfer and decode under the first distribution, the mean of all under each."""
     by_name, rows = {code.name: code for code in codes}, []
     for schemes in zip(*(jobs.values() for jobs in tables)):
+        if schemes[0].pieces > 1:
+            continue
         parts = [whole.beside_tasks(job, by_name, block) for job in schemes]
         means = [number(job.mean + part.seconds) for job, part in zip(schemes, parts)]
         cells = [number(value) for value in (parts[0].encode, parts[0].transfer, parts[0].decode)]
@@ -184,9 +186,8 @@ def bold(scheme: str) -> str:
 def job_row(one: Completion, cost: float) -> list[str]:
     name = bold(one.scheme)
     times = [number(time) for time in (one.mean, one.p50, one.p99)]
-    arrivals = "" if "subtasks" in one.scheme else f"{one.arrivals:,.1f}"
     failing = f"{one.failure_probability:.2g}" if one.failure_probability else "0"
-    return [name, *times, f"{one.paid / cost:.3f}", arrivals, failing]
+    return [name, *times, f"{one.paid / cost:.3f}", f"{one.arrivals:,.1f}", failing]
 
 
 def folding(title: str, text: str) -> list[str]:

@@ -28,8 +28,7 @@ upfront has {upfront}, on demand {demanded}."""
 FASTEST = """\
 Mean seconds with encoding, planning, decoding and transfer: the fastest rival, and the fastest of what
 polarmap does, of those that take at most 1.4 times the worker-seconds of a plain map. Tasks take about one
-second whatever the size of the blocks; subtasks, which any of the codes could have, are left out
-([completion times](comparison-jobs.md) have them, and say what is counted)."""
+second whatever the size of the blocks ([completion times](comparison-jobs.md) say what is counted)."""
 
 WINNERS = """\
 ## Where a rival wins
@@ -76,26 +75,29 @@ at 1.25 GB/s (10 Gbit/s); every worker takes its block and hands in its result a
 measured on blocks of 1 MB where there are 128 or fewer and on smaller ones where there are more, 128 MB
 together, and scaled linearly in bytes: every column of numbers is coded by itself. Tasks take the same time
 whatever the size of their blocks. What a code makes once in its life (`first use` there) is not counted,
-nor requests. Parity on demand is charged all the coding of parity upfront, subtasks a plan for each.
-Columns but those of seconds are those of the first distribution. At thousands of blocks of 64 MB one driver
+nor requests. Parity on demand is charged all the coding of parity upfront. Columns but those of seconds
+are those of the first distribution. At thousands of blocks of 64 MB one driver
 is the bottleneck of every scheme: `encode(executor=)` has the workers encode instead.
 
 **Arrivals alone** are seconds until the results are determined. Tasks take about one second; `cost` is in
 worker-seconds relative to a plain map, and whatever runs at completion is stopped and paid until then;
 `arrivals` is the mean number of results awaited; `fails` the probability that not even all results suffice.
 Uncoded, replication and codes are exact integrals over the distribution (of the simulated number of
-arrivals, where that is random); backup tasks, on demand and subtasks are simulated. Subtasks assume that a
-worker is equally slow all the time and hands in its pieces as it goes, so they can beat T_(k:n), the k-th
-arrival, which bounds every code of all-or-nothing workers: the row of the dense Gaussian code is that
-bound. The tests simulate all of the first size once more, with run times, decoders and rules of their own,
-to within 3 %.
+arrivals, where that is random); backup tasks, on demand and small blocks are simulated. The tests simulate
+all of the first size once more, with run times, decoders and rules of their own, to within 3 %.
 
 * 2x and 3x replication start every task two or three times; the loser is stopped at once.
 * Backup tasks start a late task again: cubed's rule (10 tasks or more, half of them done, later than 3 x
   the median), Spark 4's (90 % done, later than 3 x the median), and cubed's tuned, with the multiple of
   nine between 1 and 3 that has the least 99 % quantile under that very distribution.
 * On demand starts the k data tasks and a parity task for each that is late (11 of 12 tasks should be back
-  by then). It knows the distribution, as the tuned backup tasks do."""
+  by then). It knows the distribution, as the tuned backup tasks do.
+* 4x and 16x as many blocks, and tasks that are so much shorter, are for the same n workers, which stay: each
+  takes the next task when it is done, and a millisecond longer for each (`small_blocks` of
+  [completion_time](reference/planning.md)). That assumes that a worker is equally slow all the time, and that
+  tasks are short where blocks are small; of other schemes that is not assumed, so the tables with everything
+  included leave these out. They can beat T_(k:n), the k-th arrival, which bounds every code of workers that
+  return all or nothing: the row of the dense Gaussian code is that bound."""
 
 CODES = """\
 # Codes side by side

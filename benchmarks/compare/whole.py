@@ -36,14 +36,10 @@ class Whole(NamedTuple):
 def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whole:
     """What a scheme takes beside its tasks, with blocks of so many bytes.
 
-    On demand is charged all the coding of rotation, and sends the parity blocks that are started;
-    subtasks need a plan for each.
+    On demand is charged all the coding of rotation, and sends the parity blocks that are started.
     """
-    code = codes.get(job.scheme)
-    sent, plans = float(job.n), 1
-    if code is None and "subtasks" in job.scheme:
-        code, plans = codes["rotation"], int(job.scheme.split()[0])
-    elif code is None and "on demand" in job.scheme:
+    code, sent = codes.get(job.scheme), float(job.n)
+    if code is None and "on demand" in job.scheme:
         code, sent = codes["rotation"], job.started
     elif code is None:
         sent = float(job.k)
@@ -51,4 +47,4 @@ def beside_tasks(job: Completion, codes: dict[str, Measured], size: int) -> Whol
     if code is None:
         return Whole(0.0, transfer, 0.0)
     data = job.k * size
-    return Whole(code.encode_seconds * data, transfer, plans * code.plan_seconds + code.decode_seconds * data)
+    return Whole(code.encode_seconds * data, transfer, code.plan_seconds + code.decode_seconds * data)

@@ -37,7 +37,7 @@ from polarmap.planning.polarization import (
     virtual_mean,
     virtual_quantile,
 )
-from polarmap.planning.subtasks import simulate_subtasks
+from polarmap.planning.small_blocks import simulate_small_blocks
 from polarmap.planning.traces import training_trace
 
 __all__ = [
@@ -73,7 +73,7 @@ __all__ = [
     "sequential_finish",
     "simulate_backups",
     "simulate_on_demand",
-    "simulate_subtasks",
+    "simulate_small_blocks",
     "step_times",
     "stragglers",
     "target_time",

@@ -22,7 +22,7 @@ from polarmap.planning.distributions import Distribution, Floats
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
-from polarmap.planning.subtasks import simulate_subtasks
+from polarmap.planning.small_blocks import simulate_small_blocks
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
@@ -34,7 +34,7 @@ SIMULATED = {
     "integers": decodability.integer_needed,
 }
 CODES = unequal.SCHEMES
-SCHEMES = (*CODES, "on_demand", "subtasks", "replication", *RULES)
+SCHEMES = (*CODES, "on_demand", "small_blocks", "replication", *RULES)
 
 
 class Completion(NamedTuple):
@@ -60,6 +60,8 @@ class Completion(NamedTuple):
         Probability that the job never completes, because too many tasks never end.
     upfront
         Of parity on demand: parity tasks that start at once.
+    pieces
+        Of small blocks: by how much there are more blocks than k, and tasks than n.
     """
 
     scheme: str
@@ -75,6 +77,7 @@ class Completion(NamedTuple):
     started: float
     failure_probability: float
     upfront: int = 0
+    pieces: int = 1
 
     def __str__(self) -> str:
         error = f" +- {self.error:.2g}" if self.error else ""
@@ -95,6 +98,7 @@ def completion_time(
     erasure: float | None = None,
     upfront: int = 0,
     pieces: int = 8,
+    task_price: float = 0.0,
     trials: int = 1000,
     seed: int = 0,
 ) -> Completion:
@@ -110,7 +114,8 @@ def completion_time(
         arrivals of that kernel decode. "sequential", "optimal", "integers": the arikan kernel
         with the papers' decoder, the best there is, or the best for integers modulo 2^64.
         "on_demand": rotation, but parity tasks start when data tasks are late (`ParityRule`).
-        "subtasks": rotation, every worker handing in its work in pieces.
+        "small_blocks": rotation, of `pieces` times as many blocks and tasks on n workers that stay, each of
+        which takes the next task when it is done.
         "replication": n / k copies of each task. "backup" (n = k): late tasks are started again as
         by `hedged_map`; "backup-cubed", "backup-spark": by the rule of cubed or of Spark 4.
     runtimes : Distribution, run times in seconds, or reports of coded maps
@@ -122,7 +127,9 @@ def completion_time(
     upfront : int
         "on_demand": parity tasks that start at once all the same.
     pieces : int
-        "subtasks": of each worker.
+        "small_blocks": how many times as many blocks and tasks there are, each so much shorter.
+    task_price : float
+        "small_blocks": seconds that each task takes beside its computation.
     trials : int
         Orders of arrival, or jobs, simulated where there is no formula.
     seed : int
@@ -144,7 +151,7 @@ def completion_time(
     """
     with without_our_frames:
         _check_scheme(n, k, scheme, trials)
-        _check_options(seed, upfront, pieces, erasure)
+        _check_options(seed, upfront, pieces, task_price, erasure)
         if unequal.is_sequence_of_distributions(runtimes):
             workers = unequal.UnequalWorkers(runtimes)
             _check_one_each(n, workers)
@@ -166,10 +173,10 @@ def completion_time(
                 distribution,
             )
             return _simulated(scheme, n, k, jobs)._replace(upfront=upfront)
-        if scheme == "subtasks":
-            return _simulated(
-                scheme, n, k, simulate_subtasks(distribution.sample(rng, (trials, n)), k, pieces)
-            )
+        if scheme == "small_blocks":
+            times = distribution.sample(rng, (trials, n))
+            jobs = simulate_small_blocks(times, k, pieces, task_price)
+            return _simulated(scheme, n, k, jobs)._replace(arrivals=float(k * pieces), pieces=pieces)
         if scheme == "replication":
             return _replicated(n, k, distribution)
         needed = arrivals_needed(n, k, scheme, erasure=erasure, trials=trials, seed=seed)
@@ -343,12 +350,16 @@ def _check_one_each(n: int, workers: unequal.UnequalWorkers) -> None:
         )
 
 
-def _check_options(seed: object, upfront: object, pieces: object, erasure: object) -> None:
+def _check_options(
+    seed: object, upfront: object, pieces: object, task_price: object, erasure: object
+) -> None:
     if not is_integer(seed) or seed < 0:  # type: ignore[operator]
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
-    for name, value in (("upfront", upfront), ("pieces", pieces)):
-        if not is_integer(value) or not 0 <= value <= MOST_TRIED:  # type: ignore[operator]
-            raise CodeError(f"{name} must be an integer from 0 to {MOST_TRIED:,}, not {value!r}")
+    for name, value, least in (("upfront", upfront, 0), ("pieces", pieces, 1)):
+        if not is_integer(value) or not least <= value <= MOST_TRIED:  # type: ignore[operator]
+            raise CodeError(f"{name} must be an integer from {least} to {MOST_TRIED:,}, not {value!r}")
+    if not is_number(task_price) or not 0 <= task_price < np.inf:
+        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_price!r}")
     if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):
         raise CodeError(f"erasure must lie strictly between 0 and 1, not {erasure!r}")
 

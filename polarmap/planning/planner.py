@@ -13,12 +13,12 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.arguments import is_one_of
+from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
-from polarmap.planning.distributions import Distribution
+from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, decoder_of, is_sequence_of_distributions
@@ -30,6 +30,8 @@ SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
 MOST_LINES = 10  # of a plan as text
 MOST_SIZES = 48  # values of n that are tried, dense near k
+PIECES = (2, 4, 8, 16, 32)  # times as many blocks that are tried where a task has a price
+DRAWN = 60_000  # run times, at least, of the jobs that are simulated for each of these
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Plan:
     Attributes
     ----------
     n, k
-        Workers to start and data blocks; n = k is a plain map without a code.
+        Tasks and data blocks; n = k is a plain map without a code.
     code
         "rotation", "sequential", "optimal", "integers", or "uncoded".
     objective
@@ -59,8 +61,8 @@ class Plan:
     upfront
         Parity tasks that start at once.
     runtimes
-        The distribution it was made for, of all workers together where they are not alike; it tells when a
-        task is late.
+        The distribution of the run time of one task, of all workers together where they are not alike; it
+        tells when a task is late.
     workers
         Which of the unlike workers to use, (n,): the i-th task to start is for `workers[i]`. Empty where
         all are alike.
@@ -83,6 +85,11 @@ class Plan:
     erasure: tuple[float, ...] = ()
 
     @property
+    def workers_at_a_time(self) -> int:
+        """Workers for the n tasks: as many, or fewer that stay, `Pool(workers=plan.workers_at_a_time)`."""
+        return self.expected.n
+
+    @property
     def cost(self) -> Cost | None:
         """Estimate in US dollars, in the mean; None without a worker, or where no price is known."""
         return None if self.worker is None else _cost(self.expected, self.worker)
@@ -99,7 +106,7 @@ class Plan:
         code = "no code" if self.n == self.k else f"{self.code} code"
         last = self._remarks()
         lines = [
-            f"start {self._workers()} for {self.k} blocks ({code}), chosen for {self.objective}",
+            f"{self._workers()} for {self.k} blocks ({code}), chosen for {self.objective}",
             _row("", "n", "mean s", "p50 s", "p99 s", "worker-s"),
             _numbers("plain", self.uncoded),
         ]
@@ -125,7 +132,7 @@ class Plan:
     def _alternative(self) -> str:
         """What the code that comes nearest to being worth it would save, and cost."""
         clock = "p99" if self.objective == "cost" else self.objective
-        others = [one for one in self.frontier if one.n > self.k]
+        others = [one for one in self.frontier if one.n > one.k]
         if not others:
             return "more workers would not save time"
         other = min(others, key=lambda one: getattr(one, clock) * one.paid)
@@ -138,13 +145,16 @@ class Plan:
         places = np.linspace(0, len(self.frontier) - 1, min(most, len(self.frontier))).astype(int)
         some = {_starts(self.frontier[place]): self.frontier[place] for place in places.tolist()}
         some[_starts(self.expected)] = self.expected
-        some.pop((self.k, 0), None)  # shown as plain
+        some.pop(_starts(self.uncoded), None)  # shown as plain
         return [some[starts] for starts in sorted(some)]
 
     def _workers(self) -> str:
-        if self.schedule == "upfront":
-            return f"{self.n} workers" + (", those in plan.workers," if self.workers else "")
-        return f"{self.k + self.upfront} workers, and up to {self.n - self.k - self.upfront} on demand,"
+        if self.schedule == "on_demand":
+            later = self.n - self.k - self.upfront
+            return f"start {self.k + self.upfront} workers, and up to {later} on demand,"
+        if self.expected.pieces > 1:
+            return f"keep {self.workers_at_a_time} workers, and give them {self.n} tasks one by one,"
+        return f"start {self.n} workers" + (", those in plan.workers," if self.workers else "")
 
 
 def plan(
@@ -162,6 +172,7 @@ def plan(
     seed: int = 0,
     worker: Worker | None = None,
     schedule: str = "upfront",
+    task_price: float | None = None,
 ) -> Plan:
     """Recommend how many workers to start for k blocks.
 
@@ -200,6 +211,12 @@ def plan(
     schedule : {"upfront", "on_demand", "auto"}
         Whether all workers start at once, or some only when tasks are late; "auto" compares both.
         For the rotation code. Simulated, at least 2,000 jobs for each size of the head start.
+    task_price : float, optional
+        Seconds that a task takes beside its computation, however short that is: about 0.001 on processes of
+        this machine, some hundredths where tasks go through a bucket. Then the workers of the plan stay:
+        2, 4, 8, 16 and 32 times as many blocks, whose tasks are so much shorter, are tried on them, and the
+        best objective wins. Each worker takes the next task when it is done. For the rotation code and
+        schedule "upfront"; simulated. By default every worker takes one task.
 
     Returns
     -------
@@ -226,6 +243,14 @@ def plan(
                    31      1.15      1.15      1.25      33.5
                    33      1.13      1.13      1.21     35.49
                    36      1.11      1.11      1.18     38.48
+    >>> small = plan(24, distribution, task_price=0.001)
+    >>> print(small)
+    keep 29 workers, and give them 928 tasks one by one, for 768 blocks (rotation code), chosen for p99
+                    n    mean s     p50 s     p99 s  worker-s
+      plain        24      2.98      1.48      6.93     28.51
+       plan   29 x 32     0.963     0.959      1.04     27.94
+    >>> small.n, small.k, small.workers_at_a_time
+    (928, 768, 29)
     """
     with without_our_frames:
         each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
@@ -234,22 +259,28 @@ def plan(
         _checked_count("trials", trials)
         aim = Objective(objective, slack, deadline, budget, max_failure_probability)
         _check_schedule(schedule, code, each)
+        _check_task_price(task_price, schedule, code, each)
         options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
         possible = aim.possible(options)
         chosen = aim.choice(possible)
+        if task_price is not None:
+            small = _in_small_blocks(chosen, distribution, task_price, trials, seed)
+            small = aim.possible([chosen, *small])
+            possible, chosen = possible + small, min(small, key=aim.value)
         workers, erasure = _placed(each, chosen)
+        pieces, is_coded = chosen.pieces, chosen.n > k
         return Plan(
-            n=chosen.n,
-            k=k,
-            code="rotation" if chosen.scheme == "on_demand" else chosen.scheme,
+            n=chosen.n * pieces,
+            k=k * pieces,
+            code=code if is_coded else "uncoded",
             objective=objective,
             expected=chosen,
             uncoded=options[0],
             frontier=frontier(possible, aim.clock),
             worker=worker,
             schedule="on_demand" if chosen.scheme == "on_demand" else "upfront",
-            upfront=chosen.upfront if chosen.scheme == "on_demand" else chosen.n - k,
-            runtimes=distribution,
+            upfront=chosen.upfront if chosen.scheme == "on_demand" else pieces * (chosen.n - k),
+            runtimes=distribution if pieces == 1 else Scaled(distribution, 1 / pieces, task_price or 0.0),
             workers=workers,
             erasure=erasure,
         )
@@ -298,7 +329,8 @@ def _most_workers(
 
 
 def _cost(one: Completion, worker: Worker) -> Cost | None:
-    return cost(worker, [one.paid / one.started] * round(one.started), one.mean)
+    calls = round(one.started) if one.pieces == 1 else one.n  # workers that stay are called once
+    return cost(worker, [one.paid / calls] * calls, one.mean)
 
 
 def _options(
@@ -323,9 +355,23 @@ def _options(
     return found
 
 
-def _starts(one: Completion) -> tuple[int, int]:
-    """What distinguishes options: workers that start at once, and those that may later."""
-    return (one.k + one.upfront, one.n) if one.scheme == "on_demand" else (one.n, 0)
+def _in_small_blocks(
+    chosen: Completion, runtimes: Distribution, task_price: float, trials: int, seed: int
+) -> list[Completion]:
+    """Several times as many blocks on as many workers as were chosen, which stay."""
+    n, k, jobs = chosen.n, chosen.k, max(trials, DRAWN // chosen.n)
+    return [
+        completion_time(
+            *(n, k, "small_blocks", runtimes), pieces=pieces, task_price=task_price, trials=jobs, seed=seed
+        )
+        for pieces in PIECES
+        if n * pieces <= MAX_WORKERS
+    ]
+
+
+def _starts(one: Completion) -> tuple[int, int, int]:
+    """What distinguishes options: workers that start at once, those that may later, tasks for each."""
+    return (one.k + one.upfront, one.n, 1) if one.scheme == "on_demand" else (one.n, 0, one.pieces)
 
 
 def _option(
@@ -381,6 +427,19 @@ def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> No
         )
 
 
+def _check_task_price(
+    task_price: float | None, schedule: str, code: str, each: UnequalWorkers | None
+) -> None:
+    if task_price is None:
+        return
+    if not is_number(task_price) or not 0 <= task_price < inf:
+        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_price!r}")
+    if schedule != "upfront" or code != "rotation" or _unlike(each):
+        raise CodeError(
+            "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
+        )
+
+
 def _checked_count(name: str, value: int) -> int:
     if not is_integer(value) or value < 1:
         raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
@@ -392,6 +451,7 @@ def _checked_count(name: str, value: int) -> int:
 def _numbers(label: str, option: Completion) -> str:
     times = [f"{value:.3g}" for value in (option.mean, option.p50, option.p99)]
     n = f"{option.k + option.upfront}-{option.n}" if option.scheme == "on_demand" else str(option.n)
+    n += f" x {option.pieces}" if option.pieces > 1 else ""
     return _row(label, n, *times, f"{option.paid:.4g}")
 
 

@@ -26,8 +26,6 @@ class Plan(Protocol):
     """What is drawn of a plan; `polarmap.Plan` says what it means."""
 
     @property
-    def n(self) -> int: ...
-    @property
     def k(self) -> int: ...
     @property
     def objective(self) -> str: ...
@@ -58,8 +56,8 @@ def draw_frontier(plan: Plan, path: canvas.Path | None = None) -> Figure:
     points = [(one.paid, getattr(one, clock)) for one in options]
     axes.plot(*zip(*points), "-o", color=canvas.BLUE, ms=4, lw=1.2, label="frontier", zorder=2)
     _name_some(axes, options, plan, clock)
-    _single_out(axes, plan.uncoded, clock, "s", canvas.GREY, f"plain map, {plan.k} workers")
-    _single_out(axes, plan.expected, clock, "*", canvas.VERMILLION, f"plan, {plan.n} workers")
+    _single_out(axes, plan.uncoded, clock, "s", canvas.GREY, f"plain map, {plan.uncoded.n} workers")
+    _single_out(axes, plan.expected, clock, "*", canvas.VERMILLION, f"plan, {plan.expected.n} workers")
     name = {"mean": "mean completion time"}.get(clock, f"completion time, {clock[1:]} % quantile")
     canvas.titled(
         axes, f"{plan.k} blocks: what waiting less costs", "worker-seconds paid, mean", f"{name}, seconds"

@@ -191,10 +191,15 @@ def on_demand(upfront: int, name: str, rng: np.random.Generator) -> np.ndarray:
     return np.sort(ends, axis=1)[:, K - 1]
 
 
-def in_pieces(pieces: int, name: str, rng: np.random.Generator) -> np.ndarray:
-    times = draw(name, rng, (JOBS // 4, N))
-    each = [times * ((np.arange(N) + piece) % pieces + 1) / pieces for piece in range(pieces)]
-    return np.max([np.partition(ends, K - 1, axis=1)[:, K - 1] for ends in each], axis=0)
+def in_small_blocks(pieces: int, name: str, rng: np.random.Generator) -> np.ndarray:
+    """Whoever is done first takes the next task, one event after another."""
+    each, jobs = draw(name, rng, (JOBS // 4, N)) / pieces + 0.001, np.arange(JOBS // 4)
+    ends, queued = each.copy(), N * (pieces - 1)
+    for done in range(pieces * K):
+        first = ends.argmin(axis=1)
+        time = ends[jobs, first]
+        ends[jobs, first] = time + each[jobs, first] if done < queued else np.inf
+    return time
 
 
 def simulated(scheme: str, name: str) -> np.ndarray:
@@ -207,8 +212,8 @@ def simulated(scheme: str, name: str) -> np.ndarray:
         return backed_up(scheme, name, rng)
     if "on demand" in scheme:
         return on_demand(first, name, rng)
-    if "subtasks" in scheme:
-        return in_pieces(first, name, rng)
+    if "as many blocks" in scheme:
+        return in_small_blocks(first, name, rng)
     return after_arrivals(scheme, name, rng)
 
 

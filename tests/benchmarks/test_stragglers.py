@@ -13,7 +13,7 @@ import pytest
 import polarmap
 from benchmarks import stragglers
 from benchmarks.cubed_backups import map_with_backups
-from benchmarks.sleeping_jobs import SleepingJob, paid_by
+from benchmarks.sleeping_jobs import SleepingJob, SlowWorkers, paid_by
 from benchmarks.stragglers import PLAIN
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 
@@ -76,7 +76,19 @@ def test_every_scheme_on_the_pool_runs_a_job(monkeypatch: pytest.MonkeyPatch) ->
         taken = {name: run(np.full((stragglers.ATTEMPTS, 4), 0.02)) for name, run in schemes.items()}
     assert len(taken) == 6
     for one in taken.values():
-        assert one.seconds >= 0.01 and one.paid >= 0.06  # of eight subtasks not all are awaited
+        assert one.seconds >= 0.015 and one.paid >= 0.06  # of eight tasks a worker six are awaited
+
+
+def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
+    """Two workers of three tasks at a time, one of which hangs: the other one does all the rest."""
+    slow = SlowWorkers(tmp_path)
+    slow.draw(np.array([0.0, 60.0]))
+    assert slow(2) == 4  # here at once
+    with polarmap.Pool(workers=2) as pool:
+        blocks = [np.full(2, float(block)) for block in range(6)]
+        results = polarmap.coded_map(slow, blocks, workers=8, executor=pool, progress=False)
+    assert np.allclose(list(results), np.multiply(2, blocks)) and results.report.seconds < 60
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "seconds"]
 
 
 def test_the_page_has_ratios_of_the_same_jobs() -> None:

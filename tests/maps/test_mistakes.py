@@ -272,9 +272,9 @@ CALLS: dict[str, Call] = {
         planning.completion_time,
         {"n": 6, "k": 4, "scheme": "on_demand", "runtimes": DISTRIBUTION, "trials": 10},
     ),
-    "completion_time, subtasks": Call(
+    "completion_time, small blocks": Call(
         planning.completion_time,
-        {"n": 6, "k": 4, "scheme": "subtasks", "runtimes": DISTRIBUTION, "trials": 10},
+        {"n": 6, "k": 4, "scheme": "small_blocks", "runtimes": DISTRIBUTION, "trials": 10},
     ),
     "completion_time, sequential": Call(
         planning.completion_time,

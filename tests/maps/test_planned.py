@@ -48,6 +48,16 @@ def test_a_plan_on_demand_starts_its_head_start_and_knows_when_tasks_are_late() 
     assert result.report.indices("not started") == [11]
 
 
+def test_a_plan_of_small_blocks_is_a_map_of_as_many_tasks_on_workers_that_stay() -> None:
+    made = plan(8, DISTRIBUTION, max_workers=12, task_price=0.02)
+    assert made.expected.pieces > 1
+    data = np.random.default_rng(0).standard_normal((3 * made.k, 5))
+    with ThreadPoolExecutor(made.workers_at_a_time) as pool:
+        result = coded_map(np.copy, data, schedule=made, executor=pool)
+    assert (result.report.n, result.report.k) == (made.n, made.k)
+    assert_same(result, cut(data, made.k), 1e-11)
+
+
 def test_a_plan_without_a_code_is_a_plain_map() -> None:
     made = plan(8, ShiftedExponential(1.0, 1e-3), "cost", slack=0.0)
     assert made.code == "uncoded"

@@ -146,9 +146,53 @@ def test_failing_tasks_ask_for_parity() -> None:
     assert found.n >= 30
 
 
+@pytest.mark.parametrize("objective", ["mean", "p99", "cost"])
+def test_small_blocks_are_as_many_as_their_price_allows(objective: str) -> None:
+    """The best of those that are tried on the workers that are planned without a price."""
+    distribution = ShiftedExponential(1.0, 1.0)
+    one = plan(24, distribution, objective)
+    quantity = "paid" if objective == "cost" else objective
+    for price in (0.001, 0.02, 10.0):
+        made = plan(24, distribution, objective, task_price=price)
+        tried = [
+            completion_time(
+                one.n, 24, "small_blocks", distribution, pieces=many, task_price=price, trials=2500
+            )
+            for many in (2, 4, 8, 16, 32)
+        ]
+        best = min([one.expected, *tried], key=lambda option: getattr(option, quantity))
+        assert getattr(made.expected, quantity) == pytest.approx(getattr(best, quantity), rel=0.02)
+        pieces = made.expected.pieces
+        assert (made.n, made.k, made.workers_at_a_time) == (one.n * pieces, 24 * pieces, one.n)
+        assert made.runtimes is not None
+        one_task = 1.5 / pieces + (price if pieces > 1 else 0.0)
+        assert made.runtimes.cdf(one_task) == pytest.approx(distribution.cdf(1.5))
+        assert made.upfront == made.n - made.k and made.code == "rotation"
+        assert (pieces == 1) == (price == 10.0)
+
+
+def test_small_blocks_are_no_more_than_the_largest_code_has() -> None:
+    made = plan(3000, ShiftedExponential(1.0, 1.0), task_price=0.0, max_workers=6000)
+    assert made.expected.pieces == 8 and made.n <= 1 << 16
+
+
+def test_a_plan_for_workers_that_stay_says_so() -> None:
+    lambdas = Worker("aws_lambda", "aws_s3", memory=1769)
+    made = plan(24, DISTRIBUTION, task_price=0.01, max_workers=32, worker=lambdas)
+    first, *_ = lines = str(made).splitlines()
+    n, pieces = made.workers_at_a_time, made.expected.pieces
+    assert first.startswith(f"keep {n} workers, and give them {made.n} tasks one by one, for {made.k} blocks")
+    assert any(line.split()[:4] == ["plan", str(n), "x", str(pieces)] for line in lines)
+    assert made.cost is not None and made.cost.calls == pytest.approx(n * 2e-7)
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
+        ({"task_price": -1.0}, "task_price must be a number of seconds of at least 0, not -1.0"),
+        ({"task_price": "1 ms"}, "task_price must be a number of seconds of at least 0, not '1 ms'"),
+        ({"task_price": 0.1, "schedule": "on_demand"}, "task_price= is for schedule='upfront'"),
+        ({"task_price": 0.1, "code": "optimal"}, "task_price= is for schedule='upfront', code='rotation'"),
         ({"max_workers": 20}, "k = 24 blocks need at least as many workers, max_workers is 20"),
         ({"objective": "speed"}, "objective must be one of mean, p50"),
         ({"code": "mds"}, "code must be one of rotation"),
