@@ -7,7 +7,7 @@ import griffe
 
 
 class Values(griffe.Extension):
-    """`memory: int = 256 << 20` in place of `memory: int = MEMORY`; `-> CodedSum` of a verb that prepares one."""
+    """`memory: int = 256 << 20` for `memory: int = MEMORY`, `-> CodedSum` for what a verb prepares."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         for func in functions_in(pkg):
