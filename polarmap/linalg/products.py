@@ -20,7 +20,7 @@ from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import map_blocks
-from polarmap.run.options import MapOptions, Verify, checked_options
+from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.worker.pytree import Shape
 
@@ -203,14 +203,13 @@ def product_map(executor: Any, options: MapOptions, progress: Any) -> ProductMap
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
     the same blocks before tells.
     """
-    options = replace(options, trusted=True, row_by_row=True)
     starts = defaultdict[tuple[int, Shape], ParityStart](ParityStart)  # of coded blocks, by id, and results
     learns = shares_cores(executor)
 
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
         start = starts[id(coded), shape]
-        of_this = replace(options, shape=shape, parity_after=start.seconds)
-        result = map_blocks(f, coded, CodeOptions(), executor, of_this, progress)
+        known = KnownFunction(fits=True, shape=shape, row_by_row=True, parity_after=start.seconds)
+        result = map_blocks(f, coded, CodeOptions(), executor, replace(options, known=known), progress)
         if learns:
             start.learn(result.report)
         return result

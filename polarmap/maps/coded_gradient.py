@@ -17,7 +17,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import map_blocks
-from polarmap.run.options import Verify, check_function, checked_options
+from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.slope_errors import SlopeErrors
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
@@ -150,7 +150,8 @@ def coded_gradient(
         count = point.size if base is None else len(base)
         k = count_blocks(blocks, workers, code, count)
         data, task = _prepare(f, point, unit, step, scheme, base, k)
-        options = replace(options, rtol=amplification * EPS, errors=SlopeErrors(step, scheme))
+        known = KnownFunction(errors=SlopeErrors(step, scheme))
+        options = replace(options, rtol=amplification * EPS, known=known)
         try:
             mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, observer)
         except NotLinearError as error_:

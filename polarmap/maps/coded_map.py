@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
-from polarmap.arrays.stored_result import Stored, prepared_to_storage
+from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
 from polarmap.blocks.choose_code import CodeName, CodeOptions
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
@@ -27,6 +27,32 @@ from polarmap.run.prepared_map import PreparedMap, verb
 T = TypeVar("T")
 
 
+class CodedMapOptions(TypedDict, total=False):
+    """The options of `coded_map` beside `out`, for type checkers."""
+
+    blocks: int | None
+    workers: int | None
+    code: CodeName | Code | Masked
+    degree: int
+    schedule: ScheduleName | Plan
+    executor: Any
+    verify: Verify
+    rtol: float | None
+    timeout: float | None
+    on_timeout: OnTimeout
+    retries: int
+    key: str | bytes | None
+    progress: bool | None
+
+
+@overload
+def coded_map(
+    f: Callable[[Any], T], data: Any, *, out: None = None, **options: Unpack[CodedMapOptions]
+) -> CodedResult[T]: ...
+@overload
+def coded_map(
+    f: Callable[[Any], T], data: Any, *, out: Stored, **options: Unpack[CodedMapOptions]
+) -> StoredResult[T]: ...
 @verb
 def coded_map(
     f: Callable[[Any], T],

@@ -15,7 +15,7 @@ from polarmap.blocks.uneven import cut_parts
 from polarmap.errors import NotDecodableError, NotLinearError
 from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
-from polarmap.run.options import check_function, checked_options
+from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.worker.combination import combination
 from polarmap.worker.pytree import unflatten
@@ -108,7 +108,8 @@ def coded_sum(
 
     def run(observer: Any) -> CodedSum:
         check_function(f)
-        options = replace(checked_options("auto", rtol, timeout, retries), trusted=True)
+        options = checked_options("auto", rtol, timeout, retries)
+        options = replace(options, known=KnownFunction(fits=True))
         launch = Launch(executor)
         n = None if workers is None else checked_count("workers", workers)
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)

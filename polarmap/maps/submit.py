@@ -7,16 +7,17 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, overload
+from typing import Any, TypeVar, Unpack, overload
 
 import numpy as np
 
+from polarmap.arrays.stored_result import Stored
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
-from polarmap.maps.coded_map import coded_map
+from polarmap.maps.coded_map import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.progress import observer_of
@@ -28,7 +29,9 @@ DATA = {"data", "parts", "x", "A", "B", "weights", "directions", "scale", "args"
 
 
 @overload
-def submit(f: Callable[[Any], T], data: Any, /, **options: Any) -> CodedFuture[CodedResult[T]]: ...
+def submit(
+    f: Callable[[Any], T], data: Any, /, *, out: Stored | None = None, **options: Unpack[CodedMapOptions]
+) -> CodedFuture[CodedResult[T]]: ...
 @overload
 def submit(*arguments: Any, verb: Callable[..., R], **options: Any) -> CodedFuture[R]: ...
 def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any) -> CodedFuture[Any]:

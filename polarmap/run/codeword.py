@@ -22,7 +22,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
-from polarmap.run.trusted import Trust
+from polarmap.run.trusted import TRUSTED, Trust
 from polarmap.run.verify import NotFiniteError, Verifier
 from polarmap.worker.parts import DamagedError
 
@@ -61,8 +61,8 @@ class Codeword(Received):
         watch: Stopwatch,
     ) -> None:
         super().__init__(f, coded, options, tasks, watch)
-        is_ours = options.trusted or options.verify is False  # nobody asks
-        self._trust = Trust(options.trust, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
+        is_ours = options.known.fits or options.verify is False  # nobody asks
+        self._trust = Trust(TRUSTED, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self.verification: str | None = None
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
@@ -230,7 +230,7 @@ class Codeword(Received):
                 raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
             self.refusal = error
         except NotLinearError as error:
-            if not len(decoder.code.systematic) or self._options.trusted or self._options.verify is True:
+            if not len(decoder.code.systematic) or self._options.known.fits or self._options.verify is True:
                 raise
             self.refusal, self._refused = error, (decoder, decoder.count)
         return None

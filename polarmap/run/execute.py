@@ -153,7 +153,7 @@ def _run_coded(
         executor=launch.executor.name,
         seconds=run.now() - began,
         encode_seconds=coded.encode_seconds - encoded,
-        schedule=options.schedule,
+        schedule=options.schedule_name,
     )
     report = replace(report, cost=cost_of(launch.worker, report, stay))
     stored = {index: one.stored for index, one in word.results.items() if one.stored is not None}
@@ -284,13 +284,14 @@ def _policy(coded: CodedData, options: MapOptions) -> Policy:
     code = coded.code
     if isinstance(code, Uncoded) and code.backups:
         return _with_backups(code.n, code.backups)
-    if options.parity_after and len(code.systematic) == code.k:
-        return ParityAfter(code.n, code.k, options.parity_after)
-    if options.schedule != "on_demand":
+    parity_after, plan = options.known.parity_after, options.plan
+    if parity_after and len(code.systematic) == code.k:
+        return ParityAfter(code.n, code.k, parity_after)
+    if options.schedule_name != "on_demand":
         return Upfront(code.n)
     counts_decide = code.is_mds
-    rule = ParityRule(code.recovery_threshold, options.distribution)
-    return OnDemand(code.n, rule, options.upfront, counts_decide)
+    rule = ParityRule(code.recovery_threshold, plan.runtimes if plan else None)
+    return OnDemand(code.n, rule, plan.upfront if plan else 0, counts_decide)
 
 
 def _shapes(word: Codeword) -> list[tuple[int, ...]]:

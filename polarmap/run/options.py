@@ -15,9 +15,7 @@ from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
-from polarmap.planning.distributions import Distribution
 from polarmap.planning.planner import Plan
-from polarmap.run.trusted import TRUSTED, TrustedFunctions
 
 Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
@@ -32,31 +30,45 @@ Schedule = ScheduleName | Plan
 
 
 @dataclass(frozen=True)
+class KnownFunction:
+    """What is known of an f that is ours; of any other f nothing is."""
+
+    fits: bool = False  # what the code assumes of it is true by construction
+    errors: Errors | None = None  # it is linear up to these
+    shape: tuple[int, ...] | None = None  # of the array that it returns
+    row_by_row: bool = False  # it gives one row of each result for each row of its block
+    parity_after: float = 0.0  # seconds in which data is expected where parity would take cores from it
+
+
+@dataclass(frozen=True)
 class MapOptions:
-    """The options of a map that its loop and its checks follow; those of `coded_map` are described there."""
+    """What the caller of a map chose, as `coded_map` describes it, and what is known of f."""
 
     verify: Verify = "auto"
     rtol: float | None = None
     timeout: float | None = None
     retries: int = 1
     deadline: float | None = None  # the timeout after which to estimate, rather than fail
-    errors: Errors | None = None  # none of the options: of an f that is linear up to these
-    schedule: ScheduleName = "upfront"
-    upfront: int = 0  # parity tasks that start at once although parity is on demand
-    parity_after: float = 0.0  # seconds, in which data is expected where parity would take cores from it
-    distribution: Distribution | None = None  # of the run time of one task; None: learned from this map
-    trust: TrustedFunctions = TRUSTED  # what earlier maps found functions to be
-    trusted: bool = False  # f is ours: what the code assumes of it is true by construction
-    shape: tuple[int, ...] | None = None  # of the array that f, which is ours, returns
-    key: str | bytes | None = None  # of all that is stored of this map
-    row_by_row: bool = False  # f is ours: it gives one row of each result for each row of its block
+    schedule: Schedule = "upfront"
+    key: str | bytes | None = None
+    known: KnownFunction = KnownFunction()
+
+    @property
+    def plan(self) -> Plan | None:
+        """By which the map is scheduled, if one was made."""
+        return self.schedule if isinstance(self.schedule, Plan) else None
+
+    @property
+    def schedule_name(self) -> str:
+        """Whether all tasks start at once, or parity only when it is needed."""
+        return self.schedule.schedule if isinstance(self.schedule, Plan) else self.schedule
 
     @property
     def parity_for(self) -> str:
         """Which of the options asks for parity, so that copies of late tasks will not do; empty if none."""
         if self.deadline is not None:
             return "on_timeout='estimate'"
-        if self.distribution is not None:
+        if self.plan is not None:
             return "the plan"
         return "schedule='on_demand'" if self.schedule == "on_demand" else ""
 
@@ -90,12 +102,7 @@ def checked_options(
 
 def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
     """`options` with what a schedule says of when tasks start; CodeError for what is no schedule."""
-    if isinstance(schedule, Plan):
-        options = replace(options, distribution=schedule.runtimes)
-        if schedule.schedule == "upfront":
-            return options
-        return replace(options, schedule="on_demand", upfront=schedule.upfront)
-    if not is_one_of(schedule, ("upfront", "on_demand")):
+    if not (isinstance(schedule, Plan) or is_one_of(schedule, ("upfront", "on_demand"))):
         advice = ""
         if is_integer(schedule):
             advice = f": for tasks of less work, use blocks={schedule} * ... and workers={schedule} * ..."

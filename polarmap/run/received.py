@@ -89,7 +89,10 @@ class Received:
         if index in self.arrived or outcome.failure is not None:
             return
         self._returned[index] = self._watch.elapsed
-        is_usual, shape = bool(self.results) and are_alike(outcome, self._any_received), self._options.shape
+        is_usual, shape = (
+            bool(self.results) and are_alike(outcome, self._any_received),
+            self._options.known.shape,
+        )
         if not is_usual and not (is_well_formed(outcome) and shape in (None, *shapes_of(outcome))):
             due = "a number" if shape is None else f"shape {shape}"
             message = f"returned {describe_result(outcome)} where {due} is due"
@@ -255,7 +258,7 @@ class Received:
     @cached_property
     def wraps(self) -> bool:
         """Whether f turned integers into floats, and parity blocks or sums over one may wrap modulo 2^64."""
-        if self._options.trusted or all(is_exact(dtype) for dtype in self.dtypes()):
+        if self._options.known.fits or all(is_exact(dtype) for dtype in self.dtypes()):
             return False
         return self._has_unsigned or self._is_large(sums=True)
 

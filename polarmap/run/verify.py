@@ -61,7 +61,7 @@ class Verifier:
         trust: Trust,
     ) -> None:
         self._f, self._coded, self._received, self._rtol = f, coded, received, options.rtol
-        self._errors_of = options.errors
+        self._errors_of = options.known.errors
         self.trust = trust
         self._local: LocalRun | None = None
         self._parity_run: LocalRun | None = None

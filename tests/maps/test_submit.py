@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import inspect
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from pool_processes import runs, starts_threads_at_exit, until
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError
+from polarmap.maps.coded_map import CodedMapOptions
 from polarmap.run import coded_future
 
 SECONDS = 60.0
@@ -332,6 +334,11 @@ def test_mistakes_are_told_at_once() -> None:
         polarmap.submit(np.negative, A, progress="yes")  # type: ignore[call-overload]
     with pytest.raises(ExecutorError):
         polarmap.submit(np.negative, A, executor="nowhere")
+
+
+def test_the_options_are_those_of_coded_map() -> None:
+    names = set(inspect.signature(polarmap.coded_map).parameters)
+    assert {"f", "data", "out", *CodedMapOptions.__annotations__} == names
 
 
 def test_warnings_and_the_context_are_those_of_the_caller(threads: ThreadPoolExecutor) -> None:

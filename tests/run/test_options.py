@@ -76,7 +76,7 @@ def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
 def test_a_plan_says_when_tasks_start_and_which() -> None:
     made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
     settings = scheduled(checked_options("auto", None, None, 1), made)
-    assert settings.distribution is made.runtimes
+    assert settings.plan is made
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.workers) == (8, made.n)
     assert isinstance(options.code, PolarCode)
