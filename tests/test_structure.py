@@ -167,9 +167,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audit encode_locally fetch readable_parts",
     "blocks": "choose_code coded pairs stored",
     "linalg": "coded_sides matrices",
-    "run": (
-        "codeword estimate failure_message first_results local_evaluation received results summary verify"
-    ),
+    "run": ("estimate failure_message first_results local_evaluation received results summary verify"),
     "worker": "finite_differences",
 }
 

@@ -117,6 +117,6 @@ class Decoder:
         return deficit == 0
 
     def _is_accurate(self) -> bool:
-        if isinf(self.max_amplification) or self.count == self.code.n:
+        if isinf(self.max_amplification) or self._wanted_missing == 0 or self.count == self.code.n:
             return True
         return self.recovery.amplification <= self.max_amplification

@@ -64,7 +64,8 @@ class ReplayRun:
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
         self._payload = replace(payload, encryption=None)  # of what would travel
-        self._arrivals: list[tuple[float, int, int, Ticket]] = []  # a heap
+        # A heap: when, which, its seconds, and how its worker was lost.
+        self._arrivals: list[tuple[float, int, int, float, str | None]] = []
         self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
@@ -75,9 +76,8 @@ class ReplayRun:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
-            ticket = Ticket.parse(self._payload.order(task, attempt))
-            seconds, _ = self._fate(ticket)
-            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, ticket))
+            seconds, lost_by = self._fate(self._ticket(task, attempt))
+            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, seconds, lost_by))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
@@ -85,8 +85,8 @@ class ReplayRun:
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return told
-        self._now, _, _, ticket = heapq.heappop(self._arrivals)
-        return [*told, self._outcome(ticket)]
+        self._now, task, attempt, seconds, lost_by = heapq.heappop(self._arrivals)
+        return [*told, self._outcome(task, attempt, seconds, lost_by)]
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
@@ -98,24 +98,27 @@ class ReplayRun:
         return None
 
     def _fate(self, ticket: Ticket) -> tuple[float, str | None]:
-        """The seconds that an attempt takes, and what ends its worker, if anything does."""
+        """The seconds that an attempt takes, and what is said of its worker if that is lost."""
         kind, delay, _ = ticket.fault or Fault("")
         seconds = self._seconds.get(ticket.task, 1.0) + (delay if kind == "sleep" else 0.0)
         if math.isinf(seconds):
-            return GIVEN_UP_SECONDS, f"has not reported for {GIVEN_UP_SECONDS:g} s"
-        return seconds, f"was struck by {kind!r}" if kind in ("kill", "exit") else None
+            return GIVEN_UP_SECONDS, f"its worker has not reported for {GIVEN_UP_SECONDS:g} s"
+        return seconds, f"its worker was struck by {kind!r}" if kind in ("kill", "exit") else None
 
-    def _outcome(self, ticket: Ticket) -> Outcome:
-        """What is told of an attempt when it arrives, which is when f is called."""
-        seconds, lost_by = self._fate(ticket)
+    def _outcome(self, task: int, attempt: int, seconds: float, lost_by: str | None) -> Outcome:
+        """What an attempt gives, whose f is called when it arrives."""
         if lost_by is not None:
-            return lost(ticket.task, ticket.attempt, f"its worker {lost_by}")
+            return lost(task, attempt, lost_by)
+        ticket = self._ticket(task, attempt)
         if ticket.fault is not None and ticket.fault.kind == "sleep":
             ticket = ticket._replace(fault=None)
         message = run_task(ticket, ReplayIO(self._payload))
         assert message is not None
-        outcome = self._payload.outcome(ticket.task, ticket.attempt, message.header, message.data)
+        outcome = self._payload.outcome(task, attempt, message.header, message.data)
         return outcome._replace(seconds=seconds)
+
+    def _ticket(self, task: int, attempt: int) -> Ticket:
+        return Ticket.parse(self._payload.order(task, attempt))
 
 
 class ReplayIO(TaskIO):

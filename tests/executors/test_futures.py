@@ -52,10 +52,9 @@ def test_outcomes_come_in_the_order_of_their_ends() -> None:
 
 
 def test_the_folder_of_a_run_says_whose_it_is() -> None:
-    """So that a later process removes it when this one is killed; a look for results leaves the name."""
+    """So that a later process removes it when this one is killed."""
     with closing(FuturesExecutor(ManualPool()).open(Payload(np.negative, BLOCKS))) as run:
         assert run._folder is not None
-        run.wait(0.0)
         owner = Path(run._folder.folder) / OWNER
         assert owner.read_text() == str(ProcessIdentity.current())
     assert not owner.parent.exists()

@@ -398,7 +398,7 @@ def _over_array(seed: int, executor: str, draw: Draw) -> MapCase:
     chosen: Callable[..., Function] = draw_f or (draw_linear if kind == "evaluation" else draw_function)
     f = chosen(draw, (block_rows, *inner), dtype)
     blocks, rows = _cut(data, k, block_rows)
-    options |= _options(draw, executor, block_rows, kind)
+    options |= _options(draw, executor, kind)
     if dtype in (np.dtype("f8"), np.dtype("c16")) and draw.chance(0.1):
         options["rtol"] = draw.pick([1e-6, 1e-8])
     about = f"{dtype.str} {list(data.shape)}, {layout}{', NaN or inf in it' if is_nan else ''}"
@@ -425,7 +425,7 @@ def _over_sequence(seed: int, executor: str, draw: Draw) -> MapCase:
     ]
     kinds = {first.kind, second.kind}
     code = PolarCode(k + spare, k, kernel="arikan" if kinds & {"i", "u"} else "rotation")
-    options: dict[str, Any] = {"workers": k + spare, **_options(draw, executor, 1, "polar")}
+    options: dict[str, Any] = {"workers": k + spare, **_options(draw, executor, "polar")}
     faults = draw_faults(draw, executor, code.n, spare)
     about = f"{k} blocks of {first.str} {list(shape)}, {second.str} and a number"
     return MapCase(
@@ -467,7 +467,7 @@ def _code(draw: Draw, kind: str, k: int, spare: int, dtype: np.dtype[Any]) -> tu
     return PolarCode(k + spare, k, kernel=used), options | ({} if kernel == "auto" else {"code": kernel})
 
 
-def _options(draw: Draw, executor: str, rows: int, kind: str) -> dict[str, Any]:
+def _options(draw: Draw, executor: str, kind: str) -> dict[str, Any]:
     options: dict[str, Any] = {"progress": False}
     if executor != "replay" or draw.chance(0.7):
         options["timeout"] = PATIENCE[executor]

@@ -1,0 +1,49 @@
+"""One codeword: what is not needed is not made, and nothing of it outlives its map."""
+
+from __future__ import annotations
+
+import gc
+import math
+import weakref
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from polarmap import PolarCode, ReplayExecutor, coded_map
+from polarmap.run import codeword
+from polarmap.run.trusted import TRUSTED
+
+DATA = np.random.default_rng(0).standard_normal((24, 5))
+OPTIONS = {"blocks": 6, "workers": 8}
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    TRUSTED.clear()
+    coded_map(np.negative, DATA, **OPTIONS, executor=ReplayExecutor({0: math.inf}))  # it is known from here
+    monkeypatch.setattr(PolarCode, "recovery", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(codeword, "Verifier", lambda *_: pytest.fail("made"))
+    result = coded_map(np.negative, DATA, **OPTIONS, executor=ReplayExecutor({6: 9.0, 7: 9.0}))
+    np.testing.assert_array_equal(result.concatenate(), -DATA)
+    assert (result.report.verified, result.report.seconds) == ("not needed", 1.0)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("surplus", [0, 1])
+def test_the_data_is_gone_when_its_map_is_over_though_results_were_checked(surplus: int) -> None:
+    TRUSTED.clear()
+    data = DATA.copy()
+    there = weakref.ref(data)
+    lost = ReplayExecutor(dict.fromkeys(range(2 - surplus), math.inf))
+    result = coded_map(np.negative, data, **OPTIONS, executor=lost)
+    assert result.report.verified == ("parity" if surplus else "local")
+    del data
+    assert there() is None
