@@ -48,8 +48,8 @@ class CallDriver:
         self._pending = deque[Call]()
         self._threads = set[threading.Thread]()
         self._latest: threading.Thread | None = None  # that takes calls
-        self._wake: Callable[[], None] | None = None  # it from its wait, if it has room for more
-        self._is_closed = False
+        self._wake: Callable[[], None] | None = None  # it from its wait; None: its run is not open yet
+        self._has_room = self._is_closed = False
 
     def add(self, call: Call) -> None:
         """Let it be done; RuntimeError after `shut_down`."""
@@ -98,7 +98,7 @@ class CallDriver:
             self._latest = thread
             self._threads.add(thread)
             self._changed.wait_for(lambda: not self._pending, FIRST_SECONDS)
-        elif self._wake is not None:
+        elif self._has_room and self._wake is not None:
             self._wake()
         self._changed.notify_all()
 
@@ -132,12 +132,11 @@ class CallDriver:
     def _serve(self) -> None:
         """Open a run for the calls that wait, and serve it until none are left for this thread."""
         run: Run | None = None
-        calls = Calls(
-            self._limits, self._durations, lambda room: self._taken(room, None if run is None else run.wake)
-        )
+        calls = Calls(self._limits, self._durations, self._taken)
         calls.take()
         try:
             with closing(self._executor.open(Payload(run_call, calls.blocks))) as run:
+                self._wake = run.wake
                 calls.take()  # those that have come since
                 watch = Stopwatch(run.now)
                 for outcomes in schedule(run, calls, self._limits.retries, calls.tasks, calls, watch):
@@ -149,19 +148,16 @@ class CallDriver:
                         break
         except BaseException as error:
             calls.fail(error)
-            for call in self._taken(sys.maxsize, None)[0] if run is None else ():
+            for call in self._taken(sys.maxsize)[0] if run is None else ():
                 call.fail(error)
 
-    def _taken(self, room: int, wake: Callable[[], None] | None) -> tuple[list[Call], bool]:
-        """So many calls, at most, that are about to be given to a run, and whether others are left.
-
-        wake : what wakes its thread, to be used when more come; None: it looks by itself.
-        """
+    def _taken(self, room: int) -> tuple[list[Call], bool]:
+        """So many calls, at most, that are about to be given to a run, and whether others are left."""
         if self._latest is not threading.current_thread():
             return [], False
         with self._changed:
             taken = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
-            self._wake = wake if len(taken) < room else None
+            self._has_room = len(taken) < room  # else it looks by itself
             self._changed.notify_all()
             is_left = bool(self._pending)
         return [call for call in taken if call.future.set_running_or_notify_cancel()], is_left
