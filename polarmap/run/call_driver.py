@@ -1,4 +1,4 @@
-"""The threads that drive the calls of an executor, a run each: open while there is work, and no longer."""
+"""The thread that drives the calls of an executor: runs are open while there is work, and no longer."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from polarmap.worker.any_value import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
 FIRST_SECONDS = 0.1  # that the first call waits to be taken: later ones may be cancelled
+IDLE_SECONDS = 5.0  # without calls, before the thread ends
 
 
 class CallDriver:
@@ -105,7 +106,7 @@ class CallDriver:
     def _drive(self) -> None:
         """The life of a thread: serves calls until there are none for a while, or others take them."""
         owner = os.getpid()
-        while self._goes_on():
+        while self._has_calls(IDLE_SECONDS, ends=True):
             self._serve()
         with self._changed:
             self._threads.discard(threading.current_thread())
@@ -113,14 +114,15 @@ class CallDriver:
         if is_over and os.getpid() == owner:
             self._close()
 
-    def _goes_on(self) -> bool:
-        """Whether calls are there for this thread, or come in a while; if not, it takes none any more."""
+    def _has_calls(self, seconds: float, ends: bool = False) -> bool:
+        """Whether there are calls for this thread, or come in so many seconds; `ends`: it does, if not."""
         with self._changed:
             if self._latest is not threading.current_thread():
                 return False
-            self._changed.wait_for(lambda: self._pending or self._is_shut_down or _is_exiting, LINGER_SECONDS)
+            self._changed.wait_for(lambda: self._pending or self._is_shut_down or _is_exiting, seconds)
             if not self._pending:
-                self._latest = self._wake = None
+                self._wake = None
+                self._latest = None if ends else self._latest
             return bool(self._pending)
 
     def _is_over(self) -> bool:
@@ -144,7 +146,7 @@ class CallDriver:
                     calls.note(outcomes, now)
                     if calls.is_worn(now):
                         self._hand_over()
-                    if calls.is_idle and not self._goes_on():
+                    if calls.is_idle and not self._has_calls(LINGER_SECONDS):
                         break
         except BaseException as error:
             calls.fail(error)

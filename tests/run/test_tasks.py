@@ -81,6 +81,20 @@ def test_parts_of_an_attempt_leave_it_running() -> None:
     assert tasks.failed == {0}
 
 
+def test_tasks_may_be_added_and_given_up() -> None:
+    tasks = TaskTable(0)
+    assert [tasks.add(), tasks.add()] == [0, 1]
+    assert (len(tasks), tasks.held_back) == (2, {0, 1})
+    tasks.start([0], 0.0)
+    tasks.start([0], 1.0)
+    tasks.note(ended(0, 0, LOST), 2.0)
+    tasks.give_up(0)
+    assert (tasks.running, tasks[0].failures) == ({0}, [])
+    tasks.note(ended(0, 1, LOST), 3.0)
+    assert (tasks.running, tasks.failed, tasks.held_back) == (set(), set(), {1})
+    assert (tasks[0].failures, tasks.durations) == ([], [])
+
+
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1e6)), min_size=1))
 def test_median_and_largest_of_the_latest_of_each_task(told: list[tuple[int, float]]) -> None:
     seconds = TaskSeconds()
