@@ -178,36 +178,33 @@ class Calls:
         return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - now)
 
     def note(self, outcomes: list[Outcome], now: float) -> None:
-        """What became of attempts, of which nothing is kept."""
+        """What became of attempts, of which nothing is kept: the first that returns or raises counts."""
         for outcome in outcomes:
-            task = outcome.task
-            if task in self._calls and not self._is_end(outcome):
+            failure, call = outcome.failure, self._calls.get(outcome.task)
+            if call is None:
                 continue
-            if task in self.tasks.running:
-                self._ghosts.setdefault(task, now)
+            if failure is None:
+                del self._calls[outcome.task]
+                self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
+                call.return_(outcome)
+            elif failure.kind == "raised":
+                self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
+        for index in self.failed():
+            task = self.tasks[index]
+            if task.attempts > self._limits.retries and task.last_failure is not None:
+                text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
+                self._give_up(index, WorkerLostError(text))
+        for index in {outcome.task for outcome in outcomes}.difference(self._calls):
+            if index in self.tasks.running:
+                self._ghosts.setdefault(index, now)
             else:
-                self._ghosts.pop(task, None)
-                del self.blocks.calls[task]
+                self._ghosts.pop(index, None)
+                del self.blocks.calls[index]
         outcomes.clear()
 
-    def _is_end(self, outcome: Outcome) -> bool:
-        """Whether a call ends with it: the first that returns or raises, or the last that is lost."""
-        task, failure = self.tasks[outcome.task], outcome.failure
-        is_lost = failure is not None and failure.kind != "raised"
-        if is_lost and (task.running or len(task.submitted) <= self._limits.retries):
-            return False
-        call = self._calls.pop(outcome.task)
-        if failure is None:
-            self._durations[call.function].append(task.took or 0.0)
-            call.return_(outcome)
-            return True
-        self.tasks.give_up(outcome.task)
-        if is_lost:
-            text = f"a call was lost {task.attempts} times, with its worker: {failure.message}"
-            call.fail(WorkerLostError(text))
-        else:
-            call.fail(failure.cause or RuntimeError(str(failure)), is_of_f=True)
-        return True
+    def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
+        self.tasks.give_up(index)
+        self._calls.pop(index).fail(error, is_of_f)
 
     def fail(self, error: BaseException) -> None:
         """The run has failed: so have all calls that are under way."""

@@ -13,12 +13,13 @@ import pytest
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Coded, Payload, block_of, check_folder, layout_bytes
+from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_folder, layout_bytes
 from polarmap.executors.block_store import BlockStore, WithDriver
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
 from polarmap.run.schedule import Stopwatch, schedule
-from polarmap.worker.any_value import run_call, to_block
+from polarmap.worker.any_value import run_call, to_block, to_result
+from polarmap.worker.pytree import flatten
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
 
@@ -195,6 +196,37 @@ def test_lost_calls_are_started_again_so_often_and_no_more() -> None:
     assert errors[2] is not None
     assert attempts(served) == [2, 2, 1, 1]
     assert not served.calls.blocks.calls
+
+
+LOST, RAISED = Failure("lost", "WorkerLost", "gone"), Failure("raised", "KeyError", "x", KeyError("x"))
+
+
+@pytest.mark.parametrize("first", [LOST, RAISED, None])
+@pytest.mark.parametrize("second", [LOST, RAISED, None])
+def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: Failure | None) -> None:
+    served = Served(limits=Limits(4, grows=False, backups=1, retries=1))
+    [call] = served.add(1)
+    served.calls.take()
+    leaves, structure = flatten(to_result(7))
+    tasks, ends = served.calls.tasks, []
+    for attempt, failure in enumerate((first, second)):
+        tasks.start([0], 0.0)
+        result = (leaves, structure) if failure is None else (None, None)
+        ends.append(Outcome(0, attempt, *result, failure, 1.0))
+    for outcome in ends:
+        tasks.note(outcome, 1.0)
+    served.calls.note(ends, 1.0)
+    told = [failure for failure in (first, second) if failure is not LOST]
+    error = call.future.exception(0)
+    if not told:
+        assert isinstance(error, WorkerLostError)
+    elif told[0] is None:
+        assert call.future.result(0) == 7
+    else:
+        assert isinstance(error, KeyError)
+    assert served.calls.is_idle
+    assert not served.calls.blocks.calls
+    assert not tasks.failed
 
 
 def test_all_fail_with_their_run() -> None:
