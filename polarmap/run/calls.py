@@ -189,17 +189,19 @@ class Calls:
                 call.return_(outcome)
             elif failure.kind == "raised":
                 self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
-        for index in self.failed():
+        for index in sorted(self.tasks.failed):
             task = self.tasks[index]
             if task.attempts > self._limits.retries and task.last_failure is not None:
                 text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
                 self._give_up(index, WorkerLostError(text))
-        for index in {outcome.task for outcome in outcomes}.difference(self._calls):
-            if index in self.tasks.running:
-                self._ghosts.setdefault(index, now)
+        for outcome in outcomes:
+            if outcome.task in self._calls:
+                continue
+            if outcome.task in self.tasks.running:
+                self._ghosts.setdefault(outcome.task, now)
             else:
-                self._ghosts.pop(index, None)
-                del self.blocks.calls[index]
+                self._ghosts.pop(outcome.task, None)
+                self.blocks.calls.pop(outcome.task, None)
         outcomes.clear()
 
     def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
