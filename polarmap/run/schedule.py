@@ -168,7 +168,8 @@ def schedule(
 
     tick : seconds after which somebody wants to look, whatever happens.
     """
-    last_news, looked, may_stall, opened = 0.0, 0.0, False, watch.at(0.0)
+    last_news, looked, may_stall = 0.0, 0.0, False
+    offset = watch.at(0.0)  # from the clock of the run to that of the watch
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
@@ -188,7 +189,7 @@ def schedule(
                 if log is not None:
                     log.ended(event, now)
             elif policy.watches_starts:
-                tasks.note_began(event.task, event.attempt, event.when + opened)
+                tasks.note_began(event.task, event.attempt, event.when + offset)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))
