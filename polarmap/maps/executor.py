@@ -22,9 +22,8 @@ from polarmap.executors.owned_folder import disk_folder, memory_folder, remove
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.executors.pool import Pool, default_pool
 from polarmap.executors.worker_processes import FUNCTION_BYTES
-from polarmap.run.call import Call, function_of
 from polarmap.run.call_driver import CallDriver
-from polarmap.run.call_run import Limits
+from polarmap.run.calls import Call, Limits, function_of
 from polarmap.worker.any_value import Array, call_each, to_block
 from polarmap.worker.cores import available_cores
 
@@ -78,14 +77,16 @@ class Executor(futures.Executor):
             for name, count in {"backups": backups, "retries": retries}.items():
                 if not is_integer(count) or count < 0:
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
-            place = _place(executor, workers)
+            place, known, pool, close = _place(executor, workers)
+            is_here = pool is not None and pool.is_here
+            grows = is_here and known is None  # there are as many as keep the cores of this machine busy
             # One call more than there are workers is with them, so that none waits for this process.
-            most = 2 * (available_cores() + 1) if place.grows else place.workers and place.workers + 1
-            limits = Limits(most, place.grows, int(backups), int(retries))
-            self._max_workers = place.workers or available_cores()  # Dask asks for it
-            self._pickling = pickled_by_value if place.is_elsewhere else contextlib.nullcontext
-            self._shares_files = isinstance(place.executor, Pool) and place.executor.is_here
-            self._driver = CallDriver(place.executor, limits, place.close)
+            most = 2 * (available_cores() + 1) if grows else known and known + 1
+            self._max_workers = known or available_cores()  # Dask asks for it
+            # Elsewhere polarmap may be missing.
+            self._pickling = contextlib.nullcontext if pool is None or is_here else pickled_by_value
+            self._shares_files = is_here
+            self._driver = CallDriver(place, Limits(most, grows, int(backups), int(retries)), close)
             weakref.finalize(self, self._driver.shut_down).atexit = False
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> futures.Future[T]:
@@ -220,45 +221,23 @@ class FunctionFile:
         raise ExecutorError(f"no room for the function that workers are to read: {failure}") from failure
 
 
-class _Place(NamedTuple):
-    """Where the calls of an executor run.
-
-    workers : calls at a time, where that is known.
-    grows : whether it has as many as keep the cores of this machine busy.
-    close : ends what was opened for it.
-    is_elsewhere : whether polarmap may be missing there.
-    """
-
-    executor: MapExecutor
-    workers: int | None
-    grows: bool
-    close: Callable[[], None]
-    is_elsewhere: bool
-
-
-def _place(choice: Any, workers: int | None) -> _Place:
-    """The place that the caller means."""
+def _place(
+    choice: Any, workers: int | None
+) -> tuple[MapExecutor, int | None, Pool | None, Callable[[], None]]:
+    """Where the caller means: calls at a time, if that is known; its pool, if it has one; what ends it."""
     if isinstance(choice, FaultyExecutor):
-        place = _place(choice.executor, workers)
-        return place._replace(executor=WithFaults(place.executor, choice.faults))
-    if choice is None and workers is None:
-        return _on_pool(default_pool(), lambda: None)
+        executor, known, pool, close = _place(choice.executor, workers)
+        return WithFaults(executor, choice.faults), known, pool, close
     if choice is None or is_for_lithops(choice) or is_of_dask(choice):
-        pool = Pool(choice, workers)
-        return _on_pool(pool, pool.close)
+        is_shared = choice is None and workers is None
+        pool = default_pool() if is_shared else Pool(choice, workers)
+        return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close
     if workers is not None:
         raise ExecutorError(f"a {type(choice).__name__} has workers of its own: leave workers= out")
     if isinstance(choice, Pool):
-        return _on_pool(choice, lambda: None)
-    known: Any = getattr(choice, "_max_workers", None)
-    workers = int(known) if is_integer(known) else None
-    return _Place(executor_of(choice), workers, False, lambda: None, is_elsewhere=False)
-
-
-def _on_pool(pool: Pool, close: Callable[[], None]) -> _Place:
-    """A place for the calls of which nothing is known but its pool."""
-    grows = pool.is_here and pool.workers is None
-    return _Place(pool, pool.workers, grows, close, not pool.is_here)
+        return choice, choice.workers, choice, lambda: None
+    count: Any = getattr(choice, "_max_workers", None)
+    return executor_of(choice), int(count) if is_integer(count) else None, None, lambda: None
 
 
 def _results(

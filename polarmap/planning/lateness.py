@@ -129,6 +129,8 @@ Attempt = TypeVar("Attempt", bound=Hashable)
 class LateAttempts(Generic[Attempt]):
     """The attempts at tasks that run, and which of them are late by a rule; each change costs O(log n).
 
+    is_endless : whether the job consists of what is known and runs by now, rather than of the rule's tasks.
+
     >>> attempts = LateAttempts[str](LatenessRule(3))
     >>> for name in "abc": attempts.begin(name, 0.0)
     >>> for name in "ab": attempts.end(name), attempts.learn(1.0)
@@ -138,8 +140,8 @@ class LateAttempts(Generic[Attempt]):
     (set(), 1.1, {'c'})
     """
 
-    def __init__(self, rule: LatenessRule) -> None:
-        self._rule = rule
+    def __init__(self, rule: LatenessRule, is_endless: bool = False) -> None:
+        self._rule, self._is_endless = rule, is_endless
         self._on_time: list[tuple[float, int, Attempt]] = []  # a heap, of some that have ended, too
         self._number = 0  # of attempts that began
         self._running: set[Attempt] = set()
@@ -179,8 +181,11 @@ class LateAttempts(Generic[Attempt]):
 
     def late_after(self) -> float:
         """Seconds after which the oldest that is not late yet is."""
-        known = told(self._rule.tasks, self._durations, self._later)
-        return self._rule.late_after(known, len(self._late))
+        rule = self._rule
+        if self._is_endless:
+            tasks = len(self._durations) + len(self._later) + len(self._running)
+            rule = LatenessRule(max(1, tasks), rule.runtimes, rule.min_seconds)
+        return rule.late_after(told(rule.tasks, self._durations, self._later), len(self._late))
 
 
 def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:

@@ -9,12 +9,12 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 
-from polarmap.blocks.call_blocks import CallBlocks
-from polarmap.executors.base import MapExecutor, Payload
-from polarmap.run.call import Call
-from polarmap.run.call_run import CallRun, Limits, no_durations
+from polarmap.executors.base import MapExecutor, Payload, Run
+from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits
 from polarmap.run.map_threads import call_before_exit
+from polarmap.run.schedule import Stopwatch, schedule
 from polarmap.worker.any_value import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed
@@ -23,7 +23,7 @@ IDLE_SECONDS = 5.0  # without calls, before the thread ends
 
 
 class CallDriver:
-    """Calls in the order in which they came, and the thread that gives them to an executor.
+    """Calls in the order in which they came, and the thread that gives them to a run of an executor.
 
     There are several threads only while calls of earlier runs have not come to their end: a run whose
     workers are still at what others have done gets no further calls.
@@ -38,7 +38,7 @@ class CallDriver:
 
     def __init__(self, executor: MapExecutor, limits: Limits, close: Callable[[], None]) -> None:
         self._executor, self._limits, self._close = executor, limits, close
-        self._durations = no_durations()
+        self._durations = Durations(partial(deque, maxlen=REMEMBERED))
         self._is_shut_down = False
         self.forget()
         _drivers.add(self)
@@ -49,8 +49,8 @@ class CallDriver:
         self._pending = deque[Call]()
         self._threads = set[threading.Thread]()
         self._latest: threading.Thread | None = None  # that takes calls
-        self._wake: Callable[[], None] | None = None  # it from its wait for outcomes
-        self._is_closed = False
+        self._wake: Callable[[], None] | None = None  # it from its wait; None: its run is not open yet
+        self._has_room = self._is_closed = False
 
     def add(self, call: Call) -> None:
         """Let it be done; RuntimeError after `shut_down`."""
@@ -95,38 +95,34 @@ class CallDriver:
         """Let a thread see that something is to be done."""
         if self._latest is None:
             thread = threading.Thread(target=self._drive, name="polarmap-executor", daemon=True)
+            thread.start()
             self._latest = thread
             self._threads.add(thread)
-            try:
-                thread.start()
-            except BaseException:
-                self._threads.discard(thread)
-                self._latest = None
-                raise
             self._changed.wait_for(lambda: not self._pending, FIRST_SECONDS)
-        elif self._wake is not None:
+        elif self._has_room and self._wake is not None:
             self._wake()
         self._changed.notify_all()
 
     def _drive(self) -> None:
-        """The life of a thread: serves calls until there are none for long, or others take them."""
-        thread, owner = threading.current_thread(), os.getpid()
+        """The life of a thread: serves calls until there are none for a while, or others take them."""
+        owner = os.getpid()
         while self._has_calls(IDLE_SECONDS, ends=True):
             self._serve()
-            if self._latest is not thread:
-                break
         with self._changed:
-            self._threads.discard(thread)
+            self._threads.discard(threading.current_thread())
             is_over = self._is_over()
         if is_over and os.getpid() == owner:
             self._close()
 
     def _has_calls(self, seconds: float, ends: bool = False) -> bool:
-        """Whether there are calls, or come within so many seconds; `ends`: the thread does, if not."""
+        """Whether there are calls for this thread, or come in so many seconds; `ends`: it does, if not."""
         with self._changed:
+            if self._latest is not threading.current_thread():
+                return False
             self._changed.wait_for(lambda: self._pending or self._is_shut_down or _is_exiting, seconds)
-            if ends and not self._pending:
-                self._latest = None
+            if not self._pending:
+                self._wake = None
+                self._latest = None if ends else self._latest
             return bool(self._pending)
 
     def _is_over(self) -> bool:
@@ -136,66 +132,45 @@ class CallDriver:
         return is_over
 
     def _serve(self) -> None:
-        """Open a run, and serve it until there are no calls for a while."""
-        blocks, first = CallBlocks(), self._taken(self._limits.room(0, 0), None)
+        """Open a run for the calls that wait, and serve it until none are left for this thread."""
+        run: Run | None = None
+        calls = Calls(self._limits, self._durations, self._taken)
+        calls.take()
         try:
-            run = self._executor.open(Payload(run_call, blocks))
+            with closing(self._executor.open(Payload(run_call, calls.blocks))) as run:
+                self._wake = run.wake
+                calls.take()  # those that have come since
+                watch = Stopwatch(run.now)
+                for outcomes in schedule(run, calls, self._limits.retries, calls.tasks, calls, watch):
+                    now = watch.elapsed
+                    calls.note(outcomes, now)
+                    if calls.is_worn(now):
+                        self._hand_over()
+                    if calls.is_idle and not self._has_calls(LINGER_SECONDS):
+                        break
         except BaseException as error:
-            for call in [*first, *self._taken(sys.maxsize, None)]:
+            calls.fail(error)
+            for call in self._taken(sys.maxsize)[0] if run is None else ():
                 call.fail(error)
-            return
-        with closing(run):
-            calls = CallRun(run, blocks, self._limits, self._durations)
-            try:
-                calls.start(first)
-                first.clear()
-                self._serve_run(calls, run.wake)
-            except BaseException as error:
-                calls.fail(error)
-            finally:
-                self._forget_wake(run.wake)
 
-    def _serve_run(self, calls: CallRun, wake: Callable[[], None]) -> None:
-        thread = threading.current_thread()
-        while True:
-            if self._latest is thread and calls.is_worn:
-                self._hand_over()
-            is_waiting = self._latest is thread and self._start_pending(calls, wake)
-            if not calls.is_idle:
-                calls.step(may_back_up=not is_waiting)
-            elif self._latest is not thread or not self._has_calls(LINGER_SECONDS):
-                return
-
-    def _start_pending(self, calls: CallRun, wake: Callable[[], None]) -> bool:
-        """Give a run the calls that it has room for; whether others are left."""
-        ready = self._taken(calls.room, wake)
-        if ready:
-            calls.start(ready)
-        return bool(self._pending)
-
-    def _taken(self, room: int, wake: Callable[[], None] | None) -> list[Call]:
-        """So many calls, at most, that are about to be given to a run.
-
-        wake : what wakes its thread, to be used when more come; None: it looks by itself.
-        """
+    def _taken(self, room: int) -> tuple[list[Call], bool]:
+        """So many calls, at most, that are about to be given to a run, and whether others are left."""
+        if self._latest is not threading.current_thread():
+            return [], False
         with self._changed:
             taken = [self._pending.popleft() for _ in range(min(room, len(self._pending)))]
-            self._wake = wake if len(taken) < room else None
+            self._has_room = len(taken) < room  # else it looks by itself
             self._changed.notify_all()
-        return [call for call in taken if call.future.set_running_or_notify_cancel()]
+            is_left = bool(self._pending)
+        return [call for call in taken if call.future.set_running_or_notify_cancel()], is_left
 
     def _hand_over(self) -> None:
         """Let another thread and run take the calls that come from now on."""
         with self._changed:
-            self._latest, self._wake = None, None
-            if self._pending:
-                self._call_thread()
-
-    def _forget_wake(self, wake: Callable[[], None]) -> None:
-        """A run is closed."""
-        with self._changed:
-            if self._wake == wake:
-                self._wake = None
+            if self._latest is threading.current_thread():
+                self._latest = self._wake = None
+                if self._pending:
+                    self._call_thread()
 
 
 _drivers: weakref.WeakSet[CallDriver] = weakref.WeakSet()

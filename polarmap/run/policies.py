@@ -6,6 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from math import inf
 
+from polarmap.executors.base import Attempt
 from polarmap.planning.lateness import LateAttempts, LatenessRule, told
 from polarmap.planning.on_demand import ParityRule
 from polarmap.run.schedule import Need
@@ -185,13 +186,20 @@ class Backups:
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         self.first: Sequence[int] = range(n)
         self._most, self._backups = most, [0] * n
-        self._attempts: LateAttempts[tuple[int, int]] = LateAttempts(rule)
+        attempts: LateAttempts[Attempt] = LateAttempts(rule)
+        self._attempts, self._of_task = {attempts}, [attempts] * n
         self._looked = self._learnt = 0  # how much of what the table has noted, and of its durations
+
+    def add(self, attempts: LateAttempts[Attempt]) -> None:
+        """There is one more task, of a kind of which these attempts are."""
+        self._attempts.add(attempts)
+        self._of_task.append(attempts)
+        self._backups.append(0)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
         self._update(tasks)
-        late = self._attempts.late_at(now)
+        late = [one for attempts in self._attempts for one in attempts.late_at(now)]
         due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
         due = [task for task in due if self._backups[task] < self._most]
         for task in due:
@@ -201,21 +209,21 @@ class Backups:
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
         self._update(tasks)
-        wait = self._attempts.next_moment() - now
+        wait = min(attempts.next_moment() for attempts in self._attempts) - now
         if any(self._backups[task] < self._most for task in tasks.unbegun):
-            wait = min(wait, self._attempts.late_after())
+            wait = min(wait, *(attempts.late_after() for attempts in self._attempts))
         return max(LEAST_SECONDS, wait)
 
     def _update(self, tasks: TaskTable) -> None:
         """Take in what the table has noted since it was looked at."""
-        for attempt, took in tasks.durations[self._learnt :]:
-            self._attempts.learn(took, is_later=attempt > 0)
+        for index, attempt, took in tasks.durations[self._learnt :]:
+            self._of_task[index].learn(took, is_later=attempt > 0)
         self._learnt = len(tasks.durations)
-        for index, attempt in tasks.noted[self._looked :]:
-            task = tasks[index]
+        for index, attempt in dict.fromkeys(tasks.noted[self._looked :]):
+            task, attempts = tasks[index], self._of_task[index]
             if attempt in task.running and not task.returned:
-                self._attempts.begin((index, attempt), task.began[attempt])
+                attempts.begin((index, attempt), task.began[attempt])
             else:
-                for one in range(task.attempts) if task.returned else (attempt,):
-                    self._attempts.end((index, one))
+                for one in task.began if task.returned else (attempt,):
+                    attempts.end((index, one))
         self._looked = len(tasks.noted)

@@ -11,7 +11,7 @@ from math import inf
 from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
-from polarmap.executors.base import Began, Outcome, Run
+from polarmap.executors.base import Event, Outcome, Run
 from polarmap.run.map_log import MapLog
 from polarmap.run.tasks import TaskTable
 
@@ -49,8 +49,8 @@ class Stopwatch:
     @property
     def until_limit(self) -> float:
         """Seconds until the deadline or the timeout, whichever comes first."""
-        deadline = inf if self.deadline is None else self.deadline
-        return min(deadline, self._limit) - self.elapsed
+        limit = self._limit if self.deadline is None else min(self.deadline, self._limit)
+        return inf if limit == inf else limit - self.elapsed
 
     @property
     def is_past_deadline(self) -> bool:
@@ -168,13 +168,29 @@ def schedule(
 
     tick : seconds after which somebody wants to look, whatever happens.
     """
-    last_news, looked, may_stall, log = 0.0, 0.0, False, log or MapLog()
+    last_news, looked, may_stall = 0.0, 0.0, False
+    offset = watch.at(0.0)  # from the clock of the run to that of the watch
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
         last_news = watch.elapsed
         run.submit(tasks.start(indices, last_news))
-        log.started(indices, tasks, last_news)
+        if log is not None:
+            log.started(indices, tasks, last_news)
+
+    def note(events: Sequence[Event]) -> list[Outcome]:
+        nonlocal last_news
+        now, outcomes = watch.elapsed, []
+        for event in events:
+            if isinstance(event, Outcome):
+                last_news = now
+                outcomes.append(event)
+                tasks.note(event, now)
+                if log is not None:
+                    log.ended(event, now)
+            elif policy.watches_starts:
+                tasks.note_began(event.task, event.attempt, event.when + offset)
+        return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))
     while True:
@@ -183,19 +199,7 @@ def schedule(
             wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:
             wait = min(wait, last_news + STALL_SECONDS - watch.elapsed)
-        events = run.wait(max(0.0, wait))
-        now = watch.elapsed
-        outcomes = [event for event in events if isinstance(event, Outcome)]
-        if policy.watches_starts:
-            for event in events:
-                if isinstance(event, Began):
-                    tasks.note_began(event.task, event.attempt, watch.at(event.when))
-        if outcomes:
-            last_news = now
-        for outcome in outcomes:
-            tasks.note(outcome, now)
-            log.ended(outcome, now)
-        yield outcomes
+        yield note(run.wait(max(0.0, wait)))  # and keeps none of it
         looked = now = watch.elapsed
         due = policy.due(tasks, need, now)
         if due:

@@ -10,14 +10,14 @@ from polarmap.errors import raised_by
 from polarmap.executors.base import Attempt, Failure, Outcome
 
 
-@dataclass
+@dataclass(slots=True)
 class Task:
     """What is known of one task.
 
     submitted : for each attempt, the second of the map in which it was handed out.
     running : attempts that have not ended.
     began : for each attempt of which the executor has told it, when it came to run.
-    returned : whether an attempt ended with a result that was not rejected.
+    returned : whether an attempt ended with a result that was not rejected, or none is wanted any more.
     took : seconds from when that attempt began to run until its result was here.
     failures : why attempts gave nothing, and why results were rejected.
     """
@@ -56,8 +56,8 @@ class TaskTable:
         Tasks that were started, do not run and have not returned a result that stands.
     held_back : set of int
         Tasks that have not been started.
-    durations : list of (int, float)
-        What first results of tasks took, in order of return, and as which attempt.
+    durations : list of (int, int, float)
+        What first results of tasks took, in order of return: task, attempt, seconds.
     noted : list of (int, int)
         Tasks and attempts that were found to have begun or ended, in this order.
     unbegun : set of int
@@ -71,7 +71,7 @@ class TaskTable:
         self.running: set[int] = set()
         self.failed: set[int] = set()
         self.held_back = set(range(n))
-        self.durations: list[tuple[int, float]] = []
+        self.durations: list[tuple[int, int, float]] = []
         self.noted: list[tuple[int, int]] = []
         self.unbegun: set[int] = set()
         self.changes = 0
@@ -81,6 +81,13 @@ class TaskTable:
 
     def __getitem__(self, index: int) -> Task:
         return self._tasks[index]
+
+    def add(self) -> int:
+        """The number of one more task, which is held back."""
+        index = len(self._tasks)
+        self._tasks.append(Task())
+        self.held_back.add(index)
+        return index
 
     def start(self, indices: Collection[int], elapsed: float) -> list[Attempt]:
         """The next attempt of each, which is handed out now."""
@@ -117,7 +124,7 @@ class TaskTable:
             task.returned = True
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
-            self.durations.append((outcome.attempt, task.took))
+            self.durations.append((index, outcome.attempt, task.took))
         elif outcome.failure is not None and not task.returned:
             task.failures.append(outcome.failure)
         self._place(index)
@@ -136,6 +143,14 @@ class TaskTable:
             return
         task.returned = True
         task.failures = [one for one in task.failures if one.kind != "shape"]
+        self._place(index)
+
+    def give_up(self, index: int) -> None:
+        """Nothing is wanted of a task any more, whatever its attempts still do."""
+        task = self._tasks[index]
+        task.returned = True
+        task.failures.clear()
+        self.noted.append((index, task.attempts - 1))
         self._place(index)
 
     @property

@@ -118,3 +118,19 @@ def test_what_was_late_stays_late_until_it_ends() -> None:
     assert not attempts.late_at(299.0)
     attempts.end("b"), attempts.end("c")
     assert attempts.next_moment() == inf
+
+
+def test_a_job_without_an_end_has_the_tasks_that_are_known_and_run() -> None:
+    attempts: LateAttempts[int] = LateAttempts(LatenessRule(1, min_seconds=0.1), is_endless=True)
+    assert attempts.next_moment() == inf
+    took = [1.0 + number / 100 for number in range(40)]
+    for number, seconds in enumerate(took):
+        attempts.begin(number, 0.0)
+        attempts.end(number)
+        attempts.learn(seconds)
+    attempts.begin(40, 100.0)
+    attempts.begin(41, 101.0)
+    moments = LatenessRule(42, min_seconds=0.1).late_moments(took, [100.0, 101.0])
+    assert attempts.next_moment() == min(moments)
+    assert attempts.late_at(moments[0]) == {40}
+    assert attempts.late_at(moments[1]) == {40, 41}

@@ -11,10 +11,9 @@ from pool_processes import until
 
 from polarmap import ReplayExecutor
 from polarmap.executors.base import Payload
-from polarmap.run import call_driver, call_run
-from polarmap.run.call import Call
+from polarmap.run import call_driver, calls
 from polarmap.run.call_driver import CallDriver
-from polarmap.run.call_run import Limits
+from polarmap.run.calls import Call, Limits
 from polarmap.worker.any_value import to_block
 
 PATIENCE = 30.0
@@ -90,7 +89,7 @@ def test_a_thread_without_calls_ends_and_another_one_takes_the_next(monkeypatch:
 
 
 def test_runs_that_are_worn_are_left_to_their_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_run, "MOST_CALLS", 8)
+    monkeypatch.setattr(calls, "MOST_CALLS", 8)
     executor = Counting()
     driver = CallDriver(executor, LIMITS, lambda: None)
     assert [one.result(PATIENCE) for one in submit(driver, 100)] == [0] * 100

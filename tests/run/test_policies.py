@@ -131,7 +131,7 @@ def test_what_a_first_attempt_took_is_not_counted_from_its_backup_on() -> None:
     tasks.start([1], 1.2)
     note_began(tasks, [1], 1.2)
     tasks.note(returned(1), 1.5)
-    assert tasks.durations == [(0, 1.0), (0, 1.5)]
+    assert tasks.durations == [(0, 0, 1.0), (1, 0, 1.5)]
 
 
 @given(st.lists(st.floats(0.1, 50.0), min_size=3, max_size=12), st.integers(0, 3))

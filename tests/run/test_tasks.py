@@ -37,7 +37,7 @@ def test_what_fails_after_a_result_is_not_told() -> None:
     tasks.note(ended(0, 1), 2.5)
     tasks.note(ended(0, 0, LOST), 3.0)
     assert tasks[0].failures == []
-    assert tasks.durations == [(1, 2.0)]
+    assert tasks.durations == [(0, 1, 2.0)]
     assert not tasks.failed
 
 
@@ -53,9 +53,9 @@ def test_what_an_attempt_took_is_counted_from_its_own_beginning() -> None:
     tasks.note_began(0, 1, 3.0)
     assert (tasks.unbegun, tasks[0].began) == ({1}, {0: 0.5, 1: 3.0})
     tasks.note(ended(0, 0), 4.0)
-    assert tasks.durations == [(0, 3.5)]
+    assert tasks.durations == [(0, 0, 3.5)]
     tasks.note(ended(1, 0), 5.0)  # it began and ended while nobody looked
-    assert tasks.durations == [(0, 3.5), (0, 2.0)]
+    assert tasks.durations == [(0, 0, 3.5), (1, 0, 2.0)]
     assert not tasks.unbegun
     assert tasks.noted == [(0, 0), (0, 1), (0, 0), (1, 0)]
 
@@ -78,8 +78,22 @@ def test_a_result_that_counts_is_one_whatever_its_copies_do() -> None:
     tasks.note(ended(0, 1), 2.0)
     tasks.accept(0)
     tasks.note(ended(0, 0), 3.0)
-    assert tasks.durations == [(1, 2.0)]
+    assert tasks.durations == [(0, 1, 2.0)]
     assert (tasks.running, tasks.failed) == (set(), set())
+
+
+def test_tasks_may_be_added_and_given_up() -> None:
+    tasks = TaskTable(0)
+    assert [tasks.add(), tasks.add()] == [0, 1]
+    assert (len(tasks), tasks.held_back) == (2, {0, 1})
+    tasks.start([0], 0.0)
+    tasks.start([0], 1.0)
+    tasks.note(ended(0, 0, LOST), 2.0)
+    tasks.give_up(0)
+    assert (tasks.running, tasks[0].failures) == ({0}, [])
+    tasks.note(ended(0, 1, LOST), 3.0)
+    assert (tasks.running, tasks.failed, tasks.held_back) == (set(), set(), {1})
+    assert (tasks[0].failures, tasks.durations) == ([], [])
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1e6)), min_size=1))

@@ -21,9 +21,9 @@ from memory_storage import DictStorage
 
 import polarmap
 from polarmap import Fault, FaultyExecutor
-from polarmap.blocks.call_blocks import CallBlocks
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
+from polarmap.run.calls import CallBlocks
 from polarmap.worker.encryption import ENCRYPTED, Encryption
 from polarmap.worker.frames import END, Message
 from polarmap.worker.io_lithops import make_task

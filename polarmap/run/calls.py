@@ -1,0 +1,257 @@
+"""The calls of an executor as tasks of one run, which come while its schedule runs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import defaultdict, deque
+from collections.abc import Callable, Collection, Hashable, Sequence
+from concurrent.futures import Future, InvalidStateError
+from math import inf
+from typing import Any, NamedTuple
+
+from polarmap.blocks.base import WholeBlocks
+from polarmap.errors import WorkerLostError, hide_our_frames
+from polarmap.executors.base import Attempt, Outcome, read_only
+from polarmap.planning.lateness import LateAttempts, LatenessRule
+from polarmap.run.policies import Backups
+from polarmap.run.schedule import Need
+from polarmap.run.tasks import TaskTable
+from polarmap.worker.any_value import Array, from_result
+from polarmap.worker.parts import MESSAGE
+from polarmap.worker.pytree import Layout, Structure, unflatten
+
+START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
+MOST_CALLS = 4096  # of a run, which keeps a little of each
+GHOST_SECONDS = 1.0  # that a worker may be busy with what another one has done
+ENDLESS = LatenessRule(1, min_seconds=0.1)  # no call is late before
+REMEMBERED = 256  # durations of each function
+
+Durations = defaultdict[Hashable, deque[float]]  # of the latest calls of each function
+
+
+class Limits(NamedTuple):
+    """What an executor does with its calls.
+
+    most : calls that are given to its run at a time; None: all.
+    grows : whether as many more are given to it as it seems to have room for.
+    backups : that a late call may get.
+    retries : of one whose worker was lost.
+    """
+
+    most: int | None
+    grows: bool
+    backups: int
+    retries: int
+
+    def room(self, given: int, running: int) -> int:
+        """How many more calls a run gets that has been given so many, of which some run."""
+        if self.most is None:
+            return 1 << 30
+        most = max(self.most, running + max(self.most, running) // 2) if self.grows else self.most
+        return max(0, most - given)
+
+
+class Call(NamedTuple):
+    """A call, and the future of what it gives.
+
+    function : what tells calls of one function from those of others.
+    block : the call as it travels.
+    file : with the function that several calls share, kept as long as any of them.
+    """
+
+    future: Future[Any]
+    function: Hashable
+    block: Array
+    file: Any = None
+
+    def return_(self, outcome: Outcome) -> None:
+        """Its result is there."""
+        try:
+            value = from_result(unflatten(outcome.structure or ("array",), outcome.leaves or []))
+        except BaseException as error:
+            self.fail(error)
+            return
+        with contextlib.suppress(InvalidStateError):  # somebody else has set it
+            self.future.set_result(value)
+
+    def fail(self, error: BaseException, is_of_f: bool = False) -> None:
+        """It has none; `is_of_f`: the error is what f raised."""
+        hide_our_frames(error, is_of_f)
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_exception(error)
+
+
+class CallBlocks(WholeBlocks):
+    """What workers get: the bytes of each call by number, which travel with its ticket."""
+
+    source = MESSAGE
+    structure: Structure = ("array",)
+
+    def __init__(self) -> None:
+        self.calls: dict[int, Array] = {}
+
+    @property
+    def n(self) -> int:
+        """How many there are now."""
+        return len(self.calls)
+
+    def leaves(self, index: int) -> list[Array]:
+        """The bytes of a call, which nobody changes."""
+        return [read_only(self.calls[index])]
+
+    def layout(self, index: int) -> Layout:
+        """How many there are."""
+        return (("|u1", (len(self.calls[index]),)),)
+
+
+class Calls:
+    """Calls on a run, which are taken as they come: the `Policy` of its schedule, and its `Need`.
+
+    Parameters
+    ----------
+    limits : Limits
+    durations : dict
+        What earlier calls took; those of new ones are added.
+    take : callable
+        Gives so many calls at most, and says whether others are left.
+    """
+
+    watches_starts, holds_back, is_protected = True, False, True
+    received: Collection[int] = ()
+
+    def __init__(
+        self, limits: Limits, durations: Durations, take: Callable[[int], tuple[list[Call], bool]]
+    ) -> None:
+        self.tasks, self.blocks = TaskTable(0), CallBlocks()
+        self._limits, self._durations, self._take = limits, durations, take
+        self._calls: dict[int, Call] = {}  # that are under way
+        self._late: dict[Hashable, LateAttempts[Attempt]] = {}  # of each function
+        self._backups = Backups(0, ENDLESS, limits.backups)
+        self._ghosts: dict[int, float] = {}  # tasks that run although their call is done: since when
+        self._others_wait = False
+
+    @property
+    def first(self) -> Sequence[int]:
+        """The calls that have been taken and not been started."""
+        return sorted(self.tasks.held_back)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no call is under way."""
+        return not self._calls
+
+    def is_worn(self, now: float) -> bool:
+        """Whether further calls are better given to another run."""
+        return len(self.tasks) >= MOST_CALLS or (bool(self._ghosts) and self._worn_at <= now)
+
+    @property
+    def _worn_at(self) -> float:
+        """When the oldest ghost will have been one for too long; inf if there is none."""
+        return next(iter(self._ghosts.values()), inf) + GHOST_SECONDS
+
+    def take(self) -> None:
+        """Take as many calls as there is room for."""
+        running = len(self.tasks.running) - len(self.tasks.unbegun)
+        found, self._others_wait = self._take(self._limits.room(len(self._calls), running))
+        for call in found:
+            task = self.tasks.add()
+            self._calls[task], self.blocks.calls[task] = call, call.block
+            self._backups.add(self._late.get(call.function) or self._late_calls(call.function))
+
+    def _late_calls(self, function: Hashable) -> LateAttempts[Attempt]:
+        """The attempts at calls of a new function, given what earlier ones took."""
+        found = self._late[function] = LateAttempts(ENDLESS, is_endless=True)
+        for took in list(self._durations[function]):
+            found.learn(took)
+        return found
+
+    def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
+        """Calls that have come; late ones, if none waits for a worker that a backup would take."""
+        self.take()
+        new = sorted(tasks.held_back)
+        return new if self._others_wait else [*new, *self._backups.due(tasks, need, now)]
+
+    def wait_seconds(self, tasks: TaskTable, now: float) -> float:
+        """Until a call may be late, or calls that wait are better given to others."""
+        if not self._others_wait:
+            return self._backups.wait_seconds(tasks, now)
+        return START_SECONDS if self._limits.grows else max(0.0, self._worn_at - now)
+
+    def note(self, outcomes: list[Outcome], now: float) -> None:
+        """What became of attempts, of which nothing is kept: the first that returns or raises counts."""
+        for outcome in outcomes:
+            failure, call = outcome.failure, self._calls.get(outcome.task)
+            if call is None:
+                continue
+            if failure is None:
+                del self._calls[outcome.task]
+                self._durations[call.function].append(self.tasks[outcome.task].took or 0.0)
+                call.return_(outcome)
+            elif failure.kind == "raised":
+                self._give_up(outcome.task, failure.cause or RuntimeError(str(failure)), is_of_f=True)
+        for index in sorted(self.tasks.failed):
+            task = self.tasks[index]
+            if task.attempts > self._limits.retries and task.last_failure is not None:
+                text = f"a call was lost {task.attempts} times, with its worker: {task.last_failure.message}"
+                self._give_up(index, WorkerLostError(text))
+        for outcome in outcomes:
+            if outcome.task in self._calls:
+                continue
+            if outcome.task in self.tasks.running:
+                self._ghosts.setdefault(outcome.task, now)
+            else:
+                self._ghosts.pop(outcome.task, None)
+                self.blocks.calls.pop(outcome.task, None)
+        outcomes.clear()
+
+    def _give_up(self, index: int, error: BaseException, is_of_f: bool = False) -> None:
+        self.tasks.give_up(index)
+        self._calls.pop(index).fail(error, is_of_f)
+
+    def fail(self, error: BaseException) -> None:
+        """The run has failed: so have all calls that are under way."""
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.fail(error)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether no call has to be started again, as its worker was lost."""
+        return not self.tasks.failed
+
+    def failed(self) -> list[int]:
+        """Calls that have to be."""
+        return sorted(self.tasks.failed)
+
+    def is_out_of_reach(self) -> bool:
+        """No other call can do for one."""
+        return bool(self.tasks.failed)
+
+    def look_seconds(self) -> float:
+        """Nothing else is waited for, and nothing at all while no call is under way."""
+        return inf if self._calls else 0.0
+
+    def would_be_met(self, tasks: Collection[int]) -> bool:
+        """More calls may come."""
+        return False
+
+    def settle_for_less(self, nothing_can_come: bool) -> None:
+        """Each call has had its end when its outcome was noted."""
+
+    def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
+        """No time is set."""
+        raise NotImplementedError
+
+
+def function_of(f: Callable[..., Any]) -> Hashable:
+    """What is the same for calls of one function: the code of what is written in Python.
+
+    >>> function_of(min) == function_of(max), function_of("a".join) == function_of("b".join)
+    (False, True)
+    """
+    inner: Any = getattr(f, "func", f)  # of a partial
+    code = getattr(getattr(inner, "__func__", inner), "__code__", None)
+    if code is not None:
+        return id(code)
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    return getattr(named, "__module__", None), named.__qualname__
