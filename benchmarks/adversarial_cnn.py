@@ -24,7 +24,7 @@ from scipy.fft import dct
 
 from benchmarks import ROOT, is_quick, show
 from polarmap import ReplayExecutor, coded_gradient
-from polarmap.maps.coded_gradient import DEFAULT_STEP
+from polarmap.maps.gradients import DEFAULT_STEP
 
 sys.path.insert(0, str(ROOT / "examples" / "adversarial_cnn"))
 from images import draw

@@ -7,9 +7,9 @@ import typing
 
 from polarmap import errors, planning
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.audit import Audit
-from polarmap.arrays.encode import encode
-from polarmap.arrays.open_coded import list_coded, open_coded
+from polarmap.arrays.audits import Audit
+from polarmap.arrays.encoding import encode
+from polarmap.arrays.opening import list_coded, open_coded
 from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
 from polarmap.arrays.stored_result import Stored, StoredResult
 from polarmap.code.decoder import Decoder
@@ -22,12 +22,12 @@ from polarmap.executors.pool import Pool, shutdown
 from polarmap.executors.replay import ReplayExecutor
 from polarmap.linalg.gram import coded_gram
 from polarmap.linalg.products import CodedProduct, coded_matmul
-from polarmap.maps.coded_gradient import CodedGradient, GradientResult, coded_gradient
-from polarmap.maps.coded_map import coded_map
-from polarmap.maps.coded_sum import CodedSum, coded_sum
+from polarmap.maps.coded import coded_map
 from polarmap.maps.executor import Executor
-from polarmap.maps.hedged_map import hedged_map
-from polarmap.maps.submit import submit
+from polarmap.maps.gradients import CodedGradient, GradientResult, coded_gradient
+from polarmap.maps.hedged import hedged_map
+from polarmap.maps.submission import submit
+from polarmap.maps.sums import CodedSum, coded_sum
 from polarmap.planning.planner import Plan, plan
 from polarmap.report import Report, TaskReport
 from polarmap.run.coded_future import CodedFuture

@@ -9,13 +9,13 @@ from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overloa
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName, CodeOptions, block_count
+from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
 from polarmap.clouds.extras import install_command
 from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn, without_our_frames
-from polarmap.maps.coded_map import coded_map
+from polarmap.maps.coded import coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult

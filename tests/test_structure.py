@@ -126,19 +126,19 @@ ONLY_FROM = {
     ],
     "polarmap.cli": ["polarmap.__main__", *CLI],
     "polarmap.code.kernels_numba": ["polarmap.code.kernels", "polarmap.code.tiled"],
-    "polarmap.maps.coded_map": [
+    "polarmap.maps.coded": [
         "polarmap",
         *[f"polarmap.cli.{name}" for name in ("demo", "doctor", "smoke")],
-        "polarmap.maps.submit",
+        "polarmap.maps.submission",
         "polarmap.xr",
     ],
     "polarmap.run.execute": [
         "polarmap.arrays.encode_remotely",
         "polarmap.arrays.stored_result",
-        "polarmap.maps.coded_gradient",
-        "polarmap.maps.coded_map",
-        "polarmap.maps.coded_sum",
-        "polarmap.maps.hedged_map",
+        "polarmap.maps.gradients",
+        "polarmap.maps.coded",
+        "polarmap.maps.sums",
+        "polarmap.maps.hedged",
         "polarmap.linalg.products",
     ],
 }
@@ -164,10 +164,10 @@ PROJECT = {
 STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
-    "arrays": "audit encode_locally fetch readable_parts",
-    "blocks": "choose_code coded pairs stored",
+    "arrays": "audits encode_locally fetching readable_parts",
+    "blocks": "code_choice coded pairs stored",
     "linalg": "coded_sides matrices",
-    "run": ("estimate failure_message first_results local_evaluation received results summary verify"),
+    "run": ("estimates failure_message first_results local_evaluation received results summary verify"),
     "worker": "finite_differences",
 }
 

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays import audit, generations, manifest, repair
-from polarmap.arrays.audit import Audit
-from polarmap.arrays.fetch import ArrayReader
+from polarmap.arrays import audits, generations, manifest, repairing
+from polarmap.arrays.audits import Audit
+from polarmap.arrays.fetching import ArrayReader
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.row_index import parse_row_index
 from polarmap.arrays.stores import place_of
@@ -178,8 +178,8 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audit.audit(
-                self.store, self._manifest, repair.examiner(self.store, self._manifest, executor)
+            return audits.audit(
+                self.store, self._manifest, repairing.examiner(self.store, self._manifest, executor)
             )
 
     def repair(self, *, executor: Any = None) -> Audit:
@@ -207,7 +207,7 @@ class CodedArray:
         """
         with without_our_frames:
             current, before = manifest.load_as_stored(self.store, self.name, self.key)
-            repaired, found = repair.repair(self.store, current, before, executor)
+            repaired, found = repairing.repair(self.store, current, before, executor)
             self._adopt(repaired)
             return found
 

@@ -15,7 +15,7 @@ from polarmap.arrays.manifest import checksum
 from polarmap.arrays.nonfinite import NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.write_array import StripeWriter
+from polarmap.arrays.writing import StripeWriter
 from polarmap.arrays.zarr_chunks import filled
 from polarmap.arrays.zarr_view import ZarrView
 from polarmap.storage.base import Store

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.fetch import fetch
+from polarmap.arrays.fetching import fetch
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
 from polarmap.arrays.readable_parts import ReadableParts
 from polarmap.arrays.sources import Source
 from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.write_array import StripeWriter
+from polarmap.arrays.writing import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ExecutorError, StorageError

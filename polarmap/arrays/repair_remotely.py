@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.audit import Examine, extent
+from polarmap.arrays.audits import Examine, extent
 from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.encode_remotely import run_on_parts
-from polarmap.arrays.fetch import TRANSFERS, Damage
+from polarmap.arrays.fetching import TRANSFERS, Damage
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, ZarrChunk

@@ -12,7 +12,7 @@ from polarmap.arrays.array import CodedArray
 from polarmap.arrays.result_writer import ResultWriter
 from polarmap.arrays.stores import open_store
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.code_choice import CodeOptions
 from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
 
-from polarmap.arrays.fetch import TRANSFERS
+from polarmap.arrays.fetching import TRANSFERS
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, ZarrChunk, checksum
 from polarmap.errors import StorageError

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError

@@ -16,7 +16,7 @@ from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.backups import BACKUPS
 from polarmap.worker.pytree import Layout, layout_of
-from polarmap.worker.sparse_rows import on_sparse_rows
+from polarmap.worker.sparse import on_sparse_rows
 
 Array = npt.NDArray[Any]
 

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
-from polarmap.arrays.open_coded import without_key
+from polarmap.arrays.opening import without_key
 from polarmap.cli.answer import Answer, answering, table
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError

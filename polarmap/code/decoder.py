@@ -6,8 +6,8 @@ from math import inf, isinf
 
 import numpy as np
 
-from polarmap.code.arguments import is_number
 from polarmap.code.base import Code, Recovery, is_code
+from polarmap.code.checks import is_number
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError

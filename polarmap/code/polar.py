@@ -22,9 +22,10 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, row_operations, tiled
-from polarmap.code.arguments import is_number, is_one_of
 from polarmap.code.base import Mask, Recovery
+from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder
+from polarmap.code.decoding import as_block, decode_blocks
 from polarmap.code.design import (
     Floats,
     Indices,
@@ -48,7 +49,6 @@ from polarmap.code.modular import ModularRecovery
 from polarmap.code.recovery import SystematicRecovery, is_formed
 from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
 from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
-from polarmap.code.stacked import as_block, decode_blocks
 from polarmap.code.syndrome import SyndromeRecovery
 from polarmap.errors import CodeError, without_our_frames
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import pyproximal
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.convex.losses import SquaredLoss
 from polarmap.convex.penalties import ElasticNetPenalty

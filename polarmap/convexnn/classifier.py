@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.neural_network import MLPClassifier
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.convexnn.convex_network import ConvexNetwork
 from polarmap.convexnn.output_loss import Binary, Softmax

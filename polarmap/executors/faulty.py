@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import MapExecutor, Payload, Run

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.code.arguments import is_positive
+from polarmap.code.checks import is_positive
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload

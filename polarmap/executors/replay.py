@@ -12,14 +12,14 @@ import numpy as np
 
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Stay
-from polarmap.code.arguments import is_number
+from polarmap.code.checks import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Function, Outcome, Payload, block_of, lost
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.run_task import TaskIO, run_task
+from polarmap.worker.tasks import TaskIO, run_task
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, softmax
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.errors import without_our_frames
 from polarmap.glm.linear_classifier import LinearClassifier

@@ -10,7 +10,7 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import d2_tweedie_score
 from sklearn.utils.validation import validate_data
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.losses import Poisson

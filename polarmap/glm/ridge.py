@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName
+from polarmap.blocks.code_choice import CodeName
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.glm.least_squares import AugmentedOperator, solve_least_squares

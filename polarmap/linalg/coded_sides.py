@@ -7,9 +7,9 @@ import uuid
 from typing import Any, NamedTuple
 
 from polarmap.arrays.array import CodedArray
-from polarmap.arrays.encode import encode
+from polarmap.arrays.encoding import encode
 from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.choose_code import CodeName, CodeOptions, encode_once, encode_sparse
+from polarmap.blocks.code_choice import CodeName, CodeOptions, encode_once, encode_sparse
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode

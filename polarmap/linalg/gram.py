@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import encode_once
+from polarmap.blocks.code_choice import encode_once
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.code.dtypes import DType, is_exact, real_dtype

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from polarmap.blocks.equal import checked_count
-from polarmap.code.arguments import is_one_of
+from polarmap.code.checks import is_one_of
 from polarmap.code.polar import MAX_WORKERS
 from polarmap.errors import CodeError
 

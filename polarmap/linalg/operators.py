@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.array import CodedArray
 from polarmap.blocks.array_like import is_sparse
-from polarmap.blocks.choose_code import CodeName, check_not_masked
+from polarmap.blocks.code_choice import CodeName, check_not_masked
 from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds.extras import install_command

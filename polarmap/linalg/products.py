@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeName, CodeOptions, check_not_masked, encode_once
+from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked, encode_once
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError

@@ -24,8 +24,8 @@ from polarmap.clouds.extras import install_command
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices
-from polarmap.maps.hedged_map import hedged_map
-from polarmap.maps.submit import submit
+from polarmap.maps.hedged import hedged_map
+from polarmap.maps.submission import submit
 
 try:
     from scipy.fft import dct

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning import backups, decodability, unequal

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.arguments import is_number
+from polarmap.code.checks import is_number
 from polarmap.errors import CodeError, without_our_frames
 
 Floats = npt.NDArray[np.float64]

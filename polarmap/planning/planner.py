@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.errors import CodeError, without_our_frames

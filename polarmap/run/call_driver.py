@@ -13,8 +13,8 @@ from functools import partial
 
 from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.run.calls import REMEMBERED, Call, Calls, Durations, Limits
+from polarmap.run.loop import Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
-from polarmap.run.schedule import Stopwatch, schedule
 from polarmap.worker.any_value import run_call
 
 LINGER_SECONDS = 0.05  # without calls, before a run is closed

@@ -13,8 +13,8 @@ from polarmap.blocks.base import WholeBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.planning.lateness import LateAttempts, LatenessRule
+from polarmap.run.loop import Need
 from polarmap.run.policies import Backups
-from polarmap.run.schedule import Need
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.any_value import Array, from_result
 from polarmap.worker.parts import MESSAGE

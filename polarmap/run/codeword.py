@@ -18,9 +18,9 @@ from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome
 from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
-from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import TRUSTED, Trust
 from polarmap.run.verify import NotFiniteError, Verifier

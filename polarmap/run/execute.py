@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.blocks.choose_code import CodeOptions, encoded
+from polarmap.blocks.code_choice import CodeOptions, encoded
 from polarmap.blocks.equal import without_padding
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds import limits
@@ -27,15 +27,15 @@ from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword
-from polarmap.run.estimate import Estimate, estimate_at_deadline, estimate_so_far
+from polarmap.run.estimates import Estimate, estimate_at_deadline, estimate_so_far
 from polarmap.run.first_results import FirstResults
+from polarmap.run.loop import Policy, Stopwatch, Upfront, schedule
 from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.progress import Observer, RunningMap, observer_of
-from polarmap.run.schedule import Policy, Stopwatch, Upfront, schedule
 from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption

@@ -9,8 +9,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.choose_code import CodeOptions
-from polarmap.code.arguments import is_number, is_one_of
+from polarmap.blocks.code_choice import CodeOptions
+from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded

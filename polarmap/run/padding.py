@@ -17,8 +17,8 @@ from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.errors import warn
 from polarmap.run.codeword import Codeword
 from polarmap.run.local_evaluation import LocalRun
+from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.schedule import Stopwatch
 from polarmap.run.trusted import TRUSTED, Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten

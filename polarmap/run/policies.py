@@ -9,7 +9,7 @@ from math import inf
 from polarmap.executors.base import Attempt
 from polarmap.planning.lateness import LateAttempts, LatenessRule, told
 from polarmap.planning.on_demand import ParityRule
-from polarmap.run.schedule import Need
+from polarmap.run.loop import Need
 from polarmap.run.tasks import TaskTable
 
 LEAST_SECONDS = 1e-9  # to wait: less may leave a clock where it is

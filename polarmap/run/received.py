@@ -17,6 +17,7 @@ from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
 from polarmap.run.local_evaluation import data_block, evaluated_here
+from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
@@ -28,7 +29,6 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
-from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskSeconds, TaskTable
 from polarmap.worker.pytree import Structure
 

@@ -14,7 +14,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.code.uncoded import Uncoded
 from polarmap.report import Report, TaskReport
 from polarmap.run.codeword import Codeword
-from polarmap.run.estimate import Estimate
+from polarmap.run.estimates import Estimate
 from polarmap.run.first_results import FirstResults
 from polarmap.run.tasks import Task, TaskTable
 

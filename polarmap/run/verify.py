@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.code import residual
+from polarmap.code import equations
 from polarmap.code.base import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
@@ -113,10 +113,10 @@ class Verifier:
         unseen = np.zeros(len(recovery.arrived), bool)
         evaluated = np.isin(recovery.missing, list(self.evaluated))
         for dtype in set(self._received.dtypes()):
-            seen = residual.revealed(recovery, dtype)[evaluated].any(axis=0)
+            seen = equations.revealed(recovery, dtype)[evaluated].any(axis=0)
             if self._residuals:
-                seen |= residual.covered(recovery, dtype)
-            unseen |= (residual.support(recovery, dtype).any(axis=0) | also) & ~seen
+                seen |= equations.covered(recovery, dtype)
+            unseen |= (equations.support(recovery, dtype).any(axis=0) | also) & ~seen
         return unseen
 
     @property
@@ -143,14 +143,14 @@ class Verifier:
         if self._mixed[np.isin(self._recovery.missing, list(self.evaluated))].any():
             return True
         dtypes = set(self._received.dtypes()) if self._residuals else ()
-        return any(residual.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
+        return any(equations.most_terms(self._recovery, dtype) > 2 for dtype in dtypes)
 
     @property
     def _mixed(self) -> Mask:
         """Which of the blocks to decode are made of more than a copy."""
         mixed = np.zeros(len(self._recovery.missing), bool)
         for dtype in set(self._received.dtypes()):
-            mixed |= residual.support(self._recovery, dtype).sum(axis=1) > 1
+            mixed |= equations.support(self._recovery, dtype).sum(axis=1) > 1
         return mixed
 
     @property
@@ -182,8 +182,8 @@ class Verifier:
             left_over = None if left_over is None else left_over + hidden
             rounding = 0.0 if is_exact(dtype) else self._rounding(dtype)  # of decoded blocks
             missed = {block: values[leaf] + hidden + rounding for block, values in self._missed.items()}
-            unseen = residual.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
-            largest = residual.largest_magnitude([leaves[leaf] for leaves in results])
+            unseen = equations.undetected(recovery, left_over, missed, len(self._coded.code.systematic))
+            largest = equations.largest_magnitude([leaves[leaf] for leaves in results])
             if largest:  # parity results may be larger than those that are wanted
                 halves = self._halves / largest if is_exact(dtype) else 0.0
                 bound = max(bound, unseen * self._largest(leaf) / largest + rounding + halves)
@@ -210,7 +210,7 @@ class Verifier:
 
     def _largest(self, leaf: int) -> float:
         """The largest number of a leaf in any result."""
-        return residual.largest_magnitude([leaves_of(one)[leaf] for one in self._received.results.values()])
+        return equations.largest_magnitude([leaves_of(one)[leaf] for one in self._received.results.values()])
 
     def local_run(self) -> LocalRun:
         """f on a block that has to be decoded, on a thread: under way, or ended just now.
@@ -280,7 +280,7 @@ class Verifier:
         """Whether results differ by more than rounding: f of equal blocks satisfies any equation."""
         for leaf, dtype in enumerate(self._received.dtypes()):
             first, *others = self._received.rows(leaf).values()
-            apart = 0.0 if is_exact(dtype) else residual.tolerance(self._received.precision(dtype))
+            apart = 0.0 if is_exact(dtype) else equations.tolerance(self._received.precision(dtype))
             with np.errstate(invalid="ignore", over="ignore"):
                 if any((np.abs(one - first) > apart * np.abs(first).max(initial=0)).any() for one in others):
                     return True
@@ -299,7 +299,7 @@ class Verifier:
         """The block to decode that is made of most results unchecked so far."""
         recovery, columns = self._recovery, self._unseen()
         told = sum(
-            residual.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
+            equations.support(recovery, dtype)[:, columns].sum(axis=1) for dtype in self._received.dtypes()
         )
         told = told + self._mixed / 2 + self._coded.n * np.isin(recovery.missing, list(self._received.odd))
         told[np.isin(recovery.missing, list(self.evaluated))] = -1.0
@@ -321,14 +321,14 @@ class Verifier:
                 continue
             rows = recovery.checkable(arrived)
             precision = self._received.precision(dtype)
-            found = residual.residual(recovery, rows, dtype, self._rtol, precision, error)
+            found = equations.residual(recovery, rows, dtype, self._rtol, precision, error)
             if not found.finite:
                 raise NotFiniteError
             self._residuals.append(found.relative)
             if len(found.broken):
                 broken = True
                 if recovery.surplus > 1:
-                    named = set(residual.culprits(recovery, rows, found.broken, dtype, precision))
+                    named = set(equations.culprits(recovery, rows, found.broken, dtype, precision))
                     suspects = named if suspects is None else suspects & named
         measured = [one for one in self._residuals if one is not None]
         self.residual, self.broken = max(measured, default=0.0), broken
@@ -388,12 +388,12 @@ def leaf_agrees(
         return False
     if is_exact(other.dtype):
         return bool((one.astype(other.dtype) == other).all())
-    limit = max(residual.tolerance(precision), rtol or 0.0)
+    limit = max(equations.tolerance(precision), rtol or 0.0)
     allowed = max(rtol or default_rtol(precision), amplification * epsilon(precision))
     decoding = min(DECODING_NOISE * amplification * epsilon(precision), allowed)
     scale = np.maximum(np.abs(one), np.abs(other))
     with np.errstate(invalid="ignore"):
-        floor = max(residual.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
+        floor = max(equations.noise(precision), decoding) * max(largest, float(scale.max(initial=0)))
         close = np.abs(one - other) <= limit * scale + max(floor, error)
     same = (one == other) | (np.isnan(one) & np.isnan(other))  # infinities differ by NaN
     return bool((close | same).all())

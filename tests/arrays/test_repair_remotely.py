@@ -157,7 +157,7 @@ def test_what_is_damaged_between_check_and_repair_is_an_error(store, threads, mo
     coded = polarmap.encode(random_array((20, 10)), storage=store, **OPTIONS)
     damage(store, coded.stored(1)[0], "missing")
     audit = coded.check()
-    monkeypatch.setattr("polarmap.arrays.repair.audit", lambda *_: audit)
+    monkeypatch.setattr("polarmap.arrays.repairing.audit", lambda *_: audit)
     damage(store, coded.stored(2)[0], "corrupt")
     before = objects(store)
     with pytest.raises(NotDecodableError, match="is corrupt: its checksum is not the one in the manifest"):

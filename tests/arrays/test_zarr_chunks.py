@@ -47,7 +47,7 @@ def zarr_data(coded):
 
 
 def small_memory(monkeypatch):
-    monkeypatch.setattr(importlib.import_module("polarmap.arrays.encode"), "LEAST_MEMORY", 1)
+    monkeypatch.setattr(importlib.import_module("polarmap.arrays.encoding"), "LEAST_MEMORY", 1)
 
 
 def test_it_opens_where_there_is_no_polarmap(tmp_path):

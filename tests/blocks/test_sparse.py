@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from polarmap import PolarCode
-from polarmap.blocks.choose_code import CodeOptions, encode_sparse
+from polarmap.blocks.code_choice import CodeOptions, encode_sparse
 from polarmap.blocks.sparse import (
     MOST_WORK,
     SparseBlocks,
@@ -22,7 +22,7 @@ from polarmap.blocks.sparse import (
     work_of_coding,
 )
 from polarmap.code.uncoded import Uncoded
-from polarmap.worker.sparse_rows import sparse_rows
+from polarmap.worker.sparse import sparse_rows
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "u1", "i4", "i8", "u8"]
 

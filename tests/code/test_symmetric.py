@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polarmap import Decoder, PolarCode
-from polarmap.code import residual
+from polarmap.code import equations
 from polarmap.code.symmetric import SymmetricProductCode
 from polarmap.errors import CodeError
 
@@ -104,10 +104,10 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
             del rows[lost]
         arrived = np.isin(np.arange(code.n), list(rows))
         plan = code.recovery(arrived, exact=False)
-        assert not len(residual.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken)
+        assert not len(equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken)
         rows[5] = rows[5] + 1
-        broken = residual.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken
-        assert residual.culprits(plan, plan.checkable(rows), broken, np.dtype(dtype)) == [5]
+        broken = equations.residual(plan, plan.checkable(rows), np.dtype(dtype)).broken
+        assert equations.culprits(plan, plan.checkable(rows), broken, np.dtype(dtype)) == [5]
 
 
 def test_integers_are_refused() -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from memory_storage import DictStorage
 
-from polarmap.blocks.choose_code import CodeOptions, choose_code
+from polarmap.blocks.code_choice import CodeOptions, choose_code
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.blocks.uneven import PartBlocks

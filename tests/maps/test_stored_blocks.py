@@ -124,7 +124,7 @@ def test_any_changed_byte_is_noticed(data, draw):
 
 
 def test_results_may_stay_in_storage(A, tmp_path, executor):
-    from polarmap.blocks.choose_code import CodeOptions, encoded
+    from polarmap.blocks.code_choice import CodeOptions, encoded
     from polarmap.executors import executor_of
     from polarmap.executors.base import Payload
 

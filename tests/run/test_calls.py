@@ -17,7 +17,7 @@ from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, 
 from polarmap.executors.block_store import BlockStore, WithDriver
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
-from polarmap.run.schedule import Stopwatch, schedule
+from polarmap.run.loop import Stopwatch, schedule
 from polarmap.worker.any_value import run_call, to_block, to_result
 from polarmap.worker.pytree import flatten
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from polarmap import Fault, FaultyExecutor, LagrangeCode, Masked, ReplayExecutor
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.run.execute import map_blocks, prepared
 from polarmap.run.options import MapOptions

@@ -11,7 +11,7 @@ import pytest
 
 import polarmap
 from polarmap import Masked, PolarCode, ReplayExecutor, Stored, coded_map, convex, glm
-from polarmap.blocks.choose_code import CodeOptions
+from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
 from polarmap.run.options import checked_options, planned, scheduled

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from polarmap.executors.base import Failure, Outcome
 from polarmap.planning.lateness import LatenessRule
 from polarmap.planning.on_demand import ParityRule
+from polarmap.run.loop import Upfront
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
-from polarmap.run.schedule import Upfront
 from polarmap.run.tasks import TaskTable
 
 

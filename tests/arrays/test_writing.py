@@ -12,7 +12,7 @@ from counting_store import Counting
 import polarmap
 from polarmap import PolarCode
 from polarmap.arrays.stripes import plan_stripes
-from polarmap.arrays.write_array import write_array
+from polarmap.arrays.writing import write_array
 from polarmap.errors import StorageError
 from polarmap.worker.parts import Part
 

@@ -15,8 +15,8 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
-from polarmap.code.arguments import is_one_of
 from polarmap.code.base import Code, is_code
+from polarmap.code.checks import is_one_of
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
 from polarmap.code.masked import Masked, MaskedCode

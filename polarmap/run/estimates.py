@@ -13,18 +13,18 @@ from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import without_padding
 from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
+from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.code.residual import noise
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
 from polarmap.executors.base import read_only
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword
+from polarmap.run.loop import Stopwatch
 from polarmap.run.padding import PaddingRows
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of, leaves_of
-from polarmap.run.schedule import Stopwatch
 from polarmap.run.tasks import TaskTable
 from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
-from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.code.base import Code
 from polarmap.code.masked import Masked
 from polarmap.planning.planner import Plan

@@ -10,8 +10,8 @@ from run.test_policies import Wanted, lost, returned
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome
+from polarmap.run.loop import Stopwatch, Upfront, schedule
 from polarmap.run.policies import ParityAfter
-from polarmap.run.schedule import Stopwatch, Upfront, schedule
 from polarmap.run.tasks import TaskTable
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like
-from polarmap.blocks.choose_code import CodeName, CodeOptions
+from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
-from polarmap.code.arguments import is_one_of, is_positive
+from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from polarmap.worker.sparse_rows import on_sparse_rows, sparse_rows
+from polarmap.worker.sparse import on_sparse_rows, sparse_rows
 
 
 @pytest.mark.parametrize("kind", [scipy.sparse.csr_array, scipy.sparse.csr_matrix])

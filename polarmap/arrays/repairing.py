@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays import generations, repair_remotely
-from polarmap.arrays.audit import Audit, Examine, audit
+from polarmap.arrays.audits import Audit, Examine, audit
 from polarmap.arrays.decode import decode_blocks
-from polarmap.arrays.fetch import TRANSFERS, fetch_blocks
+from polarmap.arrays.fetching import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.repair_remotely import RemoteRepair

@@ -26,7 +26,7 @@ from pool_processes import runs, starts_threads_at_exit, until
 import polarmap
 from polarmap import CodedFuture, ReplayExecutor
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.maps.coded_map import CodedMapOptions
+from polarmap.maps.coded import CodedMapOptions
 from polarmap.run import coded_future
 
 SECONDS = 60.0

@@ -11,7 +11,7 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetch import KINDS, TRANSFERS, Damage, decrypted
+from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, decrypted
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
 from polarmap.storage.base import Store

@@ -15,7 +15,7 @@ from scipy.optimize import minimize, rosen, rosen_der
 
 from polarmap import CodedGradient, Fault, FaultyExecutor, PolarCode, ReplayExecutor, coded_gradient
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
-from polarmap.maps.coded_gradient import DEFAULT_STEP
+from polarmap.maps.gradients import DEFAULT_STEP
 
 WEIGHTS = np.random.default_rng(0).standard_normal((40, 200))
 

@@ -17,7 +17,7 @@ from polarmap.executors.base import MapExecutor
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.executors.pickling import pickled
 from polarmap.executors.pool import Pool
-from polarmap.maps.coded_map import CodedMapOptions, coded_map
+from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.progress import observer_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from product_codes import blocks_of, decoded, grid
 
-from polarmap.code import residual
+from polarmap.code import equations
 
 
 def test_left_over_equations_hold_and_name_garbage() -> None:
@@ -16,8 +16,8 @@ def test_left_over_equations_hold_and_name_garbage() -> None:
     decoder = decoded(code, arrived, False)
     assert decoder.surplus == 15
     rows = {int(index): data[index].copy() for index in np.flatnonzero(arrived)}
-    assert not len(residual.residual(decoder.recovery, rows, data.dtype).broken)
+    assert not len(equations.residual(decoder.recovery, rows, data.dtype).broken)
     rows[7] += 1
-    broken = residual.residual(decoder.recovery, rows, data.dtype).broken
+    broken = equations.residual(decoder.recovery, rows, data.dtype).broken
     assert broken.tolist() == [0, 1, 2]
-    assert residual.culprits(decoder.recovery, rows, broken, data.dtype) == [7]
+    assert equations.culprits(decoder.recovery, rows, broken, data.dtype) == [7]

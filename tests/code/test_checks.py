@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.code.arguments import is_number, is_one_of, is_positive
+from polarmap.code.checks import is_number, is_one_of, is_positive
 
 
 @pytest.mark.parametrize("value", [1, 0.5, np.float32(2), np.int8(3)])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.worker.combination import combination
+from polarmap.worker.combinations import combination
 
 PARTS = [np.arange(3.0), np.arange(3.0) + 10]
 

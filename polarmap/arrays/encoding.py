@@ -13,9 +13,9 @@ from polarmap.arrays.nonfinite import NonFiniteRecord
 from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import open_store
 from polarmap.arrays.stripes import StripePlan, plan_stripes
-from polarmap.arrays.write_array import write_array
+from polarmap.arrays.writing import write_array
 from polarmap.blocks.array_like import read_data
-from polarmap.blocks.choose_code import CodeName, choose_polar_code
+from polarmap.blocks.code_choice import CodeName, choose_polar_code
 from polarmap.blocks.equal import check_array, checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
