@@ -130,7 +130,7 @@ def test_workers_stay_and_talk_over_the_channel_that_is_there(place: Place, pool
     assert report.executor == f"kept workers on {name} ({CHANNELS[place.channel]})" == pool.name
     first = workers_of(pool)
     assert os.getpid() not in first
-    assert workers_of(pool) & first
+    assert until(lambda: bool(workers_of(pool) & first))  # some may be at what nobody waits for any more
 
 
 def test_what_one_f_changes_around_it_is_set_back_for_the_next(pool: Pool) -> None:
