@@ -14,12 +14,13 @@ from polarmap.clouds.extras import install_command
 from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
-from polarmap.errors import CodeError, NotDecodableError, warn, without_our_frames
+from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
+from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.trusted import TRUSTED
 
 try:
@@ -76,6 +77,7 @@ def apply(
     return_report: Literal[True],
     **options: Unpack[_Options],
 ) -> tuple[Labelled, Report]: ...
+@verb
 def apply(
     f: Callable[[Array], Array],
     obj: Any,
@@ -96,7 +98,7 @@ def apply(
     on_timeout: OnTimeout = "raise",
     retries: int = 1,
     progress: bool | None = None,
-) -> Any:
+) -> PreparedMap[Any]:
     """Apply a linear f along dimensions of labelled arrays, without waiting for stragglers.
 
     As `xarray.apply_ufunc(f, obj, input_core_dims=[dim], output_core_dims=[output_dims])` with a coded
@@ -166,7 +168,8 @@ def apply(
     >>> mean.dims, mean.attrs, mean.values.round(9).tolist()
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
-    with without_our_frames:
+
+    def run(observer: Any) -> Any:
         check_function(f)
         dims = _core_dims(obj, dim)
         named = _named_outputs(obj, dims, output_dims)
@@ -189,7 +192,7 @@ def apply(
                 timeout=timeout,
                 on_timeout=on_timeout,
                 retries=retries,
-                progress=progress,
+                progress=observer,
             )
         _check_shapes(cut[0], result[0], dims)
         if verify is not False:
@@ -201,6 +204,8 @@ def apply(
         }
         labelled = _labelled(obj, dims, named, values)
         return (labelled, result.report) if return_report else labelled
+
+    return PreparedMap(run, progress)
 
 
 # --- labels in ---------------------------------------------------------------------------------
