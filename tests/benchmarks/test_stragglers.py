@@ -89,7 +89,8 @@ def test_workers_sleep_as_was_drawn_for_each(tmp_path: Path) -> None:
         while not (tmp_path / "1").exists():  # one may do all before the other one has started
             results = polarmap.coded_map(slow, blocks, workers=8, executor=pool, progress=False)
             assert np.allclose(list(results), np.multiply(2, blocks)) and results.report.seconds < 60
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["0", "1", "seconds"]
+    # A further map does not wait for the one that hangs in the map before: another one takes its place.
+    assert {"0", "1", "seconds"} <= {path.name for path in tmp_path.iterdir()}
 
 
 def test_the_page_has_ratios_of_the_same_jobs() -> None:
