@@ -168,10 +168,12 @@ def end(*_):
 
 signal.signal(signal.SIGUSR1, end)
 signal.signal(signal.SIGINT, signal.default_int_handler)
-print("ready", flush=True)
-interrupts = 0
+interrupts, is_told = 0, False
 while not is_over:
     try:
+        if not is_told:
+            is_told = True
+            print("ready", flush=True)  # after which interrupts may come at any time
         while not is_over:
             work()
             if interrupts % 8 == 7:

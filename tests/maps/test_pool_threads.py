@@ -240,4 +240,5 @@ def test_many_maps_at_once_start_no_more_workers_than_one() -> None:
         for _ in range(5):
             check(pool, number + 1.0, stream.standard_normal(A.shape))
 
-    assert workers_of(16) <= workers_of(1) + 8  # with slots of their own they had 40
+    one = max(workers_of(1) for _ in range(3))  # a look at a time may miss some
+    assert workers_of(16) <= one + 8  # with slots of their own they had 40
