@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypedDict, TypeVar, Unpack, overload
+from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
-from polarmap.maps.coded import coded_map
+from polarmap.maps.coded import SharedOptions, coded_map
 from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
@@ -38,23 +38,6 @@ Labelled = TypeVar("Labelled", xr.DataArray, xr.Dataset)
 OutputDims = Hashable | Iterable[Hashable] | Mapping[Any, Any]
 
 
-class _Options(TypedDict, total=False):
-    """The options that `apply` shares with `coded_map`, for type checkers."""
-
-    blocks: int | None
-    workers: int | None
-    code: CodeName | Code | Masked
-    degree: int
-    schedule: ScheduleName | Plan
-    executor: Any
-    verify: Verify
-    rtol: float | None
-    timeout: float | None
-    on_timeout: OnTimeout
-    retries: int
-    progress: bool | None
-
-
 @overload
 def apply(
     f: Callable[[Array], Array],
@@ -64,7 +47,7 @@ def apply(
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[False] = False,
-    **options: Unpack[_Options],
+    **options: Unpack[SharedOptions],
 ) -> Labelled: ...
 @overload
 def apply(
@@ -75,7 +58,7 @@ def apply(
     output_dims: OutputDims | None = None,
     skipna: bool = False,
     return_report: Literal[True],
-    **options: Unpack[_Options],
+    **options: Unpack[SharedOptions],
 ) -> tuple[Labelled, Report]: ...
 @verb
 def apply(
@@ -205,7 +188,7 @@ def apply(
         labelled = _labelled(obj, dims, named, values)
         return (labelled, result.report) if return_report else labelled
 
-    return PreparedMap(run, progress)
+    return PreparedMap(run)
 
 
 # --- labels in ---------------------------------------------------------------------------------

@@ -150,7 +150,7 @@ def encode(
         seen.warn()
         return CodedArray(store, made)
 
-    return PreparedMap(run, progress, is_lasting=True)
+    return PreparedMap(run, is_lasting=True)
 
 
 def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:

@@ -119,7 +119,6 @@ def prepared_to_storage(
     out: Stored,
     executor: Any,
     options: MapOptions,
-    progress: Any,
 ) -> PreparedMap[CodedResult[T]]:
     """A map whose results workers leave in storage."""
     _check_out(out, options)
@@ -135,7 +134,7 @@ def prepared_to_storage(
         _, _, structure = collected.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(writer.store, made), report, structure)
 
-    return PreparedMap(run, progress, is_lasting=True)
+    return PreparedMap(run, is_lasting=True)
 
 
 def _check_out(out: Any, options: MapOptions) -> None:

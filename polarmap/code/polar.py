@@ -24,8 +24,7 @@ import numpy.typing as npt
 from polarmap.code import modular, row_operations, tiled
 from polarmap.code.base import Mask, Recovery
 from polarmap.code.checks import is_number, is_one_of
-from polarmap.code.decoder import Decoder
-from polarmap.code.decoding import as_block, decode_blocks
+from polarmap.code.decoder import Decoder, as_block, decode_blocks
 from polarmap.code.design import (
     Floats,
     Indices,

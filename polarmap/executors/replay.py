@@ -19,7 +19,7 @@ from polarmap.executors.base import Attempt, Began, Event, Function, Outcome, Pa
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.tasks import TaskIO, run_task
+from polarmap.worker.program import TaskIO, run_task
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 

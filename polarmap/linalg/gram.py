@@ -98,7 +98,7 @@ def coded_gram(
             _mirror(array, result[0].shape[0])
         return CodedProduct(array, result.report)
 
-    return PreparedMap(run, progress)
+    return PreparedMap(run)
 
 
 def _coded(matrix: Any, dtype: DType, k: int, n: int) -> CodedPairs:

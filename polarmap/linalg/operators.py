@@ -26,6 +26,7 @@ from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
 from polarmap.run.options import Verify, checked_options
+from polarmap.run.progress import observer_of
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -125,7 +126,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._sides.sides["rows"] = CodedSide(A)
             if transposed is not None:
                 self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
-            self._run = product_map(executor, options, bool(progress))  # no bar for each of many products
+            observer = observer_of(bool(progress))  # no bar for each of many products
+            self._run = product_map(executor, options, observer)
             self.products = 0
             self.report: Report | None = None
 

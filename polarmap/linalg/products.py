@@ -19,9 +19,10 @@ from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.execute import map_blocks
+from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.progress import Observer
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
@@ -137,7 +138,7 @@ def coded_matmul(
             array = array.T
         return CodedProduct(array.reshape(shape), report)
 
-    return PreparedMap(run, progress)
+    return PreparedMap(run)
 
 
 def _factors(A: Any, B: Any) -> tuple[Any, Any, tuple[int, ...]]:
@@ -197,7 +198,7 @@ def pair_shape(coded: CodedPairs) -> Shape:
     return left[0], right[0]
 
 
-def product_map(executor: Any, options: MapOptions, progress: Any) -> ProductMap:
+def product_map(executor: Any, options: MapOptions, observer: Observer) -> ProductMap:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
 
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
@@ -209,7 +210,8 @@ def product_map(executor: Any, options: MapOptions, progress: Any) -> ProductMap
     def run(f: Callable[[Any], Array], coded: Any, shape: Shape) -> CodedResult[Array]:
         start = starts[id(coded), shape]
         known = KnownFunction(fits=True, shape=shape, row_by_row=True, parity_after=start.seconds)
-        result = map_blocks(f, coded, CodeOptions(), executor, replace(options, known=known), progress)
+        of_this = replace(options, known=known)
+        result = prepared_blocks(f, coded, CodeOptions(), executor, of_this).run(observer)
         if learns:
             start.learn(result.report)
         return result

@@ -27,8 +27,8 @@ from polarmap.run.prepared_map import PreparedMap, verb
 T = TypeVar("T")
 
 
-class CodedMapOptions(TypedDict, total=False):
-    """The options of `coded_map` beside `out`, for type checkers."""
+class SharedOptions(TypedDict, total=False):
+    """The options of every coded map of data, for type checkers."""
 
     blocks: int | None
     workers: int | None
@@ -41,8 +41,13 @@ class CodedMapOptions(TypedDict, total=False):
     timeout: float | None
     on_timeout: OnTimeout
     retries: int
-    key: str | bytes | None
     progress: bool | None
+
+
+class CodedMapOptions(SharedOptions, total=False):
+    """Those of `coded_map` beside `out`."""
+
+    key: str | bytes | None
 
 
 @overload
@@ -213,5 +218,5 @@ def coded_map(
         options = encrypted(options, key)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
-        return prepared_blocks(f, data, code_options, executor, options, progress)
-    return prepared_to_storage(f, data, code_options, out, executor, options, progress)
+        return prepared_blocks(f, data, code_options, executor, options)
+    return prepared_to_storage(f, data, code_options, out, executor, options)

@@ -16,7 +16,7 @@ from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.report import Report
-from polarmap.run.execute import map_blocks
+from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.slope_errors import SlopeErrors
@@ -153,7 +153,8 @@ def coded_gradient(
         known = KnownFunction(errors=SlopeErrors(step, scheme))
         options = replace(options, rtol=amplification * EPS, known=known)
         try:
-            mapped = map_blocks(task, data, CodeOptions(k, workers, code), executor, options, observer)
+            sizes = CodeOptions(k, workers, code)
+            mapped = prepared_blocks(task, data, sizes, executor, options).run(observer)
         except NotLinearError as error_:
             raise NotLinearError(_not_smooth(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:
@@ -165,7 +166,7 @@ def coded_gradient(
         heard, started = _count_evaluations(mapped.report, count, scheme)
         return GradientResult(gradient_of_slopes(slopes, base, unit), slopes, heard, started, mapped.report)
 
-    return PreparedMap(run, progress)
+    return PreparedMap(run)
 
 
 class CodedGradient:

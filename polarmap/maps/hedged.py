@@ -121,7 +121,7 @@ def hedged_map(
     blank = blank_report(count, count, count, UNCODED, launch.executor.name)
     if not items:
         nothing = replace(blank, verified="not needed", is_final=True)
-        return PreparedMap(lambda observer: CodedResult([], nothing), progress, blank)
+        return PreparedMap(lambda observer: CodedResult([], nothing), blank)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
@@ -158,7 +158,7 @@ def hedged_map(
         _, report = run_uncoded(launch, call, coded, options, observer, int(backups), None, note, keeps, who)
         return CodedResult([values[index] for index in range(len(items))], report)
 
-    return PreparedMap(run, progress, blank, len(items))
+    return PreparedMap(run, blank, len(items))
 
 
 def _value(outcome: Outcome, keeps: bool) -> Any:

@@ -83,7 +83,7 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
         named = {name: _kept(name, one, travels) for name, one in options.items()}
         places = ("f" if callable(one) else "data" for one in arguments)
         prepared = prepare(*(_kept(*one, travels) for one in zip(places, arguments)), **named)
-        return FutureMap(prepared, observer_of(prepared.progress)).start()
+        return FutureMap(prepared, observer_of(options.get("progress"))).start()
 
 
 def _kept(name: str, argument: Any, travels: bool) -> Any:

@@ -124,7 +124,7 @@ def coded_sum(
         value = unflatten(collected.structure, collected.results[0])
         return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
 
-    return PreparedMap(run, progress)
+    return PreparedMap(run)
 
 
 def _checked(report: Report) -> str:

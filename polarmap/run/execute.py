@@ -35,7 +35,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.progress import Observer, RunningMap, observer_of
+from polarmap.run.progress import Observer, RunningMap
 from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption
@@ -95,7 +95,7 @@ def run_coded(
     f: Function,
     coded: CodedData,
     options: MapOptions,
-    progress: Any,
+    observer: Observer,
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
 ) -> tuple[Collected, Report]:
@@ -111,7 +111,7 @@ def run_coded(
         f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f)
     with logged(blank) as log:
         call = _Call(f, driver_f, coded, options, log)
-        collected, report = _run_coded(launch, call, observer_of(progress), output, blank)
+        collected, report = _run_coded(launch, call, observer, output, blank)
         log.returned(report)
     return collected, report
 
@@ -165,7 +165,7 @@ def run_uncoded(
     f: Function,
     blocks: Coded,
     options: MapOptions,
-    progress: Any,
+    observer: Observer,
     backups: int = 0,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
@@ -180,7 +180,6 @@ def run_uncoded(
     _check_limits(launch.worker, blocks, blocks.n, None)
     policy = _with_backups(blocks.n, backups) if backups else Upfront(blocks.n)
     blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
-    observer = observer_of(progress)
     with logged(blank) as log:
         payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
         run = launch.executor.open(payload)
@@ -330,27 +329,14 @@ def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | 
 T = TypeVar("T")
 
 
-def map_blocks(
-    f: Callable[[Any], T],
-    data: Any,
-    code_options: CodeOptions,
-    executor: Any,
-    options: MapOptions,
-    progress: Any,
-) -> CodedResult[T]:
-    """The results of f on the blocks of the data, which come home."""
-    return prepared_blocks(f, data, code_options, executor, options, progress).run(observer_of(progress))
-
-
 def prepared_blocks(
     f: Callable[[Any], T],
     data: Any,
     code_options: CodeOptions,
     executor: Any,
     options: MapOptions,
-    progress: Any,
 ) -> PreparedMap[CodedResult[T]]:
-    """The map of `map_blocks`."""
+    """A map whose results come home."""
     launch, coded = prepared(data, code_options, executor, options)
 
     def run(observer: Observer) -> CodedResult[T]:
@@ -359,8 +345,7 @@ def prepared_blocks(
         return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
 
     no_estimates = _no_estimates(coded)
-    blank = _blank_report(coded, launch)
-    return PreparedMap(run, progress, blank, coded.code.k, no_estimates=no_estimates)
+    return PreparedMap(run, _blank_report(coded, launch), coded.code.k, no_estimates=no_estimates)
 
 
 def _no_estimates(coded: CodedData) -> str:

@@ -19,7 +19,6 @@ class PreparedMap(NamedTuple, Generic[R]):
     """A map that is checked and cut, and has not begun.
 
     run : runs it to its end, with the observer that looks on.
-    progress : what its caller chose to see of it.
     blank : its report before anything has happened; None where that is not known yet.
     blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
     is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
@@ -27,7 +26,6 @@ class PreparedMap(NamedTuple, Generic[R]):
     """
 
     run: Callable[[Any], R]
-    progress: Any
     blank: Report | None = None
     blocks: int = 0
     is_lasting: bool = False
@@ -35,12 +33,14 @@ class PreparedMap(NamedTuple, Generic[R]):
 
 
 def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
-    """A public map: a call runs what `prepare` makes of its arguments, which is kept for `submit`."""
+    """A public map: a call runs what `prepare` makes of its arguments, which is kept for `submit`.
+
+    Who looks on, as `progress=` says, is no matter of what is prepared.
+    """
 
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         with without_our_frames:
-            prepared = prepare(*arguments, **options)
-            return prepared.run(observer_of(prepared.progress))
+            return prepare(*arguments, **options).run(observer_of(options.get("progress")))
 
     name = prepare.__name__  # of the one frame of ours that a traceback shows
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)

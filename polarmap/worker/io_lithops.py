@@ -17,7 +17,7 @@ from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
 from polarmap.worker.process_identity import is_alive
-from polarmap.worker.tasks import TaskIO, run_task
+from polarmap.worker.program import TaskIO, run_task
 
 STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
 

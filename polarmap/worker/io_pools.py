@@ -19,7 +19,7 @@ from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import Message
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.tasks import TaskIO, run_task
+from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there

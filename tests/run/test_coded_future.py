@@ -26,7 +26,7 @@ class ScriptedMap:
     def __init__(self, *, is_lasting: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, None, BLANK, 2, is_lasting)
+        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, BLANK, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
         return FutureMap(self.prepared, Observer()).start()

@@ -16,8 +16,8 @@ from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBloc
 from polarmap.worker.encryption import ENCRYPTED, Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, remove_parts, write_object
+from polarmap.worker.program import TaskIO
 from polarmap.worker.pytree import layout_of
-from polarmap.worker.tasks import TaskIO
 
 ROWS = MAPPED_BYTES // 8
 BYTES = ROWS * 16

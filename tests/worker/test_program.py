@@ -29,8 +29,8 @@ from polarmap.worker.frames import END, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import Place
+from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.stored_output import OutputSpec
-from polarmap.worker.tasks import TaskIO, run_task
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
 
