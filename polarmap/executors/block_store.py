@@ -101,7 +101,7 @@ class StoredPieces:
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
-        if self.roots and storing.is_here:
+        if self.roots and storing.is_mapped:
             weakref.finalize(coded, storing.remove, self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:
@@ -158,7 +158,7 @@ class StoredPieces:
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)
-        if self._storing.is_here and self._encryption is None and layout_bytes(layout) < SENT_BYTES:
+        if self._storing.is_mapped and self._encryption is None and layout_bytes(layout) < SENT_BYTES:
             block = _in_message(coded, task)
         else:
             for piece in pieces:
@@ -173,7 +173,7 @@ class StoredPieces:
 
     def _store(self, coded: Coded, piece: int) -> Part:
         buffers, crc32 = _buffers(coded, piece), None
-        if self._encryption is None and not self._storing.is_here:
+        if self._encryption is None and not self._storing.is_mapped:
             crc32 = reduce(lambda crc, buffer: zlib.crc32(buffer, crc), buffers, 0)
         for root in self.roots:
             part = Part(f"{root}/{piece}", sum(map(len, buffers)), crc32)
@@ -221,11 +221,11 @@ class WithDriver:
     place : where workers find them.
     has_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
     is_parallel : whether many are stored in the time of one.
-    is_here : whether workers map them, without checksums; small ones travel with their tasks, as that takes
+    is_mapped : whether workers map them, without checksums; small ones travel with their tasks, as that takes
         less time, and all are removed at once when the blocks are gone.
     """
 
-    has_bytes = is_parallel = is_here = False
+    has_bytes = is_parallel = is_mapped = False
 
     def __init__(self, prefix: str) -> None:
         self.place, self._prefix = Place("driver", prefix), prefix
@@ -249,7 +249,7 @@ class InFolders(WithDriver):
     budget : bytes that the files in memory may take together; those that were used least recently go.
     """
 
-    has_bytes = is_here = True
+    has_bytes = is_mapped = True
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
         self.place, self._owner = Place("folder", "/"), os.getpid()

@@ -73,6 +73,8 @@ class FuturesExecutor:
 class FuturesRun:
     """The tasks of one map as futures of a pool."""
 
+    now = staticmethod(time.monotonic)
+
     def __init__(self, name: str, pool: Any, payload: Payload) -> None:
         self._name, self._payload = name, payload
         self._pool = DaskCalls(pool) if is_of_dask(pool) else pool
@@ -91,10 +93,6 @@ class FuturesRun:
         self._threads = threads_each(pool)
         self._folder = None if self._shares_memory else FolderLink.to(str(disk_folder()))
         self._links: dict[Attempt, ThreadLink] = {}  # where there is no folder
-
-    def now(self) -> float:
-        """The monotonic clock."""
-        return time.monotonic()
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Hand them to the pool."""

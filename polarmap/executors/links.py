@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.frames import NEED, ORDER, PROCESS, FrameError, Frames, Message, Seals, frame
+from polarmap.worker.frames import ORDER, REPLIES, FrameError, Frames, Message, Seals, frame
 
 READ_BYTES = 1 << 18
 SEND_SECONDS = 5.0  # that a worker which waits for a message may take to read it
@@ -149,6 +149,12 @@ class ObjectLink:
         self._lock, self._owner = threading.Lock(), os.getpid()
         self._news = WakeSignal()
 
+    def number_message(self, is_call: bool) -> int:
+        """The number of the next message to the worker, who replies to a call."""
+        with self._lock:
+            self.count, self.doubts, self.unanswered = self.count + 1, 0, self.unanswered + is_call
+            return self.count
+
     def deliver(self, data: bytes) -> None:
         """Bytes that the worker has sent."""
         with self._lock:
@@ -158,7 +164,7 @@ class ObjectLink:
                 self.is_there = False
             else:
                 self._said += said
-                self.unanswered -= sum(message.kind not in (NEED, PROCESS) for message in said)
+                self.unanswered -= sum(message.kind in REPLIES for message in said)
         self._news.set()
 
     def hang_up(self) -> None:

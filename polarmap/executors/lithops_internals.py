@@ -112,8 +112,8 @@ def storage_settings(file: Path) -> dict[str, Any]:
 def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
     """A `lithops.Storage` whose clients wait so long and ask once: Lithops' own ask six times.
 
-    Its S3 clients take this from their modules, of which there is a copy for this; that of Redis from its
-    settings.
+    Its S3 clients take this from their modules, of which there is a copy for this, so that executors of
+    others keep theirs; that of Redis from its settings.
     """
     kind = settings["backend"]
     if kind == "redis":
@@ -130,8 +130,9 @@ def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     vars(module).update(CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0)
-    with _replaced(backend, "StorageBackend", vars(module)[theirs.__name__]):
-        return build()
+    storage = build()
+    storage.storage_handler = vars(module)[theirs.__name__](settings[kind])
+    return storage
 
 
 @contextlib.contextmanager

@@ -34,14 +34,14 @@ class LithopsSite(Site):
 
     def __init__(self, choice: Any) -> None:
         self._jobs = [Jobs(choice)]
-        self._functions, self.is_here = self._jobs[0].functions, self._jobs[0].is_here
+        self._functions, self.shares_files = self._jobs[0].functions, self._jobs[0].is_here
         self.look_seconds = look_seldom(self._functions, LOOK_SECONDS)
         self._left: list[str] = []  # prefixes of objects that nobody needs any longer
         self._is_used = False  # whether the storage has taken anything
         self.name = self._jobs[0].name
         self.limits = worker_of(self._functions.config)
-        self.workers = self.limits.workers if self.limits is not None and not self.is_here else None
-        self.seconds = HERE_SECONDS if self.is_here else seconds_of(self.limits)
+        self.workers = self.limits.workers if self.limits is not None and not self.shares_files else None
+        self.seconds = HERE_SECONDS if self.shares_files else seconds_of(self.limits)
         self.storage, self.bucket = open_storage(self._functions)
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
 
@@ -53,7 +53,7 @@ class LithopsSite(Site):
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         """Start one job; on this machine on a FunctionExecutor of its own."""
-        if self.is_here:
+        if self.shares_files:
             self._jobs.append(self._jobs[0].another(len(workers)))
             look_seldom(self._jobs[-1].functions, LOOK_SECONDS)
         items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}

@@ -103,8 +103,7 @@ class ObjectLinks:
     def _post(self, number: int, message: tuple[Any, ...]) -> None:
         """A message for a worker, which goes when `flush` is called."""
         link = self._links[number]
-        link.count, link.doubts = link.count + 1, 0
-        link.unanswered += message[0] == "call"  # a worker replies to what is cancelled, too
+        count = link.number_message(message[0] == "call")  # a worker replies to what is cancelled, too
         digest = None
         with self._lock:
             if message[0] == "end":  # and is not listened to any more; nor does it read what was said before
@@ -119,7 +118,7 @@ class ObjectLinks:
                 self._functions[digest] = function
                 message = with_function(message, None)
             data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            self._messages.setdefault(number, []).append((link.count, data, digest))
+            self._messages.setdefault(number, []).append((count, data, digest))
             self._is_new = True
 
     def _flush(self) -> None:

@@ -177,7 +177,7 @@ class Pool:
             site = _site(self._executor)
             workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
             try:
-                storing, folders = self._in_folders() if site.is_here else (_storing_of(site), [])
+                storing, folders = self._in_folders() if site.shares_files else (_storing_of(site), [])
             except BaseException:
                 workers.close()
                 raise

@@ -340,8 +340,9 @@ class PoolRun:
         number, name = left.split("/")
         if int(number) not in range(len(self._folders)):
             return bytearray()
-        path = Path(self._folders[int(number)], name)
-        data = read_file(str(path.parent), Part(name, path.stat().st_size))
+        folder = self._folders[int(number)]
+        path = Path(folder, name)
+        data = read_file(folder, Part(name, path.stat().st_size))
         path.unlink()
         return data
 

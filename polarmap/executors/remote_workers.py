@@ -38,7 +38,7 @@ class Site:
     name : as reports tell it.
     seconds : that a worker may take at most; inf where nobody ends it.
     workers : that there can be at a time; None if that is not known.
-    is_here : whether its workers are on this machine, and share its files.
+    shares_files : whether its workers are on this machine, and share its files.
     storage, bucket, prefix : of what workers and driver leave for each other; None where there is none.
     look_seconds : between listings of a storage, which say who has ended; inf where it is known without.
     limits : what each worker is given, as far as that is known.
@@ -47,7 +47,7 @@ class Site:
     name: str
     seconds = inf
     workers: int | None = None
-    is_here = False
+    shares_files = False
     storage: Any = None
     bucket: str | None = None
     prefix = ""
@@ -139,7 +139,7 @@ class RemoteWorkers(WorkerTable):
         self._objects: ObjectLinks | None = None
         try:
             self._objects = site.object_links(self._join)
-            self._listener = WorkerListener(key, self._join, site.is_here) if listens else None
+            self._listener = WorkerListener(key, self._join, site.shares_files) if listens else None
         except Exception as error:
             self.close()
             raise ExecutorError(f"{site.name} has no workers: {type(error).__name__}: {error}") from error

@@ -1,7 +1,7 @@
 """The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone.
 
 What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it does, and at most one
-behind that. Nobody else keeps account of it.
+behind that. Nobody else keeps account of it but links by way of a storage, which count.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
-from polarmap.worker.frames import NEED, PROCESS, Message
+from polarmap.worker.frames import PROCESS, REPLIES, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
@@ -88,7 +88,7 @@ class KeptWorker:
                 self.process = int(message.header)
             elif self.orders and message.order == self.orders[0][0]:
                 kept.append(message)
-                if message.kind != NEED:
+                if message.kind in REPLIES:
                     self.orders.popleft()
                     self.since = time.monotonic()
             else:
@@ -117,9 +117,8 @@ class WorkerTable:
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
         self._workers: dict[int, KeptWorker] = {}
-        self._abandoned: dict[
-            KeptWorker, None
-        ] = {}  # whose map has ended, the one that is so for longest first
+        # Whose map has ended, the one that is so for longest first.
+        self._abandoned: dict[KeptWorker, None] = {}
         self._is_closed = False
         self._owner = os.getpid()
 

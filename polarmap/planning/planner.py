@@ -264,15 +264,14 @@ def plan(
         possible = aim.possible(options)
         chosen = aim.choice(possible)
         if task_price is not None:
-            small = _in_small_blocks(chosen, distribution, task_price, trials, seed)
-            small = aim.possible([chosen, *small])
+            small = aim.possible([chosen, *_in_small_blocks(chosen, distribution, task_price, trials, seed)])
             possible, chosen = possible + small, min(small, key=aim.value)
         workers, erasure = _placed(each, chosen)
-        pieces, is_coded = chosen.pieces, chosen.n > k
+        pieces = chosen.pieces
         return Plan(
             n=chosen.n * pieces,
             k=k * pieces,
-            code=code if is_coded else "uncoded",
+            code=code if chosen.n > k else "uncoded",
             objective=objective,
             expected=chosen,
             uncoded=options[0],

@@ -44,7 +44,7 @@ class ForkServer:
     def run(self) -> None:
         """Until the driver has closed its end, or died."""
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGCHLD, lambda *_: self._reap())
+        signal.signal(signal.SIGCHLD, lambda *_: None)  # the byte that tells of it is enough
         self._signalled.setblocking(False)
         signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
         _prctl(PR_SET_CHILD_SUBREAPER, 1)  # what workers have started is our child when they have ended
@@ -68,9 +68,12 @@ class ForkServer:
 
     def _serve(self) -> bool:
         """Do what is asked next; False when nothing will be."""
-        # Of a signal in the moment before it waits, whose handler has not run, it would not hear.
-        while self._control not in ready([self._control, self._signals], select.POLLIN, None):
+        found = ready([self._control, self._signals], select.POLLIN, None)
+        if self._signals in found:
             self._signals.recv(4096)
+            self._reap()
+        if self._control not in found:
+            return True
         try:
             request, descriptors, _, _ = socket.recv_fds(self._control, REQUEST.size, 1)
         except ConnectionError:
@@ -87,18 +90,15 @@ class ForkServer:
         return True
 
     def _fork(self, number: int, descriptor: int) -> None:
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
         parent = os.getpid()
         try:
             process = os.fork()
         except OSError:  # no room for another process: the driver sees its socket closed
             os.close(descriptor)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             return
         if not process:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             signal.set_wakeup_fd(-1)
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             for one in (self._control, self._signals, self._signalled):
                 one.close()
             os.setpgid(0, 0)
@@ -107,13 +107,9 @@ class ForkServer:
             os.setpgid(process, process)
         os.close(descriptor)
         self._workers[number] = process
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
     def _reap(self) -> None:
-        """Tell of the workers that have ended, and kill what they have left: what else is our child.
-
-        Called again while it is at it, when more end.
-        """
+        """Tell of the workers that have ended, and kill what they have left: what else is our child."""
         with contextlib.suppress(ChildProcessError):
             while (one := os.waitpid(-1, os.WNOHANG))[0]:
                 self._note_end(*one)

@@ -20,6 +20,7 @@ TAG_BYTES = 32
 # that nobody waits for; that it is not fit for one; the end of a task.
 ORDER, PROCESS, NEED, LEFT, UNFIT, END = b"o", b"p", b"n", b"l", b"u", b"e"
 KINDS = {ORDER, PROCESS, NEED, LEFT, UNFIT, END}
+REPLIES = {LEFT, UNFIT, END}  # each ends an order
 
 
 class FrameError(Exception):

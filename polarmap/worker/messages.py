@@ -74,14 +74,14 @@ class Ticket(NamedTuple):
     @classmethod
     def parse(cls, fields: tuple[Any, ...]) -> Ticket:
         """One from what `plain` made of it."""
-        task, attempt, block, fault, output, *rest = fields
+        task, attempt, block, fault, output, encryption = fields
         return cls(
             task,
             attempt,
             block and StoredBlock.parse(block),
             fault and Fault(*fault),
             output and OutputSpec.parse(output),
-            *rest,
+            encryption,
         )
 
 

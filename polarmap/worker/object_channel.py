@@ -187,7 +187,7 @@ class ObjectChannel:
         if function is None:
             try:
                 function = bytes(self._storage.get_object(self._bucket, self._keys.function(digest)))
-            except Exception:  # not needed any more: there is a newer message; or the storage is away
+            except Exception:  # the driver needs it no more: it took us for gone; or the storage is away
                 return None
         return count, with_function(pickle.loads(message), function)
 

@@ -62,7 +62,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
     try:
         f, block = io.load(ticket)
         result, stored = packing(f, ticket.fault)(block), None
-        del f, block  # the result holds them for as long as they are needed
+        del f, block  # what is stored and sent may need their room
         if ticket.output is not None:
             if io.is_cancelled():
                 return None
@@ -76,7 +76,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
         return told(Reply(describe(error), time.time() - started))
 
 
-def packing(f: Callable[[Any], Any], fault: Fault | None = None) -> Callable[[Any], Packed]:
+def packing(f: Callable[[Any], Any], fault: Fault | None) -> Callable[[Any], Packed]:
     """f with its results packed, and with a fault that it suffers."""
 
     def call(block: Any) -> Packed:

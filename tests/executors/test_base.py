@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 from dask_executors import dask_executor
-from plain import ends, process_pool
+from plain import ends, first_ends, process_pool
 
 from polarmap import Fault, Pool, ReplayExecutor
 from polarmap.blocks.uneven import PartBlocks
@@ -91,22 +91,15 @@ def payload(faults: Mapping[int, Fault] | None = None, **more: Any) -> Payload:
 
 def ended(run: Run, *tasks: int) -> dict[int, Outcome]:
     """Task -> its outcome, of these; nothing else may end before."""
-    return {outcome.task: outcome for outcome in told(run, *tasks)}
-
-
-def told(run: Run, *tasks: int) -> list[Outcome]:
-    """All that is told until an attempt of each of these tasks has ended."""
-    outcomes: list[Outcome] = []
-    deadline = run.now() + PATIENCE
-    while {one.task for one in outcomes} != set(tasks):
-        assert run.now() < deadline
-        outcomes += ends(run.wait(0.5))
-    return outcomes
+    found = {outcome.task: outcome for outcome in first_ends(run, len(tasks), PATIENCE)}
+    assert set(found) == set(tasks)
+    return found
 
 
 def assert_right(outcome: Outcome, attempt: int = 0) -> None:
     assert (outcome.attempt, outcome.failure, outcome.structure) == (attempt, None, ("array",))
     assert outcome.leaves is not None
+    assert 0 <= outcome.seconds < PATIENCE
     np.testing.assert_array_equal(outcome.leaves[0], 2 * DATA[outcome.task])
 
 

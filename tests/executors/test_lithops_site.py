@@ -26,7 +26,7 @@ NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
 @pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
 def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
     site = LithopsSite(choice)
-    assert (site.name, site.is_here, site.seconds) == (name, True, HERE_SECONDS)
+    assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
     workers = RemoteWorkers(site, None, True, 10**6, 1)
     with closing(workers):
         workers.want(2)

@@ -25,7 +25,7 @@ from pool_processes import (
     runs,
     until,
 )
-from worker_sites import ThreadSite
+from worker_sites import ThreadSite, pool_of
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, Pool
@@ -457,10 +457,9 @@ def test_folders_are_made_only_where_workers_share_them(
         raise ExecutorError("no room")
 
     site = ThreadSite()
-    site.is_here = is_here
+    site.shares_files = is_here
     monkeypatch.setattr("polarmap.executors.pool.disk_folder", full)
-    monkeypatch.setattr("polarmap.executors.pool._site", lambda choice: site)
-    with Pool(YAML, workers=2) as pool:
+    with pool_of(site, workers=2) as pool:
         if is_here:
             with pytest.raises(ExecutorError, match="no room"):
                 check(pool)

@@ -281,3 +281,10 @@ def test_who_says_it_a_byte_at_a_time_is_refused_after_a_while(ends: Any) -> Non
     finally:
         is_over.set()
         thread.join()
+
+
+def test_who_closes_early_is_refused(ends: Any) -> None:
+    ends[1].sendall(b"short")
+    ends[1].shutdown(socket.SHUT_WR)
+    with pytest.raises(ConnectionError, match="closed"):
+        admit_worker(ends[0], KEY)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -83,13 +84,11 @@ def test_libraries_that_come_with_a_function_are_found() -> None:
     code = (
         "import pickle, sys; from polarmap.worker.io_pools import PoolIO\n"
         "from polarmap.worker.thread_limits import limits\n"
-        "class Link:\n"
-        "    is_cancelled = hand_in = None\n"
         "class Ticket: block, attempt = None, 0\n"
         "f = b'cscipy.linalg\\nnorm\\n.'\n"
         "with limits.of_process(1):\n"
         "    assert 'scipy' not in sys.modules\n"
-        "    PoolIO(f, None, Link()).load(Ticket())\n"
+        "    PoolIO(f, None, None).load(Ticket())\n"
         "    import threadpoolctl\n"
         "    now = {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
         "    assert now == {1}, now\n"
@@ -110,3 +109,20 @@ def test_a_forked_process_begins_without_tasks() -> None:
         "assert now() == {3}, now()\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=PATIENCE)
+
+
+def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimits) -> None:
+    barrier = threading.Barrier(8)
+
+    def task() -> None:
+        for _ in range(50):
+            with limits.of_process(1), limits.of_this_thread(1):
+                pass
+        barrier.wait(PATIENCE)
+
+    threads = [threading.Thread(target=task) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert threads_now() == {3}
