@@ -64,7 +64,8 @@ class ReplayRun:
     def __init__(self, seconds: Mapping[int, float], payload: Payload) -> None:
         self._seconds, self._now = seconds, 0.0
         self._payload = replace(payload, encryption=None)  # of what would travel
-        self._arrivals: list[tuple[float, int, int]] = []  # a heap: when, and which
+        # A heap: when, which, its seconds, and how its worker was lost.
+        self._arrivals: list[tuple[float, int, int, float, str | None]] = []
         self._began: list[Event] = []  # that are told next
 
     def now(self) -> float:
@@ -75,8 +76,8 @@ class ReplayRun:
         """Schedule their arrivals, counted from now, when all of them begin."""
         for task, attempt in attempts:
             self._began.append(Began(task, attempt, self._now))
-            seconds, _ = self._fate(self._ticket(task, attempt))
-            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt))
+            seconds, lost_by = self._fate(self._ticket(task, attempt))
+            heapq.heappush(self._arrivals, (self._now + seconds, task, attempt, seconds, lost_by))
 
     def wait(self, timeout: float) -> list[Event]:
         """Move the clock to the next arrival, or by `timeout`."""
@@ -84,8 +85,8 @@ class ReplayRun:
         if not self._arrivals or self._arrivals[0][0] > self._now + timeout:
             self._now += timeout
             return told
-        self._now, task, attempt = heapq.heappop(self._arrivals)
-        return [*told, self._outcome(task, attempt)]
+        self._now, task, attempt, seconds, lost_by = heapq.heappop(self._arrivals)
+        return [*told, self._outcome(task, attempt, seconds, lost_by)]
 
     def wake(self) -> None:
         """Nothing: no wait takes any time."""
@@ -104,12 +105,11 @@ class ReplayRun:
             return GIVEN_UP_SECONDS, f"its worker has not reported for {GIVEN_UP_SECONDS:g} s"
         return seconds, f"its worker was struck by {kind!r}" if kind in ("kill", "exit") else None
 
-    def _outcome(self, task: int, attempt: int) -> Outcome:
+    def _outcome(self, task: int, attempt: int, seconds: float, lost_by: str | None) -> Outcome:
         """What an attempt gives, whose f is called when it arrives."""
-        ticket = self._ticket(task, attempt)
-        seconds, lost_by = self._fate(ticket)
         if lost_by is not None:
             return lost(task, attempt, lost_by)
+        ticket = self._ticket(task, attempt)
         if ticket.fault is not None and ticket.fault.kind == "sleep":
             ticket = ticket._replace(fault=None)
         message = run_task(ticket, ReplayIO(self._payload))
