@@ -24,9 +24,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from polarmap.executors.fork_server_process import absolute_module_path
 from polarmap.executors.owned_folder import private_folder
 from polarmap.worker.parts import write_file
+from polarmap.worker.process_state import absolute_module_path
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
 PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops

@@ -21,13 +21,11 @@ from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, los
 from polarmap.executors.block_store import BlockStore, StoredPieces
 from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
-from polarmap.executors.pool_slots import FIRST_LOOK_SECONDS
-from polarmap.executors.worker_processes import FUNCTION_BYTES
+from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, FUNCTION_BYTES, LOOK_SECONDS
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
 from polarmap.worker.frames import LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
 
-LOOK_SECONDS = 0.05  # between later looks, at most
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 
@@ -35,10 +33,9 @@ LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
 class PoolRun:
     """The tasks of one map: each waits until a worker may take it, in the order in which they come.
 
-    As many run as there are cores, and a few more; more than these as soon as they leave the cores idle.
-    Maps that run at once on a pool share these slots. A worker of a map that is alone is told of its next
-    task while it is at the one before: to wake it would take longer than a small task.
-    What waits behind a task that takes long is given to another worker, too: the first to end it is heard.
+    Maps that run at once on a pool share its workers. One of a map that is alone is told of its next task
+    while it is at the one before: to wake it would take longer than a small task. What waits behind a task
+    that takes long is given to another worker, too: the first to end it is heard.
 
     Parameters
     ----------
@@ -79,7 +76,7 @@ class PoolRun:
         self._woken = WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
         self._is_called = False  # to return
-        self._lease = self._workers.slots.open(self._woken.set)
+        self._lease = self._workers.open(self._woken.set)
         self._began: list[Event] = []  # that are told with the next outcomes
         self._stored: StoredPieces | None = None
         self._owner = os.getpid()
@@ -112,7 +109,7 @@ class PoolRun:
                 self._names[task] = self._stored.name(self._payload.blocks, task)
         self._waiting += attempts
         self._open.update(attempts)
-        self._workers.want(len(self._waiting) + len(self._lease.under_way))
+        self._workers.want(len(self._waiting) + len(self._lease.workers))
         self._start_waiting()
 
     def wait(self, timeout: float) -> list[Event]:
@@ -121,12 +118,12 @@ class PoolRun:
         try:
             ended = self._wait_until(time.monotonic() + timeout)
         finally:
-            self._workers.slots.pause(self._lease)
+            self._workers.pause(self._lease)
         began, self._began = self._began, []
         return [*began, *ended]
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
-        if not (self._workers.is_here and self._workers.slots.is_alone()):
+        if not (self._workers.is_here and self._workers.is_alone()):
             self._start_waiting()  # others may have left slots, or workers have come
         while True:
             ended: list[Outcome] = []
@@ -146,7 +143,8 @@ class PoolRun:
                 self._is_called = False
                 return []
             if may_start and not is_woken:
-                self._look_around()
+                self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
+                self._workers.look(self._lease, len(self._waiting) + len(self._behind()))
             self._start_waiting()
 
     def wake(self) -> None:
@@ -172,31 +170,23 @@ class PoolRun:
         return self._workers.paid()
 
     def _start_waiting(self) -> None:
-        """Hand attempts to workers while there are slots; last those that wait behind one that takes long."""
+        """Hand attempts to workers as long as one is to be had; last those behind one that takes long."""
         stuck: set[Hashable] | None = None
-        while attempts := self._waiting or self._behind(time.monotonic() - SHARE_SECONDS):
-            worker = self._workers.take(self._lease, len(attempts), self._names[attempts[0][0]])
+        while True:
+            attempts = self._waiting or self._behind(time.monotonic() - SHARE_SECONDS)
+            first = self._names[attempts[0][0]] if attempts else None
+            worker = self._workers.take(self._lease, len(attempts), first)
             if worker is None:
                 break
             stuck = self._workers.abandoned_tasks() if stuck is None else stuck
-            attempt = self._next(worker, stuck) if self._waiting else attempts[0]
-            if attempts is not self._waiting:
-                self._shared.add(attempt)
-            self._start(worker, attempt)
-        if not attempts:
-            self._workers.slots.may_take(self._lease, 0)  # others may
-        elif self._tells_ahead and attempts is self._waiting and self._workers.slots.is_alone():
+            if attempts is self._waiting:
+                self._start(worker, self._next(worker, stuck))
+            else:
+                self._shared.add(attempts[0])
+                self._start(worker, attempts[0])
+        if self._tells_ahead and self._waiting and self._workers.is_alone():
             self._tell_ahead(self._workers.abandoned_tasks() if stuck is None else stuck)
         self._workers.flush()
-
-    def _look_around(self) -> None:
-        """See whether workers have failed to start, and whether more tasks could run."""
-        self._workers.check()
-        self._look_seconds = min(LOOK_SECONDS, 1.5 * self._look_seconds)
-        slots = self._workers.slots
-        slots.look_for_idle_cores(self._lease, len(self._waiting) + len(self._behind()))
-        if self._waiting and slots.is_starved(self._lease):
-            self._workers.want(len(self._workers) + 1)
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""

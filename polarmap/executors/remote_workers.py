@@ -17,7 +17,7 @@ from polarmap.executors.base import check_folder
 from polarmap.executors.links import Join, Link
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.worker_listener import WorkerListener
-from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
+from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.kept_task import DriverAddress
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import AWAY_SECONDS
@@ -162,6 +162,15 @@ class RemoteWorkers(WorkerTable):
             self._wanted = max(self._wanted, count if self._most is None else min(count, self._most))
             self._start_missing()
 
+    def look(self, lease: Lease, queued: int) -> None:
+        """Start anew what has failed, and one more where others keep a map from going on.
+
+        ExecutorError if no worker is there, and none will be.
+        """
+        self.check()
+        if lease.waiting and self.is_starved(lease):
+            self.want(len(self) + 1)
+
     def check(self) -> None:
         """Start anew what has failed; ExecutorError if no worker is there, and none will be."""
         now = time.monotonic()
@@ -250,7 +259,7 @@ class RemoteWorkers(WorkerTable):
                 self._pause = 0.0
             launch.has_called = True
             old = self._workers.pop(number, None)
-            if old is not None and (old.lease is None or old in self._abandoned):
+            if old is not None and not old.is_awaited:
                 self._remove(old)  # it was started again by its site
             elif old is not None:
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
@@ -280,7 +289,7 @@ class RemoteWorkers(WorkerTable):
 
     def _stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
-        return sum(abandoned_for(worker) > GRACE_SECONDS for worker in list(self._abandoned))
+        return sum(worker.abandoned_for() > GRACE_SECONDS for worker in self._abandoned())
 
     def _starting(self) -> int:
         """How many have not called, and may soon."""

@@ -1,15 +1,21 @@
-"""The workers of a pool as their driver sees them: who is free, who is busy with what, who is gone.
+"""The workers of a pool as their driver sees them, and which of its maps may take one next.
 
-What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it does, and at most one
-behind that. Nobody else keeps account of it but links by way of a storage, which count.
+A worker is free, or at a task of a map; when that map ends before the task, the worker is abandoned until it
+has come to its end. What a worker was told and has not ended stands in `KeptWorker.orders`: the one that it
+does, and at most one behind that. Nobody else keeps account of it but links by way of a storage, which count.
+
+A map that is alone takes as many workers as may be busy. Several share them: one that becomes free goes to
+the map with the fewest tasks under way, then to the one that has waited longest.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import sys
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -21,16 +27,37 @@ from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
 from polarmap.executors.links import Link
-from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
 from polarmap.worker.frames import PROCESS, REPLIES, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
 
 REMEMBERED = 1024  # tasks of each worker
-GRACE_SECONDS = 1.0  # in which one that is busy with a task that nobody waits for may come to its end
+GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
 
 Order = tuple[int, int, int]  # map, task and attempt
+
+
+@dataclass(eq=False)
+class Lease:
+    """By which a run holds workers, until it ends.
+
+    wake : lets the run look whether it may start a task.
+    workers : that are at its tasks, also after its end.
+    waiting : tasks that it would start.
+    is_listening : whether it starts tasks as soon as it is woken.
+    since : when a task of it started or ended last, or it began to wait, on the monotonic clock.
+    was_idle : whether cores were idle when it looked last.
+    ended : when it did; None: it has not.
+    """
+
+    wake: Callable[[], None]
+    workers: set[KeptWorker] = field(default_factory=set)
+    waiting: int = 0
+    is_listening: bool = False
+    since: float = field(default_factory=time.monotonic)
+    was_idle: bool = False
+    ended: float | None = None
 
 
 @dataclass(eq=False)
@@ -40,12 +67,11 @@ class KeptWorker:
     lease : of the map whose task it does, or did when that map ended; None while it is free.
     orders : what it was told to do and has not ended: the order, and the task in a form that means the same
         to later maps of the same blocks.
-    since : when it began with the first of them, on the monotonic clock.
+    since : when it began with the first of them, or else became free, on the monotonic clock.
     process : its number on its machine, as soon as it has said so.
     function : digest of the one that it has; around : what it was told last of what is around it;
     modules : sources of those that it was sent, by name.
     done : the tasks that it did most recently, whose blocks it has in memory; in the same form.
-    freed : when it was free last, on the monotonic clock.
     """
 
     number: int
@@ -58,13 +84,16 @@ class KeptWorker:
     around: Surroundings | None = None
     modules: dict[str, Any] = field(default_factory=dict)
     done: dict[Hashable, None] = field(default_factory=dict)
-    freed: float = inf
 
-    def free(self) -> None:
-        """It has done its task."""
-        self.freed = time.monotonic()
-        self.lease = None
-        self.orders.clear()
+    @property
+    def is_awaited(self) -> bool:
+        """Whether a map waits for it."""
+        return self.lease is not None and self.lease.ended is None
+
+    def abandoned_for(self) -> float:
+        """For how many seconds nobody has waited for its task; it has one, and its map has ended."""
+        assert self.lease is not None
+        return time.monotonic() - (self.lease.ended or 0.0)
 
     def note(self, order: Order, task: Hashable) -> None:
         """It was told of this task."""
@@ -105,7 +134,7 @@ class WorkerTable:
     Parameters
     ----------
     most : int or None
-        At a time, not counting those that are busy with tasks of maps that have ended.
+        At a time, not counting those that are abandoned.
     """
 
     is_here = False  # whether they are processes of this machine
@@ -113,12 +142,12 @@ class WorkerTable:
 
     def __init__(self, most: int | None) -> None:
         self._most = most
-        self.slots = PoolSlots(most, self.is_here)
         self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
         self._workers: dict[int, KeptWorker] = {}
-        # Whose map has ended, the one that is so for longest first.
-        self._abandoned: dict[KeptWorker, None] = {}
+        self._leases = set[weakref.ref[Lease]]()  # an interrupt may have kept one from being closed
+        self._limit = self._first_limit()  # of workers that are at tasks of maps
+        self._changed = time.monotonic()  # when a task was started or ended last
         self._is_closed = False
         self._owner = os.getpid()
 
@@ -140,8 +169,8 @@ class WorkerTable:
     def want(self, count: int) -> None:
         """So many would be of use now."""
 
-    def check(self) -> None:
-        """ExecutorError if none is there, and none will be."""
+    def look(self, lease: Lease, queued: int) -> None:
+        """See, where there is no news, whether more tasks could run of so many that might start."""
 
     def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way; what cannot be told at once later, unless it may wait."""
@@ -153,49 +182,69 @@ class WorkerTable:
         """What they have been paid for since this was asked before; None where nobody pays for them."""
         return None
 
+    def open(self, wake: Callable[[], None]) -> Lease:
+        """For one more run; `wake` lets it look whether it may start a task."""
+        with self._lock:
+            if not self._leases:
+                self._limit = self._first_limit()
+            lease = Lease(wake)
+            self._leases.add(weakref.ref(lease, self._leases.discard))
+            return lease
+
+    def is_alone(self) -> bool:
+        """Whether one run is open at most."""
+        return len(self._leases) < 2
+
     def take(self, lease: Lease, waiting: int, task: Hashable = None) -> KeptWorker | None:
         """One for the first of so many tasks that wait: that has done it before, or is free, or is new.
 
-        None where there is no slot, or there are as many workers as there may be.
+        None where it is the turn of another run, where as many tasks are under way as may be, or where there
+        are as many workers as there may be.
         """
         with self._lock:
-            if not self.slots.may_take(lease, waiting):
-                return None
-            if self._abandoned:
-                self._review()
-            worker, best = None, -1
-            for one in self._workers.values():
-                if one.lease is None and (fit := 2 * (one.process is not None) + (task in one.done)) > best:
-                    worker, best = one, fit
-            worker = worker or self._another()
-            if worker is None:
-                return None
-            worker.lease = lease
-            self.slots.take(lease, worker)
+            if waiting and not lease.waiting:
+                lease.since = time.monotonic()
+            lease.waiting = waiting
+            if self.is_alone():
+                may_take = waiting > 0 and len(lease.workers) < self._limit
+            else:
+                may_take = self._call_next(lease) is lease
+            worker = self._found(task) if may_take else None
+            if worker is not None:
+                worker.lease = lease
+                lease.workers.add(worker)
+                self._changed = lease.since = time.monotonic()
             return worker
 
     def give_back(self, worker: KeptWorker) -> None:
-        """It has done its task, and is free before its slot is: who takes that shall find it."""
-        lease = worker.lease
-        worker.free()
-        if lease is not None:
-            self.slots.give_back(lease, worker)
+        """It has done its task."""
+        with self._lock:
+            self._release(worker)
 
     def remove(self, worker: KeptWorker) -> None:
         """It is gone, or is to go; ExecutorError if that is because another thread has ended them all."""
         with self._lock:
             self._remove(worker)
-            if worker.lease is not None:
-                self.slots.give_back(worker.lease, worker)
             self._check_open()
+
+    def pause(self, lease: Lease) -> None:
+        """Nobody waits for its run now: it cannot be told that it may start a task."""
+        lease.is_listening = False
+        if not self.is_alone():
+            with self._lock:
+                self._call_next()
 
     def leave(self, lease: Lease) -> None:
         """A map ends: who is at its tasks is told, and left to whoever needs it next, or kills it."""
         with self._lock:
-            workers = dict.fromkeys(lease.under_way)
-            self._abandoned |= {} if self._is_closed else workers
-            self.slots.close(lease)
-            for worker in workers:
+            if lease.ended is not None:
+                return
+            self._leases.discard(weakref.ref(lease))
+            lease.ended = self._changed = time.monotonic()
+            if self._leases:  # what the others need beyond is seen when they leave cores idle
+                self._limit = max(self._under_way(), self._first_limit())
+                self._call_next()
+            for worker in lease.workers:
                 if self._is_closed:
                     worker.link.close()
                 elif worker.orders:
@@ -208,38 +257,45 @@ class WorkerTable:
 
     def abandoned_tasks(self) -> set[Hashable]:
         """What workers still do for maps that have ended."""
-        if not self._abandoned:
-            return set()
         with self._lock:
+            if not self._abandoned():
+                return set()
             self._review()
-            return {task for worker in list(self._abandoned) for _, task in worker.orders}
+            return {task for worker in self._abandoned() for _, task in worker.orders}
+
+    def is_starved(self, lease: Lease) -> bool:
+        """Whether no task of its run is under way, and none of others was started or ended for long."""
+        return not lease.workers and time.monotonic() > self._changed + GRACE_SECONDS
 
     def close(self) -> None:
         """End them all: maps that run on them now fail."""
         with self._lock:
             self._is_closed = True
             for worker in list(self._workers.values()):
-                if worker.lease is None or worker in self._abandoned:
-                    self._remove(worker)
-                else:  # its map sees it end, at a descriptor that is still there
+                if worker.is_awaited:  # its map sees it end, at a descriptor that is still there
                     self._end(worker)
                     worker.link.hang_up()
+                else:
+                    self._remove(worker)
             self._workers.clear()
 
     def forget(self) -> None:
-        """Let go of them, in a process that was forked of the one that has them."""
+        """Let go of workers and runs, in a process that was forked of the one that has them."""
         self._is_closed, self._lock = True, threading.RLock()  # that another thread may have held
-        self.slots.forget()
+        self._leases.clear()
         for worker in self._workers.values():
             worker.link.close()
         self._workers.clear()
-        self._abandoned.clear()
 
     def _check_open(self) -> None:
         if os.getpid() != self._owner:
             raise ExecutorError("this process was forked while a map ran, which goes on in its parent only")
         if self._is_closed:
             raise ExecutorError("the workers were ended while a map ran on them, by close() or shutdown()")
+
+    def _first_limit(self) -> int:
+        """How many tasks may be under way to begin with."""
+        return sys.maxsize
 
     def _another(self) -> KeptWorker | None:
         """A new one, if it can be had at once."""
@@ -249,19 +305,65 @@ class WorkerTable:
         """Let its process end."""
 
     def _give_up(self) -> None:
-        """Remove those of the workers that are busy with tasks of maps that have ended that are to go."""
+        """Remove those that are to go: abandoned ones, or others that took the place of these."""
+
+    def _open(self) -> list[Lease]:
+        """Of the runs that have not ended."""
+        return [lease for one in list(self._leases) if (lease := one()) is not None]
+
+    def _under_way(self) -> int:
+        """Tasks of all runs that workers are at."""
+        return sum(len(one.workers) for one in self._open())
+
+    def _call_next(self, asking: Lease | None = None) -> Lease | None:
+        """The run whose turn it is to start a task, if one more may be under way; told but for `asking`.
+
+        Of those with tasks that wait and a thread that can start them. Tasks of others that never end keep
+        no map from going on.
+        """
+        ready = [one for one in self._open() if one.waiting and (one.is_listening or one is asking)]
+        first = min(ready, key=lambda one: (len(one.workers), one.since), default=None)
+        if first is None:
+            return None
+        limit = (self._most or sys.maxsize) if self.is_starved(first) else self._limit
+        if self._under_way() >= limit:
+            return None
+        if first is not asking:
+            first.wake()
+        return first
+
+    def _found(self, task: Hashable) -> KeptWorker | None:
+        """One that is free, best for this task, or new."""
+        worker = self._best_free(task)
+        if worker is None:
+            self._review()
+            worker = self._best_free(task) or self._another()
+        return worker
+
+    def _best_free(self, task: Hashable) -> KeptWorker | None:
+        """One that runs already and has the block of this task, as far as there is one."""
+        worker, best = None, -1
+        for one in self._workers.values():
+            if one.lease is None and (fit := 2 * (one.process is not None) + (task in one.done)) > best:
+                worker, best = one, fit
+        return worker
+
+    def _abandoned(self) -> list[KeptWorker]:
+        """Those at tasks of maps that have ended, the one that is so for longest first."""
+        # A destructor may end a map at any moment.
+        left = [one for one in list(self._workers.values()) if one.lease and one.lease.ended is not None]
+        return sorted(left, key=KeptWorker.abandoned_for, reverse=True)
 
     def _review(self) -> None:
         """Take back those that have come to the end of an abandoned task; let go of those that do not."""
-        abandoned = list(self._abandoned)  # of which a destructor may make more at any moment
+        abandoned = self._abandoned()
         heard = set(ready([worker.link for worker in abandoned], POLLIN, 0.0))
         for worker in [one for one in abandoned if one.link in heard]:
             _, is_there = worker.receive()
             if not is_there:
                 self._remove(worker)
             elif not worker.orders:
-                del self._abandoned[worker]
-                worker.free()
+                self._release(worker)
         self._give_up()
 
     def _drop(self, surplus: int, first: Callable[[KeptWorker], float], until: float = inf) -> None:
@@ -272,14 +374,21 @@ class WorkerTable:
                 self._remove(worker)
 
     def _remove(self, worker: KeptWorker) -> None:
-        self._abandoned.pop(worker, None)
+        self._release(worker)
         if self._workers.get(worker.number) is worker:
             del self._workers[worker.number]
             self._end(worker)
         worker.link.close()
 
-
-def abandoned_for(worker: KeptWorker) -> float:
-    """For how many seconds nobody has waited for its task."""
-    assert worker.lease is not None
-    return time.monotonic() - (worker.lease.ended or 0.0)
+    def _release(self, worker: KeptWorker) -> None:
+        """It does nothing for its map any more, which may have ended; another may start a task."""
+        lease = worker.lease
+        worker.orders.clear()
+        worker.since = time.monotonic()
+        if lease is not None:
+            lease.workers.discard(worker)
+            worker.lease = None  # at last: an interrupt before leaves it abandoned
+            if lease.ended is None:
+                self._changed = lease.since = worker.since
+                if not self.is_alone():
+                    self._call_next(lease)

@@ -1,4 +1,5 @@
-"""What f may change of its process for longer than its map: set back, or found, before the next one.
+"""What a process is given, and what f may change of it for longer than its map: set back, or found, before
+the next one.
 
 Runs on workers: imports numpy at most.
 """
@@ -68,6 +69,23 @@ def working_folder() -> str:
         return os.getcwd()
     except OSError:
         return "/"
+
+
+def absolute_module_path() -> list[str]:
+    """Where this process finds modules, for one that may be in another folder."""
+    found = []
+    for path in sys.path:
+        with contextlib.suppress(FileNotFoundError):  # relative to a folder that is gone
+            found.append(os.path.abspath(path))
+    return found
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no such limit
+        return os.cpu_count() or 1
 
 
 def _umask() -> int:

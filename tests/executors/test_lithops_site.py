@@ -31,7 +31,7 @@ def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str
     with closing(workers):
         workers.want(2)
         assert until(lambda: len(workers) == 2, 60.0)
-        lease = workers.slots.open(lambda: None)
+        lease = workers.open(lambda: None)
         taken = [workers.take(lease, 1) for _ in range(2)]
         assert workers.channel == "TCP"
         processes = set[int]()

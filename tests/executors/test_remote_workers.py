@@ -99,7 +99,7 @@ def test_one_that_is_stuck_in_a_map_that_ended_is_not_counted_on(
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
     workers.want(1)
-    lease = workers.slots.open(lambda: None)
+    lease = workers.open(lambda: None)
     taken(workers, lease)
     workers.want(1)
     assert len(site.launches) == 1
@@ -175,7 +175,7 @@ def test_one_that_its_site_has_started_again_takes_its_own_place(workers: Remote
     channel = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (first, None))
     assert first.link.fileno() == -1
-    busy = taken(workers, workers.slots.open(lambda: None))
+    busy = taken(workers, workers.open(lambda: None))
     again = called(workers._address, 0)
     assert until(lambda: workers._workers.get(0) not in (busy, None))
     assert busy.link.fileno() >= 0  # its map waits there, and sees that it is gone
@@ -199,7 +199,7 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
     assert first.started == 2
     assert 0.1 <= first.seconds <= 2 * (time.monotonic() - began)
     assert first.seconds / 2 - 1e-3 <= first.writes * site.look_seconds <= first.seconds + 1e-3
-    workers.remove(taken(workers, workers.slots.open(lambda: None)))
+    workers.remove(taken(workers, workers.open(lambda: None)))
     workers.paid()
     time.sleep(0.05)
     second = workers.paid()
@@ -243,14 +243,13 @@ def test_those_that_are_more_than_are_wanted_go(
 ) -> None:
     monkeypatch.setattr(remote_workers, "GRACE_SECONDS", 0.0)
     workers.want(1)
-    lease = workers.slots.open(lambda: None)
+    lease = workers.open(lambda: None)
     stuck = taken(workers, lease)
     workers.leave(lease)
     lease.ended = time.monotonic() - 1.0
     workers.want(1)
     assert until(lambda: len(workers) == 2)
     stuck.lease = None  # it has come to its end
-    del workers._abandoned[stuck]
     workers.tend()
     assert len(workers) == 1
 
