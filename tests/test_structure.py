@@ -46,13 +46,16 @@ STILL_CIRCULAR: list[set[str]] = []
 # Modules that import nothing else of the package: they travel, or are read on their own.
 STAND_ALONE = [
     "polarmap.errors",
-    *[f"polarmap.worker.{name}" for name in ("finite_differences", "parts", "process_identity", "retry")],
+    *[
+        f"polarmap.worker.{name}"
+        for name in ("cores", "finite_differences", "parts", "process_identity", "retry")
+    ],
 ]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
     *["polarmap.storage", "polarmap.worker.process_identity"],
-    "polarmap.worker.parts",
+    *["polarmap.worker.cores", "polarmap.worker.parts"],
 ]
 CLI = [
     "polarmap.cli",

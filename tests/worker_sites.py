@@ -49,8 +49,7 @@ def serving_by_storage(storage: Any) -> Life:
 def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("polarmap.executors.pool._site", lambda choice: site)
-        patched.setattr("polarmap.executors.pool._place", lambda choice: (site.name, None))
+        patched.setattr("polarmap.executors.pool._place", lambda choice: (site.name, None, lambda: site))
         with Pool(Path("threads.yaml"), **options) as pool:
             yield pool
 

@@ -14,6 +14,9 @@ from polarmap.executors.choices import is_for_lithops, is_localhost, is_path
 from polarmap.executors.faulty import FaultyExecutor, WithFaults
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pool import Pool, default_pool
+from polarmap.worker.cores import available_cores
+
+BLOCKS_PER_CORE = 3
 
 
 def executor_of(choice: Any) -> MapExecutor:
@@ -24,7 +27,7 @@ def executor_of(choice: Any) -> MapExecutor:
     if isinstance(choice, FaultyExecutor):
         return WithFaults(executor_of(choice.executor), choice.faults)
     if choice is None:
-        return default_pool()
+        return default_pool
     name = getattr(choice, "__name__", type(choice).__name__)
     if isinstance(choice, type):
         raise ExecutorError(f"executor={name} is a class: pass an executor that was made of it, {name}(...)")
@@ -70,6 +73,19 @@ def storage_beside(choice: Any, data: Any) -> Any:
     if is_localhost(choice):
         return private_folder() / "arrays"
     return choice if is_for_lithops(choice) else None
+
+
+def usual_blocks(choice: Any, most: int) -> int:
+    """Into how many blocks of equal size a matrix is cut for an executor: `most`, fewer on this machine.
+
+    There three for each core keep all of them busy, and more only cost.
+    """
+    return min(most, BLOCKS_PER_CORE * available_cores()) if shares_cores(choice) else most
+
+
+def shares_cores(choice: Any) -> bool:
+    """Whether the tasks of an executor are known to share the cores of this machine."""
+    return choice is None or (isinstance(choice, Pool) and choice.is_here)
 
 
 def _is_in_memory(data: Any) -> bool:

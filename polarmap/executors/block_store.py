@@ -6,7 +6,6 @@ import itertools
 import os
 import shutil
 import threading
-import time
 import weakref
 import zlib
 from collections.abc import Hashable, Sequence
@@ -38,9 +37,9 @@ class BlockStore:
 
     def __init__(self, storing: WithDriver) -> None:
         self._storing = storing
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
         self._numbers = itertools.count()
-        # By the identity of the blocks: each map of a key encrypts them anew.
+        # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
         self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
 
     def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
@@ -49,13 +48,12 @@ class BlockStore:
             for key in [key for key, one in self._stored.items() if one.blocks() is None]:
                 self._stored.pop(key).remove()
             name = id(coded), encryption
-            found = self._stored.get(name)
+            found = self._stored.pop(name, None)
             if found is None or found.is_removed:
                 others = list(self._stored.values())
                 found = StoredPieces(coded, encryption, self._storing, next(self._numbers), others)
-                self._stored[name] = found
+            self._stored[name] = found
             found.users += 1
-            found.used = time.monotonic()
             return found
 
     def done(self, stored: StoredPieces) -> None:
@@ -76,8 +74,6 @@ class StoredPieces:
         That the pieces weigh when all are stored, at most.
     users : int
         Maps that use it now.
-    used : float
-        When it was used last.
     is_removed : bool
         To make room for others.
     """
@@ -92,7 +88,7 @@ class StoredPieces:
     ) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
         self._encryption, self._storing = encryption, storing
-        self.users, self.used, self.is_removed = 0, time.monotonic(), False
+        self.users, self.is_removed = 0, False
         self._lock = threading.Lock()
         tasks = range(coded.n if self._source is None else 0)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
@@ -231,7 +227,7 @@ class WithDriver:
         self.place, self._prefix = Place("driver", prefix), prefix
 
     def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
-        """For the pieces of new blocks of this size; `others`: what is stored of others."""
+        """For the pieces of new blocks of this size; `others`: what is stored, the latest used last."""
         return [f"{self._prefix}/blocks/{number}"]
 
     def put(self, key: str, buffers: list[Any]) -> None:
@@ -280,7 +276,7 @@ class InFolders(WithDriver):
             return False
         inside = [one for one in others if Path("/", *one.roots[:1]).parent == memory]
         used = sum(one.bytes for one in inside)
-        for stored in sorted(inside, key=lambda one: one.used):
+        for stored in inside:
             if used + size > self._budget and not stored.users:
                 stored.remove()
                 used -= stored.bytes

@@ -36,10 +36,10 @@ from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
 from polarmap.worker.block_cache import OnReadOnlyBlocks
+from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
-from polarmap.worker.process_state import available_cores
 
 GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
 BROKEN = (

@@ -21,8 +21,6 @@ _made: set[tuple[int, Path]] = set()  # by which process
 
 def memory_folder() -> Path | None:
     """A new folder whose files are in memory; None where there is no such place, or no room."""
-    if not os.path.isdir(MEMORY):
-        return None
     try:
         return _new_folder(MEMORY)
     except OSError:
@@ -44,13 +42,10 @@ def restore(folder: Path) -> None:
     there is read as code.
     """
     try:
-        try:
-            status = os.lstat(folder)
-        except FileNotFoundError:
+        if not os.path.lexists(folder):
             folder.mkdir(PRIVATE)
-            _made.add((os.getpid(), folder))
             _name_owner(folder)
-            return
+        status = os.lstat(folder)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.getuid():
             raise PermissionError("something else is in its place")
         if stat.S_IMODE(status.st_mode) != PRIVATE:

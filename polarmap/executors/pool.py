@@ -8,7 +8,7 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,11 +27,9 @@ from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.remote_workers import RemoteWorkers, Site
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
-from polarmap.worker.process_state import available_cores
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
-BLOCKS_PER_CORE = 3
 TEND_SECONDS = 0.5  # between looks after workers that no map uses
 
 
@@ -64,6 +62,13 @@ class Pool:
         Whether workers elsewhere may call this process by TCP, those on this machine at 127.0.0.1 only; both
         sides prove that they have a key. False: they talk by way of the storage of their configuration, as do
         those that do not reach this process.
+
+    Attributes
+    ----------
+    worker : Worker or None
+        What each worker is given and may cost; None where nothing is known.
+    is_here : bool
+        Whether the workers are processes of this machine.
 
     Raises
     ------
@@ -100,10 +105,11 @@ class Pool:
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")
             if not isinstance(listen, bool):
                 raise CodeError(f"listen must be True or False, not {listen!r:.100}")
-            self._name, self._worker = _place(executor)
-            self._executor, self._workers = executor, workers
-            self._idle, self._memory = float(idle), int(memory)
-            self._threads, self._listens = threads, listen
+            self._name, self.worker, new_site = _place(executor)
+            self.executor, self.workers, self.is_here = executor, workers, executor is None
+            self._start = partial(
+                KeptWorkers, self._name, new_site, workers, float(idle), int(memory), threads, listen
+            )
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
             self._is_closed = False
@@ -115,26 +121,6 @@ class Pool:
         kept = self._kept
         return self._name + (f" ({kept.workers.channel})" if kept and kept.workers.channel else "")
 
-    @property
-    def worker(self) -> Worker | None:
-        """What each worker is given and may cost; None where nothing is known."""
-        return self._worker
-
-    @property
-    def workers(self) -> int | None:
-        """Tasks at a time, at most, if it was told."""
-        return self._workers
-
-    @property
-    def executor(self) -> Any:
-        """What it was made of; None: processes of this machine."""
-        return self._executor
-
-    @property
-    def is_here(self) -> bool:
-        """Whether the workers are processes of this machine."""
-        return self._executor is None
-
     def open(self, payload: Payload) -> PoolRun:
         """Tasks of one map; CodeError for an f that does not travel, ExecutorError for storage elsewhere."""
         with self._lock:
@@ -142,7 +128,7 @@ class Pool:
                 raise ExecutorError("this Pool is closed: make a new one")
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
-                self._kept = self._start()
+                self._kept = self._start()  # ExecutorError if that is impossible
                 weakref.finalize(self, self._kept.close)
                 run = self._kept.open(payload)
             assert run is not None
@@ -167,28 +153,6 @@ class Pool:
         if kept is not None:
             kept.workers.forget()
 
-    def _start(self) -> KeptWorkers:
-        """Be ready to start workers; ExecutorError if that is impossible."""
-        workers: WorkerTable
-        if self.is_here:
-            storing, folders = self._in_folders()
-            workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
-        else:
-            site = _site(self._executor)
-            workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
-            try:
-                storing, folders = self._in_folders() if site.shares_files else (_storing_of(site), [])
-            except BaseException:
-                workers.close()
-                raise
-        return KeptWorkers(self._name, workers, BlockStore(storing), folders, self._idle)
-
-    def _in_folders(self) -> tuple[WithDriver, list[Path]]:
-        """New folders for blocks; ExecutorError if there is no room for any."""
-        on_disk, in_memory = disk_folder(), memory_folder()
-        folders = [folder for folder in (in_memory, on_disk) if folder is not None]
-        return InFolders(in_memory, on_disk, self._memory), folders
-
     def __enter__(self) -> Pool:
         return self
 
@@ -199,17 +163,41 @@ class Pool:
 class KeptWorkers:
     """The workers, blocks and folders of a pool, from a map until it has been idle for long enough.
 
-    folders : in which workers read and write; none where they share none with this process.
+    Parameters
+    ----------
+    name : of the pool.
+    new_site : what makes the place where they are started; None: they are processes of this machine.
+    most, idle, memory, threads, listens : as `Pool` was told.
     """
 
     _numbers = itertools.count()
 
     def __init__(
-        self, name: str, workers: WorkerTable, blocks: BlockStore, folders: Sequence[Path], idle: float
+        self,
+        name: str,
+        new_site: Callable[[], Site] | None,
+        most: int | None,
+        idle: float,
+        memory: int,
+        threads: int,
+        listens: bool,
     ) -> None:
-        self.workers, self._name, self._blocks = workers, name, blocks
-        self._folders, self._idle = folders, idle
-        self._lock, self._closing = threading.Lock(), threading.RLock()
+        self._name, self._idle = name, idle
+        self._folders: list[Path] = []  # in which workers read and write, if they share files with us
+        self.workers: WorkerTable
+        if new_site is None:
+            storing = self._in_folders(memory)
+            self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)))
+        else:
+            site = new_site()
+            self.workers = RemoteWorkers(site, most, listens, memory, threads)
+            try:
+                storing = self._in_folders(memory) if site.shares_files else _storing_of(site)
+            except BaseException:
+                self.workers.close()
+                raise
+        self._blocks = BlockStore(storing)
+        self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
         self._owner = os.getpid()
         self._maps = set[int]()  # that run now
         self._used = time.monotonic()
@@ -229,7 +217,7 @@ class KeptWorkers:
                 return None
             number = next(self._numbers)
             self._maps.add(number)
-        done = partial(self._done, number)
+        done = partial(self._note_end, number)
         try:
             for folder in self._folders:
                 restore(folder)
@@ -243,18 +231,23 @@ class KeptWorkers:
         """End the workers, remove all files; who comes second waits until that is done."""
         if os.getpid() != self._owner:
             return
-        with self._closing:
+        with self._lock:
             if not self._ended.is_set():
                 self._ended.set()
                 self.workers.close()
                 for folder in self._folders:
                     remove(folder)
 
-    def _done(self, number: int) -> None:
-        """A map has ended. Safe to call twice."""
-        with self._lock:
-            self._maps.discard(number)
-            self._used = time.monotonic()
+    def _in_folders(self, memory: int) -> WithDriver:
+        """New folders for blocks; ExecutorError if there is no room for any."""
+        on_disk, in_memory = disk_folder(), memory_folder()
+        self._folders = [folder for folder in (in_memory, on_disk) if folder is not None]
+        return InFolders(in_memory, on_disk, memory)
+
+    def _note_end(self, number: int) -> None:
+        """A map has ended. Safe to call twice, and by a destructor: without the lock."""
+        self._used = time.monotonic()
+        self._maps.discard(number)
 
     def _end_when_idle(self) -> None:
         rest = self._idle
@@ -266,32 +259,27 @@ class KeptWorkers:
                     self.close()
 
 
-def _place(choice: Any) -> tuple[str, Worker | None]:
-    """The name of a place for workers that stay, and what each is given; ExecutorError if none do there."""
+def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
+    """The name of a place for workers that stay, what each is given, and what makes the place.
+
+    ExecutorError if none stay there.
+    """
     if choice is None:
-        return "workers here", None
+        return "workers here", None, None
     if is_for_lithops(choice):
         from polarmap.executors.lithops import LithopsExecutor
+        from polarmap.executors.lithops_site import LithopsSite
 
         executor = LithopsExecutor(choice)
-        return f"kept workers on {executor.name}", executor.worker
+        return f"kept workers on {executor.name}", executor.worker, partial(LithopsSite, choice)
     if is_of_dask(choice):
-        return f"kept workers on {type(choice).__name__}", None
+        from polarmap.executors.dask_site import DaskSite
+
+        return f"kept workers on {type(choice).__name__}", None, partial(DaskSite, choice)
     hint = (
         "pass client.get_executor()" if hasattr(choice, "get_executor") else "pass it as executor= of the map"
     )
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
-
-
-def _site(choice: Any) -> Site:
-    """What starts workers there."""
-    if is_for_lithops(choice):
-        from polarmap.executors.lithops_site import LithopsSite
-
-        return LithopsSite(choice)
-    from polarmap.executors.dask_site import DaskSite
-
-    return DaskSite(choice)
 
 
 def _storing_of(site: Site) -> WithDriver:
@@ -306,31 +294,12 @@ def _storing_of(site: Site) -> WithDriver:
 _pools: weakref.WeakSet[Pool] = weakref.WeakSet()
 
 
-def usual_blocks(choice: Any, most: int) -> int:
-    """Into how many blocks of equal size a matrix is cut for an executor: `most`, fewer on this machine.
-
-    There three for each core keep all of them busy, and more only cost.
-    """
-    return min(most, BLOCKS_PER_CORE * available_cores()) if shares_cores(choice) else most
-
-
-def shares_cores(choice: Any) -> bool:
-    """Whether the tasks of an executor are known to share the cores of this machine."""
-    pool = _default if choice is None else choice
-    return isinstance(pool, Pool) and pool.is_here
-
-
-def default_pool() -> Pool:
-    """The pool that all maps without an executor share."""
-    return _default
-
-
 def shutdown() -> None:
     """End the workers of maps without an executor, which otherwise end when they have been idle for a minute.
 
     The next such map starts others.
     """
-    _default.end_workers()
+    default_pool.end_workers()
 
 
 def _forget_all() -> None:
@@ -344,4 +313,4 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_all)
 
 
-_default = Pool()
+default_pool = Pool()  # which all maps without an executor share

@@ -253,9 +253,7 @@ class PoolRun:
             self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
             tuple(self._around) if self._around and worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
-            if self._modules
-            else {},
+            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
         )
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:

@@ -21,14 +21,10 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.channels import ready
+from polarmap.worker.cores import available_cores
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.process_identity import process_status
-from polarmap.worker.process_state import (
-    Surroundings,
-    absolute_module_path,
-    available_cores,
-    working_folder,
-)
+from polarmap.worker.process_state import Surroundings, absolute_module_path, working_folder
 from polarmap.worker.thread_limits import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket

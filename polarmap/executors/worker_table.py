@@ -237,8 +237,6 @@ class WorkerTable:
     def leave(self, lease: Lease) -> None:
         """A map ends: who is at its tasks is told, and left to whoever needs it next, or kills it."""
         with self._lock:
-            if lease.ended is not None:
-                return
             self._leases.discard(weakref.ref(lease))
             lease.ended = self._changed = time.monotonic()
             if self._leases:  # what the others need beyond is seen when they leave cores idle

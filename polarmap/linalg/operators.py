@@ -19,8 +19,7 @@ from polarmap.clouds.extras import install_command
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, PolarmapError, warn, without_our_frames
-from polarmap.executors import keep_open
-from polarmap.executors.pool import usual_blocks
+from polarmap.executors import keep_open, usual_blocks
 from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map

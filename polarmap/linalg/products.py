@@ -14,7 +14,7 @@ from polarmap.blocks.code_choice import CodeName, CodeOptions, check_not_masked,
 from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.pairs import CodedPairs
 from polarmap.errors import CodeError
-from polarmap.executors.pool import shares_cores
+from polarmap.executors import shares_cores
 from polarmap.linalg import layouts, matrices
 from polarmap.linalg.parity_start import ParityStart
 from polarmap.report import Report

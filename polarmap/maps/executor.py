@@ -25,7 +25,7 @@ from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits, function_of
 from polarmap.worker.any_value import Array, call_each, to_block
-from polarmap.worker.process_state import available_cores
+from polarmap.worker.cores import available_cores
 
 T = TypeVar("T")
 
@@ -230,7 +230,7 @@ def _place(
         return WithFaults(executor, choice.faults), known, pool, close
     if choice is None or is_for_lithops(choice) or is_of_dask(choice):
         is_shared = choice is None and workers is None
-        pool = default_pool() if is_shared else Pool(choice, workers)
+        pool = default_pool if is_shared else Pool(choice, workers)
         return pool, pool.workers, pool, (lambda: None) if is_shared else pool.close
     if workers is not None:
         raise ExecutorError(f"a {type(choice).__name__} has workers of its own: leave workers= out")

@@ -80,14 +80,6 @@ def absolute_module_path() -> list[str]:
     return found
 
 
-def available_cores() -> int:
-    """Cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such limit
-        return os.cpu_count() or 1
-
-
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)

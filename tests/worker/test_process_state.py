@@ -8,9 +8,8 @@ import warnings
 from collections.abc import Callable
 
 import numpy as np
-import pytest
 
-from polarmap.worker.process_state import ProcessState, available_cores, is_for_want
+from polarmap.worker.process_state import ProcessState, is_for_want
 
 
 def in_a_child(call: Callable[[], bool]) -> bool:
@@ -44,11 +43,3 @@ def test_want_is_told_from_other_errors() -> None:
     others = [FileNotFoundError(2, "x"), RuntimeError("so it goes"), ImportError("no module"), KeyError("x")]
     assert all(map(is_for_want, wants))
     assert not any(map(is_for_want, others))
-
-
-def test_cores_are_no_more_than_the_machine_has_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert available_cores() == (os.cpu_count() or 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert available_cores() == 1
