@@ -8,7 +8,7 @@ import shutil
 import threading
 import weakref
 import zlib
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from pathlib import Path
@@ -27,41 +27,6 @@ ROOM_SHARE = 2  # of the memory that is free in a folder, one such part may be u
 TRANSFERS = 16  # objects written at once
 
 
-class BlockStore:
-    """What workers read of all blocks of a pool or a run.
-
-    Parameters
-    ----------
-    storing : InFolders, InBucket or WithDriver
-    """
-
-    def __init__(self, storing: WithDriver) -> None:
-        self._storing = storing
-        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
-        self._numbers = itertools.count()
-        # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
-        self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
-
-    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
-        """That of these blocks, in use until `done` is called."""
-        with self._lock:
-            for key in [key for key, one in self._stored.items() if one.blocks() is None]:
-                self._stored.pop(key).remove()
-            name = id(coded), encryption
-            found = self._stored.pop(name, None)
-            if found is None or found.is_removed:
-                others = list(self._stored.values())
-                found = StoredPieces(coded, encryption, self._storing, next(self._numbers), others)
-            self._stored[name] = found
-            found.users += 1
-            return found
-
-    def done(self, stored: StoredPieces) -> None:
-        """A map does not need them any more; later ones may."""
-        with self._lock:
-            stored.users -= 1
-
-
 class StoredPieces:
     """The pieces of some coded blocks, and what workers are told of them; those in storage stay there.
 
@@ -74,26 +39,18 @@ class StoredPieces:
         That the pieces weigh when all are stored, at most.
     users : int
         Maps that use it now.
-    is_removed : bool
-        To make room for others.
     """
 
     def __init__(
-        self,
-        coded: Coded,
-        encryption: Encryption | None,
-        storing: WithDriver,
-        number: int = 0,
-        others: Sequence[StoredPieces] = (),
+        self, coded: Coded, encryption: Encryption | None, storing: BlockStore, number: int = 0
     ) -> None:
         self.blocks, self._source = weakref.ref(coded), coded.source
-        self._encryption, self._storing = encryption, storing
-        self.users, self.is_removed = 0, False
+        self._encryption, self._storing, self.users = encryption, storing, 0
         self._lock = threading.Lock()
         tasks = range(coded.n if self._source is None else 0)
         first = {piece: task for task in reversed(tasks) for piece in coded.pieces(task)}
         self.bytes = sum(layout_bytes(coded.layout(task)) for task in set(first.values()))
-        self.roots = storing.roots(number, self.bytes, others) if self._source is None else []
+        self.roots = storing.roots(number, self.bytes) if self._source is None else []
         self._unstored = set(first)
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
@@ -143,14 +100,6 @@ class StoredPieces:
                 for piece in coded.pieces(outcome.task):
                     self._parts.pop(piece, None)
                 self._tasks.clear()
-
-    def remove(self) -> None:
-        """Remove what was stored."""
-        with self._lock:
-            self._storing.remove(self.roots)
-            self.roots, self.is_removed = [], True
-            self._parts.clear()
-            self._tasks.clear()
 
     def _new_block(self, coded: Coded, task: int) -> StoredBlock:
         layout, pieces = coded.layout(task), coded.pieces(task)
@@ -209,10 +158,10 @@ def _buffers(coded: Coded, piece: int) -> list[Any]:
     return [leaf.reshape(-1).view(np.uint8).data if leaf.size and leaf.itemsize else b"" for leaf in leaves]
 
 
-class WithDriver:
-    """Where the bytes of blocks go: nowhere, as workers ask the driver. Others store them.
+class BlockStore:
+    """What workers read of all blocks of a pool or a run: here they ask the driver. Others store the bytes.
 
-    They lie below roots: the first unless there is no room.
+    These lie below roots: the first unless there is no room.
 
     place : where workers find them.
     has_bytes : whether they lie there, so that the blocks may let go of those that can be made again.
@@ -225,9 +174,30 @@ class WithDriver:
 
     def __init__(self, prefix: str) -> None:
         self.place, self._prefix = Place("driver", prefix), prefix
+        self._lock = threading.RLock()  # a run that is closed by its destructor may interrupt anything
+        self._numbers = itertools.count()
+        # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
+        self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
 
-    def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
-        """For the pieces of new blocks of this size; `others`: what is stored, the latest used last."""
+    def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
+        """What is stored of these blocks, in use until `done` is called."""
+        with self._lock:
+            self._remove([name for name, one in self._stored.items() if one.blocks() is None])
+            name = id(coded), encryption
+            found = self._stored.pop(name, None)
+            if found is None:
+                found = StoredPieces(coded, encryption, self, next(self._numbers))
+            self._stored[name] = found
+            found.users += 1
+            return found
+
+    def done(self, stored: StoredPieces) -> None:
+        """A map does not need them any more; later ones may."""
+        with self._lock:
+            stored.users -= 1
+
+    def roots(self, number: int, size: int) -> list[str]:
+        """For the pieces of new blocks of this size."""
         return [f"{self._prefix}/blocks/{number}"]
 
     def put(self, key: str, buffers: list[Any]) -> None:
@@ -236,8 +206,12 @@ class WithDriver:
     def remove(self, roots: Sequence[str]) -> None:
         """Remove all below roots."""
 
+    def _remove(self, names: Iterable[tuple[int, Encryption | None]]) -> None:
+        for name in names:
+            self.remove(self._stored.pop(name).roots)
 
-class InFolders(WithDriver):
+
+class InFolders(BlockStore):
     """Files that workers on this machine map: in memory where there is room for them, else on disk.
 
     memory : a folder whose files are in memory; None if there is none.
@@ -248,13 +222,14 @@ class InFolders(WithDriver):
     has_bytes = is_mapped = True
 
     def __init__(self, memory: Path | None, disk: Path, budget: int) -> None:
+        super().__init__("")
         self.place, self._owner = Place("folder", "/"), os.getpid()
         self._memory, self._disk, self._budget = memory, disk, budget
 
-    def roots(self, number: int, size: int, others: Sequence[StoredPieces]) -> list[str]:
+    def roots(self, number: int, size: int) -> list[str]:
         """A folder in memory, if it has room when what is not in use has made way, and one on disk."""
         folders = [self._disk]
-        if self._memory is not None and self._has_room(self._memory, size, others):
+        if self._memory is not None and self._has_room(self._memory, size):
             folders.insert(0, self._memory)
         return [str(folder / f"blocks-{number}").lstrip("/") for folder in folders]
 
@@ -267,17 +242,18 @@ class InFolders(WithDriver):
         for root in roots if os.getpid() == self._owner else ():
             shutil.rmtree(f"/{root}", ignore_errors=True)
 
-    def _has_room(self, memory: Path, size: int, others: Sequence[StoredPieces]) -> bool:
+    def _has_room(self, memory: Path, size: int) -> bool:
         try:
             room = os.statvfs(memory)
         except OSError:
             return False
         if size > min(self._budget, room.f_bavail * room.f_frsize // ROOM_SHARE):
             return False
-        inside = [one for one in others if Path("/", *one.roots[:1]).parent == memory]
-        used = sum(one.bytes for one in inside)
-        for stored in inside:
-            if used + size > self._budget and not stored.users:
-                stored.remove()
-                used -= stored.bytes
+        inside = {name: one for name, one in self._stored.items() if len(one.roots) > 1}
+        used, unneeded = sum(one.bytes for one in inside.values()), []
+        for name, one in inside.items():
+            if used + size > self._budget and not one.users:
+                unneeded.append(name)
+                used -= one.bytes
+        self._remove(unneeded)
         return used + size <= self._budget

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.errors import ExecutorError, StorageError, warn
-from polarmap.executors.block_store import WithDriver
+from polarmap.executors.block_store import BlockStore
 from polarmap.executors.lithops_internals import impatient_storage, storage_settings
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import retry_call
@@ -70,7 +70,7 @@ def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
         warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")
 
 
-class InBucket(WithDriver):
+class InBucket(BlockStore):
     """The bytes of blocks in the bucket of a `lithops.Storage`."""
 
     has_bytes = is_parallel = True

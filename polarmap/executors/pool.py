@@ -18,7 +18,7 @@ from polarmap.code.checks import is_positive
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload
-from polarmap.executors.block_store import BlockStore, InFolders, WithDriver
+from polarmap.executors.block_store import BlockStore, InFolders
 from polarmap.executors.choices import is_for_lithops, is_of_dask
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
@@ -185,18 +185,18 @@ class KeptWorkers:
         self._name, self._idle = name, idle
         self._folders: list[Path] = []  # in which workers read and write, if they share files with us
         self.workers: WorkerTable
+        self._blocks: BlockStore
         if new_site is None:
-            storing = self._in_folders(memory)
+            self._blocks = self._in_folders(memory)
             self.workers = WorkerProcesses(threads, most, list(map(str, self._folders)))
         else:
             site = new_site()
             self.workers = RemoteWorkers(site, most, listens, memory, threads)
             try:
-                storing = self._in_folders(memory) if site.shares_files else _storing_of(site)
+                self._blocks = self._in_folders(memory) if site.shares_files else _storing_of(site)
             except BaseException:
                 self.workers.close()
                 raise
-        self._blocks = BlockStore(storing)
         self._lock = threading.RLock()  # a pool that nobody has any more may be closed at any moment
         self._owner = os.getpid()
         self._maps = set[int]()  # that run now
@@ -238,7 +238,7 @@ class KeptWorkers:
                 for folder in self._folders:
                     remove(folder)
 
-    def _in_folders(self, memory: int) -> WithDriver:
+    def _in_folders(self, memory: int) -> BlockStore:
         """New folders for blocks; ExecutorError if there is no room for any."""
         on_disk, in_memory = disk_folder(), memory_folder()
         self._folders = [folder for folder in (in_memory, on_disk) if folder is not None]
@@ -282,10 +282,10 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
     raise ExecutorError(f"a Pool has no workers that stay on {choice!r:.200}: {hint}")
 
 
-def _storing_of(site: Site) -> WithDriver:
+def _storing_of(site: Site) -> BlockStore:
     """Where blocks lie for workers that share no files with this process."""
     if site.storage is None:
-        return WithDriver(site.prefix)
+        return BlockStore(site.prefix)
     from polarmap.executors.lithops_storage import InBucket
 
     return InBucket(site.storage, site.prefix)
