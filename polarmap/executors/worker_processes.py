@@ -22,7 +22,7 @@ from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.channels import ready
 from polarmap.worker.cores import available_cores
-from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.process_identity import process_status
 from polarmap.worker.process_state import Surroundings, absolute_module_path, working_folder
 from polarmap.worker.thread_limits import limiting_variables
@@ -279,7 +279,8 @@ class ForkServerProcess:
 
     def close(self) -> None:
         """End it and all workers."""
-        self._ask(END, 0)
+        with contextlib.suppress(OSError):
+            self._control.shutdown(socket.SHUT_RDWR)  # a process that was forked of this one may have it, too
         self.forget()
         try:
             self._process.wait(END_SECONDS)

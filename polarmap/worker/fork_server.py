@@ -23,7 +23,7 @@ from polarmap.worker.process_state import seed_numpy
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
 ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it
-FORK, KILL, END, READY = b"f", b"k", b"e", b"r"
+FORK, KILL, READY = b"f", b"k", b"r"
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 CHILDREN = "/proc/{0}/task/{0}/children"  # of a process whose only thread, or first one, has started them
 
@@ -83,8 +83,6 @@ class ForkServer:
         what, number = REQUEST.unpack(request)
         if what == FORK and descriptors:
             self._fork(number, descriptors[0])
-        elif what == END:
-            return False
         elif what == KILL and (process := self._workers.pop(number, None)) is not None:
             _kill(process)
         return True

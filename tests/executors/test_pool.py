@@ -6,7 +6,7 @@ import os
 import signal
 import threading
 import time
-from collections import OrderedDict, namedtuple
+from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -41,8 +41,6 @@ A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
 PATIENCE = 60.0
 MARGIN = 20 << 20  # bytes by which the memory of a process may differ
-
-Point = namedtuple("Point", "x y")
 
 
 @pytest.fixture
@@ -91,40 +89,6 @@ def test_maps_without_an_executor_share_one_pool_until_it_is_shut_down() -> None
     assert until(lambda: not any(map(runs, first)))
     assert not processes(None) & first
     check()
-
-
-@pytest.mark.parametrize(
-    "result",
-    [
-        1.5,
-        {"a": np.arange(3), "b": (True, [np.float32(2.5)])},
-        OrderedDict(x=np.zeros((0, 3)), y="text"),
-        Point(np.arange(2), b"bytes\0"),
-        {(1, "a"): 1, None: 2, b"k": 3, 1 + 2j: 4, np.int64(7): 5, Point(1, 2): 6},
-        np.zeros(2, [("a", "i4"), ("b", "f8", (2,))]),
-        np.array(["2001-01-01"], "M8[D]"),
-        np.arange(300_000),
-        [[]],
-    ],
-    ids=repr,
-)
-def test_results_come_back_as_they_were(pool: Pool, result: Any) -> None:
-    [found] = polarmap.hedged_map(lambda block: result, [np.zeros(1)], executor=pool)
-    assert type(found) is type(result)
-    if isinstance(result, dict):
-        assert [type(key) for key in found] == [type(key) for key in result]
-        assert list(found) == list(result)
-    for one, other in zip(leaves(found), leaves(result), strict=True):
-        assert type(one) is type(other)
-        assert np.asarray(one).dtype == np.asarray(other).dtype
-        np.testing.assert_array_equal(one, other)
-
-
-def leaves(tree: Any) -> list[Any]:
-    if isinstance(tree, (dict, list, tuple)):
-        children = tree.values() if isinstance(tree, dict) else tree
-        return [leaf for child in children for leaf in leaves(child)]
-    return [tree]
 
 
 def test_blocks_may_consist_of_classes_that_no_module_has(pool: Pool) -> None:
@@ -232,12 +196,6 @@ def test_tasks_that_sleep_do_not_keep_others_from_starting(pool: Pool, tmp_path:
 def test_what_has_no_workers_that_stay_is_refused(executor: Any, message: str) -> None:
     with pytest.raises(ExecutorError, match=message):
         Pool(executor)
-
-
-@pytest.mark.parametrize("wrong", [{"workers": 0}, {"threads": 1.5}, {"idle": -1}, {"memory": "1 GB"}])
-def test_options_are_checked(wrong: dict[str, Any]) -> None:
-    with pytest.raises(CodeError, match=next(iter(wrong))):
-        Pool(**wrong)
 
 
 def test_a_closed_pool_says_so(pool: Pool) -> None:

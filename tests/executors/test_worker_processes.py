@@ -23,8 +23,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import ForkServerProcess, WorkerProcesses, is_waiting, modules_named
 from polarmap.executors.worker_table import KeptWorker, Lease
-from polarmap.worker.frames import END, Message
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.frames import Message
 
 
 class Recorded(WorkerProcesses):
@@ -87,17 +86,6 @@ def replied(worker: KeptWorker) -> Message:
         if said:
             return said[0]
     raise AssertionError
-
-
-def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
-    lease = opened(workers)
-    worker = taken(workers, lease)
-    assert told(worker, call(tmp_path, 0.0))
-    assert replied(worker).kind == END
-    workers.give_back(worker)
-    assert taken(workers) is worker
-    assert taken(workers) is not worker
-    assert len(workers) == 2
 
 
 def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
@@ -186,20 +174,6 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     workers.give_back(third)
     workers.tend()
     assert taken(workers) is third
-
-
-def test_workers_get_the_surroundings_of_the_driver(
-    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    workers.surroundings()
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("OMP_NUM_THREADS", "9")
-    monkeypatch.setenv("POLARMAP_TEST", "yes")
-    found = workers.surroundings()
-    assert found is workers.surroundings()  # as long as nothing changes
-    assert found.folder == str(tmp_path)
-    assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
-    assert all(map(os.path.isabs, found.module_path))
 
 
 def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:

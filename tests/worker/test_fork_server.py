@@ -18,7 +18,7 @@ import pytest
 from pool_processes import runs, until
 from stored_calls import call_of
 
-from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.fork_server import ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
 
@@ -78,7 +78,7 @@ def test_how_a_worker_ended_is_told_at_whatever_moment_it_ends(tmp_path: Path) -
         with ours:
             os.kill(worker, signal.SIGKILL)
             assert ENDED.unpack(control.recv(ENDED.size)) == (0, signal.SIGKILL)
-        control.sendall(REQUEST.pack(END, 0))
+        control.close()
 
 
 def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
@@ -91,7 +91,7 @@ def test_a_worker_that_cannot_be_forked_is_gone_at_once(tmp_path: Path) -> None:
             with ours:
                 ours.settimeout(30.0)
                 assert ours.recv(1) == b""
-        control.sendall(REQUEST.pack(END, 0))
+        control.close()
         assert process.wait(30.0) == 0
 
 
@@ -139,8 +139,10 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
             assert runs(started)
             if killed == "by others":
                 os.kill(worker, signal.SIGKILL)
+            elif killed == "by the driver":
+                control.sendall(REQUEST.pack(KILL, 0))
             else:
-                control.sendall(REQUEST.pack(KILL if killed == "by the driver" else END, 0))
+                control.close()
             assert until(lambda: not runs(started))
             control.close()
 
@@ -160,10 +162,16 @@ def test_it_ends_with_its_driver_and_takes_its_workers_along(tmp_path: Path, end
     control.sendall(REQUEST.pack(KILL, 1))
     control.sendall(REQUEST.pack(KILL, 99))  # nobody
     assert ends[1][0].recv(1) == b""
-    last = {"end": REQUEST.pack(END, 0), "gone": b"", "half a request": REQUEST.pack(FORK, 7)[:3]}
-    control.sendall(last[ending])
+    also_open = control.dup()  # as a process has it that was forked of the driver
+    if ending == "half a request":
+        control.sendall(REQUEST.pack(FORK, 7)[:3])
+    if ending == "gone":
+        also_open.close()
+    else:
+        control.shutdown(socket.SHUT_RDWR)
     control.close()
     assert process.wait(30.0) == 0
+    also_open.close()
     for ours, _ in ends:
         assert ours.recv(1) == b""
         ours.close()
@@ -210,6 +218,6 @@ def test_folders_of_other_machines_stay_and_a_place_that_is_missing_is_no_error(
             assert until(lambda: not left.exists())
         [(_, connection)] = workers_of(control, 1)
         connection.close()
-        control.sendall(REQUEST.pack(END, 0))
+        control.close()
         assert process.wait(30.0) == 0
     assert (foreign.exists(), own.exists()) == (True, False)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from pathlib import Path
 
-from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started, is_alive, sweep
+from polarmap.worker.process_identity import ProcessIdentity, _started, is_alive
 
 
 def test_owners_know_who_is_dead() -> None:
@@ -29,14 +28,3 @@ def test_owners_know_who_is_dead() -> None:
         assert other.is_dead()
     assert not is_alive(child.pid)
     assert other.is_dead()
-
-
-def test_folders_of_the_dead_are_swept_where_there_are_any(tmp_path: Path) -> None:
-    """The other cases are those of tests/executors/test_owned_folder.py."""
-    here = ProcessIdentity.current()
-    left, mine = tmp_path / "polarmap-1-left", tmp_path / "polarmap-1-mine"
-    for folder, owner in ((left, here._replace(started="1")), (mine, here)):
-        folder.mkdir()
-        (folder / OWNER).write_text(str(owner))
-    sweep([str(tmp_path / "gone"), str(tmp_path)])
-    assert (left.exists(), mine.exists()) == (False, True)
