@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pickle
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -271,10 +272,8 @@ def _rebuilt(error: Error) -> BaseException:
     from concurrent.futures.process import _RemoteTraceback
 
     found: Any = None
-    try:
-        found = None if error.exception is None else pickle.loads(error.exception)  # type: ignore[arg-type]
-    except Exception:  # its own
-        found = None
+    with contextlib.suppress(Exception):  # its own
+        found = pickle.loads(error.exception)  # type: ignore[arg-type]
     cause = found if isinstance(found, BaseException) else RuntimeError(f"{error.type}: {error.message}")
     text: Any = f'\n"""\n{error.traceback}"""'
     cause.__cause__ = _RemoteTraceback(text)

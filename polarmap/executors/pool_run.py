@@ -195,11 +195,7 @@ class PoolRun:
                 return
             if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
                 continue
-            attempt = self._next(worker, stuck)
-            if self._names[attempt[0]] in stuck:
-                self._waiting.appendleft(attempt)
-                return
-            if not self._start(worker, attempt):
+            if not self._start(worker, self._next(worker, stuck)):
                 return
 
     def _behind(self, late: float = inf) -> list[Attempt]:
@@ -253,7 +249,9 @@ class PoolRun:
             self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
             self._f if worker.function != self._digest else None,
             tuple(self._around) if self._around and worker.around != self._around else None,
-            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one},
+            {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
+            if self._modules
+            else {},
         )
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:

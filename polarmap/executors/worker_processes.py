@@ -106,9 +106,9 @@ class WorkerProcesses(WorkerTable):
 
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone."""
-        server, unknown = self._server, super().ending(worker)
-        how = None if server is None else server.ending(worker.number)
-        return unknown if how is None else f"its worker process {how}"
+        unknown, server = super().ending(worker), self._server
+        how = server and server.ending(worker.number)
+        return f"its worker process {how}" if how else unknown
 
     def look(self, lease: Lease, queued: int) -> None:
         """Let more tasks run where those that do leave the cores idle, seen twice in a row by a run."""
@@ -153,13 +153,12 @@ class WorkerProcesses(WorkerTable):
     def _started(self) -> ForkServerProcess:
         """What forks workers; ExecutorError if it cannot be started."""
         self._check_open()
-        server = self._server
-        if server is not None and not server.is_alive():
-            server.forget()
-            server = None
-        if server is None:
-            server = self._server = ForkServerProcess(self._threads, self._folders, self._modules)
-        return server
+        if self._server is not None and not self._server.is_alive():
+            self._server.forget()
+            self._server = None
+        if self._server is None:
+            self._server = ForkServerProcess(self._threads, self._folders, self._modules)
+        return self._server
 
     def _first_limit(self) -> int:
         if self._most is not None:

@@ -205,15 +205,21 @@ class WorkerTable:
             if waiting and not lease.waiting:
                 lease.since = time.monotonic()
             lease.waiting = waiting
-            if self.is_alone():
-                may_take = waiting > 0 and len(lease.workers) < self._limit
-            else:
+            if len(self._leases) > 1:
                 may_take = self._call_next(lease) is lease
-            worker = self._found(task) if may_take else None
-            if worker is not None:
-                worker.lease = lease
-                lease.workers.add(worker)
-                self._changed = lease.since = time.monotonic()
+            else:
+                may_take = waiting > 0 and len(lease.workers) < self._limit
+            if not may_take:
+                return None
+            worker = self._best_free(task)
+            if worker is None:
+                self._review()
+                worker = self._best_free(task) or self._another()
+            if worker is None:
+                return None
+            worker.lease = lease
+            lease.workers.add(worker)
+            self._changed = lease.since = time.monotonic()
             return worker
 
     def give_back(self, worker: KeptWorker) -> None:
@@ -230,7 +236,7 @@ class WorkerTable:
     def pause(self, lease: Lease) -> None:
         """Nobody waits for its run now: it cannot be told that it may start a task."""
         lease.is_listening = False
-        if not self.is_alone():
+        if len(self._leases) > 1:
             with self._lock:
                 self._call_next()
 
@@ -330,14 +336,6 @@ class WorkerTable:
             first.wake()
         return first
 
-    def _found(self, task: Hashable) -> KeptWorker | None:
-        """One that is free, best for this task, or new."""
-        worker = self._best_free(task)
-        if worker is None:
-            self._review()
-            worker = self._best_free(task) or self._another()
-        return worker
-
     def _best_free(self, task: Hashable) -> KeptWorker | None:
         """One that runs already and has the block of this task, as far as there is one."""
         worker, best = None, -1
@@ -388,5 +386,5 @@ class WorkerTable:
             worker.lease = None  # at last: an interrupt before leaves it abandoned
             if lease.ended is None:
                 self._changed = lease.since = worker.since
-                if not self.is_alone():
+                if len(self._leases) > 1:
                     self._call_next(lease)
