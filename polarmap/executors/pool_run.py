@@ -18,7 +18,7 @@ from typing import Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
-from polarmap.executors.block_store import BlockStore, StoredPieces
+from polarmap.executors.block_store import BlockStore
 from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, FUNCTION_BYTES, LOOK_SECONDS
@@ -72,13 +72,12 @@ class PoolRun:
         self._waiting: deque[Attempt] = deque()
         self._open: set[Attempt] = set()  # that have not ended
         self._shared: set[Attempt] = set()  # that two workers were told of
-        self._poll, self._by_descriptor = select.poll(), dict[int, KeptWorker]()
-        self._woken = WakeSignal()
+        self._poll, self._woken = select.poll(), WakeSignal()
         self._poll.register(self._woken, select.POLLIN)
         self._is_called = False  # to return
-        self._lease = self._workers.open(self._woken.set)
         self._began: list[Event] = []  # that are told with the next outcomes
-        self._stored: StoredPieces | None = None
+        self._stored = blocks.of(payload.blocks, payload.encryption)
+        self._lease = self._workers.open(self._woken.set)
         self._owner = os.getpid()
         # What is stored is to come from one worker; a worker at a task reads no block that is longer than
         # the buffer of its socket.
@@ -92,7 +91,6 @@ class PoolRun:
             # What tells it from others; a file is of one map, and is named so.
             sent = self._f
             self._digest = sent.encode() if isinstance(sent, str) else blake2b(sent, digest_size=16).digest()
-            self._stored = self._blocks.of(payload.blocks, payload.encryption)
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -102,7 +100,6 @@ class PoolRun:
 
     def submit(self, attempts: Sequence[Attempt]) -> None:
         """Let them wait for a worker; those that can start now do."""
-        assert self._stored is not None
         self._stored.prepare(self._payload.blocks, [task for task, _ in attempts])
         for task, _ in attempts:
             if task not in self._names:
@@ -124,21 +121,21 @@ class PoolRun:
 
     def _wait_until(self, deadline: float) -> list[Outcome]:
         if not (self._workers.is_here and self._workers.is_alone()):
-            self._start_waiting()  # others may have left slots, or workers have come
+            self._start_waiting()  # others may have left room, or workers have come
         while True:
             ended: list[Outcome] = []
             rest = 0.0 if self._is_called else max(0.0, deadline - time.monotonic())
             may_start = bool(self._waiting or self._behind())
             step = min(rest, self._look_seconds) if may_start else rest
             found = self._poll.poll(None if step == inf else 1000 * step)
-            readable = [self._by_descriptor.get(descriptor) for descriptor, _ in found]
+            readable = [self._lease.workers.get(descriptor) for descriptor, _ in found]
             for worker in readable:
                 ended += [] if worker is None else self._heard(worker)
             if ended:
                 self._lease.was_idle, self._look_seconds = False, FIRST_LOOK_SECONDS
                 self._start_waiting()
                 return ended
-            is_woken = None in readable and self._woken.clear()  # called to return, or a slot is free
+            is_woken = None in readable and self._woken.clear()  # called to return, or to start a task
             if self._is_called or time.monotonic() >= deadline:
                 self._is_called = False
                 return []
@@ -163,8 +160,7 @@ class PoolRun:
             for folder in self._folders:
                 _remove(folder)
         finally:  # an interrupt here leaves files until the workers end
-            if self._stored is not None:
-                self._blocks.done(self._stored)
+            self._blocks.done(self._stored)
             self._woken.close()
             self._done()
         return self._workers.paid()
@@ -190,8 +186,8 @@ class PoolRun:
 
     def _tell_ahead(self, stuck: set[Hashable]) -> None:
         """Tell workers of their next tasks; not of the last ones, which go to whoever is free first."""
-        for worker in self._by_descriptor.values():
-            if len(self._waiting) <= len(self._by_descriptor):
+        for worker in self._lease.workers.values():
+            if len(self._waiting) <= len(self._lease.workers):
                 return
             if len(worker.orders) > 1 or worker.process is None or worker.function != self._digest:
                 continue
@@ -200,7 +196,7 @@ class PoolRun:
 
     def _behind(self, late: float = inf) -> list[Attempt]:
         """What one worker was told of and waits behind a task that began before that, the oldest first."""
-        behind = [one for one in self._by_descriptor.values() if len(one.orders) > 1 and one.since < late]
+        behind = [one for one in self._lease.workers.values() if len(one.orders) > 1 and one.since < late]
         behind.sort(key=attrgetter("since"))
         attempts = [one.orders[1][0][1:] for one in behind]
         return [one for one in attempts if one not in self._shared]
@@ -234,15 +230,12 @@ class PoolRun:
             worker.modules.update(self._modules)
             worker.note((self._number, *attempt), self._names[attempt[0]])
         if is_told and not is_ahead:
-            descriptor = worker.link.fileno()
-            self._by_descriptor[descriptor] = worker
-            self._poll.register(descriptor, select.POLLIN)
+            self._poll.register(worker.link, select.POLLIN)
             self._began.append(Began(*attempt, worker.since))
         return is_told
 
     def _call(self, worker: KeptWorker, task: int, attempt: int) -> tuple[Any, ...]:
         """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
-        assert self._stored is not None
         return (
             self._number,
             self._folders,
@@ -281,7 +274,7 @@ class PoolRun:
         if not (is_there and is_fit):
             self._let_go(worker)
         elif not worker.orders:
-            self._release(worker)
+            self._poll.unregister(worker.link)
             self._workers.give_back(worker)
         elif said and (order := worker.orders[0][0]) != said[-1].order and order[1:] not in self._shared:
             self._began.append(Began(*order[1:], worker.since))  # the one that it was told ahead
@@ -289,7 +282,6 @@ class PoolRun:
 
     def _send_part(self, worker: KeptWorker, key: str) -> bool:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
-        assert self._stored is not None
         is_told = worker.link.send(("part", key, self._stored.part(self._payload.blocks, key)))
         self._workers.flush()
         return is_told
@@ -298,14 +290,8 @@ class PoolRun:
         """It is gone, or of no more use: what it was told ahead waits again."""
         orders = [order[1:] for order, _ in worker.orders]
         self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
-        self._release(worker)
+        self._poll.unregister(worker.link)
         self._workers.remove(worker)
-
-    def _release(self, worker: KeptWorker) -> None:
-        """It does nothing for this run any more."""
-        descriptor = worker.link.fileno()
-        self._poll.unregister(descriptor)
-        del self._by_descriptor[descriptor]
 
     def _outcome(self, message: Message) -> Outcome:
         """What a message says of an attempt; FrameError if it is no reply."""
@@ -317,7 +303,6 @@ class PoolRun:
             outcome = self._payload.outcome(task, attempt, message.header, data)
         except Exception as error:
             raise FrameError(f"{type(error).__name__}: {error}") from error
-        assert self._stored is not None
         self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
 

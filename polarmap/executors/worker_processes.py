@@ -122,7 +122,7 @@ class WorkerProcesses(WorkerTable):
             queued += sum(one.waiting for one in self._open() if one is not lease)
             # The driver of several maps may be at others' replies when that of a worker has come.
             heard = now if is_alone else now - LOOK_SECONDS
-            busy = [worker for one in self._open() for worker in list(one.workers)]
+            busy = [worker for one in self._open() for worker in list(one.workers.values())]
             idle = sum(one.since < heard and is_waiting(one.process) for one in busy)
             extra = extra_slots(available_cores(), len(busy) - idle, idle, queued)
             if extra and lease.was_idle:

@@ -43,7 +43,7 @@ class Lease:
     """By which a run holds workers, until it ends.
 
     wake : lets the run look whether it may start a task.
-    workers : that are at its tasks, also after its end.
+    workers : that are at its tasks, also after its end, by the descriptors of their links.
     waiting : tasks that it would start.
     is_listening : whether it starts tasks as soon as it is woken.
     since : when a task of it started or ended last, or it began to wait, on the monotonic clock.
@@ -52,7 +52,7 @@ class Lease:
     """
 
     wake: Callable[[], None]
-    workers: set[KeptWorker] = field(default_factory=set)
+    workers: dict[int, KeptWorker] = field(default_factory=dict)
     waiting: int = 0
     is_listening: bool = False
     since: float = field(default_factory=time.monotonic)
@@ -146,7 +146,7 @@ class WorkerTable:
         self._numbers = itertools.count()
         self._workers: dict[int, KeptWorker] = {}
         self._leases = set[weakref.ref[Lease]]()  # an interrupt may have kept one from being closed
-        self._limit = self._first_limit()  # of workers that are at tasks of maps
+        self._limit = self._first_limit()  # of tasks under way
         self._changed = time.monotonic()  # when a task was started or ended last
         self._is_closed = False
         self._owner = os.getpid()
@@ -218,7 +218,7 @@ class WorkerTable:
             if worker is None:
                 return None
             worker.lease = lease
-            lease.workers.add(worker)
+            lease.workers[worker.link.fileno()] = worker
             self._changed = lease.since = time.monotonic()
             return worker
 
@@ -248,7 +248,7 @@ class WorkerTable:
             if self._leases:  # what the others need beyond is seen when they leave cores idle
                 self._limit = max(self._under_way(), self._first_limit())
                 self._call_next()
-            for worker in lease.workers:
+            for worker in lease.workers.values():
                 if self._is_closed:
                     worker.link.close()
                 elif worker.orders:
@@ -382,7 +382,7 @@ class WorkerTable:
         worker.orders.clear()
         worker.since = time.monotonic()
         if lease is not None:
-            lease.workers.discard(worker)
+            lease.workers.pop(worker.link.fileno(), None)
             worker.lease = None  # at last: an interrupt before leaves it abandoned
             if lease.ended is None:
                 self._changed = lease.since = worker.since

@@ -59,7 +59,8 @@ class Here(WorkerProcesses):
         super().__init__(1, most, [])
 
     def _another(self) -> KeptWorker:
-        worker = KeptWorker(next(self._numbers), Mock())
+        number = next(self._numbers)
+        worker = KeptWorker(number, Mock(fileno=lambda: number))
         self._workers[worker.number] = worker
         return worker
 

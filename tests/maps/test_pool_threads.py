@@ -204,7 +204,7 @@ def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, end
         with gated(pool, gates, {"second": 2}, threads):
             if ending == "closed":
                 run.close()
-            for worker in list(run._by_descriptor.values()) if ending == "killed" else ():
+            for worker in list(run._lease.workers.values()) if ending == "killed" else ():
                 assert worker.process
                 os.kill(worker.process, signal.SIGKILL)
                 assert until(lambda: any(one.failure for one in ends(run.wait(0.1))))
