@@ -350,9 +350,7 @@ def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, po
         check(pool)
 
 
-def test_a_block_travels_once_to_each_worker(
-    site: ThreadSite, pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
     part = StoredPieces.part
 
@@ -361,8 +359,10 @@ def test_a_block_travels_once_to_each_worker(
         return part(self, coded, key)
 
     monkeypatch.setattr(StoredPieces, "part", counted)
-    pool._workers = 1
-    with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+    with (
+        pool_of(site, workers=1) as pool,
+        polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator,
+    ):
         for _ in range(5):
             np.testing.assert_allclose(operator @ X, A @ X)
     assert 6 <= len(asked) <= 8
