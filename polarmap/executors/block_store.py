@@ -8,7 +8,7 @@ import shutil
 import threading
 import weakref
 import zlib
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial, reduce
 from pathlib import Path
@@ -55,7 +55,7 @@ class StoredPieces:
         self._parts: dict[int, Part] = {}  # of pieces
         self._tasks: dict[int, StoredBlock] = {}
         if self.roots and storing.is_mapped:
-            weakref.finalize(coded, storing.remove, self.roots).atexit = False
+            weakref.finalize(coded, _remove, weakref.WeakMethod(storing.remove), self.roots).atexit = False
 
     def name(self, coded: Coded, task: int) -> Hashable:
         """What means the same task to every map of the same blocks."""
@@ -136,6 +136,13 @@ class StoredPieces:
         if self._encryption is None:
             return buffers
         return [encrypt_part(self._encryption, part, b"".join(buffers))]
+
+
+def _remove(remover: weakref.WeakMethod[Callable[[Sequence[str]], None]], roots: Sequence[str]) -> None:
+    """Remove what is below roots, unless the store is gone, and with it all that it had."""
+    remove = remover()
+    if remove is not None:
+        remove(roots)
 
 
 def stored_block(coded: Coded, task: int) -> StoredBlock:

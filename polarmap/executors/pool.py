@@ -114,6 +114,7 @@ class Pool:
             )
             self._lock = threading.Lock()
             self._kept: KeptWorkers | None = None
+            self._end: Callable[[], object] = lambda: None  # what ends them, once
             self._is_closed = False
             _pools.add(self)
 
@@ -130,8 +131,9 @@ class Pool:
                 raise ExecutorError("this Pool is closed: make a new one")
             run = None if self._kept is None else self._kept.open(payload)
             if run is None:
+                self._end()  # lets go of those that have ended by themselves
                 self._kept = self._start()  # ExecutorError if that is impossible
-                weakref.finalize(self, self._kept.close)
+                self._end = weakref.finalize(self, self._kept.close)
                 run = self._kept.open(payload)
             assert run is not None
             return run
@@ -139,9 +141,8 @@ class Pool:
     def end_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            kept, self._kept = self._kept, None
-        if kept is not None:
-            kept.close()
+            self._kept = None
+        self._end()
 
     def close(self) -> None:
         """End the workers for good. Safe to call twice."""

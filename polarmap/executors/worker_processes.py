@@ -124,7 +124,7 @@ class WorkerProcesses(WorkerTable):
             heard = now if is_alone else now - LOOK_SECONDS
             busy = [worker for one in self._open() for worker in list(one.workers.values())]
             idle = sum(one.since < heard and is_waiting(one.process) for one in busy)
-            extra = extra_slots(available_cores(), len(busy) - idle, idle, queued)
+            extra = extra_tasks(available_cores(), len(busy) - idle, idle, queued)
             if extra and lease.was_idle:
                 self._limit += extra
                 self._call_next(lease)
@@ -329,14 +329,14 @@ def socket_pair() -> tuple[socket.socket, socket.socket]:
     return ours, theirs
 
 
-def extra_slots(cores: int, busy: int, idle: int, queued: int) -> int:
-    """Slots to open now: `busy` tasks compute, `idle` ones have started and do not, the rest waits.
+def extra_tasks(cores: int, busy: int, idle: int, queued: int) -> int:
+    """How many more to let run now: `busy` tasks compute, `idle` ones do not, `queued` ones wait.
 
     Where many tasks idle, more of those waiting will: their number grows by half each time.
 
-    >>> extra_slots(cores=2, busy=2, idle=5, queued=9), extra_slots(2, 0, 4, 9), extra_slots(2, 1, 8, 9)
+    >>> extra_tasks(cores=2, busy=2, idle=5, queued=9), extra_tasks(2, 0, 4, 9), extra_tasks(2, 1, 8, 9)
     (0, 2, 4)
-    >>> extra_slots(cores=4, busy=0, idle=20, queued=1), extra_slots(4, 1, 0, 50)
+    >>> extra_tasks(cores=4, busy=0, idle=20, queued=1), extra_tasks(4, 1, 0, 50)
     (1, 3)
     """
     return min(max(cores - busy, idle // 2), queued) if busy < cores else 0

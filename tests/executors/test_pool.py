@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
 import time
+import weakref
 from collections import namedtuple
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -137,12 +139,6 @@ def test_blocks_that_exceed_the_memory_lie_on_disk() -> None:
         assert not any(path.is_relative_to("/dev/shm") for path in places)
 
 
-def test_large_functions_and_results_travel_as_files(pool: Pool) -> None:
-    large = np.random.default_rng(1).standard_normal((5, 40_000))
-    found = polarmap.coded_map(lambda block: block @ large, A, blocks=6, workers=8, executor=pool)
-    np.testing.assert_allclose(found.concatenate(), A @ large)
-
-
 def test_workers_are_where_the_driver_is(pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def around(block: Any) -> Any:
         return os.getcwd(), os.environ.get("POLARMAP_TEST", ""), os.environ["OPENBLAS_NUM_THREADS"]
@@ -247,10 +243,12 @@ def test_the_end_of_the_fork_server_ends_its_workers_and_not_the_pool(pool: Pool
 def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
     with Pool(idle=0.2) as pool:
         before = threading.active_count()
-        first = processes(pool)
+        first, kept = processes(pool), weakref.ref(pool._kept)  # type: ignore[arg-type]
         assert until(lambda: not any(map(runs, first)))
         assert until(lambda: threading.active_count() <= before)
         check(pool)
+        gc.collect()
+        assert kept() is None
 
 
 def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,6 +267,21 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
         closer.join(PATIENCE)
         assert not closer.is_alive()
         assert set(folders(os.getpid())) <= others
+
+
+def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
+    run = pool.open(Payload(product, PartBlocks([[X]], ("array",))))
+    kept = pool._kept
+    assert kept is not None
+
+    def close() -> None:
+        with kept._lock, kept._blocks._lock, kept.workers._lock:
+            run.close()
+
+    closer = threading.Thread(target=close, daemon=True)
+    closer.start()
+    closer.join(PATIENCE)
+    assert not closer.is_alive()
 
 
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
