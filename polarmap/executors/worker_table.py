@@ -325,12 +325,12 @@ class WorkerTable:
         Of those with tasks that wait and a thread that can start them. Tasks of others that never end keep
         no map from going on.
         """
-        ready = [one for one in self._open() if one.waiting and (one.is_listening or one is asking)]
-        first = min(ready, key=lambda one: (len(one.workers), one.since), default=None)
+        able = [one for one in self._open() if one.waiting and (one.is_listening or one is asking)]
+        first = min(able, key=lambda one: (len(one.workers), one.since), default=None)
         if first is None:
             return None
-        limit = (self._most or sys.maxsize) if self.is_starved(first) else self._limit
-        if self._under_way() >= limit:
+        under_way, most = self._under_way(), self._most or sys.maxsize
+        if under_way >= self._limit and (under_way >= most or not self.is_starved(first)):
             return None
         if first is not asking:
             first.wake()
