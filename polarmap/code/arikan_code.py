@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, row_operations, tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Floats, Indices, UniformStream, butterfly_shape, frozen_inputs
 from polarmap.code.dtypes import DType, is_exact, is_integer
 from polarmap.code.polar import PolarCode

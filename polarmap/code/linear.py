@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.recovery import LinearRecovery, SystematicRecovery
@@ -26,6 +26,9 @@ class LinearCode(ABC):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
     A subclass sets n, k, `name`, `assumption` and says G, T, E and which dtypes it carries.
+
+    n, k : coded blocks and data blocks.
+    degree : of the polynomials that f may be; 1 for linear and affine f.
     """
 
     n: int
@@ -39,7 +42,7 @@ class LinearCode(ABC):
 
     @property
     def option(self) -> str:
-        """No word asks for such a code: it is handed over as an object."""
+        """The word that asks for such a code, as in code="rotation"; empty if none does."""
         return ""
 
     @property

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Indices, erasure_probabilities, power_of_two_above
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode

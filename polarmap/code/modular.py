@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import row_operations, tiled
-from polarmap.code.base import Mask, Results
+from polarmap.code.algebra import Mask, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, is_exact
 from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder, as_block, decode_blocks
 from polarmap.code.design import Floats, Indices

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, check_dtype
 from polarmap.code.linear import SystematicCode

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Results
+from polarmap.code.algebra import Results
 from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
 from polarmap.code.modular import ModularRecovery, Words

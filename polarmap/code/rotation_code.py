@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Floats, Indices, Rotations, rotations
 from polarmap.code.dtypes import working_dtype
 from polarmap.code.polar import PolarCode

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.base import Results
+from polarmap.code.algebra import Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import is_exact, working_dtype
 from polarmap.code.modular import ModularRecovery, Words

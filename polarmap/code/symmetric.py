@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery, Results
+from polarmap.code.algebra import Mask, Recovery, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact
 from polarmap.code.linear import SystematicCode
