@@ -30,7 +30,7 @@ DENSE_EXACT_UP_TO = 16
 class ArikanCode(PolarCode):
     """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
 
-    kernel = "arikan"
+    kernel = option = "arikan"
     carries_integers, is_mds = True, False
     _decoders = "optimal", "sequential"
 

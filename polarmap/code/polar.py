@@ -93,6 +93,8 @@ class PolarCode(SystematicCode):
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
     """
 
+    assumption = "linear or affine in its block"
+
     kernel: ClassVar[str]
     _decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _of_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
@@ -132,6 +134,7 @@ class PolarCode(SystematicCode):
         )
         self.levels = self._checked_levels(levels)
         self._seed = seed
+        self.name = f"{self.kernel} {self.decoder}"
 
     def __repr__(self) -> str:
         levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
@@ -147,21 +150,6 @@ class PolarCode(SystematicCode):
     def rate(self) -> float:
         """k / n."""
         return self.k / self.n
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"{self.kernel} {self.decoder}"
-
-    @property
-    def option(self) -> str:
-        """The word that asks for such a code: its kernel."""
-        return self.kernel
-
-    @property
-    def assumption(self) -> str:
-        """What f must be for its results to satisfy C x = 0."""
-        return "linear or affine in its block"
 
     @property
     def frozen(self) -> Indices:

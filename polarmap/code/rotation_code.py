@@ -33,8 +33,7 @@ BEST_SEED_UP_TO = 64  # blocks, of which the angles are chosen
 class RotationCode(PolarCode):
     """x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen."""
 
-    kernel = "rotation"
-    carries_integers, is_mds = False, True
+    kernel = option = "rotation"
 
     @property
     def frozen(self) -> Indices:
