@@ -206,7 +206,7 @@ def culprits(
 
 
 def _sized(dtype: DType, precision: DType | None) -> DType:
-    """The dtype whose rounding is expected."""
+    """The floating dtype by whose rounding results of `dtype` may be off: float64 for integers."""
     return np.dtype(np.float64) if is_exact(dtype) else precision or dtype
 
 

@@ -125,7 +125,7 @@ class GradientCode(LinearCode):
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """First worker and size of each."""
+        """First worker and size of each group."""
         firsts = np.cumsum((0, *self.sizes[:-1])).tolist()
         return list(zip(firsts, self.sizes, strict=True))
 

@@ -42,11 +42,11 @@ class ModularSystem(ABC):
 
     @abstractmethod
     def _without(self, index: int) -> ModularSystem:
-        """The same where result `index` had not arrived."""
+        """This recovery as it would be if result `index` had not arrived."""
 
     @abstractmethod
     def _of_results(self, equations: Words) -> Words:
-        """Equations on the results of `system`, on all that arrived."""
+        """Equations on the results of `system`, rewritten as equations on all that arrived."""
 
     @cached_property
     def pivots(self) -> Indices:

@@ -54,7 +54,7 @@ class ProductRecovery(RealRecovery):
 
     @cached_property
     def by_lines(self) -> RowColumnDecoder:
-        """What follows line by line."""
+        """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
         made = RowColumnDecoder(self._grid, self.exact)
         made.add(self.arrived)
         return made

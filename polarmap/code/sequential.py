@@ -107,7 +107,7 @@ class SequentialRecovery(SystematicRecovery):
         return 0.0 if self.exact else super().amplification
 
     def integer_weights(self) -> Words | None:
-        """The same integers modulo 2^64."""
+        """`weights` as integers modulo 2^64; None unless `exact`."""
         return self.weights.astype(np.int64).view(np.uint64) if self.exact else None
 
     def integer_checks(self, without: int | None = None) -> Words | None:

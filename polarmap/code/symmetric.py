@@ -147,7 +147,7 @@ class SymmetricProductRecovery(SystematicRecovery):
         return self._grid.recover(whole, dtype)[self._wanted]
 
     def checkable(self, rows: Results) -> Results:
-        """The symmetric parts, twice."""
+        """x + x' of each block x that arrived: twice its symmetric part."""
         return {index: row + transposed(row) for index, row in rows.items()}
 
 
