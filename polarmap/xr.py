@@ -11,8 +11,8 @@ import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName, CodeOptions, block_count
 from polarmap.clouds.extras import install_command
-from polarmap.code.base import Code
 from polarmap.code.dtypes import check_dtype, epsilon
+from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions, coded_map
@@ -71,7 +71,7 @@ def apply(
     return_report: bool = False,
     blocks: int | None = None,
     workers: int | None = None,
-    code: CodeName | Code | Masked = "auto",
+    code: CodeName | LinearCode | Masked = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,

@@ -94,6 +94,14 @@ def prose(page: Path) -> str:
     return "\n".join(lines)
 
 
+def test_files_of_the_package_that_a_page_names_are_there() -> None:
+    named = re.findall(
+        r"`((?:\w+/)+\w+\.py)`", (ROOT / "docs" / "how-it-works.md").read_text(encoding="utf-8")
+    )
+    assert len(named) > 20
+    assert [name for name in named if not (ROOT / "polarmap" / name).is_file()] == []
+
+
 # --- Python --------------------------------------------------------------------------------------
 
 

@@ -350,7 +350,7 @@ def names(store: Store) -> list[str]:
 def describe_code(code: PolarCode) -> dict[str, Any]:
     """What rebuilds a code, and a probe by which one sees that it was rebuilt right."""
     words = {field: getattr(code, field) for field in ("n", "k", "kernel", "decoder")}
-    if code.butterflies[1] > 1:
+    if code.levels < (code.n - 1).bit_length():
         words["levels"] = code.levels
     erasure = np.asarray(code.erasure, float).tolist()  # a number, or one for each worker
     return {**words, "erasure": erasure, "seed": int(code.seed), "probe": probe(code)}

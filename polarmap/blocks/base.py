@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Code
+from polarmap.code.linear import LinearCode
 from polarmap.executors.base import Coded
 from polarmap.worker.parts import Part, Place
 
@@ -66,7 +66,7 @@ class CodedData(Coded, Protocol):
         ...
 
     @property
-    def code(self) -> Code:
+    def code(self) -> LinearCode:
         """That carries them."""
         ...
 

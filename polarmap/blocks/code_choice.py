@@ -15,10 +15,10 @@ from polarmap.blocks.coded import CodedBlocks
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper
-from polarmap.code.base import Code, is_code
 from polarmap.code.checks import is_one_of
 from polarmap.code.dtypes import default_rtol, epsilon, is_exact
 from polarmap.code.lagrange import LagrangeCode, largest_k, largest_reliable_k, recovery_threshold
+from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked, MaskedCode
 from polarmap.code.masked_integers import MaskedIntegerCode, blocks_for, workers_for
 from polarmap.code.polar import MAX_WORKERS, PolarCode
@@ -36,11 +36,11 @@ class CodeOptions(NamedTuple):
 
     blocks: int | None = None
     workers: int | None = None
-    code: CodeName | Code | Masked = "auto"
+    code: CodeName | LinearCode | Masked = "auto"
     degree: int = 1
 
 
-def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, Code]:
+def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> tuple[Blocks, LinearCode]:
     """The blocks of the data and the code that carries them."""
     blocks, workers, code, degree = options
     data = read_data(data)
@@ -95,7 +95,7 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
     blocks, workers, code, degree = options
     if blocks is not None:
         k = checked_count("blocks", blocks)
-    elif is_code(code):
+    elif isinstance(code, LinearCode):
         k = code.k
     else:
         workers = None if workers is None else checked_count("workers", workers)
@@ -156,10 +156,10 @@ def _third_more(needed: int) -> int:
 
 
 def _given(
-    data: Any, blocks: int | None, workers: int | None, code: Code, degree: int
-) -> tuple[Blocks, Code]:
+    data: Any, blocks: int | None, workers: int | None, code: LinearCode, degree: int
+) -> tuple[Blocks, LinearCode]:
     """The blocks for a code of the caller's."""
-    if not is_code(code):
+    if not isinstance(code, LinearCode):
         raise CodeError(_no_code(code))
     if degree != code.degree and degree != 1:
         raise CodeError(f"{code!r} does not carry f of degree {degree}: leave one of them out")
@@ -168,7 +168,7 @@ def _given(
     return data_blocks, code
 
 
-def _check_fit(code: Code, k: int, workers: int | None) -> None:
+def _check_fit(code: LinearCode, k: int, workers: int | None) -> None:
     n = code.n if workers is None else checked_count("workers", workers)
     if (code.n, code.k) != (n, k):
         raise CodeError(f"{code!r} does not fit {k} blocks on {n} workers")

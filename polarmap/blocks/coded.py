@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import Blocks
-from polarmap.code.base import Code
 from polarmap.code.dtypes import real_dtype
+from polarmap.code.linear import LinearCode
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
@@ -25,7 +25,7 @@ class CodedBlocks(WholeBlocks):
     `keep`: hold on to these when a map lets go of them, for the next map of the same data.
     """
 
-    def __init__(self, blocks: Blocks, code: Code, keep: bool = False) -> None:
+    def __init__(self, blocks: Blocks, code: LinearCode, keep: bool = False) -> None:
         self.blocks, self.code, self._keep = blocks, code, keep
         self._data_count = len(code.systematic)
         self._parity: list[Array] | None = None

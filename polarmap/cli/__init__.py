@@ -1,7 +1,7 @@
 """The command line: `polarmap doctor`, `demo`, `plan` and the others. The only package that imports click.
 
-Exit codes: 0 done; 1 a problem was found, or polarmap refused; 2 the command line is wrong;
-130 interrupted (Ctrl-C); 141 whoever read the output has gone.
+Exit codes: 0 done; 1 a problem was found, polarmap refused, or whoever read the output has gone; 2 the
+command line is wrong; 130 interrupted (Ctrl-C).
 """
 
 from __future__ import annotations

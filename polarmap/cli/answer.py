@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
-import os
-import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -15,8 +13,6 @@ import click
 
 from polarmap.errors import PolarmapError
 from polarmap.report import json_value
-
-BROKEN_PIPE = 141  # as a shell reports SIGPIPE
 
 
 class Answer(NamedTuple):
@@ -42,7 +38,7 @@ def answering(name: str) -> Callable[[Callable[..., Answer]], click.Command]:
                 answer = _answer(function, options)
             text = json.dumps(json_value(answer.data), indent=2) if as_json else answer.text
             if text:
-                _print(text)
+                click.echo(text)
             click.get_current_context().exit(0 if answer.ok else 1)
 
         return click.command(name)(run)
@@ -54,40 +50,9 @@ def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answ
     try:
         return function(**options)
     except (PolarmapError, OSError) as error:
-        message = with_options(" ".join(str(error).split()), click.get_current_context().command)
+        message = " ".join(str(error).split())
         click.echo(f"polarmap: {message}", err=True)
         return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
-
-
-def with_options(message: str, command: click.Command) -> str:
-    """A message of the library, with the options of a command where it names parameters.
-
-    >>> options = [click.Option(["--max-workers"]), click.Option(["--blocks"]), click.Option(["--overwrite"])]
-    >>> command = click.Command("encode", params=options)
-    >>> with_options("blocks=30 is too much; use blocks <= 24", command)
-    '--blocks 30 is too much; use --blocks <= 24'
-    >>> with_options("max_workers is 20: pass overwrite=True", command)
-    '--max-workers is 20: pass --overwrite'
-    """
-    for option in command.params:
-        if isinstance(option, click.Option) and option.name:
-            flag, name = option.opts[0], re.escape(option.name)
-            message = re.sub(rf"\b{name}=True\b", flag, message)
-            message = re.sub(rf"\b{name}=", f"{flag} ", message)
-            if "_" in name:
-                message = re.sub(rf"\b{name}\b", flag, message)
-            elif len(name) > 1:
-                message = re.sub(rf"(?<![\w-]){name}(?= (?:<|>|<=|>=) )|^{name}(?= must )", flag, message)
-    return message
-
-
-def _print(text: str) -> None:
-    """Print to standard output; a reader that has gone, as `head` has, ends the command quietly."""
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
-        click.get_current_context().exit(BROKEN_PIPE)
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Code, Recovery, is_code
+from polarmap.code.algebra import Recovery
 from polarmap.code.checks import is_number
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import check_dtype, is_exact, is_integer
-from polarmap.code.linear import SystematicCode
+from polarmap.code.linear import LinearCode, SystematicCode
 from polarmap.errors import CodeError, NotDecodableError
 
 Array = npt.NDArray[Any]
@@ -45,8 +45,8 @@ class Decoder:
     [1]
     """
 
-    def __init__(self, code: Code, *, exact: bool = False, max_amplification: float = inf) -> None:
-        if not is_code(code) or not is_number(max_amplification):
+    def __init__(self, code: LinearCode, *, exact: bool = False, max_amplification: float = inf) -> None:
+        if not is_number(max_amplification) or not isinstance(code, LinearCode):
             raise CodeError(f"a Decoder takes a code and a number, not {code!r} and {max_amplification!r}")
         self.code, self.exact, self.max_amplification = code, exact, max_amplification
         self.arrived = np.zeros(code.n, dtype=bool)

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, tiled
-from polarmap.code.base import Recovery, Results
+from polarmap.code.algebra import Recovery, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, epsilon, is_exact, real_dtype
 
@@ -206,7 +206,7 @@ def culprits(
 
 
 def _sized(dtype: DType, precision: DType | None) -> DType:
-    """The dtype whose rounding is expected."""
+    """The floating dtype by whose rounding results of `dtype` may be off: float64 for integers."""
     return np.dtype(np.float64) if is_exact(dtype) else precision or dtype
 
 

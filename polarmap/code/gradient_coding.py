@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery, Results
+from polarmap.code.algebra import Mask, Recovery, Results
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
@@ -59,6 +59,10 @@ class GradientCode(LinearCode):
     [[1.0, 1.0, 0.0, 0.0], [1.0, 1.0, 0.0, 0.0]]
     """
 
+    assumption = "deterministic"
+    is_mds = False
+    wanted = 1  # the sum
+
     def __init__(self, n: int, tolerate: int) -> None:
         for name, value, least in (("n", n, 1), ("tolerate", tolerate, 0)):
             if not is_integer(value) or value < least:
@@ -68,6 +72,8 @@ class GradientCode(LinearCode):
         self.n = self.k = int(n)
         self.tolerate = int(tolerate)
         self.sizes = group_sizes(self.n, self.tolerate)
+        kinds = dict.fromkeys("repetition" if m == self.tolerate + 1 else "cyclic" for m in self.sizes)
+        self.name = f"gradient code, {' and '.join(kinds)}, tolerates {self.tolerate}"
 
     def __repr__(self) -> str:
         return f"GradientCode({self.n}, {self.tolerate})"
@@ -83,16 +89,6 @@ class GradientCode(LinearCode):
         return sum(-(-size // (self.tolerate + 1)) for size in self.sizes)
 
     @property
-    def wanted(self) -> int:
-        """One: the sum."""
-        return 1
-
-    @property
-    def is_mds(self) -> bool:
-        """It takes results of every group."""
-        return False
-
-    @property
     def targets(self) -> Floats:
         """T = 1', shape (1, n)."""
         return np.ones((1, self.n))
@@ -106,17 +102,6 @@ class GradientCode(LinearCode):
     def norm_inf(self) -> float:
         """The largest sum of absolute coefficients of a worker."""
         return float(np.abs(self.generator).sum(axis=1).max())
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        kinds = dict.fromkeys("repetition" if m == self.tolerate + 1 else "cyclic" for m in self.sizes)
-        return f"gradient code, {' and '.join(kinds)}, tolerates {self.tolerate}"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "deterministic"
 
     @cached_property
     def generator(self) -> Floats:
@@ -140,7 +125,7 @@ class GradientCode(LinearCode):
 
     @property
     def groups(self) -> list[tuple[int, int]]:
-        """First worker and size of each."""
+        """First worker and size of each group."""
         firsts = np.cumsum((0, *self.sizes[:-1])).tolist()
         return list(zip(firsts, self.sizes, strict=True))
 

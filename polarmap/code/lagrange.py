@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.checks import is_one_of
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
@@ -95,19 +95,11 @@ class LagrangeCode(LinearCode):
                     f"f of degree {degree} on k = {k} blocks needs {needed} results and a spare one: "
                     f"with k = {k} use n > {needed}" + f", or with n = {n} use k <= {fits}" * (fits > 0)
                 )
+        self.name = f"Lagrange, degree {self.degree} on the {self.points} points"
+        self.assumption = f"a polynomial of degree {self.degree} or less in its block"
 
     def __repr__(self) -> str:
         return f"LagrangeCode({self.n}, {self.k}, degree={self.degree}, points={self.points!r})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"Lagrange, degree {self.degree} on the {self.points} points"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return f"a polynomial of degree {self.degree} or less in its block"
 
     @property
     def recovery_threshold(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.recovery import LinearRecovery, SystematicRecovery
@@ -26,26 +26,24 @@ class LinearCode(ABC):
     """results = G u, wanted = T u; the coded blocks that are no data blocks are E (blocks).
 
     A subclass sets n, k, `name`, `assumption` and says G, T, E and which dtypes it carries.
+
+    n, k : coded blocks and data blocks.
+    name : what a report calls it.
+    assumption : what f must be, to follow "f is not".
+    degree : of the polynomials that f may be; 1 for linear and affine f.
+    option : the word that asks for such a code, as in code="rotation"; empty if none does.
+    carries_integers : whether integers are coded, and decoded modulo 2^64, without rounding.
+    is_mds : whether any `recovery_threshold` results determine those wanted, or nearly any.
     """
 
     n: int
     k: int
-    degree: int = 1
-
-    @property
-    @abstractmethod
-    def name(self) -> str:
-        """What a report calls it."""
-
-    @property
-    def option(self) -> str:
-        """No word asks for such a code: it is handed over as an object."""
-        return ""
-
-    @property
-    @abstractmethod
-    def assumption(self) -> str:
-        """What f must be, to follow "f is not"."""
+    name: str
+    assumption: str
+    degree = 1
+    option = ""
+    carries_integers = False
+    is_mds = True
 
     @property
     @abstractmethod
@@ -65,16 +63,6 @@ class LinearCode(ABC):
     @abstractmethod
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
         """Of the coded blocks that are no data blocks; CodeError for data it cannot carry."""
-
-    @property
-    def carries_integers(self) -> bool:
-        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
-        return False
-
-    @property
-    def is_mds(self) -> bool:
-        """Whether any `recovery_threshold` results determine those wanted, or nearly any."""
-        return True
 
     @property
     def wanted(self) -> int:

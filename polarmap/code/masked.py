@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.checks import is_positive
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
@@ -120,6 +120,8 @@ class MaskedCode(LinearCode):
     [0.0, 1.0, 2.0]
     """
 
+    assumption = "linear or affine in its block"
+
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
             if not is_integer(value) or value < 1:
@@ -136,19 +138,10 @@ class MaskedCode(LinearCode):
                 f"are too few: use n > {k + t}"
             )
         self.n, self.k, self.t, self.noise = int(n), int(k), int(t), float(noise)
+        self.name = f"masked against {self.t}, noise {self.noise:g}"
 
     def __repr__(self) -> str:
         return f"MaskedCode({self.n}, {self.k}, {self.t}, noise={self.noise:g})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"masked against {self.t}, noise {self.noise:g}"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "linear or affine in its block"
 
     @property
     def recovery_threshold(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Indices, erasure_probabilities, power_of_two_above
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
@@ -68,6 +68,10 @@ class MaskedIntegerCode(LinearCode):
     [1, 2, 3]
     """
 
+    assumption = "linear over the integers, with f(0) = 0"
+    carries_integers = True
+    is_mds = False
+
     def __init__(self, n: int, k: int, t: int) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
             if not is_integer(value) or value < 1:
@@ -81,29 +85,10 @@ class MaskedIntegerCode(LinearCode):
                 f"{k + noise} results and a spare one: use n = {workers_for(k, t)}"
             )
         self.n, self.k, self.t = int(n), int(k), int(t)
+        self.name = f"masked against {self.t}, uniform noise"
 
     def __repr__(self) -> str:
         return f"MaskedIntegerCode({self.n}, {self.k}, {self.t})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"masked against {self.t}, uniform noise"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "linear over the integers, with f(0) = 0"
-
-    @property
-    def carries_integers(self) -> bool:
-        """Whether integers are coded, and decoded modulo 2^64: nothing else is."""
-        return True
-
-    @property
-    def is_mds(self) -> bool:
-        """No: it takes a few results more than unknowns."""
-        return False
 
     @property
     def noise_blocks(self) -> int:

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import row_operations, tiled
-from polarmap.code.base import Mask, Results
+from polarmap.code.algebra import Mask, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, is_exact
 from polarmap.code.recovery import MOST_CHECKS, SystematicRecovery
@@ -42,11 +42,11 @@ class ModularSystem(ABC):
 
     @abstractmethod
     def _without(self, index: int) -> ModularSystem:
-        """The same where result `index` had not arrived."""
+        """This recovery as it would be if result `index` had not arrived."""
 
     @abstractmethod
     def _of_results(self, equations: Words) -> Words:
-        """Equations on the results of `system`, on all that arrived."""
+        """Equations on the results of `system`, rewritten as equations on all that arrived."""
 
     @cached_property
     def pivots(self) -> Indices:

@@ -7,48 +7,28 @@ Read backwards, the rows F of the inverse of B vanish on every codeword: these n
 C x = 0, solved for the parity blocks they are x = [I; P] u. A linear f commutes with them, and since
 the rows of P sum to one so does an affine f: the results satisfy C f(x) = 0 too.
 
-Arikan kernel (arXiv 1901.06811): B of [[1, 1], [0, 1]], F by channel polarization; P of small
-integers. Rotation kernel: B of 2 x 2 rotations by pseudo-random angles, folded so that P itself is
-two butterflies with a shuffle between them; almost any k blocks determine the rest.
+B is of the kernel's 2 x 2 matrices: `rotation_code`, `arikan_code`. Each kernel is a class of its own, which
+says P and which inputs are frozen.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code import modular, row_operations, tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code import tiled
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.decoder import Decoder, as_block, decode_blocks
-from polarmap.code.design import (
-    Floats,
-    Indices,
-    Rotations,
-    UniformStream,
-    butterfly_shape,
-    frozen_inputs,
-    rotations,
-)
-from polarmap.code.dtypes import (
-    DType,
-    check_dtype,
-    is_exact,
-    is_integer,
-    parity_dtype,
-    real_dtype,
-    working_dtype,
-)
+from polarmap.code.design import Floats, Indices
+from polarmap.code.dtypes import check_dtype, is_exact, is_integer, parity_dtype, real_dtype
 from polarmap.code.linear import SystematicCode
 from polarmap.code.modular import ModularRecovery
-from polarmap.code.recovery import SystematicRecovery, is_formed
-from polarmap.code.rotations import best_seed, normalized, rotation_coefficients
-from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
-from polarmap.code.syndrome import SyndromeRecovery
+from polarmap.code.recovery import SystematicRecovery
 from polarmap.errors import CodeError, without_our_frames
 
 Array = npt.NDArray[Any]
@@ -58,12 +38,6 @@ MAX_WORKERS = 1 << 16
 # design point (n - k) / 4 n needs 2 to 25 times fewer arrivals beyond k from n = 128 on, none more
 # below (benchmarks/arrivals.py).
 OPTIMAL_SHARE = 0.25
-# Up to this many parity rows a BLAS product beats the compiled butterfly (benchmarks/encode.py),
-# and up to this many the butterfly in numpy.
-DENSE_UP_TO = 12
-DENSE_UP_TO_UNCOMPILED = 512
-# Of 32-bit integers, whose sums need 64 bits, it beats additions up to this many (benchmarks/encode.py).
-DENSE_EXACT_UP_TO = 16
 
 
 def design_share(decoder: str) -> float:
@@ -119,6 +93,24 @@ class PolarCode(SystematicCode):
     [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0], [6.0, 7.0]]
     """
 
+    assumption = "linear or affine in its block"
+
+    kernel: ClassVar[str]
+    _decoders: ClassVar[tuple[str, ...]] = ("optimal",)
+    _of_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
+
+    def __init_subclass__(cls) -> None:
+        cls._of_kernel[cls.kernel] = cls
+
+    def __new__(cls, n: int, k: int, kernel: str = "rotation", *others: Any, **options: Any) -> PolarCode:
+        """One of the class of its kernel."""
+        if not is_one_of(kernel, tuple(cls._of_kernel)):
+            raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
+        return super().__new__(cls._of_kernel[kernel])
+
+    def __getnewargs__(self) -> tuple[int, int, str]:
+        return self.n, self.k, self.kernel
+
     def __init__(
         self,
         n: int,
@@ -130,25 +122,29 @@ class PolarCode(SystematicCode):
         levels: int | None = None,
     ) -> None:
         _check_sizes(n, k)
-        if not is_one_of(kernel, ("rotation", "arikan")):
-            raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
         if not is_one_of(decoder, ("optimal", "sequential")):
             raise CodeError(f"decoder must be 'optimal' or 'sequential', not {decoder!r}")
-        if decoder == "sequential" and kernel != "arikan":
-            raise CodeError("decoder='sequential' needs kernel='arikan'")
+        if decoder not in self._decoders:
+            raise CodeError(f"decoder={decoder!r} needs kernel='arikan'")
         if seed is not None and not (is_integer(seed) and 0 <= seed < 1 << 64):
             raise CodeError(f"seed must be an integer of at least 0 and below 2^64, not {seed!r}")
-        self.n, self.k = int(n), int(k)
-        self.kernel, self.decoder = kernel, decoder
+        self.n, self.k, self.decoder = int(n), int(k), decoder
         self.erasure = (
             design_share(decoder) * (n - k) / n if erasure is None else _checked_erasure(erasure, self.n)
         )
-        self.levels = _checked_levels(levels, self.n, self.k, kernel)
+        self.levels = self._checked_levels(levels)
         self._seed = seed
+        self.name = f"{self.kernel} {self.decoder}"
 
     def __repr__(self) -> str:
         levels = f", levels={self.levels}" if self.levels < (self.n - 1).bit_length() else ""
         return f"PolarCode({self.n}, {self.k}, kernel={self.kernel!r}, decoder={self.decoder!r}{levels})"
+
+    def _checked_levels(self, levels: object) -> int:
+        """How many levels the butterflies have: all, log2 of the next power of two."""
+        if levels is not None:
+            raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
+        return (self.n - 1).bit_length()
 
     @property
     def rate(self) -> float:
@@ -156,61 +152,18 @@ class PolarCode(SystematicCode):
         return self.k / self.n
 
     @property
-    def carries_integers(self) -> bool:
-        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
-        return self.kernel == "arikan"
-
-    @property
-    def is_mds(self) -> bool:
-        """Whether nearly any k results determine those of the data blocks."""
-        return self.kernel == "rotation"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"{self.kernel} {self.decoder}"
-
-    @property
-    def option(self) -> str:
-        """The word that asks for such a code: its kernel."""
-        return self.kernel
-
-    @property
-    def assumption(self) -> str:
-        """What f must be for its results to satisfy C x = 0."""
-        return "linear or affine in its block"
-
-    @property
-    def butterflies(self) -> tuple[int, int]:
-        """arikan: the size of a butterfly, 2^levels, and how many lie side by side; one of all levels."""
-        return butterfly_shape(self.n, self.levels)
-
-    @property
-    def length(self) -> int:
-        """arikan: leaves of all butterflies, of which the first length - n are not sent."""
-        size, count = self.butterflies
-        return size * count
-
-    @cached_property
     def frozen(self) -> Indices:
         """Inputs of the transform that are frozen to zero, ascending; n - k of them.
 
         arikan: positions on the butterflies, which are rows of `length` inputs. rotation: the transform is
         x = [[I, 0], [P, -I]] u, whose last n - k inputs are frozen.
         """
-        if self.kernel == "arikan":
-            return frozen_inputs(self.n, self.k, self._leaf_erasure, self.levels)
-        return np.arange(self.k, self.n)
+        raise NotImplementedError
 
-    @cached_property
+    @property
     def order(self) -> Indices:
         """arikan: the leaf of the butterflies on which each coded block sits, data blocks first."""
-        if self.kernel != "arikan":
-            return np.arange(self.n)
-        is_parity = np.zeros(self.length, bool)
-        is_parity[self.frozen] = True
-        sent = np.arange(self.length - self.n, self.length)
-        return np.concatenate([sent[~is_parity[sent]], self.frozen])
+        return np.arange(self.n)
 
     @cached_property
     def assignment(self) -> Indices:
@@ -232,19 +185,20 @@ class PolarCode(SystematicCode):
         found[np.argsort(-self._block_erasure, kind="stable")] = np.argsort(-self.erasure, kind="stable")
         return found
 
-    @cached_property
+    @property
+    def _block_erasure(self) -> Floats:
+        """Of each coded block's worker."""
+        raise NotImplementedError
+
+    @property
     def seed(self) -> int:
         """The seed of the rotation angles in use."""
-        if self._seed is not None or self.kernel == "arikan":
-            return self._seed or 0
-        return best_seed(self.n, self.k) if self.n <= 64 else 0
+        return self._seed or 0
 
-    @cached_property
+    @property
     def coefficients(self) -> Array:
         """P, shape (n - k, k): float64 for rotation, int64 (small numbers) for arikan."""
-        if self.kernel == "rotation":
-            return rotation_coefficients(self._rotations, self.k)
-        return tiled.arikan_coefficients(self.butterflies, self.order, self.frozen, self.k, np.arange(self.k))
+        raise NotImplementedError
 
     @property
     def parity_check(self) -> Array:
@@ -295,34 +249,8 @@ class PolarCode(SystematicCode):
         return out
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
-        if self.kernel == "arikan":
-            self._fill_arikan(rows, out)
-            return
-        fast = tiled.compiled_loops(rows, out.dtype)
-        most = DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED
-        if min(self.n - self.k, self.k) <= most and is_formed(self.n, self.k):
-            tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
-        else:
-            tiled.rotation_parity(self._rotations, rows, out, fast)
-
-    def _fill_arikan(self, rows: tiled.Rows, out: Array) -> None:
-        if self._is_dense_exact(rows[0].dtype):
-            tiled.dense(self.coefficients.astype(np.float64), rows, out)
-        elif out.shape[1] < row_operations.WIDE:
-            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
-        else:
-            row_operations.run(self._additions, self.length, rows, out)
-
-    @cached_property
-    def _additions(self) -> row_operations.Operations:
-        """Of rows that make the parity of arikan: to list them takes a third of encoding a narrow stripe."""
-        return row_operations.butterflies(self.butterflies, self.order, self.frozen)
-
-    def _is_dense_exact(self, dtype: DType) -> bool:
-        """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
-        if not is_exact(dtype) or dtype.itemsize != 4 or min(self.k, self.n - self.k) > DENSE_EXACT_UP_TO:
-            return False
-        return self.norm_inf << 32 < modular.EXACT
+        """Put the parity blocks of flat real data blocks into `out`."""
+        raise NotImplementedError
 
     def encode(self, blocks: npt.ArrayLike) -> Array:
         """All n coded blocks of k data blocks.
@@ -401,42 +329,7 @@ class PolarCode(SystematicCode):
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        if self.decoder == "sequential":
-            return SequentialRecovery(self, arrived, exact)
-        if exact:
-            return ModularRecovery(self, arrived)
-        if self.kernel == "arikan" or is_formed(self.n, self.k):
-            return SystematicRecovery(self, arrived)
-        return SyndromeRecovery(self, self._rotations, arrived)
-
-    def progress(self) -> Callable[[int], bool] | None:
-        """Of the sequential decoder: told of every arrival, says when all leaves are determined."""
-        if self.decoder != "sequential":
-            return None
-        progress, order = Progress(frozen_mask(self)), self.order
-        return lambda index: progress.arrive(int(order[index]))
-
-    @cached_property
-    def _leaf_erasure(self) -> float | Floats:
-        """Of the leaves that are sent, the first N / 2 of which are paired with the others."""
-        if isinstance(self.erasure, float):
-            return self.erasure
-        worst_first = np.sort(self.erasure)[::-1]
-        if self.decoder == "sequential":
-            return worst_first
-        return worst_first[UniformStream(self.n, self.k).permutation(self.n)]
-
-    @property
-    def _block_erasure(self) -> Floats:
-        """Of each coded block's worker."""
-        if self.kernel == "rotation":
-            return np.sort(np.broadcast_to(self.erasure, self.n))
-        leaves = np.broadcast_to(self._leaf_erasure, self.n)
-        return np.asarray(leaves[self.order - (self.length - self.n)])
-
-    @cached_property
-    def _rotations(self) -> Rotations:
-        return normalized(rotations(self.n, self.k, self.seed), self.k)
+        return ModularRecovery(self, arrived) if exact else SystematicRecovery(self, arrived)
 
 
 def _check_sizes(n: int, k: int) -> None:
@@ -445,26 +338,6 @@ def _check_sizes(n: int, k: int) -> None:
             raise CodeError(f"{name} must be an integer, not {value!r}")
     if not 1 <= k < n <= MAX_WORKERS:
         raise CodeError(f"a code needs 1 <= k < n <= {MAX_WORKERS}, not n = {n}, k = {k}")
-
-
-def _checked_levels(levels: object, n: int, k: int, kernel: str) -> int:
-    """How many levels the butterflies have; all unless another number is said."""
-    most = (n - 1).bit_length()  # those of the next power of two
-    if levels is None:
-        return most
-    if kernel != "arikan":
-        raise CodeError("levels needs kernel='arikan': the rotation kernel has all of them")
-    if not is_integer(levels) or not 1 <= levels <= most:  # type: ignore[operator]
-        raise CodeError(f"levels must be an integer from 1 to {most} for n = {n}, not {levels!r}")
-    found: int = int(levels)  # type: ignore[call-overload]
-    fits = next(some for some in range(found, most + 1) if butterfly_shape(n, some)[1] <= min(k, n - k))
-    if fits > found:
-        size, count = butterfly_shape(n, found)
-        raise CodeError(
-            f"levels={found} makes {count} butterflies of {size} blocks, each with a data block and a parity "
-            f"block of its own, and there are {k} and {n - k}: use levels={fits} or more"
-        )
-    return found
 
 
 def _checked_erasure(erasure: object, n: int) -> float | Floats:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery
+from polarmap.code.algebra import Mask, Recovery
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, check_dtype
 from polarmap.code.linear import SystematicCode
@@ -54,6 +54,9 @@ class ProductCode(SystematicCode):
     [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2], [0, 3]]
     """
 
+    assumption = "a product of two blocks"
+    is_mds = False
+
     def __init__(self, left: PolarCode, right: PolarCode) -> None:
         self.left, self.right = left, right
         self.n, self.k = left.n * right.n, left.k * right.k
@@ -66,29 +69,11 @@ class ProductCode(SystematicCode):
         if left.kernel != right.kernel:
             raise CodeError(f"both codes of a grid need one kernel, not {left.kernel!r} and {right.kernel!r}")
         self.kernel = left.kernel
+        self.name = f"{self.kernel} grid {self.left.n} x {self.right.n}"
+        self.carries_integers = self.left.carries_integers
 
     def __repr__(self) -> str:
         return f"ProductCode({self.left!r}, {self.right!r})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"{self.kernel} grid {self.left.n} x {self.right.n}"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "a product of two blocks"
-
-    @property
-    def carries_integers(self) -> bool:
-        """Whether integers are coded, and decoded modulo 2^64, without rounding."""
-        return self.left.carries_integers
-
-    @property
-    def is_mds(self) -> bool:
-        """It takes more than k results, in the right places."""
-        return False
 
     @property
     def norm_inf(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.code.base import Results
+from polarmap.code.algebra import Results
 from polarmap.code.design import Floats
 from polarmap.code.dtypes import is_exact
 from polarmap.code.modular import ModularRecovery, Words
@@ -54,7 +54,7 @@ class ProductRecovery(RealRecovery):
 
     @cached_property
     def by_lines(self) -> RowColumnDecoder:
-        """What follows line by line."""
+        """The decoder that recovers rows and columns of the grid in turns, told of what arrived."""
         made = RowColumnDecoder(self._grid, self.exact)
         made.add(self.arrived)
         return made

@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.base import Array, Mask, Results, Words
+from polarmap.code.algebra import Array, Mask, Results, Words
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, is_exact, real_dtype
 

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import modular, tiled
-from polarmap.code.base import Recovery, Results
+from polarmap.code.algebra import Recovery, Results
 from polarmap.code.design import Indices
 from polarmap.code.dtypes import DType, is_exact, working_dtype
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
-from polarmap.code.base import Results
+from polarmap.code.algebra import Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import is_exact, working_dtype
 from polarmap.code.modular import ModularRecovery, Words
@@ -107,7 +107,7 @@ class SequentialRecovery(SystematicRecovery):
         return 0.0 if self.exact else super().amplification
 
     def integer_weights(self) -> Words | None:
-        """The same integers modulo 2^64."""
+        """`weights` as integers modulo 2^64; None unless `exact`."""
         return self.weights.astype(np.int64).view(np.uint64) if self.exact else None
 
     def integer_checks(self, without: int | None = None) -> Words | None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code import tiled
-from polarmap.code.base import Mask, Recovery, Results
+from polarmap.code.algebra import Mask, Recovery, Results
 from polarmap.code.design import Floats, Indices
 from polarmap.code.dtypes import DType, check_dtype, is_exact
 from polarmap.code.linear import SystematicCode
@@ -47,30 +47,19 @@ class SymmetricProductCode(SystematicCode):
     (10, 6, [[0, 0], [0, 1], [0, 2], [1, 1], [1, 2], [2, 2], [0, 3]])
     """
 
+    assumption = "a product of one block's transpose and another"
+    is_mds = False
+
     def __init__(self, factor: PolarCode) -> None:
         if factor.kernel != "rotation":
             raise CodeError("a triangle of products is coded with the rotation kernel only")
         self.factor, self.kernel = factor, factor.kernel
         self.whole = ProductCode(factor, factor)
         self.n, self.k = factor.n * (factor.n + 1) // 2, factor.k * (factor.k + 1) // 2
+        self.name = f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
 
     def __repr__(self) -> str:
         return f"SymmetricProductCode({self.factor!r})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return f"{self.kernel} triangle of {self.factor.n} x {self.factor.n}"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "a product of one block's transpose and another"
-
-    @property
-    def is_mds(self) -> bool:
-        """It takes more than k results, in the right places."""
-        return False
 
     @property
     def norm_inf(self) -> float:
@@ -158,7 +147,7 @@ class SymmetricProductRecovery(SystematicRecovery):
         return self._grid.recover(whole, dtype)[self._wanted]
 
     def checkable(self, rows: Results) -> Results:
-        """The symmetric parts, twice."""
+        """x + x' of each block x that arrived: twice its symmetric part."""
         return {index: row + transposed(row) for index, row in rows.items()}
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from polarmap.code import tiled
-from polarmap.code.base import Array, Mask, Results
+from polarmap.code.algebra import Array, Mask, Results
 from polarmap.code.design import Floats, Rotations
 from polarmap.code.dtypes import is_exact, working_dtype
 from polarmap.code.recovery import Parity, SystematicRecovery

@@ -23,22 +23,15 @@ class Uncoded(SystematicCode):
     (3, 3, 3)
     """
 
+    assumption = "deterministic"
+
     def __init__(self, k: int, backups: int = 0) -> None:
         self.n = self.k = k
         self.backups = backups
+        self.name = "no code, backup tasks" if self.backups else "no code"
 
     def __repr__(self) -> str:
         return f"Uncoded({self.k}, backups={self.backups})" if self.backups else f"Uncoded({self.k})"
-
-    @property
-    def name(self) -> str:
-        """What a report calls it."""
-        return "no code, backup tasks" if self.backups else "no code"
-
-    @property
-    def assumption(self) -> str:
-        """What f must be."""
-        return "deterministic"
 
     @property
     def coefficients(self) -> Array:

@@ -39,7 +39,7 @@ class CodedSides:
         self._ours: list[CodedArray] = []
 
     def side(self, name: str) -> CodedSide:
-        """The "rows" or the "columns"."""
+        """The matrix coded by "rows" or by "columns", encoded when it is asked for first."""
         if name not in self.sides:
             self.sides[name] = self._encode(name)
         return self.sides[name]

@@ -18,7 +18,7 @@ Shape = tuple[int, int, int]  # M, L, N: A is (M, L), B is (L, N)
 
 
 class BlockCounts(NamedTuple):
-    """k blocks and n coded ones."""
+    """Into how many data blocks (k) a factor is cut, and how many coded blocks (n) are made of them."""
 
     k: int
     n: int
@@ -56,7 +56,7 @@ def task_seconds(layout: ProductLayout, shape: Shape, itemsize: int) -> float:
 
 
 def _one_factor_coded(side: str, shape: Shape, blocks: Counts, workers: Counts) -> ProductLayout:
-    """One factor coded."""
+    """A layout in which one factor is coded, and every worker gets the other one whole."""
     for name, counts in (("blocks", blocks), ("workers", workers)):
         if _is_pair(counts):
             raise CodeError(f"method={side!r} codes one factor: {name} must be an integer, not {counts!r}")
@@ -69,7 +69,7 @@ def _one_factor_coded(side: str, shape: Shape, blocks: Counts, workers: Counts) 
 
 
 def _both_factors_coded(shape: Shape, blocks: Counts, workers: Counts, itemsize: int) -> ProductLayout:
-    """Both factors coded, as asked for or the cheapest with so many tasks."""
+    """A layout in which both factors are coded, as asked for or the cheapest with so many tasks."""
     if blocks is not None or _is_pair(workers):
         rows, columns = (
             _counts_of_side(

@@ -87,7 +87,7 @@ def check_matrix(matrix: Any, name: str, for_sparse: str = "") -> Any:
 
 
 def check_two_axes(matrix: Any, name: str) -> Any:
-    """The same of what is an array already."""
+    """An array that can be cut and coded as a matrix; CodeError for one of other axes or dtypes."""
     shape = tuple(matrix.shape)
     if len(shape) != 2 or 0 in shape:
         raise CodeError(f"{name} must be a matrix with rows and columns, not of shape {shape}")
@@ -167,7 +167,7 @@ def product_with(operand: Array, dtype: DType) -> Callable[[Array], Array]:
 
 
 def sparse_product_with(operand: Array, dtype: DType) -> Callable[[Any], Array]:
-    """The same for blocks in CSR form."""
+    """f(block) = block @ operand in `dtype`, on a worker, for blocks in CSR form."""
     dtype = dtype.newbyteorder("=")
     operand, reads_signed = operand.astype(dtype, copy=False), not is_exact(dtype)
 

@@ -7,7 +7,7 @@ from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
 from polarmap.blocks.code_choice import CodeName, CodeOptions
-from polarmap.code.base import Code
+from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
 from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
@@ -32,7 +32,7 @@ class SharedOptions(TypedDict, total=False):
 
     blocks: int | None
     workers: int | None
-    code: CodeName | Code | Masked
+    code: CodeName | LinearCode | Masked
     degree: int
     schedule: ScheduleName | Plan
     executor: Any
@@ -65,7 +65,7 @@ def coded_map(
     *,
     blocks: int | None = None,
     workers: int | None = None,
-    code: CodeName | Code | Masked = "auto",
+    code: CodeName | LinearCode | Masked = "auto",
     degree: int = 1,
     schedule: ScheduleName | Plan = "upfront",
     executor: Any = None,

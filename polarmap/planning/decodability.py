@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.arikan_code import ArikanCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.sequential import frozen_mask
 from polarmap.errors import CodeError
@@ -106,7 +107,12 @@ def sequential_finish(code: PolarCode, arrivals: Array) -> Array:
     >>> sequential_finish(code, np.array([[1.0], [9.0], [3.0], [2.0]])).tolist()
     [2.0]
     """
-    if code.decoder != "sequential" or arrivals.ndim != 2 or len(arrivals) != code.n:
+    if (
+        not isinstance(code, ArikanCode)
+        or code.decoder != "sequential"
+        or arrivals.ndim != 2
+        or len(arrivals) != code.n
+    ):
         raise CodeError(f"arrivals of shape ({code.n}, trials) at a sequential decoder are needed")
     frozen, trials = frozen_mask(code), arrivals.shape[1]
     length = frozen.size

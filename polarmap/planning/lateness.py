@@ -150,37 +150,37 @@ class LateAttempts(Generic[Attempt]):
         self._later: list[float] = []
 
     def begin(self, attempt: Attempt, when: float) -> None:
-        """It runs since then."""
+        """An attempt began to run at this moment."""
         self._number += 1
         self._running.add(attempt)
         heapq.heappush(self._on_time, (when, self._number, attempt))
 
     def end(self, attempt: Attempt) -> None:
-        """It does not run any more, or nobody waits for it."""
+        """An attempt does not run any more, or nobody waits for it."""
         self._running.discard(attempt)
         self._late.discard(attempt)
 
     def learn(self, took: float, is_later: bool = False) -> None:
-        """One has returned after so many seconds.
+        """Take in that an attempt returned after so many seconds.
 
         is_later : whether it was started in the place of a late or a failed one.
         """
         insort(self._later if is_later else self._durations, took)
 
     def late_at(self, now: float) -> set[Attempt]:
-        """Those that run and are late, or were when this was asked before."""
+        """The attempts that run and are late by this moment, or were when this was asked before."""
         while self.next_moment() <= now:
             self._late.add(heapq.heappop(self._on_time)[2])
         return set(self._late)
 
     def next_moment(self) -> float:
-        """When the next one becomes late, if nothing happens before; inf if none does."""
+        """When the next attempt becomes late, if nothing happens before; inf if none does."""
         while self._on_time and self._on_time[0][2] not in self._running:
             heapq.heappop(self._on_time)
         return self._on_time[0][0] + self.late_after() if self._on_time else inf
 
     def late_after(self) -> float:
-        """Seconds after which the oldest that is not late yet is."""
+        """After how many seconds of running the oldest attempt that is not late yet becomes late."""
         rule = self._rule
         if self._is_endless:
             tasks = len(self._durations) + len(self._later) + len(self._running)
@@ -196,7 +196,7 @@ def told(tasks: int, durations: list[float], later: list[float]) -> list[float]:
 
 
 def half_of(tasks: int) -> int:
-    """As many as tell what the others should take."""
+    """How many of so many tasks must have returned to tell what the others should take."""
     return ceil(tasks / 2)
 
 

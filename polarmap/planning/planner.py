@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def uncoded_cost(self) -> Cost | None:
-        """The same of a plain map."""
+        """What a plain map of the same blocks costs in the mean; None where no price is known."""
         return None if self.worker is None else _cost(self.uncoded, self.worker)
 
     def __repr__(self) -> str:

@@ -27,7 +27,7 @@ LEAST_JOBS = 2000  # simulated where one takes no elimination
 
 
 class Chosen(NamedTuple):
-    """Workers of a job.
+    """The workers that are chosen for a job.
 
     workers : who they are, ascending, (n,).
     erasure : probability that each is still out at the time the job is chosen for, (n,).
@@ -54,12 +54,12 @@ class UnequalWorkers:
 
     @property
     def are_alike(self) -> bool:
-        """Whether all have the same distribution."""
+        """Whether all workers have the same distribution of run times."""
         return len(self._distinct) == 1
 
     @property
     def together(self) -> Distribution:
-        """The run times of one of them, drawn at random."""
+        """The distribution of the run times of a worker that is drawn at random."""
         if self.are_alike:
             return self._distinct[0]
         return Mixture(self._distinct, np.bincount(self._kind) / len(self._kind))
@@ -121,7 +121,7 @@ def chosen_for(workers: UnequalWorkers, n: int, k: int, scheme: str) -> Chosen:
 
 
 def decoder_of(scheme: str) -> str:
-    """Of the code that a scheme names.
+    """The decoder of the code that a scheme names.
 
     >>> decoder_of("sequential"), decoder_of("integers"), decoder_of("rotation")
     ('sequential', 'optimal', 'optimal')

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.code.base import Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
 from polarmap.executors.base import Outcome

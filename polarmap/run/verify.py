@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.code import equations
-from polarmap.code.base import Recovery
+from polarmap.code.algebra import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError

@@ -1,0 +1,129 @@
+"""The Arikan kernel (arXiv 1901.06811): B of [[1, 1], [0, 1]], F by channel polarization.
+
+P consists of small integers, so that integers are decoded exactly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.code import modular, row_operations, tiled
+from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.design import Floats, Indices, UniformStream, butterfly_shape, frozen_inputs
+from polarmap.code.dtypes import DType, is_exact, is_integer
+from polarmap.code.polar import PolarCode
+from polarmap.code.sequential import Progress, SequentialRecovery, frozen_mask
+from polarmap.errors import CodeError
+
+Array = npt.NDArray[Any]
+
+# Of 32-bit integers, whose sums need 64 bits, a BLAS product beats additions up to this many parity rows
+# (benchmarks/encode.py).
+DENSE_EXACT_UP_TO = 16
+
+
+class ArikanCode(PolarCode):
+    """x = B v, whose inputs v are zero on the frozen set: positions on butterflies of 2^levels leaves."""
+
+    kernel = option = "arikan"
+    carries_integers, is_mds = True, False
+    _decoders = "optimal", "sequential"
+
+    @property
+    def butterflies(self) -> tuple[int, int]:
+        """The size of a butterfly, 2^levels, and how many lie side by side; one of all levels."""
+        return butterfly_shape(self.n, self.levels)
+
+    @property
+    def length(self) -> int:
+        """Leaves of all butterflies, of which the first length - n are not sent."""
+        size, count = self.butterflies
+        return size * count
+
+    @cached_property
+    def frozen(self) -> Indices:
+        """Inputs of the butterflies, of `length` in all, that are frozen: n - k of them, ascending."""
+        return frozen_inputs(self.n, self.k, self._leaf_erasure, self.levels)
+
+    @cached_property
+    def order(self) -> Indices:
+        """The leaf of the butterflies on which each coded block sits, data blocks first."""
+        is_parity = np.zeros(self.length, bool)
+        is_parity[self.frozen] = True
+        sent = np.arange(self.length - self.n, self.length)
+        return np.concatenate([sent[~is_parity[sent]], self.frozen])
+
+    @cached_property
+    def coefficients(self) -> Array:
+        """P, shape (n - k, k): small numbers, int64."""
+        return tiled.arikan_coefficients(self.butterflies, self.order, self.frozen, self.k, np.arange(self.k))
+
+    def recovery(self, arrived: Mask, exact: bool) -> Recovery:
+        """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
+        if self.decoder == "sequential":
+            return SequentialRecovery(self, arrived, exact)
+        return super().recovery(arrived, exact)
+
+    def progress(self) -> Callable[[int], bool] | None:
+        """Of the sequential decoder: told of every arrival, says when all leaves are determined."""
+        if self.decoder != "sequential":
+            return None
+        progress, order = Progress(frozen_mask(self)), self.order
+        return lambda index: progress.arrive(int(order[index]))
+
+    def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
+        if self._is_dense_exact(rows[0].dtype):
+            tiled.dense(self.coefficients.astype(np.float64), rows, out)
+        elif out.shape[1] < row_operations.WIDE:
+            tiled.arikan_parity(self.butterflies, self.order, self.frozen, rows, out)
+        else:
+            row_operations.run(self._additions, self.length, rows, out)
+
+    @cached_property
+    def _additions(self) -> row_operations.Operations:
+        """Of rows that make the parity: to list them takes a third of encoding a narrow stripe."""
+        return row_operations.butterflies(self.butterflies, self.order, self.frozen)
+
+    def _is_dense_exact(self, dtype: DType) -> bool:
+        """Whether a BLAS product is quicker than sums of 64-bit integers, and float64 holds its sums."""
+        if not is_exact(dtype) or dtype.itemsize != 4 or min(self.k, self.n - self.k) > DENSE_EXACT_UP_TO:
+            return False
+        return self.norm_inf << 32 < modular.EXACT
+
+    @cached_property
+    def _leaf_erasure(self) -> float | Floats:
+        """Of the leaves that are sent, the first N / 2 of which are paired with the others."""
+        if isinstance(self.erasure, float):
+            return self.erasure
+        worst_first = np.sort(self.erasure)[::-1]
+        if self.decoder == "sequential":
+            return worst_first
+        return worst_first[UniformStream(self.n, self.k).permutation(self.n)]
+
+    @property
+    def _block_erasure(self) -> Floats:
+        leaves = np.broadcast_to(self._leaf_erasure, self.n)
+        return np.asarray(leaves[self.order - (self.length - self.n)])
+
+    def _checked_levels(self, levels: object) -> int:
+        most = super()._checked_levels(None)
+        if levels is None:
+            return most
+        if not is_integer(levels) or not 1 <= levels <= most:  # type: ignore[operator]
+            raise CodeError(f"levels must be an integer from 1 to {most} for n = {self.n}, not {levels!r}")
+        found: int = int(levels)  # type: ignore[call-overload]
+        least = min(self.k, self.n - self.k)
+        fits = next(some for some in range(found, most + 1) if butterfly_shape(self.n, some)[1] <= least)
+        if fits > found:
+            size, count = butterfly_shape(self.n, found)
+            raise CodeError(
+                f"levels={found} makes {count} butterflies of {size} blocks, each with a data block and a "
+                f"parity block of its own, and there are {self.k} and {self.n - self.k}: use levels={fits} "
+                "or more"
+            )
+        return found
