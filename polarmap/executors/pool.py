@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import Worker
 from polarmap.code.checks import is_positive
@@ -24,10 +24,12 @@ from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, memory_folder, remove, restore
 from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
-from polarmap.executors.remote_workers import RemoteWorkers, Site
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
 from polarmap.worker.cores import available_cores
+
+if TYPE_CHECKING:
+    from polarmap.executors.remote_workers import Site
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
@@ -174,6 +176,8 @@ class Pool:
             storing, folders = self._in_folders()
             workers = WorkerProcesses(self._threads, self._workers, list(map(str, folders)))
         else:
+            from polarmap.executors.remote_workers import RemoteWorkers
+
             site = _site(self._executor)
             workers = RemoteWorkers(site, self._workers, self._listens, self._memory, self._threads)
             try:
