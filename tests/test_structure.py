@@ -321,9 +321,7 @@ def test_importing_polarmap_imports_nothing_else() -> None:
 
 
 def test_a_plain_map_imports_what_it_runs_on() -> None:
-    loaded = loaded_by(
-        "import numpy, polarmap; assert polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)[0].sum() == 2.0"
-    )
+    loaded = loaded_by("import numpy, polarmap; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)")
     heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed", "yaml"}
     heavy |= {"opentelemetry", "IPython", "xarray", "pyproximal", "cryptography"}
     assert heavy & loaded == set()
