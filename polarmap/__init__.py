@@ -7,8 +7,9 @@ import typing
 
 __version__ = "0.1.0"
 
-# Module -> its public names. A name is imported when it is first asked for, as few need all of them: here,
-# and in workers, which import this package with each of its modules that they run.
+# Module -> its public names. These are looked up when they are asked for, as few need all modules: here, and
+# in workers, which import this package with each module that they run. None becomes an attribute for that:
+# what a function reaches, in this package too, would seem to have changed (run.trusted).
 _NAMES = {
     "arrays.array": ["CodedArray"],
     "arrays.audits": ["Audit"],
@@ -42,8 +43,6 @@ _NAMES = {
 }
 _MODULES = ["convex", "errors", "glm", "planning", "xr"]  # which are there as attributes, too
 _HOMES = {name: f"polarmap.{module}" for module, names in _NAMES.items() for name in names}
-
-__all__ = sorted([*_HOMES, "errors", "planning"])
 
 if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap import convex as convex
@@ -93,17 +92,15 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.run.coded_future import CodedFuture as CodedFuture
     from polarmap.run.coded_result import CodedResult as CodedResult
     from polarmap.worker.faults import Fault as Fault
-else:  # a checker would take any name for a public one
+else:  # which they do not read: a checker would take any name for a public one
+    __all__ = sorted([*_HOMES, "errors", "planning"])
 
     def __getattr__(name: str) -> typing.Any:
         if name in _MODULES:
             return importlib.import_module(f"polarmap.{name}")
-        if name not in _HOMES:
-            raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
-        value = getattr(importlib.import_module(_HOMES[name]), name)
-        globals()[name] = value
-        return value
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, "__version__", *_MODULES})
+    def __dir__() -> list[str]:
+        return sorted({*__all__, "__version__", *_MODULES})
