@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from polarmap.blocks.code_choice import CodeOptions
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
@@ -28,6 +27,8 @@ from polarmap.run.options import MapPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from polarmap.blocks.code_choice import CodeOptions
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")

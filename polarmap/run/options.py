@@ -5,16 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.code_choice import CodeOptions
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.run.lateness import RunTimes
+
+if TYPE_CHECKING:
+    from polarmap.blocks.code_choice import CodeOptions
 
 Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
