@@ -18,10 +18,9 @@ import polarmap
 from benchmarks import interleaved, is_quick, show
 from polarmap import CodedOperator, Fault, FaultyExecutor, PolarCode, Pool
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, work_of_coding
-from polarmap.code.uncoded import Uncoded
+from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.linalg.matrices import sparse_product_with
 from polarmap.linalg.products import product_map
-from polarmap.planning.backups import BACKUPS
 from polarmap.run.options import checked_options
 
 K, N = 24, 32

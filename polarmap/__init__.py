@@ -5,112 +5,102 @@ from __future__ import annotations
 import importlib
 import typing
 
-from polarmap import errors, planning
-from polarmap.arrays.array import CodedArray
-from polarmap.arrays.audits import Audit
-from polarmap.arrays.encoding import encode
-from polarmap.arrays.opening import list_coded, open_coded
-from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
-from polarmap.arrays.stored_result import Stored, StoredResult
-from polarmap.code.decoder import Decoder
-from polarmap.code.lagrange import LagrangeCode
-from polarmap.code.masked import Masked, MaskedCode
-from polarmap.code.masked_integers import MaskedIntegerCode
-from polarmap.code.polar import PolarCode
-from polarmap.executors.faulty import FaultyExecutor
-from polarmap.executors.pool import Pool, shutdown
-from polarmap.executors.replay import ReplayExecutor
-from polarmap.linalg.gram import coded_gram
-from polarmap.linalg.products import CodedProduct, coded_matmul
-from polarmap.maps.coded import coded_map
-from polarmap.maps.executor import Executor
-from polarmap.maps.gradients import CodedGradient, GradientResult, coded_gradient
-from polarmap.maps.hedged import hedged_map
-from polarmap.maps.submission import submit
-from polarmap.maps.sums import CodedSum, coded_sum
-from polarmap.planning.planner import Plan, plan
-from polarmap.report import Report, TaskReport
-from polarmap.run.coded_future import CodedFuture
-from polarmap.run.coded_result import CodedResult
-from polarmap.worker.faults import Fault
-
-if typing.TYPE_CHECKING:
-    from polarmap import convex as convex
-    from polarmap import glm as glm
-    from polarmap import xr as xr
-    from polarmap.linalg.operators import CodedOperator
-    from polarmap.linalg.sketch import SketchEstimate, sketched_gram, sketched_lstsq
-
 __version__ = "0.1.0"
 
-# Public names whose modules need more than numpy, or much time, to import: name -> module.
-# Each stands in __all__ too, and below typing.TYPE_CHECKING for type checkers.
-_LAZY: dict[str, str] = {
-    "CodedOperator": "polarmap.linalg.operators",
-    **dict.fromkeys(("SketchEstimate", "sketched_gram", "sketched_lstsq"), "polarmap.linalg.sketch"),
+# Module -> its public names. These are looked up when they are asked for, as few need all modules: here, and
+# in workers, which import this package with each module that they run. None becomes an attribute for that:
+# what a function reaches, in this package too, would seem to have changed (run.trusted).
+_NAMES = {
+    "arrays.array": ["CodedArray"],
+    "arrays.audits": ["Audit"],
+    "arrays.encoding": ["encode"],
+    "arrays.opening": ["list_coded", "open_coded"],
+    "arrays.stored_objects": ["RawObjects", "ZarrObjects"],
+    "arrays.stored_result": ["Stored", "StoredResult"],
+    "code.decoder": ["Decoder"],
+    "code.lagrange": ["LagrangeCode"],
+    "code.masked": ["Masked", "MaskedCode"],
+    "code.masked_integers": ["MaskedIntegerCode"],
+    "code.polar": ["PolarCode"],
+    "executors.faulty": ["FaultyExecutor"],
+    "executors.pool": ["Pool", "shutdown"],
+    "executors.replay": ["ReplayExecutor"],
+    "linalg.gram": ["coded_gram"],
+    "linalg.operators": ["CodedOperator"],
+    "linalg.products": ["CodedProduct", "coded_matmul"],
+    "linalg.sketch": ["SketchEstimate", "sketched_gram", "sketched_lstsq"],
+    "maps.coded": ["coded_map"],
+    "maps.executor": ["Executor"],
+    "maps.gradients": ["CodedGradient", "GradientResult", "coded_gradient"],
+    "maps.hedged": ["hedged_map"],
+    "maps.submission": ["submit"],
+    "maps.sums": ["CodedSum", "coded_sum"],
+    "planning.planner": ["Plan", "plan"],
+    "report": ["Report", "TaskReport"],
+    "run.coded_future": ["CodedFuture"],
+    "run.coded_result": ["CodedResult"],
+    "worker.faults": ["Fault"],
 }
-# Modules that need an extra, imported when they are asked for.
-_MODULES = ("convex", "glm", "xr")
+_MODULES = ["convex", "errors", "glm", "planning", "xr"]  # which are there as attributes, too
+_HOMES = {name: f"polarmap.{module}" for module, names in _NAMES.items() for name in names}
 
-__all__ = [
-    "Audit",
-    "CodedArray",
-    "CodedFuture",
-    "CodedGradient",
-    "CodedOperator",
-    "CodedProduct",
-    "CodedResult",
-    "CodedSum",
-    "Decoder",
-    "Executor",
-    "Fault",
-    "FaultyExecutor",
-    "GradientResult",
-    "LagrangeCode",
-    "Masked",
-    "MaskedCode",
-    "MaskedIntegerCode",
-    "Plan",
-    "PolarCode",
-    "Pool",
-    "RawObjects",
-    "ReplayExecutor",
-    "Report",
-    "SketchEstimate",
-    "Stored",
-    "StoredResult",
-    "TaskReport",
-    "ZarrObjects",
-    "coded_gradient",
-    "coded_gram",
-    "coded_map",
-    "coded_matmul",
-    "coded_sum",
-    "encode",
-    "errors",
-    "hedged_map",
-    "list_coded",
-    "open_coded",
-    "plan",
-    "planning",
-    "shutdown",
-    "sketched_gram",
-    "sketched_lstsq",
-    "submit",
-]
-
-
-if not typing.TYPE_CHECKING:  # else a checker would take any name for a public one
+if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
+    from polarmap import convex as convex
+    from polarmap import errors as errors
+    from polarmap import glm as glm
+    from polarmap import planning as planning
+    from polarmap import xr as xr
+    from polarmap.arrays.array import CodedArray as CodedArray
+    from polarmap.arrays.audits import Audit as Audit
+    from polarmap.arrays.encoding import encode as encode
+    from polarmap.arrays.opening import list_coded as list_coded
+    from polarmap.arrays.opening import open_coded as open_coded
+    from polarmap.arrays.stored_objects import RawObjects as RawObjects
+    from polarmap.arrays.stored_objects import ZarrObjects as ZarrObjects
+    from polarmap.arrays.stored_result import Stored as Stored
+    from polarmap.arrays.stored_result import StoredResult as StoredResult
+    from polarmap.code.decoder import Decoder as Decoder
+    from polarmap.code.lagrange import LagrangeCode as LagrangeCode
+    from polarmap.code.masked import Masked as Masked
+    from polarmap.code.masked import MaskedCode as MaskedCode
+    from polarmap.code.masked_integers import MaskedIntegerCode as MaskedIntegerCode
+    from polarmap.code.polar import PolarCode as PolarCode
+    from polarmap.executors.faulty import FaultyExecutor as FaultyExecutor
+    from polarmap.executors.pool import Pool as Pool
+    from polarmap.executors.pool import shutdown as shutdown
+    from polarmap.executors.replay import ReplayExecutor as ReplayExecutor
+    from polarmap.linalg.gram import coded_gram as coded_gram
+    from polarmap.linalg.operators import CodedOperator as CodedOperator
+    from polarmap.linalg.products import CodedProduct as CodedProduct
+    from polarmap.linalg.products import coded_matmul as coded_matmul
+    from polarmap.linalg.sketch import SketchEstimate as SketchEstimate
+    from polarmap.linalg.sketch import sketched_gram as sketched_gram
+    from polarmap.linalg.sketch import sketched_lstsq as sketched_lstsq
+    from polarmap.maps.coded import coded_map as coded_map
+    from polarmap.maps.executor import Executor as Executor
+    from polarmap.maps.gradients import CodedGradient as CodedGradient
+    from polarmap.maps.gradients import GradientResult as GradientResult
+    from polarmap.maps.gradients import coded_gradient as coded_gradient
+    from polarmap.maps.hedged import hedged_map as hedged_map
+    from polarmap.maps.submission import submit as submit
+    from polarmap.maps.sums import CodedSum as CodedSum
+    from polarmap.maps.sums import coded_sum as coded_sum
+    from polarmap.planning.planner import Plan as Plan
+    from polarmap.planning.planner import plan as plan
+    from polarmap.report import Report as Report
+    from polarmap.report import TaskReport as TaskReport
+    from polarmap.run.coded_future import CodedFuture as CodedFuture
+    from polarmap.run.coded_result import CodedResult as CodedResult
+    from polarmap.worker.faults import Fault as Fault
+else:  # which they do not read: a checker would take any name for a public one
+    __all__ = sorted([*_HOMES, "errors", "planning"])
 
     def __getattr__(name: str) -> typing.Any:
         if name in _MODULES:
             return importlib.import_module(f"polarmap.{name}")
-        if name not in _LAZY:
-            raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
-        value = getattr(importlib.import_module(_LAZY[name]), name)
-        globals()[name] = value
-        return value
+        if name in _HOMES:
+            return getattr(importlib.import_module(_HOMES[name]), name)
+        raise AttributeError(f"module 'polarmap' has no attribute {name!r}")
 
-
-def __dir__() -> list[str]:
-    return sorted({*__all__, "__version__", *_MODULES})
+    def __dir__() -> list[str]:
+        return sorted({*__all__, "__version__", *_MODULES})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal, NamedTuple, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar, Unpack, overload
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +16,6 @@ from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions, coded_map
-from polarmap.planning.planner import Plan
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
@@ -29,6 +28,9 @@ except ModuleNotFoundError as error:
     if error.name != "xarray":
         raise
     raise ImportError(f"polarmap.xr needs xarray: {install_command('xarray')}") from error
+
+if TYPE_CHECKING:
+    from polarmap.planning.planner import Plan
 
 ROW_BY_ROW = "row by row"  # what f is found to be
 ROUNDINGS = 16  # times the amplification of errors: what decoding may leave of a zero

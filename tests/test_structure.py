@@ -28,10 +28,9 @@ FLOORS = [
     ["glm"],
     ["linalg", "joblib", "xr"],
     ["maps"],
-    ["arrays"],
+    ["arrays", "planning"],
     ["run"],
     ["blocks"],
-    ["planning"],
     ["executors", "report"],
     # Of what it draws it knows only the attributes: Plan.plot and Report.plot import it.
     ["plot"],
@@ -308,12 +307,28 @@ def test_mathematics_has_no_clock_thread_or_io(module: str) -> None:
     assert used <= SPREADS_OVER_CORES.get(module, set())
 
 
-def test_importing_polarmap_stays_light() -> None:
-    code = "import json, sys, polarmap; print(json.dumps(sorted(sys.modules)))"
+def loaded_by(program: str) -> set[str]:
+    """The modules that a process of Python has loaded which has run this."""
+    code = f"{program}\nimport json, sys; print(json.dumps(sorted(sys.modules)))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed"}
+    return set(json.loads(run.stdout))
+
+
+def test_importing_polarmap_imports_nothing_else() -> None:
+    loaded = loaded_by("import polarmap; dir(polarmap)")
+    assert {name for name in loaded if within(name, ["polarmap"])} == {"polarmap"}
+    assert "numpy" not in loaded
+
+
+def test_a_plain_map_imports_what_it_runs_on() -> None:
+    loaded = loaded_by("import numpy, polarmap; polarmap.coded_map(numpy.copy, numpy.eye(8), blocks=4)")
+    heavy = {"lithops", "click", "numba", "matplotlib", "tqdm", "sklearn", "scipy", "distributed", "yaml"}
     heavy |= {"opentelemetry", "IPython", "xarray", "pyproximal", "cryptography"}
-    assert heavy & set(json.loads(run.stdout)) == set()
+    assert heavy & loaded == set()
+    ours = {name for name in loaded if within(name, ["polarmap"])}
+    rooms = {"__init__", "blocks", "clouds", "code", "errors", "executors", "maps", "report", "run", "worker"}
+    assert {room_of(name) for name in ours} == rooms
+    assert len(ours) <= 100
 
 
 @pytest.mark.parametrize("package", [name for name, path in modules().items() if path.stem == "__init__"])

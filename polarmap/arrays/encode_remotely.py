@@ -20,9 +20,9 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.writing import StripeWriter
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.code.polar import PolarCode
+from polarmap.code.uncoded import BACKUPS
 from polarmap.errors import ExecutorError, StorageError
 from polarmap.executors.base import Outcome
-from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.progress import Observer

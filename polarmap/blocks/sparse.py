@@ -12,9 +12,8 @@ from polarmap.blocks.coded import CodedBlocks, is_finite, nonfinite_warning
 from polarmap.blocks.equal import Blocks
 from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtype
 from polarmap.code.polar import PolarCode
-from polarmap.code.uncoded import Uncoded
+from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import CodeError
-from polarmap.planning.backups import BACKUPS
 from polarmap.worker.pytree import Layout, layout_of
 from polarmap.worker.sparse import on_sparse_rows
 

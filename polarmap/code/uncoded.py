@@ -14,6 +14,8 @@ from polarmap.errors import CodeError
 
 Array = npt.NDArray[Any]
 
+BACKUPS = 2  # that a late task may get
+
 
 class Uncoded(SystematicCode):
     """k blocks for k workers; a task that is late may get `backups`.

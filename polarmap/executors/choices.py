@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from polarmap.clouds.settings import BACKENDS
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError
 
 

@@ -38,24 +38,13 @@ START_SECONDS = 60.0  # that the fork server may take to import numpy on a busy 
 END_SECONDS = 5.0  # that it may take to end, before it is killed
 TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
 READ_BYTES = 4096
-# It imports what is in polarmap.worker without the package around it, which takes longer than numpy, and
-# which unpickling a message would import in every worker. Who wants a name of the package gets all of it.
 PROGRAM = """
-import importlib, json, sys, types
+import importlib, json, sys
 options = json.loads(sys.argv[1])
+sys.path[:] = [options["home"], *options["module_path"]]
+import polarmap  # the driver's own, wherever it has found it
 sys.path[:] = options["module_path"]
-package = sys.modules["polarmap"] = types.ModuleType("polarmap")
-package.__path__, package.__file__ = [options["package_path"]], options["package_path"] + "/__init__.py"
-def __getattr__(name):
-    if sys.modules["polarmap"] is package:
-        del sys.modules["polarmap"]
-        whole = importlib.import_module("polarmap")
-        for module, value in vars(package).items():
-            if isinstance(value, types.ModuleType):
-                vars(whole).setdefault(module, value)
-    return getattr(sys.modules["polarmap"], name)
 from polarmap.worker import finite_differences, fork_server
-package.__getattr__ = __getattr__
 for name in options["modules"]:
     importlib.import_module(name)
 fork_server.main(options["descriptor"], options["folders"])
@@ -222,7 +211,7 @@ class ForkServerProcess:
         self._began = time.monotonic()
         options = {
             "module_path": absolute_module_path(),
-            "package_path": str(Path(__file__).resolve().parents[1]),
+            "home": str(Path(__file__).resolve().parents[2]),
             "modules": ["cloudpickle", *modules],
             "descriptor": theirs.fileno(),
             "folders": list(folders),

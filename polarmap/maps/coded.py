@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 
-from polarmap.arrays.stored_result import Stored, StoredResult, prepared_to_storage
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
-from polarmap.planning.planner import Plan
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import (
@@ -23,6 +21,10 @@ from polarmap.run.options import (
     scheduled,
 )
 from polarmap.run.prepared_map import PreparedMap, verb
+
+if TYPE_CHECKING:
+    from polarmap.arrays.stored_result import Stored, StoredResult
+    from polarmap.planning.planner import Plan
 
 T = TypeVar("T")
 
@@ -219,4 +221,6 @@ def coded_map(
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
         return prepared_blocks(f, data, code_options, executor, options)
+    from polarmap.arrays.stored_result import prepared_to_storage  # as much again as all other maps need
+
     return prepared_to_storage(f, data, code_options, out, executor, options)

@@ -13,6 +13,7 @@ import numpy as np
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
 from polarmap.code.dtypes import is_integer
+from polarmap.code.uncoded import BACKUPS
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
@@ -20,7 +21,6 @@ from polarmap.errors import (
     raised_by,
 )
 from polarmap.executors.base import Outcome, failure_of
-from polarmap.planning.backups import BACKUPS
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options

@@ -7,11 +7,10 @@ import os
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeVar, Unpack, overload
 
 import numpy as np
 
-from polarmap.arrays.stored_result import Stored
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.executors.base import MapExecutor
 from polarmap.executors.faulty import FaultyExecutor
@@ -21,6 +20,9 @@ from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.progress import observer_of
+
+if TYPE_CHECKING:
+    from polarmap.arrays.stored_result import Stored
 
 R = TypeVar("R")
 T = TypeVar("T")

@@ -22,8 +22,7 @@ from polarmap.planning.distributions import (
     stragglers,
 )
 from polarmap.planning.empirical import Empirical, as_runtimes, plot_runtimes
-from polarmap.planning.lateness import LatenessRule
-from polarmap.planning.on_demand import ParityRule, simulate_on_demand
+from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.planner import Plan, frontier, plan
 from polarmap.planning.polarization import (
     frozen_at,
@@ -39,6 +38,7 @@ from polarmap.planning.polarization import (
 )
 from polarmap.planning.small_blocks import simulate_small_blocks
 from polarmap.planning.traces import training_trace
+from polarmap.run.lateness import LatenessRule, ParityRule
 
 __all__ = [
     "SCHEMES",

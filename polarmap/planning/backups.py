@@ -15,8 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.lateness import LateAttempts, LatenessRule, ages, is_told_early
 from polarmap.planning.quadrature import everywhere, lengths, mean_quantile
+from polarmap.run.lateness import (
+    SILENCE_SECONDS,
+    LateAttempts,
+    LatenessRule,
+    cautious,
+    extrapolated,
+    half_of,
+    late_share,
+)
 
 Again = Callable[[npt.NDArray[np.bool_]], Floats]  # run times of backups of the tasks that are True
 
@@ -57,14 +65,6 @@ class BackupRule(NamedTuple):
 # all tasks were done. Spark 4: spark.speculation.quantile = 0.9, .multiplier = 3.
 CUBED = BackupRule(min_tasks=10)
 SPARK = BackupRule(done=0.9, min_tasks=2, of_all=False)
-
-BACKUPS = 2  # that a late task of hedged_map may get
-MIN_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
-
-
-def backup_lateness(tasks: int) -> LatenessRule:
-    """When a task of `hedged_map` is late."""
-    return LatenessRule(tasks, min_seconds=MIN_SECONDS)
 
 
 class SimulatedJobs(NamedTuple):
@@ -130,6 +130,25 @@ def simulate_backups(
         started += copies.sum(axis=1)
         paid += np.where(copies, time - np.where(copies, start, 0.0), 0.0).sum(axis=1)
     return SimulatedJobs(time.max(axis=1), paid, started)
+
+
+def is_told_early(first: Floats, rule: LatenessRule, spare: int = 0) -> npt.NDArray[np.bool_]:
+    """Whether more than `spare` tasks are late before half of them have returned, (trials,).
+
+    first : array (trials, tasks): run times of the tasks of each job, ascending.
+    """
+    half = half_of(rule.tasks)
+    returned = np.arange(1, half)
+    silent = first[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**spare)
+    patience = np.maximum(rule.min_seconds, cautious(first[:, : half - 1], returned, half))
+    return np.asarray(silent | (patience < first[:, 1:half]).any(axis=1))
+
+
+def ages(first: Floats, rule: LatenessRule) -> Floats:
+    """`late_after` once half of the tasks have returned, (trials,); `first` as for `is_told_early`."""
+    with np.errstate(invalid="ignore"):  # where nothing returns
+        found = extrapolated(first[:, 0], first[:, half_of(rule.tasks) - 1], late_share(rule.tasks))
+    return np.maximum(rule.min_seconds, found)
 
 
 def _event_by_event(seconds: Floats, rule: LatenessRule) -> tuple[Floats, Floats]:

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
+from polarmap.code.uncoded import BACKUPS
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning import backups, decodability, unequal
 from polarmap.planning.decodability import ArrivalsNeeded
@@ -23,6 +24,7 @@ from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.on_demand import simulate_on_demand
 from polarmap.planning.order_statistics import decoded_by, quantiles, rank_means
 from polarmap.planning.small_blocks import simulate_small_blocks
+from polarmap.run.lateness import backup_lateness
 
 MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
@@ -291,7 +293,7 @@ def _backed_up(
 
     if scheme in RIVALS:
         return backups.simulate_backups(first, again, RIVALS[scheme])
-    return backups.simulate_backups(first, again, backups.backup_lateness(k), backups.BACKUPS)
+    return backups.simulate_backups(first, again, backup_lateness(k), BACKUPS)
 
 
 def _replicated(n: int, k: int, distribution: Distribution) -> Completion:

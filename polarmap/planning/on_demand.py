@@ -8,48 +8,14 @@ is not counted on either, from the moment it did.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import inf
 
 import numpy as np
 
 from polarmap.errors import CodeError
-from polarmap.planning.backups import SimulatedJobs
+from polarmap.planning.backups import SimulatedJobs, ages, is_told_early
 from polarmap.planning.distributions import Distribution, Floats
-from polarmap.planning.lateness import LatenessRule, ages, half_of, is_told_early
-
-
-@dataclass(frozen=True)
-class ParityRule:
-    """How many parity tasks are started for those that are late or have failed.
-
-    Parameters
-    ----------
-    recovery_threshold : int
-        Results that determine those of the data tasks, and data tasks of the job.
-    runtimes : Distribution, optional
-        Of one task. Without it the tasks of the job tell.
-
-    Examples
-    --------
-    >>> from polarmap.planning.distributions import ShiftedExponential
-    >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
-    >>> moments = rule.lateness.late_moments([1.1] * 22, running=[0.0, 0.0])
-    >>> [rule.parity_to_start(22, sum(moment > now for moment in moments), left=8) for now in (1.2, 1.3)]
-    [0, 2]
-    """
-
-    recovery_threshold: int
-    runtimes: Distribution | None = None
-
-    @property
-    def lateness(self) -> LatenessRule:
-        """When a task is late."""
-        return LatenessRule(self.recovery_threshold, self.runtimes)
-
-    def parity_to_start(self, returned: int, on_time: int, left: int) -> int:
-        """How many of the `left` parity tasks to start when so many tasks have returned or are not late."""
-        return min(left, max(0, self.recovery_threshold - returned - on_time))
+from polarmap.run.lateness import LatenessRule, ParityRule, half_of
 
 
 def simulate_on_demand(

@@ -16,15 +16,19 @@ from polarmap.clouds.prices import Cost, cost
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
+from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, decoder_of, is_sequence_of_distributions
+from polarmap.run.options import MapPlan
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from polarmap.blocks.code_choice import CodeOptions
 
 SCHEDULES = ("upfront", "on_demand", "auto")
 CODES = ("rotation", "sequential", "optimal", "integers")
@@ -35,7 +39,7 @@ DRAWN = 60_000  # run times, at least, of the jobs that are simulated for each o
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(MapPlan):
     """A recommended number of workers, and what else there was to choose from.
 
     Attributes
@@ -119,6 +123,28 @@ class Plan:
         from polarmap.plot.frontier import draw_frontier
 
         return draw_frontier(self, path)
+
+    def applied_to(self, options: CodeOptions) -> CodeOptions:
+        """`options` of a map with the sizes and the code of the plan.
+
+        CodeError where the caller asks for others too.
+        """
+        blocks, workers, code, _ = options
+        for name, given, wanted in (("blocks", blocks, self.k), ("workers", workers, self.n)):
+            if given is not None and not (is_integer(given) and given == wanted):
+                raise CodeError(
+                    f"{name}={given}, but the plan is for {wanted}: leave {name} out, or plan again"
+                )
+        kernels = {"rotation": ("rotation",), "uncoded": ()}.get(self.code, ("arikan",))
+        if not is_one_of(code, ("auto", *kernels)):
+            raise CodeError(f"the plan says which code, {self.code!r}: leave code={code!r} out")
+        sized = options._replace(blocks=self.k, workers=self.n)
+        if self.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
+            return sized
+        if self.code == "uncoded":
+            return sized._replace(code=Uncoded(self.k))
+        decoder = "sequential" if self.code == "sequential" else "optimal"
+        return sized._replace(code=PolarCode(self.n, self.k, "arikan", decoder, self.erasure or None))
 
     def _remarks(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from polarmap.blocks.base import WholeBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
-from polarmap.planning.lateness import LateAttempts, LatenessRule
+from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.loop import Need
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable

@@ -22,13 +22,12 @@ from polarmap.errors import CodeError, warn
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Outcome, Payload, Run, key_of, layout_bytes, read_only
 from polarmap.executors.faulty import FaultyExecutor
-from polarmap.planning.backups import backup_lateness
-from polarmap.planning.on_demand import ParityRule
 from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword
 from polarmap.run.estimates import Estimate, estimate_at_deadline, estimate_so_far
 from polarmap.run.first_results import FirstResults
+from polarmap.run.lateness import ParityRule, backup_lateness
 from polarmap.run.loop import Policy, Stopwatch, Upfront, schedule
 from polarmap.run.map_log import MapLog, logged
 from polarmap.run.options import MapOptions

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.code_choice import CodeOptions
 from polarmap.code.checks import is_number, is_one_of
 from polarmap.code.dtypes import is_integer
-from polarmap.code.polar import PolarCode
-from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
-from polarmap.planning.planner import Plan
+from polarmap.run.lateness import RunTimes
+
+if TYPE_CHECKING:
+    from polarmap.blocks.code_choice import CodeOptions
 
 Verify = bool | Literal["auto"]
 ScheduleName = Literal["upfront", "on_demand"]
@@ -26,7 +27,24 @@ OnTimeout = Literal["raise", "estimate"]
 Errors = Callable[[list[list[npt.NDArray[Any]]]], list[float]]
 
 
-Schedule = ScheduleName | Plan
+class MapPlan(ABC):
+    """A schedule that says the sizes and the code of a map too, as `polarmap.Plan` does.
+
+    schedule : "upfront" or "on_demand".
+    upfront : parity tasks that start with the data, on demand.
+    runtimes : of one task, which tells when one is late; None: the tasks of the map tell.
+    """
+
+    schedule: str
+    upfront: int
+    runtimes: RunTimes | None
+
+    @abstractmethod
+    def applied_to(self, options: CodeOptions) -> CodeOptions:
+        """`options` with its sizes and its code; CodeError where the caller asks for others too."""
+
+
+Schedule = ScheduleName | MapPlan
 
 
 @dataclass(frozen=True)
@@ -54,14 +72,14 @@ class MapOptions:
     known: KnownFunction = KnownFunction()
 
     @property
-    def plan(self) -> Plan | None:
+    def plan(self) -> MapPlan | None:
         """By which the map is scheduled, if one was made."""
-        return self.schedule if isinstance(self.schedule, Plan) else None
+        return self.schedule if isinstance(self.schedule, MapPlan) else None
 
     @property
     def schedule_name(self) -> str:
         """Whether all tasks start at once, or parity only when it is needed."""
-        return self.schedule.schedule if isinstance(self.schedule, Plan) else self.schedule
+        return self.schedule.schedule if isinstance(self.schedule, MapPlan) else self.schedule
 
     @property
     def parity_for(self) -> str:
@@ -102,7 +120,7 @@ def checked_options(
 
 def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
     """`options` with what a schedule says of when tasks start; CodeError for what is no schedule."""
-    if not (isinstance(schedule, Plan) or is_one_of(schedule, ("upfront", "on_demand"))):
+    if not (isinstance(schedule, MapPlan) or is_one_of(schedule, ("upfront", "on_demand"))):
         advice = ""
         if is_integer(schedule):
             advice = f": for tasks of less work, use blocks={schedule} * ... and workers={schedule} * ..."
@@ -121,24 +139,5 @@ def encrypted(options: MapOptions, key: Any) -> MapOptions:
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:
-    """`options` with the sizes and the code of a plan; CodeError where the caller asks for others too."""
-    if not isinstance(schedule, Plan):
-        return options
-    plan, (blocks, workers, code, _) = schedule, options
-    for name, given, wanted in (("blocks", blocks, plan.k), ("workers", workers, plan.n)):
-        if given is not None and not (is_integer(given) and given == wanted):
-            raise CodeError(f"{name}={given}, but the plan is for {wanted}: leave {name} out, or plan again")
-    if not is_one_of(code, ("auto", *_kernels(plan))):
-        raise CodeError(f"the plan says which code, {plan.code!r}: leave code={code!r} out")
-    if plan.code == "rotation":  # "auto" becomes the arikan code where the data is of integers
-        return options._replace(blocks=plan.k, workers=plan.n)
-    if plan.code == "uncoded":
-        return options._replace(blocks=plan.k, workers=plan.n, code=Uncoded(plan.k))
-    decoder = "sequential" if plan.code == "sequential" else "optimal"
-    made = PolarCode(plan.n, plan.k, "arikan", decoder, plan.erasure or None)
-    return options._replace(blocks=plan.k, workers=plan.n, code=made)
-
-
-def _kernels(plan: Plan) -> tuple[str, ...]:
-    """What a caller may say the code is and mean that of the plan."""
-    return {"rotation": ("rotation",), "uncoded": ()}.get(plan.code, ("arikan",))
+    """`options`, or what a plan makes of them."""
+    return schedule.applied_to(options) if isinstance(schedule, MapPlan) else options

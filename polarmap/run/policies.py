@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from math import inf
 
 from polarmap.executors.base import Attempt
-from polarmap.planning.lateness import LateAttempts, LatenessRule, told
-from polarmap.planning.on_demand import ParityRule
+from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, told
 from polarmap.run.loop import Need
 from polarmap.run.tasks import TaskTable
 

@@ -23,8 +23,8 @@ from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, Wor
 from polarmap.executors.base import Payload
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.executors.replay import ReplayRun
-from polarmap.planning import Failing, Pareto, completion_time
-from polarmap.planning.backups import backup_lateness, simulate_backups
+from polarmap.planning import Failing, Pareto, completion_time, simulate_backups
+from polarmap.run.lateness import backup_lateness
 
 DATA = np.random.default_rng(0).standard_normal((50, 3))
 

@@ -57,7 +57,7 @@ def test_type_checkers_know_what_f_returns_and_find_misspelt_options(tmp_path: P
     source = tmp_path / "typed.py"
     source.write_text(
         "import polarmap\n"
-        "from polarmap import Stored, coded_map\n"
+        "from polarmap import *\n"
         "def f(block: object) -> float: return 1.0\n"
         "reveal_type(coded_map(f, [1])[0])\n"
         "reveal_type(coded_map(f, [1], out=Stored('a')))\n"

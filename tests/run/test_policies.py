@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.planning.lateness import LatenessRule
-from polarmap.planning.on_demand import ParityRule
+from polarmap.run.lateness import LatenessRule, ParityRule
 from polarmap.run.loop import Upfront
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.tasks import TaskTable

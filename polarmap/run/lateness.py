@@ -13,12 +13,12 @@ from bisect import insort
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, inf, log
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.planning.distributions import Distribution, Floats
+Floats = npt.NDArray[np.float64]
 
 LATE_SHARE = 1 / 12  # of the tasks that are taken as late though nothing may be wrong with them
 LATE_TASKS = 2.0  # the same as a number, where the share is less than that
@@ -26,6 +26,14 @@ LEEWAY = 1.1  # times the median: no task is late before
 CAUTION = 3.0  # times what half of the tasks would take at the pace of the fewer that returned
 CAUTION_SECONDS = 0.1  # the least of that
 SILENCE_SECONDS = 60.0  # in which nothing has returned
+BACKUP_SECONDS = 0.1  # in which nobody starts a backup: what is over so soon is not worth another task
+
+
+class RunTimes(Protocol):
+    """What is known of the run time of a task; each `polarmap.planning.Distribution` is one."""
+
+    def inverse(self, below: Floats, above: Floats) -> Floats:
+        """Seconds within which a share `below` ends of the tasks that end, and a share `above` does not."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,7 @@ class LatenessRule:
     """
 
     tasks: int
-    runtimes: Distribution | None = None
+    runtimes: RunTimes | None = None
     min_seconds: float = 0.0
 
     def late_after(self, durations: Sequence[float], late: int = 0) -> float:
@@ -121,6 +129,44 @@ class LatenessRule:
         oldest_first = sorted(range(len(began)), key=began.__getitem__)
         late = {task: turn for turn, task in enumerate(oldest_first)}
         return [moment + self.late_after((), late[task]) for task, moment in enumerate(began)]
+
+
+def backup_lateness(tasks: int) -> LatenessRule:
+    """When a task of `hedged_map` is late."""
+    return LatenessRule(tasks, min_seconds=BACKUP_SECONDS)
+
+
+@dataclass(frozen=True)
+class ParityRule:
+    """How many parity tasks are started for those that are late or have failed.
+
+    Parameters
+    ----------
+    recovery_threshold : int
+        Results that determine those of the data tasks, and data tasks of the job.
+    runtimes : Distribution, optional
+        Of one task. Without it the tasks of the job tell.
+
+    Examples
+    --------
+    >>> from polarmap.planning.distributions import ShiftedExponential
+    >>> rule = ParityRule(24, ShiftedExponential(1.0, 0.1))  # 11 in 12 tasks take 1.25 s or less
+    >>> moments = rule.lateness.late_moments([1.1] * 22, running=[0.0, 0.0])
+    >>> [rule.parity_to_start(22, sum(moment > now for moment in moments), left=8) for now in (1.2, 1.3)]
+    [0, 2]
+    """
+
+    recovery_threshold: int
+    runtimes: RunTimes | None = None
+
+    @property
+    def lateness(self) -> LatenessRule:
+        """When a task is late."""
+        return LatenessRule(self.recovery_threshold, self.runtimes)
+
+    def parity_to_start(self, returned: int, on_time: int, left: int) -> int:
+        """How many of the `left` parity tasks to start when so many tasks have returned or are not late."""
+        return min(left, max(0, self.recovery_threshold - returned - on_time))
 
 
 Attempt = TypeVar("Attempt", bound=Hashable)
@@ -221,22 +267,3 @@ def extrapolated(fastest: npt.ArrayLike, median: npt.ArrayLike, share: float) ->
     middle = np.asarray(median)
     quantile = middle + (middle - np.asarray(fastest)) * (log(1 / share) / log(2) - 1)
     return np.asarray(np.maximum(quantile, LEEWAY * middle))
-
-
-def is_told_early(first: Floats, rule: LatenessRule, spare: int = 0) -> npt.NDArray[np.bool_]:
-    """Whether more than `spare` tasks are late before half of them have returned, (trials,).
-
-    first : array (trials, tasks): run times of the tasks of each job, ascending.
-    """
-    half = half_of(rule.tasks)
-    returned = np.arange(1, half)
-    silent = first[:, 0] > max(rule.min_seconds, SILENCE_SECONDS * 2.0**spare)
-    patience = np.maximum(rule.min_seconds, cautious(first[:, : half - 1], returned, half))
-    return np.asarray(silent | (patience < first[:, 1:half]).any(axis=1))
-
-
-def ages(first: Floats, rule: LatenessRule) -> Floats:
-    """`late_after` once half of the tasks have returned, (trials,); `first` as for `is_told_early`."""
-    with np.errstate(invalid="ignore"):  # where nothing returns
-        found = extrapolated(first[:, 0], first[:, half_of(rule.tasks) - 1], late_share(rule.tasks))
-    return np.maximum(rule.min_seconds, found)

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polarmap.planning import Empirical, LatenessRule, ParityRule, ShiftedExponential
-from polarmap.planning.lateness import LateAttempts, ages, is_told_early
+from polarmap.planning.backups import ages
+from polarmap.run.lateness import LateAttempts
 
 TIMES = st.lists(st.floats(0, 1e6), max_size=30)
 
@@ -65,20 +66,6 @@ def test_parity_goes_by_the_same_rule() -> None:
     assert ParityRule(24).lateness == LatenessRule(24)
     distribution = Empirical([1.0, 2.0])
     assert ParityRule(24, distribution).lateness == LatenessRule(24, distribution)
-
-
-@given(
-    times=st.lists(st.one_of(st.floats(0.01, 10), st.floats(50, 200), st.just(inf)), min_size=1, max_size=12),
-    least=st.sampled_from([0.0, 0.1]),
-)
-def test_jobs_that_are_told_early_are_those_with_a_late_task_before_half_are_back(
-    times: list[float], least: float
-) -> None:
-    """Against the rule, asked after every return."""
-    rule, ascending = LatenessRule(len(times), min_seconds=least), sorted(times)
-    half = -(-len(times) // 2)
-    expected = any(rule.late_after(ascending[:done]) < ascending[done] for done in range(half))
-    assert is_told_early(np.array([ascending]), rule).tolist() == [expected]
 
 
 @given(
