@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,11 @@ from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.object_links import ObjectLinks
+from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
-from polarmap.executors.worker_listener import Join
-from polarmap.worker.channels import SocketChannel, connected
-from polarmap.worker.io_channel import ChannelIO, serve_tasks
-from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
+from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, serve_tasks, stay_on_thread
+from polarmap.worker.liveness import exit_when
+from polarmap.worker.stream import SocketChannel, connected
 
 Life = Callable[[DriverAddress, int, float], None]
 
@@ -39,7 +38,8 @@ def serving_by_storage(storage: Any) -> Life:
     """A worker that talks by way of a storage, if no socket is listened on."""
 
     def life(address: DriverAddress, number: int, seconds: float) -> None:
-        with closing(channel_to(address, number, storage)) as channel:
+        with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
+            watched.callback(exit_when(channel.is_closed, lambda: None))
             serve_tasks(ChannelIO(channel, storage, address.memory))
 
     return life

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from polarmap.errors import ExecutorError
-from polarmap.worker.channels import ready
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.stream import ready
 from polarmap.worker.thread_limits import limiting_variables
 
 START_SECONDS = 60.0  # that it may take to import numpy on a busy machine

@@ -15,7 +15,7 @@ from polarmap.executors.fork_server_process import (
     absolute_module_path,
     modules_named,
 )
-from polarmap.executors.links import SocketLink
+from polarmap.executors.stream import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
 from polarmap.worker.process_state import Surroundings, working_folder

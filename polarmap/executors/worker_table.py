@@ -20,12 +20,11 @@ from typing import Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.links import Link
+from polarmap.executors.objects import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
-from polarmap.worker.channels import ready
-from polarmap.worker.frames import PROCESS, REPLIES, Message
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
+from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
 
 REMEMBERED = 1024  # tasks of each worker
 GRACE_SECONDS = 1.0  # in which one that is busy with a task that nobody waits for may come to its end
@@ -199,7 +198,7 @@ class WorkerTable:
                 if self._is_closed:
                     worker.link.close()
                 elif worker.orders:
-                    worker.link.send(("cancel", worker.orders[0][0][0]))
+                    worker.link.send(Message(CANCEL, worker.orders[0][0]))
 
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""

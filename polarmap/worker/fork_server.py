@@ -16,10 +16,10 @@ import socket
 import struct
 from typing import Any
 
-from polarmap.worker.channels import SocketChannel, ready
-from polarmap.worker.io_channel import ChannelIO, serve_tasks
+from polarmap.worker.kept_worker import ChannelIO, serve_tasks
 from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
+from polarmap.worker.stream import SocketChannel, ready
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
 ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it

@@ -18,7 +18,7 @@ from polarmap.executors import worker_processes
 from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
-from polarmap.worker.frames import END, Message
+from polarmap.worker.stream import END, Message
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
 
@@ -55,7 +55,7 @@ def taken(workers: WorkerProcesses, lease: Lease | None = None) -> KeptWorker:
     return worker
 
 
-def call(folder: Path, seconds: float) -> tuple[Any, ...]:
+def call(folder: Path, seconds: float) -> Message:
     """A task that sleeps, and after that until a file is there, if it is to sleep at all."""
     gate = folder / "go"
 
@@ -68,9 +68,9 @@ def call(folder: Path, seconds: float) -> tuple[Any, ...]:
     return call_of(nap, folder)
 
 
-def told(worker: KeptWorker, call: tuple[Any, ...], name: str = "") -> bool:
+def told(worker: KeptWorker, call: Message, name: str = "") -> bool:
     worker.note((0, 0, 0), name)
-    return worker.link.send(("call", call))
+    return worker.link.send(call)
 
 
 def replied(worker: KeptWorker) -> Message:

@@ -1,36 +1,106 @@
-"""The thread of a driver that carries what it and its workers say to and from a storage."""
+"""The driver's ends of channels by way of a storage, and the thread that carries what is said there."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import pickle
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import Join, ObjectLink
-from polarmap.worker.object_channel import (
+from polarmap.executors.stream import SocketLink, WakeSignal
+from polarmap.worker.objects import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
-    GOODBYE_SECONDS,
     LAST_POLL_SECONDS,
     POLL_GROWTH,
     POLLS_PER_MESSAGE,
     SLOW_POLL_SECONDS,
     ObjectKeys,
-    Orders,
     Said,
-    with_function,
 )
-from polarmap.worker.retry import retry_call
+from polarmap.worker.retry import AWAY_SECONDS, retry_call
+from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message
 
 TRANSFERS = 16  # objects read at once
-FUNCTION_BYTES = 1 << 16  # larger ones are objects of their own
+
+
+class ObjectLink:
+    """The driver's end of one worker's channel, which a thread of `ObjectLinks` writes and reads.
+
+    Parameters
+    ----------
+    number, instance : int
+        Of the worker, as it tells them.
+    post : callable
+        Takes this link and a message to the worker; None when nothing more will be said.
+
+    Attributes
+    ----------
+    unread : deque
+        Messages that the worker has not said to have, as `Orders` tells them.
+    count, sent : int
+        Numbers of the latest message to the worker, and from it.
+    heard : float
+        When the worker gave its latest sign of life.
+    doubts : int
+        Signs of life after a message that has not come.
+    is_there : bool
+        Whether it may say more.
+    """
+
+    def __init__(
+        self, number: int, instance: int, post: Callable[[ObjectLink, Message | None], None]
+    ) -> None:
+        self.number, self.instance, self._post = number, instance, post
+        self.unread = deque[tuple[int, tuple[Any, ...], bytes | None]]()
+        self.count = self.sent = self.doubts = 0
+        self.heard, self.is_there = time.monotonic(), True
+        self._said, self._owner = deque[Message](), os.getpid()
+        self._news = WakeSignal()
+
+    def deliver(self, data: bytes) -> None:
+        """A message that the worker has sent."""
+        try:
+            self._said.extend(Frames().of(data))
+        except FrameError:
+            self.is_there = False
+        self._news.set()
+
+    def hang_up(self) -> None:
+        """The worker is gone, or is to go."""
+        self.is_there = False
+        self._news.set()
+
+    def fileno(self) -> int:
+        """Of a descriptor that is readable when the worker has said something."""
+        return self._news.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Whether the worker will be told, as far as anybody knows."""
+        self._post(self, message)
+        return self.is_there
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """What it has said since the last time, and whether it will say more."""
+        self._news.clear()
+        return [self._said.popleft() for _ in range(len(self._said))], self.is_there
+
+    def close(self) -> None:
+        """Let the worker end, unless it is that of a process that this one was forked of."""
+        if os.getpid() == self._owner:
+            self._post(self, None)
+        self._news.close()
+
+
+Link = SocketLink | ObjectLink
+Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
 
 
 class ObjectLinks:
@@ -47,13 +117,12 @@ class ObjectLinks:
     def __init__(self, storage: Any, prefix: str, join: Join) -> None:
         self._storage, self._keys, self._join = storage, ObjectKeys(prefix), join
         self._links: dict[int, ObjectLink] = {}
-        self._gone: set[int] = set()
-        self._lock, self._putting = threading.Lock(), threading.Lock()
+        # A run that is closed by its destructor may post and flush at any moment, within either.
+        self._lock, self._putting = threading.RLock(), threading.Lock()
         self._beat, self._next_sign = 0, 0.0
         self._writes = self._reads = 0  # with listings, which cost as much as writes
-        self._functions: dict[bytes, bytes] = {}
-        self._stored = set[bytes]()  # of them
-        self._messages: dict[int, list[tuple[int, bytes, bytes | None]]] = {}
+        self._data: dict[bytes, Any] = {}  # of messages, by digest
+        self._stored = set[bytes]()  # of them, in objects of their own
         self._is_new = False
         self._expected, self._is_closed = threading.Event(), threading.Event()
         self._seen: set[str] = set()
@@ -64,16 +133,15 @@ class ObjectLinks:
     def flush(self, may_wait: bool = True) -> None:
         """Let all that was said be on its way; ExecutorError if the storage is away for long.
 
-        may_wait : False: it is tried once, and again by the thread that listens to workers.
+        may_wait : False: it is left to the thread that listens to workers.
         """
+        if not may_wait:
+            self._expected.set()
+            return
         try:
-            if may_wait:
-                retry_call(self._flush)
-            else:
-                self._flush()
+            retry_call(self._flush)
         except Exception as error:
-            if may_wait:
-                raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
+            raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
 
     def requests(self, seconds: float) -> tuple[int, int]:
         """Writes and reads since this was asked before, of workers that have run for so many seconds.
@@ -86,8 +154,6 @@ class ObjectLinks:
 
     def hang_up(self, number: int) -> None:
         """A worker is gone: nothing more will come of it, and nobody reads what was said to it."""
-        with self._lock:
-            self._messages.pop(number, None)
         link = self._links.get(number)
         if link is not None:
             link.hang_up()
@@ -100,25 +166,19 @@ class ObjectLinks:
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, self._keys.orders)
 
-    def _post(self, number: int, message: tuple[Any, ...]) -> None:
-        """A message for a worker, which goes when `flush` is called."""
-        link = self._links[number]
-        count = link.number_message(message[0] == "call")  # a worker replies to what is cancelled, too
-        digest = None
+    def _post(self, link: ObjectLink, message: Message | None) -> None:
+        """A message for a worker, which goes when `flush` is called; None: the worker is let go."""
         with self._lock:
-            if message[0] == "end":  # and is not listened to any more; nor does it read what was said before
-                self._gone.add(number)
-                del self._links[number]
-                self._messages.pop(number, None)
-                if not link.is_there:
-                    return
-            if message[0] == "call" and isinstance(message[1][3], bytes):
-                function = message[1][3]
-                digest = hashlib.blake2b(function, digest_size=16).digest()
-                self._functions[digest] = function
-                message = with_function(message, None)
-            data = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-            self._messages.setdefault(number, []).append((count, data, digest))
+            if message is None:
+                if self._links.get(link.number) is link:
+                    del self._links[link.number]
+            else:
+                digest = None
+                if message.data:
+                    digest = hashlib.blake2b(message.data, digest_size=16).digest()
+                    self._data[digest] = message.data
+                link.count += 1
+                link.unread.append((link.count, tuple(message._replace(data=b"")), digest))
             self._is_new = True
 
     def _flush(self) -> None:
@@ -130,33 +190,26 @@ class ObjectLinks:
     def _put_orders(self) -> None:
         with self._putting:  # the latest is the last that is put
             with self._lock:
-                needed = {digest for each in self._messages.values() for _, _, digest in each}
-                self._functions = {key: one for key, one in self._functions.items() if key in needed}
-                large = {key for key, one in self._functions.items() if len(one) > FUNCTION_BYTES}
-                inline = {key: one for key, one in self._functions.items() if key not in large}
+                links = list(self._links.values())  # who is not among them is let go
+                messages = {link.number: list(link.unread) for link in links if link.is_there}
+                needed = {digest for each in messages.values() for _, _, digest in each if digest}
+                self._data = {digest: self._data[digest] for digest in needed}
+                large = {digest for digest in needed if len(self._data[digest]) > INLINE_BYTES}
+                inline = {digest: bytes(self._data[digest]) for digest in needed - large}
                 self._beat += 1
-                orders = Orders(self._beat, inline, self._messages)
-                data = pickle.dumps(tuple(orders), pickle.HIGHEST_PROTOCOL)
+                data = pickle.dumps((self._beat, inline, messages), pickle.HIGHEST_PROTOCOL)
                 new, self._is_new = self._is_new, False
             try:
-                self._put_functions(large)
+                for digest in large - self._stored:
+                    self._put(self._keys.data(digest), self._data[digest])
+                    self._stored.add(digest)
                 self._put(self._keys.orders, data)
             except BaseException:
                 self._is_new |= new
                 raise
-            self._remove_functions(large)
-
-    def _put_functions(self, needed: set[bytes]) -> None:
-        """Store those that are new in objects of their own: the one with the messages is read often."""
-        for digest in needed - self._stored:
-            self._put(self._keys.function(digest), self._functions[digest])
-            self._stored.add(digest)
-
-    def _remove_functions(self, needed: set[bytes]) -> None:
-        """Remove those that no message needs any more."""
-        for digest in self._stored - needed:
-            self._storage.delete_object(self._storage.bucket, self._keys.function(digest))
-            self._stored.discard(digest)
+            for digest in self._stored - large:
+                self._storage.delete_object(self._storage.bucket, self._keys.data(digest))
+                self._stored.discard(digest)
 
     def _put(self, key: str, data: bytes) -> None:
         self._writes += 1
@@ -213,26 +266,30 @@ class ObjectLinks:
 
     def _heard(self, said: Said, data: bytes) -> None:
         """A worker has said this; nothing, if it is a sign of life."""
-        number = said.number
-        if number in self._gone:
-            return
-        link = self._links.get(number)
-        if link is None:
-            link = self._links[number] = ObjectLink(partial(self._post, number))
-            self._join(number, link, "objects")
+        link = self._links.get(said.number)
+        if link is None or link.instance != said.instance:
+            if said.sent > 1:  # one that was let go, and has not read it yet
+                return
+            link = ObjectLink(said.number, said.instance, self._post)
+            with self._lock:
+                self._links[said.number] = link
+            self._join(said.number, link, "objects")
         link.heard = time.monotonic()
         with self._lock:
-            unread = [one for one in self._messages.get(number, ()) if one[0] > said.latest]
-            self._messages[number] = unread
+            while link.unread and link.unread[0][0] <= said.latest:
+                link.unread.popleft()
+        if said.sent <= link.sent:
+            return  # a sign of life, or a message that was put twice
         if data:
+            link.sent, link.doubts = said.sent, 0
             link.deliver(data)
-        elif link.unanswered and said.is_idle and not unread:
+        else:
             link.doubts += 1
-            if link.doubts > 1:  # its reply was lost: a storage that was killed forgets
+            if link.doubts > 1:  # a storage that was killed forgets
                 link.hang_up()
 
     def _hang_up_on_silent(self) -> None:
         now = time.monotonic()
         for link in list(self._links.values()):
-            if now > link.heard + GOODBYE_SECONDS:
+            if now > link.heard + AWAY_SECONDS:
                 link.hang_up()

@@ -1,0 +1,374 @@
+"""The driver's ends of sockets: what workers say, that it is from them, and to whom is listened."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import select
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from queue import Queue
+from typing import Any
+
+import pytest
+
+from polarmap.errors import ExecutorError
+from polarmap.executors import stream
+from polarmap.executors.objects import Link
+from polarmap.executors.stream import SocketLink, WakeSignal, WorkerListener, own_addresses
+from polarmap.worker.stream import (
+    CALL,
+    END,
+    PART,
+    PROOF_BYTES,
+    Message,
+    Seal,
+    Seals,
+    SocketChannel,
+    connected,
+    frame,
+    ready,
+)
+
+
+def seals() -> Seals:
+    """Of the driver's end."""
+    return Seals(Seal(b"to worker"), Seal(b"to driver"))
+
+
+def seals_of_worker() -> Seals:
+    return Seals(Seal(b"to driver"), Seal(b"to worker"))
+
+
+@pytest.fixture(params=[False, True])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketLink, SocketChannel, socket.socket]]:
+    """The link of a driver, the channel of its worker, and that one's socket."""
+    ours, theirs = socket.socketpair()
+    link = SocketLink(ours, seals() if request.param else None)
+    channel = SocketChannel(theirs, seals_of_worker() if request.param else None)
+    yield link, channel, theirs
+    link.close()
+    channel.close()
+
+
+def said(task: int, data: bytes = b"") -> Message:
+    return Message(END, (0, task, 0), b"", data)
+
+
+def heard(link: Any) -> list[Any]:
+    found, is_there = link.receive()
+    assert is_there
+    return found
+
+
+def readable(link: Any) -> bool:
+    return bool(ready([link], select.POLLIN, 0.0))
+
+
+def test_messages_go_both_ways(pair: Any) -> None:
+    link, channel, _ = pair
+    assert heard(link) == []
+    assert channel.receive(0.0) == ([], True)
+    for message in (Message(CALL, (1, 2, 3), b"header", b"/f", True), Message(PART, data=bytes(10**5))):
+        assert link.send(message)
+        assert channel.receive(10.0) == ([message], True)
+    channel.send(said(1, b"raw"))
+    channel.send(said(2))
+    assert readable(link)
+    assert heard(link) == [said(1, b"raw"), said(2)]
+    assert not readable(link)
+
+
+class Counted(socket.socket):
+    """Counts what is asked of the kernel."""
+
+    calls = 0
+
+    def recv(self, *args: Any) -> bytes:
+        self.calls += 1
+        return super().recv(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.calls += 1
+        super().sendall(*args)
+
+
+def test_a_small_reply_is_sent_and_received_at_once() -> None:
+    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+    link, channel = SocketLink(ours, seals()), SocketChannel(theirs, seals_of_worker())
+    channel.send(said(1, bytes(10_000)))
+    assert heard(link) == [said(1, bytes(10_000))]
+    assert (ours.calls, theirs.calls) == (1, 1)
+    link.close()
+    channel.close()
+
+
+def test_a_large_result_comes_in_pieces(pair: Any) -> None:
+    link, channel, _ = pair
+    data = os.urandom(5_000_000)
+    thread = threading.Thread(target=channel.send, args=[said(1, data)])
+    thread.start()
+    found: list[Any] = []
+    while not found:
+        is_sending = thread.is_alive()
+        assert readable(link) or is_sending
+        found += heard(link)
+    thread.join()
+    assert found == [said(1, data)]
+
+
+def test_a_worker_that_is_gone_is_found_after_its_last_words(pair: Any) -> None:
+    link, channel, _ = pair
+    channel.send(said(1))
+    channel.close()
+    found: list[Any] = []
+    is_there = True
+    while is_there:
+        more, is_there = link.receive()
+        found += more
+    assert found == [said(1)]
+    link.send(Message(CALL, data=bytes(10**6)))
+    assert not link.send(Message(CALL, data=bytes(10**6)))
+
+
+def test_who_hangs_up_is_seen_by_both(pair: Any) -> None:
+    link, channel, _ = pair
+    link.hang_up()
+    assert link.fileno() >= 0
+    assert readable(link)
+    assert link.receive() == ([], False)
+    assert channel.receive(10.0) == ([], False)
+
+
+def test_a_worker_that_does_not_read_is_given_up(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(stream, "SLOWEST", 1e9)
+    link, _, _ = pair
+    assert not link.send(Message(CALL, data=bytes(10**8)))
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def nonsense(folder: Path) -> list[bytes]:
+    bomb = pickle.dumps(Bomb(folder))
+    whole = frame(Message(END, header=bomb))
+    return [bomb, bomb * 1000, whole, whole[:-1], bytes(4) + bomb, os.urandom(500), b"\xff" * 64]
+
+
+@pytest.mark.parametrize("turn", range(7))
+def test_nothing_a_worker_says_is_unpickled_here(pair: Any, tmp_path: Path, turn: int) -> None:
+    link, _, theirs = pair
+    theirs.sendall(nonsense(tmp_path / "unpickled")[turn])
+    theirs.shutdown(socket.SHUT_WR)
+    said, _ = link.receive()
+    assert all(isinstance(message.header, bytearray) for message in said)
+    assert not link._seal or said == []  # none of it has a right tag
+    assert not (tmp_path / "unpickled").exists()
+
+
+# --- a descriptor that any thread may make readable ---------------------------------------------------
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    signal = WakeSignal()
+    number = signal.fileno()
+    signal.close()
+    signal.close()
+    other, end = os.pipe()
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    descriptors = signal._read, signal._write
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()
+
+
+# --- who calls ---------------------------------------------------------------------------------------
+
+KEY = bytes(range(32))
+
+
+class Crowd:
+    """Who has joined."""
+
+    def __init__(self) -> None:
+        self.joined: Queue[tuple[int, Link, str]] = Queue()
+
+    def join(self, number: int, link: Link, channel: str) -> None:
+        self.joined.put((number, link, channel))
+
+    def one(self) -> tuple[int, str]:
+        number, link, channel = self.joined.get(timeout=10.0)
+        link.close()
+        return number, channel
+
+
+@pytest.fixture
+def crowd() -> Crowd:
+    return Crowd()
+
+
+@pytest.fixture
+def listener(crowd: Crowd) -> Iterator[WorkerListener]:
+    one = WorkerListener(KEY, crowd.join, is_local=True)
+    yield one
+    one.close()
+
+
+def called(listener: WorkerListener) -> socket.socket:
+    """A connection of whoever finds the address."""
+    return socket.create_connection(listener.endpoints[-1], 10.0)
+
+
+def test_workers_on_this_machine_call_at_an_address_that_no_other_reaches(
+    listener: WorkerListener, crowd: Crowd
+) -> None:
+    ((host, port),) = listener.endpoints
+    assert host == "127.0.0.1"
+    for other in {*own_addresses(), "127.0.0.2"} - {host}:
+        with socket.socket() as one:
+            assert one.connect_ex((other, port))
+    open_to_all = WorkerListener(KEY, crowd.join, is_local=False)
+    assert [host for host, _ in open_to_all.endpoints] == own_addresses()
+    open_to_all.close()
+
+
+def test_a_port_answers_nothing_but_a_nonce_without_the_key(listener: WorkerListener, crowd: Crowd) -> None:
+    for said in (b"", b"GET / HTTP/1.1\r\n\r\n" + bytes(100), os.urandom(10_000)):
+        with called(listener) as stranger:
+            heard = b""
+            # It may be closed with what it has not read, and before all has been sent.
+            with suppress(OSError):
+                stranger.sendall(said)
+                stranger.shutdown(socket.SHUT_WR)
+            with suppress(ConnectionResetError):
+                while more := stranger.recv(1000):
+                    heard += more
+            assert len(heard) in (0, 32)
+    assert connected(listener.endpoints, os.urandom(32), 1) is None
+    assert crowd.joined.empty()
+
+
+def test_each_nonce_is_another(listener: WorkerListener) -> None:
+    seen = set()
+    for _ in range(5):
+        with called(listener) as stranger:
+            seen.add(stranger.recv(32, socket.MSG_WAITALL))
+    assert len(seen) == 5
+
+
+def test_who_says_nothing_does_not_keep_others_waiting(
+    listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MOST_STRANGERS", 8)
+    with ExitStack() as stack:
+        silent = [stack.enter_context(called(listener)) for _ in range(30)]
+        for number in range(5):
+            channel = connected(listener.endpoints, KEY, number)
+            assert channel is not None
+            assert crowd.one()[0] == number
+            channel.close()
+        silent[0].recv(32)
+        assert silent[0].recv(1) == b""  # the one that came first was let go
+
+
+def test_a_stranger_is_let_go_after_a_while(
+    listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.1)
+    with called(listener) as stranger:
+        assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
+        assert stranger.recv(1) == b""
+
+
+def test_who_says_it_a_byte_at_a_time_is_let_go_after_a_while(
+    listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.2)
+    sent = 0
+    with called(listener) as stranger, suppress(ConnectionError):
+        while sent < PROOF_BYTES:
+            sent += stranger.send(b".")
+            time.sleep(0.05)
+    assert 0 < sent < PROOF_BYTES
+
+
+def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:
+    numbers = range(100)
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        channels = list(pool.map(lambda number: connected(listener.endpoints, KEY, number), numbers))
+    assert all(channels)
+    assert sorted(crowd.one() for _ in numbers) == [(number, "TCP") for number in numbers]
+    for channel in channels:
+        assert channel is not None
+        channel.close()
+
+
+def test_nothing_is_left_when_it_is_closed(crowd: Crowd) -> None:
+    before = descriptors()
+    listener = WorkerListener(KEY, crowd.join, is_local=False)
+    port = listener.endpoints[0][1]
+    listener.close()
+    with socket.socket() as one:
+        assert one.connect_ex(("127.0.0.1", port))
+    assert descriptors() == before
+    assert not any(thread.name == "polarmap-listener" for thread in threading.enumerate())
+
+
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
+def test_own_addresses_are_those_of_this_machine() -> None:
+    addresses = own_addresses()
+    assert addresses[-1] == "127.0.0.1"
+    assert len(set(addresses)) == len(addresses)
+    for address in addresses:
+        with socket.socket() as one:
+            one.bind((address, 0))  # which only an address of this machine allows
