@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
 from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, serve_tasks, stay_on_thread
 from polarmap.worker.liveness import exit_when
-from polarmap.worker.stream import SocketChannel, connected
+from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
 
@@ -27,7 +27,7 @@ def honest(address: DriverAddress, number: int, seconds: float) -> None:
     stay_on_thread(tuple(address), number, seconds)
 
 
-def called(address: DriverAddress, number: int) -> SocketChannel:
+def called(address: DriverAddress, number: int) -> Stream:
     """A connection to the driver, as one has that knows the key."""
     channel = connected(address.endpoints, address.key, number)
     assert channel is not None
@@ -40,7 +40,7 @@ def serving_by_storage(storage: Any) -> Life:
     def life(address: DriverAddress, number: int, seconds: float) -> None:
         with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
             watched.callback(exit_when(channel.is_closed, lambda: None))
-            serve_tasks(ChannelIO(channel, storage, address.memory))
+            serve_tasks(ChannelIO(channel, storage, address.memory, nullcontext))
 
     return life
 

@@ -14,19 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.stream import SocketLink, WakeSignal
+from polarmap.executors.stream import WakeSignal
 from polarmap.worker.objects import (
     BEAT_SECONDS,
     FIRST_POLL_SECONDS,
     LAST_POLL_SECONDS,
-    POLL_GROWTH,
     POLLS_PER_MESSAGE,
-    SLOW_POLL_SECONDS,
     ObjectKeys,
     Said,
+    next_pause,
 )
 from polarmap.worker.retry import AWAY_SECONDS, retry_call
-from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message
+from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message, Stream
 
 TRANSFERS = 16  # objects read at once
 
@@ -99,7 +98,7 @@ class ObjectLink:
         self._news.close()
 
 
-Link = SocketLink | ObjectLink
+Link = Stream | ObjectLink
 Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
 
 
@@ -217,7 +216,7 @@ class ObjectLinks:
 
     def _carry(self) -> None:
         """Hand on what workers say until all is closed; look ever less until something is said."""
-        pause = FIRST_POLL_SECONDS
+        pause = 0.0
         with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
             while not self._is_closed.is_set():
                 began, heard = time.monotonic(), 0
@@ -231,12 +230,11 @@ class ObjectLinks:
                 except Exception:  # the storage is away: that nothing was heard says nothing of the workers
                     for link in list(self._links.values()):
                         link.heard = time.monotonic()
-                pause = FIRST_POLL_SECONDS if heard else min(pause * POLL_GROWTH, LAST_POLL_SECONDS)
-                pause = max(pause, min(time.monotonic() - began, SLOW_POLL_SECONDS))
+                pause = next_pause(0.0 if heard else pause, time.monotonic() - began)
                 if self._expected.wait(pause):
                     self._expected.clear()
-                    pause = FIRST_POLL_SECONDS
-                    self._is_closed.wait(pause)  # nobody replies before
+                    pause = 0.0
+                    self._is_closed.wait(FIRST_POLL_SECONDS)  # nobody replies before
 
     def _take(self, each: Callable[..., Any]) -> int:
         """Read all replies there are, and remove them; how many there were."""

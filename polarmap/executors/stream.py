@@ -1,7 +1,4 @@
-"""The driver's ends of sockets to workers that stay, and where workers elsewhere call.
-
-Only who proves to have the key is listened to.
-"""
+"""Where workers elsewhere call their driver: only who proves to have the key is listened to."""
 
 from __future__ import annotations
 
@@ -17,19 +14,16 @@ from typing import NamedTuple
 from polarmap.errors import ExecutorError
 from polarmap.worker.liveness import LIVENESS_SECONDS
 from polarmap.worker.stream import (
+    ANSWER_SECONDS,
     NONCE_BYTES,
     PROOF_BYTES,
     Endpoint,
-    Message,
     Stream,
     admit_worker,
-    frame,
     ready,
     stay_awake,
 )
 
-ANSWER_SECONDS = 5.0  # that a worker which waits for us may take to read what it is told, or to answer
-SLOWEST = 1e5  # bytes per second of a network
 MOST_STRANGERS = 256  # connections that may be proving that they have the key at a time
 
 
@@ -81,20 +75,6 @@ class WakeSignal:
             os.close(descriptor)
 
 
-class SocketLink(Stream):
-    """The driver's end of a socket."""
-
-    def send(self, message: Message) -> bool:
-        """Whether the worker was told."""
-        try:
-            size = len(message.header) + len(message.data)
-            self._connection.settimeout(ANSWER_SECONDS + size / SLOWEST)  # for all of it
-            self._connection.sendall(frame(message, self._seal))
-        except OSError:
-            return False
-        return True
-
-
 class Stranger(NamedTuple):
     """Who has connected, and not yet proved to have the key.
 
@@ -120,7 +100,7 @@ class WorkerListener:
         Whether only workers on this machine can call.
     """
 
-    def __init__(self, key: bytes, join: Callable[[int, SocketLink, str], None], is_local: bool) -> None:
+    def __init__(self, key: bytes, join: Callable[[int, Stream, str], None], is_local: bool) -> None:
         self._key, self._join = key, join
         hosts = ["127.0.0.1"] if is_local else own_addresses()
         self._socket = socket.create_server((hosts[0] if is_local else "", 0), backlog=MOST_STRANGERS)
@@ -189,7 +169,7 @@ class WorkerListener:
             self._let_go(connection)
         else:
             del self._strangers[connection]
-            self._join(number, SocketLink(connection, seals), "TCP")
+            self._join(number, Stream(connection, seals), "TCP")
 
     def _let_go_of_late(self) -> None:
         """Let those go that take too long, and the first of too many."""

@@ -15,10 +15,10 @@ from polarmap.executors.fork_server_process import (
     absolute_module_path,
     modules_named,
 )
-from polarmap.executors.stream import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.cores import available_cores
 from polarmap.worker.process_state import Surroundings, working_folder
+from polarmap.worker.stream import Stream
 from polarmap.worker.thread_limits import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
@@ -117,7 +117,7 @@ class WorkerProcesses(WorkerTable):
             if self._workers:  # no descriptors for more: as many as there can be
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
-        worker = KeptWorker(next(self._numbers), SocketLink(ours))
+        worker = KeptWorker(next(self._numbers), Stream(ours))
         server.fork(worker.number, theirs)
         self._workers[worker.number] = worker
         return worker

@@ -38,12 +38,12 @@ from polarmap.worker.stream import (
     UNFIT,
     Endpoint,
     Message,
-    SocketChannel,
+    Stream,
     connected,
 )
 from polarmap.worker.thread_limits import ThreadLimits, limiting_variables, limits
 
-Channel = SocketChannel | ObjectChannel  # what connects a worker that stays with its driver
+Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
 Function = Callable[[Any], Any]
 
 
@@ -53,7 +53,7 @@ def serve_tasks(io: ChannelIO, until: float = inf) -> None:
     until : on the monotonic clock.
     """
     with contextlib.suppress(ConnectionError):
-        io.channel.send(Message(PROCESS, header=str(os.getpid()).encode()))
+        io.tell(Message(PROCESS, header=str(os.getpid()).encode()))
         while time.monotonic() < until:
             message = io.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
             if message is None:
@@ -67,8 +67,7 @@ class ChannelIO(TaskIO):
 
     storage : a `lithops.Storage`, for what lies in buckets.
     memory : bytes of blocks that are kept.
-    limited : within which tasks run.
-    is_alone : whether nothing but the worker uses its process.
+    limited : within which tasks run in a process that others use, too; None: nobody does.
     """
 
     def __init__(
@@ -76,13 +75,12 @@ class ChannelIO(TaskIO):
         channel: Channel,
         storage: Any = None,
         memory: int = KEPT_BYTES,
-        limited: Callable[[], AbstractContextManager[Any]] = nullcontext,
-        is_alone: bool = False,
+        limited: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
         super().__init__(storage, ENCRYPTED)
-        self.channel, self._limited = channel, limited
+        self._channel, self._limited = channel, limited or nullcontext
         self._around = Surroundings.of_this_process()
-        self._state = ProcessState() if is_alone else None
+        self._state = ProcessState() if limited is None else None
         self._is_fit = True
         self._heard = deque[Message]()  # while it was at a task
         self._order = -1, -1, -1  # map, task and attempt
@@ -93,6 +91,11 @@ class ChannelIO(TaskIO):
         self.blocks = BlockCache(self.read, memory)
         self._modules = SentModules()
 
+    def tell(self, message: Message) -> None:
+        """A message to the driver; ConnectionError if it is gone."""
+        if not self._channel.send(message):
+            raise ConnectionError("the driver is gone")
+
     def receive(self, timeout: float | None) -> Message | None:
         """What the driver says next; None if nothing within so many seconds, or a moment later."""
         if not self._heard:
@@ -101,7 +104,7 @@ class ChannelIO(TaskIO):
 
     def _hear(self, timeout: float | None) -> None:
         """Listen for so long; ConnectionError when the driver will say nothing any more."""
-        said, is_there = self.channel.receive(timeout)
+        said, is_there = self._channel.receive(timeout)
         self._heard += said
         if not (said or is_there):
             raise ConnectionError("the driver is gone")
@@ -122,7 +125,7 @@ class ChannelIO(TaskIO):
         if call.order[0] != before:
             self._f = None
             if self._state and before >= 0 and (changed := self._state.restore()):
-                self.channel.send(Message(UNFIT, self._order, changed.encode()))
+                self.tell(Message(UNFIT, self._order, changed.encode()))
                 return False
             self._around.take_over()
             self.blocks.forget_removed()
@@ -177,7 +180,7 @@ class ChannelIO(TaskIO):
         """The bytes of a part, also of one that its driver has."""
         if place.encryption is not None or place.kind != "driver" or not part.key:
             return super().read(place, part)
-        self.channel.send(Message(NEED, self._order, part.key.encode()))
+        self.tell(Message(NEED, self._order, part.key.encode()))
         while not self.is_cancelled():
             for message in self._heard:
                 if message.kind == PART and message.header == part.key.encode():
@@ -190,7 +193,7 @@ class ChannelIO(TaskIO):
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
             reply = None if self.is_cancelled() else self._with_file(reply)
-        self.channel.send((reply or Message(LEFT))._replace(order=self._order))
+        self.tell((reply or Message(LEFT))._replace(order=self._order))
 
     def _with_file(self, reply: Message) -> Message:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name."""
@@ -249,7 +252,7 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> N
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))
         with ThreadLimits().of_process(address.threads):
-            serve_tasks(ChannelIO(channel, storage, address.memory, is_alone=True), until)
+            serve_tasks(ChannelIO(channel, storage, address.memory), until)
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:

@@ -25,6 +25,17 @@ POLLS_PER_MESSAGE = 25  # from SLOW_POLL_SECONDS to LAST_POLL_SECONDS: log(1 / 0
 BEAT_SECONDS = 5.0  # between signs of life of either side: without any for AWAY_SECONDS, it is gone
 
 
+def next_pause(last: float, took: float) -> float:
+    """Seconds between two looks, the first of which took so long: more than between those before it.
+
+    last : that pause; 0.0 when something has come.
+
+    >>> next_pause(0.0, 0.0), next_pause(0.0, 0.1), next_pause(0.5, 0.1), next_pause(1.0, 0.1)
+    (0.002, 0.01, 0.6, 1.0)
+    """
+    return min(LAST_POLL_SECONDS, max(FIRST_POLL_SECONDS, POLL_GROWTH * last, min(took, SLOW_POLL_SECONDS)))
+
+
 class Orders(NamedTuple):
     """What one object tells all workers. Plain data.
 
@@ -103,7 +114,7 @@ class ObjectChannel:
         self._read_at, self._changed_at = -1.0, time.monotonic()
         self._is_known = False  # to the driver, which has orders for it from then on
         self._next_sign = time.monotonic() + BEAT_SECONDS
-        self._poll_seconds = FIRST_POLL_SECONDS
+        self._pause = 0.0  # before the next look
 
     def receive(self, timeout: float | None) -> tuple[list[Message], bool]:
         """What the driver says next, as soon as it does within so many seconds, and whether it is there.
@@ -122,15 +133,15 @@ class ObjectChannel:
             said, ended = list(iter(self._unread, None)), time.monotonic()
             if said or not is_there or ended >= deadline:
                 return said, is_there
-            self._poll_seconds = max(self._poll_seconds, min(ended - began, SLOW_POLL_SECONDS))
-            time.sleep(min(deadline - ended, self._poll_seconds))
-            self._poll_seconds = min(LAST_POLL_SECONDS, POLL_GROWTH * self._poll_seconds)
+            self._pause = next_pause(self._pause, ended - began)
+            time.sleep(min(deadline - ended, self._pause))
 
-    def send(self, message: Message) -> None:
-        """A message to the driver, put again while the storage is away."""
+    def send(self, message: Message) -> bool:
+        """True: the driver will be told. It is put again while the storage is away, whose error is raised."""
         data = frame(message)
         retry_call(lambda: self._put(data, self._sent + 1))
         self._sent += 1
+        return True
 
     def is_closed(self) -> bool:
         """Whether the driver is gone; looks, and gives it a sign of life, every BEAT_SECONDS."""
@@ -173,7 +184,7 @@ class ObjectChannel:
                 except Exception:  # the driver needs it no more: it took us for gone; or the storage is away
                     return None
             message = message._replace(data=data)
-        self._latest, self._poll_seconds = count, FIRST_POLL_SECONDS
+        self._latest, self._pause = count, 0.0
         return message
 
     def _put(self, data: bytes, sent: int) -> None:

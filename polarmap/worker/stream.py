@@ -27,6 +27,8 @@ NUMBER_BYTES = 8
 PROOF_BYTES = NONCE_BYTES + NUMBER_BYTES + TAG_BYTES  # that a worker sends to prove that it has the key
 INLINE_BYTES = 1 << 16  # of data: larger ones are a file or an object of their own, where there are some
 READ_BYTES = 1 << 18
+SLOWEST = 1e5  # bytes per second of a network
+ANSWER_SECONDS = 5.0  # that whoever waits for us may take to read what it is told, or to answer
 CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or is not reached from here
 KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
 
@@ -73,11 +75,6 @@ class Seal:
         self._count += 1
         return code.digest()
 
-    def verify(self, parts: Iterable[bytes | bytearray | memoryview], tag: bytes | bytearray) -> None:
-        """FrameError unless the next message has this tag."""
-        if not hmac.compare_digest(self.tag(parts), tag):
-            raise FrameError("a message was changed on its way")
-
 
 class Seals(NamedTuple):
     """Of what one end of a connection sends, and of what it hears."""
@@ -120,7 +117,8 @@ class Frames:
                 return
             if self._seal is not None:
                 with memoryview(self._bytes) as view:
-                    self._seal.verify((view[:end],), self._bytes[end : end + TAG_BYTES])
+                    if not hmac.compare_digest(self._seal.tag((view[:end],)), view[end : end + TAG_BYTES]):
+                        raise FrameError("a message was changed on its way")
             order = number, task, attempt
             message = Message(kind, order, self._bytes[PREFIX_BYTES:start], self._bytes[start:end], is_file)
             del self._bytes[: end + tag_bytes]
@@ -131,15 +129,32 @@ class Stream:
     """One end of a stream socket over which messages travel.
 
     seals : of the two directions; None where nobody else can write to it.
+    patience : seconds that the other end may take to read what it waits for, and one more for each SLOWEST
+        bytes; None: as long as it takes.
     """
 
-    def __init__(self, connection: socket.socket, seals: Seals | None = None) -> None:
-        self._connection = connection
+    def __init__(
+        self,
+        connection: socket.socket,
+        seals: Seals | None = None,
+        patience: float | None = ANSWER_SECONDS,
+    ) -> None:
+        self._connection, self._patience = connection, patience
         self._seal, self._frames = seals and seals.sent, Frames(seals and seals.heard)
 
     def fileno(self) -> int:
         """Of the socket, which is readable when the other end has said something, or is gone."""
         return self._connection.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Whether the other end was told."""
+        data = frame(message, self._seal)
+        try:
+            self._connection.settimeout(self._patience and self._patience + len(data) / SLOWEST)
+            self._connection.sendall(data)
+        except OSError:
+            return False
+        return True
 
     def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
         """What the other end has said since the last time, and whether it will say more.
@@ -162,6 +177,10 @@ class Stream:
             self.hang_up()  # what follows nonsense is none of our messages
             return said, False
 
+    def is_closed(self) -> bool:
+        """Whether the other end is closed, whatever can still be read."""
+        return bool(ready([self._connection], getattr(select, "POLLRDHUP", select.POLLHUP), 0.0))
+
     def hang_up(self) -> None:
         """The other end is gone, or is to go: whoever waits at either sees that. The descriptor stays."""
         with contextlib.suppress(OSError):
@@ -172,25 +191,8 @@ class Stream:
         self._connection.close()
 
 
-class SocketChannel(Stream):
-    """A worker's end. A process that is forked of this one, as by f, loses it."""
-
-    def __init__(self, connection: socket.socket, seals: Seals | None = None) -> None:
-        super().__init__(connection, seals)
-        _close_in_children(connection)
-
-    def send(self, message: Message) -> None:
-        """A message to the driver, however long that takes to read it."""
-        self._connection.settimeout(None)
-        self._connection.sendall(frame(message, self._seal))
-
-    def is_closed(self) -> bool:
-        """Whether the driver has closed its end, whatever can still be read."""
-        return bool(ready([self._connection], getattr(select, "POLLRDHUP", select.POLLHUP), 0.0))
-
-
-def _close_in_children(connection: socket.socket) -> None:
-    """Close it in each process that is forked of this one, which would hold or use it in our place."""
+def worker_stream(connection: socket.socket, seals: Seals | None = None) -> Stream:
+    """A worker's end. A process that is forked of this one, as by f, does not hold or use it."""
     found = weakref.ref(connection)
 
     def close() -> None:
@@ -200,6 +202,7 @@ def _close_in_children(connection: socket.socket) -> None:
 
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=close)
+    return Stream(connection, seals, None)
 
 
 def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list[Any]:
@@ -214,7 +217,7 @@ def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list
 # --- connecting ------------------------------------------------------------------------------------
 
 
-def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketChannel | None:
+def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> Stream | None:
     """A channel to the first of the driver's addresses that answers and has the key; None if none does."""
     for endpoint in endpoints:
         with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
@@ -222,7 +225,7 @@ def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> SocketC
             stay_awake(connection)
             seals = admit_driver(connection, key, number)
             stack.pop_all()
-            return SocketChannel(connection, seals)
+            return worker_stream(connection, seals)
     return None
 
 

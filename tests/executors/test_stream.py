@@ -1,9 +1,8 @@
-"""The driver's ends of sockets: what workers say, that it is from them, and to whom is listened."""
+"""Who calls a driver, and to whom it listens; a descriptor that any thread may make readable."""
 
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import socket
 import threading
@@ -11,175 +10,19 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from queue import Queue
-from typing import Any
 
 import pytest
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import stream
 from polarmap.executors.objects import Link
-from polarmap.executors.stream import SocketLink, WakeSignal, WorkerListener, own_addresses
-from polarmap.worker.stream import (
-    CALL,
-    END,
-    PART,
-    PROOF_BYTES,
-    Message,
-    Seal,
-    Seals,
-    SocketChannel,
-    connected,
-    frame,
-    ready,
-)
+from polarmap.executors.stream import WakeSignal, WorkerListener, own_addresses
+from polarmap.worker.stream import PROOF_BYTES, connected, ready
 
 
-def seals() -> Seals:
-    """Of the driver's end."""
-    return Seals(Seal(b"to worker"), Seal(b"to driver"))
-
-
-def seals_of_worker() -> Seals:
-    return Seals(Seal(b"to driver"), Seal(b"to worker"))
-
-
-@pytest.fixture(params=[False, True])
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[SocketLink, SocketChannel, socket.socket]]:
-    """The link of a driver, the channel of its worker, and that one's socket."""
-    ours, theirs = socket.socketpair()
-    link = SocketLink(ours, seals() if request.param else None)
-    channel = SocketChannel(theirs, seals_of_worker() if request.param else None)
-    yield link, channel, theirs
-    link.close()
-    channel.close()
-
-
-def said(task: int, data: bytes = b"") -> Message:
-    return Message(END, (0, task, 0), b"", data)
-
-
-def heard(link: Any) -> list[Any]:
-    found, is_there = link.receive()
-    assert is_there
-    return found
-
-
-def readable(link: Any) -> bool:
-    return bool(ready([link], select.POLLIN, 0.0))
-
-
-def test_messages_go_both_ways(pair: Any) -> None:
-    link, channel, _ = pair
-    assert heard(link) == []
-    assert channel.receive(0.0) == ([], True)
-    for message in (Message(CALL, (1, 2, 3), b"header", b"/f", True), Message(PART, data=bytes(10**5))):
-        assert link.send(message)
-        assert channel.receive(10.0) == ([message], True)
-    channel.send(said(1, b"raw"))
-    channel.send(said(2))
-    assert readable(link)
-    assert heard(link) == [said(1, b"raw"), said(2)]
-    assert not readable(link)
-
-
-class Counted(socket.socket):
-    """Counts what is asked of the kernel."""
-
-    calls = 0
-
-    def recv(self, *args: Any) -> bytes:
-        self.calls += 1
-        return super().recv(*args)
-
-    def sendall(self, *args: Any) -> None:
-        self.calls += 1
-        super().sendall(*args)
-
-
-def test_a_small_reply_is_sent_and_received_at_once() -> None:
-    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
-    link, channel = SocketLink(ours, seals()), SocketChannel(theirs, seals_of_worker())
-    channel.send(said(1, bytes(10_000)))
-    assert heard(link) == [said(1, bytes(10_000))]
-    assert (ours.calls, theirs.calls) == (1, 1)
-    link.close()
-    channel.close()
-
-
-def test_a_large_result_comes_in_pieces(pair: Any) -> None:
-    link, channel, _ = pair
-    data = os.urandom(5_000_000)
-    thread = threading.Thread(target=channel.send, args=[said(1, data)])
-    thread.start()
-    found: list[Any] = []
-    while not found:
-        is_sending = thread.is_alive()
-        assert readable(link) or is_sending
-        found += heard(link)
-    thread.join()
-    assert found == [said(1, data)]
-
-
-def test_a_worker_that_is_gone_is_found_after_its_last_words(pair: Any) -> None:
-    link, channel, _ = pair
-    channel.send(said(1))
-    channel.close()
-    found: list[Any] = []
-    is_there = True
-    while is_there:
-        more, is_there = link.receive()
-        found += more
-    assert found == [said(1)]
-    link.send(Message(CALL, data=bytes(10**6)))
-    assert not link.send(Message(CALL, data=bytes(10**6)))
-
-
-def test_who_hangs_up_is_seen_by_both(pair: Any) -> None:
-    link, channel, _ = pair
-    link.hang_up()
-    assert link.fileno() >= 0
-    assert readable(link)
-    assert link.receive() == ([], False)
-    assert channel.receive(10.0) == ([], False)
-
-
-def test_a_worker_that_does_not_read_is_given_up(pair: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.1)
-    monkeypatch.setattr(stream, "SLOWEST", 1e9)
-    link, _, _ = pair
-    assert not link.send(Message(CALL, data=bytes(10**8)))
-
-
-class Bomb:
-    """Makes a folder when it is unpickled."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.mkdir, (str(self.folder),)
-
-
-def nonsense(folder: Path) -> list[bytes]:
-    bomb = pickle.dumps(Bomb(folder))
-    whole = frame(Message(END, header=bomb))
-    return [bomb, bomb * 1000, whole, whole[:-1], bytes(4) + bomb, os.urandom(500), b"\xff" * 64]
-
-
-@pytest.mark.parametrize("turn", range(7))
-def test_nothing_a_worker_says_is_unpickled_here(pair: Any, tmp_path: Path, turn: int) -> None:
-    link, _, theirs = pair
-    theirs.sendall(nonsense(tmp_path / "unpickled")[turn])
-    theirs.shutdown(socket.SHUT_WR)
-    said, _ = link.receive()
-    assert all(isinstance(message.header, bytearray) for message in said)
-    assert not link._seal or said == []  # none of it has a right tag
-    assert not (tmp_path / "unpickled").exists()
-
-
-# --- a descriptor that any thread may make readable ---------------------------------------------------
+def readable(signal: WakeSignal) -> bool:
+    return bool(ready([signal], select.POLLIN, 0.0))
 
 
 def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:

@@ -20,7 +20,7 @@ from memory_storage import DictStorage
 from stored_calls import call_of
 
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.stream import SocketLink, WorkerListener
+from polarmap.executors.stream import WorkerListener
 from polarmap.worker import kept_worker
 from polarmap.worker.kept_worker import (
     ChannelIO,
@@ -41,8 +41,9 @@ from polarmap.worker.stream import (
     Message,
     Seal,
     Seals,
-    SocketChannel,
+    Stream,
     frame,
+    worker_stream,
 )
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
@@ -63,7 +64,7 @@ def test_the_best_channel_that_works_is_taken() -> None:
     listener = WorkerListener(KEY, lambda number, link, channel: link.close(), is_local=True)
     try:
         expected = [
-            (address(*listener.endpoints, bucket="b"), DictStorage(), SocketChannel),
+            (address(*listener.endpoints, bucket="b"), DictStorage(), Stream),
             (address(nobody(), bucket="b"), DictStorage(), ObjectChannel),
             (address(bucket="b"), DictStorage(), ObjectChannel),
         ]
@@ -162,7 +163,7 @@ def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_
     around = Surroundings.of_this_process()
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        io = ChannelIO(SocketChannel(theirs))
+        io = ChannelIO(worker_stream(theirs), limited=nullcontext)
         call = call_of(change, tmp_path)
         try:
             for number in range(3):
@@ -180,7 +181,7 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
 
     ours, theirs = socket.socketpair()
     seals = Seals(Seal(b"to driver"), Seal(b"to worker"))
-    with ours, closing(SocketChannel(theirs, seals)) as channel:
+    with ours, closing(worker_stream(theirs, seals)) as channel:
         call = Message(CALL, header=pickle.dumps(Bomb()))
         ours.sendall(frame(call, Seal(b"to worker" if has_key else b"another key")))
         with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
@@ -191,13 +192,13 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
 def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_path: Path) -> None:
     ours, theirs = socket.socketpair()
     result = np.arange(float(INLINE_BYTES))
-    with ours, closing(SocketChannel(theirs)) as channel, ThreadPoolExecutor() as other:
+    with ours, closing(worker_stream(theirs)) as channel, ThreadPoolExecutor() as other:
         call = call_of(lambda block: result, tmp_path)
         _, *rest = pickle.loads(call.header)
         nowhere = str(tmp_path / "block")  # a file
         done = other.submit(ChannelIO(channel).run, call._replace(header=pickle.dumps(([nowhere], *rest))))
         said: list[Message] = []
-        link = SocketLink(ours)
+        link = Stream(ours)
         while not said:
             said, is_there = link.receive(30.0)
             assert is_there

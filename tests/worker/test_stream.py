@@ -1,14 +1,15 @@
-"""Messages whole, in any pieces or none; the worker's end of a socket; who is at the other end."""
+"""Messages whole, in any pieces or none; both ends of a socket; who is at the other end."""
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -17,7 +18,6 @@ from polarmap.worker import stream
 from polarmap.worker.stream import (
     CALL,
     END,
-    LEFT,
     NONCE_BYTES,
     NUMBER_BYTES,
     PREFIX,
@@ -28,34 +28,31 @@ from polarmap.worker.stream import (
     Message,
     Seal,
     Seals,
-    SocketChannel,
+    Stream,
     admit_driver,
     admit_worker,
     connected,
     frame,
+    ready,
+    worker_stream,
 )
 
-SENT = [Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number)) for number in range(20)]
+KEY = bytes(range(32))
+SENT = [
+    Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
+    for number in range(20)
+]
 
 
 @pytest.mark.parametrize("is_sealed", [False, True])
-def test_messages_may_come_in_any_pieces(is_sealed: bool) -> None:
+def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
     ours, theirs = (Seal(b"key") if is_sealed else None for _ in range(2))
     frames = Frames(theirs)
     for step in (1, 7, 10_000):
         sent = b"".join(frame(message, ours) for message in SENT)
         found = [one for start in range(0, len(sent), step) for one in frames.of(sent[start : start + step])]
         assert found == SENT
-
-
-def test_a_file_is_told_as_such() -> None:
-    [message] = Frames().of(frame(Message(LEFT, data=b"0/name", is_file=True)))
-    assert (message.kind, message.order, message.is_file) == (LEFT, (-1, -1, -1), True)
-
-
-def test_what_is_left_is_writable() -> None:
-    [message] = Frames().of(frame(SENT[2]))
-    message.data[0] = 1
+        found[-1].data[0] = 1  # type: ignore[index]
 
 
 def test_bytes_that_are_no_messages_are_refused() -> None:
@@ -72,91 +69,145 @@ def test_bytes_that_are_no_messages_are_refused() -> None:
             list(Frames().of(sent + bytes(2**16)))
 
 
-def test_a_message_with_another_tag_is_refused() -> None:
-    sent = frame(SENT[3], Seal(b"key"))
-    for place in (5, len(sent) - TAG_BYTES - 1, len(sent) - TAG_BYTES, len(sent) - 1):
-        changed = bytearray(sent)
-        changed[place] ^= 1
-        with pytest.raises(FrameError):
-            list(Frames(Seal(b"key")).of(changed))
-    for wrong in (b"", Seal(b"key").tag([b"x"])[:-1]):
-        with pytest.raises(FrameError):
-            Seal(b"key").verify([b"x"], wrong)
-
-
-def sealed(*messages: bytes) -> list[tuple[bytes, bytes]]:
+def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() -> None:
     seal = Seal(b"key")
-    return [(message, seal.tag([message])) for message in messages]
-
-
-def test_messages_that_are_repeated_swapped_or_left_out_are_found() -> None:
-    messages = sealed(b"same", b"same", b"other")
-    for good, wrong in (([0], 0), ([], 1), ([0], 2), ([0, 1], 1), ([0, 1, 2], 0)):
-        seal = Seal(b"key")
-        for number in good:
-            seal.verify([messages[number][0]], messages[number][1])
+    first, second = (frame(message, seal) for message in SENT[3:5])
+    wrong = [second, first + first, frame(SENT[3], Seal(b"another key")), frame(SENT[3]) + bytes(TAG_BYTES)]
+    for place in (5, len(first) - TAG_BYTES - 1, len(first) - TAG_BYTES, len(first) - 1):
+        changed = bytearray(first)
+        changed[place] ^= 1
+        wrong.append(bytes(changed))
+    for sent in wrong:
         with pytest.raises(FrameError):
-            seal.verify([messages[wrong][0]], messages[wrong][1])
+            list(Frames(Seal(b"key")).of(sent))
+    assert list(Frames(Seal(b"key")).of(first + second)) == SENT[3:5]
 
 
-# --- a worker's end --------------------------------------------------------------------------------
-
-KEY = bytes(range(32))
+# --- both ends of a socket -------------------------------------------------------------------------
 
 
-def seals() -> Seals:
-    return Seals(Seal(b"to driver"), Seal(b"to worker"))
+def seals(*names: bytes) -> Seals:
+    sent, heard = map(Seal, names)
+    return Seals(sent, heard)
 
 
 @pytest.fixture(params=[False, True])
-def pair(request: pytest.FixtureRequest) -> Iterator[tuple[socket.socket, SocketChannel, Seals | None]]:
-    """The driver's end of a socket, the worker's, and seals or none."""
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Stream, Stream]]:
+    """The driver's end, and the worker's, with seals or without."""
     ours, theirs = socket.socketpair()
-    channel = SocketChannel(theirs, seals() if request.param else None)
-    with ours:
-        yield ours, channel, seals().heard if request.param else None
-    channel.close()
+    link = Stream(ours, seals(b"to worker", b"to driver") if request.param else None)
+    channel = worker_stream(theirs, seals(b"to driver", b"to worker") if request.param else None)
+    with closing(link), closing(channel):
+        yield link, channel
 
 
-def test_a_driver_that_closes_is_known_to_be_gone_though_messages_can_be_read(pair: Any) -> None:
-    ours, channel, seal = pair
+def readable(end: Stream) -> bool:
+    return bool(ready([end], select.POLLIN, 0.0))
+
+
+def test_messages_go_both_ways_in_their_order(pair: tuple[Stream, Stream]) -> None:
+    for one, other in (pair, pair[::-1]):
+        assert not readable(other)
+        assert other.receive() == ([], True)
+        for message in SENT[:3]:
+            assert one.send(message)
+        assert readable(other)
+        assert other.receive(None) == (SENT[:3], True)
+        assert other.receive(0.0) == ([], True)
+
+
+class Counted(socket.socket):
+    """Counts what is asked of the kernel."""
+
+    calls = 0
+
+    def recv(self, *args: Any) -> bytes:
+        self.calls += 1
+        return super().recv(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.calls += 1
+        super().sendall(*args)
+
+
+def test_a_small_message_is_sent_and_received_at_once() -> None:
+    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+    message = Message(END, data=bytes(10_000))
+    with (
+        closing(Stream(ours, seals(b"1", b"2"))) as link,
+        closing(Stream(theirs, seals(b"2", b"1"))) as other,
+    ):
+        assert other.send(message)
+        assert link.receive() == ([message], True)
+    assert (ours.calls, theirs.calls) == (1, 1)
+
+
+def test_a_large_message_comes_in_pieces(pair: tuple[Stream, Stream]) -> None:
+    message = Message(END, (1, 2, 0), b"", os.urandom(5_000_000))
+    for one, other in (pair, pair[::-1]):
+        with ThreadPoolExecutor() as pool:
+            is_told = pool.submit(one.send, message)
+            found: list[Message] = []
+            while not found:
+                said, is_there = other.receive(10.0)
+                assert is_there
+                found += said
+            assert is_told.result()
+        assert found == [message]
+
+
+def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[Stream, Stream]) -> None:
+    link, channel = pair
     assert not channel.is_closed()
-    ours.sendall(frame(Message(CALL), seal))
-    ours.close()
-    assert channel.is_closed()
-    assert channel.receive(None)[0] == [Message(CALL)]
+    link.send(SENT[1])
+    link.close()
+    assert channel.is_closed()  # though something can be read
+    said, is_there = channel.receive(None)
+    assert said == SENT[1:2]
+    assert not is_there or channel.receive(None) == ([], False)
+    channel.send(Message(END, data=bytes(10**6)))
+    assert not channel.send(Message(END, data=bytes(10**6)))
+
+
+def test_who_hangs_up_is_seen_by_both(pair: tuple[Stream, Stream]) -> None:
+    link, channel = pair
+    link.hang_up()
+    assert link.fileno() >= 0
+    assert readable(link)
+    assert link.receive() == channel.receive(None) == ([], False)
+
+
+def test_a_worker_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SLOWEST", 1e9)
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Stream(ours, patience=0.1)) as link:
+        assert not link.send(Message(CALL, data=bytes(10**8)))
+
+
+def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
+    pair: tuple[Stream, Stream],
+) -> None:
+    link, channel = pair
+    assert link.send(SENT[1])
+    assert channel.receive(None) == (SENT[1:2], True)
+    has_seals = link._seal is not None
+    link._connection.sendall(frame(SENT[2], Seal(b"another key") if has_seals else None) + bytes(100))
+    assert channel.receive(None) == ([] if has_seals else SENT[2:3], False)
+    link.send(SENT[3])
     assert channel.receive(None) == ([], False)
 
 
-def test_what_was_changed_on_its_way_or_is_no_message_is_not_heard_nor_what_follows(pair: Any) -> None:
-    ours, channel, seal = pair
-    ours.sendall(frame(Message(CALL), seal))
-    assert channel.receive(10.0) == ([Message(CALL)], True)
-    ours.sendall(frame(Message(CALL), Seal(b"another key")) + bytes(100))
-    while channel.receive(10.0)[1]:  # without seals, the first of them is one
-        pass
-    with suppress(OSError):
-        ours.sendall(frame(Message(CALL), seal))
-    assert channel.receive(10.0) == ([], False)
-
-
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
-def test_a_process_that_is_forked_does_not_hold_it() -> None:
+def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
     ours, theirs = socket.socketpair()
     ours.settimeout(30.0)
-    channel = SocketChannel(theirs)
+    channel = worker_stream(theirs)
     waiting, go = os.pipe()
     child = os.fork()
     if not child:
-        code = 1
-        try:
-            os.close(go)
-            os.read(waiting, 1)
-            channel.send(Message(END))
-        except OSError:
-            code = 0
-        finally:
-            os._exit(code)
+        os.close(go)
+        os.read(waiting, 1)
+        os._exit(channel.send(Message(END)))
     channel.close()
     assert ours.recv(1) == b""  # though the child lives
     os.close(go)
@@ -277,9 +328,10 @@ def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any
     found = background(admit_driver, ends[1], KEY, 123)
     number, seals = proved(ends[0])
     assert number == 123
-    for sent, heard in ((seals.sent, found.result().heard), (found.result().sent, seals.heard)):
+    theirs = found.result()
+    for sent, heard in ((seals.sent, theirs.heard), (theirs.sent, seals.heard)):
         for message in ((b"one",), (b"o", b"ne"), (b"",)):
-            heard.verify(message, sent.tag(message))
+            assert heard.tag(message) == sent.tag(message)
 
 
 def test_no_two_connections_have_the_same_seals(background: Any) -> None:
