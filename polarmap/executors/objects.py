@@ -250,9 +250,9 @@ class ObjectLinks:
             if said.number in waiting or len(data) != said.size:
                 waiting.add(said.number)
                 continue
+            self._heard(said, data)
             self._seen.add(key)
             written.append(key)
-            self._heard(said, data)
         if written:
             self._storage.delete_objects(self._storage.bucket, written)
         return count
@@ -266,7 +266,7 @@ class ObjectLinks:
         """A worker has said this; nothing, if it is a sign of life."""
         link = self._links.get(said.number)
         if link is None or link.instance != said.instance:
-            if said.sent > 1:  # one that was let go, and has not read it yet
+            if said.sent > 1 or not data:  # one that was let go, and has not read it yet
                 return
             link = ObjectLink(said.number, said.instance, self._post)
             with self._lock:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import Mapping
@@ -86,13 +87,11 @@ class StartedWorker:
 
     began : when; ends : when it ends by itself.
     has_called : whether it was ever there.
-    is_replaced : whether another one was started that is to take its place.
     """
 
     began: float
     ends: float
     has_called: bool = False
-    is_replaced: bool = False
 
     def is_missed(self, now: float) -> bool:
         """Whether it has not called for so long that it is not counted on."""
@@ -229,8 +228,8 @@ class RemoteWorkers(WorkerTable):
             if self._is_closed:
                 return
             self._note_ended()
-            self._renew()
             self._review()
+            self._start_missing()
 
     def close(self) -> None:
         """End them all."""
@@ -261,7 +260,8 @@ class RemoteWorkers(WorkerTable):
         self._seconds += launch.seconds(self._asked) if launch else 0.0
 
     def _give_up(self) -> None:
-        """Let free workers go that are more than were ever wanted, first those that end first."""
+        """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
+        self._drop(len(self._workers), self._ends, time.monotonic())
         self._drop(len(self._workers) - self._stuck() - self._wanted, self._ends)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
@@ -284,9 +284,14 @@ class RemoteWorkers(WorkerTable):
             self._workers[number] = KeptWorker(number, link)
 
     def _start_missing(self) -> None:
-        """As many as are wanted, besides those that are busy with what nobody waits for."""
+        """As many as are wanted, besides those that are busy with what nobody waits for.
+
+        For those that end soon others are started, a few at a time.
+        """
+        soon = time.monotonic() + min(RENEW_SECONDS, 0.1 * self._site.seconds)
+        ending = sum(self._ends(worker) < soon for worker in self._workers.values())
         useful = len(self._workers) - self._stuck() + self._starting()
-        missing = self._wanted - useful
+        missing = self._wanted + min(ending, -(-self._wanted // RENEWED_SHARE)) - useful
         if missing > 0 and self._failed.is_due() and self._refused.is_due():
             try:
                 self._launch(missing)
@@ -307,19 +312,12 @@ class RemoteWorkers(WorkerTable):
 
     def _launch(self, count: int) -> None:
         now, workers = time.monotonic(), {}
-        for _ in range(count):
-            number = next(self._numbers)
+        for number in itertools.islice(self._numbers, count):
             share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
             workers[number] = share * self._site.seconds
+        self._site.launch(self._address, workers)  # who calls before it returns waits for our lock
         self._launched |= {number: StartedWorker(now, now + seconds) for number, seconds in workers.items()}
         self._started += count
-        try:
-            self._site.launch(self._address, workers)
-        except BaseException:
-            for number in workers:
-                del self._launched[number]
-            self._started -= count
-            raise
 
     def _note_ended(self) -> None:
         """Forget those whose end was told."""
@@ -335,21 +333,3 @@ class RemoteWorkers(WorkerTable):
                 self._objects.hang_up(number)
         if failed is not None:
             self._failed.note_failure(failed)
-
-    def _renew(self) -> None:
-        """Start others for a few of those that will end soon; let those go whose time has come."""
-        now = time.monotonic()
-        lead = min(RENEW_SECONDS, 0.1 * self._site.seconds)
-        ending = sorted(self._workers.values(), key=self._ends)
-        renewing = self._starting()
-        most = -(-len(self._workers) // RENEWED_SHARE)
-        for worker in ending:
-            launch = self._launched[worker.number]
-            if launch.ends - lead > now:
-                break
-            if not launch.is_replaced and renewing < most:
-                self._launch(1)
-                launch.is_replaced = True
-                renewing += 1
-            elif worker.lease is None and now > launch.ends:
-                self._remove(worker)
