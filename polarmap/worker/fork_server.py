@@ -16,7 +16,7 @@ import socket
 import struct
 from typing import Any
 
-from polarmap.worker.kept_worker import ChannelIO, serve_tasks
+from polarmap.worker.kept_worker import ChannelIO
 from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
 from polarmap.worker.stream import ready, worker_stream
@@ -152,7 +152,7 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
         _end_with(parent)
         seed_numpy()  # else all workers draw the same numbers
         with socket.socket(fileno=descriptor) as connection:
-            serve_tasks(ChannelIO(worker_stream(connection)))
+            ChannelIO(worker_stream(connection)).serve()
         code = 0
     except ConnectionError:
         code = 0  # the driver is gone

@@ -47,21 +47,6 @@ Channel = Stream | ObjectChannel  # what connects a worker that stays with its d
 Function = Callable[[Any], Any]
 
 
-def serve_tasks(io: ChannelIO, until: float = inf) -> None:
-    """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
-
-    until : on the monotonic clock.
-    """
-    with contextlib.suppress(ConnectionError):
-        io.tell(Message(PROCESS, header=str(os.getpid()).encode()))
-        while time.monotonic() < until:
-            message = io.receive(None if until == inf and not len(io.blocks) else LOOK_SECONDS)
-            if message is None:
-                io.blocks.forget_removed()
-            elif message.kind == CALL and not io.run(message):
-                return
-
-
 class ChannelIO(TaskIO):
     """What connects the tasks of a worker that stays with their driver.
 
@@ -88,19 +73,28 @@ class ChannelIO(TaskIO):
         self._f: tuple[Function, Structure] | None = None
         self._folders: tuple[str, ...] = ()
         self._files = 0  # that were left in them
-        self.blocks = BlockCache(self.read, memory)
+        self._blocks = BlockCache(self.read, memory)
         self._modules = SentModules()
 
-    def tell(self, message: Message) -> None:
+    def serve(self, until: float = inf) -> None:
+        """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
+
+        until : on the monotonic clock.
+        """
+        with contextlib.suppress(ConnectionError):
+            self._tell(Message(PROCESS, header=str(os.getpid()).encode()))
+            while time.monotonic() < until:
+                if not self._heard:
+                    self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
+                if not self._heard:
+                    self._blocks.forget_removed()
+                elif (message := self._heard.popleft()).kind == CALL and not self.run(message):
+                    return
+
+    def _tell(self, message: Message) -> None:
         """A message to the driver; ConnectionError if it is gone."""
         if not self._channel.send(message):
             raise ConnectionError("the driver is gone")
-
-    def receive(self, timeout: float | None) -> Message | None:
-        """What the driver says next; None if nothing within so many seconds, or a moment later."""
-        if not self._heard:
-            self._hear(timeout)
-        return self._heard.popleft() if self._heard else None
 
     def _hear(self, timeout: float | None) -> None:
         """Listen for so long; ConnectionError when the driver will say nothing any more."""
@@ -125,10 +119,10 @@ class ChannelIO(TaskIO):
         if call.order[0] != before:
             self._f = None
             if self._state and before >= 0 and (changed := self._state.restore()):
-                self.tell(Message(UNFIT, self._order, changed.encode()))
+                self._tell(Message(UNFIT, self._order, changed.encode()))
                 return False
             self._around.take_over()
-            self.blocks.forget_removed()
+            self._blocks.forget_removed()
         self._modules.add(modules)
         if call.data:
             data = bytes(call.data)
@@ -159,7 +153,7 @@ class ChannelIO(TaskIO):
         f, structure = self._f
         assert ticket.block is not None
         try:
-            block = self.blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
+            block = self._blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
         except (DamagedError, InterruptedError):
             raise
         except Exception as error:
@@ -180,7 +174,7 @@ class ChannelIO(TaskIO):
         """The bytes of a part, also of one that its driver has."""
         if place.encryption is not None or place.kind != "driver" or not part.key:
             return super().read(place, part)
-        self.tell(Message(NEED, self._order, part.key.encode()))
+        self._tell(Message(NEED, self._order, part.key.encode()))
         while not self.is_cancelled():
             for message in self._heard:
                 if message.kind == PART and message.header == part.key.encode():
@@ -193,7 +187,7 @@ class ChannelIO(TaskIO):
         """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
         if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
             reply = None if self.is_cancelled() else self._with_file(reply)
-        self.tell((reply or Message(LEFT))._replace(order=self._order))
+        self._tell((reply or Message(LEFT))._replace(order=self._order))
 
     def _with_file(self, reply: Message) -> Message:
         """A reply whose data lie in a file of one of the map's folders: its number, and the file's name."""
@@ -252,7 +246,7 @@ def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> N
     with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed))
         with ThreadLimits().of_process(address.threads):
-            serve_tasks(ChannelIO(channel, storage, address.memory), until)
+            ChannelIO(channel, storage, address.memory).serve(until)
 
 
 def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
@@ -278,7 +272,7 @@ def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None
 
     with closing(channel_to(address, number, None)) as channel, ExitStack() as watched:
         watched.callback(exit_when(channel.is_closed, lift))
-        serve_tasks(ChannelIO(channel, None, address.memory, limited), until)
+        ChannelIO(channel, None, address.memory, limited).serve(until)
 
 
 def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:

@@ -27,7 +27,6 @@ from polarmap.worker.kept_worker import (
     DriverAddress,
     channel_to,
     make_kept_task,
-    serve_tasks,
     stay,
     stay_on_thread,
 )
@@ -185,7 +184,7 @@ def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path,
         call = Message(CALL, header=pickle.dumps(Bomb()))
         ours.sendall(frame(call, Seal(b"to worker" if has_key else b"another key")))
         with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
-            serve_tasks(ChannelIO(channel))
+            ChannelIO(channel).serve()
     assert (tmp_path / "unpickled").exists() == has_key
 
 
