@@ -89,7 +89,8 @@ class ObjectLink:
     def receive(self) -> tuple[list[Message], bool]:
         """What it has said since the last time, and whether it will say more."""
         self._news.clear()
-        return [self._said.popleft() for _ in range(len(self._said))], self.is_there
+        is_there = self.is_there  # what it said before it was gone is there, too
+        return [self._said.popleft() for _ in range(len(self._said))], is_there
 
     def close(self) -> None:
         """Let the worker end, unless it is that of a process that this one was forked of."""
