@@ -20,11 +20,11 @@ from polarmap.executors.stream import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
 from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.parts import Place
-from polarmap.worker.retry import AWAY_SECONDS, FIRST_PAUSE
+from polarmap.worker.retry import AWAY_SECONDS
 
 START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
 FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
-LAST_PAUSE = 60.0  # seconds after many failures in which none is started
+FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
 RENEW_SECONDS = 30.0  # before a worker ends, another one is started
