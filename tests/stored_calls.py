@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from polarmap.worker.any_value import to_block
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
+from polarmap.worker.stream import CALL, Message
 
 
 def stored(folder: Path, data: np.ndarray) -> StoredBlock:
@@ -21,7 +23,8 @@ def stored(folder: Path, data: np.ndarray) -> StoredBlock:
     return StoredBlock(Place("folder", str(folder)), (part,), ("array",), layout_of([data]))
 
 
-def call_of(f: Callable[[Any], Any], folder: Path) -> tuple[Any, ...]:
+def call_of(f: Callable[[Any], Any], folder: Path) -> Message:
     """Of a map with one task, which calls f with an array of one number."""
     ticket = Ticket(0, 0, stored(folder, np.zeros(1)), None, None)
-    return 0, (str(folder),), ticket, to_block((f, ("array",))).tobytes(), None, {}
+    header = pickle.dumps(((str(folder),), ticket, None, {}))
+    return Message(CALL, (0, 0, 0), header, to_block((f, ("array",))).tobytes())

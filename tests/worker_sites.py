@@ -4,21 +4,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
-from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.remote_workers import Site
-from polarmap.executors.worker_listener import Join
-from polarmap.worker.channels import SocketChannel, connected
-from polarmap.worker.io_channel import ChannelIO, serve_tasks
-from polarmap.worker.kept_task import DriverAddress, channel_to, stay_on_thread
+from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
+from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
 
@@ -28,21 +24,11 @@ def honest(address: DriverAddress, number: int, seconds: float) -> None:
     stay_on_thread(tuple(address), number, seconds)
 
 
-def called(address: DriverAddress, number: int) -> SocketChannel:
+def called(address: DriverAddress, number: int) -> Stream:
     """A connection to the driver, as one has that knows the key."""
     channel = connected(address.endpoints, address.key, number)
     assert channel is not None
     return channel
-
-
-def serving_by_storage(storage: Any) -> Life:
-    """A worker that talks by way of a storage, if no socket is listened on."""
-
-    def life(address: DriverAddress, number: int, seconds: float) -> None:
-        with closing(channel_to(address, number, storage)) as channel:
-            serve_tasks(ChannelIO(channel, storage, address.memory))
-
-    return life
 
 
 @contextmanager
@@ -57,7 +43,7 @@ def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
 class ThreadSite(Site):
     """Each worker is a thread; lives: what those of these numbers do, others are honest.
 
-    limits, seconds, workers, storage : as those of other sites.
+    limits, seconds, workers : as those of other sites.
     """
 
     name = "threads"
@@ -68,14 +54,10 @@ class ThreadSite(Site):
     def __init__(self, lives: Mapping[int, Life] | None = None, default: Life = honest) -> None:
         self.lives, self.default = dict(lives or {}), default
         self.seconds, self.workers = 1e6, None
-        self.storage: DictStorage | None = None
         self.threads: dict[int, threading.Thread] = {}
         self.told: dict[int, str] = {}
         self.launches: list[list[int]] = []
         self.refusal: ExecutorError | None = None
-
-    def object_links(self, join: Join) -> ObjectLinks | None:
-        return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         self.launches.append(list(workers))

@@ -9,7 +9,7 @@ from typing import Any
 
 from polarmap.errors import ExecutorError
 from polarmap.executors.remote_workers import Site
-from polarmap.worker.kept_task import DriverAddress, stay_on_thread
+from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
 
 GOODBYE_SECONDS = 1.0  # for tasks to end when their sockets have been closed
 

@@ -9,13 +9,12 @@ from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import Join
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources
 from polarmap.executors.lithops_jobs import Jobs, close_all
 from polarmap.executors.lithops_storage import PREFIX, delete_below, open_storage, remove_objects
-from polarmap.executors.object_links import ObjectLinks
+from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
-from polarmap.worker.kept_task import DriverAddress, make_kept_task
+from polarmap.worker.kept_worker import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
 
 HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits

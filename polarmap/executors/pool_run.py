@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import select
 import shutil
 import time
@@ -13,18 +14,17 @@ from itertools import islice
 from math import inf
 from operator import attrgetter
 from pathlib import Path
-from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
 from polarmap.executors.block_store import BlockStore
-from polarmap.executors.links import WakeSignal
 from polarmap.executors.pickling import PickledFunction
+from polarmap.executors.stream import WakeSignal
 from polarmap.executors.worker_processes import FIRST_LOOK_SECONDS, FUNCTION_BYTES, LOOK_SECONDS
 from polarmap.executors.worker_table import KeptWorker, WorkerTable
-from polarmap.worker.frames import LEFT, NEED, UNFIT, FrameError, Message
 from polarmap.worker.parts import MESSAGE, Part, read_file, write_file
+from polarmap.worker.stream import CALL, LEFT, NEED, PART, UNFIT, FrameError, Message
 
 SHARE_SECONDS = 0.002  # that a task may take before those behind it are given to others, too
 LOOKED_AT = 64  # waiting tasks, for one whose block a worker has
@@ -89,8 +89,8 @@ class PoolRun:
                 folder.mkdir(parents=True)
             self._f = self._sent(f)
             # What tells it from others; a file is of one map, and is named so.
-            sent = self._f
-            self._digest = sent.encode() if isinstance(sent, str) else blake2b(sent, digest_size=16).digest()
+            data, is_file = self._f
+            self._digest = data if is_file else blake2b(data, digest_size=16).digest()
         except OSError as error:
             self.close()
             raise ExecutorError(f"no room for what workers are to read: {error}") from error
@@ -219,7 +219,7 @@ class PoolRun:
         """Whether a worker was told to do this, after what it is at; if it does not listen, another will."""
         is_ahead, is_told = bool(worker.orders), False
         try:
-            is_told = worker.link.send(("call", self._call(worker, *attempt)))
+            is_told = worker.link.send(self._call(worker, *attempt))
         finally:
             if not is_told:
                 self._waiting.appendleft(attempt)
@@ -234,18 +234,19 @@ class PoolRun:
             self._began.append(Began(*attempt, worker.since))
         return is_told
 
-    def _call(self, worker: KeptWorker, task: int, attempt: int) -> tuple[Any, ...]:
+    def _call(self, worker: KeptWorker, task: int, attempt: int) -> Message:
         """What `ChannelIO.run` is told: f and what is around it only if this worker knows others."""
-        return (
-            self._number,
+        header = (
             self._folders,
             self._payload.order(task, attempt, self._stored.block(self._payload.blocks, task)),
-            self._f if worker.function != self._digest else None,
             tuple(self._around) if self._around and worker.around != self._around else None,
             {name: one for name, one in self._modules.items() if worker.modules.get(name) != one}
             if self._modules
             else {},
         )
+        f, is_file = self._f if worker.function != self._digest else (b"", False)
+        data = pickle.dumps(header, pickle.HIGHEST_PROTOCOL)
+        return Message(CALL, (self._number, task, attempt), data, f, is_file)
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
         """What a worker has replied, or that it is gone."""
@@ -254,7 +255,7 @@ class PoolRun:
         for message in said:
             try:
                 if message.kind == NEED:
-                    is_there = self._send_part(worker, message.header.decode()) and is_there
+                    is_there = self._send_part(worker, message) and is_there
                 elif message.kind == UNFIT:  # what an earlier map has done to it: it has not begun
                     self._waiting.appendleft(message.order[1:])
                     is_fit = False
@@ -280,9 +281,10 @@ class PoolRun:
             self._began.append(Began(*order[1:], worker.since))  # the one that it was told ahead
         return told
 
-    def _send_part(self, worker: KeptWorker, key: str) -> bool:
+    def _send_part(self, worker: KeptWorker, need: Message) -> bool:
         """Send the part of a block that a worker asks for; whether it is there to take it."""
-        is_told = worker.link.send(("part", key, self._stored.part(self._payload.blocks, key)))
+        data = self._stored.part(self._payload.blocks, need.header.decode())
+        is_told = worker.link.send(Message(PART, need.order, need.header, data))
         self._workers.flush()
         return is_told
 
@@ -317,14 +319,14 @@ class PoolRun:
         path.unlink()
         return data
 
-    def _sent(self, f: PickledFunction) -> bytes | str:
-        """A function as it travels, or the file that it is to be read from."""
+    def _sent(self, f: PickledFunction) -> tuple[bytes, bool]:
+        """A function as it travels, or the file that it is to be read from, and whether it is that."""
         if f.size <= FUNCTION_BYTES or not self._folders:
-            return b"".join(f.pieces())
+            return b"".join(f.pieces()), False
         for folder in self._folders:
             try:
                 write_file(folder, "function", *f.pieces())
-                return f"{folder}/function"
+                return os.fsencode(f"{folder}/function"), True
             except OSError as error:
                 failed = error
         raise failed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import secrets
 import time
 from collections.abc import Mapping
@@ -14,17 +15,15 @@ from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.links import Join, Link
-from polarmap.executors.object_links import ObjectLinks
-from polarmap.executors.worker_listener import WorkerListener
+from polarmap.executors.objects import Join, Link, ObjectLinks
+from polarmap.executors.stream import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
-from polarmap.worker.kept_task import DriverAddress
+from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import AWAY_SECONDS
 
-START_SECONDS = 300.0  # that the first worker may take to call: clusters fetch images, clouds start cold
-MISSED_SECONDS = 120.0  # after which a worker that was started and has not called is not counted on
-FAILURES = 3  # launches of which nothing comes, one after the other, before no more are made
+START_SECONDS = 300.0  # that a worker may take to call: clusters fetch images, clouds start cold
+FAILURES = 3  # of launches, one after the other, before a map fails for which no worker is there
 FIRST_PAUSE, LAST_PAUSE = 0.5, 60.0  # seconds after a failure in which none is started, doubled each time
 RENEWED_SHARE = 8  # one in so many workers is renewed at a time
 FIRST_END, LAST_END = 0.6, 0.9  # of the time that a worker may take: when it ends by itself, staggered
@@ -86,21 +85,50 @@ class Site:
 class StartedWorker:
     """A worker that was started, and is not known to have ended.
 
-    began : when; ends : when it ends by itself; paid : until when it is accounted for.
+    began : when; ends : when it ends by itself.
     has_called : whether it was ever there.
-    is_replaced : whether another one was started that is to take its place.
     """
 
     began: float
     ends: float
-    paid: float = 0.0
     has_called: bool = False
-    is_replaced: bool = False
 
-    def unpaid(self, now: float) -> float:
-        """Seconds that are not accounted for; one that is missed is paid no longer."""
-        until = now if self.has_called else min(now, self.began + MISSED_SECONDS)
-        return max(0.0, until - max(self.began, self.paid))
+    def is_missed(self, now: float) -> bool:
+        """Whether it has not called for so long that it is not counted on."""
+        return not self.has_called and now > self.began + START_SECONDS
+
+    def seconds(self, since: float) -> float:
+        """For how many it is paid since then; one that is missed is paid no longer."""
+        now = time.monotonic()
+        until = self.began + START_SECONDS if self.is_missed(now) else now
+        return max(0.0, until - max(self.began, since))
+
+
+class Backoff:
+    """When to try again what fails: after pauses that double, until it succeeds.
+
+    count : of failures, one after the other.
+    reason : of the last one.
+    """
+
+    def __init__(self) -> None:
+        self.count, self.reason = 0, ""
+        self._first = self._next = 0.0
+
+    def note_failure(self, reason: str) -> None:
+        """It has failed."""
+        now = time.monotonic()
+        self._first = self._first if self.count else now
+        self._next = now + min(LAST_PAUSE, FIRST_PAUSE * 2**self.count)
+        self.count, self.reason = self.count + 1, reason
+
+    def is_due(self) -> bool:
+        """Whether it may be tried now."""
+        return time.monotonic() >= self._next
+
+    def seconds(self) -> float:
+        """For how long it has failed."""
+        return time.monotonic() - self._first if self.count else 0.0
 
 
 class RemoteWorkers(WorkerTable):
@@ -128,12 +156,9 @@ class RemoteWorkers(WorkerTable):
         self._site = site
         self._wanted = 0
         self._launched: dict[int, StartedWorker] = {}  # by number, until they are known to have ended
-        self._failures, self._reason = 0, ""
-        self._pause, self._failed_at = 0.0, 0.0
-        self._refused_since: float | None = None  # by the site, again and again
+        self._refused, self._failed = Backoff(), Backoff()  # launches by the site, and of which nothing came
         self._seconds, self._started = 0.0, 0  # not accounted for, of workers that are gone, and starts
         self._asked = time.monotonic()  # what is to be paid
-        self._began = time.monotonic()
         key = secrets.token_bytes(32)
         self._listener: WorkerListener | None = None
         self._objects: ObjectLinks | None = None
@@ -177,11 +202,15 @@ class RemoteWorkers(WorkerTable):
         with self._lock:
             self._check_open()
             self._note_ended()
-            if not self._workers and self._failures >= FAILURES:
-                raise ExecutorError(f"no worker of {self._site.name} starts: {self._reason or 'they end'}")
-            if not self._workers and now > self._began + START_SECONDS:
+            if not self._workers and self._failed.count >= FAILURES:
                 raise ExecutorError(
-                    f"no worker of {self._site.name} has called within {START_SECONDS:g} s: {self._reason}"
+                    f"no worker of {self._site.name} starts: {self._failed.reason or 'they end'}"
+                )
+            launched = self._launched.values()
+            if launched and not self._workers and all(one.is_missed(now) for one in launched):
+                raise ExecutorError(
+                    f"no worker of {self._site.name} has called within {START_SECONDS:g} s: "
+                    f"{self._failed.reason}"
                 )
             self._start_missing()
 
@@ -189,12 +218,10 @@ class RemoteWorkers(WorkerTable):
         """What they have been paid for since this was asked before, from the start to the end of each."""
         with self._lock:
             now = time.monotonic()
-            seconds = self._seconds + sum(one.unpaid(now) for one in self._launched.values())
+            seconds = self._seconds + sum(one.seconds(self._asked) for one in self._launched.values())
             started = self._started
             looks = min(now - self._asked, seconds) / self._site.look_seconds
             listings = looks * listing_requests(len(self._launched))
-            for one in self._launched.values():
-                one.paid = now
             self._seconds, self._started, self._asked = 0.0, 0, now
         writes, reads = (0, 0) if self._objects is None else self._objects.requests(seconds)
         return Stay(seconds, started, writes + round(listings), reads)
@@ -210,8 +237,8 @@ class RemoteWorkers(WorkerTable):
             if self._is_closed:
                 return
             self._note_ended()
-            self._renew()
             self._review()
+            self._start_missing()
 
     def close(self) -> None:
         """End them all."""
@@ -239,10 +266,11 @@ class RemoteWorkers(WorkerTable):
     def _forget(self, number: int) -> None:
         """This one has ended, and is paid no longer."""
         launch = self._launched.pop(number, None)
-        self._seconds += launch.unpaid(time.monotonic()) if launch else 0.0
+        self._seconds += launch.seconds(self._asked) if launch else 0.0
 
     def _give_up(self) -> None:
-        """Let free workers go that are more than were ever wanted, first those that end first."""
+        """Let free workers go whose time is over, or that are more than were ever wanted: who ends first."""
+        self._drop(len(self._workers), self._ends, time.monotonic())
         self._drop(len(self._workers) - self._stuck() - self._wanted, self._ends)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
@@ -255,37 +283,32 @@ class RemoteWorkers(WorkerTable):
             if launch is None:
                 link.close()  # it was given up
                 return
-            if not launch.has_called and launch.began > self._failed_at:
-                self._pause = 0.0
             launch.has_called = True
             old = self._workers.pop(number, None)
             if old is not None and not old.is_awaited:
                 self._remove(old)  # it was started again by its site
             elif old is not None:
                 old.link.hang_up()  # the map that waits for it sees that it is gone, and closes it
-            self._failures, self.channel = 0, channel
+            self._failed, self.channel = Backoff(), channel
             self._workers[number] = KeptWorker(number, link)
 
     def _start_missing(self) -> None:
-        """As many as are wanted, besides those that are busy with what nobody waits for."""
+        """As many as are wanted, besides those that are busy with what nobody waits for.
+
+        For those that end soon others are started, a few at a time.
+        """
+        soon = time.monotonic() + min(RENEW_SECONDS, 0.1 * self._site.seconds)
+        ending = sum(self._ends(worker) < soon for worker in self._workers.values())
         useful = len(self._workers) - self._stuck() + self._starting()
-        missing = self._wanted - useful
-        may_start = self._failures < FAILURES and time.monotonic() >= self._failed_at + self._pause
-        if missing > 0 and may_start:
+        missing = self._wanted + min(ending, -(-self._wanted // RENEWED_SHARE)) - useful
+        if missing > 0 and self._failed.is_due() and self._refused.is_due():
             try:
                 self._launch(missing)
-                self._refused_since = None
+                self._refused = Backoff()
             except ExecutorError as error:  # of a site that has given workers before: its storage may be away
-                now = time.monotonic()
-                self._refused_since = self._refused_since or now
-                if not self.channel or now > self._refused_since + AWAY_SECONDS:
+                if not self.channel or self._refused.seconds() > AWAY_SECONDS:
                     raise
-                self._pause_launches(str(error))
-
-    def _pause_launches(self, reason: str) -> None:
-        """Start none for twice as long as after the failure before."""
-        self._failed_at, self._reason = time.monotonic(), reason
-        self._pause = min(LAST_PAUSE, max(FIRST_PAUSE, 2 * self._pause))
+                self._refused.note_failure(str(error))
 
     def _stuck(self) -> int:
         """How many are busy for maps that have ended, and were given the time to come to an end."""
@@ -293,26 +316,17 @@ class RemoteWorkers(WorkerTable):
 
     def _starting(self) -> int:
         """How many have not called, and may soon."""
-        since = time.monotonic() - MISSED_SECONDS if self._workers else 0.0
-        return sum(not one.has_called and one.began > since for one in self._launched.values())
+        now = time.monotonic()
+        return sum(not (one.has_called or one.is_missed(now)) for one in self._launched.values())
 
     def _launch(self, count: int) -> None:
         now, workers = time.monotonic(), {}
-        for _ in range(count):
-            number = next(self._numbers)
+        for number in itertools.islice(self._numbers, count):
             share = FIRST_END + (LAST_END - FIRST_END) * (number * GOLDEN % 1)
             workers[number] = share * self._site.seconds
+        self._site.launch(self._address, workers)  # who calls before it returns waits for our lock
         self._launched |= {number: StartedWorker(now, now + seconds) for number, seconds in workers.items()}
         self._started += count
-        if not self._workers:
-            self._began = now
-        try:
-            self._site.launch(self._address, workers)
-        except BaseException:
-            for number in workers:
-                del self._launched[number]
-            self._started -= count
-            raise
 
     def _note_ended(self) -> None:
         """Forget those whose end was told."""
@@ -327,23 +341,4 @@ class RemoteWorkers(WorkerTable):
             if self._objects is not None:  # on a socket, whoever waits for it sees that it is gone
                 self._objects.hang_up(number)
         if failed is not None:
-            self._failures += 1
-            self._pause_launches(failed)
-
-    def _renew(self) -> None:
-        """Start others for a few of those that will end soon; let those go whose time has come."""
-        now = time.monotonic()
-        lead = min(RENEW_SECONDS, 0.1 * self._site.seconds)
-        ending = sorted(self._workers.values(), key=self._ends)
-        renewing = self._starting()
-        most = -(-len(self._workers) // RENEWED_SHARE)
-        for worker in ending:
-            launch = self._launched[worker.number]
-            if launch.ends - lead > now:
-                break
-            if not launch.is_replaced and renewing < most:
-                self._launch(1)
-                launch.is_replaced = True
-                renewing += 1
-            elif worker.lease is None and now > launch.ends:
-                self._remove(worker)
+            self._failed.note_failure(failed)

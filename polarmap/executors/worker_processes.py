@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.errors import ExecutorError
-from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
-from polarmap.worker.channels import ready
 from polarmap.worker.cores import available_cores
 from polarmap.worker.fork_server import ENDED, FORK, KILL, READY, REQUEST
 from polarmap.worker.process_identity import process_status
 from polarmap.worker.process_state import Surroundings, absolute_module_path, working_folder
+from polarmap.worker.stream import Stream, ready
 from polarmap.worker.thread_limits import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
@@ -168,7 +167,7 @@ class WorkerProcesses(WorkerTable):
             if self._workers:  # no descriptors for more: as many as there can be
                 return None
             raise ExecutorError(f"no worker can be started: {error}") from error
-        worker = KeptWorker(next(self._numbers), SocketLink(ours))
+        worker = KeptWorker(next(self._numbers), Stream(ours))
         server.fork(worker.number, theirs)
         self._workers[worker.number] = worker
         return worker

@@ -26,11 +26,10 @@ from typing import Any
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
 from polarmap.executors.base import check_folder
-from polarmap.executors.links import Link
-from polarmap.worker.channels import ready
-from polarmap.worker.frames import PROCESS, REPLIES, Message
+from polarmap.executors.objects import Link
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
+from polarmap.worker.stream import CANCEL, PROCESS, REPLIES, Message, ready
 
 REMEMBERED = 1024  # tasks of each worker
 GRACE_SECONDS = 1.0  # that a map waits for tasks of others, and workers may take for what nobody waits for
@@ -252,7 +251,7 @@ class WorkerTable:
                 if self._is_closed:
                     worker.link.close()
                 elif worker.orders:
-                    worker.link.send(("cancel", worker.orders[0][0][0]))
+                    worker.link.send(Message(CANCEL, worker.orders[0][0]))
 
     def ending(self, worker: KeptWorker) -> str:
         """How one has ended that is gone; ExecutorError if that is because all were ended."""

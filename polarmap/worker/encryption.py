@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from polarmap.worker.frames import Frames, Message, frame
 from polarmap.worker.messages import Error, Reply, describe
 from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.stream import Frames, Message, frame
 
 KEY_BYTES = SALT_BYTES = 32
 CHECK_BYTES = 8

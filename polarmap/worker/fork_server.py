@@ -16,10 +16,10 @@ import socket
 import struct
 from typing import Any
 
-from polarmap.worker.channels import SocketChannel, ready
-from polarmap.worker.io_channel import ChannelIO, serve_tasks
+from polarmap.worker.kept_worker import ChannelIO
 from polarmap.worker.process_identity import sweep
 from polarmap.worker.process_state import seed_numpy
+from polarmap.worker.stream import ready, worker_stream
 
 REQUEST = struct.Struct(">cQ")  # what to do, and with which worker
 ENDED = struct.Struct(">Qi")  # a worker that ended by itself, and how, as the kernel tells it
@@ -150,7 +150,7 @@ def _be_a_worker(parent: int, descriptor: int) -> None:
         _end_with(parent)
         seed_numpy()  # else all workers draw the same numbers
         with socket.socket(fileno=descriptor) as connection:
-            serve_tasks(ChannelIO(SocketChannel(connection), is_alone=True))
+            ChannelIO(worker_stream(connection)).serve()
         code = 0
     except ConnectionError:
         code = 0  # the driver is gone

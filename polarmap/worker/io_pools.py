@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encryption import ENCRYPTED
-from polarmap.worker.frames import Message
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.stream import Message
 from polarmap.worker.thread_limits import limits
 
 POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there

@@ -19,16 +19,27 @@ LIVENESS_SECONDS = 0.5  # between two looks whether anybody waits
 DYING_SECONDS = 5.0  # that the processes of jobs whose driver died may take to be gone
 
 
-def exit_when(is_cancelled: Callable[[], bool], end: Callable[[], object] = lambda: os._exit(0)) -> None:
-    """End this process as soon as this is so, looked at by a thread; `end`: how."""
+def exit_when(
+    is_cancelled: Callable[[], bool], end: Callable[[], object] = lambda: os._exit(0)
+) -> Callable[[], None]:
+    """End this process as soon as this is so, looked at by a thread until what is returned is called.
+
+    end : what is done instead, as long as it is so.
+    """
+    is_over = threading.Event()
 
     def watch() -> None:
-        while True:
-            time.sleep(LIVENESS_SECONDS)
+        while not is_over.wait(LIVENESS_SECONDS):
             if is_cancelled():
                 end()
 
-    threading.Thread(target=watch, daemon=True).start()
+    def stop() -> None:
+        is_over.set()
+        watcher.join(LIVENESS_SECONDS)  # it may wait for a storage
+
+    watcher = threading.Thread(target=watch, name="polarmap-watch", daemon=True)
+    watcher.start()
+    return stop
 
 
 def has_lost_parent(parent: int) -> bool:

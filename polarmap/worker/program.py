@@ -11,11 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 from polarmap.worker.faults import Fault, faulty
-from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
 from polarmap.worker.stored_output import store_result
+from polarmap.worker.stream import END, Message
 
 
 class TaskIO:

@@ -22,11 +22,11 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import Began, Event, Failure, MapExecutor, Outcome, Payload, Run, failure_of
 from polarmap.executors.lithops_internals import named_for_lithops
 from polarmap.worker.encryption import Encryption, encrypted_reply
-from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import Error, Reply, describe, pickled, plain
 from polarmap.worker.parts import DamagedError, Place, assemble, read_file
 from polarmap.worker.pytree import pack
 from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.stream import END, Message
 
 N, ROWS = 6, 6
 DATA = np.random.default_rng(0).standard_normal((N, ROWS, 2))

@@ -17,7 +17,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors.lithops_internals import end
 from polarmap.executors.lithops_site import HERE_SECONDS, SPARE_SECONDS, LithopsSite, seconds_of
 from polarmap.executors.remote_workers import RemoteWorkers
-from polarmap.worker.kept_task import DriverAddress
+from polarmap.worker.kept_worker import DriverAddress
 
 YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)

@@ -11,7 +11,7 @@ from worker_sites import ThreadSite, called, pool_of
 
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.executors.base import Payload
-from polarmap.worker.frames import END, Message, frame
+from polarmap.worker.stream import END, Message, frame
 
 PATIENCE = 30.0
 
@@ -19,10 +19,8 @@ PATIENCE = 30.0
 def test_an_attempt_of_which_a_worker_says_nonsense_and_more_ends_once() -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            _, fields = channel.receive(PATIENCE)
-            order = fields[0], *fields[2][:2]
-            seal = channel._seals.to_driver  # type: ignore[union-attr]
-            both = [frame(Message(END, order, b"no pickle"), seal) for _ in range(2)]
+            [call], _ = channel.receive(PATIENCE)
+            both = [frame(Message(END, call.order, b"no pickle"), channel._seal) for _ in range(2)]
             channel._connection.sendall(b"".join(both))
             channel.receive(PATIENCE)
 

@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from memory_storage import DictStorage
 from pool_processes import until
-from worker_sites import ThreadSite, called, pool_of, serving_by_storage
+from worker_sites import ThreadSite, called, pool_of
 
 import polarmap
 from polarmap import Pool
@@ -22,9 +21,8 @@ from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
-from polarmap.worker import object_channel
-from polarmap.worker.frames import END, LEFT, NEED, PROCESS, Message
 from polarmap.worker.messages import Reply
+from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -163,8 +161,7 @@ def test_a_site_where_nothing_ever_starts_is_one_clear_error(
 def test_who_was_given_up_is_turned_away(workers: RemoteWorkers, site: ThreadSite) -> None:
     started(workers, 1)
     channel = called(workers._address, 99)
-    with pytest.raises(ConnectionError):
-        channel.receive(PATIENCE)
+    assert channel.receive(PATIENCE) == ([], False)
     channel.close()
     assert len(workers) == 1
 
@@ -223,19 +220,17 @@ def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: Threa
 
 
 def test_one_whose_replacement_is_refused_is_replaced_by_the_next_that_is_not(
-    workers: RemoteWorkers, site: ThreadSite
+    workers: RemoteWorkers, site: ThreadSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote_workers, "FIRST_PAUSE", 0.01)
     site.seconds = 100.0
     started(workers, 1)
-    first = workers._launched[0]
-    first.ends = time.monotonic() + 5.0  # soon, of so many seconds
+    workers._launched[0].ends = time.monotonic() + 5.0  # soon, of so many seconds
     site.refusal = ExecutorError("too many requests")
     workers.tend()
-    assert not first.is_replaced
+    assert site.launches == [[0], [1]]
     site.refusal = None
-    workers.tend()
-    assert first.is_replaced
-    assert until(lambda: set(workers._workers) == {0, 2})
+    assert until(lambda: workers.tend() or set(workers._workers) == {2})
 
 
 def test_those_that_are_more_than_are_wanted_go(
@@ -279,44 +274,29 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     return result
 
 
-def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are objects of it, too."""
-    site.storage, site.bucket = DictStorage(), "b"
-    site.default = serving_by_storage(site.storage)
-    monkeypatch.setattr(object_channel, "LAST_POLL_SECONDS", 0.05)
-    with pool_of(site, workers=8, listen=False) as pool:
-        with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
-            for _ in range(3):
-                np.testing.assert_allclose(operator @ X, A @ X)
-            assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
-        assert pool.name == "threads (objects)"
-    assert not any(key.endswith("orders") for _, key in site.storage.objects)
-
-
-def answer(order: Any, kind: bytes = END, **fields: Any) -> Message:
-    """What a worker that was given this order says of it."""
-    ticket = order[1][2]
-    return Message(kind, (order[1][0], ticket[0], ticket[1]), **fields)
+def answer(call: Message, kind: bytes = END, **fields: Any) -> Message:
+    """What a worker that was given this call says of it."""
+    return Message(kind, call.order, **fields)
 
 
 REPLY = tuple(Reply(None, 0.0, ("array",), (("<f8", (9,)),)))
-# Each made of the order that was given.
-NONSENSE: list[Callable[[Any], Message]] = [
-    lambda order: Message(END),
-    lambda order: Message(PROCESS, header=b"five"),
-    lambda order: answer(order),
-    lambda order: answer(order, header=b"no pickle"),
-    lambda order: answer(order, header=pickle.dumps(5)),
-    lambda order: answer(order, header=pickle.dumps(REPLY)),
-    lambda order: answer(order, header=pickle.dumps(REPLY[:5])),
-    lambda order: answer(order, header=pickle.dumps((7, *REPLY[1:])), data=bytes(72)),
-    lambda order: answer(order, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
-    lambda order: answer(order, data=b"0/../../etc/passwd", is_file=True),
-    lambda order: answer(order, data=b"7", is_file=True),
-    lambda order: answer(order, NEED, header=b"x/99999"),
-    lambda order: answer(order, NEED, header=b"x"),
-    lambda order: answer(order, NEED, header=b"\xff"),
-    lambda order: answer(order, LEFT)._replace(order=(99, 0, 0)),
+# Each made of the call that was given.
+NONSENSE: list[Callable[[Message], Message]] = [
+    lambda call: Message(END),
+    lambda call: Message(PROCESS, header=b"five"),
+    lambda call: answer(call),
+    lambda call: answer(call, header=b"no pickle"),
+    lambda call: answer(call, header=pickle.dumps(5)),
+    lambda call: answer(call, header=pickle.dumps(REPLY)),
+    lambda call: answer(call, header=pickle.dumps(REPLY[:5])),
+    lambda call: answer(call, header=pickle.dumps((7, *REPLY[1:])), data=bytes(72)),
+    lambda call: answer(call, header=pickle.dumps(REPLY), data=bytes(72))._replace(order=(0, 99, 0)),
+    lambda call: answer(call, data=b"0/../../etc/passwd", is_file=True),
+    lambda call: answer(call, data=b"7", is_file=True),
+    lambda call: answer(call, NEED, header=b"x/99999"),
+    lambda call: answer(call, NEED, header=b"x"),
+    lambda call: answer(call, NEED, header=b"\xff"),
+    lambda call: answer(call, LEFT)._replace(order=(99, 0, 0)),
 ]
 
 
@@ -326,14 +306,14 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
 ) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            while (order := channel.receive(PATIENCE)) is not None:
+            while said := channel.receive(PATIENCE)[0]:
                 if turn < len(NONSENSE):
-                    channel.send(NONSENSE[turn](order))
+                    channel.send(NONSENSE[turn](said[0]))
                 elif turn == len(NONSENSE):
                     channel._connection.sendall(b"\x80\x04" * 100)
                 else:
                     for _ in range(3):
-                        channel.send(answer(order))
+                        channel.send(answer(said[0]))
 
     site.lives = {0: liar, 3: liar}
     check(pool)
@@ -342,8 +322,8 @@ def test_what_no_worker_of_ours_would_say_costs_that_worker_only(
 def test_workers_that_say_nonsense_only_are_one_clear_error(site: ThreadSite, pool: Pool) -> None:
     def liar(address: Any, number: int, seconds: float) -> None:
         with closing(called(address, number)) as channel:
-            if (order := channel.receive(PATIENCE)) is not None:
-                channel.send(answer(order))
+            for call in channel.receive(PATIENCE)[0]:
+                channel.send(answer(call))
 
     site.default = liar
     with pytest.raises((ExecutorError, NotDecodableError)):

@@ -23,7 +23,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import ForkServerProcess, WorkerProcesses, is_waiting, modules_named
 from polarmap.executors.worker_table import KeptWorker, Lease
-from polarmap.worker.frames import Message
+from polarmap.worker.stream import Message
 
 
 class Recorded(WorkerProcesses):
@@ -59,7 +59,7 @@ def taken(workers: WorkerProcesses, lease: Lease | None = None) -> KeptWorker:
     return worker
 
 
-def call(folder: Path, seconds: float) -> tuple[Any, ...]:
+def call(folder: Path, seconds: float) -> Message:
     """A task that sleeps, and after that until a file is there, if it is to sleep at all."""
     gate = folder / "go"
 
@@ -72,9 +72,9 @@ def call(folder: Path, seconds: float) -> tuple[Any, ...]:
     return call_of(nap, folder)
 
 
-def told(worker: KeptWorker, call: tuple[Any, ...], name: str = "") -> bool:
+def told(worker: KeptWorker, call: Message, name: str = "") -> bool:
     worker.note((0, 0, 0), name)
-    return worker.link.send(("call", call))
+    return worker.link.send(call)
 
 
 def replied(worker: KeptWorker) -> Message:

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
-from polarmap.executors.links import ObjectLink
+from polarmap.executors.objects import ObjectLink
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import GRACE_SECONDS, REMEMBERED, KeptWorker, Lease, WorkerTable
-from polarmap.worker.frames import END, LEFT, NEED, PROCESS, UNFIT, Message, frame
+from polarmap.worker.stream import END, LEFT, NEED, PROCESS, UNFIT, Message, frame
 
 TOLD = (3, 1, 0)  # map, task and attempt
 CORES = 2
@@ -33,14 +33,13 @@ class Table(WorkerTable):
         self.most = most
         self.links: list[ObjectLink] = []
         self.gone: list[int] = []
-        self.told: list[tuple[int, Any]] = []
         self.abandoned: list[list[int]] = []
 
     def _another(self) -> KeptWorker | None:
         if len(self) >= self.most:
             return None
         number = next(self._numbers)
-        link = ObjectLink(lambda message: self.told.append((number, message)))
+        link = ObjectLink(number, 0, lambda *_: None)
         self.links.append(link)
         self._workers[number] = KeptWorker(number, link)
         return self._workers[number]
@@ -110,7 +109,7 @@ def test_a_task_goes_to_the_worker_that_has_done_it(table: Table) -> None:
 
 
 def test_tasks_that_were_done_long_ago_are_forgotten() -> None:
-    worker = KeptWorker(0, ObjectLink(lambda message: None))
+    worker = KeptWorker(0, ObjectLink(0, 0, lambda *_: None))
     for task in range(REMEMBERED + 10):
         worker.note((0, task, 0), task)
         worker.note((0, task, 1), 0)

@@ -34,10 +34,10 @@ from polarmap.worker.encryption import (
     read_decrypted,
     read_key,
 )
-from polarmap.worker.frames import END, Message, frame
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.stream import END, Message, frame
 
 KEY = bytes(range(32))
 DATA = bytes(range(256)) * 4

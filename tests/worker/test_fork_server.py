@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 import signal
 import socket
 import subprocess
@@ -19,8 +18,8 @@ from pool_processes import runs, until
 from stored_calls import call_of
 
 from polarmap.worker.fork_server import ENDED, FORK, KILL, READY, REQUEST
-from polarmap.worker.frames import ORDER, Frames, Message, frame
 from polarmap.worker.process_identity import OWNER, ProcessIdentity, _started
+from polarmap.worker.stream import Frames, frame
 
 SERVE = "import sys; from polarmap.worker.fork_server import main; main(int(sys.argv[1]), sys.argv[2:])"
 
@@ -133,7 +132,7 @@ def test_what_a_worker_has_started_ends_with_it(killed: str, way: Callable[[], i
     with process, control:
         [(worker, ours)] = workers_of(control, 1)
         with ours:
-            ours.sendall(frame(Message(ORDER, header=pickle.dumps(("call", call)))))
+            ours.sendall(frame(call))
             [message] = Frames().of(ours.recv(1 << 16))
             started = int(np.frombuffer(message.data)[0])
             assert runs(started)

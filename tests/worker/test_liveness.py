@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
+
+from polarmap.worker import liveness
+from polarmap.worker.liveness import exit_when
 
 SLEEP = "; import time; time.sleep(60)"
 
 
 def started(program: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program + SLEEP], start_new_session=True)
+
+
+def test_nobody_looks_once_that_is_over() -> None:
+    looks = list[int]()
+    stop = exit_when(lambda: bool(looks.append(1)), lambda: None)
+    stop()
+    seen = len(looks)
+    time.sleep(2 * liveness.LIVENESS_SECONDS)
+    assert len(looks) == seen
+    assert not any(thread.name == "polarmap-watch" for thread in threading.enumerate())
 
 
 def test_a_process_ends_as_soon_as_it_is_cancelled(tmp_path: Path) -> None:

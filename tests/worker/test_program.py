@@ -25,12 +25,12 @@ from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.run.calls import CallBlocks
 from polarmap.worker.encryption import ENCRYPTED, Encryption
-from polarmap.worker.frames import END, Message
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import Place
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.stored_output import OutputSpec
+from polarmap.worker.stream import END, Message
 
 ABSENT = ("polarmap", "scipy", "numba", "boto3", "sklearn", "distributed", "matplotlib")
 

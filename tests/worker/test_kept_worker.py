@@ -8,20 +8,42 @@ import socket
 import subprocess
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
 from pathlib import Path
 from queue import Queue
 from typing import Any
 
+import numpy as np
 import pytest
 from memory_storage import DictStorage
+from stored_calls import call_of
 
 from polarmap.executors.pickling import pickled_by_value
-from polarmap.executors.worker_listener import WorkerListener
-from polarmap.worker import kept_task
-from polarmap.worker.channels import SocketChannel
-from polarmap.worker.frames import PROCESS, Message
-from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
-from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
+from polarmap.executors.stream import WorkerListener
+from polarmap.worker import kept_worker
+from polarmap.worker.kept_worker import (
+    ChannelIO,
+    DriverAddress,
+    channel_to,
+    make_kept_task,
+    stay,
+    stay_on_thread,
+)
+from polarmap.worker.objects import ObjectChannel, ObjectKeys, Orders
+from polarmap.worker.process_state import Surroundings
+from polarmap.worker.stream import (
+    CALL,
+    END,
+    INLINE_BYTES,
+    PROCESS,
+    Message,
+    Seal,
+    Seals,
+    Stream,
+    frame,
+    worker_stream,
+)
 from polarmap.worker.thread_limits import THREAD_LIMITS
 
 KEY = bytes(range(32))
@@ -41,7 +63,7 @@ def test_the_best_channel_that_works_is_taken() -> None:
     listener = WorkerListener(KEY, lambda number, link, channel: link.close(), is_local=True)
     try:
         expected = [
-            (address(*listener.endpoints, bucket="b"), DictStorage(), SocketChannel),
+            (address(*listener.endpoints, bucket="b"), DictStorage(), Stream),
             (address(nobody(), bucket="b"), DictStorage(), ObjectChannel),
             (address(bucket="b"), DictStorage(), ObjectChannel),
         ]
@@ -113,8 +135,72 @@ def test_libraries_that_are_loaded_later_take_as_many_threads_as_told(
     storage = DictStorage()
     orders = pickle.dumps(tuple(Orders(1, {}, {})))
     storage.put_object("b", ObjectKeys("polarmap/pool-1").orders, orders)
-    monkeypatch.setattr(kept_task, "exit_when", lambda is_over: None)
+    monkeypatch.setattr(kept_worker, "exit_when", lambda is_over: lambda: None)
     for name in THREAD_LIMITS:
         monkeypatch.setenv(name, "9")
-    kept_task.stay(address(bucket="b")._replace(threads=3), 1, 0.01, storage)
+    stay(address(bucket="b")._replace(threads=3), 1, 0.01, storage)
     assert {os.environ[name] for name in THREAD_LIMITS} == {"3"}
+
+
+# --- tasks -----------------------------------------------------------------------------------------
+
+
+seen: list[Any] = []  # by `change`, which travels by its name
+
+
+def change(block: Any) -> Any:
+    found = os.getcwd(), sorted(os.environ), list(sys.path)
+    os.chdir("/")
+    os.environ["HOSTILE"] = "1"
+    sys.path.append("/hostile")
+    seen.append(found)
+    return block
+
+
+def test_on_a_thread_of_others_what_one_f_changes_around_it_is_set_back_for_the_next(tmp_path: Path) -> None:
+    seen.clear()
+    around = Surroundings.of_this_process()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        io = ChannelIO(worker_stream(theirs), limited=nullcontext)
+        call = call_of(change, tmp_path)
+        try:
+            for number in range(3):
+                assert io.run(call._replace(order=(number, 0, 0)))
+        finally:
+            around.take_over()
+    assert seen == 3 * [(around.folder, sorted(around.environment), list(around.module_path))]
+
+
+@pytest.mark.parametrize("has_key", [False, True])
+def test_nothing_is_unpickled_that_is_not_of_one_who_has_the_key(tmp_path: Path, has_key: bool) -> None:
+    class Bomb:
+        def __reduce__(self) -> Any:
+            return os.mkdir, (str(tmp_path / "unpickled"),)
+
+    ours, theirs = socket.socketpair()
+    seals = Seals(Seal(b"to driver"), Seal(b"to worker"))
+    with ours, closing(worker_stream(theirs, seals)) as channel:
+        call = Message(CALL, header=pickle.dumps(Bomb()))
+        ours.sendall(frame(call, Seal(b"to worker" if has_key else b"another key")))
+        with pytest.raises(TypeError) if has_key else nullcontext():  # it is no call
+            ChannelIO(channel).serve()
+    assert (tmp_path / "unpickled").exists() == has_key
+
+
+def test_a_large_result_for_which_no_folder_has_room_goes_over_the_channel(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair()
+    result = np.arange(float(INLINE_BYTES))
+    with ours, closing(worker_stream(theirs)) as channel, ThreadPoolExecutor() as other:
+        call = call_of(lambda block: result, tmp_path)
+        _, *rest = pickle.loads(call.header)
+        nowhere = str(tmp_path / "block")  # a file
+        done = other.submit(ChannelIO(channel).run, call._replace(header=pickle.dumps(([nowhere], *rest))))
+        said: list[Message] = []
+        link = Stream(ours)
+        while not said:
+            said, is_there = link.receive(30.0)
+            assert is_there
+        assert done.result()
+    assert (said[0].kind, said[0].is_file) == (END, False)
+    np.testing.assert_array_equal(np.frombuffer(said[0].data), result)

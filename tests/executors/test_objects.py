@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import select
 import threading
 import time
 from collections.abc import Iterator
@@ -13,18 +15,16 @@ from memory_storage import DictStorage
 from pool_processes import until
 
 from polarmap.errors import ExecutorError
-from polarmap.executors import object_links
-from polarmap.executors.links import Link
-from polarmap.executors.object_links import ObjectLinks
-from polarmap.worker import object_channel
-from polarmap.worker.frames import END, LEFT, PROCESS, Message
-from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Said
+from polarmap.executors import objects
+from polarmap.executors.objects import Link, ObjectLink, ObjectLinks
+from polarmap.worker.objects import BEAT_SECONDS, POLLS_PER_MESSAGE, ObjectChannel, ObjectKeys, Orders, Said
 from polarmap.worker.retry import retry_call
+from polarmap.worker.stream import CALL, CANCEL, END, LEFT, PROCESS, Message, frame, ready
 
 
-def call(number: int, f: bytes | None = None) -> Any:
+def call(number: int, f: bytes = b"") -> Message:
     """A message with which a task is to be done."""
-    return "call", (number, (), None, f, None, {})
+    return Message(CALL, (number, 0, 0), b"header", f)
 
 
 def ended(number: int, data: bytes = b"") -> Message:
@@ -44,6 +44,10 @@ class Side:
     def join(self, number: int, link: Link, channel: str) -> None:
         self.links[number] = link
 
+    def orders(self) -> Orders:
+        """What is told to workers."""
+        return Orders(*pickle.loads(self.storage.get_object("b", ObjectKeys(self.prefix).orders)))
+
     def left(self) -> list[str]:
         return self.storage.list_keys("b", self.prefix)
 
@@ -55,7 +59,7 @@ class Side:
         assert until(lambda: number in self.links)
         return one
 
-    def tell(self, number: int, message: Any) -> None:
+    def tell(self, number: int, message: Message) -> None:
         assert self.links[number].send(message)
         self.all.flush()
 
@@ -87,12 +91,24 @@ def side() -> Iterator[Side]:
     assert not any(thread.name.startswith("polarmap-objects") for thread in threading.enumerate())
 
 
+def received(worker: ObjectChannel, count: int = 1) -> list[Message]:
+    """So many messages of the driver."""
+    said: list[Message] = []
+
+    def listen() -> bool:
+        said.extend(worker.receive(0.5)[0])
+        return len(said) >= count
+
+    assert until(listen), said
+    return said
+
+
 def test_workers_join_and_messages_go_both_ways(side: Side) -> None:
     workers = [side.worker(number) for number in range(3)]
     for number, worker in enumerate(workers):
         assert side.heard(number) == [Message(PROCESS, header=b"%d" % number)]
         side.tell(number, call(10 + number, b"f"))
-        assert worker.receive(5.0) == call(10 + number, b"f")
+        assert received(worker) == [call(10 + number, b"f")]
         worker.send(ended(number, bytes(number)))
         assert side.heard(number) == [ended(number, bytes(number))]
 
@@ -102,69 +118,94 @@ def test_messages_that_were_not_read_wait_in_their_order_until_the_worker_has_sa
 ) -> None:
     worker = side.worker(0)
     side.heard(0)
-    said = [call(1, b"f"), call(2, b"g"), ("cancel",), call(3, b"f")]
+    said = [call(1, b"f"), call(2, b"g"), Message(CANCEL), call(3, b"f")]
     for message in said:
         side.tell(0, message)
-    assert worker.receive(5.0) == said[0]
-    side.storage.put_object("b", ObjectKeys(side.prefix).orders, b"")  # the others came with the first
-    assert [worker.receive(0.0) for _ in said[1:]] == said[1:]
+    assert received(worker, 4) == said
+    assert len(side.orders().messages[0]) == 4
     worker.send(ended(1))
     side.heard(0)
-    assert side.all._messages == {0: []}
+    side.all._put_orders()
+    assert side.orders().messages == {0: []}
+    assert side.orders().data == {}
 
 
-@pytest.mark.parametrize("is_first", [False, True])
-def test_what_was_said_to_workers_that_are_gone_does_not_stay(side: Side, is_first: bool) -> None:
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_worker_that_is_gone_is_told_nothing_more_and_ends_if_it_is_there(
+    side: Side, is_closed: bool
+) -> None:
     """Else the one object with what is said to all would grow with each worker that was replaced."""
-    side.worker(0)
-    side.tell(0, call(1, b"f"))
-    if is_first:  # its map sees it, and lets go of it
-        side.all.hang_up(0)
-    side.links[0].close()
-    if not is_first:
-        side.all.hang_up(0)
-    assert side.all._messages == {}
-
-
-def test_a_worker_that_is_let_go_of_ends_and_is_not_listened_to(side: Side) -> None:
     worker, other = side.worker(0), side.worker(1)
-    side.links[0].close()
-    side.all.flush()
-    assert worker.receive(5.0) == ("end",)
+    side.tell(0, call(1, b"f"))
+    received(worker)
+    if is_closed:
+        side.links[0].close()
+    else:  # its map sees it, and lets go of it
+        side.all.hang_up(0)
+        assert not side.links[0].send(call(2))
+    side.all._put_orders()
+    assert side.orders().messages == {1: []}
+    assert side.orders().data == {}
+    assert worker.receive(5.0) == ([], False)
     worker.send(ended(1))
     other.send(ended(2))
     assert side.heard(1, 2)[1] == ended(2)
-    assert 0 not in side.all._links
+    assert is_closed == (0 not in side.all._links)
     side.tell(1, call(3))  # goes on with the others
-    assert other.receive(5.0) == call(3)
+    assert received(other) == [call(3)]
 
 
-def test_orders_that_the_storage_has_forgotten_are_put_again(
-    side: Side, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_worker_that_its_site_has_started_again_joins_again(side: Side) -> None:
+    first = side.worker(0)
+    old = side.links[0]
+    side.tell(0, call(1))
+    received(first)
+    again = ObjectChannel(side.storage, "b", side.prefix, 0)
+    again.send(Message(PROCESS, header=b"0"))
+    assert until(lambda: side.links[0] is not old)
+    old.close()
+    side.tell(0, call(2))
+    assert received(again) == [call(2)]
+    first.send(ended(1))
+    again.send(ended(2))
+    assert side.heard(0, 2) == [Message(PROCESS, header=b"0"), ended(2)]
+
+
+def test_a_message_that_was_put_twice_is_heard_once(side: Side) -> None:
+    worker = side.worker(0)
+    worker._sent -= 1  # the answer to a request was lost
+    worker.send(Message(PROCESS, header=b"0"))
+    worker.send(ended(1))
+    assert side.heard(0, 2) == [Message(PROCESS, header=b"0"), ended(1)]
+
+
+def test_orders_that_the_storage_has_forgotten_are_put_again(side: Side) -> None:
     worker = side.worker(0)
     key = ObjectKeys(side.prefix).orders
     before = side.storage.get_object("b", key)
     side.tell(0, call(1))
     side.storage.put_object("b", key, before)
-    assert not worker.has_message()
+    assert worker.receive(0.0) == ([], True)
     side.all._next_sign = 0.0
-    assert worker.receive(5.0) == call(1)
+    assert received(worker) == [call(1)]
 
 
 def test_a_worker_whose_reply_was_lost_is_gone(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
-    for number in range(2):
-        side.tell(0, call(number))
-        worker.receive(5.0)
-    side.all._heard(Said(0, 2, 2, False, 0), b"")  # it works
+    link = side.all._links[0]
+    worker._sent += 1
+    worker.send(ended(1))
+    assert side.heard(0) == [ended(1)]
+    sign = Said(0, link.instance, 9, 0, link.sent, 0)
+    for lost in (0, 1):
+        side.all._heard(sign._replace(sent=link.sent + lost), b"")
+    assert link.is_there  # a listing may show it before the reply
     worker.send(Message(LEFT))
     assert side.heard(0) == [Message(LEFT)]
-    side.all._heard(Said(0, 4, 2, False, 0), b"")
-    assert side.links[0].receive() == ([], True)
     for _ in range(2):
-        side.all._heard(Said(0, 5, 2, True, 0), b"")
+        assert link.is_there
+        side.all._heard(sign._replace(sent=link.sent + 1), b"")
     assert side.links[0].receive() == ([], False)
 
 
@@ -194,7 +235,7 @@ def test_nobody_is_gone_because_the_storage_was_away(side: Side) -> None:
 
 
 def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_links, "retry_call", lambda request: retry_call(request, 0.1))
+    monkeypatch.setattr(objects, "retry_call", lambda request: retry_call(request, 0.1))
     side.worker(0)
 
     def away() -> None:
@@ -210,7 +251,7 @@ def test_a_storage_that_stays_away_is_one_clear_error(side: Side, monkeypatch: p
 def test_objects_of_others_stop_nothing(side: Side) -> None:
     worker = side.worker(0)
     side.heard(0)
-    for name in ("", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1.tmp-9", "----", "..."):
+    for name in ("", "x", "1-2", "1-2-3-4-x-1", "1-2-3-1-1-1.tmp-9", "1-2-3-4-5", "----", "..."):
         side.storage.put_object("b", f"polarmap/pool-1/replies/{name}", b"x")
     worker.send(ended(1))
     assert side.heard(0) == [ended(1)]
@@ -265,23 +306,60 @@ def test_a_large_function_is_an_object_of_its_own_until_no_message_needs_it(side
         for number in range(2):
             assert side.links[number].send(call(1, f))
         side.all.flush()
-        orders = side.storage.get_object("b", "polarmap/pool-1/orders")
-        assert len(orders) < 10_000
-        assert len([key for key in side.left() if "/functions/" in key]) == 1
+        assert len(side.storage.get_object("b", "polarmap/pool-1/orders")) < 10_000
+        assert len([key for key in side.left() if "/data/" in key]) == 1
         for number, worker in enumerate(workers):
-            assert worker.receive(5.0) == call(1, f)
+            assert received(worker) == [call(1, f)]
             worker.send(ended(1))
             side.heard(number, 2 if f is large[0] else 1)
     for number in range(2):
         side.tell(number, call(2, b"small"))
-    assert not any("/functions/" in key for key in side.left())
+    assert not any("/data/" in key for key in side.left())
 
 
-def test_requests_are_counted(side: Side, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requests_are_counted(side: Side) -> None:
     worker = side.worker(0)
     worker.send(ended(1))
     side.heard(0, 2)
     writes, reads = side.all.requests(100.0)
-    assert writes >= 4 + 100.0 / object_channel.BEAT_SECONDS  # with listings and the worker's own
+    assert writes >= 4 + 100.0 / BEAT_SECONDS  # with listings and the worker's own
     assert reads >= 2 + 100.0
-    assert side.all.requests(0.0)[1] <= 2 * object_channel.POLLS_PER_MESSAGE
+    assert side.all.requests(0.0)[1] <= 2 * POLLS_PER_MESSAGE
+
+
+# --- one of them --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def link() -> Iterator[ObjectLink]:
+    one = ObjectLink(0, 0, lambda *_: None)
+    yield one
+    one.close()
+
+
+def readable(link: ObjectLink) -> bool:
+    return bool(ready([link], select.POLLIN, 0.0))
+
+
+def test_what_is_delivered_is_heard_once_and_in_turn(link: ObjectLink) -> None:
+    assert not readable(link)
+    said = [ended(number, bytes(number)) for number in range(100)]
+    for one in said:
+        link.deliver(frame(one))
+    assert readable(link)
+    assert link.receive() == (said, True)
+    assert link.receive() == ([], True)
+    assert not readable(link)
+
+
+def test_a_link_of_a_worker_that_is_gone_says_so(link: ObjectLink) -> None:
+    link.deliver(frame(ended(1)))
+    link.hang_up()
+    assert readable(link)
+    assert link.receive() == ([ended(1)], False)
+
+
+def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(link: ObjectLink) -> None:
+    link.deliver(pickle.dumps(ended(1)) * 10)
+    assert readable(link)
+    assert link.receive() == ([], False)

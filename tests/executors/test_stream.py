@@ -1,22 +1,78 @@
-"""What is listened on, and to whom."""
+"""Who calls a driver, and to whom it listens; a descriptor that any thread may make readable."""
 
 from __future__ import annotations
 
 import os
+import select
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from queue import Queue
 
 import pytest
-from pool_processes import until
 
-from polarmap.executors import worker_listener
-from polarmap.executors.links import Link
-from polarmap.executors.worker_listener import WorkerListener, own_addresses
-from polarmap.worker.channels import connected
+from polarmap.errors import ExecutorError
+from polarmap.executors import stream
+from polarmap.executors.objects import Link
+from polarmap.executors.stream import WakeSignal, WorkerListener, own_addresses
+from polarmap.worker.stream import PROOF_BYTES, connected, ready
+
+
+def readable(signal: WakeSignal) -> bool:
+    return bool(ready([signal], select.POLLIN, 0.0))
+
+
+def test_it_is_readable_from_set_to_clear_however_often_it_is_set() -> None:
+    signal = WakeSignal()
+    assert not readable(signal)
+    for _ in range(100_000):  # more than a pipe holds
+        signal.set()
+    assert readable(signal)
+    assert signal.clear()
+    assert not readable(signal)
+    assert not signal.clear()
+    signal.close()
+
+
+def test_nothing_happens_once_it_is_closed_even_if_others_have_the_number_of_its_descriptor() -> None:
+    signal = WakeSignal()
+    number = signal.fileno()
+    signal.close()
+    signal.close()
+    other, end = os.pipe()
+    try:
+        assert number in (other, end)
+        signal.set()
+        signal.clear()
+        assert not select.select([other], [], [], 0.0)[0]
+        assert signal.fileno() == -1
+    finally:
+        os.close(other)
+        os.close(end)
+
+
+def test_it_closes_its_descriptors_when_it_goes() -> None:
+    signal = WakeSignal()
+    descriptors = signal._read, signal._write
+    del signal
+    for number in descriptors:
+        with pytest.raises(OSError, match="descriptor"):
+            os.fstat(number)
+
+
+def test_a_process_without_descriptors_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*arguments: object) -> int:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", none_left)
+    with pytest.raises(ExecutorError, match="Too many open files"):
+        WakeSignal()
+
+
+# --- who calls ---------------------------------------------------------------------------------------
 
 KEY = bytes(range(32))
 
@@ -46,11 +102,6 @@ def listener(crowd: Crowd) -> Iterator[WorkerListener]:
     one = WorkerListener(KEY, crowd.join, is_local=True)
     yield one
     one.close()
-    assert until(lambda: not has_strangers(), 5.0)
-
-
-def has_strangers() -> bool:
-    return any(thread.name == "polarmap-stranger" for thread in threading.enumerate())
 
 
 def called(listener: WorkerListener) -> socket.socket:
@@ -98,7 +149,7 @@ def test_each_nonce_is_another(listener: WorkerListener) -> None:
 def test_who_says_nothing_does_not_keep_others_waiting(
     listener: WorkerListener, crowd: Crowd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_listener, "MOST_STRANGERS", 8)
+    monkeypatch.setattr(stream, "MOST_STRANGERS", 8)
     with ExitStack() as stack:
         silent = [stack.enter_context(called(listener)) for _ in range(30)]
         for number in range(5):
@@ -113,10 +164,22 @@ def test_who_says_nothing_does_not_keep_others_waiting(
 def test_a_stranger_is_let_go_after_a_while(
     listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_listener, "PROOF_SECONDS", 0.1)
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.1)
     with called(listener) as stranger:
         assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
         assert stranger.recv(1) == b""
+
+
+def test_who_says_it_a_byte_at_a_time_is_let_go_after_a_while(
+    listener: WorkerListener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "ANSWER_SECONDS", 0.2)
+    sent = 0
+    with called(listener) as stranger, suppress(ConnectionError):
+        while sent < PROOF_BYTES:
+            sent += stranger.send(b".")
+            time.sleep(0.05)
+    assert 0 < sent < PROOF_BYTES
 
 
 def test_a_crowd_of_workers_joins(listener: WorkerListener, crowd: Crowd) -> None:

@@ -1,0 +1,294 @@
+"""The driver's ends of channels by way of a storage, and the thread that carries what is said there."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from polarmap.errors import ExecutorError
+from polarmap.executors.stream import WakeSignal
+from polarmap.worker.objects import (
+    BEAT_SECONDS,
+    FIRST_POLL_SECONDS,
+    LAST_POLL_SECONDS,
+    POLLS_PER_MESSAGE,
+    ObjectKeys,
+    Said,
+    next_pause,
+)
+from polarmap.worker.retry import AWAY_SECONDS, retry_call
+from polarmap.worker.stream import INLINE_BYTES, FrameError, Frames, Message, Stream
+
+TRANSFERS = 16  # objects read at once
+
+
+class ObjectLink:
+    """The driver's end of one worker's channel, which a thread of `ObjectLinks` writes and reads.
+
+    Parameters
+    ----------
+    number, instance : int
+        Of the worker, as it tells them.
+    post : callable
+        Takes this link and a message to the worker; None when nothing more will be said.
+
+    Attributes
+    ----------
+    unread : deque
+        Messages that the worker has not said to have, as `Orders` tells them.
+    count, sent : int
+        Numbers of the latest message to the worker, and from it.
+    heard : float
+        When the worker gave its latest sign of life.
+    doubts : int
+        Signs of life after a message that has not come.
+    is_there : bool
+        Whether it may say more.
+    """
+
+    def __init__(
+        self, number: int, instance: int, post: Callable[[ObjectLink, Message | None], None]
+    ) -> None:
+        self.number, self.instance, self._post = number, instance, post
+        self.unread = deque[tuple[int, tuple[Any, ...], bytes | None]]()
+        self.count = self.sent = self.doubts = 0
+        self.heard, self.is_there = time.monotonic(), True
+        self._said, self._owner = deque[Message](), os.getpid()
+        self._news = WakeSignal()
+
+    def deliver(self, data: bytes) -> None:
+        """A message that the worker has sent."""
+        try:
+            self._said.extend(Frames().of(data))
+        except FrameError:
+            self.is_there = False
+        self._news.set()
+
+    def hang_up(self) -> None:
+        """The worker is gone, or is to go."""
+        self.is_there = False
+        self._news.set()
+
+    def fileno(self) -> int:
+        """Of a descriptor that is readable when the worker has said something."""
+        return self._news.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Whether the worker will be told, as far as anybody knows."""
+        self._post(self, message)
+        return self.is_there
+
+    def receive(self) -> tuple[list[Message], bool]:
+        """What it has said since the last time, and whether it will say more."""
+        self._news.clear()
+        is_there = self.is_there  # what it said before it was gone is there, too
+        return [self._said.popleft() for _ in range(len(self._said))], is_there
+
+    def close(self) -> None:
+        """Let the worker end, unless it is that of a process that this one was forked of."""
+        if os.getpid() == self._owner:
+            self._post(self, None)
+        self._news.close()
+
+
+Link = Stream | ObjectLink
+Join = Callable[[int, Link, str], None]  # with the number of a worker, its link and the name of the channel
+
+
+class ObjectLinks:
+    """The links of a pool that go by way of a storage, with the thread that carries their messages.
+
+    Parameters
+    ----------
+    storage : lithops.Storage
+        Of our own.
+    join : callable
+        Told of each worker that says something for the first time.
+    """
+
+    def __init__(self, storage: Any, prefix: str, join: Join) -> None:
+        self._storage, self._keys, self._join = storage, ObjectKeys(prefix), join
+        self._links: dict[int, ObjectLink] = {}
+        # A run that is closed by its destructor may post and flush at any moment, within either.
+        self._lock, self._putting = threading.RLock(), threading.Lock()
+        self._beat, self._next_sign = 0, 0.0
+        self._writes = self._reads = 0  # with listings, which cost as much as writes
+        self._data: dict[bytes, Any] = {}  # of messages, by digest
+        self._stored = set[bytes]()  # of them, in objects of their own
+        self._is_new = False
+        self._expected, self._is_closed = threading.Event(), threading.Event()
+        self._seen: set[str] = set()
+        self._put_orders()
+        self._thread = threading.Thread(target=self._carry, name="polarmap-objects", daemon=True)
+        self._thread.start()
+
+    def flush(self, may_wait: bool = True) -> None:
+        """Let all that was said be on its way; ExecutorError if the storage is away for long.
+
+        may_wait : False: it is left to the thread that listens to workers.
+        """
+        if not may_wait:
+            self._expected.set()
+            return
+        try:
+            retry_call(self._flush)
+        except Exception as error:
+            raise ExecutorError(f"workers cannot be told: {type(error).__name__}: {error}") from error
+
+    def requests(self, seconds: float) -> tuple[int, int]:
+        """Writes and reads since this was asked before, of workers that have run for so many seconds.
+
+        Those of this process as they were; those of workers, which poll, as they usually are.
+        """
+        writes, reads, self._writes, self._reads = self._writes, self._reads, 0, 0
+        signs, polls = seconds / BEAT_SECONDS, seconds / LAST_POLL_SECONDS
+        return round(writes + reads + signs), round(reads + polls + reads * POLLS_PER_MESSAGE)
+
+    def hang_up(self, number: int) -> None:
+        """A worker is gone: nothing more will come of it, and nobody reads what was said to it."""
+        link = self._links.get(number)
+        if link is not None:
+            link.hang_up()
+
+    def close(self) -> None:
+        """Workers end, and are not listened to any more; the site removes what they have said."""
+        self._is_closed.set()
+        self._expected.set()
+        self._thread.join()
+        with contextlib.suppress(Exception):
+            self._storage.delete_object(self._storage.bucket, self._keys.orders)
+
+    def _post(self, link: ObjectLink, message: Message | None) -> None:
+        """A message for a worker, which goes when `flush` is called; None: the worker is let go."""
+        with self._lock:
+            if message is None:
+                if self._links.get(link.number) is link:
+                    del self._links[link.number]
+            else:
+                digest = None
+                if message.data:
+                    digest = hashlib.blake2b(message.data, digest_size=16).digest()
+                    self._data[digest] = message.data
+                link.count += 1
+                link.unread.append((link.count, tuple(message._replace(data=b"")), digest))
+            self._is_new = True
+
+    def _flush(self) -> None:
+        """Send what was posted, in one object; what cannot be sent now stays for the next time."""
+        if self._is_new:
+            self._put_orders()
+            self._expected.set()
+
+    def _put_orders(self) -> None:
+        with self._putting:  # the latest is the last that is put
+            with self._lock:
+                links = list(self._links.values())  # who is not among them is let go
+                messages = {link.number: list(link.unread) for link in links if link.is_there}
+                needed = {digest for each in messages.values() for _, _, digest in each if digest}
+                self._data = {digest: self._data[digest] for digest in needed}
+                large = {digest for digest in needed if len(self._data[digest]) > INLINE_BYTES}
+                inline = {digest: bytes(self._data[digest]) for digest in needed - large}
+                self._beat += 1
+                data = pickle.dumps((self._beat, inline, messages), pickle.HIGHEST_PROTOCOL)
+                new, self._is_new = self._is_new, False
+            try:
+                for digest in large - self._stored:
+                    self._put(self._keys.data(digest), self._data[digest])
+                    self._stored.add(digest)
+                self._put(self._keys.orders, data)
+            except BaseException:
+                self._is_new |= new
+                raise
+            for digest in self._stored - large:
+                self._storage.delete_object(self._storage.bucket, self._keys.data(digest))
+                self._stored.discard(digest)
+
+    def _put(self, key: str, data: bytes) -> None:
+        self._writes += 1
+        self._storage.put_object(self._storage.bucket, key, data)
+
+    def _carry(self) -> None:
+        """Hand on what workers say until all is closed; look ever less until something is said."""
+        pause = 0.0
+        with ThreadPoolExecutor(TRANSFERS, thread_name_prefix="polarmap-objects") as pool:
+            while not self._is_closed.is_set():
+                began, heard = time.monotonic(), 0
+                try:
+                    if began >= self._next_sign:
+                        self._put_orders()  # again, if the storage was killed and has forgotten them
+                        self._next_sign = began + BEAT_SECONDS
+                        self._hang_up_on_silent()
+                    self._flush()
+                    heard = self._take(pool.map)
+                except Exception:  # the storage is away: that nothing was heard says nothing of the workers
+                    for link in list(self._links.values()):
+                        link.heard = time.monotonic()
+                pause = next_pause(0.0 if heard else pause, time.monotonic() - began)
+                if self._expected.wait(pause):
+                    self._expected.clear()
+                    pause = 0.0
+                    self._is_closed.wait(FIRST_POLL_SECONDS)  # nobody replies before
+
+    def _take(self, each: Callable[..., Any]) -> int:
+        """Read all replies there are, and remove them; how many there were."""
+        self._writes += 1
+        found = set(self._storage.list_keys(self._storage.bucket, self._keys.replies))
+        self._seen &= found  # others are removed by now
+        new = sorted((said, key) for key in found - self._seen if (said := self._keys.said(key)))
+        count = sum(said.size > 0 for said, _ in new)
+        self._reads += count
+        contents = list(each(self._content, new))  # all before any is told: so all are answered at once
+        written, waiting = list[str](), set[int]()  # numbers of workers whose next reply is not whole yet
+        for (said, key), data in zip(new, contents):
+            if said.number in waiting or len(data) != said.size:
+                waiting.add(said.number)
+                continue
+            self._heard(said, data)
+            self._seen.add(key)
+            written.append(key)
+        if written:
+            self._storage.delete_objects(self._storage.bucket, written)
+        return count
+
+    def _content(self, new: tuple[Said, str]) -> bytes:
+        """The bytes of a reply; none of a sign of life."""
+        said, key = new
+        return bytes(self._storage.get_object(self._storage.bucket, key)) if said.size else b""
+
+    def _heard(self, said: Said, data: bytes) -> None:
+        """A worker has said this; nothing, if it is a sign of life."""
+        link = self._links.get(said.number)
+        if link is None or link.instance != said.instance:
+            if said.sent > 1 or not data:  # one that was let go, and has not read it yet
+                return
+            link = ObjectLink(said.number, said.instance, self._post)
+            with self._lock:
+                self._links[said.number] = link
+            self._join(said.number, link, "objects")
+        link.heard = time.monotonic()
+        with self._lock:
+            while link.unread and link.unread[0][0] <= said.latest:
+                link.unread.popleft()
+        if said.sent <= link.sent:
+            return  # a sign of life, or a message that was put twice
+        if data:
+            link.sent, link.doubts = said.sent, 0
+            link.deliver(data)
+        else:
+            link.doubts += 1
+            if link.doubts > 1:  # a storage that was killed forgets
+                link.hang_up()
+
+    def _hang_up_on_silent(self) -> None:
+        now = time.monotonic()
+        for link in list(self._links.values()):
+            if now > link.heard + AWAY_SECONDS:
+                link.hang_up()

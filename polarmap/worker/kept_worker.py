@@ -1,0 +1,285 @@
+"""A worker that stays: it connects to its driver, and does what that says, one task after the other.
+
+Blocks stay in its memory. Runs on workers: imports numpy at most.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
+from math import inf
+from typing import Any, NamedTuple
+
+from polarmap.worker.any_value import loaded
+from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
+from polarmap.worker.encryption import ENCRYPTED
+from polarmap.worker.liveness import exit_when
+from polarmap.worker.messages import Ticket
+from polarmap.worker.objects import ObjectChannel
+from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
+from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.pytree import Structure
+from polarmap.worker.sent_modules import SentModules
+from polarmap.worker.stream import (
+    CALL,
+    CANCEL,
+    INLINE_BYTES,
+    LEFT,
+    NEED,
+    PART,
+    PROCESS,
+    UNFIT,
+    Endpoint,
+    Message,
+    Stream,
+    connected,
+)
+from polarmap.worker.thread_limits import ThreadLimits, limiting_variables, limits
+
+Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
+Function = Callable[[Any], Any]
+
+
+class ChannelIO(TaskIO):
+    """What connects the tasks of a worker that stays with their driver.
+
+    storage : a `lithops.Storage`, for what lies in buckets.
+    memory : bytes of blocks that are kept.
+    limited : within which tasks run in a process that others use, too; None: nobody does.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        storage: Any = None,
+        memory: int = KEPT_BYTES,
+        limited: Callable[[], AbstractContextManager[Any]] | None = None,
+    ) -> None:
+        super().__init__(storage, ENCRYPTED)
+        self._channel, self._limited = channel, limited or nullcontext
+        self._around = Surroundings.of_this_process()
+        self._state = ProcessState() if limited is None else None
+        self._is_fit = True
+        self._heard = deque[Message]()  # while it was at a task
+        self._order = -1, -1, -1  # map, task and attempt
+        self._pickled: bytes | str = b""
+        self._f: tuple[Function, Structure] | None = None
+        self._folders: tuple[str, ...] = ()
+        self._files = 0  # that were left in them
+        self._blocks = BlockCache(self.read, memory)
+        self._modules = SentModules()
+
+    def serve(self, until: float = inf) -> None:
+        """Do what the driver says, one task after the other, until it goes, we are unfit or it is this late.
+
+        until : on the monotonic clock.
+        """
+        with contextlib.suppress(ConnectionError):
+            self._tell(Message(PROCESS, header=str(os.getpid()).encode()))
+            while time.monotonic() < until:
+                if not self._heard:
+                    self._hear(None if until == inf and not len(self._blocks) else LOOK_SECONDS)
+                if not self._heard:
+                    self._blocks.forget_removed()
+                elif (message := self._heard.popleft()).kind == CALL and not self.run(message):
+                    return
+
+    def _tell(self, message: Message) -> None:
+        """A message to the driver; ConnectionError if it is gone."""
+        if not self._channel.send(message):
+            raise ConnectionError("the driver is gone")
+
+    def _hear(self, timeout: float | None) -> None:
+        """Listen for so long; ConnectionError when the driver will say nothing any more."""
+        said, is_there = self._channel.receive(timeout)
+        self._heard += said
+        if not (said or is_there):
+            raise ConnectionError("the driver is gone")
+
+    def run(self, call: Message) -> bool:
+        """Do a task and reply; False if this process is not fit for another one.
+
+        call : its header has folders for large results, none where driver and worker share none; the fields
+            of a `Ticket`, whose block has no structure; the fields of its `Surroundings`, None if they have
+            not changed, or are the worker's own; the sources of those modules that f needs and the worker has
+            not yet, by name. Its data are f and the structure of blocks as `to_block` makes bytes of them,
+            none if they are those of the last task.
+        """
+        self._folders, fields, around, modules = pickle.loads(call.header)
+        ticket, before, self._order = Ticket.parse(fields), self._order[0], call.order
+        if around is not None:
+            self._around = Surroundings(*around)
+        if call.order[0] != before:
+            self._f = None
+            if self._state and before >= 0 and (changed := self._state.restore()):
+                self._tell(Message(UNFIT, self._order, changed.encode()))
+                return False
+            self._around.take_over()
+            self._blocks.forget_removed()
+        self._modules.add(modules)
+        if call.data:
+            data = bytes(call.data)
+            self._pickled, self._f = os.fsdecode(data) if call.is_file else data, None
+        if self.is_cancelled():  # while it was told ahead, or not read
+            reply = None
+        else:
+            with self._limited():
+                reply = run_task(ticket, self)
+        self._send(reply)
+        return self._is_fit
+
+    def load(self, ticket: Ticket) -> tuple[Function, Any]:
+        """f, made once in each map, and the block.
+
+        UnfitError where this process fails at that, and neither f nor what is stored is at fault.
+        A first attempt gets a block that is kept, which f must not change; a further one has a block of
+        its own: what f is made of may write where numpy does not see it, and die of that.
+        """
+        if self._f is None:
+            try:
+                f, structure = loaded(self._pickled)
+            except BaseException as error:
+                if is_for_want(error):
+                    raise self._unfit("unpickle f", error) from error
+                raise
+            self._f = OnReadOnlyBlocks(f), structure
+        f, structure = self._f
+        assert ticket.block is not None
+        try:
+            block = self._blocks.load(ticket.block._replace(structure=structure), ticket.attempt > 0)
+        except (DamagedError, InterruptedError):
+            raise
+        except Exception as error:
+            raise self._unfit("read its block", error) from error
+        return f, block
+
+    def _unfit(self, what: str, error: BaseException) -> UnfitError:
+        """Tells that this process has failed at something, and lets it end when that is told."""
+        self._is_fit = False
+        return UnfitError(f"its worker could not {what}: {type(error).__name__}: {error}")
+
+    def is_cancelled(self) -> bool:
+        """Whether the driver has said so."""
+        self._hear(0.0)
+        return any(one.kind == CANCEL and one.order[0] == self._order[0] for one in self._heard)
+
+    def read(self, place: Place, part: Part) -> Any:
+        """The bytes of a part, also of one that its driver has."""
+        if place.encryption is not None or place.kind != "driver" or not part.key:
+            return super().read(place, part)
+        self._tell(Message(NEED, self._order, part.key.encode()))
+        while not self.is_cancelled():
+            for message in self._heard:
+                if message.kind == PART and message.header == part.key.encode():
+                    self._heard.remove(message)
+                    return message.data
+            self._hear(None)
+        raise InterruptedError("nobody waits for this task any more")
+
+    def _send(self, reply: Message | None) -> None:
+        """The reply of the task, its data in a file where they are large; None: nobody waits for it."""
+        if reply is not None and len(reply.data) > INLINE_BYTES and self._folders:
+            reply = None if self.is_cancelled() else self._with_file(reply)
+        self._tell((reply or Message(LEFT))._replace(order=self._order))
+
+    def _with_file(self, reply: Message) -> Message:
+        """A reply whose data lie in a file of one of the map's folders: its number, and the file's name."""
+        self._files += 1
+        name = f"{os.getpid()}-{self._files}"
+        for number, folder in enumerate(self._folders):
+            try:
+                if number:  # of no use to most maps
+                    os.makedirs(folder, exist_ok=True)
+                with open(os.path.join(folder, name), "xb") as file:
+                    file.write(reply.data)
+            except OSError:  # no room, or nobody waits any more
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(folder, name))
+            else:
+                return reply._replace(data=f"{number}/{name}".encode(), is_file=True)
+        return reply
+
+
+# --- elsewhere -------------------------------------------------------------------------------------
+
+
+class DriverAddress(NamedTuple):
+    """How a worker reaches its driver. Plain data.
+
+    endpoints : where it listens, all of which are tried first.
+    key : that both sides prove to have.
+    bucket, prefix : in the storage, which is used where no socket is reached; None: where there is none.
+    memory : bytes of blocks that the worker may keep.
+    threads : that its libraries for linear algebra may use.
+    """
+
+    endpoints: tuple[Endpoint, ...]
+    key: bytes
+    bucket: str | None
+    prefix: str
+    memory: int
+    threads: int
+
+
+def make_kept_task(address: DriverAddress) -> Callable[..., None]:
+    """The function Lithops maps over (number, seconds); a closure, so that its modules travel with it."""
+    fields: tuple[Any, ...] = tuple(address)
+
+    def task(worker: tuple[int, float], storage: Any) -> None:
+        number, seconds = worker
+        stay(DriverAddress(*fields), number, seconds, storage)
+
+    return task
+
+
+def stay(address: DriverAddress, number: int, seconds: float, storage: Any) -> None:
+    """Serve the driver for so long, in a process that has nothing else to do and ends with its driver."""
+    until = time.monotonic() + seconds
+    os.environ.update(limiting_variables(address.threads))
+    with closing(channel_to(address, number, storage)) as channel, ExitStack() as watched:
+        watched.callback(exit_when(channel.is_closed))
+        with ThreadLimits().of_process(address.threads):
+            ChannelIO(channel, storage, address.memory).serve(until)
+
+
+def stay_on_thread(fields: tuple[Any, ...], number: int, seconds: float) -> None:
+    """The same on a thread of a process that others use, too: it ends between two tasks only.
+
+    What others may use of the cores is theirs again when a task ends, or the driver is gone.
+    """
+    address = DriverAddress(*fields)
+    until = time.monotonic() + seconds
+    limit, lock = ExitStack(), threading.Lock()
+
+    def lift() -> None:
+        with lock:  # the task may end in this moment
+            limit.close()
+
+    @contextlib.contextmanager
+    def limited() -> Iterator[None]:
+        limit.enter_context(limits.of_process(address.threads))
+        try:
+            yield
+        finally:
+            lift()
+
+    with closing(channel_to(address, number, None)) as channel, ExitStack() as watched:
+        watched.callback(exit_when(channel.is_closed, lift))
+        ChannelIO(channel, None, address.memory, limited).serve(until)
+
+
+def channel_to(address: DriverAddress, number: int, storage: Any) -> Channel:
+    """The best channel that works from here; ConnectionError if none does."""
+    channel = connected(address.endpoints, address.key, number)
+    if channel is not None:
+        return channel
+    if address.bucket is None:
+        raise ConnectionError(f"the driver cannot be reached from here at {list(address.endpoints)}")
+    return ObjectChannel(storage, address.bucket, address.prefix, number)

@@ -1,0 +1,288 @@
+"""Messages between a driver and its workers, and the sockets over which they travel.
+
+A message is its kind, order and lengths, a pickled header, and raw bytes. Over a network both sides prove
+that they have a key, and each message has a tag, which is verified before anything of it is used.
+Runs on workers too: imports the standard library only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import os
+import select
+import socket
+import struct
+import time
+import weakref
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+PREFIX = ">c?qqqQQ"  # as struct writes what precedes header and data, whose lengths come last
+PREFIX_BYTES = struct.calcsize(PREFIX)
+HEADER_BYTES = 1 << 30  # more than any header has: what claims more is not a message
+DATA_BYTES = 1 << 40  # the same of data
+TAG_BYTES = NONCE_BYTES = 32
+NUMBER_BYTES = 8
+PROOF_BYTES = NONCE_BYTES + NUMBER_BYTES + TAG_BYTES  # that a worker sends to prove that it has the key
+INLINE_BYTES = 1 << 16  # of data: larger ones are a file or an object of their own, where there are some
+READ_BYTES = 1 << 18
+SLOWEST = 1e5  # bytes per second of a network
+ANSWER_SECONDS = 5.0  # that whoever waits for us may take to read what it is told, or to answer
+CONNECT_SECONDS = 2.0  # in which one of the driver's addresses answers, or is not reached from here
+KEEPALIVE = {"TCP_KEEPIDLE": 5, "TCP_KEEPINTVL": 2, "TCP_KEEPCNT": 3}  # a dead machine is noticed in 11 s
+
+# Of a driver: a task to do; that nobody waits for those of a map; a part of a block that was asked for.
+CALL, CANCEL, PART = b"c", b"x", b"d"
+# Of a worker: its process; a part of a block that it needs; that it has left a task that nobody waits for;
+# that it is not fit for one; the end of a task.
+PROCESS, NEED, LEFT, UNFIT, END = b"p", b"n", b"l", b"u", b"e"
+KINDS = {CALL, CANCEL, PART, PROCESS, NEED, LEFT, UNFIT, END}
+REPLIES = {LEFT, UNFIT, END}  # each ends a call
+
+Endpoint = tuple[str, int]  # host and port
+
+
+class FrameError(ConnectionError):
+    """Bytes that are no message, or not of one who has the key."""
+
+
+class Message(NamedTuple):
+    """What either side says.
+
+    order : number of the map, task and attempt that it is about.
+    is_file : whether `data` names a file that holds the data.
+    """
+
+    kind: bytes
+    order: tuple[int, int, int] = (-1, -1, -1)
+    header: bytes | bytearray = b""
+    data: bytes | bytearray | memoryview = b""
+    is_file: bool = False
+
+
+class Seal:
+    """Tags of the messages that travel in one direction: of each and its place in the sequence."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key, self._count = key, 0
+
+    def tag(self, parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
+        """Of the next message, whose bytes are these in a row."""
+        code = hmac.new(self._key, self._count.to_bytes(8, "big"), "sha256")
+        for part in parts:
+            code.update(part)
+        self._count += 1
+        return code.digest()
+
+
+class Seals(NamedTuple):
+    """Of what one end of a connection sends, and of what it hears."""
+
+    sent: Seal
+    heard: Seal
+
+
+def frame(message: Message, seal: Seal | None = None) -> bytes:
+    """A message as it travels; `seal`: with a tag at its end."""
+    kind, order, header, data, is_file = message
+    parts = struct.pack(PREFIX, kind, is_file, *order, len(header), len(data)), header, data
+    return b"".join(parts if seal is None else (*parts, seal.tag(parts)))
+
+
+class Frames:
+    """The messages in a stream of bytes, as they become complete.
+
+    seal : of their tags; None if they have none.
+
+    >>> frames = Frames()
+    >>> sent = frame(Message(END, (1, 2, 0), b"header", b"data"))
+    >>> list(frames.of(sent[:9])), [message.order for message in frames.of(sent[9:])]
+    ([], [(1, 2, 0)])
+    """
+
+    def __init__(self, seal: Seal | None = None) -> None:
+        self._bytes, self._seal = bytearray(), seal
+
+    def of(self, received: bytes) -> Iterator[Message]:
+        """Those that are complete with these bytes; FrameError if they are none."""
+        self._bytes += received
+        tag_bytes = 0 if self._seal is None else TAG_BYTES
+        while len(self._bytes) >= PREFIX_BYTES:
+            kind, is_file, number, task, attempt, header, data = struct.unpack_from(PREFIX, self._bytes)
+            if kind not in KINDS or header > HEADER_BYTES or data > DATA_BYTES:
+                raise FrameError(f"a message {kind!r} of {header} and {data} bytes")
+            start, end = PREFIX_BYTES + header, PREFIX_BYTES + header + data
+            if len(self._bytes) < end + tag_bytes:
+                return
+            if self._seal is not None:
+                with memoryview(self._bytes) as view:
+                    if not hmac.compare_digest(self._seal.tag((view[:end],)), view[end : end + TAG_BYTES]):
+                        raise FrameError("a message was changed on its way")
+            order = number, task, attempt
+            message = Message(kind, order, self._bytes[PREFIX_BYTES:start], self._bytes[start:end], is_file)
+            del self._bytes[: end + tag_bytes]
+            yield message
+
+
+class Stream:
+    """One end of a stream socket over which messages travel.
+
+    seals : of the two directions; None where nobody else can write to it.
+    patience : seconds that the other end may take to read what it waits for, and one more for each SLOWEST
+        bytes; None: as long as it takes.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        seals: Seals | None = None,
+        patience: float | None = ANSWER_SECONDS,
+    ) -> None:
+        self._connection, self._patience = connection, patience
+        self._seal, self._frames = seals and seals.sent, Frames(seals and seals.heard)
+
+    def fileno(self) -> int:
+        """Of the socket, which is readable when the other end has said something, or is gone."""
+        return self._connection.fileno()
+
+    def send(self, message: Message) -> bool:
+        """Whether the other end was told."""
+        data = frame(message, self._seal)
+        try:
+            self._connection.settimeout(self._patience and self._patience + len(data) / SLOWEST)
+            self._connection.sendall(data)
+        except OSError:
+            return False
+        return True
+
+    def receive(self, timeout: float | None = 0.0) -> tuple[list[Message], bool]:
+        """What the other end has said since the last time, and whether it will say more.
+
+        timeout : seconds to wait for something to come; None: as long as it takes.
+        """
+        if timeout != 0.0:
+            ready([self._connection], select.POLLIN, timeout)
+        said: list[Message] = []
+        try:
+            self._connection.setblocking(False)
+            while True:
+                data = self._connection.recv(READ_BYTES)
+                said += self._frames.of(data)
+                if len(data) < READ_BYTES:
+                    return said, bool(data)
+        except BlockingIOError:
+            return said, True
+        except OSError:
+            self.hang_up()  # what follows nonsense is none of our messages
+            return said, False
+
+    def is_closed(self) -> bool:
+        """Whether the other end is closed, whatever can still be read."""
+        return bool(ready([self._connection], getattr(select, "POLLRDHUP", select.POLLHUP), 0.0))
+
+    def hang_up(self) -> None:
+        """The other end is gone, or is to go: whoever waits at either sees that. The descriptor stays."""
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Say nothing more, hear nothing more."""
+        self._connection.close()
+
+
+def worker_stream(connection: socket.socket, seals: Seals | None = None) -> Stream:
+    """A worker's end. A process that is forked of this one, as by f, does not hold or use it."""
+    found = weakref.ref(connection)
+
+    def close() -> None:
+        ours = found()
+        if ours is not None:
+            ours.close()
+
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=close)
+    return Stream(connection, seals, None)
+
+
+def ready(connections: Iterable[Any], event: int, seconds: float | None) -> list[Any]:
+    """Those for which poll() tells this within so many seconds, or that they are broken."""
+    poll, found = select.poll(), dict[int, Any]()
+    for connection in connections:
+        poll.register(connection, event)
+        found[connection.fileno()] = connection
+    return [found[descriptor] for descriptor, _ in poll.poll(seconds and 1000 * max(0.0, seconds))]
+
+
+# --- connecting ------------------------------------------------------------------------------------
+
+
+def connected(endpoints: Iterable[Endpoint], key: bytes, number: int) -> Stream | None:
+    """A channel to the first of the driver's addresses that answers and has the key; None if none does."""
+    for endpoint in endpoints:
+        with contextlib.ExitStack() as stack, contextlib.suppress(OSError):
+            connection = stack.enter_context(socket.create_connection(endpoint, CONNECT_SECONDS))
+            stay_awake(connection)
+            seals = admit_driver(connection, key, number)
+            stack.pop_all()
+            return worker_stream(connection, seals)
+    return None
+
+
+def stay_awake(connection: socket.socket) -> None:
+    """Let small messages go at once, and a machine at the other end that is gone be noticed."""
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def admit_worker(key: bytes, nonce: bytes, said: bytes) -> tuple[int, bytes, Seals]:
+    """The number of a worker that has proved that it has the key, the driver's own proof, and its seals.
+
+    Each side makes a nonce, so that nothing of an earlier connection is of use.
+
+    nonce : that was sent to whoever has connected; said : the answer.
+    """
+    theirs, number, proof = said[:NONCE_BYTES], said[NONCE_BYTES:-TAG_BYTES], said[-TAG_BYTES:]
+    if not hmac.compare_digest(_code(key, b"worker", nonce + theirs + number), proof):
+        raise FrameError("a worker without the key")
+    to_worker, to_driver = _seals(key, nonce + theirs)
+    return (
+        int.from_bytes(number, "big"),
+        _code(key, b"driver", nonce + theirs + number),
+        Seals(to_worker, to_driver),
+    )
+
+
+def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
+    """The worker's side: it proves that it has the key, and so has the driver at the other end."""
+    theirs = _exactly(connection, NONCE_BYTES)
+    ours, sent = os.urandom(NONCE_BYTES), number.to_bytes(NUMBER_BYTES, "big")
+    connection.sendall(ours + sent + _code(key, b"worker", theirs + ours + sent))
+    proof = _exactly(connection, TAG_BYTES)
+    if not hmac.compare_digest(_code(key, b"driver", theirs + ours + sent), proof):
+        raise FrameError("a driver without the key")
+    to_worker, to_driver = _seals(key, theirs + ours)
+    return Seals(to_driver, to_worker)
+
+
+def _seals(key: bytes, nonces: bytes) -> tuple[Seal, Seal]:
+    """Of what goes to the worker, and of what goes to the driver."""
+    return Seal(_code(key, b"to worker", nonces)), Seal(_code(key, b"to driver", nonces))
+
+
+def _code(key: bytes, purpose: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, purpose + b"\0" + data, "sha256")
+
+
+def _exactly(connection: socket.socket, count: int) -> bytes:
+    """So many bytes; ConnectionError if the other end closes before, or takes twice the time it has."""
+    deadline, data = time.monotonic() + CONNECT_SECONDS, b""
+    while len(data) < count:
+        received = connection.recv(count - len(data))
+        if not received or time.monotonic() > deadline:
+            raise ConnectionError("the other end has closed the connection, or takes too long")
+        data += received
+    return data

@@ -1,0 +1,404 @@
+"""Messages whole, in any pieces or none; both ends of a socket; who is at the other end."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from polarmap.worker import stream
+from polarmap.worker.stream import (
+    CALL,
+    END,
+    NONCE_BYTES,
+    NUMBER_BYTES,
+    PREFIX,
+    PROOF_BYTES,
+    TAG_BYTES,
+    FrameError,
+    Frames,
+    Message,
+    Seal,
+    Seals,
+    Stream,
+    admit_driver,
+    admit_worker,
+    connected,
+    frame,
+    ready,
+    worker_stream,
+)
+
+KEY = bytes(range(32))
+SENT = [
+    Message(END, (number, 2 * number, -1), bytes(number), bytes(3 * number), number % 2 == 1)
+    for number in range(20)
+]
+
+
+@pytest.mark.parametrize("is_sealed", [False, True])
+def test_messages_may_come_in_any_pieces_and_are_writable(is_sealed: bool) -> None:
+    ours, theirs = (Seal(b"key") if is_sealed else None for _ in range(2))
+    frames = Frames(theirs)
+    for step in (1, 7, 10_000):
+        sent = b"".join(frame(message, ours) for message in SENT)
+        found = [one for start in range(0, len(sent), step) for one in frames.of(sent[start : start + step])]
+        assert found == SENT
+        found[-1].data[0] = 1  # type: ignore[index]
+
+
+def test_bytes_that_are_no_messages_are_refused() -> None:
+    for sent in (
+        struct.pack(PREFIX, END, False, 0, 0, 0, 2**40, 0),
+        struct.pack(PREFIX, END, False, 0, 0, 0, 0, 2**60),
+        struct.pack(PREFIX, b"?", False, 0, 0, 0, 0, 0),
+        b"a line that f has printed into our socket, for example\n",
+        b"\xff" * 64,
+        bytes(64),
+        b"?" + os.urandom(63),
+    ):
+        with pytest.raises(FrameError):
+            list(Frames().of(sent + bytes(2**16)))
+
+
+def test_messages_that_are_changed_repeated_swapped_or_left_out_are_refused() -> None:
+    seal = Seal(b"key")
+    first, second = (frame(message, seal) for message in SENT[3:5])
+    wrong = [second, first + first, frame(SENT[3], Seal(b"another key")), frame(SENT[3]) + bytes(TAG_BYTES)]
+    for place in (5, len(first) - TAG_BYTES - 1, len(first) - TAG_BYTES, len(first) - 1):
+        changed = bytearray(first)
+        changed[place] ^= 1
+        wrong.append(bytes(changed))
+    for sent in wrong:
+        with pytest.raises(FrameError):
+            list(Frames(Seal(b"key")).of(sent))
+    assert list(Frames(Seal(b"key")).of(first + second)) == SENT[3:5]
+
+
+# --- both ends of a socket -------------------------------------------------------------------------
+
+
+def seals(*names: bytes) -> Seals:
+    sent, heard = map(Seal, names)
+    return Seals(sent, heard)
+
+
+@pytest.fixture(params=[False, True])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[Stream, Stream]]:
+    """The driver's end, and the worker's, with seals or without."""
+    ours, theirs = socket.socketpair()
+    link = Stream(ours, seals(b"to worker", b"to driver") if request.param else None)
+    channel = worker_stream(theirs, seals(b"to driver", b"to worker") if request.param else None)
+    with closing(link), closing(channel):
+        yield link, channel
+
+
+def readable(end: Stream) -> bool:
+    return bool(ready([end], select.POLLIN, 0.0))
+
+
+def test_messages_go_both_ways_in_their_order(pair: tuple[Stream, Stream]) -> None:
+    for one, other in (pair, pair[::-1]):
+        assert not readable(other)
+        assert other.receive() == ([], True)
+        for message in SENT[:3]:
+            assert one.send(message)
+        assert readable(other)
+        assert other.receive(None) == (SENT[:3], True)
+        assert other.receive(0.0) == ([], True)
+
+
+class Counted(socket.socket):
+    """Counts what is asked of the kernel."""
+
+    calls = 0
+
+    def recv(self, *args: Any) -> bytes:
+        self.calls += 1
+        return super().recv(*args)
+
+    def sendall(self, *args: Any) -> None:
+        self.calls += 1
+        super().sendall(*args)
+
+
+def test_a_small_message_is_sent_and_received_at_once() -> None:
+    ours, theirs = (Counted(fileno=one.detach()) for one in socket.socketpair())
+    message = Message(END, data=bytes(10_000))
+    with (
+        closing(Stream(ours, seals(b"1", b"2"))) as link,
+        closing(Stream(theirs, seals(b"2", b"1"))) as other,
+    ):
+        assert other.send(message)
+        assert link.receive() == ([message], True)
+    assert (ours.calls, theirs.calls) == (1, 1)
+
+
+def test_a_large_message_comes_in_pieces(pair: tuple[Stream, Stream]) -> None:
+    message = Message(END, (1, 2, 0), b"", os.urandom(5_000_000))
+    for one, other in (pair, pair[::-1]):
+        with ThreadPoolExecutor() as pool:
+            is_told = pool.submit(one.send, message)
+            found: list[Message] = []
+            while not found:
+                said, is_there = other.receive(10.0)
+                assert is_there
+                found += said
+            assert is_told.result()
+        assert found == [message]
+
+
+def test_an_end_that_is_gone_is_found_after_its_last_words(pair: tuple[Stream, Stream]) -> None:
+    link, channel = pair
+    assert not channel.is_closed()
+    link.send(SENT[1])
+    link.close()
+    assert channel.is_closed()  # though something can be read
+    said, is_there = channel.receive(None)
+    assert said == SENT[1:2]
+    assert not is_there or channel.receive(None) == ([], False)
+    channel.send(Message(END, data=bytes(10**6)))
+    assert not channel.send(Message(END, data=bytes(10**6)))
+
+
+def test_who_hangs_up_is_seen_by_both(pair: tuple[Stream, Stream]) -> None:
+    link, channel = pair
+    link.hang_up()
+    assert link.fileno() >= 0
+    assert readable(link)
+    assert link.receive() == channel.receive(None) == ([], False)
+
+
+def test_a_worker_that_does_not_read_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "SLOWEST", 1e9)
+    ours, theirs = socket.socketpair()
+    with theirs, closing(Stream(ours, patience=0.1)) as link:
+        assert not link.send(Message(CALL, data=bytes(10**8)))
+
+
+def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
+    pair: tuple[Stream, Stream],
+) -> None:
+    link, channel = pair
+    assert link.send(SENT[1])
+    assert channel.receive(None) == (SENT[1:2], True)
+    has_seals = link._seal is not None
+    link._connection.sendall(frame(SENT[2], Seal(b"another key") if has_seals else None) + bytes(100))
+    assert channel.receive(None) == ([] if has_seals else SENT[2:3], False)
+    link.send(SENT[3])
+    assert channel.receive(None) == ([], False)
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
+def test_a_process_that_is_forked_of_a_worker_does_not_hold_its_end() -> None:
+    ours, theirs = socket.socketpair()
+    ours.settimeout(30.0)
+    channel = worker_stream(theirs)
+    waiting, go = os.pipe()
+    child = os.fork()
+    if not child:
+        os.close(go)
+        os.read(waiting, 1)
+        os._exit(channel.send(Message(END)))
+    channel.close()
+    assert ours.recv(1) == b""  # though the child lives
+    os.close(go)
+    assert os.waitpid(child, 0)[1] == 0
+    os.close(waiting)
+    ours.close()
+
+
+# --- connecting ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def listening() -> Iterator[socket.socket]:
+    with socket.create_server(("127.0.0.1", 0)) as one:
+        one.settimeout(10.0)
+        yield one
+
+
+def exactly(connection: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        more = connection.recv(count - len(data))
+        assert more
+        data += more
+    return data
+
+
+def proved(connection: socket.socket) -> tuple[int, Seals]:
+    """The driver's side of a connection: the number of the worker, and seals."""
+    nonce = os.urandom(NONCE_BYTES)
+    connection.sendall(nonce)
+    number, proof, seals = admit_worker(KEY, nonce, exactly(connection, PROOF_BYTES))
+    connection.sendall(proof)
+    return number, seals
+
+
+def admitted(listening: socket.socket) -> int:
+    connection, _ = listening.accept()
+    with connection:
+        connection.settimeout(10.0)
+        return proved(connection)[0]
+
+
+def test_the_first_address_that_answers_is_taken(listening: socket.socket) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        nobody = gone.getsockname()
+    endpoints = [nobody, ("256.256.256.256", 1), listening.getsockname()]
+    assert connected(endpoints[:-1], KEY, 5) is None
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(admitted, listening)
+        channel = connected(endpoints, KEY, 5)
+        assert found.result() == 5
+    assert channel is not None
+    channel.close()
+
+
+def test_who_has_not_the_key_or_says_nothing_is_no_driver(
+    listening: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CONNECT_SECONDS", 0.2)
+    assert connected([listening.getsockname()], KEY, 5) is None  # silence
+    listening.accept()[0].close()
+
+    def answer() -> None:
+        connection, _ = listening.accept()
+        with connection, connection.makefile("rwb") as file:
+            file.write(bytes(32))
+            file.flush()
+            file.read(72)
+            file.write(bytes(32))
+
+    with ThreadPoolExecutor() as pool:
+        found = pool.submit(answer)
+        assert connected([listening.getsockname()], KEY, 5) is None
+        found.result()
+
+
+def test_a_process_with_many_open_files_connects_and_hears(listening: socket.socket) -> None:
+    resource = pytest.importorskip("resource")
+    most = min(4096, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(most, before[0]), before[1]))
+    taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(1100)]  # select() knows 1024
+    try:
+        with ThreadPoolExecutor() as pool:
+            found = pool.submit(admitted, listening)
+            channel = connected([listening.getsockname()], KEY, 5)
+            assert channel is not None
+            assert found.result() == 5
+            assert channel.receive(10.0) == ([], False)
+            channel.close()
+    finally:
+        for one in taken:
+            os.close(one)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+# --- who is at the other end ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    """Of a connection: the driver's and the worker's."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(10.0)
+        theirs.settimeout(10.0)
+        yield ours, theirs
+
+
+@pytest.fixture
+def background() -> Iterator[Callable[..., Future[Any]]]:
+    with ThreadPoolExecutor() as pool:
+        yield pool.submit
+
+
+def test_both_sides_prove_it_and_agree_on_their_seals(ends: Any, background: Any) -> None:
+    found = background(admit_driver, ends[1], KEY, 123)
+    number, seals = proved(ends[0])
+    assert number == 123
+    theirs = found.result()
+    for sent, heard in ((seals.sent, theirs.heard), (theirs.sent, seals.heard)):
+        for message in ((b"one",), (b"o", b"ne"), (b"",)):
+            assert heard.tag(message) == sent.tag(message)
+
+
+def test_no_two_connections_have_the_same_seals(background: Any) -> None:
+    tags = set()
+    for _ in range(3):
+        ours, theirs = socket.socketpair()
+        with ours, theirs:
+            found = background(admit_driver, theirs, KEY, 1)
+            _, seals = proved(ours)
+            tags |= {seals.sent.tag([b"x"]), seals.heard.tag([b"x"])}
+            found.result()
+    assert len(tags) == 6
+
+
+def answered(number: int, nonce: bytes) -> bytes:
+    """What a worker that has the key answers to a nonce; it is told nothing more."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor() as pool:
+        theirs.settimeout(10.0)
+        proof = pool.submit(admit_driver, theirs, KEY, number)
+        ours.sendall(nonce)
+        said = exactly(ours, PROOF_BYTES)
+        ours.close()
+        with pytest.raises(ConnectionError):
+            proof.result()
+    return said
+
+
+def test_a_worker_is_who_it_says_and_answers_now_and_itself() -> None:
+    nonce = os.urandom(NONCE_BYTES)
+    said = bytearray(answered(1, nonce))
+    assert admit_worker(KEY, nonce, bytes(said))[0] == 1
+    changed = said.copy()
+    changed[NONCE_BYTES + NUMBER_BYTES - 1] ^= 2  # its number, on its way
+    earlier = answered(1, os.urandom(NONCE_BYTES))  # that somebody has listened to
+    sent_back = nonce + bytes(NUMBER_BYTES) + nonce  # all that is known without the key
+    for wrong in (bytes(changed), earlier, sent_back, bytes(said[:-1]), b""):
+        with pytest.raises(FrameError, match="a worker without the key"):
+            admit_worker(KEY, nonce, wrong)
+
+
+@pytest.mark.parametrize("proof", [lambda answer: os.urandom(TAG_BYTES), lambda answer: answer[-TAG_BYTES:]])
+def test_a_driver_that_makes_up_a_proof_or_sends_back_the_workers_is_refused(
+    proof: Callable[[bytes], bytes], ends: Any, background: Any
+) -> None:
+    found = background(admit_driver, ends[1], KEY, 1)
+    ends[0].sendall(os.urandom(NONCE_BYTES))
+    ends[0].sendall(proof(exactly(ends[0], PROOF_BYTES)))
+    with pytest.raises(FrameError, match="a driver without the key"):
+        found.result()
+
+
+def test_a_driver_that_says_it_a_byte_at_a_time_is_refused_after_a_while(
+    ends: Any, background: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "CONNECT_SECONDS", 0.2)
+    is_over, sent = threading.Event(), list[int]()
+
+    def trickle() -> None:
+        while not is_over.wait(0.05):
+            sent.append(ends[0].send(b"."))
+
+    found = background(trickle)
+    try:
+        with pytest.raises(ConnectionError, match="too long"):
+            admit_driver(ends[1], KEY, 1)
+        assert len(sent) < NONCE_BYTES
+    finally:
+        is_over.set()
+        found.result()
