@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
@@ -345,5 +346,6 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
     ):
         for _ in range(5):
             np.testing.assert_allclose(operator @ X, A @ X)
-    assert 6 <= len(asked) <= 8
-    assert len(set(asked)) == len(asked)
+    workers = sum(map(len, site.launches))  # one, and another if it is late at what nobody waits for
+    assert 6 <= len(set(asked)) <= 8
+    assert max(Counter(asked).values()) <= workers
