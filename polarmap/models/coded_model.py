@@ -90,15 +90,13 @@ class CodedModel(BaseEstimator):  # type: ignore[misc]
             raise ModelError(f"{name} must be one of {', '.join(sorted(choices))}, not {value!r}")
 
     def _weights(self, sample_weight: Any, X: Any) -> Floats:
-        """A weight for each sample; ModelError for negative ones, and where none is positive."""
+        """A weight for each sample; ModelError for negative ones."""
         weights = np.asarray(_check_sample_weight(sample_weight, X, dtype=np.float64))
         if (weights < 0).any():
             raise ModelError(
                 f"sample_weight holds {int((weights < 0).sum())} negative weights, the lowest "
                 f"{weights.min():g}: leave these samples out, or give them the weight 0"
             )
-        if not weights.any():
-            raise ModelError("sample_weight holds zeros only: there is no sample to fit to")
         return weights
 
     def _operator(self, A: Any) -> CodedOperator:

@@ -131,21 +131,9 @@ def admm(
     The augmented Lagrangian of E = A x is minimized in turns: over E by `loss.prox`, over x by the prox of
     the penalty, which is exact where A' diag(shares) A = 1 and a majorization where it is less. Products are
     A x and A' U. The gap is that of x, moved into the cones, to the dual point of the multipliers U.
-    rho follows the residuals (Boyd and others, 2011, 3.4.1), less and less often.
-
-    Parameters
-    ----------
-    operator : LinearOperator (samples, features)
-        Whitened.
-    loss : ConeLoss
-    penalty : GroupNorms
-    start : (features, columns)
-        Zeros, whose product is known.
-    tol : float
-        Relative, of the gap.
-    max_iter : int
-    callback : callable, optional
-        Called with the objective, infinite until it is known, and the norm of the last step of x times rho.
+    rho follows the residuals (Boyd and others, 2011, 3.4.1), less and less often. Parameters are as for
+    `fista`: tol of the gap; zeros as a start, whose product is known; the callback's objective is infinite
+    until it is known, its gradient the norm of the last step of x times rho.
     """
     return after_steps(_AdmmSteps(operator, loss, penalty, start, max_iter), tol, max_iter, callback)
 

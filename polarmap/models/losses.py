@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -20,31 +20,11 @@ NEWTON_STEPS, HALVINGS = 100, 40  # of the best intercept
 ROUNDED = 8 * EPS
 
 
-class Family(Protocol):
-    """Minus the log likelihood with canonical link, up to a constant.
-
-    eta is the linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape, and
-    weights one that multiplies it. The gradient with respect to eta is mean(eta) - y, and the Hessian applied
-    to a direction is curvature(mean, direction).
-    """
-
-    largest_curvature: float
-
-    def value(self, eta: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        """Summed with weights."""
-        ...
-
-    def mean(self, eta: Floats) -> Floats: ...
-
-    def link(self, mean: Floats) -> Floats:
-        """The eta of that mean."""
-        ...
-
-    def curvature(self, mean: Floats, direction: Floats) -> Floats: ...
-
-    def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
-        """max over eta of <u, eta> - value(eta), for a u between 0 and a gradient."""
-        ...
+# A family is minus the log likelihood of its distribution with canonical link, up to a constant. eta is the
+# linear predictor, (samples, outputs), or (samples,) of a single output; y has its shape, and weights one
+# that multiplies it. value: summed with weights. mean: of y at eta; the gradient is mean - y. link: its
+# inverse. curvature: the Hessian at the eta of a mean, applied to a direction; largest_curvature bounds it.
+# conjugate: max over eta of <u, eta> - value(eta), for a u between 0 and a gradient.
 
 
 class Gaussian:
@@ -152,6 +132,9 @@ class Poisson:
     def conjugate(self, u: Floats, y: Floats, weights: Floats | float = 1.0) -> float:
         mean = np.maximum(y + u / weights, 0.0)
         return float(np.sum(weights * (xlogy(mean, mean) - mean)))
+
+
+Family = Gaussian | Bernoulli | Multinomial | Poisson
 
 
 class WeightedLoss:

@@ -205,11 +205,9 @@ class _Problem:
 
     def objective(self, x: Floats, eta: Floats) -> float:
         """Of an x that comes from `prox`, by which constraints hold."""
-        return float(self.loss.value(eta)) + self._value(x)
-
-    def _value(self, x: Floats) -> float:
-        value = self._penalty(x.reshape(-1))
-        return 0.0 if isinstance(value, (bool, np.bool_)) else float(value)
+        penalty = self._penalty(x.reshape(-1))
+        holds = isinstance(penalty, (bool, np.bool_))  # a constraint
+        return float(self.loss.value(eta)) + (0.0 if holds else float(penalty))
 
     def gap(self, x: Floats, eta: Floats, u: Floats, gradient: Floats) -> float:
         """To the dual point in the direction of u, the gradient of the loss (Fenchel, Rockafellar)."""

@@ -95,7 +95,7 @@ def test_any_sparse_format_will_do(kind: Any) -> None:
     ("model", "y"),
     [
         *((model, TARGET) for model in (Lasso(0.1), NonNegativeLeastSquares())),
-        *((model, LABELS) for model in (SparseLogisticRegression(), LinearSVC(0.1))),
+        *((model, LABELS) for model in (SparseLogisticRegression(), LinearSVC(0.01))),
     ],
     ids=lambda one: type(one).__name__,
 )

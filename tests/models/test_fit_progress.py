@@ -19,7 +19,7 @@ MODELS = [
     *(Ridge(2.0, solver=solver) for solver in ("lsqr", "cg")),
     *(LogisticRegression(solver=solver) for solver in ("lbfgs", "trust-ncg")),
     PoissonRegression(0.1),
-    ElasticNet(0.1, tol=1e-12),
+    ElasticNet(0.1, tol=1e-9),
 ]
 
 
