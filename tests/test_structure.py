@@ -23,9 +23,9 @@ FLOORS = [
     ["__main__"],
     ["cli"],
     ["__init__"],
-    ["convexnn"],
-    ["convex"],
-    ["glm"],
+    # Lists of the public names of models.
+    ["convex", "convexnn", "glm"],
+    ["models"],
     ["linalg", "joblib", "xr"],
     ["maps"],
     ["arrays", "planning"],
@@ -90,29 +90,18 @@ ONLY_FROM = {
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
+        *["polarmap.linalg.operators", "polarmap.linalg.sketch", "polarmap.blocks.sparse"],
         *[
-            f"polarmap.glm.{name}"
+            f"polarmap.models.{name}"
             for name in (
-                *("coded_model", "golub_kahan", "least_squares", "logistic", "losses", "minimize"),
-                "scaled_operator",
+                *("coded_model", "features", "gates", "krylov", "losses"),
+                *("penalized_loss", "penalties", "svm", "whitening"),
             )
         ],
-        *[
-            "polarmap.linalg.operators",
-            "polarmap.linalg.sketch",
-            "polarmap.blocks.sparse",
-            "polarmap.convex.penalties",
-        ],
-        *["polarmap.convex.constant_feature", "polarmap.convex.svm"],
-        *[f"polarmap.convexnn.{name}" for name in ("gates", "output_loss", "whitening")],
     ],
-    "pyproximal": ["polarmap.convex.linear", "polarmap.convex.penalties"],
+    "pyproximal": ["polarmap.models.penalties", "polarmap.models.sparse_models"],
     "sklearn": [
-        *[
-            f"polarmap.glm.{name}"
-            for name in ("coded_model", "convergence", "linear_classifier", "linear_regressor", "poisson")
-        ],
-        *[f"polarmap.convexnn.{name}" for name in ("classifier", "convex_network", "regressor")],
+        f"polarmap.models.{name}" for name in ("coded_model", "convex_network", "fit_progress", "poisson")
     ],
     "matplotlib": [
         *(

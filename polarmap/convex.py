@@ -1,0 +1,41 @@
+"""Convex problems with penalties and constraints, whose every product with the data is a coded map.
+
+Projections and proximal operators are those of pyproximal.
+"""
+
+from polarmap.clouds.extras import install_command
+
+try:
+    from polarmap.models.losses import LogisticLoss, SquaredLoss
+    from polarmap.models.penalties import AffineSet, ElasticNetPenalty, LinearOnBox, l1_ball, simplex
+    from polarmap.models.proximal_gradient import Solution, fista
+    from polarmap.models.sparse_models import (
+        ElasticNet,
+        Lasso,
+        NonNegativeLeastSquares,
+        SparseLogisticRegression,
+    )
+    from polarmap.models.svm import LinearSVC
+except ModuleNotFoundError as error:
+    if (error.name or "").partition(".")[0] not in ("pylops", "pyproximal", "scipy", "sklearn"):
+        raise
+    raise ImportError(
+        f"polarmap.convex needs pyproximal, scipy and scikit-learn: {install_command('convex')}"
+    ) from error
+
+__all__ = [
+    "AffineSet",
+    "ElasticNet",
+    "ElasticNetPenalty",
+    "Lasso",
+    "LinearOnBox",
+    "LinearSVC",
+    "LogisticLoss",
+    "NonNegativeLeastSquares",
+    "Solution",
+    "SparseLogisticRegression",
+    "SquaredLoss",
+    "fista",
+    "l1_ball",
+    "simplex",
+]

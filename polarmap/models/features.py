@@ -1,0 +1,129 @@
+"""Features as solvers see them, centred, scaled, beside a constant, of which only those of the data exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse import issparse
+from scipy.sparse.linalg import LinearOperator
+
+from polarmap.linalg.operators import CodedOperator
+from polarmap.report import Report
+
+Floats = npt.NDArray[np.float64]
+
+
+def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
+    """Mean of each feature of X, or zeros, and the mean square of what it deviates from that.
+
+    Of a sparse X the deviations are added up, zeros apart: a difference of sums would lose those of a
+    constant feature.
+
+    shares : of the samples; their sum is 1.
+    """
+    if not issparse(X):
+        mean = shares @ X if is_centred else np.zeros(X.shape[1])
+        return mean, shares @ (X - mean) ** 2
+    columns = X.tocsc()
+    features = columns.shape[1]
+    which = np.repeat(np.arange(features), np.diff(columns.indptr))
+    weights = shares[columns.indices]
+    mean = np.zeros(features)
+    if is_centred:
+        mean += np.bincount(which, weights * columns.data, features)
+    zeros = 1.0 - np.bincount(which, weights, features)
+    zeros[zeros <= np.finfo(np.float64).eps * columns.shape[0]] = 0.0  # rounding: no sample is one
+    square = np.bincount(which, weights * (columns.data - mean[which]) ** 2, features) + zeros * mean**2
+    return mean, np.asarray(square, np.float64)
+
+
+class ScaledOperator(LinearOperator):  # type: ignore[misc]
+    """diag(root) (X - 1 mean') diag(scale), by products with X alone.
+
+    Parameters
+    ----------
+    operator : CodedOperator (samples, features)
+        X; closed with this one.
+    mean, scale : (features,)
+    root : (samples,), optional
+        1 by default.
+    """
+
+    def __init__(
+        self, operator: CodedOperator, mean: Floats, scale: Floats, root: Floats | None = None
+    ) -> None:
+        super().__init__(np.float64, operator.shape)
+        self._operator, self._mean, self._scale = operator, mean, scale
+        self._root = np.ones(operator.shape[0]) if root is None else root
+
+    @property
+    def products(self) -> int:
+        """Coded maps so far."""
+        return self._operator.products
+
+    @property
+    def report(self) -> Report | None:
+        """Of the last one."""
+        return self._operator.report
+
+    def __enter__(self) -> ScaledOperator:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._operator.close()
+
+    def _matmat(self, V: Floats) -> Floats:
+        scaled = self._scale[:, np.newaxis] * V
+        return self._root[:, np.newaxis] * (self._product(self._operator, scaled) - self._mean @ scaled)
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        return self._rmatmat(np.reshape(u, (-1, 1)))[:, 0]
+
+    def _rmatmat(self, U: Floats) -> Floats:
+        weighted = self._root[:, np.newaxis] * U
+        centred = self._product(self._operator.H, weighted) - np.outer(self._mean, weighted.sum(axis=0))
+        return self._scale[:, np.newaxis] * centred
+
+    def _product(self, operator: Any, operand: Floats) -> Floats:
+        """One coded map, of a vector where it is one."""
+        if operand.shape[1] == 1:
+            return np.asarray(operator.matvec(operand[:, 0])).reshape(-1, 1)
+        return np.asarray(operator.matmat(operand))
+
+
+class ConstantFeature(LinearOperator):  # type: ignore[misc]
+    """[A, unit 1], for an intercept, by products with A alone.
+
+    Parameters
+    ----------
+    operator : LinearOperator (samples, features)
+        A.
+    unit : float
+        In each row of the last column.
+
+    Examples
+    --------
+    >>> from scipy.sparse.linalg import aslinearoperator
+    >>> (ConstantFeature(aslinearoperator(np.eye(2)), 3.0) @ np.eye(3)).tolist()
+    [[1.0, 0.0, 3.0], [0.0, 1.0, 3.0]]
+    """
+
+    def __init__(self, operator: Any, unit: float) -> None:
+        super().__init__(np.float64, (operator.shape[0], operator.shape[1] + 1))
+        self._operator, self._unit = operator, unit
+
+    def _matvec(self, v: Floats) -> Floats:
+        v = np.reshape(v, -1)
+        return np.asarray(self._operator.matvec(v[:-1]) + self._unit * v[-1])
+
+    def _matmat(self, V: Floats) -> Floats:
+        return np.asarray(self._operator.matmat(V[:-1]) + self._unit * V[-1])
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        u = np.reshape(u, -1)
+        return np.append(self._operator.rmatvec(u), self._unit * u.sum())
+
+    def _rmatmat(self, U: Floats) -> Floats:
+        return np.vstack([self._operator.rmatmat(U), self._unit * U.sum(axis=0)])

@@ -1,0 +1,156 @@
+"""Least squares with an L2 penalty by scipy's Krylov solvers, and how far these have come."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy.sparse.linalg import LinearOperator, cg, lsmr, lsqr
+
+from polarmap.errors import ModelError
+from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
+
+Floats = npt.NDArray[np.float64]
+
+MAX_CONDITION = 1e12  # of scaled features, above which least squares have no digits left
+
+
+class AugmentedOperator(LinearOperator):  # type: ignore[misc]
+    """[A; diag(root)]: rows below A for the penalty of each feature; A alone if there is none."""
+
+    def __init__(self, A: Any, root: Floats) -> None:
+        self._A, self._root = A, root if root.any() else np.zeros(0)
+        super().__init__(np.float64, (A.shape[0] + len(self._root), A.shape[1]))
+
+    def _matvec(self, v: Floats) -> Floats:
+        v = np.reshape(v, -1)
+        below = self._root * v if len(self._root) else self._root
+        return np.concatenate([self._A.matvec(v), below])
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        u = np.reshape(u, -1)
+        above, below = u[: self._A.shape[0]], u[self._A.shape[0] :]
+        product = self._A.rmatvec(above)
+        return np.asarray(product + self._root * below if len(self._root) else product)
+
+
+def solve_least_squares(
+    model: Any, system: AugmentedOperator, target: Floats, progress: FitProgress
+) -> tuple[Floats, int]:
+    """The least squares solution v and the number of iterations."""
+    right = np.concatenate([target, np.zeros(system.shape[0] - len(target))])
+    if model.solver == "cg":
+        return _solve_normal_equations(model, system, right, progress)
+    watched = GolubKahan(system, right, model.solver, progress) if progress else system
+    options = {"atol": model.tol, "btol": model.tol, "conlim": MAX_CONDITION}
+    if model.solver == "lsqr":
+        v, stop, n_iter, *_ = lsqr(watched, right, iter_lim=model.max_iter, **options)
+    else:
+        v, stop, n_iter, *_ = lsmr(watched, right, maxiter=model.max_iter, **options)
+    if stop in (3, 6):
+        raise ModelError(
+            f"the features depend on each other: the condition number of the system exceeds "
+            f"{MAX_CONDITION:.0e}, so its solution has no digits; drop features or raise alpha"
+        )
+    warn_if_not_converged(stop != 7, model.max_iter)
+    return np.asarray(v), max(1, int(n_iter))
+
+
+class GolubKahan(LinearOperator):  # type: ignore[misc]
+    """A system as lsqr and lsmr see it, of which every A v followed by A' u prints the line of an iteration.
+
+    Both solvers build orthonormal u and v with A v_i = alpha_i u_i + beta_i+1 u_i+1 and
+    A' u_i+1 = beta_i+1 v_i + alpha_i+1 v_i+1, so products and operands give alpha and beta, and these
+    the norms of residual and gradient by the rotations of Paige and Saunders (lsqr), Fong and Saunders
+    (lsmr). The residual of lsmr takes more than these, and is not printed.
+
+    Parameters
+    ----------
+    system : LinearOperator (M, N)
+    target : (M,)
+    solver : {"lsqr", "lsmr"}
+    progress : FitProgress
+    """
+
+    def __init__(self, system: Any, target: Floats, solver: str, progress: FitProgress) -> None:
+        super().__init__(np.float64, system.shape)
+        self._system, self._solver, self._progress = system, solver, progress
+        self._residual = float(np.linalg.norm(target))
+        self._forward: tuple[Floats, Floats] | None = None  # v and A v
+
+    def _matvec(self, v: Floats) -> Floats:
+        v = np.array(v).reshape(-1)  # a copy: lsmr goes on in place
+        self._forward = v, self._system.matvec(v)
+        return self._forward[1]
+
+    def _rmatvec(self, u: Floats) -> Floats:
+        product = np.asarray(self._system.rmatvec(u))
+        if self._forward is None:
+            self._start(float(np.linalg.norm(product)))
+        else:
+            v, forward = self._forward
+            beta = float(np.reshape(u, -1) @ forward)
+            self._step(beta, float(np.linalg.norm(product - beta * v)))
+        return product
+
+    def _start(self, alpha: float) -> None:
+        self._rho_bar, self._gradient = alpha, alpha * self._residual  # half of it: |A' r|
+        self._cosine_bar = 1.0  # of the second rotation, which only lsmr makes
+
+    def _step(self, beta: float, alpha: float) -> None:
+        """An iteration, by its new coefficients of the bidiagonal matrix."""
+        rho = math.hypot(self._rho_bar, beta)
+        cosine, sine = self._rho_bar / rho, beta / rho
+        self._residual *= sine
+        self._rho_bar = cosine * alpha
+        if self._solver == "lsqr":
+            self._progress.iteration(self._residual**2, 2 * abs(self._rho_bar) * self._residual)
+            return
+        theta, rho_bar = sine * alpha, self._cosine_bar * rho
+        size = math.hypot(rho_bar, theta)
+        self._cosine_bar, self._gradient = rho_bar / size, theta / size * self._gradient
+        self._progress.iteration(None, 2 * self._gradient)
+
+
+def _solve_normal_equations(
+    model: Any, system: AugmentedOperator, right: Floats, progress: FitProgress
+) -> tuple[Floats, int]:
+    product = system.rmatvec(right)
+    steps = _ConjugateSteps(system, product, float(right @ right), progress)
+    v, stop = cg(
+        LinearOperator((system.shape[1],) * 2, matvec=steps.normal_product, dtype=np.float64),
+        product,
+        rtol=model.tol,
+        maxiter=model.max_iter,
+        callback=steps.ended,
+    )
+    warn_if_not_converged(stop == 0, model.max_iter)
+    return np.asarray(v), max(1, steps.count)
+
+
+class _ConjugateSteps:
+    """The iterations of cg on A'A v = A'b: how many there were, and the residual after each."""
+
+    def __init__(
+        self, system: AugmentedOperator, right: Floats, square: float, progress: FitProgress
+    ) -> None:
+        self._system, self._right, self._square, self._progress = system, right, square, progress
+        self._v, self._residual, self.count = np.zeros(len(right)), right, 0
+
+    def normal_product(self, direction: Floats) -> Floats:
+        """A'A times a direction."""
+        self._direction = np.array(direction)
+        self._product = np.asarray(self._system.rmatvec(self._system.matvec(direction)))
+        return self._product
+
+    def ended(self, v: Floats) -> None:
+        """Note that the iteration has led to v."""
+        self.count += 1
+        if self._progress:
+            step = (v - self._v) @ self._direction / (self._direction @ self._direction)
+            self._v, self._residual = np.array(v), self._residual - step * self._product
+            # |b - A v|^2 where A'A v = A'b - residual
+            objective = self._square - v @ (self._right + self._residual)
+            self._progress.iteration(float(objective), 2 * float(np.linalg.norm(self._residual)))

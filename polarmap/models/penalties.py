@@ -1,0 +1,275 @@
+"""Penalties and constraints that pyproximal lacks, or has with too few digits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyproximal
+from scipy.linalg import qr, solve_triangular
+
+from polarmap.errors import ModelError
+
+Floats = npt.NDArray[np.float64]
+
+EPS = float(np.finfo(np.float64).eps)
+BISECTIONS = 1000  # of pyproximal at most: enough for any float64
+NEWTON_STEPS = 100  # of the secular equation, which takes about six
+
+
+class ElasticNetPenalty:
+    """sum(l1 |x| + l2 x^2 / 2), with its convex conjugate, by which `fista` knows the duality gap.
+
+    Parameters
+    ----------
+    l1, l2 : float or (N,)
+        0 or more.
+
+    Raises
+    ------
+    ModelError
+        Negative strengths.
+
+    Examples
+    --------
+    >>> ElasticNetPenalty(1.0, 1.0).prox(np.array([3.0, -0.5]), 1.0).tolist()
+    [1.0, -0.0]
+    """
+
+    def __init__(self, l1: Any, l2: Any = 0.0) -> None:
+        self._l1, self._l2 = np.asarray(l1, dtype=np.float64), np.asarray(l2, dtype=np.float64)
+        if not (self._l1 >= 0).all() or not (self._l2 >= 0).all():
+            raise ModelError(f"l1 and l2 must be 0 or more, not {l1!r} and {l2!r}")
+        self._norm = pyproximal.L1(self._l1)
+
+    def __call__(self, x: Floats) -> float:
+        """At x (N,)."""
+        return float(self._norm(x) + np.sum(self._l2 * x**2) / 2)
+
+    def prox(self, x: Floats, tau: float) -> Floats:
+        """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
+        return np.asarray(self._norm.prox(x, tau) / (1.0 + tau * self._l2))
+
+    def conjugate(self, v: Floats) -> float:
+        """max over x of <v, x> minus the penalty; v as `dual_scale` has scaled it."""
+        l1, l2 = np.broadcast_to(self._l1, v.shape), np.broadcast_to(self._l2, v.shape)
+        curved = l2 > 0
+        beyond = np.maximum(np.abs(v[curved]) - l1[curved], 0.0)
+        return float(np.sum(beyond**2 / (2 * l2[curved])))
+
+    def dual_scale(self, v: Floats) -> float:
+        """The largest factor up to 1 by which v gets a finite conjugate."""
+        bound, size = np.broadcast_to(self._l1, v.shape), np.abs(v)
+        over = (np.broadcast_to(self._l2, v.shape) == 0) & (size > bound)
+        return float(np.min(bound[over] / size[over], initial=1.0))
+
+
+class LinearOnBox:
+    """<slope, x> where lower <= x <= upper, infinite elsewhere, with its convex conjugate.
+
+    Parameters
+    ----------
+    lower, upper, slope : (N,)
+
+    Raises
+    ------
+    ModelError
+        A bound that is NaN or infinite; a lower bound above the upper one.
+
+    Examples
+    --------
+    >>> LinearOnBox(np.zeros(2), np.ones(2), np.array([1.0, -1.0])).prox(np.array([0.5, 0.5]), 1.0).tolist()
+    [0.0, 1.0]
+    """
+
+    def __init__(self, lower: Floats, upper: Floats, slope: Floats) -> None:
+        self._lower, self._upper = np.asarray(lower, dtype=np.float64), np.asarray(upper, dtype=np.float64)
+        self._slope = np.asarray(slope, dtype=np.float64)
+        bounded = np.isfinite(self._lower).all() and np.isfinite(self._upper).all()
+        if not bounded or (self._lower > self._upper).any():
+            raise ModelError(
+                "bounds must be finite, and none of lower above that of upper: pyproximal.Box may be open"
+            )
+        self._box = pyproximal.Box(self._lower, self._upper)
+
+    def __call__(self, x: Floats) -> float:
+        """At an x (N,) within the box."""
+        return float(self._slope @ x)
+
+    def prox(self, x: Floats, tau: float) -> Floats:
+        """The p in the box that minimizes tau <slope, p> + |p - x|^2 / 2."""
+        return np.asarray(self._box.prox(x - tau * self._slope, tau))
+
+    def conjugate(self, v: Floats) -> float:
+        """max over x of <v, x> minus the penalty."""
+        left = v - self._slope
+        return float(np.sum(np.maximum(left * self._lower, left * self._upper)))
+
+    def dual_scale(self, v: Floats) -> float:
+        """1: every v has a finite conjugate."""
+        return 1.0
+
+
+class GroupNorms:
+    """strength * sum over columns j of |scale x_j|, for x (rows, columns) row by row, with its conjugate.
+
+    As pyproximal.L21, but a scale for each row: the coordinates in which `fista` takes its steps need not be
+    those whose norm is penalized.
+
+    Parameters
+    ----------
+    strength : float
+        0 or more.
+    scale : (rows,)
+        Positive.
+    columns : int
+
+    Raises
+    ------
+    ModelError
+        A negative strength, a scale that is not positive.
+
+    Examples
+    --------
+    >>> GroupNorms(1.0, np.ones(2), 2).prox(np.array([3.0, 0.5, 4.0, 0.5]), 1.0).round(6).tolist()
+    [2.4, 0.0, 3.2, 0.0]
+    """
+
+    def __init__(self, strength: float, scale: Floats, columns: int) -> None:
+        if not strength >= 0 or not (np.asarray(scale) > 0).all():
+            raise ModelError(f"strength must be 0 or more, not {strength!r}, and each scale positive")
+        self._strength, self._scale, self._columns = strength, np.reshape(scale, (-1, 1)), columns
+
+    def __call__(self, x: Floats) -> float:
+        """At x (rows * columns,)."""
+        return float(self._strength * np.linalg.norm(self._scale * self._matrix(x), axis=0).sum())
+
+    def prox(self, x: Floats, tau: float) -> Floats:
+        """The p that minimizes tau times the penalty, + |p - x|^2 / 2."""
+        z, threshold = self._matrix(x), tau * self._strength
+        if threshold == 0:
+            return np.array(x, dtype=np.float64)
+        p = np.zeros_like(z)
+        alive = np.linalg.norm(z / self._scale, axis=0) > threshold
+        pulls = threshold * self._scale**2
+        norms = _secular_roots((self._scale * z[:, alive]) ** 2, pulls)
+        p[:, alive] = z[:, alive] * (norms / (norms + pulls))
+        return p.reshape(-1)
+
+    def conjugate(self, v: Floats) -> float:
+        """0: v is one that `dual_scale` has scaled into the dual ball."""
+        return 0.0
+
+    def dual_scale(self, v: Floats) -> float:
+        """The largest factor up to 1 by which v gets a finite conjugate."""
+        largest = float(np.linalg.norm(self._matrix(v) / self._scale, axis=0).max(initial=0.0))
+        return min(1.0, self._strength / largest) if largest > 0 else 1.0
+
+    def _matrix(self, x: Floats) -> Floats:
+        return np.reshape(x, (-1, self._columns))
+
+
+class AffineSet:
+    """C x = d as a constraint, by a QR factorization: exact, where that of pyproximal is iterative.
+
+    Parameters
+    ----------
+    C : (equations, N)
+        Of full row rank.
+    d : (equations,)
+
+    Raises
+    ------
+    ModelError
+        Shapes that do not match; equations that depend on each other.
+
+    Examples
+    --------
+    >>> AffineSet([[1.0, 1.0]], [1.0]).prox(np.zeros(2), 1.0).round(12).tolist()
+    [0.5, 0.5]
+    """
+
+    def __init__(self, C: Any, d: Any) -> None:
+        C, d = np.asarray(C, dtype=np.float64), np.asarray(d, dtype=np.float64)
+        if C.ndim != 2 or d.shape != C.shape[:1] or not (np.isfinite(C).all() and np.isfinite(d).all()):
+            raise ModelError(
+                f"C must be finite (equations, N) and d (equations,), not of shapes {C.shape} and {d.shape}"
+            )
+        Q, R, order = qr(C.T, mode="economic", pivoting=True)
+        diagonal = np.abs(np.diag(R))
+        rank = int((diagonal > max(C.shape) * EPS * diagonal.max(initial=0.0)).sum())
+        if rank < len(d):
+            raise ModelError(
+                f"the {len(d)} equations have rank {rank}: leave out {len(d) - rank} that depend on others"
+            )
+        self._Q, self._right = Q, solve_triangular(R, d[order], trans="T")
+
+    def __call__(self, x: Floats) -> bool:
+        """Whether x satisfies the equations, up to rounding."""
+        size = max(1.0, float(np.abs(x).max(initial=0.0)), float(np.abs(self._right).max(initial=0.0)))
+        return bool(np.abs(self._Q.T @ x - self._right).max(initial=0.0) <= 1e-10 * size)
+
+    def prox(self, x: Floats, tau: float) -> Floats:
+        """The nearest point of the set."""
+        return np.asarray(x - self._Q @ (self._Q.T @ x - self._right))
+
+
+def simplex(size: int, total: float = 1.0) -> Any:
+    """x >= 0 of that size with sum(x) = total: pyproximal.Simplex, to rounding.
+
+    Raises
+    ------
+    ModelError
+        A size below 1, a total that is not positive.
+
+    Examples
+    --------
+    >>> simplex(3).prox(np.array([1.0, 1.0, -1.0]), 1.0).round(12).tolist()
+    [0.5, 0.5, 0.0]
+    """
+    _check_sizes(size, total=total)
+    return pyproximal.Simplex(size, total, maxiter=BISECTIONS, xtol=EPS * total)
+
+
+def l1_ball(size: int, radius: float) -> Any:
+    """x of that size with sum(|x|) <= radius: pyproximal.L1Ball, to rounding.
+
+    Raises
+    ------
+    ModelError
+        A size below 1, a radius that is not positive.
+
+    Examples
+    --------
+    >>> l1_ball(2, 1.0).prox(np.array([2.0, 1.0]), 1.0).round(12).tolist()
+    [1.0, 0.0]
+    """
+    _check_sizes(size, radius=radius)
+    return pyproximal.L1Ball(size, radius, maxiter=BISECTIONS, xtol=EPS * radius)
+
+
+def _check_sizes(size: int, **positive: float) -> None:
+    if size != int(size) or size < 1:
+        raise ModelError(f"size must be a whole number, 1 or more, not {size!r}")
+    for name, value in positive.items():
+        if not 0 < value < np.inf:
+            raise ModelError(f"{name} must be a positive number, not {value!r}")
+
+
+def _secular_roots(squares: Floats, pulls: Floats) -> Floats:
+    """For each column the r > 0 with sum_k squares_k / (r + pulls_k)^2 = 1, where the sum is over 1 at r = 0.
+
+    Newton's method on 1 / sqrt(sum) - 1, which is nearly linear in r and approached from one side: the
+    equation of trust regions (More and Sorensen, 1983).
+    """
+    r: Floats = np.zeros(squares.shape[1])
+    for _ in range(NEWTON_STEPS):
+        shifted = r + pulls
+        terms = squares / shifted**2
+        total = terms.sum(axis=0)
+        step = (np.sqrt(total) - 1.0) * total / (terms / shifted).sum(axis=0)
+        r = np.maximum(r + step, 0.0)
+        if (np.abs(step) <= 4 * EPS * r).all():
+            break
+    return r

@@ -1,0 +1,88 @@
+"""Poisson regression with a log link."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.base import RegressorMixin
+from sklearn.metrics import d2_tweedie_score
+from sklearn.utils.validation import validate_data
+
+from polarmap.errors import ModelError
+from polarmap.models.losses import Poisson, WeightedLoss
+from polarmap.models.penalized_loss import MinimizedModel
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(eq=False, repr=False)
+class PoissonRegression(RegressorMixin, MinimizedModel):  # type: ignore[misc]
+    """Poisson regression with a log link and an L2 penalty, as sklearn's PoissonRegressor.
+
+    Minimizes mean_i(exp(eta_i) - y_i eta_i) + alpha |w|^2 / 2 with eta = X w + c. Counts need not be whole.
+
+    Parameters
+    ----------
+    alpha : float
+        0 or more.
+    fit_intercept, solver, tol, max_iter, blocks, workers, code, executor, timeout, verbose
+        As for `LogisticRegression`.
+
+    Attributes
+    ----------
+    coef_ : (features,)
+    intercept_ : float
+    n_iter_ : int
+    report_ : Report
+        Of the last coded map.
+
+    Raises
+    ------
+    ModelError
+        Options that cannot be; negative counts; counts that are all zero.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> X = np.arange(20.0).reshape(-1, 1) / 10
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = PoissonRegression(alpha=0.0, blocks=4, executor=pool).fit(X, np.exp(2 * X[:, 0]))
+    >>> bool(np.isclose(model.coef_[0], 2))
+    True
+    """
+
+    alpha: float = 1.0
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        self._check_numbers(alpha=0.0)
+
+    def _checked_data(self, X: Any, y: Any) -> tuple[Any, Floats]:
+        X, y = validate_data(self, X, y, accept_sparse="csr", dtype=np.float64, y_numeric=True)
+        y = y.astype(np.float64)
+        if (y < 0).any():
+            raise ModelError(f"y holds {int((y < 0).sum())} negative counts, the lowest {y.min():g}")
+        return X, y
+
+    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
+        if not y.any():
+            raise ModelError("y holds zero counts only: their logarithm has no finite fit")
+        loss = WeightedLoss(Poisson(), y.reshape(-1, 1), weights / weights.sum())
+        coef, intercept = self._minimize(X, loss, float(self.alpha))
+        self.coef_, self.intercept_ = coef[0], float(intercept[0])
+
+    def predict(self, X: Any) -> Floats:
+        """Expected counts."""
+        return np.exp(self._linear(X))
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """D^2, the share of the deviance explained, as sklearn's PoissonRegressor."""
+        return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.target_tags.positive_only = True
+        return tags

@@ -1,0 +1,221 @@
+"""Regressions with an L1 penalty, with L1 and L2, or with coefficients that are not negative."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyproximal
+
+from polarmap.errors import ModelError
+from polarmap.models.coded_model import CodedRegressor
+from polarmap.models.features import ConstantFeature
+from polarmap.models.logistic import LogisticModel
+from polarmap.models.losses import SquaredLoss, WeightedLoss
+from polarmap.models.penalties import ElasticNetPenalty
+from polarmap.models.proximal_gradient import ProximalModel
+
+Floats = npt.NDArray[np.float64]
+
+
+class SparseLinearModel(CodedRegressor, ProximalModel):
+    """Squared errors, fitted to centred data; subclasses say with which penalty."""
+
+    def _fit(self, X: Any, y: Floats, weights: Floats) -> None:
+        shares = weights / weights.sum()
+        centre = shares @ y if self.fit_intercept else np.zeros(y.shape[1:])
+        scaled, mean, scale = self._scaled_operator(X, shares)
+        scales = np.repeat(scale, y.shape[1]) if y.ndim == 2 else scale
+        start = np.zeros((X.shape[1], *y.shape[1:]))
+        loss, penalty = SquaredLoss(y - centre, shares), self._penalty(scales)
+        with scaled as operator:
+            x = self._solve(operator, operator, loss, penalty, start)
+        self.coef_ = (x.T * scale).T.T
+        intercept = centre - mean @ self.coef_.T
+        self.intercept_ = float(intercept) if y.ndim == 1 else intercept
+
+    def _penalty(self, scales: Floats) -> Any:
+        """For coefficients in units in which those of X are `scales` times as large."""
+        raise NotImplementedError
+
+
+@dataclass(eq=False, repr=False)
+class ElasticNet(SparseLinearModel):
+    """Least squares with L1 and L2 penalties, as sklearn's ElasticNet.
+
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha (l1_ratio |w|_1 + (1 - l1_ratio) |w|^2 / 2); with
+    `sample_weight`, a weighted mean of squares. Stops at a duality gap of `tol` times the objective.
+
+    Parameters
+    ----------
+    alpha : float
+        0 or more.
+    l1_ratio : float
+        From 0 to 1.
+    fit_intercept : bool
+    tol : float
+        Relative, of the duality gap.
+    max_iter : int
+        Each iteration is two coded maps.
+    blocks, workers, code, executor, timeout, verbose : optional
+        As for `polarmap.glm.Ridge`; lines are of the objective and the norm of the gradient map.
+
+    Attributes
+    ----------
+    coef_ : (features,) or (targets, features)
+    intercept_ : float or (targets,)
+    objective_ : float
+    dual_gap_ : float or None
+        objective_ is at most that far above its minimum; None with alpha=0.
+    gradient_map_ : float
+        Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
+    n_iter_ : int
+    report_ : Report
+        Of the last coded map.
+
+    Raises
+    ------
+    ModelError
+        Options that cannot be.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = ElasticNet(alpha=0.01, blocks=6, executor=pool).fit(X, y)
+    >>> round(model.score(X, y), 3), model.dual_gap_ <= 1e-6 * model.objective_
+    (0.379, True)
+    """
+
+    alpha: float = 1.0
+    l1_ratio: float = 0.5
+
+    def _check_options(self) -> None:
+        super()._check_options()
+        self._check_numbers(alpha=0.0, l1_ratio=0.0)
+        if self.l1_ratio > 1:
+            raise ModelError(f"l1_ratio must be a number from 0 to 1, not {self.l1_ratio!r}")
+
+    def _penalty(self, scales: Floats) -> Any:
+        l1, l2 = self.alpha * self.l1_ratio, self.alpha * (1 - self.l1_ratio)
+        return ElasticNetPenalty(l1 * scales, l2 * scales**2)
+
+
+@dataclass(eq=False, repr=False)
+class Lasso(ElasticNet):
+    """Least squares with an L1 penalty, as sklearn's Lasso: few coefficients are not 0.
+
+    Minimizes |y - X w - c|^2 / (2 samples) + alpha |w|_1. Parameters, attributes and errors as for
+    `ElasticNet`, without l1_ratio.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from sklearn.datasets import load_diabetes
+    >>> X, y = load_diabetes(return_X_y=True)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = Lasso(alpha=0.5, blocks=6, executor=pool).fit(X, y)
+    >>> np.flatnonzero(model.coef_).tolist()
+    [2, 3, 6, 8]
+    """
+
+    l1_ratio: float = field(default=1.0, init=False)
+
+
+@dataclass(eq=False, repr=False)
+class NonNegativeLeastSquares(SparseLinearModel):
+    """Least squares with coefficients of 0 or more, as sklearn's LinearRegression(positive=True).
+
+    Minimizes |y - X w - c|^2 / (2 samples) over w >= 0; c may be negative. Stops where the norm of the
+    gradient map is `tol` times its largest. Parameters, attributes and errors as for `ElasticNet`, without
+    alpha and l1_ratio; `dual_gap_` is None.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> X = np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = NonNegativeLeastSquares(fit_intercept=False, blocks=2, executor=pool)
+    ...     model = model.fit(X, [2.0, -1.0, 2.0])
+    >>> model.coef_.round(5).tolist()
+    [2.0, 0.0]
+    """
+
+    def _penalty(self, scales: Floats) -> Any:
+        return pyproximal.Box(lower=0.0)
+
+
+@dataclass(eq=False, repr=False)
+class SparseLogisticRegression(LogisticModel, ProximalModel):
+    """Logistic regression with an L1 penalty, as sklearn's LogisticRegression(l1_ratio=1, solver="saga").
+
+    Minimizes C sum_i loss_i + |w|_1, binary or multinomial; intercepts are not penalized. Stops where the
+    norm of the gradient map is `tol` times its largest.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the penalty, positive; `np.inf` for none.
+    class_weight : dict or "balanced", optional
+        By which the weights of the samples of a class are multiplied; "balanced": so that all classes weigh
+        the same.
+    fit_intercept : bool
+    tol : float
+        Relative, of the gradient map.
+    max_iter : int
+        Each iteration is two coded maps.
+    blocks, workers, code, executor, timeout, verbose : optional
+        As for `ElasticNet`.
+
+    Attributes
+    ----------
+    classes_ : (classes,)
+    coef_ : (1, features) for two classes, (classes, features) for more
+    intercept_ : (1,) or (classes,)
+    objective_ : float
+        Of the mean loss plus |w|_1 / (C sum of weights).
+    gradient_map_ : float
+        Norm of the gradient map for scaled features, 0 at the minimum: the residual of the KKT conditions.
+    n_iter_ : int
+    report_ : Report
+        Of the last coded map.
+
+    Raises
+    ------
+    ModelError
+        Options that cannot be; a single class.
+
+    Examples
+    --------
+    >>> from concurrent.futures import ThreadPoolExecutor
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> with ThreadPoolExecutor(4) as pool:
+    ...     model = SparseLogisticRegression(C=0.1, tol=1e-3, blocks=6, executor=pool).fit(X, y)
+    >>> round(model.score(X, y), 2), int((model.coef_ == 0).sum())
+    (0.95, 10)
+    """
+
+    def _minimize(self, X: Any, loss: WeightedLoss, penalty: float) -> tuple[Floats, Floats]:
+        """Coefficients (outputs, features) and intercepts (outputs,)."""
+        shares, outputs = loss.weights[:, 0], loss.shape[1]
+        curvature = loss.null_curvature()
+        scaled, mean, scale = self._scaled_operator(X, shares, curvature=curvature)
+        unit = 1.0 / np.sqrt(curvature)
+        l1, start = penalty * scale, np.zeros((X.shape[1], outputs))
+        if self.fit_intercept:  # without a penalty
+            l1 = np.append(l1, 0.0)
+            start = np.vstack([start, loss.null_predictor() / unit])
+        if outputs == 1:
+            loss, start = WeightedLoss(loss.family, loss.y[:, 0], shares), start[:, 0]
+        with scaled as coded:
+            operator = ConstantFeature(coded, unit) if self.fit_intercept else coded
+            x = self._solve(coded, operator, loss, ElasticNetPenalty(np.repeat(l1, outputs)), start)
+        V = x.reshape(len(start), -1)
+        coef = (V[: len(scale)] * scale[:, np.newaxis]).T
+        b = unit * V[-1] if self.fit_intercept else np.zeros(len(coef))
+        return coef, b - coef @ mean

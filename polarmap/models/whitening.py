@@ -1,0 +1,68 @@
+"""Coordinates of the features in which their second moments are 1: a first-order method's steps fit all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from scipy import sparse
+from scipy.sparse.linalg import LinearOperator
+
+Floats = npt.NDArray[np.float64]
+
+LARGEST_ROTATION = 2000  # features: above, they are scaled but not rotated
+LEAST_SCALE = 1e-6  # of the largest: directions with less in them are stretched no further
+
+
+class Whitening(LinearOperator):  # type: ignore[misc]
+    """w = axes (z / scale), with orthogonal axes: |w| = |z / scale|; A @ this are the whitened features.
+
+    Parameters
+    ----------
+    axes : (features, features)
+        Principal axes, or a sparse identity.
+    scale : (features,)
+        Root mean square of the data along each.
+    """
+
+    def __init__(self, axes: Any, scale: Floats) -> None:
+        super().__init__(np.float64, axes.shape)
+        self.axes, self.scale = axes, scale
+
+    def _matmat(self, Z: Floats) -> Floats:
+        return np.asarray(self.axes @ (Z / self.scale[:, np.newaxis]))
+
+    def _rmatmat(self, R: Floats) -> Floats:
+        return np.asarray((self.axes.T @ R) / self.scale[:, np.newaxis])
+
+    def whitened(self, w: Floats) -> Floats:
+        """The z (features, columns) of coefficients w."""
+        return np.asarray(self.scale[:, np.newaxis] * (self.axes.T @ w))
+
+
+def principal_axes(X: Any, shares: Floats, fit_intercept: bool) -> Whitening:
+    """Of X (samples, features), and a feature that is 1 with an intercept, weighted by shares of sum 1.
+
+    A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
+    """
+    features = X.shape[1] + fit_intercept
+    mean = np.asarray(shares @ X).reshape(-1)
+    if features > LARGEST_ROTATION:
+        square = shares @ (X.power(2) if sparse.issparse(X) else X**2)
+        moments = np.append(square, 1.0) if fit_intercept else np.asarray(square)
+        # The largest eigenvalue is at most that many times the largest moment of one.
+        return Whitening(sparse.eye_array(features), _bounded(np.sqrt(features * moments)))
+    weighted = sparse.diags_array(shares) @ X if sparse.issparse(X) else shares[:, np.newaxis] * X
+    gram = X.T @ weighted
+    gram = gram.toarray() if sparse.issparse(gram) else gram
+    if fit_intercept:
+        gram = np.block([[gram, mean[:, np.newaxis]], [mean, np.ones((1, 1))]])
+    moments, axes = np.linalg.eigh(gram)
+    return Whitening(axes, _bounded(np.sqrt(np.maximum(moments, 0.0))))
+
+
+def _bounded(scale: Floats) -> Floats:
+    """None below a small part of the largest; 1 where all are 0."""
+    largest = float(scale.max(initial=0.0))
+    return np.maximum(scale, LEAST_SCALE * largest) if largest > 0 else np.ones_like(scale)

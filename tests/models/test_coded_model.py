@@ -1,0 +1,299 @@
+"""What all models share: scikit-learn's own checks, clones, pickles, targets and labels, what cannot be."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from joblib import parallel_backend
+from plain_networks import PlainClassifier, PlainRegressor
+from scipy import sparse
+from sklearn import datasets, linear_model
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import MaxAbsScaler, StandardScaler
+from sklearn.utils.estimator_checks import estimator_checks_generator
+from straggling_models import Straggling, options
+
+from polarmap import Fault, FaultyExecutor, Pool, ReplayExecutor
+from polarmap.convex import ElasticNet, Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
+from polarmap.convexnn import ConvexMLPClassifier, ConvexMLPRegressor
+from polarmap.errors import ModelError, NotDecodableError
+from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
+from polarmap.models.proximal_gradient import ProximalModel
+
+X6, Y6 = np.arange(18.0).reshape(6, 3) ** 1.5, np.array([0.0, 1.0, 0.0, 1.0, 1.0, 0.0])
+X40, Y40 = np.random.default_rng(0).standard_normal((40, 3)), np.arange(40) % 2
+DIABETES, PROGRESS = datasets.load_diabetes(return_X_y=True)
+IRIS, SPECIES = datasets.load_iris(return_X_y=True)
+NAMES = np.array(["setosa", "versicolor", "virginica"])[SPECIES]
+
+REGRESSORS = [Ridge, LeastSquares, Lasso, ElasticNet, NonNegativeLeastSquares]
+CLASSIFIERS = [LogisticRegression, SparseLogisticRegression, LinearSVC]
+KINDS = [Ridge, LogisticRegression, PoissonRegression]  # of targets: what is done with them is one each
+
+QUICK = {"blocks": 2, "max_iter": 5, "tol": 0.03}  # few checks need more
+CHECKED = [
+    *(Ridge(blocks=4), LogisticRegression(blocks=4), PoissonRegression(blocks=4)),
+    *(ElasticNet(0.1, **QUICK), NonNegativeLeastSquares(**QUICK)),
+    *(SparseLogisticRegression(**QUICK), LinearSVC(0.1, **QUICK)),
+]
+# What scikit-learn asks of the tags, parameters and pickles of these, they share with those above.
+CHECKED_AS_FITS = [
+    *(LeastSquares(blocks=4), Lasso(0.1, **QUICK)),
+    *(kind(0.1, n_gates=3, tol=0.03, max_iter=100) for kind in (PlainRegressor, PlainClassifier)),
+]
+CHECKS_OF_FITS = [
+    *("check_fit2d_1feature", "check_fit2d_1sample", "check_fit1d", "check_fit_idempotent"),
+    *("check_estimators_dtypes", "check_estimators_nan_inf", "check_estimators_pickle"),
+    *("check_n_features_in", "check_estimators_unfitted", "check_estimator_sparse_array"),
+    *("check_parameters_default_constructible", "check_sample_weight_equivalence_on_dense_data"),
+    *("check_classifiers_train", "check_classifiers_one_label"),
+    *("check_regressors_train", "check_regressor_multioutput"),
+    *("check_do_not_raise_errors_in_init_or_set_param", "check_dont_overwrite_attributes"),
+]
+EQUAL_WEIGHTS = "check_sample_weight_equivalence_on_"  # to seven digits of the coefficients
+
+
+def checks() -> Iterator[Any]:
+    """All but those of inputs in other array libraries, which scikit-learn skips unless scipy is told, and
+    of least squares with fewer samples than coefficients, which LeastSquares refuses.
+
+    The dual of LinearSVC has other variables where samples are copied.
+    """
+    for model in [*CHECKED, *CHECKED_AS_FITS]:
+        for estimator, check in estimator_checks_generator(model.set_params(executor=Straggling())):
+            name = getattr(check, "func", check).__name__
+            if name.startswith(EQUAL_WEIGHTS) and isinstance(model, LinearSVC):
+                estimator = clone(estimator).set_params(C=1e-3, tol=1e-15, max_iter=300)
+            if name.startswith(EQUAL_WEIGHTS) and hasattr(model, "n_gates"):
+                estimator = clone(estimator).set_params(tol=1e-13, max_iter=1000)
+            if name == "check_class_weight_classifiers" and isinstance(model, ProximalModel):
+                estimator = clone(estimator).set_params(tol=1.0)  # the check sets max_iter to 1000
+            singular = type(model) is LeastSquares and name.startswith(EQUAL_WEIGHTS)
+            is_asked = model in CHECKED or name in CHECKS_OF_FITS
+            if is_asked and "array_api" not in name and not singular:
+                yield pytest.param(estimator, check, id=f"{type(model).__name__}-{name}")
+
+
+@pytest.mark.parametrize(("estimator", "check"), list(checks()))
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")  # of fits that are cut short
+def test_estimator_checks(estimator: Any, check: Any) -> None:
+    check(estimator)
+
+
+def test_a_pool_is_shared_by_clones_and_left_behind_by_pickles() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        search = GridSearchCV(Ridge(blocks=3, executor=pool), {"fit_intercept": [True, False]}, cv=2)
+        search.fit(X40, Y40)
+        assert search.best_estimator_.executor is pool
+        loaded = pickle.loads(pickle.dumps(search.best_estimator_))
+    np.testing.assert_array_equal(loaded.predict(X40), search.predict(X40))
+
+
+STAYED = r"a ThreadPoolExecutor, stayed behind .* can predict, but not fit\. Use n_jobs=1 .* set_params\("
+
+
+@pytest.mark.parametrize("model", [Ridge, LinearSVC])
+def test_a_model_whose_pool_stayed_behind_refuses_to_fit_until_it_has_another(model: Any) -> None:
+    """Without a word it would start processes for every product."""
+    with ThreadPoolExecutor(4) as pool:
+        loaded = pickle.loads(pickle.dumps(model(blocks=3, executor=FaultyExecutor(pool))))
+        again = pickle.loads(pickle.dumps(loaded))
+        for lost in (loaded, again, clone(loaded), copy.copy(loaded)):
+            assert "<ThreadPoolExecutor, left behind>" in repr(lost)
+            with pytest.raises(ModelError, match=STAYED):
+                lost.fit(X6, Y6)
+        found = loaded.set_params(executor=pool).fit(X6, Y6).predict(X6)
+        np.testing.assert_allclose(found, model(blocks=3, executor=pool).fit(X6, Y6).predict(X6))
+
+
+def test_a_grid_search_in_processes_says_why_no_pool_is_there() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        search = GridSearchCV(Ridge(blocks=3, executor=pool), {"alpha": [0.1, 1.0]}, cv=2, n_jobs=2)
+        with pytest.raises(ValueError, match=r"(?s)All the 4 fits failed.*ModelError: .*" + STAYED):
+            search.fit(X40, Y40)
+        with parallel_backend("threading"):  # shares memory, so the pool is there
+            assert search.fit(X40, Y40).best_estimator_.executor is pool
+
+
+@pytest.mark.parametrize(
+    "executor", [None, "localhost", Path("config.yaml"), FaultyExecutor("localhost", {0: Fault("kill")})]
+)
+def test_a_named_executor_stays_in_the_pickle(executor: Any) -> None:
+    assert pickle.loads(pickle.dumps(Ridge(executor=executor))).executor == executor
+
+
+@pytest.mark.parametrize(
+    ("made_of", "travels"),
+    [(None, None), ("localhost", "localhost"), ("config.yaml", "config.yaml")],
+)
+def test_a_pool_is_pickled_as_what_it_is_made_of(made_of: Any, travels: Any, tmp_path: Path) -> None:
+    if made_of == "config.yaml":
+        made_of = travels = str(tmp_path / made_of)
+        Path(made_of).write_text("lithops: {backend: localhost, storage: localhost}")
+    with Pool(made_of) as pool:
+        assert pickle.loads(pickle.dumps(Ridge(executor=pool))).executor == travels
+        faulty = FaultyExecutor(pool, {0: Fault("kill")})
+        loaded = pickle.loads(pickle.dumps(Ridge(executor=faulty))).executor
+        assert loaded == FaultyExecutor(travels, {0: Fault("kill")})
+        assert clone(Ridge(executor=pool)).executor is pool
+
+
+@pytest.mark.parametrize("X", [X40, sparse.csr_array(np.where(X40 > 0, X40, 0.0))])
+def test_searches_with_processes_and_a_pool(X: Any) -> None:
+    with Pool(workers=2) as pool:
+        model = make_pipeline(MaxAbsScaler(), Ridge(blocks=3, executor=pool))
+        search = GridSearchCV(model, {"ridge__alpha": [0.1, 1.0]}, cv=2, n_jobs=2).fit(X, Y40)
+        assert search.best_estimator_[-1].executor is pool
+        scores = cross_val_score(search.best_estimator_, X, Y40, cv=2)
+    alpha = search.best_params_["ridge__alpha"]
+    theirs = make_pipeline(MaxAbsScaler(), linear_model.Ridge(alpha))
+    np.testing.assert_allclose(scores, cross_val_score(theirs, X, Y40, cv=2), rtol=1e-6)
+
+
+def test_models_stand_in_pipelines() -> None:
+    X, y = datasets.load_breast_cancer(return_X_y=True)
+    model = make_pipeline(StandardScaler(), LogisticRegression(**options())).fit(X, y)
+    assert model.score(X, y) > 0.98
+
+
+# --- targets and labels --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regressor", REGRESSORS)
+@pytest.mark.parametrize(
+    "targets", [PROGRESS, np.stack([PROGRESS, PROGRESS[::-1]], axis=1), np.arange(len(PROGRESS))]
+)
+def test_predictions_are_linear_for_one_target_and_for_several(regressor: Any, targets: np.ndarray) -> None:
+    model = regressor(blocks=2, executor=ReplayExecutor()).fit(DIABETES, targets)
+    assert model.coef_.shape == (*targets.shape[1:], DIABETES.shape[1])
+    expected = DIABETES @ model.coef_.T + model.intercept_
+    np.testing.assert_allclose(model.predict(DIABETES), expected, rtol=1e-12)
+    np.testing.assert_allclose(model.predict(sparse.csr_matrix(DIABETES)), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("regressor", [*REGRESSORS, ConvexMLPRegressor])
+def test_several_targets_are_what_sklearn_is_told(regressor: Any) -> None:
+    tags = regressor().__sklearn_tags__()
+    assert tags.target_tags.multi_output and tags.input_tags.sparse
+    assert tags.estimator_type == "regressor"
+
+
+@pytest.mark.parametrize("classifier", CLASSIFIERS)
+def test_two_classes_have_one_column_and_more_have_each_one(classifier: Any) -> None:
+    for kept, shape in ((slice(100), (1, 4)), (slice(None), (3, 4))):
+        model = classifier(0.01, blocks=2, executor=ReplayExecutor(), tol=1e-3).fit(IRIS[kept], NAMES[kept])
+        assert model.coef_.shape == shape and model.intercept_.shape == shape[:1]
+        assert model.classes_.tolist() == sorted(set(NAMES[kept]))
+        scores = IRIS[kept] @ model.coef_.T + model.intercept_
+        np.testing.assert_allclose(
+            model.decision_function(IRIS[kept]), scores[:, 0] if len(scores.T) == 1 else scores
+        )
+        best = (scores[:, 0] > 0).astype(int) if shape[0] == 1 else scores.argmax(axis=1)
+        assert (model.predict(IRIS[kept]) == model.classes_[best]).all()
+
+
+def test_samples_without_weight_are_left_out_with_their_class() -> None:
+    weights = (SPECIES != 2).astype(float)
+    for chosen in ({}, {"class_weight": "balanced"}):
+        model = LogisticRegression(blocks=2, executor=ReplayExecutor(), **chosen).fit(IRIS, NAMES, weights)
+        oracle = linear_model.LogisticRegression(solver="newton-cholesky", tol=1e-10, **chosen)
+        np.testing.assert_allclose(model.coef_, oracle.fit(IRIS[:100], NAMES[:100]).coef_, rtol=1e-5)
+
+
+# --- what cannot be ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", KINDS)
+@pytest.mark.parametrize(
+    ("X", "y", "message"),
+    [
+        (np.where(X6[0, 0] == X6, np.nan, X6), Y6, "NaN"),
+        (X6, np.where(Y6, np.nan, Y6), "NaN"),
+        (X6, Y6[:5], "inconsistent numbers of samples"),
+        (X6[:, 0], Y6, "Expected 2D array"),
+        (X6[:, :0], Y6, "0 feature"),
+        (X6[:0], Y6[:0], "0 sample"),
+    ],
+)
+def test_data_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model(executor=ReplayExecutor()).fit(X, y)
+
+
+NUMBER = "must be a number, 0 or more, not"
+
+
+@pytest.mark.parametrize(
+    ("model", "X", "y", "message"),
+    [
+        (LogisticRegression(), X6, np.ones(6), "y holds one class only, .*1.0.*nothing to tell apart"),
+        (LogisticRegression(), X6, [[1.0]] * 6, "one class only"),
+        (LinearSVC(), X6, np.ones(6), "y holds one class only"),
+        (ConvexMLPClassifier(), X6, np.ones(6), "y holds one class only"),
+        (LogisticRegression(), X6, Y6 + np.linspace(0, 1, 6), "continuous"),
+        (PoissonRegression(), X6, Y6 - 1, "y holds 3 negative counts, the lowest -1"),
+        (PoissonRegression(), X6, 0 * Y6, "zero counts only"),
+        (LeastSquares(), X6[:3], Y6[:3], "n_samples = 3 cannot determine 4 coefficients: .*singular"),
+        (Ridge(0), X6[:3], Y6[:3], "n_samples = 3 cannot determine 4 coefficients"),
+        (Ridge(-1), X6, Y6, f"alpha {NUMBER} -1"),
+        (Ridge("much"), X6, Y6, f"alpha {NUMBER} 'much'"),
+        (Ridge(np.nan), X6, Y6, f"alpha {NUMBER} nan"),
+        (PoissonRegression(-0.1), X6, Y6, f"alpha {NUMBER} -0.1"),
+        (Lasso(-1), X6, Y6, f"alpha {NUMBER} -1"),
+        (ElasticNet(1.0, -0.1), X6, Y6, f"l1_ratio {NUMBER} -0.1"),
+        (ElasticNet(1.0, 1.1), X6, Y6, "l1_ratio must be a number from 0 to 1, not 1.1"),
+        (LogisticRegression(0.0), X6, Y6, "C must be a number"),
+        (SparseLogisticRegression(0.0), X6, Y6, "C must be a number"),
+        (LinearSVC(C=-1), X6, Y6, "C must be a number"),
+        (LinearSVC(C=np.inf), X6, Y6, "C must be a finite number"),
+        (Ridge(solver="qr"), X6, Y6, "solver must be one of cg, lsmr, lsqr, not 'qr'"),
+        (LogisticRegression(solver="sgd"), X6, Y6, "solver must be one of lbfgs, trust-krylov, trust-ncg"),
+        (Ridge(max_iter=0), X6, Y6, "max_iter must be a number, 1 or more, not 0"),
+        (NonNegativeLeastSquares(tol=-1), X6, Y6, f"tol {NUMBER} -1"),
+        (Ridge(verbose="yes"), X6, Y6, f"verbose {NUMBER} 'yes'"),
+        (Ridge(verbose=-1), X6, Y6, f"verbose {NUMBER} -1"),
+        (Ridge(workers=3, blocks=3), X6, Y6, "workers=3 leaves no parity"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:A column-vector y")
+def test_models_that_cannot_be(model: Any, X: Any, y: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.set_params(executor=ReplayExecutor()).fit(X, y)
+
+
+def test_weights_that_cannot_be() -> None:
+    message = "sample_weight holds 2 negative weights, the lowest -2: leave"
+    with pytest.raises(ModelError, match=message):
+        Ridge(executor=ReplayExecutor()).fit(X6, Y6, [1, 1, 1, 1, -2, -1])
+
+
+def test_a_class_without_weight_is_none() -> None:
+    with pytest.raises(
+        ModelError, match=r"y holds one class only, .*setosa.*: there is nothing to tell apart"
+    ):
+        LinearSVC(executor=ReplayExecutor()).fit(IRIS, NAMES, (SPECIES == 0).astype(float))
+
+
+def test_prediction_before_fit_and_of_other_features() -> None:
+    with pytest.raises(NotFittedError):
+        Ridge().predict(X6)
+    model = Ridge(blocks=2, executor=ReplayExecutor()).fit(X6, Y6)
+    with pytest.raises(ValueError, match="X has 2 features, but Ridge is expecting 3"):
+        model.predict(X6[:, :2])
+
+
+def test_too_many_dead_workers_are_no_silent_failure() -> None:
+    dead = FaultyExecutor(ReplayExecutor(), {task: Fault("kill", attempts=99) for task in range(4)})
+    for model in (Ridge(), Lasso(), ConvexMLPRegressor(activation="relu")):
+        with pytest.raises(NotDecodableError, match="needed results"):
+            model.set_params(blocks=4, workers=7, executor=dead).fit(X6, Y6)

@@ -1,0 +1,123 @@
+"""Scaled sparse features, with the dense matrix as the oracle; models of them, with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse
+from scipy.sparse.linalg import aslinearoperator
+from sklearn import linear_model
+from straggling_models import assert_same_model, options
+
+from polarmap import CodedOperator, ReplayExecutor
+from polarmap.convex import Lasso, LinearSVC, NonNegativeLeastSquares, SparseLogisticRegression
+from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
+from polarmap.models.features import ConstantFeature, ScaledOperator, moments
+
+STREAM = np.random.default_rng(0)
+X = scipy.sparse.random_array((90, 8), density=0.3, format="csr", rng=1) * (1 + np.arange(8.0))
+LABELS = (np.asarray(X.sum(axis=1)) + STREAM.standard_normal(90) > 6).astype(int)
+WEIGHTS = STREAM.random(90) * (STREAM.random(90) > 0.1)
+TARGET = X @ np.arange(8.0) + 3 + STREAM.standard_normal(90)
+
+
+def test_products_are_those_of_the_dense_matrix() -> None:
+    mean, scale, root = STREAM.random(8), STREAM.random(8), STREAM.random(90)
+    A = root[:, None] * (X.toarray() - mean) * scale
+    V, U = STREAM.standard_normal((8, 3)), STREAM.standard_normal((90, 3))
+    with ScaledOperator(CodedOperator(X, **options()), mean, scale, root) as operator:
+        for found, expected in [
+            (operator @ V, A @ V),
+            (operator @ V[:, 0], A @ V[:, 0]),
+            (operator.rmatmat(U), A.T @ U),
+            (operator.rmatvec(U[:, 0]), A.T @ U[:, 0]),
+        ]:
+            np.testing.assert_allclose(found, expected, atol=1e-10)
+        assert operator.products == 4 and operator.report is not None
+
+
+def test_products_beside_a_constant_are_those_of_the_whole_matrix() -> None:
+    A = STREAM.standard_normal((5, 3))
+    whole, operator = np.column_stack([A, np.full(5, 0.7)]), ConstantFeature(aslinearoperator(A), 0.7)
+    assert operator.shape == (5, 4)
+    for shape in ((4,), (4, 2)):
+        V, U = STREAM.standard_normal(shape), STREAM.standard_normal((5, *shape[1:]))
+        np.testing.assert_allclose(operator @ V, whole @ V)
+        np.testing.assert_allclose(operator.T @ U, whole.T @ U)
+
+
+@pytest.mark.parametrize("is_centred", [True, False])
+def test_moments_are_those_of_the_dense_matrix(is_centred: bool) -> None:
+    shares = WEIGHTS / WEIGHTS.sum()
+    mean, square = moments(X, shares, is_centred)
+    dense = X.toarray()
+    expected = shares @ dense if is_centred else np.zeros(8)
+    np.testing.assert_allclose(mean, expected)
+    np.testing.assert_allclose(square, shares @ (dense - expected) ** 2)
+
+
+def test_a_constant_feature_deviates_by_rounding_only() -> None:
+    constant = scipy.sparse.csr_array(np.full((90, 1), 1e8 / 3))
+    mean, square = moments(constant, np.full(90, 1 / 90), True)
+    assert square[0] <= (1e-14 * mean[0]) ** 2
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize(
+    ("model", "oracle", "y"),
+    [
+        (Ridge(0.5), linear_model.Ridge(0.5, solver="sparse_cg", tol=1e-13), TARGET),
+        (
+            Ridge(0.5, fit_intercept=False),
+            linear_model.Ridge(0.5, fit_intercept=False, solver="sparse_cg", tol=1e-13),
+            TARGET,
+        ),
+        (LeastSquares(solver="cg"), linear_model.LinearRegression(tol=1e-13), TARGET),
+        (LogisticRegression(), linear_model.LogisticRegression(tol=1e-9, max_iter=9999), LABELS),
+        (PoissonRegression(0.1), linear_model.PoissonRegressor(alpha=0.1, tol=1e-10, max_iter=9999), LABELS),
+    ],
+    ids=["ridge", "ridge-origin", "least-squares", "logistic", "poisson"],
+)
+def test_models_of_sparse_features_are_scikit_learns(model: Any, oracle: Any, y: Any, weights: Any) -> None:
+    model.set_params(**options()).fit(X, y, weights)
+    assert_same_model(model, oracle.fit(X, y, weights), X)
+
+
+@pytest.mark.parametrize("kind", [scipy.sparse.csc_matrix, scipy.sparse.coo_array])
+def test_any_sparse_format_will_do(kind: Any) -> None:
+    found = Ridge(**options()).fit(kind(X), TARGET, WEIGHTS).coef_
+    np.testing.assert_allclose(found, Ridge(**options()).fit(X, TARGET, WEIGHTS).coef_, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("model", "y"),
+    [
+        *((model, TARGET) for model in (Lasso(0.1), NonNegativeLeastSquares())),
+        *((model, LABELS) for model in (SparseLogisticRegression(), LinearSVC(0.01))),
+    ],
+    ids=lambda one: type(one).__name__,
+)
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_convex_models_of_sparse_features_are_those_of_dense_ones(
+    model: Any, y: Any, fit_intercept: bool
+) -> None:
+    chosen = {"tol": 1e-10, "max_iter": 500, "fit_intercept": fit_intercept}
+    model.set_params(blocks=2, executor=ReplayExecutor(), **chosen)
+    coef = model.fit(X[:40].toarray(), y[:40]).coef_
+    again = model.fit(X[:40], y[:40])
+    np.testing.assert_allclose(again.coef_, coef, rtol=1e-4, atol=1e-6)
+    scores = X[:40] @ again.coef_.T + again.intercept_
+    found = again.decision_function(X[:40]) if hasattr(again, "classes_") else again.predict(X[:40])
+    np.testing.assert_allclose(found, scores[:, 0] if scores.ndim == 2 else scores)
+
+
+def test_multinomial_and_several_targets() -> None:
+    classes = np.digitize(np.asarray(X.sum(axis=1)), [4.0, 8.0])
+    theirs = linear_model.LogisticRegression(tol=1e-9, max_iter=9999).fit(X, classes)
+    assert_same_model(LogisticRegression(**options()).fit(X, classes), theirs, X)
+    both = np.stack([TARGET, TARGET**2], axis=1)
+    dense = Ridge(**options()).fit(X.toarray(), both)
+    found = Ridge(**options()).fit(X, both)
+    np.testing.assert_allclose(found.coef_, dense.coef_, rtol=1e-8)

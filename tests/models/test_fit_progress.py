@@ -1,0 +1,89 @@
+"""What verbose= prints, against objectives and gradients after as many iterations; fits cut short."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from plain_networks import PlainRegressor
+from progress_lines import parsed_lines
+from sklearn import datasets
+from sklearn.exceptions import ConvergenceWarning
+from straggling_models import options, standardized
+
+from polarmap.convex import ElasticNet, SparseLogisticRegression
+from polarmap.glm import LeastSquares, LogisticRegression, PoissonRegression, Ridge
+
+MODELS = [
+    *(Ridge(2.0, solver=solver) for solver in ("lsqr", "cg")),
+    *(LogisticRegression(solver=solver) for solver in ("lbfgs", "trust-ncg")),
+    PoissonRegression(0.1),
+    ElasticNet(0.1, tol=1e-9),
+]
+
+
+def data_of(model: Any) -> tuple[np.ndarray, np.ndarray]:
+    X, y = standardized(datasets.load_breast_cancer)
+    X = X[:, :6]
+    return X, X @ np.arange(6) + y if isinstance(model, (Ridge, ElasticNet)) else y
+
+
+def objective(model: Any, X: np.ndarray, y: np.ndarray) -> float:
+    """By the formula in its documentation; of logistic models as a mean."""
+    eta = X @ np.ravel(model.coef_) + model.intercept_
+    square = float(np.sum(model.coef_**2))
+    if isinstance(model, Ridge):
+        return float(np.sum((y - eta) ** 2) + model.alpha * square)
+    if isinstance(model, ElasticNet):
+        penalty = model.l1_ratio * np.abs(model.coef_).sum() + (1 - model.l1_ratio) * square / 2
+        return float(np.mean((y - eta) ** 2) / 2 + model.alpha * penalty)
+    if isinstance(model, PoissonRegression):
+        return float(np.mean(np.exp(eta) - y * eta) + model.alpha * square / 2)
+    return float(np.mean(np.log1p(np.exp(eta)) - y * eta) + square / 2 / model.C / len(y))
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda model: repr(model).split("(")[0])
+@pytest.mark.filterwarnings("ignore", category=ConvergenceWarning)  # of fits that are cut short
+def test_a_line_for_each_iteration(model: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = data_of(model)
+    model.set_params(**options(verbose=1)).fit(X, y)
+    lines = parsed_lines(capsys.readouterr().out)
+    assert [line["iteration"] for line in lines] == list(range(1, model.n_iter_ + 1))
+    assert lines[-1]["gradient"] < 1e-4 * lines[0]["gradient"]
+    model.set_params(verbose=0)
+    for steps in (1, 2, 3, model.n_iter_):
+        model.set_params(max_iter=steps).fit(X, y)
+        assert lines[steps - 1]["objective"] == pytest.approx(objective(model, X, y), rel=2e-6)
+    assert capsys.readouterr().out == ""
+
+
+def test_more_verbose_tells_of_products(capsys: pytest.CaptureFixture[str]) -> None:
+    X, y = data_of(LeastSquares())
+    LeastSquares(**options(verbose=2)).fit(X, np.column_stack([y, -y]))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("[LeastSquares, target 1 of 2] iteration 1: ")
+    assert lines[-1].startswith("[LeastSquares, target 2 of 2] ")
+    assert lines[1].endswith(" s, 2 products, 2 of 4 blocks decoded")
+
+
+def test_true_is_a_number_too(capsys: pytest.CaptureFixture[str]) -> None:
+    Ridge(**options(verbose=True)).fit(*data_of(Ridge()))
+    assert capsys.readouterr().out.startswith("[Ridge] iteration 1: objective ")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        *(Ridge(0.0, solver=solver) for solver in ("lsqr", "lsmr", "cg")),
+        *(LogisticRegression(100.0, solver=solver) for solver in ("lbfgs", "trust-ncg")),
+        *(ElasticNet(1e-3), SparseLogisticRegression(100.0)),
+        *(PlainRegressor(0.01, n_gates=4, activation=activation) for activation in ("gated_relu", "relu")),
+    ],
+    ids=lambda model: repr(model).split("(")[0],
+)
+def test_a_fit_that_is_cut_short_says_so_to_the_caller_of_fit(model: Any) -> None:
+    with pytest.warns(ConvergenceWarning, match="max_iter=2") as caught:
+        model.set_params(max_iter=2, **options()).fit(*data_of(model))
+    assert caught[0].filename == __file__
+    assert model.n_iter_ == 2

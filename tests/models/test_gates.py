@@ -1,0 +1,59 @@
+"""Sampled gates: distinct, seeded, half-spaces; their operator against the dense one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.linalg import aslinearoperator
+
+from polarmap.models.gates import GatedOperator, sample_gates
+
+
+@settings(max_examples=40)
+@given(
+    samples=st.integers(1, 12),
+    features=st.integers(1, 4),
+    count=st.integers(1, 30),
+    seed=st.integers(0, 99),
+    fit_intercept=st.booleans(),
+)
+def test_patterns_are_distinct_half_spaces(
+    samples: int, features: int, count: int, seed: int, fit_intercept: bool
+) -> None:
+    X = np.random.default_rng(seed).standard_normal((samples, features)) * 100 + 7
+    found = sample_gates(X, np.full(samples, 1 / samples), count, fit_intercept, np.random.RandomState(seed))
+    heights = X @ found.directions + found.offsets
+    np.testing.assert_array_equal(found.patterns, heights >= 0)
+    np.testing.assert_allclose(found.margins, np.abs(heights), rtol=1e-9, atol=1e-9)
+    patterns = {tuple(column) for column in found.patterns.T}
+    assert 1 <= len(patterns) == found.patterns.shape[1] <= count
+    assert found.patterns.any(axis=0).all()
+    assert found.patterns[:, 0].all() if fit_intercept else not found.offsets.any()
+
+
+def test_all_patterns_of_points_on_a_line_are_found() -> None:
+    X, shares = np.arange(6.0)[:, None], np.full(6, 1 / 6)
+    assert sample_gates(X, shares, 200, True, np.random.RandomState(0)).patterns.shape == (6, 11)
+
+
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_sparse_data_have_the_gates_of_dense_ones(fit_intercept: bool) -> None:
+    X = np.random.default_rng(0).standard_normal((20, 5)) * (np.arange(100).reshape(20, 5) % 3 > 0)
+    shares = np.full(20, 0.05)
+    dense = sample_gates(X, shares, 8, fit_intercept, np.random.RandomState(0))
+    sparse = sample_gates(csr_array(X), shares, 8, fit_intercept, np.random.RandomState(0))
+    np.testing.assert_array_equal(dense.patterns, sparse.patterns)
+    np.testing.assert_allclose(dense.directions, sparse.directions)
+
+
+def test_products_are_those_of_the_dense_operator() -> None:
+    stream = np.random.default_rng(0)
+    A, patterns = stream.standard_normal((7, 3)), stream.random((7, 4)) < 0.5
+    operator = GatedOperator(aslinearoperator(A), patterns)
+    whole = np.stack([patterns.T[gate][:, None] * A for gate in range(4)], axis=2).reshape(7, 12)
+    V, U = stream.standard_normal((12, 2)), stream.standard_normal((7, 2))
+    np.testing.assert_allclose(operator @ V, whole @ V, atol=1e-14)
+    np.testing.assert_allclose(operator.T @ U, whole.T @ U, atol=1e-14)

@@ -1,0 +1,43 @@
+"""Norms that are read off the products of lsqr and lsmr, against those of their solutions; hard systems."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from progress_lines import parsed_lines
+from scipy.sparse.linalg import aslinearoperator, lsmr, lsqr
+
+from polarmap import CodedOperator, ReplayExecutor
+from polarmap.errors import ModelError
+from polarmap.glm import LeastSquares
+from polarmap.models.fit_progress import FitProgress
+from polarmap.models.krylov import GolubKahan
+
+SOLVERS = {
+    "lsqr": lambda A, b, steps: lsqr(A, b, iter_lim=steps, atol=0, btol=0),
+    "lsmr": lambda A, b, steps: lsmr(A, b, maxiter=steps, atol=0, btol=0),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_every_iteration_says_where_it_is(solver: str, capsys: pytest.CaptureFixture[str]) -> None:
+    rng = np.random.default_rng(0)
+    A, b = rng.standard_normal((40, 9)), rng.standard_normal(40)
+    progress = FitProgress("fit", CodedOperator(A), verbose=1)
+    watched = GolubKahan(aslinearoperator(A), b, solver, progress)
+    found = SOLVERS[solver](watched, b, 7)
+    np.testing.assert_array_equal(found[0], SOLVERS[solver](A, b, 7)[0])
+    lines = parsed_lines(capsys.readouterr().out)
+    assert len(lines) == found[2] == 7
+    for steps, line in enumerate(lines, 1):
+        residual = b - A @ SOLVERS[solver](A, b, steps)[0]
+        assert line["gradient"] == pytest.approx(np.linalg.norm(2 * A.T @ residual), rel=1e-2)
+        if solver == "lsqr":
+            assert line["objective"] == pytest.approx(residual @ residual, rel=1e-6)
+
+
+def test_dependent_features_are_named() -> None:
+    X = np.random.default_rng(0).standard_normal((50, 3))
+    X = np.column_stack([X, X.sum(axis=1) + 1e-14 * X[:, 0] ** 2])
+    with pytest.raises(ModelError, match=r"depend on each other: the condition number .* exceeds 1e\+12"):
+        LeastSquares(tol=0.0, blocks=4, executor=ReplayExecutor()).fit(X, X[:, 0] ** 2)

@@ -1,0 +1,129 @@
+"""Losses against differences, scipy's minimizer and Fenchel's inequality; with the best intercept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.optimize import approx_fprime, minimize
+
+from polarmap.convex import LogisticLoss, SquaredLoss
+from polarmap.errors import ModelError
+from polarmap.models.losses import (
+    LARGEST_EXPONENT,
+    Bernoulli,
+    Family,
+    Gaussian,
+    Multinomial,
+    OutputLoss,
+    Poisson,
+    WeightedLoss,
+)
+
+STREAM = np.random.default_rng(0)
+WEIGHTS = STREAM.random(12) + 0.1
+WEIGHTS /= WEIGHTS.sum()
+ONEHOT = np.eye(3)[np.arange(12) % 3]
+FAMILIES = [
+    (Gaussian(), STREAM.standard_normal((12, 2)) * 50),
+    (Bernoulli(), ONEHOT[:, :1]),
+    (Multinomial(), ONEHOT),
+    (Poisson(), np.arange(12.0)[:, None]),
+]
+families = pytest.mark.parametrize(("family", "y"), FAMILIES, ids=lambda one: type(one).__name__)
+bounded = pytest.mark.parametrize(("family", "y"), FAMILIES[:3], ids=lambda one: type(one).__name__)
+
+
+@families
+def test_gradient_and_hessian_are_the_derivatives(family: Family, y: np.ndarray) -> None:
+    loss, eta = WeightedLoss(family, y, WEIGHTS), STREAM.standard_normal(y.shape)
+    step = 1e-5 * STREAM.standard_normal(y.shape)
+    slope = loss.value(eta + step) - loss.value(eta - step)
+    assert slope == pytest.approx(2 * float(np.sum(loss.gradient(eta) * step)), rel=1e-6)
+    change = loss.gradient(eta + step) - loss.gradient(eta - step)
+    np.testing.assert_allclose(change, 2 * loss.hessian_product(eta, step), rtol=1e-5, atol=1e-13)
+
+
+@families
+def test_the_null_predictor_fits_best(family: Family, y: np.ndarray) -> None:
+    loss = WeightedLoss(family, y, WEIGHTS)
+    np.testing.assert_allclose(family.mean(loss.null_predictor()[np.newaxis])[0], WEIGHTS @ y)
+    assert loss.null_curvature() > 0
+
+
+@families
+def test_the_conjugate_is_that_of_a_gradient_and_of_all_before(family: Family, y: np.ndarray) -> None:
+    weights, eta = WEIGHTS[:, None], STREAM.standard_normal(y.shape)
+    u = weights * (family.mean(eta) - y)
+    found = family.conjugate(u, y, weights)
+    assert found == pytest.approx(np.sum(u * eta) - family.value(eta, y, weights), rel=1e-9, abs=1e-12)
+    for factor in (0.0, 0.5, 1.0):
+        other = STREAM.standard_normal(y.shape)
+        bound = family.value(other, y, weights) + family.conjugate(factor * u, y, weights)
+        assert factor * np.sum(u * other) <= bound + 1e-9 * abs(bound)
+
+
+@families
+def test_the_curvature_is_bounded(family: Family, y: np.ndarray) -> None:
+    mean = family.mean(3 * STREAM.standard_normal(y.shape))
+    for direction in STREAM.standard_normal((50, y.shape[1])):
+        curved = family.curvature(mean, np.broadcast_to(direction, y.shape)) @ direction
+        assert curved.max() <= family.largest_curvature * direction @ direction * (1 + 1e-12)
+
+
+def test_poisson_goes_on_as_its_tangent() -> None:
+    beyond = np.array([[LARGEST_EXPONENT + 3.0]])
+    assert Poisson().value(beyond, np.zeros((1, 1))) == pytest.approx(4.0 * np.exp(LARGEST_EXPONENT))
+
+
+@pytest.mark.parametrize("of", [slice(None), 0])
+def test_public_losses_are_minus_the_log_likelihood(of: Any) -> None:
+    eta, y = STREAM.standard_normal((12, 3))[:, of], ONEHOT[:, of]
+    errors = np.abs(eta - y).reshape(12, -1)
+    assert SquaredLoss(y, WEIGHTS).value(eta) == pytest.approx(np.sum(WEIGHTS @ errors**2) / 2)
+    assert SquaredLoss(y).value(eta) == pytest.approx(np.sum(errors**2) / 2)
+    grown = np.exp(eta)
+    shares = grown / grown.sum(axis=1, keepdims=True) if y.ndim == 2 else grown / (1 + grown)
+    likelihood = np.sum(y * shares, axis=1) if y.ndim == 2 else np.where(y == 1, shares, 1 - shares)
+    assert LogisticLoss(y, WEIGHTS).value(eta) == pytest.approx(-WEIGHTS @ np.log(likelihood))
+    for loss in (SquaredLoss(y, WEIGHTS), LogisticLoss(y, WEIGHTS)):
+        assert loss.gradient(eta).shape == loss.shape == eta.shape
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SquaredLoss([1.0, np.nan]), "y must be finite"),
+        (lambda: SquaredLoss(1.0), r"not of shape \(\)"),
+        (lambda: SquaredLoss([1.0, 2.0], [1.0]), r"weights must be of shape \(2,\), one a sample, not"),
+        (lambda: SquaredLoss([1.0, 2.0], [1.0, 0.0]), "leave out samples whose weight is 0"),
+        (lambda: LogisticLoss([-1.0, 1.0]), "y must hold 0 and 1 only"),
+        (lambda: LogisticLoss([[1.0, 1.0]]), "one 1 in each row"),
+    ],
+)
+def test_losses_that_cannot_be(make: Any, message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        make()
+
+
+@bounded
+@pytest.mark.parametrize("size", [0.1, 30.0])
+def test_the_intercept_of_outputs_is_the_best_one(family: Any, y: np.ndarray, size: float) -> None:
+    loss, eta = OutputLoss(family, y, WEIGHTS, True), size * STREAM.standard_normal(y.shape)
+    best = minimize(lambda c: family.value(eta + c, y, WEIGHTS[:, None]), np.zeros(y.shape[1]), tol=1e-12).fun
+    assert loss.value(eta) <= best * (1 + 1e-12)
+    assert loss.value(eta) == pytest.approx(best, rel=1e-8)
+    np.testing.assert_allclose(loss.gradient(eta).sum(axis=0), 0, atol=1e-12 * np.abs(y).max())
+    without = OutputLoss(family, y, WEIGHTS, False)
+    assert not without.intercept(eta).any() and without.value(eta) >= loss.value(eta)
+
+
+@bounded
+@pytest.mark.parametrize("fit_intercept", [True, False])
+def test_gradient_and_conjugate_of_outputs(family: Any, y: np.ndarray, fit_intercept: bool) -> None:
+    loss, eta = OutputLoss(family, y, WEIGHTS, fit_intercept), STREAM.standard_normal(y.shape)
+    u = loss.gradient(eta)
+    slope = approx_fprime(eta.ravel(), lambda flat: loss.value(flat.reshape(y.shape)), 1e-7)
+    np.testing.assert_allclose(u.ravel(), slope, atol=1e-5 * np.abs(y).max())
+    assert loss.conjugate(u) == pytest.approx(np.sum(u * eta) - loss.value(eta), rel=1e-9, abs=1e-12)

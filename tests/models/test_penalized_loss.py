@@ -1,0 +1,87 @@
+"""The penalized loss against differences, and its minimum against scikit-learn's Newton solvers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.sparse.linalg import aslinearoperator
+from sklearn import linear_model
+from sklearn.datasets import load_breast_cancer, load_diabetes
+
+from polarmap import ReplayExecutor
+from polarmap.glm import LogisticRegression, PoissonRegression, Ridge
+from polarmap.models.losses import Bernoulli, Multinomial, WeightedLoss
+from polarmap.models.penalized_loss import PenalizedLoss
+
+CANCER, LABELS = load_breast_cancer(return_X_y=True)
+CANCER = (CANCER - CANCER.mean(axis=0)) / CANCER.std(axis=0)
+DIABETES, PROGRESS = load_diabetes(return_X_y=True)
+WEIGHTS = np.random.default_rng(0).random(len(CANCER))
+NEWTON = {"solver": "newton-cholesky", "tol": 1e-12, "max_iter": 1000}
+HERE = {"blocks": 4, "executor": ReplayExecutor()}
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    scale = np.abs(expected.coef_).max()
+    np.testing.assert_allclose(found.coef_, expected.coef_, rtol=0, atol=1e-8 * scale)
+    np.testing.assert_allclose(found.intercept_, expected.intercept_, rtol=1e-8)
+
+
+@pytest.mark.parametrize("weights", [None, WEIGHTS])
+@pytest.mark.parametrize("of_class", [None, "balanced", {0: 2.0, 1: 0.5}])
+def test_logistic_regression_is_the_true_minimum(weights: Any, of_class: Any) -> None:
+    ours = LogisticRegression(class_weight=of_class, **HERE).fit(CANCER, LABELS, weights)
+    theirs = linear_model.LogisticRegression(class_weight=of_class, **NEWTON)
+    assert_same(ours, theirs.fit(CANCER, LABELS, sample_weight=weights))
+
+
+def test_poisson_regression_and_ridge_take_weights() -> None:
+    weights = WEIGHTS[: len(DIABETES)]
+    poisson = linear_model.PoissonRegressor(alpha=0.1, **NEWTON).fit(DIABETES, PROGRESS, weights)
+    assert_same(PoissonRegression(0.1, **HERE).fit(DIABETES, PROGRESS, weights), poisson)
+    ridge = linear_model.Ridge(0.1).fit(DIABETES, PROGRESS, weights)
+    assert_same(Ridge(0.1, **HERE).fit(DIABETES, PROGRESS, weights), ridge)
+
+
+STREAM = np.random.default_rng(0)
+A = STREAM.standard_normal((20, 3))
+PENALTY = np.array([0.1, 0.2, 0.3])
+CLASSES = np.arange(20) % 3
+
+
+def objective(classes: int, unit: float) -> PenalizedLoss:
+    y = np.eye(3)[CLASSES] if classes == 3 else (CLASSES[:, None] == 0).astype(float)
+    loss = WeightedLoss(Multinomial() if classes == 3 else Bernoulli(), y, np.arange(1.0, 21.0) / 210)
+    return PenalizedLoss(aslinearoperator(A), loss, PENALTY, unit)
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("unit", [0.0, 2.0])
+def test_gradient_and_hessian_are_the_derivatives(classes: int, unit: float) -> None:
+    some = objective(classes, unit)
+    theta = np.random.default_rng(1).standard_normal(len(some.initial_point()))
+    direction = np.random.default_rng(2).standard_normal(len(theta))
+    step = 1e-5 * direction
+    (more, rising), (less, falling) = (
+        some.value_and_gradient(theta + step),
+        some.value_and_gradient(theta - step),
+    )
+    assert (more - less) / 2e-5 == pytest.approx(some.value_and_gradient(theta)[1] @ direction, rel=1e-6)
+    np.testing.assert_allclose(
+        (rising - falling) / 2e-5, some.hessian_product(theta, direction), rtol=1e-5, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("unit", [0.0, 2.0])
+def test_the_initial_value_is_that_of_the_initial_point(unit: float) -> None:
+    some = objective(3, unit)
+    assert some.initial_value() == pytest.approx(some.value_and_gradient(some.initial_point())[0])
+
+
+def test_nan_is_infinitely_bad_and_has_no_hessian() -> None:
+    some = objective(2, 1.0)
+    theta = np.full(len(some.initial_point()), np.nan)
+    assert some.value_and_gradient(theta)[0] == np.inf
+    assert np.isnan(some.hessian_product(theta, theta)).all()

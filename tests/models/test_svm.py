@@ -1,0 +1,86 @@
+"""Support vector machines against Clarabel and scikit-learn's, with a worker dead and another late."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from conic_solver import conic_minimum
+from sklearn import svm
+from sklearn.datasets import load_breast_cancer, load_iris
+from straggling_models import options, standardized
+
+from polarmap import ReplayExecutor
+from polarmap.convex import LinearSVC
+
+CANCER, LABELS = standardized(load_breast_cancer)
+CANCER, LABELS = CANCER[::6, ::5], LABELS[::6]
+WEIGHTS = np.random.default_rng(0).random(len(LABELS))
+HERE = {"blocks": 2, "workers": 3, "executor": ReplayExecutor()}
+
+
+def conic_objective(X: np.ndarray, y: np.ndarray, bounds: np.ndarray) -> float:
+    """|(w, c)|^2 / 2 + sum of bounds times slacks; of a box that is not symmetric by its primal problem."""
+    Z = (2.0 * y - 1.0)[:, np.newaxis] * np.column_stack([X, np.ones(len(X))])
+    unknowns, samples = Z.shape[1], len(Z)
+    P = np.diag(np.append(np.ones(unknowns), np.zeros(samples)))
+    q = np.append(np.zeros(unknowns), bounds)
+    margin, positive = np.hstack([-Z, -np.eye(samples)]), np.hstack([np.zeros(Z.shape), -np.eye(samples)])
+    return conic_minimum(
+        P, q, [(margin, -np.ones(samples), "nonnegative"), (positive, np.zeros(samples), "nonnegative")]
+    )[1]
+
+
+def objective(model: Any, X: np.ndarray, y: np.ndarray, bounds: Any) -> float:
+    slack = np.maximum(0, 1 - (2 * y - 1) * model.decision_function(X))
+    return float((np.sum(model.coef_**2) + np.sum(model.intercept_**2)) / 2 + np.sum(bounds * slack))
+
+
+@pytest.mark.parametrize("C", [0.01, 0.1])
+def test_the_minimum_is_that_of_a_conic_solver(C: float) -> None:
+    model = LinearSVC(C, **options()).fit(CANCER, LABELS)
+    best = conic_objective(CANCER, LABELS, np.full(len(LABELS), C))
+    assert objective(model, CANCER, LABELS, C) == pytest.approx(best, rel=1e-6)
+    assert model.objective_ == pytest.approx(best, rel=1e-6)
+    assert -1e-9 <= model.objective_ - best <= model.dual_gap_ + 1e-9
+    assert model.dual_gap_ <= 1e-6 * model.objective_
+    assert {0, 1} <= set(model.report_.recovered)
+    np.testing.assert_allclose(model.dual_coef_ @ CANCER, model.coef_)
+    signed = model.dual_coef_[0] * (2 * LABELS - 1)
+    assert signed.min() >= 0 and signed.max() <= C * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("class_weight", [None, "balanced", {0: 2.0, 1: 0.5}])
+def test_weights_are_those_of_sklearn(class_weight: Any) -> None:
+    model = LinearSVC(0.05, class_weight=class_weight, **HERE).fit(CANCER, LABELS, WEIGHTS)
+    factors = np.ones(2) if class_weight is None else np.array([2.0, 0.5])
+    if class_weight == "balanced":
+        factors = WEIGHTS.sum() / (2 * np.bincount(LABELS, WEIGHTS))
+    bounds = 0.05 * WEIGHTS * factors[LABELS]
+    best = conic_objective(CANCER, LABELS, bounds)
+    assert objective(model, CANCER, LABELS, bounds) == pytest.approx(best, rel=1e-6)
+    if class_weight != "balanced":  # sklearn balances without the weights of samples
+        chosen = {"loss": "hinge", "tol": 1e-10, "max_iter": 1_000_000, "class_weight": class_weight}
+        oracle = svm.LinearSVC(C=0.05, **chosen).fit(CANCER, LABELS, WEIGHTS)
+        np.testing.assert_allclose(model.coef_, oracle.coef_, atol=2e-3)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"fit_intercept": False}, {"class_weight": {0: 3.0}}])
+def test_several_classes_are_those_of_sklearn(chosen: dict[str, Any]) -> None:
+    X, y = standardized(load_iris)
+    names = np.array(["setosa", "versicolor", "virginica"])[y]
+    if "class_weight" in chosen:
+        chosen = {"class_weight": {"setosa": 3.0}}
+    model = LinearSVC(0.02, **chosen, **HERE).fit(X, names)
+    oracle = svm.LinearSVC(C=0.02, loss="hinge", tol=1e-10, max_iter=1_000_000, **chosen).fit(X, names)
+    assert model.coef_.shape == (3, 4) and model.dual_coef_.shape == (3, 150)
+    np.testing.assert_allclose(model.coef_, oracle.coef_, atol=2e-3)
+    np.testing.assert_allclose(model.decision_function(X), oracle.decision_function(X), atol=5e-3)
+    assert np.mean(model.predict(X) == oracle.predict(X)) > 0.98
+
+
+def test_a_sample_of_zeros_has_no_say() -> None:
+    X, y = np.array([[0.0], [2.0], [-2.0]]), [1, 1, 0]
+    model = LinearSVC(10.0, fit_intercept=False, blocks=1, workers=2, executor=ReplayExecutor()).fit(X, y)
+    assert model.coef_[0, 0] == pytest.approx(0.5, rel=1e-5)
