@@ -230,16 +230,32 @@ def read_only(leaf: Array) -> Array:
     return view
 
 
-def check_folder(source: Place | None) -> None:
-    """Raise for storage that is no folder of this machine."""
-    if source is None or source.kind in ("folder", "message"):
+def check_reachable(source: Place | None, use: str = "lies in", away: str = "", storage: str = "") -> None:
+    """ExecutorError for storage that workers cannot reach.
+
+    use : of the array.
+    away : the backend of Lithops that runs the workers; empty: they are on this machine.
+    storage : whose buckets they reach; empty: none.
+    """
+    if source is None or source.kind == "message":
         return
     if source.kind == "driver":
         raise ExecutorError(f"the array is in {source.place}, which workers cannot reach: use a thread pool")
-    raise ExecutorError(
-        f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
-        "configuration of that bucket"
-    )
+    if source.kind == "folder" and away:
+        raise ExecutorError(
+            f"the array {use} folder {source.place!r} of this machine, which workers on {away} cannot reach: "
+            "use storage= of that backend"
+        )
+    if source.kind == "bucket" and not storage:
+        raise ExecutorError(
+            f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
+            "configuration of that bucket"
+        )
+    if source.kind == "bucket" and source.backend != storage:
+        raise ExecutorError(
+            f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
+            f"{storage}: use the Lithops configuration of that bucket for both"
+        )
 
 
 def key_of(coded: Coded) -> str | bytes | None:

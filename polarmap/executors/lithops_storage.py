@@ -14,6 +14,7 @@ from typing import Any
 from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.block_store import WithDriver
 from polarmap.executors.lithops_internals import impatient_storage, storage_settings
+from polarmap.worker.io_lithops import delete_below
 from polarmap.worker.parts import Place
 from polarmap.worker.retry import retry_call
 
@@ -45,23 +46,12 @@ def open_storage(choice: Any) -> tuple[Any, str]:
     return storage, str(storage.bucket)
 
 
-def delete_below(storage: Any, prefix: str) -> int:
-    """Ask for what lies below a prefix to be deleted; how many objects that were.
-
-    S3 answers with those that it did not delete, of which Lithops says nothing: so ask until there are none.
-    """
-    keys = storage.list_keys(storage.bucket, prefix)
-    if keys:
-        storage.delete_objects(storage.bucket, keys)
-    return len(keys)
-
-
 def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
     """Remove what lies below them; a storage that is down must not hide why a map ended."""
     try:
         for prefix in prefixes:
             for pause in REMOVE_PAUSES:
-                if not delete_below(storage, prefix):
+                if not delete_below(storage, storage.bucket, prefix):
                     break
                 time.sleep(pause)
             else:
@@ -92,7 +82,7 @@ class InBucket(WithDriver):
     def remove(self, roots: Sequence[str]) -> None:
         """Their objects."""
         for root in roots:
-            delete_below(self._storage, f"{root}/")
+            delete_below(self._storage, self._storage.bucket, f"{root}/")
 
 
 def probe_storage(functions: Any) -> float:

@@ -286,7 +286,7 @@ def _place(choice: Any) -> tuple[str, Worker | None]:
 def _site(choice: Any) -> Site:
     """What starts workers there."""
     if is_for_lithops(choice):
-        from polarmap.executors.lithops_site import LithopsSite
+        from polarmap.executors.lithops import LithopsSite
 
         return LithopsSite(choice)
     from polarmap.executors.dask_site import DaskSite

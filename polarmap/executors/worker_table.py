@@ -19,7 +19,7 @@ from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
+from polarmap.executors.base import check_reachable
 from polarmap.executors.links import Link
 from polarmap.executors.pool_slots import Lease, PoolSlots
 from polarmap.worker.channels import ready
@@ -127,7 +127,7 @@ class WorkerTable:
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that they cannot reach; `use`: of the array."""
-        check_folder(source)
+        check_reachable(source)
 
     def surroundings(self) -> Surroundings | None:
         """What they are to find around f; None: what is there."""

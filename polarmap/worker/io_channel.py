@@ -16,7 +16,6 @@ from typing import Any
 from polarmap.worker.any_value import loaded
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.channels import Channel
-from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Part, Place
@@ -63,7 +62,7 @@ class ChannelIO(TaskIO):
         limited: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
         is_alone: bool = False,
     ) -> None:
-        super().__init__(storage, ENCRYPTED)
+        super().__init__(storage)
         self.channel, self._limited = channel, limited
         self._around = Surroundings.of_this_process()
         self._state = ProcessState() if is_alone else None
@@ -152,10 +151,10 @@ class ChannelIO(TaskIO):
             self._heard.append(message)
         return ("cancel", self._order[0]) in self._heard
 
-    def read(self, place: Place, part: Part) -> Any:
-        """The bytes of a part, also of one that its driver has."""
-        if place.encryption is not None or place.kind != "driver" or not part.key:
-            return super().read(place, part)
+    def read_stored(self, place: Place, part: Part) -> Any:
+        """The bytes of a part as they lie there, also of one that its driver has."""
+        if place.kind != "driver" or not part.key:
+            return super().read_stored(place, part)
         self.channel.send(Message(NEED, self._order, part.key.encode()))
         while message := self.channel.receive(PART_SECONDS):
             if message[:2] == ("part", part.key):

@@ -7,6 +7,7 @@ import tracemalloc
 import zlib
 from collections import Counter
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,7 @@ class Kind:
 
         def read(place: Place, part: Part) -> Any:
             if place.encryption is not None:
-                return read_decrypted(place, part, read)
+                return read_decrypted(place.encryption, part, partial(read, place._replace(encryption=None)))
             if place.kind == "driver":
                 return stored.part(coded, part.key)
             return read_part(place, part, self.storage)
