@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from polarmap.errors import StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption

@@ -239,23 +239,20 @@ def check_reachable(source: Place | None, use: str = "lies in", away: str = "", 
     """
     if source is None or source.kind == "message":
         return
-    if source.kind == "driver":
-        raise ExecutorError(f"the array is in {source.place}, which workers cannot reach: use a thread pool")
-    if source.kind == "folder" and away:
-        raise ExecutorError(
-            f"the array {use} folder {source.place!r} of this machine, which workers on {away} cannot reach: "
-            "use storage= of that backend"
-        )
-    if source.kind == "bucket" and not storage:
-        raise ExecutorError(
-            f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
-            "configuration of that bucket"
-        )
-    if source.kind == "bucket" and source.backend != storage:
-        raise ExecutorError(
-            f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
-            f"{storage}: use the Lithops configuration of that bucket for both"
-        )
+    kind, bucket = source.kind, f"{source.backend} bucket {source.place!r}"
+    if kind == "driver":
+        found, remedy = f"is in {source.place}, which workers cannot reach", "use a thread pool"
+    elif kind == "folder" and away:
+        found = f"{use} folder {source.place!r} of this machine, which workers on {away} cannot reach"
+        remedy = "use storage= of that backend"
+    elif kind == "bucket" and not storage:
+        found, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
+    elif kind == "bucket" and source.backend != storage:
+        found = f"{use} {bucket}, but this executor stores in {storage}"
+        remedy = "use the Lithops configuration of that bucket for both"
+    else:
+        return
+    raise ExecutorError(f"the array {found}: {remedy}")
 
 
 def key_of(coded: Coded) -> str | bytes | None:

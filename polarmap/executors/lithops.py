@@ -195,7 +195,8 @@ class LithopsSite(Site):
         if ended:
             self._left += self._jobs.close_idle()
             with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
-                self._left = [one for one in self._left if delete_below(self.storage, self.bucket, one)]
+                left, bucket = self._left, self.storage.bucket
+                self._left = [prefix for prefix in left if delete_below(self.storage, bucket, prefix)]
         return {number: str(sent) if isinstance(sent, LostError) else "" for number, sent in ended.items()}
 
     def close(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import os
 import time
-import uuid
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -20,7 +19,6 @@ from polarmap.worker.retry import retry_call
 
 TIMEOUT = 10  # seconds to connect, and to wait for the next byte; whoever asks decides how often
 PREFIX = "polarmap"  # of all keys of maps
-PROBE_BYTES = 1024
 REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 
 
@@ -83,22 +81,3 @@ class InBucket(WithDriver):
         """Their objects."""
         for root in roots:
             delete_below(self._storage, self._storage.bucket, f"{root}/")
-
-
-def probe_storage(functions: Any) -> float:
-    """Seconds to put, get and delete a small object; ExecutorError says which of them failed."""
-    storage, data = functions.storage, os.urandom(PROBE_BYTES)
-    bucket, key = storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}/probe"
-    began, step = time.monotonic(), "written"
-    try:
-        storage.put_object(bucket, key, data)
-        step = "read back"
-        if bytes(storage.get_object(bucket, key)) != data:
-            raise OSError("it has other bytes")
-        step = "deleted"
-        storage.delete_object(bucket, key)
-    except Exception as error:
-        raise ExecutorError(
-            f"an object in bucket {bucket!r} could not be {step}: {type(error).__name__}: {error}"
-        ) from error
-    return time.monotonic() - began

@@ -12,7 +12,7 @@ from errno import ENOTDIR
 from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Data, check_key
+from polarmap.storage import Data, check_key
 from polarmap.worker.process_identity import ProcessIdentity
 
 _TEMPORARY = ".unfinished"

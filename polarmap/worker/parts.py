@@ -134,15 +134,6 @@ def read_part(source: Place, part: Part, storage: Any = None) -> Any:
         raise
 
 
-def parts_of(key: str, data: Any, size: int) -> list[Part]:
-    """The parts, of so many bytes each but the last, of an object with these bytes."""
-    parts = []
-    for start in range(0, len(data), size):
-        piece = data[start : start + size]
-        parts.append(Part(key, len(piece), zlib.crc32(piece), start))
-    return parts
-
-
 def write_object(place: Place, key: str, data: Any, storage: Any = None) -> None:
     """A new object, or a file that appears whole or not at all."""
     if place.kind == "folder":

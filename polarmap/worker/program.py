@@ -15,9 +15,9 @@ from polarmap.worker.encryption import encrypted_object, encrypted_reply, read_d
 from polarmap.worker.faults import Fault, faulty
 from polarmap.worker.frames import END, Message
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
-from polarmap.worker.parts import Part, Place, parts_of, read_part, remove_parts, write_object
+from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
-from polarmap.worker.stored_output import store_result
+from polarmap.worker.stored_output import parts_of, store_result
 
 
 class TaskIO:

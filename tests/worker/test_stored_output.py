@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polarmap.worker.parts import Part, Place, assemble, parts_of
+from polarmap.worker.parts import Part, Place, assemble
 from polarmap.worker.pytree import pack, unpacked
-from polarmap.worker.stored_output import SAMPLE, OutputSpec, sample, store_result
+from polarmap.worker.stored_output import SAMPLE, OutputSpec, parts_of, sample, store_result
 
 OUTPUT = OutputSpec(Place("folder", "f"), "p", items=300)
 
