@@ -18,13 +18,13 @@ from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
 from polarmap.storage import Data, Store
+from polarmap.storage.folder import STALE_SECONDS
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
 RUN_NOTE = "running.json"
 ZARR_GROUP = "array.zarr"
-STALE_AFTER_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
 _running: set[str] = set()  # generations of this process
@@ -184,4 +184,4 @@ def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
     age = time.time() - float(note.get("time", 0.0))
-    return age < STALE_AFTER_SECONDS
+    return age < STALE_SECONDS

@@ -213,13 +213,12 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
 def _storage(config: Path) -> Check:
     """Check the storage that a configuration names; ExecutorError if Lithops makes nothing of it."""
     from polarmap.executors.lithops_internals import end
-    from polarmap.executors.lithops_jobs import open_functions
-    from polarmap.executors.lithops_storage import PREFIX, open_storage
+    from polarmap.executors.lithops_jobs import open_functions, open_storage
 
     functions, data = open_functions(config), os.urandom(1024)
-    key, began = f"{PREFIX}/{uuid.uuid4().hex}/probe", time.monotonic()
+    key, began = f"polarmap/{uuid.uuid4().hex}/probe", time.monotonic()
     try:
-        store = ObjectStore(*open_storage(functions))
+        store = ObjectStore(open_storage(functions))
         store.put(key, data)
         if store.get(key) != data:
             raise StorageError(f"{store.name} has other bytes than were stored")

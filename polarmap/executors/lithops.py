@@ -7,19 +7,19 @@ import os
 import time
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
-from polarmap.errors import ExecutorError
+from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
-from polarmap.executors.block_store import StoredPieces
+from polarmap.executors.block_store import StoredPieces, WithDriver
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.links import Join
 from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
-from polarmap.executors.lithops_jobs import InterpreterError, Jobs, read_configuration
-from polarmap.executors.lithops_storage import PREFIX, InBucket, open_storage, remove_objects
+from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
 from polarmap.executors.object_links import ObjectLinks
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled
@@ -27,8 +27,12 @@ from polarmap.executors.remote_workers import Site
 from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
 from polarmap.worker.kept_task import DriverAddress, make_kept_task
 from polarmap.worker.parts import Place
+from polarmap.worker.retry import retry_call
 
+PREFIX = "polarmap"  # of all keys of maps
+REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
+TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
 HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
 ENDED_SECONDS = 1.0  # between looks which workers have ended, which mostly their channel tells at once
@@ -116,7 +120,7 @@ class LithopsRun:
             if outcomes or left <= 0 or self._is_woken:
                 self._is_woken = False
                 return [*began, *outcomes]
-            time.sleep(min(LOOK_SECONDS, left))
+            time.sleep(min(LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._jobs.running), left))
 
     def wake(self) -> None:
         """Be seen to have been called at the next look."""
@@ -170,7 +174,8 @@ class LithopsSite(Site):
         self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
         self.workers = None if self.limits is None else self.limits.workers
         self.seconds = seconds_of(self.limits)
-        self.storage, self.bucket = open_storage(self._jobs.functions)
+        self.storage = open_storage(self._jobs.functions)
+        self.bucket = self.storage.bucket
         self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
 
     def object_links(self, join: Join) -> ObjectLinks:
@@ -222,3 +227,42 @@ def seconds_of(limits: Worker | None) -> float:
     if limits is None or limits.seconds is None:
         return HERE_SECONDS
     return max(1.0, limits.seconds - SPARE_SECONDS)
+
+
+class InBucket(WithDriver):
+    """The bytes of blocks in the bucket of a `lithops.Storage`."""
+
+    has_bytes = is_parallel = True
+
+    def __init__(self, storage: Any, prefix: str) -> None:
+        super().__init__(prefix)
+        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+
+    def put(self, key: str, buffers: Sequence[Any]) -> None:
+        """An object."""
+        bucket = self._storage.bucket
+        try:
+            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+        except Exception as error:
+            raise ExecutorError(
+                f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """Their objects."""
+        for root in roots:
+            delete_below(self._storage, self._storage.bucket, f"{root}/")
+
+
+def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
+    """Remove what lies below them; a storage that is down must not hide why a map ended."""
+    try:
+        for prefix in prefixes:
+            for pause in REMOVE_PAUSES:
+                if not delete_below(storage, storage.bucket, prefix):
+                    break
+                time.sleep(pause)
+            else:
+                raise StorageError(f"the storage does not delete what lies below {prefix!r}")
+    except Exception as error:
+        warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")

@@ -1,8 +1,9 @@
-"""FunctionExecutors of Lithops: how they are opened, given functions to run, and seen to end them."""
+"""FunctionExecutors and storages of Lithops: how they are opened, and functions run on the former."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.clouds import settings
-from polarmap.errors import ExecutorError
+from polarmap.errors import ExecutorError, StorageError
 from polarmap.executors.base import check_reachable
 from polarmap.executors.choices import is_localhost, is_of_lithops
 from polarmap.executors.lithops_internals import (
@@ -20,6 +21,7 @@ from polarmap.executors.lithops_internals import (
     end,
     ended_silently,
     has_ended,
+    impatient_storage,
     interpreter_error,
     keep_monitoring,
     leave,
@@ -29,6 +31,7 @@ from polarmap.executors.lithops_internals import (
     objects_of,
     result_of,
     runs_here,
+    storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.parts import Place
@@ -36,6 +39,7 @@ from polarmap.worker.retry import retry_call
 
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
+TIMEOUT = 10  # seconds to connect to one, and to wait for the next byte; whoever asks decides how often
 
 TOO_MUCH_ADVICE = (
     ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
@@ -188,7 +192,9 @@ class Jobs:
         error = (
             InterpreterError(reason) if reason else LostError("its worker process ended without reporting")
         )
-        return {keys[future]: error for future in silent if self.running.pop(keys[future])}
+        for future in silent:
+            del self.running[keys[future]]
+        return {keys[future]: error for future in silent}
 
 
 def _text(error: Exception) -> str:
@@ -221,6 +227,28 @@ def open_functions(choice: Any, slots: int | None = None) -> Any:
     functions.config["lithops"].setdefault("data_limit", 0)
     _answered.add(file.absolute())
     return functions
+
+
+def open_storage(choice: Any) -> Any:
+    """A `lithops.Storage` of our own, for a YAML path or a FunctionExecutor.
+
+    Raises
+    ------
+    StorageError
+        If Lithops cannot make one of it.
+    """
+    file = Path(choice) if isinstance(choice, (str, os.PathLike)) else None
+    where = f"lithops/{choice.backend}" if file is None else repr(str(file))
+    if file is not None and not file.is_file():
+        raise StorageError(f"there is no Lithops configuration {where}")
+    try:
+        found = choice.storage.get_storage_config() if file is None else storage_settings(file)
+        storage = impatient_storage(copy.deepcopy(found), TIMEOUT)
+    except Exception as error:
+        raise StorageError(f"Lithops has no storage for {where}: {type(error).__name__}: {error}") from error
+    if file is None:
+        storage.bucket = choice.storage.bucket  # which may be one that it made itself
+    return storage
 
 
 @contextlib.contextmanager

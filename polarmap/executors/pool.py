@@ -298,7 +298,7 @@ def _storing_of(site: Site) -> WithDriver:
     """Where blocks lie for workers that share no files with this process."""
     if site.storage is None:
         return WithDriver(site.prefix)
-    from polarmap.executors.lithops_storage import InBucket
+    from polarmap.executors.lithops import InBucket
 
     return InBucket(site.storage, site.prefix)
 

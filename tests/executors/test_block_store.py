@@ -23,7 +23,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import block_store
 from polarmap.executors.base import Failure, Outcome
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces, WithDriver
-from polarmap.executors.lithops_storage import InBucket
+from polarmap.executors.lithops import InBucket
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
 from polarmap.worker.parts import MESSAGE, Part, Place, read_part

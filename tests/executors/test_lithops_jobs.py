@@ -13,6 +13,7 @@ from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
+from polarmap.executors.lithops import remove_objects
 from polarmap.executors.lithops_internals import LostError, end, named_for_lithops
 from polarmap.executors.lithops_jobs import (
     InterpreterError,
@@ -20,7 +21,6 @@ from polarmap.executors.lithops_jobs import (
     open_functions,
     read_configuration,
 )
-from polarmap.executors.lithops_storage import remove_objects
 from polarmap.worker.parts import Place
 
 
