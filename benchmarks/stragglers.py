@@ -125,7 +125,8 @@ def on_pool() -> Iterator[dict[str, Scheme]]:
 @contextmanager
 def on_lithops() -> Iterator[dict[str, Scheme]]:
     """Its map on this machine, with the settings that polarmap has found best."""
-    functions = localhost_functions(K)
+    functions = localhost_functions()
+    functions.config["localhost"]["worker_processes"] = K
 
     def plain(job: SleepingJob) -> Any:
         futures = functions.map(job.__call__, list(range(K)), chunksize=1, include_modules=["benchmarks"])

@@ -27,12 +27,17 @@ class Future:
         return self._call()
 
 
+class DefaultEnvironment:
+    """What Lithops has on this machine, without containers."""
+
+
 class Functions:
     """A FunctionExecutor that runs nothing until a future is asked for its result."""
 
-    internal_storage = compute_handler = None
+    internal_storage = None
 
     def __init__(self, backend: str = "memory") -> None:
+        self.compute_handler = SimpleNamespace(env=DefaultEnvironment())
         self.backend, self.storage, self.executor_id = backend, DictStorage(), "x-1"
         self.futures: list[Future] = []
         self.job_monitor = SimpleNamespace(is_alive=lambda: True)

@@ -18,7 +18,7 @@ from polarmap.arrays.row_index import parse_row_index
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, without_our_frames
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
@@ -131,12 +131,8 @@ class CodedArray:
     def coded_blocks(self) -> StoredBlocks:
         """As `coded_map` takes data that is encoded already: its workers read the parts themselves."""
         made, source = self._manifest, place_of(self.store, self._manifest.encryption)
-        parts = made.parts
-        if made.encryption is not None:  # workers verify tags
-            parts = tuple(tuple(part._replace(crc32=None) for part in block) for block in parts)
-        return StoredBlocks(
-            made.code, source, parts, made.dtype, made.block_shape, self.padding, self._reader
-        )
+        parts, shape = made.parts_to_read, made.block_shape
+        return StoredBlocks(made.code, source, parts, made.dtype, shape, self.padding, self._reader)
 
     def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """Dtype and shape of block `index`."""

@@ -14,7 +14,7 @@ from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, decrypted
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]

@@ -18,7 +18,7 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.writing import StripeWriter
 from polarmap.arrays.zarr_chunks import filled
 from polarmap.arrays.zarr_view import ZarrView
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]

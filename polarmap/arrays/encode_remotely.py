@@ -26,7 +26,7 @@ from polarmap.executors.base import Outcome
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.progress import Observer
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Shape
@@ -45,7 +45,6 @@ def writing(
     seen: NonFiniteRecord,
     executor: Any,
     observer: Observer,
-    encryption: Encryption | None = None,
 ) -> StripeWriter:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
 
@@ -71,7 +70,7 @@ def writing(
                     del done[stripe]
         tasks = _Stripes(plan, readable, [stripe for stripe in stripes if stripe not in done])
         if tasks.stripes:
-            done |= _encoded(store, tasks, seen, generation, executor, observer, encryption)
+            done |= _encoded(store, tasks, seen, generation, executor, observer)
         return [done[stripe] for stripe in stripes]
 
     return write
@@ -84,7 +83,6 @@ def _encoded(
     generation: Generation,
     executor: Any,
     observer: Observer,
-    encryption: Encryption | None,
 ) -> dict[int, list[Part]]:
     """Stripe -> its parts, each noted in the generation as soon as it is stored."""
     code, done = tasks.plan.code, {}
@@ -92,7 +90,7 @@ def _encoded(
     def note(outcome: Outcome) -> None:
         assert outcome.stored is not None
         stripe, parts = tasks.stripes[outcome.task], list(outcome.stored.parts)
-        note_bytes = fetch(store, parts.pop(), encryption)
+        note_bytes = fetch(store, parts.pop(), generation.encryption)
         if isinstance(note_bytes, str):
             raise StorageError(f"what a worker has noted of stripe {stripe} is {note_bytes}: encode again")
         found, sums = _parsed(np.frombuffer(note_bytes, np.int64))
@@ -105,9 +103,9 @@ def _encoded(
 
     arrays = 1 + (code.n - code.k if tasks.readable.is_stored else code.n)
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
-    output = OutputSpec(place_of(store, encryption), f"{generation.prefix}stripes", items, arrays)
+    output = OutputSpec(place_of(store, generation.encryption), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    run_on_parts(executor, encode, tasks, observer, encryption, output, note)
+    run_on_parts(executor, encode, tasks, observer, output, note)
     return done
 
 
@@ -116,7 +114,6 @@ def run_on_parts(
     f: Callable[[Any], Any],
     tasks: PartBlocks,
     observer: Observer,
-    encryption: Encryption | None = None,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
 ) -> list[Outcome]:
@@ -125,7 +122,8 @@ def run_on_parts(
         raise ExecutorError(
             f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
         )
-    options = SETTINGS if encryption is None else replace(SETTINGS, key=encryption.key)
+    encryption = output and output.source.encryption
+    options = replace(SETTINGS, key=Encryption(*encryption).key) if encryption else SETTINGS
     outcomes, _ = run_uncoded(Launch(executor), f, tasks, options, observer, BACKUPS, output, note)
     return outcomes
 

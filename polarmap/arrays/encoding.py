@@ -21,7 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.worker.encryption import MESSAGE_BYTES, Encryption
+from polarmap.worker.encryption import Encryption
 
 MEMORY = 256 << 20
 LEAST_MEMORY = 1 << 20
@@ -64,7 +64,7 @@ def encode(
     storage : optional
         None: a folder of the user ($POLARMAP_STORE, or polarmap/ in the XDG data folder). The path
         of a folder. The path of a Lithops YAML configuration or a `lithops.FunctionExecutor`: its
-        storage. A store (see polarmap.storage.base).
+        storage. A store (see polarmap.storage).
     overwrite : bool
         Replace an array of that name; it stays until the new one is complete.
     memory : int
@@ -141,7 +141,7 @@ def encode(
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
         if executor is not None:
-            write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
+            write = encode_remotely.writing(store, source, cut, seen, executor, observer)
             made = write_array(store, name, cut, overwrite, write, encryption)
         else:
             with observer.count(len(cut.hyperslabs)) as show:
@@ -161,9 +161,4 @@ def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:
             "encode the array that they were made of"
         )
     widest = cut.widest_stripe * max(cut.dtype.itemsize, cut.parity_dtype.itemsize)
-    if widest > MESSAGE_BYTES:
-        raise CodeError(
-            f"with this memory= a part has {widest} bytes, and at most {MESSAGE_BYTES} are encrypted at "
-            "once: use less"
-        )
-    return new_encryption(key)
+    return new_encryption(key, widest, "with this memory= a part", "use less")

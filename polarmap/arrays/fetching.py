@@ -14,7 +14,7 @@ import numpy.typing as npt
 from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.errors import MissingObjectError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
 from polarmap.worker.parts import DamagedError, Part
 

@@ -17,14 +17,14 @@ from typing import Any
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Data, Store
+from polarmap.storage import Data, Store
+from polarmap.storage.folder import STALE_SECONDS
 from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
 RUN_NOTE = "running.json"
 ZARR_GROUP = "array.zarr"
-STALE_AFTER_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
 _running: set[str] = set()  # generations of this process
@@ -33,13 +33,15 @@ _running: set[str] = set()  # generations of this process
 class Generation:
     """The objects of one run that is under way; a context.
 
+    encryption : of its parts, if there is one.
+
     Left in peace or by an exception, its objects stay: `finish` or a later run sweeps them.
     """
 
     def __init__(
         self, store: Store, name: str, purpose: Mapping[str, Any], encryption: Encryption | None = None
     ) -> None:
-        self._store, self._purpose, self._encryption = store, dict(purpose), encryption
+        self._store, self._purpose, self.encryption = store, dict(purpose), encryption
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
         self._last_heartbeat = 0.0
@@ -71,7 +73,7 @@ class Generation:
     def put_part(self, block: int, stripe: int, data: memoryview) -> Part:
         """Store a part of this run."""
         part = Part(self.part_key(block, stripe), len(data))
-        stored: Data = data if self._encryption is None else encrypt_part(self._encryption, part, data)
+        stored: Data = data if self.encryption is None else encrypt_part(self.encryption, part, data)
         self._store.put(part.key, stored)
         return part._replace(crc32=checksum(stored))
 
@@ -182,4 +184,4 @@ def _may_be_running(generation: str, note: Mapping[str, Any]) -> bool:
     if ProcessIdentity.parse(str(note.get("owner"))).is_on_this_machine():
         return _is_running(generation, note)
     age = time.time() - float(note.get("time", 0.0))
-    return age < STALE_AFTER_SECONDS
+    return age < STALE_SECONDS

@@ -19,7 +19,7 @@ from polarmap.arrays.keys import MANIFESTS, array_prefix, check_name, manifest_k
 from polarmap.arrays.zarr_view import ZarrView
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage.base import Store, check_key
+from polarmap.storage import Store, check_key
 from polarmap.worker.encryption import Encryption, KeyUnavailableError, encrypted_size
 from polarmap.worker.parts import Part
 
@@ -73,6 +73,13 @@ class Manifest:
         return [
             size // self.dtype.itemsize for size in accumulate((p.size for p in self.parts[0]), initial=0)
         ]
+
+    @cached_property
+    def parts_to_read(self) -> tuple[tuple[Part, ...], ...]:
+        """The parts as workers read them, which verify the tags of encrypted ones."""
+        if self.encryption is None:
+            return self.parts
+        return tuple(tuple(part._replace(crc32=None) for part in parts) for parts in self.parts)
 
     def stored_size(self, part: Part) -> int:
         """Bytes of a part in storage."""

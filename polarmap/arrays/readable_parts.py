@@ -11,7 +11,7 @@ from polarmap.arrays.sources import ArraySource, Source
 from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import Hyperslab, element_count
 from polarmap.errors import CodeError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part, Place
 
 

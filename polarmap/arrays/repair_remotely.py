@@ -26,8 +26,8 @@ from polarmap.errors import MissingObjectError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Outcome
 from polarmap.run.progress import observer_of
-from polarmap.storage.base import Store
-from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
+from polarmap.storage import Store
+from polarmap.worker.encryption import Encryption, read_decrypted
 from polarmap.worker.parts import DamagedError, Part, verified
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
@@ -165,12 +165,12 @@ class RemoteRepair:
 
         kept = [blocks.index(block) for block in pattern.kept]
         rebuild = rebuilder(weights[:, is_read], kept, list(map(manifest.dtype_of, pattern.lost)))
-        tasks = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
+        tasks = [[manifest.parts_to_read[block][stripe] for block in blocks] for stripe in stripes]
         parts = _Parts(self._store, manifest.encryption, tasks, list(map(manifest.dtype_of, blocks)))
         widest = int(np.diff(manifest.bounds)[stripes].max())  # every row is one part
         place = place_of(self._store, manifest.encryption)
         output = OutputSpec(place, self._generation.prefix + name, widest, len(stored) + 1)
-        run_on_parts(self._executor, rebuild, parts, observer_of(None), manifest.encryption, output, note)
+        run_on_parts(self._executor, rebuild, parts, observer_of(None), output, note)
         return found
 
     def joined(self, manifest: Manifest, chunks: Sequence[ZarrChunk]) -> Manifest:
@@ -197,7 +197,7 @@ class RemoteRepair:
             self._generation.heartbeat()
 
         blocks = _Parts(self._store, None, tasks, bytes_of_parts)
-        run_on_parts(self._executor, joiner(), blocks, observer_of(None), None, output, note)
+        run_on_parts(self._executor, joiner(), blocks, observer_of(None), output, note)
         return manifest.with_parts(moved)
 
 
@@ -263,9 +263,8 @@ class _Parts(PartBlocks):
         self.source = place_of(store, encryption)
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """What the worker reads; of encrypted ones it verifies the tag."""
-        parts = self._tasks[index]
-        return tuple(parts if self._encryption is None else (part._replace(crc32=None) for part in parts))
+        """What the worker reads."""
+        return tuple(self._tasks[index])
 
     def layout(self, index: int) -> Layout:
         """Flat."""
@@ -282,11 +281,12 @@ class _Parts(PartBlocks):
         ]
 
     def _read(self, part: Part) -> Any:
-        size = part.size if self._encryption is None else encrypted_size(part.size)
+        if self._encryption is None:
+            return verified(part, self._stored(part))
+        return read_decrypted(self._encryption, part, self._stored)
+
+    def _stored(self, part: Part) -> bytes:
         try:
-            data = self._store.get(part.key, part.offset, part.offset + size) if size else b""
+            return self._store.get(part.key, part.offset, part.offset + part.size) if part.size else b""
         except MissingObjectError as error:
             raise DamagedError(f"{part.key} is missing") from error
-        return (
-            verified(part, data) if self._encryption is None else decrypt_part(self._encryption, part, data)
-        )

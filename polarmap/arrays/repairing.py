@@ -20,7 +20,7 @@ from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.repair_remotely import RemoteRepair
 from polarmap.arrays.zarr_chunks import complete, restore
 from polarmap.errors import NotDecodableError, PolarmapError, StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]

@@ -21,7 +21,7 @@ from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 from polarmap.worker.stored_output import OutputSpec, StoredOutput
@@ -48,10 +48,9 @@ class ResultWriter:
             )
         self.store, self._name, self._code = store, check_name(name), coded.code
         _refuse_standing(store, name)
-        self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
+        self._generation = Generation(store, name, {"map": uuid.uuid4().hex}, encryption)
         items = max(1, STRIPE_BYTES // (8 * coded.n))
-        self._encryption, place = encryption, place_of(store, encryption)
-        self.output = OutputSpec(place, f"{self._generation.prefix}result", items)
+        self.output = OutputSpec(place_of(store, encryption), f"{self._generation.prefix}result", items)
 
     def __enter__(self) -> ResultWriter:
         self._generation.__enter__()
@@ -88,7 +87,7 @@ class ResultWriter:
             stored[index].parts if index in stored else self._absent(index, counts, dtype, parity_dtype)
             for index in range(self._code.n)
         ]
-        chunk = chunk_shape((rows, *inner), (rows, *inner))
+        chunk, encryption = chunk_shape((rows, *inner), (rows, *inner)), self._generation.encryption
         made = Manifest(
             self._name,
             (total, *inner),
@@ -98,8 +97,8 @@ class ResultWriter:
             self._code,
             tuple(parts),
             scalars=shape == (),
-            zarr=ZarrView(self._generation.zarr_path, chunk) if self._encryption is None else None,
-            encryption=self._encryption,
+            zarr=ZarrView(self._generation.zarr_path, chunk) if encryption is None else None,
+            encryption=encryption,
         )
         made = complete(self.store, made, through_here=False)
         self._generation.publish(made, None)

@@ -13,7 +13,7 @@ from polarmap.arrays.stripes import Hyperslab
 from polarmap.blocks.array_like import read_data
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]

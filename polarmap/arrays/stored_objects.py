@@ -14,7 +14,7 @@ import numpy.typing as npt
 from polarmap.arrays.stripes import Hyperslab, element_count
 from polarmap.code.dtypes import check_dtype, is_integer
 from polarmap.errors import CodeError, MissingObjectError, StorageError
-from polarmap.storage.base import Store, check_key
+from polarmap.storage import Store, check_key
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]

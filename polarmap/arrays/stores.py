@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from polarmap.errors import StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.storage.bucket import ObjectStore
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.encryption import Encryption
@@ -25,9 +25,9 @@ def open_store(choice: Any) -> Store:
     if is_path and not os.fsdecode(choice).endswith((".yaml", ".yml")):
         return FolderStore(choice)
     if is_path or (hasattr(choice, "compute_handler") and hasattr(choice, "storage")):
-        from polarmap.executors.lithops_storage import open_storage
+        from polarmap.executors.lithops_jobs import open_storage
 
-        objects = ObjectStore(*open_storage(choice))
+        objects = ObjectStore(open_storage(choice))
         objects.executor = choice
         return objects
     raise StorageError(

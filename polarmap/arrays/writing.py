@@ -14,7 +14,7 @@ from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import complete
 from polarmap.arrays.zarr_view import ZarrView
 from polarmap.errors import StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 

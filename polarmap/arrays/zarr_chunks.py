@@ -11,7 +11,7 @@ from polarmap.arrays.fetching import TRANSFERS
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, ZarrChunk, checksum
 from polarmap.errors import StorageError
-from polarmap.storage.base import Store
+from polarmap.storage import Store
 from polarmap.worker.parts import Part, assemble
 
 

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from statistics import median
@@ -25,9 +26,10 @@ from polarmap.cli.answer import Answer, answering
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
 from polarmap.clouds.extras import install_command
-from polarmap.errors import ExecutorError, PolarmapError
+from polarmap.errors import ExecutorError, PolarmapError, StorageError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
+from polarmap.storage.bucket import ObjectStore
 from polarmap.worker.cores import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
@@ -211,16 +213,21 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
 def _storage(config: Path) -> Check:
     """Check the storage that a configuration names; ExecutorError if Lithops makes nothing of it."""
     from polarmap.executors.lithops_internals import end
-    from polarmap.executors.lithops_jobs import open_functions
-    from polarmap.executors.lithops_storage import probe_storage
+    from polarmap.executors.lithops_jobs import open_functions, open_storage
 
-    functions = open_functions(config)
+    functions, data = open_functions(config), os.urandom(1024)
+    key, began = f"polarmap/{uuid.uuid4().hex}/probe", time.monotonic()
     try:
-        seconds = probe_storage(functions)
-    except ExecutorError as error:
+        store = ObjectStore(open_storage(functions))
+        store.put(key, data)
+        if store.get(key) != data:
+            raise StorageError(f"{store.name} has other bytes than were stored")
+        store.delete([key])
+    except StorageError as error:
         return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
     finally:
         end(functions)
+    seconds = time.monotonic() - began
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 

@@ -231,16 +231,29 @@ def read_only(leaf: Array) -> Array:
     return view
 
 
-def check_folder(source: Place | None) -> None:
-    """Raise for storage that is no folder of this machine."""
-    if source is None or source.kind in ("folder", "message"):
+def check_reachable(source: Place | None, use: str = "lies in", away: str = "", storage: str = "") -> None:
+    """ExecutorError for storage that workers cannot reach.
+
+    use : of the array.
+    away : the backend of Lithops that runs the workers; empty: they are on this machine.
+    storage : whose buckets they reach; empty: none.
+    """
+    if source is None or source.kind == "message":
         return
-    if source.kind == "driver":
-        raise ExecutorError(f"the array is in {source.place}, which workers cannot reach: use a thread pool")
-    raise ExecutorError(
-        f"the array is in {source.backend} bucket {source.place!r}: pass executor=, the Lithops "
-        "configuration of that bucket"
-    )
+    kind, bucket = source.kind, f"{source.backend} bucket {source.place!r}"
+    if kind == "driver":
+        found, remedy = f"is in {source.place}, which workers cannot reach", "use a thread pool"
+    elif kind == "folder" and away:
+        found = f"{use} folder {source.place!r} of this machine, which workers on {away} cannot reach"
+        remedy = "use storage= of that backend"
+    elif kind == "bucket" and not storage:
+        found, remedy = f"is in {bucket}", "pass executor=, the Lithops configuration of that bucket"
+    elif kind == "bucket" and source.backend != storage:
+        found = f"{use} {bucket}, but this executor stores in {storage}"
+        remedy = "use the Lithops configuration of that bucket for both"
+    else:
+        return
+    raise ExecutorError(f"the array {found}: {remedy}")
 
 
 def key_of(coded: Coded) -> str | bytes | None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, ExecutorError
-from polarmap.executors.base import Coded, layout_bytes
 from polarmap.worker.encryption import (
     KEY_BYTES,
     MAKE_ONE,
@@ -47,18 +46,16 @@ def readable_key(key: Any) -> str | bytes:
     return found
 
 
-def new_encryption(key: Any) -> Encryption:
-    """Of an array or a map that is to be encrypted; CodeError for what is no key, or is not there."""
-    return Encryption.new(readable_key(key))
+def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption:
+    """Of an array or a map that is to be encrypted; CodeError for what is no key, is not there or too large.
 
-
-def check_fits(blocks: Coded) -> None:
-    """CodeError for blocks in memory that are too large to be encrypted."""
-    largest = max((layout_bytes(blocks.layout(task)) for task in range(blocks.n)), default=0)
-    if blocks.source is None and largest > MESSAGE_BYTES:
+    largest : bytes of what is encrypted at once, which is `what`.
+    """
+    if largest > MESSAGE_BYTES:
         raise CodeError(
-            f"a block has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: use more blocks"
+            f"{what} has {largest} bytes, and at most {MESSAGE_BYTES} are encrypted at once: {remedy}"
         )
+    return Encryption.new(readable_key(key))
 
 
 def check_stays_here(encryption: Encryption | None, name: str) -> None:

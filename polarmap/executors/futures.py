@@ -25,7 +25,7 @@ from polarmap.executors.base import (
     Outcome,
     Payload,
     block_of,
-    check_folder,
+    check_reachable,
     lost,
     read_only,
 )
@@ -66,7 +66,7 @@ class FuturesExecutor:
 
     def open(self, payload: Payload) -> FuturesRun:
         """Tasks of one map; CodeError for an f that does not travel to the pool's processes."""
-        check_folder(payload.output and payload.output.source)
+        check_reachable(payload.output and payload.output.source)
         return FuturesRun(self.name, self._pool, payload)
 
 

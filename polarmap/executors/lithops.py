@@ -1,4 +1,4 @@
-"""The tasks of a map through Lithops: on this machine, by a configuration, or on a FunctionExecutor."""
+"""Lithops: the tasks of a map as functions, or workers that stay; here, by a configuration or an executor."""
 
 from __future__ import annotations
 
@@ -6,32 +6,36 @@ import contextlib
 import os
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from polarmap.clouds.limits import Worker, worker_of
 from polarmap.clouds.prices import Stay
-from polarmap.errors import ExecutorError
+from polarmap.errors import ExecutorError, StorageError, warn
 from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, lost
-from polarmap.executors.block_store import StoredPieces
+from polarmap.executors.block_store import BlockStore, StoredPieces
 from polarmap.executors.choices import check_path, is_localhost, is_path
 from polarmap.executors.encryption_keys import check_stays_here
-from polarmap.executors.lithops_internals import LostError, objects_of, runs_here
-from polarmap.executors.lithops_jobs import (
-    InterpreterError,
-    Jobs,
-    close_all,
-    read_configuration,
-)
-from polarmap.executors.lithops_storage import PREFIX, InBucket, remove_objects
+from polarmap.executors.lithops_internals import LostError, look_seldom, module_sources, objects_of
+from polarmap.executors.lithops_jobs import InterpreterError, Jobs, open_storage, read_configuration
+from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.owned_folder import private_folder
 from polarmap.executors.pickling import pickled
-from polarmap.worker.encryption import ENCRYPTED
-from polarmap.worker.io_lithops import Address, make_task
+from polarmap.executors.remote_workers import Site
+from polarmap.worker.io_lithops import ALIVE, delete_below, make_task
+from polarmap.worker.kept_worker import DriverAddress, make_kept_task
+from polarmap.worker.parts import Place
+from polarmap.worker.retry import retry_call
 
+PREFIX = "polarmap"  # of all keys of maps
+REMOVE_PAUSES = (0.0, 0.1, 0.5, 2.0, 0.0)  # seconds before looking again whether objects are gone
 LOOK_SECONDS = 0.003  # between two looks at the futures' flags, which live in this process
 TASK_LOOK_SECONDS = 5e-6  # more for each task that runs: a look takes a tenth of that or two
 PARITY_NICE = 10  # parity must not take the cores of this machine from data tasks that are doing fine
+HERE_SECONDS = 20 * 86_400.0  # that a worker on this machine may take: in milliseconds this fits 32 bits
+ENDED_SECONDS = 1.0  # between looks which workers have ended, which mostly their channel tells at once
+SPARE_SECONDS = 15.0  # of what a cloud allows, for starting and reporting
 
 
 class LithopsExecutor:
@@ -67,25 +71,17 @@ class LithopsExecutor:
 
 
 class LithopsRun:
-    """The tasks of one map through Lithops; blocks are raw objects.
-
-    Parameters
-    ----------
-    jobs : Jobs
-        What runs the first job; on this machine each further one has a FunctionExecutor of its own.
-    """
+    """The tasks of one map through Lithops; blocks are raw objects."""
 
     now = staticmethod(time.monotonic)
 
     def __init__(self, jobs: Jobs, payload: Payload) -> None:
-        self._jobs, self._payload = [jobs], payload
+        self._jobs, self._payload = jobs, payload
         self._storage = jobs.functions.storage
-        self._address = Address(self._storage.bucket, f"{PREFIX}/{uuid.uuid4().hex}")
-        self._storing = InBucket(self._storage, self._address.prefix)
+        self._prefix = f"{PREFIX}/{uuid.uuid4().hex}"
+        self._storing = InBucket(self._storage, self._prefix)
         self._stored = StoredPieces(payload.blocks, payload.encryption, self._storing)
         self._is_first = True
-        self._began: list[Event] = []  # that are told next
-        self._next_look = 0.0
         self._is_woken = False
         self._has_heard = False  # that a task has begun or ended
 
@@ -95,36 +91,35 @@ class LithopsRun:
         self._is_first = False
         self._stored.prepare(coded, [task for task, _ in attempts])
         if is_first:
-            self._storing.put(self._address.liveness_key, [b"alive"])
-        elif self._jobs[0].is_here:
-            self._jobs.append(self._jobs[0].another())
-        jobs = self._jobs[-1]
-        address = self._address_of(jobs)
-        gives_way = self._payload.low_priority if is_first and address.driver is not None else ()
+            self._storing.put(f"{self._prefix}/{ALIVE}", [b"alive"])
+        functions = self._jobs.functions_for_next()
+        address: dict[str, Any] = {"bucket": self._storage.bucket, "prefix": self._prefix}
+        if self._jobs.is_here:
+            address |= {"driver": os.getpid(), "jobs": objects_of([functions.executor_id])}
+            address["scratch"] = str(private_folder()) if self._jobs.is_private else None
+        gives_way = self._payload.low_priority if is_first and self._jobs.is_here else ()
         items = {}
         for task, attempt in attempts:
             block = self._stored.block(coded, task)._replace(structure=coded.structure)
             order = self._payload.order(task, attempt, block)
             nice = PARITY_NICE if task in gives_way else 0
-            items[task, attempt] = {"fields": (order, tuple(address._replace(nice=nice)))}
+            items[task, attempt] = {"fields": (order, {**address, "nice": nice})}
         try:
-            encrypted = None if self._payload.encryption is None else ENCRYPTED
-            jobs.start(make_task(self._payload.f, encrypted), items)
+            self._jobs.start(functions, make_task(self._payload.f), items)
         except ExecutorError:
-            pickled(self._payload.f, jobs.name)  # the likely reason, in plain words
+            pickled(self._payload.f, self._jobs.name)  # the likely reason, in plain words
             raise
 
     def wait(self, timeout: float) -> list[Event]:
         """Look at the flags that Lithops' monitor thread sets, again and again."""
-        deadline = time.monotonic() + timeout
+        deadline, began = time.monotonic() + timeout, list[Event]()
         while True:
-            outcomes = self._look()
-            now = time.monotonic()
-            if outcomes or now >= deadline or self._is_woken:
+            outcomes = self._look(began)
+            left = deadline - time.monotonic()
+            if outcomes or left <= 0 or self._is_woken:
                 self._is_woken = False
-                began, self._began = self._began, []
                 return [*began, *outcomes]
-            time.sleep(max(0.0, min(self._next_look, deadline) - now))
+            time.sleep(min(LOOK_SECONDS + TASK_LOOK_SECONDS * len(self._jobs.running), left))
 
     def wake(self) -> None:
         """Be seen to have been called at the next look."""
@@ -133,35 +128,20 @@ class LithopsRun:
     def close(self) -> Stay | None:
         """Take the liveness key away, drop or kill what is pending, remove the objects."""
         with contextlib.suppress(Exception):
-            self._storage.delete_object(self._address.bucket, self._address.liveness_key)
-        jobs, self._jobs = self._jobs, []
-        remove_objects(self._storage, [f"{self._address.prefix}/", *close_all(jobs)])
+            self._storage.delete_object(self._storage.bucket, f"{self._prefix}/{ALIVE}")
+        remove_objects(self._storage, [f"{self._prefix}/", *self._jobs.close()])
         return None
 
-    def _address_of(self, jobs: Jobs) -> Address:
-        """What the workers of a job are told of their driver."""
-        if not runs_here(jobs.functions):
-            return self._address
-        left = tuple(objects_of([jobs.functions.executor_id]))
-        scratch = str(private_folder()) if jobs.is_private else None
-        return self._address._replace(driver=os.getpid(), scratch=scratch, jobs=left)
-
-    def _look(self) -> list[Outcome]:
-        """All that has ended since the last look, which costs a little for each task that runs."""
-        now = time.monotonic()
-        if now < self._next_look:
-            return []
+    def _look(self, began: list[Event]) -> list[Outcome]:
+        """All that has ended since the last look; what has begun is added to `began`."""
         outcomes = list[Outcome]()
-        for jobs in self._jobs:
-            for attempt, sent in jobs.ended(may_ask=not self._has_heard).items():
-                if isinstance(sent, InterpreterError):
-                    raise ExecutorError(f"{jobs.name} runs no task: {sent}")
-                outcomes.append(self._outcome(attempt, sent))
-            began = [Began(task, attempt, now) for task, attempt in jobs.begun()]
-            self._began += began
-            self._has_heard |= bool(began or outcomes)
-        running = sum(len(jobs.running) for jobs in self._jobs)
-        self._next_look = time.monotonic() + LOOK_SECONDS + TASK_LOOK_SECONDS * running
+        for attempt, sent in self._jobs.ended(may_ask=not self._has_heard).items():
+            if isinstance(sent, InterpreterError):
+                raise ExecutorError(f"{self._jobs.name} runs no task: {sent}")
+            outcomes.append(self._outcome(attempt, sent))
+        now = time.monotonic()
+        began += [Began(task, attempt, now) for task, attempt in self._jobs.begun()]
+        self._has_heard |= bool(began or outcomes)
         return outcomes
 
     def _outcome(self, attempt: Attempt, sent: Any) -> Outcome:
@@ -173,3 +153,115 @@ class LithopsRun:
         outcome = self._payload.outcome(*attempt, *sent)
         self._stored.store_if_damaged(self._payload.blocks, outcome)
         return outcome
+
+
+class LithopsSite(Site):
+    """Workers that stay: functions, on FunctionExecutors of our own, that return when their time is over.
+
+    Parameters
+    ----------
+    choice : "localhost", path or lithops.FunctionExecutor
+        Its configuration.
+    """
+
+    def __init__(self, choice: Any) -> None:
+        self._jobs = Jobs(choice)
+        self._left: list[str] = []  # prefixes of objects that nobody needs any longer
+        self._is_used = False  # whether the storage has taken anything
+        self.name, self.shares_files = self._jobs.name, self._jobs.is_here
+        self.look_seconds = look_seldom(self._jobs.functions, ENDED_SECONDS)
+        self.limits = None if self.shares_files else worker_of(self._jobs.functions.config)
+        self.workers = None if self.limits is None else self.limits.workers
+        self.seconds = seconds_of(self.limits)
+        self.storage = open_storage(self._jobs.functions)
+        self.bucket = self.storage.bucket
+        self.prefix = f"{PREFIX}/pool-{uuid.uuid4().hex}"
+
+    def object_links(self, join: Join) -> ObjectLinks:
+        """In the storage of the configuration."""
+        links = ObjectLinks(self.storage, self.prefix, join)
+        self._is_used = True
+        return links
+
+    def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
+        """Start one job."""
+        items = {number: {"worker": (number, seconds)} for number, seconds in workers.items()}
+        functions = self._jobs.functions_for_next(len(workers))
+        look_seldom(functions, ENDED_SECONDS)
+        self._jobs.start(functions, make_kept_task(address), items, timeout=int(self.seconds))
+
+    def ended(self, may_ask: bool = True) -> dict[int, str]:
+        """Those of which Lithops knows that they have ended, and why.
+
+        may_ask : the interpreter of those that have ended without a word.
+        """
+        ended = self._jobs.ended(may_ask)
+        if ended:
+            self._left += self._jobs.close_idle()
+            with contextlib.suppress(Exception):  # a storage that is away now: next time, or at the end
+                left, bucket = self._left, self.storage.bucket
+                self._left = [prefix for prefix in left if delete_below(self.storage, bucket, prefix)]
+        return {number: str(sent) if isinstance(sent, LostError) else "" for number, sent in ended.items()}
+
+    def close(self) -> None:
+        """Kill what Lithops can kill, remove all objects."""
+        left = self._jobs.close()
+        if self._is_used:
+            remove_objects(self.storage, [f"{self.prefix}/", *left, *self._left])
+
+    def check_source(self, source: Place | None, use: str) -> None:
+        """ExecutorError for storage that workers of this site cannot reach."""
+        self._jobs.check_source(source, use)
+
+    def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
+        """Sources of the modules that a pickled function names and workers may not have."""
+        try:
+            return module_sources(pickled, self._jobs.functions)
+        except Exception as error:  # the runtime is asked what it has
+            raise ExecutorError(f"{self.name} takes no job: {type(error).__name__}: {error}") from error
+
+
+def seconds_of(limits: Worker | None) -> float:
+    """That a worker may take where it is given so much."""
+    if limits is None or limits.seconds is None:
+        return HERE_SECONDS
+    return max(1.0, limits.seconds - SPARE_SECONDS)
+
+
+class InBucket(BlockStore):
+    """The bytes of blocks in the bucket of a `lithops.Storage`."""
+
+    has_bytes = is_parallel = True
+
+    def __init__(self, storage: Any, prefix: str) -> None:
+        super().__init__(prefix)
+        self.place, self._storage = Place("bucket", storage.bucket, storage.backend), storage
+
+    def put(self, key: str, buffers: Sequence[Any]) -> None:
+        """An object."""
+        bucket = self._storage.bucket
+        try:
+            retry_call(partial(self._storage.put_object, bucket, key, b"".join(buffers)))
+        except Exception as error:
+            raise ExecutorError(
+                f"nothing can be stored in bucket {bucket!r}: {type(error).__name__}: {error}"
+            ) from error
+
+    def remove(self, roots: Sequence[str]) -> None:
+        """Their objects."""
+        for root in roots:
+            delete_below(self._storage, self._storage.bucket, f"{root}/")
+
+
+def remove_objects(storage: Any, prefixes: Sequence[str]) -> None:
+    """Remove what lies below them; a storage that is down must not hide why a map ended."""
+    try:
+        for prefix in prefixes:
+            for pause in REMOVE_PAUSES:
+                if not delete_below(storage, storage.bucket, prefix):
+                    break
+                time.sleep(pause)
+            else:
+                raise StorageError(f"the storage does not delete what lies below {prefix!r}")
+    except Exception as error:
+        warn(f"objects below {', '.join(prefixes)} in bucket {storage.bucket!r} may be left: {error}")

@@ -19,7 +19,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -91,12 +91,6 @@ def _script(name: str, text: str) -> str:
 # --- configurations and storage ----------------------------------------------------------------
 
 
-def complete_config(file: Path, missing: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration with Lithops' defaults and what is `missing`, without asking its cloud."""
-    config: dict[str, Any] = load_lithops().config.default_config(str(file), None, {"backend": missing})
-    return config
-
-
 def storage_settings(file: Path) -> dict[str, Any]:
     """The storage settings in a file; as everywhere in Lithops, localhost has localhost storage."""
     lithops = load_lithops()
@@ -135,23 +129,11 @@ def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
     return storage
 
 
-@contextlib.contextmanager
-def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
-    """Another value of a name in a module of Lithops; one at a time."""
-    with _replacing:
-        found = getattr(module, name)
-        setattr(module, name, value)
-        try:
-            yield
-        finally:
-            setattr(module, name, found)
-
-
 # --- FunctionExecutors -------------------------------------------------------------------------
 
 
-def localhost_functions(count: int) -> Any:
-    """A FunctionExecutor on this machine with `count` slots and all its files in our folder.
+def localhost_functions() -> Any:
+    """A FunctionExecutor on this machine with all its files in our folder.
 
     Each job has as many slots as its configuration says when it is started.
     """
@@ -163,14 +145,17 @@ def localhost_functions(count: int) -> Any:
         "data_cleaner": False,
         "data_limit": 0,
     }
-    section = {"version": 1, "runtime": interpreter(), "worker_processes": count}
+    section = {"version": 1, "runtime": interpreter(), "worker_processes": 1}
     lithops = load_lithops()
     # It would copy Lithops to the shared folder, where we run none.
-    localhost = importlib.import_module("lithops.localhost.v1.localhost")
-    with _replaced(localhost, "copy_lithops_package", lambda *paths: None):
-        functions = lithops.FunctionExecutor(
-            config={"lithops": lithops_section, "localhost": section}, log_level=None
-        )
+    localhost: Any = importlib.import_module("lithops.localhost.v1.localhost")
+    with _replacing:
+        copy_package, localhost.copy_lithops_package = localhost.copy_lithops_package, lambda *paths: None
+        try:
+            config = {"lithops": lithops_section, "localhost": section}
+            functions = lithops.FunctionExecutor(config=config, log_level=None)
+        finally:
+            localhost.copy_lithops_package = copy_package
     functions.compute_handler.env._ensure_runner = lambda: None
     # An absolute bucket takes storage and job files out of Lithops' shared folder.
     bucket = str(private_folder() / "storage")
@@ -302,7 +287,7 @@ def keep_monitoring(functions: Any, futures: Sequence[Any]) -> None:
 
 
 def leave(functions: Any, futures: Sequence[Any], jobs: Collection[str]) -> None:
-    """Drop or kill what runs of these on an executor of the caller; where that cannot be done, they go on.
+    """Drop or kill what runs of these on an executor; where that cannot be done, they go on.
 
     It would keep every future, with its result: those of these jobs go.
     """
@@ -320,10 +305,7 @@ def end(functions: Any) -> None:
     By the keys of its jobs: without them Lithops kills what runs, but not a job that its thread
     is just about to start.
     """
-    keys = {future.job_key for future in functions.futures}
-    if keys:
-        with contextlib.suppress(Exception):
-            functions.compute_handler.clear(keys, exception=RuntimeError("stopped"))
+    leave(functions, functions.futures, {future.job_key for future in functions.futures})
     with contextlib.suppress(Exception):
         functions.__exit__(None, None, None)
     atexit.unregister(functions._clean_at_exit)

@@ -1,26 +1,27 @@
-"""FunctionExecutors of Lithops: how they are opened, given functions to run, and seen to end them."""
+"""FunctionExecutors and storages of Lithops: how they are opened, and functions run on the former."""
 
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from polarmap.clouds import settings
-from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
-from polarmap.executors.choices import is_localhost, is_of_lithops, is_path
+from polarmap.errors import ExecutorError, StorageError
+from polarmap.executors.base import check_reachable
+from polarmap.executors.choices import is_localhost, is_of_lithops
 from polarmap.executors.lithops_internals import (
     LostError,
     another_like,
-    complete_config,
     end,
     ended_silently,
     has_ended,
+    impatient_storage,
     interpreter_error,
     keep_monitoring,
     leave,
@@ -29,6 +30,8 @@ from polarmap.executors.lithops_internals import (
     named_for_lithops,
     objects_of,
     result_of,
+    runs_here,
+    storage_settings,
 )
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.parts import Place
@@ -36,6 +39,7 @@ from polarmap.worker.retry import retry_call
 
 LISTING_SECONDS = 0.1  # between two looks that may ask a storage
 SETTLE_SECONDS = 0.1  # that a storage may take to finish a PUT whose sender is gone
+TIMEOUT = 10  # seconds to connect to one, and to wait for the next byte; whoever asks decides how often
 
 TOO_MUCH_ADVICE = (
     ": tasks are told of many parts; say data_limit: 0 in the lithops section of the configuration, or use "
@@ -49,7 +53,7 @@ class InterpreterError(LostError):
 
 
 class Jobs:
-    """A FunctionExecutor, and the functions that it was given to run, by key.
+    """Functions that Lithops was given to run, by key, on as many FunctionExecutors as that takes.
 
     Parameters
     ----------
@@ -57,61 +61,63 @@ class Jobs:
         With "localhost" there is a process for each function, and all files lie in our temporary folder.
     shares : bool
         Whether a FunctionExecutor is used itself, and left open; else one that is opened like it.
-    slots : int or None
-        Of one that is opened like a FunctionExecutor on this machine; None: as many as that has.
 
     Attributes
     ----------
     functions : lithops.FunctionExecutor
+        The first. On this machine, where one runs its jobs one after another, each further job has its own.
     running : dict
         From key to future, of what has not ended as far as is known.
-    is_here : bool
-        Whether functions run on this machine, where one FunctionExecutor runs its jobs one after another.
     is_private : bool
         Whether "localhost" was chosen.
+    is_here : bool
+        Whether functions are processes of this machine, in no container.
     """
 
-    def __init__(self, choice: Any, shares: bool = False, slots: int | None = None) -> None:
+    def __init__(self, choice: Any, shares: bool = False) -> None:
         self.is_private = is_localhost(choice)
-        self._is_owned = not (shares and is_of_lithops(choice))
-        if not self._is_owned:
-            self.functions = choice
-        elif self.is_private:
-            self.functions = localhost_functions(1)
-        else:
-            self.functions = open_functions(choice) if is_path(choice) else another_like(choice, slots)
-        self.is_here = self.functions.backend == "localhost"
+        self._shared = choice if shares and is_of_lithops(choice) else None
+        self._jobs: dict[Any, set[str]] = {}  # FunctionExecutors, and how Lithops calls the jobs of each
+        self.functions = open_functions(choice) if self._shared is None else self._shared
+        self._jobs[self.functions] = set()
+        self.is_here = runs_here(self.functions)
         self.name = "localhost" if self.is_private else f"lithops/{self.functions.backend}"
         self.running: dict[Any, Any] = {}
         self._unbegun: set[Any] = set()
-        self._names: set[str] = set()  # by which Lithops knows the jobs
         self._next_look = 0.0
 
-    def another(self, slots: int | None = None) -> Jobs:
-        """The same with a FunctionExecutor of its own; ExecutorError if Lithops makes none now."""
+    def functions_for_next(self, slots: int | None = None) -> Any:
+        """What the next job is to be started on; ExecutorError if Lithops makes none now.
+
+        slots : that the job needs on this machine, as its functions do not return; None: those configured.
+        """
+        if self.functions.backend != "localhost" or not (self._jobs[self.functions] or slots):
+            return self.functions
         try:
-            return Jobs("localhost" if self.is_private else self.functions, slots=slots)
+            made = open_functions("localhost" if self.is_private else self.functions, slots)
         except Exception as error:
             raise ExecutorError(f"{self.name} takes no job: {_text(error)}") from error
+        self._jobs[made] = set()
+        return made
 
-    def start(self, task: Any, items: Mapping[Any, dict[str, Any]], **options: Any) -> None:
+    def start(self, functions: Any, task: Any, items: Mapping[Any, dict[str, Any]], **options: Any) -> None:
         """Hand functions to Lithops as one job: a task with an item each; ExecutorError if it takes none."""
         if self.is_private:
             # One that sleeps keeps none from starting.
-            self.functions.config["localhost"]["worker_processes"] = len(items)
+            functions.config["localhost"]["worker_processes"] = len(items)
             options["include_modules"] = None
         else:  # Pure-Python modules that f needs travel along; polarmap's worker side does so by value.
             options["exclude_modules"] = ["polarmap", "numpy"]
         try:
             with pickled_by_value():
-                futures = self.functions.map(task, list(items.values()), chunksize=1, **options)
+                futures = functions.map(task, list(items.values()), chunksize=1, **options)
         except Exception as error:
-            reason = interpreter_error(self.functions) or _text(error)
+            reason = interpreter_error(functions) or _text(error)
             advice = TOO_MUCH_ADVICE if "maximum size" in str(error) else ""
             raise ExecutorError(f"{self.name} takes no job: {reason}{advice}") from error
         self.running |= zip(items, futures, strict=True)
         self._unbegun.update(items)
-        self._names |= {future.job_key for future in futures}
+        self._jobs[functions] |= {future.job_key for future in futures}
 
     def begun(self) -> list[Any]:
         """Those that came to run since the last look: elsewhere at once, as far as is known."""
@@ -124,41 +130,50 @@ class Jobs:
 
         may_ask : their interpreter, why processes have ended without a word.
         """
-        done = {key: future for key, future in self.running.items() if has_ended(future)}
+        done = [key for key, future in self.running.items() if has_ended(future)]
         found = {key: self._result(self.running.pop(key)) for key in done}
         if time.monotonic() >= self._next_look:
-            found |= self._ended_silently(may_ask)
+            for functions in self._jobs:
+                found |= self._ended_silently(functions, may_ask)
             self._next_look = time.monotonic() + LISTING_SECONDS
         self._unbegun -= found.keys()
         return found
 
     def close(self) -> list[str]:
-        """Drop or kill what runs; what the keys of the objects begin with that are left."""
-        futures = list(self.running.values())
-        self.running.clear()
-        if self._is_owned:
-            end(self.functions)
-            return objects_of([self.functions.executor_id])
-        leave(self.functions, futures, self._names)
-        return objects_of(self._names)
+        """Drop or kill what runs; what the keys of objects begin with that are left, once all are there."""
+        is_late = bool(self.running) and not self.is_private
+        left = self._close(list(self._jobs))
+        if is_late:  # what was on its way when its writer was killed
+            time.sleep(SETTLE_SECONDS)
+        return left
+
+    def close_idle(self) -> list[str]:
+        """Let go of those FunctionExecutors but the first that run nothing any more; what is left of them."""
+        return self._close([one for one in self._jobs if one is not self.functions and not self._of(one)])
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that these functions cannot reach; `use`: of the array."""
-        if source is None:
-            return
-        if source.kind == "driver" or self.is_private:
-            check_folder(source)
-        if source.kind == "folder" and not self.is_here:
-            raise ExecutorError(
-                f"the array {use} folder {source.place!r} of this machine, which workers on "
-                f"{self.functions.backend} cannot reach: use storage= of that backend"
-            )
-        backend = self.functions.storage.backend
-        if source.kind == "bucket" and source.backend != backend:
-            raise ExecutorError(
-                f"the array {use} {source.backend} bucket {source.place!r}, but this executor stores in "
-                f"{backend}: use the Lithops configuration of that bucket for both"
-            )
+        storage = "" if self.is_private else self.functions.storage.backend
+        check_reachable(source, use, "" if self.is_here else self.functions.backend, storage)
+
+    def _of(self, functions: Any) -> dict[Any, Any]:
+        """From key to future, of what runs on one of them."""
+        return {key: one for key, one in self.running.items() if one.job_key in self._jobs[functions]}
+
+    def _close(self, every: Sequence[Any]) -> list[str]:
+        left = []
+        for functions in every:
+            running = self._of(functions)
+            for key in running:
+                del self.running[key]
+            names: Collection[str] = self._jobs.pop(functions)
+            if functions is self._shared:
+                leave(functions, list(running.values()), names)
+            else:
+                end(functions)
+                names = [functions.executor_id]
+            left += objects_of(names)
+        return left
 
     def _result(self, future: Any) -> Any:
         try:
@@ -168,27 +183,18 @@ class Jobs:
         except Exception as error:
             return LostError(_text(error))
 
-    def _ended_silently(self, may_ask: bool) -> dict[Any, LostError]:
+    def _ended_silently(self, functions: Any, may_ask: bool) -> dict[Any, LostError]:
         """Those whose processes have ended and left nothing: killed, or their storage was away."""
-        keys = {future: key for key, future in self.running.items()}
-        keep_monitoring(self.functions, list(keys))
-        silent = ended_silently(self.functions, list(keys))
-        reason = interpreter_error(self.functions) if silent and may_ask else ""
+        keys = {future: key for key, future in self._of(functions).items()}
+        keep_monitoring(functions, list(keys))
+        silent = ended_silently(functions, list(keys))
+        reason = interpreter_error(functions) if silent and may_ask else ""
         error = (
             InterpreterError(reason) if reason else LostError("its worker process ended without reporting")
         )
         for future in silent:
             del self.running[keys[future]]
         return {keys[future]: error for future in silent}
-
-
-def close_all(jobs: Sequence[Jobs]) -> list[str]:
-    """Close them; what the keys of the objects begin with that are left, when all of these are there."""
-    is_late = any(one.running and not one.is_private for one in jobs)
-    left = [prefix for one in jobs for prefix in one.close()]
-    if is_late:  # what was on its way when its writer was killed
-        time.sleep(SETTLE_SECONDS)
-    return left
 
 
 def _text(error: Exception) -> str:
@@ -201,18 +207,48 @@ def _text(error: Exception) -> str:
 def read_configuration(path: str | os.PathLike[str]) -> dict[str, Any]:
     """A configuration with Lithops' defaults, without asking anything of its cloud."""
     with _configuration(path) as (file, missing):
-        return complete_config(file, missing)
+        config: dict[str, Any] = load_lithops().config.default_config(str(file), None, {"backend": missing})
+        return config
 
 
-def open_functions(path: str | os.PathLike[str]) -> Any:
-    """A FunctionExecutor from a Lithops configuration file."""
-    with _configuration(path) as (file, missing):
+def open_functions(choice: Any, slots: int | None = None) -> Any:
+    """A new FunctionExecutor: ours on this machine, from a configuration file, or like another one.
+
+    slots : of one like another on this machine; None: as many as that has.
+    """
+    if is_localhost(choice):
+        return localhost_functions()
+    if is_of_lithops(choice):
+        return another_like(choice, slots)
+    with _configuration(choice) as (file, missing):
         build = partial(load_lithops().FunctionExecutor, config_file=str(file), log_level=None, **missing)
         functions = retry_call(build) if file.absolute() in _answered else build()
     # Jobs may be told of any number of parts, unless the owner says how much: Lithops allows 4 MiB.
     functions.config["lithops"].setdefault("data_limit", 0)
     _answered.add(file.absolute())
     return functions
+
+
+def open_storage(choice: Any) -> Any:
+    """A `lithops.Storage` of our own, for a YAML path or a FunctionExecutor.
+
+    Raises
+    ------
+    StorageError
+        If Lithops cannot make one of it.
+    """
+    file = Path(choice) if isinstance(choice, (str, os.PathLike)) else None
+    where = f"lithops/{choice.backend}" if file is None else repr(str(file))
+    if file is not None and not file.is_file():
+        raise StorageError(f"there is no Lithops configuration {where}")
+    try:
+        found = choice.storage.get_storage_config() if file is None else storage_settings(file)
+        storage = impatient_storage(copy.deepcopy(found), TIMEOUT)
+    except Exception as error:
+        raise StorageError(f"Lithops has no storage for {where}: {type(error).__name__}: {error}") from error
+    if file is None:
+        storage.bucket = choice.storage.bucket  # which may be one that it made itself
+    return storage
 
 
 @contextlib.contextmanager

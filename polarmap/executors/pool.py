@@ -272,8 +272,7 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
     if choice is None:
         return "workers here", None, None
     if is_for_lithops(choice):
-        from polarmap.executors.lithops import LithopsExecutor
-        from polarmap.executors.lithops_site import LithopsSite
+        from polarmap.executors.lithops import LithopsExecutor, LithopsSite
 
         executor = LithopsExecutor(choice)
         return f"kept workers on {executor.name}", executor.worker, partial(LithopsSite, choice)
@@ -291,7 +290,7 @@ def _storing_of(site: Site) -> BlockStore:
     """Where blocks lie for workers that share no files with this process."""
     if site.storage is None:
         return BlockStore(site.prefix)
-    from polarmap.executors.lithops_storage import InBucket
+    from polarmap.executors.lithops import InBucket
 
     return InBucket(site.storage, site.prefix)
 

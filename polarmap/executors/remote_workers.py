@@ -14,7 +14,7 @@ from typing import Any
 from polarmap.clouds.limits import Worker, kept_bytes
 from polarmap.clouds.prices import Stay, listing_requests
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
+from polarmap.executors.base import check_reachable
 from polarmap.executors.objects import Join, Link, ObjectLinks
 from polarmap.executors.stream import WorkerListener
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
@@ -74,7 +74,7 @@ class Site:
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that its workers cannot reach; `use`: of the array."""
-        check_folder(source)
+        check_reachable(source)
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
         """Sources of the modules that a pickled function names and workers may not have."""

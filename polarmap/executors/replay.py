@@ -16,7 +16,6 @@ from polarmap.code.checks import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
 from polarmap.executors.base import Attempt, Began, Event, Function, Outcome, Payload, block_of, lost
-from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.faults import Fault
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.program import TaskIO, run_task
@@ -125,7 +124,7 @@ class ReplayIO(TaskIO):
     """What connects a task with the run that calls it."""
 
     def __init__(self, payload: Payload) -> None:
-        super().__init__(None, ENCRYPTED)
+        super().__init__()
         self._payload = payload
 
     def load(self, ticket: Ticket) -> tuple[Function, Any]:

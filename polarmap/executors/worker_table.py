@@ -25,7 +25,7 @@ from typing import Any
 
 from polarmap.clouds.prices import Stay
 from polarmap.errors import ExecutorError
-from polarmap.executors.base import check_folder
+from polarmap.executors.base import check_reachable
 from polarmap.executors.objects import Link
 from polarmap.worker.parts import Place
 from polarmap.worker.process_state import Surroundings
@@ -155,7 +155,7 @@ class WorkerTable:
 
     def check_source(self, source: Place | None, use: str) -> None:
         """ExecutorError for storage that they cannot reach; `use`: of the array."""
-        check_folder(source)
+        check_reachable(source)
 
     def surroundings(self) -> Surroundings | None:
         """What they are to find around f; None: what is there."""

@@ -249,10 +249,11 @@ def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
     key = key_of(blocks) if key is None else key
     if key is None:
         return None
-    from polarmap.executors.encryption_keys import check_fits, new_encryption
+    from polarmap.executors.encryption_keys import new_encryption
 
-    check_fits(blocks)
-    return new_encryption(key)
+    tasks = range(blocks.n if blocks.source is None else 0)
+    largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
+    return new_encryption(key, largest, "a block", "use more blocks")
 
 
 def _blank_report(coded: CodedData, launch: Launch) -> Report:

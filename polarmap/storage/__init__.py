@@ -1,1 +1,53 @@
-"""Bytes by key: what a store does (`base`), in a folder and in a bucket."""
+"""Bytes by key, in a folder and in a bucket: what a store must do, and which keys objects may have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from polarmap.errors import StorageError
+
+Data = bytes | bytearray | memoryview
+
+
+class Store(Protocol):
+    """A place for objects. Every method raises StorageError, within seconds, when it cannot be used.
+
+    An object appears whole or not at all, and several threads may use a store at once. A store may also have
+    `sweep()`, which removes what dead processes have left unfinished, and `join(keys, key)`, which stores the
+    objects `keys` one after another as one, without a way through this process; False where it cannot. And
+    `sizes(prefix)`, the bytes of all objects whose keys begin so, by key, in a request for many of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """For messages; never a secret."""
+
+    def put(self, key: str, data: Data) -> None:
+        """Store an object in place of any that has this key."""
+
+    def get(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """Bytes start..stop of an object, as a slice gives them.
+
+        Raises
+        ------
+        MissingObjectError
+            If there is no such object.
+        """
+
+    def size(self, key: str) -> int | None:
+        """Bytes of an object; None if there is none."""
+
+    def keys(self, prefix: str) -> list[str]:
+        """The keys that begin with `prefix`, sorted."""
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are not there are no error."""
+
+
+def check_key(key: object) -> str:
+    """`key` if it stays inside a store: parts between slashes, none of them empty, '.' or '..'."""
+    is_plain = isinstance(key, str) and len(key) <= 1000 and key.isprintable() and "\\" not in key
+    if is_plain and not {"", ".", ".."} & set(str(key).split("/")):
+        return str(key)
+    raise StorageError(f"{key!r} is no key of an object")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Data, check_key
+from polarmap.storage import Data, check_key
 from polarmap.worker.retry import AWAY_SECONDS, is_transient, retry_call, s3_error_code
 
 FIRST_RETRY_SECONDS = 5.0  # for which a storage that has never answered is asked again
@@ -18,7 +18,7 @@ _DENIED = ("AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "Forbi
 
 
 class ObjectStore:
-    """Objects in a bucket, through an object that has the methods of `lithops.Storage`.
+    """Objects in the bucket of a `lithops.Storage`.
 
     A storage that refuses the connection, times out or says that it is too busy is asked again
     for AWAY_SECONDS seconds if it has answered before, so that a restart goes unnoticed, else for
@@ -26,19 +26,14 @@ class ObjectStore:
 
     Parameters
     ----------
-    storage : lithops.Storage, or the like
-        put_object, get_object, head_object, list_keys, list_objects, delete_objects.
-    bucket : str
-    backend : str
-        What kind of storage it is, for messages.
+    storage : lithops.Storage
     """
 
     executor: Any = None  # whose workers have this storage, as for `coded_map`, where that is known
 
-    def __init__(self, storage: Any, bucket: str, backend: str = "") -> None:
-        self.storage, self.bucket = storage, bucket
+    def __init__(self, storage: Any) -> None:
+        self.storage, self.bucket, self.backend = storage, str(storage.bucket), str(storage.backend)
         self._has_answered = False
-        self.backend = backend or str(getattr(storage, "backend", "object"))
 
     @property
     def name(self) -> str:

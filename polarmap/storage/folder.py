@@ -12,12 +12,12 @@ from errno import ENOTDIR
 from pathlib import Path
 
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import Data, check_key
+from polarmap.storage import Data, check_key
 from polarmap.worker.process_identity import ProcessIdentity
 
 _TEMPORARY = ".unfinished"
 COPY_BYTES = 1 << 20
-STALE_SECONDS = 86_400.0  # after which an unfinished file of another machine is taken for left over
+STALE_SECONDS = 86_400.0  # without a sign of life, a writer on another machine is taken for dead
 
 
 class FolderStore:

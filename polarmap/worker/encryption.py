@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from polarmap.worker.messages import Error, Reply, describe
-from polarmap.worker.parts import DamagedError, Part, Place
+from polarmap.worker.parts import DamagedError, Part, Reader
 from polarmap.worker.stream import Frames, Message, frame
 
 KEY_BYTES = SALT_BYTES = 32
@@ -29,7 +29,7 @@ MAKE_ONE = "python -c 'import secrets; print(secrets.token_hex(32))'"
 PURPOSE = b"polarmap encryption 1"
 WITH_KEY, WITHOUT_KEY = b"e", b"w"  # how the data of a reply begin
 
-Fields = tuple[Any, ...]  # of an `Encryption`
+Fields = tuple[Any, ...]  # of an `Encryption`, or that itself
 
 
 class KeyUnavailableError(Exception):
@@ -37,7 +37,7 @@ class KeyUnavailableError(Exception):
 
 
 class Encryption(NamedTuple):
-    """How the parts of one array, or all of one map, are encrypted. Plain data.
+    """How the parts of one array, or all of one map, are encrypted; it travels as a plain tuple.
 
     key : where the key is found, "env:NAME" or "file:PATH"; or the key itself, for this machine only.
     salt : random: what the keys in use are derived of, besides the key.
@@ -57,33 +57,37 @@ class Encryption(NamedTuple):
         salt = os.urandom(SALT_BYTES)
         return cls(key, salt, derived(read_key(key), salt)[2])
 
-    def keys(self) -> tuple[bytes, bytes]:
-        """Of cipher and tags; KeyUnavailableError if the key is not there, or not the one that was used."""
-        cipher, tags, check = derived(read_key(self.key), self.salt)
-        if not hmac.compare_digest(check, self.check):
-            where = "the 32 bytes that were passed" if isinstance(self.key, bytes) else repr(self.key)
-            raise KeyUnavailableError(f"{where}: this is not the key that was used to encrypt")
-        return cipher, tags
-
-    def encrypt(self, name: str, data: Any) -> bytes:
-        """Nonce, ciphertext and tag of `data`, which can be decrypted under the same name only."""
-        aes_gcm, _ = ciphers()
-        nonce = os.urandom(NONCE_BYTES)
-        return b"".join((nonce, aes_gcm(self.keys()[0]).encrypt(nonce, data, name.encode())))
-
-    def decrypt(self, name: str, data: Any) -> bytes:
-        """The inverse; DamagedError for what was not encrypted with this key, or under another name."""
-        aes_gcm, _ = ciphers()
-        cipher, view = aes_gcm(self.keys()[0]), memoryview(data)
-        try:
-            plain: bytes = cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], name.encode())
-        except Exception as error:  # too short, or a wrong tag
-            raise DamagedError("is not what was encrypted: somebody has changed or replaced it") from error
-        return plain
-
     def tag(self, data: bytes) -> bytes:
         """Of what everybody may read, and nobody change: HMAC-SHA256."""
-        return hmac.digest(self.keys()[1], data, "sha256")
+        return hmac.digest(keys_of(self)[1], data, "sha256")
+
+
+def keys_of(encryption: Fields) -> tuple[bytes, bytes]:
+    """Of cipher and tags; KeyUnavailableError if the key is not there, or not the one that was used."""
+    key, salt, known = encryption
+    cipher, tags, check = derived(read_key(key), salt)
+    if not hmac.compare_digest(check, known):
+        where = "the 32 bytes that were passed" if isinstance(key, bytes) else repr(key)
+        raise KeyUnavailableError(f"{where}: this is not the key that was used to encrypt")
+    return cipher, tags
+
+
+def encrypt(encryption: Fields, name: str, data: Any) -> bytes:
+    """Nonce, ciphertext and tag of `data`, which can be decrypted under the same name only."""
+    aes_gcm, _ = ciphers()
+    nonce = os.urandom(NONCE_BYTES)
+    return b"".join((nonce, aes_gcm(keys_of(encryption)[0]).encrypt(nonce, data, name.encode())))
+
+
+def decrypt(encryption: Fields, name: str, data: Any) -> bytes:
+    """The inverse; DamagedError for what was not encrypted with this key, or under another name."""
+    aes_gcm, _ = ciphers()
+    cipher, view = aes_gcm(keys_of(encryption)[0]), memoryview(data)
+    try:
+        plain: bytes = cipher.decrypt(view[:NONCE_BYTES], view[NONCE_BYTES:], name.encode())
+    except Exception as error:  # too short, or a wrong tag
+        raise DamagedError("is not what was encrypted: somebody has changed or replaced it") from error
+    return plain
 
 
 def derived(key: bytes, salt: bytes) -> tuple[bytes, bytes, bytes]:
@@ -142,51 +146,35 @@ def encrypted_size(size: int) -> int:
     return size + OVERHEAD_BYTES if size else 0
 
 
-def encrypt_part(encryption: Encryption, part: Part, data: Any) -> bytes:
+def encrypt_part(encryption: Fields, part: Part, data: Any) -> bytes:
     """The bytes of a part as they are stored; `part` has the size that they have in memory."""
-    return encryption.encrypt(part_name(part), data) if part.size else b""
+    return encrypt(encryption, part_name(part), data) if part.size else b""
 
 
-def decrypt_part(encryption: Encryption, part: Part, data: Any) -> bytes:
+def decrypt_part(encryption: Fields, part: Part, data: Any) -> bytes:
     """The inverse; DamagedError names a part that is not what was stored."""
     if len(data) != encrypted_size(part.size):
         raise DamagedError(f"{part.key} has {len(data)} of {encrypted_size(part.size)} bytes")
     try:
-        return encryption.decrypt(part_name(part), data) if part.size else b""
+        return decrypt(encryption, part_name(part), data) if part.size else b""
     except DamagedError as error:
         raise DamagedError(f"{part.key} {error}") from error
 
 
-def read_decrypted(source: Place, part: Part, read: Callable[[Place, Part], Any]) -> Any:
-    """The bytes of a part, of which `read` gives those that lie in a place."""
-    assert source.encryption is not None
+def read_decrypted(encryption: Fields, part: Part, read: Reader) -> bytes:
+    """The bytes of a part, of which `read` gives those that are stored."""
     if not (part.key and part.size):
         return bytes(part.size)
-    stored = part._replace(size=encrypted_size(part.size))
-    data = read(source._replace(encryption=None), stored)
-    return decrypt_part(Encryption(*source.encryption), part, data)
-
-
-class EncryptedIO(NamedTuple):
-    """The ways of numbers in and out of a task of a map with a key; it travels with such tasks only.
-
-    read : a part of a place, by what reads its bytes there.
-    store : an array of a result as an object of such parts.
-    reply : what is told instead of a message with a reply.
-    """
-
-    read: Callable[[Place, Part, Callable[[Place, Part], Any]], Any]
-    store: Callable[[Fields, str, Any, int], tuple[list[Part], bytes]]
-    reply: Callable[[Message, Fields], Message]
+    return decrypt_part(encryption, part, read(part._replace(size=encrypted_size(part.size))))
 
 
 def encrypted_object(encryption: Fields, key: str, data: Any, size: int) -> tuple[list[Part], bytes]:
     """The parts, of so many bytes each but the last, in which bytes are stored in a row, and the object."""
-    ours, parts, pieces, start = Encryption(*encryption), list[Part](), list[bytes](), 0
+    parts, pieces, start = list[Part](), list[bytes](), 0
     for first in range(0, len(data), size):
         piece = data[first : first + size]
         part = Part(key, len(piece), None, start)
-        pieces.append(encrypt_part(ours, part, piece))
+        pieces.append(encrypt_part(encryption, part, piece))
         parts.append(part._replace(crc32=zlib.crc32(pieces[-1])))
         start += len(piece) + OVERHEAD_BYTES
     return parts, b"".join(pieces)
@@ -198,19 +186,19 @@ def encrypted_reply(message: Message, encryption: Fields) -> Message:
     Where that fails, which is where the key is not there, one that says so.
     """
     try:
-        data = WITH_KEY + Encryption(*encryption).encrypt(_name(*message.order[1:]), frame(message))
+        data = WITH_KEY + encrypt(encryption, _name(*message.order[1:]), frame(message))
     except Exception as error:
         data = WITHOUT_KEY + json.dumps(describe(error)[:3]).encode()
     return message._replace(header=b"", data=data)
 
 
-def decrypted_reply(task: int, attempt: int, data: Any, encryption: Encryption) -> tuple[Any, Any]:
+def decrypted_reply(task: int, attempt: int, data: Any, encryption: Fields) -> tuple[Any, Any]:
     """Header and data of a reply; DamagedError for what the worker of this attempt has not sent.
 
     Nothing is unpickled.
     """
     if data[:1] != WITHOUT_KEY:
-        [message] = Frames().of(encryption.decrypt(_name(task, attempt), data[1:]))
+        [message] = Frames().of(decrypt(encryption, _name(task, attempt), data[1:]))
         return message.header, message.data
     kind, text, trace = json.loads(bytes(data[1:]))
     ours = KeyUnavailableError(str(text)) if kind == KeyUnavailableError.__name__ else None
@@ -220,6 +208,3 @@ def decrypted_reply(task: int, attempt: int, data: Any, encryption: Encryption) 
 def _name(task: int, attempt: int) -> str:
     """What tells this attempt of its map, which has a key of its own, from the others."""
     return f"reply {task}-{attempt}"
-
-
-ENCRYPTED = EncryptedIO(read_decrypted, encrypted_object, encrypted_reply)

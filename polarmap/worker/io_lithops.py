@@ -9,9 +9,9 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when
 from polarmap.worker.messages import Ticket
@@ -19,60 +19,40 @@ from polarmap.worker.parts import is_missing
 from polarmap.worker.process_identity import is_alive
 from polarmap.worker.program import TaskIO, run_task
 
+ALIVE = "alive"  # the object that exists for as long as anybody waits for results
 STATUS_BYTES = 8 << 10  # larger results Lithops stores: they would stay where nobody waits for them
 
 Function = Callable[[Any], Any]
 
 
-class Address(NamedTuple):
-    """Where the tasks of a map and their driver leave objects for each other. Plain data.
-
-    prefix : of their keys.
-    driver : the process that waits, where it is on the worker's machine: whoever notices that it died
-        removes what it has left.
-    scratch : its temporary folder, if all objects lie there.
-    jobs : what the keys of Lithops' own objects begin with.
-    nice : how much the task gives way to others on its machine.
-    """
-
-    bucket: str
-    prefix: str
-    driver: int | None = None
-    scratch: str | None = None
-    jobs: tuple[str, ...] = ()
-    nice: int = 0
-
-    @property
-    def liveness_key(self) -> str:
-        """Of an object that exists for as long as anybody waits for results."""
-        return f"{self.prefix}/alive"
-
-
-def make_task(f: Function, encrypted: Any = None) -> Callable[..., tuple[bytes, bytes] | None]:
-    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it.
-
-    encrypted : an `EncryptedIO`, if there is a key.
-    """
+def make_task(f: Function) -> Callable[..., tuple[bytes, bytes] | None]:
+    """The function Lithops maps over tickets; a closure, so that f's own modules travel with it."""
 
     def task(fields: tuple[Any, ...], storage: Any) -> tuple[bytes, bytes] | None:
         ticket, address = fields
-        return LithopsIO(f, Address(*address), storage, encrypted).run(Ticket.parse(ticket))
+        return LithopsIO(f, storage, address).run(Ticket.parse(ticket))
 
     return task
 
 
 class LithopsIO(TaskIO):
-    """What connects a task of Lithops with its driver."""
+    """What connects a task of Lithops with its driver.
 
-    def __init__(self, f: Function, address: Address, storage: Any, encrypted: Any) -> None:
-        super().__init__(storage, encrypted)
-        self._f, self._address = f, address
+    address : by name: `bucket` and `prefix` of the objects that the driver leaves for its tasks; `nice`, how
+        much the task gives way to others on its machine. Where that is the driver's, whoever notices that it
+        died removes what it has left: `driver`, its process; `scratch`, its temporary folder, if all objects
+        lie there, else None; `jobs`, what the keys of Lithops' own objects begin with.
+    """
+
+    def __init__(self, f: Function, storage: Any, address: Mapping[str, Any]) -> None:
+        super().__init__(storage)
+        self._f, self._address, self._driver = f, address, address.get("driver")
 
     def run(self, ticket: Ticket) -> tuple[bytes, bytes] | None:
         """The header of the reply and its data, which Lithops stores; None if nobody waits for it."""
-        os.nice(self._address.nice)
+        os.nice(self._address["nice"])
         _drop_inherited_connections(self.storage)
-        if self._address.driver is None:
+        if self._driver is None:
             exit_when(self.is_cancelled)
         else:
             exit_when(self.is_cancelled, partial(end_job, self.remove_all))
@@ -91,26 +71,35 @@ class LithopsIO(TaskIO):
 
         A storage that cannot be asked says nothing.
         """
-        if self._address.driver is not None:
-            return not is_alive(self._address.driver)
+        if self._driver is not None:
+            return not is_alive(self._driver)
         try:
-            self.storage.head_object(self._address.bucket, self._address.liveness_key)
+            self.storage.head_object(self._address["bucket"], f"{self._address['prefix']}/{ALIVE}")
         except Exception as error:
             return is_missing(error)
         return False
 
     def remove_all(self) -> None:
         """Remove what a driver on this machine has left that was killed."""
-        address = self._address
-        if address.scratch is not None:
+        scratch = self._address["scratch"]
+        if scratch is not None:
             deadline = time.monotonic() + DYING_SECONDS  # of other jobs, which still write
-            while os.path.isdir(address.scratch) and time.monotonic() < deadline:
-                shutil.rmtree(address.scratch, ignore_errors=True)
+            while os.path.isdir(scratch) and time.monotonic() < deadline:
+                shutil.rmtree(scratch, ignore_errors=True)
             return
-        for prefix in (f"{address.prefix}/", *address.jobs):
-            keys = self.storage.list_keys(address.bucket, prefix)
-            if keys:
-                self.storage.delete_objects(address.bucket, keys)
+        for prefix in (f"{self._address['prefix']}/", *self._address["jobs"]):
+            delete_below(self.storage, self._address["bucket"], prefix)
+
+
+def delete_below(storage: Any, bucket: str, prefix: str) -> int:
+    """Ask for what lies below a prefix to be deleted; how many objects that were.
+
+    S3 answers with those that it did not delete, of which Lithops says nothing: so ask until there are none.
+    """
+    keys = storage.list_keys(bucket, prefix)
+    if keys:
+        storage.delete_objects(bucket, keys)
+    return len(keys)
 
 
 def _drop_inherited_connections(storage: Any) -> None:

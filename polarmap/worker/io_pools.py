@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
 from polarmap.worker.daemon_threads import run_on_daemon
-from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.program import TaskIO, run_task
@@ -103,7 +102,7 @@ def _machine(folder: str) -> tuple[str, int, int]:
 @cache
 def pool_blocks() -> BlockCache:
     """Stored blocks that this process, which others use, too, keeps for a while; then it begins anew."""
-    blocks = BlockCache(TaskIO(encrypted=ENCRYPTED).read)
+    blocks = BlockCache(TaskIO().read)
     run_on_daemon(partial(_let_go, blocks))
     return blocks
 
@@ -131,7 +130,7 @@ class PoolIO(TaskIO):
     """
 
     def __init__(self, f: Function | bytes, block: Any, link: PoolLink) -> None:
-        super().__init__(None, ENCRYPTED)
+        super().__init__()
         self._f, self._block, self._link = f, block, link
 
     def is_cancelled(self) -> bool:

@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 
 from polarmap.worker.any_value import loaded
 from polarmap.worker.block_cache import KEPT_BYTES, LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.liveness import exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.objects import ObjectChannel
@@ -62,7 +61,7 @@ class ChannelIO(TaskIO):
         memory: int = KEPT_BYTES,
         limited: Callable[[], AbstractContextManager[Any]] | None = None,
     ) -> None:
-        super().__init__(storage, ENCRYPTED)
+        super().__init__(storage)
         self._channel, self._limited = channel, limited or nullcontext
         self._around = Surroundings.of_this_process()
         self._state = ProcessState() if limited is None else None
@@ -170,10 +169,10 @@ class ChannelIO(TaskIO):
         self._hear(0.0)
         return any(one.kind == CANCEL and one.order[0] == self._order[0] for one in self._heard)
 
-    def read(self, place: Place, part: Part) -> Any:
-        """The bytes of a part, also of one that its driver has."""
-        if place.encryption is not None or place.kind != "driver" or not part.key:
-            return super().read(place, part)
+    def read_stored(self, place: Place, part: Part) -> Any:
+        """The bytes of a part as they lie there, also of one that its driver has."""
+        if place.kind != "driver" or not part.key:
+            return super().read_stored(place, part)
         self._tell(Message(NEED, self._order, part.key.encode()))
         while not self.is_cancelled():
             for message in self._heard:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from polarmap.worker.faults import Fault
 from polarmap.worker.parts import Part, Place, Reader, assemble
 from polarmap.worker.pytree import Layout, Structure, unflatten, unpacked
-from polarmap.worker.stored_output import OutputSpec, StoredOutput
+from polarmap.worker.stored_output import OutputSpec
 
 MESSAGE_CHARACTERS = 10_000  # of an error, and of its traceback, that travel
 
@@ -98,14 +98,14 @@ class Reply(NamedTuple):
     """What a task reports: of a result, whose bytes travel beside, or of an error.
 
     seconds : that the worker spent.
-    stored : where the result lies, if it stays in storage and a sample of it travels.
+    stored : layout and parts of the result, if it stays in storage and a sample of it travels.
     """
 
     error: Error | None
     seconds: float
     structure: Structure = ()
     layout: Layout = ()
-    stored: StoredOutput | None = None
+    stored: tuple[Layout, tuple[Part, ...]] | None = None
 
 
 def pickled(value: Any) -> bytes:

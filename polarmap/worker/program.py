@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+from polarmap.worker.encryption import encrypted_object, encrypted_reply, read_decrypted
 from polarmap.worker.faults import Fault, faulty
 from polarmap.worker.messages import Reply, Ticket, describe, pickled, plain
 from polarmap.worker.parts import Part, Place, read_part, remove_parts, write_object
 from polarmap.worker.pytree import Packed, pack
-from polarmap.worker.stored_output import store_result
+from polarmap.worker.stored_output import parts_of, store_result
 from polarmap.worker.stream import END, Message
 
 
@@ -22,11 +24,10 @@ class TaskIO:
     """What connects a task with the driver that waits for it.
 
     storage : a `lithops.Storage`, for what lies in buckets.
-    encrypted : an `EncryptedIO`, for tickets that ask for it.
     """
 
-    def __init__(self, storage: Any = None, encrypted: Any = None) -> None:
-        self.storage, self.encrypted = storage, encrypted
+    def __init__(self, storage: Any = None) -> None:
+        self.storage = storage
 
     def load(self, ticket: Ticket) -> tuple[Callable[[Any], Any], Any]:
         """f and the block."""
@@ -43,12 +44,22 @@ class TaskIO:
     def read(self, place: Place, part: Part) -> Any:
         """The bytes of a part, decrypted."""
         if place.encryption is None:
-            return read_part(place, part, self.storage)
-        return self.encrypted.read(place, part, self.read)
+            return self.read_stored(place, part)
+        return read_decrypted(place.encryption, part, partial(self.read_stored, place))
 
-    def write(self, place: Place, key: str, data: Any) -> None:
-        """Store a part of the result."""
-        write_object(place, key, data, self.storage)
+    def read_stored(self, place: Place, part: Part) -> Any:
+        """The bytes of a part as they lie there."""
+        return read_part(place, part, self.storage)
+
+    def write(self, place: Place, key: str, data: Any, size: int) -> list[Part]:
+        """Store an array of the result as an object; its parts, of so many bytes each but the last."""
+        if place.encryption is None:
+            parts = parts_of(key, data, size)
+        else:
+            parts, data = encrypted_object(place.encryption, key, data, size)
+        if len(data):
+            write_object(place, key, data, self.storage)
+        return parts
 
 
 def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
@@ -57,7 +68,7 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
 
     def told(reply: Reply, data: Any = b"") -> Message:
         message = Message(END, (-1, ticket.task, ticket.attempt), io.header(reply), data)
-        return message if ticket.encryption is None else io.encrypted.reply(message, ticket.encryption)
+        return message if ticket.encryption is None else encrypted_reply(message, ticket.encryption)
 
     try:
         f, block = io.load(ticket)
@@ -66,11 +77,12 @@ def run_task(ticket: Ticket, io: TaskIO) -> Message | None:
         if ticket.output is not None:
             if io.is_cancelled():
                 return None
-            attempt = ticket.task, ticket.attempt
-            result, stored = store_result(result, ticket.output, *attempt, io.write, io.encrypted)
+            layout = result.layout
+            result, parts = store_result(result, ticket.output, ticket.task, ticket.attempt, io.write)
             if io.is_cancelled():  # the driver has cleaned up
-                remove_parts(ticket.output.source, stored.parts, io.storage)
+                remove_parts(ticket.output.source, parts, io.storage)
                 return None
+            stored = layout, parts
         return told(Reply(None, time.time() - started, result.structure, result.layout, stored), result.data)
     except BaseException as error:
         return told(Reply(describe(error), time.time() - started))

@@ -16,7 +16,7 @@ from polarmap.worker.pytree import Packed, pack_leaves, unpacked
 
 SAMPLE = 256  # numbers of a result that travel when it stays in storage
 
-Write = Callable[[Place, str, Any], None]  # an object: where, its key, its bytes
+Write = Callable[[Place, str, Any, int], list[Part]]  # an object: where, key, bytes, and size of its parts
 
 
 class OutputSpec(NamedTuple):
@@ -53,14 +53,12 @@ class StoredOutput(NamedTuple):
 
 
 def store_result(
-    result: Packed, output: OutputSpec, task: int, attempt: int, write: Write, encrypted: Any = None
-) -> tuple[Packed, StoredOutput]:
-    """Store a result, each of its arrays as an object; its sample, and where it lies.
+    result: Packed, output: OutputSpec, task: int, attempt: int, write: Write
+) -> tuple[Packed, tuple[Part, ...]]:
+    """Store a result, each of its arrays as an object; its sample, and the parts, whose bytes in a row it is.
 
     The sample is a linear function of the result, the same one for every task: what is true of the
     results by linearity can be verified on it. Its structure tells that of the result.
-
-    encrypted : an `EncryptedIO`, for such a place.
     """
     _check_is_arrays(result, output.arrays)
     parts: list[Part] = []
@@ -69,21 +67,19 @@ def store_result(
         flat = array.reshape(-1)
         samples.append(sample(flat, max(1, SAMPLE // output.arrays)))
         key = f"{output.prefix}/{task}-{attempt}/{number}"
-        data, size = flat.view(np.uint8).data, output.items * flat.itemsize
-        encryption = output.source.encryption
-        if encryption is None:
-            stored: Any = data
-            for start in range(0, len(data), size):
-                piece = data[start : start + size]
-                parts.append(Part(key, len(piece), zlib.crc32(piece), start))
-        else:
-            found, stored = encrypted.store(encryption, key, data, size)
-            parts += found
-        if len(stored):
-            write(output.source, key, stored)
+        parts += write(output.source, key, flat.view(np.uint8).data, output.items * flat.itemsize)
     shape = result.layout and result.layout[0][1]
     packed = pack_leaves(samples, ("sample", shape, result.structure))
-    return packed, StoredOutput(result.layout, tuple(parts))
+    return packed, tuple(parts)
+
+
+def parts_of(key: str, data: Any, size: int) -> list[Part]:
+    """The parts, of so many bytes each but the last, of an object with these bytes."""
+    parts = []
+    for start in range(0, len(data), size):
+        piece = data[start : start + size]
+        parts.append(Part(key, len(piece), zlib.crc32(piece), start))
+    return parts
 
 
 def sample(array: Any, count: int = SAMPLE) -> Any:

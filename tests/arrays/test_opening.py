@@ -46,3 +46,19 @@ def test_arrays_from_before_they_were_zarr_open_and_are_repaired(tmp_path):
         np.testing.assert_allclose(again[:], values, rtol=1e-12, atol=1e-12)
         coded.delete()
     assert FolderStore(tmp_path).keys("") == []
+
+
+def test_arrays_that_were_stored_with_and_without_a_key_open_and_are_repaired(tmp_path, monkeypatch):
+    monkeypatch.setenv("POLARMAP_TEST_KEY", bytes(range(32)).hex())
+    with zipfile.ZipFile(Path(__file__).parent / "stored_with_a_key.zip") as archive:
+        archive.extractall(tmp_path)
+    A = np.arange(24.0).reshape(8, 3) / 7
+    for name, key in (("plain", None), ("encrypted", "env:POLARMAP_TEST_KEY")):
+        coded = polarmap.open_coded(name, tmp_path, key=key)
+        assert coded.check().ok
+        np.testing.assert_array_equal(coded[:], A)
+        damage(coded.store, coded.stored(1)[0], "corrupt")
+        y = polarmap.coded_map(np.negative, coded, executor=polarmap.ReplayExecutor(), retries=0)
+        np.testing.assert_allclose(y.concatenate(), -A, rtol=1e-12, atol=1e-12)
+        assert coded.repair().blocks == [1]
+        np.testing.assert_allclose(polarmap.open_coded(name, tmp_path, key=key)[:], A, rtol=1e-12, atol=1e-12)

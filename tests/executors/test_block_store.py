@@ -8,6 +8,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import block_store
 from polarmap.executors.base import Failure, Outcome
 from polarmap.executors.block_store import SENT_BYTES, BlockStore, InFolders, StoredPieces
-from polarmap.executors.lithops_storage import InBucket
+from polarmap.executors.lithops import InBucket
 from polarmap.worker.block_cache import BlockCache
 from polarmap.worker.encryption import OVERHEAD_BYTES, Encryption, read_decrypted
 from polarmap.worker.parts import MESSAGE, Part, Place, read_part
@@ -76,7 +77,7 @@ class Kind:
 
         def read(place: Place, part: Part) -> Any:
             if place.encryption is not None:
-                return read_decrypted(place, part, read)
+                return read_decrypted(place.encryption, part, partial(read, place._replace(encryption=None)))
             if place.kind == "driver":
                 return stored.part(coded, part.key)
             return read_part(place, part, self.storage)

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import sys
 import time
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from memory_functions import HERE, Functions
+from memory_storage import DictStorage
 from plain import ends, first_ends
+from pool_processes import until
+from servers import BUCKET, SECRET, S3Server
 
+import polarmap
+from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
+from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
-from polarmap.executors.lithops import PARITY_NICE, LithopsExecutor, LithopsRun
+from polarmap.executors.lithops import (
+    HERE_SECONDS,
+    PARITY_NICE,
+    SPARE_SECONDS,
+    LithopsExecutor,
+    LithopsRun,
+    LithopsSite,
+    remove_objects,
+    seconds_of,
+)
 from polarmap.executors.lithops_jobs import Jobs
 from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.remote_workers import RemoteWorkers
 from polarmap.worker import io_lithops
+from polarmap.worker.kept_worker import DriverAddress
 from polarmap.worker.parts import Place
 from polarmap.worker.stored_output import OutputSpec
 
@@ -119,16 +139,6 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert 0.1 <= time.monotonic() - began < 5.0
 
 
-def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
-    run = Run()
-    run.submit([(0, 0)])
-    for _ in range(1000):
-        run.wait(0.0)
-    assert 1 <= len(looks) < 1000
-
-
 # --- jobs on this machine ------------------------------------------------------------
 
 
@@ -162,3 +172,169 @@ def test_nothing_is_left_even_if_nothing_was_started() -> None:
         run.submit([(task, 0) for task in range(4)])
         first_ends(run, 1)
     assert files() == before
+
+
+# --- workers that stay ---------------------------------------------------------------
+
+YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
+NOWHERE = DriverAddress((("127.0.0.1", 1),), b"", None, "", 1, 1)
+
+
+@pytest.mark.parametrize(("choice", "name"), [(YAML, "lithops/localhost"), ("localhost", "localhost")])
+def test_workers_here_call_and_are_gone_when_it_is_closed(choice: Any, name: str) -> None:
+    site = LithopsSite(choice)
+    assert (site.name, site.shares_files, site.seconds) == (name, True, HERE_SECONDS)
+    workers = RemoteWorkers(site, None, True, 10**6, 1)
+    with closing(workers):
+        workers.want(2)
+        assert until(lambda: len(workers) == 2, 60.0)
+        lease = workers.open(lambda: None)
+        taken = [workers.take(lease, 1) for _ in range(2)]
+        assert workers.channel == "TCP"
+        processes = set[int]()
+        for worker in taken:
+            assert worker is not None
+            assert until(lambda one=worker: bool(one.receive()) and one.process is not None)
+            processes.add(worker.process or 0)
+        assert len(processes) == 2
+    workers.leave(lease)
+    assert until(lambda: not any(os.path.exists(f"/proc/{process}") for process in processes))
+    assert not list(site.storage.list_keys(site.bucket, f"{site.prefix}/"))
+
+
+def test_a_worker_that_ends_is_told_with_its_reason(tmp_path: Path) -> None:
+    """Also of those whose interpreter lost its packages: they end with code 1, and Lithops hears nothing."""
+    script, yaml = tmp_path / "python", tmp_path / "lithops.yaml"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    yaml.write_text(YAML.read_text().replace("localhost:\n", f"localhost:\n  runtime: {script}\n"))
+    site, found = LithopsSite(yaml), dict[int, str]()
+    with closing(site):
+        site.launch(NOWHERE, {7: 60.0})  # Lithops asks the interpreter what it has, once
+        assert until(lambda: bool(found.update(site.ended()) or found), 60.0)
+        assert list(found) == [7]
+        assert "127.0.0.1" in found[7]
+        assert site.ended() == {}
+        script.write_text("#!/bin/sh\necho \"No module named 'numpy'\" >&2; exit 1\n")
+        site.launch(NOWHERE, {8: 60.0, 9: 60.0})
+        assert until(lambda: bool(found.update(site.ended()) or len(found) == 3), 60.0)
+    for number in (8, 9):
+        assert f"{script} of its workers does not run Lithops (No module named 'numpy')" in found[number]
+
+
+def test_objects_of_workers_that_ended_while_the_storage_was_away_go_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = LithopsSite(YAML)
+    site.object_links(lambda number, link, channel: None).close()
+
+    def away(*_: object) -> Any:
+        raise ConnectionError("the storage is away")
+
+    def jobs() -> set[str]:
+        return set(site.storage.list_keys(site.bucket, "lithops.jobs/"))
+
+    with closing(site):
+        others = jobs()
+        site.launch(NOWHERE, {7: 60.0})
+        with monkeypatch.context() as patch:
+            patch.setattr(site.storage, "list_keys", away)
+            assert until(lambda: bool(site.ended()), 60.0)
+        assert jobs() - others
+    assert jobs() <= others  # what others left may vanish meanwhile
+
+
+def test_functions_in_a_cloud_end_before_their_time_is_over() -> None:
+    known = Worker(backend="aws_lambda", storage="aws_s3", memory=1769, seconds=900.0, workers=100)
+    assert seconds_of(known) == 900.0 - SPARE_SECONDS
+    assert seconds_of(None) == HERE_SECONDS
+    assert seconds_of(replace(known, seconds=5.0)) == 1.0
+
+
+def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> None:
+    """Each look lists a storage, and the channel of a worker tells sooner."""
+    text = YAML.read_text()
+    assert "monitoring_interval: 0.02" in text
+    for said, meant in (("0.02", 1.0), ("5", 5.0)):
+        (tmp_path / "lithops.yaml").write_text(text.replace("interval: 0.02", f"interval: {said}"))
+        site = LithopsSite(tmp_path / "lithops.yaml")
+        with closing(site):
+            assert site.look_seconds == meant
+            site.launch(NOWHERE, {7: 60.0})
+            for functions in site._jobs._jobs:
+                config = functions.internal_storage.get_storage_config()
+                assert config["monitoring_interval"] == meant
+
+
+def test_a_runtime_that_cannot_be_asked_for_its_modules_is_one_clear_error() -> None:
+    import cloudpickle
+    import servers
+
+    site = LithopsSite(YAML)
+    with closing(site):
+        site._jobs.functions = None  # whatever it asks
+        with pytest.raises(ExecutorError, match="takes no job"):
+            site.modules(cloudpickle.dumps(servers.free_ports))
+
+
+# --- a real keep-alive S3 server, where workers share forked sockets -----------------
+# Since Lithops 3.8 a worker and the process it forked write on one connection; polarmap's worker
+# drops the inherited one. A new Lithops has to pass here before its pin moves.
+
+
+@pytest.fixture
+def config(s3_server, tmp_path):
+    return s3_server.config(tmp_path / "s3.yaml")
+
+
+def keys_of(server: S3Server) -> list[str]:
+    listing = server.client().list_objects_v2(Bucket=BUCKET)
+    return [entry["Key"] for entry in listing.get("Contents", [])]
+
+
+def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, config):
+    A = np.random.default_rng(0).standard_normal((960, 240))
+    wide, narrow = np.ones((240, 100)), np.ones(240)
+    for faults in ({}, {2: Fault("sleep", 600), 5: Fault("kill")}, {}):
+        for other in (wide, narrow):
+            y = polarmap.coded_map(
+                lambda block, other=other: block @ other, A, blocks=12, workers=16, timeout=90,
+                executor=FaultyExecutor(config, faults),
+            )  # fmt: skip
+            np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
+    lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
+    assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
+
+
+def test_wrong_credentials_are_one_clear_error(config):
+    config.write_text(config.read_text().replace(SECRET, "wrong"))
+    began = time.monotonic()
+    with pytest.raises(polarmap.errors.ExecutorError, match=r"s3\.yaml|storage"):
+        polarmap.coded_map(np.sum, np.ones((12, 2)), blocks=4, workers=6, executor=config)
+    assert time.monotonic() - began < 30
+
+
+class ForgetfulStorage(DictStorage):
+    """Does not delete the first so many times that it is asked, and does not say so, as S3 may."""
+
+    def __init__(self, forgets: int) -> None:
+        super().__init__()
+        self.forgets = forgets
+
+    def delete_objects(self, bucket: str, keys: list[str]) -> None:
+        self.forgets -= 1
+        if self.forgets < 0:
+            for key in keys:
+                self.delete_object(bucket, key)
+
+
+@pytest.mark.parametrize(("forgets", "left"), [(2, []), (9, ["a/1", "a/2"])])
+def test_objects_that_were_not_deleted_are_deleted_again(forgets, left, monkeypatch):
+    monkeypatch.setattr("polarmap.executors.lithops.REMOVE_PAUSES", (0.0, 0.0, 0.0, 0.0))
+    storage = ForgetfulStorage(forgets)
+    for key in ("a/1", "a/2", "b/1"):
+        storage.put_object("b", key, b"")
+    told = pytest.warns(RuntimeWarning, match="does not delete what lies below 'a/'")
+    with told if left else contextlib.nullcontext():
+        remove_objects(storage, ["a/"])
+    assert [key for _, key in storage.objects] == [*left, "b/1"]

@@ -37,7 +37,7 @@ from polarmap.executors.owned_folder import private_folder
 
 
 def test_a_private_executor_runs_abandons_and_leaves_nothing() -> None:
-    functions = localhost_functions(1)
+    functions = localhost_functions()
     try:
         functions.config["localhost"]["worker_processes"] = 3
         assert str(private_folder()) in functions.storage.bucket

@@ -13,21 +13,20 @@ from memory_functions import HERE, Functions
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import lithops_jobs
+from polarmap.executors.lithops import remove_objects
 from polarmap.executors.lithops_internals import LostError, end, named_for_lithops
 from polarmap.executors.lithops_jobs import (
     InterpreterError,
     Jobs,
-    close_all,
     open_functions,
     read_configuration,
 )
-from polarmap.executors.lithops_storage import remove_objects
 from polarmap.worker.parts import Place
 
 
 def started(functions: Functions, *keys: Any) -> Jobs:
     jobs = Jobs(functions, shares=True)
-    jobs.start(lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
+    jobs.start(functions, lambda x, storage: 10 // x, {key: {"x": key} for key in keys})
     return jobs
 
 
@@ -84,12 +83,12 @@ def test_what_is_removed_is_of_these_jobs_alone(is_owned: bool, monkeypatch: pyt
     monkeypatch.setattr(lithops_jobs, "end", lambda functions: None)
     monkeypatch.setattr(lithops_jobs, "another_like", lambda *_: functions)
     jobs = Jobs(functions, shares=not is_owned)
-    jobs.start(None, {0: {}})
+    jobs.start(functions, None, {0: {}})
     others = {f"lithops.jobs/{name}/00000/status.json" for name in ("x-10-M000", "x-1-M0001", "y-1-M000")}
     own = {"lithops.jobs/x-1-M000/00000/status.json", "lithops.jobs/x-1-M000-job.json"}
     for key in others | own:
         functions.storage.put_object("b", key, b"")
-    remove_objects(functions.storage, close_all([jobs]))
+    remove_objects(functions.storage, jobs.close())
     kept = others - {"lithops.jobs/x-1-M0001/00000/status.json"} if is_owned else others
     assert {key for _, key in functions.storage.objects} == kept
     assert len(functions.futures) == is_owned  # an executor of the caller does not keep them
@@ -117,7 +116,7 @@ def test_a_job_that_is_refused_is_one_clear_error(
         started(functions, 1)
     monkeypatch.setattr(lithops_jobs, "another_like", refuse)
     with pytest.raises(ExecutorError, match="takes no job"):
-        Jobs(functions, shares=True).another()
+        Jobs(Functions("localhost"), shares=True).functions_for_next(2)
 
 
 @pytest.mark.parametrize(

@@ -445,7 +445,7 @@ YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 
 def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polarmap.executors.lithops_site.HERE_SECONDS", 5.0)
+    monkeypatch.setattr("polarmap.executors.lithops.HERE_SECONDS", 5.0)
     monkeypatch.setattr("polarmap.executors.pool.TEND_SECONDS", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=4) as pool:

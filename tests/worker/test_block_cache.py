@@ -13,7 +13,7 @@ import pytest
 from memory_storage import DictStorage
 
 from polarmap.worker.block_cache import MAPPED_BYTES, BlockCache, OnReadOnlyBlocks, runs
-from polarmap.worker.encryption import ENCRYPTED, Encryption, encrypt_part
+from polarmap.worker.encryption import Encryption, encrypt_part
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import MESSAGE, DamagedError, Part, Place, remove_parts, write_object
 from polarmap.worker.program import TaskIO
@@ -28,7 +28,7 @@ class Blocks:
 
     def __init__(self, place: Place, budget: int = 1 << 40) -> None:
         self.place, self.storage = place, DictStorage()
-        self.read = TaskIO(self.storage, ENCRYPTED).read
+        self.read = TaskIO(self.storage).read
         self.cache = BlockCache(self.read, budget)
 
     def write(self, key: str, data: bytes) -> None:
@@ -43,7 +43,7 @@ class Blocks:
             part = Part(f"{name}{number}", array.nbytes, None, 5)
             data = array.tobytes()
             if self.place.encryption is not None:
-                data = encrypt_part(Encryption(*self.place.encryption), part, data)
+                data = encrypt_part(self.place.encryption, part, data)
             elif check:
                 part = part._replace(crc32=zlib.crc32(data))
             self.write(part.key, b"12345" + data + b"appended")

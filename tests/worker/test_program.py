@@ -24,7 +24,7 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.executors.base import Outcome, Payload
 from polarmap.executors.pickling import pickled_by_value
 from polarmap.run.calls import CallBlocks
-from polarmap.worker.encryption import ENCRYPTED, Encryption
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import Place
@@ -39,7 +39,7 @@ class MemoryIO(TaskIO):
     """A driver that lives in this process."""
 
     def __init__(self, f: Callable[[Any], Any], block: Any) -> None:
-        super().__init__(DictStorage(), ENCRYPTED)
+        super().__init__(DictStorage())
         self._f, self._block = f, block
         self.cancelled_from = 99  # the number of the question that is answered by yes
         self._asked = 0
