@@ -178,9 +178,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(
-                self.store, self._manifest, repairing.examiner(self.store, self._manifest, executor)
-            )
+            return audits.audit(self.store, self._manifest, executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.

@@ -6,12 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays import encode_locally, encode_remotely
 from polarmap.arrays.array import CodedArray
+from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.nonfinite import NonFiniteRecord
 from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import open_store
+from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.writing import write_array
 from polarmap.blocks.array_like import read_data
@@ -140,13 +141,8 @@ def encode(
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
-        if executor is not None:
-            write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
-            made = write_array(store, name, cut, overwrite, write, encryption)
-        else:
-            with observer.count(len(cut.hyperslabs)) as show:
-                write = encode_locally.stripe_writer(store, source, cut, seen, show)
-                made = write_array(store, name, cut, overwrite, write, encryption)
+        encoder = StripeEncoder(TaskRunner(store, executor, observer, encryption), source, cut, seen)
+        made = write_array(store, name, cut, overwrite, encoder.write, encryption)
         seen.warn()
         return CodedArray(store, made)
 

@@ -14,6 +14,9 @@ import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum, load, read_current
 from polarmap.errors import MissingObjectError, StorageError
@@ -68,8 +71,9 @@ class Generation:
         """Where a part of this run goes."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
-    def put_part(self, block: int, stripe: int, data: memoryview) -> Part:
+    def put_part(self, block: int, stripe: int, row: npt.NDArray[Any]) -> Part:
         """Store a part of this run."""
+        data = np.ascontiguousarray(row).data.cast("B")
         part = Part(self.part_key(block, stripe), len(data))
         stored: Data = data if self._encryption is None else encrypt_part(self._encryption, part, data)
         self._store.put(part.key, stored)

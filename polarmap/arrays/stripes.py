@@ -45,6 +45,10 @@ class StripePlan(NamedTuple):
         lengths = tuple(one.stop - one.start for one in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
 
+    def is_filled_up(self, stripe: int) -> bool:
+        """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
+        return self.stripes_are_chunks and self.width(stripe) < self.widest_stripe
+
     @property
     def widest_stripe(self) -> int:
         """Elements of the widest stripe."""

@@ -6,10 +6,15 @@ from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import chain
+from typing import Any
+
+import numpy.typing as npt
 
 from polarmap.arrays.fetching import TRANSFERS
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, ZarrChunk, checksum
+from polarmap.arrays.stripes import StripePlan
+from polarmap.arrays.zarr_view import ZarrView
 from polarmap.errors import StorageError
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part, assemble
@@ -97,10 +102,24 @@ def _copy(store: Store, manifest: Manifest, chunk: ZarrChunk) -> None:
     parts, _ = manifest.chunk_parts(chunk)
     data = assemble(parts, lambda part: store.get(part.key, part.offset, part.offset + part.size))
     assert manifest.zarr is not None
-    store.put(chunk.key, filled(data, manifest.zarr.chunk_bytes(manifest.dtype)))
+    store.put(chunk.key, _filled(data, manifest.zarr.chunk_bytes(manifest.dtype)))
 
 
-def filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
+def put_stripe(
+    store: Store, path: str, plan: StripePlan, block: int, stripe: int, row: npt.NDArray[Any]
+) -> Part | None:
+    """Store a stripe of a data block as a chunk of the Zarr array at `path`; None if it is none."""
+    if plan.chunk_shape is None or not plan.stripes_are_chunks:
+        return None
+    view = ZarrView(path, plan.chunk_shape)
+    key = view.chunk_key(plan.shape, plan.rows, block, stripe)
+    if key is None:
+        return None
+    store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
+    return Part(key, row.nbytes, checksum(row))
+
+
+def _filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
     """`data` with zeros behind it if it is smaller than that."""
     return data if len(data) == size else b"".join([data, bytes(size - len(data))])
 
@@ -112,3 +131,19 @@ def _with_metadata(store: Store, manifest: Manifest) -> Manifest:
         store.put(key, text)
     metadata = tuple(Part(key, len(text), checksum(text)) for key, text in documents.items())
     return replace(manifest, zarr=manifest.zarr._replace(metadata=metadata))
+
+
+def copies_and_metadata(manifest: Manifest) -> list[Part]:
+    """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    copied = filter(manifest.lies_elsewhere, manifest.zarr_chunks)
+    copies = [part for chunk in copied for part in manifest.chunk_parts(chunk)[1]]
+    return [*copies, *manifest.zarr.metadata]
+
+
+def foreign_keys(store: Store, manifest: Manifest) -> list[str]:
+    """Keys in the Zarr array that do not belong to it."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    return [key for key in store.keys(f"{manifest.zarr.path}/") if key not in manifest.objects]

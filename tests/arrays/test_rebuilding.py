@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, PolarCode, RawObjects, ReplayExecutor, Stored
-from polarmap.arrays.repair_remotely import weights_of
+from polarmap.arrays.rebuilding import weights_of
 from polarmap.arrays.stores import open_store
 from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.storage.folder import FolderStore
