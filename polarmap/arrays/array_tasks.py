@@ -14,17 +14,17 @@ import numpy.typing as npt
 
 from polarmap.arrays.fetching import TRANSFERS, fetch
 from polarmap.arrays.stores import place_of
-from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError, MissingObjectError, NotDecodableError, StorageError
+from polarmap.blocks.base import WholeBlocks
+from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Function, Outcome, block_of
+from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
 from polarmap.run.progress import Observer
 from polarmap.storage.base import Store
-from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
-from polarmap.worker.parts import DamagedError, Part, verified
+from polarmap.worker.encryption import Encryption
+from polarmap.worker.parts import DamagedError, Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
 
@@ -72,7 +72,7 @@ class TaskRunner:
         self._executor = None if executor is None else executor_of(executor)
         self._observer, self._encryption = observer, encryption
 
-    def run(self, f: Function, tasks: PartBlocks, take: Take, stored: StoredArrays | None = None) -> None:
+    def run(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None = None) -> None:
         """Tell `take` of every task as it ends; without `stored`, f returns its note only."""
         if not tasks.n:
             return
@@ -81,7 +81,7 @@ class TaskRunner:
         else:
             self._run_elsewhere(f, tasks, take, stored)
 
-    def _run_here(self, f: Function, tasks: PartBlocks, take: Take, stored: StoredArrays | None) -> None:
+    def _run_here(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
         storing: deque[tuple[int, list[Future[Part]], Array]] = deque()
 
         def finish() -> None:
@@ -102,7 +102,7 @@ class TaskRunner:
                 storing.append((task, sent, note))
             finish()
 
-    def _run_elsewhere(self, f: Function, tasks: PartBlocks, take: Take, stored: StoredArrays | None) -> None:
+    def _run_elsewhere(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None) -> None:
         def ended(outcome: Outcome) -> None:
             assert outcome.leaves is not None
             parts, note = list(outcome.stored.parts) if outcome.stored else [], outcome.leaves[-1]
@@ -132,7 +132,7 @@ class TaskRunner:
         return np.frombuffer(data, sample.dtype)
 
 
-def _block(tasks: PartBlocks, task: int) -> Any:
+def _block(tasks: Coded, task: int) -> Any:
     """What this process is to do, read now."""
     try:
         return block_of(tasks, task)
@@ -140,7 +140,7 @@ def _block(tasks: PartBlocks, task: int) -> Any:
         raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
 
 
-class PartTasks(PartBlocks):
+class PartTasks(WholeBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
     def __init__(
@@ -151,7 +151,7 @@ class PartTasks(PartBlocks):
         dtypes: Sequence[np.dtype[Any]],
     ) -> None:
         self._store, self._encryption, self._tasks, self._dtypes = store, encryption, tasks, dtypes
-        super().__init__([], (list, (), (("array",),) * len(dtypes)), len(tasks))
+        self.n, self.structure = len(tasks), (list, (), (("array",),) * len(dtypes))
         self.source = place_of(store, encryption)
 
     def parts(self, index: int) -> tuple[Part, ...]:
@@ -169,18 +169,14 @@ class PartTasks(PartBlocks):
     def piece(self, number: int) -> list[Array]:
         """Read here, for a worker that is this process."""
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = pool.map(self._read, self.parts(number))
+            read = pool.map(self._read, self._tasks[number])
             return [
                 np.frombuffer(data, dtype).reshape(shape)
                 for data, (dtype, shape) in zip(read, self.layout(number))
             ]
 
-    def _read(self, part: Part) -> Any:
-        size = part.size if self._encryption is None else encrypted_size(part.size)
-        try:
-            data = self._store.get(part.key, part.offset, part.offset + size) if size else b""
-        except MissingObjectError as error:
-            raise DamagedError(f"{part.key} is missing") from error
-        return (
-            verified(part, data) if self._encryption is None else decrypt_part(self._encryption, part, data)
-        )
+    def _read(self, part: Part) -> bytes:
+        data = fetch(self._store, part, self._encryption)
+        if isinstance(data, str):
+            raise DamagedError(f"{part.key} is {data}")
+        return data

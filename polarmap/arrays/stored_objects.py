@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stripes import Hyperslab, element_count
+from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.code.dtypes import check_dtype, is_integer
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage.base import Store, check_key
@@ -181,12 +181,12 @@ class StoredRows:
         self._store, self._places, self._stored_dtype = store, places, dtype
         self._offset, self._fill = offset, fill
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
-        self.chunk_rows, self.object_rows = 1, rows
+        self.chunk_rows, self.object_rows, self.is_stored = 1, rows, True
         self._width = prod(self.shape[1:])
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """Range by range; zeros beyond the last row."""
-        start, end = self._range(first, slab)
+        start, end = flat_range(self.shape, first, slab)
         stop = max(start, min(end, prod(self.shape)))
         flat, length = out.reshape(-1), self.object_rows * self._width
         flat[stop - start :] = 0
@@ -196,24 +196,16 @@ class StoredRows:
             flat[:count], flat = self._piece(number, skipped, count), flat[count:]
             start += count
 
-    def locate(self, first: int, slab: Hyperslab) -> Part | None:
+    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
         """The range of the one object that holds the slab."""
-        start, stop = self._range(first, slab)
+        start, stop = flat_range(self.shape, first, slab)
         length, itemsize = self.object_rows * self._width, self.dtype.itemsize
         key = self._places.get(start // length)
         if key is None or (stop - 1) // length != start // length or stop > prod(self.shape):
-            return None
+            return ()
         if self._stored_dtype != self.dtype:
-            return None
-        offset = self._offset + start % length * itemsize
-        return Part(key, (stop - start) * itemsize, None, offset)
-
-    def _range(self, first: int, slab: Hyperslab) -> tuple[int, int]:
-        """First and last element of the whole, which the slab holds in a row."""
-        index = [first + slab[0].start, *(one.start for one in slab[1:])]
-        start = int(np.ravel_multi_index(index[1:], self.shape[1:])) if len(index) > 1 else 0
-        start += index[0] * self._width
-        return start, start + element_count(slab)
+            return ()
+        return (Part(key, (stop - start) * itemsize, None, self._offset + start % length * itemsize),)
 
     def _piece(self, number: int, start: int, count: int) -> Array | Any:
         if number not in self._places:

@@ -13,13 +13,15 @@ from polarmap.arrays.array_tasks import StoredArrays, TaskRunner
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import checksum
 from polarmap.arrays.nonfinite import NonFiniteCounts, NonFiniteRecord, nonfinite_finder
-from polarmap.arrays.readable_parts import ReadableParts
 from polarmap.arrays.sources import Source
+from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import put_stripe
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.base import WholeBlocks
 from polarmap.code.polar import PolarCode
-from polarmap.worker.parts import Part
+from polarmap.errors import CodeError
+from polarmap.storage.base import Store
+from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import Layout
 
 Array = npt.NDArray[Any]
@@ -36,11 +38,10 @@ class StripeEncoder:
 
     def __init__(self, runner: TaskRunner, source: Source, plan: StripePlan, seen: NonFiniteRecord) -> None:
         self._runner, self._source, self._plan, self._seen = runner, source, plan, seen
-        self._readable = None if runner.is_here else ReadableParts(source, runner.store)
-        if self._readable is not None:
+        if not runner.is_here:
             for slab in plan.hyperslabs:
                 for block in range(plan.code.k):
-                    self._readable.parts(block * plan.rows, slab)
+                    _check_located(source.locate(block * plan.rows, slab))
 
     def write(self, generation: Generation, earlier: dict[int, list[Part]]) -> list[list[Part]]:
         """The n parts of each stripe, once they are stored.
@@ -74,7 +75,7 @@ class StripeEncoder:
         """The parts of stripes, each noted in the generation as soon as it is stored, but for the last."""
         plan, code, done = self._plan, self._plan.code, {}
         tasks = self._tasks(stripes)
-        copies = self._readable is None or not self._readable.is_stored
+        copies = self._runner.is_here or not self._source.is_stored
 
         def put(task: int, number: int, row: Array) -> Part:
             return self._put(generation, number, stripes[task], row)
@@ -83,8 +84,8 @@ class StripeEncoder:
             stripe, (found, sums) = stripes[task], _parsed(told)
             self._seen.note(stripe, found)
             if not copies:
-                data = [tasks.parts_of(block, stripe)[0] for block in range(code.k)]
-                parts = [part._replace(crc32=value) for part, value in zip(data, sums)] + parts
+                data = zip(tasks.parts(task), sums)
+                parts = [part._replace(crc32=value) for part, value in data] + parts
             done[stripe] = parts
             if len(done) < len(stripes):  # else the manifest comes next
                 generation.record(stripe, parts)
@@ -96,19 +97,29 @@ class StripeEncoder:
         return done
 
     def _tasks(self, stripes: Sequence[int]) -> StripeTasks:
-        return StripeTasks(self._plan, self._source, self._readable, stripes)
+        return StripeTasks(self._runner.store, self._plan, self._source, stripes)
 
     def _put(self, generation: Generation, block: int, stripe: int, row: Array) -> Part:
         """Store a row from here, where Zarr looks for it; not if it lies in the store already."""
         plan = self._plan
         if block < plan.code.k:
-            place = self._source.locate(block * plan.rows, plan.hyperslabs[stripe])
-            if place is not None:
-                return place._replace(crc32=checksum(row))
+            if self._source.is_stored:
+                for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
+                    return place._replace(crc32=checksum(row))
             chunk = put_stripe(self._runner.store, generation.zarr_path, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
         return generation.put_part(block, stripe, row)
+
+
+def _check_located(parts: Sequence[Part]) -> None:
+    """CodeError for data that only this process can read."""
+    if not parts:
+        raise CodeError(
+            "with executor=, the data has to lie where workers can read it themselves: a .npy file "
+            "or memory map on this machine, or objects in the storage of which each block is a whole "
+            "number, without padding rows; leave executor out to send it through the driver"
+        )
 
 
 def multiplier(code: PolarCode, dtype: np.dtype[Any]) -> Callable[[Array], Array]:
@@ -154,25 +165,19 @@ def _parsed(note: Array) -> tuple[NonFiniteCounts, list[int]]:
     return (count, block, column, overflowing), sums
 
 
-class StripeTasks(PartBlocks):
+class StripeTasks(WholeBlocks):
     """What each task is about: a stripe of all k data blocks, which workers read where they lie."""
 
-    def __init__(
-        self, plan: StripePlan, data: Source, readable: ReadableParts | None, stripes: Sequence[int]
-    ) -> None:
-        self._plan, self._data, self._readable, self._stripes = plan, data, readable, stripes
-        super().__init__([], ("array",), len(stripes))
-        self.source = None if readable is None else readable.place
-
-    def parts_of(self, block: int, stripe: int) -> tuple[Part, ...]:
-        """Of one data block."""
-        assert self._readable is not None
-        return self._readable.parts(block * self._plan.rows, self._plan.hyperslabs[stripe])
+    def __init__(self, store: Store, plan: StripePlan, data: Source, stripes: Sequence[int]) -> None:
+        self._plan, self._data, self._stripes = plan, data, stripes
+        self.n, self.structure = len(stripes), ("array",)
+        self.source = place_of(store) if data.is_stored else Place("folder", "/")
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """Of all of them, in order."""
-        blocks = range(self._plan.code.k)
-        return tuple(part for block in blocks for part in self.parts_of(block, self._stripes[index]))
+        """Of all data blocks, in order."""
+        plan, slab = self._plan, self._plan.hyperslabs[self._stripes[index]]
+        blocks = range(plan.code.k)
+        return tuple(part for block in blocks for part in self._data.locate(block * plan.rows, slab))
 
     def layout(self, index: int) -> Layout:
         """Data blocks as rows."""

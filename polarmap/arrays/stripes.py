@@ -150,6 +150,18 @@ def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]
     return itertools.product(*axes)
 
 
+def flat_range(shape: Sequence[int], first: int, slab: Hyperslab) -> tuple[int, int]:
+    """First and last element, of a whole of that shape, of the slab whose row 0 is row `first` of the whole.
+
+    >>> flat_range((9, 5), 6, (slice(1, 2), slice(2, 5)))
+    (37, 40)
+    """
+    start = first + slab[0].start
+    for length, one in zip(shape[1:], slab[1:], strict=True):
+        start = start * length + one.start
+    return start, start + element_count(slab)
+
+
 def element_count(slab: Hyperslab) -> int:
     """How many numbers a slab holds."""
     return prod(one.stop - one.start for one in slab)
