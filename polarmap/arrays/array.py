@@ -204,7 +204,7 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = manifest.load_as_stored(self.store, self.name, self.key)
+            current, before = manifest.load(self.store, self.name, self.key)
             repaired, found = repairing.repair(self.store, current, before, executor)
             self._adopt(repaired)
             return found

@@ -26,7 +26,6 @@ from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
 RUN_NOTE = "running.json"
-ZARR_GROUP = "array.zarr"
 STALE_AFTER_SECONDS = 86_400.0  # without a sign of life, a run on another machine is taken for dead
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
@@ -78,11 +77,6 @@ class Generation:
         stored: Data = data if self._encryption is None else encrypt_part(self._encryption, part, data)
         self._store.put(part.key, stored)
         return part._replace(crc32=checksum(stored))
-
-    @property
-    def zarr_path(self) -> str:
-        """Where the Zarr group of an array of this run goes: apart from all that Zarr does not know."""
-        return f"{self.prefix}{ZARR_GROUP}"
 
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored."""
@@ -137,7 +131,7 @@ def sweep(store: Store, name: str) -> None:
         if not _is_noted_as_running(store, generation, owned)
     }
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
-        needed = load(store, name).objects
+        needed = load(store, name)[0].objects
     except MissingObjectError:
         needed = set()
     for owned in ended.values():

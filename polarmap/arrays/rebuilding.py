@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
 from polarmap.arrays.decode import decoder_of
 from polarmap.arrays.generations import Generation
-from polarmap.arrays.manifest import Manifest, ZarrChunk
+from polarmap.arrays.manifest import Manifest
 from polarmap.code import modular
 from polarmap.code.dtypes import is_exact
 from polarmap.worker.parts import Part
@@ -137,43 +136,3 @@ def rebuilder(
         return [*(rows[index] for index in kept), *lost, np.array([is_finite])]
 
     return rebuild
-
-
-def join_chunks(
-    runner: TaskRunner, manifest: Manifest, generation: Generation, chunks: Sequence[ZarrChunk]
-) -> Manifest:
-    """A manifest in which the parts of each of these chunks lie in one object, as storages copy it.
-
-    By workers: this process would copy them to their places itself.
-    """
-    places = [
-        [(chunk.block, stripe) for stripe in chunk.stripes]
-        for chunk in chunks
-        if len({part.key for part in manifest.chunk_parts(chunk)[0]}) > 1
-    ]
-    if not places:
-        return manifest
-    parts = [[manifest.parts[block][stripe] for block, stripe in one] for one in places]
-    moved: dict[tuple[int, int], Part] = {}
-
-    def take(task: int, stored: list[Part], size: Array) -> None:
-        starts = accumulate((part.size for part in parts[task]), initial=0)
-        for place, part, start in zip(places[task], parts[task], starts):
-            moved[place] = part._replace(key=stored[0].key, offset=start)
-        generation.heartbeat()
-
-    bytes_of_parts = [np.dtype(np.uint8)] * len(places[0])  # each is a block, cut like the others
-    tasks = PartTasks(runner.store, None, parts, bytes_of_parts)
-    size = sum(part.size for part in parts[0])
-    runner.run(joiner(), tasks, take, StoredArrays(f"{generation.prefix}joined", 1, size))
-    return manifest.with_parts(moved)
-
-
-def joiner() -> Callable[[Sequence[Array]], list[Array]]:
-    """On a worker, which has numpy only: all parts in a row, and how many bytes that is."""
-
-    def join(parts: Sequence[Array]) -> list[Array]:
-        whole = np.concatenate(parts)
-        return [whole, np.array([whole.size])]
-
-    return join

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy.typing as npt
@@ -17,8 +16,8 @@ from polarmap.arrays.decode import decode_blocks
 from polarmap.arrays.fetching import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.arrays.rebuilding import join_chunks, rebuild_parts
-from polarmap.arrays.zarr_chunks import complete, restore
+from polarmap.arrays.rebuilding import rebuild_parts
+from polarmap.arrays.zarr_repair import repair_zarr
 from polarmap.errors import NotDecodableError, PolarmapError, StorageError
 from polarmap.run.progress import observer_of
 from polarmap.storage.base import Store
@@ -66,7 +65,8 @@ def _repaired(runner: TaskRunner, manifest: Manifest, before: bytes, found: Audi
             generation.heartbeat()
         for place, part in rebuilt.items():
             _check_exact(manifest, *place, part)
-        repaired = _with_zarr(runner, manifest, manifest.with_parts(rebuilt), found, generation)
+        wrong = {key for key, _ in found.zarr}
+        repaired = repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
         generation.publish(repaired, before)
     return repaired
 
@@ -81,26 +81,6 @@ def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
     for block, stripe in places:
         wanted.setdefault(stripe, set()).add(block)
     return wanted
-
-
-def _with_zarr(
-    runner: TaskRunner, before: Manifest, now: Manifest, found: Audit, generation: Generation
-) -> Manifest:
-    """The Zarr array made whole, or made if there was none as parts were missing."""
-    if now.zarr is None:
-        return now
-    if not now.is_zarr:
-        now = replace(now, zarr=now.zarr._replace(path=generation.zarr_path))
-        if not runner.is_here:
-            now = join_chunks(runner, now, generation, now.zarr_chunks)
-        return complete(runner.store, now, True)
-    changed = {key for key, _ in found.zarr} | {
-        chunk.key for chunk in now.zarr_chunks if now.chunk_parts(chunk) != before.chunk_parts(chunk)
-    }
-    if not runner.is_here:
-        chunks = [chunk for chunk in now.zarr_chunks if chunk.key in changed]
-        now = join_chunks(runner, now, generation, chunks)
-    return restore(runner.store, now, changed)
 
 
 def _decoded(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:

@@ -15,8 +15,8 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.manifest import Manifest, read_current
 from polarmap.arrays.stores import place_of
-from polarmap.arrays.zarr_chunks import complete
-from polarmap.arrays.zarr_view import ZarrView, chunk_shape
+from polarmap.arrays.zarr_chunks import as_zarr
+from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -70,48 +70,35 @@ class ResultWriter:
 
         The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
         """
-        [(_, shape)] = stored[min(stored)].layout
-        parity_dtype = self._code.parity_dtype(dtype)
+        code, parity_dtype = self._code, self._code.parity_dtype(dtype)
+        dtypes = [dtype] * code.k + [parity_dtype] * (code.n - code.k)
         for index, one in stored.items():
-            wanted = dtype if index < self._code.k else parity_dtype
-            found = np.dtype(one.layout[0][0])
+            found, wanted = np.dtype(one.layout[0][0]), dtypes[index]
             alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
             if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
                 raise CodeError(
                     f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
                     f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
                 )
+        [(_, shape)] = stored[min(stored)].layout
         rows, *inner = shape or (1,)
-        total = self._code.k * rows - padding
-        counts = _counts(prod(shape), self.output.items)
+        total, counts = code.k * rows - padding, _counts(prod(shape), self.output.items)
         parts = [
-            stored[index].parts if index in stored else self._absent(index, counts, dtype, parity_dtype)
-            for index in range(self._code.n)
+            stored[index].parts if index in stored else self._absent(index, counts, dtypes[index])
+            for index in range(code.n)
         ]
-        chunk = chunk_shape((rows, *inner), (rows, *inner))
-        made = Manifest(
-            self._name,
-            (total, *inner),
-            dtype,
-            parity_dtype,
-            rows,
-            self._code,
-            tuple(parts),
-            scalars=shape == (),
-            zarr=ZarrView(self._generation.zarr_path, chunk) if self._encryption is None else None,
-            encryption=self._encryption,
-        )
-        made = complete(self.store, made, through_here=False)
+        is_number, encryption = shape == (), self._encryption
+        made = Manifest(self._name, (total, *inner), dtype, code, tuple(parts), is_number, None, encryption)
+        if encryption is None:
+            chunk = chunk_shape((rows, *inner), (rows, *inner))
+            made = as_zarr(self.store, made, self._generation.prefix, chunk)
         self._generation.publish(made, None)
         return made
 
-    def _absent(
-        self, index: int, counts: list[int], dtype: np.dtype[Any], parity_dtype: np.dtype[Any]
-    ) -> tuple[Part, ...]:
+    def _absent(self, index: int, counts: list[int], dtype: np.dtype[Any]) -> tuple[Part, ...]:
         """Parts that are missing until they are repaired."""
-        itemsize = (dtype if index < self._code.k else parity_dtype).itemsize
         prefix = f"{self.output.prefix}/{index}-absent"
-        return tuple(Part(f"{prefix}/{number}", count * itemsize) for number, count in enumerate(counts))
+        return tuple(Part(f"{prefix}/{i}", count * dtype.itemsize) for i, count in enumerate(counts))
 
 
 def _refuse_standing(store: Store, name: str) -> None:

@@ -106,7 +106,7 @@ class StripeEncoder:
             if self._source.is_stored:
                 for place in self._source.locate(block * plan.rows, plan.hyperslabs[stripe]):
                     return place._replace(crc32=checksum(row))
-            chunk = put_stripe(self._runner.store, generation.zarr_path, plan, block, stripe, row)
+            chunk = put_stripe(self._runner.store, generation.prefix, plan, block, stripe, row)
             if chunk is not None:
                 return chunk
         return generation.put_part(block, stripe, row)

@@ -21,7 +21,6 @@ FINER = 8  # times as many stripes, at most, where that makes them Zarr chunks
 class StripePlan(NamedTuple):
     """How an array is cut into blocks and these into stripes.
 
-    rows : of a block.
     hyperslabs : one per stripe: a contiguous piece of a block in C order, one slice per axis.
     chunk_shape : of the Zarr array that the data blocks make; None if they lie elsewhere.
     """
@@ -29,10 +28,18 @@ class StripePlan(NamedTuple):
     code: PolarCode
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    parity_dtype: np.dtype[Any]
-    rows: int
     hyperslabs: tuple[Hyperslab, ...]
     chunk_shape: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+        return -(-self.shape[0] // self.code.k)
+
+    @property
+    def parity_dtype(self) -> np.dtype[Any]:
+        """Of parity blocks."""
+        return self.code.parity_dtype(self.dtype)
 
     def width(self, stripe: int) -> int:
         """Elements of a stripe of one block."""
@@ -68,8 +75,7 @@ def plan_stripes(
     See `Source` for the last two arguments.
     """
     rows = -(-shape[0] // code.k)
-    parity_dtype = code.parity_dtype(dtype)
-    column = code.k * dtype.itemsize + (code.n - code.k) * parity_dtype.itemsize
+    column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     limit = max(1, memory // (STRIPES_IN_MEMORY * column))
     inner = shape[1:]
     if object_rows:  # the data stay where they are
@@ -80,11 +86,11 @@ def plan_stripes(
             for start in range(0, rows, run)
             for first, *rest in hyperslabs((run, *inner), slab)
         )
-        return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut)
+        return StripePlan(code, tuple(shape), dtype, cut)
     slab = _even(_largest_slab((rows, *inner), limit, chunk_rows), (rows, *inner), chunk_rows)
     cut = tuple(hyperslabs((rows, *inner), slab))
     chunk = chunk_shape((rows, *inner), slab)
-    return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut, chunk)
+    return StripePlan(code, tuple(shape), dtype, cut, chunk)
 
 
 def _largest_slab(shape: Sequence[int], limit: int, multiple: int) -> tuple[int, ...]:

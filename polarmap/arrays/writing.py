@@ -11,8 +11,7 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, describe_code, read_current
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.zarr_chunks import complete
-from polarmap.arrays.zarr_view import ZarrView
+from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.errors import StorageError
 from polarmap.storage.base import Store
 from polarmap.worker.encryption import Encryption
@@ -41,21 +40,11 @@ def write_array(
     with Generation(store, name, purpose, encryption) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
-        zarr = None if plan.chunk_shape is None else ZarrView(generation.zarr_path, plan.chunk_shape)
-        made = Manifest(
-            name,
-            plan.shape,
-            plan.dtype,
-            plan.parity_dtype,
-            plan.rows,
-            plan.code,
-            parts,
-            zarr=zarr,
-            encryption=encryption,
-        )
-        made = complete(store, made, through_here=False)
-        if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
-            made = replace(made, zarr=None)
+        made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)
+        if plan.chunk_shape is not None:
+            made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
+            if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
+                made = replace(made, zarr=None)
         if earlier:
             _check_still_there(store, made)
         generation.publish(made, before)
