@@ -10,8 +10,9 @@ from polarmap.arrays.array import CodedArray
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.encoding import encode
 from polarmap.arrays.opening import list_coded, open_coded
-from polarmap.arrays.stored_objects import RawObjects, ZarrObjects
+from polarmap.arrays.stored_objects import RawObjects
 from polarmap.arrays.stored_result import Stored, StoredResult
+from polarmap.arrays.zarr_objects import ZarrObjects
 from polarmap.code.decoder import Decoder
 from polarmap.code.lagrange import LagrangeCode
 from polarmap.code.masked import Masked, MaskedCode

@@ -136,10 +136,9 @@ def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> l
 
 
 def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
-    """Bytes of objects, listed where the storage can; those outside of the array are asked for one by one."""
-    prefix = array_prefix(manifest.name)
-    listed: Mapping[str, int] = store.sizes(prefix) if hasattr(store, "sizes") else {}
-    others = [key for key in keys if not (key.startswith(prefix) and hasattr(store, "sizes"))]
+    """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
+    listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
+    others = [key for key in keys if key not in listed]
     with ThreadPoolExecutor(TRANSFERS) as pool:
         return {**listed, **dict(zip(others, pool.map(store.size, others)))}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,17 +23,6 @@ TILE = 1 << 17  # numbers of all parts together that are multiplied at a time
 Multiply = Callable[[Array, Array], Array]
 
 
-class _Pattern(NamedTuple):
-    """What stripes have in common that are rebuilt alike.
-
-    lost : blocks of which they have lost their parts.
-    kept : blocks whose parts are good, but are stored anew as well.
-    """
-
-    lost: tuple[int, ...]
-    kept: tuple[int, ...]
-
-
 def rebuild_parts(
     runner: TaskRunner,
     manifest: Manifest,
@@ -46,15 +35,14 @@ def rebuild_parts(
     Left out are stripes in which NaN or inf stand: these are decoded entry by entry, which takes more
     than numpy.
     """
-    alike: dict[_Pattern, list[int]] = {}
+    alike: dict[tuple[tuple[int, ...], tuple[int, ...]], list[int]] = {}
     for stripe, blocks in sorted(wanted.items()):
         bad = set(lost.get(stripe, ()))
-        pattern = _Pattern(tuple(sorted(bad)), tuple(sorted(set(blocks) - bad)))
-        alike.setdefault(pattern, []).append(stripe)
+        alike.setdefault((tuple(sorted(bad)), tuple(sorted(set(blocks) - bad))), []).append(stripe)
     found: dict[tuple[int, int], Part] = {}
-    for number, (pattern, stripes) in enumerate(alike.items()):
+    for number, ((bad_blocks, kept), stripes) in enumerate(alike.items()):
         prefix = f"{generation.prefix}rebuilt{number}"
-        found |= _rebuilt_alike(runner, manifest, generation, prefix, pattern, stripes)
+        found |= _rebuilt_alike(runner, manifest, generation, prefix, bad_blocks, kept, stripes)
     return found
 
 
@@ -63,13 +51,15 @@ def _rebuilt_alike(
     manifest: Manifest,
     generation: Generation,
     prefix: str,
-    pattern: _Pattern,
+    lost: Sequence[int],
+    kept: Sequence[int],
     stripes: Sequence[int],
 ) -> dict[tuple[int, int], Part]:
-    anew = [*pattern.kept, *pattern.lost]
-    there = np.setdiff1d(np.arange(manifest.code.n), pattern.lost)
-    weights = weights_of(manifest, pattern.lost)
-    is_read = weights.any(axis=0) | np.isin(there, pattern.kept)
+    """Those of stripes that have lost the same blocks, and of which the same good ones are stored anew."""
+    anew = [*kept, *lost]
+    there = np.setdiff1d(np.arange(manifest.code.n), lost)
+    weights = weights_of(manifest, lost)
+    is_read = weights.any(axis=0) | np.isin(there, kept)
     blocks = there[is_read].tolist()
     found: dict[tuple[int, int], Part] = {}
 
@@ -81,9 +71,10 @@ def _rebuilt_alike(
             found.update({(block, stripes[task]): part for block, part in zip(anew, parts)})
         generation.heartbeat()
 
-    kept = [blocks.index(block) for block in pattern.kept]
     multiply = modular.matmul if runner.is_here and is_exact(manifest.dtype) else np.matmul
-    rebuild = rebuilder(weights[:, is_read], kept, list(map(manifest.dtype_of, pattern.lost)), multiply)
+    rebuild = rebuilder(
+        weights[:, is_read], list(map(blocks.index, kept)), list(map(manifest.dtype_of, lost)), multiply
+    )
     parts = [[manifest.parts[block][stripe] for block in blocks] for stripe in stripes]
     tasks = PartTasks(runner.store, manifest.encryption, parts, list(map(manifest.dtype_of, blocks)))
     widest = int(np.diff(manifest.bounds)[stripes].max())

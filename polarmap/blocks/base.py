@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -73,7 +74,7 @@ class CodedData(WholeBlocks):
 
     def __init__(self, code: Code, blocks: Blocks) -> None:
         self.code, self.blocks = code, blocks
-        self.n, self.structure = code.n, blocks.structure
+        self.n, self.structure, self._data_count = code.n, blocks.structure, len(code.systematic)
 
     def coded_blocks(self) -> CodedData:
         """As `coded_map` asks for data that is encoded already."""
@@ -81,7 +82,10 @@ class CodedData(WholeBlocks):
 
     def layout(self, index: int) -> Layout:
         """Dtype and shape of each array of block `index`, without making it."""
-        layout = self.blocks.layout
-        if index < len(self.code.systematic):
-            return layout
-        return tuple((self.code.parity_dtype(np.dtype(name)).str, shape) for name, shape in layout)
+        return self._data_and_parity[index >= self._data_count]
+
+    @cached_property
+    def _data_and_parity(self) -> tuple[Layout, Layout]:
+        """Layouts of a data block, and of one that is none."""
+        data = self.blocks.layout
+        return data, tuple((self.code.parity_dtype(np.dtype(name)).str, shape) for name, shape in data)

@@ -26,9 +26,8 @@ class CodedBlocks(CodedData):
 
     def __init__(self, blocks: Blocks, code: Code, keep: bool = False) -> None:
         super().__init__(code, blocks)
-        self._keep, self._data_count = keep, len(code.systematic)
+        self._keep, self._encoding = keep, threading.Lock()
         self._parity: list[Array] | None = None
-        self._encoding = threading.Lock()
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of coded block `index`."""

@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, damage, losses, objects, random_array
+from array_data import DTYPES, MIB, damage, losses, objects, random_array, zarr_data
 from counting_store import BrokenError, Counting, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,12 +38,6 @@ for x in (
 assert dask.array.from_zarr(group, component="data").chunksize == (11, 5)
 assert "polarmap" not in sys.modules
 """
-
-
-def zarr_data(coded):
-    import zarr
-
-    return zarr.open_array(f"{coded.zarr}/data", mode="r")
 
 
 def small_memory(monkeypatch):
@@ -121,21 +115,6 @@ def test_every_object_that_is_changed_is_found_and_repaired(store, kind, dtype):
     raw = np.frombuffer(after[chunk], dtype).reshape(5, 3)
     np.testing.assert_allclose(raw, A[5 * data : 5 * data + 5], rtol=1e-10, atol=1e-10)
     assert kind not in ("appended",) or after[chunk] == before[chunk]  # it was whole
-
-
-def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
-    coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
-    chunk = coded.stored(2)[0]
-    damage(coded.store, chunk, "missing")
-    coded.repair()
-    assert coded.stored(2)[0].key != chunk.key
-    assert coded.store.get(chunk.key) == coded.store.get(coded.stored(2)[0].key)
-    coded.store.put(chunk.key, b"of a writer that comes late")
-    assert coded.check().damaged == ()
-    assert coded.check().zarr == ((chunk.key, "truncated"),)
-    coded.repair()
-    assert coded.check().ok
-    np.testing.assert_array_equal(zarr_data(coded)[:], coded[:])
 
 
 def test_what_zarr_appends_is_seen(tmp_path):
@@ -236,19 +215,6 @@ def test_numbers_are_a_vector(tmp_path):
     options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
-
-
-def test_results_on_a_store_that_cannot_join_are_one_after_repair(tmp_path):
-    """Through the driver: nothing does that while a map runs."""
-    A, folder = random_array((20, 3)), FolderStore(tmp_path)
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
-    folder.join = lambda keys, key: False
-    y = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options)
-    assert y.array.check().blocks == [5]  # parity, which nobody waited for
-    assert y.array.zarr is None
-    y.array.repair()
-    np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
-    assert y.array.check().ok
 
 
 def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):
