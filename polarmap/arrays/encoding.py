@@ -15,9 +15,8 @@ from polarmap.arrays.stores import open_store
 from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.writing import write_array
-from polarmap.blocks.array_like import read_data
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
-from polarmap.blocks.equal import check_array, checked_count
+from polarmap.blocks.equal import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
@@ -120,18 +119,8 @@ def encode(
             raise CodeError(
                 f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
             )
-        data = A
-        if not hasattr(A, "open_in"):
-            data = read_data(A, "A")
-            if hasattr(data, "shape") and hasattr(data, "dtype"):
-                check_array(data, "A")
-        if isinstance(data, np.matrix):
-            raise CodeError(
-                "A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @"
-            )
         store = open_store(storage)
-        source = open_source(data, store)
-        check_array(source)
+        source = open_source(A, store)
         chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
         cut = plan_stripes(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows

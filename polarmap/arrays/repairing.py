@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.arrays import generations
 from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.decode import decode_blocks
@@ -18,7 +16,7 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.rebuilding import rebuild_parts
 from polarmap.arrays.zarr_repair import repair_zarr
-from polarmap.errors import NotDecodableError, PolarmapError, StorageError
+from polarmap.errors import NotDecodableError, StorageError
 from polarmap.run.progress import observer_of
 from polarmap.storage.base import Store
 from polarmap.worker.parts import Part
@@ -44,14 +42,7 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
     runner = TaskRunner(store, executor, observer_of(None), manifest.encryption)
-    try:
-        repaired = _repaired(runner, manifest, before, found)
-    except PolarmapError:
-        with contextlib.suppress(StorageError):  # which must not hide why
-            generations.sweep(store, manifest.name)
-        raise
-    generations.sweep(store, manifest.name)
-    return repaired, found
+    return _repaired(runner, manifest, before, found), found
 
 
 def _repaired(runner: TaskRunner, manifest: Manifest, before: bytes, found: Audit) -> Manifest:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Mapping
 from math import prod
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays import generations
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.manifest import Manifest, read_current
@@ -59,11 +57,6 @@ class ResultWriter:
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._generation.__exit__(kind, *error)
-        if kind is None:
-            generations.sweep(self.store, self._name)
-        else:  # a storage that is down must not hide why the map ended
-            with contextlib.suppress(Exception):
-                generations.sweep(self.store, self._name)
 
     def manifest(self, stored: Mapping[int, StoredOutput], padding: int, dtype: np.dtype[Any]) -> Manifest:
         """Make the results an array that can be opened; those that never came are parts to repair.

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.blocks.array_like import read_data
+from polarmap.blocks.equal import check_array
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage.base import Store
@@ -103,17 +104,21 @@ def open_source(data: Any, store: Store) -> Source:
     Raises
     ------
     CodeError
-        If it is none of these.
+        If it is none of these, or cannot be cut into blocks and coded.
     """
     if hasattr(data, "open_in"):
         source: Source = data.open_in(store)
+        check_array(source, "A")
         return source
-    data = read_data(data)
+    data = read_data(data, "A")
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(
             f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
             f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
         )
+    check_array(data, "A")
+    if isinstance(data, np.matrix):
+        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     return ArraySource(data)
 
 
