@@ -11,14 +11,15 @@ import numpy as np
 
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import check_name
-from polarmap.arrays.manifest import Manifest, read_current
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import place_of
+from polarmap.arrays.writing import replaceable
 from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, StorageError
+from polarmap.errors import CodeError
 from polarmap.storage.base import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
@@ -45,7 +46,7 @@ class ResultWriter:
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}"
             )
         self.store, self._name, self._code = store, check_name(name), coded.code
-        _refuse_standing(store, name)
+        replaceable(store, name, " for Stored(...), or delete it first")
         self._generation = Generation(store, name, {"map": uuid.uuid4().hex})
         items = max(1, STRIPE_BYTES // (8 * coded.n))
         self._encryption, place = encryption, place_of(store, encryption)
@@ -92,14 +93,6 @@ class ResultWriter:
         """Parts that are missing until they are repaired."""
         prefix = f"{self.output.prefix}/{index}-absent"
         return tuple(Part(f"{prefix}/{i}", count * dtype.itemsize) for i, count in enumerate(counts))
-
-
-def _refuse_standing(store: Store, name: str) -> None:
-    if read_current(store, name) is not None:
-        raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name for "
-            "Stored(...), or delete it first"
-        )
 
 
 def _counts(size: int, items: int) -> list[int]:

@@ -50,7 +50,7 @@ class StripeEncoder:
         numbers there, which is seen by reading it again.
         """
         stripes = range(len(self._plan.hyperslabs))
-        done = self._unchanged({stripe: parts for stripe, parts in earlier.items() if stripe in stripes})
+        done = self._unchanged(earlier)
         done |= self._encoded([stripe for stripe in stripes if stripe not in done], generation)
         return [done[stripe] for stripe in stripes]
 
@@ -60,7 +60,9 @@ class StripeEncoder:
         Not those that would be filled up to be chunks: nothing tells whether they were.
         """
         plan, kept = self._plan, {}
-        stripes = [one for one in earlier if not plan.is_filled_up(one)]
+        stripes = [
+            one for one in range(len(plan.hyperslabs)) if one in earlier and not plan.is_filled_up(one)
+        ]
 
         def compare(task: int, parts: list[Part], note: Array) -> None:
             stripe, (found, sums) = stripes[task], _parsed(note)

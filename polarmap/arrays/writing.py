@@ -30,7 +30,7 @@ def write_array(
     encryption: Encryption | None = None,
 ) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
-    before = _replaceable(store, name, overwrite)
+    before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
     purpose = _purpose(plan)
     if encryption is not None:  # no earlier run has its salt: parts tell nothing of what they were made of
         purpose["salt"] = encryption.salt.hex()
@@ -51,13 +51,12 @@ def write_array(
     return made
 
 
-def _replaceable(store: Store, name: str, overwrite: bool) -> bytes | None:
-    """The manifest that is there now and may be replaced."""
+def replaceable(store: Store, name: str, advice: str) -> bytes | None:
+    """The manifest that is there now, if it may be replaced: then there is no advice what else to do."""
     data = read_current(store, name)
-    if data is not None and not overwrite:
+    if data is not None and advice:
         raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name, "
-            "or pass overwrite=True"
+            f"there is a coded array {name!r} in {store.name} already: choose another name{advice}"
         )
     return data
 

@@ -187,6 +187,21 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
     assert coded.check().ok
 
 
+@pytest.mark.parametrize("joins", [True, False])
+def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
+    """What an earlier run had filled up is longer than what the manifest says of parts that lie elsewhere."""
+    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)  # rows in three pieces, the last one shorter
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
+    coded = polarmap.encode(A, storage=folder if joins else WithoutJoin(folder), memory=MIB, **OPTIONS)
+    first, *_, last = (coded.stored(0)[stripe].key.split("/")[3] for stripe in (0, 1, 2))
+    assert (first == last) == joins
+    assert len({part.size for part in coded.stored(0)}) == 2
+    assert coded.check().ok
+    assert (coded.zarr is not None) == joins
+    np.testing.assert_array_equal(coded[:], A)
+
+
 def test_what_workers_encode_is_a_zarr_array(tmp_path):
     A = random_array((43, 3_000))
     np.save(tmp_path / "A.npy", A)
