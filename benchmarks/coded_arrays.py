@@ -22,7 +22,7 @@ import numpy as np
 
 import polarmap
 from benchmarks import interleaved, show
-from polarmap.arrays.encode_locally import TRANSFERS
+from polarmap.arrays.fetching import TRANSFERS
 from polarmap.arrays.stores import open_store
 
 K, N, COLUMNS = 24, 32, 5_000

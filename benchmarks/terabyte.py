@@ -14,8 +14,8 @@ import numpy as np
 
 from benchmarks import is_quick, show
 from polarmap import PolarCode
-from polarmap.arrays.encode_remotely import encoder
-from polarmap.arrays.repair_remotely import rebuilder, weights_of
+from polarmap.arrays.rebuilding import rebuilder, weights_of
+from polarmap.arrays.stripe_encoder import encoder, multiplier
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
 from polarmap.worker.thread_limits import limits
@@ -128,7 +128,7 @@ def measured(n: int, k: int, width: int) -> tuple[float, float]:
     code, dtype = PolarCode(n, k), np.dtype(np.float32)
     rng = np.random.default_rng(0)
     data = rng.standard_normal((k, width)).astype(dtype)
-    encode = encoder(code, SimpleNamespace(parity_dtype=dtype), False)  # type: ignore[arg-type]
+    encode = encoder(multiplier(code, dtype), False)
     lost = sorted(rng.choice(n, round(LOST * n), replace=False).tolist())
     weights = weights_of(SimpleNamespace(code=code, dtype=dtype), lost)  # type: ignore[arg-type]
     weights = weights[:, weights.any(axis=0)]

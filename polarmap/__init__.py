@@ -15,8 +15,9 @@ _NAMES = {
     "arrays.audits": ["Audit"],
     "arrays.encoding": ["encode"],
     "arrays.opening": ["list_coded", "open_coded"],
-    "arrays.stored_objects": ["RawObjects", "ZarrObjects"],
+    "arrays.stored_objects": ["RawObjects"],
     "arrays.stored_result": ["Stored", "StoredResult"],
+    "arrays.zarr_objects": ["ZarrObjects"],
     "code.decoder": ["Decoder"],
     "code.lagrange": ["LagrangeCode"],
     "code.masked": ["Masked", "MaskedCode"],
@@ -56,9 +57,9 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.arrays.opening import list_coded as list_coded
     from polarmap.arrays.opening import open_coded as open_coded
     from polarmap.arrays.stored_objects import RawObjects as RawObjects
-    from polarmap.arrays.stored_objects import ZarrObjects as ZarrObjects
     from polarmap.arrays.stored_result import Stored as Stored
     from polarmap.arrays.stored_result import StoredResult as StoredResult
+    from polarmap.arrays.zarr_objects import ZarrObjects as ZarrObjects
     from polarmap.code.decoder import Decoder as Decoder
     from polarmap.code.lagrange import LagrangeCode as LagrangeCode
     from polarmap.code.masked import Masked as Masked

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 
 import polarmap
+from polarmap.arrays.keys import array_prefix
 
 DTYPES = ("f2", "f4", "f8", "c8", "c16", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", ">f8", ">i4")
 
@@ -69,3 +70,16 @@ def spoilt(shape, dtype, places, kinds):
     with np.errstate(invalid="ignore"):
         A.reshape(-1)[places] = np.array([np.nan, np.inf, -np.inf])[kinds].astype(dtype)
     return A
+
+
+def copied(coded):
+    """Data parts that lie below the array's own folder."""
+    own = array_prefix(coded.name)
+    return [part for index in range(coded.k) for part in coded.stored(index) if part.key.startswith(own)]
+
+
+def zarr_data(coded):
+    """The data as zarr reads them."""
+    import zarr
+
+    return zarr.open_array(f"{coded.zarr}/data", mode="r")

@@ -121,7 +121,7 @@ ONLY_FROM = {
         "polarmap.xr",
     ],
     "polarmap.run.execute": [
-        "polarmap.arrays.encode_remotely",
+        "polarmap.arrays.array_tasks",
         "polarmap.arrays.stored_result",
         "polarmap.maps.gradients",
         "polarmap.maps.coded",
@@ -152,7 +152,7 @@ PROJECT = {
 STILL_NAMELESS: set[str] = set()
 # Folder -> modules without a file of tests called like them: this list shrinks, and may not grow.
 WITHOUT_TESTS_OF_THEIR_OWN = {
-    "arrays": "audits encode_locally fetching readable_parts",
+    "arrays": "fetching",
     "blocks": "code_choice coded pairs stored",
     "linalg": "coded_sides matrices",
     "run": ("estimates failure_message first_results local_evaluation received results summary verify"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator
 from math import prod
@@ -14,7 +15,6 @@ from polarmap.arrays import audits, generations, manifest, repairing
 from polarmap.arrays.audits import Audit
 from polarmap.arrays.fetching import ArrayReader
 from polarmap.arrays.manifest import Manifest
-from polarmap.arrays.row_index import parse_row_index
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.stored import StoredBlocks
 from polarmap.errors import CodeError, without_our_frames
@@ -142,7 +142,7 @@ class CodedArray:
         """All rows, or some by number or slice; what follows in the index is for the inner axes."""
         with without_our_frames:
             rows, *inner = (index if isinstance(index, tuple) else (index,)) or (...,)
-            start, stop, first = parse_row_index(rows, len(self))
+            start, stop, first = _row_index(rows, len(self))
             found = self._reader.rows(start, stop)
             try:
                 return np.asarray(found[(first, *inner)])
@@ -174,9 +174,7 @@ class CodedArray:
             The parts that are missing, truncated, corrupt or forged; prints well.
         """
         with without_our_frames:
-            return audits.audit(
-                self.store, self._manifest, repairing.examiner(self.store, self._manifest, executor)
-            )
+            return audits.audit(self.store, self._manifest, executor)
 
     def repair(self, *, executor: Any = None) -> Audit:
         """Rebuild damaged parts from the good ones, of which nothing is touched.
@@ -202,7 +200,7 @@ class CodedArray:
             these, and nothing is changed then. With `executor`, also if workers keep being lost.
         """
         with without_our_frames:
-            current, before = manifest.load_as_stored(self.store, self.name, self.key)
+            current, before = manifest.load(self.store, self.name, self.key)
             repaired, found = repairing.repair(self.store, current, before, executor)
             self._adopt(repaired)
             return found
@@ -211,3 +209,38 @@ class CodedArray:
         """Remove the array from storage, but not what already lay there when it was encoded."""
         with without_our_frames:
             generations.delete(self.store, self.name)
+
+
+def _row_index(rows: Any, count: int) -> tuple[int, int, Any]:
+    """The first and last of the `count` rows to read for an index `rows`, and the index into those read.
+
+    >>> _row_index(-1, 5), _row_index(slice(1, None, 2), 5)
+    ((4, 5, 0), (1, 5, slice(None, None, 2)))
+    """
+    if rows is Ellipsis:
+        return 0, count, rows
+    if isinstance(rows, slice):
+        return _parse_slice(rows, count)
+    try:
+        if isinstance(rows, (bool, np.bool_)):
+            raise TypeError
+        number = operator.index(rows)
+    except TypeError:
+        raise CodeError(
+            f"rows of a coded array are read by number or slice, not {rows!r}: read the rows from the "
+            "first to the last, coded[i:j], and index these"
+        ) from None
+    if not -count <= number < count:
+        raise IndexError(f"row {number} is out of range: the coded array has {count} rows")
+    number %= count
+    return number, number + 1, 0
+
+
+def _parse_slice(rows: slice, count: int) -> tuple[int, int, slice]:
+    try:
+        start, stop, step = rows.indices(count)
+    except (TypeError, ValueError) as error:
+        raise CodeError(f"rows of a coded array cannot be read by {rows}: {error}") from error
+    if step < 1:
+        raise CodeError(f"rows of a coded array are read forwards, not with step {step}")
+    return start, max(start, stop), slice(None, None, step)

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
+from polarmap.arrays.array_tasks import PartTasks, TaskRunner
 from polarmap.arrays.decode import decoder_of
-from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, decrypted
-from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.errors import MissingObjectError
+from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, fetch
+from polarmap.arrays.keys import array_prefix
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
+from polarmap.run.progress import observer_of
 from polarmap.storage import Store
+from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
 
 SHOWN = 12  # damages that are listed one by one
 
-# Parts -> the kind of damage of each and of what follows the last one of an object; empty if there is none.
-Examine = Callable[[Sequence[Part]], Sequence[str]]
+ABSENT = Part("", 0)  # in place of a part that no worker has to read
 
 
 @dataclass(frozen=True)
@@ -78,14 +84,13 @@ class Audit:
         return "\n  ".join([f"{head}; {end}", *lines]) + ">"
 
 
-def audit(store: Store, manifest: Manifest, examine: Examine | None = None) -> Audit:
-    """Have every part read and compared with its checksum, here unless `examine` says where."""
-    examine = examine or _examiner(store, manifest)
+def audit(store: Store, manifest: Manifest, executor: Any = None) -> Audit:
+    """Have every part read and compared with its checksum, by the workers of an executor or here."""
     stripes = len(manifest.bounds) - 1
     places = [(block, stripe) for stripe in range(stripes) for block in range(manifest.code.n)]
     parts = [manifest.parts[block][stripe] for block, stripe in places]
-    others = _zarr_parts(manifest)
-    kinds = examine([*parts, *others])
+    others = copies_and_metadata(manifest)
+    kinds = _kinds(store, manifest, [*parts, *others], executor)
     damaged = tuple(
         sorted(Damage(*place, kind, part.key) for place, part, kind in zip(places, parts, kinds) if kind)
     )
@@ -93,70 +98,109 @@ def audit(store: Store, manifest: Manifest, examine: Examine | None = None) -> A
     for part, kind in zip(others, kinds[len(parts) :]):
         if kind:
             zarr.setdefault(part.key, kind)
-    foreign = [(key, "foreign") for key in _foreign(store, manifest)]
+    foreign = [(key, "foreign") for key in foreign_keys(store, manifest)]
     found = (*zarr.items(), *foreign)
     return Audit(manifest.name, manifest.code.n, stripes, damaged, _lost(manifest, damaged), found)
 
 
-def _zarr_parts(manifest: Manifest) -> list[Part]:
-    """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
-    if manifest.zarr is None or not manifest.is_zarr:
-        return []
-    copied = filter(manifest.lies_elsewhere, manifest.zarr_chunks)
-    copies = [part for chunk in copied for part in manifest.chunk_parts(chunk)[1]]
-    return [*copies, *manifest.zarr.metadata]
+def _kinds(store: Store, manifest: Manifest, parts: Sequence[Part], executor: Any) -> list[str]:
+    """The kind of damage of each part, or of what follows the last one of an object; empty if there is none.
+
+    Of what is missing or of another size, the storage tells; the rest is read. A worker fails with what it
+    cannot decrypt, which is told from other failures here only.
+    """
+    kinds = _kinds_by_size(store, manifest, parts)
+    whole = [index for index, kind in enumerate(kinds) if kind in ("", "appended")]
+    to_read = [_as_stored(manifest, parts[index]) for index in whole]
+    if executor is None or manifest.encryption is not None:
+        read = _read_here(store, manifest.encryption, to_read)
+    else:
+        read = _read_by_workers(store, manifest.code.n, to_read, executor)
+    for index, kind in zip(whole, read):
+        kinds[index] = kind or kinds[index]
+    return kinds
 
 
-def _foreign(store: Store, manifest: Manifest) -> list[str]:
-    """Keys in the Zarr array that do not belong to it."""
-    if manifest.zarr is None or not manifest.is_zarr:
-        return []
-    return [key for key in store.keys(f"{manifest.zarr.path}/") if key not in manifest.objects]
+def _kinds_by_size(store: Store, manifest: Manifest, parts: Sequence[Part]) -> list[str]:
+    """What the sizes of objects tell of damage."""
+    sizes = _sizes(store, manifest, {part.key for part in parts if part.crc32 is not None})
+
+    def kind(part: Part) -> str:
+        size = sizes.get(part.key) if part.crc32 is not None else None
+        end, is_last = _extent(manifest, part)
+        if size is None:
+            return "missing"
+        return "truncated" if size < end else "appended" if is_last and size > end else ""
+
+    return list(map(kind, parts))
 
 
-def _examiner(store: Store, manifest: Manifest) -> Examine:
-    """Reads in this process."""
-
-    def examine(parts: Sequence[Part]) -> list[str]:
-        with ThreadPoolExecutor(TRANSFERS) as pool:
-            return list(pool.map(lambda part: _damage_of(store, manifest, part), parts))
-
-    return examine
+def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[str, int | None]:
+    """Bytes of objects, listed where the storage can; those that are not listed are asked for one by one."""
+    listed = store.sizes(array_prefix(manifest.name)) if hasattr(store, "sizes") else {}
+    others = [key for key in keys if key not in listed]
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        return {**listed, **dict(zip(others, pool.map(store.size, others)))}
 
 
-def _damage_of(store: Store, manifest: Manifest, part: Part) -> str:
-    if part.crc32 is None:
-        return "missing"
-    size = manifest.stored_size(part)
-    end, is_last = extent(manifest, part)
-    try:
-        data = store.get(part.key, part.offset, end + is_last)
-    except MissingObjectError:
-        return "missing"
-    if len(data) < end - part.offset:
-        return "truncated"
-    if checksum(data[:size]) != part.crc32 or any(data[size : end - part.offset]):
-        return "corrupt"
-    if manifest.encryption is not None and isinstance(decrypted(manifest.encryption, part, data[:size]), str):
-        return "forged"
-    return "appended" if len(data) > end - part.offset else ""
+def _as_stored(manifest: Manifest, part: Part) -> Part:
+    """A part with the zeros that fill its object up."""
+    assert part.crc32 is not None
+    zeros = _extent(manifest, part)[0] - part.offset - manifest.stored_size(part)
+    return part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
 
 
-def extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
+def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
     """Where the bytes of a part end, and whether it is the last in its object: then those of the object."""
     stop = part.offset + manifest.stored_size(part)
     last, end = manifest.ends.get(part.key, (0, stop))
     return (end, True) if stop == last else (stop, False)
 
 
+def _read_here(store: Store, encryption: Encryption | None, parts: Sequence[Part]) -> list[str]:
+    """What is wrong with each part, also with what it was encrypted as."""
+
+    def kind(part: Part) -> str:
+        found = fetch(store, part, encryption)
+        return found if isinstance(found, str) else ""
+
+    with ThreadPoolExecutor(TRANSFERS) as pool:
+        return list(pool.map(kind, parts))
+
+
+def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
+    """The same of parts that are not encrypted, `count` of them by each task."""
+    lots = [parts[start : start + count] for start in range(0, len(parts), count)]
+    if not lots:
+        return []
+    each = len(lots[0])
+    tasks = [[part._replace(crc32=None) for part in lot] + [ABSENT] * (each - len(lot)) for lot in lots]
+    kinds = [[""] * len(lot) for lot in lots]
+
+    def compare(task: int, stored: list[Part], sums: Array) -> None:
+        kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
+
+    blocks = PartTasks(store, None, tasks, [np.dtype(np.uint8)] * each)
+    TaskRunner(store, executor, observer_of(None)).run(checksums(), blocks, compare)
+    return list(chain.from_iterable(kinds))
+
+
+def checksums() -> Callable[[Sequence[Array]], list[Array]]:
+    """On a worker, which has numpy only: the CRC-32 of each part."""
+    return lambda parts: [np.array([zlib.crc32(part.data) for part in parts], np.int64)]
+
+
 def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:
     """Stripes that cannot be decoded."""
-    by_stripe: dict[int, set[int]] = {}
+    everything = set(range(manifest.code.n))
+    lost = lost_blocks(damaged).items()
+    return tuple(stripe for stripe, bad in sorted(lost) if not decoder_of(manifest, everything - bad).ready)
+
+
+def lost_blocks(damaged: Iterable[Damage]) -> dict[int, set[int]]:
+    """By stripe the blocks of which it has lost parts; those with something behind them are whole."""
+    found: dict[int, set[int]] = {}
     for damage in damaged:
         if damage.kind != "appended":
-            by_stripe.setdefault(damage.stripe, set()).add(damage.block)
-    return tuple(stripe for stripe, bad in sorted(by_stripe.items()) if not _is_decodable(manifest, bad))
-
-
-def _is_decodable(manifest: Manifest, bad: set[int]) -> bool:
-    return decoder_of(manifest, set(range(manifest.code.n)) - bad).ready
+            found.setdefault(damage.stripe, set()).add(damage.block)
+    return found

@@ -6,17 +6,17 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays import encode_locally, encode_remotely
 from polarmap.arrays.array import CodedArray
+from polarmap.arrays.array_tasks import TaskRunner
 from polarmap.arrays.keys import check_name
 from polarmap.arrays.nonfinite import NonFiniteRecord
 from polarmap.arrays.sources import Source, open_source
 from polarmap.arrays.stores import open_store
+from polarmap.arrays.stripe_encoder import StripeEncoder
 from polarmap.arrays.stripes import StripePlan, plan_stripes
 from polarmap.arrays.writing import write_array
-from polarmap.blocks.array_like import read_data
 from polarmap.blocks.code_choice import CodeName, choose_polar_code
-from polarmap.blocks.equal import check_array, checked_count
+from polarmap.blocks.equal import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
@@ -119,18 +119,8 @@ def encode(
             raise CodeError(
                 f"memory={memory} bytes is too little for a stripe: use at least {LEAST_MEMORY} (1 MiB)"
             )
-        data = A
-        if not hasattr(A, "open_in"):
-            data = read_data(A, "A")
-            if hasattr(data, "shape") and hasattr(data, "dtype"):
-                check_array(data, "A")
-        if isinstance(data, np.matrix):
-            raise CodeError(
-                "A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @"
-            )
         store = open_store(storage)
-        source = open_source(data, store)
-        check_array(source)
+        source = open_source(A, store)
         chosen = choose_polar_code(source.shape[0], source.dtype, blocks, workers, code)
         cut = plan_stripes(
             chosen, source.shape, source.dtype, int(memory), source.chunk_rows, source.object_rows
@@ -140,13 +130,8 @@ def encode(
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
-        if executor is not None:
-            write = encode_remotely.writing(store, source, cut, seen, executor, observer)
-            made = write_array(store, name, cut, overwrite, write, encryption)
-        else:
-            with observer.count(len(cut.hyperslabs)) as show:
-                write = encode_locally.stripe_writer(store, source, cut, seen, show)
-                made = write_array(store, name, cut, overwrite, write, encryption)
+        encoder = StripeEncoder(TaskRunner(store, executor, observer, encryption), source, cut, seen)
+        made = write_array(store, name, cut, overwrite, encoder.write, encryption)
         seen.warn()
         return CodedArray(store, made)
 

@@ -39,24 +39,17 @@ class Damage(NamedTuple):
 
 def fetch(store: Store, part: Part, encryption: Encryption | None = None) -> bytes | str:
     """The bytes of a part, decrypted, or the kind of its damage."""
-    if part.crc32 is None:
-        return "missing"
     size = part.size if encryption is None else encrypted_size(part.size)
     try:
-        data = store.get(part.key, part.offset, part.offset + size)
+        data = store.get(part.key, part.offset, part.offset + size) if size else b""
     except MissingObjectError:
         return "missing"
     if len(data) != size:
         return "truncated"
-    if checksum(data) != part.crc32:
+    if part.crc32 not in (None, checksum(data)):
         return "corrupt"
-    return data if encryption is None else decrypted(encryption, part, data)
-
-
-def decrypted(encryption: Encryption, part: Part, data: bytes) -> bytes | str:
-    """The bytes of a part in storage as they are in memory, or "forged"."""
     try:
-        return decrypt_part(encryption, part, data)
+        return data if encryption is None else decrypt_part(encryption, part, data)
     except DamagedError:
         return "forged"
 

@@ -8,11 +8,15 @@ takes its finished stripes, and whoever finishes removes what no longer belongs 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from polarmap.arrays.keys import array_prefix, manifest_key
 from polarmap.arrays.manifest import Manifest, checksum, load, read_current
@@ -24,24 +28,28 @@ from polarmap.worker.parts import Part
 from polarmap.worker.process_identity import ProcessIdentity
 
 RUN_NOTE = "running.json"
-ZARR_GROUP = "array.zarr"
 HEARTBEAT_SECONDS = 600.0  # between signs of life
 
 _running: set[str] = set()  # generations of this process
 
 
 class Generation:
-    """The objects of one run that is under way; a context.
+    """The objects of one run that is under way; a context, which ends with a sweep.
 
     encryption : of its parts, if there is one.
-
-    Left in peace or by an exception, its objects stay: `finish` or a later run sweeps them.
+    keeps : whether they stay when the run fails, for the next one to go on.
     """
 
     def __init__(
-        self, store: Store, name: str, purpose: Mapping[str, Any], encryption: Encryption | None = None
+        self,
+        store: Store,
+        name: str,
+        purpose: Mapping[str, Any],
+        encryption: Encryption | None = None,
+        keeps: bool = False,
     ) -> None:
-        self._store, self._purpose, self.encryption = store, dict(purpose), encryption
+        self._store, self._name, self.encryption, self._keeps = store, name, encryption, keeps
+        self._purpose = dict(purpose)
         self.id = uuid.uuid4().hex[:12]
         self.prefix = f"{array_prefix(name)}{self.id}/"
         self._last_heartbeat = 0.0
@@ -55,8 +63,13 @@ class Generation:
             raise
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, *error: object) -> None:
         _running.discard(self.id)
+        if kind is None:
+            sweep(self._store, self._name)
+        elif not self._keeps:
+            with contextlib.suppress(Exception):  # a storage that is down must not hide why the run ended
+                sweep(self._store, self._name)
 
     def heartbeat(self) -> None:
         """Note, now and then, who runs this and what for."""
@@ -70,17 +83,13 @@ class Generation:
         """Where a part of this run goes."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
-    def put_part(self, block: int, stripe: int, data: memoryview) -> Part:
+    def put_part(self, block: int, stripe: int, row: npt.NDArray[Any]) -> Part:
         """Store a part of this run."""
+        data = np.ascontiguousarray(row).data.cast("B")
         part = Part(self.part_key(block, stripe), len(data))
         stored: Data = data if self.encryption is None else encrypt_part(self.encryption, part, data)
         self._store.put(part.key, stored)
         return part._replace(crc32=checksum(stored))
-
-    @property
-    def zarr_path(self) -> str:
-        """Where the Zarr group of an array of this run goes: apart from all that Zarr does not know."""
-        return f"{self.prefix}{ZARR_GROUP}"
 
     def record(self, stripe: int, parts: Sequence[Part]) -> None:
         """Note that all parts of a stripe are stored."""
@@ -101,7 +110,7 @@ class Generation:
             store.put(manifest_key(name), data)
         store.delete([self.prefix + RUN_NOTE])
         if now != before:
-            sweep(store, name)
+            self._keeps = False
             raise StorageError(
                 f"the coded array {name!r} in {store.name} was written or deleted by another process "
                 "meanwhile: that stays, and what was made here is dropped"
@@ -129,29 +138,22 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
 
 def sweep(store: Store, name: str) -> None:
     """Remove what belongs neither to the array nor to a run that may still be under way."""
-    ended = {
-        generation: owned
-        for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items()
-        if not _is_noted_as_running(store, generation, owned)
-    }
+    ended = []
+    for generation, owned in _by_generation(name, store.keys(array_prefix(name))).items():
+        note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None
+        if note is None or not _may_be_running(generation, note):
+            ended += owned
     try:  # after the notes were read: a run that had taken its own away by then is in this manifest
-        needed = load(store, name).objects
+        needed = load(store, name)[0].objects
     except MissingObjectError:
         needed = set()
-    for owned in ended.values():
-        store.delete([key for key in owned if key not in needed])
+    store.delete([key for key in ended if key not in needed])
 
 
 def delete(store: Store, name: str) -> None:
     """Remove a coded array; objects of others that it refers to stay."""
     store.delete([manifest_key(name)])
     sweep(store, name)
-
-
-def _is_noted_as_running(store: Store, generation: str, owned: Sequence[str]) -> bool:
-    """Whether there is a note of a run that may still be under way."""
-    note = _read(store, f"{generation}{RUN_NOTE}") if f"{generation}{RUN_NOTE}" in owned else None
-    return note is not None and _may_be_running(generation, note)
 
 
 def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:

@@ -9,14 +9,14 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import accumulate, pairwise
+from itertools import accumulate
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from polarmap.arrays.keys import MANIFESTS, array_prefix, check_name, manifest_key
-from polarmap.arrays.zarr_view import ZarrView
+from polarmap.arrays.zarr_view import ZarrChunk, ZarrView
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, MissingObjectError, StorageError
 from polarmap.storage import Store, check_key
@@ -29,21 +29,12 @@ CIPHER = "AES-256-GCM"
 _DTYPE = re.compile(r"[<>|][iufc][0-9]{1,2}")
 
 
-class ZarrChunk(NamedTuple):
-    """An object of the Zarr array, and the stripes of a data block that it holds."""
-
-    key: str
-    block: int
-    stripes: range
-
-
 @dataclass(frozen=True)
 class Manifest:
-    """A coded array: n blocks of `rows` rows each, every block cut into the same stripes.
+    """A coded array: n blocks of equally many rows, every block cut into the same stripes.
 
     name : what it is called.
-    shape, dtype, parity_dtype : of the data, and of the parity blocks.
-    rows : of each block; the last data block ends with k * rows - shape[0] padding rows.
+    shape, dtype : of the data.
     code : what binds the blocks.
     parts : per block, its parts in order.
     scalars : whether each block is one number without axes, of which the array is the vector.
@@ -54,13 +45,21 @@ class Manifest:
     name: str
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    parity_dtype: np.dtype[Any]
-    rows: int
     code: PolarCode
     parts: tuple[tuple[Part, ...], ...]
     scalars: bool = False
     zarr: ZarrView | None = None
     encryption: Encryption | None = None
+
+    @cached_property
+    def rows(self) -> int:
+        """Of each block; the last data block ends with k * rows - shape[0] padding rows."""
+        return -(-self.shape[0] // self.code.k)
+
+    @cached_property
+    def parity_dtype(self) -> np.dtype[Any]:
+        """Of the parity blocks."""
+        return self.code.parity_dtype(self.dtype)
 
     @property
     def block_shape(self) -> tuple[int, ...]:
@@ -98,30 +97,9 @@ class Manifest:
         return replace(self, parts=tuple(table))
 
     @cached_property
-    def zarr_chunks(self) -> list[ZarrChunk]:
+    def chunks(self) -> list[ZarrChunk]:
         """Of which the Zarr array consists, or will."""
-        if self.zarr is None:
-            return []
-        sizes = self.zarr.chunk_sizes(self.shape, self.rows)
-        stripe_at = {start: stripe for stripe, start in enumerate(self.bounds)}
-        ends = [stripe_at[end] for end in accumulate(sizes, initial=0)]
-        return [
-            ZarrChunk(key, block, range(*stripes))
-            for block in range(self.code.k)
-            for number, stripes in enumerate(pairwise(ends))
-            if (key := self.zarr.chunk_key(self.shape, self.rows, block, number)) is not None
-        ]
-
-    def chunk_parts(self, chunk: ZarrChunk) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-        """The parts of a Zarr chunk where they lie, and as they lie in the chunk."""
-        parts = tuple(self.parts[chunk.block][stripe] for stripe in chunk.stripes)
-        starts = accumulate((part.size for part in parts), initial=0)
-        return parts, tuple(part._replace(key=chunk.key, offset=at) for part, at in zip(parts, starts))
-
-    def lies_elsewhere(self, chunk: ZarrChunk) -> bool:
-        """Whether the parts of a Zarr chunk lie in other objects, of which the chunk is a copy."""
-        lying, wanted = self.chunk_parts(chunk)
-        return lying != wanted
+        return [] if self.zarr is None else self.zarr.chunks(self.shape, self.rows, self.bounds)
 
     @property
     def is_zarr(self) -> bool:
@@ -131,9 +109,10 @@ class Manifest:
     @cached_property
     def objects(self) -> set[str]:
         """The keys of all objects that hold parts, or belong to the Zarr array."""
-        zarr = {chunk.key for chunk in self.zarr_chunks} if self.is_zarr else set()
-        metadata = {part.key for part in self.zarr.metadata} if self.zarr else set()
-        return {part.key for parts in self.parts for part in parts} | zarr | metadata
+        keys = {part.key for parts in self.parts for part in parts}
+        if self.zarr is not None and self.is_zarr:
+            keys |= {chunk.key for chunk in self.chunks} | {part.key for part in self.zarr.metadata}
+        return keys
 
     @cached_property
     def ends(self) -> dict[str, tuple[int, int]]:
@@ -146,10 +125,10 @@ class Manifest:
                 found[part.key] = end, end
         if self.zarr is not None:
             length = self.zarr.chunk_bytes(self.dtype)
-            for chunk in self.zarr_chunks:
+            for chunk in self.chunks:
                 if self.is_zarr or chunk.key in found:
-                    last = self.chunk_parts(chunk)[1][-1]
-                    found[chunk.key] = last.offset + last.size, length
+                    size = sum(self.parts[chunk.block][stripe].size for stripe in chunk.stripes)
+                    found[chunk.key] = size, length
             found |= {part.key: (part.size, part.size) for part in self.zarr.metadata}
         return found
 
@@ -219,33 +198,31 @@ class Manifest:
         for field in ("dtype", "parity_dtype"):
             if not _DTYPE.fullmatch(array[field]):
                 raise ValueError(f"{field} {array[field]!r} is not one of numbers")
-        parts = tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"])
         made = cls(
             name=check_name(array["name"]),
             shape=tuple(array["shape"]),
             dtype=np.dtype(array["dtype"]),
-            parity_dtype=np.dtype(array["parity_dtype"]),
-            rows=array["rows_per_block"],
             code=rebuild_code(array["code"]),
-            parts=parts,
+            parts=tuple(tuple(map(_parse_part, parts)) for parts in array["blocks"]),
             scalars=array.get("scalars", False),
             zarr=_parse_zarr(array.get("zarr")),
             encryption=_parse_encryption(array.get("encryption")),
         )
-        made._check()
+        made._check(array["rows_per_block"], array["parity_dtype"])
         return made
 
-    def _check(self) -> None:
+    def _check(self, rows: Any, parity_dtype: str) -> None:
+        """ValueError for what does not fit together; the arguments are what was written of derived ones."""
         sizes = (size for parts in self.parts for part in parts for size in part[1:])
-        counts = [*self.shape, self.rows, *(size for size in sizes if size is not None)]
+        counts = [*self.shape, rows, *(size for size in sizes if size is not None)]
         if not all(type(count) is int and count >= 0 for count in counts):
             raise ValueError("a size is not a count")
-        if not self.shape or -(-self.shape[0] // self.code.k) != self.rows:
-            raise ValueError(f"{self.code.k} blocks of {self.rows} rows do not hold shape {self.shape}")
+        if not self.shape or self.rows != rows:
+            raise ValueError(f"{self.code.k} blocks of {rows} rows do not hold shape {self.shape}")
         if self.scalars and self.shape != (self.code.k,):
             raise ValueError(f"{self.code.k} blocks of one number do not make shape {self.shape}")
-        if self.code.parity_dtype(self.dtype) != self.parity_dtype:
-            raise ValueError(f"parity of {self.dtype} data is not {self.parity_dtype}")
+        if self.parity_dtype != parity_dtype:
+            raise ValueError(f"parity of {self.dtype} data is not {parity_dtype}")
         if len(self.parts) != self.code.n:
             raise ValueError(f"{len(self.parts)} of {self.code.n} blocks are listed")
         if self.bounds[-1] != prod(self.block_shape):
@@ -256,22 +233,10 @@ class Manifest:
             if [part.size for part in parts] != [itemsize * length for length in lengths]:
                 raise ValueError(f"block {block} is not cut as block 0 is")
         if self.zarr is not None:
-            self._check_zarr(self.zarr)
+            check_key(self.zarr.path)
+            self.zarr.check(array_prefix(self.name), self.shape, rows, self.bounds)
         if self.encryption is not None and self.zarr is not None:
             raise ValueError("encrypted chunks make no Zarr array")
-
-    def _check_zarr(self, zarr: ZarrView) -> None:
-        chunk, keys = zarr.chunk_shape, tuple(part.key for part in zarr.metadata)
-        if not check_key(zarr.path).startswith(array_prefix(self.name)) or keys not in (
-            (),
-            zarr.metadata_keys,
-        ):
-            raise ValueError(f"the Zarr array at {zarr.path!r} is not one of this array")
-        if len(chunk) != len(self.shape) or not all(type(one) is int and one > 0 for one in chunk):
-            raise ValueError(f"chunks of shape {chunk} do not make an array of shape {self.shape}")
-        ends = set(accumulate(zarr.chunk_sizes(self.shape, self.rows), initial=0))
-        if self.rows % chunk[0] or not ends <= set(self.bounds):
-            raise ValueError(f"blocks of {self.rows} rows are not cut into chunks of shape {chunk}")
 
 
 def _parse_part(fields: Mapping[str, Any]) -> Part:
@@ -311,8 +276,8 @@ def _authenticated(
     return encryption
 
 
-def load(store: Store, name: str, key: str | bytes | None = None) -> Manifest:
-    """The manifest of a coded array, verified if `key`, that of an encrypted one, is given.
+def load(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
+    """The manifest of a coded array, and its bytes; verified if `key`, that of an encrypted one, is given.
 
     Raises
     ------
@@ -321,22 +286,14 @@ def load(store: Store, name: str, key: str | bytes | None = None) -> Manifest:
     StorageError
         If the manifest is damaged or of another version.
     """
-    return load_as_stored(store, name, key)[0]
-
-
-def load_as_stored(store: Store, name: str, key: str | bytes | None = None) -> tuple[Manifest, bytes]:
-    """The same, and the manifest as it lies in storage."""
-    where = manifest_key(name)
-    try:
-        data = store.get(where)
-    except MissingObjectError as error:
+    data = read_current(store, name)
+    if data is None:
         there = ", ".join(map(repr, names(store)[:20])) or "none"
-        raise MissingObjectError(
-            f"there is no coded array {name!r} in {store.name}; there are: {there}"
-        ) from error
-    manifest = Manifest.parse(data, f"the manifest {where!r} in {store.name}", key)
+        raise MissingObjectError(f"there is no coded array {name!r} in {store.name}; there are: {there}")
+    where = f"the manifest {manifest_key(name)!r} in {store.name}"
+    manifest = Manifest.parse(data, where, key)
     if manifest.name != name:
-        raise StorageError(f"the manifest {where!r} in {store.name} is that of {manifest.name!r}")
+        raise StorageError(f"{where} is that of {manifest.name!r}")
     return manifest, data
 
 

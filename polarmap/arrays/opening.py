@@ -36,7 +36,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
     """
     with without_our_frames:
         store = open_store(storage)
-        found = manifest.load(store, check_name(name), None if key is None else readable_key(key))
+        found, _ = manifest.load(store, check_name(name), None if key is None else readable_key(key))
         if found.encryption is not None and key is None:
             raise StorageError(
                 f"the coded array {name!r} in {store.name} is encrypted: pass its key, "
@@ -48,7 +48,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
 def without_key(name: str, storage: Any = None) -> CodedArray:
     """The same of an array that may be encrypted, for what is to be told of it without reading it."""
     store = open_store(storage)
-    return CodedArray(store, manifest.load(store, check_name(name)))
+    return CodedArray(store, manifest.load(store, check_name(name))[0])
 
 
 def list_coded(storage: Any = None) -> list[str]:

@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays import generations, repair_remotely
-from polarmap.arrays.audits import Audit, Examine, audit
+from polarmap.arrays.array_tasks import TaskRunner
+from polarmap.arrays.audits import Audit, audit, lost_blocks
 from polarmap.arrays.decode import decode_blocks
 from polarmap.arrays.fetching import TRANSFERS, fetch_blocks
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.arrays.repair_remotely import RemoteRepair
-from polarmap.arrays.zarr_chunks import complete, restore
-from polarmap.errors import NotDecodableError, PolarmapError, StorageError
+from polarmap.arrays.rebuilding import rebuild_parts
+from polarmap.arrays.zarr_repair import repair_zarr
+from polarmap.errors import NotDecodableError, StorageError
+from polarmap.run.progress import observer_of
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
 Array = npt.NDArray[Any]
-
-
-def examiner(store: Store, manifest: Manifest, executor: Any) -> Examine | None:
-    """By whom parts are examined: the workers of an executor; None for this process.
-
-    A worker fails with what it cannot decrypt, which is told from other failures here only.
-    """
-    if executor is None or manifest.encryption is not None:
-        return None
-    return repair_remotely.examiner(store, manifest, executor)
 
 
 def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None) -> tuple[Manifest, Audit]:
@@ -48,38 +36,28 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
         If a stripe has lost too much, or entries that NaN or inf in good parts keep from being decoded;
         nothing is changed then.
     """
-    found = audit(store, manifest, examiner(store, manifest, executor))
+    found = audit(store, manifest, executor)
     if found.ok and (manifest.zarr is None or manifest.is_zarr):
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    try:
-        repaired = _repaired(store, manifest, before, found, executor)
-    except PolarmapError:
-        with contextlib.suppress(StorageError):  # which must not hide why
-            generations.sweep(store, manifest.name)
-        raise
-    generations.sweep(store, manifest.name)
-    return repaired, found
+    runner = TaskRunner(store, executor, observer_of(None), manifest.encryption)
+    return _repaired(runner, manifest, before, found), found
 
 
-def _repaired(store: Store, manifest: Manifest, before: bytes, found: Audit, executor: Any) -> Manifest:
+def _repaired(runner: TaskRunner, manifest: Manifest, before: bytes, found: Audit) -> Manifest:
     """The new manifest, once it is stored after all parts that had been damaged."""
-    rebuilt: dict[tuple[int, int], Part] = {}
-    purpose, wanted = {"repair": checksum(before)}, _to_rebuild(manifest, found)
+    store, purpose, wanted = runner.store, {"repair": checksum(before)}, _to_rebuild(manifest, found)
     with Generation(store, manifest.name, purpose, manifest.encryption) as generation:
-        remote = None if executor is None else RemoteRepair(store, manifest, generation, executor)
-        if remote is not None:
-            rebuilt = remote.rebuilt(wanted, found.damaged)
+        rebuilt = rebuild_parts(runner, manifest, generation, wanted, lost_blocks(found.damaged))
         for stripe in sorted(wanted.keys() - {stripe for _, stripe in rebuilt}):
-            for block, row in _rebuild(store, manifest, stripe, wanted[stripe]).items():
-                raw = np.ascontiguousarray(row).data.cast("B")
-                rebuilt[block, stripe] = generation.put_part(block, stripe, raw)
+            for block, row in _decoded(store, manifest, stripe, wanted[stripe]).items():
+                rebuilt[block, stripe] = generation.put_part(block, stripe, row)
             generation.heartbeat()
         for place, part in rebuilt.items():
             _check_exact(manifest, *place, part)
-        now = manifest.with_parts(rebuilt)
-        repaired = _with_zarr(store, manifest, now, found, generation.zarr_path, remote)
+        wrong = {key for key, _ in found.zarr}
+        repaired = repair_zarr(runner, generation, manifest, manifest.with_parts(rebuilt), wrong)
         generation.publish(repaired, before)
     return repaired
 
@@ -96,24 +74,8 @@ def _to_rebuild(manifest: Manifest, found: Audit) -> dict[int, set[int]]:
     return wanted
 
 
-def _with_zarr(
-    store: Store, before: Manifest, now: Manifest, found: Audit, path: str, remote: RemoteRepair | None
-) -> Manifest:
-    """The Zarr array made whole, or made at `path` if there was none as parts were missing."""
-    if now.zarr is None:
-        return now
-    if not now.is_zarr:
-        now = replace(now, zarr=now.zarr._replace(path=path))
-        return complete(store, now if remote is None else remote.joined(now, now.zarr_chunks), True)
-    moved = {chunk.key for chunk in now.zarr_chunks if now.chunk_parts(chunk) != before.chunk_parts(chunk)}
-    changed = moved | {key for key, _ in found.zarr}
-    if remote is not None:
-        now = remote.joined(now, [chunk for chunk in now.zarr_chunks if chunk.key in changed])
-    return restore(store, now, changed)
-
-
-def _rebuild(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:
-    """The damaged parts of a stripe, and those of blocks `wanted`, by block, as they should be."""
+def _decoded(store: Store, manifest: Manifest, stripe: int, wanted: Collection[int]) -> Mapping[int, Array]:
+    """The damaged parts of a stripe, and those of blocks `wanted`, by block, decoded entry by entry."""
     code = manifest.code
     with ThreadPoolExecutor(TRANSFERS) as pool:
         good, damaged = fetch_blocks(store, manifest, stripe, range(code.n), pool)

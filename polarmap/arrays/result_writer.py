@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Mapping
 from math import prod
@@ -10,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from polarmap.arrays import generations
 from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import check_name
-from polarmap.arrays.manifest import Manifest, read_current
+from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.stores import place_of
-from polarmap.arrays.zarr_chunks import complete
-from polarmap.arrays.zarr_view import ZarrView, chunk_shape
+from polarmap.arrays.writing import replaceable
+from polarmap.arrays.zarr_chunks import as_zarr
+from polarmap.arrays.zarr_view import chunk_shape
 from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodeError, StorageError
+from polarmap.errors import CodeError
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
@@ -47,7 +46,7 @@ class ResultWriter:
                 f"out=Stored(...) keeps results of linear f, coded by a PolarCode, not by {coded.code!r}"
             )
         self.store, self._name, self._code = store, check_name(name), coded.code
-        _refuse_standing(store, name)
+        replaceable(store, name, " for Stored(...), or delete it first")
         self._generation = Generation(store, name, {"map": uuid.uuid4().hex}, encryption)
         items = max(1, STRIPE_BYTES // (8 * coded.n))
         self.output = OutputSpec(place_of(store, encryption), f"{self._generation.prefix}result", items)
@@ -58,67 +57,41 @@ class ResultWriter:
 
     def __exit__(self, kind: object, *error: object) -> None:
         self._generation.__exit__(kind, *error)
-        if kind is None:
-            generations.sweep(self.store, self._name)
-        else:  # a storage that is down must not hide why the map ended
-            with contextlib.suppress(Exception):
-                generations.sweep(self.store, self._name)
 
     def manifest(self, stored: Mapping[int, StoredOutput], padding: int, dtype: np.dtype[Any]) -> Manifest:
         """Make the results an array that can be opened; those that never came are parts to repair.
 
         The last `padding` rows of the results come from no data, and `dtype` is that of data blocks' results.
         """
-        [(_, shape)] = stored[min(stored)].layout
-        parity_dtype = self._code.parity_dtype(dtype)
+        code, parity_dtype = self._code, self._code.parity_dtype(dtype)
+        dtypes = [dtype] * code.k + [parity_dtype] * (code.n - code.k)
         for index, one in stored.items():
-            wanted = dtype if index < self._code.k else parity_dtype
-            found = np.dtype(one.layout[0][0])
+            found, wanted = np.dtype(one.layout[0][0]), dtypes[index]
             alike = found.itemsize == wanted.itemsize == 8 and is_exact(found) and is_exact(wanted)
             if found != wanted and not alike:  # the bits of 64-bit integers are the same, signed or not
                 raise CodeError(
                     f"results cannot be kept as a coded array: that of block {index} is {found.str} where "
                     f"{wanted.str} is due; let f return {parity_dtype.str} for any block"
                 )
+        [(_, shape)] = stored[min(stored)].layout
         rows, *inner = shape or (1,)
-        total = self._code.k * rows - padding
-        counts = _counts(prod(shape), self.output.items)
+        total, counts = code.k * rows - padding, _counts(prod(shape), self.output.items)
         parts = [
-            stored[index].parts if index in stored else self._absent(index, counts, dtype, parity_dtype)
-            for index in range(self._code.n)
+            stored[index].parts if index in stored else self._absent(index, counts, dtypes[index])
+            for index in range(code.n)
         ]
-        chunk, encryption = chunk_shape((rows, *inner), (rows, *inner)), self._generation.encryption
-        made = Manifest(
-            self._name,
-            (total, *inner),
-            dtype,
-            parity_dtype,
-            rows,
-            self._code,
-            tuple(parts),
-            scalars=shape == (),
-            zarr=ZarrView(self._generation.zarr_path, chunk) if encryption is None else None,
-            encryption=encryption,
-        )
-        made = complete(self.store, made, through_here=False)
+        is_number, encryption = shape == (), self._generation.encryption
+        made = Manifest(self._name, (total, *inner), dtype, code, tuple(parts), is_number, None, encryption)
+        if encryption is None:
+            chunk = chunk_shape((rows, *inner), (rows, *inner))
+            made = as_zarr(self.store, made, self._generation.prefix, chunk)
         self._generation.publish(made, None)
         return made
 
-    def _absent(
-        self, index: int, counts: list[int], dtype: np.dtype[Any], parity_dtype: np.dtype[Any]
-    ) -> tuple[Part, ...]:
+    def _absent(self, index: int, counts: list[int], dtype: np.dtype[Any]) -> tuple[Part, ...]:
         """Parts that are missing until they are repaired."""
-        itemsize = (dtype if index < self._code.k else parity_dtype).itemsize
         prefix = f"{self.output.prefix}/{index}-absent"
-        return tuple(Part(f"{prefix}/{number}", count * itemsize) for number, count in enumerate(counts))
-
-
-def _refuse_standing(store: Store, name: str) -> None:
-    if read_current(store, name) is not None:
-        raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name for "
-            "Stored(...), or delete it first"
-        )
+        return tuple(Part(f"{prefix}/{i}", count * dtype.itemsize) for i, count in enumerate(counts))
 
 
 def _counts(size: int, items: int) -> list[int]:

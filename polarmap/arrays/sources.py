@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+from functools import cached_property
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stripes import Hyperslab
+from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.blocks.array_like import read_data
+from polarmap.blocks.equal import check_array
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
 from polarmap.storage import Store
@@ -25,18 +28,23 @@ class Source(Protocol):
     shape, dtype : of the whole, in native byte order.
     chunk_rows : rows that are stored together and should be read together.
     object_rows : rows that lie in one object, across whose end no part should reach; 0 if any may.
+    is_stored : whether they lie in the store, so that data blocks need no copy.
     """
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     chunk_rows: int
     object_rows: int
+    is_stored: bool
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """Fill `out` with the slab whose row 0 is row `first` of the whole; zeros beyond its end."""
 
-    def locate(self, first: int, slab: Hyperslab) -> Part | None:
-        """Where the slab already lies in the store as raw bytes (without a checksum), if it does."""
+    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+        """Where the slab lies as raw bytes, without a checksum: in the store or in files. Empty if nowhere.
+
+        Keys of files are paths below the root. What lies in the store is one part.
+        """
 
 
 class ArraySource:
@@ -46,7 +54,7 @@ class ArraySource:
         self._data = data
         self.shape = tuple(int(length) for length in data.shape)
         self.dtype = check_dtype(data.dtype, "the data")
-        self.chunk_rows, self.object_rows = _chunk_rows(data), 0
+        self.chunk_rows, self.object_rows, self.is_stored = _chunk_rows(data), 0, False
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """The rows from `first` on, and of the other axes what the slab says, by one access to the array."""
@@ -58,14 +66,29 @@ class ArraySource:
         target[stop - start :] = 0
         self._release()
 
-    def locate(self, first: int, slab: Hyperslab) -> Part | None:
-        """An array lies in no store that we know of."""
-        return None
+    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
+        """In the file that is mapped; rows beyond the last are zeros that lie nowhere."""
+        if self._file is None:
+            return ()
+        path, offset = self._file
+        start, stop = (place * self.dtype.itemsize for place in flat_range(self.shape, first, slab))
+        there = max(0, min(stop, prod(self.shape) * self.dtype.itemsize) - start)
+        parts = (Part(path, there, None, offset + start), Part("", stop - start - there))
+        return tuple(part for part in parts if part.size)
 
-    @property
-    def array(self) -> Any:
-        """What was given."""
-        return self._data
+    @cached_property
+    def _file(self) -> tuple[str, int] | None:
+        """Path below the root and offset of an array that is a contiguous piece of a file; None if not."""
+        array = self._data
+        mapped = getattr(array, "_mmap", None)
+        if not isinstance(array, np.memmap) or not isinstance(mapped, mmap.mmap) or array.filename is None:
+            return None
+        if not array.flags.c_contiguous or array.dtype != self.dtype or array.mode == "c":
+            return None
+        begin = array.offset - array.offset % mmap.ALLOCATIONGRANULARITY
+        address = np.frombuffer(mapped, np.uint8).__array_interface__["data"][0]
+        offset = begin + array.__array_interface__["data"][0] - address
+        return str(array.filename).lstrip("/"), offset
 
     def _release(self) -> None:
         """Pages of a mapped file that were read count as memory of this process until let go."""
@@ -81,17 +104,21 @@ def open_source(data: Any, store: Store) -> Source:
     Raises
     ------
     CodeError
-        If it is none of these.
+        If it is none of these, or cannot be cut into blocks and coded.
     """
     if hasattr(data, "open_in"):
         source: Source = data.open_in(store)
+        check_array(source, "A")
         return source
-    data = read_data(data)
+    data = read_data(data, "A")
     if not (hasattr(data, "shape") and hasattr(data, "dtype") and hasattr(data, "__getitem__")):
         raise CodeError(
             f"data must be an array (shape, dtype, slicing) or the path of a .npy file, not "
             f"{type(data).__name__}; stack a sequence of blocks with numpy.concatenate"
         )
+    check_array(data, "A")
+    if isinstance(data, np.matrix):
+        raise CodeError("A is a matrix, and f would see arrays of a coded one: use numpy.asarray(A), and @")
     return ArraySource(data)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
@@ -11,9 +10,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.stripes import Hyperslab, element_count
+from polarmap.arrays.stripes import Hyperslab, flat_range
 from polarmap.code.dtypes import check_dtype, is_integer
-from polarmap.errors import CodeError, MissingObjectError, StorageError
+from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
 from polarmap.worker.parts import Part
 
@@ -90,81 +89,6 @@ class RawObjects:
         return StoredRows(store, places, shape, np.dtype(self.dtype), rows, offset)
 
 
-@dataclass(frozen=True)
-class ZarrObjects:
-    """A Zarr array (format 2 or 3) that lies in the storage, uncompressed, in chunks of whole rows.
-
-    As `RawObjects`, for its chunks. Chunks that were never written are copied as the fill value.
-
-    Parameters
-    ----------
-    prefix : str
-        The key of the array: that of its `.zarray` or `zarr.json` without the last part.
-    """
-
-    prefix: str
-
-    def open_in(self, store: Store) -> StoredRows:
-        """As a source for `encode`."""
-        given: Any = self.prefix
-        prefix = check_key(given.rstrip("/") if isinstance(given, str) else given)
-        for file, read in ((".zarray", _second_format), ("zarr.json", _third_format)):
-            try:
-                fields = json.loads(store.get(f"{prefix}/{file}"))
-            except MissingObjectError:
-                continue
-            except (ValueError, RecursionError) as error:
-                raise StorageError(f"{prefix}/{file} in {store.name} is not JSON") from error
-            return self._chunks(store, prefix, *read(prefix, fields))
-        raise MissingObjectError(f"there is no Zarr array {prefix!r} in {store.name}")
-
-    def _chunks(
-        self, store: Store, prefix: str, shape: list[int], chunk: list[int], dtype: str, key: str, fill: Any
-    ) -> StoredRows:
-        if chunk[1:] != shape[1:]:
-            raise CodeError(
-                f"the chunks {tuple(chunk)} of the Zarr array {prefix!r} of shape {tuple(shape)} are not "
-                "whole rows: open it with zarr and encode that"
-            )
-        there = set(store.keys(f"{prefix}/"))
-        keys = [f"{prefix}/{key.format(number)}" for number in range(-(-shape[0] // chunk[0]))]
-        places = {number: one for number, one in enumerate(keys) if one in there}
-        return StoredRows(store, places, tuple(shape), np.dtype(dtype), chunk[0], 0, fill or 0)
-
-
-def _second_format(prefix: str, fields: Mapping[str, Any]) -> tuple[list[int], list[int], str, str, Any]:
-    """Shape, chunk, dtype, keys of chunks and fill value from `.zarray`."""
-    if fields.get("compressor") or fields.get("filters") or fields.get("order") != "C":
-        raise _encoded_otherwise(prefix)
-    shape = fields["shape"]
-    separator = fields.get("dimension_separator", ".")
-    key = separator.join(["{}", *["0"] * (len(shape) - 1)])
-    return shape, fields["chunks"], fields["dtype"], key, fields.get("fill_value")
-
-
-def _third_format(prefix: str, fields: Mapping[str, Any]) -> tuple[list[int], list[int], str, str, Any]:
-    """The same from `zarr.json`."""
-    codecs = fields.get("codecs", [])
-    if [codec["name"] for codec in codecs] != ["bytes"] or fields["chunk_grid"]["name"] != "regular":
-        raise _encoded_otherwise(prefix)
-    order = ">" if codecs[0].get("configuration", {}).get("endian") == "big" else "<"
-    shape, encoding = fields["shape"], fields["chunk_key_encoding"]
-    default = "/" if encoding["name"] == "default" else "."
-    separator = encoding.get("configuration", {}).get("separator", default)
-    start = ["c"] if encoding["name"] == "default" else []
-    key = separator.join([*start, "{}", *["0"] * (len(shape) - 1)])
-    chunk = fields["chunk_grid"]["configuration"]["chunk_shape"]
-    dtype = np.dtype(fields["data_type"]).newbyteorder(order).str
-    return shape, chunk, dtype, key, fields.get("fill_value")
-
-
-def _encoded_otherwise(prefix: str) -> CodeError:
-    return CodeError(
-        f"the chunks of the Zarr array {prefix!r} are not raw rows (compressed, sharded, filtered or in "
-        "Fortran order): open it with zarr and encode that"
-    )
-
-
 class StoredRows:
     """Rows in objects of a store; a Source."""
 
@@ -181,12 +105,12 @@ class StoredRows:
         self._store, self._places, self._stored_dtype = store, places, dtype
         self._offset, self._fill = offset, fill
         self.shape, self.dtype = tuple(shape), check_dtype(dtype, "the data")
-        self.chunk_rows, self.object_rows = 1, rows
+        self.chunk_rows, self.object_rows, self.is_stored = 1, rows, True
         self._width = prod(self.shape[1:])
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
         """Range by range; zeros beyond the last row."""
-        start, end = self._range(first, slab)
+        start, end = flat_range(self.shape, first, slab)
         stop = max(start, min(end, prod(self.shape)))
         flat, length = out.reshape(-1), self.object_rows * self._width
         flat[stop - start :] = 0
@@ -196,24 +120,16 @@ class StoredRows:
             flat[:count], flat = self._piece(number, skipped, count), flat[count:]
             start += count
 
-    def locate(self, first: int, slab: Hyperslab) -> Part | None:
+    def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
         """The range of the one object that holds the slab."""
-        start, stop = self._range(first, slab)
+        start, stop = flat_range(self.shape, first, slab)
         length, itemsize = self.object_rows * self._width, self.dtype.itemsize
         key = self._places.get(start // length)
         if key is None or (stop - 1) // length != start // length or stop > prod(self.shape):
-            return None
+            return ()
         if self._stored_dtype != self.dtype:
-            return None
-        offset = self._offset + start % length * itemsize
-        return Part(key, (stop - start) * itemsize, None, offset)
-
-    def _range(self, first: int, slab: Hyperslab) -> tuple[int, int]:
-        """First and last element of the whole, which the slab holds in a row."""
-        index = [first + slab[0].start, *(one.start for one in slab[1:])]
-        start = int(np.ravel_multi_index(index[1:], self.shape[1:])) if len(index) > 1 else 0
-        start += index[0] * self._width
-        return start, start + element_count(slab)
+            return ()
+        return (Part(key, (stop - start) * itemsize, None, self._offset + start % length * itemsize),)
 
     def _piece(self, number: int, start: int, count: int) -> Array | Any:
         if number not in self._places:

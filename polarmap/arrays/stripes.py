@@ -21,7 +21,6 @@ FINER = 8  # times as many stripes, at most, where that makes them Zarr chunks
 class StripePlan(NamedTuple):
     """How an array is cut into blocks and these into stripes.
 
-    rows : of a block.
     hyperslabs : one per stripe: a contiguous piece of a block in C order, one slice per axis.
     chunk_shape : of the Zarr array that the data blocks make; None if they lie elsewhere.
     """
@@ -29,10 +28,18 @@ class StripePlan(NamedTuple):
     code: PolarCode
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
-    parity_dtype: np.dtype[Any]
-    rows: int
     hyperslabs: tuple[Hyperslab, ...]
     chunk_shape: tuple[int, ...] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Of a block."""
+        return -(-self.shape[0] // self.code.k)
+
+    @property
+    def parity_dtype(self) -> np.dtype[Any]:
+        """Of parity blocks."""
+        return self.code.parity_dtype(self.dtype)
 
     def width(self, stripe: int) -> int:
         """Elements of a stripe of one block."""
@@ -44,6 +51,10 @@ class StripePlan(NamedTuple):
         slabs = self.hyperslabs
         lengths = tuple(one.stop - one.start for one in slabs[0]) if slabs else ()
         return lengths == self.chunk_shape
+
+    def is_filled_up(self, stripe: int) -> bool:
+        """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
+        return self.stripes_are_chunks and self.width(stripe) < self.widest_stripe
 
     @property
     def widest_stripe(self) -> int:
@@ -64,8 +75,7 @@ def plan_stripes(
     See `Source` for the last two arguments.
     """
     rows = -(-shape[0] // code.k)
-    parity_dtype = code.parity_dtype(dtype)
-    column = code.k * dtype.itemsize + (code.n - code.k) * parity_dtype.itemsize
+    column = code.k * dtype.itemsize + (code.n - code.k) * code.parity_dtype(dtype).itemsize
     limit = max(1, memory // (STRIPES_IN_MEMORY * column))
     inner = shape[1:]
     if object_rows:  # the data stay where they are
@@ -76,11 +86,11 @@ def plan_stripes(
             for start in range(0, rows, run)
             for first, *rest in hyperslabs((run, *inner), slab)
         )
-        return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut)
+        return StripePlan(code, tuple(shape), dtype, cut)
     slab = _even(_largest_slab((rows, *inner), limit, chunk_rows), (rows, *inner), chunk_rows)
     cut = tuple(hyperslabs((rows, *inner), slab))
     chunk = chunk_shape((rows, *inner), slab)
-    return StripePlan(code, tuple(shape), dtype, parity_dtype, rows, cut, chunk)
+    return StripePlan(code, tuple(shape), dtype, cut, chunk)
 
 
 def _largest_slab(shape: Sequence[int], limit: int, multiple: int) -> tuple[int, ...]:
@@ -144,6 +154,18 @@ def hyperslabs(shape: Sequence[int], slab: Sequence[int]) -> Iterator[Hyperslab]
         for length, step in zip(shape, slab, strict=True)
     ]
     return itertools.product(*axes)
+
+
+def flat_range(shape: Sequence[int], first: int, slab: Hyperslab) -> tuple[int, int]:
+    """First and last element, of a whole of that shape, of the slab whose row 0 is row `first` of the whole.
+
+    >>> flat_range((9, 5), 6, (slice(1, 2), slice(2, 5)))
+    (37, 40)
+    """
+    start = first + slab[0].start
+    for length, one in zip(shape[1:], slab[1:], strict=True):
+        start = start * length + one.start
+    return start, start + element_count(slab)
 
 
 def element_count(slab: Hyperslab) -> int:

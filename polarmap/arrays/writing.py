@@ -11,8 +11,7 @@ from polarmap.arrays.generations import Generation
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest, describe_code, read_current
 from polarmap.arrays.stripes import StripePlan
-from polarmap.arrays.zarr_chunks import complete
-from polarmap.arrays.zarr_view import ZarrView
+from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.errors import StorageError
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
@@ -31,45 +30,33 @@ def write_array(
     encryption: Encryption | None = None,
 ) -> Manifest:
     """Have the n coded blocks of a source stored and, last of all, their manifest."""
-    before = _replaceable(store, name, overwrite)
+    before = replaceable(store, name, "" if overwrite else ", or pass overwrite=True")
     purpose = _purpose(plan)
     if encryption is not None:  # no earlier run has its salt: parts tell nothing of what they were made of
         purpose["salt"] = encryption.salt.hex()
     if hasattr(store, "sweep"):
         store.sweep()
     earlier = generations.finished_stripes(store, name, purpose)
-    with Generation(store, name, purpose, encryption) as generation:
+    with Generation(store, name, purpose, encryption, keeps=True) as generation:
         columns = write(generation, earlier)
         parts = tuple(tuple(column[block] for column in columns) for block in range(plan.code.n))
-        zarr = None if plan.chunk_shape is None else ZarrView(generation.zarr_path, plan.chunk_shape)
-        made = Manifest(
-            name,
-            plan.shape,
-            plan.dtype,
-            plan.parity_dtype,
-            plan.rows,
-            plan.code,
-            parts,
-            zarr=zarr,
-            encryption=encryption,
-        )
-        made = complete(store, made, through_here=False)
-        if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
-            made = replace(made, zarr=None)
+        made = Manifest(name, plan.shape, plan.dtype, plan.code, parts, encryption=encryption)
+        if plan.chunk_shape is not None:
+            made = as_zarr(store, made, generation.prefix, plan.chunk_shape)
+            if not made.is_zarr and not plan.stripes_are_chunks:  # a block is too large to be held
+                made = replace(made, zarr=None)
         if earlier:
             _check_still_there(store, made)
         generation.publish(made, before)
-    generations.sweep(store, name)
     return made
 
 
-def _replaceable(store: Store, name: str, overwrite: bool) -> bytes | None:
-    """The manifest that is there now and may be replaced."""
+def replaceable(store: Store, name: str, advice: str) -> bytes | None:
+    """The manifest that is there now, if it may be replaced: then there is no advice what else to do."""
     data = read_current(store, name)
-    if data is not None and not overwrite:
+    if data is not None and advice:
         raise StorageError(
-            f"there is a coded array {name!r} in {store.name} already: choose another name, "
-            "or pass overwrite=True"
+            f"there is a coded array {name!r} in {store.name} already: choose another name{advice}"
         )
     return data
 

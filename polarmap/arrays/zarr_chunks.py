@@ -2,60 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import chain
+from itertools import accumulate, chain
+from typing import Any
+
+import numpy.typing as npt
 
 from polarmap.arrays.fetching import TRANSFERS
 from polarmap.arrays.keys import manifest_key
-from polarmap.arrays.manifest import Manifest, ZarrChunk, checksum
+from polarmap.arrays.manifest import Manifest, checksum
+from polarmap.arrays.stripes import StripePlan
+from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.errors import StorageError
 from polarmap.storage import Store
 from polarmap.worker.parts import Part, assemble
 
 
-def complete(store: Store, manifest: Manifest, through_here: bool) -> Manifest:
-    """A manifest whose data parts lie in the chunks of a Zarr array, once these are stored.
+def put_stripe(
+    store: Store, prefix: str, plan: StripePlan, block: int, stripe: int, row: npt.NDArray[Any]
+) -> Part | None:
+    """Store a stripe of a data block as a chunk of the Zarr array below `prefix`; None if it is none."""
+    if plan.chunk_shape is None or not plan.stripes_are_chunks:
+        return None
+    view = ZarrView(f"{prefix}{GROUP}", plan.chunk_shape)
+    key = view.chunk_key(plan.shape, plan.rows, block, stripe)
+    if key is None:
+        return None
+    store.put(key, _filled(row.data.cast("B"), view.chunk_bytes(plan.dtype)))
+    return Part(key, row.nbytes, checksum(row))
+
+
+def as_zarr(store: Store, manifest: Manifest, prefix: str, chunk_shape: tuple[int, ...]) -> Manifest:
+    """An array whose data blocks are to be a Zarr array below `prefix`; they are if the storage can do it."""
+    return complete(store, manifest, ZarrView(f"{prefix}{GROUP}", chunk_shape), through_here=False)
+
+
+def complete(store: Store, manifest: Manifest, view: ZarrView, through_here: bool) -> Manifest:
+    """A manifest whose data parts lie in the chunks of that Zarr array, once these are stored.
 
     Parts that lie elsewhere are joined to chunks by the storage itself, or read and written by this process
-    where it may (`through_here`). Else, and while parts are missing, the manifest stays what it is.
+    where it may (`through_here`). Else, and while parts are missing, they stay where they are.
     """
+    manifest = replace(manifest, zarr=view)
     data = chain.from_iterable(manifest.parts[: manifest.code.k])
-    if manifest.zarr is None or any(part.crc32 is None for part in data):
+    if any(part.crc32 is None for part in data):
         return manifest
-    moves = [chunk for chunk in manifest.zarr_chunks if manifest.lies_elsewhere(chunk)]
-    if not _put_chunks(store, manifest, moves, through_here):
+    moves = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
+    if not _put_chunks(store, manifest, view, moves, through_here):
         return manifest
-    moved = {
-        (chunk.block, stripe): part
-        for chunk in moves
-        for stripe, part in zip(chunk.stripes, manifest.chunk_parts(chunk)[1])
-    }
-    return _with_metadata(store, manifest.with_parts(moved))
+    return _with_metadata(store, in_chunks(manifest, moves), view)
 
 
-def restore(store: Store, manifest: Manifest, changed: Collection[str]) -> Manifest:
+def restore(store: Store, manifest: Manifest, view: ZarrView, changed: Collection[str]) -> Manifest:
     """The Zarr array of a manifest made whole again where the objects `changed` are not as they should be.
 
     Parts that lie elsewhere stay there: nobody else writes to them.
     """
-    wrong = [
-        chunk for chunk in manifest.zarr_chunks if chunk.key in changed and manifest.lies_elsewhere(chunk)
-    ]
-    _put_chunks(store, manifest, wrong, True)
-    is_described = not {part.key for part in manifest.zarr.metadata} & set(changed) if manifest.zarr else True
-    return manifest if is_described else _with_metadata(store, manifest)
+    wrong = [chunk for chunk in manifest.chunks if chunk.key in changed and _is_copied(manifest, chunk)]
+    _put_chunks(store, manifest, view, wrong, True)
+    is_described = not {part.key for part in view.metadata} & set(changed)
+    return manifest if is_described else _with_metadata(store, manifest, view)
 
 
-def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], through_here: bool) -> bool:
+def parts_of(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
+    """The parts of a chunk where they lie."""
+    return [manifest.parts[chunk.block][stripe] for stripe in chunk.stripes]
+
+
+def in_chunks(manifest: Manifest, chunks: Iterable[ZarrChunk]) -> Manifest:
+    """A manifest in which the parts of these chunks lie in the chunks."""
+    return manifest.with_parts(
+        {
+            (chunk.block, stripe): part
+            for chunk in chunks
+            for stripe, part in zip(chunk.stripes, _in_place(manifest, chunk))
+        }
+    )
+
+
+def copies_and_metadata(manifest: Manifest) -> list[Part]:
+    """What the Zarr array consists of beside the parts of the data blocks: copies of these, and metadata."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    copied = [chunk for chunk in manifest.chunks if _is_copied(manifest, chunk)]
+    return [*(part for chunk in copied for part in _in_place(manifest, chunk)), *manifest.zarr.metadata]
+
+
+def foreign_keys(store: Store, manifest: Manifest) -> list[str]:
+    """Keys in the Zarr array that do not belong to it."""
+    if manifest.zarr is None or not manifest.is_zarr:
+        return []
+    return [key for key in store.keys(f"{manifest.zarr.path}/") if key not in manifest.objects]
+
+
+def _in_place(manifest: Manifest, chunk: ZarrChunk) -> list[Part]:
+    """The parts of a chunk as they lie in it."""
+    parts = parts_of(manifest, chunk)
+    starts = accumulate((part.size for part in parts), initial=0)
+    return [part._replace(key=chunk.key, offset=start) for part, start in zip(parts, starts)]
+
+
+def _is_copied(manifest: Manifest, chunk: ZarrChunk) -> bool:
+    """Whether the parts of a chunk lie in other objects, of which the chunk is a copy."""
+    return parts_of(manifest, chunk) != _in_place(manifest, chunk)
+
+
+def _put_chunks(
+    store: Store, manifest: Manifest, view: ZarrView, chunks: Sequence[ZarrChunk], through_here: bool
+) -> bool:
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
+    size = view.chunk_bytes(manifest.dtype)
+
+    def read(part: Part) -> bytes:
+        return store.get(part.key, part.offset, part.offset + part.size)
 
     def put(chunk: ZarrChunk) -> bool:
-        if _join(store, manifest, chunk):
+        if _join(store, manifest, chunk, size):
             return True
         if through_here:
-            _copy(store, manifest, chunk)
+            store.put(chunk.key, _filled(assemble(parts_of(manifest, chunk), read), size))
         return through_here
 
     if not chunks or not put(chunks[0]):  # the first tells whether the storage can
@@ -64,11 +131,10 @@ def _put_chunks(store: Store, manifest: Manifest, chunks: Sequence[ZarrChunk], t
         return all(pool.map(put, chunks[1:]))
 
 
-def _join(store: Store, manifest: Manifest, chunk: ZarrChunk) -> bool:
-    """Have the storage make a chunk of the objects that its parts are, if it can."""
-    keys, size = _whole_objects(manifest, manifest.chunk_parts(chunk)[0])
-    assert manifest.zarr is not None
-    if not hasattr(store, "join") or size != manifest.zarr.chunk_bytes(manifest.dtype):
+def _join(store: Store, manifest: Manifest, chunk: ZarrChunk, size: int) -> bool:
+    """Have the storage make a chunk of that size of the objects that its parts are, if it can."""
+    keys, whole = _whole_objects(manifest, parts_of(manifest, chunk))
+    if not hasattr(store, "join") or whole != size:
         return False
     try:
         return bool(store.join(keys, chunk.key))
@@ -92,23 +158,15 @@ def _whole_objects(manifest: Manifest, parts: Sequence[Part]) -> tuple[list[str]
     return keys, start
 
 
-def _copy(store: Store, manifest: Manifest, chunk: ZarrChunk) -> None:
-    """Read the parts of a chunk and write it."""
-    parts, _ = manifest.chunk_parts(chunk)
-    data = assemble(parts, lambda part: store.get(part.key, part.offset, part.offset + part.size))
-    assert manifest.zarr is not None
-    store.put(chunk.key, filled(data, manifest.zarr.chunk_bytes(manifest.dtype)))
-
-
-def filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
+def _filled(data: bytes | bytearray | memoryview, size: int) -> bytes | bytearray | memoryview:
     """`data` with zeros behind it if it is smaller than that."""
     return data if len(data) == size else b"".join([data, bytes(size - len(data))])
 
 
-def _with_metadata(store: Store, manifest: Manifest) -> Manifest:
-    assert manifest.zarr is not None
-    documents = manifest.zarr.documents(manifest.shape, manifest.dtype, manifest_key(manifest.name))
+def _with_metadata(store: Store, manifest: Manifest, view: ZarrView) -> Manifest:
+    """Stored last of all: then the Zarr array is there."""
+    documents = view.documents(manifest.shape, manifest.dtype, manifest_key(manifest.name))
     for key, text in documents.items():
         store.put(key, text)
     metadata = tuple(Part(key, len(text), checksum(text)) for key, text in documents.items())
-    return replace(manifest, zarr=manifest.zarr._replace(metadata=metadata))
+    return replace(manifest, zarr=view._replace(metadata=metadata))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from math import prod
 from typing import Any, NamedTuple
 
@@ -11,8 +12,17 @@ import numpy as np
 
 from polarmap.worker.parts import Part
 
+GROUP = "array.zarr"  # apart from all that Zarr does not know
 VARIABLE = "data"  # the name of the array in its group
 METADATA = "zarr.json"
+
+
+class ZarrChunk(NamedTuple):
+    """An object of the Zarr array, and the stripes of a data block that it holds."""
+
+    key: str
+    block: int
+    stripes: range
 
 
 class ZarrView(NamedTuple):
@@ -65,6 +75,28 @@ class ZarrView(NamedTuple):
     def chunk_bytes(self, dtype: np.dtype[Any]) -> int:
         """Of the object of every chunk: those at the end of an axis are filled up."""
         return prod(self.chunk_shape) * dtype.itemsize
+
+    def chunks(self, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> list[ZarrChunk]:
+        """All of them, if the stripes of a block begin and end at these elements."""
+        stripe_at = {start: stripe for stripe, start in enumerate(bounds)}
+        ends = [stripe_at[end] for end in accumulate(self.chunk_sizes(shape, rows), initial=0)]
+        return [
+            ZarrChunk(key, block, range(*stripes))
+            for block in range(-(-shape[0] // max(1, rows)))
+            for number, stripes in enumerate(pairwise(ends))
+            if (key := self.chunk_key(shape, rows, block, number)) is not None
+        ]
+
+    def check(self, prefix: str, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> None:
+        """ValueError if it is not the view of an array that has this prefix, shape and cut."""
+        chunk, keys = self.chunk_shape, tuple(part.key for part in self.metadata)
+        if not self.path.startswith(prefix) or keys not in ((), self.metadata_keys):
+            raise ValueError(f"the Zarr array at {self.path!r} is not one of this array")
+        if len(chunk) != len(shape) or not all(type(one) is int and one > 0 for one in chunk):
+            raise ValueError(f"chunks of shape {chunk} do not make an array of shape {shape}")
+        ends = set(accumulate(self.chunk_sizes(shape, rows), initial=0))
+        if rows % chunk[0] or not ends <= set(bounds):
+            raise ValueError(f"blocks of {rows} rows are not cut into chunks of shape {chunk}")
 
     def documents(self, shape: Sequence[int], dtype: np.dtype[Any], manifest: str) -> dict[str, bytes]:
         """The metadata of group and array by key; `manifest` is that of the coded array."""

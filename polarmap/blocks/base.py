@@ -1,89 +1,38 @@
-"""Coded blocks together with their code: what the collector needs beyond what executors see."""
+"""What most coded blocks have in common: what executors see of them, and what a map needs beside that."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from functools import cached_property
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.equal import Blocks
 from polarmap.code.linear import LinearCode
-from polarmap.executors.base import Coded
 from polarmap.worker.parts import Part, Place
+from polarmap.worker.pytree import Layout, Structure, layout_of
 
-
-class DataBlocks(Protocol):
-    """What is known of the data blocks of a map.
-
-    k : how many there are.
-    rows : of each, if they were cut from an array along its first axis.
-    padding : rows of zeros at the end of the last one.
-    """
-
-    @property
-    def k(self) -> int: ...
-
-    @property
-    def rows(self) -> int | None: ...
-
-    @property
-    def padding(self) -> int: ...
-
-    @property
-    def dtypes(self) -> list[np.dtype[Any]]:
-        """Of the leaves that a code mixes; empty where it mixes none."""
-        ...
-
-    def leaves(self, index: int) -> list[npt.NDArray[Any]]:
-        """The arrays of data block `index`."""
-        ...
-
-    def largest(self, leaf: int) -> int:
-        """The largest absolute value of a leaf of integers in any block."""
-        ...
-
-
-class CodedData(Coded, Protocol):
-    """n coded blocks, in memory or in storage.
-
-    `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
-    """
-
-    @property
-    def encode_seconds(self) -> float:
-        """Spent on encoding so far."""
-        ...
-
-    @property
-    def unprotected_warning(self) -> str:
-        """What is to be said of data that parity cannot carry; empty if there is none."""
-        ...
-
-    @property
-    def code_reason(self) -> str:
-        """Why this code carries them, in a sentence; empty where there is nothing to be said."""
-        ...
-
-    @property
-    def code(self) -> LinearCode:
-        """That carries them."""
-        ...
-
-    @property
-    def blocks(self) -> DataBlocks:
-        """The data blocks."""
-        ...
+Array = npt.NDArray[Any]
 
 
 class WholeBlocks:
-    """Coded blocks of one piece each, which lie in memory unless it is said where."""
+    """Coded blocks of one piece each, which lie in memory unless it is said where.
 
+    Either `leaves` or `piece` is to be defined.
+    """
+
+    structure: Structure
     source: Place | None = None
 
-    def leaves(self, index: int) -> list[npt.NDArray[Any]]:
-        """The arrays of block `index`."""
-        raise NotImplementedError
+    def leaves(self, index: int) -> list[Array]:
+        """The arrays of block `index`: those of its pieces in a row."""
+        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of each."""
+        return layout_of(self.leaves(index))
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """Nothing of them lies in storage."""
@@ -93,9 +42,50 @@ class WholeBlocks:
         """A block is one piece."""
         return (index,)
 
-    def piece(self, number: int) -> list[npt.NDArray[Any]]:
+    def piece(self, number: int) -> list[Array]:
         """The leaves of a block."""
         return self.leaves(number)
 
     def release(self) -> None:
         """Nothing is held that could be made again."""
+
+
+class CodedData(WholeBlocks):
+    """n coded blocks, in memory or in storage.
+
+    `coded_map` takes data with a method `coded_blocks() -> CodedData` as it is.
+
+    Attributes
+    ----------
+    code : LinearCode
+        That carries them.
+    blocks : Blocks
+        The data blocks.
+    encode_seconds : float
+        Spent on encoding so far.
+    unprotected_warning : str
+        What is to be said of data that parity cannot carry; empty if there is none.
+    code_reason : str
+        Why this code carries them, in a sentence; empty where there is nothing to be said.
+    """
+
+    encode_seconds = 0.0
+    unprotected_warning = code_reason = ""
+
+    def __init__(self, code: LinearCode, blocks: Blocks) -> None:
+        self.code, self.blocks = code, blocks
+        self.n, self.structure, self._data_count = code.n, blocks.structure, len(code.systematic)
+
+    def coded_blocks(self) -> CodedData:
+        """As `coded_map` asks for data that is encoded already."""
+        return self
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of each array of block `index`, without making it."""
+        return self._data_and_parity[index >= self._data_count]
+
+    @cached_property
+    def _data_and_parity(self) -> tuple[Layout, Layout]:
+        """Layouts of a data block, and of one that is none."""
+        data = self.blocks.layout
+        return data, tuple((self.code.parity_dtype(np.dtype(name)).str, shape) for name, shape in data)

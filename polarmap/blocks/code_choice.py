@@ -51,7 +51,7 @@ def choose_code(data: Any, options: CodeOptions, rtol: float | None = None) -> t
     if workers is not None:
         workers = checked_count("workers", workers)
     if blocks is None and hasattr(data, "shape") and data.shape and data.shape[0]:
-        blocks = _block_count(int(data.shape[0]), workers, degree, _masked_limit(code, [data.dtype], workers))
+        blocks = block_count(int(data.shape[0]), options, [data.dtype])
     data_blocks = cut(data, blocks)
     chosen = _chosen(data_blocks, workers, code, degree)
     for dtype in data_blocks.dtypes:
@@ -91,7 +91,7 @@ def _chosen(
 
 
 def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]]) -> int:
-    """k for so many rows that are not to be cut yet; CodeError if there are fewer rows."""
+    """k for so many rows: near 24, or as many as the workers carry; CodeError if there are fewer rows."""
     blocks, workers, code, degree = options
     if blocks is not None:
         k = checked_count("blocks", blocks)
@@ -99,9 +99,13 @@ def block_count(total: int, options: CodeOptions, dtypes: Sequence[np.dtype[Any]
         k = code.k
     else:
         workers = None if workers is None else checked_count("workers", workers)
-        k = _block_count(
-            total, workers, checked_count("degree", degree), _masked_limit(code, dtypes, workers)
-        )
+        degree, masked = checked_count("degree", degree), _masked_limit(code, dtypes, workers)
+        if workers is None:
+            plain = degree == 1 and masked is None  # others lose digits as k grows
+            k = default_block_count(total, DEFAULT_BLOCKS, None if plain else DEFAULT_BLOCKS)
+        else:
+            most = masked or max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree))
+            k = default_block_count(total, most, most)
     if k > total:
         raise CodeError(f"blocks={k} is more than the {total} rows of the data; use blocks <= {total}")
     return k
@@ -137,18 +141,6 @@ def _masked_limit(code: object, dtypes: Sequence[np.dtype[Any]], workers: int | 
         if any(map(is_exact, dtypes))
         else max(1, 3 * min(workers, MAX_WORKERS) // 4 - t)
     )
-
-
-def _block_count(total: int, workers: int | None, degree: int = 1, masked: int | None = None) -> int:
-    """k for an array of so many rows: near 24, or as many as the workers carry.
-
-    `masked`: the most of data that is masked.
-    """
-    if workers is None:
-        plain = degree == 1 and masked is None  # others lose digits as k grows
-        return default_block_count(total, DEFAULT_BLOCKS, None if plain else DEFAULT_BLOCKS)
-    most = masked or max(1, largest_k(3 * min(workers, MAX_WORKERS) // 4, degree))
-    return default_block_count(total, most, most)
 
 
 def _third_more(needed: int) -> int:

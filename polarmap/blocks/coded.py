@@ -10,62 +10,31 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.dtypes import real_dtype
 from polarmap.code.linear import LinearCode
-from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
 
 
-class CodedBlocks(WholeBlocks):
+class CodedBlocks(CodedData):
     """The n coded blocks of `Blocks`; those that are no data blocks are made when one is asked for.
 
     `keep`: hold on to these when a map lets go of them, for the next map of the same data.
     """
 
     def __init__(self, blocks: Blocks, code: LinearCode, keep: bool = False) -> None:
-        self.blocks, self.code, self._keep = blocks, code, keep
-        self._data_count = len(code.systematic)
+        super().__init__(code, blocks)
+        self._keep, self._encoding = keep, threading.Lock()
         self._parity: list[Array] | None = None
-        self._encoding = threading.Lock()
-        self.encode_seconds = 0.0
-        self.unprotected_warning = self.code_reason = ""
-
-    @property
-    def n(self) -> int:
-        """Coded blocks."""
-        return self.code.n
-
-    @property
-    def k(self) -> int:
-        """Blocks that come before the others in line: the data blocks, or all if each is a mixture."""
-        return self._data_count or self.n
-
-    @property
-    def structure(self) -> Structure:
-        """Of every block."""
-        return self.blocks.structure
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of coded block `index`."""
         if index < self._data_count:
             return self.blocks.leaves(index)
-        shapes = [leaf.shape for leaf in self.blocks.leaves(0)]
         rows = (parity[index - self._data_count] for parity in self._all_parity())
-        return [row.reshape(shape) for row, shape in zip(rows, shapes)]
-
-    def layout(self, index: int) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """Dtype and shape of each array of coded block `index`, without computing it."""
-        dtypes = self.blocks.dtypes
-        if index >= self._data_count:
-            dtypes = [self.code.parity_dtype(dtype) for dtype in dtypes]
-        return tuple((dtype.str, leaf.shape) for dtype, leaf in zip(dtypes, self.blocks.leaves(0)))
-
-    def coded_blocks(self) -> CodedBlocks:
-        """As `coded_map` asks for data that is encoded already."""
-        return self
+        return [row.reshape(shape) for row, (_, shape) in zip(rows, self.blocks.layout)]
 
     def release(self) -> None:
         """Let go of the parity blocks; asked for again, they are computed again."""

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.array_like import read_data, read_leaf
-from polarmap.blocks.base import DataBlocks
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure, flatten, numpy_dtype, unflatten
+from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, numpy_dtype, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -45,6 +44,11 @@ class Blocks:
     def dtypes(self) -> list[np.dtype[Any]]:
         """Of the leaves of a block."""
         return [leaf.dtype for leaf in self._leaves[0]]
+
+    @property
+    def layout(self) -> Layout:
+        """Dtype and shape of the leaves of a block."""
+        return layout_of(self._leaves[0])
 
     def leaves(self, index: int) -> list[Array]:
         """The arrays of block `index`, shaped as f sees them."""
@@ -222,7 +226,7 @@ def check_class_and_dtype(data: Any, name: str = "data") -> None:
 
 
 def without_padding(
-    results: Sequence[list[Array]], blocks: DataBlocks, rows: Sequence[bool]
+    results: Sequence[list[Array]], blocks: Blocks, rows: Sequence[bool]
 ) -> list[list[Array]]:
     """Results without the rows that come from padding, of the leaves that have one row per row."""
     if not any(rows):

@@ -8,59 +8,49 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.uneven import PartBlocks
+from polarmap.blocks.base import CodedData
+from polarmap.blocks.equal import Blocks
 from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Structure
+from polarmap.worker.pytree import Layout, Structure, layout_of
 
 Array = npt.NDArray[Any]
 
 
-class _UnmixedParts:
-    """The parts as data blocks: results are mixed, these are not."""
+class SharedParts(CodedData):
+    """What each worker gets: its coefficients and its parts. Each part is stored once.
 
-    rows, padding = None, 0
+    Results are mixed, parts are not: as data blocks they hold nothing that a code asks for.
+    """
 
-    def __init__(self, count: int) -> None:
-        self.k = count
-        self.dtypes: list[np.dtype[Any]] = []
-
-    def leaves(self, index: int) -> list[Array]:
-        """No code asks for them."""
-        raise LookupError(index)
-
-    def largest(self, leaf: int) -> int:
-        """No code asks for it."""
-        raise LookupError(leaf)
-
-
-class SharedParts(PartBlocks):
-    """What each worker gets: its coefficients and its parts. Each part is stored once."""
-
-    encode_seconds, unprotected_warning, code_reason = 0.0, "", ""
+    code: GradientCode
 
     def __init__(
         self, parts: list[list[Array]], structure: Structure, workers: int | None, tolerate: int
     ) -> None:
-        self.count = len(parts)
+        self._parts, self.count = parts, len(parts)
         n = self.count if workers is None else workers
         if self.count % n:
             raise CodeError(f"workers={n} does not divide the {self.count} parts")
-        self._gradient, self._each = GradientCode(n, tolerate), self.count // n
-        kinds = (structure,) * ((self._gradient.tolerate + 1) * self._each)
-        super().__init__(parts, (tuple, (), (("array",), (list, (), kinds))), n)
-        self.code, self.blocks = self._gradient, _UnmixedParts(self.count)
+        code, self._each = GradientCode(n, tolerate), self.count // n
+        kinds = (structure,) * ((code.tolerate + 1) * self._each)
+        unmixed = Blocks([[]] * self.count, (tuple, (), (("array",), (list, (), kinds))))
+        super().__init__(code, unmixed)
+
+    def layout(self, index: int) -> Layout:
+        """Dtype and shape of coefficients and parts."""
+        return layout_of(self.leaves(index))
 
     def pieces(self, index: int) -> Sequence[int]:
         """Pieces below `count` are the parts, the others the coefficients of the workers."""
-        values = np.flatnonzero(self._gradient.generator[index])
+        values = np.flatnonzero(self.code.generator[index])
         parts = (values[:, None] * self._each + np.arange(self._each)).ravel()
         return (self.count + index, *parts.tolist())
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part, or a worker's coefficients."""
         if number < self.count:
-            return super().piece(number)
-        row = self._gradient.generator[number - self.count]
+            return self._parts[number]
+        row = self.code.generator[number - self.count]
         row = np.repeat(row[row != 0], self._each)
-        return [row.astype(np.int64) if self._gradient.is_repetition else row]
+        return [row.astype(np.int64) if self.code.is_repetition else row]

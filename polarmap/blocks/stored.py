@@ -8,14 +8,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.worker.parts import Part, Place
-from polarmap.worker.pytree import Structure
+from polarmap.worker.pytree import Layout, Structure
 
 Array = npt.NDArray[Any]
-Layout = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 class BlockReader(Protocol):
@@ -30,7 +29,7 @@ class BlockReader(Protocol):
         ...
 
 
-class StoredBlocks(WholeBlocks):
+class StoredBlocks(CodedData):
     """The n blocks of a stored array; nothing is read before a block's leaves are asked for.
 
     Parameters
@@ -46,9 +45,6 @@ class StoredBlocks(WholeBlocks):
     reader : BlockReader
     """
 
-    encode_seconds = 0.0
-    unprotected_warning = code_reason = ""
-
     def __init__(
         self,
         code: PolarCode,
@@ -59,30 +55,8 @@ class StoredBlocks(WholeBlocks):
         padding: int,
         reader: BlockReader,
     ) -> None:
-        self.code, self.source, self._parts = code, source, parts
-        self._reader, self._shape = reader, shape
-        self._layouts = [((one.str, shape),) for one in (dtype, code.parity_dtype(dtype))]
-        rows = shape[0] if shape else None
-        self.blocks = _StoredData(code.k, dtype, reader, padding, rows, self.structure)
-
-    def coded_blocks(self) -> StoredBlocks:
-        """As `coded_map` asks for data that is encoded already."""
-        return self
-
-    @property
-    def n(self) -> int:
-        """Coded blocks."""
-        return self.code.n
-
-    @property
-    def k(self) -> int:
-        """Data blocks."""
-        return self.code.k
-
-    @property
-    def structure(self) -> Structure:
-        """Of every block: one array, or one number if it has no axes."""
-        return ("array",) if self._shape else ("numpy",)
+        super().__init__(code, _StoredData(code.k, dtype, shape, padding, reader))
+        self.source, self._parts, self._reader = source, parts, reader
 
     def parts(self, index: int) -> tuple[Part, ...]:
         """What block `index` consists of."""
@@ -91,10 +65,6 @@ class StoredBlocks(WholeBlocks):
     def leaves(self, index: int) -> list[Array]:
         """Block `index`, read now."""
         return [self._reader.read(index)]
-
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of block `index`."""
-        return self._layouts[index >= self.code.k]
 
     def piece(self, number: int) -> list[Array]:
         """A block for a worker that cannot read it itself: damage is an erasure."""
@@ -105,21 +75,21 @@ class _StoredData(Blocks):
     """What is known of the data blocks without reading them."""
 
     def __init__(
-        self,
-        k: int,
-        dtype: np.dtype[Any],
-        reader: BlockReader,
-        padding: int,
-        rows: int | None,
-        structure: Structure,
+        self, k: int, dtype: np.dtype[Any], shape: tuple[int, ...], padding: int, reader: BlockReader
     ) -> None:
-        self.k, self.structure, self.padding, self.rows = k, structure, padding, rows
-        self._dtype, self._reader = dtype, reader
+        self.k, self.padding, self.rows = k, padding, shape[0] if shape else None
+        self.structure: Structure = ("array",) if shape else ("numpy",)  # one number if it has no axes
+        self._layout, self._reader = ((dtype.str, shape),), reader
+
+    @property
+    def layout(self) -> Layout:
+        """Of the one leaf."""
+        return self._layout
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
         """Of the one leaf."""
-        return [self._dtype]
+        return [np.dtype(self._layout[0][0])]
 
     def leaves(self, index: int) -> list[Array]:
         """Data block `index`, read now."""

@@ -14,7 +14,7 @@ from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.any_value import is_raw, to_block
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, naming
+from polarmap.worker.pytree import Structure, flatten, naming
 
 Array = npt.NDArray[Any]
 
@@ -139,19 +139,8 @@ def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
 class PartBlocks(WholeBlocks):
     """What each worker gets: one part of its own."""
 
-    def __init__(
-        self, parts: Sequence[list[Array]], structure: Structure, workers: int | None = None
-    ) -> None:
-        self._parts, self.structure = parts, structure
-        self.n = self.k = len(parts) if workers is None else workers
-
-    def leaves(self, index: int) -> list[Array]:
-        """The arrays that worker `index` gets."""
-        return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
-
-    def layout(self, index: int) -> Layout:
-        """Dtype and shape of each."""
-        return layout_of(self.leaves(index))
+    def __init__(self, parts: Sequence[list[Array]], structure: Structure) -> None:
+        self._parts, self.structure, self.n = parts, structure, len(parts)
 
     def piece(self, number: int) -> list[Array]:
         """The leaves of a part."""

@@ -93,7 +93,9 @@ def coded_gram(
         f = _products(w, dtype)
         run = product_map(executor, checked_options(verify, rtol, timeout, retries), observer)
         result = run(f, coded, pair_shape(coded))
-        array = assemble_blocks(zip(coded.code.cells[: coded.k].tolist(), result), (matrix.shape[1],) * 2)
+        array = assemble_blocks(
+            zip(coded.code.cells[: coded.code.k].tolist(), result), (matrix.shape[1],) * 2
+        )
         if not is_exact(dtype):
             _mirror(array, result[0].shape[0])
         return CodedProduct(array, result.report)

@@ -187,7 +187,7 @@ def _on_grid(
     f = _pair_product(np.result_type(left.dtype, right.dtype))
     result = run(f, coded, pair_shape(coded))
     array = assemble_blocks(
-        zip(coded.code.cells[: coded.k].tolist(), result), (left.shape[0], right.shape[1])
+        zip(coded.code.cells[: coded.code.k].tolist(), result), (left.shape[0], right.shape[1])
     )
     return array, result.report
 

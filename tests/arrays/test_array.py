@@ -1,6 +1,8 @@
-"""A coded array as its callers hold it: its rows read by slicing."""
+"""A coded array as its callers hold it: its rows read by number and slice."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
+from polarmap.errors import CodeError
 from polarmap.storage.folder import FolderStore
 
 pytestmark = pytest.mark.every_store
@@ -33,3 +36,39 @@ def test_slices_are_those_of_numpy(tmp_path_factory, rows, inner, data):
     np.testing.assert_array_equal(coded[number], A[number])
     if inner:
         np.testing.assert_array_equal(coded[start:stop, ..., :2], A[start:stop, ..., :2])
+
+
+def test_rows_are_read_by_number_and_slice_only(store):
+    coded = polarmap.encode(np.arange(8.0), name="a", storage=store)
+    wrong = [
+        *([1, 2], None, "a", slice(None, None, -1), slice(None, None, 0), slice(1.5), True, np.True_, 1.0),
+        *(np.array(True), np.array([3]), np.ones(8, bool), {}, [[1], [1, 2]], (None, 0), ([],), ((),)),
+    ]
+    for index in wrong:
+        with pytest.raises(CodeError, match="rows of a coded array"):
+            coded[index]
+    for index in (8, -9, 2**70, -(2**70), np.int64(8)):
+        with pytest.raises(IndexError, match=f"row {index} is out of range: the coded array has 8 rows"):
+            coded[index]
+    assert [float(row) for row in coded] == list(range(8))
+
+
+@pytest.mark.parametrize("shape", [(8,), (8, 3), (8, 3, 2)])
+def test_an_index_is_that_of_numpy_or_one_clear_error(store, shape):
+    """What begins with all rows, a number or a slice means what it means to numpy."""
+    A = random_array(shape)
+    coded = polarmap.encode(A, name="a", storage=store)
+    heads = [(...,), (slice(2, 7, 2),), (slice(-(2**70), 2**70),), (3,), (np.array(-2),), (np.uint8(1),)]
+    tails = [(), (...,), (0,), (None,), ([0, 1],), (True,), (..., None), (slice(0, 2), -1), ("a",), (1.5,)]
+    tails += [(0, 0, 0), (5,), (..., ...)]
+    np.testing.assert_array_equal(coded[()], A)
+    for head, tail in itertools.product(heads, tails):
+        try:
+            expected = A[head + tail]
+        except IndexError:
+            with pytest.raises((IndexError, CodeError)):
+                coded[head + tail]
+        else:
+            np.testing.assert_array_equal(coded[head + tail], expected)
+    with pytest.raises((CodeError, IndexError), match=r"no index of an array of shape|too many indices"):
+        coded[0, slice("a", None)]

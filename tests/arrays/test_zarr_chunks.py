@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from array_data import DTYPES, MIB, damage, losses, objects, random_array
+from array_data import DTYPES, MIB, damage, losses, objects, random_array, zarr_data
 from counting_store import BrokenError, Counting, fail
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -38,12 +38,6 @@ for x in (
 assert dask.array.from_zarr(group, component="data").chunksize == (11, 5)
 assert "polarmap" not in sys.modules
 """
-
-
-def zarr_data(coded):
-    import zarr
-
-    return zarr.open_array(f"{coded.zarr}/data", mode="r")
 
 
 def small_memory(monkeypatch):
@@ -123,21 +117,6 @@ def test_every_object_that_is_changed_is_found_and_repaired(store, kind, dtype):
     assert kind not in ("appended",) or after[chunk] == before[chunk]  # it was whole
 
 
-def test_rebuilt_parts_lie_twice_and_both_are_checked(tmp_path):
-    coded = polarmap.encode(random_array((20, 3)), storage=tmp_path, **OPTIONS)
-    chunk = coded.stored(2)[0]
-    damage(coded.store, chunk, "missing")
-    coded.repair()
-    assert coded.stored(2)[0].key != chunk.key
-    assert coded.store.get(chunk.key) == coded.store.get(coded.stored(2)[0].key)
-    coded.store.put(chunk.key, b"of a writer that comes late")
-    assert coded.check().damaged == ()
-    assert coded.check().zarr == ((chunk.key, "truncated"),)
-    coded.repair()
-    assert coded.check().ok
-    np.testing.assert_array_equal(zarr_data(coded)[:], coded[:])
-
-
 def test_what_zarr_appends_is_seen(tmp_path):
     import zarr
 
@@ -208,6 +187,21 @@ def test_what_an_earlier_run_had_finished_is_in_the_zarr_array(tmp_path, joins):
     assert coded.check().ok
 
 
+@pytest.mark.parametrize("joins", [True, False])
+def test_pieces_that_are_filled_up_to_be_chunks_are_stored_anew(tmp_path, joins):
+    """What an earlier run had filled up is longer than what the manifest says of parts that lie elsewhere."""
+    A, folder = random_array((8, 16_003)), FolderStore(tmp_path)  # rows in three pieces, the last one shorter
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, storage=Counting(folder, 40, fail), memory=MIB, **OPTIONS)
+    coded = polarmap.encode(A, storage=folder if joins else WithoutJoin(folder), memory=MIB, **OPTIONS)
+    first, *_, last = (coded.stored(0)[stripe].key.split("/")[3] for stripe in (0, 1, 2))
+    assert (first == last) == joins
+    assert len({part.size for part in coded.stored(0)}) == 2
+    assert coded.check().ok
+    assert (coded.zarr is not None) == joins
+    np.testing.assert_array_equal(coded[:], A)
+
+
 def test_what_workers_encode_is_a_zarr_array(tmp_path):
     A = random_array((43, 3_000))
     np.save(tmp_path / "A.npy", A)
@@ -236,19 +230,6 @@ def test_numbers_are_a_vector(tmp_path):
     options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
     y = polarmap.coded_map(np.sum, random_array((20, 3)), out=Stored("y", tmp_path), **options)
     np.testing.assert_array_equal(zarr_data(y.array)[:], y.array[:])
-
-
-def test_results_on_a_store_that_cannot_join_are_one_after_repair(tmp_path):
-    """Through the driver: nothing does that while a map runs."""
-    A, folder = random_array((20, 3)), FolderStore(tmp_path)
-    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
-    folder.join = lambda keys, key: False
-    y = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options)
-    assert y.array.check().blocks == [5]  # parity, which nobody waited for
-    assert y.array.zarr is None
-    y.array.repair()
-    np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
-    assert y.array.check().ok
 
 
 def test_data_that_was_not_copied_is_no_zarr_array(tmp_path):

@@ -34,7 +34,7 @@ def test_parts_of_a_sequence_are_as_they_are() -> None:
     data = [{"a": np.arange(3), "b": 1.0}, {"a": np.arange(5.0), "b": 2.0}]
     parts, structure = cut_parts(data, None)
     blocks = PartBlocks(parts, structure)
-    assert (blocks.n, blocks.k) == (2, 2)
+    assert blocks.n == 2
     assert [leaf.shape for leaf in blocks.leaves(1)] == [(5,), ()]
     assert blocks.layout(1) == (("<f8", (5,)), ("<f8", ()))
 

@@ -14,9 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import polarmap
-from polarmap import Fault, FaultyExecutor, PolarCode, RawObjects, ReplayExecutor, Stored
-from polarmap.arrays.repair_remotely import weights_of
-from polarmap.arrays.stores import open_store
+from polarmap import Fault, FaultyExecutor, PolarCode, ReplayExecutor
+from polarmap.arrays.rebuilding import weights_of
 from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.storage.folder import FolderStore
 
@@ -198,32 +197,6 @@ def test_stripes_with_nan_are_repaired_here_the_others_there(tmp_path, threads):
     assert objects(store) == before
 
 
-class WithoutListing:
-    """A store of somebody's own, with the methods only that it must have."""
-
-    def __init__(self, store):
-        for verb in ("put", "get", "size", "keys", "delete", "name"):
-            setattr(self, verb, getattr(store, verb))
-
-
-@pytest.mark.parametrize("is_listed", [True, False])
-def test_objects_that_are_not_of_the_array_are_asked_for_their_sizes(store, is_listed):
-    A = random_array((24, 10))
-    for row in range(24):
-        store.put(f"mine/{row}", A[row].tobytes())
-    raw = RawObjects([f"mine/{row}" for row in range(24)], A.shape, A.dtype, rows=1)
-    coded = polarmap.encode(raw, blocks=4, workers=6, name="a", storage=store)
-    store.delete(["mine/5", coded.stored(5)[0].key])
-    store.put("mine/13", A[12].tobytes())
-    one = coded if is_listed else polarmap.open_coded("a", WithoutListing(store))
-    found = one.check(executor=ReplayExecutor())
-    assert {(one.key, one.kind) for one in found.damaged} >= {("mine/5", "missing"), ("mine/13", "corrupt")}
-    assert found == coded.check()
-    coded.repair(executor=ReplayExecutor())
-    assert coded.check().ok
-    np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
-
-
 def test_nothing_passes_through_the_driver(tmp_path):
     A = random_array((64, 40_000))  # 20 MB
     store = CountingReads(tmp_path)
@@ -245,50 +218,6 @@ def test_nothing_passes_through_the_driver(tmp_path):
         assert not [key for key in store.puts if not key.endswith(".json")]
         assert coded.check(executor=pool).ok
     np.testing.assert_allclose(coded[:], A, rtol=1e-10, atol=1e-10)
-
-
-@pytest.fixture
-def results(tmp_path, monkeypatch):
-    """2 A, in three parts each, of which two results had not arrived; and A."""
-    monkeypatch.setattr("polarmap.arrays.result_writer.STRIPE_BYTES", 8 * 6 * 120)
-    A, late = random_array((48, 30)), ReplayExecutor({1: 5.0, 4: 5.0})
-    out = Stored("y", tmp_path / "results")
-    y = polarmap.coded_map(lambda block: 2 * block, A, blocks=4, workers=6, out=out, executor=late)
-    assert len(y.array.stored(1)) == 3
-    assert y.array.zarr is None
-    return y.array, A
-
-
-def check_repaired(coded, A, audit):
-    assert audit.blocks == [1, 4]
-    assert coded.check().ok
-    assert coded.zarr is not None
-    np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
-
-
-def test_results_that_stayed_become_whole_where_they_lie(results, threads):
-    """Each is a chunk of the Zarr array: a worker joins its parts."""
-    coded, A = results
-    check_repaired(coded, A, coded.repair(executor=threads))
-    assert len({part.key for part in coded.stored(1)}) == 1
-    damage(coded.store, coded.stored(2)[1], "corrupt")  # its object has good parts, too, which move
-    assert len(coded.repair(executor=threads).damaged) == 1
-    assert coded.check().ok
-    np.testing.assert_allclose(coded[:], 2 * A, rtol=1e-10, atol=1e-10)
-    coded.delete()
-    assert coded.store.keys("polarmap/") == []
-
-
-def test_workers_of_lithops_repair_results_in_the_bucket(results, config):
-    there, A = results
-    store = open_store(config)
-    for key, data in objects(there.store).items():
-        store.put(key, data)
-    coded = polarmap.open_coded("y", store)
-    check_repaired(coded, A, coded.repair(executor=FaultyExecutor(config, {1: Fault("raise")})))
-    assert "/data/c/" in coded.stored(1)[0].key
-    coded.delete()
-    assert store.keys("polarmap/") == []
 
 
 def test_encrypted_parts_are_verified_here_and_rebuilt_there(store, threads):

@@ -1,0 +1,72 @@
+"""The Zarr array of a coded array that is repaired: made whole again, or made if there was none yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
+from polarmap.arrays.generations import Generation
+from polarmap.arrays.manifest import Manifest
+from polarmap.arrays.zarr_chunks import complete, in_chunks, parts_of, restore
+from polarmap.arrays.zarr_view import GROUP, ZarrChunk
+from polarmap.worker.parts import Part
+
+Array = npt.NDArray[Any]
+
+
+def repair_zarr(
+    runner: TaskRunner, generation: Generation, before: Manifest, now: Manifest, wrong: Collection[str]
+) -> Manifest:
+    """The repaired array `now` with the Zarr array that it should have.
+
+    wrong : keys of objects of the Zarr array that are not as they should be.
+    """
+    view = now.zarr
+    if view is None:
+        return now
+    if not now.is_zarr:
+        view = view._replace(path=f"{generation.prefix}{GROUP}")
+        now = _joined(runner, generation, now, replace(now, zarr=view).chunks)
+        return complete(runner.store, now, view, through_here=True)
+    moved = {chunk.key for chunk in now.chunks if parts_of(now, chunk) != parts_of(before, chunk)}
+    changed = moved | set(wrong)
+    chunks = [chunk for chunk in now.chunks if chunk.key in changed]
+    return restore(runner.store, _joined(runner, generation, now, chunks), view, changed)
+
+
+def _joined(
+    runner: TaskRunner, generation: Generation, manifest: Manifest, chunks: Sequence[ZarrChunk]
+) -> Manifest:
+    """A manifest in which workers have joined the parts of each chunk to one object, as storages copy it.
+
+    Without workers this process copies them where they belong, later.
+    """
+    apart = [chunk for chunk in chunks if len({part.key for part in parts_of(manifest, chunk)}) > 1]
+    if runner.is_here or not apart:
+        return manifest
+    parts, joined = [parts_of(manifest, chunk) for chunk in apart], list[ZarrChunk]()
+
+    def take(task: int, stored: list[Part], size: Array) -> None:
+        joined.append(apart[task]._replace(key=stored[0].key))
+        generation.heartbeat()
+
+    bytes_of_parts = [np.dtype(np.uint8)] * len(parts[0])  # each is a block, cut like the others
+    tasks = PartTasks(runner.store, None, parts, bytes_of_parts)
+    size = sum(part.size for part in parts[0])
+    runner.run(joiner(), tasks, take, StoredArrays(f"{generation.prefix}joined", 1, size))
+    return in_chunks(manifest, joined)
+
+
+def joiner() -> Callable[[Sequence[Array]], list[Array]]:
+    """On a worker, which has numpy only: all parts in a row, and how many bytes that is."""
+
+    def join(parts: Sequence[Array]) -> list[Array]:
+        whole = np.concatenate(parts)
+        return [whole, np.array([whole.size])]
+
+    return join
