@@ -19,7 +19,7 @@ from pathlib import Path
 from polarmap.errors import ExecutorError
 from polarmap.worker.channels import ready
 from polarmap.worker.fork_server import END, ENDED, FORK, KILL, READY, REQUEST
-from polarmap.worker.thread_limits import limiting_variables
+from polarmap.worker.threads import limiting_variables
 
 START_SECONDS = 60.0  # that it may take to import numpy on a busy machine
 END_SECONDS = 5.0  # that it may take to end, before it is killed

@@ -35,13 +35,13 @@ from polarmap.executors.dask import DaskCalls
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
+from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.block_cache import OnReadOnlyBlocks
-from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
+from polarmap.worker.threads import available_cores
 
-GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
 BROKEN = (
     "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
     "leave executor= out: the default survives that"
@@ -110,12 +110,12 @@ class FuturesRun:
         self._told.put(None)
 
     def close(self) -> None:
-        """Cancel what is queued, leave what runs."""
+        """Cancel what is queued, leave what runs, which lifts what limits this process's libraries."""
         for link in self._links.values():
             link.cancel()
         if self._folder is not None:
             remove(Path(self._folder.folder))
-        wait_for([future for future in self._pending.values() if not future.cancel()], GOODBYE_SECONDS)
+        wait_for([future for future in self._pending.values() if not future.cancel()], GRACE_SECONDS)
         self._pending.clear()
 
     def _future(self, task: int, attempt: int) -> Future[Any]:

@@ -27,7 +27,7 @@ from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.remote_workers import RemoteWorkers, Site
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
-from polarmap.worker.cores import available_cores
+from polarmap.worker.threads import available_cores
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
@@ -289,7 +289,7 @@ def _site(choice: Any) -> Site:
         from polarmap.executors.lithops_site import LithopsSite
 
         return LithopsSite(choice)
-    from polarmap.executors.dask_site import DaskSite
+    from polarmap.executors.dask import DaskSite
 
     return DaskSite(choice)
 

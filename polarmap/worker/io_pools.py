@@ -14,13 +14,12 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import Message
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.program import TaskIO, run_task
-from polarmap.worker.thread_limits import limits
+from polarmap.worker.threads import limits, run_on_daemon
 
 POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there
 KEPT_SECONDS = 60.0  # for which stored blocks are kept

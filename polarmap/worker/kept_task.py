@@ -18,7 +18,7 @@ from polarmap.worker.channels import Channel, Endpoint, connected
 from polarmap.worker.io_channel import ChannelIO, serve_tasks
 from polarmap.worker.liveness import LIVENESS_SECONDS, exit_when
 from polarmap.worker.object_channel import ObjectChannel
-from polarmap.worker.thread_limits import ThreadLimits, limiting_variables, limits
+from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 
 class DriverAddress(NamedTuple):

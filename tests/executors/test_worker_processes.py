@@ -19,7 +19,7 @@ from polarmap.executors.pool_slots import Lease
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import KeptWorker
 from polarmap.worker.frames import END, Message
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.threads import THREAD_LIMITS
 
 
 class Recorded(WorkerProcesses):

@@ -22,7 +22,7 @@ from polarmap.worker.channels import SocketChannel
 from polarmap.worker.frames import PROCESS, Message
 from polarmap.worker.kept_task import DriverAddress, channel_to, make_kept_task, stay_on_thread
 from polarmap.worker.object_channel import ObjectChannel, ObjectKeys, Orders
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.threads import THREAD_LIMITS
 
 KEY = bytes(range(32))
 
