@@ -15,8 +15,8 @@ from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError
 from polarmap.planning.backups import BACKUPS
+from polarmap.worker.block_functions import on_sparse_rows
 from polarmap.worker.pytree import Layout, layout_of
-from polarmap.worker.sparse import on_sparse_rows
 
 Array = npt.NDArray[Any]
 

@@ -33,7 +33,7 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
         raise CodeError(f"data must be an array or a sequence of at least one part, not {data!r:.60}")
     try:
-        flat = [flatten(part, data=True, read=read_leaf) for part in data]
+        flat = [flatten(part, read_leaf) for part in data]
     except TypeError as error:
         raise CodeError(f"a part cannot be sent: {error}") from error
     structure = flat[0][1]
