@@ -20,10 +20,15 @@ from polarmap.worker.encryption import ENCRYPTED
 from polarmap.worker.frames import LEFT, NEED, PROCESS, UNFIT, Message
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
+from polarmap.worker.process_state import (
+    ProcessState,
+    SentModules,
+    Surroundings,
+    UnfitError,
+    is_for_want,
+)
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.pytree import Structure
-from polarmap.worker.sent_modules import SentModules
 
 INLINE_BYTES = 1 << 16  # larger results are files, where there are some: no worker waits for its driver
 PART_SECONDS = 600.0  # in which the driver sends a part of a block that it was asked for
