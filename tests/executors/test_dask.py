@@ -190,29 +190,6 @@ def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
         np.testing.assert_array_equal(result, factor * big)
 
 
-def test_an_f_that_raises_and_one_that_sleeps_cost_their_results_only(pool: Pool, tmp_path: Path) -> None:
-    x, gate, driver, corners = X, tmp_path / "open", os.getpid(), (float(A[0, 0]), float(A[8, 0]))
-
-    def f(block: Any) -> Any:
-        if block[0, 0] == corners[0]:
-            raise KeyError("here")
-        while block[0, 0] == corners[1] and os.getpid() != driver and not gate.exists():
-            time.sleep(0.01)
-        return block @ x
-
-    try:
-        check(pool, f, retries=0, verify=False)
-        check(pool)
-    finally:
-        gate.touch()
-
-    def g(block: Any) -> Any:
-        raise KeyError("here")
-
-    with pytest.raises(KeyError):
-        check(pool, g)
-
-
 def test_a_worker_of_dask_that_is_killed_is_replaced() -> None:
     with (
         distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
