@@ -28,7 +28,7 @@ from polarmap.clouds.extras import install_command
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.owned_folder import MEMORY
 from polarmap.executors.pool import BLOCK_BYTES
-from polarmap.worker.threads import available_cores
+from polarmap.worker.process_state import available_cores
 
 PYTHONS = ((3, 11), (3, 14))
 RELATIONS = {"==": operator.eq, ">=": operator.ge, "<": operator.lt}

@@ -27,7 +27,7 @@ from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.remote_workers import RemoteWorkers, Site
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
-from polarmap.worker.threads import available_cores
+from polarmap.worker.process_state import available_cores
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from polarmap.worker.process_identity import process_status
-from polarmap.worker.threads import available_cores
+from polarmap.worker.process_state import available_cores
 
 FIRST_LOOK_SECONDS = 0.005  # without news, before it is seen whether tasks leave the cores idle
 UNHEARD_SECONDS = 0.05  # that a reply may wait for its driver where many maps share a process

@@ -17,8 +17,8 @@ from polarmap.executors.fork_server_process import (
 )
 from polarmap.executors.links import SocketLink
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, WorkerTable, abandoned_for
-from polarmap.worker.process_state import Surroundings, working_folder
-from polarmap.worker.threads import available_cores, limiting_variables
+from polarmap.worker.process_state import Surroundings, available_cores, working_folder
+from polarmap.worker.threads import limiting_variables
 
 FUNCTION_BYTES = 1 << 18  # a larger function is a file: what a free worker is told fits its socket
 MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to their end

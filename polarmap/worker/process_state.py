@@ -1,4 +1,4 @@
-"""What f finds in its process as in the driver, and what it may change for longer than its map.
+"""What f finds in its process, as in the driver, and what it may change there for longer than its map.
 
 Runs on workers: imports numpy at most.
 """
@@ -108,6 +108,14 @@ class SentModules(MetaPathFinder, InspectLoader):
     def is_package(self, fullname: str) -> bool:
         """Whether others lie below it."""
         return self._sources[fullname][1]
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no such limit
+        return os.cpu_count() or 1
 
 
 def _umask() -> int:

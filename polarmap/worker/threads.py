@@ -1,4 +1,4 @@
-"""Threads of a process: how many cores they have, what libraries may use, and those for calls without an end.
+"""Threads of a process: those that libraries may use, and those for calls that may never end.
 
 Runs on workers: imports the standard library, and threadpoolctl where it is installed.
 """
@@ -24,14 +24,6 @@ THREAD_LIMITS = (
 Call = Callable[[], None]
 
 _idle: list[SimpleQueue[Call]] = []  # of each thread that has no call: where it waits for one
-
-
-def available_cores() -> int:
-    """Cores this process may run on."""
-    try:
-        return len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS and Windows have no such limit
-        return os.cpu_count() or 1
 
 
 def limiting_variables(threads: int) -> dict[str, str]:

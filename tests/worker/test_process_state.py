@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from polarmap.worker.process_state import ProcessState, SentModules, is_for_want
+from polarmap.worker.process_state import ProcessState, SentModules, available_cores, is_for_want
 
 
 def in_a_child(call: Callable[[], bool]) -> bool:
@@ -39,6 +39,16 @@ def test_what_can_be_is_set_back() -> None:
         return is_same and np.geterr()["over"] == "warn" and os.umask(0) != 0o123
 
     assert in_a_child(call)
+
+
+def test_there_are_as_many_cores_as_the_machine_has_at_most(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert 1 <= available_cores() <= (os.cpu_count() or 1)
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    assert available_cores() == (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert available_cores() == 1
 
 
 def test_want_is_told_from_other_errors() -> None:

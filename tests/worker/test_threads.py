@@ -1,4 +1,4 @@
-"""Threads: as many as there are cores, limits of BLAS that leave no trace, calls that may never end."""
+"""Threads: limits of BLAS that leave no trace, and calls that may never end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import threadpoolctl
 from pool_processes import until
 
 from polarmap.worker import threads
-from polarmap.worker.threads import ThreadLimits, available_cores, run_on_daemon
+from polarmap.worker.threads import ThreadLimits, run_on_daemon
 
 PATIENCE = 50.0
 
@@ -184,11 +184,3 @@ def test_a_forked_process_has_threads_of_its_own() -> None:
         run_on_daemon(inside.set)
         os._exit(0 if inside.wait(PATIENCE) else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-
-
-def test_no_more_than_the_machine_has_and_at_least_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert 1 <= available_cores() <= (os.cpu_count() or 1)
-    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
-    assert available_cores() == (os.cpu_count() or 1)
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert available_cores() == 1
