@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.worker.messages import describe, plain
-from polarmap.worker.pytree import naming
+from polarmap.worker.pytree import Packed, naming
 
 Array = npt.NDArray[Any]
 
@@ -30,8 +30,8 @@ def any_call(
     is_pickled: bool = False,
     is_group: bool = False,
     keeps_exceptions: bool = False,
-) -> Callable[[Any], Array]:
-    """f as workers call it, with what a block stands for; its result as `to_block` has it.
+) -> Callable[[Any], Packed]:
+    """f as workers call it, with what a block stands for; its result as `packed_block` has it.
 
     A closure, so that f's own modules travel with it.
 
@@ -43,7 +43,7 @@ def any_call(
         each is told as (True, its result) or (False, its error as plain data).
 
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)
-    >>> from_block(call(to_block({"a": {1, 2}})))
+    >>> from_block(np.frombuffer(call(to_block({"a": {1, 2}})).data, np.uint8))
     {1, 2}
     """
     named = dict(kwargs or {})
@@ -59,28 +59,28 @@ def any_call(
         except Exception as error:
             return False, plain(describe(error))
 
-    def call(block: Any) -> Array:
+    def call(block: Any) -> Packed:
         value = from_block(block) if is_pickled else block
         result = [told(one) for one in value] if is_group else call_one(value)
         try:
-            return to_block(result)
+            return packed_block(result)
         except Exception as error:
             raise TypeError(f"f returned {naming(result)} that cannot be pickled: {error}") from error
 
     return call
 
 
-def run_call(block: Array) -> Array:
-    """What the call of a block returns, as `to_block` has it.
+def run_call(block: Array) -> Packed:
+    """What the call of a block returns, as `packed_block` has it.
 
     f may be one that was pickled before: a block as bytes, or the path of its file.
 
-    >>> from_block(run_call(to_block((divmod, (7, 2), {}))))
+    >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
     (3, 1)
     """
     f, args, kwargs = from_block(block)
     f = loaded(f) if isinstance(f, (bytes, str)) else f
-    return to_block(f(*args, **kwargs))
+    return packed_block(f(*args, **kwargs))
 
 
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
@@ -98,9 +98,15 @@ def to_block(value: Any) -> Array:
     It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
     the pickle, and the buffers that travel beside it. All of these are filled up, so that each is aligned.
     """
+    return np.frombuffer(packed_block(value).data, np.uint8)
+
+
+def packed_block(value: Any) -> Packed:
+    """The same as it is sent: the arrays of a result are copied once."""
     buffers: list[memoryview] = []
     data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
-    return np.frombuffer(bytearray().join(block_of_runs([data, *buffers])), np.uint8)
+    block = bytearray().join(block_of_runs([data, *buffers]))
+    return Packed(("array",), (("|u1", (len(block),)),), block)
 
 
 def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:

@@ -187,11 +187,14 @@ def _as_it_was(kind: str, leaf: Array) -> Any:
 
 
 def pack(tree: Any) -> Packed:
-    """A tree as raw bytes.
+    """A tree as raw bytes; one that is packed already stays as it is.
 
     >>> pack((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
+    # Where f was pickled with what runs on workers, its class Packed is another one than that of this module.
+    if (type(tree).__module__, type(tree).__name__) == (Packed.__module__, Packed.__name__):
+        return Packed(*tree)
     leaves, structure = flatten(tree)
     return pack_leaves(leaves, structure)
 

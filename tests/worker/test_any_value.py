@@ -29,7 +29,7 @@ from polarmap.worker.any_value import (
     run_call,
     to_block,
 )
-from polarmap.worker.pytree import pack, unpacked
+from polarmap.worker.pytree import Packed, pack, unpacked
 
 
 class Point(NamedTuple):
@@ -45,10 +45,15 @@ class Celsius(float):
     pass
 
 
+def received(packed: Packed) -> Any:
+    """The value of a result."""
+    return from_block(unpacked(packed.layout, packed.data)[0])
+
+
 def travelled(value: Any) -> Any:
     """As a worker's result comes home, beside a block that went there."""
     packed = pack(any_call(lambda same: same, is_pickled=True)(frozen(to_block(value))))
-    return from_block(unpacked(packed.layout, packed.data)[0])
+    return received(packed)
 
 
 def frozen(block: np.ndarray) -> np.ndarray:
@@ -255,19 +260,19 @@ def test_the_arguments_of_a_call() -> None:
     def told(*args: Any, **kwargs: Any) -> Any:
         return args, kwargs
 
-    assert from_block(any_call(told)([1, 2])) == (([1, 2],), {})
-    assert from_block(any_call(told, True)((1, 2))) == ((1, 2), {})
+    assert received(any_call(told)([1, 2])) == (([1, 2],), {})
+    assert received(any_call(told, True)((1, 2))) == ((1, 2), {})
     call = any_call(told, True, (Path("a"), 3), {"b": None}, is_pickled=True)
-    assert from_block(call(to_block(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
-    assert from_block(run_call(to_block((told, ({1},), {"b": None})))) == (({1},), {"b": None})
-    assert from_block(run_call(to_block((call_each, (told, [(7, 2), ()]), {})))) == [((7, 2), {}), ((), {})]
+    assert received(call(to_block(("x", {1})))) == (("x", {1}, Path("a"), 3), {"b": None})
+    assert received(run_call(to_block((told, ({1},), {"b": None})))) == (({1},), {"b": None})
+    assert received(run_call(to_block((call_each, (told, [(7, 2), ()]), {})))) == [((7, 2), {}), ((), {})]
 
 
 WORKER = """
 import pickle, sys
 sys.modules["polarmap"] = None  # cannot be imported
 calls = pickle.load(sys.stdin.buffer)
-sys.stdout.buffer.write(pickle.dumps([call(block) for call, block in calls]))
+sys.stdout.buffer.write(pickle.dumps([tuple(call(block)) for call, block in calls]))
 """
 
 
@@ -284,7 +289,7 @@ def test_a_worker_needs_numpy_and_cloudpickle_only() -> None:
         sent = cloudpickle.dumps([(any_call(f, args=(2,), is_pickled=True), block), (run_call, call)])
     run = subprocess.run([sys.executable, "-c", WORKER], input=sent, capture_output=True, timeout=60)
     assert run.returncode == 0, run.stderr.decode()
-    one, [same] = map(from_block, pickle.loads(run.stdout))
+    one, [same] = [received(Packed(*packed)) for packed in pickle.loads(run.stdout)]
     for found in (one, same):
         assert_same(found, Inside((Path("a"), np.arange(0, 6, 2), None)))
 
