@@ -18,7 +18,7 @@ from polarmap.arrays.rebuilding import rebuilder, weights_of
 from polarmap.arrays.stripe_encoder import encoder, multiplier
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import AROUND_SECONDS, STORAGE, cost
-from polarmap.worker.thread_limits import limits
+from polarmap.worker.threads import limits
 
 DATA, COLUMNS, ITEMSIZE = 1.2e12, 196_608, 4  # bytes; float32
 WORKERS = 10_000

@@ -47,14 +47,13 @@ STAND_ALONE = [
     "polarmap.errors",
     *[
         f"polarmap.worker.{name}"
-        for name in ("cores", "finite_differences", "parts", "process_identity", "retry")
+        for name in ("finite_differences", "parts", "process_identity", "retry", "threads")
     ],
 ]
 # Rooms and modules in which nothing but the standard library is imported besides the package.
 WITHOUT_NUMPY = [
     *["polarmap.__main__", "polarmap.clouds.limits", "polarmap.clouds.prices", "polarmap.errors"],
-    *["polarmap.storage", "polarmap.worker.process_identity"],
-    *["polarmap.worker.cores", "polarmap.worker.parts"],
+    *["polarmap.storage", "polarmap.worker.parts", "polarmap.worker.process_identity"],
 ]
 CLI = [
     "polarmap.cli",
@@ -82,7 +81,8 @@ ONLY_FROM = {
         *("polarmap.executors.pickling", "polarmap.worker.any_value", "polarmap.worker.messages"),
     ],
     "cryptography": ["polarmap.worker.encryption"],
-    "distributed": ["polarmap.executors.dask_site"],
+    "distributed": ["polarmap.executors.dask"],
+    "threadpoolctl": ["polarmap.worker.threads"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
     "opentelemetry": ["polarmap.run.spans"],

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import is_table, naming, numpy_dtype
+from polarmap.worker.pytree import naming
 
 Array = npt.NDArray[Any]
 
@@ -61,8 +61,26 @@ def read_data(data: Any, name: str = "data") -> Any:
 
 
 def read_leaf(value: Any) -> Any:
-    """`as_array_like` of what stands in a block."""
-    return as_array_like(value, "a block")
+    """What stands in a block: an array of anything that numpy can read like one (Zarr, HDF5, dask)."""
+    value = as_array_like(value, "a block")
+    is_array = hasattr(value, "shape") and hasattr(value, "__getitem__") and numpy_dtype(value) is not None
+    if isinstance(value, (np.ndarray, np.generic)) or not is_array or hasattr(value, "toarray"):
+        return value
+    return np.asarray(value)
+
+
+def is_table(value: Any) -> bool:
+    """Whether it has labels, as a DataFrame or Series, that f would not see."""
+    return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
+
+
+def numpy_dtype(value: Any) -> np.dtype[Any] | None:
+    """The dtype of what looks like an array; None if numpy does not know it."""
+    try:
+        dtype: np.dtype[Any] = np.dtype(value.dtype)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return dtype
 
 
 def is_sparse(data: Any) -> bool:

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.array_like import read_data, read_leaf
+from polarmap.blocks.array_like import numpy_dtype, read_data, read_leaf
 from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, numpy_dtype, unflatten
+from polarmap.worker.pytree import Layout, Structure, flatten, layout_of, unflatten
 
 Array = npt.NDArray[Any]
 
@@ -118,7 +118,7 @@ def _from_sequence(data: Sequence[Any], blocks: int | None) -> Blocks:
     if blocks is not None and blocks != len(data):
         raise CodeError(f"blocks={blocks}, but the sequence has {len(data)} blocks; leave blocks out")
     try:
-        flat = [flatten(block, data=True, read=read_leaf) for block in data]
+        flat = [flatten(block, read_leaf) for block in data]
     except TypeError as error:
         raise CodeError(f"a block cannot be coded: {error}") from error
     structure = flat[0][1]

@@ -14,8 +14,8 @@ from polarmap.code.dtypes import check_dtype, is_exact, real_dtype, working_dtyp
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import CodeError
+from polarmap.worker.block_functions import on_sparse_rows
 from polarmap.worker.pytree import Layout, layout_of
-from polarmap.worker.sparse import on_sparse_rows
 
 Array = npt.NDArray[Any]
 

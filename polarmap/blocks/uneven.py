@@ -13,7 +13,7 @@ from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read
 from polarmap.blocks.base import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
-from polarmap.worker.any_value import is_raw, to_block
+from polarmap.worker.any_value import to_block
 from polarmap.worker.pytree import Structure, flatten, naming
 
 Array = npt.NDArray[Any]
@@ -33,7 +33,7 @@ def cut_parts(data: Any, count: int | None) -> tuple[list[list[Array]], Structur
     if isinstance(data, (str, bytes, dict)) or not isinstance(data, Sequence) or not len(data):
         raise CodeError(f"data must be an array or a sequence of at least one part, not {data!r:.60}")
     try:
-        flat = [flatten(part, data=True, read=read_leaf) for part in data]
+        flat = [flatten(part, read_leaf) for part in data]
     except TypeError as error:
         raise CodeError(f"a part cannot be sent: {error}") from error
     structure = flat[0][1]
@@ -99,17 +99,14 @@ def neighbours(items: Sequence[Any], count: int) -> list[list[Any]]:
     return [list(items[low:high]) for low, high in _ranges(len(items), count)]
 
 
-def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array]], Structure, bool]:
-    """The flat parts of any values, their structure, and whether each is one array made by `to_block`.
+def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array]], bool]:
+    """The array that stands for each of these values, and whether `to_block` made it.
 
-    Those of one structure that are trees of arrays stay what they are, others are pickled.
+    Arrays stand for themselves, where all are, as those that an array was cut into: nothing is copied.
     """
     items = [np.asarray(item) if type(item) is np.memmap else item for item in items]
-    if all(map(is_raw, items)):
-        flat = [flatten(item) for item in items]
-        structure = flat[0][1]
-        if all(other == structure for _, other in flat):
-            return [leaves for leaves, _ in flat], structure, False
+    if all(type(item) is np.ndarray and not item.dtype.hasobject for item in items):
+        return [[item] for item in items], False
     parts = []
     for index, item in enumerate(items):
         try:
@@ -119,7 +116,7 @@ def any_parts(items: Sequence[Any], name: str = "item") -> tuple[list[list[Array
                 f"{name} {index} of data, {naming(item)}, cannot be sent: {type(error).__name__}: {error}; "
                 "use what can be pickled, such as a path in place of an open file"
             ) from error
-    return parts, ("array",), True
+    return parts, True
 
 
 def _cut_array(data: Any, count: int | None) -> list[Any]:

@@ -84,7 +84,7 @@ def undeploy(config_file: str, backend: str) -> str:
 
 def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     """Versions that a runtime is made of; ExecutorError for what this client cannot deploy there."""
-    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle")}
+    installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     check_python(settings.backend_of(config), sys.version_info[:2], installed["numpy"])
     return installed
 

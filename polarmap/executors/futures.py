@@ -35,13 +35,13 @@ from polarmap.executors.dask import DaskCalls
 from polarmap.executors.encryption_keys import check_stays_here
 from polarmap.executors.owned_folder import disk_folder, remove
 from polarmap.executors.pickling import pickled
+from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.worker.block_cache import OnReadOnlyBlocks
-from polarmap.worker.cores import available_cores
 from polarmap.worker.io_pools import FolderLink, ThreadLink, run_in_pool
 from polarmap.worker.messages import StoredBlock
 from polarmap.worker.parts import DamagedError
+from polarmap.worker.process_state import available_cores
 
-GOODBYE_SECONDS = 1.0  # given to running tasks to leave, and to lift what limits this process's libraries
 BROKEN = (
     "a process died, or its initializer raised, which takes all tasks of a ProcessPoolExecutor with it; "
     "leave executor= out: the default survives that"
@@ -89,6 +89,8 @@ class FuturesRun:
             self._payload = replace(payload, encryption=None)  # of what would travel
         elif not isinstance(pool, ProcessPoolExecutor):
             check_stays_here(payload.encryption, name)
+        source = payload.blocks.source
+        self._is_stored = source is not None and source.kind == "folder"  # where workers read blocks
         self._f = self._function()
         self._threads = threads_each(pool)
         self._folder = None if self._shares_memory else FolderLink.to(str(disk_folder()))
@@ -110,12 +112,12 @@ class FuturesRun:
         self._told.put(None)
 
     def close(self) -> None:
-        """Cancel what is queued, leave what runs."""
+        """Cancel what is queued, leave what runs, which lifts what limits this process's libraries."""
         for link in self._links.values():
             link.cancel()
         if self._folder is not None:
             remove(Path(self._folder.folder))
-        wait_for([future for future in self._pending.values() if not future.cancel()], GOODBYE_SECONDS)
+        wait_for([future for future in self._pending.values() if not future.cancel()], GRACE_SECONDS)
         self._pending.clear()
 
     def _future(self, task: int, attempt: int) -> Future[Any]:
@@ -164,21 +166,20 @@ class FuturesRun:
         return [one for one in told if one is not None]
 
     def _function(self) -> Function | bytes:
-        """f as the pool gets it."""
-        if not self._shares_memory:
-            return pickled(self._payload.f, self._name)
-        source = self._payload.blocks.source
-        is_kept = source is not None and source.kind == "folder"
-        return OnReadOnlyBlocks(self._payload.f) if is_kept else self._payload.f
+        """f as the pool gets it; on a thread it sees that it must not write into the caller's data."""
+        if self._shares_memory and not self._is_stored:
+            return self._payload.f
+        f = OnReadOnlyBlocks(self._payload.f)
+        return f if self._shares_memory else pickled(f, self._name)
 
     def _block(self, task: int) -> tuple[Any, StoredBlock | None]:
         """The block, or what makes it on a thread, or a stored one for the worker to read."""
         coded = self._payload.blocks
-        if coded.source is not None and coded.source.kind == "folder":
+        if self._is_stored:
             return None, stored_block(coded, task)._replace(structure=coded.structure)
         if coded.source is not None and self._shares_memory:
             return partial(block_of, coded, task), None
-        return block_of(coded, task, read_only), None  # f on a thread must not write into the caller's data
+        return block_of(coded, task, read_only), None
 
     def _outcome(self, ended: Ended) -> Outcome:
         """What is told of a future that is done."""

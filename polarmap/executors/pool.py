@@ -277,7 +277,7 @@ def _place(choice: Any) -> tuple[str, Worker | None, Callable[[], Site] | None]:
         executor = LithopsExecutor(choice)
         return f"kept workers on {executor.name}", executor.worker, partial(LithopsSite, choice)
     if is_of_dask(choice):
-        from polarmap.executors.dask_site import DaskSite
+        from polarmap.executors.dask import DaskSite
 
         return f"kept workers on {type(choice).__name__}", None, partial(DaskSite, choice)
     hint = (

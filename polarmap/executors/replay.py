@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,10 +16,11 @@ from polarmap.clouds.prices import Stay
 from polarmap.code.checks import is_number
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError
-from polarmap.executors.base import Attempt, Began, Event, Function, Outcome, Payload, block_of, lost
+from polarmap.executors.base import Attempt, Began, Event, Outcome, Payload, block_of, lost
 from polarmap.worker.faults import Fault
-from polarmap.worker.messages import Reply, Ticket
-from polarmap.worker.program import TaskIO, run_task
+from polarmap.worker.io_pools import PoolIO, ThreadLink
+from polarmap.worker.messages import Ticket
+from polarmap.worker.program import run_task
 
 GIVEN_UP_SECONDS = 3600.0  # after which a task that never reports is lost, as where platforms end it
 
@@ -111,33 +113,14 @@ class ReplayRun:
         ticket = self._ticket(task, attempt)
         if ticket.fault is not None and ticket.fault.kind == "sleep":
             ticket = ticket._replace(fault=None)
-        message = run_task(ticket, ReplayIO(self._payload))
+        block = partial(block_of, self._payload.blocks, task, np.copy)  # f may change it
+        message = run_task(ticket, PoolIO(self._payload.f, block, ThreadLink()))
         assert message is not None
         outcome = self._payload.outcome(task, attempt, message.header, message.data)
         return outcome._replace(seconds=seconds)
 
     def _ticket(self, task: int, attempt: int) -> Ticket:
         return Ticket.parse(self._payload.order(task, attempt))
-
-
-class ReplayIO(TaskIO):
-    """What connects a task with the run that calls it."""
-
-    def __init__(self, payload: Payload) -> None:
-        super().__init__()
-        self._payload = payload
-
-    def load(self, ticket: Ticket) -> tuple[Function, Any]:
-        """f and a block that it may change."""
-        return self._payload.f, block_of(self._payload.blocks, ticket.task, np.copy)
-
-    def is_cancelled(self) -> bool:
-        """The run waits for it."""
-        return False
-
-    def header(self, reply: Reply) -> Any:
-        """The reply itself, which need not travel."""
-        return reply
 
 
 def _is_arrival(task: object, seconds: object) -> bool:

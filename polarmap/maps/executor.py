@@ -25,7 +25,7 @@ from polarmap.executors.worker_processes import FUNCTION_BYTES
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits, function_of
 from polarmap.worker.any_value import Array, call_each, to_block
-from polarmap.worker.cores import available_cores
+from polarmap.worker.process_state import available_cores
 
 T = TypeVar("T")
 

@@ -26,9 +26,9 @@ from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.summary import UNCODED, blank_report
-from polarmap.worker.any_value import any_call, from_result
+from polarmap.worker.any_value import any_call, from_block
 from polarmap.worker.messages import Error
-from polarmap.worker.pytree import naming, unflatten
+from polarmap.worker.pytree import naming
 
 T = TypeVar("T")
 
@@ -85,10 +85,9 @@ def hedged_map(
     Returns
     -------
     CodedResult
-        What f returned for each, None too: arrays, numbers and strings, and up to a hundred of them in
-        tuples, lists and dicts, as raw bytes; all else was pickled on the worker, and is unpickled here.
-        Its report has the shape of a coded map's: nothing is ever recovered by decoding, and
-        `attempts` of a task counts its backups.
+        What f returned for each, None too: it was pickled on the worker, large arrays as raw bytes beside,
+        and is unpickled here. Its report has the shape of a coded map's: nothing is ever recovered by
+        decoding, and `attempts` of a task counts its backups.
 
     Raises
     ------
@@ -125,9 +124,9 @@ def hedged_map(
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
-    parts, structure, is_pickled = any_parts(groups, "block" if is_group else "item")
+    parts, is_pickled = any_parts(groups, "block" if is_group else "item")
     keeps = bool(return_exceptions)
-    call, coded = any_call(f, star, args, kwargs, is_pickled, is_group, keeps), PartBlocks(parts, structure)
+    call, coded = any_call(f, star, args, kwargs, is_pickled, is_group, keeps), PartBlocks(parts, ("array",))
 
     def who(task: int) -> str:
         return _items(spans[task], len(items))
@@ -163,9 +162,9 @@ def hedged_map(
 
 def _value(outcome: Outcome, keeps: bool) -> Any:
     """What f returned; NotDecodableError, raised unless it is kept, for what cannot be unpickled here."""
-    assert outcome.structure is not None and outcome.leaves is not None
+    assert outcome.leaves is not None
     try:
-        return from_result(unflatten(outcome.structure, outcome.leaves))
+        return from_block(outcome.leaves[0])
     except Exception as error:
         failure = NotDecodableError(
             f"the result of task {outcome.task} cannot be unpickled here: {type(error).__name__}: {error}"

@@ -17,7 +17,7 @@ from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
 from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.worker.combinations import combination
+from polarmap.worker.block_functions import combination
 from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]

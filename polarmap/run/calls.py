@@ -16,9 +16,9 @@ from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.loop import Need
 from polarmap.run.policies import Backups
 from polarmap.run.tasks import TaskTable
-from polarmap.worker.any_value import Array, from_result
+from polarmap.worker.any_value import Array, from_block
 from polarmap.worker.parts import MESSAGE
-from polarmap.worker.pytree import Layout, Structure, unflatten
+from polarmap.worker.pytree import Layout, Structure
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
@@ -67,7 +67,8 @@ class Call(NamedTuple):
     def return_(self, outcome: Outcome) -> None:
         """Its result is there."""
         try:
-            value = from_result(unflatten(outcome.structure or ("array",), outcome.leaves or []))
+            assert outcome.leaves is not None
+            value = from_block(outcome.leaves[0])
         except BaseException as error:
             self.fail(error)
             return

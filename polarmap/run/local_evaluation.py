@@ -10,9 +10,9 @@ from typing import Any
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.worker.daemon_threads import run_on_daemon
 from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten, unflatten
+from polarmap.worker.threads import run_on_daemon
 
 Array = npt.NDArray[Any]
 

@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
-from polarmap.worker.daemon_threads import run_on_daemon
+from polarmap.worker.threads import run_on_daemon
 
 MOST_THREADS = 32  # maps that are under way at a time; later ones wait for their turn
 

@@ -1,4 +1,4 @@
-"""How calls and values travel that are no trees of arrays: pickled, the arrays inside as raw bytes beside.
+"""How calls travel, and any values: pickled, with the large arrays inside as raw bytes beside.
 
 Runs on workers too: imports numpy and cloudpickle at most.
 """
@@ -14,12 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.worker.messages import describe, plain
-from polarmap.worker.pytree import naming
+from polarmap.worker.pytree import Packed, naming
 
 Array = npt.NDArray[Any]
 
-RAW_LEAVES = 100  # of a tree that travels raw: pickle is faster with more
-RAW_KINDS = "biufcmMSU"  # of dtypes
 BESIDE_BYTES = 4096  # from which on a buffer travels beside the pickle
 ALIGNMENT = 64  # bytes, of such buffers
 
@@ -32,8 +30,8 @@ def any_call(
     is_pickled: bool = False,
     is_group: bool = False,
     keeps_exceptions: bool = False,
-) -> Callable[[Any], Any]:
-    """f as workers call it, with what a block stands for; its result as `to_result` has it.
+) -> Callable[[Any], Packed]:
+    """f as workers call it, with what a block stands for; its result as `packed_block` has it.
 
     A closure, so that f's own modules travel with it.
 
@@ -45,7 +43,7 @@ def any_call(
         each is told as (True, its result) or (False, its error as plain data).
 
     >>> call = any_call(dict.get, args=("a",), is_pickled=True)
-    >>> from_result(call(to_block({"a": {1, 2}})))
+    >>> from_block(np.frombuffer(call(to_block({"a": {1, 2}})).data, np.uint8))
     {1, 2}
     """
     named = dict(kwargs or {})
@@ -61,28 +59,28 @@ def any_call(
         except Exception as error:
             return False, plain(describe(error))
 
-    def call(block: Any) -> Any:
+    def call(block: Any) -> Packed:
         value = from_block(block) if is_pickled else block
         result = [told(one) for one in value] if is_group else call_one(value)
         try:
-            return to_result(result)
+            return packed_block(result)
         except Exception as error:
             raise TypeError(f"f returned {naming(result)} that cannot be pickled: {error}") from error
 
     return call
 
 
-def run_call(block: Array) -> Any:
-    """What the call of a block returns, as `to_result` has it.
+def run_call(block: Array) -> Packed:
+    """What the call of a block returns, as `packed_block` has it.
 
     f may be one that was pickled before: a block as bytes, or the path of its file.
 
-    >>> run_call(to_block((divmod, (7, 2), {})))
-    ((3, 1),)
+    >>> from_block(np.frombuffer(run_call(to_block((divmod, (7, 2), {}))).data, np.uint8))
+    (3, 1)
     """
     f, args, kwargs = from_block(block)
     f = loaded(f) if isinstance(f, (bytes, str)) else f
-    return to_result(f(*args, **kwargs))
+    return packed_block(f(*args, **kwargs))
 
 
 def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> list[Any]:
@@ -94,72 +92,21 @@ def call_each(f: Callable[..., Any], arguments: Iterable[tuple[Any, ...]]) -> li
     return [f(*each) for each in arguments]
 
 
-def to_result(value: Any) -> Any:
-    """A tree of arrays for any value: itself in a tuple where it travels as it is, else pickled in a list.
-
-    >>> to_result({"a": 1.5}), type(to_result(None))
-    (({'a': 1.5},), <class 'list'>)
-    """
-    return (value,) if is_raw(value) else [to_block(value)]
-
-
-def from_result(tree: Any) -> Any:
-    """The value of which `to_result` made this."""
-    return tree[0] if isinstance(tree, tuple) else from_block(tree[0])
-
-
-def is_raw(value: Any) -> bool:
-    """Whether a tree of arrays, numbers and strings is exactly itself once it has travelled as raw bytes.
-
-    Not if it holds a container or an array twice: it would come back as two.
-
-    >>> is_raw([1.5, {"a": np.zeros(3)}]), is_raw([1.5, None]), is_raw(2**70), is_raw({(1, 2): 3})
-    (True, False, False, False)
-    >>> a = [1]
-    >>> is_raw((a, [1])), is_raw((a, a))
-    (True, False)
-    """
-    unseen, count, held = [value], 0, set[int]()
-    while unseen:
-        one = unseen.pop()
-        kind, count = type(one), count + 1
-        if kind in (dict, list, tuple, np.ndarray, np.matrix):
-            if id(one) in held:
-                return False
-            held.add(id(one))
-        if kind in (dict, list, tuple):
-            if len(one) > RAW_LEAVES or (kind is dict and any(type(key) not in (str, int) for key in one)):
-                return False
-            unseen.extend(one.values() if kind is dict else one)
-        elif not _is_raw_leaf(one):
-            return False
-        if count > RAW_LEAVES:
-            return False
-    return True
-
-
-def _is_raw_leaf(leaf: Any) -> bool:
-    kind = type(leaf)
-    if kind is int:
-        return bool(-(2**63) <= leaf < 2**64)
-    if kind in (bool, float, complex, str, bytes):
-        return True
-    if kind in (np.ndarray, np.matrix):
-        dtype: np.dtype[Any] = leaf.dtype
-        return not dtype.hasobject and (dtype.kind in RAW_KINDS or dtype.type is np.void)
-    is_number = issubclass(kind, (np.number, np.bool_, np.datetime64))  # timedelta64 is a number
-    return is_number and kind.__module__ == "numpy"
-
-
 def to_block(value: Any) -> Array:
     """Any value that can be pickled as an array of bytes.
 
     It holds the number of runs of bytes and the length of each, as integers of 8 bytes, then the runs:
     the pickle, and the buffers that travel beside it. All of these are filled up, so that each is aligned.
     """
+    return np.frombuffer(packed_block(value).data, np.uint8)
+
+
+def packed_block(value: Any) -> Packed:
+    """The same as it is sent: the arrays of a result are copied once."""
     buffers: list[memoryview] = []
     data = _dumps()(value, protocol=5, buffer_callback=taking_large(buffers))
-    return np.frombuffer(bytearray().join(block_of_runs([data, *buffers])), np.uint8)
+    block = bytearray().join(block_of_runs([data, *buffers]))
+    return Packed(("array",), (("|u1", (len(block),)),), block)
 
 
 def taking_large(buffers: list[memoryview]) -> Callable[[pickle.PickleBuffer], bool]:

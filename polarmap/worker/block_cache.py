@@ -147,7 +147,7 @@ class OnReadOnlyBlocks:
                 if "read-only" not in str(error):
                     raise
             self._writes = True
-        leaves, structure = flatten(block, data=True)
+        leaves, structure = flatten(block)
         return self._f(unflatten(structure, [leaf.copy() for leaf in leaves]))
 
 

@@ -13,13 +13,12 @@ from functools import cache, partial
 from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
-from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache, OnReadOnlyBlocks
-from polarmap.worker.daemon_threads import run_on_daemon
+from polarmap.worker.block_cache import LOOK_SECONDS, BlockCache
 from polarmap.worker.liveness import has_lost_parent
 from polarmap.worker.messages import Reply, Ticket
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.stream import Message
-from polarmap.worker.thread_limits import limits
+from polarmap.worker.threads import limits, run_on_daemon
 
 POLL_SECONDS = 0.02  # between looks whether the folder that driver and processes share is there
 KEPT_SECONDS = 60.0  # for which stored blocks are kept
@@ -147,7 +146,7 @@ class PoolIO(TaskIO):
         A first attempt gets a stored block that is kept, which f must not change; a further one has a block
         of its own: what f is made of may write where numpy does not see it, and die of that.
         """
-        f = self._f if callable(self._f) else OnReadOnlyBlocks(pickle.loads(self._f))
+        f = pickle.loads(self._f) if isinstance(self._f, bytes) else self._f
         block = self._block() if isinstance(self._block, partial) else self._block
         if ticket.block is not None:
             block = pool_blocks().load(ticket.block, ticket.attempt > 0)

@@ -22,10 +22,9 @@ from polarmap.worker.liveness import exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.objects import ObjectChannel
 from polarmap.worker.parts import DamagedError, Part, Place
-from polarmap.worker.process_state import ProcessState, Surroundings, UnfitError, is_for_want
+from polarmap.worker.process_state import ProcessState, SentModules, Surroundings, UnfitError, is_for_want
 from polarmap.worker.program import TaskIO, run_task
 from polarmap.worker.pytree import Structure
-from polarmap.worker.sent_modules import SentModules
 from polarmap.worker.stream import (
     CALL,
     CANCEL,
@@ -40,7 +39,7 @@ from polarmap.worker.stream import (
     Stream,
     connected,
 )
-from polarmap.worker.thread_limits import ThreadLimits, limiting_variables, limits
+from polarmap.worker.threads import ThreadLimits, limiting_variables, limits
 
 Channel = Stream | ObjectChannel  # what connects a worker that stays with its driver
 Function = Callable[[Any], Any]

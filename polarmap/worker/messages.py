@@ -48,12 +48,6 @@ class StoredBlock(NamedTuple):
         # The bytes get no name: f may need the room that this second copy of the block takes.
         return unflatten(self.structure, unpacked(self.layout, self.data or assemble(self.parts, read)))
 
-    @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> StoredBlock:
-        """One from what `plain` made of it."""
-        source, parts, structure, layout, data = fields
-        return cls(Place(*source), tuple(Part(*part) for part in parts), structure, layout, data)
-
 
 class Ticket(NamedTuple):
     """What a worker is told of one attempt of a task, a few hundred bytes.
@@ -75,14 +69,12 @@ class Ticket(NamedTuple):
     def parse(cls, fields: tuple[Any, ...]) -> Ticket:
         """One from what `plain` made of it."""
         task, attempt, block, fault, output, encryption = fields
-        return cls(
-            task,
-            attempt,
-            block and StoredBlock.parse(block),
-            fault and Fault(*fault),
-            output and OutputSpec.parse(output),
-            encryption,
-        )
+        if block is not None:
+            source, parts, *rest = block
+            block = StoredBlock(Place(*source), tuple(Part(*part) for part in parts), *rest)
+        if output is not None:
+            output = OutputSpec(Place(*output[0]), *output[1:])
+        return cls(task, attempt, block, fault and Fault(*fault), output, encryption)
 
 
 class Error(NamedTuple):

@@ -1,5 +1,4 @@
-"""What a process is given, and what f may change of it for longer than its map: set back, or found, before
-the next one.
+"""What f finds in its process, as in the driver, and what it may change there for longer than its map.
 
 Runs on workers: imports numpy at most.
 """
@@ -10,6 +9,7 @@ import contextlib
 import errno
 import faulthandler
 import gc
+import importlib.util
 import locale
 import os
 import random
@@ -20,7 +20,9 @@ import sys
 import threading
 import warnings
 from _signal import getsignal  # type: ignore[import-not-found]  # signal.getsignal takes twenty times as long
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from importlib.abc import InspectLoader, MetaPathFinder
+from importlib.machinery import ModuleSpec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -80,6 +82,51 @@ def absolute_module_path() -> list[str]:
     return found
 
 
+class SentModules(MetaPathFinder, InspectLoader):
+    """Modules that the driver has sent as source: imported from there where nothing else has them."""
+
+    def __init__(self) -> None:
+        self._sources: dict[str, tuple[str, bool]] = {}
+
+    def add(self, sources: Mapping[str, tuple[str, bool]]) -> None:
+        """Let these be imported from now on; those whose source has changed are imported anew.
+
+        sources : by name, and whether it is a package.
+        """
+        if sources and self not in sys.meta_path:
+            sys.meta_path.append(self)
+        for name, source in sources.items():
+            if self._sources.get(name, source) != source:
+                sys.modules.pop(name, None)
+        self._sources.update(sources)
+
+    def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
+        """Of a module that was sent."""
+        if fullname not in self._sources:
+            return None
+        return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])
+
+    def get_source(self, fullname: str) -> str:
+        """Its source."""
+        return self._sources[fullname][0]
+
+    def get_code(self, fullname: str) -> Any:
+        """Its code, under a name for which tracebacks ask `get_source` for their lines."""
+        return self.source_to_code(self.get_source(fullname), f"sent/{fullname}.py")
+
+    def is_package(self, fullname: str) -> bool:
+        """Whether others lie below it."""
+        return self._sources[fullname][1]
+
+
+def available_cores() -> int:
+    """Cores this process may run on."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS and Windows have no such limit
+        return os.cpu_count() or 1
+
+
 def _umask() -> int:
     mask = os.umask(0o077)
     os.umask(mask)
@@ -109,7 +156,7 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], object]], ...] = (
 
 
 class ProcessState:
-    """That of a worker's process as it was before it ran any f.
+    """That of a worker's process as it was before it ran any f: set back, or found to have changed.
 
     Imports, caches and open files are no change: they are what a worker is kept for.
     """

@@ -63,14 +63,11 @@ def unpacked(layout: Layout, data: bytes | bytearray | memoryview, is_writable: 
     return leaves
 
 
-def flatten(
-    tree: Any, *, data: bool = False, read: Callable[[Any], Any] | None = None
-) -> tuple[list[Array], Structure]:
+def flatten(tree: Any, read: Callable[[Any], Any] | None = None) -> tuple[list[Array], Structure]:
     """The leaves of a tree, left to right, and its structure.
 
-    What would not come back as it is raises a TypeError. `data`: not a result but a block, of which
-    anything that numpy can read like an array may be a leaf. `read`: what makes an array of a leaf of a
-    block that may be none yet, as a table.
+    What would not come back as it is raises a TypeError. `read`: what makes an array of a leaf that may be
+    none yet, as a table; the tree is then not what f returned, but a block.
 
     >>> leaves, structure = flatten({"a": 1.5, "b": (np.zeros(2), np.ones(1))})
     >>> [leaf.tolist() for leaf in leaves]
@@ -80,23 +77,21 @@ def flatten(
     """
     leaves: list[Array] = []
     try:
-        return leaves, _flatten(tree, leaves, "it holds" if data else "f returned", data, read)
+        return leaves, _flatten(tree, leaves, "f returned" if read is None else "it holds", read)
     except RecursionError:
         raise TypeError("lists, tuples or dicts are nested without end, or nearly so") from None
 
 
-def _flatten(
-    tree: Any, leaves: list[Array], where: str, data: bool, read: Callable[[Any], Any] | None
-) -> Structure:
+def _flatten(tree: Any, leaves: list[Array], where: str, read: Callable[[Any], Any] | None) -> Structure:
     """The structure of a tree, whose leaves are appended; `where` begins what is said of a wrong one."""
     if isinstance(tree, (dict, tuple, list)):
         _check_container(tree, where)
         children = tree.values() if isinstance(tree, dict) else tree
         inside = f"{where} {naming(tree)} with"
         keys = tuple(tree) if isinstance(tree, dict) else ()
-        return type(tree), keys, tuple(_flatten(child, leaves, inside, data, read) for child in children)
+        return type(tree), keys, tuple(_flatten(child, leaves, inside, read) for child in children)
     tree = tree if read is None else read(tree)
-    kind = _kind(tree, where, data)
+    kind = _kind(tree, where)
     leaves.append(_as_array(tree))
     return (kind,)
 
@@ -112,7 +107,7 @@ def _check_container(tree: Any, where: str) -> None:
     raise TypeError(f"{where} {naming(tree)}: use {plain.__name__}(...) of it")
 
 
-def _kind(leaf: Any, where: str, data: bool) -> str:
+def _kind(leaf: Any, where: str) -> str:
     """What a leaf is, to be made again from an array; TypeError if it cannot be."""
     if type(leaf) is np.ndarray:
         return "array"
@@ -128,30 +123,9 @@ def _kind(leaf: Any, where: str, data: bool) -> str:
             bits = leaf.bit_length()
             raise TypeError(f"{where} an integer of {bits} bits, numpy's have 64: use float(...)")
         return "python"
-    if type(leaf) in (np.ndarray, np.memmap) or (data and _is_read_like_an_array(leaf)):
+    if type(leaf) is np.memmap:
         return "array"
     raise TypeError(f"{where} {naming(leaf)}: {_remedy(leaf)}")
-
-
-def _is_read_like_an_array(value: Any) -> bool:
-    """Whether it is an array that lies elsewhere (Zarr, HDF5, dask), of a dtype that numpy has."""
-    if isinstance(value, np.ndarray) or not (hasattr(value, "shape") and hasattr(value, "__getitem__")):
-        return False
-    return not hasattr(value, "toarray") and not is_table(value) and numpy_dtype(value) is not None
-
-
-def is_table(value: Any) -> bool:
-    """Whether it has labels, as a DataFrame or Series, that f would not see."""
-    return hasattr(value, "to_numpy") and not hasattr(value, "chunks")
-
-
-def numpy_dtype(value: Any) -> np.dtype[Any] | None:
-    """The dtype of what looks like an array; None if numpy does not know it."""
-    try:
-        dtype: np.dtype[Any] = np.dtype(value.dtype)
-    except (AttributeError, TypeError, ValueError):
-        return None
-    return dtype
 
 
 def naming(value: Any) -> str:
@@ -213,11 +187,14 @@ def _as_it_was(kind: str, leaf: Array) -> Any:
 
 
 def pack(tree: Any) -> Packed:
-    """A tree as raw bytes.
+    """A tree as raw bytes; one that is packed already stays as it is.
 
     >>> pack((1, np.arange(3, dtype="i2"))).layout
     (('<i8', ()), ('<i2', (3,)))
     """
+    # Where f was pickled with what runs on workers, its class Packed is another one than that of this module.
+    if (type(tree).__module__, type(tree).__name__) == (Packed.__module__, Packed.__name__):
+        return Packed(*tree)
     leaves, structure = flatten(tree)
     return pack_leaves(leaves, structure)
 

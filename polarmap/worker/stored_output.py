@@ -34,12 +34,6 @@ class OutputSpec(NamedTuple):
     items: int
     arrays: int = 1
 
-    @classmethod
-    def parse(cls, fields: tuple[Any, ...]) -> OutputSpec:
-        """One from plain tuples, as it travels."""
-        source, *rest = fields
-        return cls(Place(*source), *rest)
-
 
 class StoredOutput(NamedTuple):
     """A result that lies in storage.

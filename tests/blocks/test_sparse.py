@@ -22,7 +22,7 @@ from polarmap.blocks.sparse import (
     work_of_coding,
 )
 from polarmap.code.uncoded import Uncoded
-from polarmap.worker.sparse import sparse_rows
+from polarmap.worker.block_functions import sparse_rows
 
 DTYPES = ["f4", "f8", "c8", "c16", "i1", "u1", "i4", "i8", "u8"]
 

@@ -20,9 +20,10 @@ CLOUDS = ["aws_lambda", "azure_functions", "gcp_functions", "k8s"]
 
 def test_workers_get_the_versions_installed_here() -> None:
     lines = (ROOT / "backends" / "gcp_functions" / "requirements.txt").read_text().splitlines()
-    pinned = deploy.frozen(lines, {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0"})
-    assert pinned[:3] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0"]
-    assert pinned[3:] == ["google-cloud-storage", "google-cloud-pubsub"]
+    installed = {"numpy": "2.2.6", "lithops": "3.8.0", "cloudpickle": "3.1.0", "threadpoolctl": "3.8.0"}
+    pinned = deploy.frozen(lines, installed)
+    assert pinned[:4] == ["lithops==3.8.0", "numpy==2.2.6", "cloudpickle==3.1.0", "threadpoolctl==3.8.0"]
+    assert pinned[4:] == ["google-cloud-storage", "google-cloud-pubsub"]
 
 
 def test_numpy_without_a_wheel_is_refused_before_it_is_built() -> None:

@@ -1,26 +1,41 @@
-"""Calls on a Dask client: each runs, and each future ends.
-
-The workers are threads of this process.
-"""
+"""Dask: calls that all end, and workers that stay on real clusters, where some are killed."""
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import CancelledError
+from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
 import dask
+import distributed
+import numpy as np
 import pytest
+import threadpoolctl
 from dask_executors import dask_executor
-from pool_processes import until
+from pool_processes import program, runs, until
 
-from polarmap.executors.dask import DaskCalls
+import polarmap
+from polarmap import Pool
+from polarmap.errors import ExecutorError
+from polarmap.executors.dask import DaskCalls, DaskSite
+from polarmap.worker.parts import Place
 
-PATIENCE = 50.0
+A = np.random.default_rng(0).standard_normal((48, 5))
+X = np.arange(5.0)
+PATIENCE = 60.0
+OPTIONS = {"dashboard_address": ":0", "memory_limit": 0, "threads_per_worker": 4}
 BEGAN: SimpleQueue[int] = SimpleQueue()  # which calls did, in this process: numbers
 RELEASE = threading.Event()
+
+
+# --- single calls, on threads of this process --------------------------------------------------
 
 
 @pytest.fixture
@@ -98,3 +113,143 @@ def test_a_client_that_closes_while_it_takes_a_call_has_not_taken_it(
     monkeypatch.setattr(executor._client, "submit", closes)
     with pytest.raises(RuntimeError, match="its client was closed, or it was shut down"):
         DaskCalls(executor).submit(int)
+
+
+# --- workers that stay -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[Any]:
+    with (
+        distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
+        cluster.get_client() as one,
+    ):
+        yield one
+
+
+@pytest.fixture
+def pool(client: Any) -> Iterator[Pool]:
+    with Pool(client.get_executor()) as one:
+        yield one
+
+
+def check(pool: Any, f: Any = None, **options: Any) -> Any:
+    x = X
+    options = {"blocks": 6, "workers": 8, "timeout": PATIENCE, **options}
+    result = polarmap.coded_map(f or (lambda block: block @ x), A, executor=pool, **options)
+    np.testing.assert_allclose(result.concatenate(), A @ X)
+    return result
+
+
+def processes(pool: Any) -> set[int]:
+    found = polarmap.hedged_map(lambda block: float(os.getpid()), [X] * 8, executor=pool, timeout=PATIENCE)
+    return {int(one) for one in found}
+
+
+def test_maps_run_on_its_threads_and_the_cluster_does_other_work_meanwhile(client: Any, pool: Pool) -> None:
+    assert check(pool).report.executor == "kept workers on ClientExecutor (TCP)"
+    assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
+    first = processes(pool)
+    assert first <= set(client.run(os.getpid).values())
+    check(pool, schedule="on_demand")
+
+
+def test_the_cluster_goes_on_when_the_pool_is_closed(client: Any) -> None:
+    for _ in range(2):
+        with Pool(client.get_executor()) as pool:
+            check(pool)
+        assert client.submit(lambda: 5, pure=False).result(PATIENCE) == 5
+    assert until(lambda: not any(client.processing().values()))
+
+
+def test_a_task_that_hangs_limits_no_threads_of_the_cluster_when_the_pool_is_closed(tmp_path: Path) -> None:
+    x, gate, corner = X, tmp_path / "open", float(A[0, 0])
+
+    def blas_threads() -> set[int]:
+        return {one["num_threads"] for one in threadpoolctl.threadpool_info() if one["user_api"] == "blas"}
+
+    def f(block: Any) -> Any:
+        while block[0, 0] == corner and not gate.exists():
+            time.sleep(0.01)
+        return block @ x
+
+    with threadpoolctl.threadpool_limits(3), dask_executor(8) as executor:
+        with Pool(executor) as pool:
+            check(pool, f, verify=False)
+            assert blas_threads() == {1}
+        assert until(lambda: blas_threads() == {3})
+        gate.touch()
+
+
+def test_a_large_function_and_large_results_travel(pool: Pool) -> None:
+    big = np.random.default_rng(1).standard_normal(2_500_000)
+    results = polarmap.hedged_map(
+        lambda block: big * block[0], [X + 1, X + 2], executor=pool, timeout=PATIENCE
+    )
+    for factor, result in zip((1.0, 2.0), results):
+        np.testing.assert_array_equal(result, factor * big)
+
+
+def test_a_worker_of_dask_that_is_killed_is_replaced() -> None:
+    with (
+        distributed.LocalCluster(n_workers=2, processes=True, **OPTIONS) as cluster,
+        cluster.get_client() as client,
+        Pool(client.get_executor()) as pool,
+    ):
+        check(pool)
+        victim = next(iter(client.run(os.getpid).values()))
+        os.kill(victim, signal.SIGKILL)
+        check(pool)
+        assert until(lambda: not runs(victim))
+        check(pool)
+
+
+def test_a_client_that_is_closed_is_one_clear_error_and_workers_that_are_there_go_on() -> None:
+    with distributed.LocalCluster(n_workers=1, processes=False, **OPTIONS) as cluster:
+        client = cluster.get_client()
+        with Pool(client.get_executor()) as unused, Pool(client.get_executor()) as used:
+            check(used)
+            client.close()
+            with pytest.raises(ExecutorError, match="has no workers"):
+                check(unused)
+            with contextlib.suppress(ExecutorError):
+                check(used)
+
+
+def test_a_driver_that_is_killed_leaves_the_cluster_free(client: Any) -> None:
+    driver = program(
+        """
+        import distributed
+        client = distributed.Client(sys.argv[1])
+        pool = polarmap.Pool(client.get_executor())
+        polarmap.hedged_map(lambda block: block, [np.ones(3)] * 8, executor=pool)
+        print("ready", flush=True)
+        time.sleep(600)
+        """,
+        client.scheduler.address,
+    )
+    with driver:
+        assert driver.stdout is not None
+        assert driver.stdout.readline() == "ready\n"
+        driver.kill()
+        driver.wait(PATIENCE)
+
+    def workers() -> int:
+        import threading
+
+        return sum("serve_tasks" in str(thread.name) for thread in threading.enumerate())
+
+    assert until(lambda: not any(client.run(workers).values()), 10.0)
+    with Pool(client.get_executor()) as pool:
+        check(pool)
+
+
+def test_storage_that_is_no_folder_is_refused(client: Any) -> None:
+    site = DaskSite(client.get_executor())
+    site.check_source(None, "lies in")
+    site.check_source(Place("folder", "/data"), "lies in")
+    with pytest.raises(ExecutorError):
+        site.check_source(Place("bucket", "b", "aws_s3"), "lies in")
+    assert site.workers == 8
+    assert site.modules(b"") == {}
+    site.close()

@@ -15,6 +15,7 @@ import pytest
 from plain import process_pool
 
 from polarmap import ReplayExecutor, Stored, coded_map, coded_sum, encode, hedged_map
+from polarmap.blocks.array_like import read_leaf
 from polarmap.errors import CodeError
 from polarmap.worker.pytree import flatten, pack, unflatten, unpacked
 
@@ -303,7 +304,7 @@ def test_arrays_that_lie_elsewhere_may_stand_in_blocks() -> None:
         def __array__(self, *_: Any, **__: Any) -> Any:
             return np.ones(2, "f4")
 
-    leaves, structure = flatten({"a": Elsewhere()}, data=True)
+    leaves, structure = flatten({"a": Elsewhere()}, read_leaf)
     assert leaves[0].dtype == "f4"
     assert structure[2] == (("array",),)
     with ThreadPoolExecutor(2) as pool:

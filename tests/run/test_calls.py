@@ -18,8 +18,7 @@ from polarmap.executors.block_store import BlockStore
 from polarmap.run import calls as module
 from polarmap.run.calls import REMEMBERED, Call, CallBlocks, Calls, Durations, Limits, function_of
 from polarmap.run.loop import Stopwatch, schedule
-from polarmap.worker.any_value import run_call, to_block, to_result
-from polarmap.worker.pytree import flatten
+from polarmap.worker.any_value import run_call, to_block
 
 BOUNDED = Limits(4, grows=False, backups=2, retries=1)
 
@@ -207,11 +206,10 @@ def test_two_attempts_of_a_call_may_end_at_once(first: Failure | None, second: F
     served = Served(limits=Limits(4, grows=False, backups=1, retries=1))
     [call] = served.add(1)
     served.calls.take()
-    leaves, structure = flatten(to_result(7))
     tasks, ends = served.calls.tasks, []
     for attempt, failure in enumerate((first, second)):
         tasks.start([0], 0.0)
-        result = (leaves, structure) if failure is None else (None, None)
+        result = ([to_block(7)], ("array",)) if failure is None else (None, None)
         ends.append(Outcome(0, attempt, *result, failure, 1.0))
     for outcome in ends:
         tasks.note(outcome, 1.0)

@@ -44,7 +44,7 @@ from polarmap.worker.stream import (
     frame,
     worker_stream,
 )
-from polarmap.worker.thread_limits import THREAD_LIMITS
+from polarmap.worker.threads import THREAD_LIMITS
 
 KEY = bytes(range(32))
 

@@ -1,19 +1,23 @@
-"""Limits of BLAS: in force while tasks run, and gone without a trace afterwards."""
+"""Threads: limits of BLAS that leave no trace, and calls that may never end."""
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
+from queue import SimpleQueue
 
 import numpy as np  # noqa: F401  # whose BLAS this is about
 import pytest
 import sklearn.utils._openmp_helpers  # noqa: F401  # which loads OpenMP
 import threadpoolctl
+from pool_processes import until
 
-from polarmap.worker.thread_limits import ThreadLimits
+from polarmap.worker import threads
+from polarmap.worker.threads import ThreadLimits, run_on_daemon
 
 PATIENCE = 50.0
 
@@ -69,7 +73,7 @@ def test_nothing_is_raised_to_a_limit_and_what_somebody_sets_meanwhile_stays(lim
 
 def test_libraries_that_a_task_loads_are_found() -> None:
     code = (
-        "from polarmap.worker.thread_limits import limits; import numpy, threadpoolctl\n"
+        "from polarmap.worker.threads import limits; import numpy, threadpoolctl\n"
         "threadpoolctl.threadpool_limits(3)\n"
         "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
         "with limits.of_process(1):\n"
@@ -83,7 +87,7 @@ def test_libraries_that_a_task_loads_are_found() -> None:
 def test_libraries_that_come_with_a_function_are_found() -> None:
     code = (
         "import pickle, sys; from polarmap.worker.io_pools import PoolIO\n"
-        "from polarmap.worker.thread_limits import limits\n"
+        "from polarmap.worker.threads import limits\n"
         "class Ticket: block, attempt = None, 0\n"
         "f = b'cscipy.linalg\\nnorm\\n.'\n"
         "with limits.of_process(1):\n"
@@ -98,7 +102,7 @@ def test_libraries_that_come_with_a_function_are_found() -> None:
 
 def test_a_forked_process_begins_without_tasks() -> None:
     code = (
-        "import os, numpy, threadpoolctl; from polarmap.worker.thread_limits import limits\n"
+        "import os, numpy, threadpoolctl; from polarmap.worker.threads import limits\n"
         "threadpoolctl.threadpool_limits(3)\n"
         "def now(): return {one['num_threads'] for one in threadpoolctl.threadpool_info()}\n"
         "with limits.of_process(1):\n"
@@ -120,9 +124,63 @@ def test_tasks_on_threads_leave_what_they_found(limits: ThreadLimits) -> None:
                 pass
         barrier.wait(PATIENCE)
 
-    threads = [threading.Thread(target=task) for _ in range(8)]
-    for thread in threads:
+    running = [threading.Thread(target=task) for _ in range(8)]
+    for thread in running:
         thread.start()
-    for thread in threads:
+    for thread in running:
         thread.join(PATIENCE)
     assert threads_now() == {3}
+
+
+def test_any_thread_limits_what_another_one_has_set(limits: ThreadLimits) -> None:
+    """threadpoolctl has the first thread alone set OpenBLAS: the others do nothing, silently."""
+    threadpoolctl.threadpool_limits(3)  # and keeps it
+
+    def task() -> None:
+        with limits.of_process(1):
+            found.append(threads_now())
+
+    found: list[set[int]] = []
+    thread = threading.Thread(target=task)
+    thread.start()
+    thread.join(PATIENCE)
+    assert (found, threads_now()) == ([{1}], {3})
+    with threadpoolctl.threadpool_limits(2):  # still listens to this one
+        assert threads_now() == {2}
+
+
+def test_without_threadpoolctl_nothing_is_limited(
+    limits: ThreadLimits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as context:
+        context.setitem(sys.modules, "threadpoolctl", None)
+        with limits.of_process(1), limits.of_this_thread(1):
+            assert threads_now() == {3}
+
+
+def test_a_thread_is_used_again_and_ends_when_it_is_idle(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_idle", [])
+    monkeypatch.setattr(threads, "IDLE_SECONDS", 3.0)
+    before = len(threading.enumerate())
+    ran_on: SimpleQueue[threading.Thread] = SimpleQueue()
+    run_on_daemon(lambda: ran_on.put(threading.current_thread()))
+    first = ran_on.get(timeout=PATIENCE)
+    assert first.daemon
+    assert until(lambda: len(threads._idle) == 1)
+    run_on_daemon(lambda: ran_on.put(threading.current_thread()))
+    assert ran_on.get(timeout=PATIENCE) is first
+    first.join(PATIENCE)
+    assert not first.is_alive()
+    assert len(threading.enumerate()) <= before
+
+
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = threading.Event()
+    run_on_daemon(done.set)
+    assert done.wait(PATIENCE)
+    child = os.fork()
+    if not child:
+        inside = threading.Event()
+        run_on_daemon(inside.set)
+        os._exit(0 if inside.wait(PATIENCE) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
