@@ -152,7 +152,7 @@ def apply(
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
 
-    def run(observer: Any) -> Any:
+    def run(observers: Any) -> Any:
         check_function(f)
         dims = _core_dims(obj, dim)
         named = _named_outputs(obj, dims, output_dims)
@@ -175,7 +175,7 @@ def apply(
                 timeout=timeout,
                 on_timeout=on_timeout,
                 retries=retries,
-                progress=observer,
+                progress=observers,
             )
         _check_shapes(cut[0], result[0], dims)
         if verify is not False:

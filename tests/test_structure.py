@@ -86,7 +86,7 @@ ONLY_FROM = {
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
-    "opentelemetry": ["polarmap.run.spans"],
+    "opentelemetry": ["polarmap.run.map_log"],
     "tqdm": ["polarmap.run.progress"],
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.code.kernels_numba"],
@@ -167,7 +167,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audits encode_locally fetching readable_parts",
     "blocks": "code_choice coded pairs stored",
     "linalg": "coded_sides matrices",
-    "run": ("estimates failure_message first_results local_evaluation received results summary verify"),
+    "run": ("acceptance estimates failure_message first_results local_evaluation received results verify"),
     "worker": "finite_differences",
 }
 

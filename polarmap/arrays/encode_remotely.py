@@ -25,7 +25,7 @@ from polarmap.executors.base import Outcome
 from polarmap.planning.backups import BACKUPS
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
-from polarmap.run.progress import Observer
+from polarmap.run.running_map import Observers
 from polarmap.storage.base import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
@@ -44,7 +44,7 @@ def writing(
     plan: StripePlan,
     seen: NonFiniteRecord,
     executor: Any,
-    observer: Observer,
+    observers: Observers,
     encryption: Encryption | None = None,
 ) -> StripeWriter:
     """Workers read, encode and store; late ones get a backup, and the first copy counts.
@@ -62,7 +62,7 @@ def writing(
         done = {stripe: parts for stripe, parts in earlier.items() if stripe in stripes}
         if done:
             tasks = _Stripes(plan, readable, sorted(done))
-            examined = run_on_parts(executor, examiner(), tasks, observer)
+            examined = run_on_parts(executor, examiner(), tasks, observers)
             for stripe, [note] in zip(tasks.stripes, (one.leaves or [] for one in examined)):
                 found, sums = _parsed(note)
                 if sums == [part.crc32 for part in done[stripe][: plan.code.k]]:
@@ -71,7 +71,7 @@ def writing(
                     del done[stripe]
         tasks = _Stripes(plan, readable, [stripe for stripe in stripes if stripe not in done])
         if tasks.stripes:
-            done |= _encoded(store, tasks, seen, generation, executor, observer, encryption)
+            done |= _encoded(store, tasks, seen, generation, executor, observers, encryption)
         return [done[stripe] for stripe in stripes]
 
     return write
@@ -83,7 +83,7 @@ def _encoded(
     seen: NonFiniteRecord,
     generation: Generation,
     executor: Any,
-    observer: Observer,
+    observers: Observers,
     encryption: Encryption | None,
 ) -> dict[int, list[Part]]:
     """Stripe -> its parts, each noted in the generation as soon as it is stored."""
@@ -107,7 +107,7 @@ def _encoded(
     items = max(tasks.plan.widest_stripe, code.k + COUNTS)  # every row, and the note, is one part
     output = OutputSpec(place_of(store, encryption), f"{generation.prefix}stripes", items, arrays)
     encode = encoder(code, tasks.plan, not tasks.readable.is_stored)
-    run_on_parts(executor, encode, tasks, observer, encryption, output, note)
+    run_on_parts(executor, encode, tasks, observers, encryption, output, note)
     return done
 
 
@@ -115,7 +115,7 @@ def run_on_parts(
     executor: Any,
     f: Callable[[Any], Any],
     tasks: PartBlocks,
-    observer: Observer,
+    observers: Observers,
     encryption: Encryption | None = None,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
@@ -126,7 +126,7 @@ def run_on_parts(
             f"the array goes to {output.source.place}, which workers cannot reach: leave executor out"
         )
     options = SETTINGS if encryption is None else replace(SETTINGS, key=encryption.key)
-    outcomes, _ = run_uncoded(Launch(executor), f, tasks, options, observer, BACKUPS, output, note)
+    outcomes, _ = run_uncoded(Launch(executor), f, tasks, options, observers, BACKUPS, output, note)
     return outcomes
 
 

@@ -21,6 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.running_map import Observers, counting
 from polarmap.worker.encryption import MESSAGE_BYTES, Encryption
 
 MEMORY = 256 << 20
@@ -111,7 +112,7 @@ def encode(
     >>> folder.cleanup()
     """
 
-    def run(observer: Any) -> CodedArray:
+    def run(observers: Observers) -> CodedArray:
         check_name(name)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
@@ -141,10 +142,10 @@ def encode(
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
         if executor is not None:
-            write = encode_remotely.writing(store, source, cut, seen, executor, observer, encryption)
+            write = encode_remotely.writing(store, source, cut, seen, executor, observers, encryption)
             made = write_array(store, name, cut, overwrite, write, encryption)
         else:
-            with observer.count(len(cut.hyperslabs)) as show:
+            with counting(observers, len(cut.hyperslabs)) as show:
                 write = encode_locally.stripe_writer(store, source, cut, seen, show)
                 made = write_array(store, name, cut, overwrite, write, encryption)
         seen.warn()

@@ -25,7 +25,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.errors import MissingObjectError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Outcome
-from polarmap.run.progress import observer_of
+from polarmap.run.progress import observers_of
 from polarmap.storage.base import Store
 from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
 from polarmap.worker.parts import DamagedError, Part, verified
@@ -53,7 +53,7 @@ def examiner(store: Store, manifest: Manifest, executor: Any) -> Examine:
         tasks[-1] += [ABSENT] * short
         bytes_of_parts = [np.dtype(np.uint8)] * len(tasks[0])
         blocks = _Parts(store, None, tasks, bytes_of_parts)
-        for lot, outcome in zip(lots, run_on_parts(executor, checksums(), blocks, observer_of(None))):
+        for lot, outcome in zip(lots, run_on_parts(executor, checksums(), blocks, observers_of(None))):
             for index, found in zip(lot, (outcome.leaves or [])[0].tolist()):
                 if found != _checksum_as_stored(manifest, parts[index]):
                     kinds[index] = "corrupt"
@@ -170,7 +170,7 @@ class RemoteRepair:
         widest = int(np.diff(manifest.bounds)[stripes].max())  # every row is one part
         place = place_of(self._store, manifest.encryption)
         output = OutputSpec(place, self._generation.prefix + name, widest, len(stored) + 1)
-        run_on_parts(self._executor, rebuild, parts, observer_of(None), manifest.encryption, output, note)
+        run_on_parts(self._executor, rebuild, parts, observers_of(None), manifest.encryption, output, note)
         return found
 
     def joined(self, manifest: Manifest, chunks: Sequence[ZarrChunk]) -> Manifest:
@@ -197,7 +197,7 @@ class RemoteRepair:
             self._generation.heartbeat()
 
         blocks = _Parts(self._store, None, tasks, bytes_of_parts)
-        run_on_parts(self._executor, joiner(), blocks, observer_of(None), None, output, note)
+        run_on_parts(self._executor, joiner(), blocks, observers_of(None), None, output, note)
         return manifest.with_parts(moved)
 
 

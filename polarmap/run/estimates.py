@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import inf
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import without_padding
 from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
-from polarmap.executors.base import read_only
-from polarmap.report import Report
-from polarmap.run.coded_result import CodedResult
-from polarmap.run.codeword import Codeword
-from polarmap.run.loop import Stopwatch
-from polarmap.run.padding import PaddingRows
+from polarmap.errors import CodeError
 from polarmap.run.received import Received
 from polarmap.run.results import kinds_of, leaves_of
-from polarmap.run.tasks import TaskTable
-from polarmap.run.verify import NotFiniteError
-from polarmap.worker.pytree import unflatten
 
 Array = npt.NDArray[Any]
 
@@ -42,58 +29,6 @@ class Estimate(NamedTuple):
     results: list[list[Array]]
     errors: tuple[float, ...]
     error_p90: float
-
-
-def estimate_at_deadline(coded: CodedData, word: Codeword, tasks: TaskTable, watch: Stopwatch) -> Estimate:
-    """Accept what a map has by its deadline: results that are exact or estimates."""
-    if not word.results:
-        raise CodedTimeoutError(
-            f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
-        ) from tasks.first_cause
-    if not _is_finite(word):
-        raise NotDecodableError(word.not_finite_message) from tasks.first_cause
-    assert isinstance(coded.code, PolarCode)  # checked before the map began
-    found, refusal = estimate(word, coded.code), word.refusal
-    if refusal is not None or word.verifier.contradicts():
-        assert word.decoder is not None
-        missing = set(word.decoder.missing.tolist())
-        errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
-        found = found._replace(errors=errors, error_p90=max(errors))
-        broken = refusal or (
-            f"the parity equations are off by {word.residual:.2g} (relative): f is not linear, "
-            "or a worker returned garbage"
-        )
-        warn(f"{broken}; what is decoded or estimated may be far off")
-    word.take_estimates(found.results)
-    return found
-
-
-def estimate_so_far(
-    coded: CodedData, word: Codeword, padding: PaddingRows | None, report: Report
-) -> CodedResult[Any] | None:
-    """What `estimate_at_deadline` would give now, while the map goes on; None if nothing.
-
-    Nothing, too, when the results are determined: they come when they have been checked.
-
-    report : so far.
-    """
-    if word.decoder is None or word.decoder.ready or not _is_finite(word) or word.wraps:
-        return None
-    if padding is not None and not padding.is_known:
-        return None
-    assert isinstance(coded.code, PolarCode)  # checked by the future
-    found = estimate(word, coded.code)
-    rows = padding.are_rows(word, [one.shape for one in found.results[0]]) if padding else ()
-    whole = without_padding(found.results, coded.blocks, rows)
-    errors = found.errors if any(found.errors) else ()
-    report = replace(report, errors=errors, error_p90=found.error_p90)
-    # What has arrived may be decoded from still: nobody is to write to it.
-    results = [unflatten(word.structure, list(map(read_only, leaves))) for leaves in whole]
-    return CodedResult(results, report)
-
-
-def _is_finite(word: Codeword) -> bool:
-    return not isinstance(word.refusal, NotFiniteError) and word.all_finite()
 
 
 def estimate(arrived: Received, code: PolarCode) -> Estimate:

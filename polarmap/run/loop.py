@@ -12,7 +12,7 @@ from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome, Run
-from polarmap.run.map_log import MapLog
+from polarmap.run.running_map import Observers
 from polarmap.run.tasks import TaskTable
 
 STALL_SECONDS = 1.0  # without news, before failed tasks are started again
@@ -157,26 +157,24 @@ def schedule(
     tasks: TaskTable,
     need: Need,
     watch: Stopwatch,
-    log: MapLog | None = None,
-    tick: float = inf,
+    observers: Observers = (),
 ) -> Iterator[list[Outcome]]:
     """What ended, as soon as anything did; an empty list when it is time to look at other things.
 
     Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
     what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
     time of the watch is over, and what `need` raises when nothing can come any more.
-
-    tick : seconds after which somebody wants to look, whatever happens.
     """
     last_news, looked, may_stall = 0.0, 0.0, False
+    tick = min(LOOK_SECONDS, *(one.tick for one in observers), inf)
     offset = watch.at(0.0)  # from the clock of the run to that of the watch
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
         last_news = watch.elapsed
         run.submit(tasks.start(indices, last_news))
-        if log is not None:
-            log.started(indices, tasks, last_news)
+        for one in observers:
+            one.started(indices, last_news)
 
     def note(events: Sequence[Event]) -> list[Outcome]:
         nonlocal last_news
@@ -186,15 +184,13 @@ def schedule(
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
-                if log is not None:
-                    log.ended(event, now)
             elif policy.watches_starts:
                 tasks.note_began(event.task, event.attempt, event.when + offset)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))
     while True:
-        wait = min(tick, LOOK_SECONDS, need.look_seconds(), watch.until_limit)
+        wait = min(tick, need.look_seconds(), watch.until_limit)
         if need.is_protected:  # of the moment for which it was asked what is due: none between is missed
             wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:

@@ -19,6 +19,7 @@ class Task:
     began : for each attempt of which the executor has told it, when it came to run.
     returned : whether an attempt ended with a result that was not rejected, or none is wanted any more.
     took : seconds from when that attempt began to run until its result was here.
+    seconds : that its worker spent on it.
     failures : why attempts gave nothing, and why results were rejected.
     """
 
@@ -27,6 +28,7 @@ class Task:
     began: dict[int, float] = field(default_factory=dict)
     returned: bool = False
     took: float | None = None
+    seconds: float | None = None
     failures: list[Failure] = field(default_factory=list)
 
     @property
@@ -121,7 +123,7 @@ class TaskTable:
         if outcome.attempt == len(task.submitted) - 1:
             self.unbegun.discard(index)
         if outcome.failure is None and not task.returned:
-            task.returned = True
+            task.returned, task.seconds = True, outcome.seconds
             began = task.began.get(outcome.attempt)
             task.took = outcome.seconds if began is None else elapsed - began
             self.durations.append((index, outcome.attempt, task.took))

@@ -11,30 +11,33 @@ import pytest
 
 import polarmap
 from polarmap.errors import CodeError
-from polarmap.run.progress import Observer, ProgressBar, RunningMap, observer_of
-from polarmap.run.summary import blank_report
+from polarmap.run.progress import ProgressBar, observers_of
+from polarmap.run.running_map import Observer, RunningMap, blank_report, counting
+from polarmap.run.tasks import TaskTable
 
 
 def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    mine = Observer()
-    assert observer_of(mine) is mine
-    assert type(observer_of(False)) is Observer
-    assert isinstance(observer_of(np.True_), ProgressBar)
+    mine = (Observer(),)
+    assert observers_of(mine) is mine
+    monkeypatch.setattr("polarmap.run.progress.log_observers", lambda: ())
+    assert observers_of(False) == ()
+    [bar] = observers_of(np.True_)
+    assert isinstance(bar, ProgressBar)
     monkeypatch.setattr(sys, "stderr", io.StringIO())
-    assert type(observer_of(None)) is Observer
+    assert observers_of(None) == ()
     monkeypatch.setattr(sys, "stderr", None)
-    assert type(observer_of(None)) is Observer
-    with pytest.raises(CodeError, match="progress must be True, False or None, not 'yes'"):
-        observer_of("yes")
+    assert observers_of(None) == ()
+    for progress in ("yes", (1,)):
+        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
+            observers_of(progress)
 
 
 def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
     bar = ProgressBar()
-    with bar.watch(
-        RunningMap(blank_report(8, 6, 6, "", ""), lambda: None, lambda: blank_report(8, 6, 6, "", ""))
-    ):
-        bar.show(5)
-    with bar.count(4) as show:
+    bar.began(RunningMap(blank_report(8, 6, 6, "", ""), TaskTable(8)))
+    bar.looked(5)
+    bar.finished(RuntimeError())
+    with counting((bar,), 4) as show:
         show(3)
     text = capsys.readouterr().err
     assert "0/8 arrived, 6 needed" in text
