@@ -86,8 +86,8 @@ ONLY_FROM = {
     "distributed": ["polarmap.executors.dask_site"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
-    "opentelemetry": ["polarmap.run.map_log"],
-    "tqdm": ["polarmap.run.progress"],
+    "opentelemetry": ["polarmap.run.observers"],
+    "tqdm": ["polarmap.run.observers"],
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
@@ -167,7 +167,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "audits encode_locally fetching readable_parts",
     "blocks": "code_choice coded pairs stored",
     "linalg": "coded_sides matrices",
-    "run": ("acceptance estimates failure_message first_results local_evaluation received results verify"),
+    "run": ("acceptance first_results received results verify"),
     "worker": "finite_differences",
 }
 

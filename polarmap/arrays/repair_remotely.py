@@ -25,7 +25,7 @@ from polarmap.code.dtypes import is_exact
 from polarmap.errors import MissingObjectError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Outcome
-from polarmap.run.progress import observers_of
+from polarmap.run.observers import observers_of
 from polarmap.storage.base import Store
 from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
 from polarmap.worker.parts import DamagedError, Part, verified

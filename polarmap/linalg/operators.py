@@ -26,8 +26,8 @@ from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
+from polarmap.run.observers import observers_of
 from polarmap.run.options import Verify, checked_options
-from polarmap.run.progress import observers_of
 
 try:
     from scipy.sparse.linalg import LinearOperator

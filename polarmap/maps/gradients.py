@@ -15,12 +15,12 @@ from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of
 from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.maps.slope_errors import SlopeErrors
 from polarmap.report import Report
 from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
 from polarmap.run.running_map import Observers
-from polarmap.run.slope_errors import SlopeErrors
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]

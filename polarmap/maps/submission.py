@@ -20,7 +20,7 @@ from polarmap.executors.pool import Pool
 from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.progress import observers_of
+from polarmap.run.observers import observers_of
 
 R = TypeVar("R")
 T = TypeVar("T")

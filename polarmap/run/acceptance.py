@@ -14,10 +14,10 @@ from polarmap.blocks.base import CodedData
 from polarmap.code.base import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
-from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
+from polarmap.run.results import LocalRun
 from polarmap.run.tasks import TaskTable
 from polarmap.run.trusted import TRUSTED, Trust
 from polarmap.run.verify import NotFiniteError, Verifier
@@ -25,10 +25,7 @@ from polarmap.worker.parts import DamagedError
 
 Array = npt.NDArray[Any]
 
-SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
-# Then f is evaluated here; the longest wait for that, or for a result where it cannot be:
-UNVERIFIED_SECONDS = 20.0
-UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
+SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against: then f is evaluated here
 AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
 
 
@@ -197,7 +194,7 @@ class Acceptance(Received):
         """Whether f of a parity block has had its time: more of it where the caller insists."""
         if self._watch.remaining <= 0:
             return True
-        return self._since_ready > (self._patience if self._options.verify is True else 2 * self.surplus_wait)
+        return self._since_ready > (self.patience if self._options.verify is True else 2 * self.surplus_wait)
 
     def _say_not_protected(self, why: str) -> bool:
         """Say that a lost result could not be decoded; CodeError where the caller insists."""
@@ -233,7 +230,7 @@ class Acceptance(Received):
 
     def _surplus_holds(self) -> bool:
         more = self.more_may_come and not self._surplus_wait_is_over()
-        holds, failure, culprit = self.verifier.surplus_holds(more, self._watch.remaining)
+        holds, failure, culprit = self.verifier.surplus_holds(more)
         if failure is not None:
             self.drop(culprit, failure)
         return holds
@@ -259,7 +256,7 @@ class Acceptance(Received):
 
     def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
-        if self._since_ready > self._patience:
+        if self._since_ready > self.patience:
             return True
         if run.error is None:
             return False
@@ -268,12 +265,7 @@ class Acceptance(Received):
     def is_accuracy_hopeless(self) -> bool:
         """Whether no result that would make decoding more accurate is worth waiting for any longer."""
         since = None if self.refusal is not None else self.determined_at
-        return since is not None and self._watch.elapsed - since > self._patience
-
-    @property
-    def _patience(self) -> float:
-        """The longest wait for a result, or for f on the driver, that is not needed."""
-        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * self.seconds.largest)
+        return since is not None and self._watch.elapsed - since > self.patience
 
     @property
     def _waited(self) -> str:
@@ -315,7 +307,7 @@ class Acceptance(Received):
     @property
     def surplus_wait(self) -> float:
         """One median task time, within SURPLUS_SECONDS."""
-        return float(np.clip(self.seconds.median, *SURPLUS_SECONDS))
+        return float(np.clip(np.median(self._tasks.seconds), *SURPLUS_SECONDS))
 
     def _surplus_wait_is_over(self) -> bool:
         """Whether no result to check against is coming, or not soon enough."""

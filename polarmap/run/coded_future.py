@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 from polarmap.errors import CodeError, ExecutorError, hide_our_frames, warn, without_our_frames
 from polarmap.executors.base import Outcome
 from polarmap.report import Report
-from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
+from polarmap.run.estimates import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap

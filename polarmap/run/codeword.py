@@ -20,11 +20,10 @@ from polarmap.report import Report
 from polarmap.run.acceptance import Acceptance
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.estimates import Estimate, estimate
-from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import FailureMessage, TaskTable, raise_if_all_fail
 from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten
 from polarmap.worker.stored_output import StoredOutput
@@ -144,7 +143,7 @@ class Codeword(Acceptance):
                 "from"
             ) from self._tasks.first_cause
         if not self._is_finite:
-            raise NotDecodableError(self._message.too_few(not_finite=True)) from self._tasks.first_cause
+            raise NotDecodableError(self._message.not_finite(self.data_count)) from self._tasks.first_cause
         assert isinstance(self._code, PolarCode)  # checked before the map began
         found = estimate(self, self._code)
         if self.refusal is not None or self.verifier.contradicts():
@@ -267,8 +266,10 @@ class Codeword(Acceptance):
             return
         if isinstance(refusal, NotLinearError):
             raise refusal from self._tasks.first_cause
-        message = self._message.too_few(refusal is not None, nothing_can_come)
-        raise NotDecodableError(message) from self._tasks.first_cause
+        message = self._message
+        raise NotDecodableError(
+            message.too_few(nothing_can_come) if refusal is None else message.not_finite(self.data_count)
+        ) from self._tasks.first_cause
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
         """What to say when the timeout has passed, and the exception behind it.
@@ -297,12 +298,5 @@ class Codeword(Acceptance):
 
     @property
     def _message(self) -> FailureMessage:
-        return FailureMessage(
-            self._tasks,
-            self._code.recovery_threshold,
-            arrived=self.arrived.keys(),
-            received=self.results.keys(),
-            data=self.data_count,
-            is_ready=self.ready_at is not None,
-            running=self.running,
-        )
+        needed, is_ready = self._code.recovery_threshold, self.ready_at is not None
+        return FailureMessage(self._tasks, needed, self.arrived.keys(), self.results.keys(), is_ready)

@@ -9,9 +9,8 @@ from typing import Any
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Outcome
 from polarmap.report import Report
-from polarmap.run.failure_message import FailureMessage, as_raised, raise_if_all_fail
 from polarmap.run.loop import Stopwatch
-from polarmap.run.tasks import TaskTable
+from polarmap.run.tasks import FailureMessage, TaskTable, as_raised, raise_if_all_fail
 
 
 class FirstResults:
@@ -115,7 +114,7 @@ class FirstResults:
             if failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if failed:
-            message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
+            message = self._message.too_few(nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause
 
     def _count_failure(self, index: int) -> None:
@@ -131,12 +130,4 @@ class FirstResults:
 
     @property
     def _message(self) -> FailureMessage:
-        return FailureMessage(
-            self._tasks,
-            len(self._tasks),
-            arrived=self.arrived,
-            received=self.arrived,
-            data=len(self.arrived),
-            is_ready=False,
-            running=sorted(self._tasks.running),
-        )
+        return FailureMessage(self._tasks, len(self._tasks), self.arrived, self.arrived)

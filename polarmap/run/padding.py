@@ -16,8 +16,8 @@ from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.code.dtypes import DType
 from polarmap.errors import warn
-from polarmap.run.local_evaluation import LocalRun
 from polarmap.run.options import MapOptions
+from polarmap.run.results import LocalRun
 from polarmap.run.trusted import TRUSTED, Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten

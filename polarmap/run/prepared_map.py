@@ -9,7 +9,7 @@ from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 from polarmap.errors import without_our_frames
 from polarmap.report import Report
-from polarmap.run.progress import observers_of
+from polarmap.run.observers import observers_of
 from polarmap.run.running_map import Observers
 
 P = ParamSpec("P")

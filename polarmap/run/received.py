@@ -16,12 +16,13 @@ from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_e
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.local_evaluation import data_block, evaluated_here
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
+    data_block,
     describe_result,
+    evaluated_here,
     is_well_formed,
     kinds_of,
     leaves_of,
@@ -29,10 +30,14 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
-from polarmap.run.tasks import TaskSeconds, TaskTable
+from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
+
+# The longest wait for a result that is not needed, or for f on the driver:
+UNVERIFIED_SECONDS = 20.0
+UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 
 
 class Received:
@@ -44,8 +49,6 @@ class Received:
         Of the most common structure and shape; others are failures of their tasks.
     arrived : dict from task to float
         When its result came that counts, in seconds after the start.
-    seconds : TaskSeconds
-        That workers spent on results.
     decoder : Decoder or None
         None until the first result tells the dtypes.
     determined_at, ready_at : float or None
@@ -75,7 +78,6 @@ class Received:
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
-        self.seconds = TaskSeconds()
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -98,7 +100,6 @@ class Received:
             message = f"returned {describe_result(outcome)} where {due} is due"
             self.reject(index, Failure("shape", "WrongShape", message))
             return
-        self.seconds[index] = outcome.seconds
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
         group = self.results if is_usual else self._groups.setdefault(signature(outcome), {})
@@ -136,6 +137,16 @@ class Received:
         del self.results[index]
         self.reject(index, failure)
         self._restart_decoder()
+
+    @property
+    def patience(self) -> float:
+        """The longest wait for a result, or for f on the driver, that is not needed."""
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self._tasks.seconds, default=0.0))
+
+    @property
+    def time_here(self) -> float:
+        """Seconds for f on one block, where the driver has to wait for it."""
+        return min(self.patience, self._watch.remaining)
 
     @property
     def more_may_come(self) -> bool:
@@ -185,7 +196,7 @@ class Received:
             return found
         if self._model is None:
             block = partial(data_block, self._coded, 0)
-            self._model = evaluated_here(self._f, block, 0, self._watch.remaining) or []
+            self._model = evaluated_here(self._f, block, self.time_here) or []
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]

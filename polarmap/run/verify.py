@@ -16,10 +16,9 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.local_evaluation import LocalRun, coded_block, data_block, evaluated_here
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
-from polarmap.run.results import kind_of, leaves_of
+from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
 from polarmap.run.trusted import LINEAR, Trust
 
 Array = npt.NDArray[Any]
@@ -72,7 +71,7 @@ class Verifier:
         self.residual: float | None = None
         self.broken = False
 
-    def surplus_holds(self, more: bool, seconds: float) -> tuple[bool, Failure | None, int]:
+    def surplus_holds(self, more: bool) -> tuple[bool, Failure | None, int]:
         """Whether the left-over equations hold; if not, a culprit and its failure if one is found.
 
         `more`: whether to wait for another result where these do not tell garbage from a
@@ -86,7 +85,7 @@ class Verifier:
         if not broken:
             return True, None, -1
         if suspects is not None and len(suspects) == 1:
-            return False, *self._convict(suspects.pop(), seconds)
+            return False, *self._convict(suspects.pop())
         if more and (suspects is None or len(suspects) > 1):
             self._undecided = decoder.count
             return False, None, -1
@@ -334,9 +333,9 @@ class Verifier:
         self.residual, self.broken = max(measured, default=0.0), broken
         return broken, suspects
 
-    def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
+    def _convict(self, index: int) -> tuple[Failure, int]:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        own = evaluated_here(self._f, partial(coded_block, self._coded, index), index, seconds)
+        own = evaluated_here(self._f, partial(coded_block, self._coded, index), self._received.time_here)
         if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"

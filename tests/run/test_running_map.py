@@ -13,7 +13,7 @@ import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Report
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Outcome
-from polarmap.run.progress import observers_of
+from polarmap.run.observers import observers_of
 from polarmap.run.running_map import Observer, RunningMap, counting
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))

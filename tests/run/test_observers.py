@@ -1,12 +1,15 @@
-"""What the logger "polarmap" is told of maps; and OpenTelemetry, by its own readers in memory."""
+"""What a bar shows of maps, and what is told to the logger "polarmap" and to OpenTelemetry."""
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +21,14 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, coded_map, hedged_map, submit
 from polarmap.clouds.limits import Worker
-from polarmap.errors import CodedTimeoutError
-from polarmap.run import map_log
+from polarmap.errors import CodedTimeoutError, CodeError
+from polarmap.run import observers
+from polarmap.run.observers import ProgressBar, observers_of
+from polarmap.run.running_map import Observer, RunningMap, blank_report, counting
+from polarmap.run.tasks import TaskTable
 
 DATA = np.random.default_rng(0).standard_normal((24, 3))
 
@@ -147,9 +154,9 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[Memory]:
     found = Memory()
     monkeypatch.setattr(trace, "get_tracer", found.tracers.get_tracer)
     monkeypatch.setattr(metrics, "get_meter", found.meters.get_meter)
-    map_log._counters.cache_clear()
+    observers._counters.cache_clear()
     yield found
-    map_log._counters.cache_clear()
+    observers._counters.cache_clear()
 
 
 def test_a_map_is_one_span_with_the_numbers_of_its_report(memory: Memory) -> None:
@@ -212,3 +219,47 @@ def test_maps_are_children_of_the_span_around_them_on_other_threads_too(memory: 
     inner, outer = memory.spans
     assert (inner.name, outer.name) == ("polarmap.map", "step")
     assert inner.parent.span_id == outer.context.span_id
+
+
+# --- the bar -----------------------------------------------------------------------------------
+
+
+def test_progress_says_who_looks_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = (Observer(),)
+    assert observers_of(mine) is mine
+    python = SimpleNamespace(modules={}, stderr=None)  # one that has not imported OpenTelemetry
+    monkeypatch.setattr(observers, "sys", python)
+    assert observers_of(False) == observers_of(None) == ()
+    python.stderr = io.StringIO()
+    assert observers_of(None) == ()
+    [bar] = observers_of(np.True_)
+    assert isinstance(bar, ProgressBar)
+    for progress in ("yes", (1,)):
+        with pytest.raises(CodeError, match=r"progress must be True, False or None, not .*(yes|1)"):
+            observers_of(progress)
+
+
+def test_a_bar_counts_arrivals_and_stripes(capsys: pytest.CaptureFixture[str]) -> None:
+    bar = ProgressBar()
+    bar.began(RunningMap(blank_report(8, 6, 6, "", ""), TaskTable(8)))
+    bar.looked(5)
+    bar.finished(RuntimeError())
+    with counting((bar,), 4) as show:
+        show(3)
+    text = capsys.readouterr().err
+    assert "0/8 arrived, 6 needed" in text
+    assert "5/8 arrived, 6 needed" in text
+    assert "3/4 stripes" in text
+
+
+def test_maps_at_the_same_time_have_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        sizes = (4, 6), (8, 10), (5, 7)
+        futures = [
+            polarmap.submit(np.negative, np.eye(8), blocks=k, workers=n, executor=pool, progress=True)
+            for k, n in sizes
+        ]
+        for future in futures:
+            future.result(60.0)
+    text = capsys.readouterr().err
+    assert all(f"/{n} arrived, {k} needed" in text for k, n in sizes)
