@@ -21,7 +21,7 @@ from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.trusted import TRUSTED
+from polarmap.run.trusted import Trust
 
 try:
     import xarray as xr
@@ -394,9 +394,9 @@ def _check_rows(
     f: Callable[[Array], Array], cut: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
-    dtypes = [rows.dtype for rows in cut[0]]
     few = min(2, max(map(len, cut[0])) - 1)
-    if not few or result.report.errors or TRUSTED.recall(f, ROW_BY_ROW, dtypes):
+    trust = Trust(f, ROW_BY_ROW, [rows.dtype for rows in cut[0]])
+    if not few or result.report.errors or trust.known:
         return
     pairs = (pair for block, found in zip(cut, result) for pair in zip(block, found))
     rows, whole = next((pair for pair in pairs if pair[0][few:].any()), (cut[0][0], result[0][0]))
@@ -410,7 +410,7 @@ def _check_rows(
             f"f of {few} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
         )
-    TRUSTED.note(f, ROW_BY_ROW, dtypes)
+    trust.note()
 
 
 def _are_close(alone: Array, whole: Array) -> bool:

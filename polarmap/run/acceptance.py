@@ -19,7 +19,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
 from polarmap.run.results import LocalRun
 from polarmap.run.tasks import TaskTable
-from polarmap.run.trusted import TRUSTED, Trust
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import NotFiniteError, Verifier
 from polarmap.worker.parts import DamagedError
 
@@ -55,7 +55,7 @@ class Acceptance(Received):
     ) -> None:
         super().__init__(f, coded, options, tasks, watch)
         is_ours = options.known.fits or options.verify is False  # nobody asks
-        self._trust = Trust(TRUSTED, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
+        self._trust = Trust(f, coded.code.assumption, coded.blocks.dtypes, is_ours)
         self.verification: str | None = None
         self.decoded: list[list[Array]] = []
         self.decode_seconds = 0.0
@@ -88,14 +88,15 @@ class Acceptance(Received):
         decoder = self.decoder
         if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
             self.refusal = None
-        if decoder is None or not decoder.ready:
-            return None
-        if not len(decoder.missing):
-            return self._as_a_plain_map(decoder)
-        if self.refusal is not None:
+        if decoder is None or not decoder.ready or (self.refusal is not None and len(decoder.missing)):
             return None
         try:
-            return self._verify(decoder)
+            how = self._verify(decoder) if len(decoder.missing) else self._as_a_plain_map(decoder)
+            if how is not None:
+                self._decode()
+            if how in ("parity", "local") and self.verifier.is_mixing:
+                self.verifier.note_passed()
+            return how
         except NotFiniteError as error:
             if not len(decoder.code.systematic):  # no more results would help
                 raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
@@ -124,7 +125,6 @@ class Acceptance(Received):
                 self.contradiction = error
             except NotFiniteError as error:
                 self.refusal = error
-        self._decode()
         return "not needed"
 
     @cached_property
@@ -148,7 +148,7 @@ class Acceptance(Received):
     def _is_first_use(self) -> bool:
         """Whether it is to be found out what f is."""
         verify = self._options.verify
-        return verify is True or (verify == "auto" and not self._trust.is_known)
+        return verify is True or (verify == "auto" and self._trust.known is None)
 
     def _is_protected(self, decoder: Decoder) -> bool:
         """Whether it has turned out, as far as it will, that lost results could be decoded.
@@ -210,19 +210,18 @@ class Acceptance(Received):
         return True
 
     def _verify(self, decoder: Decoder) -> str | None:
+        """The same where results have to be decoded."""
         if self.wraps:
             raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
         if self._options.verify is False:
-            self._decode()
             return "no"
         trusted = not self._is_first_use
         if decoder.surplus:
             if not self._surplus_holds():
                 return None
             if trusted or (self.verifier.is_telling and not self.verifier.differing_here(self._decode())):
-                return self._passed("parity")
+                return "parity"
         elif trusted:
-            self._decode()
             return "earlier"
         elif not self._surplus_wait_is_over():
             return None
@@ -230,10 +229,7 @@ class Acceptance(Received):
 
     def _surplus_holds(self) -> bool:
         more = self.more_may_come and not self._surplus_wait_is_over()
-        holds, failure, culprit = self.verifier.surplus_holds(more)
-        if failure is not None:
-            self.drop(culprit, failure)
-        return holds
+        return self.verifier.surplus_holds(more)
 
     def _check_locally(self, decoder: Decoder) -> str | None:
         """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
@@ -242,9 +238,8 @@ class Acceptance(Received):
             if not self._is_hopeless(run, decoder):
                 return None
             if decoder.surplus:
-                return self._passed("parity")
+                return "parity"
             self._warn_unverified(run)
-            self._decode()
             return "no"
         differing = self.verifier.differing_here(self._decode())
         time_is_left = self.more_may_come and not self._surplus_wait_is_over()
@@ -252,7 +247,7 @@ class Acceptance(Received):
             return None
         if differing:
             self.verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
-        return self._passed("parity" if decoder.surplus else "local")
+        return "parity" if decoder.surplus else "local"
 
     def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
         """Whether neither f here nor another result is worth waiting for any longer."""
@@ -279,12 +274,6 @@ class Acceptance(Received):
             f"f could not be verified: no result beyond the {self.needed} needed arrived, and on "
             f"the driver it {here}"
         )
-
-    def _passed(self, how: str) -> str:
-        self._decode()
-        if self.verifier.is_mixing:
-            self.verifier.note_passed()
-        return how
 
     def _decode(self) -> list[list[Array]]:
         """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""

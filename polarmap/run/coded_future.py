@@ -275,7 +275,8 @@ class FutureMap(Observer, Generic[R]):
 
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """Fulfil the future of a block that is not to wait for the others."""
-        result = self._running.early_result(outcome.task) if self._running and self._blocks else None
+        progress = self._running and self._running.progress
+        result = progress.early_result(outcome.task) if progress and self._blocks else None
         if result is not None:
             self.arrived(outcome.task, result)
 
@@ -288,8 +289,10 @@ class FutureMap(Observer, Generic[R]):
     def looked(self, arrived: int) -> None:
         """Where a map may be called off."""
         self._check()
-        if self._running is not None and not self._prepared.no_estimates:
-            self._stream.offer(arrived, self._running.estimate)
+        running = self._running
+        if running is not None and running.progress is not None and not self._prepared.no_estimates:
+            estimate = running.progress.estimate
+            self._stream.offer(arrived, lambda: estimate(running.report()))
 
     def counted(self, done: int, total: int) -> None:
         """Where an encoding may be called off."""

@@ -235,10 +235,6 @@ class Codeword(Acceptance):
             raise_if_all_fail(self._tasks, bool(self.results), spare)
         return found
 
-    def would_be_met(self, tasks: Collection[int]) -> bool:
-        """Whether results of these tasks would determine those of the data."""
-        return self.would_determine(set(tasks))
-
     def is_out_of_reach(self) -> bool:
         """Whether what arrived, runs and is held back cannot determine the results."""
         return not self._is_within_reach()
@@ -292,7 +288,7 @@ class Codeword(Acceptance):
         if self._within_reach[0] != key:  # a look costs as much as decoding
             coming = {*self.running, *self._tasks.held_back}
             candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
-            found = any(self.would_determine(one, self.refusal is not None, accurately) for one in candidates)
+            found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
             self._within_reach = key, found
         return self._within_reach[1]
 

@@ -16,7 +16,7 @@ from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.run.received import Received
-from polarmap.run.results import kinds_of, leaves_of
+from polarmap.run.results import kinds_of
 
 Array = npt.NDArray[Any]
 
@@ -45,7 +45,6 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
     how = estimator(code, mask, precision)
     if len(how.missing) and arrived.wraps:
         raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected()}")
-    shapes = [leaf.shape for leaf in leaves_of(next(iter(arrived.results.values())))]
     errors, p90 = np.zeros(code.k), 0.0
     estimated: list[list[Array]] = []
     for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
@@ -65,14 +64,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
         estimated.append(blocks)
         errors[how.missing] = np.maximum(errors[how.missing], expected)
         p90 = max(p90, _error_p90(how, received, expected, code.k))
-    place = {int(index): row for row, index in enumerate(how.missing)}
-
-    def result(index: int) -> list[Array]:
-        if index not in place:
-            return leaves_of(arrived.results[index])
-        return [blocks[place[index]].reshape(shape) for blocks, shape in zip(estimated, shapes)]
-
-    return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()), p90)
+    return Estimate(arrived.completed(how.missing, estimated), tuple(errors.tolist()), p90)
 
 
 def _error_p90(how: Estimator, received: Array, expected: list[float], k: int) -> float:

@@ -91,9 +91,9 @@ def run_map(
     """Run a map to its end, while observers look on: what it made of its tasks, and how that came about."""
     tasks = TaskTable(blank.n)
     running = RunningMap(blank, tasks)
-    for one in observers:
-        one.began(running)
     try:
+        for one in observers:
+            one.began(running)
         need, ended, seconds, stay = _followed(launch, payload, policy, options, need_of, running, observers)
         reports = task_reports(tasks, need.arrived, need.surplus)
         paid = cost_of(launch.executor.worker, reports, seconds, stay)

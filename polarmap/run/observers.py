@@ -116,6 +116,8 @@ def _bar(bar_format: str, **options: Any) -> Any:
 class MapLog(Observer):
     """The lines of one map after another: what each does at INFO, what its tasks do at DEBUG."""
 
+    _name = "map"
+
     def began(self, running: RunningMap) -> None:
         """Say what is about to start."""
         self._name, self._tasks, self._lost = f"map {next(_NUMBERS)}", running.tasks, set[int]()
@@ -177,6 +179,8 @@ class MapLog(Observer):
 class MapSpan(Observer):
     """A span of OpenTelemetry for one map after another, current while it runs; and counters."""
 
+    _context: Any = None
+
     def began(self, running: RunningMap) -> None:
         """Begin a span."""
         from opentelemetry import trace
@@ -189,6 +193,7 @@ class MapSpan(Observer):
 
     def finished(self, end: Report | BaseException | None) -> None:
         """End the span: with the numbers of the report, which are added to the counters, or an exception."""
+        context, self._context = self._context, None
         if isinstance(end, Report):
             numbers = numbers_of(end)
             self._span.set_attributes({f"{NAME}.{name}": number for name, number in numbers.items()})
@@ -196,9 +201,9 @@ class MapSpan(Observer):
             labels = {f"{NAME}.executor": end.executor, f"{NAME}.code": end.code}
             for name, counter in _counters().items():
                 counter.add(numbers[name], labels)
-            self._context.__exit__(None, None, None)
-        elif end is not None:
-            self._context.__exit__(type(end), end, end.__traceback__)
+            context.__exit__(None, None, None)
+        elif context is not None and end is not None:
+            context.__exit__(type(end), end, end.__traceback__)
 
 
 def numbers_of(report: Report) -> dict[str, float]:

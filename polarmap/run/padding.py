@@ -18,7 +18,7 @@ from polarmap.code.dtypes import DType
 from polarmap.errors import warn
 from polarmap.run.options import MapOptions
 from polarmap.run.results import LocalRun
-from polarmap.run.trusted import TRUSTED, Trust
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
 
@@ -44,7 +44,7 @@ class PaddingRows:
         self._known: tuple[bool, ...] | None = None  # of an earlier map
         self._all_are = options.known.row_by_row
         if not self._all_are:
-            self._trust = Trust(TRUSTED, f, ROW_PER_ROW, self._blocks.dtypes)
+            self._trust = Trust(f, ROW_PER_ROW, self._blocks.dtypes)
             self._known = self._trust.known
             if self._known is None:
                 self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)

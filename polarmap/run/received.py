@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -179,7 +179,7 @@ class Received:
 
     def all_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
-        if self._has_all_data(set(self.results)):
+        if self._has_all_data(self.results):
             return True
         leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
@@ -243,8 +243,12 @@ class Received:
                 recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
+        return self.completed(recovery.missing, recovered)
+
+    def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
+        """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
         shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
-        place = {int(index): row for row, index in enumerate(recovery.missing)}
+        place = {int(index): row for row, index in enumerate(missing)}
 
         def result(index: int) -> list[Array]:
             if index not in place:
@@ -356,20 +360,20 @@ class Received:
         self.ready_at, self.needed, self.is_inaccurate = self._watch.elapsed, self.decoder.count, True
         return True
 
-    def would_determine(self, indices: set[int], all_data: bool = False, accurately: bool = True) -> bool:
+    def would_be_met(self, tasks: Collection[int], all_data: bool = False, accurately: bool = True) -> bool:
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
-            return self._has_all_data(indices)
-        if self.decoder is None or len(indices) < self._code.recovery_threshold:
-            return len(indices) >= self._code.recovery_threshold or self._has_all_data(indices)
+            return self._has_all_data(tasks)
+        if self.decoder is None or len(tasks) < self._code.recovery_threshold:
+            return len(tasks) >= self._code.recovery_threshold or self._has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
-        for index in indices:
+        for index in tasks:
             trial.add(index)
         return trial.ready
 
-    def _has_all_data(self, indices: set[int]) -> bool:
-        return len(self._code.systematic) > 0 and indices.issuperset(self._code.systematic)
+    def _has_all_data(self, tasks: Collection[int]) -> bool:
+        return len(self._code.systematic) > 0 and set(tasks).issuperset(self._code.systematic)
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""

@@ -39,36 +39,34 @@ class RunningMap:
     blank : Report
         Before anything has happened.
     tasks : TaskTable
+
+    Attributes
+    ----------
+    progress : Progress or None
+        What is known of its results, once it is opened.
     """
 
     def __init__(self, blank: Report, tasks: TaskTable) -> None:
         self.blank, self.tasks = blank, tasks
-        self._opened: tuple[Run, float, Progress] | None = None
+        self._run: Run | None = None
+        self._began = 0.0
+        self.progress: Progress | None = None
 
     def opened(self, run: Run, began: float, progress: Progress) -> None:
         """It has begun, in this second on the clock of its run."""
-        self._opened = run, began, progress
+        self._began, self._run, self.progress = began, run, progress
 
     def wake(self) -> None:
         """Let it look up at once."""
-        if self._opened is not None:
-            self._opened[0].wake()
+        if self._run is not None:
+            self._run.wake()
 
     def report(self) -> Report:
         """So far."""
-        if self._opened is None:
+        if self._run is None or self.progress is None:
             return self.blank
-        run, began, progress = self._opened
-        reports = task_reports(self.tasks, progress.arrived, is_final=False)
-        return replace(self.blank, seconds=run.now() - began, tasks=reports)
-
-    def early_result(self, task: int) -> Callable[[], Any] | None:
-        """What makes the result of a data block that this task has returned, before the others are there."""
-        return None if self._opened is None else self._opened[2].early_result(task)
-
-    def estimate(self) -> Any:
-        """All results as they are estimated so far, None if nothing tells them; on its own thread."""
-        return None if self._opened is None else self._opened[2].estimate(self.report())
+        reports = task_reports(self.tasks, self.progress.arrived, is_final=False)
+        return replace(self.blank, seconds=self._run.now() - self._began, tasks=reports)
 
 
 class Observer:
@@ -101,7 +99,7 @@ class Observer:
         """So many of so many stripes are done, of data that is encoded here."""
 
     def finished(self, end: Report | BaseException | None) -> None:
-        """The map has returned, or raised; None: stripes are not counted any more."""
+        """The map has returned, or raised, perhaps before it began; None: stripes were counted."""
 
 
 Observers = tuple[Observer, ...]
