@@ -273,8 +273,8 @@ def prepared_blocks(
 
     def run(observers: Observers) -> CodedResult[T]:
         word, report = run_coded(launch, f, coded, options, observers)
-        whole = without_padding(word.decoded, coded.blocks, word.padding_rows)
-        return CodedResult([unflatten(word.structure, leaves) for leaves in whole], report)
+        whole, structure = without_padding(word.decoded, coded.blocks, word.padding_rows), word.structure
+        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
     return PreparedMap(
         run, partial(blank_of, launch, coded, options), coded.code.k, no_estimates=_no_estimates(coded)

@@ -119,11 +119,6 @@ class Policy(Protocol):
         """Whether it is to be told when tasks begin to run."""
         ...
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether there are tasks that it has not started."""
-        ...
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks to start now, for the first time or once more."""
         ...
@@ -136,7 +131,7 @@ class Policy(Protocol):
 class Upfront:
     """All tasks start at once."""
 
-    watches_starts = holds_back = False
+    watches_starts = False
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
@@ -206,9 +201,9 @@ def schedule(
         may_stall = False
         if need.is_met:
             continue
-        is_over = not tasks.running and not (policy.holds_back and need.is_protected)
+        is_over = not tasks.running and not (tasks.held_back and need.is_protected)
         again = [index for index in need.failed() if tasks[index].attempts <= retries]
-        may_stall = bool(again) and not policy.holds_back  # failed tasks start again while others are late
+        may_stall = bool(again) and not tasks.held_back  # failed tasks start again while others are late
         is_idle = may_stall and now >= last_news + STALL_SECONDS
         if again and (is_over or is_idle or need.is_out_of_reach()):
             start(again)

@@ -32,11 +32,6 @@ class ParityAfter:
         self._left: Sequence[int] = range(k, n)
         self._seconds = seconds
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether parity is left."""
-        return bool(self._left)
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """All parity, if it is time."""
         if not self._left or need.is_met or not need.is_protected:
@@ -135,11 +130,6 @@ class OnDemand:
         """A task that waits for a slot is not late."""
         return bool(self._left)
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether parity is left."""
-        return bool(self._left)
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
@@ -188,7 +178,7 @@ class Backups:
         Backups that one task may get; a backup may become late itself.
     """
 
-    watches_starts, holds_back = True, False
+    watches_starts = True
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         self.first: Sequence[int] = range(n)

@@ -146,8 +146,8 @@ def task_reports(
     states = dict.fromkeys(here, "used" if is_final else "arrived") | dict.fromkeys(surplus, "surplus")
     still = "abandoned" if is_final else "running"
     reports = []
-    for index in range(len(tasks)):
-        task, came = tasks[index], here.get(index)
+    for index, task in enumerate(tasks):
+        came = here.get(index)
         if came is not None:
             state = states[index]
         else:

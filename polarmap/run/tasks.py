@@ -6,7 +6,7 @@ Knows no codes and no results.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 
 from polarmap.errors import NotDecodableError, raised_by
@@ -38,11 +38,6 @@ class Task:
     def attempts(self) -> int:
         """How often it was started."""
         return len(self.submitted)
-
-    @property
-    def launched(self) -> float | None:
-        """When it was first handed out; None while it is held back."""
-        return self.submitted[0] if self.submitted else None
 
     @property
     def last_failure(self) -> Failure | None:
@@ -86,6 +81,9 @@ class TaskTable:
 
     def __getitem__(self, index: int) -> Task:
         return self._tasks[index]
+
+    def __iter__(self) -> Iterator[Task]:
+        return iter(self._tasks)
 
     def add(self) -> int:
         """The number of one more task, which is held back."""
@@ -248,7 +246,7 @@ class FailureMessage:
         return f"{len(self.arrived)} of {self.needed} needed results"
 
     def _failures(self) -> str:
-        others = (self.tasks[index] for index in range(len(self.tasks)) if index not in self.arrived)
+        others = (task for index, task in enumerate(self.tasks) if index not in self.arrived)
         last = [str(task.last_failure) for task in others if task.last_failure is not None]
         parts = [f"{_tasks(count)}: {text}" for text, count in Counter(last).most_common(3)]
         return "; failed " + "; ".join(parts) if parts else ""
@@ -266,7 +264,7 @@ def raise_if_all_fail(tasks: TaskTable, any_returned: bool, spare: int) -> None:
     """What f raised, when it was the same in more tasks than may be missing and none has returned."""
     if any_returned:
         return
-    firsts = [task.failures[0] for task in map(tasks.__getitem__, range(len(tasks))) if task.failures]
+    firsts = [task.failures[0] for task in tasks if task.failures]
     if len(firsts) <= max(spare, len(tasks) // 4, 1):
         return
     if len({(one.kind, str(one)) for one in firsts}) == 1 and firsts[0].cause is not None:
