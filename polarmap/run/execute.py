@@ -88,14 +88,34 @@ def run_map(
     blank: Report,
     observers: Observers,
 ) -> tuple[N, Report]:
-    """Run a map to its end, while observers look on: what it made of its tasks, and how that came about."""
+    """Open a run, schedule its tasks until the map is over, and close it, while observers look on.
+
+    Returns what the map made of its tasks, and its report.
+    """
     tasks = TaskTable(blank.n)
     running = RunningMap(blank, tasks)
     try:
         for one in observers:
             one.began(running)
-        need, ended, seconds, stay = _followed(launch, payload, policy, options, need_of, running, observers)
-        reports = task_reports(tasks, need.arrived, need.surplus)
+        run = launch.executor.open(payload)
+        try:
+            began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
+            watch = Stopwatch(run.now, options.timeout, options.deadline)
+            need = need_of(tasks, watch)
+            running.opened(run, began, need)
+            for outcomes in schedule(run, policy, options.retries, tasks, need, watch, observers):
+                for outcome in outcomes:
+                    need.add(outcome)
+                    for one in observers:
+                        one.ended(outcome, watch.elapsed)
+                for one in observers:
+                    one.looked(len(need.received))
+                if need.step():
+                    break
+            ended = watch.elapsed
+        finally:
+            stay = run.close()
+        reports, seconds = task_reports(tasks, need.arrived, need.surplus), run.now() - began
         paid = cost_of(launch.executor.worker, reports, seconds, stay)
         told = need.told(ended)
         report = replace(blank, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told)
@@ -106,41 +126,6 @@ def run_map(
     for one in reversed(observers):
         one.finished(report)
     return need, report
-
-
-def _followed(
-    launch: Launch,
-    payload: Payload,
-    policy: Policy,
-    options: MapOptions,
-    need_of: Callable[[TaskTable, Stopwatch], N],
-    running: RunningMap,
-    observers: Observers,
-) -> tuple[N, float, float, Stay | None]:
-    """Open a run, schedule its tasks until the map is over, and close it.
-
-    Returns what the map made of them, the second in which it was over, those since the call, and what is to
-    be paid for workers that stay.
-    """
-    run = launch.executor.open(payload)
-    try:
-        began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
-        watch = Stopwatch(run.now, options.timeout, options.deadline)
-        need = need_of(running.tasks, watch)
-        running.opened(run, began, need)
-        for outcomes in schedule(run, policy, options.retries, running.tasks, need, watch, observers):
-            for outcome in outcomes:
-                need.add(outcome)
-                for one in observers:
-                    one.ended(outcome, watch.elapsed)
-            for one in observers:
-                one.looked(len(need.received))
-            if need.step():
-                break
-        ended = watch.elapsed
-    finally:
-        stay = run.close()
-    return need, ended, run.now() - began, stay
 
 
 def run_coded(
