@@ -395,8 +395,8 @@ def _check_rows(
 ) -> None:
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
     few = min(2, max(map(len, cut[0])) - 1)
-    trust = Trust(f, ROW_BY_ROW, [rows.dtype for rows in cut[0]])
-    if not few or result.report.errors or trust.known:
+    dtypes = [rows.dtype for rows in cut[0]]
+    if not few or result.report.errors or Trust(f, ROW_BY_ROW, dtypes).known:
         return
     pairs = (pair for block, found in zip(cut, result) for pair in zip(block, found))
     rows, whole = next((pair for pair in pairs if pair[0][few:].any()), (cut[0][0], result[0][0]))
@@ -410,7 +410,7 @@ def _check_rows(
             f"f of {few} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
         )
-    trust.note()
+    Trust(f, ROW_BY_ROW, dtypes).note()  # as it is now: what it holds may change by calls
 
 
 def _are_close(alone: Array, whole: Array) -> bool:
