@@ -31,7 +31,7 @@ VALUES = 2  # of svds
 
 def product(coded: Any, x: Any, executor: Any) -> Callable[[], Any]:
     """A x by blocks of rows that are coded one way."""
-    run = product_map(executor, checked_options("auto", None, None, 1), False)
+    run = product_map(executor, checked_options("auto", None, None, 1), lambda: ())
     f, rows = sparse_product_with(x, x.dtype), coded.blocks.rows
     return lambda: run(f, coded, (rows,)).concatenate()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from html import escape
 from math import inf, isfinite
 from os import PathLike, fspath
@@ -118,16 +118,16 @@ class Report:
     executor: str
     tasks: tuple[TaskReport, ...]
     needed: int
-    recovered: tuple[int, ...]
-    seconds: float
-    encode_seconds: float
-    decode_seconds: float
-    surplus_seconds: float
-    amplification: float
-    error_bound: float
-    residual: float | None
-    verified: str
-    padding: int = field(default=0)
+    recovered: tuple[int, ...] = ()
+    seconds: float = 0.0
+    encode_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    surplus_seconds: float = 0.0
+    amplification: float = 0.0
+    error_bound: float = 0.0
+    residual: float | None = None
+    verified: str = "no"
+    padding: int = 0
     unchecked: tuple[int, ...] = ()
     cost: Cost | None = None
     schedule: str = "upfront"

@@ -20,7 +20,7 @@ from polarmap.report import Report
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.trusted import TRUSTED
+from polarmap.run.trusted import Trust
 
 try:
     import xarray as xr
@@ -154,7 +154,7 @@ def apply(
     (('day',), {'units': 'K'}, [1.5, 5.333333333, 9.5, 13.5, 17.5, 21.5])
     """
 
-    def run(observer: Any) -> Any:
+    def run(observers: Any) -> Any:
         check_function(f)
         dims = _core_dims(obj, dim)
         named = _named_outputs(obj, dims, output_dims)
@@ -177,7 +177,7 @@ def apply(
                 timeout=timeout,
                 on_timeout=on_timeout,
                 retries=retries,
-                progress=observer,
+                progress=observers,
             )
         _check_shapes(cut[0], result[0], dims)
         if verify is not False:
@@ -396,9 +396,9 @@ def _check_rows(
     f: Callable[[Array], Array], cut: list[list[Array]], result: CodedResult[list[Array]]
 ) -> None:
     """CodeError if f of a few rows of a block is not what it gave them in the block; once for each f."""
-    dtypes = [rows.dtype for rows in cut[0]]
     few = min(2, max(map(len, cut[0])) - 1)
-    if not few or result.report.errors or TRUSTED.recall(f, ROW_BY_ROW, dtypes):
+    dtypes = [rows.dtype for rows in cut[0]]
+    if not few or result.report.errors or Trust(f, ROW_BY_ROW, dtypes).known:
         return
     pairs = (pair for block, found in zip(cut, result) for pair in zip(block, found))
     rows, whole = next((pair for pair in pairs if pair[0][few:].any()), (cut[0][0], result[0][0]))
@@ -412,7 +412,7 @@ def _check_rows(
             f"f of {few} rows is not what it gives of them among {len(rows)}: it mixes rows, so name in dim "
             "all dimensions that it works along"
         )
-    TRUSTED.note(f, ROW_BY_ROW, dtypes)
+    Trust(f, ROW_BY_ROW, dtypes).note()  # as it is now: what it holds may change by calls
 
 
 def _are_close(alone: Array, whole: Array) -> bool:

@@ -85,8 +85,8 @@ ONLY_FROM = {
     "threadpoolctl": ["polarmap.worker.threads"],
     "yaml": ["polarmap.clouds.settings"],
     "joblib": ["polarmap.joblib"],
-    "opentelemetry": ["polarmap.run.spans"],
-    "tqdm": ["polarmap.run.progress"],
+    "opentelemetry": ["polarmap.run.observers"],
+    "tqdm": ["polarmap.run.observers"],
     "xarray": ["polarmap.xr"],
     "numba": ["polarmap.code.kernels_numba"],
     "scipy": [
@@ -155,7 +155,7 @@ WITHOUT_TESTS_OF_THEIR_OWN = {
     "arrays": "fetching",
     "blocks": "code_choice coded pairs stored",
     "linalg": "coded_sides matrices",
-    "run": ("estimates failure_message first_results local_evaluation received results summary verify"),
+    "run": ("acceptance first_results received results verify"),
     "worker": "finite_differences",
 }
 

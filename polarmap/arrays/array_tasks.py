@@ -21,7 +21,7 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import MapOptions
-from polarmap.run.progress import Observer
+from polarmap.run.running_map import Observers, counting
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import DamagedError, Part
@@ -66,11 +66,11 @@ class TaskRunner:
     """
 
     def __init__(
-        self, store: Store, executor: Any, observer: Observer, encryption: Encryption | None = None
+        self, store: Store, executor: Any, observers: Observers, encryption: Encryption | None = None
     ) -> None:
         self.store, self.is_here = store, executor is None
         self._executor = None if executor is None else executor_of(executor)
-        self._observer, self._encryption = observer, encryption
+        self._observers, self._encryption = observers, encryption
 
     def run(self, f: Function, tasks: Coded, take: Take, stored: StoredArrays | None = None) -> None:
         """Tell `take` of every task as it ends; without `stored`, f returns its note only."""
@@ -92,7 +92,7 @@ class TaskRunner:
         pool = ThreadPoolExecutor(TRANSFERS)
         with contextlib.ExitStack() as stack:
             stack.callback(pool.shutdown, cancel_futures=True)
-            show = stack.enter_context(self._observer.count(tasks.n))
+            show = stack.enter_context(counting(self._observers, tasks.n))
             for task in range(tasks.n):
                 *arrays, note = f(_block(tasks, task))
                 if storing:
@@ -120,7 +120,7 @@ class TaskRunner:
             output = OutputSpec(place, stored.prefix, stored.items, stored.arrays + 1)
         if self._encryption is not None:
             options = replace(SETTINGS, key=self._encryption.key)
-        run_uncoded(Launch(self._executor), f, tasks, options, self._observer, BACKUPS, output, ended)
+        run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
 
     def _whole(self, sample: Array, part: Part) -> Array:
         """A note, of which a sample has come, and which lies in storage."""

@@ -19,7 +19,7 @@ from polarmap.arrays.fetching import KINDS, TRANSFERS, Damage, fetch
 from polarmap.arrays.keys import array_prefix
 from polarmap.arrays.manifest import Manifest
 from polarmap.arrays.zarr_chunks import copies_and_metadata, foreign_keys
-from polarmap.run.progress import observer_of
+from polarmap.run.observers import observers_of
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.parts import Part
@@ -181,7 +181,7 @@ def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: 
         kinds[task] = ["" if part.crc32 == one else "corrupt" for part, one in zip(lots[task], sums.tolist())]
 
     blocks = PartTasks(store, None, tasks, [np.dtype(np.uint8)] * each)
-    TaskRunner(store, executor, observer_of(None)).run(checksums(), blocks, compare)
+    TaskRunner(store, executor, observers_of(None)).run(checksums(), blocks, compare)
     return list(chain.from_iterable(kinds))
 
 

@@ -21,6 +21,7 @@ from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.executors.encryption_keys import new_encryption
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.running_map import Observers
 from polarmap.worker.encryption import Encryption
 
 MEMORY = 256 << 20
@@ -111,7 +112,7 @@ def encode(
     >>> folder.cleanup()
     """
 
-    def run(observer: Any) -> CodedArray:
+    def run(observers: Observers) -> CodedArray:
         check_name(name)
         if not isinstance(overwrite, (bool, int, np.bool_)):
             raise CodeError(f"overwrite must be True or False, not {overwrite!r:.100}")
@@ -130,7 +131,7 @@ def encode(
             encryption = _encryption(key, source, cut)
             cut = cut._replace(chunk_shape=None)  # no library but this one could read the chunks
         seen = NonFiniteRecord(cut)
-        encoder = StripeEncoder(TaskRunner(store, executor, observer, encryption), source, cut, seen)
+        encoder = StripeEncoder(TaskRunner(store, executor, observers, encryption), source, cut, seen)
         made = write_array(store, name, cut, overwrite, encoder.write, encryption)
         seen.warn()
         return CodedArray(store, made)

@@ -17,7 +17,7 @@ from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.rebuilding import rebuild_parts
 from polarmap.arrays.zarr_repair import repair_zarr
 from polarmap.errors import NotDecodableError, StorageError
-from polarmap.run.progress import observer_of
+from polarmap.run.observers import observers_of
 from polarmap.storage import Store
 from polarmap.worker.parts import Part
 
@@ -41,7 +41,7 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
         return manifest, found
     if found.lost:
         raise NotDecodableError(f"repair() would have to rebuild more than the code can: {found!r}")
-    runner = TaskRunner(store, executor, observer_of(None), manifest.encryption)
+    runner = TaskRunner(store, executor, observers_of(None), manifest.encryption)
     return _repaired(runner, manifest, before, found), found
 
 

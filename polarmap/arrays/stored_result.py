@@ -20,6 +20,7 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import encryption_of, prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample
 
@@ -125,13 +126,13 @@ def prepared_to_storage(
     launch, coded = prepared(data, code_options, executor, options, parity_for="out=")
     place = getattr(data, "store", None) if out.storage is None else out.storage
 
-    def run(observer: Any) -> StoredResult[T]:
+    def run(observers: Observers) -> StoredResult[T]:
         encryption = encryption_of(coded, options.key)
         with ResultWriter(open_store(place), out.name, coded, encryption) as writer:
-            collected, report = run_coded(launch, f, coded, options, observer, _sampled(f), writer.output)
-            padding = coded.blocks.padding if any(collected.rows) else 0
-            made = writer.manifest(collected.stored, padding, collected.results[0][0].dtype)
-        _, _, structure = collected.structure  # of a sample: see worker.store_result
+            word, report = run_coded(launch, f, coded, options, observers, _sampled(f), writer.output)
+            padding = coded.blocks.padding if any(word.padding_rows) else 0
+            made = writer.manifest(word.stored, padding, word.decoded[0][0].dtype)
+        _, _, structure = word.structure  # of a sample: see worker.store_result
         return StoredResult(CodedArray(writer.store, made), report, structure)
 
     return PreparedMap(run, is_lasting=True)

@@ -18,6 +18,7 @@ from polarmap.linalg import matrices
 from polarmap.linalg.products import CodedProduct, assemble_blocks, pair_shape, product_map
 from polarmap.run.options import Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.running_map import Observers
 
 Array = npt.NDArray[Any]
 
@@ -83,7 +84,7 @@ def coded_gram(
     (True, 10)
     """
 
-    def run(observer: Any) -> CodedProduct:
+    def run(observers: Observers) -> CodedProduct:
         matrix = matrices.check_matrix(A, "A", FOR_SPARSE)
         w = None if weights is None else _checked_weights(weights, matrix.shape[0])
         dtype = np.dtype(matrix.dtype if w is None else np.result_type(matrix.dtype, w.dtype))
@@ -91,7 +92,7 @@ def coded_gram(
         n = k + math.ceil(k / 7) if workers is None else checked_count("workers", workers)
         coded = _coded(matrix, dtype, k, n)
         f = _products(w, dtype)
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), observer)
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         result = run(f, coded, pair_shape(coded))
         array = assemble_blocks(
             zip(coded.code.cells[: coded.code.k].tolist(), result), (matrix.shape[1],) * 2

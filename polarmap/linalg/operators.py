@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,8 +25,8 @@ from polarmap.linalg import matrices
 from polarmap.linalg.coded_sides import CodedSide, CodedSides
 from polarmap.linalg.products import product_map
 from polarmap.report import Report
+from polarmap.run.observers import observers_of
 from polarmap.run.options import Verify, checked_options
-from polarmap.run.progress import observer_of
 
 try:
     from scipy.sparse.linalg import LinearOperator
@@ -125,8 +126,8 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
                 self._sides.sides["rows"] = CodedSide(A)
             if transposed is not None:
                 self._sides.sides["columns"] = CodedSide(_checked_transpose(transposed, matrix))
-            observer = observer_of(bool(progress))  # no bar for each of many products
-            self._run = product_map(executor, options, observer)
+            observers = partial(observers_of, bool(progress))  # no bar for each of many products
+            self._run = product_map(executor, options, observers)
             self.products = 0
             self.report: Report | None = None
 

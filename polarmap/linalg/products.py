@@ -22,7 +22,7 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, MapOptions, Verify, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.progress import Observer
+from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Shape
 
 Array = npt.NDArray[Any]
@@ -120,13 +120,13 @@ def coded_matmul(
     (True, 'arikan grid 4 x 3')
     """
 
-    def run(observer: Any) -> CodedProduct:
+    def run(observers: Observers) -> CodedProduct:
         check_not_masked(code)
         left, right, shape = _factors(A, B)
         layout = layouts.choose_layout(
             method, (*left.shape, right.shape[1]), blocks, workers, left.dtype.itemsize
         )
-        run = product_map(executor, checked_options(verify, rtol, timeout, retries), observer)
+        run = product_map(executor, checked_options(verify, rtol, timeout, retries), lambda: observers)
         if layout.rows and layout.columns:
             array, report = _on_grid(left, right, layout.rows, layout.columns, code, run)
         elif layout.rows:
@@ -198,8 +198,10 @@ def pair_shape(coded: CodedPairs) -> Shape:
     return left[0], right[0]
 
 
-def product_map(executor: Any, options: MapOptions, observer: Observer) -> ProductMap:
+def product_map(executor: Any, options: MapOptions, observers: Callable[[], Observers]) -> ProductMap:
     """Maps an f of ours, which returns arrays of a known shape and is what the code assumes.
+
+    `observers`: who looks on at the map that begins now.
 
     Where all tasks share the cores of this machine, parity waits until data is late, as the product of
     the same blocks before tells.
@@ -211,7 +213,7 @@ def product_map(executor: Any, options: MapOptions, observer: Observer) -> Produ
         start = starts[id(coded), shape]
         known = KnownFunction(fits=True, shape=shape, row_by_row=True, parity_after=start.seconds)
         of_this = replace(options, known=known)
-        result = prepared_blocks(f, coded, CodeOptions(), executor, of_this).run(observer)
+        result = prepared_blocks(f, coded, CodeOptions(), executor, of_this).run(observers())
         if learns:
             start.learn(result.report)
         return result

@@ -16,9 +16,7 @@ from polarmap.run.options import (
     Verify,
     check_function,
     checked_options,
-    encrypted,
     planned,
-    scheduled,
 )
 from polarmap.run.prepared_map import PreparedMap, verb
 
@@ -215,9 +213,7 @@ def coded_map(
     [3.0, 12.0, 21.0, 30.0, 39.0, 48.0, 57.0, 66.0]
     """
     check_function(f)
-    options = scheduled(checked_options(verify, rtol, timeout, retries, on_timeout), schedule)
-    if key is not None:
-        options = encrypted(options, key)
+    options = checked_options(verify, rtol, timeout, retries, on_timeout, schedule, key)
     code_options = planned(CodeOptions(blocks, workers, code, degree), schedule)
     if out is None:
         return prepared_blocks(f, data, code_options, executor, options)

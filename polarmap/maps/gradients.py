@@ -15,11 +15,12 @@ from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of
 from polarmap.code.checks import is_one_of, is_positive
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
+from polarmap.maps.slope_errors import SlopeErrors
 from polarmap.report import Report
 from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import KnownFunction, Verify, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.slope_errors import SlopeErrors
+from polarmap.run.running_map import Observers
 from polarmap.worker.finite_differences import NotScalarError, along_coordinates, along_rows
 
 Array = npt.NDArray[Any]
@@ -138,7 +139,7 @@ def coded_gradient(
     True
     """
 
-    def run(observer: Any) -> GradientResult:
+    def run(observers: Observers) -> GradientResult:
         point = _checked_point(x)
         unit = _checked_scale(scale, point)
         step = _checked_step(h, scheme)
@@ -154,7 +155,7 @@ def coded_gradient(
         options = replace(options, rtol=amplification * EPS, known=known)
         try:
             sizes = CodeOptions(k, workers, code)
-            mapped = prepared_blocks(task, data, sizes, executor, options).run(observer)
+            mapped = prepared_blocks(task, data, sizes, executor, options).run(observers)
         except NotLinearError as error_:
             raise NotLinearError(_not_smooth(step, error_)) from error_
         except (NotScalarError, NotDecodableError) as error_:

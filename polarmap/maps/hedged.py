@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.blocks.equal import checked_count
 from polarmap.blocks.uneven import PartBlocks, any_parts, cut_items, neighbours
 from polarmap.code.dtypes import is_integer
-from polarmap.code.uncoded import BACKUPS
+from polarmap.code.uncoded import BACKUPS, Uncoded
 from polarmap.errors import (
     CodeError,
     NotDecodableError,
@@ -25,7 +25,7 @@ from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.summary import UNCODED, blank_report
+from polarmap.run.running_map import Observers
 from polarmap.worker.any_value import any_call, from_block
 from polarmap.worker.messages import Error
 from polarmap.worker.pytree import naming
@@ -117,10 +117,10 @@ def hedged_map(
     items = cut_items(data, None if blocks is None else checked_count("blocks", blocks), star)
     count = len(items) if blocks is None else min(blocks, len(items))
     is_group = count < len(items)
-    blank = blank_report(count, count, count, UNCODED, launch.executor.name)
+    blank = partial(launch.blank, Uncoded(count, backups=1))
     if not items:
-        nothing = replace(blank, verified="not needed", is_final=True)
-        return PreparedMap(lambda observer: CodedResult([], nothing), blank)
+        nothing = replace(blank(), verified="not needed", is_final=True)
+        return PreparedMap(lambda observers: CodedResult([], nothing), blank)
     groups = neighbours(items, count) if is_group else items
     ends = list(itertools.accumulate(map(len, groups) if is_group else [1] * count))
     spans = [range(start, end) for start, end in zip([0, *ends], ends)]  # the items of each task
@@ -145,16 +145,16 @@ def hedged_map(
             return [found] * len(span)
         return [_one_of_group(one, index, len(items)) for index, one in zip(span, found)]
 
-    def run(observer: Any) -> CodedResult[T]:
+    def run(observers: Observers) -> CodedResult[T]:
         values = dict[int, T]()
 
         def note(outcome: Outcome) -> None:
             for index, value in zip(spans[outcome.task], values_of(outcome)):
                 values[index] = value
-                if observer.takes_blocks:
-                    observer.block_arrived(index, partial(values.__getitem__, index))
+                for one in observers:
+                    one.arrived(index, partial(values.__getitem__, index))
 
-        _, report = run_uncoded(launch, call, coded, options, observer, int(backups), None, note, keeps, who)
+        _, report = run_uncoded(launch, call, coded, options, observers, int(backups), None, note, keeps, who)
         return CodedResult([values[index] for index in range(len(items))], report)
 
     return PreparedMap(run, blank, len(items))

@@ -19,7 +19,7 @@ from polarmap.executors.pool import Pool
 from polarmap.maps.coded import CodedMapOptions, coded_map
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.coded_result import CodedResult
-from polarmap.run.progress import observer_of
+from polarmap.run.observers import observers_of
 
 if TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored
@@ -85,7 +85,7 @@ def submit(*arguments: Any, verb: Callable[..., Any] = coded_map, **options: Any
         named = {name: _kept(name, one, travels) for name, one in options.items()}
         places = ("f" if callable(one) else "data" for one in arguments)
         prepared = prepare(*(_kept(*one, travels) for one in zip(places, arguments)), **named)
-        return FutureMap(prepared, observer_of(options.get("progress"))).start()
+        return FutureMap(prepared, observers_of(options.get("progress"))).start()
 
 
 def _kept(name: str, argument: Any, travels: bool) -> Any:

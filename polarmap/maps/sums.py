@@ -17,6 +17,7 @@ from polarmap.report import Report
 from polarmap.run.execute import Launch, run_coded
 from polarmap.run.options import KnownFunction, check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.running_map import Observers
 from polarmap.worker.block_functions import combination
 from polarmap.worker.pytree import unflatten
 
@@ -106,7 +107,7 @@ def coded_sum(
     ([10, 11, 14], [10, 11, 14])
     """
 
-    def run(observer: Any) -> CodedSum:
+    def run(observers: Observers) -> CodedSum:
         check_function(f)
         options = checked_options("auto", rtol, timeout, retries)
         options = replace(options, known=KnownFunction(fits=True))
@@ -115,13 +116,13 @@ def coded_sum(
         shares = SharedParts(*cut_parts(parts, n), n, tolerate)
         combined = combination(f)
         try:
-            collected, report = run_coded(launch, combined, shares, options, observer)
+            word, report = run_coded(launch, combined, shares, options, observers)
         except NotLinearError as error:
             raise NotDecodableError(
                 "results of workers that share parts contradict each other: f is not deterministic, or a "
                 "worker returned garbage"
             ) from error
-        value = unflatten(collected.structure, collected.results[0])
+        value = unflatten(word.structure, word.decoded[0])
         return CodedSum(value, replace(report, k=shares.count, recovered=(), verified=_checked(report)))
 
     return PreparedMap(run)

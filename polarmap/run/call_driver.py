@@ -17,9 +17,8 @@ from polarmap.run.loop import Stopwatch, schedule
 from polarmap.run.map_threads import call_before_exit
 from polarmap.worker.any_value import run_call
 
-LINGER_SECONDS = 0.05  # without calls, before a run is closed
+LINGER_SECONDS = 0.05  # without calls, before a run is closed and its thread ends
 FIRST_SECONDS = 0.1  # that the first call waits to be taken: later ones may be cancelled
-IDLE_SECONDS = 5.0  # without calls, before the thread ends
 
 
 class CallDriver:
@@ -104,9 +103,9 @@ class CallDriver:
         self._changed.notify_all()
 
     def _drive(self) -> None:
-        """The life of a thread: serves calls until there are none for a while, or others take them."""
+        """The life of a thread: serves calls until there are none, or others take them."""
         owner = os.getpid()
-        while self._has_calls(IDLE_SECONDS, ends=True):
+        while self._has_calls(0.0, ends=True):
             self._serve()
         with self._changed:
             self._threads.discard(threading.current_thread())

@@ -117,7 +117,7 @@ class Calls:
         Gives so many calls at most, and says whether others are left.
     """
 
-    watches_starts, holds_back, is_protected = True, False, True
+    watches_starts = is_protected = True
     received: Collection[int] = ()
 
     def __init__(

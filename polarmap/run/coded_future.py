@@ -16,11 +16,12 @@ from functools import partial
 from typing import Any, ClassVar, Generic, TypeVar
 
 from polarmap.errors import CodeError, ExecutorError, hide_our_frames, warn, without_our_frames
+from polarmap.executors.base import Outcome
 from polarmap.report import Report
-from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
+from polarmap.run.estimates import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.progress import Observer, RunningMap
+from polarmap.run.running_map import Observer, Observers, RunningMap
 
 END_SECONDS = 5.0  # given to maps that were called off to end, at exit
 
@@ -184,25 +185,24 @@ class FutureMap(Observer, Generic[R]):
     ----------
     prepared : PreparedMap
         What is to run.
-    others : Observer
+    others : tuple of Observer
         Who looks on besides.
     """
 
     _under_way: ClassVar[set[FutureMap[Any]]] = set()
 
-    def __init__(self, prepared: PreparedMap[R], others: Observer) -> None:
+    def __init__(self, prepared: PreparedMap[R], others: Observers) -> None:
         self._prepared, self._others = prepared, others
         self._owner = os.getpid()
         self._kept: set[Any] = set()  # futures that are to be fulfilled whether somebody else has them or not
         self._awaited: list[Future[Any]] = []  # each as often as a thread waits for it
         self._is_called_off = False
         self._running: RunningMap | None = None
-        self._report = prepared.blank
+        self._report = prepared.blank() if prepared.blank else None
         self._ended = threading.Event()
         self._stream = EstimateStream()
         self._early: set[int] = set()  # blocks whose results were handed out before the others'
         self.has_begun = False
-        self.takes_blocks, self.tick = prepared.blocks > 0, others.tick
 
     def start(self) -> CodedFuture[R]:
         """The future of the map, which begins as soon as a thread is free."""
@@ -267,40 +267,41 @@ class FutureMap(Observer, Generic[R]):
         self.check_process(future)
         return self._stream.after(seen, self._wake)
 
-    # -- as the observer of the map, on its thread ------------------------------------------
+    # -- as an observer of the map, on its thread -------------------------------------------
 
-    @contextmanager
-    def watch(self, running: RunningMap) -> Iterator[None]:
+    def began(self, running: RunningMap) -> None:
         """The map may be woken, and asked for its report."""
         self._running = running
-        try:
-            with self._others.watch(running):
-                yield
-        finally:
-            self._report, self._running = running.report(), None
 
-    @contextmanager
-    def count(self, total: int) -> Iterator[Callable[[int], None]]:
-        """What is told of stripes is where an encoding may be called off."""
-        with self._others.count(total) as show:
+    def ended(self, outcome: Outcome, elapsed: float) -> None:
+        """Fulfil the future of a block that is not to wait for the others."""
+        progress = self._running and self._running.progress
+        result = progress.early_result(outcome.task) if progress and self._blocks else None
+        if result is not None:
+            self.arrived(outcome.task, result)
 
-            def counted(done: int) -> None:
-                self._check()
-                show(done)
+    def arrived(self, index: int, result: Callable[[], Any]) -> None:
+        """Fulfil its future, if the map is one of these items."""
+        if self._blocks:
+            self._early.add(index)
+            _fulfil(self._blocks[index](), result)
 
-            yield counted
-
-    def show(self, arrived: int) -> None:
+    def looked(self, arrived: int) -> None:
         """Where a map may be called off."""
         self._check()
-        self._others.show(arrived)
-        if self._running is not None and not self._prepared.no_estimates:
-            self._stream.offer(arrived, self._running.estimate)
+        running = self._running
+        if running is not None and running.progress is not None and not self._prepared.no_estimates:
+            estimate = running.progress.estimate
+            self._stream.offer(arrived, lambda: estimate(running.report()))
 
-    def block_arrived(self, index: int, result: Callable[[], Any]) -> None:
-        """Fulfil its future."""
-        self._early.add(index)
-        _fulfil(self._blocks[index](), result)
+    def counted(self, done: int, total: int) -> None:
+        """Where an encoding may be called off."""
+        self._check()
+
+    def finished(self, end: Report | BaseException | None) -> None:
+        """Keep what is left to be asked for."""
+        if self._running is not None:
+            self._report, self._running = end if isinstance(end, Report) else self._running.report(), None
 
     def _check(self) -> None:
         if self._is_called_off:
@@ -313,7 +314,7 @@ class FutureMap(Observer, Generic[R]):
         try:
             self._check()
             self.has_begun = True
-            result = self._prepared.run(self)
+            result = self._prepared.run((self, *self._others))
             self._report = getattr(result, "report", self._report)
             self._warn_of_garbage()
         except CalledOff:

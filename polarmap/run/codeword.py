@@ -1,10 +1,9 @@
-"""The codeword of a map: its blocks, what has arrived of its results, and whether they are handed out."""
+"""The codeword of a map: what it needs of its tasks, when it is over, and what its report tells of it."""
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable, Collection
-from functools import cached_property
+from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -12,64 +11,57 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
-from polarmap.code.algebra import Recovery
-from polarmap.code.decoder import Decoder
-from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn
-from polarmap.executors.base import Outcome
-from polarmap.run.failure_message import FailureMessage, raise_if_all_fail
-from polarmap.run.local_evaluation import LocalRun
+from polarmap.blocks.equal import without_padding
+from polarmap.code.dtypes import is_exact
+from polarmap.code.polar import PolarCode
+from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError, warn
+from polarmap.executors.base import Outcome, read_only
+from polarmap.report import Report
+from polarmap.run.acceptance import Acceptance
+from polarmap.run.coded_result import CodedResult
+from polarmap.run.estimates import Estimate, estimate
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.received import Received
-from polarmap.run.tasks import TaskTable
-from polarmap.run.trusted import TRUSTED, Trust
-from polarmap.run.verify import NotFiniteError, Verifier
-from polarmap.worker.parts import DamagedError
+from polarmap.run.padding import PaddingRows
+from polarmap.run.tasks import FailureMessage, TaskTable, raise_if_all_fail
+from polarmap.run.verify import NotFiniteError
+from polarmap.worker.pytree import unflatten
+from polarmap.worker.stored_output import StoredOutput
 
 Array = npt.NDArray[Any]
 
 SETTLE_SECONDS = 0.25  # between looks whether it is time to do without what is waited for, at most
-SURPLUS_SECONDS = (0.2, 10.0)  # bounds of the wait for a result to check against
-# Then f is evaluated here; the longest wait for that, or for a result where it cannot be:
-UNVERIFIED_SECONDS = 20.0
-UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
-AS_A_PLAIN_MAP = "all data tasks reported, so the results are those of a plain map"
 
 
-class Codeword(Received):
-    """What a map needs of its tasks (the `Need` of its schedule), and when its results are handed out.
+class Codeword(Acceptance):
+    """The `Need` of a coded map: over when its results are accepted, or its deadline is there.
+
+    Parameters
+    ----------
+    f, driver_f : callable
+        What workers call, and what f is on the driver.
 
     Attributes
     ----------
-    verification : str or None
-        How the results were verified, once they are accepted.
-    decoded : list of lists of arrays
-        The results of the k data tasks, flat; of the last time they were decoded, empty before.
-    decode_seconds : float
-    refusal : NotFiniteError, NotLinearError or None
-        Why nothing can be decoded from these results, so that every data task has to report.
-    contradiction : NotLinearError or None
-        Of results that are handed out all the same, as every data task did report.
+    padding_rows : tuple of bool
+        For each leaf of the results, whether rows of it that come from padding are to be cut off.
     """
 
     def __init__(
         self,
         f: Callable[[Any], Any],
+        driver_f: Callable[[Any], Any],
         coded: CodedData,
         options: MapOptions,
         tasks: TaskTable,
         watch: Stopwatch,
     ) -> None:
-        super().__init__(f, coded, options, tasks, watch)
-        is_ours = options.known.fits or options.verify is False  # nobody asks
-        self._trust = Trust(TRUSTED, f, coded.code.assumption, coded.blocks.dtypes, is_ours)
-        self.verification: str | None = None
-        self.decoded: list[list[Array]] = []
-        self.decode_seconds = 0.0
-        self._decoded_by: Recovery | None = None
-        self.refusal: NotFiniteError | NotLinearError | None = None
-        self.contradiction: NotLinearError | None = None
-        self._refused: tuple[Decoder | None, int] = None, 0  # by whom, and how many results it had
+        super().__init__(driver_f, coded, options, tasks, watch)
+        self._padding = PaddingRows(f, coded, options) if coded.blocks.padding else None
+        self.padding_rows: tuple[bool, ...] = ()
+        self._earlier_encoding = coded.encode_seconds  # by other maps of the same blocks
+        self._has_warned = False
+        self._estimate: Estimate | None = None
         self._within_reach: tuple[Any, bool] = (), False  # of what the look was, and what it found
 
     def add(self, outcome: Outcome) -> None:
@@ -77,27 +69,145 @@ class Codeword(Received):
         if self.verification is None:
             super().add(outcome)
         elif outcome.failure is None and outcome.task not in self.arrived:
-            self.arrived[outcome.task], self.seconds[outcome.task] = self._watch.elapsed, outcome.seconds
+            self.arrived[outcome.task] = self._watch.elapsed
 
     def step(self) -> bool:
-        """Whether the results are accepted, after another look at them."""
+        """Whether the map is over, after another look at the results."""
+        if self._coded.unprotected_warning and not self._has_warned:  # known when blocks have been encoded
+            self._has_warned = True
+            warn(self._coded.unprotected_warning)
         self.verification = self.verification or self._verdict()
-        return self.verification is not None
+        if self.verification is None or not (self._padding is None or self._is_padding_known()):
+            if not self._watch.is_past_deadline:
+                return False
+            self._settle_at_deadline()
+        self._warn()
+        if self._padding is not None:
+            self.padding_rows = self._padding.found(self.precision, self._shapes)
+        return True
 
-    def take_estimates(self, results: list[list[Array]]) -> None:
-        """Accept these in the place of what the results would determine."""
-        self.decoded, self.verification = results, "no"
+    def _is_padding_known(self) -> bool:
+        assert self._padding is not None
+        return self._padding.is_over(self._watch.elapsed, self.surplus_wait)
+
+    @property
+    def _shapes(self) -> list[tuple[int, ...]]:
+        """Of the leaves of a result, which may be a sample of what is stored."""
+        for stored in self.stored.values():
+            return [shape for _, shape in stored.layout]
+        return [leaf.shape for leaf in self.decoded[0]]
+
+    @property
+    def stored(self) -> dict[int, StoredOutput]:
+        """Where those results lie that stayed in storage, of which what is received are samples."""
+        return {index: one.stored for index, one in self.results.items() if one.stored is not None}
+
+    # -- before all is there ----------------------------------------------------------------
+
+    def early_result(self, task: int) -> Callable[[], Any] | None:
+        """The result of a data block, as its worker returned it; None if it is none, or may have padding.
+
+        It may be decoded from still: nobody is to write to it.
+        """
+        received, k = self.results.get(task), len(self._code.systematic)
+        if received is None or task >= k or (self._coded.blocks.padding and task == k - 1):
+            return None
+        leaves, structure = received.leaves, received.structure
+        if leaves is None or structure is None or received.stored is not None:
+            return None
+        return lambda: unflatten(structure, list(map(read_only, leaves)))
+
+    def estimate(self, report: Report) -> CodedResult[Any] | None:
+        """What `_settle_at_deadline` would give now, while the map goes on; None if nothing.
+
+        Nothing, too, when the results are determined: they come when they have been checked.
+        """
+        if self.decoder is None or self.decoder.ready or not self._is_finite or self.wraps:
+            return None
+        if self._padding is not None and not self._padding.is_known:
+            return None
+        assert isinstance(self._code, PolarCode)  # checked by the future
+        found, padding = estimate(self, self._code), self._padding
+        rows = padding.are_rows(self.precision, [one.shape for one in found.results[0]]) if padding else ()
+        whole = without_padding(found.results, self._coded.blocks, rows)
+        errors = found.errors if any(found.errors) else ()
+        # What has arrived may be decoded from still: nobody is to write to it.
+        results = [unflatten(self.structure, list(map(read_only, leaves))) for leaves in whole]
+        return CodedResult(results, replace(report, errors=errors, error_p90=found.error_p90))
+
+    def _settle_at_deadline(self) -> None:
+        """Accept what there is: results that are exact or estimates."""
+        if not self.results:
+            raise CodedTimeoutError(
+                f"no result arrived within the timeout of {self._watch.deadline:g} s: nothing to estimate "
+                "from"
+            ) from self._tasks.first_cause
+        if not self._is_finite:
+            raise NotDecodableError(self._message.not_finite(self.data_count)) from self._tasks.first_cause
+        assert isinstance(self._code, PolarCode)  # checked before the map began
+        found = estimate(self, self._code)
+        if self.refusal is not None or self.verifier.contradicts():
+            assert self.decoder is not None
+            missing = set(self.decoder.missing.tolist())
+            errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
+            found = found._replace(errors=errors, error_p90=max(errors))
+            broken = self.refusal or (
+                f"the parity equations are off by {self.residual:.2g} (relative): f is not linear, "
+                "or a worker returned garbage"
+            )
+            warn(f"{broken}; what is decoded or estimated may be far off")
+        self.decoded, self.verification, self._estimate = found.results, "no", found
         self.needed = self.needed or len(self.arrived)
 
     @property
-    def error_bound(self) -> float:
-        """What the results may be off by, as a share of the largest number among them."""
-        return self.verifier.error_bound(self.decoded)
+    def _is_finite(self) -> bool:
+        return not isinstance(self.refusal, NotFiniteError) and self.all_finite()
+
+    # -- what the report tells --------------------------------------------------------------
 
     @property
-    def not_finite_message(self) -> str:
-        """What is said where NaN or inf keep what arrived from being decoded."""
-        return self._message.too_few(not_finite=True)
+    def surplus(self) -> list[int]:
+        """Tasks whose results nothing was decoded from, but for those of data blocks."""
+        assert self.decoder is not None
+        used = np.zeros(self._code.n, bool)
+        used[: len(self._code.systematic)] = True
+        if len(self.decoder.missing):
+            used |= self.decoder.arrived
+        return [int(index) for index in np.flatnonzero(~used)]
+
+    def told(self, ended: float) -> dict[str, Any]:
+        """Fields of the report of a map that was over in second `ended`."""
+        assert self.decoder is not None
+        found, recovered = self._estimate, self.decoder.missing.tolist()
+        amplification = bound = 0.0
+        if found is not None:
+            recovered = [index for index in recovered if found.errors[index] == 0]
+        elif recovered:
+            amplification, bound = self._amplification, self.error_bound
+        waited, is_checked = 0.0, self.verification in ("parity", "local")
+        if self.verification not in ("not needed", "no"):
+            waited = max(0.0, ended - (self.ready_at or 0.0) - self.decode_seconds)
+        return {
+            "needed": self.needed,
+            "recovered": tuple(recovered),
+            "encode_seconds": self._coded.encode_seconds - self._earlier_encoding,
+            "decode_seconds": self.decode_seconds,
+            "surplus_seconds": waited,
+            "amplification": amplification,
+            "error_bound": bound,
+            "residual": self.residual,
+            "verified": str(self.verification),
+            "unchecked": tuple(sorted(self.verifier.unchecked())) if is_checked else (),
+            "errors": found.errors if found is not None and any(found.errors) else (),
+            "error_p90": 0.0 if found is None else found.error_p90,
+        }
+
+    @property
+    def _amplification(self) -> float:
+        assert self.decoder is not None
+        if self.decoder.exact and not all(map(is_exact, self.precisions)):  # floats decoded beside integers
+            return float(np.linalg.norm(self.decoder.recovery.weights, axis=1).max())
+        return self.decoder.amplification
 
     # -- what the schedule asks -------------------------------------------------------------
 
@@ -124,10 +234,6 @@ class Codeword(Received):
             spare = self._code.n - self._code.recovery_threshold
             raise_if_all_fail(self._tasks, bool(self.results), spare)
         return found
-
-    def would_be_met(self, tasks: Collection[int]) -> bool:
-        """Whether results of these tasks would determine those of the data."""
-        return self.would_determine(set(tasks))
 
     def is_out_of_reach(self) -> bool:
         """Whether what arrived, runs and is held back cannot determine the results."""
@@ -156,8 +262,10 @@ class Codeword(Received):
             return
         if isinstance(refusal, NotLinearError):
             raise refusal from self._tasks.first_cause
-        message = self._message.too_few(refusal is not None, nothing_can_come)
-        raise NotDecodableError(message) from self._tasks.first_cause
+        message = self._message
+        raise NotDecodableError(
+            message.too_few(nothing_can_come) if refusal is None else message.not_finite(self.data_count)
+        ) from self._tasks.first_cause
 
     def timed_out(self, timeout: float) -> tuple[str, BaseException | None]:
         """What to say when the timeout has passed, and the exception behind it.
@@ -180,269 +288,11 @@ class Codeword(Received):
         if self._within_reach[0] != key:  # a look costs as much as decoding
             coming = {*self.running, *self._tasks.held_back}
             candidates = [coming | group.keys() for group in self._groups.values() or [{}]]
-            found = any(self.would_determine(one, self.refusal is not None, accurately) for one in candidates)
+            found = any(self.would_be_met(one, self.refusal is not None, accurately) for one in candidates)
             self._within_reach = key, found
         return self._within_reach[1]
 
     @property
     def _message(self) -> FailureMessage:
-        return FailureMessage(
-            self._tasks,
-            self._code.recovery_threshold,
-            arrived=self.arrived.keys(),
-            received=self.results.keys(),
-            data=self.data_count,
-            is_ready=self.ready_at is not None,
-            running=self.running,
-        )
-
-    def warn(self) -> None:
-        """Say of the results that they contradict each other, or are less accurate than was asked for."""
-        if self.contradiction is not None:
-            warn(f"{AS_A_PLAIN_MAP}, but {self.contradiction}")
-        if self.is_inaccurate:
-            warn(
-                "what arrived determines the other results, but no more accurately than to "
-                f"{self.error_bound:.2g} (relative), which is more than rtol: no further result came"
-            )
-
-    # -- the checks that results have to pass ---------------------------------------------------
-
-    def _verdict(self) -> str | None:
-        """How the results were verified, once they are determined and that is settled.
-
-        Results that contradict each other are looked at again with every further one: it may tell who
-        is to blame.
-        """
-        decoder = self.decoder
-        if isinstance(self.refusal, NotLinearError) and self._refused != (decoder, decoder and decoder.count):
-            self.refusal = None
-        if decoder is None or not decoder.ready:
-            return None
-        if not len(decoder.missing):
-            return self._as_a_plain_map(decoder)
-        if self.refusal is not None:
-            return None
-        try:
-            return self._verify(decoder)
-        except NotFiniteError as error:
-            if not len(decoder.code.systematic):  # no more results would help
-                raise NotDecodableError("results contain NaN or inf, so nothing can be decoded") from error
-            self.refusal = error
-        except NotLinearError as error:
-            if not len(decoder.code.systematic) or self._options.known.fits or self._options.verify is True:
-                raise
-            self.refusal, self._refused = error, (decoder, decoder.count)
-        return None
-
-    def _as_a_plain_map(self, decoder: Decoder) -> str | None:
-        """Every data task reported: nothing has to be decoded, whatever f is.
-
-        On first use one parity equation is looked at all the same: better a warning now than an error
-        when a worker is missing.
-        """
-        if self.refusal is not None:
-            self.needed = decoder.count
-        if not isinstance(self.refusal, NotFiniteError) and (self._is_first_use or self.is_broken):
-            try:
-                if not self._is_protected(decoder):
-                    return None
-            except NotLinearError as error:
-                if self._options.verify is True:
-                    raise
-                self.contradiction = error
-            except NotFiniteError as error:
-                self.refusal = error
-        self._decode()
-        return "not needed"
-
-    @cached_property
-    def verifier(self) -> Verifier:
-        """What checks results: made when it is asked for, as a map that decodes nothing needs none."""
-        # Without a circle: the blocks are to be gone as soon as their map is over.
-        received: Received = weakref.proxy(self)
-        return Verifier(self._f, self._coded, received, self._options, self._trust)
-
-    @property
-    def residual(self) -> float | None:
-        """Largest relative residual of the left-over equations when last evaluated; None if never."""
-        return self.verifier.residual if "verifier" in self.__dict__ else None
-
-    @property
-    def is_broken(self) -> bool:
-        """Whether one of them did not hold then, and nobody has been found who did it."""
-        return "verifier" in self.__dict__ and self.verifier.broken
-
-    @property
-    def _is_first_use(self) -> bool:
-        """Whether it is to be found out what f is."""
-        verify = self._options.verify
-        return verify is True or (verify == "auto" and not self._trust.is_known)
-
-    def _is_protected(self, decoder: Decoder) -> bool:
-        """Whether it has turned out, as far as it will, that lost results could be decoded.
-
-        NotLinearError if they could not.
-        """
-        if decoder.code.n == decoder.code.wanted:
-            return True
-        if not self.are_stored and self.wraps:  # else all would be read to tell
-            return self._say_not_protected(self.why_not_protected())
-        if decoder.surplus and not self._surplus_holds():
-            return False
-        if not self.verifier.can_mix:
-            return True
-        if self.verifier.is_mixing:
-            self.verifier.note_passed()
-            return True
-        if not self._surplus_wait_is_over() and self._watch.remaining > 0:
-            return False
-        return self._parity_is_checked_here(decoder)
-
-    def _parity_is_checked_here(self, decoder: Decoder) -> bool:
-        """The same by f of a parity block on the driver, where no parity result came."""
-        if decoder.code.recovery_threshold > decoder.code.wanted:  # a polynomial takes more than one
-            return self._say_unverified("too few results beyond those of the data came")
-        run = self.verifier.parity_run()
-        if run.is_running:
-            return self._is_given_up and self._say_unverified(f"here it had not ended after {self._waited}")
-        if run.leaves is None:
-            if isinstance(run.error, DamagedError):  # says nothing of f
-                return self._say_unverified(f"a parity block could not be read here: {run.words}")
-            failures = (self._tasks[i].failures for i in range(decoder.code.wanted, decoder.code.n))
-            if any(failure.kind == "raised" for told in failures for failure in told):
-                self.verifier.blame_f(f"f fails on parity blocks, here with {run.words}")
-            return self._say_unverified(f"here it raised {run.words}")
-        if not self.verifier.parity_fits(run.leaves):
-            self.verifier.blame_f(f"f of a parity block is off by {self.verifier.residual:.2g} (relative)")
-        self.verifier.note_passed()
-        return True
-
-    @property
-    def _is_given_up(self) -> bool:
-        """Whether f of a parity block has had its time: more of it where the caller insists."""
-        if self._watch.remaining <= 0:
-            return True
-        return self._since_ready > (self._patience if self._options.verify is True else 2 * self.surplus_wait)
-
-    def _say_not_protected(self, why: str) -> bool:
-        """Say that a lost result could not be decoded; CodeError where the caller insists."""
-        if self._options.verify is True:
-            raise CodeError(why)
-        warn(f"{AS_A_PLAIN_MAP}, but a lost one could not have been decoded: {why}")
-        return True
-
-    def _say_unverified(self, why: str) -> bool:
-        """Say that nothing is known of f, to a caller who insists."""
-        if self._options.verify is True:
-            warn(f"f could not be verified: all data tasks reported, no result beyond theirs did, and {why}")
-        return True
-
-    def _verify(self, decoder: Decoder) -> str | None:
-        if self.wraps:
-            raise CodeError(f"a result is missing and cannot be decoded: {self.why_not_protected()}")
-        if self._options.verify is False:
-            self._decode()
-            return "no"
-        trusted = not self._is_first_use
-        if decoder.surplus:
-            if not self._surplus_holds():
-                return None
-            if trusted or (self.verifier.is_telling and not self.verifier.differing_here(self._decode())):
-                return self._passed("parity")
-        elif trusted:
-            self._decode()
-            return "earlier"
-        elif not self._surplus_wait_is_over():
-            return None
-        return self._check_locally(decoder)
-
-    def _surplus_holds(self) -> bool:
-        more = self.more_may_come and not self._surplus_wait_is_over()
-        holds, failure, culprit = self.verifier.surplus_holds(more, self._watch.remaining)
-        if failure is not None:
-            self.drop(culprit, failure)
-        return holds
-
-    def _check_locally(self, decoder: Decoder) -> str | None:
-        """Evaluate f on a block that has to be decoded, in a thread, while results may still come."""
-        run = self.verifier.local_run()
-        if run.index not in self.verifier.evaluated:
-            if not self._is_hopeless(run, decoder):
-                return None
-            if decoder.surplus:
-                return self._passed("parity")
-            self._warn_unverified(run)
-            self._decode()
-            return "no"
-        differing = self.verifier.differing_here(self._decode())
-        time_is_left = self.more_may_come and not self._surplus_wait_is_over()
-        if time_is_left and (differing or not self.verifier.is_telling):
-            return None
-        if differing:
-            self.verifier.blame_f(f"f of block {differing[0]} differs from its decoded result")
-        return self._passed("parity" if decoder.surplus else "local")
-
-    def _is_hopeless(self, run: LocalRun, decoder: Decoder) -> bool:
-        """Whether neither f here nor another result is worth waiting for any longer."""
-        if self._since_ready > self._patience:
-            return True
-        if run.error is None:
-            return False
-        return self._surplus_wait_is_over() if decoder.surplus else not self.more_may_come
-
-    def is_accuracy_hopeless(self) -> bool:
-        """Whether no result that would make decoding more accurate is worth waiting for any longer."""
-        since = None if self.refusal is not None else self.determined_at
-        return since is not None and self._watch.elapsed - since > self._patience
-
-    @property
-    def _patience(self) -> float:
-        """The longest wait for a result, or for f on the driver, that is not needed."""
-        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * self.seconds.largest)
-
-    @property
-    def _waited(self) -> str:
-        return f"{self._since_ready:.3g} s"
-
-    def _warn_unverified(self, run: LocalRun) -> None:
-        here = f"had not ended after {self._waited}"
-        if run.error is not None:
-            here = f"raised {run.words}"
-        warn(
-            f"f could not be verified: no result beyond the {self.needed} needed arrived, and on "
-            f"the driver it {here}"
-        )
-
-    def _passed(self, how: str) -> str:
-        self._decode()
-        if self.verifier.is_mixing:
-            self.verifier.note_passed()
-        return how
-
-    def _decode(self) -> list[list[Array]]:
-        """The results of all data tasks; NotFiniteError if NaN or inf got in the way."""
-        assert self.decoder is not None
-        if not len(self.decoder.missing):
-            self.decoded = self.of_data()
-        elif self.decoder.recovery is not self._decoded_by:
-            began = self._watch.elapsed
-            self.decoded, self._decoded_by = self.decode(), self.decoder.recovery
-            self.decode_seconds = self._watch.elapsed - began
-        if not self.decoded:
-            raise NotFiniteError
-        return self.decoded
-
-    @property
-    def _since_ready(self) -> float:
-        assert self.ready_at is not None
-        return self._watch.elapsed - self.ready_at
-
-    @property
-    def surplus_wait(self) -> float:
-        """One median task time, within SURPLUS_SECONDS."""
-        return float(np.clip(self.seconds.median, *SURPLUS_SECONDS))
-
-    def _surplus_wait_is_over(self) -> bool:
-        """Whether no result to check against is coming, or not soon enough."""
-        return not self.more_may_come or self._since_ready >= self.surplus_wait
+        needed, is_ready = self._code.recovery_threshold, self.ready_at is not None
+        return FailureMessage(self._tasks, needed, self.arrived.keys(), self.results.keys(), is_ready)

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from math import inf
+import threading
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
-from polarmap.blocks.equal import without_padding
 from polarmap.code import modular
 from polarmap.code.dtypes import DType, epsilon, is_exact
 from polarmap.code.equations import noise
 from polarmap.code.estimation import Estimator, estimator
 from polarmap.code.polar import PolarCode
-from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, warn
-from polarmap.executors.base import read_only
-from polarmap.report import Report
-from polarmap.run.coded_result import CodedResult
-from polarmap.run.codeword import Codeword
-from polarmap.run.loop import Stopwatch
-from polarmap.run.padding import PaddingRows
+from polarmap.errors import CodeError
 from polarmap.run.received import Received
-from polarmap.run.results import kinds_of, leaves_of
-from polarmap.run.tasks import TaskTable
-from polarmap.run.verify import NotFiniteError
-from polarmap.worker.pytree import unflatten
+from polarmap.run.results import kinds_of
 
 Array = npt.NDArray[Any]
 
@@ -44,58 +33,6 @@ class Estimate(NamedTuple):
     error_p90: float
 
 
-def estimate_at_deadline(coded: CodedData, word: Codeword, tasks: TaskTable, watch: Stopwatch) -> Estimate:
-    """Accept what a map has by its deadline: results that are exact or estimates."""
-    if not word.results:
-        raise CodedTimeoutError(
-            f"no result arrived within the timeout of {watch.deadline:g} s: nothing to estimate from"
-        ) from tasks.first_cause
-    if not _is_finite(word):
-        raise NotDecodableError(word.not_finite_message) from tasks.first_cause
-    assert isinstance(coded.code, PolarCode)  # checked before the map began
-    found, refusal = estimate(word, coded.code), word.refusal
-    if refusal is not None or word.verifier.contradicts():
-        assert word.decoder is not None
-        missing = set(word.decoder.missing.tolist())
-        errors = tuple(inf if index in missing else error for index, error in enumerate(found.errors))
-        found = found._replace(errors=errors, error_p90=max(errors))
-        broken = refusal or (
-            f"the parity equations are off by {word.residual:.2g} (relative): f is not linear, "
-            "or a worker returned garbage"
-        )
-        warn(f"{broken}; what is decoded or estimated may be far off")
-    word.take_estimates(found.results)
-    return found
-
-
-def estimate_so_far(
-    coded: CodedData, word: Codeword, padding: PaddingRows | None, report: Report
-) -> CodedResult[Any] | None:
-    """What `estimate_at_deadline` would give now, while the map goes on; None if nothing.
-
-    Nothing, too, when the results are determined: they come when they have been checked.
-
-    report : so far.
-    """
-    if word.decoder is None or word.decoder.ready or not _is_finite(word) or word.wraps:
-        return None
-    if padding is not None and not padding.is_known:
-        return None
-    assert isinstance(coded.code, PolarCode)  # checked by the future
-    found = estimate(word, coded.code)
-    rows = padding.are_rows(word, [one.shape for one in found.results[0]]) if padding else ()
-    whole = without_padding(found.results, coded.blocks, rows)
-    errors = found.errors if any(found.errors) else ()
-    report = replace(report, errors=errors, error_p90=found.error_p90)
-    # What has arrived may be decoded from still: nobody is to write to it.
-    results = [unflatten(word.structure, list(map(read_only, leaves))) for leaves in whole]
-    return CodedResult(results, report)
-
-
-def _is_finite(word: Codeword) -> bool:
-    return not isinstance(word.refusal, NotFiniteError) and word.all_finite()
-
-
 def estimate(arrived: Received, code: PolarCode) -> Estimate:
     """Estimates from what arrived, which must be finite and not nothing.
 
@@ -108,7 +45,6 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
     how = estimator(code, mask, precision)
     if len(how.missing) and arrived.wraps:
         raise CodeError(f"a result is missing and cannot be estimated: {arrived.why_not_protected()}")
-    shapes = [leaf.shape for leaf in leaves_of(next(iter(arrived.results.values())))]
     errors, p90 = np.zeros(code.k), 0.0
     estimated: list[list[Array]] = []
     for leaf, (dtype, kind) in enumerate(zip(dtypes, kinds)):
@@ -128,14 +64,7 @@ def estimate(arrived: Received, code: PolarCode) -> Estimate:
         estimated.append(blocks)
         errors[how.missing] = np.maximum(errors[how.missing], expected)
         p90 = max(p90, _error_p90(how, received, expected, code.k))
-    place = {int(index): row for row, index in enumerate(how.missing)}
-
-    def result(index: int) -> list[Array]:
-        if index not in place:
-            return leaves_of(arrived.results[index])
-        return [blocks[place[index]].reshape(shape) for blocks, shape in zip(estimated, shapes)]
-
-    return Estimate([result(index) for index in range(code.k)], tuple(errors.tolist()), p90)
+    return Estimate(arrived.completed(how.missing, estimated), tuple(errors.tolist()), p90)
 
 
 def _error_p90(how: Estimator, received: Array, expected: list[float], k: int) -> float:
@@ -197,3 +126,58 @@ def _exact(code: PolarCode, how: Estimator, rows: dict[int, Array], dtype: DType
         data = np.stack([rows[int(index)].astype(np.int64) for index in known])
         words = words - modular.matmul(code.coefficients[np.ix_(parity, known)], data)
     return dict(zip(places, modular.matmul(solver, words).astype(dtype)))
+
+
+# --- for whoever waits for one -----------------------------------------------------------------
+
+
+class NumberedEstimate(NamedTuple):
+    """An estimate, and from how many results it was made."""
+
+    arrived: int
+    value: Any
+
+
+class EstimateStream:
+    """Hands estimates from the thread of a map to others, each of which gets the latest."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._waiting = 0
+        self._latest: NumberedEstimate | None = None
+        self._is_over = False
+
+    def offer(self, arrived: int, make: Callable[[], Any]) -> None:
+        """Make an estimate from so many results if somebody waits for it."""
+        with self._changed:
+            is_new = self._latest is None or self._latest.arrived != arrived
+            is_wanted = self._waiting > 0 and is_new
+        if is_wanted and (value := make()) is not None:
+            with self._changed:
+                self._latest = NumberedEstimate(arrived, value)
+                self._changed.notify_all()
+
+    def end(self) -> None:
+        """No more will come."""
+        with self._changed:
+            self._is_over = True
+            self._changed.notify_all()
+
+    def after(self, seen: int, ask: Callable[[], None]) -> NumberedEstimate | None:
+        """Wait for an estimate from other than `seen` results; None when the map is over.
+
+        ask : lets the map look up.
+        """
+
+        def is_there() -> bool:
+            return self._is_over or (self._latest is not None and self._latest.arrived != seen)
+
+        with self._changed:
+            self._waiting += 1
+        ask()
+        with self._changed:
+            try:
+                self._changed.wait_for(is_there)
+            finally:
+                self._waiting -= 1
+            return None if self._is_over else self._latest

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, TypeVar
-
-import numpy.typing as npt
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.code_choice import CodeOptions, encoded
@@ -16,77 +15,116 @@ from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, Stay, cost, cost_of_stay
+from polarmap.code.linear import LinearCode
 from polarmap.code.polar import PolarCode
 from polarmap.code.uncoded import Uncoded
-from polarmap.errors import CodeError, warn
+from polarmap.errors import CodeError
 from polarmap.executors import executor_of
-from polarmap.executors.base import Coded, Outcome, Payload, Run, key_of, layout_bytes, read_only
+from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, key_of, layout_bytes
 from polarmap.executors.faulty import FaultyExecutor
-from polarmap.report import Report
+from polarmap.report import Report, TaskReport
 from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword
-from polarmap.run.estimates import Estimate, estimate_at_deadline, estimate_so_far
 from polarmap.run.first_results import FirstResults
 from polarmap.run.lateness import ParityRule, backup_lateness
-from polarmap.run.loop import Policy, Stopwatch, Upfront, schedule
-from polarmap.run.map_log import MapLog, logged
+from polarmap.run.loop import Need, Policy, Stopwatch, Upfront, schedule
 from polarmap.run.options import MapOptions
-from polarmap.run.padding import PaddingRows
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.progress import Observer, RunningMap
-from polarmap.run.summary import UNCODED, blank_report, report_of_coded, report_of_uncoded, report_so_far
+from polarmap.run.running_map import Observers, Progress, RunningMap, blank_report, task_reports
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption
 from polarmap.worker.liveness import LIVENESS_SECONDS
-from polarmap.worker.pytree import Structure, unflatten
-from polarmap.worker.stored_output import OutputSpec, StoredOutput
+from polarmap.worker.pytree import unflatten
+from polarmap.worker.stored_output import OutputSpec
 
-Array = npt.NDArray[Any]
 Function = Callable[[Any], Any]
 
 
 class Launch:
-    """The executor that the caller of a map chose, and when the call began.
-
-    Attributes
-    ----------
-    executor : MapExecutor
-    worker : Worker or None
-        What a task is given there and may cost, where that is known.
-    began : float
-        On `time.monotonic`.
-    """
+    """The executor that the caller of a map chose, and when the call began, on `time.monotonic`."""
 
     def __init__(self, executor: Any) -> None:
         self.began = time.monotonic()
-        self.executor = executor_of(executor)
-        self.worker = self.executor.worker
+        self.executor: MapExecutor = executor_of(executor)
+
+    def blank(self, code: LinearCode, **known: Any) -> Report:
+        """The report of a map before anything of it has happened."""
+        name = self.executor.name
+        return blank_report(code.n, code.k, code.recovery_threshold, code.name, name, **known)
 
 
-@dataclass
-class Collected:
-    """The flat results of the k data blocks.
+class MapNeed(Need, Progress, Protocol):
+    """What a map makes of what becomes of its tasks."""
 
-    structure : of each.
-    stored : where those results lie that stayed in storage, of which these are samples.
-    rows : for each leaf, whether rows of it that come from padding are cut off.
+    def add(self, outcome: Outcome) -> None:
+        """Take in what became of an attempt."""
+        ...
+
+    def step(self) -> bool:
+        """Whether the map is over, after another look."""
+        ...
+
+    @property
+    def surplus(self) -> Iterable[int]:
+        """Tasks whose results were of no use."""
+        ...
+
+    def told(self, ended: float) -> dict[str, Any]:
+        """Fields of the report of a map that was over in second `ended`."""
+        ...
+
+
+N = TypeVar("N", bound=MapNeed)
+
+
+def run_map(
+    launch: Launch,
+    payload: Payload,
+    policy: Policy,
+    options: MapOptions,
+    need_of: Callable[[TaskTable, Stopwatch], N],
+    blank: Report,
+    observers: Observers,
+) -> tuple[N, Report]:
+    """Open a run, schedule its tasks until the map is over, and close it, while observers look on.
+
+    Returns what the map made of its tasks, and its report.
     """
-
-    results: list[list[Array]]
-    structure: Structure
-    stored: dict[int, StoredOutput]
-    rows: tuple[bool, ...]
-
-
-class _Call(NamedTuple):
-    """What one coded map does: f on workers and on the driver, the blocks, the options; and its log."""
-
-    f: Function
-    driver_f: Function
-    coded: CodedData
-    options: MapOptions
-    log: MapLog
+    tasks = TaskTable(blank.n)
+    running = RunningMap(blank, tasks)
+    try:
+        for one in observers:
+            one.began(running)
+        run = launch.executor.open(payload)
+        try:
+            began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
+            watch = Stopwatch(run.now, options.timeout, options.deadline)
+            need = need_of(tasks, watch)
+            running.opened(run, began, need)
+            for outcomes in schedule(run, policy, options.retries, tasks, need, watch, observers):
+                for outcome in outcomes:
+                    need.add(outcome)
+                    for one in observers:
+                        one.ended(outcome, watch.elapsed)
+                for one in observers:
+                    one.looked(len(need.received))
+                if need.step():
+                    break
+            ended = watch.elapsed
+        finally:
+            stay = run.close()
+        reports, seconds = task_reports(tasks, need.arrived, need.surplus), run.now() - began
+        paid = cost_of(launch.executor.worker, reports, seconds, stay)
+        told = need.told(ended)
+        report = replace(blank, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told)
+    except BaseException as error:
+        for one in reversed(observers):
+            one.finished(error)
+        raise
+    for one in reversed(observers):
+        one.finished(report)
+    return need, report
 
 
 def run_coded(
@@ -94,69 +132,35 @@ def run_coded(
     f: Function,
     coded: CodedData,
     options: MapOptions,
-    observer: Observer,
+    observers: Observers,
     driver_f: Function | None = None,
     output: OutputSpec | None = None,
-) -> tuple[Collected, Report]:
+) -> tuple[Codeword, Report]:
     """The results of f on the data blocks as soon as they are determined, and how they came about.
 
     `driver_f`: what f is on the driver, where that differs from what workers send of it; `output`:
     where results stay.
     """
-    _check_limits(launch.worker, coded, coded.blocks.k, coded.blocks.rows)
-    blank = _blank_report(coded, launch)
+    _check_limits(launch.executor.worker, coded, coded.blocks.k, coded.blocks.rows)
     driver_f = driver_f or f
     if isinstance(coded, SparseCodedBlocks):
         f, driver_f = coded.on_blocks(f), coded.on_blocks(driver_f)
-    with logged(blank) as log:
-        call = _Call(f, driver_f, coded, options, log)
-        collected, report = _run_coded(launch, call, observer, output, blank)
-        log.returned(report)
-    return collected, report
-
-
-def _run_coded(
-    launch: Launch, call: _Call, observer: Observer, output: OutputSpec | None, blank: Report
-) -> tuple[Collected, Report]:
-    """Open the executor for one coded map, follow it to its end, and close it."""
-    coded, options = call.coded, call.options
-    encoded = coded.encode_seconds  # by earlier maps of the same blocks
     parity = range(len(coded.code.systematic) or coded.n, coded.n)
-    payload = Payload(
-        call.f,
-        coded,
-        output=output,
-        low_priority=parity,
-        encryption=encryption_of(coded, options.key),
-    )
-    run = launch.executor.open(payload)
-    try:
-        began = min(launch.began, run.now())  # a virtual clock begins when the run is opened
-        tasks, watch = TaskTable(coded.n), Stopwatch(run.now, options.timeout, options.deadline)
-        word = Codeword(call.driver_f, coded, options, tasks, watch)
-        padding = PaddingRows(call.f, coded, options, watch) if coded.blocks.padding else None
+    encryption = encryption_of(coded, options.key)
+    payload = Payload(f, coded, output=output, low_priority=parity, encryption=encryption)
+    need_of = partial(Codeword, f, driver_f, coded, options)
+    blank = blank_of(launch, coded, options)
+    return run_map(launch, payload, _policy(coded, options), options, need_of, blank, observers)
 
-        def so_far() -> Report:
-            return report_so_far(blank, tasks, word.arrived, run.now() - began)
 
-        running = RunningMap(blank, run.wake, so_far, lambda: estimate_so_far(coded, word, padding, so_far()))
-        with observer.watch(running):
-            found = _collect(run, call, tasks, word, padding, watch, observer)
-            rows = padding.found(word, _shapes(word)) if padding else ()
-            ended = watch.elapsed
-    finally:
-        stay = run.close()
-    report = report_of_coded(word, tasks, coded, found, ended)
-    report = replace(
-        report,
-        executor=launch.executor.name,
-        seconds=run.now() - began,
-        encode_seconds=coded.encode_seconds - encoded,
+def blank_of(launch: Launch, coded: CodedData, options: MapOptions) -> Report:
+    """The report of a coded map before anything of it has happened."""
+    return launch.blank(
+        coded.code,
+        padding=coded.blocks.padding,
+        code_reason=coded.code_reason,
         schedule=options.schedule_name,
     )
-    report = replace(report, cost=cost_of(launch.worker, report, stay))
-    stored = {index: one.stored for index, one in word.results.items() if one.stored is not None}
-    return Collected(word.decoded, word.structure, stored, rows), report
 
 
 def run_uncoded(
@@ -164,7 +168,7 @@ def run_uncoded(
     f: Function,
     blocks: Coded,
     options: MapOptions,
-    observer: Observer,
+    observers: Observers,
     backups: int = 0,
     output: OutputSpec | None = None,
     note: Callable[[Outcome], None] | None = None,
@@ -176,72 +180,13 @@ def run_uncoded(
     `backups`: that a late task may get; `note` is told of every first result as it comes, and with
     `keeps_failures` of the failures that count in the place of results; `who` is how the caller calls a task.
     """
-    _check_limits(launch.worker, blocks, blocks.n, None)
+    _check_limits(launch.executor.worker, blocks, blocks.n, None)
     policy = _with_backups(blocks.n, backups) if backups else Upfront(blocks.n)
-    blank = blank_report(blocks.n, blocks.n, blocks.n, UNCODED, launch.executor.name)
-    with logged(blank) as log:
-        payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
-        run = launch.executor.open(payload)
-        try:
-            began = min(launch.began, run.now())
-            tasks, watch = TaskTable(blocks.n), Stopwatch(run.now, options.timeout)
-            firsts = FirstResults(tasks, note, keeps_failures, who)
-            running = RunningMap(
-                blank,
-                run.wake,
-                lambda: report_so_far(blank, tasks, firsts.arrived, run.now() - began),
-            )
-            with observer.watch(running):
-                ended = schedule(run, policy, options.retries, tasks, firsts, watch, log, observer.tick)
-                for outcomes in ended:
-                    for outcome in outcomes:
-                        firsts.add(outcome, watch.elapsed)
-                    observer.show(len(firsts.outcomes))
-                    if firsts.is_met:
-                        break
-        finally:
-            stay = run.close()
-        report = report_of_uncoded(firsts, tasks, launch.executor.name, run.now() - began)
-        report = replace(report, cost=cost_of(launch.worker, report, stay))
-        log.returned(report)
+    payload = Payload(f, blocks, output=output, encryption=encryption_of(blocks, options.key))
+    need_of = partial(FirstResults, note, keeps_failures, who)
+    blank = launch.blank(Uncoded(blocks.n, backups=1))
+    firsts, report = run_map(launch, payload, policy, options, need_of, blank, observers)
     return [firsts.outcomes[index] for index in range(blocks.n)], report
-
-
-def _collect(
-    run: Run,
-    call: _Call,
-    tasks: TaskTable,
-    word: Codeword,
-    padding: PaddingRows | None,
-    watch: Stopwatch,
-    observer: Observer,
-) -> Estimate | None:
-    """Schedule the tasks until the results are accepted, or the deadline is there.
-
-    Returns what is estimated then.
-    """
-    coded, options = call.coded, call.options
-    gives_blocks = observer.takes_blocks and len(coded.code.systematic) > 0
-    found: Estimate | None = None
-    has_warned = False
-    policy = _policy(coded, options)
-    ended = schedule(run, policy, options.retries, tasks, word, watch, call.log, observer.tick)
-    for outcomes in ended:
-        for outcome in outcomes:
-            word.add(outcome)
-            if gives_blocks and outcome.task < coded.code.k:
-                _hand_out(outcome.task, word, coded, observer)
-        observer.show(len(word.received))
-        if coded.unprotected_warning and not has_warned:  # known when the blocks have been encoded
-            has_warned = True
-            warn(coded.unprotected_warning)
-        if word.step() and (padding is None or padding.is_over(word)):
-            break
-        if watch.is_past_deadline:
-            found = estimate_at_deadline(coded, word, tasks, watch)
-            break
-    word.warn()
-    return found
 
 
 def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
@@ -254,24 +199,6 @@ def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
     tasks = range(blocks.n if blocks.source is None else 0)
     largest = max((layout_bytes(blocks.layout(task)) for task in tasks), default=0)
     return new_encryption(key, largest, "a block", "use more blocks")
-
-
-def _blank_report(coded: CodedData, launch: Launch) -> Report:
-    code = coded.code
-    return blank_report(code.n, code.k, code.recovery_threshold, code.name, launch.executor.name)
-
-
-def _hand_out(index: int, word: Codeword, coded: CodedData, observer: Observer) -> None:
-    """The result of a data block, as its worker returned it, to whoever does not wait for the others.
-
-    Not the one that padding may have to be cut off. It may be decoded from still: nobody is to write to it.
-    """
-    received = word.results.get(index)
-    if received is None or (coded.blocks.padding and index == coded.code.k - 1):
-        return
-    leaves, structure = received.leaves, received.structure
-    if leaves is not None and structure is not None and received.stored is None:
-        observer.block_arrived(index, lambda: unflatten(structure, list(map(read_only, leaves))))
 
 
 def _with_backups(n: int, backups: int) -> Policy:
@@ -293,14 +220,6 @@ def _policy(coded: CodedData, options: MapOptions) -> Policy:
     return OnDemand(code.n, rule, plan.upfront if plan else 0, counts_decide)
 
 
-def _shapes(word: Codeword) -> list[tuple[int, ...]]:
-    """Of the leaves of a result, which may be a sample of what is stored."""
-    for outcome in word.results.values():
-        if outcome.stored is not None:
-            return [shape for _, shape in outcome.stored.layout]
-    return [leaf.shape for leaf in word.decoded[0]]
-
-
 def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None) -> None:
     """LimitError for what cannot work where the executor runs it."""
     if worker is not None:
@@ -308,8 +227,10 @@ def _check_limits(worker: Worker | None, blocks: Coded, k: int, rows: int | None
         limits.check(worker, limits.MapSize(blocks.n, k, largest, rows))
 
 
-def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | None:
-    """Workers that stay are paid whatever they do; else every attempt is.
+def cost_of(
+    worker: Worker | None, tasks: Sequence[TaskReport], seconds: float, stay: Stay | None
+) -> Cost | None:
+    """Workers that stay are paid whatever they do; else every attempt is, of a map of so many seconds.
 
     One that never reported is paid until its worker sees that nobody waits.
     """
@@ -317,13 +238,9 @@ def cost_of(worker: Worker | None, report: Report, stay: Stay | None) -> Cost | 
         return None
     if stay is not None:
         return cost_of_stay(worker, stay)
-    unheard = report.seconds + LIVENESS_SECONDS
-    seconds = [
-        task.seconds or unheard - (task.launched or 0.0)
-        for task in report.tasks
-        for _ in range(task.attempts)
-    ]
-    return cost(worker, seconds, report.seconds)
+    unheard = seconds + LIVENESS_SECONDS
+    paid = [task.seconds or unheard - (task.launched or 0.0) for task in tasks for _ in range(task.attempts)]
+    return cost(worker, paid, seconds)
 
 
 T = TypeVar("T")
@@ -339,13 +256,14 @@ def prepared_blocks(
     """A map whose results come home."""
     launch, coded = prepared(data, code_options, executor, options)
 
-    def run(observer: Observer) -> CodedResult[T]:
-        collected, report = run_coded(launch, f, coded, options, observer)
-        whole = without_padding(collected.results, coded.blocks, collected.rows)
-        return CodedResult([unflatten(collected.structure, leaves) for leaves in whole], report)
+    def run(observers: Observers) -> CodedResult[T]:
+        word, report = run_coded(launch, f, coded, options, observers)
+        whole, structure = without_padding(word.decoded, coded.blocks, word.padding_rows), word.structure
+        return CodedResult([unflatten(structure, leaves) for leaves in whole], report)
 
-    no_estimates = _no_estimates(coded)
-    return PreparedMap(run, _blank_report(coded, launch), coded.code.k, no_estimates=no_estimates)
+    return PreparedMap(
+        run, partial(blank_of, launch, coded, options), coded.code.k, no_estimates=_no_estimates(coded)
+    )
 
 
 def _no_estimates(coded: CodedData) -> str:

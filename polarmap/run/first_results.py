@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from math import inf
+from typing import Any
 
 from polarmap.errors import NotDecodableError
 from polarmap.executors.base import Outcome
-from polarmap.run.failure_message import FailureMessage, as_raised, raise_if_all_fail
-from polarmap.run.tasks import TaskTable
+from polarmap.report import Report
+from polarmap.run.loop import Stopwatch
+from polarmap.run.tasks import FailureMessage, TaskTable, as_raised, raise_if_all_fail
 
 
 class FirstResults:
@@ -31,23 +33,40 @@ class FirstResults:
     """
 
     is_protected = True
+    surplus = ()
 
     def __init__(
         self,
+        note: Callable[[Outcome], None] | None,
+        keeps_failures: bool,
+        who: Callable[[int], str],
         tasks: TaskTable,
-        note: Callable[[Outcome], None] | None = None,
-        keeps_failures: bool = False,
-        who: Callable[[int], str] = "task {}".format,
+        watch: Stopwatch,
     ) -> None:
-        self._tasks, self._note, self._keeps_failures, self._who = tasks, note, keeps_failures, who
+        self._note, self._keeps_failures, self._who = note, keeps_failures, who
+        self._tasks, self._watch = tasks, watch
         self.outcomes: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
 
-    def add(self, outcome: Outcome, elapsed: float) -> None:
+    def add(self, outcome: Outcome) -> None:
         """Take in what became of an attempt."""
         if outcome.failure is None and outcome.task not in self.outcomes:
-            self.arrived[outcome.task] = elapsed
+            self.arrived[outcome.task] = self._watch.elapsed
             self._count(outcome)
+
+    def step(self) -> bool:
+        """Whether the map is over."""
+        return self.is_met
+
+    def told(self, ended: float) -> dict[str, Any]:
+        """Of the report."""
+        return {"verified": "not needed"}
+
+    def early_result(self, task: int) -> None:
+        """`note` is told of it."""
+
+    def estimate(self, report: Report) -> None:
+        """There is no telling."""
 
     def _count(self, outcome: Outcome) -> None:
         self.outcomes[outcome.task] = outcome
@@ -95,7 +114,7 @@ class FirstResults:
             if failure is not None and failure.cause is not None:
                 raise as_raised(self._who(index), failure)
         if failed:
-            message = self._message.too_few(not_finite=False, nothing=nothing_can_come)
+            message = self._message.too_few(nothing_can_come)
             raise NotDecodableError(message) from self._tasks.first_cause
 
     def _count_failure(self, index: int) -> None:
@@ -111,12 +130,4 @@ class FirstResults:
 
     @property
     def _message(self) -> FailureMessage:
-        return FailureMessage(
-            self._tasks,
-            len(self._tasks),
-            arrived=self.arrived,
-            received=self.arrived,
-            data=len(self.arrived),
-            is_ready=False,
-            running=sorted(self._tasks.running),
-        )
+        return FailureMessage(self._tasks, len(self._tasks), self.arrived, self.arrived)

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from polarmap.errors import CodedTimeoutError
 from polarmap.executors.base import Event, Outcome, Run
-from polarmap.run.map_log import MapLog
+from polarmap.run.running_map import Observers
 from polarmap.run.tasks import TaskTable
 
 STALL_SECONDS = 1.0  # without news, before failed tasks are started again
@@ -119,11 +119,6 @@ class Policy(Protocol):
         """Whether it is to be told when tasks begin to run."""
         ...
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether there are tasks that it has not started."""
-        ...
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks to start now, for the first time or once more."""
         ...
@@ -136,7 +131,7 @@ class Policy(Protocol):
 class Upfront:
     """All tasks start at once."""
 
-    watches_starts = holds_back = False
+    watches_starts = False
 
     def __init__(self, n: int) -> None:
         self.first: Sequence[int] = range(n)
@@ -157,26 +152,24 @@ def schedule(
     tasks: TaskTable,
     need: Need,
     watch: Stopwatch,
-    log: MapLog | None = None,
-    tick: float = inf,
+    observers: Observers = (),
 ) -> Iterator[list[Outcome]]:
     """What ended, as soon as anything did; an empty list when it is time to look at other things.
 
     Goes on for as long as it is asked: whoever has what it needs stops asking. In between it starts
     what the policy says, then what failed and may be tried again. Raises CodedTimeoutError when the
     time of the watch is over, and what `need` raises when nothing can come any more.
-
-    tick : seconds after which somebody wants to look, whatever happens.
     """
     last_news, looked, may_stall = 0.0, 0.0, False
+    tick = min(LOOK_SECONDS, *(one.tick for one in observers), inf)
     offset = watch.at(0.0)  # from the clock of the run to that of the watch
 
     def start(indices: Sequence[int]) -> None:
         nonlocal last_news
         last_news = watch.elapsed
         run.submit(tasks.start(indices, last_news))
-        if log is not None:
-            log.started(indices, tasks, last_news)
+        for one in observers:
+            one.started(indices, last_news)
 
     def note(events: Sequence[Event]) -> list[Outcome]:
         nonlocal last_news
@@ -186,15 +179,13 @@ def schedule(
                 last_news = now
                 outcomes.append(event)
                 tasks.note(event, now)
-                if log is not None:
-                    log.ended(event, now)
             elif policy.watches_starts:
                 tasks.note_began(event.task, event.attempt, event.when + offset)
         return outcomes
 
     run.submit(tasks.start(policy.first, 0.0))
     while True:
-        wait = min(tick, LOOK_SECONDS, need.look_seconds(), watch.until_limit)
+        wait = min(tick, need.look_seconds(), watch.until_limit)
         if need.is_protected:  # of the moment for which it was asked what is due: none between is missed
             wait = min(wait, policy.wait_seconds(tasks, looked))
         if may_stall:
@@ -210,9 +201,9 @@ def schedule(
         may_stall = False
         if need.is_met:
             continue
-        is_over = not tasks.running and not (policy.holds_back and need.is_protected)
+        is_over = not tasks.running and not (tasks.held_back and need.is_protected)
         again = [index for index in need.failed() if tasks[index].attempts <= retries]
-        may_stall = bool(again) and not policy.holds_back  # failed tasks start again while others are late
+        may_stall = bool(again) and not tasks.held_back  # failed tasks start again while others are late
         is_idle = may_stall and now >= last_news + STALL_SECONDS
         if again and (is_over or is_idle or need.is_out_of_reach()):
             start(again)

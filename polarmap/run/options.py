@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -98,9 +98,15 @@ def check_function(f: Any) -> None:
 
 
 def checked_options(
-    verify: Any, rtol: Any, timeout: Any, retries: Any, on_timeout: Any = "raise"
+    verify: Any,
+    rtol: Any,
+    timeout: Any,
+    retries: Any,
+    on_timeout: Any = "raise",
+    schedule: Any = "upfront",
+    key: Any = None,
 ) -> MapOptions:
-    """The options that every map has; CodeError for one that cannot be."""
+    """The options of a map; CodeError for one that cannot be."""
     if not isinstance(verify, (bool, np.bool_)) and not is_one_of(verify, ("auto",)):
         raise CodeError(f"verify must be 'auto', True or False, not {verify!r}")
     for name, value in (("rtol", rtol), ("timeout", timeout)):
@@ -110,16 +116,9 @@ def checked_options(
         raise CodeError(f"retries must be 0 or more, not {retries!r}")
     if not is_one_of(on_timeout, ("raise", "estimate")):
         raise CodeError(f"on_timeout must be 'raise' or 'estimate', not {on_timeout!r}")
-    verify = verify if isinstance(verify, str) else bool(verify)
-    if on_timeout == "raise":
-        return MapOptions(verify, rtol, timeout, int(retries))
-    if timeout is None:
+    estimates = on_timeout == "estimate"
+    if estimates and timeout is None:
         raise CodeError("on_timeout='estimate' needs timeout=: the seconds after which to estimate")
-    return MapOptions(verify, rtol, None, int(retries), deadline=timeout)
-
-
-def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
-    """`options` with what a schedule says of when tasks start; CodeError for what is no schedule."""
     if not (isinstance(schedule, MapPlan) or is_one_of(schedule, ("upfront", "on_demand"))):
         advice = ""
         if is_integer(schedule):
@@ -128,14 +127,13 @@ def scheduled(options: MapOptions, schedule: Schedule) -> MapOptions:
             "schedule must be 'upfront', 'on_demand' or a Plan as polarmap.plan returns it, not "
             f"{schedule!r}{advice}"
         )
-    return replace(options, schedule=schedule)
+    if key is not None:
+        from polarmap.executors.encryption_keys import readable_key
 
-
-def encrypted(options: MapOptions, key: Any) -> MapOptions:
-    """`options` of a map that is encrypted; CodeError for what is no key."""
-    from polarmap.executors.encryption_keys import readable_key
-
-    return replace(options, key=readable_key(key))
+        key = readable_key(key)
+    verify = verify if isinstance(verify, str) else bool(verify)
+    fails_at, deadline = (None, timeout) if estimates else (timeout, None)
+    return MapOptions(verify, rtol, fails_at, int(retries), deadline, schedule, key)
 
 
 def planned(options: CodeOptions, schedule: Schedule) -> CodeOptions:

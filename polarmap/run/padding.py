@@ -14,16 +14,17 @@ import numpy.typing as npt
 
 from polarmap.blocks.base import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
+from polarmap.code.dtypes import DType
 from polarmap.errors import warn
-from polarmap.run.codeword import Codeword
-from polarmap.run.local_evaluation import LocalRun
-from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
-from polarmap.run.trusted import TRUSTED, Trust
+from polarmap.run.results import LocalRun
+from polarmap.run.trusted import Trust
 from polarmap.run.verify import leaf_agrees
 from polarmap.worker.pytree import Shape, unflatten
 
 Array = npt.NDArray[Any]
+
+Precision = Callable[[DType], DType]  # whose rounding limits results of a dtype
 
 ROW_PER_ROW = "one row of a result for each row of a block"
 
@@ -35,55 +36,50 @@ class PaddingRows:
     map, on two rows of a block and on four; once for all maps of the same function.
     """
 
-    def __init__(
-        self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions, watch: Stopwatch
-    ) -> None:
-        self._coded, self._watch, self._rtol = coded, watch, options.rtol
+    def __init__(self, f: Callable[[Any], Any], coded: CodedData, options: MapOptions) -> None:
+        self._coded, self._rtol = coded, options.rtol
         self._blocks = coded.blocks
         self._run: LocalRun | None = None
-        self._settled_at: float | None = None
+        self._asked_at: float | None = None
         self._known: tuple[bool, ...] | None = None  # of an earlier map
         self._all_are = options.known.row_by_row
         if not self._all_are:
-            self._trust = Trust(TRUSTED, f, ROW_PER_ROW, self._blocks.dtypes)
+            self._trust = Trust(f, ROW_PER_ROW, self._blocks.dtypes)
             self._known = self._trust.known
             if self._known is None:
                 self._run = LocalRun(lambda pair: (f(pair[0]), f(pair[1])), self._some_rows, 0)
 
-    def is_over(self, word: Codeword) -> bool:
-        """Whether it is known, or takes longer than a task usually does."""
-        if self._run is None:
-            return True
-        if self._settled_at is None:
-            self._settled_at = self._watch.elapsed
-        waited = self._watch.elapsed - self._settled_at
-        return not self._run.is_running or waited > word.surplus_wait
+    def is_over(self, now: float, patience: float) -> bool:
+        """Whether it is known, or has taken longer than this since it was first asked for."""
+        if self._asked_at is None:
+            self._asked_at = now
+        return self.is_known or now - self._asked_at > patience
 
     @property
     def is_known(self) -> bool:
         """Whether f has been evaluated on a few rows, or need not be."""
         return self._run is None or not self._run.is_running
 
-    def found(self, word: Codeword, shapes: Sequence[Shape]) -> tuple[bool, ...]:
+    def found(self, precision: Precision, shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """For each leaf, of these shapes, whether its padding rows are to be cut off.
 
         Warns where f has seen zeros that may show in a result.
         """
-        are = self.are_rows(word, shapes)
+        are = self.are_rows(precision, shapes)
         if self._run is not None and self._run.leaves is not None:
             self._trust.note(are)
         if not all(are):
             self._warn()
         return are
 
-    def are_rows(self, word: Codeword, shapes: Sequence[Shape]) -> tuple[bool, ...]:
+    def are_rows(self, precision: Precision, shapes: Sequence[Shape]) -> tuple[bool, ...]:
         """`found`, as far as it is known by now, and without a word of it."""
         return tuple(
-            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(word, leaf, len(shapes))
+            shape[:1] == (self._blocks.rows,) and self._is_row_by_row(precision, leaf, len(shapes))
             for leaf, shape in enumerate(shapes)
         )
 
-    def _is_row_by_row(self, word: Codeword, leaf: int, count: int) -> bool:
+    def _is_row_by_row(self, precision: Precision, leaf: int, count: int) -> bool:
         """Whether a leaf, of so many, has one row for each row, which has not seen those behind it."""
         if self._all_are:
             return True
@@ -97,8 +93,7 @@ class PaddingRows:
             return False
         numbers = more[np.isfinite(more)] if more.dtype.kind in "iufc" else np.zeros(0)
         largest = float(np.abs(numbers).max(initial=0))
-        precision = word.precision(few.dtype)
-        return leaf_agrees(few, more[: len(few)], precision, self._rtol, 1.0, largest, 0.0)
+        return leaf_agrees(few, more[: len(few)], precision(few.dtype), self._rtol, 1.0, largest, 0.0)
 
     @property
     def _counts(self) -> tuple[int, int]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right, insort
 from collections.abc import Sequence
 from math import inf
 
 from polarmap.executors.base import Attempt
-from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule, told
+from polarmap.run.lateness import LateAttempts, LatenessRule, ParityRule
 from polarmap.run.loop import Need
 from polarmap.run.tasks import TaskTable
 
@@ -32,11 +31,6 @@ class ParityAfter:
         self._left: Sequence[int] = range(k, n)
         self._seconds = seconds
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether parity is left."""
-        return bool(self._left)
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """All parity, if it is time."""
         if not self._left or need.is_met or not need.is_protected:
@@ -49,6 +43,56 @@ class ParityAfter:
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until then; what is left later waits for news."""
         return max(LEAST_SECONDS, self._seconds - now) if self._left and now < self._seconds else inf
+
+
+class LateTasks:
+    """Which attempts that run are late, as the table of tasks tells when they began and what others took.
+
+    Parameters
+    ----------
+    n : int
+        Tasks, of which the `first` start at once.
+    rule : LatenessRule
+        When a task is late; one that waits for a slot is not.
+    """
+
+    def __init__(self, n: int, first: int, rule: LatenessRule) -> None:
+        attempts: LateAttempts[Attempt] = LateAttempts(rule)
+        self._kinds, self._of_task, self._first = {attempts}, [attempts] * n, first
+        self._looked = self._learnt = 0  # how much of what the table has noted, and of its durations
+
+    def add(self, attempts: LateAttempts[Attempt]) -> None:
+        """There is one more task, of a kind of which these attempts are."""
+        self._kinds.add(attempts)
+        self._of_task.append(attempts)
+        self._first += 1
+
+    def at(self, tasks: TaskTable, now: float) -> set[Attempt]:
+        """Those that are late, or were before."""
+        self._update(tasks)
+        return set().union(*(attempts.late_at(now) for attempts in self._kinds))
+
+    def next_seconds(self, tasks: TaskTable, unbegun: bool, now: float) -> float:
+        """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
+        self._update(tasks)
+        wait = min(attempts.next_moment() for attempts in self._kinds) - now
+        if unbegun:
+            wait = min(wait, *(attempts.late_after() for attempts in self._kinds))
+        return max(LEAST_SECONDS, wait)
+
+    def _update(self, tasks: TaskTable) -> None:
+        """Take in what the table has noted since it was looked at."""
+        for index, attempt, took in tasks.durations[self._learnt :]:
+            self._of_task[index].learn(took, is_later=attempt > 0 or index >= self._first)
+        self._learnt = len(tasks.durations)
+        for index, attempt in dict.fromkeys(tasks.noted[self._looked :]):
+            task, attempts = tasks[index], self._of_task[index]
+            if attempt in task.running and not task.returned:
+                attempts.begin((index, attempt), task.began[attempt])
+            else:
+                for one in task.began if task.returned else (attempt,):
+                    attempts.end((index, one))
+        self._looked = len(tasks.noted)
 
 
 class OnDemand:
@@ -77,80 +121,33 @@ class OnDemand:
         self.first: Sequence[int] = range(started)
         self._left: Sequence[int] = range(started, n)
         self._rule, self._counts_decide = rule, counts_decide
+        self._late = LateTasks(n, started, rule.lateness)
         self._insufficient: tuple[frozenset[int], int] | None = None
-        self._began: list[tuple[float, int]] = []  # of tasks that run, ascending, with their numbers
-        self._when: dict[int, float] = {}  # the same by number
-        self._took: dict[bool, list[float]] = {
-            True: [],
-            False: [],
-        }  # of tasks begun at once, and later
-        self._known: set[int] = set()  # tasks of which that is known
-        self._looked = 0  # how much of what the table has noted
 
     @property
     def watches_starts(self) -> bool:
         """A task that waits for a slot is not late."""
         return bool(self._left)
 
-    @property
-    def holds_back(self) -> bool:
-        """Whether parity is left."""
-        return bool(self._left)
-
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """As many parity tasks as late and failed ones make necessary."""
         if not self._left or need.is_met or not need.is_protected:
             return ()
-        self._update(tasks)
-        late, _ = self._late(now)
-        on_time = len(tasks.running) - late
+        on_time = tasks.running.difference(index for index, _ in self._late.at(tasks, now))
         returned = len(tasks) - len(tasks.running) - len(tasks.failed) - len(tasks.held_back)
-        count = self._rule.parity_to_start(returned, on_time, len(self._left))
+        count = self._rule.parity_to_start(returned, len(on_time), len(self._left))
         if not (self._counts_decide and on_time):
-            count = max(count, self._missing(tasks, need, late, count))
+            count = max(count, self._missing(need, on_time, count))
         due, self._left = self._left[:count], self._left[count:]
         return due
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next running task becomes late; one that waits for a slot begins now."""
-        if not self._left:
-            return inf
-        self._update(tasks)
-        late, age = self._late(now)
-        began = self._began[late][0] if late < len(self._began) else now if tasks.unbegun else inf
-        return max(LEAST_SECONDS, began + age - now)
+        return self._late.next_seconds(tasks, bool(tasks.unbegun), now) if self._left else inf
 
-    def _update(self, tasks: TaskTable) -> None:
-        """Take in what the table has noted since it was looked at."""
-        for index, _ in tasks.noted[self._looked :]:
-            task = tasks[index]
-            if index in self._when:
-                del self._began[bisect_left(self._began, (self._when.pop(index), index))]
-            when = task.began.get(task.attempts - 1)
-            if when is not None and index in tasks.running:
-                self._when[index] = when
-                insort(self._began, (when, index))
-            if task.took is not None and index not in self._known:
-                self._known.add(index)
-                insort(self._took[index in self.first], task.took)
-        self._looked = len(tasks.noted)
-
-    def _late(self, now: float) -> tuple[int, float]:
-        """How many of the tasks that run are late, the oldest ones, and after how long the next one is."""
-        rule = self._rule.lateness
-        known = told(rule.tasks, self._took[True], self._took[False])
-        if known or rule.runtimes is not None:
-            age = rule.late_after(known)
-            return bisect_right(self._began, now, key=lambda one: one[0] + age), age
-        late = 0
-        while late < len(self._began) and self._began[late][0] + rule.late_after((), late) <= now:
-            late += 1
-        return late, rule.late_after((), late)
-
-    def _missing(self, tasks: TaskTable, need: Need, late: int, count: int) -> int:
+    def _missing(self, need: Need, on_time: set[int], count: int) -> int:
         """How many it takes where the number alone does not decide: sparse codes, poor conditioning."""
-        on_time = frozenset(tasks.running).difference(index for _, index in self._began[:late])
-        counted = on_time.union(need.received)
+        counted = frozenset(on_time.union(need.received))
         if len(counted) + count < self._rule.recovery_threshold:
             return count
         while count < len(self._left) and not self._would_do(need, counted, count):
@@ -180,25 +177,21 @@ class Backups:
         Backups that one task may get; a backup may become late itself.
     """
 
-    watches_starts, holds_back = True, False
+    watches_starts = True
 
     def __init__(self, n: int, rule: LatenessRule, most: int) -> None:
         self.first: Sequence[int] = range(n)
         self._most, self._backups = most, [0] * n
-        attempts: LateAttempts[Attempt] = LateAttempts(rule)
-        self._attempts, self._of_task = {attempts}, [attempts] * n
-        self._looked = self._learnt = 0  # how much of what the table has noted, and of its durations
+        self._late = LateTasks(n, n, rule)
 
     def add(self, attempts: LateAttempts[Attempt]) -> None:
         """There is one more task, of a kind of which these attempts are."""
-        self._attempts.add(attempts)
-        self._of_task.append(attempts)
+        self._late.add(attempts)
         self._backups.append(0)
 
     def due(self, tasks: TaskTable, need: Need, now: float) -> Sequence[int]:
         """The tasks whose latest attempt is late."""
-        self._update(tasks)
-        late = [one for attempts in self._attempts for one in attempts.late_at(now)]
+        late = self._late.at(tasks, now)
         due = sorted(task for task, attempt in late if attempt == max(tasks[task].running))
         due = [task for task in due if self._backups[task] < self._most]
         for task in due:
@@ -207,22 +200,5 @@ class Backups:
 
     def wait_seconds(self, tasks: TaskTable, now: float) -> float:
         """Until the next attempt becomes late; one that is not known to run may begin now."""
-        self._update(tasks)
-        wait = min(attempts.next_moment() for attempts in self._attempts) - now
-        if any(self._backups[task] < self._most for task in tasks.unbegun):
-            wait = min(wait, *(attempts.late_after() for attempts in self._attempts))
-        return max(LEAST_SECONDS, wait)
-
-    def _update(self, tasks: TaskTable) -> None:
-        """Take in what the table has noted since it was looked at."""
-        for index, attempt, took in tasks.durations[self._learnt :]:
-            self._of_task[index].learn(took, is_later=attempt > 0)
-        self._learnt = len(tasks.durations)
-        for index, attempt in dict.fromkeys(tasks.noted[self._looked :]):
-            task, attempts = tasks[index], self._of_task[index]
-            if attempt in task.running and not task.returned:
-                attempts.begin((index, attempt), task.began[attempt])
-            else:
-                for one in task.began if task.returned else (attempt,):
-                    attempts.end((index, one))
-        self._looked = len(tasks.noted)
+        unbegun = any(self._backups[task] < self._most for task in tasks.unbegun)
+        return self._late.next_seconds(tasks, unbegun, now)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+from typing import Generic, NamedTuple, ParamSpec, TypeVar
 
 from polarmap.errors import without_our_frames
 from polarmap.report import Report
-from polarmap.run.progress import observer_of
+from polarmap.run.observers import observers_of
+from polarmap.run.running_map import Observers
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -18,15 +19,15 @@ R = TypeVar("R")
 class PreparedMap(NamedTuple, Generic[R]):
     """A map that is checked and cut, and has not begun.
 
-    run : runs it to its end, with the observer that looks on.
-    blank : its report before anything has happened; None where that is not known yet.
+    run : runs it to its end, while these observers look on.
+    blank : makes its report before anything has happened; None where that is not known yet.
     blocks : whose results it tells one by one, and returns in a sequence; 0: it does not.
     is_lasting : whether it is of use if nobody takes its results, because they stay in storage.
     no_estimates : why its results cannot be estimated while it runs, "" if they can.
     """
 
-    run: Callable[[Any], R]
-    blank: Report | None = None
+    run: Callable[[Observers], R]
+    blank: Callable[[], Report] | None = None
     blocks: int = 0
     is_lasting: bool = False
     no_estimates: str = "is of results that coded_map brings home: not with another verb= or out="
@@ -40,7 +41,7 @@ def verb(prepare: Callable[P, PreparedMap[R]]) -> Callable[P, R]:
 
     def call(*arguments: P.args, **options: P.kwargs) -> R:
         with without_our_frames:
-            return prepare(*arguments, **options).run(observer_of(options.get("progress")))
+            return prepare(*arguments, **options).run(observers_of(options.get("progress")))
 
     name = prepare.__name__  # of the one frame of ours that a traceback shows
     call.__code__ = call.__code__.replace(co_name=name, co_qualname=name)

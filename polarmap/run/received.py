@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from functools import cached_property, partial
 from math import prod
 from typing import Any
@@ -16,12 +16,13 @@ from polarmap.code.dtypes import DType, check_dtype, default_rtol, epsilon, is_e
 from polarmap.code.tiled import ignoring_inf
 from polarmap.errors import CodeError
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.local_evaluation import data_block, evaluated_here
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.results import (
     are_alike,
+    data_block,
     describe_result,
+    evaluated_here,
     is_well_formed,
     kinds_of,
     leaves_of,
@@ -29,10 +30,14 @@ from polarmap.run.results import (
     signature,
     unwrapped,
 )
-from polarmap.run.tasks import TaskSeconds, TaskTable
+from polarmap.run.tasks import TaskTable
 from polarmap.worker.pytree import Structure
 
 Array = npt.NDArray[Any]
+
+# The longest wait for a result that is not needed, or for f on the driver:
+UNVERIFIED_SECONDS = 20.0
+UNVERIFIED_TASKS = 4.0  # times the longest task, if that is more
 
 
 class Received:
@@ -44,8 +49,6 @@ class Received:
         Of the most common structure and shape; others are failures of their tasks.
     arrived : dict from task to float
         When its result came that counts, in seconds after the start.
-    seconds : TaskSeconds
-        That workers spent on results.
     decoder : Decoder or None
         None until the first result tells the dtypes.
     determined_at, ready_at : float or None
@@ -75,7 +78,6 @@ class Received:
         self._rejected: set[int] = set()
         self.results: dict[int, Outcome] = {}
         self.arrived: dict[int, float] = {}
-        self.seconds = TaskSeconds()
         self.decoder: Decoder | None = None
         self.determined_at: float | None = None
         self.ready_at: float | None = None
@@ -98,7 +100,6 @@ class Received:
             message = f"returned {describe_result(outcome)} where {due} is due"
             self.reject(index, Failure("shape", "WrongShape", message))
             return
-        self.seconds[index] = outcome.seconds
         for group in self._groups.values():  # an odd result, tried again
             group.pop(index, None)
         group = self.results if is_usual else self._groups.setdefault(signature(outcome), {})
@@ -138,6 +139,16 @@ class Received:
         self._restart_decoder()
 
     @property
+    def patience(self) -> float:
+        """The longest wait for a result, or for f on the driver, that is not needed."""
+        return max(UNVERIFIED_SECONDS, UNVERIFIED_TASKS * max(self._tasks.seconds, default=0.0))
+
+    @property
+    def time_here(self) -> float:
+        """Seconds for f on one block, where the driver has to wait for it."""
+        return min(self.patience, self._watch.remaining)
+
+    @property
     def more_may_come(self) -> bool:
         """Whether any result may still come."""
         return not self._tasks.running <= self.arrived.keys()
@@ -168,7 +179,7 @@ class Received:
 
     def all_finite(self) -> bool:
         """Whether every data task reported, or nothing received is NaN or inf."""
-        if self._has_all_data(set(self.results)):
+        if self._has_all_data(self.results):
             return True
         leaves = (leaf for one in self.results.values() for leaf in leaves_of(one))
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
@@ -185,7 +196,7 @@ class Received:
             return found
         if self._model is None:
             block = partial(data_block, self._coded, 0)
-            self._model = evaluated_here(self._f, block, 0, self._watch.remaining) or []
+            self._model = evaluated_here(self._f, block, self.time_here) or []
         if [leaf.shape for leaf in self._model] != [leaf.shape for leaf in leaves_of(self.results[first])]:
             return found
         return [leaf.dtype for leaf in self._model]
@@ -232,8 +243,12 @@ class Received:
                 recovered.append(self.unwrapped(leaf, recovery.arrived, recovery.weights, blocks))
             else:
                 recovered.append(list(blocks))
+        return self.completed(recovery.missing, recovered)
+
+    def completed(self, missing: Array, recovered: list[list[Array]]) -> list[list[Array]]:
+        """The leaves of the k results: those that arrived, and of each leaf the flat ones that did not."""
         shapes = [leaf.shape for leaf in leaves_of(self._any_received)]
-        place = {int(index): row for row, index in enumerate(recovery.missing)}
+        place = {int(index): row for row, index in enumerate(missing)}
 
         def result(index: int) -> list[Array]:
             if index not in place:
@@ -345,20 +360,20 @@ class Received:
         self.ready_at, self.needed, self.is_inaccurate = self._watch.elapsed, self.decoder.count, True
         return True
 
-    def would_determine(self, indices: set[int], all_data: bool = False, accurately: bool = True) -> bool:
+    def would_be_met(self, tasks: Collection[int], all_data: bool = False, accurately: bool = True) -> bool:
         """Whether results of these tasks would; `all_data`: if decoding is no help."""
         if all_data:
-            return self._has_all_data(indices)
-        if self.decoder is None or len(indices) < self._code.recovery_threshold:
-            return len(indices) >= self._code.recovery_threshold or self._has_all_data(indices)
+            return self._has_all_data(tasks)
+        if self.decoder is None or len(tasks) < self._code.recovery_threshold:
+            return len(tasks) >= self._code.recovery_threshold or self._has_all_data(tasks)
         limit = self.decoder.max_amplification if accurately else np.inf
         trial = Decoder(self._code, exact=self.decoder.exact, max_amplification=limit)
-        for index in indices:
+        for index in tasks:
             trial.add(index)
         return trial.ready
 
-    def _has_all_data(self, indices: set[int]) -> bool:
-        return len(self._code.systematic) > 0 and indices.issuperset(self._code.systematic)
+    def _has_all_data(self, tasks: Collection[int]) -> bool:
+        return len(self._code.systematic) > 0 and set(tasks).issuperset(self._code.systematic)
 
     def rtol(self, dtype: DType) -> float:
         """The relative error accepted from decoding results of `dtype`."""

@@ -1,18 +1,26 @@
-"""A single result of f, as it arrived: its arrays, and what it has in common with others."""
+"""A single result of f, as it arrived or as f gives it here: its arrays, and what others have in common."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.blocks.base import CodedData
 from polarmap.code.dtypes import DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
-from polarmap.worker.pytree import Structure
+from polarmap.worker.messages import describe
+from polarmap.worker.pytree import Structure, flatten, unflatten
+from polarmap.worker.threads import run_on_daemon
 
 Array = npt.NDArray[Any]
+
+LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin
 
 
 def leaves_of(outcome: Outcome) -> list[Array]:
@@ -29,7 +37,7 @@ def signature(outcome: Outcome) -> Any:
 
 def are_alike(one: Outcome, other: Outcome) -> bool:
     """Whether results are of one structure, and their arrays of one dtype and shape."""
-    mine, theirs = leaves_of(one), leaves_of(other)
+    mine, theirs = one.leaves or [], other.leaves or []
     if one.structure != other.structure or len(mine) != len(theirs):
         return False
     for leaf, another in zip(mine, theirs):
@@ -96,3 +104,72 @@ def unwrapped(
 
 def describe_result(outcome: Outcome) -> str:
     return ", ".join(f"{leaf.dtype}{list(leaf.shape)}" for leaf in leaves_of(outcome)) or "nothing"
+
+
+# --- f on the driver, beside the map -----------------------------------------------------------
+
+
+class LocalRun:
+    """f on one block, which is made on the same daemon thread of the driver.
+
+    Attributes
+    ----------
+    index : int
+        The block.
+    leaves, structure : list of arrays and Structure, or None
+        Of the result, once there is one.
+    error : BaseException or None
+        What f raised.
+    """
+
+    def __init__(self, f: Callable[[Any], Any], block: Callable[[], Any], index: int = 0) -> None:
+        self.index = index
+        self.leaves: list[Array] | None = None
+        self.structure: Structure | None = None
+        self.error: BaseException | None = None
+        self._ended = threading.Event()
+        run_on_daemon(partial(self._run, f, block))
+
+    def _run(self, f: Callable[[Any], Any], block: Callable[[], Any]) -> None:
+        try:
+            leaves, self.structure = flatten(f(block()))
+            self.leaves = leaves  # by which others see that it has ended
+        except BaseException as error:
+            self.error = error
+        finally:
+            self._ended.set()
+
+    @property
+    def words(self) -> str:
+        """What f raised, whatever the exception's own methods do."""
+        assert self.error is not None
+        said = describe(self.error)
+        return f"{said.type}: {said.message}"
+
+    def join(self, timeout: float) -> None:
+        """Wait for it, at most `timeout` seconds."""
+        self._ended.wait(timeout)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether f has not ended, also not within a moment that the question takes."""
+        return not self._ended.wait(LOOK_SECONDS)
+
+
+def evaluated_here(f: Callable[[Any], Any], block: Callable[[], Any], seconds: float) -> list[Array] | None:
+    """The result of f on a block; None if it raises or takes too long."""
+    run = LocalRun(f, block)
+    run.join(seconds)
+    return run.leaves
+
+
+def coded_block(coded: CodedData, index: int) -> Any:
+    """A coded block that f may change."""
+    return unflatten(coded.structure, [leaf.copy() for leaf in coded.leaves(index)])
+
+
+def data_block(coded: CodedData, index: int) -> Any:
+    """A data block that f may change, which no coded block is where each is a mixture."""
+    if len(coded.code.systematic):
+        return coded_block(coded, index)
+    return unflatten(coded.structure, [leaf.copy() for leaf in coded.blocks.leaves(index)])

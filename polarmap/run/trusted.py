@@ -30,32 +30,7 @@ SELDOM_READ = {"__annotate_func__", "__annotations__", "__annotations_cache__", 
 }
 
 
-class TrustedFunctions:
-    """What functions were found to be on data of such dtypes, by all that they can reach."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, Any] = {}
-
-    def recall(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = ()) -> Any:
-        """What was noted of f, or of one that reaches the same, on data of such dtypes."""
-        return self.at(_key(f, what, dtypes)) if self._found else None
-
-    def note(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]] = (), value: Any = True) -> None:
-        """Remember what f was found to be on data of such dtypes."""
-        self.keep(_key(f, what, dtypes), value)
-
-    def at(self, key: str | None) -> Any:
-        """What was noted under a key; nothing under that of a function that cannot be compared."""
-        return None if key is None else self._found.get(key)
-
-    def keep(self, key: str | None, value: Any = True) -> None:
-        """Remember something under a key."""
-        if key is not None:
-            self._found[key] = value
-
-    def clear(self) -> None:
-        """Forget every function."""
-        self._found.clear()
+TRUSTED: dict[str, Any] = {}  # what maps of this process found
 
 
 class Trust:
@@ -65,7 +40,6 @@ class Trust:
 
     Parameters
     ----------
-    memory : TrustedFunctions
     f : callable
     what : str
         Is known, or not: the assumption of a code.
@@ -77,31 +51,22 @@ class Trust:
     Attributes
     ----------
     known : Any
-        What was noted; None if nothing was.
+        What was noted of f, or of one that reaches the same, on data of such dtypes; None if nothing was.
     """
 
-    def __init__(
-        self, memory: TrustedFunctions, f: Any, what: str, dtypes: Sequence[Any], is_ours: bool = False
-    ) -> None:
-        self._memory, self._call = memory, (f, what, list(dtypes))
+    def __init__(self, f: Any, what: str, dtypes: Sequence[np.dtype[Any]], is_ours: bool = False) -> None:
+        self._call = f, what, list(dtypes)
         self._key = None if is_ours else _key(*self._call)
-        self.known: Any = True if is_ours else memory.at(self._key)
-
-    @property
-    def is_known(self) -> bool:
-        """Whether this map need not find out."""
-        return self.known is not None
+        self.known: Any = True if is_ours else TRUSTED.get(self._key or "")
 
     def note(self, value: Any = True) -> None:
         """Remember something of f for later maps, unless it has changed since this one began."""
         if self._key is not None and self._key == _key(*self._call):
-            self._memory.keep(self._key, value)
-
-
-TRUSTED = TrustedFunctions()  # what maps of this process found, unless their options name another memory
+            TRUSTED[self._key] = value
 
 
 def _key(f: Any, what: str, dtypes: Sequence[np.dtype[Any]]) -> str | None:
+    """What is told by: None of a function that cannot be compared."""
     known = fingerprint(f)
     return None if known is None else "\n".join([what, *(dtype.str for dtype in dtypes), known])
 

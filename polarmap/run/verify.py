@@ -16,10 +16,9 @@ from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import NotLinearError
 from polarmap.executors.base import Failure
-from polarmap.run.local_evaluation import LocalRun, coded_block, data_block, evaluated_here
 from polarmap.run.options import MapOptions
 from polarmap.run.received import Received
-from polarmap.run.results import kind_of, leaves_of
+from polarmap.run.results import LocalRun, coded_block, data_block, evaluated_here, kind_of, leaves_of
 from polarmap.run.trusted import LINEAR, Trust
 
 Array = npt.NDArray[Any]
@@ -72,8 +71,8 @@ class Verifier:
         self.residual: float | None = None
         self.broken = False
 
-    def surplus_holds(self, more: bool, seconds: float) -> tuple[bool, Failure | None, int]:
-        """Whether the left-over equations hold; if not, a culprit and its failure if one is found.
+    def surplus_holds(self, more: bool) -> bool:
+        """Whether the left-over equations hold; if not, and one is found who did it, its result is dropped.
 
         `more`: whether to wait for another result where these do not tell garbage from a
         non-linear f. Raises NotLinearError when f is to blame, NotFiniteError for NaN and inf.
@@ -81,15 +80,16 @@ class Verifier:
         decoder = self._received.decoder
         assert decoder is not None
         if more and self._undecided == decoder.count:
-            return False, None, -1
+            return False
         broken, suspects = self._equations_broken()
         if not broken:
-            return True, None, -1
+            return True
         if suspects is not None and len(suspects) == 1:
-            return False, *self._convict(suspects.pop(), seconds)
+            self._convict(suspects.pop())
+            return False
         if more and (suspects is None or len(suspects) > 1):
             self._undecided = decoder.count
-            return False, None, -1
+            return False
         self.blame_f(f"the parity equations are off by {self.residual:.2g} (relative)")
 
     def contradicts(self) -> bool:
@@ -273,7 +273,7 @@ class Verifier:
 
     def note_passed(self) -> None:
         """Remember f for later maps of such data in this process, unless equal results are all it gave."""
-        if not self.trust.is_known and self._differ():
+        if self.trust.known is None and self._differ():
             self.trust.note()
 
     def _differ(self) -> bool:
@@ -334,14 +334,14 @@ class Verifier:
         self.residual, self.broken = max(measured, default=0.0), broken
         return broken, suspects
 
-    def _convict(self, index: int, seconds: float) -> tuple[Failure, int]:
+    def _convict(self, index: int) -> None:
         """One result contradicts the others: garbage, unless f gives it here too."""
-        own = evaluated_here(self._f, partial(coded_block, self._coded, index), index, seconds)
+        own = evaluated_here(self._f, partial(coded_block, self._coded, index), self._received.time_here)
         if own is not None and self._agrees(own, leaves_of(self._received.results[index])):
             self.blame_f(f"f of block {index} does not fit the parity equations")
         message = f"the result of task {index} contradicts the parity equations"
         self.residual, self.broken = None, False
-        return Failure("garbage", "GarbageResult", message), index
+        self._received.drop(index, Failure("garbage", "GarbageResult", message))
 
     def _agrees(self, own: list[Array], other: list[Array], decoded: bool = False) -> bool:
         """Whether f as evaluated here equals a result up to rounding (integers: exactly)."""

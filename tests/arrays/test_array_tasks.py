@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ import pytest
 from polarmap import ReplayExecutor
 from polarmap.arrays.array_tasks import PartTasks, StoredArrays, TaskRunner
 from polarmap.errors import NotDecodableError
-from polarmap.run.progress import Observer
+from polarmap.run.running_map import Observer
 from polarmap.storage.folder import FolderStore
 from polarmap.worker.parts import Part
 
@@ -25,8 +24,8 @@ class Counts(Observer):
     def __init__(self):
         self.shown = []
 
-    def count(self, total):
-        return nullcontext(lambda done: self.shown.append((done, total)))
+    def counted(self, done, total):
+        self.shown.append((done, total))
 
 
 @pytest.fixture
@@ -58,14 +57,14 @@ def test_arrays_are_stored_and_notes_come_back_whole(folder, executor):
     def take(task, stored, note):
         where[task], notes[task] = stored, note.tolist()
 
-    runner = TaskRunner(folder, executor, observer)
+    runner = TaskRunner(folder, executor, (observer,))
     runner.run(
         doubled_with_note, PartTasks(folder, None, parts(), FLOATS), take, StoredArrays("out", 1, 1_000, put)
     )
     assert notes == {task: list(range(task, task + 300)) for task in range(TASKS)}
     for task, [part] in where.items():
         np.testing.assert_array_equal(np.frombuffer(folder.get(part.key)), np.full(1_000, 2.0 * task))
-    assert observer.shown == ([] if executor else [(done, TASKS) for done in range(1, TASKS + 1)])
+    assert observer.shown == ([] if executor else [(done, TASKS) for done in range(TASKS + 1)])
 
 
 def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
@@ -81,7 +80,7 @@ def test_the_next_task_is_computed_while_what_one_gave_is_stored(folder):
         return Part("out", array.nbytes)
 
     tasks = PartTasks(folder, None, parts(), FLOATS)
-    TaskRunner(folder, None, Observer()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
+    TaskRunner(folder, None, ()).run(f, tasks, lambda *_: None, StoredArrays("out", 1, 1_000, put))
 
 
 def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(folder):
@@ -98,7 +97,7 @@ def test_a_storage_that_fails_ends_the_tasks_and_nothing_is_told_of_the_one(fold
 
     tasks = PartTasks(folder, None, parts(), FLOATS)
     with pytest.raises(OSError, match="full"):
-        TaskRunner(folder, None, Observer()).run(
+        TaskRunner(folder, None, ()).run(
             f, tasks, lambda task, *_: told.append(task), StoredArrays("out", 1, 1_000, put)
         )
     assert (computed, told) == ([0, 1, 2], [0])
@@ -109,4 +108,4 @@ def test_a_part_that_is_gone_is_named(folder):
     folder.delete(["in/3"])
     tasks = PartTasks(folder, None, parts(), FLOATS)
     with pytest.raises(NotDecodableError, match="in/3 is missing, since it was looked at"):
-        TaskRunner(folder, None, Observer()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)
+        TaskRunner(folder, None, ()).run(lambda blocks: [np.zeros(1)], tasks, lambda *_: None)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from polarmap.linalg.parity_start import FEWEST, LEEWAY, MOST, ParityStart
 from polarmap.report import Report, TaskReport
-from polarmap.run.summary import blank_report
+from polarmap.run.running_map import blank_report
 
 
 def report(took: float, recovered: tuple[int, ...] = ()) -> Report:

@@ -21,7 +21,7 @@ executor = FaultyExecutor(ReplayExecutor({3: 60.0}), {1: Fault("kill", attempts=
 A = np.arange(48.0).reshape(24, 2)
 y = polarmap.coded_map(np.negative, A, blocks=6, workers=8, executor=executor)
 plan = polarmap.plan(8, [1.0, 1.1, 1.2, 5.0])
-polarmap.run.progress.NOTEBOOK_SECONDS = 0.0
+polarmap.run.observers.NOTEBOOK_SECONDS = 0.0
 """
 CELLS = {
     "setup": SETUP,

@@ -30,7 +30,7 @@ from polarmap import (
 )
 from polarmap.errors import CodedTimeoutError, CodeError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome
-from polarmap.run.trusted import LINEAR, TRUSTED
+from polarmap.run.trusted import LINEAR, TRUSTED, Trust
 
 STREAM = np.random.default_rng(0)
 FLOATS = STREAM.standard_normal((48, 3))
@@ -259,7 +259,7 @@ def test_on_demand_a_parity_block_is_evaluated_here() -> None:
     with pytest.warns(RuntimeWarning, match="f of a parity block is off by"):
         coded_map(np.exp, FLOATS, blocks=24, workers=32, executor=losing(), schedule="on_demand")
     assert coded_map(np.negative, FLOATS, blocks=24, executor=losing(), schedule="on_demand").report.k == 24
-    assert TRUSTED.recall(np.negative, LINEAR, [np.dtype(float)])
+    assert Trust(np.negative, LINEAR, [np.dtype(float)]).known
 
 
 def test_f_that_cannot_be_checked_does_not_hold_up_a_map_unless_it_is_asked_for() -> None:
@@ -612,7 +612,7 @@ def test_copies_of_blocks_make_no_function_linear() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             coded_map(np.square, data, blocks=3, workers=8, executor=executor)
-        assert TRUSTED.recall(np.square, LINEAR, [data.dtype]) is None
+        assert Trust(np.square, LINEAR, [data.dtype]).known is None
 
 
 # --- 64-bit integers that f makes Python integers or floats of ---------------------------------

@@ -11,7 +11,7 @@ from pool_processes import until
 
 from polarmap import ReplayExecutor
 from polarmap.executors.base import Payload
-from polarmap.run import call_driver, calls
+from polarmap.run import calls
 from polarmap.run.call_driver import CallDriver
 from polarmap.run.calls import Call, Limits
 from polarmap.worker.any_value import to_block
@@ -79,8 +79,7 @@ def test_a_run_is_open_while_there_are_calls_and_no_longer(closed: list[bool]) -
     assert closed == [True]
 
 
-def test_a_thread_without_calls_ends_and_another_one_takes_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(call_driver, "IDLE_SECONDS", 0.05)
+def test_a_thread_without_calls_ends_and_another_one_takes_the_next() -> None:
     driver = CallDriver(Counting(), LIMITS, lambda: None)
     for _ in range(3):
         [future] = submit(driver, 1)

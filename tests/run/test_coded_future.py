@@ -5,16 +5,16 @@ from __future__ import annotations
 import gc
 import threading
 from concurrent.futures import CancelledError
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from polarmap.executors.base import Outcome
 from polarmap.run import coded_future
 from polarmap.run.coded_future import CodedFuture, FutureMap
 from polarmap.run.prepared_map import PreparedMap
-from polarmap.run.progress import Observer, RunningMap
-from polarmap.run.summary import blank_report
+from polarmap.run.running_map import Observers, RunningMap, blank_report
+from polarmap.run.tasks import TaskTable
 
 SECONDS = 30.0
 BLANK = blank_report(3, 2, 2, "a code", "an executor")
@@ -26,24 +26,47 @@ class ScriptedMap:
     def __init__(self, *, is_lasting: bool = False, error: Exception | None = None) -> None:
         self.began, self.go, self.woken, self.ended = (threading.Event() for _ in range(4))
         self._error = error
-        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, BLANK, 2, is_lasting)
+        self.prepared: PreparedMap[list[str]] = PreparedMap(self._run, lambda: BLANK, 2, is_lasting)
 
     def start(self) -> CodedFuture[list[str]]:
-        return FutureMap(self.prepared, Observer()).start()
+        return FutureMap(self.prepared, ()).start()
 
-    def _run(self, observer: Observer) -> list[str]:
+    def _run(self, observers: Observers) -> list[str]:
+        [future], running = observers, RunningMap(BLANK, TaskTable(3))
+        future.began(running)
+        running.opened(Run(self.woken), 0.0, Results())  # type: ignore[arg-type]
         try:
-            with observer.watch(RunningMap(BLANK, self.woken.set, lambda: replace(BLANK, seconds=1.0))):
-                observer.show(0)
-                observer.block_arrived(1, lambda: "early")
-                self.began.set()
-                while not self.go.wait(0.01):
-                    observer.show(1)
+            future.ended(Outcome(1, 0, [], (), None, 0.5), 0.9)
+            self.began.set()
+            while not self.go.wait(0.01):
+                future.looked(1)
             if self._error is not None:
                 raise self._error
             return ["zero", "one"]
         finally:
+            future.finished(RuntimeError())
             self.ended.set()
+
+
+class Run:
+    """Only its clock and its bell."""
+
+    def __init__(self, woken: threading.Event) -> None:
+        self.wake = woken.set
+
+    def now(self) -> float:
+        return 1.0
+
+
+class Results:
+    """That of block 1 is there."""
+
+    def __init__(self) -> None:
+        self.arrived = {1: 0.9}
+
+    def early_result(self, task: int) -> Any:
+        assert task == 1
+        return lambda: "early"
 
 
 def test_what_a_future_tells_before_during_and_after() -> None:

@@ -8,7 +8,6 @@ from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.run.execute import prepared, prepared_blocks
 from polarmap.run.options import MapOptions
-from polarmap.run.progress import Observer
 
 DATA = np.arange(24.0).reshape(12, 2)
 
@@ -28,7 +27,7 @@ def test_data_says_where_its_workers_can_read_it() -> None:
     mine, yours = ReplayExecutor({0: 3.0}), ReplayExecutor({0: 7.0})
     sizes, settings = CodeOptions(4, 5), MapOptions(verify=False)
     for executor, seconds in ((None, 1.0), (yours, 1.0), (FaultyExecutor(None, {0: Fault("sleep", 9)}), 1.0)):
-        result = prepared_blocks(np.negative, Stored(mine), sizes, executor, settings).run(Observer())
+        result = prepared_blocks(np.negative, Stored(mine), sizes, executor, settings).run(())
         np.testing.assert_allclose(result.concatenate(), -DATA, atol=1e-12)
         assert result.report.seconds == seconds
         assert result.report.executor.startswith("replay")

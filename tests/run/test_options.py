@@ -14,7 +14,7 @@ from polarmap import Masked, PolarCode, ReplayExecutor, Stored, coded_map, conve
 from polarmap.blocks.code_choice import CodeOptions
 from polarmap.errors import CodeError
 from polarmap.planning import ShiftedExponential
-from polarmap.run.options import checked_options, planned, scheduled
+from polarmap.run.options import checked_options, planned
 
 VERBS: list[Callable[..., Any]] = [
     *[polarmap.coded_map, polarmap.coded_sum, polarmap.coded_gradient, polarmap.hedged_map],
@@ -75,7 +75,7 @@ def test_a_timeout_is_where_a_map_fails_or_estimates() -> None:
 
 def test_a_plan_says_when_tasks_start_and_which() -> None:
     made = polarmap.plan(8, ShiftedExponential(1.0, 0.1), max_workers=12, code="sequential", trials=20)
-    settings = scheduled(checked_options("auto", None, None, 1), made)
+    settings = checked_options("auto", None, None, 1, schedule=made)
     assert settings.plan is made
     options = planned(CodeOptions(degree=1), made)
     assert (options.blocks, options.workers) == (8, made.n)

@@ -177,7 +177,6 @@ def test_parity_starts_in_the_place_of_late_and_failed_tasks() -> None:
     wait = policy.wait_seconds(tasks, 1.05)
     assert 0 < wait < 2
     assert list(policy.due(tasks, need, 1.05 + wait)) == [7]
-    assert not policy.holds_back
     assert policy.wait_seconds(tasks, 9.0) == inf
 
 
@@ -217,11 +216,9 @@ def test_parity_waits_for_as_long_as_data_usually_takes() -> None:
     tasks.start(policy.first, 0.0)
     assert policy.due(tasks, need, 1.5) == ()
     assert policy.wait_seconds(tasks, 1.5) == 0.5
-    assert policy.holds_back
     assert list(policy.due(tasks, need, 2.0)) == [6, 7]
     assert policy.due(tasks, need, 3.0) == ()
     assert policy.wait_seconds(tasks, 3.0) == inf
-    assert not policy.holds_back
 
 
 def test_parity_starts_sooner_when_data_has_failed_and_never_when_all_is_there() -> None:

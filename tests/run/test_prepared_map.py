@@ -11,7 +11,6 @@ import pytest
 import polarmap
 from polarmap.errors import CodeError
 from polarmap.run.prepared_map import PreparedMap, verb
-from polarmap.run.progress import Observer
 
 VERBS = [
     polarmap.coded_map,
@@ -29,13 +28,13 @@ def doubled(number: int, *, progress: Any = None) -> PreparedMap[int]:
     """Twice a number."""
     if number < 0:
         raise CodeError("below 0")
-    return PreparedMap(lambda observer: 2 * number + isinstance(observer, Observer))
+    return PreparedMap(lambda observers: 2 * number + isinstance(observers, tuple))
 
 
 def test_a_call_runs_what_is_prepared() -> None:
     assert doubled(3, progress=False) == 7
     prepared = doubled.prepare(3)  # type: ignore[attr-defined]
-    assert prepared.run(None) == 6
+    assert prepared.run([]) == 6
     with pytest.raises(TypeError, match=r"doubled\(\) got an unexpected keyword argument 'n'"):
         doubled(3, n=4)  # type: ignore[call-arg]
 

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from statistics import median
-
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
 
 from polarmap.executors.base import Failure, Outcome
-from polarmap.run.tasks import TaskSeconds, TaskTable
+from polarmap.run.tasks import TaskTable
 
 LOST, ODD = Failure("lost", "WorkerLost", "gone"), Failure("shape", "WrongShape", "odd")
 
@@ -96,13 +92,14 @@ def test_tasks_may_be_added_and_given_up() -> None:
     assert (tasks[0].failures, tasks.durations) == ([], [])
 
 
-@given(st.lists(st.tuples(st.integers(0, 9), st.floats(0, 1e6)), min_size=1))
-def test_median_and_largest_of_the_latest_of_each_task(told: list[tuple[int, float]]) -> None:
-    seconds = TaskSeconds()
-    for task, spent in told:
-        seconds[task] = spent
-    latest = dict(told)
-    assert seconds.median == median(latest.values())
-    assert seconds.largest == max(latest.values())
-    assert [seconds[task] for task in latest] == list(latest.values())
-    assert 10 not in seconds
+def test_what_workers_spent_on_results_is_known_of_the_latest_of_each_task() -> None:
+    tasks = TaskTable(3)
+    tasks.start([0, 1], 0.0)
+    assert tasks.seconds == []
+    tasks.note(ended(0, 0), 1.0)
+    tasks.note(ended(1, 0, LOST), 1.0)
+    assert tasks.seconds == [2.0]
+    tasks.reject(0, ODD)
+    tasks.start([0], 2.0)
+    tasks.note(ended(0, 1)._replace(seconds=5.0), 9.0)
+    assert tasks.seconds == [5.0]

@@ -21,7 +21,7 @@ import pytest
 
 from polarmap import ReplayExecutor, coded_map
 from polarmap.errors import NotLinearError
-from polarmap.run.trusted import LINEAR, TRUSTED, fingerprint
+from polarmap.run.trusted import LINEAR, TRUSTED, Trust, fingerprint
 
 DATA = np.random.default_rng(0).standard_normal((12, 5))
 SCALE = 2.0
@@ -210,21 +210,21 @@ def test_objects_count_by_what_they_hold_not_by_what_they_let_pickle_see() -> No
 def test_what_cannot_be_compared_is_not_trusted(inside: Any) -> None:
     f = times(inside)
     assert fingerprint(f) is None
-    TRUSTED.note(f, LINEAR)
-    assert TRUSTED.recall(f, LINEAR) is None
+    Trust(f, LINEAR, []).note()
+    assert Trust(f, LINEAR, []).known is None
 
 
 def test_note_and_forget() -> None:
     f = times(np.ones(3))
     floats, integers = [np.dtype(float)], [np.dtype(int)]
-    assert TRUSTED.recall(f, LINEAR, floats) is None
-    TRUSTED.note(f, LINEAR, floats)
-    assert TRUSTED.recall(times(np.ones(3)), LINEAR, floats) is True
-    assert TRUSTED.recall(times(np.zeros(3)), LINEAR, floats) is None
-    assert TRUSTED.recall(f, LINEAR, integers) is None
-    assert TRUSTED.recall(f, "another thing", floats) is None
+    assert Trust(f, LINEAR, floats).known is None
+    Trust(f, LINEAR, floats).note()
+    assert Trust(times(np.ones(3)), LINEAR, floats).known is True
+    assert Trust(times(np.zeros(3)), LINEAR, floats).known is None
+    assert Trust(f, LINEAR, integers).known is None
+    assert Trust(f, "another thing", floats).known is None
     TRUSTED.clear()
-    assert TRUSTED.recall(f, LINEAR, floats) is None
+    assert Trust(f, LINEAR, floats).known is None
 
 
 def how_verified(f: Callable[[Any], Any], surplus: bool) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from polarmap.run.estimate_stream import EstimateStream, NumberedEstimate
+from polarmap.run.estimates import EstimateStream, NumberedEstimate
 
 SECONDS = 30.0
 

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polarmap.run.slope_errors import SLACK, SlopeErrors
+from polarmap.maps.slope_errors import SLACK, SlopeErrors
 from polarmap.worker.finite_differences import Sizes
 
 H = 1e-3
