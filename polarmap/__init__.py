@@ -39,7 +39,7 @@ _NAMES = {
     "planning.planner": ["Plan", "plan"],
     "report": ["Report", "TaskReport"],
     "run.coded_future": ["CodedFuture"],
-    "run.coded_result": ["CodedResult"],
+    "run.results": ["CodedResult"],
     "worker.faults": ["Fault"],
 }
 _MODULES = ["convex", "errors", "glm", "planning", "xr"]  # which are there as attributes, too
@@ -91,7 +91,7 @@ if typing.TYPE_CHECKING:  # the same for type checkers, which read no table
     from polarmap.report import Report as Report
     from polarmap.report import TaskReport as TaskReport
     from polarmap.run.coded_future import CodedFuture as CodedFuture
-    from polarmap.run.coded_result import CodedResult as CodedResult
+    from polarmap.run.results import CodedResult as CodedResult
     from polarmap.worker.faults import Fault as Fault
 else:  # which they do not read: a checker would take any name for a public one
     __all__ = sorted([*_HOMES, "errors", "planning"])

@@ -17,9 +17,9 @@ from polarmap.code.masked import Masked
 from polarmap.errors import CodeError, NotDecodableError, warn
 from polarmap.maps.coded import SharedOptions, coded_map
 from polarmap.report import Report
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.options import OnTimeout, ScheduleName, Verify, check_function, planned
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.results import CodedResult
 from polarmap.run.trusted import Trust
 
 try:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.fetching import TRANSFERS, fetch
 from polarmap.arrays.stores import place_of
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.uncoded import BACKUPS
 from polarmap.errors import ExecutorError, NotDecodableError, StorageError
 from polarmap.executors import executor_of

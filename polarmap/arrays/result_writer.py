@@ -16,7 +16,7 @@ from polarmap.arrays.stores import place_of
 from polarmap.arrays.writing import replaceable
 from polarmap.arrays.zarr_chunks import as_zarr
 from polarmap.arrays.zarr_view import chunk_shape
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError

@@ -11,15 +11,15 @@ import numpy as np
 from polarmap.arrays.array import CodedArray
 from polarmap.arrays.result_writer import ResultWriter
 from polarmap.arrays.stores import open_store
-from polarmap.blocks.base import CodedData
 from polarmap.blocks.code_choice import CodeOptions
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import concatenate
 from polarmap.errors import CodeError
 from polarmap.report import Report
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import encryption_of, prepared, run_coded
 from polarmap.run.options import MapOptions
 from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.pytree import Structure, unflatten
 from polarmap.worker.stored_output import sample

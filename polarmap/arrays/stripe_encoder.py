@@ -17,7 +17,7 @@ from polarmap.arrays.sources import Source
 from polarmap.arrays.stores import place_of
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_chunks import put_stripe
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 from polarmap.storage import Store

@@ -10,8 +10,7 @@ from typing import Any, Literal, NamedTuple, cast
 import numpy as np
 
 from polarmap.blocks.array_like import is_sparse, read_data
-from polarmap.blocks.base import CodedData
-from polarmap.blocks.coded import CodedBlocks
+from polarmap.blocks.coded import CodedBlocks, CodedData
 from polarmap.blocks.equal import DEFAULT_BLOCKS, Blocks, checked_count, cut, default_block_count
 from polarmap.blocks.masked import MaskedBlocks
 from polarmap.blocks.sparse import SparseBlocks, SparseCodedBlocks, as_csr, cheaper

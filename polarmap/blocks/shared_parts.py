@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.gradient_coding import GradientCode
 from polarmap.errors import CodeError

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks
 from polarmap.code.polar import PolarCode
 from polarmap.worker.parts import Part, Place

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.array_like import as_array_like, frame_rows, is_frame, read_leaf
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.coded import WholeBlocks
 from polarmap.blocks.equal import check_class_and_dtype
 from polarmap.errors import CodeError
 from polarmap.worker.any_value import to_block

@@ -54,17 +54,22 @@ class RotationCode(PolarCode):
 
     def recovery(self, arrived: Mask, exact: bool) -> Recovery:
         """How to recover the missing data blocks when the blocks of the mask `arrived` are there."""
-        if exact or is_formed(self.n, self.k):
+        if exact or self._is_formed:
             return super().recovery(arrived, exact)
         return SyndromeRecovery(self, self._rotations, arrived)
 
     def _fill_parity(self, rows: tiled.Rows, out: Array) -> None:
         fast = tiled.compiled_loops(rows, out.dtype)
         most = DENSE_UP_TO if fast else DENSE_UP_TO_UNCOMPILED
-        if min(self.n - self.k, self.k) <= most and is_formed(self.n, self.k):
+        if min(self.n - self.k, self.k) <= most and self._is_formed:
             tiled.dense(self.coefficients.astype(working_dtype(out.dtype), copy=False), rows, out)
         else:
             tiled.rotation_parity(self._rotations, rows, out, fast)
+
+    @cached_property
+    def _is_formed(self) -> bool:
+        """Whether there is a P, and not only the butterflies."""
+        return is_formed(self.n, self.k)
 
     @property
     def _block_erasure(self) -> Floats:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, overload
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.code.linear import LinearCode
 from polarmap.code.masked import Masked
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import prepared_blocks
 from polarmap.run.options import (
     OnTimeout,
@@ -19,6 +18,7 @@ from polarmap.run.options import (
     planned,
 )
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.results import CodedResult
 
 if TYPE_CHECKING:
     from polarmap.arrays.stored_result import Stored, StoredResult

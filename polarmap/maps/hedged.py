@@ -21,10 +21,10 @@ from polarmap.errors import (
     raised_by,
 )
 from polarmap.executors.base import Outcome, failure_of
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.execute import Launch, run_uncoded
 from polarmap.run.options import check_function, checked_options
 from polarmap.run.prepared_map import PreparedMap, verb
+from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers
 from polarmap.worker.any_value import any_call, from_block
 from polarmap.worker.messages import Error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.code.algebra import Recovery
 from polarmap.code.decoder import Decoder
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError, warn

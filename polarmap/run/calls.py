@@ -9,7 +9,7 @@ from concurrent.futures import Future, InvalidStateError
 from math import inf
 from typing import Any, NamedTuple
 
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.coded import WholeBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
 from polarmap.run.lateness import LateAttempts, LatenessRule

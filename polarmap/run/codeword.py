@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
 from polarmap.code.dtypes import is_exact
 from polarmap.code.polar import PolarCode
@@ -18,11 +18,11 @@ from polarmap.errors import CodedTimeoutError, NotDecodableError, NotLinearError
 from polarmap.executors.base import Outcome, read_only
 from polarmap.report import Report
 from polarmap.run.acceptance import Acceptance
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.estimates import Estimate, estimate
 from polarmap.run.loop import Stopwatch
 from polarmap.run.options import MapOptions
 from polarmap.run.padding import PaddingRows
+from polarmap.run.results import CodedResult
 from polarmap.run.tasks import FailureMessage, TaskTable, raise_if_all_fail
 from polarmap.run.verify import NotFiniteError
 from polarmap.worker.pytree import unflatten

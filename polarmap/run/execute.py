@@ -8,8 +8,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar
 
-from polarmap.blocks.base import CodedData
 from polarmap.blocks.code_choice import CodeOptions, encoded
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import without_padding
 from polarmap.blocks.sparse import SparseCodedBlocks
 from polarmap.clouds import limits
@@ -23,7 +23,6 @@ from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, MapExecutor, Outcome, Payload, key_of, layout_bytes
 from polarmap.executors.faulty import FaultyExecutor
 from polarmap.report import Report, TaskReport
-from polarmap.run.coded_result import CodedResult
 from polarmap.run.codeword import Codeword
 from polarmap.run.first_results import FirstResults
 from polarmap.run.lateness import ParityRule, backup_lateness
@@ -31,6 +30,7 @@ from polarmap.run.loop import Need, Policy, Stopwatch, Upfront, schedule
 from polarmap.run.options import MapOptions
 from polarmap.run.policies import Backups, OnDemand, ParityAfter
 from polarmap.run.prepared_map import PreparedMap
+from polarmap.run.results import CodedResult
 from polarmap.run.running_map import Observers, Progress, RunningMap, blank_report, task_reports
 from polarmap.run.tasks import TaskTable
 from polarmap.worker.encryption import Encryption

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.blocks.equal import Blocks, dividing_counts
 from polarmap.code.dtypes import DType
 from polarmap.errors import warn

@@ -1,26 +1,73 @@
-"""A single result of f, as it arrived or as f gives it here: its arrays, and what others have in common."""
+"""Results of f, as they arrive or as f gives them here, and what a map returns of them."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
+from polarmap.blocks.equal import concatenate
 from polarmap.code.dtypes import DType, is_exact
 from polarmap.errors import CodeError
 from polarmap.executors.base import Outcome
+from polarmap.report import Report
 from polarmap.worker.messages import describe
 from polarmap.worker.pytree import Structure, flatten, unflatten
 from polarmap.worker.threads import run_on_daemon
 
 Array = npt.NDArray[Any]
+T = TypeVar("T")
 
 LOOK_SECONDS = 0.005  # that one look takes, so that a loop over it does not spin
+
+
+class CodedResult(Sequence[T]):
+    """The k results of a coded map, in order, as `[f(block) for block in blocks]` gives them.
+
+    Attributes
+    ----------
+    report : Report
+        Who arrived when, what was decoded, how accurate it is.
+    """
+
+    def __init__(self, results: Sequence[T], report: Report) -> None:
+        self._results, self.report = list(results), report
+
+    def __len__(self) -> int:
+        return len(self._results)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[T]: ...
+    def __getitem__(self, index: int | slice) -> T | list[T]:
+        return self._results[index]
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(self._results)
+
+    def __repr__(self) -> str:
+        return f"<CodedResult of {len(self)} blocks, {len(self.report.recovered)} decoded>"
+
+    def concatenate(self, axis: int = 0) -> Any:
+        """The results as one array.
+
+        Parameters
+        ----------
+        axis : int
+            Along which results are joined. Scalars are stacked.
+
+        Raises
+        ------
+        CodeError
+            If the results are containers rather than arrays, or their shapes do not fit.
+        """
+        return concatenate(self._results, axis)
 
 
 def leaves_of(outcome: Outcome) -> list[Array]:

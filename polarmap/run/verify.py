@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.base import CodedData
+from polarmap.blocks.coded import CodedData
 from polarmap.code import equations
 from polarmap.code.algebra import Recovery
 from polarmap.code.dtypes import DType, default_rtol, epsilon, is_exact

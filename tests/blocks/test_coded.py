@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from polarmap.blocks.base import WholeBlocks
+from polarmap.blocks.coded import WholeBlocks
 
 
 def test_a_block_is_one_piece_in_memory() -> None:
