@@ -74,7 +74,7 @@ class LateTasks:
 
     def next_seconds(self, tasks: TaskTable, unbegun: bool, now: float) -> float:
         """Until the next one is, if nothing happens before; of those that are `unbegun` one may begin now."""
-        self._update(tasks)
+        self.at(tasks, now)  # what is late already is not waited for, whoever has asked
         wait = min(attempts.next_moment() for attempts in self._kinds) - now
         if unbegun:
             wait = min(wait, *(attempts.late_after() for attempts in self._kinds))

@@ -190,6 +190,16 @@ def test_nothing_more_starts_once_the_need_is_met_or_parity_is_of_no_use() -> No
     assert not policy.due(tasks, need, 1e6)
 
 
+def test_what_is_late_already_is_not_waited_for_though_nobody_asked_what_is_due() -> None:
+    policy, tasks, need = on_demand(8, 4)
+    note_began(tasks, range(4), 0.0)
+    for task in range(3):
+        tasks.note(returned(task), 1.0)
+    need.is_protected = False  # so nothing is due, and no task is looked at
+    assert not policy.due(tasks, need, 50.0)
+    assert policy.wait_seconds(tasks, 50.0) == inf
+
+
 def test_thousands_of_silent_tasks_become_late_one_after_another() -> None:
     policy, tasks, need = on_demand(2400, 1800)
     note_began(tasks, range(1800), 0.0)
