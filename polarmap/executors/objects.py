@@ -162,7 +162,7 @@ class ObjectLinks:
         """Workers end, and are not listened to any more; the site removes what they have said."""
         self._is_closed.set()
         self._expected.set()
-        self._thread.join()
+        self._thread.join(AWAY_SECONDS)  # a storage may not answer
         with contextlib.suppress(Exception):
             self._storage.delete_object(self._storage.bucket, self._keys.orders)
 

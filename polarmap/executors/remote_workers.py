@@ -119,7 +119,7 @@ class Backoff:
         """It has failed."""
         now = time.monotonic()
         self._first = self._first if self.count else now
-        self._next = now + min(LAST_PAUSE, FIRST_PAUSE * 2**self.count)
+        self._next = now + min(LAST_PAUSE, FIRST_PAUSE * 2 ** min(self.count, 10))
         self.count, self.reason = self.count + 1, reason
 
     def is_due(self) -> bool:

@@ -20,7 +20,7 @@ from polarmap import Pool
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.remote_workers import RemoteWorkers
+from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.messages import Reply
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
@@ -349,3 +349,12 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
     workers = sum(map(len, site.launches))  # one, and another if it is late at what nobody waits for
     assert 6 <= len(set(asked)) <= 8
     assert max(Counter(asked).values()) <= workers
+
+
+def test_what_fails_for_days_is_tried_once_a_minute() -> None:
+    backoff = Backoff()
+    for _ in range(2_000):
+        backoff.note_failure("refused")
+    assert not backoff.is_due()
+    assert backoff.count == 2_000
+    assert backoff._next <= time.monotonic() + LAST_PAUSE
