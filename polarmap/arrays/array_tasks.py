@@ -37,7 +37,7 @@ Take = Callable[[int, list[Part], Array], None]
 
 
 class StoredArrays(NamedTuple):
-    """The arrays that each task stores.
+    """What `run` is told of arrays that tasks are to store: how many each task stores, and where they go.
 
     prefix : of the keys of what workers store.
     arrays : of each task.
@@ -123,7 +123,7 @@ class TaskRunner:
         run_uncoded(Launch(self._executor), f, tasks, options, self._observers, BACKUPS, output, ended)
 
     def _whole(self, sample: Array, part: Part) -> Array:
-        """A note, of which a sample has come, and which lies in storage."""
+        """The whole note of a task, read from storage where only a sample of it came with the reply."""
         if sample.nbytes == part.size:
             return sample
         data = fetch(self.store, part, self._encryption)
@@ -133,7 +133,7 @@ class TaskRunner:
 
 
 def _block(tasks: Coded, task: int) -> Any:
-    """What this process is to do, read now."""
+    """The block of a task, read by this process."""
     try:
         return block_of(tasks, task)
     except DamagedError as error:
@@ -155,19 +155,19 @@ class PartTasks(WholeBlocks):
         self.source = place_of(store, encryption)
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """What the worker reads; of encrypted ones it verifies the tag."""
+        """The parts that the worker of task `index` reads; it verifies the tags of encrypted ones."""
         parts = self._tasks[index]
         return tuple(parts if self._encryption is None else (part._replace(crc32=None) for part in parts))
 
     def layout(self, index: int) -> Layout:
-        """Flat."""
+        """Dtype and shape of the block of task `index`, which is read as one flat array."""
         return tuple(
             (dtype.str, (part.size // dtype.itemsize,))
             for part, dtype in zip(self._tasks[index], self._dtypes)
         )
 
     def piece(self, number: int) -> list[Array]:
-        """Read here, for a worker that is this process."""
+        """The block of task `index`, read in this process for a worker that is this process."""
         with ThreadPoolExecutor(TRANSFERS) as pool:
             read = pool.map(self._read, self._tasks[number])
             return [

@@ -58,7 +58,7 @@ class Audit:
 
     @property
     def ok(self) -> bool:
-        """Whether everything is what was stored."""
+        """Whether every part is what was stored."""
         return not (self.damaged or self.zarr)
 
     @property
@@ -144,21 +144,21 @@ def _sizes(store: Store, manifest: Manifest, keys: Collection[str]) -> Mapping[s
 
 
 def _as_stored(manifest: Manifest, part: Part) -> Part:
-    """A part with the zeros that fill its object up."""
+    """The bytes of a part together with the zeros that fill its object up."""
     assert part.crc32 is not None
     zeros = _extent(manifest, part)[0] - part.offset - manifest.stored_size(part)
     return part._replace(size=part.size + zeros, crc32=zlib.crc32(bytes(zeros), part.crc32))
 
 
 def _extent(manifest: Manifest, part: Part) -> tuple[int, bool]:
-    """Where the bytes of a part end, and whether it is the last in its object: then those of the object."""
+    """Where the bytes to read of a part end (the last of an object: with it); whether it is the last."""
     stop = part.offset + manifest.stored_size(part)
     last, end = manifest.ends.get(part.key, (0, stop))
     return (end, True) if stop == last else (stop, False)
 
 
 def _read_here(store: Store, encryption: Encryption | None, parts: Sequence[Part]) -> list[str]:
-    """What is wrong with each part, also with what it was encrypted as."""
+    """The kind of damage of each part, read and decrypted by this process; empty if there is none."""
 
     def kind(part: Part) -> str:
         found = fetch(store, part, encryption)
@@ -169,7 +169,7 @@ def _read_here(store: Store, encryption: Encryption | None, parts: Sequence[Part
 
 
 def _read_by_workers(store: Store, count: int, parts: Sequence[Part], executor: Any) -> list[str]:
-    """The same of parts that are not encrypted, `count` of them by each task."""
+    """The kind of damage of each part that is not encrypted, read by workers, `count` parts by each task."""
     lots = [parts[start : start + count] for start in range(0, len(parts), count)]
     if not lots:
         return []
@@ -191,7 +191,7 @@ def checksums() -> Callable[[Sequence[Array]], list[Array]]:
 
 
 def _lost(manifest: Manifest, damaged: Iterable[Damage]) -> tuple[int, ...]:
-    """Stripes that cannot be decoded."""
+    """The stripes that have lost so many blocks that they cannot be decoded."""
     everything = set(range(manifest.code.n))
     lost = lost_blocks(damaged).items()
     return tuple(stripe for stripe, bad in sorted(lost) if not decoder_of(manifest, everything - bad).ready)

@@ -20,7 +20,7 @@ Array = npt.NDArray[Any]
 
 
 def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = False) -> Decoder:
-    """For one stripe of which `blocks` are there; when `strict`, it asks for more rather than lose digits."""
+    """A decoder of a stripe with `blocks`; if `strict`, it asks for more rather than lose digits."""
     dtype = manifest.dtype
     exact = is_exact(dtype)
     limit = default_rtol(dtype) / epsilon(dtype) if strict and not exact else np.inf
@@ -31,7 +31,7 @@ def decoder_of(manifest: Manifest, blocks: Iterable[int] = (), strict: bool = Fa
 
 
 def is_finite(rows: Iterable[Array]) -> bool:
-    """Whether there is no NaN or inf in any of them."""
+    """Whether no array of `rows` has NaN or inf."""
     return all(is_exact(row.dtype) or bool(np.isfinite(row).all()) for row in rows)
 
 
@@ -109,7 +109,7 @@ def _alike(good: Mapping[int, Array], decoded: Array) -> Iterator[tuple[Indices,
 
 
 def _describe(manifest: Manifest, unknown: Indices) -> str:
-    """What to say of entries that cannot be decoded."""
+    """The message about entries that cannot be decoded."""
     entries = "1 entry" if unknown.size == 1 else f"{unknown.size} entries"
     blocks = np.unique(unknown // prod(manifest.block_shape)).tolist()
     shape = (manifest.code.k * manifest.rows, *manifest.shape[1:])

@@ -140,7 +140,7 @@ def encode(
 
 
 def _encryption(key: Any, source: Source, cut: StripePlan) -> Encryption:
-    """Of an array that is to be encrypted; CodeError for what cannot be."""
+    """How an array is to be encrypted by `key`; CodeError if it cannot be."""
     if source.object_rows:
         raise CodeError(
             "key= encrypts what is stored, and these objects stay where and as they are: leave key out, or "

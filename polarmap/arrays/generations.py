@@ -72,7 +72,7 @@ class Generation:
                 sweep(self._store, self._name)
 
     def heartbeat(self) -> None:
-        """Note, now and then, who runs this and what for."""
+        """Renew, at most every few seconds, the object that says who runs this and what for."""
         if time.monotonic() - self._last_heartbeat < HEARTBEAT_SECONDS and self._last_heartbeat:
             return
         note = {"purpose": self._purpose, "owner": str(ProcessIdentity.current()), "time": time.time()}
@@ -80,7 +80,7 @@ class Generation:
         self._last_heartbeat = time.monotonic()
 
     def part_key(self, block: int, stripe: int) -> str:
-        """Where a part of this run goes."""
+        """The key of a part that this run stores."""
         return f"{self.prefix}{stripe:06d}/{block:05d}"
 
     def put_part(self, block: int, stripe: int, row: npt.NDArray[Any]) -> Part:
@@ -166,7 +166,7 @@ def _by_generation(name: str, keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _read(store: Store, key: str) -> Any:
-    """A small JSON object; None if it is not there or not whole."""
+    """Read a small JSON object; None if it is not there or cut short."""
     try:
         return json.loads(store.get(key))
     except (MissingObjectError, ValueError, RecursionError):

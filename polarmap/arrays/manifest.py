@@ -53,17 +53,17 @@ class Manifest:
 
     @cached_property
     def rows(self) -> int:
-        """Of each block; the last data block ends with k * rows - shape[0] padding rows."""
+        """Rows of each block; the last data block ends with k * rows - shape[0] padding rows."""
         return -(-self.shape[0] // self.code.k)
 
     @cached_property
     def parity_dtype(self) -> np.dtype[Any]:
-        """Of the parity blocks."""
+        """Dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
     @property
     def block_shape(self) -> tuple[int, ...]:
-        """Of every block."""
+        """Shape of every block."""
         return () if self.scalars else (self.rows, *self.shape[1:])
 
     @cached_property
@@ -85,7 +85,7 @@ class Manifest:
         return part.size if self.encryption is None else encrypted_size(part.size)
 
     def dtype_of(self, index: int) -> np.dtype[Any]:
-        """Of block `index`."""
+        """Dtype of block `index`."""
         return self.dtype if index < self.code.k else self.parity_dtype
 
     def with_parts(self, changed: Mapping[tuple[int, int], Part]) -> Manifest:
@@ -98,7 +98,7 @@ class Manifest:
 
     @cached_property
     def chunks(self) -> list[ZarrChunk]:
-        """Of which the Zarr array consists, or will."""
+        """The parts that are the chunks of the Zarr array, or will be."""
         return [] if self.zarr is None else self.zarr.chunks(self.shape, self.rows, self.bounds)
 
     @property
@@ -116,7 +116,7 @@ class Manifest:
 
     @cached_property
     def ends(self) -> dict[str, tuple[int, int]]:
-        """Of the objects that exist for this array: where the last part ends, and the object."""
+        """Where the last part ends, and how long the object is, of objects that exist for this array."""
         prefix = array_prefix(self.name)
         found: dict[str, tuple[int, int]] = {}
         for part in itertools.chain.from_iterable(self.parts):
@@ -139,7 +139,7 @@ class Manifest:
         return sum(length for _, length in self.ends.values()) - sum(part.size for part in metadata)
 
     def dump(self) -> bytes:
-        """As the object that is stored."""
+        """The bytes of the object that is stored."""
         array = {
             "name": self.name,
             "shape": list(self.shape),
@@ -212,7 +212,7 @@ class Manifest:
         return made
 
     def _check(self, rows: Any, parity_dtype: str) -> None:
-        """ValueError for what does not fit together; the arguments are what was written of derived ones."""
+        """Raise ValueError if entries contradict each other; the arguments are derived ones, as written."""
         sizes = (size for parts in self.parts for part in parts for size in part[1:])
         counts = [*self.shape, rows, *(size for size in sizes if size is not None)]
         if not all(type(count) is int and count >= 0 for count in counts):
@@ -252,7 +252,7 @@ def _parse_zarr(fields: Mapping[str, Any] | None) -> ZarrView | None:
 
 
 def _parse_encryption(fields: Mapping[str, Any] | None) -> Encryption | None:
-    """Without the key."""
+    """The encryption that a manifest names, without its key."""
     if fields is None:
         return None
     if fields["cipher"] != CIPHER:
@@ -263,7 +263,7 @@ def _parse_encryption(fields: Mapping[str, Any] | None) -> Encryption | None:
 def _authenticated(
     encryption: Encryption | None, document: Mapping[str, Any], key: str | bytes, where: str
 ) -> Encryption:
-    """That of a manifest, with the key; StorageError unless this key wrote it."""
+    """The encryption of a manifest, with its key; StorageError unless this key wrote the manifest."""
     if encryption is None:
         raise StorageError(f"{where} is that of an array that is not encrypted: leave key out")
     encryption = encryption._replace(key=key)

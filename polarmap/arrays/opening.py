@@ -46,7 +46,7 @@ def open_coded(name: str, storage: Any = None, *, key: str | bytes | None = None
 
 
 def without_key(name: str, storage: Any = None) -> CodedArray:
-    """The same of an array that may be encrypted, for what is to be told of it without reading it."""
+    """The coded array of that name, also if it is encrypted, to tell of it without reading its data."""
     store = open_store(storage)
     return CodedArray(store, manifest.load(store, check_name(name))[0])
 

@@ -55,7 +55,7 @@ def _rebuilt_alike(
     kept: Sequence[int],
     stripes: Sequence[int],
 ) -> dict[tuple[int, int], Part]:
-    """Those of stripes that have lost the same blocks, and of which the same good ones are stored anew."""
+    """The new parts of stripes that have lost the same blocks and have the same good ones stored anew."""
     anew = [*kept, *lost]
     there = np.setdiff1d(np.arange(manifest.code.n), lost)
     weights = weights_of(manifest, lost)

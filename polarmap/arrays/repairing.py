@@ -46,7 +46,7 @@ def repair(store: Store, manifest: Manifest, before: bytes, executor: Any = None
 
 
 def _repaired(runner: TaskRunner, manifest: Manifest, before: bytes, found: Audit) -> Manifest:
-    """The new manifest, once it is stored after all parts that had been damaged."""
+    """Rebuild the damaged parts, store them and then the manifest; the new manifest."""
     store, purpose, wanted = runner.store, {"repair": checksum(before)}, _to_rebuild(manifest, found)
     with Generation(store, manifest.name, purpose, manifest.encryption) as generation:
         rebuilt = rebuild_parts(runner, manifest, generation, wanted, lost_blocks(found.damaged))
@@ -93,7 +93,7 @@ def _decoded(store: Store, manifest: Manifest, stripe: int, wanted: Collection[i
 
 
 def _check_exact(manifest: Manifest, block: int, stripe: int, part: Part) -> None:
-    """Integers come back bit for bit, or something is wrong with more than the damaged parts."""
+    """Raise unless integers came back bit for bit: then more is wrong than the damaged parts."""
     if manifest.dtype.kind not in "iu" or manifest.encryption is not None:  # no checksum tells of numbers
         return
     if manifest.parts[block][stripe].crc32 not in (None, part.crc32):

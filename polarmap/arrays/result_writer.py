@@ -89,13 +89,13 @@ class ResultWriter:
         return made
 
     def _absent(self, index: int, counts: list[int], dtype: np.dtype[Any]) -> tuple[Part, ...]:
-        """Parts that are missing until they are repaired."""
+        """Entries of the manifest for parts that never came; missing until they are repaired."""
         prefix = f"{self.output.prefix}/{index}-absent"
         return tuple(Part(f"{prefix}/{i}", count * dtype.itemsize) for i, count in enumerate(counts))
 
 
 def _counts(size: int, items: int) -> list[int]:
-    """Numbers in each part of a result.
+    """How many numbers each part of a result has.
 
     >>> _counts(7, 3)
     [3, 3, 1]

@@ -23,7 +23,7 @@ Array = npt.NDArray[Any]
 
 
 class Source(Protocol):
-    """Rows to encode.
+    """The rows that are to be encoded, wherever they are.
 
     shape, dtype : of the whole, in native byte order.
     chunk_rows : rows that are stored together and should be read together.
@@ -38,7 +38,7 @@ class Source(Protocol):
     is_stored: bool
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
-        """Fill `out` with the slab whose row 0 is row `first` of the whole; zeros beyond its end."""
+        """Fill `out` with the slab whose row 0 is row `first` of the data; zeros beyond its end."""
 
     def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
         """Where the slab lies as raw bytes, without a checksum: in the store or in files. Empty if nowhere.
@@ -48,7 +48,7 @@ class Source(Protocol):
 
 
 class ArraySource:
-    """An array: numpy, memmap, zarr, h5py, dask."""
+    """A `Source` that reads an array: numpy, memmap, zarr, h5py, dask."""
 
     def __init__(self, data: Any) -> None:
         self._data = data
@@ -67,7 +67,7 @@ class ArraySource:
         self._release()
 
     def locate(self, first: int, slab: Hyperslab) -> tuple[Part, ...]:
-        """In the file that is mapped; rows beyond the last are zeros that lie nowhere."""
+        """Where the slab lies in the mapped file; rows beyond the last are zeros that lie nowhere."""
         if self._file is None:
             return ()
         path, offset = self._file

@@ -80,7 +80,7 @@ class RawObjects:
             raise CodeError(f"dtype must be one of numpy: {error}") from error
 
     def open_in(self, store: Store) -> StoredRows:
-        """As a source for `encode`."""
+        """The `Source` that reads these objects in `store`."""
         shape, rows, offset = tuple(map(int, self.shape)), int(self.rows), int(self.offset)
         wanted = -(-shape[0] // rows) if rows and shape else 0
         if len(self.keys) != wanted:
@@ -90,7 +90,7 @@ class RawObjects:
 
 
 class StoredRows:
-    """Rows in objects of a store; a Source."""
+    """A `Source` that reads rows from objects of a store."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class StoredRows:
         self._width = prod(self.shape[1:])
 
     def read(self, first: int, slab: Hyperslab, out: Array) -> None:
-        """Range by range; zeros beyond the last row."""
+        """Fill `out` by one read of each range of an object; zeros beyond the last row."""
         start, end = flat_range(self.shape, first, slab)
         stop = max(start, min(end, prod(self.shape)))
         flat, length = out.reshape(-1), self.object_rows * self._width

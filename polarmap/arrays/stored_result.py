@@ -104,12 +104,12 @@ class StoredResult(CodedResult[T]):
 
     @property
     def store(self) -> Any:
-        """Where the results lie."""
+        """The storage where the results lie."""
         return self.array.store
 
     @property
     def executor(self) -> Any:
-        """As that of the array."""
+        """What `coded_map` runs on by default, as of a `CodedArray`."""
         return self.array.executor
 
 
@@ -147,5 +147,5 @@ def _check_out(out: Any, options: MapOptions) -> None:
 
 
 def _sampled(f: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """What the driver sees of f when results stay in storage."""
+    """f with what the driver needs to know of its results when these stay in storage."""
     return lambda block: sample(np.asarray(f(block)))

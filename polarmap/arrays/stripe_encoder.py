@@ -115,7 +115,7 @@ class StripeEncoder:
 
 
 def _check_located(parts: Sequence[Part]) -> None:
-    """CodeError for data that only this process can read."""
+    """Raise CodeError if only this process can read the data."""
     if not parts:
         raise CodeError(
             "with executor=, the data has to lie where workers can read it themselves: a .npy file "
@@ -176,7 +176,7 @@ class StripeTasks(WholeBlocks):
         self.source = place_of(store) if data.is_stored else Place("folder", "/")
 
     def parts(self, index: int) -> tuple[Part, ...]:
-        """Of all data blocks, in order."""
+        """The parts of all data blocks in stripe `index`, in order."""
         plan, slab = self._plan, self._plan.hyperslabs[self._stripes[index]]
         blocks = range(plan.code.k)
         return tuple(part for block in blocks for part in self._data.locate(block * plan.rows, slab))

@@ -33,12 +33,12 @@ class StripePlan(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """Of a block."""
+        """Rows of a block."""
         return -(-self.shape[0] // self.code.k)
 
     @property
     def parity_dtype(self) -> np.dtype[Any]:
-        """Of parity blocks."""
+        """Dtype of the parity blocks."""
         return self.code.parity_dtype(self.dtype)
 
     def width(self, stripe: int) -> int:

@@ -73,7 +73,7 @@ class ZarrView(NamedTuple):
         return flat
 
     def chunk_bytes(self, dtype: np.dtype[Any]) -> int:
-        """Of the object of every chunk: those at the end of an axis are filled up."""
+        """Bytes of the object of every chunk: those at the end of an axis are filled up."""
         return prod(self.chunk_shape) * dtype.itemsize
 
     def chunks(self, shape: Sequence[int], rows: int, bounds: Sequence[int]) -> list[ZarrChunk]:
@@ -126,7 +126,7 @@ class ZarrView(NamedTuple):
 
 
 def chunk_shape(block_shape: Sequence[int], slab: Sequence[int]) -> tuple[int, ...]:
-    """Of the Zarr array of an array of such blocks, stored in slabs of that shape.
+    """Shape of the chunks of the Zarr array of such blocks, stored in slabs of that shape.
 
     One chunk for each slab, or one for each block where slabs do not divide the rows of a block.
 

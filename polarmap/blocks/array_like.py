@@ -95,7 +95,7 @@ def is_frame(data: Any) -> bool:
 
 
 def frame_rows(frame: Any, low: int, high: int) -> Any:
-    """Rows of a table by their positions, as a table."""
+    """The rows of a table at these positions, as a table."""
     return frame.iloc[low:high] if hasattr(frame, "iloc") else frame[low:high]
 
 

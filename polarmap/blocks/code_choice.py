@@ -149,7 +149,7 @@ def _third_more(needed: int) -> int:
 def _given(
     data: Any, blocks: int | None, workers: int | None, code: LinearCode, degree: int
 ) -> tuple[Blocks, LinearCode]:
-    """The blocks for a code of the caller's."""
+    """The blocks of data for a code that the caller gave."""
     if not isinstance(code, LinearCode):
         raise CodeError(_no_code(code))
     if degree != code.degree and degree != 1:

@@ -34,7 +34,7 @@ class WholeBlocks:
         return [leaf for number in self.pieces(index) for leaf in self.piece(number)]
 
     def layout(self, index: int) -> Layout:
-        """Dtype and shape of each."""
+        """Dtype and shape of each leaf of block `index`."""
         return layout_of(self.leaves(index))
 
     def parts(self, index: int) -> tuple[Part, ...]:
@@ -119,7 +119,7 @@ class CodedBlocks(CodedData):
                 self._parity = None
 
     def _all_parity(self) -> list[Array]:
-        """Of each leaf; computed by whichever thread asks first."""
+        """The parity of each leaf; computed by whichever thread asks first."""
         with self._encoding:
             if self._parity is None:
                 began = time.perf_counter()
@@ -142,7 +142,7 @@ class CodedBlocks(CodedData):
 
 
 def is_finite(rows: Array) -> bool:
-    """Without a mask as large as the rows: NaN and inf are the largest or the smallest."""
+    """Whether rows have no NaN or inf: told by the largest and the smallest, without a mask."""
     return not rows.size or bool(np.isfinite(rows.max()) and np.isfinite(rows.min()))
 
 

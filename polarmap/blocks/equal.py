@@ -42,7 +42,7 @@ class Blocks:
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """Of the leaves of a block."""
+        """The dtypes of the leaves of a block."""
         return [leaf.dtype for leaf in self._leaves[0]]
 
     @property

@@ -39,11 +39,11 @@ class CodedPairs(CodedData):
 
     @property
     def encode_seconds(self) -> float:  # type: ignore[override]
-        """Of both factors."""
+        """Seconds of encoding both factors."""
         return self.left.encode_seconds + (self.right.encode_seconds if self._shift else 0.0)
 
     def layout(self, index: int) -> Layout:
-        """Dtype and shape of both."""
+        """Dtype and shape of the two blocks of a pair."""
         row, column = self.code.cells[index].tolist()
         return self.left.layout(row) + self.right.layout(column)
 
@@ -58,7 +58,7 @@ class CodedPairs(CodedData):
         return row, self._shift + column
 
     def piece(self, number: int) -> list[Array]:
-        """A block of one factor."""
+        """The leaf of piece `number`, a block of one factor."""
         if number < self.left.n:
             return self.left.leaves(number)
         return self.right.leaves(number - self._shift)
@@ -70,14 +70,14 @@ class CodedPairs(CodedData):
 
 
 class _Pairs(Blocks):
-    """What is asked of the data pairs."""
+    """The data pairs: what their map asks of them."""
 
     def __init__(self, pairs: CodedPairs, k: int) -> None:
         self._pairs, self.k, self.structure, self.padding, self.rows = pairs, k, PAIR, 0, None
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """Of both factors."""
+        """The dtypes of both factors."""
         return self._pairs.left.blocks.dtypes + self._pairs.right.blocks.dtypes
 
     def leaves(self, index: int) -> list[Array]:

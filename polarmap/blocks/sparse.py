@@ -65,12 +65,12 @@ class SparseBlocks(Blocks):
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """Of the entries: nothing else is mixed."""
+        """The dtype of the entries, in a list: nothing else is mixed."""
         return [self.matrix.dtype]
 
     @property
     def nonzeros(self) -> list[int]:
-        """Of each block, explicit zeros among them."""
+        """How many entries each block stores, explicit zeros among them."""
         return [len(data) for data, _, _ in self._leaves]
 
     def heads(self, few: int, more: int) -> tuple[list[Array], list[Array]]:
@@ -188,7 +188,7 @@ def _rows(matrix: Any, begin: int, end: int) -> list[Array]:
 
 
 def _with_data(matrix: Any, data: Array) -> Any:
-    """A matrix of the same pattern."""
+    """A matrix with the pattern of another, and other values."""
     return type(matrix)((data, matrix.indices, matrix.indptr), shape=matrix.shape)
 
 

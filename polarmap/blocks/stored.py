@@ -83,12 +83,12 @@ class _StoredData(Blocks):
 
     @property
     def layout(self) -> Layout:
-        """Of the one leaf."""
+        """Dtype and shape of the one leaf."""
         return self._layout
 
     @property
     def dtypes(self) -> list[np.dtype[Any]]:
-        """Of the one leaf."""
+        """The dtype of the one leaf, in a list."""
         return [np.dtype(self._layout[0][0])]
 
     def leaves(self, index: int) -> list[Array]:

@@ -129,7 +129,7 @@ def _cut_array(data: Any, count: int | None) -> list[Any]:
 
 
 def _ranges(length: int, count: int) -> Iterator[tuple[int, int]]:
-    """The bounds of so many nearly equal parts."""
+    """The bounds of `count` nearly equal parts."""
     return itertools.pairwise(length * turn // count for turn in range(count + 1))
 
 

@@ -70,7 +70,7 @@ class ArikanCode(PolarCode):
         return super().recovery(arrived, exact)
 
     def progress(self) -> Callable[[int], bool] | None:
-        """Of the sequential decoder: told of every arrival, says when all leaves are determined."""
+        """What is told of every arrival, and says when the sequential decoder can determine all leaves."""
         if self.decoder != "sequential":
             return None
         progress, order = Progress(frozen_mask(self)), self.order
@@ -86,7 +86,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _additions(self) -> row_operations.Operations:
-        """Of rows that make the parity: to list them takes a third of encoding a narrow stripe."""
+        """The additions of rows that make the parity; listing them takes a third of a narrow encode."""
         return row_operations.butterflies(self.butterflies, self.order, self.frozen)
 
     def _is_dense_exact(self, dtype: DType) -> bool:
@@ -97,7 +97,7 @@ class ArikanCode(PolarCode):
 
     @cached_property
     def _leaf_erasure(self) -> float | Floats:
-        """Of the leaves that are sent, the first N / 2 of which are paired with the others."""
+        """The erasure probability of the leaves that are sent, of which N / 2 are paired with the others."""
         if isinstance(self.erasure, float):
             return self.erasure
         worst_first = np.sort(self.erasure)[::-1]

@@ -36,7 +36,7 @@ RELIABLE = 0.9  # of the patterns of half the spare losses must decode for a cod
 
 
 class Amplification(NamedTuple):
-    """Of the relative error of results by decoding, over patterns of so many losses."""
+    """By how much decoding multiplies the relative error of results, over patterns of so many losses."""
 
     median: float
     ninety: float
@@ -195,7 +195,7 @@ class LagrangeCode(LinearCode):
 
     @cached_property
     def _phase(self) -> float:
-        """Of the top frequency, when k is even: the one by which interpolation overshoots least."""
+        """The phase of the top frequency, when k is even: the one by which interpolation overshoots least."""
         if self.k % 2:
             return 0.0
 
@@ -211,7 +211,7 @@ class LagrangeCode(LinearCode):
 
 
 class LagrangeRecovery(LinearRecovery):
-    """Of a large code what is lost tells more cheaply than what arrived how accurate decoding is."""
+    """A recovery that tells the accuracy of decoding by what is lost: in large codes the cheaper way."""
 
     @cached_property
     def amplification(self) -> float:

@@ -62,7 +62,7 @@ class LinearCode(ABC):
 
     @abstractmethod
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Of the coded blocks that are no data blocks; CodeError for data it cannot carry."""
+        """Dtype of the parity blocks of such data; CodeError for data that the code cannot carry."""
 
     @property
     def wanted(self) -> int:

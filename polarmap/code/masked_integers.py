@@ -125,7 +125,7 @@ class MaskedIntegerCode(LinearCode):
         return np.eye(self.k, self.k + self.noise_blocks, dtype=np.int64)
 
     def parity_dtype(self, dtype: npt.DTypeLike) -> DType:
-        """Of the mixtures: 64 bits, since numbers of fewer would wrap in results of more."""
+        """Dtype of the mixtures: 64 bits, since fewer would wrap where results have more."""
         checked = check_dtype(dtype, "the data")
         if not is_exact(checked):
             raise CodeError(f"{checked} blocks cannot be masked modulo 2^64: use MaskedCode(n, k, t)")

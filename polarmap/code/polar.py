@@ -187,7 +187,7 @@ class PolarCode(SystematicCode):
 
     @property
     def _block_erasure(self) -> Floats:
-        """Of each coded block's worker."""
+        """The erasure probability of each coded block."""
         raise NotImplementedError
 
     @property

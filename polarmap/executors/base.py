@@ -263,7 +263,7 @@ def key_of(coded: Coded) -> str | bytes | None:
 
 
 def layout_bytes(layout: Sequence[tuple[Any, tuple[int, ...]]]) -> int:
-    """What arrays of this layout weigh."""
+    """Bytes of arrays of this layout."""
     return sum(np.dtype(name).itemsize * math.prod(shape) for name, shape in layout)
 
 

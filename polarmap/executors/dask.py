@@ -94,7 +94,7 @@ class DaskSite(Site):
             raise ExecutorError(f"{self.name} takes no tasks: {type(error).__name__}: {error}") from error
 
     def ended(self, may_ask: bool = True) -> dict[int, str]:
-        """Those whose task has ended, and why."""
+        """The workers whose task of Dask has ended, and why."""
         found = {}
         for number, future in list(self._futures.items()):
             if future.status in ("error", "cancelled", "lost", "finished"):

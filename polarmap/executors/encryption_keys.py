@@ -47,7 +47,7 @@ def readable_key(key: Any) -> str | bytes:
 
 
 def new_encryption(key: Any, largest: int, what: str, remedy: str) -> Encryption:
-    """Of an array or a map that is to be encrypted; CodeError for what is no key, is not there or too large.
+    """How to encrypt a new array or map; CodeError if the key is none or not there, or the data too large.
 
     largest : bytes of what is encrypted at once, which is `what`.
     """

@@ -53,7 +53,7 @@ class WithFaults:
 
 
 def _check_fault(fault: Fault) -> None:
-    """CodeError for one that no worker could suffer."""
+    """Raise CodeError for a fault that no worker could have."""
     if not is_one_of(fault.kind, FAULTS):
         raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
     if not is_number(fault.seconds) or fault.seconds < 0:

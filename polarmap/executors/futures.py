@@ -121,7 +121,7 @@ class FuturesRun:
         self._pending.clear()
 
     def _future(self, task: int, attempt: int) -> Future[Any]:
-        """Of an attempt; ExecutorError if the pool takes not even the first."""
+        """Submit an attempt; ExecutorError if the pool takes not even the first."""
         try:
             block, stored = self._block(task)
             order = self._payload.order(task, attempt, stored)
@@ -182,7 +182,7 @@ class FuturesRun:
         return block_of(coded, task, read_only), None
 
     def _outcome(self, ended: Ended) -> Outcome:
-        """What is told of a future that is done."""
+        """The outcome of an attempt whose future is done."""
         attempt, future = ended
         for of_attempts in (self._pending, self._unbegun, self._links):
             of_attempts.pop(attempt, None)
@@ -203,7 +203,7 @@ def text_of(error: BaseException) -> str:
 
 
 def threads_each(pool: Any) -> int:
-    """That each task may use for linear algebra: its share of the cores of this machine, where that is known.
+    """Threads of linear algebra for each task: its share of this machine's cores, where that is known.
 
     >>> with ThreadPoolExecutor(1000) as pool:
     ...     threads_each(pool)

@@ -25,11 +25,11 @@ from pathlib import Path
 from typing import Any
 
 from polarmap.executors.owned_folder import private_folder
+from polarmap.executors.worker_processes import START_SECONDS
 from polarmap.worker.parts import write_file
 from polarmap.worker.process_state import absolute_module_path
 
 MONITORING_SECONDS = 0.02  # between looks at its storage, on this machine
-PROBE_SECONDS = 60.0  # that an interpreter may take to import Lithops
 _replacing = threading.Lock()
 
 
@@ -58,7 +58,7 @@ def _remove_empty_folders() -> None:
 
 
 def interpreter() -> str:
-    """What runs Lithops' runner: this interpreter, this installation of Lithops, our folder.
+    """The shell script that runs Lithops' runner with this interpreter and this Lithops, in our folder.
 
     Lithops would run a copy of itself in its shared folder, which any other process replaces.
     Workers import what the driver can: they get its module search path.
@@ -266,7 +266,7 @@ def interpreter_error(functions: Any) -> str:
     command = [env.runtime_name, sys.modules[type(env).__module__].RUNNER_FILE, "get_metadata"]
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=PROBE_SECONDS
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=START_SECONDS
         )
         if not done.returncode:
             return ""
@@ -343,7 +343,7 @@ def result_of(future: Any, functions: Any) -> Any:
 
 
 def _reason(future: Any) -> str:
-    """Why Lithops says a task gave no result."""
+    """Why a task gave no result, as Lithops says it."""
     error = future._exception[1] if isinstance(future._exception, tuple) else future._exception
     text = str(error) or "it never reported"
     if isinstance(error, ImportError):

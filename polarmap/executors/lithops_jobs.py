@@ -120,7 +120,7 @@ class Jobs:
         self._jobs[functions] |= {future.job_key for future in futures}
 
     def begun(self) -> list[Any]:
-        """Those that came to run since the last look: elsewhere at once, as far as is known."""
+        """The tasks that came to run since the last look; on a cloud that is at once, as far as is known."""
         found = [key for key in self._unbegun if not self.is_here or self.running[key].running]
         self._unbegun.difference_update(found)
         return found

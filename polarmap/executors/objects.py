@@ -78,7 +78,7 @@ class ObjectLink:
         self._news.set()
 
     def fileno(self) -> int:
-        """Of a descriptor that is readable when the worker has said something."""
+        """The descriptor that is readable when the worker has said something."""
         return self._news.fileno()
 
     def send(self, message: Message) -> bool:

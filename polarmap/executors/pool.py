@@ -26,13 +26,13 @@ from polarmap.executors.pickling import pickled_with_buffers
 from polarmap.executors.pool_run import PoolRun
 from polarmap.executors.worker_processes import WorkerProcesses
 from polarmap.executors.worker_table import WorkerTable
+from polarmap.worker.liveness import LIVENESS_SECONDS
 
 if TYPE_CHECKING:
     from polarmap.executors.remote_workers import Site
 
 IDLE_SECONDS = 60.0
 BLOCK_BYTES = 2**30  # that blocks in memory may take by default
-TEND_SECONDS = 0.5  # between looks after workers that no map uses
 
 
 class Pool:
@@ -256,7 +256,7 @@ class KeptWorkers:
 
     def _end_when_idle(self) -> None:
         rest = self._idle
-        while not self._ended.wait(max(min(rest, TEND_SECONDS), 0.01)):
+        while not self._ended.wait(max(min(rest, LIVENESS_SECONDS), 0.01)):
             self.workers.tend()
             with self._lock:
                 rest = self._idle if self._maps else self._used + self._idle - time.monotonic()

@@ -249,7 +249,7 @@ class PoolRun:
         return Message(CALL, (self._number, task, attempt), data, f, is_file)
 
     def _heard(self, worker: KeptWorker) -> list[Outcome]:
-        """What a worker has replied, or that it is gone."""
+        """Take what a worker has replied, or that it is gone."""
         said, is_there = worker.receive()
         outcomes, is_fit = list[Outcome](), True
         for message in said:
@@ -289,7 +289,7 @@ class PoolRun:
         return is_told
 
     def _let_go(self, worker: KeptWorker) -> None:
-        """It is gone, or of no more use: what it was told ahead waits again."""
+        """Give up a worker that is gone or of no more use: what it was told ahead waits again."""
         orders = [order[1:] for order, _ in worker.orders]
         self._waiting.extendleft(one for one in orders if one in self._open and one not in self._shared)
         self._poll.unregister(worker.link)

@@ -116,7 +116,7 @@ class Backoff:
         self._first = self._next = 0.0
 
     def note_failure(self, reason: str) -> None:
-        """It has failed."""
+        """Note a failure: the pause before the next try doubles."""
         now = time.monotonic()
         self._first = self._first if self.count else now
         self._next = now + min(LAST_PAUSE, FIRST_PAUSE * 2 ** min(self.count, 10))
@@ -181,7 +181,7 @@ class RemoteWorkers(WorkerTable):
         return self._site.modules(pickled)
 
     def want(self, count: int) -> None:
-        """So many would be of use now: start what is missing."""
+        """Start as many workers as are missing of the `count` that would be of use now."""
         with self._lock:
             self._check_open()
             self._wanted = max(self._wanted, count if self._most is None else min(count, self._most))
@@ -227,7 +227,7 @@ class RemoteWorkers(WorkerTable):
         return Stay(seconds, started, writes + round(listings), reads)
 
     def flush(self, may_wait: bool = True) -> None:
-        """Let all that was said be on its way."""
+        """Send all messages that wait to be sent."""
         if self._objects is not None:
             self._objects.flush(may_wait)
 
@@ -257,14 +257,14 @@ class RemoteWorkers(WorkerTable):
         return None  # `want` and `check` start others, which join when they are there
 
     def _ends(self, worker: KeptWorker) -> float:
-        """When it ends by itself, on the monotonic clock."""
+        """When a worker ends by itself, on the monotonic clock."""
         return self._launched[worker.number].ends
 
     def _end(self, worker: KeptWorker) -> None:
         self._forget(worker.number)
 
     def _forget(self, number: int) -> None:
-        """This one has ended, and is paid no longer."""
+        """Forget a worker that has ended: it is paid no longer."""
         launch = self._launched.pop(number, None)
         self._seconds += launch.seconds(self._asked) if launch else 0.0
 
@@ -274,7 +274,7 @@ class RemoteWorkers(WorkerTable):
         self._drop(len(self._workers) - self._stuck() - self._wanted, self._ends)
 
     def _join(self, number: int, link: Link, channel: str) -> None:
-        """A worker has called."""
+        """Take a worker that has called into the table."""
         with self._lock:
             if self._is_closed:
                 link.close()
@@ -315,7 +315,7 @@ class RemoteWorkers(WorkerTable):
         return sum(worker.abandoned_for() > GRACE_SECONDS for worker in self._abandoned())
 
     def _starting(self) -> int:
-        """How many have not called, and may soon."""
+        """How many workers were started, have not called, and may soon."""
         now = time.monotonic()
         return sum(not (one.has_called or one.is_missed(now)) for one in self._launched.values())
 

@@ -46,7 +46,7 @@ class WakeSignal:
             raise ExecutorError(f"this process can open no descriptor for a map: {error}") from error
 
     def fileno(self) -> int:
-        """Of the descriptor to poll; -1 once it is closed."""
+        """The descriptor to poll; -1 once it is closed."""
         return self._read
 
     def set(self) -> None:
@@ -57,7 +57,7 @@ class WakeSignal:
                 os.write(self._write, b".")
 
     def clear(self) -> bool:
-        """Whether it was set."""
+        """Clear the descriptor; whether it was set."""
         with self._lock:
             if self._is_set and self._read != -1:
                 os.read(self._read, 1)

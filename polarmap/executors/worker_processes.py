@@ -20,6 +20,7 @@ from typing import Any
 from polarmap.errors import ExecutorError
 from polarmap.executors.worker_table import GRACE_SECONDS, KeptWorker, Lease, WorkerTable
 from polarmap.worker.fork_server import ENDED, FORK, KILL, READY, REQUEST
+from polarmap.worker.liveness import END_SECONDS
 from polarmap.worker.process_identity import process_status
 from polarmap.worker.process_state import Surroundings, absolute_module_path, available_cores, working_folder
 from polarmap.worker.stream import Stream, ready
@@ -32,8 +33,7 @@ MOMENT_SECONDS = 0.02  # in which most that are busy when their map ends come to
 SPARE_SECONDS = 5.0  # after which one that was not needed ends, beyond those that stay
 SPARE_WORKERS = 2  # that stay beyond the cores, so that fetching a block overlaps with computing on another
 MOST_ABANDONED = 16  # more are killed before
-START_SECONDS = 60.0  # that the fork server may take to import numpy on a busy machine
-END_SECONDS = 5.0  # that it may take to end, before it is killed
+START_SECONDS = 60.0  # that an interpreter may take to import what workers need, on a busy machine
 TELL_SECONDS = 0.1  # that it may take to tell how a worker ended
 READ_BYTES = 4096
 PROGRAM = """
@@ -92,7 +92,7 @@ class WorkerProcesses(WorkerTable):
         return {}
 
     def ending(self, worker: KeptWorker) -> str:
-        """How one has ended that is gone."""
+        """How a worker that is gone has ended."""
         unknown, server = super().ending(worker), self._server
         how = server and server.ending(worker.number)
         return f"its worker process {how}" if how else unknown
@@ -338,7 +338,7 @@ def is_waiting(process: int | None) -> bool:
 
 
 def _ending(status: int) -> str:
-    """How a process ended whose parent was told this.
+    """How a process ended, by the status that its parent was told.
 
     >>> _ending(9), _ending(3 << 8)
     ('was killed by SIGKILL (9)', 'ended with code 3')

@@ -39,7 +39,7 @@ Order = tuple[int, int, int]  # map, task and attempt
 
 @dataclass(eq=False)
 class Lease:
-    """By which a run holds workers, until it ends.
+    """What a run holds workers by until it ends.
 
     wake : lets the run look whether it may start a task.
     workers : that are at its tasks, also after its end, by the descriptors of their links.
@@ -86,7 +86,7 @@ class KeptWorker:
 
     @property
     def is_awaited(self) -> bool:
-        """Whether a map waits for it."""
+        """Whether a map waits for this worker."""
         return self.lease is not None and self.lease.ended is None
 
     def abandoned_for(self) -> float:
@@ -95,7 +95,7 @@ class KeptWorker:
         return time.monotonic() - (self.lease.ended or 0.0)
 
     def note(self, order: Order, task: Hashable) -> None:
-        """It was told of this task."""
+        """Note that the worker was told of this task."""
         if not self.orders:
             self.since = time.monotonic()
         self.orders.append((order, task))
@@ -158,7 +158,7 @@ class WorkerTable:
         check_reachable(source)
 
     def surroundings(self) -> Surroundings | None:
-        """What they are to find around f; None: what is there."""
+        """The state of the process that workers are to find around f; None for what is there."""
         return None
 
     def modules(self, pickled: bytes) -> Mapping[str, tuple[str, bool]]:
@@ -311,7 +311,7 @@ class WorkerTable:
         """Remove those that are to go: abandoned ones, or others that took the place of these."""
 
     def _open(self) -> list[Lease]:
-        """Of the runs that have not ended."""
+        """The leases of runs that have not ended."""
         return [lease for one in list(self._leases) if (lease := one()) is not None]
 
     def _under_way(self) -> int:

@@ -174,7 +174,7 @@ class CodedOperator(LinearOperator):  # type: ignore[misc]
 
 
 def _close(sides: CodedSides, end: Callable[[], None]) -> None:
-    """Of an operator that is closed or gone; what cannot be removed is named."""
+    """Release what a closed or deleted operator holds; name what cannot be removed."""
     try:
         sides.remove()
     except PolarmapError as error:

@@ -193,7 +193,7 @@ def _on_grid(
 
 
 def pair_shape(coded: CodedPairs) -> Shape:
-    """Of the product of a pair of blocks, of which the second is transposed."""
+    """Shape of the product of a pair of blocks, of which the second is transposed."""
     (_, left), (_, right) = coded.layout(0)
     return left[0], right[0]
 

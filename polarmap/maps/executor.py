@@ -268,7 +268,7 @@ def _results(
 
 
 def _result(future: futures.Future[T], until: float | None) -> T:
-    """Of a future that nobody else waits for: it is cancelled if its result is not there in time."""
+    """The result of a future that nobody else waits for; cancel it if that is not there in time."""
     try:
         return future.result(None if until is None else until - time.monotonic())
     finally:

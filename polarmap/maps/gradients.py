@@ -229,7 +229,7 @@ def _prepare(
 
 
 def _count_evaluations(report: Report, count: int, scheme: str) -> tuple[int, int]:
-    """Of f, by the workers that were heard, and by all that were started, as often as they were."""
+    """Evaluations of f by the workers that were heard, and by all attempts that were started."""
     heard = started = 0
     for task in report.tasks:
         # Data blocks may hold one direction less than parity blocks.

@@ -21,7 +21,7 @@ class SlopeErrors:
         self._h, self._scheme = h, scheme
 
     def __call__(self, received: list[list[Array]]) -> list[float]:
-        """Of slopes; the sizes beside them are not meant to be decoded.
+        """The errors of slopes; the sizes beside them are not meant to be decoded.
 
         The most extreme worker is left out, which may have returned garbage.
         """
@@ -36,7 +36,7 @@ class SlopeErrors:
 
 
 def _second_largest(column: Array) -> float:
-    """Of three finite values or more; the largest of fewer, 0 of none."""
+    """The second largest of three finite values or more; the largest of fewer, 0 of none."""
     finite = np.sort(column[np.isfinite(column)])
     if len(finite) == 0:
         return 0.0

@@ -75,7 +75,7 @@ class ConeLoss:
         return E.reshape(B.shape)
 
     def scale_dual(self, factor: float) -> None:
-        """Of the next start, where rho is divided by that."""
+        """Multiply the dual of the next start, where rho is divided by `factor`."""
         self._nu = self._nu * factor
 
     def dual(self, U: Floats, rho: float) -> tuple[Floats, Floats]:
@@ -97,7 +97,7 @@ class ConeLoss:
         return moved[0].reshape(W.shape), moved[1].reshape(E.shape)
 
     def value(self, E: Floats) -> float:
-        """Of the loss, at an E within the cones."""
+        """The loss at an E within the cones."""
         return self.loss.value((self._signs * self._split(E)).sum(axis=(1, 2)))
 
     def _split(self, columns: Floats) -> Floats:
@@ -152,7 +152,7 @@ class _AdmmSteps:
 
     @property
     def gap(self) -> float:
-        """Of the best objective to the best bound."""
+        """The distance from the best bound to the best objective."""
         return math.inf if self.objective == math.inf else max(0.0, self.objective - self.bound)
 
     def has_converged(self, tol: float) -> bool:

@@ -65,7 +65,7 @@ class ScaledOperator(LinearOperator):  # type: ignore[misc]
 
     @property
     def report(self) -> Report | None:
-        """Of the last one."""
+        """The report of the last map of features; None before the first."""
         return self._operator.report
 
     def __enter__(self) -> ScaledOperator:

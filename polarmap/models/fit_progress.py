@@ -51,7 +51,7 @@ class FitProgress:
         self._began, self._products = now, self._operator.products
 
     def _of_products(self) -> list[str]:
-        """Of those since the line before."""
+        """What a line says of the products since the line before."""
         report: Any = self._operator.report
         parts = [f"{self._operator.products - self._products} products"]
         return parts if report is None else [*parts, f"{len(report.recovered)} of {report.k} blocks decoded"]

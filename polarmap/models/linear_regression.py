@@ -104,7 +104,7 @@ class Ridge(CodedRegressor, CodedModel):
         self.n_iter_ = int(n_iter[0]) if single else n_iter
 
     def _names(self, targets: int) -> list[str]:
-        """Of the fits of each target, for lines of progress."""
+        """Names of the fits of each target, for lines of progress."""
         name = type(self).__name__
         return [name] if targets == 1 else [f"{name}, target {i + 1} of {targets}" for i in range(targets)]
 

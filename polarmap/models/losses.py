@@ -161,7 +161,7 @@ class WeightedLoss:
         return np.asarray(self.weights * (self.family.mean(eta) - self.y))
 
     def hessian_product(self, eta: Floats, direction: Floats) -> Floats:
-        """Of the Hessian at eta and a direction of its shape."""
+        """The product of the Hessian at eta and a direction of its shape."""
         return np.asarray(self.weights * self.family.curvature(self.family.mean(eta), direction))
 
     def null_predictor(self) -> Floats:

@@ -90,7 +90,7 @@ class PenalizedLoss:
         self._seen: dict[bytes, tuple[float, float]] = {}  # since the last iteration, for its line
 
     def value_and_gradient(self, theta: Floats) -> tuple[float, Floats]:
-        """Of the objective at theta; inf where a solver asks for NaN, which trust regions reject."""
+        """Value and gradient of the objective; inf where it would be NaN, which trust regions reject."""
         if not np.isfinite(theta).all():
             return np.inf, np.zeros_like(theta)
         V, _ = self.split(theta)
@@ -123,7 +123,7 @@ class PenalizedLoss:
         return theta[:size].reshape(self._shape), b
 
     def initial_value(self) -> float:
-        """Of the objective at `initial_point`, without a product."""
+        """The objective at `initial_point`, without a product."""
         b = self._loss.null_predictor() if self._unit else np.zeros(self._shape[1])
         return self._loss.value(np.broadcast_to(b, self._loss.shape))
 
@@ -173,7 +173,7 @@ def _minimum(objective: PenalizedLoss, solver: str, tol: float, max_iter: int) -
 
 
 def _options(solver: str, tol: float, max_iter: int, value: float) -> dict[str, Any]:
-    """Of one of scipy's solvers for an objective of about that value."""
+    """Options of one of scipy's solvers for an objective of about that value."""
     options: dict[str, Any] = {"gtol": tol, "maxiter": max_iter}
     if solver == "lbfgs":
         return options | {"ftol": 4 * EPS, "maxls": 50, "maxfun": 50 * max_iter}

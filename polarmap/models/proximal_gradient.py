@@ -204,7 +204,7 @@ class _Problem:
         return np.asarray(self._penalty.prox(x.reshape(-1), tau)).reshape(x.shape)
 
     def objective(self, x: Floats, eta: Floats) -> float:
-        """Of an x that comes from `prox`, by which constraints hold."""
+        """The objective at an x that comes from `prox`, by which constraints hold."""
         penalty = self._penalty(x.reshape(-1))
         holds = isinstance(penalty, (bool, np.bool_))  # a constraint
         return float(self.loss.value(eta)) + (0.0 if holds else float(penalty))

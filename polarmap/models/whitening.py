@@ -42,7 +42,7 @@ class Whitening(LinearOperator):  # type: ignore[misc]
 
 
 def principal_axes(X: Any, shares: Floats, fit_intercept: bool) -> Whitening:
-    """Of X (samples, features), and a feature that is 1 with an intercept, weighted by shares of sum 1.
+    """The principal axes of X (samples, features), with an intercept also of a feature 1, by shares of sum 1.
 
     A' diag(shares) A is at most 1 for the whitened A, and 1 but for directions with nearly no data.
     """

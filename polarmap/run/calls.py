@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.errors import WorkerLostError, hide_our_frames
 from polarmap.executors.base import Attempt, Outcome, read_only
+from polarmap.executors.worker_table import GRACE_SECONDS
 from polarmap.run.lateness import LateAttempts, LatenessRule
 from polarmap.run.loop import Need
 from polarmap.run.policies import Backups
@@ -22,7 +23,6 @@ from polarmap.worker.pytree import Layout, Structure
 
 START_SECONDS = 0.02  # the longest a wait for outcomes lasts while calls wait for workers whose number grows
 MOST_CALLS = 4096  # of a run, which keeps a little of each
-GHOST_SECONDS = 1.0  # that a worker may be busy with what another one has done
 ENDLESS = LatenessRule(1, min_seconds=0.1)  # no call is late before
 REMEMBERED = 256  # durations of each function
 
@@ -148,7 +148,7 @@ class Calls:
     @property
     def _worn_at(self) -> float:
         """When the oldest ghost will have been one for too long; inf if there is none."""
-        return next(iter(self._ghosts.values()), inf) + GHOST_SECONDS
+        return next(iter(self._ghosts.values()), inf) + GRACE_SECONDS
 
     def take(self) -> None:
         """Take as many calls as there is room for."""

@@ -22,8 +22,7 @@ from polarmap.run.estimates import EstimateStream, NumberedEstimate
 from polarmap.run.map_threads import MAP_THREADS, call_before_exit
 from polarmap.run.prepared_map import PreparedMap
 from polarmap.run.running_map import Observer, Observers, RunningMap
-
-END_SECONDS = 5.0  # given to maps that were called off to end, at exit
+from polarmap.worker.liveness import END_SECONDS
 
 R = TypeVar("R")
 

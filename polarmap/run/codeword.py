@@ -92,7 +92,7 @@ class Codeword(Acceptance):
 
     @property
     def _shapes(self) -> list[tuple[int, ...]]:
-        """Of the leaves of a result, which may be a sample of what is stored."""
+        """Shapes of the leaves of a result, which may be a sample of what is stored."""
         for stored in self.stored.values():
             return [shape for _, shape in stored.layout]
         return [leaf.shape for leaf in self.decoded[0]]

@@ -190,7 +190,7 @@ def run_uncoded(
 
 
 def encryption_of(blocks: Coded, key: str | bytes | None) -> Encryption | None:
-    """Of what a map stores and sends: with its own key, or that of the stored array that it is over."""
+    """How a map encrypts what it stores and sends: by its own key, or that of the stored array it is over."""
     key = key_of(blocks) if key is None else key
     if key is None:
         return None

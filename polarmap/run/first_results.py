@@ -59,7 +59,7 @@ class FirstResults:
         return self.is_met
 
     def told(self, ended: float) -> dict[str, Any]:
-        """Of the report."""
+        """What the report says of first results."""
         return {"verified": "not needed"}
 
     def early_result(self, task: int) -> None:

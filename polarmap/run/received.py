@@ -185,7 +185,7 @@ class Received:
         return all(leaf.dtype.kind not in "fc" or bool(np.isfinite(leaf).all()) for leaf in leaves)
 
     def dtypes(self) -> list[DType]:
-        """Of the leaves of the results, as data tasks return them.
+        """Dtypes of the leaves of the results, as data tasks return them.
 
         Parity blocks of integers are wider, and so may be f of them: when nothing else arrived, f
         of a data block tells.
@@ -208,7 +208,7 @@ class Received:
 
     @property
     def structure(self) -> Structure:
-        """Of the results."""
+        """How leaves make up a result."""
         return self.results[min(self.results)].structure or ("array",)
 
     def precision(self, dtype: DType) -> DType:

@@ -118,7 +118,7 @@ class _Reached(pickle.Pickler):
         self._hash.update(data)
 
     def digest(self) -> str:
-        """Of all."""
+        """The digest of everything that was reached."""
         return self._hash.hexdigest()
 
     def reducer_override(self, value: Any) -> Any:
@@ -206,7 +206,7 @@ class _Reached(pickle.Pickler):
         return parts
 
     def _dump_attributes_of_modules(self) -> None:
-        """Of every module reached what any code reached names; which may reach more."""
+        """Add what any code reached names of every module reached; which may reach more."""
         done: set[tuple[str, str]] = set()
         while True:
             found = {

@@ -53,17 +53,17 @@ class Encryption(NamedTuple):
 
     @classmethod
     def new(cls, key: str | bytes) -> Encryption:
-        """Of an array or a map that is to be encrypted; KeyUnavailableError where there is no such key."""
+        """How to encrypt a new array or map by `key`; KeyUnavailableError if there is no such key."""
         salt = os.urandom(SALT_BYTES)
         return cls(key, salt, derived(read_key(key), salt)[2])
 
     def tag(self, data: bytes) -> bytes:
-        """Of what everybody may read, and nobody change: HMAC-SHA256."""
+        """The HMAC-SHA256 of data that everybody may read, and nobody change."""
         return hmac.digest(keys_of(self)[1], data, "sha256")
 
 
 def keys_of(encryption: Fields) -> tuple[bytes, bytes]:
-    """Of cipher and tags; KeyUnavailableError if the key is not there, or not the one that was used."""
+    """The keys of cipher and tags; KeyUnavailableError if the key is not there, or is another."""
     key, salt, known = encryption
     cipher, tags, check = derived(read_key(key), salt)
     if not hmac.compare_digest(check, known):

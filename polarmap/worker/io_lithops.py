@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from polarmap.worker.liveness import DYING_SECONDS, end_job, exit_when
+from polarmap.worker.liveness import END_SECONDS, end_job, exit_when
 from polarmap.worker.messages import Ticket
 from polarmap.worker.parts import is_missing
 from polarmap.worker.process_identity import is_alive
@@ -83,7 +83,7 @@ class LithopsIO(TaskIO):
         """Remove what a driver on this machine has left that was killed."""
         scratch = self._address["scratch"]
         if scratch is not None:
-            deadline = time.monotonic() + DYING_SECONDS  # of other jobs, which still write
+            deadline = time.monotonic() + END_SECONDS  # of other jobs, which still write
             while os.path.isdir(scratch) and time.monotonic() < deadline:
                 shutil.rmtree(scratch, ignore_errors=True)
             return

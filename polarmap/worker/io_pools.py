@@ -107,7 +107,7 @@ def pool_blocks() -> BlockCache:
 
 
 def _let_go(blocks: BlockCache) -> None:
-    """Of those whose files are gone soon, of all in the end."""
+    """Drop cached blocks whose files are gone; all of them when the process ends."""
     until = time.monotonic() + KEPT_SECONDS
     while time.monotonic() < until:
         time.sleep(LOOK_SECONDS)

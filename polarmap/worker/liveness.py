@@ -16,7 +16,7 @@ from collections.abc import Callable
 from polarmap.worker.retry import AWAY_SECONDS
 
 LIVENESS_SECONDS = 0.5  # between two looks whether anybody waits
-DYING_SECONDS = 5.0  # that the processes of jobs whose driver died may take to be gone
+END_SECONDS = 5.0  # that processes and maps which were told to end may take to be gone
 
 
 def exit_when(
@@ -63,7 +63,7 @@ def end_job(remove_all: Callable[[], None]) -> None:
     os.setpgid(0, 0)
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
     signal.alarm(int(AWAY_SECONDS))  # a storage may never answer
-    deadline = time.monotonic() + DYING_SECONDS
+    deadline = time.monotonic() + END_SECONDS
     try:
         os.killpg(group, signal.SIGKILL)
         while time.monotonic() < deadline:  # what nobody reaps stays there

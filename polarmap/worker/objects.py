@@ -57,7 +57,7 @@ class ObjectKeys(NamedTuple):
 
     @property
     def orders(self) -> str:
-        """Of what is said to workers; gone with the driver."""
+        """The key of the object of messages to workers; gone with the driver."""
         return f"{self.prefix}/orders"
 
     @property
@@ -66,11 +66,11 @@ class ObjectKeys(NamedTuple):
         return f"{self.prefix}/replies/"
 
     def data(self, digest: bytes) -> str:
-        """Of large data of messages."""
+        """The key of the object of large data of messages."""
         return f"{self.prefix}/data/{digest.hex()}"
 
     def reply(self, said: Said) -> str:
-        """Of something that a worker says."""
+        """The key of the object of one message of a worker."""
         return self.replies + "-".join(f"{field:d}" for field in said)
 
     def said(self, key: str) -> Said | None:

@@ -101,7 +101,7 @@ class SentModules(MetaPathFinder, InspectLoader):
         self._sources.update(sources)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """Of a module that was sent."""
+        """How to import a module that was sent; None for any other."""
         if fullname not in self._sources:
             return None
         return importlib.util.spec_from_loader(fullname, self, is_package=self._sources[fullname][1])

@@ -68,7 +68,7 @@ class Seal:
         self._key, self._count = key, 0
 
     def tag(self, parts: Iterable[bytes | bytearray | memoryview]) -> bytes:
-        """Of the next message, whose bytes are these in a row."""
+        """The tag of the next message, whose bytes are these in a row."""
         code = hmac.new(self._key, self._count.to_bytes(8, "big"), "sha256")
         for part in parts:
             code.update(part)
@@ -77,7 +77,7 @@ class Seal:
 
 
 class Seals(NamedTuple):
-    """Of what one end of a connection sends, and of what it hears."""
+    """The seal of what one end of a connection sends, and that of what it hears."""
 
     sent: Seal
     heard: Seal
@@ -143,7 +143,7 @@ class Stream:
         self._seal, self._frames = seals and seals.sent, Frames(seals and seals.heard)
 
     def fileno(self) -> int:
-        """Of the socket, which is readable when the other end has said something, or is gone."""
+        """The socket's descriptor, which is readable when the other end has said something or is gone."""
         return self._connection.fileno()
 
     def send(self, message: Message) -> bool:
@@ -269,7 +269,7 @@ def admit_driver(connection: socket.socket, key: bytes, number: int) -> Seals:
 
 
 def _seals(key: bytes, nonces: bytes) -> tuple[Seal, Seal]:
-    """Of what goes to the worker, and of what goes to the driver."""
+    """The seal of messages to the worker, and that of messages to the driver."""
     return Seal(_code(key, b"to worker", nonces)), Seal(_code(key, b"to driver", nonces))
 
 

@@ -287,7 +287,7 @@ def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> N
 def test_what_no_map_needs_any_more_ends_long_before_the_pool_is_idle(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("polarmap.executors.pool.TEND_SECONDS", 0.2)
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.SPARE_SECONDS", 0.2)
     monkeypatch.setattr("polarmap.executors.worker_processes.GRACE_SECONDS", 0.0)
 
@@ -446,7 +446,7 @@ YAML = Path(__file__).resolve().parents[2] / "config" / "localhost.yaml"
 
 def test_workers_are_renewed_before_their_time_is_over(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("polarmap.executors.lithops.HERE_SECONDS", 5.0)
-    monkeypatch.setattr("polarmap.executors.pool.TEND_SECONDS", 0.1)
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.1)
     seen: list[set[int]] = []
     with Pool(YAML, workers=4) as pool:
         deadline = time.monotonic() + 60.0

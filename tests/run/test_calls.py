@@ -153,8 +153,8 @@ def test_a_worker_that_is_at_what_others_have_done_wears_a_run() -> None:
     served.step()
     served.step()
     assert served.waiting
-    assert 0.0 < calls.wait_seconds(calls.tasks, done) <= module.GHOST_SECONDS
-    late = done + module.GHOST_SECONDS
+    assert 0.0 < calls.wait_seconds(calls.tasks, done) <= module.GRACE_SECONDS
+    late = done + module.GRACE_SECONDS
     assert calls.is_worn(late)
     assert calls.wait_seconds(calls.tasks, late) == 0.0  # for others to take what waits
     served.waiting.clear()
