@@ -117,7 +117,10 @@ def run_map(
         reports, seconds = task_reports(tasks, need.arrived, need.surplus), run.now() - began
         paid = cost_of(launch.executor.worker, reports, seconds, stay)
         told = need.told(ended)
-        report = replace(blank, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told)
+        name = launch.executor.name  # with the channel of workers that have called meanwhile
+        report = replace(
+            blank, executor=name, tasks=reports, seconds=seconds, cost=paid, is_final=True, **told
+        )
     except BaseException as error:
         for one in reversed(observers):
             one.finished(error)

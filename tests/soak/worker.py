@@ -22,6 +22,8 @@ from soak import cases
 from soak.faults import SECONDS, Pools
 from soak.oracle import Finding
 
+from polarmap.executors.pool import default_pool
+
 LINGER = 5 * SECONDS  # that threads and processes may take to notice that nobody waits for them
 
 
@@ -33,6 +35,7 @@ def main() -> None:
     for line in sys.stdin:
         answers.write(json.dumps(answer(int(line), pools)) + "\n")
     pools.close()
+    default_pool.end_workers()  # it stays for a minute after a map in an f that the driver has tried
     answers.write(json.dumps({"left": left_behind()}) + "\n")
 
 
