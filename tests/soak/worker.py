@@ -18,11 +18,10 @@ from typing import Any
 
 import psutil
 
+from polarmap.executors.pool import default_pool
 from soak import cases
 from soak.faults import SECONDS, Pools
 from soak.oracle import Finding
-
-from polarmap.executors.pool import default_pool
 
 LINGER = 5 * SECONDS  # that threads and processes may take to notice that nobody waits for them
 
