@@ -20,7 +20,7 @@ from polarmap import Pool
 from polarmap.errors import ExecutorError, NotDecodableError
 from polarmap.executors import remote_workers
 from polarmap.executors.block_store import StoredPieces
-from polarmap.executors.remote_workers import LAST_PAUSE, Backoff, RemoteWorkers
+from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
 from polarmap.worker.messages import Reply
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
@@ -208,8 +208,10 @@ def test_what_is_paid_is_the_time_of_all_from_their_start_to_their_end(
 
 
 def test_workers_are_renewed_a_few_at_a_time(workers: RemoteWorkers, site: ThreadSite) -> None:
-    site.seconds = 2.0
+    site.seconds = 1000.0
     started(workers, 8)
+    for one in workers._launched.values():
+        one.ends = time.monotonic() + RENEW_SECONDS - 1.0
     deadline = time.monotonic() + PATIENCE
     while min(workers._workers, default=0) < 8:  # until none of the first is there
         assert time.monotonic() < deadline

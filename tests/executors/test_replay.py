@@ -87,11 +87,11 @@ def test_an_arrival_does_not_look_at_all_others() -> None:
     def seconds(n: int) -> float:
         run = opened({task: 1.0 + task for task in range(n)}, n=n)
         run.submit([(task, 0) for task in range(n)])
-        began = time.perf_counter()
+        began = time.thread_time()  # of the processor: others may have it meanwhile
         for _ in range(n):
             run.wait(1e9)
         assert run.now() == float(n)
-        return time.perf_counter() - began
+        return time.thread_time() - began
 
     few, many = (min(seconds(n) for _ in range(3)) for n in (500, 5000))
     assert many < 40 * few
