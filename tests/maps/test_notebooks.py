@@ -15,7 +15,8 @@ from nbclient import NotebookClient
 
 SETUP = """
 import sys, threading
-import numpy as np, polarmap
+import numpy as np, polarmap, polarmap.run.observers
+polarmap.run.observers.NOTEBOOK_SECONDS = 60.0  # a map here is short, however busy the machine is
 from polarmap import Fault, FaultyExecutor, ReplayExecutor
 executor = FaultyExecutor(ReplayExecutor({3: 60.0}), {1: Fault("kill", attempts=9)})
 A = np.arange(48.0).reshape(24, 2)
