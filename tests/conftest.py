@@ -34,6 +34,8 @@ LITHOPS_SETTINGS = ("LITHOPS_CONFIG", "LITHOPS_CONFIG_FILE")
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure() -> None:
     session.take_signals()
+    # Dask's profiler asks for the frames of all threads, in which CPython 3.11 may stop for good (gh-106883).
+    os.environ["DASK_DISTRIBUTED__WORKER__PROFILE__ENABLED"] = "False"
     # After Lithops' exit handler, which writes, and after the folder (-100) that multiprocessing has there.
     if "PYTEST_XDIST_WORKER" in os.environ:
         # Beside that of its session, not in it: sockets have short paths only.
