@@ -141,8 +141,8 @@ class Pool:
     def end_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            self._kept = None
-        self._end()
+            self._kept, end = None, self._end  # not that of workers which a map on another thread may start
+        end()
 
     def close(self) -> None:
         """End the workers for good. Safe to call twice."""

@@ -269,6 +269,34 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
         assert set(folders(os.getpid())) <= others
 
 
+def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MapsWhenItIsLeft:
+        """The lock of a pool, on which another thread maps as soon as whoever ends workers has left it."""
+
+        def __init__(self) -> None:
+            self.lock, self.turns = threading.Lock(), 0
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.lock.release()
+            self.turns += 1
+            if self.turns == 1:
+                with ThreadPoolExecutor(1) as threads:
+                    threads.submit(check, pool).result(PATIENCE)
+
+    first = processes(pool)
+    monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
+    pool.end_workers()
+    kept = pool._kept
+    assert kept is not None
+    assert not kept._ended.is_set()
+    assert until(lambda: not any(map(runs, first)))
+
+
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
     run = pool.open(Payload(product, PartBlocks([[X]], ("array",))))
     kept = pool._kept
