@@ -251,6 +251,18 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         assert kept() is None
 
 
+def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: object, **options: object) -> dict[int, str]:
+        raise ConnectionError("the site is away")
+
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.05)
+    site = ThreadSite()
+    with pool_of(site, workers=2, idle=0.3) as pool:
+        check(pool)
+        site.ended = site.launch = away  # type: ignore[method-assign]
+        assert until(lambda: site.is_closed)
+
+
 def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(folders(os.getpid()))
     with Pool(idle=0.1) as pool:
