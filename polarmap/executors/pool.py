@@ -257,9 +257,7 @@ class KeptWorkers:
     def _end_when_idle(self) -> None:
         rest = self._idle
         while not self._ended.wait(max(min(rest, LIVENESS_SECONDS), 0.01)):
-            with contextlib.suppress(
-                Exception
-            ):  # of a site, say: workers that are idle are to end all the same
+            with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
                 self.workers.tend()
             with self._lock:
                 rest = self._idle if self._maps else self._used + self._idle - time.monotonic()
