@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import shutil
@@ -185,6 +186,7 @@ class BlockStore:
         self._numbers = itertools.count()
         # By the identity of the blocks, as each map of a key encrypts them anew; the latest used last.
         self._stored: dict[tuple[int, Encryption | None], StoredPieces] = {}
+        self._unneeded: list[str] = []  # roots of what is to be removed
 
     def of(self, coded: Coded, encryption: Encryption | None = None) -> StoredPieces:
         """What is stored of these blocks, in use until `done` is called."""
@@ -214,8 +216,12 @@ class BlockStore:
         """Remove all below roots."""
 
     def _remove(self, names: Iterable[tuple[int, Encryption | None]]) -> None:
-        for name in names:
-            self.remove(self._stored.pop(name).roots)
+        """Let go of these; what a storage that is away keeps is removed by a later map, or at the end."""
+        self._unneeded += [root for name in names for root in self._stored.pop(name).roots]
+        with contextlib.suppress(Exception):
+            while self._unneeded:
+                self.remove(self._unneeded[-1:])
+                self._unneeded.pop()
 
 
 class InFolders(BlockStore):

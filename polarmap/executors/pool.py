@@ -141,8 +141,8 @@ class Pool:
     def end_workers(self) -> None:
         """End the workers and let go of all blocks; the next map starts others."""
         with self._lock:
-            self._kept = None
-        self._end()
+            self._kept, end = None, self._end  # not that of workers which a map on another thread may start
+        end()
 
     def close(self) -> None:
         """End the workers for good. Safe to call twice."""
@@ -257,7 +257,8 @@ class KeptWorkers:
     def _end_when_idle(self) -> None:
         rest = self._idle
         while not self._ended.wait(max(min(rest, LIVENESS_SECONDS), 0.01)):
-            self.workers.tend()
+            with contextlib.suppress(Exception):  # of a site, say: what is idle is to end all the same
+                self.workers.tend()
             with self._lock:
                 rest = self._idle if self._maps else self._used + self._idle - time.monotonic()
                 if rest <= 0:

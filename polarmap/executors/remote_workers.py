@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import secrets
 import time
@@ -232,8 +231,8 @@ class RemoteWorkers(WorkerTable):
             self._objects.flush(may_wait)
 
     def tend(self) -> None:
-        """Renew workers that will end soon, forget those that have ended; what fails is tried again."""
-        with self._lock, contextlib.suppress(ExecutorError):
+        """Renew workers that will end soon, forget those that have ended."""
+        with self._lock:
             if self._is_closed:
                 return
             self._note_ended()

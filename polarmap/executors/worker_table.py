@@ -175,7 +175,7 @@ class WorkerTable:
         """Let all that was said be on its way; what cannot be told at once later, unless it may wait."""
 
     def tend(self) -> None:
-        """What is to be done now and then while no map runs."""
+        """What is to be done now and then while no map runs; what raises an error is tried again."""
 
     def paid(self) -> Stay | None:
         """What they have been paid for since this was asked before; None where nobody pays for them."""

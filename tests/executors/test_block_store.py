@@ -252,6 +252,23 @@ def test_a_bucket_that_refuses_is_one_clear_error() -> None:
         InBucket(Refusing(), "prefix").of(coded).prepare(coded, [0])
 
 
+def test_a_storage_that_is_away_while_earlier_blocks_are_removed_keeps_no_map_from_running() -> None:
+    class Away(DictStorage):
+        is_away = False
+
+        def list_keys(self, bucket: str, prefix: str) -> list[str]:
+            if self.is_away:
+                raise ConnectionError("away")
+            return super().list_keys(bucket, prefix)
+
+    storage = Away()
+    store = InBucket(storage, "prefix")
+    for storage.is_away in (False, True, True, False):
+        coded = blocks()
+        store.of(coded).prepare(coded, [0])  # those of the map before are not needed any more
+    assert len(storage.objects) == 1
+
+
 def test_what_no_worker_was_told_of_is_not_given_out() -> None:
     coded = blocks()
     stored = BlockStore("prefix").of(coded)

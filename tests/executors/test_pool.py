@@ -251,6 +251,18 @@ def test_a_pool_that_is_idle_ends_its_workers_and_starts_others() -> None:
         assert kept() is None
 
 
+def test_workers_that_are_idle_end_whatever_their_site_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*arguments: object, **options: object) -> dict[int, str]:
+        raise ConnectionError("the site is away")
+
+    monkeypatch.setattr("polarmap.executors.pool.LIVENESS_SECONDS", 0.05)
+    site = ThreadSite()
+    with pool_of(site, workers=2, idle=0.3) as pool:
+        check(pool)
+        site.ended = site.launch = away  # type: ignore[method-assign]
+        assert until(lambda: site.is_closed)
+
+
 def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     others = set(folders(os.getpid()))
     with Pool(idle=0.1) as pool:
@@ -267,6 +279,34 @@ def test_close_returns_when_a_pool_that_has_been_idle_has_ended(monkeypatch: pyt
         closer.join(PATIENCE)
         assert not closer.is_alive()
         assert set(folders(os.getpid())) <= others
+
+
+def test_workers_that_a_map_has_started_since_are_not_ended_with_those_before(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MapsWhenItIsLeft:
+        """The lock of a pool, on which another thread maps as soon as whoever ends workers has left it."""
+
+        def __init__(self) -> None:
+            self.lock, self.turns = threading.Lock(), 0
+
+        def __enter__(self) -> None:
+            self.lock.acquire()
+
+        def __exit__(self, *error: object) -> None:
+            self.lock.release()
+            self.turns += 1
+            if self.turns == 1:
+                with ThreadPoolExecutor(1) as threads:
+                    threads.submit(check, pool).result(PATIENCE)
+
+    first = processes(pool)
+    monkeypatch.setattr(pool, "_lock", MapsWhenItIsLeft())
+    pool.end_workers()
+    kept = pool._kept
+    assert kept is not None
+    assert not kept._ended.is_set()
+    assert until(lambda: not any(map(runs, first)))
 
 
 def test_a_destructor_may_close_a_run_whatever_its_thread_is_at(pool: Pool) -> None:
