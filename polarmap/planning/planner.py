@@ -143,8 +143,8 @@ class Plan(MapPlan):
             return sized
         if self.code == "uncoded":
             return sized._replace(code=Uncoded(self.k))
-        decoder = "sequential" if self.code == "sequential" else "optimal"
-        return sized._replace(code=PolarCode(self.n, self.k, "arikan", decoder, self.erasure or None))
+        made = PolarCode(self.n, self.k, "arikan", decoder_of(self.code), self.erasure or None)
+        return sized._replace(code=made)
 
     def _remarks(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""

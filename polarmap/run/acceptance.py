@@ -94,7 +94,7 @@ class Acceptance(Received):
             how = self._verify(decoder) if len(decoder.missing) else self._as_a_plain_map(decoder)
             if how is not None:
                 self._decode()
-            if how in ("parity", "local") and self.verifier.is_mixing:
+            if how in ("parity", "local") and self._trust.known is None and self.verifier.is_mixing:
                 self.verifier.note_passed()
             return how
         except NotFiniteError as error:
@@ -161,7 +161,7 @@ class Acceptance(Received):
             return self._say_not_protected(self.why_not_protected())
         if decoder.surplus and not self._surplus_holds():
             return False
-        if not self.verifier.can_mix:
+        if not (self._is_first_use and self.verifier.can_mix):
             return True
         if self.verifier.is_mixing:
             self.verifier.note_passed()

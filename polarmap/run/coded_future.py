@@ -269,8 +269,13 @@ class FutureMap(Observer, Generic[R]):
     # -- as an observer of the map, on its thread -------------------------------------------
 
     def began(self, running: RunningMap) -> None:
-        """The map may be woken, and asked for its report."""
+        """The map may be woken, and asked for its report, unless it was called off while it was cut."""
         self._running = running
+        self._check()
+
+    def opened(self) -> None:
+        """From here on it may be woken; it may have been called off before."""
+        self._check()
 
     def ended(self, outcome: Outcome, elapsed: float) -> None:
         """Fulfil the future of a block that is not to wait for the others."""

@@ -102,6 +102,8 @@ def run_map(
             watch = Stopwatch(run.now, options.timeout, options.deadline)
             need = need_of(tasks, watch)
             running.opened(run, began, need)
+            for one in observers:
+                one.opened()
             for outcomes in schedule(run, policy, options.retries, tasks, need, watch, observers):
                 for outcome in outcomes:
                     need.add(outcome)

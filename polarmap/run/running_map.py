@@ -83,6 +83,9 @@ class Observer:
     def began(self, running: RunningMap) -> None:
         """A map is about to be opened."""
 
+    def opened(self) -> None:
+        """It is open, and its first tasks are about to be started."""
+
     def started(self, indices: Collection[int], elapsed: float) -> None:
         """Tasks were started after the first ones: parity on demand, backups, failed ones again."""
 

@@ -192,6 +192,73 @@ def test_cancelling_stops_the_workers(kind: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(later.result(SECONDS).concatenate(), -A, atol=1e-12)
 
 
+class HeldParts(list[Any]):
+    """Parts that are cut when somebody lets them."""
+
+    def __init__(self, began: threading.Event, go: threading.Event) -> None:
+        super().__init__(A)
+        self._began, self._go = began, go
+
+    def __deepcopy__(self, memo: Any) -> HeldParts:
+        return self
+
+    def __iter__(self) -> Iterator[Any]:
+        self._began.set()
+        assert self._go.wait(SECONDS)
+        return super().__iter__()
+
+
+class HeldExecutor:
+    """Opens a run when somebody lets it, and counts what it is told to start."""
+
+    name, worker = "held", None
+
+    def __init__(self, began: threading.Event, go: threading.Event) -> None:
+        self._began, self._go, self.opened, self.submitted = began, go, 0, list[Any]()
+
+    def open(self, payload: Any) -> Any:
+        self._began.set()
+        assert self._go.wait(SECONDS)
+        self.opened += 1
+        run = ReplayExecutor().open(payload)
+        run.submit = self.submitted.extend  # type: ignore[method-assign]
+        return run
+
+
+@pytest.mark.parametrize("while_", ["cut", "opened"])
+def test_a_map_that_is_called_off_before_it_runs_starts_nothing(
+    while_: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began, go, ended = (threading.Event() for _ in range(3))
+    executor = HeldExecutor(began, threading.Event() if while_ == "cut" else go)
+    monkeypatch.setattr(coded_future.MAP_THREADS, "start", _told_of_end(ended))
+    if while_ == "cut":
+        future: Any = polarmap.submit(
+            np.sum, HeldParts(began, go), executor=executor, verb=polarmap.coded_sum
+        )
+    else:
+        future = polarmap.submit(np.negative, A, blocks=4, executor=executor)
+    assert began.wait(SECONDS)
+    assert future.cancel()
+    go.set()
+    assert ended.wait(SECONDS)
+    assert executor.submitted == []
+    assert executor.opened == (while_ == "opened")
+
+
+def _told_of_end(ended: threading.Event) -> Callable[[Callable[[], None]], None]:
+    """In place of what starts the thread of a map."""
+
+    def start(call: Callable[[], None]) -> None:
+        def run() -> None:
+            call()
+            ended.set()
+
+        threading.Thread(target=run, daemon=True).start()
+
+    return start
+
+
 def test_a_dropped_future_calls_its_map_off(threads: ThreadPoolExecutor) -> None:
     f = Gate()
     future = polarmap.submit(f, A, blocks=4, executor=threads)

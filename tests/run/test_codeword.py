@@ -13,6 +13,7 @@ import pytest
 from polarmap import PolarCode, ReplayExecutor, coded_map
 from polarmap.run import acceptance
 from polarmap.run.trusted import TRUSTED
+from polarmap.run.verify import Verifier
 
 DATA = np.random.default_rng(0).standard_normal((24, 5))
 OPTIONS = {"blocks": 6, "workers": 8}
@@ -34,6 +35,25 @@ def test_where_nothing_is_missing_nothing_is_checked_or_decoded(monkeypatch: pyt
     result = coded_map(np.negative, DATA, **OPTIONS, executor=ReplayExecutor({6: 9.0, 7: 9.0}))
     np.testing.assert_array_equal(result.concatenate(), -DATA)
     assert (result.report.verified, result.report.seconds) == ("not needed", 1.0)
+
+
+def test_whether_checks_mix_blocks_is_asked_only_while_nothing_is_known_of_f(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    TRUSTED.clear()
+    asked = list[object]()
+    is_mixing = Verifier.is_mixing.fget
+    assert is_mixing is not None
+    monkeypatch.setattr(Verifier, "is_mixing", property(lambda one: asked.append(one) or is_mixing(one)))
+    # Integers need as many arrivals as their pattern says: a few are over, to be checked against.
+    order = np.random.default_rng(0).permutation(64).tolist()
+    executor = ReplayExecutor({task: 1.0 + turn / 10 for turn, task in enumerate(order)})
+    whole, options = np.arange(144).reshape(48, 3), {"blocks": 48, "workers": 64, "executor": executor}
+    assert coded_map(np.negative, whole, **options).report.verified == "parity"
+    assert asked
+    asked.clear()
+    assert coded_map(np.negative, whole, **options).report.verified == "parity"
+    assert not asked
 
 
 @pytest.mark.usefixtures("no_collector")
