@@ -216,18 +216,19 @@ def _storage(config: Path) -> Check:
     from polarmap.executors.lithops_jobs import open_functions, open_storage
 
     functions, data = open_functions(config), os.urandom(1024)
-    key, began = f"polarmap/{uuid.uuid4().hex}/probe", time.monotonic()
+    key = f"polarmap/{uuid.uuid4().hex}/probe"
     try:
         store = ObjectStore(open_storage(functions))
+        began = time.monotonic()
         store.put(key, data)
         if store.get(key) != data:
             raise StorageError(f"{store.name} has other bytes than were stored")
         store.delete([key])
+        seconds = time.monotonic() - began
     except StorageError as error:
         return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
     finally:
         end(functions)
-    seconds = time.monotonic() - began
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 
