@@ -7,16 +7,17 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS, fetch
+from polarmap.arrays.fetching import TRANSFERS, fetch, read_part, whole_before
 from polarmap.arrays.stores import place_of
 from polarmap.blocks.coded import WholeBlocks
 from polarmap.code.uncoded import BACKUPS
-from polarmap.errors import ExecutorError, NotDecodableError, StorageError
+from polarmap.errors import ExecutorError, StorageError
 from polarmap.executors import executor_of
 from polarmap.executors.base import Coded, Function, Outcome, block_of
 from polarmap.run.execute import Launch, run_uncoded
@@ -24,7 +25,7 @@ from polarmap.run.options import MapOptions
 from polarmap.run.running_map import Observers, counting
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption
-from polarmap.worker.parts import DamagedError, Part
+from polarmap.worker.parts import Part
 from polarmap.worker.pytree import Layout
 from polarmap.worker.stored_output import OutputSpec
 
@@ -94,7 +95,8 @@ class TaskRunner:
             stack.callback(pool.shutdown, cancel_futures=True)
             show = stack.enter_context(counting(self._observers, tasks.n))
             for task in range(tasks.n):
-                *arrays, note = f(_block(tasks, task))
+                with whole_before():
+                    *arrays, note = f(block_of(tasks, task))
                 if storing:
                     finish()
                 put = stored and stored.put
@@ -132,14 +134,6 @@ class TaskRunner:
         return np.frombuffer(data, sample.dtype)
 
 
-def _block(tasks: Coded, task: int) -> Any:
-    """The block of a task, read by this process."""
-    try:
-        return block_of(tasks, task)
-    except DamagedError as error:
-        raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
-
-
 class PartTasks(WholeBlocks):
     """For each task as many parts as for any other, each of which becomes one array."""
 
@@ -169,14 +163,8 @@ class PartTasks(WholeBlocks):
     def piece(self, number: int) -> list[Array]:
         """The block of task `index`, read in this process for a worker that is this process."""
         with ThreadPoolExecutor(TRANSFERS) as pool:
-            read = pool.map(self._read, self._tasks[number])
+            read = pool.map(partial(read_part, self._store, encryption=self._encryption), self._tasks[number])
             return [
                 np.frombuffer(data, dtype).reshape(shape)
                 for data, (dtype, shape) in zip(read, self.layout(number))
             ]
-
-    def _read(self, part: Part) -> bytes:
-        data = fetch(self._store, part, self._encryption)
-        if isinstance(data, str):
-            raise DamagedError(f"{part.key} is {data}")
-        return data

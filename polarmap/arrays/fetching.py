@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
 from math import prod
 from typing import Any, NamedTuple
@@ -13,7 +14,7 @@ import numpy.typing as npt
 
 from polarmap.arrays.decode import decode_blocks, decoder_of, is_finite
 from polarmap.arrays.manifest import Manifest, checksum
-from polarmap.errors import MissingObjectError
+from polarmap.errors import MissingObjectError, NotDecodableError
 from polarmap.storage import Store
 from polarmap.worker.encryption import Encryption, decrypt_part, encrypted_size
 from polarmap.worker.parts import DamagedError, Part
@@ -52,6 +53,23 @@ def fetch(store: Store, part: Part, encryption: Encryption | None = None) -> byt
         return data if encryption is None else decrypt_part(encryption, part, data)
     except DamagedError:
         return "forged"
+
+
+@contextmanager
+def whole_before() -> Iterator[None]:
+    """Damage of parts that were whole when they were looked at is an error of the call that finds it."""
+    try:
+        yield
+    except DamagedError as error:
+        raise NotDecodableError(f"{error}, since it was looked at: call it again") from error
+
+
+def read_part(store: Store, part: Part, encryption: Encryption | None = None) -> bytes:
+    """The bytes of a part, decrypted; DamagedError if it is not what was stored."""
+    data = fetch(store, part, encryption)
+    if isinstance(data, str):
+        raise DamagedError(f"{part.key} is {data}")
+    return data
 
 
 def fetch_blocks(

@@ -122,6 +122,7 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
     found: dict[int, list[Part]] = {}
     wanted = json.loads(json.dumps(purpose))
     keys = store.keys(array_prefix(name))
+    stored = set(keys)
     for generation, owned in _by_generation(name, keys).items():
         note = _read(store, f"{generation}{RUN_NOTE}")
         if note is None or note.get("purpose") != wanted or _is_running(generation, note):
@@ -130,9 +131,9 @@ def finished_stripes(store: Store, name: str, purpose: Mapping[str, Any]) -> dic
             number = key[len(generation) :].removesuffix(".json")
             parts = _read(store, key) if number.isdecimal() else None
             if isinstance(parts, list):
-                there = [Part(*part) for part in parts]
-                if {part.key for part in there} <= set(keys):
-                    found[int(number)] = there
+                noted = [Part(*part) for part in parts]
+                if stored.issuperset(part.key for part in noted):
+                    found[int(number)] = noted
     return found
 
 

@@ -54,7 +54,7 @@ class StripePlan(NamedTuple):
 
     def is_filled_up(self, stripe: int) -> bool:
         """Whether a stripe of a data block is less than the chunk that it is: zeros are stored behind it."""
-        return self.stripes_are_chunks and self.width(stripe) < self.widest_stripe
+        return self.stripes_are_chunks and self.width(stripe) < prod(self.chunk_shape or ())
 
     @property
     def widest_stripe(self) -> int:

@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy.typing as npt
 
-from polarmap.arrays.fetching import TRANSFERS
+from polarmap.arrays.fetching import TRANSFERS, read_part, whole_before
 from polarmap.arrays.keys import manifest_key
 from polarmap.arrays.manifest import Manifest, checksum
 from polarmap.arrays.stripes import StripePlan
 from polarmap.arrays.zarr_view import GROUP, ZarrChunk, ZarrView
 from polarmap.errors import StorageError
 from polarmap.storage import Store
-from polarmap.worker.parts import Part, assemble
+from polarmap.worker.parts import Part
 
 
 def put_stripe(
@@ -115,14 +115,15 @@ def _put_chunks(
     """Store chunks whose parts lie elsewhere; False if only this process could, and may not."""
     size = view.chunk_bytes(manifest.dtype)
 
-    def read(part: Part) -> bytes:
-        return store.get(part.key, part.offset, part.offset + part.size)
-
     def put(chunk: ZarrChunk) -> bool:
         if _join(store, manifest, chunk, size):
             return True
         if through_here:
-            store.put(chunk.key, _filled(assemble(parts_of(manifest, chunk), read), size))
+            data = bytearray()
+            with whole_before():
+                for part in parts_of(manifest, chunk):
+                    data += read_part(store, part)
+            store.put(chunk.key, _filled(data, size))
         return through_here
 
     if not chunks or not put(chunks[0]):  # the first tells whether the storage can

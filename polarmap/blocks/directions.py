@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.blocks.code_choice import CodeName
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS
+from polarmap.code.checks import checked_count
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError
 

@@ -22,7 +22,7 @@ import click
 import numpy as np
 
 from polarmap import CodedResult, Pool, __version__, coded_map
-from polarmap.cli.answer import Answer, answering
+from polarmap.cli.answer import Answer, answering, one_line
 from polarmap.cli.deploy import check_deployable
 from polarmap.clouds import settings
 from polarmap.clouds.extras import install_command
@@ -173,7 +173,7 @@ def _configuration(file: Path) -> Iterator[Check]:
     try:
         config = settings.read(file)
     except ExecutorError as error:
-        yield Check("configuration", "bad", _one_line(error), "polarmap config show NAME prints a template")
+        yield Check("configuration", "bad", one_line(error), "polarmap config show NAME prints a template")
         return
     chosen = config.get("lithops")
     named = isinstance(chosen, Mapping) and "backend" in chosen
@@ -187,7 +187,7 @@ def _configuration(file: Path) -> Iterator[Check]:
     try:
         check_deployable(config)
     except ExecutorError as error:
-        yield Check("worker runtime", "bad", _one_line(error), "polarmap deploy refuses it, too")
+        yield Check("worker runtime", "bad", one_line(error), "polarmap deploy refuses it, too")
 
 
 # --- what runs -------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _running(config: Path | None, timeout: float) -> Iterator[Check]:
         try:
             probed = _storage(config)
         except ExecutorError as error:
-            yield Check("Lithops", "bad", _one_line(error), INSTALLED)
+            yield Check("Lithops", "bad", one_line(error), INSTALLED)
             return
         yield probed
         if probed.state == "bad":
@@ -216,18 +216,19 @@ def _storage(config: Path) -> Check:
     from polarmap.executors.lithops_jobs import open_functions, open_storage
 
     functions, data = open_functions(config), os.urandom(1024)
-    key, began = f"polarmap/{uuid.uuid4().hex}/probe", time.monotonic()
+    key = f"polarmap/{uuid.uuid4().hex}/probe"
     try:
         store = ObjectStore(open_storage(functions))
+        began = time.monotonic()
         store.put(key, data)
         if store.get(key) != data:
             raise StorageError(f"{store.name} has other bytes than were stored")
         store.delete([key])
+        seconds = time.monotonic() - began
     except StorageError as error:
-        return Check("storage", "bad", _one_line(error), "check endpoint, bucket and credentials")
+        return Check("storage", "bad", one_line(error), "check endpoint, bucket and credentials")
     finally:
         end(functions)
-    seconds = time.monotonic() - began
     return Check("storage", "ok", f"put, get and delete of 1 KiB in {1e3 * seconds:.0f} ms")
 
 
@@ -237,7 +238,7 @@ def _map(executor: Any, timeout: float) -> Check:
     try:
         y = _product(executor, timeout)
     except PolarmapError as error:
-        return Check("coded map", "bad", f"{type(error).__name__}: {_one_line(error)}")
+        return Check("coded map", "bad", f"{type(error).__name__}: {one_line(error)}")
     seconds = time.perf_counter() - began
     if not np.array_equal(y.concatenate(), A @ X):
         return Check("coded map", "bad", "the result is wrong", "please report this")
@@ -261,7 +262,7 @@ def _kept_workers(config: Path | None, timeout: float) -> Check:
                 seconds.append(time.perf_counter() - began)
             return _speed(pool.name, config is None, seconds[0], median(seconds[1:]))
     except PolarmapError as error:
-        return Check("kept workers", "bad", f"{type(error).__name__}: {_one_line(error)}")
+        return Check("kept workers", "bad", f"{type(error).__name__}: {one_line(error)}")
 
 
 def _product(executor: Any, timeout: float) -> CodedResult[Any]:
@@ -297,7 +298,3 @@ def _speed(place: str, is_here: bool, first: float, later: float) -> Check:
     else:
         advice = "their start is mostly imports, from a slow disk it seems: let them stay, Pool(idle=600)"
     return Check("kept workers", "note", found, advice)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.checks import is_one_of
+from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
@@ -80,7 +80,9 @@ class LagrangeCode(LinearCode):
 
     def __init__(self, n: int, k: int, degree: int, points: str = "auto") -> None:
         with without_our_frames:
-            n, k, degree = (_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree)))
+            n, k, degree = (
+                checked_count(name, value) for name, value in (("n", n), ("k", k), ("degree", degree))
+            )
             if not is_one_of(points, ("auto", "circle", "chebyshev")):
                 raise CodeError(f"points must be 'auto', 'circle' or 'chebyshev', not {points!r}")
             if points == "auto":
@@ -272,9 +274,3 @@ def largest_reliable_k(n: int, degree: int, limit: float) -> int:
         if LagrangeCode(n, k, degree).is_reliable(limit):
             return k
     return 0
-
-
-def _count(name: str, value: Any) -> int:
-    if not is_integer(value) or value < 1:
-        raise CodeError(f"{name} must be a positive integer, not {value!r}")
-    return int(value)

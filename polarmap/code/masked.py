@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.code.algebra import Mask, Recovery
-from polarmap.code.checks import is_positive
+from polarmap.code.checks import checked_count, is_positive
 from polarmap.code.design import Floats, Indices, UniformStream
 from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
 from polarmap.code.linear import LinearCode
@@ -124,8 +124,7 @@ class MaskedCode(LinearCode):
 
     def __init__(self, n: int, k: int, t: int, noise: float = 100.0) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
-            if not is_integer(value) or value < 1:
-                raise CodeError(f"{name} must be a positive integer, not {value!r}")
+            checked_count(name, value)
         if n > MAX_WORKERS:
             raise CodeError(f"a masked code has at most {MAX_WORKERS} workers, not n = {n}")
         if not is_positive(noise):

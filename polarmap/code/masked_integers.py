@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from polarmap.code import kernels, tiled
 from polarmap.code.algebra import Mask, Recovery
+from polarmap.code.checks import checked_count
 from polarmap.code.design import Indices, erasure_probabilities, power_of_two_above
-from polarmap.code.dtypes import DType, check_dtype, is_exact, is_integer
+from polarmap.code.dtypes import DType, check_dtype, is_exact
 from polarmap.code.linear import LinearCode
 from polarmap.code.modular import NO_FLOATS, LinearModularRecovery
 from polarmap.errors import CodeError
@@ -74,8 +75,7 @@ class MaskedIntegerCode(LinearCode):
 
     def __init__(self, n: int, k: int, t: int) -> None:
         for name, value in (("n", n), ("k", k), ("t", t)):
-            if not is_integer(value) or value < 1:
-                raise CodeError(f"{name} must be a positive integer, not {value!r}")
+            checked_count(name, value)
         if n > MAX_WORKERS:
             raise CodeError(f"a code of masked integers has at most {MAX_WORKERS} workers, not n = {n}")
         noise = noise_count(n, t)

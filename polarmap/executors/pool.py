@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from polarmap.clouds.limits import Worker
-from polarmap.code.checks import is_positive
-from polarmap.code.dtypes import is_integer
+from polarmap.code.checks import checked_count, is_positive
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors.base import Payload
 from polarmap.executors.block_store import BlockStore, InFolders
@@ -100,8 +99,7 @@ class Pool:
     ) -> None:
         with without_our_frames:
             for name, count in {"workers": 1 if workers is None else workers, "threads": threads}.items():
-                if not (is_integer(count) and count >= 1):
-                    raise CodeError(f"{name} must be an integer of at least 1, not {count!r:.100}")
+                checked_count(name, count)
             for name, number in {"idle": idle, "memory": memory}.items():
                 if not is_positive(number):
                     raise CodeError(f"{name} must be a number above 0, not {number!r:.100}")

@@ -19,8 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from polarmap.blocks.equal import DEFAULT_BLOCKS, checked_count
+from polarmap.blocks.equal import DEFAULT_BLOCKS
 from polarmap.clouds.extras import install_command
+from polarmap.code.checks import checked_count
 from polarmap.code.estimation import f_quantile_p90
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.linalg import matrices

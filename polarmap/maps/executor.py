@@ -12,6 +12,7 @@ from concurrent import futures
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from polarmap.code.checks import checked_count, is_count
 from polarmap.code.dtypes import is_integer
 from polarmap.errors import CodeError, ExecutorError, without_our_frames
 from polarmap.executors import executor_of
@@ -72,10 +73,10 @@ class Executor(futures.Executor):
         self, executor: Any = None, workers: int | None = None, *, backups: int = 2, retries: int = 1
     ) -> None:
         with without_our_frames:
-            if workers is not None and not (is_integer(workers) and workers >= 1):
-                raise CodeError(f"workers must be an integer of at least 1, not {workers!r:.100}")
+            if workers is not None:
+                checked_count("workers", workers)
             for name, count in {"backups": backups, "retries": retries}.items():
-                if not is_integer(count) or count < 0:
+                if not is_count(count):
                     raise CodeError(f"{name} must be 0 or more, not {count!r:.100}")
             place, known, pool, close = _place(executor, workers)
             is_here = pool is not None and pool.is_here

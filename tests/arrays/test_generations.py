@@ -13,6 +13,7 @@ from array_data import DOCUMENTS, MIB, random_array
 from counting_store import BrokenError, Counting, fail
 
 import polarmap
+from polarmap.arrays import stripes
 from polarmap.errors import MissingObjectError
 from polarmap.storage.folder import FolderStore
 
@@ -150,6 +151,35 @@ def test_two_failures_in_a_row_keep_what_either_had_finished(store):
     assert len(counting.puts) < 1 + 6 * 3 + 5
     assert coded.check().ok
     np.testing.assert_array_equal(coded[:], A)
+
+
+def work_of_a_resumed_run(root, count, monkeypatch):
+    """How often all keys are gone through, and stripes measured, when so many stripes have to be encoded."""
+    A, seen, measured = random_array((4 * count, 7_000)), [], []
+    options = {**OPTIONS, "storage": FolderStore(root)}
+    with pytest.raises(BrokenError):
+        polarmap.encode(A, **options | {"storage": Counting(options["storage"], 7 * count - 1, fail)})
+
+    class Keys(list):
+        def __iter__(self):
+            seen.append(len(self))
+            return super().__iter__()
+
+    real_keys, real_measure = FolderStore.keys, stripes.element_count
+    with monkeypatch.context() as patch:
+        patch.setattr(FolderStore, "keys", lambda store, prefix: Keys(real_keys(store, prefix)))
+        patch.setattr(stripes, "element_count", lambda slab: measured.append(slab) or real_measure(slab))
+        coded = polarmap.encode(A, **options)
+    assert len(coded.stored(0)) == count
+    assert len({part.key.split("/")[3] for part in coded.stored(5)}) == 2  # some of either run
+    return len(seen), len(measured)
+
+
+def test_a_resumed_run_looks_at_each_stripe_a_few_times_however_many_there_are(tmp_path, monkeypatch):
+    few = work_of_a_resumed_run(tmp_path / "few", 10, monkeypatch)
+    many = work_of_a_resumed_run(tmp_path / "many", 40, monkeypatch)
+    assert many[0] == few[0]
+    assert many[1] <= 5 * few[1]  # four times as many, and fewer of them are encoded anew
 
 
 def test_the_note_of_a_run_elsewhere_is_respected_for_a_day(store):

@@ -10,7 +10,9 @@ from array_data import damage, objects, random_array, zarr_data
 
 import polarmap
 from polarmap import Fault, FaultyExecutor, ReplayExecutor, Stored
+from polarmap.arrays import repairing
 from polarmap.arrays.stores import open_store
+from polarmap.errors import NotDecodableError
 from polarmap.storage.folder import FolderStore
 
 OPTIONS = {"blocks": 4, "workers": 6, "name": "a"}
@@ -48,6 +50,26 @@ def test_results_on_a_store_that_cannot_join_are_one_after_repair(tmp_path):
     y.array.repair()
     np.testing.assert_array_equal(zarr_data(y.array)[:], -A)
     assert y.array.check().ok
+
+
+@pytest.mark.parametrize("kind", ["missing", "truncated", "corrupt"])
+def test_what_is_damaged_while_it_is_copied_is_an_error_of_ours(tmp_path, monkeypatch, kind):
+    A, folder = random_array((20, 3)), FolderStore(tmp_path)
+    folder.join = lambda keys, key: False
+    options = {"blocks": 4, "workers": 6, "executor": ReplayExecutor()}
+    array = polarmap.coded_map(np.negative, A, out=Stored("y", folder), **options).array
+    part, repair_zarr = array.stored(2)[0], repairing.repair_zarr
+
+    def damage_and_repair(*arguments):
+        damage(folder, part, kind)
+        return repair_zarr(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repairing, "repair_zarr", damage_and_repair)
+        with pytest.raises(NotDecodableError, match=f"{part.key} is {kind}, since it was looked at"):
+            array.repair()
+    assert array.repair().blocks == [2, 5]  # and the next call rebuilds it
+    np.testing.assert_allclose(zarr_data(array)[:], -A, rtol=1e-12, atol=1e-12)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ import pytest
 from command_lines import ROOT, Ran, Run
 
 from polarmap.cli import deploy
-from polarmap.cli.doctor import _speed, requirement
+from polarmap.cli.doctor import _speed, _storage, requirement
 from polarmap.errors import ExecutorError
 
 LATER = r"the first map, which starts them, takes \d+\.\d\d s, later ones \d+\.\d ms"
@@ -70,6 +71,31 @@ def test_doctor_examines_a_configuration(polarmap: Run) -> None:
     assert "\nok    storage: put, get and delete of 1 KiB" in ran.out
     assert "\nok    coded map: 4 blocks on 6 workers (lithops/localhost), right" in ran.out
     assert re.search(rf"kept workers: kept workers on lithops/localhost \(TCP\): {LATER}\n", ran.out)
+
+
+def test_doctor_times_requests_to_the_storage_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not what Lithops does before the first and after the last."""
+    clock, stored = SimpleNamespace(now=0.0), list[bytes]()
+
+    def taking(seconds: float, answer: Callable[..., object] = lambda *_: None) -> Callable[..., object]:
+        def call(*arguments: object) -> object:
+            clock.now += seconds
+            return answer(*arguments)
+
+        return call
+
+    storage = SimpleNamespace(
+        bucket="b",
+        backend="somewhere",
+        put_object=taking(0.002, lambda bucket, key, data: stored.append(data)),
+        get_object=taking(0.003, lambda bucket, key: stored[0]),
+        delete_objects=taking(0.004),
+    )
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("polarmap.executors.lithops_jobs.open_functions", taking(9))
+    monkeypatch.setattr("polarmap.executors.lithops_jobs.open_storage", taking(9, lambda _: storage))
+    monkeypatch.setattr("polarmap.executors.lithops_internals.end", taking(9))
+    assert _storage(Path("lithops.yaml")).found == "put, get and delete of 1 KiB in 9 ms"
 
 
 @pytest.mark.parametrize(

@@ -357,7 +357,7 @@ def test_a_pool_that_is_closed_fails_its_calls_and_no_others(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"workers": 0}, CodeError, "workers must be an integer of at least 1, not 0"),
+        ({"workers": 0}, CodeError, "workers must be a positive integer, not 0"),
         ({"backups": -1}, CodeError, "backups must be 0 or more"),
         ({"retries": 1.5}, CodeError, "retries must be 0 or more"),
         ({"executor": "threads"}, ExecutorError, "neither 'localhost' nor a file"),

@@ -207,8 +207,8 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
         ),
         ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
         ({"runtimes": []}, "no run times"),
-        ({"k": 0}, "k must be an integer of at least 1, not 0"),
-        ({"k": 2.5}, "k must be an integer of at least 1, not 2.5"),
+        ({"k": 0}, "k must be a positive integer, not 0"),
+        ({"k": 2.5}, "k must be a positive integer, not 2.5"),
     ],
 )
 def test_what_cannot_be_planned_says_why(arguments: dict[str, object], says: str) -> None:
