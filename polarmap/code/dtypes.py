@@ -11,6 +11,8 @@ from polarmap.errors import CodeError
 
 DType = np.dtype[Any]
 
+EPS = float(np.finfo(np.float64).eps)
+
 # float32 and complex64 are summed in float64: the rounding of the sums then never adds to the
 # rounding of the parity blocks themselves.
 _WORKING = {"f2": "f4", "f4": "f8", "f8": "f8", "c8": "f8", "c16": "f8"}

@@ -58,8 +58,8 @@ class PolarCode(SystematicCode):
         Coded blocks (workers), k < n <= 65,536.
     k : int
         Data blocks, at least 1.
-    kernel : {"rotation", "arikan"}
-        "rotation": an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
+    kernel : {"rotation", "arikan"}, optional
+        "rotation", the default: an orthogonal butterfly with pseudo-random angles and a pseudo-random frozen
         set; almost any k blocks decode, like an MDS code. "arikan": [[1, 1], [0, 1]] and the
         frozen set of channel polarization (arXiv 1901.06811); small integer coefficients, so
         integers decode exactly.
@@ -95,18 +95,23 @@ class PolarCode(SystematicCode):
 
     assumption = "linear or affine in its block"
 
-    kernel: ClassVar[str]
+    kernel: ClassVar[str] = "rotation"
     _decoders: ClassVar[tuple[str, ...]] = ("optimal",)
     _of_kernel: ClassVar[dict[str, type[PolarCode]]] = {}
 
     def __init_subclass__(cls) -> None:
-        cls._of_kernel[cls.kernel] = cls
+        cls._of_kernel.setdefault(cls.kernel, cls)
 
-    def __new__(cls, n: int, k: int, kernel: str = "rotation", *others: Any, **options: Any) -> PolarCode:
+    def __new__(cls, n: int, k: int, kernel: str | None = None, *others: Any, **options: Any) -> PolarCode:
         """One of the class of its kernel."""
+        kernel = cls.kernel if kernel is None else kernel
         if not is_one_of(kernel, tuple(cls._of_kernel)):
             raise CodeError(f"kernel must be 'rotation' or 'arikan', not {kernel!r}")
-        return super().__new__(cls._of_kernel[kernel])
+        if cls is PolarCode:
+            return super().__new__(cls._of_kernel[kernel])
+        if kernel != cls.kernel:
+            raise CodeError(f"{cls.__name__} has kernel={cls.kernel!r}, not {kernel!r}: use PolarCode")
+        return super().__new__(cls)
 
     def __getnewargs__(self) -> tuple[int, int, str]:
         return self.n, self.k, self.kernel
@@ -115,7 +120,7 @@ class PolarCode(SystematicCode):
         self,
         n: int,
         k: int,
-        kernel: str = "rotation",
+        kernel: str | None = None,
         decoder: str = "optimal",
         erasure: float | npt.ArrayLike | None = None,
         seed: int | None = None,

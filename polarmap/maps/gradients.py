@@ -13,6 +13,7 @@ from polarmap.blocks.array_like import as_array_like
 from polarmap.blocks.code_choice import CodeName, CodeOptions
 from polarmap.blocks.directions import count_blocks, cut_directions, gradient_of_slopes, join_slopes
 from polarmap.code.checks import is_one_of, is_positive
+from polarmap.code.dtypes import EPS
 from polarmap.code.polar import PolarCode
 from polarmap.errors import CodeError, NotDecodableError, NotLinearError
 from polarmap.maps.slope_errors import SlopeErrors
@@ -26,7 +27,6 @@ from polarmap.worker.finite_differences import NotScalarError, along_coordinates
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
-EPS = float(np.finfo(np.float64).eps)
 # Where rounding, eps / h, meets truncation, h^2 (central) or h (forward).
 DEFAULT_STEP: dict[str, float] = {"central": EPS ** (1 / 3), "forward": EPS ** (1 / 2)}
 MOST_AMPLIFICATION = 1e3  # of the error of slopes by decoding, above which one more worker is awaited

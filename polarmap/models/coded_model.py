@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
 from polarmap.blocks.code_choice import CodeName
+from polarmap.code.dtypes import EPS
 from polarmap.code.polar import PolarCode
 from polarmap.errors import ModelError, without_our_frames
 from polarmap.executors.faulty import FaultyExecutor
@@ -26,8 +27,6 @@ from polarmap.models.losses import Bernoulli, Family, Multinomial
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
-
-EPS = float(np.finfo(np.float64).eps)
 
 
 @dataclass(eq=False, repr=False)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from scipy.sparse import issparse
 from scipy.sparse.linalg import LinearOperator
 
+from polarmap.code.dtypes import EPS
 from polarmap.linalg.operators import CodedOperator
 from polarmap.report import Report
 
@@ -34,7 +35,7 @@ def moments(X: Any, shares: Floats, is_centred: bool) -> tuple[Floats, Floats]:
     if is_centred:
         mean += np.bincount(which, weights * columns.data, features)
     zeros = 1.0 - np.bincount(which, weights, features)
-    zeros[zeros <= np.finfo(np.float64).eps * columns.shape[0]] = 0.0  # rounding: no sample is one
+    zeros[zeros <= EPS * columns.shape[0]] = 0.0  # rounding: no sample is one
     square = np.bincount(which, weights * (columns.data - mean[which]) ** 2, features) + zeros * mean**2
     return mean, np.asarray(square, np.float64)
 
@@ -76,21 +77,15 @@ class ScaledOperator(LinearOperator):  # type: ignore[misc]
 
     def _matmat(self, V: Floats) -> Floats:
         scaled = self._scale[:, np.newaxis] * V
-        return self._root[:, np.newaxis] * (self._product(self._operator, scaled) - self._mean @ scaled)
+        return self._root[:, np.newaxis] * (self._operator @ scaled - self._mean @ scaled)
 
     def _rmatvec(self, u: Floats) -> Floats:
         return self._rmatmat(np.reshape(u, (-1, 1)))[:, 0]
 
     def _rmatmat(self, U: Floats) -> Floats:
         weighted = self._root[:, np.newaxis] * U
-        centred = self._product(self._operator.H, weighted) - np.outer(self._mean, weighted.sum(axis=0))
-        return self._scale[:, np.newaxis] * centred
-
-    def _product(self, operator: Any, operand: Floats) -> Floats:
-        """One coded map, of a vector where it is one."""
-        if operand.shape[1] == 1:
-            return np.asarray(operator.matvec(operand[:, 0])).reshape(-1, 1)
-        return np.asarray(operator.matmat(operand))
+        centred = self._operator.H @ weighted - np.outer(self._mean, weighted.sum(axis=0))
+        return np.asarray(self._scale[:, np.newaxis] * centred)
 
 
 class ConstantFeature(LinearOperator):  # type: ignore[misc]

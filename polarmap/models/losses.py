@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import expit, logsumexp, softmax, xlogy
 
+from polarmap.code.dtypes import EPS
 from polarmap.errors import ModelError
 
 Floats = npt.NDArray[np.float64]
 
-EPS = float(np.finfo(np.float64).eps)
 # Beyond, exp is continued by its tangent: a line search that overshoots must not meet inf.
 LARGEST_EXPONENT = 300.0
 NEWTON_STEPS, HALVINGS = 100, 40  # of the best intercept

@@ -11,7 +11,8 @@ import numpy.typing as npt
 from scipy.optimize import minimize
 from scipy.sparse.linalg import LinearOperator, cg
 
-from polarmap.models.coded_model import EPS, CodedModel
+from polarmap.code.dtypes import EPS
+from polarmap.models.coded_model import CodedModel
 from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 from polarmap.models.losses import WeightedLoss
 
@@ -143,17 +144,11 @@ class PenalizedLoss:
     def _linear_predictor(self, theta: Floats) -> Floats:
         """A V + unit b."""
         V, b = self.split(theta)
-        if V.shape[1] == 1:
-            return np.asarray(self._operator.matvec(V[:, 0])).reshape(-1, 1) + b
-        return np.asarray(self._operator.matmat(V)) + b
+        return np.asarray(self._operator @ V) + b
 
     def _gradient(self, residual: Floats, V: Floats) -> Floats:
         """A' residual + penalty * V, and the sum of residuals for b."""
-        if residual.shape[1] == 1:
-            product = np.asarray(self._operator.rmatvec(residual[:, 0])).reshape(-1, 1)
-        else:
-            product = np.asarray(self._operator.rmatmat(residual))
-        gradient = product + self._penalty * V
+        gradient = self._operator.H @ residual + self._penalty * V
         b = self._unit * residual.sum(axis=0) if self._unit else np.zeros(0)
         return np.concatenate([gradient.reshape(-1), b])
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 import pyproximal
 from scipy.linalg import qr, solve_triangular
 
+from polarmap.code.dtypes import EPS
 from polarmap.errors import ModelError
 
 Floats = npt.NDArray[np.float64]
 
-EPS = float(np.finfo(np.float64).eps)
 BISECTIONS = 1000  # of pyproximal at most: enough for any float64
 NEWTON_STEPS = 100  # of the secular equation, which takes about six
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.dtypes import EPS
 from polarmap.errors import ModelError
 from polarmap.linalg.operators import CodedOperator
 from polarmap.models.coded_model import CodedModel
@@ -18,7 +19,6 @@ from polarmap.models.fit_progress import FitProgress, warn_if_not_converged
 
 Floats = npt.NDArray[np.float64]
 
-EPS = float(np.finfo(np.float64).eps)
 LOOK_EVERY = 10  # iterations, at whose end the gap is looked at, for one product more
 GROWTH = 1.2  # of the curvature, at least, where a step was too long
 ROUNDED = 1e-10  # relative to the loss: a smaller difference of values has too few digits

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from polar_codes import arikan, rotation
 
+from polarmap.code.arikan_code import ArikanCode
 from polarmap.code.polar import PolarCode
+from polarmap.code.rotation_code import RotationCode
 from polarmap.errors import CodeError
 
 FLOATS = ["f2", "f4", "f8", "c8", "c16"]
@@ -256,6 +258,25 @@ def test_copies_are_the_same_code(kernel: str, decoder: str) -> None:
         assert type(again) is type(code)
         assert (repr(again), again.seed, again.erasure) == (repr(code), 3, 0.2)
         assert (again.coefficients == code.coefficients).all()
+
+
+@pytest.mark.parametrize("kind", [RotationCode, ArikanCode])
+def test_a_class_of_one_kernel_makes_its_own(kind: type[PolarCode]) -> None:
+    for code in (kind(6, 4), kind(6, 4, kind.kernel), PolarCode(6, 4, kernel=kind.kernel)):
+        assert (type(code), repr(code)) == (kind, repr(PolarCode(6, 4, kind.kernel)))
+        assert (code.coefficients == PolarCode(6, 4, kind.kernel).coefficients).all()
+    other = {"rotation": "arikan", "arikan": "rotation"}[kind.kernel]
+    with pytest.raises(CodeError, match=f"{kind.__name__} has kernel={kind.kernel!r}, not {other!r}"):
+        kind(6, 4, other)
+
+
+def test_a_kind_of_a_kernel_takes_its_place_nowhere_else() -> None:
+    class Own(ArikanCode):
+        """An Arikan code of a user's."""
+
+    assert type(Own(6, 4)) is Own
+    assert type(copy.copy(Own(6, 4))) is Own
+    assert type(PolarCode(6, 4, "arikan")) is ArikanCode
 
 
 def test_describes_itself() -> None:
