@@ -24,10 +24,11 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops_jobs
+from polarmap.executors import lithops, lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import (
     HERE_SECONDS,
+    LOOK_SECONDS,
     PARITY_NICE,
     SPARE_SECONDS,
     LithopsExecutor,
@@ -137,6 +138,18 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert begun(run) == {0}
     assert run.wait(0.1) == []
     assert 0.1 <= time.monotonic() - began < 5.0
+
+
+def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Any] = []
+    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
+    monkeypatch.setattr(lithops, "TASK_LOOK_SECONDS", 0.01)
+    run = Run()
+    run.submit([(task, 0) for task in range(3)])
+    run.wait(0.0)  # which tells that they have begun
+    looks.clear()
+    run.wait(0.1)
+    assert 2 * 3 <= len(looks) <= 3 * (2 + 0.1 / (LOOK_SECONDS + 3 * 0.01))
 
 
 # --- jobs on this machine ------------------------------------------------------------
