@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ from polarmap.worker.any_value import to_block
 from polarmap.worker.messages import StoredBlock, Ticket
 from polarmap.worker.parts import Part, Place
 from polarmap.worker.pytree import layout_of
-from polarmap.worker.stream import CALL, Message
+from polarmap.worker.stream import CALL, END, Message, frame
 
 
 def stored(folder: Path, data: np.ndarray) -> StoredBlock:
@@ -28,3 +29,28 @@ def call_of(f: Callable[[Any], Any], folder: Path) -> Message:
     ticket = Ticket(0, 0, stored(folder, np.zeros(1)), None, None)
     header = pickle.dumps(((str(folder),), ticket, None, {}))
     return Message(CALL, (0, 0, 0), header, to_block((f, ("array",))).tobytes())
+
+
+class Bomb:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> Any:
+        return os.mkdir, (str(self.folder),)
+
+
+def nonsense(folder: Path) -> dict[str, bytes]:
+    """What nobody of ours says, one of it a whole message; a folder is made if anything is unpickled."""
+    bomb = pickle.dumps(Bomb(folder))
+    whole = frame(Message(END, header=bomb))
+    return {
+        "a pickle": bomb,
+        "many": bomb * 1000,
+        "a message": whole,
+        "a part of one": whole[:-1],
+        "no kind": bytes(4) + bomb,
+        "random": b"?" + os.urandom(500),
+        "ones": b"\xff" * 64,
+    }

@@ -6,6 +6,7 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -24,9 +25,18 @@ def test_type_checkers_read_of_the_same_names() -> None:
     }
 
 
+def test_all_has_what_a_reader_sees() -> None:
+    seen = {name for name in dir(polarmap) if not name.startswith("_")}
+    assert seen == {*polarmap.__all__, *polarmap._MODULES}
+    there = {name for name, value in vars(polarmap).items() if not isinstance(value, ModuleType)}
+    assert {name for name in there if not name.startswith("_")} <= {"annotations"}
+
+
 @pytest.mark.parametrize("name", polarmap.__all__)
-def test_a_public_name_is_there(name: str) -> None:
+def test_a_public_name_is_there_and_becomes_no_attribute(name: str) -> None:
+    """Else what a function reaches would seem to have changed."""
     assert getattr(polarmap, name) is getattr(polarmap, name)
+    assert name in polarmap._MODULES or name not in vars(polarmap)
 
 
 def test_models_need_no_import_of_their_own() -> None:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from memory_storage import DictStorage
 
 from polarmap import Pool
 from polarmap.errors import ExecutorError
+from polarmap.executors.objects import Join, ObjectLinks
 from polarmap.executors.remote_workers import Site
-from polarmap.worker.kept_worker import DriverAddress, stay_on_thread
+from polarmap.worker.kept_worker import ChannelIO, DriverAddress, channel_to, stay_on_thread
 from polarmap.worker.stream import Stream, connected
 
 Life = Callable[[DriverAddress, int, float], None]
@@ -31,6 +33,16 @@ def called(address: DriverAddress, number: int) -> Stream:
     return channel
 
 
+def serving_by_storage(storage: Any) -> Life:
+    """A worker that talks by way of a storage, if no socket is listened on."""
+
+    def life(address: DriverAddress, number: int, seconds: float) -> None:
+        with closing(channel_to(address, number, storage)) as channel:
+            ChannelIO(channel, storage, address.memory).serve()
+
+    return life
+
+
 @contextmanager
 def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
     """A pool whose workers are those of a site."""
@@ -43,7 +55,7 @@ def pool_of(site: Site, **options: Any) -> Iterator[Pool]:
 class ThreadSite(Site):
     """Each worker is a thread; lives: what those of these numbers do, others are honest.
 
-    limits, seconds, workers : as those of other sites.
+    limits, seconds, workers, storage : as those of other sites.
     """
 
     name = "threads"
@@ -54,10 +66,14 @@ class ThreadSite(Site):
     def __init__(self, lives: Mapping[int, Life] | None = None, default: Life = honest) -> None:
         self.lives, self.default = dict(lives or {}), default
         self.seconds, self.workers = 1e6, None
+        self.storage: DictStorage | None = None
         self.threads: dict[int, threading.Thread] = {}
         self.told: dict[int, str] = {}
         self.launches: list[list[int]] = []
         self.refusal: ExecutorError | None = None
+
+    def object_links(self, join: Join) -> ObjectLinks | None:
+        return None if self.storage is None else ObjectLinks(self.storage, self.prefix, join)
 
     def launch(self, address: DriverAddress, workers: Mapping[int, float]) -> None:
         self.launches.append(list(workers))

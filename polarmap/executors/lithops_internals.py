@@ -19,7 +19,7 @@ import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -124,9 +124,20 @@ def impatient_storage(settings: dict[str, Any], seconds: int) -> Any:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     vars(module).update(CONN_READ_TIMEOUT=seconds, OBJ_REQ_RETRIES=0)
-    storage = build()
-    storage.storage_handler = vars(module)[theirs.__name__](settings[kind])
-    return storage
+    with _replaced(backend, "StorageBackend", vars(module)[theirs.__name__]):
+        return build()
+
+
+@contextlib.contextmanager
+def _replaced(module: Any, name: str, value: Any) -> Iterator[None]:
+    """Another value of a name in a module of Lithops; one at a time."""
+    with _replacing:
+        found = getattr(module, name)
+        setattr(module, name, value)
+        try:
+            yield
+        finally:
+            setattr(module, name, found)
 
 
 # --- FunctionExecutors -------------------------------------------------------------------------
@@ -149,13 +160,9 @@ def localhost_functions() -> Any:
     lithops = load_lithops()
     # It would copy Lithops to the shared folder, where we run none.
     localhost: Any = importlib.import_module("lithops.localhost.v1.localhost")
-    with _replacing:
-        copy_package, localhost.copy_lithops_package = localhost.copy_lithops_package, lambda *paths: None
-        try:
-            config = {"lithops": lithops_section, "localhost": section}
-            functions = lithops.FunctionExecutor(config=config, log_level=None)
-        finally:
-            localhost.copy_lithops_package = copy_package
+    with _replaced(localhost, "copy_lithops_package", lambda *paths: None):
+        config = {"lithops": lithops_section, "localhost": section}
+        functions = lithops.FunctionExecutor(config=config, log_level=None)
     functions.compute_handler.env._ensure_runner = lambda: None
     # An absolute bucket takes storage and job files out of Lithops' shared folder.
     bucket = str(private_folder() / "storage")

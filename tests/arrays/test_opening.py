@@ -59,11 +59,17 @@ def test_arrays_of_earlier_versions_open_and_are_repaired(tmp_path, monkeypatch,
         missing = [] if name != "results" else [1, 5] if archive == "encrypted" else [1]
         assert coded.check(executor=executor).blocks == missing
         np.testing.assert_allclose(coded[:], values, rtol=1e-12, atol=1e-12)
+        assert coded.zarr is None or archive != "before_zarr"
+        kinds = set()
         if 5 not in missing:
             damage(coded.store, coded.stored(coded.n - 1)[-1], "corrupt")
+            kinds.add("corrupt")
         if not coded.stored(2)[-1].key.startswith("mine/"):
             damage(coded.store, coded.stored(2)[-1], "appended")
-        assert len(coded.check(executor=executor).damaged) > len(missing)
+            kinds.add("appended")
+        found = coded.check(executor=executor).damaged
+        assert {one.kind for one in found} >= kinds
+        assert len(found) > len(missing)
         np.testing.assert_allclose(coded[:], values, rtol=1e-12, atol=1e-12)
         coded.repair(executor=executor)
         again = polarmap.open_coded(name, tmp_path, key=key)

@@ -218,6 +218,7 @@ def test_results_stay_where_the_payload_says(executor: MapExecutor, tmp_path: Pa
         run.submit([(0, 0), (3, 0)])
         for task, outcome in ended(run, 0, 3).items():
             assert outcome.stored is not None
+            assert outcome.stored.layout == ((("<f8", (ROWS, 2)),))
             assert [part.size for part in outcome.stored.parts] == [40, 40, 16]
             data = assemble(outcome.stored.parts, lambda part: read_file(str(tmp_path), part))
             assert bytes(data) == (2 * DATA[task]).tobytes()

@@ -24,10 +24,11 @@ from polarmap import Fault, FaultyExecutor
 from polarmap.blocks.uneven import PartBlocks
 from polarmap.clouds.limits import Worker
 from polarmap.errors import ExecutorError
-from polarmap.executors import lithops_jobs
+from polarmap.executors import lithops, lithops_jobs
 from polarmap.executors.base import Began, Outcome, Payload
 from polarmap.executors.lithops import (
     HERE_SECONDS,
+    LOOK_SECONDS,
     PARITY_NICE,
     SPARE_SECONDS,
     LithopsExecutor,
@@ -137,6 +138,18 @@ def test_waiting_takes_as_long_as_it_may() -> None:
     assert begun(run) == {0}
     assert run.wait(0.1) == []
     assert 0.1 <= time.monotonic() - began < 5.0
+
+
+def test_the_more_run_the_rarer_is_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Any] = []
+    monkeypatch.setattr(lithops_jobs, "has_ended", lambda future: looks.append(future))
+    monkeypatch.setattr(lithops, "TASK_LOOK_SECONDS", 0.01)
+    run = Run()
+    run.submit([(task, 0) for task in range(3)])
+    run.wait(0.0)  # which tells that they have begun
+    looks.clear()
+    run.wait(0.1)
+    assert 2 * 3 <= len(looks) <= 3 * (2 + 0.1 / (LOOK_SECONDS + 3 * 0.01))
 
 
 # --- jobs on this machine ------------------------------------------------------------
@@ -261,6 +274,7 @@ def test_lithops_looks_seldom_for_functions_that_have_ended(tmp_path: Path) -> N
         with closing(site):
             assert site.look_seconds == meant
             site.launch(NOWHERE, {7: 60.0})
+            assert len(site._jobs._jobs) == 2  # the first, and that of the job
             for functions in site._jobs._jobs:
                 config = functions.internal_storage.get_storage_config()
                 assert config["monitoring_interval"] == meant
@@ -304,6 +318,21 @@ def test_large_and_small_results_with_stragglers_and_dead_workers(s3_server, con
             np.testing.assert_allclose(y.concatenate(), A @ other, rtol=1e-9, atol=1e-9)
     lithops_own = "lithops.runtimes/"  # what Lithops remembers of an interpreter
     assert [key for key in keys_of(s3_server) if key != "ready" and not key.startswith(lithops_own)] == []
+
+
+def test_dead_and_late_workers_with_results_that_are_objects(s3_server, config):
+    """Two of seven workers die and are not tried again; then two are late, and parity is on demand."""
+    A = np.random.default_rng(0).standard_normal((40, 3000))
+    dying = {task: Fault("kill", attempts=9) for task in (0, 2)}
+    late = {1: Fault("sleep", 600), 3: Fault("sleep", 600)}
+    for faults, options in ((dying, {"retries": 0}), (late, {"schedule": "on_demand"})):
+        y = polarmap.coded_map(
+            lambda block: block * 2, A, blocks=5, workers=7, timeout=90,
+            executor=FaultyExecutor(config, faults), **options,
+        )  # fmt: skip
+        np.testing.assert_allclose(y.concatenate(), A * 2, rtol=1e-9, atol=1e-9)
+        assert set(y.report.recovered) == set(faults)
+    assert [key for key in keys_of(s3_server) if key != "ready" and "lithops.runtimes" not in key] == []
 
 
 def test_wrong_credentials_are_one_clear_error(config):

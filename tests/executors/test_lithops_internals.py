@@ -116,7 +116,9 @@ def test_storage_is_that_of_localhost_unless_another_is_named(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("kind", ["aws_s3", "minio"])
-def test_a_client_of_s3_that_waits_so_long_and_asks_once(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_client_of_s3_that_waits_so_long_and_asks_once_is_made_once(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made: list[Any] = []
     client = boto3.Session.client
 
@@ -129,7 +131,7 @@ def test_a_client_of_s3_that_waits_so_long_and_asks_once(kind: str, monkeypatch:
     backend = {**keys, "region": "us-east-1", "endpoint": "http://127.0.0.1:9"}
     storage = impatient_storage({"backend": kind, kind: backend}, seconds=3)
     theirs = importlib.import_module(f"lithops.storage.backends.{kind}")
-    config = made[-1]
+    [config] = made
     assert (config.connect_timeout, config.read_timeout) == (3, 3)
     assert storage.get_client().meta.config.retries["total_max_attempts"] == 1
     assert (storage.backend, storage.bucket) == (kind, "c")

@@ -8,11 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 from memory_storage import DictStorage
 from pool_processes import until
+from stored_calls import nonsense
 
 from polarmap.errors import ExecutorError
 from polarmap.executors import objects
@@ -359,7 +361,17 @@ def test_a_link_of_a_worker_that_is_gone_says_so(link: ObjectLink) -> None:
     assert link.receive() == ([ended(1)], False)
 
 
-def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(link: ObjectLink) -> None:
-    link.deliver(pickle.dumps(ended(1)) * 10)
+@pytest.mark.parametrize("turn", range(7))
+def test_what_is_no_message_is_the_end_of_a_worker_and_not_unpickled(
+    link: ObjectLink, tmp_path: Path, turn: int
+) -> None:
+    name, sent = list(nonsense(tmp_path / "unpickled").items())[turn]
+    link.deliver(sent)
     assert readable(link)
-    assert link.receive() == ([], False)
+    said, is_there = link.receive()
+    if name == "a message":
+        assert [type(one.header) for one in said] == [bytearray]
+    else:
+        assert said == []
+    assert is_there == (name in ("a message", "a part of one"))
+    assert not (tmp_path / "unpickled").exists()

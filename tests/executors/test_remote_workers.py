@@ -5,23 +5,27 @@ from __future__ import annotations
 import pickle
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from typing import Any
 
 import numpy as np
 import pytest
+from memory_storage import DictStorage
+from plain import first_ends
 from pool_processes import until
-from worker_sites import ThreadSite, called, pool_of
+from worker_sites import ThreadSite, called, pool_of, serving_by_storage
 
 import polarmap
 from polarmap import Pool
+from polarmap.blocks.uneven import PartBlocks
 from polarmap.errors import ExecutorError, NotDecodableError
-from polarmap.executors import remote_workers
+from polarmap.executors import remote_workers, worker_table
+from polarmap.executors.base import Payload
 from polarmap.executors.block_store import StoredPieces
 from polarmap.executors.remote_workers import LAST_PAUSE, RENEW_SECONDS, Backoff, RemoteWorkers
 from polarmap.executors.worker_table import KeptWorker, Lease
+from polarmap.worker import objects
 from polarmap.worker.messages import Reply
 from polarmap.worker.stream import END, LEFT, NEED, PROCESS, Message
 
@@ -277,6 +281,20 @@ def check(pool: Pool, **options: Any) -> polarmap.CodedResult:
     return result
 
 
+def test_maps_run_by_way_of_a_storage(site: ThreadSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are objects of it, too."""
+    site.storage, site.bucket = DictStorage(), "b"
+    site.default = serving_by_storage(site.storage)
+    monkeypatch.setattr(objects, "LAST_POLL_SECONDS", 0.05)
+    with pool_of(site, workers=8, listen=False) as pool:
+        with polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator:
+            for _ in range(3):
+                np.testing.assert_allclose(operator @ X, A @ X)
+            assert 6 <= sum("/blocks/" in key for _, key in site.storage.objects) <= 8
+        assert pool.name == "threads (objects)"
+    assert not any(key.endswith("orders") for _, key in site.storage.objects)
+
+
 def answer(call: Message, kind: bytes = END, **fields: Any) -> Message:
     """What a worker that was given this call says of it."""
     return Message(kind, call.order, **fields)
@@ -342,15 +360,16 @@ def test_a_block_travels_once_to_each_worker(site: ThreadSite, monkeypatch: pyte
         return part(self, coded, key)
 
     monkeypatch.setattr(StoredPieces, "part", counted)
-    with (
-        pool_of(site, workers=1) as pool,
-        polarmap.CodedOperator(A, blocks=6, workers=8, executor=pool) as operator,
-    ):
+    for module in (remote_workers, worker_table):  # one that is late at what nobody waits for gets no help
+        monkeypatch.setattr(module, "GRACE_SECONDS", 600.0)
+    blocks = PartBlocks([[A[8 * task :][:8]] for task in range(6)], ("array",))
+    with pool_of(site, workers=1) as pool:
         for _ in range(5):
-            np.testing.assert_allclose(operator @ X, A @ X)
-    workers = sum(map(len, site.launches))  # one, and another if it is late at what nobody waits for
-    assert 6 <= len(set(asked)) <= 8
-    assert max(Counter(asked).values()) <= workers
+            with closing(pool.open(Payload(np.negative, blocks))) as run:
+                run.submit([(task, 0) for task in range(6)])
+                assert [one.failure for one in first_ends(run, 6)] == 6 * [None]
+    assert site.launches == [[0]]
+    assert len(asked) == len(set(asked)) == 6
 
 
 def test_what_fails_for_days_is_tried_once_a_minute() -> None:

@@ -23,7 +23,8 @@ from polarmap.errors import ExecutorError
 from polarmap.executors import worker_processes
 from polarmap.executors.worker_processes import ForkServerProcess, WorkerProcesses, is_waiting, modules_named
 from polarmap.executors.worker_table import KeptWorker, Lease
-from polarmap.worker.stream import Message
+from polarmap.worker.stream import END, Message
+from polarmap.worker.threads import THREAD_LIMITS
 
 
 class Recorded(WorkerProcesses):
@@ -86,6 +87,17 @@ def replied(worker: KeptWorker) -> Message:
         if said:
             return said[0]
     raise AssertionError
+
+
+def test_a_worker_that_is_given_back_is_taken_again(workers: WorkerProcesses, tmp_path: Path) -> None:
+    lease = opened(workers)
+    worker = taken(workers, lease)
+    assert told(worker, call(tmp_path, 0.0))
+    assert replied(worker).kind == END
+    workers.give_back(worker)
+    assert taken(workers) is worker
+    assert taken(workers) is not worker
+    assert len(workers) == 2
 
 
 def test_what_a_worker_is_told_has_room_in_its_socket_before_it_listens() -> None:
@@ -176,6 +188,22 @@ def test_those_that_were_not_needed_lately_end_but_for_as_many_as_keep_the_cores
     assert taken(workers) is third
 
 
+def test_workers_get_the_surroundings_of_the_driver(
+    workers: WorkerProcesses, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workers.surroundings()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "9")
+    monkeypatch.setenv("POLARMAP_TEST", "yes")
+    monkeypatch.syspath_prepend("modules")
+    found = workers.surroundings()
+    assert found is workers.surroundings()  # as long as nothing changes
+    assert found.folder == str(tmp_path)
+    assert found.environment == {**os.environ, **dict.fromkeys(THREAD_LIMITS, "1")}
+    assert found.module_path[0] == str(tmp_path / "modules")
+    assert all(map(os.path.isabs, found.module_path))
+
+
 def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
     for program, waits in {"import time; time.sleep(600)": True, "while True: pass": False}.items():
         with subprocess.Popen([sys.executable, "-c", program]) as process:
@@ -188,8 +216,8 @@ def test_a_process_that_sleeps_is_told_from_one_that_computes() -> None:
 
 def test_all_tasks_start_at_once_where_nobody_sees_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os.path, "exists", lambda path: False)
-    for most, least in {None: 10**6, 3: 3}.items():
-        assert WorkerProcesses(1, most, [])._first_limit() >= least
+    for most, limit in {None: sys.maxsize, 3: 3}.items():
+        assert WorkerProcesses(1, most, [])._first_limit() == limit
 
 
 # --- the fork server -------------------------------------------------------------------------------
@@ -216,6 +244,11 @@ def test_a_worker_imports_no_more_of_polarmap_than_tasks_need() -> None:
         "found = polarmap.encode.__module__ == 'polarmap.arrays.encoding'",
         "from polarmap import PolarCode; found = PolarCode(8, 6).n == 8",
         "from polarmap import *; found = 'coded_map' in vars()",
+        # By its version the whole package is there, and its modules still are.
+        """
+import polarmap.linalg.matrices, polarmap.worker.parts
+found = polarmap.__version__ and polarmap.linalg.matrices.TransposedMatrix and polarmap.worker.parts.Part
+""",
     ],
 )
 def test_a_function_that_uses_polarmap_finds_all_of_it(program: str) -> None:

@@ -261,7 +261,7 @@ def listening(pool: WorkerTable, *tasks: int) -> list[Map]:
 
 @pytest.mark.parametrize(
     ("most", "is_here", "expected"),
-    [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60)],
+    [(None, True, CORES + 1), (2, True, 2), (24, True, 24), (60, False, 60), (1000, False, 100)],
 )
 def test_a_map_that_is_alone_takes_all(most: Any, is_here: bool, expected: int) -> None:
     one = Map(table_of(is_here, most), 100)
@@ -445,3 +445,15 @@ def test_nobody_is_forgotten_and_nobody_gets_more_than_the_others(
         started.update(range(len(running)))
         assert started[0] < 100
     assert not any(one.waiting for one in maps)
+
+
+def test_a_process_that_was_forked_has_none() -> None:
+    pool = Here(None)
+    maps = [Map(pool, 9), Map(pool, 9)]
+    assert maps[0].start(1) == 1
+    assert not pool.is_alone()
+    pool.forget()
+    assert pool.is_alone()
+    assert len(pool) == 0
+    for one in maps:
+        one.close()

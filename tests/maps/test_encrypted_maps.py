@@ -82,6 +82,12 @@ def test_the_key_itself_does_not_leave_this_machine(kind, tmp_path):
     assert KEY.hex() not in str(caught.value)
 
 
+def test_a_file_has_the_key_too(pool, tmp_path):
+    (tmp_path / "key").write_text(KEY.hex())
+    y = polarmap.coded_map(total, A, executor=pool, key=f"file:{tmp_path}/key", **SIZES)
+    np.testing.assert_allclose(y.concatenate(), A.sum(axis=1), rtol=1e-10, atol=1e-10)
+
+
 BIG = random_array((400, 2_000))
 COUNTS = np.arange(24 * 5, dtype=np.int64).reshape(24, 5)
 
@@ -121,6 +127,14 @@ def test_pools_of_others(kind):
     with ThreadPoolExecutor(2) if kind == "threads" else process_pool(2) as executor:
         y = polarmap.coded_map(total, BIG, executor=executor, key=KEY, **SIZES)
     np.testing.assert_allclose(y.concatenate(), BIG.sum(axis=1), rtol=1e-9, atol=1e-9)
+
+
+def test_what_f_raises_is_told(pool):
+    def f(block):
+        raise ValueError("not today")
+
+    with pytest.raises(ValueError, match="not today"):
+        polarmap.coded_map(f, A, executor=pool, key=KEY, retries=0, **SIZES)
 
 
 def test_without_the_key_there_is_one_clear_error():

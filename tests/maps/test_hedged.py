@@ -376,11 +376,13 @@ class Payloads(ReplayExecutor):
 
 def test_arrays_travel_as_they_are_and_other_values_as_bytes() -> None:
     executor = Payloads()
-    for data in (DATA, [np.zeros(3), np.ones(4, "i4")]):
+    for data in (DATA, [np.zeros(3), np.ones(4)], [np.zeros(3), np.ones(4, "i4")]):
         hedged_map(lambda item: None, data, executor=executor)
         assert [leaf.dtype for leaf in executor.blocks.leaves(0)] == [np.dtype("f8")]
         assert data is not DATA or np.shares_memory(executor.blocks.leaves(0)[0], DATA)
-    for data in ([np.zeros(3), "a"], [None], [Path("a")], [{"x": DATA}, {"y": DATA}], np.array([None, 1])):
+    values: list[Any] = [[{"x": DATA, "n": 1}] * 2, ["a", "bc"], [(1, 2.0)]]
+    values += [[np.zeros(3), "a"], [None], [Path("a")], [{"x": DATA}, {"y": DATA}], np.array([None, 1])]
+    for data in values:
         hedged_map(lambda item: None, data, executor=executor)
         assert [leaf.dtype for leaf in executor.blocks.leaves(0)] == [np.dtype("u1")]
 

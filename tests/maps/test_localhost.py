@@ -179,6 +179,18 @@ def test_nested_blocks_and_results_travel_as_objects_of_any_size():
         assert result["small"] == 3 + 3 * index
 
 
+def test_integers_are_exact():
+    data = np.random.default_rng(1).integers(-(2**40), 2**40, (60, 5))
+    y = polarmap.coded_map(
+        lambda block: block @ np.arange(5),
+        data,
+        blocks=12,
+        workers=20,
+        executor=FaultyExecutor("localhost", {0: Fault("kill"), 5: Fault("exit")}),
+    )
+    np.testing.assert_array_equal(y.concatenate(), data @ np.arange(5))
+
+
 def test_yaml_configuration_and_the_callers_own_executor():
     y = polarmap.coded_map(
         times_x, A, blocks=6, workers=8, executor=FaultyExecutor(YAML, {1: Fault("kill")}), timeout=60

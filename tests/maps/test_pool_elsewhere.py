@@ -346,6 +346,8 @@ def share():
     assert os.waitpid(child, 0)[1] == 0
     for worker in mine:
         os.kill(worker, 0)  # lives
+    while not find() & mine:  # and serves: some may be at what nobody waits for any more
+        pass
     check()
     pool.close()
 

@@ -21,8 +21,10 @@ from pool_processes import descendants, folders, leave_out_others, runs, until
 import polarmap
 from polarmap import Pool
 from polarmap.blocks.uneven import PartBlocks
-from polarmap.errors import ExecutorError
+from polarmap.errors import CodedTimeoutError, ExecutorError
 from polarmap.executors.base import Payload, Run
+from polarmap.executors.worker_processes import WorkerProcesses
+from polarmap.executors.worker_table import KeptWorker
 
 A = np.random.default_rng(0).standard_normal((48, 5))
 X = np.arange(5.0)
@@ -191,6 +193,17 @@ def test_a_map_whose_tasks_hang_keeps_no_other_from_going_on(gates: Gates) -> No
         check(pool)
 
 
+def test_slots_of_a_map_that_times_out_are_free(gates: Gates) -> None:
+    with Pool(workers=2) as pool, ThreadPoolExecutor(2) as threads:
+        options = {"executor": pool, "timeout": 3.0}
+        first = threads.submit(polarmap.hedged_map, gates.f("first"), [*np.arange(9.0)], **options)
+        assert until(lambda: gates.begun() == {"first": 2})
+        with gated(pool, gates, {"second": 2}, threads):
+            with pytest.raises(CodedTimeoutError):
+                first.result(PATIENCE)
+            assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
+
+
 @pytest.mark.parametrize("ending", ["closed", "killed"])
 def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, ending: str) -> None:
     with (
@@ -211,23 +224,26 @@ def test_slots_of_tasks_that_do_not_come_to_their_end_are_free(gates: Gates, end
             assert until(lambda: gates.begun()["second"] > 0, PATIENCE)
 
 
-def test_many_maps_at_once_start_no_more_workers_than_one() -> None:
+def test_many_maps_at_once_start_no_more_workers_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []  # of workers, as each was started
+    another = WorkerProcesses._another
+
+    def counted(self: WorkerProcesses) -> KeptWorker | None:
+        worker = another(self)
+        counts.append(len(self))
+        return worker
+
     def workers_of(count: int) -> int:
-        most = 0
+        counts.clear()
         with Pool() as pool, ThreadPoolExecutor(count) as threads:
-            before = descendants()
-            maps = [threads.submit(several, pool, number) for number in range(count)]
-            while not all(one.done() for one in maps):
-                most = max(most, len(descendants() - before))
-                time.sleep(0.01)
-            for one in maps:
+            for one in [threads.submit(several, pool, number) for number in range(count)]:
                 one.result()
-        return most
+        return max(counts)
 
     def several(pool: Pool, number: int) -> None:
         stream = np.random.default_rng(number)
         for _ in range(5):
             check(pool, number + 1.0, stream.standard_normal(A.shape))
 
-    one = max(workers_of(1) for _ in range(3))  # a look at a time may miss some
-    assert workers_of(16) <= one + 8  # with slots of their own they had 40
+    monkeypatch.setattr(WorkerProcesses, "_another", counted)
+    assert workers_of(16) <= workers_of(1) + 8  # with slots of their own they had 40

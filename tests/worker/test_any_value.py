@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import decimal
 import pickle
 import subprocess
 import sys
 from collections import OrderedDict, defaultdict, deque
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 import cloudpickle
@@ -199,17 +200,42 @@ FRAME = pd.DataFrame({"a": np.arange(5000.0), "b": [None, "x"] * 2500}, index=pd
         np.void(b"abc"),
         np.str_("ab"),
         np.longdouble(1) / 3,
+        2**70,
+        -(2**63) - 1,
+        True,
+        Celsius(3.5),
+        ValueError("no", 3),
+        decimal.Decimal("1.5"),
         OrderedDict(b=None, a=1),
         defaultdict(list, a=[1]),
         collections.Counter("abca"),
         deque([1, 2], maxlen=2),
+        {frozenset({1}): {(1, "a"): None}},
+        {(1, "a"): 1, b"k": 3, 1 + 2j: 4, np.int64(7): 5, Point(1, 2): 6},
+        Point(None, [Point(1, np.zeros(3))]),
         note("mine"),
+        range(3),
+        slice(1, None),
+        PurePosixPath("a"),
+        int,
         np.sum,
+        len,
+        ...,
+        [0.5] * 100_000,
+        [[]],
+        {},
     ],
     ids=lambda value: type(value).__name__,
 )
 def test_objects_of_libraries_come_back_as_they_were(value: Any) -> None:
     assert_same(travelled(value), value)
+
+
+def test_a_list_that_holds_itself_comes_back_so() -> None:
+    rows: list[Any] = [1]
+    rows.append(rows)
+    found = travelled(rows)
+    assert found[0] == 1 and found[1] is found
 
 
 def test_a_mapped_array_comes_back_as_one(tmp_path: Path) -> None:

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hmac
 import os
 import pickle
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from polarmap.executors.pickling import pickled_by_value
 from polarmap.worker.encryption import (
     NONCE_BYTES,
     OVERHEAD_BYTES,
@@ -32,6 +36,7 @@ from polarmap.worker.encryption import (
     read_decrypted,
     read_key,
 )
+from polarmap.worker.io_lithops import make_task
 from polarmap.worker.messages import Reply
 from polarmap.worker.parts import DamagedError, Part, Place
 from polarmap.worker.stream import END, Message, frame
@@ -191,6 +196,17 @@ def test_each_part_of_an_object_can_be_read_by_itself() -> None:
         pieces = [stored[part.offset : part.offset + part.size + 28] for part in parts]
         assert [part.crc32 for part in parts] == [zlib.crc32(piece) for piece in pieces]
     assert encrypted_object(encryption, "x", b"", 8) == ([], b"")
+
+
+def test_a_task_without_a_key_needs_no_cipher() -> None:
+    with pickled_by_value():
+        sent = cloudpickle.dumps(make_task(len))
+    # Elsewhere: cloudpickle would put the copies of our classes' methods into the classes of this process.
+    load = (
+        "import pickle, sys; sys.modules.update(dict.fromkeys(['polarmap', 'cryptography']))\n"
+        "assert callable(pickle.load(sys.stdin.buffer))"
+    )
+    subprocess.run([sys.executable, "-c", load], input=sent, check=True, timeout=60)
 
 
 @pytest.mark.parametrize("reply", [REPLY, REPLY._replace(data=b""), REPLY._replace(header=b"")])

@@ -84,6 +84,9 @@ def test_messages_come_in_their_order_with_their_data(driver: Driver, channel: O
         calls[1],
         calls[2]._replace(data=b"an object of its own"),
     ]
+    driver.put(w7=[(6, Message(CANCEL), None)])
+    assert heard(channel) == [Message(CANCEL)]
+    assert driver.heard() == []  # what is told is replied to when it is done, and not before
 
 
 def test_a_message_whose_data_are_gone_is_none(driver: Driver, channel: ObjectChannel) -> None:

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
+from stored_calls import nonsense
 
 from polarmap.worker import stream
 from polarmap.worker.stream import (
@@ -195,6 +197,19 @@ def test_what_is_no_message_of_the_other_end_is_not_heard_nor_what_follows(
     assert channel.receive(None) == ([] if has_seals else SENT[2:3], False)
     link.send(SENT[3])
     assert channel.receive(None) == ([], False)
+
+
+@pytest.mark.parametrize("turn", range(7))
+def test_nothing_that_is_said_is_unpickled(pair: tuple[Stream, Stream], tmp_path: Path, turn: int) -> None:
+    name, sent = list(nonsense(tmp_path / "unpickled").items())[turn]
+    for end in pair:
+        end._connection.sendall(sent)
+        end._connection.shutdown(socket.SHUT_WR)
+    for end in pair:
+        said, _ = end.receive(10.0)
+        is_heard = name == "a message" and end._seal is None  # else none of it has a right tag
+        assert [type(one.header) for one in said] == is_heard * [bytearray]
+    assert not (tmp_path / "unpickled").exists()
 
 
 @pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # has threads
