@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from polarmap.arrays.stripes import Hyperslab, flat_range
-from polarmap.code.dtypes import check_dtype, is_integer
+from polarmap.code.checks import is_count
+from polarmap.code.dtypes import check_dtype
 from polarmap.errors import CodeError, StorageError
 from polarmap.storage import Store, check_key
 from polarmap.worker.parts import Part
@@ -69,10 +70,10 @@ class RawObjects:
         shape: Any = self.shape
         if isinstance(keys, (str, bytes)) or not isinstance(keys, Sequence):
             raise CodeError(f"keys must be a sequence of keys, not {keys!r:.100}")
-        if not isinstance(shape, (tuple, list)) or not all(map(_is_count, shape)):
+        if not isinstance(shape, (tuple, list)) or not all(map(is_count, shape)):
             raise CodeError(f"shape must be a tuple of integers, not {shape!r:.100}")
         for name, value in (("rows", self.rows), ("offset", self.offset)):
-            if not _is_count(value):
+            if not is_count(value):
                 raise CodeError(f"{name} must be an integer of at least 0, not {value!r:.100}")
         try:
             np.dtype(self.dtype)
@@ -140,7 +141,3 @@ class StoredRows:
         if len(data) != count * itemsize:
             raise StorageError(f"{key!r} in {self._store.name} is shorter than its shape and dtype say")
         return np.frombuffer(data, self._stored_dtype)
-
-
-def _is_count(value: Any) -> bool:
-    return is_integer(value) and value >= 0

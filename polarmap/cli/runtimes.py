@@ -13,6 +13,7 @@ from polarmap.cli.answer import Answer, answering
 from polarmap.cli.doctor import requirement
 from polarmap.cli.templates import backend_folder, config_file
 from polarmap.clouds import settings
+from polarmap.clouds.limits import BACKENDS
 from polarmap.errors import ExecutorError
 
 HERE = "localhost"  # the backend of those recipes that have nothing to build
@@ -33,7 +34,7 @@ def deploy_(name: str, config: Path | None) -> Answer:
     polarmap, and for each runtime_memory.
     """
     file = config or config_file(name)
-    if name not in settings.BACKENDS:
+    if name not in BACKENDS:
         found = _ready_here(name, file)
         return Answer({"name": name, "config": file, "runtime": None, "python": sys.executable}, found)
     _show_progress()
@@ -51,7 +52,7 @@ def undeploy_(name: str, config: Path | None) -> Answer:
     Buckets, roles and images that you made yourself stay: the page of the backend says how to remove them.
     """
     file = config or config_file(name)
-    if name not in settings.BACKENDS:
+    if name not in BACKENDS:
         _checked_local(name, file)
         return Answer({"name": name, "config": file, "runtime": None}, f"nothing is ever deployed to {name}")
     _show_progress()

@@ -23,7 +23,6 @@ EXTRAS = {
     "azure_storage": "azure",
     "k8s": "k8s",
 }
-BACKENDS = ("aws_lambda", "azure_functions", "gcp_functions", "k8s")  # with a configuration to fill in
 _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 

@@ -7,6 +7,8 @@ from typing import TypeGuard
 
 import numpy as np
 
+from polarmap.code.dtypes import is_integer
+
 
 def is_one_of(value: object, words: Sequence[str]) -> bool:
     """Whether `value` is one of these words; an array, which compares entry by entry, is none.
@@ -30,3 +32,12 @@ def is_number(value: object) -> TypeGuard[float]:
 def is_positive(value: object) -> bool:
     """Whether `value` is a real number above 0 and finite."""
     return is_number(value) and 0 < value < np.inf
+
+
+def is_count(value: object, least: int = 0) -> TypeGuard[int]:
+    """Whether `value` is an integer of at least `least`: no truth value.
+
+    >>> is_count(3), is_count(np.int8(0)), is_count(0, least=1), is_count(True), is_count(2.0)
+    (True, True, False, False, False)
+    """
+    return is_integer(value) and bool(value >= least)  # type: ignore[operator]

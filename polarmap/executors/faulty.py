@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from polarmap.code.checks import is_number, is_one_of
-from polarmap.code.dtypes import is_integer
+from polarmap.code.checks import is_count, is_number, is_one_of
 from polarmap.errors import CodeError
 from polarmap.executors.base import MapExecutor, Payload, Run
 from polarmap.worker.faults import FAULTS, Fault
@@ -35,7 +34,7 @@ class FaultyExecutor:
         if not isinstance(self.faults, Mapping):
             raise CodeError(f"faults must be a mapping from task to Fault, not {self.faults!r:.100}")
         for task, fault in self.faults.items():
-            if not _is_count(task) or not isinstance(fault, Fault):
+            if not is_count(task) or not isinstance(fault, Fault):
                 raise CodeError(f"faults map tasks by number to a Fault each, not {task!r} to {fault!r:.100}")
             _check_fault(fault)
 
@@ -58,9 +57,5 @@ def _check_fault(fault: Fault) -> None:
         raise CodeError(f"the kind of a Fault is one of {', '.join(FAULTS)}, not {fault.kind!r:.100}")
     if not is_number(fault.seconds) or fault.seconds < 0:
         raise CodeError(f"seconds of a Fault must be a number of at least 0, not {fault.seconds!r:.100}")
-    if not _is_count(fault.attempts):
+    if not is_count(fault.attempts):
         raise CodeError(f"attempts of a Fault must be an integer of at least 0, not {fault.attempts!r:.100}")
-
-
-def _is_count(value: Any) -> bool:
-    return is_integer(value) and bool(value >= 0)
