@@ -1,6 +1,6 @@
 """Build and deploy a worker runtime with the client's own versions, and remove it again.
 
-`polarmap deploy NAME CONFIG`; `make runtime BACKEND=...` in a checkout.
+`polarmap deploy NAME CONFIG` and `polarmap undeploy NAME CONFIG` call it.
 
 Lithops installs whatever numpy is newest on its worker. Arrays inside a pickled f then need not load,
 so the runtime gets the versions this process runs with.
@@ -9,7 +9,6 @@ so the runtime gets the versions this process runs with.
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import re
 import shutil
@@ -28,13 +27,18 @@ from polarmap.executors.lithops_internals import end
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
 
 
-def frozen(lines: Sequence[str], installed: Mapping[str, str]) -> list[str]:
+def requirements_of(recipe: Path) -> list[str]:
+    """The packages that a worker of a recipe needs."""
+    lines = map(str.strip, (recipe / "requirements.txt").read_text().splitlines())
+    return [line for line in lines if line and not line.startswith("#")]
+
+
+def frozen(wanted: Sequence[str], installed: Mapping[str, str]) -> list[str]:
     """Requirements pinned to what is installed here, where it is.
 
-    >>> frozen(["# worker", "numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
+    >>> frozen(["numpy>=1.26", "azure-functions"], {"numpy": "2.2.6"})
     ['numpy==2.2.6', 'azure-functions']
     """
-    wanted = [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     names = [re.split(r"[<>=!~\[ ;]", line, maxsplit=1)[0] for line in wanted]
     return [f"{name}=={installed[name]}" if name in installed else line for name, line in zip(names, wanted)]
 
@@ -61,9 +65,9 @@ def deploy(config_file: str, backend: str, recipe: Path) -> str:
     ExecutorError
         If the configuration is not for this backend or unfinished, or Lithops cannot deploy.
     """
-    config = _config_for(config_file, backend)
+    config = settings.read_for(config_file, backend)
     installed = check_deployable(config)
-    requirements = frozen((recipe / "requirements.txt").read_text().splitlines(), installed)
+    requirements = frozen(requirements_of(recipe), installed)
     building = _build_folder(recipe, requirements)
     with _failing_as(f"{backend} was not deployed"), building, _functions_of(config) as functions:
         return _publish(functions, backend, requirements)
@@ -77,7 +81,7 @@ def undeploy(config_file: str, backend: str) -> str:
     ExecutorError
         If the configuration is not for this backend or unfinished, or Lithops cannot remove it.
     """
-    config = _config_for(config_file, backend)
+    config = settings.read_for(config_file, backend)
     with _failing_as(f"{backend} was not removed"), _functions_of(config) as functions:
         return _remove(functions, backend)
 
@@ -87,14 +91,6 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
     installed = {name: version(name) for name in ("lithops", "numpy", "cloudpickle", "threadpoolctl")}
     check_python(settings.backend_of(config), sys.version_info[:2], installed["numpy"])
     return installed
-
-
-def _config_for(config_file: str, backend: str) -> dict[str, Any]:
-    """A configuration that is complete and for this backend."""
-    config = settings.read(config_file)
-    if settings.backend_of(config) != backend:
-        raise ExecutorError(f"{config_file} is for {settings.backend_of(config)!r}, not for {backend!r}")
-    return config
 
 
 @contextlib.contextmanager
@@ -191,20 +187,3 @@ def _do_not_repeat(backend: Any, name: str, memory: int) -> None:
     """Lambda repeats asynchronous calls that fail, twice, minutes later: parity makes that needless."""
     function = backend._format_function_name(name, memory)
     backend.lambda_client.put_function_event_invoke_config(FunctionName=function, MaximumRetryAttempts=0)
-
-
-def main(arguments: Sequence[str]) -> int:
-    """`python -m polarmap.cli.deploy BACKEND CONFIG RECIPE`; 1 and one message when it cannot be done."""
-    backend, config_file, recipe = arguments
-    logging.basicConfig(format="runtime: %(message)s")
-    logging.getLogger("lithops").setLevel(logging.INFO)  # it takes minutes: show what goes on
-    try:
-        print(f"runtime: deployed {deploy(config_file, backend, Path(recipe))} to {backend}")
-    except PolarmapError as error:
-        print(f"runtime: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

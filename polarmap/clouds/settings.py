@@ -57,6 +57,14 @@ def read(path: str | os.PathLike[str]) -> dict[str, Any]:
     return config
 
 
+def read_for(path: str | os.PathLike[str], backend: str) -> dict[str, Any]:
+    """Read a complete configuration of a backend; ExecutorError for one of another, too."""
+    config = read(path)
+    if backend_of(config) != backend:
+        raise ExecutorError(f"{path} is for {backend_of(config)!r}, not for {backend!r}")
+    return config
+
+
 def placeholders(config: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, str]]:
     """Dotted keys whose values still hold something in <angle brackets>, and those values.
 
