@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from polarmap.cli import deploy as runtimes
-from polarmap.cli.answer import Answer, answering
+from polarmap.cli.answer import FILE, Answer, answering
 from polarmap.cli.doctor import requirement
 from polarmap.cli.templates import backend_folder, config_file
 from polarmap.clouds import settings
@@ -19,9 +19,7 @@ from polarmap.errors import ExecutorError
 HERE = "localhost"  # the backend of those recipes that have nothing to build
 
 name_argument = click.argument("name")
-config_argument = click.argument(
-    "config", type=click.Path(exists=True, dir_okay=False, path_type=Path), required=False
-)
+config_argument = click.argument("config", type=FILE, required=False)
 
 
 @answering("deploy")

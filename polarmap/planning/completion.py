@@ -30,11 +30,6 @@ MOST_TRIED = 1 << 20  # workers or trials: beyond, not even a forecast ends soon
 QUANTILES = np.array([0.5, 0.95, 0.99])
 RIVALS = {"backup-cubed": backups.CUBED, "backup-spark": backups.SPARK}
 RULES = ("backup", *RIVALS)
-SIMULATED = {
-    "sequential": decodability.sequential_needed,
-    "optimal": decodability.optimal_needed,
-    "integers": decodability.integer_needed,
-}
 CODES = unequal.SCHEMES
 SCHEMES = (*CODES, "on_demand", "small_blocks", "replication", *RULES)
 
@@ -196,8 +191,8 @@ def arrivals_needed(
     [6.0]
     """
     _check_scheme(n, k, scheme, trials)
-    if scheme in SIMULATED and n > k:
-        return SIMULATED[scheme](n, k, erasure, trials, seed)
+    if scheme in decodability.DECODED and n > k:
+        return decodability.simulated(n, k, scheme, erasure, trials, seed)
     if scheme not in CODES:
         raise CodeError(f"{scheme} is no code: which results it awaits is not a matter of their number")
     return decodability.exactly(k)

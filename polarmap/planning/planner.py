@@ -19,10 +19,11 @@ from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
 from polarmap.errors import CodeError, without_our_frames
 from polarmap.planning.completion import Completion, completion_time
+from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
-from polarmap.planning.unequal import UnequalWorkers, chosen_for, decoder_of, is_sequence_of_distributions
+from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
 
 if TYPE_CHECKING:
