@@ -82,13 +82,20 @@ class Distribution(ABC):
         [1.0, 1.6931, inf]
         """
         share = checked_probabilities(p)
-        below = (
-            np.minimum(share / (1 - self.failure_probability), 1.0)
-            if self.failure_probability < 1
-            else np.zeros_like(share)
+        return self.time_of(share, 1 - share)
+
+    def time_of(self, below: Floats, above: Floats) -> Floats:
+        """The time by which a share `below` = 1 - `above` of all tasks has ended; inf if fewer ever do."""
+        return np.where(
+            below > 1 - self.failure_probability, inf, self.inverse(*self.among_ended(below, above))
         )
-        ended = self.inverse(below, 1 - below)
-        return np.where(share > 1 - self.failure_probability, inf, ended)
+
+    def among_ended(self, below: Floats, above: Floats) -> tuple[Floats, Floats]:
+        """Shares of the tasks that end, from those of all tasks; `below` is at most all that do."""
+        failing = self.failure_probability
+        if failing == 1:
+            return np.zeros_like(below), np.ones_like(above)
+        return np.minimum(below / (1 - failing), 1.0), np.maximum((above - failing) / (1 - failing), 0.0)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         """Independent run times; inf for a task that never ends."""

@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.checks import is_number, is_one_of
+from polarmap.code.checks import is_count, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
@@ -23,6 +23,7 @@ from polarmap.planning.decodability import decoder_of
 from polarmap.planning.distributions import Distribution, Scaled
 from polarmap.planning.empirical import as_runtimes
 from polarmap.planning.objective import Objective
+from polarmap.planning.small_blocks import check_task_price
 from polarmap.planning.unequal import UnequalWorkers, chosen_for, is_sequence_of_distributions
 from polarmap.run.options import MapPlan
 
@@ -285,9 +286,10 @@ def plan(
         most = _most_workers(k, max_workers, worker, distribution, each)
         _checked_count("trials", trials)
         aim = Objective(objective, slack, deadline, budget, max_failure_probability)
-        _check_schedule(schedule, code, each)
-        _check_task_price(task_price, schedule, code, each)
-        options = _options(k, most, code, schedule, _unlike(each) or distribution, trials, seed)
+        unlike = None if each is None or each.are_alike else each
+        _check_schedule(schedule, code, unlike)
+        _check_task_price(task_price, schedule, code, unlike)
+        options = _options(k, most, code, schedule, unlike or distribution, trials, seed)
         possible = aim.possible(options)
         chosen = aim.choice(possible)
         if task_price is not None:
@@ -409,11 +411,6 @@ def _option(
     return completion_time(n, k, "uncoded" if n == k else code, distributions, trials=trials, seed=seed)
 
 
-def _unlike(each: UnequalWorkers | None) -> UnequalWorkers | None:
-    """None where workers were not named one by one, or all have the same distribution."""
-    return None if each is None or each.are_alike else each
-
-
 def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int, ...], tuple[float, ...]]:
     """The workers of a plan in the order of their tasks, and for which erasure their code is designed."""
     if each is None:
@@ -439,14 +436,14 @@ def _sizes(k: int, most: int) -> list[int]:
     return [k, *(k + np.unique(parity)).tolist()]
 
 
-def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> None:
+def _check_schedule(schedule: str, code: str, unlike: UnequalWorkers | None) -> None:
     if not is_one_of(code, CODES):
         raise CodeError(f"code must be one of {', '.join(CODES)}, not {code!r}")
     if not is_one_of(schedule, SCHEDULES):
         raise CodeError(f"schedule must be 'upfront', 'on_demand' or 'auto', not {schedule!r}")
     if schedule != "upfront" and code != "rotation":
         raise CodeError(f"parity on demand is planned for the rotation code only, not for {code!r}")
-    if schedule != "upfront" and _unlike(each):
+    if schedule != "upfront" and unlike:
         raise CodeError(
             f"schedule={schedule!r} is planned for workers that are alike: give one Distribution for all, or "
             "leave schedule out"
@@ -454,20 +451,19 @@ def _check_schedule(schedule: str, code: str, each: UnequalWorkers | None) -> No
 
 
 def _check_task_price(
-    task_price: float | None, schedule: str, code: str, each: UnequalWorkers | None
+    task_price: float | None, schedule: str, code: str, unlike: UnequalWorkers | None
 ) -> None:
     if task_price is None:
         return
-    if not is_number(task_price) or not 0 <= task_price < inf:
-        raise CodeError(f"task_price must be a number of seconds of at least 0, not {task_price!r}")
-    if schedule != "upfront" or code != "rotation" or _unlike(each):
+    check_task_price(task_price)
+    if schedule != "upfront" or code != "rotation" or unlike:
         raise CodeError(
             "task_price= is for schedule='upfront', code='rotation' and workers that are alike: leave it out"
         )
 
 
 def _checked_count(name: str, value: int) -> int:
-    if not is_integer(value) or value < 1:
+    if not is_count(value, least=1):
         raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
     if value > MAX_WORKERS:
         raise CodeError(f"{name} = {value} is more than the {MAX_WORKERS} workers of the largest code")

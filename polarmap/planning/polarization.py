@@ -119,10 +119,7 @@ def virtual_quantile(runtimes: Distribution, depth: int, index: int, p: npt.Arra
     np.float64(0.3466)
     """
     share = checked_probabilities(p)
-    below, above = _real_shares(depth, index, share, 1 - share)
-    ends = 1 - runtimes.failure_probability
-    ended = np.minimum(below / ends, 1.0), np.maximum((above - runtimes.failure_probability) / ends, 0.0)
-    return np.where(below > ends, np.inf, runtimes.inverse(*ended))
+    return runtimes.time_of(*_real_shares(depth, index, share, 1 - share))
 
 
 def virtual_mean(runtimes: Distribution, depth: int, index: int) -> float:

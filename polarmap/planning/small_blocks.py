@@ -10,6 +10,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from polarmap.code.checks import is_number
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.distributions import Floats
@@ -48,8 +49,9 @@ def simulate_small_blocks(
     whole = np.asarray(times, np.float64)
     if whole.ndim != 2 or not 1 <= k <= whole.shape[1]:
         raise CodeError(f"run times of shape (trials, n) with n >= k = {k} are needed, not {whole.shape}")
-    if pieces < 1 or not task_price >= 0:
-        raise CodeError(f"pieces must be at least 1, task_price at least 0, not {pieces} and {task_price}")
+    check_task_price(task_price)
+    if pieces < 1:
+        raise CodeError(f"pieces must be at least 1, not {pieces}")
     trials, n = whole.shape
     wanted, seconds = k * pieces, whole / pieces + task_price
     queued = n * (pieces - 1)  # a task begins whenever one ends, until so many have
@@ -62,6 +64,12 @@ def simulate_small_blocks(
     return SimulatedJobs(
         time, np.minimum(last, time[:, None]).sum(axis=1), np.full(trials, min(n * pieces, wanted + n - 1.0))
     )
+
+
+def check_task_price(seconds: object) -> None:
+    """CodeError for what no task can take beside its computation."""
+    if not is_number(seconds) or not 0 <= seconds < np.inf:
+        raise CodeError(f"task_price must be a number of seconds of at least 0, not {seconds!r}")
 
 
 def _moment(seconds: Floats, ends: int) -> Floats:
