@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -23,21 +23,11 @@ MOST_DEPTH = 12  # beyond, lines can no longer be told apart
 LEAST = 1e-4  # share still out at which a tail is cut off
 
 
-class Distribution(Protocol):
-    """What is drawn of a distribution; `polarmap.planning.Distribution` says what it means."""
-
-    @property
-    def failure_probability(self) -> float: ...
-    def cdf(self, times: npt.ArrayLike) -> Floats: ...
-    def survival(self, times: npt.ArrayLike) -> Floats: ...
-    def quantile(self, p: npt.ArrayLike) -> Floats: ...
-
-
 def draw_runtimes(
-    distribution: Distribution,
+    distribution: Any,
     path: canvas.Path | None = None,
     *,
-    fitted: Distribution | None = None,
+    fitted: Any = None,
     observed: int | None = None,
 ) -> Figure:
     """Draw how run times spread, and how many workers are still out as time goes by.
@@ -65,7 +55,7 @@ def draw_runtimes(
 
 
 def draw_polarization(
-    distribution: Distribution,
+    distribution: Any,
     polarize: Polarize,
     path: canvas.Path | None = None,
     *,
@@ -99,14 +89,14 @@ def draw_polarization(
     return canvas.saved(figure, path)
 
 
-def _grid(distribution: Distribution) -> Floats:
+def _grid(distribution: Any) -> Floats:
     """Times from a little before the first return to where hardly any worker is still out."""
     ends = 1 - distribution.failure_probability
     first, last = distribution.quantile([1e-4 * ends, (1 - 10 * LEAST) * ends]).tolist()
     return np.linspace(max(0.0, first - 0.1 * (last - first)), last + 0.05 * (last - first) + 1e-9, POINTS)
 
 
-def _draw_density(axes: Axes, distribution: Distribution, times: Floats, observed: int | None) -> None:
+def _draw_density(axes: Axes, distribution: Any, times: Floats, observed: int | None) -> None:
     edges = np.linspace(times[0], times[-1], 60)
     shares = np.diff(distribution.cdf(edges))
     axes.bar(
@@ -117,9 +107,7 @@ def _draw_density(axes: Axes, distribution: Distribution, times: Floats, observe
     axes.grid(visible=False, axis="x")
 
 
-def _draw_survival(
-    axes: Axes, distribution: Distribution, times: Floats, fitted: Distribution | None
-) -> None:
+def _draw_survival(axes: Axes, distribution: Any, times: Floats, fitted: Any) -> None:
     axes.semilogy(times, _positive(distribution.survival(times)), color=canvas.BLUE, lw=1.8, label="observed")
     if fitted is not None:
         fit = _positive(fitted.survival(times))
