@@ -9,7 +9,6 @@ so the runtime gets the versions this process runs with.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
 import sys
@@ -22,6 +21,7 @@ from typing import Any
 from polarmap.clouds import settings
 from polarmap.errors import ExecutorError, PolarmapError
 from polarmap.executors.lithops_internals import end
+from polarmap.executors.lithops_jobs import open_functions
 
 # Lambda's Python below 3.12 runs on Amazon Linux 2, whose C library is older than numpy's wheels need.
 LAMBDA_OLD_PYTHON, NUMPY_NEEDS_NEW_LIBC = (3, 12), (2, 3)
@@ -65,12 +65,14 @@ def deploy(config_file: str, backend: str, recipe: Path) -> str:
     ExecutorError
         If the configuration is not for this backend or unfinished, or Lithops cannot deploy.
     """
-    config = settings.read_for(config_file, backend)
-    installed = check_deployable(config)
+    installed = check_deployable(settings.read_for(config_file, backend))
     requirements = frozen(requirements_of(recipe), installed)
-    building = _build_folder(recipe, requirements)
-    with _failing_as(f"{backend} was not deployed"), building, _functions_of(config) as functions:
-        return _publish(functions, backend, requirements)
+    with (
+        _functions_of(config_file, f"{backend} was not deployed") as functions,
+        _build_folder(recipe, requirements),
+        _own_requirements(backend, requirements),
+    ):
+        return _publish(functions, backend)
 
 
 def undeploy(config_file: str, backend: str) -> str:
@@ -81,8 +83,8 @@ def undeploy(config_file: str, backend: str) -> str:
     ExecutorError
         If the configuration is not for this backend or unfinished, or Lithops cannot remove it.
     """
-    config = settings.read_for(config_file, backend)
-    with _failing_as(f"{backend} was not removed"), _functions_of(config) as functions:
+    settings.read_for(config_file, backend)
+    with _functions_of(config_file, f"{backend} was not removed") as functions:
         return _remove(functions, backend)
 
 
@@ -94,57 +96,41 @@ def check_deployable(config: Mapping[str, Any]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _failing_as(what: str) -> Iterator[None]:
-    """Whatever Lithops or a cloud raises becomes an ExecutorError."""
+def _functions_of(config_file: str, not_done: str) -> Iterator[Any]:
+    """A FunctionExecutor, ended afterwards; whatever Lithops or a cloud raises becomes an ExecutorError."""
     try:
-        yield
+        functions = open_functions(config_file)
+        try:
+            yield functions
+        finally:
+            end(functions)
     except PolarmapError:
         raise
     except Exception as error:
-        raise ExecutorError(f"{what}: {type(error).__name__}: {error}") from error
+        raise ExecutorError(f"{not_done}: {type(error).__name__}: {error}") from error
 
 
 @contextlib.contextmanager
 def _build_folder(recipe: Path, requirements: Sequence[str]) -> Iterator[None]:
     """Work in a temporary folder with the recipe's files: Lithops builds where it stands."""
-    before = os.getcwd()
     with tempfile.TemporaryDirectory(prefix="polarmap-runtime-") as folder:
         for file in recipe.iterdir():
             shutil.copy(file, folder)
         (Path(folder) / "requirements.txt").write_text("\n".join(requirements) + "\n")
-        os.chdir(folder)
-        try:
+        with contextlib.chdir(folder):
             yield
-        finally:
-            os.chdir(before)
 
 
-@contextlib.contextmanager
-def _functions_of(config: dict[str, Any]) -> Iterator[Any]:
-    """A FunctionExecutor of a configuration, ended afterwards."""
-    import lithops
-
-    try:
-        functions = lithops.FunctionExecutor(config=config, log_level=None)
-    except ModuleNotFoundError as error:
-        raise ExecutorError(f"Lithops: {error}{settings.extra_hint(config, error)}") from error
-    try:
-        yield functions
-    finally:
-        end(functions)
-
-
-def _publish(functions: Any, backend: str, requirements: Sequence[str]) -> str:
+def _publish(functions: Any, backend: str) -> str:
     from lithops.version import __version__
 
     handler, storage = functions.compute_handler, functions.internal_storage
     runtime = handler.get_runtime_info()
     name, memory, seconds = (runtime[f"runtime_{key}"] for key in ("name", "memory", "timeout"))
-    with _own_requirements(backend, requirements):
-        if backend == "k8s":
-            python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
-            handler.backend.build_runtime(name, "Dockerfile", [python])
-        metadata = handler.deploy_runtime(name, memory, seconds)
+    if backend == "k8s":
+        python = f"--build-arg PYTHON={sys.version_info[0]}.{sys.version_info[1]}"
+        handler.backend.build_runtime(name, "Dockerfile", [python])
+    metadata = handler.deploy_runtime(name, memory, seconds)
     metadata["runtime_timeout"] = seconds
     storage.put_runtime_meta(handler.get_runtime_key(name, memory, __version__), metadata)
     if backend == "aws_lambda":

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from lithops.serverless.backends.aws_lambda import config as aws
 
 from polarmap.cli import deploy
 from polarmap.errors import ExecutorError
@@ -36,13 +37,26 @@ class Handler:
 
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.backend = SimpleNamespace()
+        self.backend = SimpleNamespace(
+            _format_function_name=lambda name, memory: f"{name}_{memory}",
+            lambda_client=SimpleNamespace(
+                put_function_event_invoke_config=lambda **asked: self.calls.append(("retries", asked))
+            ),
+        )
 
     def get_runtime_info(self) -> dict[str, Any]:
         return {"runtime_name": "worker", "runtime_memory": 1769, "runtime_timeout": 60}
 
     def get_runtime_key(self, name: str, memory: int, version: str) -> str:
         return f"{name}/{memory}/{version}"
+
+    def deploy_runtime(self, *what: Any) -> dict[str, Any]:
+        in_folder = Path("requirements.txt").read_text().split()
+        self.calls.append((("deploy_runtime", *what), in_folder, aws.DEFAULT_REQUIREMENTS))
+        return {}
+
+    def put_runtime_meta(self, *what: Any) -> None:
+        self.calls.append(("put_runtime_meta", *what))
 
     def delete_runtime(self, *what: Any) -> None:
         self.calls.append(("delete_runtime", *what))
@@ -59,10 +73,8 @@ def handler(monkeypatch: pytest.MonkeyPatch) -> Handler:
     """What Lithops' executors of any configuration reach."""
     found = Handler()
 
-    def executor(config: Any, log_level: Any) -> Any:
-        return SimpleNamespace(compute_handler=found, internal_storage=found)
-
-    monkeypatch.setattr("lithops.FunctionExecutor", executor)
+    functions = SimpleNamespace(compute_handler=found, internal_storage=found)
+    monkeypatch.setattr(deploy, "open_functions", lambda file: functions)
     monkeypatch.setattr(deploy, "end", lambda functions: found.calls.append(("end",)))
     return found
 
@@ -87,6 +99,29 @@ def test_what_was_deployed_is_removed_and_nothing_else(
         ("delete_runtime_meta", f"worker/1769/{version}"),
         ("end",),
     ]
+
+
+def test_what_is_built_is_pinned_to_what_is_installed_here(
+    handler: Handler, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lithops builds in the folder that it runs in, of requirements of its own."""
+    lithops_own = aws.DEFAULT_REQUIREMENTS
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(deploy, "check_python", lambda *_: None)
+    filled_in(tmp_path, "aws_lambda")
+    said = deploy.deploy("cloud.yaml", "aws_lambda", ROOT / "backends" / "aws_lambda")
+    assert said == "worker (1769 MB, 60 s)"
+    (built, in_folder, of_lithops), *rest = handler.calls
+    assert built == ("deploy_runtime", "worker", 1769, 60)
+    assert f"numpy=={importlib.metadata.version('numpy')}" in in_folder
+    assert of_lithops == in_folder
+    key = f"worker/1769/{importlib.metadata.version('lithops')}"
+    assert rest == [
+        ("put_runtime_meta", key, {"runtime_timeout": 60}),
+        ("retries", {"FunctionName": "worker_1769", "MaximumRetryAttempts": 0}),
+        ("end",),
+    ]
+    assert (aws.DEFAULT_REQUIREMENTS, Path.cwd()) == (lithops_own, tmp_path)
 
 
 def test_what_a_cloud_refuses_is_said_in_a_line(handler: Handler, tmp_path: Path) -> None:
