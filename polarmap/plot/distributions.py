@@ -24,29 +24,9 @@ LEAST = 1e-4  # share still out at which a tail is cut off
 
 
 def draw_runtimes(
-    distribution: Any,
-    path: canvas.Path | None = None,
-    *,
-    fitted: Any = None,
-    observed: int | None = None,
+    distribution: Any, path: canvas.Path | None = None, *, fitted: Any = None, observed: int | None = None
 ) -> Figure:
-    """Draw how run times spread, and how many workers are still out as time goes by.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        `polarmap.planning.plot_runtimes` also takes run times in seconds and reports.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    fitted : Distribution, optional
-        Drawn beside it, to see whether it fits.
-    observed : int, optional
-        Tasks whose run times it was made from.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `polarmap.planning.plot_runtimes` shows of a distribution, made of so many observed tasks."""
     figure, (axes,) = canvas.blank(9.5, 3.8, columns=2)
     times = _grid(distribution)
     _draw_density(axes[0], distribution, times, observed)
@@ -61,23 +41,7 @@ def draw_polarization(
     *,
     depths: tuple[int, ...] = (0, 1, 3, 8),
 ) -> Figure:
-    """Draw P(T <= t) of the virtual workers at some depths of the recursion: towards steps.
-
-    Parameters
-    ----------
-    distribution : Distribution
-        Of real workers. `polarmap.planning.plot_polarization` also takes run times and reports.
-    polarize : callable
-        `polarmap.planning.polarize`.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-    depths : tuple of int
-        One panel each; at depth d there are 2^d virtual workers.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `polarmap.planning.plot_polarization` shows of real workers, by `polarmap.planning.polarize`."""
     if not depths or not all(0 <= depth <= MOST_DEPTH for depth in depths):
         raise CodeError(f"depths to draw lie between 0 and {MOST_DEPTH}, not {depths}")
     figure, axes = canvas.blank(2.7 * len(depths) + 0.9, 3.6, columns=len(depths), sharey=True)

@@ -13,18 +13,7 @@ if TYPE_CHECKING:
 
 
 def draw_frontier(plan: Any, path: canvas.Path | None = None) -> Figure:
-    """Draw completion time against worker-seconds, for the numbers of workers worth choosing.
-
-    Parameters
-    ----------
-    plan : Plan
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `Plan.plot` shows: completion time against worker-seconds, for each size worth choosing."""
     figure, ((axes,),) = canvas.blank(7.5, 4.6)
     clock = "p99" if plan.objective == "cost" else plan.objective
     options = [one for one in plan.frontier if isfinite(getattr(one, clock))]

@@ -23,19 +23,9 @@ NAMES = {"used": "used", "parity": "used, parity"}
 
 
 def timeline_html(report: Any, text: str) -> str:
-    """What a notebook shows of a report: its text, and a bar for each task that was started.
+    """What a notebook shows of a report: its text as it is, and a bar for each task that was started.
 
-    Parameters
-    ----------
-    report : Report
-        `CodedResult.report`.
-    text : str
-        Shown above the picture, as it is.
-
-    Returns
-    -------
-    str
-        HTML without scripts and styles of others, readable on light and dark pages.
+    In HTML without scripts and styles of others, readable on light and dark pages.
     """
     end = end_of(report)
     bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]

@@ -45,19 +45,7 @@ class Bar(NamedTuple):
 
 
 def draw_timeline(report: Any, path: canvas.Path | None = None) -> Figure:
-    """Draw a line per task from its start to its end, with the k-th arrival and the decode instant.
-
-    Parameters
-    ----------
-    report : Report
-        `CodedResult.report`.
-    path : str or path, optional
-        Where to write it: .png, .svg or .pdf.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """What `Report.plot` shows: a line per task, with the k-th arrival and the return of the results."""
     figure, ((axes,),) = canvas.blank(9.0, min(9.0, max(3.2, 1.9 + 0.16 * report.n)))
     end = end_of(report)
     bars = [bar_of(task, report, end) for task in report.tasks if was_started(task)]
