@@ -145,8 +145,8 @@ class Plan(MapPlan):
             return sized
         if self.code == "uncoded":
             return sized._replace(code=Uncoded(self.k))
-        decoder = "sequential" if self.code == "sequential" else "optimal"
-        return sized._replace(code=PolarCode(self.n, self.k, "arikan", decoder, self.erasure or None))
+        code = PolarCode(self.n, self.k, "arikan", decoder_of(self.code), self.erasure or None)
+        return sized._replace(code=code)
 
     def _remarks(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""
@@ -371,14 +371,15 @@ def _options(
     seed: int,
 ) -> list[Completion]:
     """The plain map first, then what there is to choose from."""
-    sizes = _sizes(k, most) if schedule != "on_demand" else [k]
-    found = [_option(n, k, code, distribution, trials, seed) for n in sizes]
+    sizes, jobs = _sizes(k, most), max(trials, 2000)
+    found = [
+        _option(n, k, code, distribution, trials, seed) for n in (sizes if schedule != "on_demand" else [k])
+    ]
     if schedule != "upfront":
-        jobs = max(trials, 2000)
-        heads = [n - k for n in _sizes(k, most) if n < most]
         found += [
-            completion_time(most, k, "on_demand", distribution, upfront=head, trials=jobs, seed=seed)
-            for head in heads
+            completion_time(most, k, "on_demand", distribution, upfront=n - k, trials=jobs, seed=seed)
+            for n in sizes
+            if n < most
         ]
     return found
 
@@ -428,12 +429,10 @@ def _placed(each: UnequalWorkers | None, option: Completion) -> tuple[tuple[int,
 
 def _sizes(k: int, most: int) -> list[int]:
     """k, and numbers of parity blocks in geometric progression up to the most."""
-    if most == k:
-        return [k]
-    parity = np.rint(np.geomspace(1, most - k, min(MOST_SIZES, most - k))).astype(int)
-    if most - k <= MOST_SIZES:
-        parity = np.arange(1, most - k + 1)
-    return [k, *(k + np.unique(parity)).tolist()]
+    parity = np.arange(1, most - k + 1)
+    if len(parity) > MOST_SIZES:
+        parity = np.unique(np.rint(np.geomspace(1, most - k, MOST_SIZES)).astype(int))
+    return [k, *(k + parity).tolist()]
 
 
 def _check_schedule(schedule: str, code: str, unlike: UnequalWorkers | None) -> None:
