@@ -53,9 +53,14 @@ def _answer(function: Callable[..., Answer], options: Mapping[str, Any]) -> Answ
     try:
         return function(**options)
     except (PolarmapError, OSError) as error:
-        message = " ".join(str(error).split())
+        message = one_line(error)
         click.echo(f"polarmap: {message}", err=True)
         return Answer({"error": {"type": type(error).__name__, "message": message}}, "", ok=False)
+
+
+def one_line(error: Exception) -> str:
+    """The message of an error without its breaks."""
+    return " ".join(str(error).split())
 
 
 def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -11,7 +11,7 @@ import click
 
 from polarmap import CodedArray, encode, list_coded, open_coded
 from polarmap.arrays.opening import without_key
-from polarmap.cli.answer import Answer, answering, table
+from polarmap.cli.answer import Answer, answering, one_line, table
 from polarmap.clouds.extras import install_command
 from polarmap.errors import CodeError, PolarmapError
 
@@ -157,7 +157,7 @@ def _facts_or_error(name: str, storage: str | None) -> dict[str, Any]:
     try:
         return _facts(without_key(name, storage))
     except PolarmapError as error:
-        return {"name": name, "error": " ".join(str(error).split())}
+        return {"name": name, "error": one_line(error)}
 
 
 def _row(facts: dict[str, Any]) -> tuple[str, ...]:

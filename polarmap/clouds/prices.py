@@ -136,7 +136,8 @@ def cost(worker: Worker, seconds: Sequence[float], elapsed: float) -> Cost | Non
     price, calls = PRICES.get(worker.backend), len(seconds)
     if price is None:
         return None
-    billed = sum(_billed(one + AROUND_SECONDS, price) for one in seconds)
+    steps = (math.ceil(round((one + AROUND_SECONDS) / price.step, 6)) for one in seconds)
+    billed = sum(max(price.least, count * price.step) for count in steps)
     looks = sum(one / LIVENESS_SECONDS for one in seconds)
     listings = listing_requests(calls) * elapsed / worker.interval
     return _cost(worker, price, billed, calls, listings, looks)
@@ -157,21 +158,8 @@ class Stay(NamedTuple):
 
 
 def cost_of_stay(worker: Worker, stay: Stay) -> Cost | None:
-    """What workers that stay cost at list price from one map to the end of the next.
+    """What workers that stay cost from one map to the end of the next; None if no price is known.
 
-    Parameters
-    ----------
-    worker : Worker
-        Backend, storage and memory.
-    stay : Stay
-
-    Returns
-    -------
-    Cost or None
-        None where polarmap knows no price.
-
-    Examples
-    --------
     >>> lambda_ = Worker("aws_lambda", "aws_s3", memory=1769)
     >>> print(cost_of_stay(lambda_, Stay(seconds=32 * 60.0, started=0)))  # a minute of 32 that wait
     $0.055 ($0.055 compute, $0 calls, $0 storage requests)
@@ -207,8 +195,3 @@ def _cost(worker: Worker, price: Price, billed: float, calls: int, writes: float
     write, read = STORAGE.get(worker.storage, (0.0, 0.0))
     requests = (WRITES * calls + writes) * write + (READS * calls + reads) * read
     return Cost(billed * rate, calls * price.call, requests)
-
-
-def _billed(seconds: float, price: Price) -> float:
-    steps = math.ceil(round(seconds / price.step, 6))
-    return max(price.least, steps * price.step)

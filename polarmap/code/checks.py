@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
 import numpy as np
 
 from polarmap.code.dtypes import is_integer
+from polarmap.errors import CodeError
 
 
 def is_one_of(value: object, words: Sequence[str]) -> bool:
@@ -29,15 +30,27 @@ def is_number(value: object) -> TypeGuard[float]:
     return is_real and bool(value == value)
 
 
+def is_count(value: Any) -> bool:
+    """Whether `value` is an integer of at least 0.
+
+    >>> is_count(0), is_count(np.int8(3)), is_count(-1), is_count(1.0), is_count(True)
+    (True, True, False, False, False)
+    """
+    return is_integer(value) and bool(value >= 0)
+
+
+def checked_count(name: str, value: Any) -> int:
+    """`value` if it is a positive integer; `name` stands in the error.
+
+    >>> checked_count("workers", 0)
+    Traceback (most recent call last):
+    polarmap.errors.CodeError: workers must be a positive integer, not 0
+    """
+    if not is_count(value) or value == 0:
+        raise CodeError(f"{name} must be a positive integer, not {value!r:.100}")
+    return int(value)
+
+
 def is_positive(value: object) -> bool:
     """Whether `value` is a real number above 0 and finite."""
     return is_number(value) and 0 < value < np.inf
-
-
-def is_count(value: object, least: int = 0) -> TypeGuard[int]:
-    """Whether `value` is an integer of at least `least`: no truth value.
-
-    >>> is_count(3), is_count(np.int8(0)), is_count(0, least=1), is_count(True), is_count(2.0)
-    (True, True, False, False, False)
-    """
-    return is_integer(value) and bool(value >= least)  # type: ignore[operator]

@@ -8,7 +8,7 @@ number is simulated once per code and then integrated exactly, with a standard e
 from __future__ import annotations
 
 from math import sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -335,13 +335,11 @@ def _check_one_each(n: int, workers: unequal.UnequalWorkers) -> None:
         )
 
 
-def _check_options(
-    seed: object, upfront: object, pieces: object, task_price: object, erasure: object
-) -> None:
+def _check_options(seed: Any, upfront: Any, pieces: Any, task_price: Any, erasure: Any) -> None:
     if not is_count(seed):
         raise CodeError(f"seed must be an integer of at least 0, not {seed!r}")
     for name, value, least in (("upfront", upfront, 0), ("pieces", pieces, 1)):
-        if not is_count(value, least) or value > MOST_TRIED:
+        if not is_count(value) or not least <= value <= MOST_TRIED:
             raise CodeError(f"{name} must be an integer from {least} to {MOST_TRIED:,}, not {value!r}")
     check_task_price(task_price)
     if erasure is not None and not (is_number(erasure) and 0 < erasure < 1):

@@ -13,7 +13,7 @@ import numpy as np
 from polarmap.clouds import limits
 from polarmap.clouds.limits import Worker
 from polarmap.clouds.prices import Cost, cost
-from polarmap.code.checks import is_count, is_one_of
+from polarmap.code.checks import checked_count, is_one_of
 from polarmap.code.dtypes import is_integer
 from polarmap.code.polar import MAX_WORKERS, PolarCode
 from polarmap.code.uncoded import Uncoded
@@ -145,8 +145,8 @@ class Plan(MapPlan):
             return sized
         if self.code == "uncoded":
             return sized._replace(code=Uncoded(self.k))
-        code = PolarCode(self.n, self.k, "arikan", decoder_of(self.code), self.erasure or None)
-        return sized._replace(code=code)
+        made = PolarCode(self.n, self.k, "arikan", decoder_of(self.code), self.erasure or None)
+        return sized._replace(code=made)
 
     def _remarks(self) -> list[str]:
         """Lines below the table: that a plain map will do, what it costs."""
@@ -284,7 +284,7 @@ def plan(
         each = UnequalWorkers(runtimes) if is_sequence_of_distributions(runtimes) else None
         distribution = as_runtimes(runtimes) if each is None else each.together
         most = _most_workers(k, max_workers, worker, distribution, each)
-        _checked_count("trials", trials)
+        _checked_size("trials", trials)
         aim = Objective(objective, slack, deadline, budget, max_failure_probability)
         unlike = None if each is None or each.are_alike else each
         _check_schedule(schedule, code, unlike)
@@ -340,11 +340,11 @@ def _most_workers(
     each: UnequalWorkers | None,
 ) -> int:
     """How many workers there may be: as many as there are, as the caller allows, and as run at a time."""
-    most = 2 * _checked_count("k", k)
+    most = 2 * _checked_size("k", k)
     if each is not None:
         most = len(each.runtimes)
     if max_workers is not None:
-        most = min(_checked_count("max_workers", max_workers), most if each else MAX_WORKERS)
+        most = min(_checked_size("max_workers", max_workers), most if each else MAX_WORKERS)
     if worker is not None and not isinstance(worker, Worker):
         raise CodeError(f"worker must be a polarmap.clouds.limits.Worker, not {type(worker).__name__}")
     if worker is not None:
@@ -461,12 +461,11 @@ def _check_task_price(
         )
 
 
-def _checked_count(name: str, value: int) -> int:
-    if not is_count(value, least=1):
-        raise CodeError(f"{name} must be an integer of at least 1, not {value!r}")
-    if value > MAX_WORKERS:
-        raise CodeError(f"{name} = {value} is more than the {MAX_WORKERS} workers of the largest code")
-    return int(value)
+def _checked_size(name: str, value: int) -> int:
+    count = checked_count(name, value)
+    if count > MAX_WORKERS:
+        raise CodeError(f"{name} = {count} is more than the {MAX_WORKERS} workers of the largest code")
+    return count
 
 
 def _numbers(label: str, option: Completion) -> str:
