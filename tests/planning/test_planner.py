@@ -198,6 +198,7 @@ def test_a_plan_for_workers_that_stay_says_so() -> None:
         ({"deadline": 0.5}, r"at most 48 workers: p99 is 1\.\d+ s at best, the deadline 0\.5 s"),
         ({"runtimes": Failing(DISTRIBUTION, 0.6)}, "never completes with a probability of at least 0.897"),
         ({"runtimes": [1.0, -1.0]}, "run time 1 is -1"),
+        ({"runtimes": []}, "no run times"),
         ({"k": 0}, "k must be a positive integer, not 0"),
         ({"k": 2.5}, "k must be a positive integer, not 2.5"),
     ],
