@@ -27,13 +27,7 @@ _PLACEHOLDER = re.compile(r"<[^<>]+>")
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read a complete Lithops configuration from a file.
-
-    Raises
-    ------
-    ExecutorError
-        If there is no such file, it is no YAML mapping, or it still has placeholders.
-    """
+    """Read a Lithops configuration; ExecutorError unless it is one, with nothing left to fill in."""
     file = Path(path)
     if not file.is_file():
         raise ExecutorError(f"there is no Lithops configuration {str(file)!r}")

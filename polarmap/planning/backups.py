@@ -186,15 +186,8 @@ def _event_by_event(seconds: Floats, rule: LatenessRule) -> tuple[Floats, Floats
 
 
 def launch_times(first: Floats, rule: BackupRule) -> Floats:
-    """When a rule starts backups, (trials,); inf if it never does.
+    """When a rule starts backups, (trials,), inf if it never does; `first` as for `is_told_early`.
 
-    Parameters
-    ----------
-    first : array (trials, k)
-        Run times of the tasks of each job, ascending.
-
-    Examples
-    --------
     >>> launch_times(np.array([[1.0] * 9 + [8.0]]), CUBED).tolist()
     [3.0]
     """

@@ -70,15 +70,8 @@ def rank_means(runtimes: Distribution, n: int, ranks: Floats) -> Ranks:
 
 
 def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Floats:
-    """Times by which a job is decodable with probabilities `p`; inf where it never is.
+    """Times by which a job is decodable with probabilities `p`, inf where it never is; see `decoded_by`.
 
-    Parameters
-    ----------
-    decodes : array (n + 1,)
-        Probability that j arrivals in random order suffice, j = 0..n.
-
-    Examples
-    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> first = np.array([0.0, 1.0, 1.0, 1.0, 1.0])  # the earliest of four
     >>> quantiles(ShiftedExponential(0.0, 1.0), 4, first, np.array([0.5])).round(6).tolist()
@@ -96,10 +89,7 @@ def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Flo
 def decoded_by(n: int, decodes: Floats, arrived: Floats) -> Floats:
     """P(decodable) when each of n tasks has arrived with probability `arrived`, in its shape.
 
-    Parameters
-    ----------
-    decodes : array (n + 1,)
-        Probability that j arrivals in random order suffice, j = 0..n.
+    decodes : probability that j arrivals in random order suffice, j = 0..n.
 
     >>> decoded_by(2, np.array([0.0, 0.0, 1.0]), np.array([0.5])).tolist()  # both
     [0.25]

@@ -122,23 +122,10 @@ def chosen_for(workers: UnequalWorkers, n: int, k: int, scheme: str) -> Chosen:
 def simulate_unequal(
     workers: UnequalWorkers, k: int, scheme: str, erasure: float | None, trials: int, seed: int
 ) -> tuple[SimulatedJobs, Floats]:
-    """Jobs of one task for each worker, and how many results each job awaited, (trials,).
+    """Jobs of one task for each worker, by one of SCHEMES, and how many results each job awaited, (trials,).
 
-    Parameters
-    ----------
-    workers : UnequalWorkers
-    k : int
-        Data blocks.
-    scheme : str
-        One of SCHEMES.
-    erasure : float or None
-        For which the arikan code is designed; None: for each worker what it is at the time by which as
-        many are expected back as are needed.
-    trials, seed : int
-        Jobs, at least 2,000 where one takes no elimination.
+    erasure : for which the arikan code is designed; None: for each worker's own, as `chosen_for` has it.
 
-    Examples
-    --------
     >>> from polarmap.planning.distributions import ShiftedExponential
     >>> times = [ShiftedExponential(1.0, 1e-9)] * 3 + [ShiftedExponential(2.0, 1e-9)] * 3
     >>> workers = UnequalWorkers(times)
