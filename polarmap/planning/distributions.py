@@ -9,6 +9,7 @@ because the largest of thousands of tasks lives where one of the two is far belo
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -347,21 +348,14 @@ class Mixture(Distribution):
     def inverse(self, below: Floats, above: Floats) -> Floats:
         """By bisection between the components' quantiles, which bracket it."""
         parts = np.stack([part.inverse(below, above) for part in self.components])
-        low, high = parts.min(axis=0), parts.max(axis=0)
-        for _ in range(BISECTIONS):
-            with np.errstate(over="ignore"):
-                middle = low / 2 + high / 2
-            if not ((low < middle) & (middle < high)).any():
-                break
-            reached = self._reached(middle, below, above)
-            low, high = np.where(reached, low, middle), np.where(reached, middle, high)
-        return np.asarray(np.where(self._reached(low, below, above), low, high))
 
-    def _reached(self, times: Floats, below: Floats, above: Floats) -> Mask:
-        """Whether the quantile is at most `times`, asked in the half that is accurate."""
-        is_below, is_above = self.split(times)
-        reached: Mask = np.where(below < 0.5, is_below >= below, is_above <= above)
-        return reached
+        def is_reached(times: Floats) -> Mask:
+            """Whether the quantile is at most `times`, asked in the half that is accurate."""
+            is_below, is_above = self.split(times)
+            return np.asarray(np.where(below < 0.5, is_below >= below, is_above <= above))
+
+        low, high = parts.min(axis=0), parts.max(axis=0)
+        return np.where(is_reached(low), low, first_reached(is_reached, low, high))
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> Floats:
         drawn = rng.choice(len(self.components), size=size, p=self.weights)
@@ -406,6 +400,23 @@ def stragglers(runtimes: Distribution, share: float, factor: float) -> Mixture:
     with without_our_frames:
         _check_number("share", share)
         return Mixture([runtimes, Scaled(runtimes, factor=factor)], [1 - share, share])
+
+
+def first_reached(
+    is_reached: Callable[[Floats], Mask], low: Floats, high: Floats, halvings: int = BISECTIONS
+) -> Floats:
+    """The least numbers above `low` at which a condition holds that holds from there to `high`, by bisection.
+
+    >>> first_reached(lambda number: number**2 >= 2, np.array([0.0]), np.array([2.0])).round(6).tolist()
+    [1.414214]
+    """
+    for _ in range(halvings):
+        middle = low / 2 + high / 2
+        if not ((low < middle) & (middle < high)).any():
+            break
+        reached = is_reached(middle)
+        low, high = np.where(reached, low, middle), np.where(reached, middle, high)
+    return high
 
 
 # --- what is accepted --------------------------------------------------------------------------

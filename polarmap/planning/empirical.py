@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable
+from copy import copy
 from math import inf
 from os import PathLike
 from typing import TYPE_CHECKING
@@ -145,7 +146,8 @@ class Empirical(Distribution):
             return self
         if not self._tail > 0:
             raise CodeError("no task ended beyond the median: nothing tells how the tail goes on")
-        seen = _known(self)
+        seen = copy(self)  # of the tasks that end
+        seen.failure_probability = 0.0
         tail = ShiftedExponential(float(self.values[-1]), self._tail)
         return Mixture([seen, tail], [1 - self.failure_probability, self.failure_probability])
 
@@ -162,14 +164,6 @@ class Empirical(Distribution):
 
     def area(self, above: Floats) -> Floats:
         return np.asarray(np.interp(above, self._above[::-1], self._areas[::-1]))
-
-
-def _known(distribution: Empirical) -> Empirical:
-    """The distribution of the tasks that end, as a distribution of its own."""
-    known = Empirical.__new__(Empirical)
-    known.__dict__.update(distribution.__dict__)
-    known.failure_probability = 0.0
-    return known
 
 
 def product_limit(seen: Floats, done: Mask) -> tuple[Floats, Floats, float]:

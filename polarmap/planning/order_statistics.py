@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from polarmap.planning.distributions import BISECTIONS, Distribution, Floats
+from polarmap.planning.distributions import Distribution, Floats, first_reached
 from polarmap.planning.quadrature import FURTHEST, integral, lengths, logistic, nodes
 
 BULK = 4001  # nodes where the density is
@@ -77,13 +77,9 @@ def quantiles(runtimes: Distribution, n: int, decodes: Floats, p: Floats) -> Flo
     >>> quantiles(ShiftedExponential(0.0, 1.0), 4, first, np.array([0.5])).round(6).tolist()
     [0.173287]
     """
-    low, high = np.zeros(p.shape), np.full(p.shape, 1 - runtimes.failure_probability)  # shares of tasks back
-    completes = decoded_by(n, decodes, high)
-    for _ in range(BISECTIONS):
-        share = (low + high) / 2
-        late = decoded_by(n, decodes, share) < p
-        low, high = np.where(late, share, low), np.where(late, high, share)
-    return np.where(p > completes, np.inf, runtimes.quantile(high))
+    most = np.full(p.shape, 1 - runtimes.failure_probability)  # shares of tasks back
+    back = first_reached(lambda share: decoded_by(n, decodes, share) >= p, np.zeros(p.shape), most)
+    return np.where(p > decoded_by(n, decodes, most), np.inf, runtimes.quantile(back))
 
 
 def decoded_by(n: int, decodes: Floats, arrived: Floats) -> Floats:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from polarmap.code.checks import is_number
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
-from polarmap.planning.distributions import Floats
+from polarmap.planning.distributions import Floats, first_reached
 
 HALVINGS = 40  # of the interval in which a moment lies: twelve digits
 
@@ -79,8 +79,6 @@ def _moment(seconds: Floats, ends: int) -> Floats:
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (1 / seconds).sum(axis=1)
         low, high = ends / rate, (ends + seconds.shape[1]) / rate  # each is in the midst of one at most
-        for _ in range(HALVINGS):
-            middle = (low + high) / 2
-            is_past = np.floor(middle[:, None] / seconds).sum(axis=1) >= ends
-            low, high = np.where(is_past, low, middle), np.where(is_past, middle, high)
-    return np.asarray(high)
+        return first_reached(
+            lambda time: np.floor(time[:, None] / seconds).sum(axis=1) >= ends, low, high, HALVINGS
+        )

@@ -18,7 +18,7 @@ from polarmap.code.polar import PolarCode, design_share
 from polarmap.errors import CodeError
 from polarmap.planning.backups import SimulatedJobs
 from polarmap.planning.decodability import DECODED, decoder_of, finish
-from polarmap.planning.distributions import BISECTIONS, Distribution, Floats, Mixture
+from polarmap.planning.distributions import Distribution, Floats, Mixture, first_reached
 
 SCHEMES = ("uncoded", "mds", "rotation", *DECODED)
 LONGEST = 1e100  # seconds: who is not back by then never is
@@ -85,10 +85,10 @@ class UnequalWorkers:
         low, high = 0.0, 1.0
         while self._expected(n, high) < back and isfinite(high):
             low, high = high, 2 * high if high < LONGEST else inf
-        for _ in range(BISECTIONS if isfinite(high) else 0):
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._expected(n, middle) < back else (low, middle)
-        out = self.survival(high)
+        time = first_reached(
+            lambda time: np.array(self._expected(n, float(time)) >= back), np.array(low), np.array(high)
+        )
+        out = self.survival(float(time))
         workers = np.sort(np.argsort(out, kind="stable")[:n])
         return Chosen(workers, out[workers])
 
