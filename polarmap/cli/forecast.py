@@ -94,7 +94,8 @@ def _worker(config: Path) -> Worker:
     type=click.Choice(SCHEMES),
     multiple=True,
     default=("uncoded", "replication", "backup", "sequential", "rotation"),
-    help="May be given more than once.  [default: uncoded, replication, backup, sequential, rotation]",
+    show_default=True,
+    help="May be given more than once.",
 )
 @click.option("--trials", type=click.IntRange(2), default=1000, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
